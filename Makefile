@@ -1,0 +1,45 @@
+# One environment in .venv, built on first use; every target works from a fresh clone.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
+
+.PHONY: quickstart test test-all test-parity lint layers check clean
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/.test: $(VENV)/.core
+	$(PIP) --editable '.[test]'
+	touch $@
+
+$(VENV)/.parity: $(VENV)/.test
+	$(PIP) --editable '.[test,parity]'
+	touch $@
+
+quickstart: $(VENV)/.core ## weights + data, zero-shot, adapt, evaluate, one HTML report
+	$(BIN)/medvfm quickstart
+
+test: $(VENV)/.test ## what a newcomer runs: no torch, no reference data
+	$(BIN)/python -m pytest -q --durations=15
+
+test-all: $(VENV)/.test ## also the slow tests
+	$(BIN)/python -m pytest -q -m 'not parity' --durations=25
+
+test-parity: $(VENV)/.parity ## against PyTorch, transformers and the metric oracles
+	$(BIN)/python -m pytest -q -m parity tests/parity
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+layers: $(VENV)/.test ## the floors of docs/architecture.md
+	$(BIN)/lint-imports
+
+check: test lint layers
+
+clean:
+	rm -rf $(VENV) build *.egg-info
