@@ -1,0 +1,31 @@
+"""The record every backbone is handed around as: a few pure functions and a description."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from jax import Array
+
+from medvfm_jax.types import ModelSpec, Params, Prediction
+
+
+class Model(NamedTuple):
+    """A vision model as pure functions of ``params``; images are un-batched, batches come from ``jax.vmap``.
+
+    encode(params, image (S, S, 3), **kw) -> embedding (h, w, c).
+    decode(params, embedding, prompts | None, multimask=False, **kw) -> Prediction.
+    apply(params, image, prompts | None, multimask=False, **kw) -> Prediction; equals decode of encode.
+    init(key) -> params, ``{"params": {...}}`` in float32.
+    spec: what a user must know before using the model.
+
+    All three call one Linen root module, so module paths start with ``image_encoder/`` whichever of them
+    runs; ``kw`` goes to Linen's ``apply`` (``mutable=["taps"]``, for example).
+    """
+
+    encode: Callable[..., Array]
+    decode: Callable[..., Prediction]
+    apply: Callable[..., Prediction]
+    init: Callable[[Array], Params]
+    spec: ModelSpec
+
+    def __repr__(self) -> str:
+        return f"Model({self.spec.name}, {self.spec.input_size} px, task={self.spec.task})"

@@ -1,0 +1,295 @@
+"""Plain vision transformers: ViT-B/L (timm, HF ``ViTModel``) and DINOv2 S/B/L (facebookresearch/dinov2).
+
+Parameter paths are the keys of timm and of facebook's checkpoints below ``image_encoder``:
+``image_encoder/cls_token``, ``.../pos_embed``, ``.../patch_embed/proj/kernel``,
+``.../blocks_0/{norm1,attn/qkv,attn/proj,ls1/gamma,norm2,mlp/fc1,mlp/fc2,ls2/gamma}``, ``.../norm``.
+DINOv2's ``mask_token`` takes no part in the forward pass and is not kept.
+
+Sources: Dosovitskiy et al. 2021 (ViT), Touvron et al. 2021 (LayerScale), Oquab et al. 2024 (DINOv2).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import prod
+from types import MappingProxyType
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jax import Array
+
+from medvfm_jax.models.interpolation import resize
+from medvfm_jax.models.model import Model
+from medvfm_jax.types import MedvfmError, ModelSpec, Params
+
+# Above this many tokens the (heads, tokens, tokens) logits no longer fit a CPU's cache: one head at a time.
+TOKENS_PER_MAPPED_HEAD = 1024
+
+
+class UnknownVariant(MedvfmError):
+    """The name is not one of the plain ViT variants."""
+
+
+class BadImageSize(MedvfmError):
+    """The image size does not fit the patch grid."""
+
+
+class NoDecoder(MedvfmError):
+    """A feature extractor was asked to decode masks."""
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    """Static shape of a plain ViT."""
+
+    dim: int
+    depth: int
+    heads: int
+    patch_size: int = 16
+    pretrain_size: int = 224  # side of the images that `pos_embed` was trained for
+    mlp_ratio: int = 4
+    layer_scale: bool = False
+    norm_eps: float = 1e-6
+    interpolate_offset: float = 0.0  # DINOv2 enlarges by (side + 0.1) / pretraining side
+    scan_blocks: bool = False
+    dtype: Any = jnp.float32
+
+    @property
+    def pretrain_grid(self) -> int:
+        """Patches along one side of a pretraining image."""
+        return self.pretrain_size // self.patch_size
+
+
+_DINOV2 = ViTConfig(384, 12, 6, 14, 518, layer_scale=True, interpolate_offset=0.1)
+VARIANTS: Mapping[str, ViTConfig] = MappingProxyType(
+    {
+        "vit-b": ViTConfig(768, 12, 12),
+        "vit-l": ViTConfig(1024, 24, 16),
+        "dinov2-s": _DINOV2,
+        "dinov2-b": replace(_DINOV2, dim=768, heads=12),
+        "dinov2-l": replace(_DINOV2, dim=1024, depth=24, heads=16),
+        "vit-tiny-test": ViTConfig(16, 2, 2, 16, 32, layer_scale=True),
+    }
+)
+
+
+class PatchEmbed(nn.Module):
+    """Image (S, S, 3) -> grid of patches (S/p, S/p, dim)."""
+
+    config: ViTConfig
+
+    @nn.compact
+    def __call__(self, image: Array) -> Array:
+        patch = (self.config.patch_size,) * 2
+        return nn.Conv(self.config.dim, patch, patch, "VALID", dtype=self.config.dtype, name="proj")(image)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, x (tokens, dim) -> (tokens, dim)."""
+
+    config: ViTConfig
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        dim, heads, dtype = self.config.dim, self.config.heads, self.config.dtype
+        qkv = nn.Dense(3 * dim, dtype=dtype, name="qkv")(x)
+        q, k, v = rearrange(qkv, "tokens (three heads d) -> three heads tokens d", three=3, heads=heads)
+        q = q * (dim // heads) ** -0.5
+        if x.shape[0] > TOKENS_PER_MAPPED_HEAD and jax.default_backend() == "cpu":
+            out = jax.lax.map(lambda one: attend(*one), (q, k, v))
+        else:
+            out = attend(q, k, v)
+        return nn.Dense(dim, dtype=dtype, name="proj")(rearrange(out, "heads tokens d -> tokens (heads d)"))
+
+
+def attend(q: Array, k: Array, v: Array) -> Array:
+    """Softmax attention of scaled queries q (..., n, d) on k, v (..., m, d) -> (..., n, d).
+
+    The softmax runs in float32 and is normalised after the product with v: n*d divisions, not n*m.
+    """
+    logits = jnp.einsum("...nd,...md->...nm", q, k, preferred_element_type=jnp.float32)
+    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
+    total = weights.sum(axis=-1, keepdims=True)
+    out = jnp.einsum("...nm,...md->...nd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return (out / total).astype(v.dtype)
+
+
+class Mlp(nn.Module):
+    """Two-layer perceptron with the exact (erf) GELU, x (tokens, dim) -> (tokens, dim)."""
+
+    config: ViTConfig
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        dim, dtype = self.config.dim, self.config.dtype
+        x = nn.Dense(self.config.mlp_ratio * dim, dtype=dtype, name="fc1")(x)
+        return nn.Dense(dim, dtype=dtype, name="fc2")(nn.gelu(x, approximate=False))
+
+
+class LayerScale(nn.Module):
+    """Multiply every channel of x (..., dim) by a learned number, 1 at the start."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        return x * self.param("gamma", nn.initializers.ones, (x.shape[-1],)).astype(x.dtype)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block, x (tokens, dim) -> (tokens, dim)."""
+
+    config: ViTConfig
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        def norm(name: str) -> nn.LayerNorm:
+            return nn.LayerNorm(self.config.norm_eps, dtype=self.config.dtype, name=name)
+
+        def scaled(y: Array, name: str) -> Array:
+            return LayerScale(name=name)(y) if self.config.layer_scale else y
+
+        x = x + scaled(Attention(self.config, name="attn")(norm("norm1")(x)), "ls1")
+        return x + scaled(Mlp(self.config, name="mlp")(norm("norm2")(x)), "ls2")
+
+
+class BlockGroup(nn.Module):
+    """The body of the scan over equal groups; a plain ViT has one block per group."""
+
+    config: ViTConfig
+
+    @nn.compact
+    def __call__(self, x: Array, _: None = None) -> tuple[Array, None]:
+        return Block(self.config, name="block_0")(x), None
+
+
+class ViT(nn.Module):
+    """Image (S, S, 3) -> tokens (1 + S/p * S/p, dim) after the final norm, the class token first."""
+
+    config: ViTConfig
+
+    @nn.compact
+    def __call__(self, image: Array) -> Array:
+        config = self.config
+        patches = PatchEmbed(config, name="patch_embed")(image.astype(config.dtype))
+        small = nn.initializers.normal(0.02)
+        cls_token = self.param("cls_token", small, (1, 1, config.dim))
+        pos_embed = self.param("pos_embed", small, (1, 1 + config.pretrain_grid**2, config.dim))
+        class_position, positions = interpolate_pos_embed(
+            pos_embed, patches.shape[:2], config.interpolate_offset
+        )
+        x = rearrange(patches + positions.astype(config.dtype), "h w c -> (h w) c")
+        x = jnp.concatenate([(cls_token[0] + class_position).astype(config.dtype), x])
+        if config.scan_blocks:
+            # Rematerialised inside the scan: unrolled checkpoints hardly save memory on CPU, scanned ones do.
+            stack = nn.scan(
+                nn.remat(BlockGroup, prevent_cse=False),
+                variable_axes={"params": 0, "taps": 0},
+                split_rngs={"params": True},
+                length=config.depth,
+            )
+            x, _ = stack(config, name="blocks")(x, None)
+        else:
+            for i in range(config.depth):
+                x = Block(config, name=f"blocks_{i}")(x)
+        return nn.LayerNorm(config.norm_eps, dtype=config.dtype, name="norm")(x)
+
+
+def interpolate_pos_embed(
+    pos_embed: Array, grid: tuple[int, int], offset: float = 0.0
+) -> tuple[Array, Array]:
+    """Split pos_embed (1, 1 + n*n, c) into the class token's (1, c) and the patches' (*grid, c).
+
+    Another grid than (n, n) is reached by PyTorch's bicubic interpolation.  ``offset`` is DINOv2's: the
+    enlargement is (side + offset) / n instead of side / n, which shifts the sampling points a little.
+    """
+    side = round((pos_embed.shape[1] - 1) ** 0.5)
+    patches = rearrange(pos_embed[0, 1:], "(h w) c -> h w c", h=side)
+    if tuple(grid) != (side, side):
+        enlarged = tuple((length + offset) / side for length in grid)
+        patches = resize(patches, grid, "bicubic", scale=enlarged)
+    return pos_embed[0, :1], patches
+
+
+class FeatureExtractor(nn.Module):
+    """Root module: a ViT below ``image_encoder``."""
+
+    config: ViTConfig
+
+    def setup(self) -> None:
+        self.image_encoder = ViT(self.config)
+
+    def __call__(self, image: Array) -> Array:
+        """Image (S, S, 3) -> patch tokens (S/p, S/p, dim)."""
+        return self.encode_tokens(image)[1]
+
+    def encode_tokens(self, image: Array) -> tuple[Array, Array]:
+        """Image (S, S, 3) -> class token (dim,), patch tokens (S/p, S/p, dim)."""
+        tokens = self.image_encoder(image)
+        h = image.shape[0] // self.config.patch_size
+        return tokens[0], rearrange(tokens[1:], "(h w) c -> h w c", h=h)
+
+
+def build_vit(
+    variant: str, *, image_size: int | None = None, scan_blocks: bool = False, dtype: Any = jnp.float32
+) -> Model:
+    """A plain ViT as a feature extractor: ``encode(params, image (S, S, 3)) -> patch tokens (S/p, S/p, dim)``.
+
+    ``image_size`` is S, the pretraining size unless given; the parameters do not depend on it.  ``apply`` is
+    ``encode``, and ``encode_tokens(model, params, image)`` also gives the class token.  ``scan_blocks`` stacks
+    the blocks below ``image_encoder/blocks/block_0`` and rematerialises them in the backward pass.
+
+    Raises UnknownVariant, BadImageSize; ``decode`` raises NoDecoder.
+    """
+    if variant not in VARIANTS:
+        raise UnknownVariant(f"'{variant}' is no plain ViT; choose one of {', '.join(VARIANTS)}.")
+    config = replace(VARIANTS[variant], scan_blocks=scan_blocks, dtype=dtype)
+    size = config.pretrain_size if image_size is None else image_size
+    if size < config.patch_size or size % config.patch_size:
+        near = max(1, round(size / config.patch_size)) * config.patch_size
+        raise BadImageSize(
+            f"{variant} cuts images into patches of {config.patch_size} px: image_size {size} is no positive "
+            f"multiple of that; use {near}."
+        )
+    root = FeatureExtractor(config)
+
+    def encode(params: Params, image: Array, **kw: Any) -> Array:
+        return root.apply(params, image, **kw)
+
+    def decode(params: Params, embedding: Array, prompts: Any = None, multimask: bool = False, **kw: Any):
+        raise NoDecoder(f"{variant} gives features only: use encode, or a model with a mask decoder.")
+
+    def apply(params: Params, image: Array, prompts: Any = None, multimask: bool = False, **kw: Any):
+        return encode(params, image, **kw)
+
+    def init(key: Array) -> Params:
+        return root.init(key, jnp.zeros((size, size, 3), jnp.float32))
+
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    parameters = sum(prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+    return Model(encode, decode, apply, init, _spec(variant, config, size, parameters))
+
+
+def encode_tokens(model: Model, params: Params, image: Array, **kw: Any) -> tuple[Array, Array]:
+    """Image (S, S, 3) -> class token (dim,), patch tokens (h, w, dim) of a model made by ``build_vit``."""
+    return model.encode(params, image, method="encode_tokens", **kw)
+
+
+def _spec(variant: str, config: ViTConfig, size: int, parameters: int) -> ModelSpec:
+    grid = size // config.patch_size
+    is_dino = variant.startswith("dinov2")
+    return ModelSpec(
+        name=variant,
+        input_size=size,
+        embedding=(grid, grid, config.dim),
+        logits_size=grid,
+        resize="stretch",
+        normalise="mean_std_unit",
+        mean=(0.485, 0.456, 0.406) if is_dino else (0.5, 0.5, 0.5),
+        std=(0.229, 0.224, 0.225) if is_dino else (0.5, 0.5, 0.5),
+        prompts=("none",),
+        task="features",
+        parameters=parameters,
+        licence="Apache-2.0",
+        notes="class token and patch tokens after the final norm; no mask decoder",
+    )
