@@ -77,3 +77,5 @@ class ModelSpec:
     parameters: int = 0
     licence: str = "unknown"
     notes: str = ""
+    qkv_layout: Literal["fused", "head_major"] = "fused"  # columns of attn/qkv: [q|k|v], or [q|k|v] per head
+    head_dim: int = 64  # width of one attention head of the image encoder
