@@ -1,0 +1,204 @@
+"""Read a PyTorch `.pth` file (the zip container torch writes since 1.6) without torch, without unpickling.
+
+The container holds `<name>/data.pkl`, a pickle that describes tensors, and `<name>/data/<key>`, their
+storages.  `torch_opcodes` interprets the pickle; the storages are memory-mapped, so nothing is copied.
+Source: torch/serialization.py (_save, _load), torch/csrc/jit/serialization.
+"""
+
+import math
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from medvfm_jax.weights.torch_opcodes import BadCheckpoint, Tensor, UnsafeCheckpoint, read_pickle
+
+__all__ = ["BadCheckpoint", "UnsafeCheckpoint", "read"]
+
+DTYPES: dict[str, Any] = {
+    "DoubleStorage": np.float64,
+    "FloatStorage": np.float32,
+    "HalfStorage": np.float16,
+    "BFloat16Storage": ml_dtypes.bfloat16,
+    "LongStorage": np.int64,
+    "IntStorage": np.int32,
+    "ShortStorage": np.int16,
+    "CharStorage": np.int8,
+    "ByteStorage": np.uint8,
+    "BoolStorage": np.bool_,
+}
+MAX_PICKLE_BYTES = 64 << 20
+MAX_TENSOR_BYTES = 8 << 30  # of one tensor; the largest in SAM ViT-H is 26 MB
+WRAPPERS = ("model", "state_dict", "model_state_dict", "module", "net", "teacher", "params")
+PREFIXES = ("module.", "_orig_mod.")
+LOCAL_HEADER = struct.Struct("<4s22xHH")
+
+
+def read(path: Path | str) -> dict[str, np.ndarray]:
+    """File -> {key: read-only array}; wrappers ({"model": ...}) opened, "module." prefixes removed.
+
+    Raises BadCheckpoint (missing, truncated, damaged, another format, no tensors) and UnsafeCheckpoint (the
+    pickle names anything besides tensors; nothing is executed).
+    """
+    records = _Records(Path(path))
+    state = _unwrap(records.content(), records.path)
+    wrong = [key for key, value in state.items() if not isinstance(value, Tensor)]
+    if wrong:
+        raise BadCheckpoint(
+            f"{path}: entry {wrong[0]!r} is {type(state[wrong[0]]).__name__}, not a tensor "
+            f"({len(wrong)} such entries); a state dict of tensors was expected."
+        )
+    return {_strip(key): records.array(key, value) for key, value in state.items()}
+
+
+def _unwrap(content: Any, path: Path) -> dict[str, Any]:
+    """The innermost dict whose values are mostly tensors, looking only behind well-known wrapper names."""
+    for _ in range(4):
+        if not isinstance(content, dict) or not content:
+            raise BadCheckpoint(f"{path}: holds {type(content).__name__}, not a dict of tensors.")
+        if any(isinstance(value, Tensor) for value in content.values()):
+            break
+        inner = next((name for name in WRAPPERS if isinstance(content.get(name), dict)), None)
+        if inner is None:
+            break
+        content = content[inner]
+    if not all(isinstance(key, str) for key in content) or not any(
+        isinstance(v, Tensor) for v in content.values()
+    ):
+        raise BadCheckpoint(
+            f"{path}: no state dict found; its entries are {', '.join(sorted(map(str, content))[:8])}; "
+            f"looked behind {', '.join(WRAPPERS)}."
+        )
+    return content
+
+
+def _strip(key: str) -> str:
+    for prefix in PREFIXES:
+        key = key.removeprefix(prefix)
+    return key
+
+
+class _Records:
+    """The zip container: where every record lies in the file, checked before use."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        _check_kind(path)
+        try:
+            with zipfile.ZipFile(path) as archive:
+                infos = archive.infolist()
+        except (zipfile.BadZipFile, OSError, ValueError, struct.error) as error:
+            raise BadCheckpoint(f"{path}: truncated or damaged ({error}); fetch the file again.") from error
+        self.infos = {info.filename: info for info in infos}
+        if len(self.infos) != len(infos):
+            raise BadCheckpoint(f"{path}: two records of the same name; the file was tampered with.")
+        roots = [name.removesuffix("data.pkl") for name in self.infos if name.endswith("/data.pkl")]
+        if len(roots) != 1 or roots[0].count("/") != 1:
+            raise BadCheckpoint(
+                f"{path}: a zip file, but not one written by torch.save (no <name>/data.pkl)."
+            )
+        self.root = roots[0]
+        if self.root + "constants.pkl" in self.infos:
+            raise BadCheckpoint(f"{path}: a TorchScript archive (it holds code); a state dict was expected.")
+        self.bytes = np.memmap(path, np.uint8, mode="r")
+        self.storages: dict[str, np.ndarray] = {}
+
+    def content(self) -> Any:
+        order = self.root + "byteorder"
+        if order in self.infos and self.record(order).tobytes() != b"little":
+            raise BadCheckpoint(
+                f"{self.path}: written on a big-endian machine; save it again on another one."
+            )
+        name = self.root + "data.pkl"
+        if self.infos[name].file_size > MAX_PICKLE_BYTES:
+            raise BadCheckpoint(
+                f"{self.path}: data.pkl has {self.infos[name].file_size} bytes; not a state dict."
+            )
+        return read_pickle(self.record(name).tobytes(), str(self.path))
+
+    def record(self, name: str) -> np.ndarray:
+        """The bytes of one record, its checksum verified."""
+        info = self.infos.get(name)
+        if info is None:
+            raise BadCheckpoint(f"{self.path}: record {name} is missing; the file is damaged.")
+        if (
+            info.compress_type != zipfile.ZIP_STORED
+            or info.flag_bits & 1
+            or info.compress_size != info.file_size
+        ):
+            raise BadCheckpoint(
+                f"{self.path}: record {name} is compressed or encrypted, which torch never does."
+            )
+        header = self.bytes[info.header_offset : info.header_offset + LOCAL_HEADER.size].tobytes()
+        if len(header) != LOCAL_HEADER.size or not header.startswith(b"PK\x03\x04"):
+            raise BadCheckpoint(
+                f"{self.path}: record {name} is not where the directory says; fetch the file again."
+            )
+        _, name_length, extra_length = LOCAL_HEADER.unpack(header)
+        start = info.header_offset + LOCAL_HEADER.size + name_length + extra_length
+        data = self.bytes[start : start + info.file_size]
+        if len(data) != info.file_size or zlib.crc32(data) != info.CRC:
+            raise BadCheckpoint(
+                f"{self.path}: record {name} is truncated or fails its checksum; fetch the file again."
+            )
+        return data
+
+    def array(self, key: str, tensor: Tensor) -> np.ndarray:
+        """Tensor record -> read-only array, a view of the file where the layout allows it."""
+        kind = tensor.storage.kind
+        if kind not in DTYPES:
+            raise BadCheckpoint(f"{self.path}: {key} has element type {kind}, which no model here uses.")
+        dtype = np.dtype(DTYPES[kind])
+        data = self.storages.get(tensor.storage.key)
+        if data is None:
+            data = self.record(f"{self.root}data/{tensor.storage.key}")
+            self.storages[tensor.storage.key] = data
+        if tensor.storage.elements * dtype.itemsize != len(data):
+            raise BadCheckpoint(
+                f"{self.path}: the storage of {key} claims {tensor.storage.elements} {dtype.name} elements "
+                f"but has {len(data)} bytes."
+            )
+        count = math.prod(tensor.shape)
+        if count * dtype.itemsize > MAX_TENSOR_BYTES:
+            raise BadCheckpoint(f"{self.path}: {key} claims shape {tensor.shape}, which is absurdly large.")
+        if count == 0:
+            return np.zeros(tensor.shape, dtype)
+        last = tensor.offset + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.strides, strict=True))
+        if last >= tensor.storage.elements:
+            raise BadCheckpoint(
+                f"{self.path}: {key} with shape {tensor.shape} reaches element {last} of a storage of "
+                f"{tensor.storage.elements}."
+            )
+        flat = np.asarray(data).view(dtype)[tensor.offset :]
+        strides = tuple(s * dtype.itemsize for s in tensor.strides)
+        return np.lib.stride_tricks.as_strided(flat, tensor.shape, strides, writeable=False)
+
+
+def _check_kind(path: Path) -> None:
+    """Recognise the usual wrong files and say what they are."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(512)
+    except OSError as error:
+        raise BadCheckpoint(f"{path}: cannot be read ({error.strerror or error}).") from error
+    if not start:
+        raise BadCheckpoint(f"{path}: the file is empty.")
+    if start.startswith(b"PK\x03\x04"):
+        return
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        kind = "a web page, probably saved in place of the weights"
+    elif start.startswith(b"version https://git-lfs"):
+        kind = "a Git LFS pointer; fetch the file itself"
+    elif start[:1] == b"\x80" or start[257:262] == b"ustar":
+        kind = "torch's format of before 1.6; load and save it once with a current torch"
+    elif start[8:9] == b"{":
+        kind = "a safetensors file; give it the suffix .safetensors"
+    elif start.startswith(b"\x89HDF"):
+        kind = "an HDF5 file"
+    else:
+        kind = "no file written by torch.save"
+    raise BadCheckpoint(f"{path}: {kind}; a .pth file in torch's zip format was expected.")
