@@ -47,7 +47,7 @@ def resize(
     *,
     scale: tuple[float, float] | None = None,
 ) -> Array:
-    """Resize a map x (h, w, c) to (*size, c) like ``torch.nn.functional.interpolate``, in float32 or x's dtype.
+    """Resize a map x (h, w, c) to (*size, c) like ``torch.nn.functional.interpolate``; keeps the dtype.
 
     ``scale`` gives the enlargement of rows and columns used for the coordinates (PyTorch's ``scale_factor``).
     """

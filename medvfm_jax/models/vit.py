@@ -233,11 +233,12 @@ class FeatureExtractor(nn.Module):
 def build_vit(
     variant: str, *, image_size: int | None = None, scan_blocks: bool = False, dtype: Any = jnp.float32
 ) -> Model:
-    """A plain ViT as a feature extractor: ``encode(params, image (S, S, 3)) -> patch tokens (S/p, S/p, dim)``.
+    """A plain ViT for features: ``encode(params, image (S, S, 3)) -> patch tokens (S/p, S/p, dim)``.
 
     ``image_size`` is S, the pretraining size unless given; the parameters do not depend on it.  ``apply`` is
-    ``encode``, and ``encode_tokens(model, params, image)`` also gives the class token.  ``scan_blocks`` stacks
-    the blocks below ``image_encoder/blocks/block_0`` and rematerialises them in the backward pass.
+    ``encode``, and ``encode_tokens(model, params, image)`` also gives the class token.
+    ``scan_blocks`` stacks the blocks below ``image_encoder/blocks/block_0`` and recomputes them in the
+    backward pass, which needs far less memory.
 
     Raises UnknownVariant, BadImageSize; ``decode`` raises NoDecoder.
     """
@@ -291,5 +292,7 @@ def _spec(variant: str, config: ViTConfig, size: int, parameters: int) -> ModelS
         task="features",
         parameters=parameters,
         licence="Apache-2.0",
+        qkv_layout="fused",
+        head_dim=config.dim // config.heads,
         notes="class token and patch tokens after the final norm; no mask decoder",
     )

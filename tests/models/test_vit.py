@@ -1,0 +1,161 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from medvfm_jax.models import vit
+from medvfm_jax.models.vit import BadImageSize, NoDecoder, UnknownVariant, attend, build_vit, encode_tokens
+
+PUBLISHED_SIZES = {  # without the classification head; DINOv2's mask token is taken off
+    "vit-b": 85_798_656,
+    "vit-l": 303_301_632,
+    "dinov2-s": 22_056_576 - 384,
+    "dinov2-b": 86_580_480 - 768,
+    "dinov2-l": 304_368_640 - 1024,
+}
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    model = build_vit("vit-tiny-test")
+    params = model.init(jax.random.key(0))
+    image = jax.random.normal(jax.random.key(1), (32, 32, 3))
+    return model, params, image
+
+
+@pytest.mark.parametrize(("variant", "size"), PUBLISHED_SIZES.items())
+def test_parameter_counts_are_those_of_the_published_models(variant, size):
+    assert build_vit(variant).spec.parameters == size
+
+
+def test_paths_follow_timm(tiny):
+    _, params, _ = tiny
+    paths = {"/".join(path) for path in flatten_dict(params["params"])}
+    block = "image_encoder/blocks_1/"
+    assert {
+        "image_encoder/cls_token",
+        "image_encoder/pos_embed",
+        "image_encoder/patch_embed/proj/kernel",
+        "image_encoder/norm/scale",
+        block + "norm1/scale",
+        block + "attn/qkv/kernel",
+        block + "attn/proj/bias",
+        block + "ls1/gamma",
+        block + "ls2/gamma",
+        block + "mlp/fc1/kernel",
+        block + "mlp/fc2/bias",
+    } <= paths
+    assert all(path.startswith("image_encoder/") for path in paths)
+
+
+def test_shapes_are_those_of_the_spec(tiny):
+    model, params, image = tiny
+    tokens, patches = jax.eval_shape(lambda: encode_tokens(model, params, image))
+    assert patches.shape == model.spec.embedding == (2, 2, 16)
+    assert tokens.shape == (16,)
+    assert jax.eval_shape(model.apply, params, image).shape == (2, 2, 16)
+
+
+def test_rows_and_columns_of_the_patch_grid_are_not_swapped(tiny):
+    """Changing the top right patch changes the embedding there most, when attention is silenced."""
+    model, params, image = tiny
+    silent = jax.tree.map_with_path(
+        lambda path, leaf: leaf * 0 if any(getattr(k, "key", "") == "attn" for k in path) else leaf, params
+    )
+    encode = jax.jit(model.encode)
+    change = jnp.abs(encode(silent, image.at[:16, 16:].add(1.0)) - encode(silent, image)).sum(axis=-1)
+    assert change[0, 1] > 1e-3
+    np.testing.assert_allclose(change[jnp.array([0, 1, 1]), jnp.array([0, 0, 1])], 0.0, atol=1e-5)
+
+
+def test_zero_layer_scale_leaves_only_the_embedding(tiny):
+    """With gamma = 0 every block is the identity, whatever its weights."""
+    model, params, image = tiny
+    flat = flatten_dict(params)
+    off = {path: leaf * 0 if path[-1] == "gamma" else leaf for path, leaf in flat.items()}
+    noisy = {path: leaf + ("blocks_0" in path and path[-1] == "kernel") for path, leaf in off.items()}
+    encode = jax.jit(model.encode)
+    silent = encode(unflatten_dict(off), image)
+    np.testing.assert_allclose(encode(unflatten_dict(noisy), image), silent, atol=1e-6)
+    assert np.abs(encode(params, image) - silent).max() > 1e-3
+
+
+def test_scanned_blocks_equal_unrolled_ones_in_value_and_gradient(tiny):
+    model, params, image = tiny
+    scanned = build_vit("vit-tiny-test", scan_blocks=True)
+    encoder = dict(params["params"]["image_encoder"])
+    blocks = [encoder.pop(f"blocks_{i}") for i in range(2)]
+    encoder["blocks"] = {"block_0": jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)}
+    stacked = {"params": {"image_encoder": encoder}}
+    shapes = jax.eval_shape(scanned.init, jax.random.key(0))
+    assert jax.tree.map(jnp.shape, stacked) == jax.tree.map(lambda leaf: leaf.shape, shapes)
+
+    def loss(model):
+        return jax.jit(jax.value_and_grad(lambda params: jnp.square(model.encode(params, image) - 0.3).sum()))
+
+    (value, gradient), (scanned_value, scanned_gradient) = loss(model)(params), loss(scanned)(stacked)
+    np.testing.assert_allclose(value, scanned_value, rtol=1e-5)
+    for i in range(2):
+        jax.tree.map(
+            lambda one, all_, i=i: np.testing.assert_allclose(one, all_[i], rtol=1e-3, atol=1e-5),
+            gradient["params"]["image_encoder"][f"blocks_{i}"],
+            scanned_gradient["params"]["image_encoder"]["blocks"]["block_0"],
+        )
+
+
+def test_another_image_size_uses_the_same_parameters(tiny):
+    _, params, _ = tiny
+    larger = build_vit("vit-tiny-test", image_size=64)
+    shapes = jax.eval_shape(larger.init, jax.random.key(0))
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(lambda leaf: leaf.shape, shapes)
+    assert jax.eval_shape(larger.encode, params, jnp.zeros((64, 64, 3))).shape == (4, 4, 16)
+
+
+def test_position_embedding_is_kept_at_its_own_size_and_resized_otherwise():
+    embedding = jax.random.normal(jax.random.key(0), (1, 1 + 9, 4))
+    class_position, patches = vit.interpolate_pos_embed(embedding, (3, 3), offset=0.1)
+    np.testing.assert_array_equal(class_position[0], embedding[0, 0])
+    np.testing.assert_array_equal(patches.reshape(9, 4), embedding[0, 1:])
+    constant = vit.interpolate_pos_embed(jnp.ones((1, 10, 4)), (5, 7), 0.1)[1]
+    np.testing.assert_allclose(constant, np.ones((5, 7, 4)), rtol=1e-5)
+
+
+def test_attention_mapped_over_heads_equals_all_heads_at_once(tiny, monkeypatch):
+    model, params, image = tiny
+    at_once = model.encode(params, image)
+    monkeypatch.setattr(vit, "TOKENS_PER_MAPPED_HEAD", 1)
+    np.testing.assert_allclose(model.encode(params, image), at_once, atol=1e-5)
+
+
+def test_attend_is_softmax_attention_and_survives_large_logits():
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 5, 4))
+    expected = jax.nn.softmax(q @ k.swapaxes(-1, -2), axis=-1) @ v
+    np.testing.assert_allclose(attend(q, k, v), expected, atol=1e-5)
+    assert np.isfinite(attend(1e3 * q, 1e3 * k, v)).all()
+
+    def plain(q, k, v):
+        return (jax.nn.softmax(q @ k.swapaxes(-1, -2), axis=-1) @ v).sum()
+
+    grads = jax.grad(lambda *x: attend(*x).sum(), (0, 1, 2))(q, k, v)
+    for got, expected in zip(grads, jax.grad(plain, (0, 1, 2))(q, k, v), strict=True):
+        np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_bfloat16_compute_keeps_float32_parameters(tiny):
+    model, params, image = tiny
+    half = build_vit("vit-tiny-test", dtype=jnp.bfloat16)
+    leaves = jax.tree.leaves(jax.eval_shape(half.init, jax.random.key(0)))
+    assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
+    embedding = half.encode(params, image)
+    assert embedding.dtype == jnp.bfloat16
+    np.testing.assert_allclose(embedding.astype(jnp.float32), model.encode(params, image), atol=0.1)
+
+
+def test_wrong_requests_are_one_sentence():
+    with pytest.raises(UnknownVariant, match="dinov2-s"):
+        build_vit("vit-x")
+    with pytest.raises(BadImageSize, match="use 224"):
+        build_vit("dinov2-s", image_size=225)
+    with pytest.raises(NoDecoder, match="encode"):
+        build_vit("vit-tiny-test").decode({}, jnp.zeros((2, 2, 16)), None)
