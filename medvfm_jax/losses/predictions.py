@@ -1,0 +1,154 @@
+"""Losses on whole predictions: prompts, several masks per prompt, named terms.
+
+`on_prediction` lifts any loss of `losses.segmentation` to a `Prediction`; `weighted` adds losses up and
+reports each; `sam_loss` is SAM's own objective.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from medvfm_jax.losses import segmentation
+from medvfm_jax.losses.segmentation import LossShapeMismatch
+from medvfm_jax.types import MedvfmError, Prediction
+
+PixelLoss = Callable[..., Any]  # (logits, target, valid=None) -> scalar, or (scalar, {term: scalar})
+PredictionLoss = Callable[..., Any]  # (prediction, target, weight=None) -> the same
+
+NAMED: Mapping[str, PixelLoss] = {
+    "dice": segmentation.dice,
+    "cross_entropy": segmentation.cross_entropy,
+    "focal": segmentation.focal,
+    "dice_ce": segmentation.dice_ce,
+}
+
+
+class UnknownLoss(MedvfmError):
+    """A loss name that does not exist."""
+
+
+def weighted_mean(values: Array, weight: Array | None = None) -> Array:
+    """Values (N,), weight (N,) or None -> Σ w v / Σ w; 0 when every weight is 0."""
+    if weight is None:
+        return values.mean()
+    weight = jnp.asarray(weight, jnp.float32)
+    total = weight.sum()
+    kept = jnp.where(weight > 0, values, 0.0)  # a padded entry may be infinite; 0 * inf is not 0
+    return (kept * weight).sum() / jnp.where(total > 0, total, 1.0)
+
+
+def weighted(**terms: float | tuple[float, PixelLoss]) -> PixelLoss:
+    """Sum of losses that reports its parts: (logits, target, valid=None) -> (total, {name: term}).
+
+    `weighted(dice=0.8, cross_entropy=0.2)` uses the losses of that name; `weighted(mine=(0.5, function))`
+    any function of (logits, target, valid). Raises `UnknownLoss` for a bare weight whose name is not in
+    `NAMED`.
+    """
+    parts: dict[str, tuple[float, PixelLoss]] = {}
+    for name, term in terms.items():
+        if isinstance(term, tuple):
+            parts[name] = term
+        elif name in NAMED:
+            parts[name] = (term, NAMED[name])
+        else:
+            raise UnknownLoss(
+                f"there is no loss named '{name}'; choose from {', '.join(NAMED)} or pass ({term}, function)"
+            )
+
+    def loss(logits: Array, target: Array, valid: Array | None = None) -> tuple[Array, dict[str, Array]]:
+        values = {name: function(logits, target, valid) for name, (_, function) in parts.items()}
+        total = sum((parts[name][0] * value for name, value in values.items()), jnp.float32(0.0))
+        return total, values
+
+    return loss
+
+
+def _check_promptable(prediction: Prediction, target: Array) -> None:
+    logits = prediction.logits
+    if logits.ndim != 4 or target.shape != logits.shape[:1] + logits.shape[2:]:
+        raise LossShapeMismatch(
+            f"the prediction has logits of shape {logits.shape} and the target has shape {target.shape}; "
+            "expected logits (Q, M, h, w) with a target (Q, h, w), or semantic (C, h, w) with (h, w)"
+        )
+
+
+def on_prediction(loss: PixelLoss) -> PredictionLoss:
+    """(logits, target) -> scalar becomes (prediction, target, weight=None) -> scalar.
+
+    Works for both kinds of prediction.
+    Semantic: logits (C, h, w), target (h, w): the loss itself; a scalar `weight` of 0 switches the example
+    off.
+    Promptable: logits (Q, M, h, w), target (Q, h, w), weight (Q,): for each prompt the best of its M masks
+    (SAM's answer to ambiguous prompts; with M = 1 the only one), then the weighted mean over prompts. Terms
+    follow suit.
+    """
+
+    def pair(logits: Array, target: Array) -> tuple[Array, dict[str, Array]]:
+        value = loss(logits, target)
+        return value if isinstance(value, tuple) else (value, {})
+
+    def best_of_masks(logits: Array, target: Array) -> tuple[Array, dict[str, Array]]:
+        totals, terms = jax.vmap(pair, in_axes=(0, None))(logits, target)
+        chosen = jnp.argmin(totals)
+        return jax.tree.map(lambda value: value[chosen], (totals, terms))
+
+    def lifted(prediction: Prediction, target: Array, weight: Array | None = None) -> Any:
+        if prediction.logits.ndim == target.ndim + 1 == 3:
+            value, terms = pair(prediction.logits, target)
+            if weight is not None:
+                on = jnp.asarray(weight, jnp.float32) > 0
+                value, terms = jax.tree.map(lambda x: jnp.where(on, x, 0.0), (value, terms))
+        else:
+            _check_promptable(prediction, target)
+            totals, per_prompt = jax.vmap(best_of_masks)(prediction.logits, target)
+            value, terms = jax.tree.map(lambda x: weighted_mean(x, weight), (totals, per_prompt))
+        return (value, terms) if terms else value
+
+    return lifted
+
+
+def sam_loss(
+    prediction: Prediction,
+    target: Array,
+    weight: Array | None = None,
+    *,
+    focal_weight: float = 20.0,
+    dice_weight: float = 1.0,
+    iou_weight: float = 1.0,
+    all_iou: bool = False,
+) -> tuple[Array, dict[str, Array]]:
+    """Prediction (Q, M, h, w), target (Q, h, w), weight (Q,) -> (scalar, {"focal", "dice", "iou"}).
+
+    Per prompt: 20 · focal + dice of each mask, the smallest of the M is kept, plus the squared error of
+    that mask's predicted IoU against the IoU it really has (`all_iou`: the mean over the M masks, as in SAM
+    2). Weighted mean over prompts. Source: Kirillov et al., ICCV 2023, appendix A. Raises
+    `LossShapeMismatch` for other shapes.
+    """
+    _check_promptable(prediction, target)
+    if prediction.iou is None:
+        raise LossShapeMismatch(
+            "the prediction has no IoU estimates; sam_loss needs those of a SAM mask decoder"
+        )
+
+    def one_mask(logits: Array, estimate: Array, mask: Array) -> tuple[Array, dict[str, Array]]:
+        terms = {
+            "focal": segmentation.focal(logits, mask),
+            "dice": segmentation.dice(logits, mask),
+            "iou": (estimate.astype(jnp.float32) - segmentation.mask_iou(logits, mask)) ** 2,
+        }
+        return focal_weight * terms["focal"] + dice_weight * terms["dice"], terms
+
+    def one_prompt(logits: Array, estimates: Array, mask: Array) -> dict[str, Array]:
+        totals, terms = jax.vmap(one_mask, in_axes=(0, 0, None))(logits, estimates, mask)
+        chosen = jnp.argmin(totals)
+        best = {name: value[chosen] for name, value in terms.items()}
+        if all_iou:
+            best["iou"] = terms["iou"].mean()
+        return best
+
+    per_prompt = jax.vmap(one_prompt)(prediction.logits, prediction.iou, target)
+    terms = {name: weighted_mean(value, weight) for name, value in per_prompt.items()}
+    return focal_weight * terms["focal"] + dice_weight * terms["dice"] + iou_weight * terms["iou"], terms

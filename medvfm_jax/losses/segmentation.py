@@ -1,0 +1,178 @@
+"""Segmentation losses on un-batched logits; the batch mean belongs to the caller.
+
+Shapes, for every loss here: logits (h, w) or (1, h, w) with a target (h, w) in {0, 1, IGNORE} are one
+binary mask (sigmoid); logits (C, h, w), C >= 2, with a target (h, w) of class indices or IGNORE are
+exclusive classes (softmax). Volumes work the same way with one more axis. Logits of the target's own shape
+are one binary mask of any rank. `valid` is an optional mask of the target's shape; IGNORE pixels never
+count. The value is a float32 scalar.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from medvfm_jax.types import IGNORE, MedvfmError
+
+
+class LossShapeMismatch(MedvfmError):
+    """Logits and target do not belong together."""
+
+
+def _align(logits: Array, target: Array, valid: Array | None) -> tuple[Array, Array, Array, bool]:
+    """-> logits (K, n) float32, target (n,) int without IGNORE, weights (n,) float32, is binary."""
+    logits, target = jnp.asarray(logits, jnp.float32), jnp.asarray(target)
+    if target.ndim == logits.ndim and target.shape == logits.shape:
+        logits = logits[None]
+    elif logits.ndim != target.ndim + 1 or logits.shape[1:] != target.shape:
+        raise LossShapeMismatch(
+            f"the logits have shape {logits.shape} and the target has shape {target.shape}; expected "
+            "logits of the target's shape, or one leading class axis more; use jax.vmap over batches"
+        )
+    counted = target != IGNORE
+    weight = counted.astype(jnp.float32)
+    if valid is not None:
+        weight = weight * jnp.broadcast_to(jnp.asarray(valid, jnp.float32), target.shape)
+    target = jnp.where(counted, target, 0).reshape(-1)
+    return logits.reshape(logits.shape[0], -1), target, weight.reshape(-1), logits.shape[0] == 1
+
+
+def _mean(values: Array, weight: Array) -> Array:
+    """Weighted mean over pixels; 0 where no pixel counts, instead of 0/0."""
+    total = weight.sum()
+    return jnp.where(total > 0, (values * weight).sum() / jnp.where(total > 0, total, 1.0), 0.0)
+
+
+def _pixel_nll(logits: Array, target: Array, binary: bool) -> Array:
+    """Negative log-likelihood per pixel (n,), from logits (K, n)."""
+    if binary:
+        z = logits[0]
+        return jax.nn.softplus(z) - z * target
+    log_p = jax.nn.log_softmax(logits, axis=0)
+    return -jnp.take_along_axis(log_p, target[None], axis=0)[0]
+
+
+def cross_entropy(
+    logits: Array, target: Array, valid: Array | None = None, *, class_weights: Sequence[float] | None = None
+) -> Array:
+    """Logits (h, w) | (1, h, w) | (C, h, w), target (h, w) -> mean cross-entropy in nats.
+
+    `class_weights`, one per class (two for a binary mask: background, foreground), turn the mean into the
+    weighted mean Σ w_y nll / Σ w_y, as in PyTorch.
+    """
+    z, y, weight, binary = _align(logits, target, valid)
+    if class_weights is not None:
+        weight = weight * jnp.asarray(class_weights, jnp.float32)[y]
+    return _mean(_pixel_nll(z, y, binary), weight)
+
+
+def focal(
+    logits: Array,
+    target: Array,
+    valid: Array | None = None,
+    *,
+    gamma: float = 2.0,
+    alpha: float | Sequence[float] | None = 0.25,
+) -> Array:
+    """Mean over counted pixels of α_y (1 - p_y)^γ (-log p_y).
+
+    `alpha`: a number weighs the foreground of a binary mask with α and its background with 1 - α, and every
+    class but 0 likewise; a sequence gives one weight per class; None weighs nothing (γ = 0 is then the
+    cross-entropy).
+    Source: Lin et al., ICCV 2017, eq. 5.
+    """
+    z, y, weight, binary = _align(logits, target, valid)
+    nll = _pixel_nll(z, y, binary)
+    # 1 - exp(-nll) loses all digits for confident pixels; expm1 keeps them, the floor keeps the power's
+    # slope finite.
+    missed = jnp.maximum(-jnp.expm1(-nll), 1e-12)
+    loss = missed**gamma * nll
+    if alpha is not None:
+        if isinstance(alpha, int | float):
+            share = jnp.where(y > 0, alpha, 1.0 - alpha)
+        else:
+            share = jnp.asarray(alpha, jnp.float32)[y]
+        loss = share * loss
+    return _mean(loss, weight)
+
+
+def _dice_sums(
+    logits: Array, target: Array, valid: Array | None, squared: bool, background: bool
+) -> tuple[Array, Array]:
+    """-> intersection (K,) and denominator (K,) of the soft Dice of each class."""
+    z, y, weight, binary = _align(logits, target, valid)
+    if binary:
+        p, g = jax.nn.sigmoid(z), y[None].astype(jnp.float32)
+    else:
+        p, g = jax.nn.softmax(z, axis=0), jax.nn.one_hot(y, z.shape[0], axis=0)
+        if not background:
+            p, g = p[1:], g[1:]
+    p_size, g_size = (p**2, g**2) if squared else (p, g)
+    return (p * g * weight).sum(-1), ((p_size + g_size) * weight).sum(-1)
+
+
+def dice(
+    logits: Array,
+    target: Array,
+    valid: Array | None = None,
+    *,
+    squared: bool = False,
+    smooth: float = 1.0,
+    background: bool = True,
+) -> Array:
+    """Soft Dice loss, mean over classes of 1 - (2 Σ p g + s) / (Σ p^k + Σ g^k + s).
+
+    k = 1, or 2 with `squared` (Milletari et al., 3DV 2016; TransUNet, LiteMedSAM). `background=False`
+    leaves class 0 out of a softmax problem. `smooth` in pixels: 1 as in SAM keeps a slope towards empty for
+    an absent class; 1e-5 reproduces MONAI and nnU-Net.
+    """
+    overlap, size = _dice_sums(logits, target, valid, squared, background)
+    return (1.0 - (2.0 * overlap + smooth) / (size + smooth)).mean()
+
+
+def dice_over_batch(
+    logits: Array,
+    target: Array,
+    valid: Array | None = None,
+    *,
+    squared: bool = False,
+    smooth: float = 1.0,
+    background: bool = True,
+) -> Array:
+    """Logits (B, ...), target (B, h, w) -> Dice loss of the batch taken as one image.
+
+    The sums run over the whole batch before the ratio, so an image without the structure is no special case
+    (nnU-Net's `batch_dice`); `dice` under `jax.vmap` gives one loss per image instead.
+    """
+
+    def sums(z: Array, y: Array, v: Array | None) -> tuple[Array, Array]:
+        return _dice_sums(z, y, v, squared, background)
+
+    overlap, size = jax.vmap(sums, in_axes=(0, 0, None if valid is None else 0))(logits, target, valid)
+    return (1.0 - (2.0 * overlap.sum(0) + smooth) / (size.sum(0) + smooth)).mean()
+
+
+def dice_ce(
+    logits: Array,
+    target: Array,
+    valid: Array | None = None,
+    *,
+    dice_weight: float = 1.0,
+    ce_weight: float = 1.0,
+    squared: bool = False,
+    smooth: float = 1.0,
+    background: bool = True,
+) -> Array:
+    """`dice_weight` · dice + `ce_weight` · cross-entropy; 1:1 as in MedSAM, 0.8:0.2 (squared) as in SAMed."""
+    overlap = dice(logits, target, valid, squared=squared, smooth=smooth, background=background)
+    return dice_weight * overlap + ce_weight * cross_entropy(logits, target, valid)
+
+
+def mask_iou(logits: Array, target: Array, valid: Array | None = None) -> Array:
+    """Binary logits (h, w), target (h, w) -> IoU of `logits > 0`; 1 if both are empty; no gradient."""
+    z, y, weight, _ = _align(logits, target, valid)
+    p, g = z[0] > 0, y > 0
+    union = ((p | g) * weight).sum()
+    iou = ((p & g) * weight).sum() / jnp.maximum(union, 1e-9)
+    return jax.lax.stop_gradient(jnp.where(union > 0, iou, 1.0))

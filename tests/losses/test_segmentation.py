@@ -1,0 +1,156 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from medvfm_jax.losses import (
+    LossShapeMismatch,
+    cross_entropy,
+    dice,
+    dice_ce,
+    dice_over_batch,
+    focal,
+    mask_iou,
+)
+from medvfm_jax.types import IGNORE
+
+BIG = 40.0
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def saturated(target, classes):
+    """Logits so sure of `target` that softmax or sigmoid is exactly one-hot in float32."""
+    if classes == 1:
+        return jnp.where(target > 0, BIG, -BIG)[None]
+    return jnp.moveaxis(2 * BIG * jax.nn.one_hot(target, classes), -1, 0)
+
+
+@pytest.mark.parametrize("loss", [dice, cross_entropy, focal, dice_ce])
+@pytest.mark.parametrize("classes", [1, 3])
+def test_zero_for_a_perfect_and_sure_prediction(loss, classes, rng):
+    target = jnp.asarray(rng.integers(0, max(classes, 2), (8, 8)))
+    assert float(loss(saturated(target, classes), target)) == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("loss", [dice, cross_entropy, focal, dice_ce])
+@pytest.mark.parametrize("classes", [1, 3])
+def test_ignored_and_invalid_pixels_change_nothing(loss, classes, rng):
+    logits = jnp.asarray(rng.normal(size=(classes, 6, 8)), jnp.float32)
+    target = rng.integers(0, max(classes, 2), (6, 8))
+    half = loss(logits[:, :, :4], jnp.asarray(target[:, :4]))
+    ignored = target.copy()
+    ignored[:, 4:] = IGNORE
+    valid = np.zeros((6, 8))
+    valid[:, :4] = 1
+    np.testing.assert_allclose(loss(logits, jnp.asarray(ignored)), half, rtol=1e-6)
+    np.testing.assert_allclose(loss(logits, jnp.asarray(target), jnp.asarray(valid)), half, rtol=1e-6)
+    gradient = jax.grad(lambda z: loss(z, jnp.asarray(ignored)))(logits)
+    assert float(jnp.abs(gradient[:, :, 4:]).max()) == 0.0
+    assert float(jnp.abs(gradient[:, :, :4]).max()) > 0.0
+
+
+@pytest.mark.parametrize("loss", [dice, cross_entropy, focal, dice_ce])
+def test_nothing_to_count_is_finite_with_zero_gradient(loss):
+    target = jnp.full((4, 4), IGNORE)
+    value, gradient = jax.value_and_grad(lambda z: loss(z, target))(jnp.ones((3, 4, 4)))
+    assert float(value) == 0.0
+    assert float(jnp.abs(gradient).max()) == 0.0
+
+
+@pytest.mark.parametrize("loss", [dice, cross_entropy, focal, dice_ce])
+def test_gradient_is_finite_at_extreme_logits(loss):
+    logits = jnp.array([[1e4, -1e4], [-1e4, 1e4]])
+    target = jnp.array([[1, 1], [0, 0]])
+    for z in (logits, jnp.stack([logits, -logits])):
+        value, gradient = jax.value_and_grad(lambda z: loss(z, target))(z)
+        assert np.isfinite(value)
+        assert bool(jnp.isfinite(gradient).all())
+
+
+def test_one_binary_mask_in_its_three_shapes(rng):
+    logits = jnp.asarray(rng.normal(size=(5, 7)), jnp.float32)
+    target = jnp.asarray(rng.integers(0, 2, (5, 7)))
+    plain = dice_ce(logits, target)
+    assert plain.shape == ()
+    np.testing.assert_allclose(dice_ce(logits[None], target), plain)
+    np.testing.assert_allclose(dice_ce(logits[None], target[None]), plain)
+
+
+def test_two_class_softmax_is_the_sigmoid_of_the_difference(rng):
+    z = jnp.asarray(rng.normal(size=(5, 5)), jnp.float32)
+    target = jnp.asarray(rng.integers(0, 2, (5, 5)))
+    two = jnp.stack([jnp.zeros_like(z), z])
+    np.testing.assert_allclose(cross_entropy(two, target), cross_entropy(z, target), rtol=1e-5)
+    np.testing.assert_allclose(focal(two, target), focal(z, target), rtol=1e-5)
+    np.testing.assert_allclose(dice(two, target, background=False), dice(z, target), rtol=1e-5)
+
+
+def test_dice_closed_form():
+    # p = 1/2 everywhere, g has 3 of 12 pixels: overlap 1.5, sizes 6 + 3, squared sizes 3 + 3.
+    target = jnp.zeros((3, 4), jnp.int32).at[0, :3].set(1)
+    zero = jnp.zeros((3, 4))
+    assert float(dice(zero, target, smooth=0.0)) == pytest.approx(1 - 3 / 9)
+    assert float(dice(zero, target, smooth=0.0, squared=True)) == pytest.approx(1 - 3 / 6)
+    assert float(dice(zero, target, smooth=1.0)) == pytest.approx(1 - 4 / 10)
+
+
+def test_cross_entropy_of_ignorance_is_log_of_the_number_of_classes():
+    target = jnp.array([[0, 1], [2, 3]])
+    assert float(cross_entropy(jnp.zeros((4, 2, 2)), target)) == pytest.approx(np.log(4))
+    assert float(cross_entropy(jnp.zeros((2, 2)), jnp.array([[0, 1], [1, 1]]))) == pytest.approx(np.log(2))
+
+
+def test_focal_closed_form_and_limit(rng):
+    target = jnp.array([[0, 1, 1, 1]])
+    # p_t = 1/2: (1/2)^2 log 2, weighed with 3/4 once and 1/4 three times.
+    assert float(focal(jnp.zeros((1, 4)), target)) == pytest.approx(0.25 * np.log(2) * (0.75 + 3 * 0.25) / 4)
+    logits = jnp.asarray(rng.normal(size=(1, 4)), jnp.float32)
+    np.testing.assert_allclose(
+        focal(logits, target, gamma=0.0, alpha=None), cross_entropy(logits, target), rtol=1e-6
+    )
+
+
+def test_class_weights_give_the_weighted_mean(rng):
+    logits = jnp.asarray(rng.normal(size=(3, 1, 3)), jnp.float32)
+    target = jnp.array([[0, 1, 2]])
+    each = [float(cross_entropy(logits[:, :, k : k + 1], target[:, k : k + 1])) for k in range(3)]
+    weights = [1.0, 2.0, 5.0]
+    expected = np.dot(each, weights) / 8
+    assert float(cross_entropy(logits, target, class_weights=weights)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_batch_dice_is_the_dice_of_the_images_side_by_side(rng):
+    logits = jnp.asarray(rng.normal(size=(4, 3, 5, 5)), jnp.float32)
+    target = jnp.asarray(rng.integers(-1, 3, (4, 5, 5)))
+    wide_logits = jnp.concatenate(list(logits), axis=-1)
+    wide_target = jnp.concatenate(list(target), axis=-1)
+    np.testing.assert_allclose(dice_over_batch(logits, target), dice(wide_logits, wide_target), rtol=1e-5)
+    assert abs(float(dice_over_batch(logits, target)) - float(jax.vmap(dice)(logits, target).mean())) > 1e-4
+
+
+def test_mask_iou_closed_form_and_no_gradient():
+    logits = jnp.array([[1.0, 1.0, -1.0, -1.0]])
+    target = jnp.array([[1, 0, 1, 0]])
+    assert float(mask_iou(logits, target)) == pytest.approx(1 / 3)
+    assert float(mask_iou(-jnp.ones((2, 2)), jnp.zeros((2, 2), jnp.int32))) == 1.0
+    assert float(jnp.abs(jax.grad(lambda z: mask_iou(z, target))(logits)).max()) == 0.0
+
+
+def test_bfloat16_logits_are_summed_in_float32(rng):
+    logits = jnp.asarray(rng.normal(size=(64, 64)), jnp.bfloat16)
+    target = jnp.asarray(rng.integers(0, 2, (64, 64)))
+    value = dice_ce(logits, target)
+    assert value.dtype == jnp.float32
+    np.testing.assert_allclose(value, dice_ce(logits.astype(jnp.float32), target), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("logits", "target"), [((2, 3, 8, 8), (2, 8, 8)), ((8, 8), (4, 4)), ((3, 8, 8), (1, 8, 8))]
+)
+def test_shapes_that_do_not_belong_together_are_named(logits, target):
+    with pytest.raises(LossShapeMismatch, match="shape"):
+        dice_ce(jnp.zeros(logits), jnp.zeros(target, jnp.int32))
