@@ -24,6 +24,7 @@ from medvfm_jax.types import MedvfmError, ModelSpec, Params, Prediction
 Norm = Literal["instance", "group"]
 
 _HE = nn.initializers.he_normal()
+_SLOPE = 0.01
 _MAX_WIDTH = 512  # nnU-Net's limit in two dimensions
 
 
@@ -33,7 +34,7 @@ class BadUNet(MedvfmError):
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """Static shape of a U-Net: level i has ``min(base * 2**i, 512)`` channels at 1/2**i of the input's side."""
+    """Static shape of a U-Net: level i has ``min(base * 2**i, 512)`` channels at 1/2**i of the side."""
 
     classes: int
     base: int = 16
@@ -161,9 +162,9 @@ def build_unet(
     groups: int = 8,
     dtype: Any = jnp.float32,
 ) -> Model:
-    """A semantic U-Net: ``apply(params, image (S, S, 3)) -> Prediction(logits (classes, S, S))``, S = image_size.
+    """A semantic U-Net: ``apply(params, image (S, S, 3)) -> Prediction(logits (classes, S, S))``.
 
-    ``classes`` counts the background.  The embedding is the feature map (S, S, base) before the classifier.
+    S is ``image_size``; ``classes`` counts the background.  The embedding is the feature map (S, S, base) before the classifier.
     Prompts are ignored.  Raises BadUNet when the sizes do not fit each other.
     """
     config = UNetConfig(classes, base, depth, norm, groups, dtype)
@@ -212,12 +213,12 @@ def _check(config: UNetConfig, image_size: int) -> None:
         )
     if config.norm == "group" and config.base % config.groups:
         raise BadUNet(
-            f"group normalisation splits {config.base} channels into {config.groups} groups: choose a base that is "
-            "a multiple of groups."
+            f"group normalisation splits {config.base} channels into {config.groups} groups: choose a base "
+            "that is a multiple of groups."
         )
     # At one pixel per channel, instance normalisation would erase everything.
     if image_size % 2**config.depth or image_size < 2 ** (config.depth + 1):
         raise BadUNet(
-            f"{config.depth} halvings need an image_size that is a multiple of {2**config.depth} and at least "
-            f"{2 ** (config.depth + 1)}, not {image_size}: change depth or image_size."
+            f"{config.depth} halvings need an image_size that is a multiple of {2**config.depth} and at "
+            f"least {2 ** (config.depth + 1)}, not {image_size}: change depth or image_size."
         )
