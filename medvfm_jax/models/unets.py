@@ -59,15 +59,16 @@ class ConvNorm(nn.Module):
         config = self.config
         # No bias: the normalisation would take it away again.
         x = nn.Conv(self.width, (3, 3), use_bias=False, kernel_init=_HE, dtype=config.dtype, name="conv")(x)
-        sizes = (
-            {"num_groups": None, "group_size": 1}
-            if config.norm == "instance"
-            else {"num_groups": config.groups}
-        )
+        per_channel = config.norm == "instance"
         norm = nn.GroupNorm(
-            **sizes, epsilon=1e-5, reduction_axes=(-3, -2, -1), dtype=config.dtype, name="norm"
+            num_groups=None if per_channel else config.groups,
+            group_size=1 if per_channel else None,
+            epsilon=1e-5,
+            reduction_axes=(-3, -2, -1),
+            dtype=config.dtype,
+            name="norm",
         )
-        return nn.leaky_relu(norm(x), 0.01)
+        return nn.leaky_relu(norm(x), _SLOPE)
 
 
 class DoubleConv(nn.Module):
@@ -164,8 +165,10 @@ def build_unet(
 ) -> Model:
     """A semantic U-Net: ``apply(params, image (S, S, 3)) -> Prediction(logits (classes, S, S))``.
 
-    S is ``image_size``; ``classes`` counts the background.  The embedding is the feature map (S, S, base) before the classifier.
-    Prompts are ignored.  Raises BadUNet when the sizes do not fit each other.
+    S is ``image_size``; ``classes`` counts the background.  The embedding is the feature map
+    (S, S, base) before the classifier.  Prompts are ignored.
+
+    Raises BadUNet when the sizes do not fit each other.
     """
     config = UNetConfig(classes, base, depth, norm, groups, dtype)
     _check(config, image_size)
