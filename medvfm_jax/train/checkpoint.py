@@ -1,0 +1,227 @@
+"""Checkpoints: written whole or not at all, verified when read, exact to the last bit, no pickle.
+
+``checkpoints/step_00000120/`` holds ``arrays.safetensors`` (every array of the state) and ``manifest.json``
+(digest of the arrays, position of the loader, configuration, fingerprint of the base weights, early
+stopping). It is written under a temporary name, forced to disk and renamed; the last two are kept.
+"""
+
+import base64
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import safetensors
+from safetensors.numpy import load, save
+
+from medvfm_jax.train.early_stopping import EarlyStopping
+from medvfm_jax.train.state import TrainState
+from medvfm_jax.types import MedvfmError
+
+FORMAT = 1
+KEPT = 2
+_ARRAYS, _MANIFEST = "arrays.safetensors", "manifest.json"
+
+
+class CheckpointError(MedvfmError):
+    """A checkpoint could not be written, or none of those present can be read."""
+
+
+class WrongCheckpoint(CheckpointError):
+    """A checkpoint belongs to another run: its arrays or its base weights are others."""
+
+
+class Checkpoint(NamedTuple):
+    """Everything needed to continue: state, loader position, early stopping, what it belongs to.
+
+    loader_state: what the loader's ``get_state`` gave, bytes or anything JSON can hold.
+    """
+
+    state: TrainState
+    loader_state: Any
+    stopping: EarlyStopping
+    config: dict[str, Any]
+    fingerprint: str
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps taken."""
+        return int(self.state.step)
+
+
+def write(folder: Path, checkpoint: Checkpoint) -> Path:
+    """Commit a checkpoint below ``folder`` and drop all but the last two; returns its folder.
+
+    Raises CheckpointError (full disk, no permission); those committed before are then untouched.
+    """
+    target = folder / f"step_{checkpoint.step:08d}"
+    temporary = folder / f".{target.name}.{os.getpid()}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob(".step_*.tmp"):  # of a process killed while writing
+            shutil.rmtree(leftover, ignore_errors=True)
+        temporary.mkdir()
+        payload = save(_flatten(checkpoint.state, checkpoint.stopping.delta))
+        _write_file(temporary / _ARRAYS, payload)
+        _write_file(temporary / _MANIFEST, _manifest(checkpoint, payload).encode())
+        _sync_folder(temporary)
+        if target.exists():  # the same step again, for example when a finished run is resumed
+            shutil.rmtree(target)
+        os.rename(temporary, target)
+        _sync_folder(folder)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(_explain(error, target)) from error
+    for old in _committed(folder)[KEPT:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def read(
+    folder: Path, like: TrainState, fingerprint: str, warn: Callable[[str], None] = print
+) -> Checkpoint | None:
+    """The newest checkpoint that is intact, or None if there has never been one.
+
+    like: a state of the same run at any step; its shapes and dtypes are what is expected.
+    fingerprint: of the base weights in memory. warn: told about each damaged checkpoint that is passed over.
+    Raises WrongCheckpoint for a checkpoint of another run, CheckpointError if all are damaged.
+    """
+    candidates = _committed(folder)
+    for path in candidates:
+        try:
+            manifest, arrays = _verified(path)
+        except _Damaged as damage:
+            warn(f"checkpoint {path.name} is damaged ({damage}); falling back to the one before it")
+            continue
+        if manifest["fingerprint"] != fingerprint:
+            raise WrongCheckpoint(
+                f"{path} was trained on other base weights (fingerprint {manifest['fingerprint'][:12]}, in "
+                f"memory {fingerprint[:12]}); resume with the same model, or choose a new run directory."
+            )
+        state, best = _unflatten(arrays, like, path)
+        return Checkpoint(
+            state,
+            _loader_from_json(manifest["loader_state"]),
+            EarlyStopping.from_json(manifest["early_stopping"], best),
+            manifest["config"],
+            manifest["fingerprint"],
+        )
+    if candidates:
+        raise CheckpointError(
+            f"All {len(candidates)} checkpoints in {folder} are damaged; delete that folder to train "
+            "from the beginning."
+        )
+    return None
+
+
+class _Damaged(Exception):
+    """A checkpoint whose bytes are not those that were written."""
+
+
+def _committed(folder: Path) -> list[Path]:
+    """Newest first."""
+    return sorted((p for p in folder.glob("step_*") if p.is_dir()), reverse=True)
+
+
+def _flatten(state: TrainState, best: Any) -> dict[str, np.ndarray]:
+    return dict(_named({"state": _without_key_type(state), **({} if best is None else {"best": best})}))
+
+
+def _named(tree: Any) -> Iterator[tuple[str, np.ndarray]]:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        # safetensors stores what lies in memory, so a transposed view must become contiguous first.
+        yield jax.tree_util.keystr(path), np.asarray(leaf, order="C")
+
+
+def _without_key_type(state: TrainState) -> TrainState:
+    return state._replace(key=jax.random.key_data(state.key))
+
+
+def _unflatten(arrays: dict[str, np.ndarray], like: TrainState, path: Path) -> tuple[TrainState, Any]:
+    has_best = any(name.startswith("['best']") for name in arrays)
+    shape = {"state": _without_key_type(like), **({"best": like.delta} if has_best else {})}
+    expected = {name: (leaf.shape, leaf.dtype) for name, leaf in _named(shape)}
+    found = {name: (leaf.shape, leaf.dtype) for name, leaf in arrays.items()}
+    if expected != found:
+        odd = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
+        raise WrongCheckpoint(
+            f"{path} holds other arrays than this run trains, for example {odd[0]} (expected "
+            f"{expected.get(odd[0])}, found {found.get(odd[0])}); use the settings the run was started with."
+        )
+    leaves, structure = jax.tree_util.tree_flatten_with_path(shape)
+    tree = jax.tree.unflatten(structure, [arrays[jax.tree_util.keystr(p)] for p, _ in leaves])
+    key = jax.random.wrap_key_data(tree["state"].key, impl=jax.random.key_impl(like.key))
+    state = jax.tree.map(jax.numpy.asarray, tree["state"]._replace(key=None))._replace(key=key)
+    return state, tree.get("best")
+
+
+def _manifest(checkpoint: Checkpoint, payload: bytes) -> str:
+    content = {
+        "format": FORMAT,
+        "step": checkpoint.step,
+        "sha256": hashlib.sha256(payload).hexdigest(),
+        "loader_state": _loader_to_json(checkpoint.loader_state),
+        "early_stopping": checkpoint.stopping.to_json(),
+        "fingerprint": checkpoint.fingerprint,
+        "config": checkpoint.config,
+    }
+    return json.dumps({"digest": _digest(content), "content": content}, indent=1)
+
+
+def _loader_to_json(loader_state: Any) -> Any:
+    if isinstance(loader_state, bytes):
+        return {"base64": base64.b64encode(loader_state).decode()}
+    return {"json": loader_state}
+
+
+def _loader_from_json(record: dict[str, Any]) -> Any:
+    return base64.b64decode(record["base64"]) if "base64" in record else record["json"]
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _verified(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    try:
+        manifest = json.loads((path / _MANIFEST).read_bytes())
+        content = manifest["content"]
+        if manifest["digest"] != _digest(content):
+            raise _Damaged(f"{_MANIFEST} was altered")
+        payload = (path / _ARRAYS).read_bytes()
+        if hashlib.sha256(payload).hexdigest() != content["sha256"]:
+            raise _Damaged(f"{_ARRAYS} has another digest than {_MANIFEST} records")
+        return content, load(payload)
+    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+        raise _Damaged(f"{type(error).__name__}: {error}") from error
+
+
+def _write_file(path: Path, payload: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(payload)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _explain(error: OSError, target: Path) -> str:
+    kept = _committed(target.parent) if target.parent.is_dir() else []
+    rest = "then run the same command with --resume"
+    if kept:
+        rest += f" ({kept[0].name} is intact)"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"The disk is full while writing checkpoint {target}; free some space, {rest}."
+    return f"Cannot write checkpoint {target}: {error.strerror or error}; check the folder, {rest}."

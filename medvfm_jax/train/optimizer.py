@@ -1,0 +1,52 @@
+"""The optimiser of every run: AdamW on a warmed-up schedule, gradients clipped by global norm."""
+
+from typing import Literal
+
+import optax
+
+from medvfm_jax.types import MedvfmError
+
+ScheduleName = Literal["cosine", "poly", "linear", "constant"]
+
+
+class BadSchedule(MedvfmError, ValueError):
+    """Numbers that describe no learning-rate schedule."""
+
+
+def make_schedule(
+    name: ScheduleName, peak: float, steps: int, warmup: int, final_fraction: float = 0.0
+) -> optax.Schedule:
+    """Learning rate at step t: up to ``peak`` over ``warmup`` steps, then down to a fraction of it.
+
+    With p = (t - warmup) / (steps - warmup) and f = final_fraction: "cosine" f + (1 - f)(1 + cos(pi p)) / 2
+    (SGDR, Loshchilov and Hutter 2017), "poly" f + (1 - f)(1 - p)^0.9 (DeepLab, Chen et al. 2017; SAMed),
+    "linear" f + (1 - f)(1 - p), "constant" 1; each times ``peak``.
+    """
+    if steps < 1 or not 0 <= warmup <= steps or peak <= 0:
+        raise BadSchedule(
+            f"No schedule has {steps} steps, {warmup} of them warm-up, and learning rate {peak}: expected "
+            "steps >= 1, 0 <= warmup <= steps and a positive learning rate."
+        )
+    decay = max(steps - warmup, 1)
+    after = {
+        "cosine": lambda: optax.cosine_decay_schedule(peak, decay, alpha=final_fraction),
+        "poly": lambda: optax.polynomial_schedule(peak, final_fraction * peak, 0.9, decay),
+        "linear": lambda: optax.linear_schedule(peak, final_fraction * peak, decay),
+        "constant": lambda: optax.constant_schedule(peak),
+    }[name]()
+    if warmup == 0:
+        return after
+    # Starts at peak / warmup, not at 0: a first step that changes nothing would be wasted.
+    rising = optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1))
+    return optax.join_schedules([rising, after], [warmup])
+
+
+def make_optimizer(
+    schedule: optax.Schedule, weight_decay: float = 0.01, clip_norm: float | None = 1.0
+) -> optax.GradientTransformation:
+    """AdamW (Loshchilov and Hutter 2019) after clipping by global norm; ``clip_norm`` None leaves it out.
+
+    Decay pulls the delta towards zero, which for increments (``tune``) means towards the pretrained weights.
+    """
+    adamw = optax.adamw(schedule, weight_decay=weight_decay)
+    return adamw if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), adamw)

@@ -1,0 +1,82 @@
+"""Progress of a run: a bar with loss, images/s and remaining time on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from medvfm_jax.train.loop import StepEnd
+
+_SECONDS_BETWEEN_LINES = 10.0
+_SMOOTHING = 0.9  # of the loss and the speed that are shown; the metrics file has every value
+
+
+class ProgressDisplay:
+    """Context manager and hook in one; ``say`` prints a line without disturbing the bar.
+
+    On a terminal a bar, elsewhere a line at the first and last step and about every ten seconds.
+    """
+
+    def __init__(self, stream: TextIO | None = None, title: str = "train"):
+        self._console = Console(file=stream or sys.stderr, soft_wrap=True, highlight=False)
+        self._title, self._bar, self._task = title, None, None
+        self._loss = self._speed = None
+        self._shown, self._seen = float("-inf"), 0
+
+    def __enter__(self) -> "ProgressDisplay":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def say(self, text: str) -> None:
+        """Print one line."""
+        self._console.print(text, markup=False)
+
+    def __call__(self, end: StepEnd) -> None:
+        """Show a step."""
+        self._loss = _smooth(self._loss, end.metrics["loss"])
+        # The first step compiles; its speed says nothing about the rest.
+        if self._seen:
+            self._speed = _smooth(self._speed, end.examples / max(end.seconds, 1e-9))
+        self._seen += 1
+        if self._console.is_terminal:
+            self._draw(end)
+        elif end.last or time.monotonic() - self._shown >= _SECONDS_BETWEEN_LINES:
+            self.say(self._line(end))
+        else:
+            return
+        self._shown = time.monotonic()
+
+    def _draw(self, end: StepEnd) -> None:
+        if self._bar is None:
+            self._bar = Progress(
+                TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
+                TextColumn("{task.fields[numbers]}"), TimeElapsedColumn(), TimeRemainingColumn(),
+                console=self._console,
+            )  # fmt: skip
+            self._bar.start()
+            self._task = self._bar.add_task(self._title, total=end.steps, completed=end.step - 1, numbers="")
+        self._bar.update(self._task, completed=end.step, numbers=self._describe(end))
+
+    def _line(self, end: StepEnd) -> str:
+        numbers = f"{self._describe(end)}  {self._remaining(end)}"
+        return f"{self._title} {end.step}/{end.steps}  {numbers}".rstrip()
+
+    def _describe(self, end: StepEnd) -> str:
+        speed = "" if self._speed is None else f"  {self._speed:.1f} images/s"
+        return f"loss {self._loss:.4f}{speed}"
+
+    def _remaining(self, end: StepEnd) -> str:
+        if self._speed is None or end.last:
+            return ""
+        seconds = (end.steps - end.step) * end.examples / self._speed
+        return f"{seconds / 60:.1f} min left" if seconds >= 60 else f"{seconds:.0f} s left"
+
+
+def _smooth(before: float | None, now: float) -> float:
+    return now if before is None else _SMOOTHING * before + (1 - _SMOOTHING) * now

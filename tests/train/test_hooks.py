@@ -1,0 +1,124 @@
+import functools
+import io
+import json
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from medvfm_jax.train import checkpoint, hooks
+from medvfm_jax.train.early_stopping import EarlyStopping
+from medvfm_jax.train.hooks import Checkpoints, Validation
+from medvfm_jax.train.loop import fit
+from medvfm_jax.train.progress import ProgressDisplay
+from medvfm_jax.train.run_directory import read_metrics
+from medvfm_jax.train.state import init_state
+from medvfm_jax.train.step import make_step
+from tests.train import toy
+
+OPTIMIZER = optax.adam(0.01)
+STEP = functools.partial(make_step(toy.loss, OPTIMIZER), toy.PARAMS)
+
+
+def run(steps, *list_of_hooks, loader=None, state=None):
+    state = state or init_state(toy.delta(), OPTIMIZER, jax.random.key(5))
+    return fit(STEP, state, loader or toy.Loader(), list_of_hooks, steps=steps)
+
+
+def test_metrics_are_averaged_between_lines_and_the_last_step_is_always_logged(tmp_path):
+    each = []
+    record = hooks.to_file(tmp_path)
+    run(5, hooks.log_metrics(record, lambda t: 0.1 * t, every=2), lambda e: each.append(e.metrics["loss"]))
+    lines = read_metrics(tmp_path)
+    assert [line["step"] for line in lines] == [2, 4, 5]
+    np.testing.assert_allclose(
+        [line["loss"] for line in lines], [np.mean(each[:2]), np.mean(each[2:4]), each[4]]
+    )
+    np.testing.assert_allclose([line["lr"] for line in lines], [0.1, 0.3, 0.4])
+    assert all(line["images_per_s"] > 0 for line in lines)
+
+
+def test_tensorboard_gets_the_same_scalars(tmp_path):
+    pytest.importorskip("tensorboardX")
+    with hooks.to_tensorboard(tmp_path) as record:
+        run(2, hooks.log_metrics(record, lambda t: 0.1))
+    (events,) = tmp_path.glob("events*")
+    content = events.read_bytes()
+    assert content.count(b"images_per_s") == 2
+    assert b"loss" in content
+
+
+def test_missing_tensorboard_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "tensorboardX", None)
+    with (
+        pytest.raises(hooks.MissingTensorBoard, match=r"medvfm-jax\[tensorboard\]"),
+        hooks.to_tensorboard(tmp_path),
+    ):
+        pass
+
+
+def test_validation_keeps_the_best_delta_and_ends_the_run():
+    scores = iter([0.2, 0.8, 0.7, 0.6, 0.5])
+    deltas, lines = [], []
+
+    def score(delta):
+        deltas.append(jax.tree.map(np.array, delta))
+        return {"dice": next(scores), "loss": 1.0}
+
+    validation = Validation(score, 2, EarlyStopping(patience=2), lines.append)
+    assert int(run(20, validation).step) == 8
+    assert [(line["step"], line["val_dice"]) for line in lines] == [(2, 0.2), (4, 0.8), (6, 0.7), (8, 0.6)]
+    assert validation.stopping.step == 4
+    jax.tree.map(np.testing.assert_array_equal, validation.stopping.delta, deltas[1])
+
+
+def test_checkpoints_by_steps_by_time_and_at_the_end(tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(checkpoint, "write", lambda folder, c: written.append(c.step))
+    arguments = (tmp_path, {}, "base", lambda: EarlyStopping(0))
+    run(7, Checkpoints(*arguments, every=3, seconds=1e9))
+    assert written == [3, 6, 7]
+    written.clear()
+    run(3, Checkpoints(*arguments, every=10**9, seconds=0.0))
+    assert written == [1, 2, 3]
+
+
+def test_continuing_from_any_checkpoint_gives_the_bits_of_the_run_that_was_not_stopped(tmp_path):
+    undisturbed = run(9)
+    for stop in (1, 4, 8):
+        folder = tmp_path / str(stop)
+        hook = Checkpoints(folder, {}, "base", lambda: EarlyStopping(0), every=1)
+
+        def die(end, stop=stop):
+            if end.step == stop:
+                raise RuntimeError("killed")
+
+        with pytest.raises(RuntimeError, match="killed"):
+            run(9, hook, die)
+        like = init_state(toy.delta(), OPTIMIZER, jax.random.key(5))
+        back = checkpoint.read(folder, like, "base")
+        assert back.step == stop
+        loader = toy.Loader()
+        loader.set_state(back.loader_state)
+        resumed = run(9, loader=loader, state=back.state)
+        jax.tree.map(np.testing.assert_array_equal, undisturbed.delta, resumed.delta)
+        jax.tree.map(np.testing.assert_array_equal, undisturbed.opt_state, resumed.opt_state)
+
+
+def test_plain_lines_without_a_terminal_and_a_bar_with_one():
+    stream = io.StringIO()
+    with ProgressDisplay(stream, "adapt") as display:
+        display.say("starting [not markup]")
+        run(3, display)
+    first, one, last = stream.getvalue().splitlines()
+    assert first == "starting [not markup]"
+    assert one.startswith("adapt 1/3  loss ")
+    assert last.startswith("adapt 3/3  loss ")
+    assert "images/s" in last
+    json.dumps(stream.getvalue())
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    with ProgressDisplay(terminal, "adapt") as display:
+        run(3, display)
+    assert "\x1b[" in terminal.getvalue() or "3/3" in terminal.getvalue()

@@ -1,0 +1,75 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from medvfm_jax.train import run_directory as runs
+from medvfm_jax.train.run_directory import RunError, RunExists, RunInUse
+
+
+def test_a_second_process_is_refused_and_a_dead_one_holds_nothing(tmp_path):
+    attempt = (
+        "import sys; from pathlib import Path; from medvfm_jax.train import run_directory as r\n"
+        "try:\n    with r.locked(Path(sys.argv[1])): print('held', flush=True); sys.stdin.readline()\n"
+        "except r.RunInUse as e: print('refused', e)"
+    )
+    command = [sys.executable, "-c", attempt, str(tmp_path)]
+    first = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert first.stdout.readline() == "held\n"
+    with pytest.raises(RunInUse, match=f"Process {first.pid} is writing"), runs.locked(tmp_path):
+        pass
+    first.kill()
+    first.wait()
+    first.stdin.close()
+    first.stdout.close()
+    with runs.locked(tmp_path):
+        pass
+
+
+def test_a_run_is_claimed_once_and_continued_only_when_asked(tmp_path):
+    config = {"seed": 1, "out": "a", "resume": False, "rates": (0.1, 0.2)}
+    assert runs.claim(tmp_path, config, resume=False) is False
+    with pytest.raises(RunExists, match="already holds a run; add --resume"):
+        runs.claim(tmp_path, config, resume=False)
+    assert runs.claim(tmp_path, config | {"resume": True, "out": "b"}, resume=True) is True
+    with pytest.raises(RunExists, match="started with seed=1, now it is 2"):
+        runs.claim(tmp_path, config | {"seed": 2}, resume=True)
+
+
+def test_resume_of_nothing_is_a_new_run(tmp_path):
+    assert runs.claim(tmp_path, {"seed": 1}, resume=True) is False
+
+
+def test_metrics_after_the_checkpoint_are_forgotten_with_the_line_cut_by_a_kill(tmp_path):
+    for step in (1, 2, 3):
+        runs.append_metrics(tmp_path, {"step": step, "loss": 1.0 / step})
+    with open(tmp_path / runs.METRICS, "a") as file:
+        file.write('{"step": 4, "lo')
+    assert [r["step"] for r in runs.read_metrics(tmp_path)] == [1, 2, 3]
+    runs.truncate_metrics(tmp_path, 2)
+    assert runs.read_metrics(tmp_path) == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}]
+
+
+def test_json_is_written_whole_with_null_for_nan(tmp_path):
+    path = tmp_path / "scores.json"
+    runs.write_json(
+        path, {"a": float("nan"), "b": np.float32(0.5), "c": [np.inf, tmp_path], "d": np.arange(2)}
+    )
+    assert json.loads(path.read_text()) == {"a": None, "b": 0.5, "c": [None, str(tmp_path)], "d": [0, 1]}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("content", [None, "{", ""])
+def test_missing_and_damaged_files_are_named(tmp_path, content):
+    if content is not None:
+        (tmp_path / runs.CONFIG).write_text(content)
+    with pytest.raises(RunError, match=r"config\.json"):
+        runs.read_json(tmp_path / runs.CONFIG)
+
+
+def test_a_file_in_the_way_is_one_sentence(tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(RunError, match="as a run directory"), runs.locked(tmp_path / "run"):
+        pass
