@@ -1,0 +1,67 @@
+"""Two-layer bottleneck adapters (Houlsby et al. 2019; parallel: He et al. 2022; Med-SA: Wu et al. 2023)."""
+
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from medvfm_jax.adapters.core import Adapter
+from medvfm_jax.adapters.core import at as at_sites
+from medvfm_jax.adapters.errors import BadAdapterConfig
+from medvfm_jax.adapters.parameter_paths import SiteDelta
+from medvfm_jax.adapters.sites import Site, feature_width
+
+
+def bottleneck(
+    at: str,
+    width: int | None = None,
+    ratio: float | None = None,
+    where: Literal["after", "parallel"] = "after",
+    scale: float = 1.0,
+    normalise: bool = False,
+) -> Adapter:
+    """Add ``scale * (gelu(x @ down + down_bias) @ up + up_bias)``: the identity at init, not mergeable.
+
+    x is the module's output for "after" and its input for "parallel".  The bottleneck is ``width`` wide, or
+    ``ratio`` times the input.  down (d, width) starts as in PyTorch, uniform in +-1/sqrt(d); up starts at
+    zero. GELU is exact (erf).  ``normalise`` standardises x over its features first (a LayerNorm without
+    parameters), for modules that get the un-normalised residual stream, such as TinyViT's mlp.
+
+    Raises BadAdapterConfig unless exactly one of width and ratio is given.
+    """
+    if (width is None) == (ratio is None):
+        raise BadAdapterConfig("bottleneck: give either width or ratio.")
+    if where not in ("after", "parallel"):
+        raise BadAdapterConfig(f"bottleneck: where must be 'after' or 'parallel', not '{where}'.")
+
+    def init_site(key: Array, site: Site) -> SiteDelta:
+        d_in = feature_width(site, "y" if where == "after" else "x")
+        d_out = feature_width(site, "y")
+        inner = width if width is not None else max(1, int(ratio * d_in))
+        bound = 1 / math.sqrt(d_in)
+        return {
+            "down": jax.random.uniform(key, (d_in, inner), minval=-bound, maxval=bound),
+            "down_bias": jnp.zeros(inner),
+            "up": jnp.zeros((inner, d_out)),
+            "up_bias": jnp.zeros(d_out),
+        }
+
+    def branch(delta: SiteDelta, x: Array) -> Array:
+        x = _standardise(x) if normalise else x
+        hidden = jax.nn.gelu(x @ delta["down"] + delta["down_bias"], approximate=False)
+        return scale * (hidden @ delta["up"] + delta["up_bias"])
+
+    def residual(delta: SiteDelta, y: Array) -> Array:
+        return y + branch(delta, y)
+
+    config = {"kind": "bottleneck", "at": at, "width": width, "ratio": ratio, "where": where}
+    config |= {"scale": scale, "normalise": normalise}
+    return at_sites(at, where, init_site, residual if where == "after" else branch, config=config)
+
+
+def _standardise(x: Array) -> Array:
+    """Zero mean and unit variance over the last axis, computed in float32, epsilon 1e-5."""
+    exact = x.astype(jnp.float32)
+    return jax.nn.standardize(exact, axis=-1, epsilon=1e-5).astype(x.dtype)

@@ -1,0 +1,51 @@
+"""Count what trains."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from medvfm_jax.adapters.parameter_paths import leaves_by_path
+from medvfm_jax.adapters.tune import statistics
+from medvfm_jax.types import Delta, Params
+
+
+class Count(NamedTuple):
+    """How many parameters train, out of how many of the frozen model, and how many bytes the delta is."""
+
+    trained: int
+    total: int  # of the frozen model; the arrays that an adapter adds are not in it
+    bytes: int
+
+    @property
+    def fraction(self) -> float:
+        """trained / total; above 1 for adapters that are larger than the model."""
+        return self.trained / self.total
+
+    def __str__(self) -> str:
+        return (
+            f"{self.trained:,} parameters train, {100 * self.fraction:.2f} % of the model's {self.total:,}; "
+            f"the delta is {_readable(self.bytes)}"
+        )
+
+
+def count(delta: Delta, params: Params) -> Count:
+    """Count a delta against its frozen ``params``; arrays or their shapes.
+
+    Buffers (batch-norm statistics, SAM's random frequencies) are no parameters and are left out of the total.
+    """
+    buffers = statistics(params)
+    leaves = leaves_by_path(params["params"])
+    total = sum(math.prod(p.shape) for m, n, p in leaves if f"{m}/{n}".lstrip("/") not in buffers)
+    arrays = jax.tree.leaves(delta)
+    size = sum(math.prod(a.shape) * jnp.dtype(a.dtype).itemsize for a in arrays)
+    return Count(sum(math.prod(a.shape) for a in arrays), total, size)
+
+
+def _readable(size: int) -> str:
+    for unit in ("bytes", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size = size / 1024
+    return f"{size:.1f} GiB"

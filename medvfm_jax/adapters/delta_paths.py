@@ -1,0 +1,34 @@
+"""Walk a delta without knowing which adapter made it."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from flax.traverse_util import flatten_dict
+from jax import Array
+
+from medvfm_jax.types import Delta
+
+_WITHOUT_IMAGE = ("mask_decoder", "prompt_encoder")
+
+
+class DeltaLeaf(NamedTuple):
+    """One array of a delta and where it belongs."""
+
+    chain: tuple[str, ...]  # names of the chain parts around it, outermost first; () without a chain
+    path: str  # of the module
+    name: str  # of the array, with "/" if an adapter flattens a tree into it
+    array: Array
+
+
+def delta_leaves(delta: Delta) -> Iterator[DeltaLeaf]:
+    """Yield every array of a delta, sorted by (chain, path, name)."""
+    for keys, array in sorted(flatten_dict(delta).items()):
+        yield DeltaLeaf(keys[:-2], keys[-2], keys[-1], array)
+
+
+def touches_encoder(delta: Delta) -> bool:
+    """Say whether the delta can change an image embedding, so that embeddings must not be cached.
+
+    Only sites of the mask decoder and the prompt encoder are known not to; everything else counts.
+    """
+    return any(leaf.path.split("/")[0] not in _WITHOUT_IMAGE for leaf in delta_leaves(delta))

@@ -1,0 +1,97 @@
+"""Low-rank updates of matrix products and convolutions (LoRA, Hu et al. 2022, eq. 3).
+
+Delta of one site: ``a`` (in, rank), ``b`` (rank, out), flat over the axes that are contracted and produced;
+with slices ``a_q`` (in, rank), ``b_q`` (rank, out / 3) and so on.  The path is ``(x @ a) @ b``, never
+``x @ (a @ b)``: nothing of the size of the kernel is built, and under vmap over deltas the frozen product
+stays un-batched.
+"""
+
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from medvfm_jax.adapters.compose import FrozenCall
+from medvfm_jax.adapters.core import Adapter
+from medvfm_jax.adapters.core import at as at_sites
+from medvfm_jax.adapters.errors import BadAdapterConfig
+from medvfm_jax.adapters.lora_kernels import Qkv, fan_out, kernel_widths, pass_through_rank
+from medvfm_jax.adapters.parameter_paths import SiteDelta
+from medvfm_jax.adapters.sites import Site
+from medvfm_jax.types import Params
+
+Layout = Literal["fused", "head_major"]
+
+
+def lora(
+    rank: int,
+    alpha: float | None,
+    at: str,
+    slices: str | None = None,
+    layout: Layout = "fused",
+    head_dim: int | None = None,
+    rank_stabilised: bool = False,
+) -> Adapter:
+    """Low-rank update ``kernel + scale * a @ b`` of Dense, DenseGeneral, Conv, ConvTranspose; merges exactly.
+
+    The scale is ``alpha / rank``, with ``rank_stabilised`` ``alpha / sqrt(rank)`` (Kalajdzievski 2023), and
+    1 if ``alpha`` is None (SAMed).  a starts uniform in +-1/sqrt(in) (PyTorch's Kaiming default), b at zero.
+
+    ``slices`` such as "qv" gives each named part of a fused qkv Dense its own pair of factors, as in SAMed
+    (Zhang and Liu 2023).  ``layout`` says where its output columns are: "fused" [q|k|v] (SAM, ViT, DINOv2) or
+    "head_major", per head [q|k|v] of ``head_dim`` each (TinyViT: 32).
+
+    Raises BadAdapterConfig; WrongSite at init for modules that are no ungrouped linear map of their input.
+    """
+    scale = _scale(rank, alpha, rank_stabilised)
+    qkv = None if slices is None else Qkv(slices, layout, head_dim)
+
+    def init_site(key: Array, site: Site) -> SiteDelta:
+        width_in, width_out = kernel_widths(site)
+        if qkv is None:
+            return _factors(key, width_in, width_out, rank, "")
+        delta: SiteDelta = {}
+        part = qkv.width(site, width_out)
+        for key_of_part, name in zip(jax.random.split(key, len(qkv.slices)), qkv.slices, strict=True):
+            delta |= _factors(key_of_part, width_in, part, rank, f"_{name}")
+        return delta
+
+    def apply_site(delta: SiteDelta, call: FrozenCall, x: Array) -> Array:
+        y = call(x)
+        a, b = _whole(delta, qkv, y.dtype)
+        low_rank = pass_through_rank(call.module, x.astype(y.dtype), a)
+        return y + scale * fan_out(low_rank, b, y.shape)
+
+    def merge_site(site_params: Params, delta: SiteDelta) -> Params:
+        kernel = site_params["kernel"]
+        a, b = _whole(delta, qkv, jnp.float32)
+        return {"kernel": (kernel + scale * (a @ b).reshape(kernel.shape)).astype(kernel.dtype)}
+
+    config = {"kind": "lora", "rank": rank, "alpha": alpha, "at": at, "slices": slices}
+    config |= {"layout": layout, "head_dim": head_dim, "rank_stabilised": rank_stabilised}
+    return at_sites(at, "around", init_site, apply_site, merge_site, config)
+
+
+def _scale(rank: int, alpha: float | None, rank_stabilised: bool) -> float:
+    if rank < 1:
+        raise BadAdapterConfig(f"lora: rank must be at least 1, not {rank}.")
+    if alpha is None:
+        return 1.0
+    return alpha / (math.sqrt(rank) if rank_stabilised else rank)
+
+
+def _factors(key: Array, width_in: int, width_out: int, rank: int, suffix: str) -> SiteDelta:
+    bound = 1 / math.sqrt(width_in)
+    a = jax.random.uniform(key, (width_in, rank), minval=-bound, maxval=bound)
+    return {f"a{suffix}": a, f"b{suffix}": jnp.zeros((rank, width_out))}
+
+
+def _whole(delta: SiteDelta, qkv: Qkv | None, dtype: jnp.dtype) -> tuple[Array, Array]:
+    """Return one pair a (..., in, r), b (..., r, out); the pairs of slices become blocks of a larger rank."""
+    delta = {name: array.astype(dtype) for name, array in delta.items()}
+    if qkv is None:
+        return delta["a"], delta["b"]
+    a = jnp.concatenate([delta[f"a_{name}"] for name in qkv.slices], axis=-1)
+    return a, jnp.concatenate([qkv.place(delta[f"b_{name}"], name) for name in qkv.slices], axis=-2)

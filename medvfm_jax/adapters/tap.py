@@ -1,0 +1,43 @@
+"""Read the activations of chosen modules, differentiably."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+
+from medvfm_jax.adapters.errors import NoSuchSite
+from medvfm_jax.adapters.parameter_paths import leaves_by_path, match
+from medvfm_jax.adapters.sites import ApplyFn, path_of, refuse_jitted
+from medvfm_jax.types import Params
+
+
+def tap(apply_fn: ApplyFn, pattern: str) -> ApplyFn:
+    """Return ``tapped(params, *inputs, **kw) -> (out, {path: y})``; a module called often gives a tuple of y.
+
+    Inside an ``nn.scan`` y has a leading axis over the layers.  ``apply_fn`` must forward ``mutable`` to
+    Linen's apply; an ``nn.scan`` must list "taps" in its variable_axes.
+
+    Raises JittedApply, and NoSuchSite if no module matches or a lifted transform drops the collection.
+    """
+    refuse_jitted(apply_fn)
+
+    def tapped(params: Params, *inputs: Any, **kw: Any) -> tuple[Any, dict[str, Any]]:
+        called: set[str] = set()
+
+        def intercept(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
+            y, path = call(*args, **kwargs), path_of(context)
+            if path is not None:
+                called.add(path)
+                if re.fullmatch(pattern, path):
+                    context.module.sow("taps", "y", y)
+            return y
+
+        with nn.intercept_methods(intercept):
+            out, state = apply_fn(params, *inputs, mutable=["taps"], **kw)
+        taps = {m: ys[0] if len(ys) == 1 else ys for m, _, ys in leaves_by_path(state.get("taps", {}))}
+        if lost := set(match(pattern, called)) - set(taps):
+            raise NoSuchSite(f"a lifted transform drops the 'taps' collection of {sorted(lost)}.")
+        return out, taps
+
+    return tapped
