@@ -1,0 +1,119 @@
+"""Named metric profiles: which definition a score follows and what an empty mask is worth.
+
+Published Dice and HD95 values follow different conventions; two of them differ by more than most methods
+do. Every table therefore names its profile.
+
+| | strict | nnunet | transunet_compat | medsam_compat |
+|---|---|---|---|---|
+| boundary | element (DeepMind) | voxel (MedPy) | voxel (MedPy) | element, 2-D as a one-voxel slab |
+| HD95 | larger direction, weighted | pooled | pooled | not reported |
+| unit of distances | mm | mm | voxels, spacing ignored | mm in 3-D, pixels in 2-D |
+| NSD tolerance | 2 | 2 | not reported | 2; 0 where the case's mean Dice <= 0.2 |
+| both empty: overlap | excluded | excluded | 0 | excluded |
+| both empty: distance | excluded | excluded | 0 | – |
+| missed (prediction empty): overlap | 0 | 0 | 0 | 0 |
+| missed: distance | image diagonal | excluded | **0** | – |
+| invented (reference empty): overlap | 0 | 0 | **1** | 0 |
+| invented: distance | image diagonal | excluded | 0 | – |
+
+NSD in an empty case: excluded if both are empty, else 0. The bold values are what the published code does,
+not what one should do: with them a missed organ has a perfect HD95. They exist to reproduce published
+numbers.
+Sources: Metrics Reloaded (Maier-Hein et al. 2024) for the worst case of an undefined distance; nnU-Net v2's
+`evaluate_predictions` for Dice and IoU (it has no surface scores; HD95 and ASSD follow v1's use of MedPy,
+NaN when undefined); TransUNet's and SAMed's `calculate_metric_percase`; MedSAM's `compute_metrics`.
+"""
+
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+from medvfm_jax.metrics.surface import Definition
+from medvfm_jax.types import MedvfmError
+
+Score = Literal["dice", "iou", "hd", "hd95", "assd", "nsd"]
+SCORES: tuple[Score, ...] = ("dice", "iou", "hd", "hd95", "assd", "nsd")
+
+
+class UnknownProfile(MedvfmError):
+    """A metric profile that does not exist, or an option it does not have."""
+
+
+class EmptyRule(NamedTuple):
+    """What a case with an empty mask scores; None: excluded (and counted), "diagonal": of the image."""
+
+    overlap: float | None
+    distance: float | Literal["diagonal"] | None
+    nsd: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Profile:
+    """One convention; the table in this module's docstring is the same thing in words."""
+
+    name: str
+    scores: tuple[Score, ...]
+    definition: Definition
+    pooled: bool  # HD95 over both directions together instead of the larger of the two
+    unit: Literal["mm", "voxel"]
+    tolerance: float  # of the NSD, in mm (in pixels for images without a spacing)
+    both_empty: EmptyRule
+    missed: EmptyRule  # prediction empty, reference not
+    invented: EmptyRule  # reference empty, prediction not
+    slab: bool = False  # measure a 2-D mask as the surface of a volume one voxel thick
+    nsd_needs_dice: float | None = None  # NSD is 0 in a case whose mean Dice is not above this
+
+
+_ZERO = EmptyRule(0.0, 0.0, 0.0)
+_EXCLUDED = EmptyRule(None, None, None)
+_WORST = EmptyRule(0.0, "diagonal", 0.0)
+_NO_DISTANCE = EmptyRule(0.0, None, 0.0)
+
+_PROFILES = {
+    profile.name: profile
+    for profile in (
+        Profile("strict", SCORES, "element", False, "mm", 2.0, _EXCLUDED, _WORST, _WORST),
+        Profile("nnunet", SCORES, "voxel", True, "mm", 2.0, _EXCLUDED, _NO_DISTANCE, _NO_DISTANCE),
+        Profile(
+            name="transunet_compat",
+            scores=("dice", "hd95"),
+            definition="voxel",
+            pooled=True,
+            unit="voxel",
+            tolerance=2.0,
+            both_empty=_ZERO,
+            missed=_ZERO,
+            invented=EmptyRule(1.0, 0.0, None),
+        ),
+        Profile(
+            name="medsam_compat",
+            scores=("dice", "nsd"),
+            definition="element",
+            pooled=False,
+            unit="mm",
+            tolerance=2.0,
+            both_empty=_EXCLUDED,
+            missed=_NO_DISTANCE,
+            invented=_NO_DISTANCE,
+            slab=True,
+            nsd_needs_dice=0.2,
+        ),
+    )
+}
+
+
+def names() -> tuple[str, ...]:
+    """Names of the profiles."""
+    return tuple(_PROFILES)
+
+
+def get(name: str | Profile, **changes: Any) -> Profile:
+    """Profile of that name, with fields replaced: `get("strict", tolerance=1.0)`; raises `UnknownProfile`."""
+    if isinstance(name, str) and name not in _PROFILES:
+        raise UnknownProfile(f"there is no metric profile '{name}'; choose from {', '.join(_PROFILES)}")
+    profile = _PROFILES[name] if isinstance(name, str) else name
+    known = {field.name for field in dataclasses.fields(Profile)}
+    if wrong := set(changes) - known:
+        raise UnknownProfile(
+            f"a metric profile has no option {', '.join(sorted(wrong))}; it has {', '.join(sorted(known))}"
+        )
+    return dataclasses.replace(profile, **changes)
