@@ -44,7 +44,7 @@ def to_file(folder: Path) -> Recorder:
 
 @contextmanager
 def to_tensorboard(folder: Path) -> Iterator[Recorder]:
-    """Recorder into TensorBoard event files below ``folder``, complete when left; raises MissingTensorBoard."""
+    """Recorder into TensorBoard event files below ``folder``, whole when left; raises MissingTensorBoard."""
     try:
         from tensorboardX import SummaryWriter
     except ImportError as error:

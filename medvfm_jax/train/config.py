@@ -1,0 +1,215 @@
+"""What `adapt` and `evaluate` can be asked for: frozen records, the same for Python and the command line."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+from medvfm_jax.train.embedding_cache import Tier
+from medvfm_jax.train.optimizer import ScheduleName
+from medvfm_jax.types import MedvfmError
+
+PromptChoice = Literal["auto", "none", "box", "point", "mixed"]
+Augment = Literal["auto", "none", "flips", "full"]
+
+# Learning rates that worked for AdamW on LiteMedSAM; large for small deltas, small for whole models.
+_LEARNING_RATE = {"full": 1e-4, "decoder": 3e-4, "med_sa": 5e-4, "context": 5e-4}
+_FROM_SCRATCH, _OTHER = 1e-3, 1e-3
+
+
+class BadConfig(MedvfmError, ValueError):
+    """Settings that contradict each other or have no meaning."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaptConfig:
+    """Adapt a model to a folder of labelled images."""
+
+    data: str
+    """Folder with labelled images (nnU-Net v2, or images/ and masks/), or the name of a built-in dataset."""
+    model: str = "lite-medsam"
+    """Model to adapt; `unet` trains a U-Net from scratch (with --adapter full)."""
+    adapter: str = "samed"
+    """What trains: samed, med_sa, lora, decoder, linear, full, ssf, bitfit, vpt, context."""
+    set: tuple[str, ...] = ()
+    """Options of the adapter, for example lora.rank=8; may be given several times."""
+    out: Path = Path("runs/adapt")
+    """Run directory to create."""
+    resume: bool = False
+    """Continue the run in --out if there is one; the result has the same bits as an undisturbed run."""
+    prompt: PromptChoice = "auto"
+    """Prompts simulated from the labels; `none` trains a prompt-free model with one output per label, as
+    SAMed does. `auto`: none for samed and for models without prompts, box otherwise."""
+    steps: int = 400
+    """Optimiser steps."""
+    batch_size: int = 4
+    """Images per step."""
+    prompts_per_image: int = 4
+    """Prompts per image and step, sampled from its labels or instances."""
+    accumulate: int = 1
+    """Parts a batch is cut into to save memory; the gradient is the same."""
+    learning_rate: float | None = None
+    """Highest learning rate; the default depends on the adapter."""
+    schedule: ScheduleName = "cosine"
+    """How the learning rate falls after the warm-up."""
+    warmup: float = 0.05
+    """Share of the steps in which the learning rate rises."""
+    weight_decay: float = 0.01
+    """Weight decay of AdamW."""
+    clip_norm: float = 1.0
+    """Largest global norm of a gradient; 0 does not clip."""
+    objective: Literal["auto", "medsam", "samed", "sam"] = "auto"
+    """Loss: `medsam` Dice + cross-entropy, `samed` 0.8 Dice + 0.2 cross-entropy, `sam` 20 focal + Dice
+    + IoU."""
+    augment: Augment = "auto"
+    """Random changes of the images; `auto`: full, but none where embeddings are cached."""
+    embeddings: Tier = "auto"
+    """Where embeddings of a frozen encoder are kept; `disk`: also for later runs, `off`: encode each step."""
+    train_cases: int | None = None
+    """Train on this many patients only; validation and test stay the same."""
+    val_fraction: float = 0.15
+    """Share of the patients used for validation."""
+    test_fraction: float = 0.2
+    """Share of the patients kept for the test."""
+    validate_every: int = 50
+    """Steps between validations; 0 never validates."""
+    validation_images: int = 64
+    """Images (slices) that a validation looks at, at most."""
+    patience: int = 0
+    """Validations without improvement that end the run; 0 never does. The best delta is kept in any case."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints."""
+    checkpoint_seconds: float = 60.0
+    """Seconds between checkpoints, whichever comes first."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format of the computation; parameters stay float32."""
+    seed: int = 0
+    """Seed of the split, the sampling, the augmentation and the initial values."""
+    weights: Path | None = None
+    """File with the base weights, for models that are not fetched automatically."""
+    offline: bool = False
+    """Never touch the network."""
+    skip_bad: bool = False
+    """Skip cases that cannot be read, and count them, instead of stopping."""
+    tensorboard: bool = False
+    """Write scalars for TensorBoard too, into --out/tensorboard."""
+
+    def __post_init__(self) -> None:
+        """Refuse what has no meaning; raises BadConfig."""
+        for name, least in [
+            ("steps", 1), ("batch_size", 1), ("prompts_per_image", 1), ("accumulate", 1),
+            ("checkpoint_every", 1), ("validate_every", 0), ("validation_images", 1), ("patience", 0),
+        ]:  # fmt: skip
+            _require(getattr(self, name) >= least, name, getattr(self, name), f"at least {least}")
+        _require(
+            self.train_cases is None or self.train_cases >= 1, "train_cases", self.train_cases, "at least 1"
+        )
+        _require(
+            self.learning_rate is None or self.learning_rate > 0,
+            "learning_rate",
+            self.learning_rate,
+            "positive",
+        )
+        _require(0 <= self.warmup <= 1, "warmup", self.warmup, "between 0 and 1")
+        _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
+        for name in ("val_fraction", "test_fraction"):
+            _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "at least 0 and below 1")
+        total = self.val_fraction + self.test_fraction
+        _require(total < 1, "val_fraction + test_fraction", total, "below 1, or nothing is left to train on")
+        if self.batch_size % self.accumulate:
+            raise BadConfig(
+                f"accumulate={self.accumulate} does not divide batch_size={self.batch_size}; make the "
+                "batch size a multiple of it."
+            )
+        if self.model == "unet" and self.adapter != "full":
+            raise BadConfig(
+                f"A U-Net starts from random weights, so adapter={self.adapter!r} would leave most of "
+                "them random; use --adapter full with --model unet."
+            )
+
+    def resolved_prompt(self, task: str) -> PromptChoice:
+        """The prompt that "auto" stands for; raises BadConfig if the model's task does not allow it."""
+        if task == "semantic":
+            if self.prompt in ("auto", "none"):
+                return "none"
+            raise BadConfig(
+                f"Model '{self.model}' takes no prompts; use --prompt none instead of {self.prompt}."
+            )
+        if self.prompt == "auto":
+            return "none" if self.adapter == "samed" else "box"
+        return self.prompt
+
+    def resolved_learning_rate(self) -> float:
+        """The learning rate, given or by adapter."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return _FROM_SCRATCH if self.model == "unet" else _LEARNING_RATE.get(self.adapter, _OTHER)
+
+    def warmup_steps(self) -> int:
+        """Steps of the warm-up."""
+        return round(self.warmup * self.steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """Score a run, or a model as it is, on labelled images."""
+
+    data: str | None = None
+    """Folder with labelled images or name of a built-in dataset; by default the one the run was trained on."""
+    run: Path | None = None
+    """Run directory made by adapt."""
+    model: str | None = None
+    """Model to score instead of a run."""
+    delta: Path | None = None
+    """Delta (safetensors) for --model, with the settings stored inside it."""
+    split: Literal["test", "val", "train", "all"] = "test"
+    """Cases to score. A run has its own split; without one, the split that `adapt` would make with --seed."""
+    prompt: Literal["auto", "none", "box", "point"] = "auto"
+    """Prompts simulated from the reference; `auto`: as in training, box for a model as it is."""
+    profile: str = "strict"
+    """Metric profile: strict, nnunet, transunet_compat, medsam_compat."""
+    flips: bool = False
+    """Average the predictions over the flips of the image (4 times the work)."""
+    save_predictions: bool = True
+    """Write predictions; the report draws its overlays from them."""
+    cases: int | None = None
+    """Score the first so many cases only."""
+    val_fraction: float = 0.15
+    """Share of the patients used for validation, if the data are split here."""
+    test_fraction: float = 0.2
+    """Share of the patients kept for the test, if the data are split here."""
+    seed: int = 0
+    """Seed of the split (without a run), the prompts and the bootstrap."""
+    weights: Path | None = None
+    """File with the base weights, for models that are not fetched automatically."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format of the computation."""
+    offline: bool = False
+    """Never touch the network."""
+    skip_bad: bool = False
+    """Skip cases that cannot be read, and count them, instead of stopping."""
+    out: Path | None = None
+    """Where scores go; by default RUN/scores.json (RUN/scores_SPLIT.json for another split than test)."""
+
+    def __post_init__(self) -> None:
+        """Refuse what has no meaning; raises BadConfig."""
+        if (self.run is None) == (self.model is None):
+            raise BadConfig("Evaluate needs either --run RUN or --model NAME, and not both.")
+        if self.model is not None and self.data is None:
+            raise BadConfig("A model as it is knows no data: add --data FOLDER.")
+        if self.run is not None and self.delta is not None:
+            raise BadConfig("A run has its own delta: give --delta with --model, not with --run.")
+        _require(self.cases is None or self.cases >= 1, "cases", self.cases, "at least 1")
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """Settings as JSON can hold them."""
+    record = dataclasses.asdict(config)
+    return {
+        n: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v
+        for n, v in record.items()
+    }
+
+
+def _require(holds: bool, name: str, value: object, expected: str) -> None:
+    if not holds:
+        raise BadConfig(f"{name} is {value}; expected {expected}.")

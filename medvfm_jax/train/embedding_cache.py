@@ -1,0 +1,138 @@
+"""Embeddings of a frozen encoder, computed once per image and looked up from then on.
+
+An image is known by the digest of its preprocessed pixels, so whatever the loader does to it (resizing, a
+flip) is part of the key. Encoding always runs on one image of one static shape: an embedding has the same bits in
+whatever batch, order or process it is first asked for, which exact resume relies on.
+"""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from numpy.typing import NDArray
+
+from medvfm_jax import __version__
+from medvfm_jax.types import Batch
+
+Tier = Literal["auto", "memory", "disk", "off"]
+
+MEMORY_LIMIT = 1 << 30  # bytes of embeddings kept in memory
+_DISK_RESERVE = 4 << 30  # bytes of free disk the cache never takes
+
+
+class EmbeddingCache:
+    """(S, S, 3) float32 -> embedding (h, w, c) numpy; encodes what it has not seen.
+
+    encode: one preprocessed image -> its embedding, compiled. fingerprint: of the encoder's weights and
+    settings. folder: where embeddings go that do not fit into ``memory_limit`` bytes, None for nowhere (they
+    are then encoded again when needed).
+    """
+
+    def __init__(
+        self,
+        encode: Callable[[NDArray], Any],
+        fingerprint: str,
+        folder: Path | None = None,
+        memory_limit: int = MEMORY_LIMIT,
+    ):
+        self._encode, self._memory_limit = encode, memory_limit
+        # Other versions and other devices round differently.
+        words = (fingerprint, __version__, jax.__version__, jax.default_backend())
+        self._prefix = hashlib.sha256("|".join(words).encode()).hexdigest()
+        self._folder = None if folder is None else folder / self._prefix[:16]
+        self._memory: dict[str, NDArray] = {}
+        self._used = 0
+        self.encoded = 0  # how often the encoder ran
+
+    def __call__(self, image: NDArray) -> NDArray:
+        """Embedding of one image."""
+        key = self._key(image)
+        if key in self._memory:
+            return self._memory[key]
+        stored = self._read(key)
+        if stored is not None:
+            return stored
+        embedding = np.asarray(self._encode(image))
+        self.encoded += 1
+        self._keep(key, embedding)
+        return embedding
+
+    def _key(self, image: NDArray) -> str:
+        image = np.ascontiguousarray(image)
+        header = f"{self._prefix}|{image.shape}|{image.dtype}".encode()
+        return hashlib.sha256(header + image.data.cast("B")).hexdigest()
+
+    def _keep(self, key: str, embedding: NDArray) -> None:
+        if self._used + embedding.nbytes <= self._memory_limit:
+            self._memory[key] = embedding
+            self._used += embedding.nbytes
+        elif self._folder is not None and self._has_room(embedding.nbytes):
+            self._write(self._folder / f"{key}.npy", embedding)
+
+    def _has_room(self, size: int) -> bool:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return shutil.disk_usage(self._folder).free - size > _DISK_RESERVE
+
+    def _write(self, path: Path, embedding: NDArray) -> None:
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            with open(temporary, "wb") as file:
+                np.save(file, embedding, allow_pickle=False)
+            os.replace(temporary, path)
+        except OSError:  # a cache that cannot be written is slower, not wrong
+            temporary.unlink(missing_ok=True)
+
+    def _read(self, key: str) -> NDArray | None:
+        if self._folder is None:
+            return None
+        path = self._folder / f"{key}.npy"
+        try:
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError):  # cut off or overwritten: as if it had never been there
+            path.unlink(missing_ok=True)
+            return None
+
+
+def make_cache(
+    encode: Callable[[NDArray], Any], fingerprint: str, tier: Tier, cache_folder: Path
+) -> EmbeddingCache:
+    """Cache for a tier: "memory" and nothing else; "auto" memory, then disk; "disk" every embedding on disk.
+
+    On disk they outlive the run, below ``cache_folder``/embeddings.
+    """
+    folder = None if tier == "memory" else cache_folder / "embeddings"
+    return EmbeddingCache(encode, fingerprint, folder, 0 if tier == "disk" else MEMORY_LIMIT)
+
+
+class CachedLoader:
+    """A loader whose images are replaced by their embeddings; its position is that of the inner one."""
+
+    def __init__(self, loader: Any, cache: EmbeddingCache):
+        self._loader, self._cache = loader, cache
+
+    def __iter__(self) -> "CachedLoader":
+        return self
+
+    def __next__(self) -> Batch:
+        """Batch with ``image`` (B, h, w, c)."""
+        return embed(next(self._loader), self._cache)
+
+    def get_state(self) -> Any:
+        """Position of the inner loader."""
+        return self._loader.get_state()
+
+    def set_state(self, state: Any) -> None:
+        """Return to a position."""
+        self._loader.set_state(state)
+
+
+def embed(batch: Batch, cache: EmbeddingCache) -> Batch:
+    """Replace the images (B, S, S, 3) of a batch by their embeddings (B, h, w, c)."""
+    return batch._replace(image=np.stack([cache(image) for image in batch.image]))

@@ -1,0 +1,102 @@
+"""What a run optimises, how a batch is scored: promptable or semantic, on images or cached embeddings."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from medvfm_jax.losses import dice_ce, on_prediction, sam_loss, weighted
+from medvfm_jax.train.step import LossFn
+from medvfm_jax.types import IGNORE, Batch, Delta, MedvfmError, Params, Prediction, Prompts
+
+
+class Adapted(Protocol):
+    """The part of ``adapters.AdaptedModel`` that training needs."""
+
+    apply: Callable[..., Prediction]
+    decode: Callable[..., Prediction]
+
+
+class UnknownObjective(MedvfmError, ValueError):
+    """A name of an objective that does not exist, or does not fit the task."""
+
+
+def _samed(logits: Array, target: Array, valid: Array | None = None) -> Any:
+    terms = weighted(dice=(0.8, _squared_dice), cross_entropy=0.2)
+    return terms(logits, target, valid)
+
+
+def _squared_dice(logits: Array, target: Array, valid: Array | None = None) -> Array:
+    return dice_ce(logits, target, valid, dice_weight=1.0, ce_weight=0.0, squared=True)
+
+
+_OBJECTIVES: Mapping[str, Callable[..., Any]] = {
+    "medsam": on_prediction(weighted(dice=1.0, cross_entropy=1.0)),
+    "samed": on_prediction(_samed),
+    "sam": sam_loss,
+}
+DEFAULT_OBJECTIVE = {"promptable": "medsam", "semantic": "samed"}
+
+
+def make_loss(adapted: Adapted, objective: str, *, cached: bool = False) -> LossFn:
+    """Return ``loss(params, delta, batch, key) -> (scalar, metrics)`` for a ``Batch``.
+
+    objective: "medsam" (Dice + cross-entropy, 1:1), "samed" (0.8 Dice with squared denominators + 0.2
+    cross-entropy), "sam" (20 focal + Dice + IoU regression; promptable models only).
+    cached: ``batch.image`` holds embeddings (B, h, w, c) and only the decoder runs.
+    The scalar is the mean over prompts (promptable) or images (semantic), weighted by ``batch.weight``; the
+    metric "weight" is the sum of these weights. Raises UnknownObjective.
+    """
+    if objective not in _OBJECTIVES:
+        raise UnknownObjective(f"There is no objective '{objective}'; choose from {', '.join(_OBJECTIVES)}.")
+    function, predict = _OBJECTIVES[objective], predictor(adapted, cached=cached)
+
+    def loss(params: Params, delta: Delta, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
+        del key  # no stochastic layers
+
+        def one(image: Array, prompts: Prompts | None, target: Array, weight: Array) -> tuple[Array, Any]:
+            value = function(predict(params, delta, image, prompts), target, weight)
+            return value if isinstance(value, tuple) else (value, {})
+
+        values, terms = jax.vmap(one)(*batch)
+        share = batch.weight.reshape(batch.weight.shape[0], -1).sum(-1)
+        total = share.sum()
+        share = share / jnp.where(total > 0, total, 1.0)
+        means = jax.tree.map(lambda term: (term * share).sum(), terms)
+        return (values * share).sum(), means | {"weight": total}
+
+    return loss
+
+
+def predictor(adapted: Adapted, *, cached: bool) -> Callable[..., Prediction]:
+    """Return ``predict(params, delta, image or embedding, prompts) -> Prediction``, one mask per prompt."""
+    function = adapted.decode if cached else adapted.apply
+    return lambda params, delta, image, prompts: function(params, delta, image, prompts)
+
+
+def make_overlap(adapted: Adapted, *, cached: bool = False) -> Callable[..., dict[str, Array]]:
+    """Return ``overlap(params, delta, batch)``: counts from which Dice is computed, at logits resolution.
+
+    -> {"intersection", "predicted", "reference"}: promptable (B, Q), semantic (B, C) pixel counts without
+    IGNORE pixels, as float32; multiplied by the weight, so padding counts nothing.
+    """
+    predict = predictor(adapted, cached=cached)
+
+    def overlap(params: Params, delta: Delta, batch: Batch) -> dict[str, Array]:
+        def one(image: Array, prompts: Prompts | None, target: Array, weight: Array) -> dict[str, Array]:
+            logits = predict(params, delta, image, prompts).logits
+            if logits.ndim == 4:
+                predicted, reference = logits[:, 0] > 0, target == 1
+                valid = (target != IGNORE) * weight[:, None, None]
+            else:
+                classes = jnp.arange(logits.shape[0])[:, None, None]
+                predicted, reference = logits.argmax(0) == classes, target == classes
+                valid = jnp.broadcast_to((target != IGNORE) * weight, predicted.shape)
+            masks = {"intersection": predicted & reference, "predicted": predicted, "reference": reference}
+            return {name: (mask * valid).sum((-2, -1)) for name, mask in masks.items()}
+
+        return jax.vmap(one)(*batch)
+
+    return jax.jit(overlap)

@@ -1,0 +1,90 @@
+import jax
+import numpy as np
+import pytest
+
+from medvfm_jax.train import embedding_cache
+from medvfm_jax.train.embedding_cache import CachedLoader, EmbeddingCache, make_cache
+from medvfm_jax.types import Batch
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.normal(size=(4, 6, 6, 3)).astype(np.float32)
+
+
+@jax.jit
+def encode(image):
+    return image.sum(-1, keepdims=True) * 2
+
+
+SIZE = 6 * 6 * 4
+
+
+def test_each_image_is_encoded_once():
+    cache = EmbeddingCache(encode, "base")
+    for _ in range(3):
+        for image in IMAGES:
+            np.testing.assert_array_equal(cache(image), encode(image))
+    assert cache.encoded == 4
+    cache(IMAGES[0][:, ::-1])  # another image; its strides differ, its content is what counts
+    cache(IMAGES[0].copy())
+    assert cache.encoded == 5
+
+
+@pytest.mark.parametrize("limit", [0, 2 * SIZE])
+def test_what_does_not_fit_into_memory_goes_to_disk_and_outlives_the_process(tmp_path, limit, monkeypatch):
+    monkeypatch.setattr(embedding_cache, "_DISK_RESERVE", 0)
+    cache = EmbeddingCache(encode, "base", tmp_path, limit)
+    expected = [np.asarray(cache(image)) for image in IMAGES]
+    on_disk = len(list(tmp_path.rglob("*.npy")))
+    assert on_disk == 4 - limit // SIZE
+    again = EmbeddingCache(encode, "base", tmp_path, limit)
+    for image, embedding in zip(IMAGES, expected, strict=True):
+        np.testing.assert_array_equal(again(image), embedding)
+    assert again.encoded == 4 - on_disk
+    other = EmbeddingCache(encode, "other weights", tmp_path, limit)
+    other(IMAGES[3])
+    assert other.encoded == 1
+
+
+def test_a_full_disk_costs_time_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(embedding_cache, "_DISK_RESERVE", 1 << 60)
+    cache = EmbeddingCache(encode, "base", tmp_path, 0)
+    for _ in range(2):
+        np.testing.assert_array_equal(cache(IMAGES[0]), encode(IMAGES[0]))
+    assert cache.encoded == 2
+
+
+def test_a_damaged_file_is_computed_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(embedding_cache, "_DISK_RESERVE", 0)
+    EmbeddingCache(encode, "base", tmp_path, 0)(IMAGES[0])
+    (path,) = tmp_path.rglob("*.npy")
+    path.write_bytes(path.read_bytes()[:-10])
+    cache = EmbeddingCache(encode, "base", tmp_path, 0)
+    np.testing.assert_array_equal(cache(IMAGES[0]), encode(IMAGES[0]))
+    assert cache.encoded == 1
+
+
+def test_tiers(tmp_path, monkeypatch):
+    monkeypatch.setattr(embedding_cache, "_DISK_RESERVE", 0)
+    for tier, files in [("memory", 0), ("auto", 0), ("disk", 1)]:
+        make_cache(encode, tier, tier, tmp_path)(IMAGES[0])
+        assert len(list(tmp_path.rglob("*.npy"))) == files
+
+
+def test_a_cached_loader_changes_the_images_only():
+    class Inner:
+        def __next__(self):
+            return Batch(IMAGES[:2], None, "target", "weight")
+
+        def get_state(self):
+            return "here"
+
+        def set_state(self, state):
+            self.state = state
+
+    inner = Inner()
+    loader = CachedLoader(inner, EmbeddingCache(encode, "base"))
+    batch = next(loader)
+    assert batch[1:] == (None, "target", "weight")
+    np.testing.assert_array_equal(batch.image, np.stack([encode(i) for i in IMAGES[:2]]))
+    loader.set_state("there")
+    assert (loader.get_state(), inner.state) == ("here", "there")

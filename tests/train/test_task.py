@@ -1,0 +1,124 @@
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from medvfm_jax.losses import dice_ce
+from medvfm_jax.train.task import UnknownObjective, make_loss, make_overlap
+from medvfm_jax.types import IGNORE, Batch, Prediction, Prompts
+
+
+def encode(params, delta, image):
+    return params["scale"] * image
+
+
+def decode_masks(params, delta, embedding, prompts, multimask=False):
+    """Logit of prompt q: the embedding's channel 0 plus a bias per prompt label."""
+    logits = embedding[..., 0] + delta["bias"] + prompts.labels.sum(-1)[:, None, None]
+    return Prediction(logits[:, None], jnp.zeros((logits.shape[0], 1)))
+
+
+def decode_classes(params, delta, embedding, prompts, multimask=False):
+    assert prompts is None
+    return Prediction(jnp.moveaxis(embedding, -1, 0) + delta["bias"])
+
+
+def model(decode):
+    def apply(params, delta, image, prompts, multimask=False):
+        return decode(params, delta, encode(params, delta, image), prompts, multimask)
+
+    return SimpleNamespace(encode=encode, decode=decode, apply=apply)
+
+
+PARAMS = {"scale": jnp.float32(2.0)}
+RNG = np.random.default_rng(0)
+IMAGE = RNG.normal(size=(3, 8, 8, 3)).astype(np.float32)
+
+
+def promptable_batch():
+    prompts = Prompts(np.zeros((3, 2, 2, 2), np.float32), RNG.integers(-1, 2, (3, 2, 2)).astype(np.int32))
+    target = RNG.integers(0, 2, (3, 2, 8, 8)).astype(np.int32)
+    target[:, :, 6:] = IGNORE
+    weight = np.array([[1, 1], [1, 0], [0, 0]], np.float32)
+    return Batch(IMAGE, prompts, target, weight)
+
+
+def semantic_batch():
+    target = RNG.integers(-1, 3, (3, 8, 8)).astype(np.int32)
+    return Batch(IMAGE, None, target, np.array([1, 1, 0], np.float32))
+
+
+DELTA = {"bias": jnp.float32(0.3)}
+
+
+def test_promptable_loss_is_the_mean_over_real_prompts():
+    batch = promptable_batch()
+    value, metrics = make_loss(model(decode_masks), "medsam")(PARAMS, DELTA, batch, None)
+    each = []
+    for b, q in [(0, 0), (0, 1), (1, 0)]:
+        logits = 2 * IMAGE[b, ..., 0] + 0.3 + batch.prompts.labels[b, q].sum()
+        each.append(float(dice_ce(logits, batch.target[b, q])))
+    assert float(value) == pytest.approx(np.mean(each), rel=1e-5)
+    assert float(metrics["weight"]) == 3
+    assert float(metrics["dice"] + metrics["cross_entropy"]) == pytest.approx(float(value), rel=1e-5)
+
+
+@pytest.mark.parametrize("objective", ["medsam", "samed", "sam"])
+def test_the_loss_on_cached_embeddings_is_that_on_images(objective):
+    adapted, batch = model(decode_masks), promptable_batch()
+    embedded = batch._replace(image=np.asarray(2.0 * IMAGE))
+    gradient = [
+        jax.value_and_grad(make_loss(adapted, objective, cached=cached), argnums=1, has_aux=True)(
+            PARAMS, DELTA, b, None
+        )
+        for cached, b in [(False, batch), (True, embedded)]
+    ]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), *gradient)
+    assert float(gradient[0][1]["bias"]) != 0
+
+
+def test_semantic_padding_and_ignored_pixels_do_not_count():
+    batch, loss = semantic_batch(), make_loss(model(decode_classes), "samed")
+    value, _ = loss(PARAMS, DELTA, batch, None)
+    target, image = batch.target.copy(), batch.image.copy()
+    target[2] = 0
+    image[2] = 99
+    hidden = batch.target == IGNORE
+    image[:2][hidden[:2]] = -5
+    same, _ = loss(PARAMS, DELTA, batch._replace(image=image, target=target), None)
+    assert float(value) == pytest.approx(float(same), rel=1e-6)
+
+
+def test_all_padding_is_zero_not_nan():
+    batch = semantic_batch()._replace(weight=np.zeros(3, np.float32))
+    value, metrics = make_loss(model(decode_classes), "medsam")(PARAMS, DELTA, batch, None)
+    assert (float(value), float(metrics["weight"])) == (0.0, 0.0)
+
+
+def test_overlap_counts_pixels():
+    batch = promptable_batch()
+    counts = make_overlap(model(decode_masks))(PARAMS, DELTA, batch)
+    logits = 2 * IMAGE[1, ..., 0] + 0.3 + batch.prompts.labels[1, 0].sum()
+    predicted, reference = logits[:6] > 0, batch.target[1, 0, :6] == 1
+    assert float(counts["intersection"][1, 0]) == (predicted & reference).sum()
+    assert float(counts["predicted"][1, 0]) == predicted.sum()
+    assert float(counts["reference"][1, 0]) == reference.sum()
+    assert not counts["predicted"][1, 1]
+    assert not counts["predicted"][2].any()
+
+
+def test_semantic_overlap_counts_each_class():
+    batch = semantic_batch()
+    counts = make_overlap(model(decode_classes), cached=True)(PARAMS, DELTA, batch)
+    choice, valid = IMAGE[0].argmax(-1), batch.target[0] != IGNORE
+    for c in range(3):
+        assert float(counts["predicted"][0, c]) == ((choice == c) & valid).sum()
+        assert float(counts["intersection"][0, c]) == ((choice == c) & (batch.target[0] == c)).sum()
+    assert not counts["reference"][2].any()
+
+
+def test_unknown_objective_names_the_known():
+    with pytest.raises(UnknownObjective, match="medsam, samed, sam"):
+        make_loss(model(decode_masks), "mse")
