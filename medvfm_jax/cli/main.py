@@ -1,0 +1,136 @@
+"""`medvfm COMMAND ...`: finds the command, parses its arguments, turns every failure into one sentence.
+
+A command is a module of this folder with a dataclass `<Command>Args` that tyro can parse and
+`run(args) -> int`. Only the module asked for is imported, so `medvfm --help` answers at once.
+"""
+
+import contextlib
+import difflib
+import importlib
+import io
+import os
+import re
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from medvfm_jax import __version__
+from medvfm_jax.cli import console
+from medvfm_jax.cli.errors import BAD_USAGE, BadUsage, describe
+
+COMMANDS = {
+    "quickstart": "weights and data from packages: zero-shot, adapt, evaluate, report; minutes on a laptop",
+    "weights": "list, fetch, verify, convert and export model weights",
+    "segment": "segment images or volumes with boxes or points",
+    "adapt": "adapt a model to a folder of labelled images, training a fraction of its parameters",
+    "evaluate": "scores with intervals for a model or a run",
+    "report": "one HTML page for one run, or several side by side",
+}
+GLOBAL_FLAGS = ("--debug", "--json", "--version")
+
+OVERVIEW = """usage: medvfm COMMAND [OPTIONS]
+
+Adapt vision foundation models to medical images.
+
+commands:
+{commands}
+
+options for every command:
+  --json      machine-readable result on stdout
+  --debug     show the traceback of an error
+  --version   show the version and leave
+  -h, --help  show this message, or the options of a command with an example
+
+example:
+  medvfm quickstart
+  medvfm segment scan.png --model lite-medsam --box 40 50 120 140 --out mask.png
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 1 (failed), 2 (bad usage), 130 (interrupted)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    flags = {flag for flag in GLOBAL_FLAGS if flag in arguments}
+    arguments = [a for a in arguments if a not in GLOBAL_FLAGS]
+    if "--version" in flags:
+        print(f"medvfm {__version__}")
+        return 0
+    with console.output_mode(json_mode="--json" in flags):
+        try:
+            return _dispatch(arguments)
+        except (Exception, KeyboardInterrupt) as error:
+            sentence, code = describe(error)
+            if "--debug" in flags:
+                traceback.print_exc()
+            print(f"medvfm: {sentence}", file=sys.stderr, flush=True)
+            return code
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        listing = "\n".join(f"  {name:<11} {text}" for name, text in COMMANDS.items())
+        print(OVERVIEW.format(commands=listing), end="")
+        return 0 if arguments else BAD_USAGE
+    name, *rest = arguments
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}" if near else "the commands are " + ", ".join(COMMANDS)
+        raise BadUsage(f"there is no command {name!r}; {hint}; see `medvfm --help`")
+    module = importlib.import_module(f"medvfm_jax.cli.{name}")
+    parsed = parse(getattr(module, f"{name.capitalize()}Args"), rest, f"medvfm {name}")
+    if parsed is None:
+        return 0
+    _use_compilation_cache()
+    return int(module.run(parsed) or 0)
+
+
+def parse(args_type: Any, arguments: Sequence[str], program: str) -> Any:
+    """The arguments as `args_type`, or None when help was asked for and printed; raises `BadUsage`."""
+    import tyro
+
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(
+                args_type, args=list(arguments), prog=program, config=(tyro.conf.FlagCreatePairsOff,)
+            )
+    except SystemExit as leave:
+        if not leave.code:
+            return None
+        raise BadUsage(f"{_complaint_sentence(complaint.getvalue())}; see `{program} --help`") from None
+
+
+def _complaint_sentence(text: str) -> str:
+    """The first statement inside tyro's framed message, without the frame and its title."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    blocks: list[list[str]] = [[]]
+    for line in text.splitlines():
+        titled = line.lstrip()[:1] in ("\u256d", "\u250c")  # the title stands in the frame's upper edge
+        body = re.sub(r"[\u2500-\u257f]", " ", line).strip()
+        if titled or not body or set(body) == {"-"}:
+            blocks.append([])
+        else:
+            blocks[-1].append(body)
+    statements = [console.one_line(" ".join(block)) for block in blocks if block]
+    title_apart = text.lstrip()[:1] not in ("\u256d", "\u250c")
+    statements = statements[1:] if title_apart and len(statements) > 1 else statements
+    return statements[0].rstrip(".") if statements else "the arguments could not be parsed"
+
+
+def _use_compilation_cache() -> None:
+    """Keep compiled programs in the cache folder, so that the second run of a command starts at once."""
+    import jax
+
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR") or jax.config.jax_compilation_cache_dir:
+        return
+    root = Path(os.environ.get("MEDVFM_CACHE") or Path.home() / ".cache" / "medvfm")
+    with contextlib.suppress(OSError):  # a read-only home is no reason to refuse work
+        (root / "compiled").mkdir(parents=True, exist_ok=True)
+        jax.config.update("jax_compilation_cache_dir", str(root / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
