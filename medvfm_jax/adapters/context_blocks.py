@@ -17,5 +17,4 @@ def context_block(block: str, at: str, width: int = 64) -> Adapter:
     if width < 1:
         raise BadAdapterConfig(f"context: width must be at least 1, not {width}.")
     config = {"kind": "context", "block": block, "at": at, "width": width}
-    # The gate is the zero at start; a zero projection behind it too would leave no gradient to either.
-    return context(lambda: BLOCKS[block](width=width, zero_init=False), at, config)
+    return context(lambda: BLOCKS[block](width=width), at, config)
