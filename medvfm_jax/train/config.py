@@ -154,7 +154,7 @@ class EvaluateConfig:
     """Score a run, or a model as it is, on labelled images."""
 
     data: str | None = None
-    """Folder with labelled images or name of a built-in dataset; by default the one the run was trained on."""
+    """Folder with labelled images or name of a built-in dataset; by default that of the run."""
     run: Path | None = None
     """Run directory made by adapt."""
     model: str | None = None

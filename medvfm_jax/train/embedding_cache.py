@@ -1,8 +1,8 @@
 """Embeddings of a frozen encoder, computed once per image and looked up from then on.
 
 An image is known by the digest of its preprocessed pixels, so whatever the loader does to it (resizing, a
-flip) is part of the key. Encoding always runs on one image of one static shape: an embedding has the same bits in
-whatever batch, order or process it is first asked for, which exact resume relies on.
+flip) is part of the key. Encoding always runs on one image of one static shape: an embedding has the same
+bits in whatever batch, order or process it is first asked for, which exact resume relies on.
 """
 
 import hashlib

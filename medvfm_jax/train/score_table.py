@@ -1,0 +1,55 @@
+"""Scores as a table for a terminal: mean, interval, n, empty masks."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+_DISTANCES = ("hd", "hd95", "assd")
+
+
+def show(scores: Mapping[str, Any], console: Console) -> None:
+    """Print what `evaluate` returned."""
+    prompt = "no prompt" if scores["prompt"] == "none" else f"{scores['prompt']} prompts from the reference"
+    flips = ", averaged over flips" if scores["flips"] else ""
+    table = Table(
+        title=f"{scores['model']}, {prompt}{flips}, {scores['split']} split, {scores['metric_profile']} profile",
+        caption=_caption(scores),
+        caption_justify="left",
+        title_justify="left",
+    )
+    table.add_column("metric")
+    table.add_column("label")
+    for name in ("mean", "95 % interval", "median", "n"):
+        table.add_column(name, justify="right")
+    for row in scores["summary"]:
+        table.add_row(
+            row["metric"], row["label"], number(row["mean"], row["metric"]), interval(row),
+            number(row["median"], row["metric"]), str(row["n"]),
+        )  # fmt: skip
+    console.print(table)
+
+
+def number(value: float | None, metric: str) -> str:
+    """A score with as many digits as it deserves."""
+    if value is None:
+        return "-"
+    return f"{value:.2f}" if metric in _DISTANCES else f"{value:.4f}"
+
+
+def interval(row: Mapping[str, Any]) -> str:
+    """Bounds of the bootstrap interval, or "-" without one."""
+    if row["low"] is None:
+        return "-"
+    return f"{number(row['low'], row['metric'])} to {number(row['high'], row['metric'])}"
+
+
+def _caption(scores: Mapping[str, Any]) -> str:
+    empty = scores["empty"]
+    text = (
+        f"n = {scores['n_patients']} patients, {scores['n_cases']} cases; interval: bootstrap over patients; "
+        f"empty: {empty['reference']} reference, {empty['prediction']} prediction, {empty['both']} both"
+    )
+    skipped = len(scores.get("skipped", ()))
+    return text + (f"; {skipped} unreadable cases skipped" if skipped else "")

@@ -1,0 +1,71 @@
+"""Validation during training: Dice at the resolution of the logits, cheap enough to repeat."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from numpy.typing import NDArray
+
+from medvfm_jax.train.step import LossFn
+from medvfm_jax.types import Batch, Delta, Params
+
+Overlap = Callable[[Params, Delta, Batch], dict[str, jax.Array]]
+
+
+class ValidationSet(NamedTuple):
+    """Fixed batches, and per batch the case each example belongs to (None marks padding)."""
+
+    batches: Sequence[Batch]
+    cases: Sequence[Sequence[str | None]]
+
+
+def make_validation(
+    params: Params, loss: LossFn, overlap: Overlap, data: ValidationSet
+) -> Callable[[Delta], dict[str, float]]:
+    """Return ``score(delta) -> {"dice", "loss"}``.
+
+    Promptable: the mean over prompts of each prompt's Dice. Semantic: Dice of each case and foreground class
+    (slices of a volume counted together; classes absent from both masks left out), mean over classes, then
+    over cases. It guides training; the numbers to report come from `evaluate`.
+    """
+    jitted = jax.jit(loss)
+
+    def score(delta: Delta) -> dict[str, float]:
+        losses, weights, counts = [], [], []
+        for batch in data.batches:
+            value, metrics = jitted(params, delta, batch, jax.random.key(0))
+            losses.append(float(value))
+            weights.append(float(metrics["weight"]))
+            counts.append(jax.device_get(overlap(params, delta, batch)))
+        semantic = data.batches[0].weight.ndim == 1
+        dice = _by_case(counts, data.cases) if semantic else _by_prompt(counts)
+        return {"dice": dice, "loss": float(np.average(losses, weights=weights)) if sum(weights) else np.nan}
+
+    return score
+
+
+def _by_prompt(counts: Iterable[dict[str, NDArray]]) -> float:
+    scores = [_dice(c)[c["reference"] > 0] for c in counts]  # padding and empty prompts have no reference
+    return float(np.concatenate(scores).mean()) if sum(map(len, scores)) else float("nan")
+
+
+def _by_case(counts: Iterable[dict[str, NDArray]], cases: Sequence[Sequence[str | None]]) -> float:
+    totals: dict[str, dict[str, NDArray]] = {}
+    for count, names in zip(counts, cases, strict=True):
+        for i, name in enumerate(names):
+            if name is not None:
+                total = totals.setdefault(name, dict.fromkeys(count, 0.0))
+                totals[name] = {key: total[key] + count[key][i, 1:] for key in count}
+    per_case = []
+    for total in totals.values():
+        dice = _dice(total)
+        present = total["predicted"] + total["reference"] > 0
+        if present.any():
+            per_case.append(dice[present].mean())
+    return float(np.mean(per_case)) if per_case else float("nan")
+
+
+def _dice(count: dict[str, NDArray]) -> NDArray:
+    size = count["predicted"] + count["reference"]
+    return 2 * count["intersection"] / np.maximum(size, 1)

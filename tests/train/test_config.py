@@ -1,0 +1,56 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from medvfm_jax.train.config import AdaptConfig, BadConfig, EvaluateConfig, to_json
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 0}, "steps is 0"),
+        ({"learning_rate": -1.0}, "learning_rate is -1.0"),
+        ({"val_fraction": 0.6, "test_fraction": 0.5}, "nothing is left"),
+        ({"batch_size": 4, "accumulate": 3}, "does not divide"),
+        ({"model": "unet"}, "--adapter full"),
+        ({"train_cases": 0}, "train_cases"),
+        ({"warmup": 1.5}, "warmup"),
+    ],
+)
+def test_settings_without_meaning_are_refused(change, message):
+    with pytest.raises(BadConfig, match=message):
+        AdaptConfig(data="x", **change)
+
+
+@pytest.mark.parametrize(
+    ("settings", "task", "expected"),
+    [
+        ({}, "promptable", "none"),
+        ({"adapter": "decoder"}, "promptable", "box"),
+        ({"adapter": "samed", "prompt": "point"}, "promptable", "point"),
+        ({"model": "unet", "adapter": "full"}, "semantic", "none"),
+    ],
+)
+def test_what_auto_means(settings, task, expected):
+    assert AdaptConfig(data="x", **settings).resolved_prompt(task) == expected
+
+
+def test_a_model_without_prompts_takes_none():
+    with pytest.raises(BadConfig, match="takes no prompts"):
+        AdaptConfig(data="x", model="unet", adapter="full", prompt="box").resolved_prompt("semantic")
+
+
+@pytest.mark.parametrize(
+    "wrong", [{}, {"run": Path("a"), "model": "m"}, {"model": "m"}, {"run": Path("a"), "delta": Path("d")}]
+)
+def test_what_to_evaluate_must_be_clear(wrong):
+    with pytest.raises(BadConfig):
+        EvaluateConfig(**wrong)
+
+
+def test_settings_survive_json():
+    config = AdaptConfig(data="x", out=Path("a/b"), set=("lora.rank=8",))
+    record = json.loads(json.dumps(to_json(config)))
+    assert (record["out"], record["set"], record["steps"]) == ("a/b", ["lora.rank=8"], config.steps)
+    assert AdaptConfig(**record | {"out": Path(record["out"]), "set": tuple(record["set"])}) == config
