@@ -1,0 +1,134 @@
+"""Distillation of feature maps (h, w, c): embedding regression, FitNets, attention transfer, CWD, PKD, MGD.
+
+Every function is (student, teacher, ...) -> scalar; no gradient flows into the teacher. Where the channels
+of the two may differ, the docstring says so; all others need equal shapes.
+"""
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jax import Array
+
+from medvfm_jax.losses.predictions import weighted_mean
+
+_TINY = 1e-12
+
+
+def _pair(student: Array, teacher: Array) -> tuple[Array, Array]:
+    student = jnp.asarray(student, jnp.float32)
+    return student, jax.lax.stop_gradient(jnp.asarray(teacher, jnp.float32))
+
+
+def embedding_mse(student: Array, teacher: Array, valid: Array | None = None) -> Array:
+    """Embeddings (h, w, c), valid (h, w) -> mean squared difference over the counted positions.
+
+    The objective of decoupled distillation: MobileSAM (Zhang et al. 2023) with every position, EdgeSAM
+    (Zhou et al. 2023) with those that lie on the image and not on its padding.
+    """
+    student, teacher = _pair(student, teacher)
+    squared = jnp.mean((student - teacher) ** 2, axis=-1)
+    return weighted_mean(squared.ravel(), None if valid is None else jnp.ravel(valid))
+
+
+def embedding_cosine(student: Array, teacher: Array, valid: Array | None = None) -> Array:
+    """Embeddings (h, w, c), valid (h, w) -> mean cosine similarity of the counted positions; 1 is perfect."""
+    student, teacher = _pair(student, teacher)
+    norms = jnp.sum(student**2, -1) * jnp.sum(teacher**2, -1)
+    cosine = jnp.sum(student * teacher, -1) * jax.lax.rsqrt(jnp.maximum(norms, _TINY))
+    return weighted_mean(cosine.ravel(), None if valid is None else jnp.ravel(valid))
+
+
+def fitnets(student: Array, teacher: Array, regressor: Array | None = None) -> Array:
+    """Features (h, w, c_s) and (h, w, c_t), regressor (c_s, c_t) -> ½ mean over positions of ‖r(s) - t‖².
+
+    The regressor is a 1×1 convolution that is trained along; None needs equal channels.
+    Source: Romero et al., ICLR 2015 (there summed over positions).
+    """
+    student, teacher = _pair(student, teacher)
+    if regressor is not None:
+        student = student @ regressor
+    return 0.5 * jnp.mean(jnp.sum((student - teacher) ** 2, axis=-1))
+
+
+def attention_transfer(student: Array, teacher: Array, *, power: int = 2) -> Array:
+    """Features (h, w, c_s) and (h, w, c_t) -> ‖Q_s / ‖Q_s‖ - Q_t / ‖Q_t‖‖², Q = Σ_c |F_c|^power.
+
+    Channels may differ. Published weight about 1000 for the mean over positions. With `power` 4 these are
+    EMKD's importance maps. Source: Zagoruyko and Komodakis, ICLR 2017.
+    """
+
+    def attention(features: Array) -> Array:
+        # Scaled to a largest value of 1 first: the fourth power of small features would drown in rounding.
+        largest = jax.lax.stop_gradient(jnp.max(jnp.abs(features)))
+        q = jnp.mean(jnp.abs(features / jnp.maximum(largest, _TINY)) ** power, axis=-1).ravel()
+        return q * jax.lax.rsqrt(jnp.sum(q**2) + _TINY)
+
+    student, teacher = _pair(student, teacher)
+    return jnp.sum((attention(student) - attention(teacher)) ** 2)
+
+
+def cwd(student: Array, teacher: Array, *, temperature: float = 4.0) -> Array:
+    """Features or logits (h, w, c) -> (τ² / c) Σ_c KL over positions of softmax(t_c / τ) ‖ softmax(s_c / τ).
+
+    Channel-wise distillation; adding a constant to a channel changes nothing. Published weights: 50 for
+    features, 3 for logits. Source: Shu et al., ICCV 2021.
+    """
+    student, teacher = (rearrange(x, "h w c -> c (h w)") / temperature for x in _pair(student, teacher))
+    log_s, log_t = jax.nn.log_softmax(student), jax.nn.log_softmax(teacher)
+    return temperature**2 * jnp.mean(jnp.sum(jnp.exp(log_t) * (log_t - log_s), axis=-1))
+
+
+def pkd(student: Array, teacher: Array) -> Array:
+    """Features (..., c) -> ½ mean squared difference of the normalised channels.
+
+    Each channel is normalised over all other axes. Equals the mean over channels of 1 - Pearson's r, so
+    scale and offset of a channel do not matter. Pass a batch (B, h, w, c) to normalise over the batch as in
+    the paper. Source: Cao et al., NeurIPS 2022.
+    """
+
+    def normalised(features: Array) -> Array:
+        flat = features.reshape(-1, features.shape[-1])
+        centred = flat - flat.mean(0)
+        return centred * jax.lax.rsqrt(jnp.mean(centred**2, axis=0) + _TINY)
+
+    student, teacher = _pair(student, teacher)
+    return 0.5 * jnp.mean((normalised(student) - normalised(teacher)) ** 2)
+
+
+def mgd_init(key: Array, student_channels: int, teacher_channels: int) -> dict[str, Array]:
+    """-> MGD's generator: a 1×1 `align` and two 3×3 convolutions, trained along."""
+    keys = jax.random.split(key, 3)
+    shapes = {
+        "align": (1, 1, student_channels, teacher_channels),
+        "first": (3, 3, teacher_channels, teacher_channels),
+        "second": (3, 3, teacher_channels, teacher_channels),
+    }
+    he = jax.nn.initializers.he_normal()
+    return {name: he(k, shape, jnp.float32) for k, (name, shape) in zip(keys, shapes.items())}
+
+
+def mgd(
+    student: Array,
+    teacher: Array,
+    generator: dict[str, Array],
+    key: Array,
+    *,
+    mask_ratio: float = 0.75,
+    weight: float = 2e-5,
+) -> Array:
+    """Features (h, w, c_s) and (h, w, c_t) -> weight · ‖G(align(s) · mask) - t‖², positions masked.
+
+    Masked generative distillation: the student must hold enough to rebuild the teacher's features where it is
+    hidden. The defaults are those for segmentation. Source: Yang et al., ECCV 2022.
+    """
+
+    def convolve(x: Array, kernel: Array) -> Array:
+        return jax.lax.conv_general_dilated(
+            x[None], kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )[0]
+
+    student, teacher = _pair(student, teacher)
+    seen = jax.random.bernoulli(key, 1.0 - mask_ratio, (*student.shape[:2], 1))
+    hidden = convolve(student, generator["align"]) * seen
+    rebuilt = convolve(jax.nn.relu(convolve(hidden, generator["first"])), generator["second"])
+    return weight * jnp.sum((rebuilt - teacher) ** 2)

@@ -1,0 +1,153 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from medvfm_jax.losses import (
+    attention_transfer,
+    cirkd,
+    cirkd_memory,
+    emkd,
+    hinton,
+    ifvd,
+    pixel_affinity,
+    region_affinity,
+    rkd_angle,
+    rkd_distance,
+    similarity_preserving,
+)
+from medvfm_jax.types import IGNORE
+
+B, H, C, K = 3, 4, 6, 3
+
+
+@pytest.fixture
+def maps():
+    student, teacher = np.random.default_rng(0).normal(size=(2, B, H, H, C)).astype(np.float32)
+    return jnp.asarray(student), jnp.asarray(teacher)
+
+
+@pytest.fixture
+def target():
+    return jnp.asarray(np.random.default_rng(1).integers(0, K, (H, H)))
+
+
+@pytest.fixture
+def rotation():
+    q, _ = np.linalg.qr(np.random.default_rng(2).normal(size=(C, C)))
+    return jnp.asarray(q, jnp.float32)
+
+
+def embeddings(maps):
+    student, teacher = (jnp.concatenate([x.mean((1, 2)), x[:, 0, 0]]) for x in maps)
+    return student, teacher
+
+
+def test_zero_at_the_teacher_and_positive_elsewhere(maps, target):
+    student, teacher = maps
+    for loss in (similarity_preserving, cirkd):
+        assert float(loss(teacher, teacher)) == pytest.approx(0.0, abs=1e-6)
+        assert float(loss(student, teacher)) > 1e-3
+    for loss in (
+        pixel_affinity,
+        lambda s, t: ifvd(s, t, target, K),
+        lambda s, t: region_affinity(s, t, target, K),
+    ):
+        assert float(loss(teacher[0], teacher[0])) == pytest.approx(0.0, abs=1e-6)
+        assert float(loss(student[0], teacher[0])) > 1e-3
+    for loss in (rkd_distance, rkd_angle):
+        s, t = embeddings(maps)
+        assert float(loss(t, t)) == pytest.approx(0.0, abs=1e-6)
+        assert float(loss(s, t)) > 1e-3
+
+
+def test_rotations_of_the_features_change_nothing(maps, target, rotation):
+    student, teacher = maps
+    np.testing.assert_allclose(cirkd(student @ rotation, teacher), cirkd(student, teacher), rtol=1e-3)
+    np.testing.assert_allclose(
+        similarity_preserving(student @ rotation, teacher), similarity_preserving(student, teacher), rtol=1e-3
+    )
+    for loss in (ifvd, region_affinity):
+        value = loss(student[0], teacher[0], target, K)
+        np.testing.assert_allclose(loss(student[0] @ rotation, teacher[0], target, K), value, rtol=1e-3)
+    s, t = embeddings(maps)
+    for loss in (rkd_distance, rkd_angle):
+        np.testing.assert_allclose(loss(5 * s @ rotation + 3, t), loss(s, t), rtol=1e-3)
+
+
+def test_channels_may_differ(maps, target):
+    student, teacher = maps
+    narrow = student[..., :2]
+    for value in (
+        similarity_preserving(narrow, teacher),
+        cirkd(narrow, teacher),
+        pixel_affinity(narrow[0], teacher[0]),
+        ifvd(narrow[0], teacher[0], target, K),
+        region_affinity(narrow[0], teacher[0], target, K),
+        rkd_distance(*[x.mean((1, 2)) for x in (narrow, teacher)]),
+    ):
+        assert np.isfinite(value)
+
+
+def test_similarity_preserving_by_hand():
+    student, teacher = jnp.eye(2), jnp.array([[1.0, 0.0], [1.0, 0.0]])
+    # Ĝ_s = I, Ĝ_t = [[1, 1], [1, 1]] / √2.
+    expected = np.mean((np.eye(2) - np.full((2, 2), np.sqrt(0.5))) ** 2)
+    np.testing.assert_allclose(similarity_preserving(student, teacher), expected, rtol=1e-5)
+
+
+def test_rkd_by_hand():
+    # Sides 3, 4, 5 against 1, 1, 1, both divided by their mean; angles against 60 degrees.
+    right = jnp.array([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]])
+    even = jnp.array([[0.0, 0.0], [1.0, 0.0], [0.5, np.sqrt(0.75)]])
+    expected = np.mean(0.5 * (np.array([3, 4, 5]) / 4 - 1) ** 2)
+    np.testing.assert_allclose(rkd_distance(right, even), expected, rtol=1e-5)
+    expected = np.mean(0.5 * (np.array([0.0, 0.6, 0.8]) - 0.5) ** 2)
+    np.testing.assert_allclose(rkd_angle(right, even), expected, rtol=1e-4)
+
+
+def test_cirkd_looks_across_images(maps):
+    # Each image's own similarities equal the teacher's; only the relation between the images is wrong.
+    _, teacher = maps
+    flipped = teacher.at[0].multiply(-1.0)
+    assert float(cirkd(flipped[:1], teacher[:1])) == pytest.approx(0.0, abs=1e-6)
+    assert float(cirkd(flipped, teacher)) > 0.1
+
+
+def test_memory_bank_is_fixed(maps):
+    student, teacher = (x.reshape(-1, C) for x in maps)
+    bank = teacher[:7] + 1.0
+    assert float(cirkd_memory(teacher, teacher, bank)) == pytest.approx(0.0, abs=1e-6)
+    assert float(cirkd_memory(student, teacher, bank)) > 1e-3
+    assert float(jnp.abs(jax.grad(cirkd_memory, argnums=2)(student, teacher, bank)).max()) == 0.0
+
+
+def test_ignored_pixels_and_absent_classes(maps, target):
+    student, teacher = maps[0][0], maps[1][0]
+    cut = target.at[2:].set(IGNORE)
+    for loss in (ifvd, region_affinity):
+        expected = loss(student[:2], teacher[:2], target[:2], K)
+        np.testing.assert_allclose(loss(student, teacher, cut, K), expected, rtol=1e-4)
+        np.testing.assert_allclose(loss(student, teacher, cut, K + 4), expected, rtol=1e-4)
+    lonely = jnp.zeros((H, H), jnp.int32)
+    value, gradient = jax.value_and_grad(region_affinity)(student, teacher, lonely, K)
+    assert float(value) == 0.0
+    assert bool(jnp.isfinite(gradient).all())
+
+
+def test_gradients_are_finite_for_equal_samples_and_stop_at_the_teacher(maps):
+    _, t = embeddings(maps)
+    for loss in (rkd_distance, rkd_angle, similarity_preserving):
+        assert bool(jnp.isfinite(jax.grad(loss)(jnp.ones_like(t), t)).all())
+        assert float(jnp.abs(jax.grad(loss, argnums=1)(t + 1, t**2)).max()) == 0.0
+
+
+def test_emkd_is_its_three_parts(maps, target):
+    logits = jnp.moveaxis(maps[0][0][..., :K], -1, 0), jnp.moveaxis(maps[1][0][..., :K], -1, 0)
+    features = maps[0][0], maps[1][0]
+    expected = (
+        0.1 * hinton(*logits)
+        + 0.9 * attention_transfer(*features, power=4)
+        + 0.9 * region_affinity(*features, target, K)
+    )
+    np.testing.assert_allclose(emkd(*logits, *features, target), expected, rtol=1e-6)
