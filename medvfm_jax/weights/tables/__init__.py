@@ -1,0 +1,1 @@
+"""Port tables, one file per family of checkpoints."""

@@ -1,0 +1,48 @@
+"""SAM as released (facebookresearch/segment-anything): ViT-B, ViT-L, ViT-H; MedSAM is a retrained ViT-B.
+
+SAMed's base model is the same with more mask tokens and a 512 px grid.  The placeholders count the blocks, so
+one table serves every depth.
+"""
+
+from medvfm_jax.weights.port import PortTable, Row
+from medvfm_jax.weights.tables.rows import array, conv, conv_transpose, dense, embedding, norm
+
+VIT_ENCODER: tuple[Row, ...] = (
+    *array("image_encoder.pos_embed"),
+    *conv("image_encoder.patch_embed.proj"),
+    *norm("image_encoder.blocks.{i}.{m:norm1|norm2}"),
+    *dense("image_encoder.blocks.{i}.attn.{m:qkv|proj}"),
+    *array("image_encoder.blocks.{i}.attn.{m:rel_pos_h|rel_pos_w}"),
+    *dense("image_encoder.blocks.{i}.mlp.{m:lin1|lin2}"),
+)
+
+NECK: tuple[Row, ...] = (
+    *conv("image_encoder.neck.{m:0|2}", bias=False),
+    *norm("image_encoder.neck.{m:1|3}"),
+)
+
+PROMPT_ENCODER: tuple[Row, ...] = (
+    *array("prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"),
+    *embedding("prompt_encoder.point_embeddings.{i}"),
+    *embedding("prompt_encoder.{m:not_a_point_embed|no_mask_embed}"),
+    *conv("prompt_encoder.mask_downscaling.{m:0|3|6}"),
+    *norm("prompt_encoder.mask_downscaling.{m:1|4}"),
+)
+
+ATTENTIONS = "self_attn|cross_attn_token_to_image|cross_attn_image_to_token"
+PROJECTIONS = "q_proj|k_proj|v_proj|out_proj"
+
+MASK_DECODER: tuple[Row, ...] = (
+    *dense(f"mask_decoder.transformer.layers.{{i}}.{{a:{ATTENTIONS}}}.{{m:{PROJECTIONS}}}"),
+    *norm("mask_decoder.transformer.layers.{i}.{m:norm1|norm2|norm3|norm4}"),
+    *dense("mask_decoder.transformer.layers.{i}.mlp.{m:lin1|lin2}"),
+    *dense(f"mask_decoder.transformer.final_attn_token_to_image.{{m:{PROJECTIONS}}}"),
+    *norm("mask_decoder.transformer.norm_final_attn"),
+    *embedding("mask_decoder.{m:iou_token|mask_tokens}"),
+    *conv_transpose("mask_decoder.output_upscaling.{m:0|3}"),
+    *norm("mask_decoder.output_upscaling.1"),
+    *dense("mask_decoder.output_hypernetworks_mlps.{i}.layers.{j}"),
+    *dense("mask_decoder.iou_prediction_head.layers.{j}"),
+)
+
+SAM = PortTable("sam", VIT_ENCODER + NECK + PROMPT_ENCODER + MASK_DECODER)
