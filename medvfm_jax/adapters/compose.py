@@ -40,6 +40,9 @@ def act(
     module: nn.Module,
 ) -> Any:
     """Run ``module`` through ``call(*args, **kwargs)`` with ``apply_site`` at the given position."""
+    if where == "after":
+        y, rebuild = _first(call(*args, **kwargs))
+        return rebuild(apply_site(_cast(delta, y), y).astype(y.dtype))
     x, *rest = args
     if where == "around":
         frozen = FrozenCall(call, tuple(rest), kwargs, module)
@@ -47,8 +50,6 @@ def act(
     if where == "before":
         return call(apply_site(_cast(delta, x), x).astype(x.dtype), *rest, **kwargs)
     y, rebuild = _first(call(*args, **kwargs))
-    if where == "after":
-        return rebuild(apply_site(_cast(delta, y), y).astype(y.dtype))
     return rebuild(y + apply_site(_cast(delta, y), x.astype(y.dtype)).astype(y.dtype))
 
 

@@ -46,7 +46,7 @@ def lora(
     Raises BadAdapterConfig; WrongSite at init for modules that are no ungrouped linear map of their input.
     """
     scale = _scale(rank, alpha, rank_stabilised)
-    qkv = None if slices is None else Qkv(slices, layout, head_dim)
+    qkv = None if slices is None else Qkv(slices, layout, head_dim).check()
 
     def init_site(key: Array, site: Site) -> SiteDelta:
         width_in, width_out = kernel_widths(site)

@@ -21,8 +21,7 @@ class Qkv(NamedTuple):
     head_dim: int | None
 
     def width(self, site: Site, width_out: int) -> int:
-        """Return the width of one of q, k, v at a site; raise if it cannot be such a kernel."""
-        self._check_options()
+        """Return the width of one of q, k, v at a site; raise WrongSite if it cannot be such a kernel."""
         unit = 3 * (self.head_dim or 1)
         if len(site.params["kernel"].shape) != 2 or width_out % unit:
             heads = f" and head_dim {self.head_dim}" if self.head_dim else ""
@@ -39,13 +38,15 @@ class Qkv(NamedTuple):
         split = [rearrange(p, "... r (heads d) -> ... r heads d", heads=heads) for p in parts]
         return rearrange(jnp.stack(split, axis=-2), "... r heads qkv d -> ... r (heads qkv d)")
 
-    def _check_options(self) -> None:
+    def check(self) -> "Qkv":
+        """Return itself, or raise BadAdapterConfig for options that no kernel could have."""
         if not self.slices or set(self.slices) - set("qkv") or len(set(self.slices)) != len(self.slices):
             raise BadAdapterConfig(f"lora: slices must be some of the letters q, k, v, not '{self.slices}'.")
         if self.layout not in ("fused", "head_major"):
             raise BadAdapterConfig(f"lora: layout must be 'fused' or 'head_major', not '{self.layout}'.")
         if self.layout == "head_major" and not self.head_dim:
             raise BadAdapterConfig("lora: layout 'head_major' needs head_dim, 32 for TinyViT.")
+        return self
 
 
 def kernel_widths(site: Site) -> tuple[int, int]:

@@ -1,0 +1,199 @@
+"""Bottleneck, scale-shift, prompt tokens and context against their formulas, and where they refuse."""
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import Array
+from jax.scipy.special import erf
+
+from medvfm_jax.adapters import (
+    BadAdapterConfig,
+    NotMergeable,
+    WrongSite,
+    bottleneck,
+    context,
+    context_block,
+    lora,
+    prompt_tokens,
+    scale_shift,
+)
+from medvfm_jax.adapters import chain as chained
+from tests.adapters.toy_sam import BOX, toy_sam
+from tests.adapters.toy_sam import IMAGE as SAM_IMAGE
+from tests.adapters.toy_vit import IMAGE, KEY, perturbed, toy
+
+X = jax.random.normal(KEY, (5, 8))
+NET = nn.Sequential([nn.Dense(8), nn.LayerNorm()])
+
+
+def params_of(net: nn.Module, x: Array = X) -> dict:
+    return net.init(KEY, x)
+
+
+@pytest.mark.parametrize("where", ["after", "parallel"])
+def test_bottleneck_formula(where: str) -> None:
+    adapter = bottleneck("layers_0", ratio=0.25, where=where, scale=0.5)
+    params = params_of(NET)
+    delta = perturbed(adapter.init(KEY, NET.apply, params, X))
+    d = delta["layers_0"]
+    chex.assert_shape([d["down"], d["up"]], [(8, 2), (2, 8)])
+    y = nn.Dense(8).apply({"params": params["params"]["layers_0"]}, X)
+    inner = (y if where == "after" else X) @ d["down"] + d["down_bias"]
+    y = y + 0.5 * ((0.5 * inner * (1 + erf(inner / 2**0.5))) @ d["up"] + d["up_bias"])
+    expected = nn.LayerNorm().apply({"params": params["params"]["layers_1"]}, y)
+    chex.assert_trees_all_close(adapter.wrap(NET.apply)(params, delta, X), expected, atol=1e-5)
+
+
+def test_normalised_bottleneck_ignores_offset_and_gain_of_its_input() -> None:
+    """With a frozen module that gives zero, only the normalised branch is left."""
+    net, adapter = nn.Sequential([nn.Dense(8)]), bottleneck("layers_0", 2, where="parallel", normalise=True)
+    params = jax.tree.map(jnp.zeros_like, params_of(net))
+    delta = perturbed(adapter.init(KEY, net.apply, params, X))
+    out = adapter.wrap(net.apply)(params, delta, X)
+    chex.assert_trees_all_close(adapter.wrap(net.apply)(params, delta, 3 * X + 7), out, atol=1e-4)
+
+
+def test_med_sa_adapter_has_the_published_size() -> None:
+    """Width 768, ratio 0.25: 295,872 parameters each (specs of the release)."""
+    net, x = nn.Sequential([nn.Dense(768)]), jax.ShapeDtypeStruct((1, 768), jnp.float32)
+    params = jax.eval_shape(net.init, KEY, x)
+    delta = jax.eval_shape(lambda: bottleneck("layers_0", ratio=0.25).init(KEY, net.apply, params, x))
+    assert sum(a.size for a in jax.tree.leaves(delta)) == 295_872
+
+
+def test_scale_shift_merges_through_a_norm_and_refuses_without_bias() -> None:
+    adapter = scale_shift("layers_.*")
+    params = params_of(NET)
+    delta = perturbed(adapter.init(KEY, NET.apply, params, X))
+    out = adapter.wrap(NET.apply)(params, delta, X)
+    chex.assert_trees_all_close(NET.apply(adapter.merge(params, delta), X), out, atol=1e-5)
+    bare = nn.Sequential([nn.Dense(8, use_bias=False)])
+    params = params_of(bare)
+    with pytest.raises(NotMergeable, match=r"layers_0 \(needs a kernel or norm scale with a bias"):
+        adapter.merge(params, adapter.init(KEY, bare.apply, params, X))
+
+
+def test_prompt_tokens_are_in_front_of_the_block_and_gone_behind_it() -> None:
+    class Sum(nn.Module):  # a block that treats tokens as a set
+        @nn.compact
+        def __call__(self, x: Array) -> Array:
+            return x + x.sum(0) * self.param("gain", nn.initializers.ones, ())
+
+    net = nn.Sequential([Sum()])
+    params, adapter = params_of(net), prompt_tokens(3, "layers_0")
+    delta = perturbed(adapter.init(KEY, net.apply, params, X))
+    expected = X + X.sum(0) + delta["layers_0"]["tokens"].sum(0)
+    chex.assert_trees_all_close(adapter.wrap(net.apply)(params, delta, X), expected, atol=1e-5)
+
+
+class Masked(nn.Module):
+    @nn.compact
+    def __call__(self, x: Array, mask: Array | None = None) -> Array:
+        return nn.MultiHeadDotProductAttention(2, name="attn")(x, mask=mask)
+
+
+class Outer(nn.Module):
+    masked: bool
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        return Masked(name="block")(x, mask=jnp.ones((5, 5), bool) if self.masked else None)
+
+
+def test_prompt_tokens_refuse_grids_masks_and_other_shapes() -> None:
+    model, params = toy_sam()
+    with pytest.raises(WrongSite, match=r"works on \(4, 4, 8\), not on \(tokens, d\)"):
+        prompt_tokens(2, r"image_encoder/blocks_\d").init(KEY, model.apply, params, SAM_IMAGE, BOX)
+    net = Outer(masked=True)
+    params = params_of(net)
+    with pytest.raises(WrongSite, match=r"masks or positions of shape \[\(5, 5\)\]"):
+        prompt_tokens(2, "block").init(KEY, net.apply, params, X)
+    prompt_tokens(2, "block").init(KEY, Outer(masked=False).apply, params, X)
+    vit, params = toy()
+    with pytest.raises(WrongSite, match=r"turns \(4, 12\) into \(4, 24\)"):
+        prompt_tokens(2, ".*/fc1").init(KEY, vit.apply, params, IMAGE)
+
+
+@pytest.mark.parametrize("block", ["aspp", "fpn", "cross_scale"])
+def test_context_blocks_start_as_identity_and_learn_from_the_first_step(block: str) -> None:
+    model, params = toy_sam()
+    adapter = context_block(block, "image_encoder", width=4)
+    adapted = adapter.wrap(model.encode)
+
+    @jax.jit
+    def run(image: Array) -> tuple:
+        delta = adapter.init(KEY, model.encode, params, image)
+        grads = jax.grad(lambda d: (adapted(params, d, image) ** 2).sum())(delta)
+        return delta, adapted(params, delta, image), model.encode(params, image), grads
+
+    delta, out, base, grads = run(SAM_IMAGE)
+    chex.assert_trees_all_close(out, base, atol=1e-6)
+    assert "last/proj/kernel" in delta["image_encoder"]
+    assert jnp.abs(grads["image_encoder"]["last/proj/kernel"]).max() > 1e-3
+
+
+def test_a_block_of_ones_own_is_gated_and_seen_by_no_other_adapter() -> None:
+    """Its inner module is called "head", like a site of the model: it must stay untouched and untapped."""
+
+    class Mine(nn.Module):
+        @nn.compact
+        def __call__(self, x: Array) -> Array:
+            return nn.Dense(x.shape[-1], name="head")(x)
+
+    vit, params = toy()
+    block, outer = context(Mine, "conv3x3"), lora(2, 2.0, "head")
+    both = chained(context=block, lora=outer)
+    delta = both.init(KEY, vit.apply, params, IMAGE)
+    chex.assert_trees_all_close(both.wrap(vit.apply)(params, delta, IMAGE), vit.apply(params, IMAGE))
+    assert set(delta["context"]["conv3x3"]) == {"head/kernel", "head/bias", "gate"}
+    assert set(delta["lora"]) == {"head"}
+    opened = jax.tree.map(lambda d: d, delta)
+    opened["context"]["conv3x3"]["gate"] = jnp.ones(12)
+    opened["lora"]["head"]["b"] = jnp.ones((2, 4))
+    site = delta["context"]["conv3x3"]
+    patched = chained(
+        context=context(lambda: Affine(), "conv3x3"), lora=outer
+    )  # the same function without a module named "head"
+    same = {
+        "context": {"conv3x3": {"k": site["head/kernel"], "b": site["head/bias"], "gate": jnp.ones(12)}},
+        "lora": opened["lora"],
+    }
+    chex.assert_trees_all_close(
+        both.wrap(vit.apply)(params, opened, IMAGE), patched.wrap(vit.apply)(params, same, IMAGE), atol=1e-5
+    )
+
+
+class Affine(nn.Module):
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        k = self.param("k", nn.initializers.zeros, (12, 12))
+        return x @ k + self.param("b", nn.initializers.zeros, (12,))
+
+
+def test_context_refuses_tokens_and_blocks_that_change_the_shape() -> None:
+    vit, params = toy()
+    with pytest.raises(WrongSite, match=r"not \(h, w, channels\)"):
+        context_block("aspp", "blocks_0/attn").init(KEY, vit.apply, params, IMAGE)
+    with pytest.raises(WrongSite, match=r"Dense changes \(2, 2, 12\)"):
+        context(lambda: nn.Dense(3), "conv3x3").init(KEY, vit.apply, params, IMAGE)
+    with pytest.raises(WrongSite, match=r"BatchNorm keeps \['batch_stats', 'params'\]"):
+        context(lambda: nn.BatchNorm(use_running_average=True), "conv3x3").init(KEY, vit.apply, params, IMAGE)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: bottleneck("x"), "either width or ratio"),
+        (lambda: bottleneck("x", 2, 0.5), "either width or ratio"),
+        (lambda: bottleneck("x", 2, where="before"), "'after' or 'parallel'"),
+        (lambda: scale_shift("x", "around"), "'before' or 'after'"),
+        (lambda: prompt_tokens(0, "x"), "at least 1"),
+        (lambda: context_block("asp", "x"), "known are aspp"),
+        (lambda: context_block("aspp", "x", 0), "at least 1"),
+    ],
+)
+def test_bad_options_are_refused_at_once(make, message: str) -> None:
+    with pytest.raises(BadAdapterConfig, match=message):
+        make()
