@@ -69,7 +69,7 @@ def one_line(text: str) -> str:
 
 
 def plain(value: Any) -> Any:
-    """The value as JSON holds it: dataclasses and arrays as dicts, lists, numbers; NaN and infinity as null."""
+    """The value as JSON holds it: dataclasses as dicts, arrays as lists, NaN and infinity as null."""
     if is_dataclass(value) and not isinstance(value, type):
         value = asdict(value)
     if isinstance(value, Mapping):
