@@ -3,16 +3,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medvfm_jax.losses import (
-    attention_transfer,
-    cwd,
-    embedding_cosine,
-    embedding_mse,
-    fitnets,
-    mgd,
-    mgd_init,
-    pkd,
-)
+from medvfm_jax import losses
+from medvfm_jax.losses import attention_transfer, embedding_cosine, embedding_mse, fitnets, mgd_init
+
+# Compiled as a whole: faster than op by op, and how they are used.
+cwd = jax.jit(losses.cwd, static_argnames="temperature")
+mgd = jax.jit(losses.mgd, static_argnames="mask_ratio")
+pkd = jax.jit(losses.pkd)
 
 H, C = 6, 5
 

@@ -3,8 +3,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medvfm_jax.losses import cross_entropy, decoupled_terms, dkd, hinton
+from medvfm_jax import losses
+from medvfm_jax.losses import cross_entropy
 from medvfm_jax.types import IGNORE
+
+# Compiled as a whole: faster than op by op, and how they are used.
+decoupled_terms = jax.jit(losses.decoupled_terms, static_argnames="temperature")
+dkd = jax.jit(losses.dkd, static_argnames=("temperature", "beta"))
+hinton = jax.jit(losses.hinton, static_argnames="temperature")
 
 C, H = 5, 4
 
