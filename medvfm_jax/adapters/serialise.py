@@ -44,6 +44,8 @@ def from_config(config: Mapping[str, Any]) -> Adapter:
     kind = config.get("kind")
     options = {name: value for name, value in config.items() if name not in ("kind", "preset")}
     if kind == "chain":
+        if not isinstance(options.get("parts"), Mapping):
+            raise BadAdapterConfig("a chain needs parts: {name: configuration}.")
         return chain(**{name: from_config(part) for name, part in options["parts"].items()})
     if kind not in KINDS:
         raise BadAdapterConfig(f"no adapter kind '{kind}'{did_you_mean(str(kind), [*KINDS, 'chain'])}.")

@@ -89,7 +89,10 @@ def test_a_jitted_model_is_refused() -> None:
 def test_a_hidden_jit_is_an_error_not_a_silent_base_model() -> None:
     vit, params = toy()
     jitted = jax.jit(vit.apply)
-    hidden = lambda p, x: jitted(p, x)
+
+    def hidden(p: dict, x: Array) -> Array:
+        return jitted(p, x)
+
     before, after = scale_shift("norm", "before"), scale_shift("norm", "after")
     delta = perturbed(before.init(KEY, hidden, params, IMAGE))
     before.wrap(hidden)(params, delta, IMAGE)
@@ -114,7 +117,7 @@ def test_strict_wants_every_site_and_lenient_only_this_model() -> None:
     only_a = adapter.wrap(net.apply)(params, {"a": delta["a"]}, x, half=True)
     chex.assert_trees_all_equal(half, only_a)
     foreign = {"a": delta["a"], "blocks_0/attn": delta["b"]}
-    with pytest.raises(NoSuchSite, match="another model.*blocks_0/attn"):
+    with pytest.raises(NoSuchSite, match=r"another model.*blocks_0/attn"):
         adapter.wrap(net.apply, strict=False)(params, foreign, x)
 
 

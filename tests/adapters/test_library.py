@@ -61,14 +61,14 @@ def test_identity_at_init_and_exact_merge(name: str) -> None:
     if name in MERGEABLE:
         chex.assert_trees_all_close(apply(adapter.merge(params, delta), IMAGE), out, atol=2e-5)
     else:
-        with pytest.raises(NotMergeable, match="blocks|conv3x3"):
+        with pytest.raises(NotMergeable, match=r"blocks|conv3x3"):
             adapter.merge(params, delta)
 
 
 def test_a_refused_merge_names_all_sites() -> None:
     vit, params = toy()
     delta = ADAPTERS["prompt"].init(jax.random.key(0), vit.apply, params, IMAGE)
-    with pytest.raises(NotMergeable, match="blocks_0.*blocks_1"):
+    with pytest.raises(NotMergeable, match=r"blocks_0.*blocks_1"):
         ADAPTERS["prompt"].merge(params, delta)
 
 
@@ -122,7 +122,10 @@ def test_checkpoint_of_the_whole_forward() -> None:
     vit, params = toy("remat_scan")
     adapter = ADAPTERS["chain"]
     adapted, delta = adapter.wrap(vit.apply), perturbed(init_delta(adapter, vit, params))
-    loss = lambda d, f: (f(params, d, IMAGE) ** 2).sum()
+
+    def loss(d: dict, f: Callable) -> Array:
+        return (f(params, d, IMAGE) ** 2).sum()
+
     plain, saved = (
         jax.jit(jax.grad(loss), static_argnums=1)(delta, f) for f in (adapted, jax.checkpoint(adapted))
     )

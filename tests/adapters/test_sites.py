@@ -38,7 +38,7 @@ def test_init_never_runs_the_model_and_is_the_same_from_shapes() -> None:
     [
         (
             lora(2, 4.0, "blocks_0/attn/qvk"),
-            r"'blocks_0/attn/qvk' matches no module.*nearest: .*blocks_0/attn/qkv",
+            r"qvk' matches no module.*nearest: .*blocks_0/attn/qkv",
         ),
         (tune("haed/kernel"), r"no parameter that can be tuned.*nearest: .*head/kernel"),
         (scale_shift("blocks_(0"), "is not a regular expression"),

@@ -1,4 +1,4 @@
-"""A SAM-like model with the module paths of the real ones, fused or head-major, small enough to run eagerly."""
+"""A SAM-like model with the module paths of the real ones, fused or head-major, and tiny."""
 
 import functools
 
