@@ -1,1 +1,25 @@
-"""distill"""
+"""Distillation recipes: decoupled embedding distillation, and students cut out of their teachers."""
+
+from medvfm_jax.distill.decoupled import (
+    DecoupledBatch,
+    DistillState,
+    EmbeddingMismatch,
+    make_decoupled_loss,
+    make_distill_step,
+    valid_positions,
+    write_embeddings,
+)
+from medvfm_jax.distill.inherit import Inherited, NothingInherited, inherit
+
+__all__ = [
+    "DecoupledBatch",
+    "DistillState",
+    "EmbeddingMismatch",
+    "Inherited",
+    "NothingInherited",
+    "inherit",
+    "make_decoupled_loss",
+    "make_distill_step",
+    "valid_positions",
+    "write_embeddings",
+]

@@ -1,0 +1,119 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from medvfm_jax.distill import (
+    DecoupledBatch,
+    EmbeddingMismatch,
+    make_decoupled_loss,
+    make_distill_step,
+    valid_positions,
+    write_embeddings,
+)
+
+SIZE, POSITIONS, C = 8, 4, 5
+
+
+def encode(params, image):
+    """A linear encoder: 2 × 2 patches -> C channels."""
+    patches = (
+        image.reshape(POSITIONS, 2, POSITIONS, 2, 3)
+        .transpose(0, 2, 1, 3, 4)
+        .reshape(POSITIONS, POSITIONS, 12)
+    )
+    return patches @ params["kernel"]
+
+
+@pytest.fixture
+def setting():
+    rng = np.random.default_rng(0)
+    teacher = {"kernel": jnp.asarray(rng.normal(size=(12, C)), jnp.float32)}
+    student = {"kernel": jnp.asarray(rng.normal(size=(12, C)), jnp.float32)}
+    return teacher, student, jnp.asarray(rng.normal(size=(3, SIZE, SIZE, 3)), jnp.float32)
+
+
+def batch_of(images, teacher=None, valid=None):
+    return DecoupledBatch(images, teacher, jnp.ones((3, POSITIONS, POSITIONS)) if valid is None else valid)
+
+
+def test_precomputed_and_computed_teachers_agree(setting):
+    teacher, student, images = setting
+    loss = make_decoupled_loss(encode, lambda image: encode(teacher, image))
+    embeddings = jax.vmap(encode, in_axes=(None, 0))(teacher, images)
+    there, _ = loss(student, batch_of(images))
+    stored, terms = loss(student, batch_of(images, embeddings))
+    np.testing.assert_allclose(there, stored, rtol=1e-6)
+    expected = jnp.mean((jax.vmap(encode, in_axes=(None, 0))(student, images) - embeddings) ** 2)
+    np.testing.assert_allclose(terms["mse"], expected, rtol=1e-6)
+    perfect, terms = loss(teacher, batch_of(images))
+    assert float(perfect) == 0.0
+    assert float(terms["cosine"]) == pytest.approx(1.0)
+
+
+def test_padding_is_not_learned(setting):
+    teacher, student, images = setting
+    loss = make_decoupled_loss(encode, lambda image: encode(teacher, image))
+    valid = jnp.broadcast_to(valid_positions(4, 8, SIZE, POSITIONS), (3, POSITIONS, POSITIONS))
+    value, _ = loss(student, batch_of(images, valid=valid))
+    changed = images.at[:, 4:].set(99.0)
+    np.testing.assert_allclose(loss(student, batch_of(changed, valid=valid))[0], value, rtol=1e-6)
+
+
+def test_a_linear_student_finds_its_linear_teacher(setting):
+    teacher, student, images = setting
+    init, step = make_distill_step(
+        make_decoupled_loss(encode, lambda image: encode(teacher, image)), optax.adam(0.05)
+    )
+    state = init(jax.tree.map(jnp.copy, student))
+    for _ in range(300):
+        state, metrics = step(state, batch_of(images))
+    assert float(metrics["mse"]) < 1e-4
+    assert int(state.step) == 300
+    np.testing.assert_allclose(state.params["kernel"], teacher["kernel"], atol=0.05)
+
+
+def test_valid_positions_count_centres_on_the_image():
+    # Centres lie at 1, 3, 5 and 7 pixels; content of 4 columns ends at 4, of 3 columns at 3.
+    np.testing.assert_array_equal(valid_positions(8, 4, 8, 4)[0], [1, 1, 0, 0])
+    np.testing.assert_array_equal(valid_positions(8, 3, 8, 4)[0], [1, 0, 0, 0])
+    assert valid_positions(8, 8, 8, 4).all()
+
+
+@pytest.mark.parametrize("height", [1, 100, 200, 256])
+def test_valid_share_is_the_content_share(height):
+    share = valid_positions(height, 256, 256, 64).mean()
+    assert share == pytest.approx(height / 256, abs=0.5 / 64)
+
+
+def test_embeddings_are_stored_once(setting, tmp_path):
+    teacher, _, images = setting
+    path, seen = tmp_path / "teacher.npy", []
+    stored = write_embeddings(
+        path, lambda x: encode(teacher, x), images, 3, progress=lambda n, _: seen.append(n)
+    )
+    expected = jax.vmap(encode, in_axes=(None, 0))(teacher, images)
+    np.testing.assert_allclose(np.asarray(stored, np.float32), expected, rtol=1e-3, atol=1e-3)
+    assert seen == [1, 2, 3]
+    assert [p.name for p in tmp_path.iterdir()] == ["teacher.npy"]
+    again = write_embeddings(path, lambda x: 1 / 0, [], 3)  # reused: neither encoder nor images are looked at
+    np.testing.assert_array_equal(again, stored)
+    with pytest.raises(EmbeddingMismatch, match="delete"):
+        write_embeddings(path, lambda x: x, [], 4)
+
+
+def test_too_few_images_leave_no_file(setting, tmp_path):
+    teacher, _, images = setting
+    with pytest.raises(EmbeddingMismatch, match="announced"):
+        write_embeddings(tmp_path / "teacher.npy", lambda x: encode(teacher, x), images[:2], 3)
+    assert not (tmp_path / "teacher.npy").exists()
+
+
+def test_mismatches_are_named(setting):
+    teacher, student, images = setting
+    with pytest.raises(EmbeddingMismatch, match="without a teacher"):
+        make_decoupled_loss(encode)(student, batch_of(images))
+    narrow = make_decoupled_loss(encode, lambda image: encode(teacher, image)[..., :2])
+    with pytest.raises(EmbeddingMismatch, match="neck"):
+        narrow(student, batch_of(images))
