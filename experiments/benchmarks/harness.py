@@ -126,7 +126,7 @@ def measure(case: Case, work: Work, args: argparse.Namespace, alone: Callable[[s
         if reason := alone(f"prepare {i}").get("failed"):
             print(f"  {case.prepare[i].__name__}: {reason}", flush=True)
     contenders = {name: alone(name) for name in case.builders}
-    working = [name for name, numbers in contenders.items() if "failed" not in numbers]
+    working = {name: numbers for name, numbers in contenders.items() if "failed" not in numbers}
     if case.reference in working:
         expected = np.load(case.outputs_file(work.folder, case.reference))
         for name in working:
@@ -151,7 +151,10 @@ def measure(case: Case, work: Work, args: argparse.Namespace, alone: Callable[[s
     return facts | {"rounds": rounds, "cold": case.cold, "contenders": contenders}
 
 
-def _warm_turns(case: Case, work: Work, names: list[str], rounds: int, alone: Callable) -> tuple[dict, dict]:
+def _warm_turns(
+    case: Case, work: Work, first: Mapping[str, dict], rounds: int, alone: Callable
+) -> tuple[dict, dict]:
+    names = list(first)
     runs = {name: case.builders[name](work) for name in names}
     products = gemm_contenders(work.threads)
     for run in runs.values():
@@ -171,10 +174,12 @@ def _warm_turns(case: Case, work: Work, names: list[str], rounds: int, alone: Ca
     return seconds, gemm
 
 
-def _cold_turns(case: Case, work: Work, names: list[str], rounds: int, alone: Callable) -> tuple[dict, dict]:
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for i in range(rounds):
-        for name in _rotated(names, i):
+def _cold_turns(
+    case: Case, work: Work, first: Mapping[str, dict], rounds: int, alone: Callable
+) -> tuple[dict, dict]:
+    seconds = {name: [numbers["first_run_s"]] for name, numbers in first.items()}
+    for i in range(1, rounds):
+        for name in _rotated(list(first), i):
             seconds[name].append(alone(name)["first_run_s"])
     return seconds, {}
 

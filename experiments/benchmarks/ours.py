@@ -8,6 +8,8 @@ import numpy as np
 from experiments.benchmarks import peers_torch
 from experiments.benchmarks.harness import Run, Work
 
+PIXEL_CENTRE = np.float32(0.5)  # SAM adds it to every coordinate; our prompts already contain it
+
 
 def load_lite_medsam(work: Work, **options):
     """Model and params of LiteMedSAM, from the same wheel as the PyTorch peer."""
@@ -30,10 +32,10 @@ def load_sam(work: Work, **options):
 
 
 def box_prompt():
-    """The peers' box as one prompt; corners are pixel centres, which SAM puts at +0.5."""
+    """The peers' box as one prompt."""
     from medvfm_jax.types import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, Prompts
 
-    points = np.array(peers_torch.BOX, np.float32).reshape(1, 2, 2) + 0.5
+    points = np.array(peers_torch.BOX, np.float32).reshape(1, 2, 2) + PIXEL_CENTRE
     return Prompts(points, np.array([[BOX_TOP_LEFT, BOX_BOTTOM_RIGHT]], np.int32))
 
 
