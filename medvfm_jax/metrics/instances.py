@@ -29,20 +29,30 @@ class _Pairs(NamedTuple):
         return self.reference_size[self.i] + self.predicted_size[self.j] - self.intersection
 
 
+def _numbered(label: NDArray) -> tuple[NDArray[np.int64], int]:
+    """Instance ids of any integers -> (n,) numbers 0 (background), 1, ..., count; and the count."""
+    label = np.maximum(label, 0).ravel().astype(np.int64)
+    if (
+        label.max(initial=0) <= 4 * label.size + 1000
+    ):  # a table of ids is far cheaper than sorting every pixel
+        present = np.bincount(label) > 0
+        present[0] = False
+        return np.where(label > 0, np.cumsum(present)[label], 0), int(present.sum())
+    ids, numbers = np.unique(np.append(label, 0), return_inverse=True)
+    return numbers[:-1], len(ids) - 1
+
+
 def _pairs(reference: NDArray, predicted: NDArray) -> _Pairs:
-    reference, predicted = np.maximum(reference, 0).ravel(), np.maximum(predicted, 0).ravel()
-    reference_ids, i = np.unique(np.append(reference, 0), return_inverse=True)  # 0 first, even if absent
-    predicted_ids, j = np.unique(np.append(predicted, 0), return_inverse=True)
-    i, j = i[:-1], j[:-1]
-    table, counts = np.unique(i.astype(np.int64) * len(predicted_ids) + j, return_counts=True)
-    i_of, j_of = np.divmod(table, len(predicted_ids))
-    overlapping = (i_of > 0) & (j_of > 0)
+    (i, n), (j, m) = _numbered(reference), _numbered(predicted)
+    overlapping = (i > 0) & (j > 0)
+    pairs, counts = np.unique((i * (m + 1) + j)[overlapping], return_counts=True)
+    i_of, j_of = np.divmod(pairs, m + 1)
     return _Pairs(
-        i_of[overlapping] - 1,
-        j_of[overlapping] - 1,
-        counts[overlapping],
-        np.bincount(i, minlength=len(reference_ids))[1:],
-        np.bincount(j, minlength=len(predicted_ids))[1:],
+        i_of - 1,
+        j_of - 1,
+        counts,
+        np.bincount(i, minlength=n + 1)[1:],
+        np.bincount(j, minlength=m + 1)[1:],
     )
 
 

@@ -18,6 +18,8 @@ def test_perfect_and_relabelled():
     scores = instance_scores(reference, permuted)
     assert all(scores[name] == pytest.approx(1.0) for name in ("aji", "pq", "sq", "dq", "f1_50", "f1_75"))
     assert (scores["n_reference"], scores["n_predicted"], scores["empty"]) == (3, 3, None)
+    huge = np.array([0, 2**40, 5, 9, 7])[np.where(reference == 3, 4, reference)]
+    assert instance_scores(reference, huge) == scores
 
 
 def test_closed_form():

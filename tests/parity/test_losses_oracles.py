@@ -113,3 +113,45 @@ def test_focal_on_classes(semantic):
         lambda z, y: CLASSES * peer(z, y[:, None]),
         *semantic,
     )
+
+
+def test_distillation_of_logits(semantic):
+    student, _ = semantic
+    teacher = np.random.default_rng(3).normal(size=student.shape).astype(np.float32)
+    kl = torch.nn.functional.kl_div
+    for temperature in (1.0, 4.0):
+        s, t = (torch.as_tensor(x).flatten(1).T / temperature for x in (student, teacher))
+        expected = temperature**2 * kl(s.log_softmax(1), t.softmax(1), reduction="batchmean")
+        ours = losses.hinton(student, teacher, temperature=temperature)
+        np.testing.assert_allclose(ours, expected.item(), rtol=1e-5)
+        s, t = (torch.as_tensor(x).flatten(1) / temperature for x in (student, teacher))
+        expected = temperature**2 * kl(s.log_softmax(1), t.softmax(1), reduction="batchmean")
+        channels_last = (np.moveaxis(x, 0, -1) for x in (student, teacher))
+        np.testing.assert_allclose(
+            losses.cwd(*channels_last, temperature=temperature), expected.item(), rtol=1e-5
+        )
+
+
+def test_distillation_of_masks(binary):
+    student, _ = binary
+    teacher = np.random.default_rng(4).normal(size=student.shape).astype(np.float32)
+    s, t = torch.as_tensor(student), torch.as_tensor(teacher)
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(s, t.sigmoid())
+    np.testing.assert_allclose(losses.mask_bce(student, teacher), expected.item(), rtol=1e-5)
+    # MONAI's Dice loss for soft labels is the Dice semimetric.
+    peer = monai.DiceLoss(sigmoid=True, soft_label=True, smooth_nr=0.0, smooth_dr=1e-6)
+    expected = peer(s[None], t[None].sigmoid())
+    np.testing.assert_allclose(losses.dice_semimetric(student, teacher), expected.item(), rtol=1e-4)
+
+
+def test_distillation_of_relations():
+    student, teacher = np.random.default_rng(5).normal(size=(2, 6, 9)).astype(np.float32)
+    s, t = (torch.pdist(torch.as_tensor(x)) for x in (student, teacher))
+    expected = torch.nn.functional.smooth_l1_loss(s / s.mean(), t / t.mean())
+    np.testing.assert_allclose(losses.rkd_distance(student, teacher), expected.item(), rtol=1e-4)
+    s, t = (
+        torch.nn.functional.normalize(torch.as_tensor(x) @ torch.as_tensor(x).T, dim=1)
+        for x in (student, teacher)
+    )
+    expected = torch.nn.functional.mse_loss(s, t)
+    np.testing.assert_allclose(losses.similarity_preserving(student, teacher), expected.item(), rtol=1e-4)
