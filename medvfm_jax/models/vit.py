@@ -231,20 +231,28 @@ class FeatureExtractor(nn.Module):
 
 
 def build_vit(
-    variant: str, *, image_size: int | None = None, scan_blocks: bool = False, dtype: Any = jnp.float32
+    variant: str,
+    *,
+    image_size: int | None = None,
+    scan_blocks: bool = False,
+    dtype: Any = jnp.float32,
+    interpolate_offset: float | None = None,
 ) -> Model:
     """A plain ViT for features: ``encode(params, image (S, S, 3)) -> patch tokens (S/p, S/p, dim)``.
 
     ``image_size`` is S, the pretraining size unless given; the parameters do not depend on it.  ``apply`` is
     ``encode``, and ``encode_tokens(model, params, image)`` also gives the class token.
     ``scan_blocks`` stacks the blocks below ``image_encoder/blocks/block_0`` and recomputes them in the
-    backward pass, which needs far less memory.
+    backward pass, which needs far less memory.  ``interpolate_offset`` matters to DINOv2 at other sizes than
+    518: 0.1, the default, is facebook's code, 0 is transformers'.
 
     Raises UnknownVariant, BadImageSize; ``decode`` raises NoDecoder.
     """
     if variant not in VARIANTS:
         raise UnknownVariant(f"'{variant}' is no plain ViT; choose one of {', '.join(VARIANTS)}.")
     config = replace(VARIANTS[variant], scan_blocks=scan_blocks, dtype=dtype)
+    if interpolate_offset is not None:
+        config = replace(config, interpolate_offset=interpolate_offset)
     size = config.pretrain_size if image_size is None else image_size
     if size < config.patch_size or size % config.patch_size:
         near = max(1, round(size / config.patch_size)) * config.patch_size

@@ -121,6 +121,17 @@ def test_position_embedding_is_kept_at_its_own_size_and_resized_otherwise():
     np.testing.assert_allclose(constant, np.ones((5, 7, 4)), rtol=1e-5)
 
 
+def test_the_two_conventions_of_dinov2_differ_only_at_other_sizes():
+    for size, differ in ((518, False), (224, True)):
+        default, plain = (
+            vit.interpolate_pos_embed(
+                jax.random.normal(jax.random.key(0), (1, 1370, 2)), (size // 14,) * 2, offset
+            )
+            for offset in (vit.VARIANTS["dinov2-s"].interpolate_offset, 0.0)
+        )
+        assert (np.abs(default[1] - plain[1]).max() > 1e-3) == differ
+
+
 def test_attention_mapped_over_heads_equals_all_heads_at_once(tiny, monkeypatch):
     model, params, image = tiny
     at_once = model.encode(params, image)
