@@ -1,1 +1,25 @@
-"""weights"""
+"""Published weights in, deltas and state dicts out; nothing is ever unpickled."""
+
+from medvfm_jax.weights import artifacts, port, registry, tables, torch_zip
+from medvfm_jax.weights.artifacts import WrongBaseWeights, check_base, fingerprint, load_delta, save_delta
+from medvfm_jax.weights.load import load, port_file
+from medvfm_jax.weights.port import PortError, PortTable, to_jax, to_torch
+
+__all__ = [
+    "PortError",
+    "PortTable",
+    "WrongBaseWeights",
+    "artifacts",
+    "check_base",
+    "fingerprint",
+    "load",
+    "load_delta",
+    "port",
+    "port_file",
+    "registry",
+    "save_delta",
+    "tables",
+    "to_jax",
+    "to_torch",
+    "torch_zip",
+]

@@ -157,6 +157,10 @@ class PortTable:
         keys = [self.bare(key) for key in keys]
         return sum(any(row.match_source(key) is not None for row in self.rows) for key in keys)
 
+    def has_row(self, path: str) -> bool:
+        """Does the table fill this target path?"""
+        return any(row.match_target(path) for row in self.rows)
+
     def sources_of(self, path: str) -> tuple[tuple[str, ...], Row]:
         """Target path -> (source keys, row).  Raises KeyError without a row, ValueError with several."""
         hits = [(sources, row) for row in self.rows if (sources := row.match_target(path))]

@@ -1,0 +1,73 @@
+"""Load published weights into a model: fetch, read, recognise, port, strictly."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from medvfm_jax import fetch
+from medvfm_jax.models.model import Model
+from medvfm_jax.types import Params
+from medvfm_jax.weights import registry
+from medvfm_jax.weights.port import PortError, to_jax
+from medvfm_jax.weights.read import OWN_FORMAT, read_state
+from medvfm_jax.weights.tables import choose
+from medvfm_jax.weights.tree import collection, flatten, unflatten
+
+UNTRAINED = ("unet",)  # trained from scratch by nature
+TEST_SUFFIX = "-tiny-test"
+
+
+def load(
+    name: str, file: Path | str | None = None, *, offline: bool = False, **options: Any
+) -> tuple[Model, Params]:
+    """Name -> (Model, params {"params": nested float32 arrays}).
+
+    `file` is read instead of the published file: `.pth`, safetensors or ONNX, under the names of the original
+    release, of transformers, or our own.  `options` go to `models.catalog.build` (scan_blocks, dtype,
+    image_size).  Weights are never random, except where there are none by nature: `unet` and the `*-tiny-test`
+    models start from a fixed seed.
+    Raises UnknownWeights, FetchError, WrongDigest, BadCheckpoint, UnsafeCheckpoint, PortError.
+    """
+    from medvfm_jax.models import catalog
+
+    model_name = registry.model_of(name)
+    model = catalog.build(model_name, **options)
+    if file is None and (name in UNTRAINED or name.endswith(TEST_SUFFIX)):
+        return model, model.init(jax.random.key(0))
+    if file is None:
+        with fetch.bar(name) as progress:
+            file = registry.fetch(name, progress, offline=offline)
+    plain = catalog.build(model_name, **{k: v for k, v in options.items() if k != "scan_blocks"})
+    params = port_file(file, jax.eval_shape(plain.init, jax.random.key(0)))
+    if options.get("scan_blocks"):
+        params = catalog.stack_blocks(params, model_name)
+    return model, jax.tree.map(jnp.asarray, params)
+
+
+def port_file(file: Path | str, target_shapes: Mapping[str, Any]) -> dict[str, Any]:
+    """Any readable checkpoint -> {"params": nested float32 numpy arrays} of the target shapes.
+
+    The family is told from the keys.  Raises BadCheckpoint, UnsafeCheckpoint, PortError.
+    """
+    state, metadata = read_state(file)
+    if metadata.get("format") == OWN_FORMAT:
+        return _own(state, target_shapes, str(file))
+    return to_jax(choose(state), state, target_shapes, where=str(file))
+
+
+def _own(state: Mapping[str, np.ndarray], target_shapes: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Parameters under our own paths, as `medvfm weights convert` writes them."""
+    targets = flatten(collection(target_shapes))
+    problems = [
+        f"{path} has shape {state[path].shape}, the model's is {targets[path].shape}"
+        for path in targets.keys() & state.keys()
+        if state[path].shape != targets[path].shape
+    ]
+    unused, missing = sorted(state.keys() - targets.keys()), sorted(targets.keys() - state.keys())
+    if unused or missing or problems:
+        raise PortError(where, unused, missing, problems)
+    return {"params": unflatten({path: np.asarray(state[path], np.float32) for path in targets})}

