@@ -11,7 +11,7 @@ Delta = dict[str, Any]  # the only thing that is trained: a nested dict of array
 
 IGNORE = -1  # a target pixel that no loss and no metric looks at
 
-PAD, BACKGROUND, FOREGROUND, BOX_TOP_LEFT, BOX_BOTTOM_RIGHT = -1, 0, 1, 2, 3
+ABSENT, PAD, BACKGROUND, FOREGROUND, BOX_TOP_LEFT, BOX_BOTTOM_RIGHT = -2, -1, 0, 1, 2, 3
 
 PromptKind = Literal["box", "point", "mask", "none"]
 Resize = Literal["longest_side", "stretch"]
@@ -27,7 +27,7 @@ class Prompts(NamedTuple):
 
     points (Q, P, 2): x, y in pixels of the model's input frame, pixel centres at +0.5 as in SAM.
     labels (Q, P) int32: SAM's embedding table; -1 padding, 0 background, 1 foreground,
-        2 box top-left, 3 box bottom-right.
+        2 box top-left, 3 box bottom-right; -2 absent: masked out of every attention, changes nothing.
     mask (Q, h, w, 1) low-resolution mask logits, or None.
     """
 

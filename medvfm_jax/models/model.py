@@ -1,7 +1,7 @@
 """The record every backbone is handed around as: a few pure functions and a description."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jax import Array
 
@@ -16,6 +16,7 @@ class Model(NamedTuple):
     apply(params, image, prompts | None, multimask=False, **kw) -> Prediction; equals decode of encode.
     init(key) -> params, ``{"params": {...}}`` in float32.
     spec: what a user must know before using the model.
+    root: the Linen module behind them, for conversions within ``models/``; nobody else needs it.
 
     All three call one Linen root module, so module paths start with ``image_encoder/`` whichever of them
     runs; ``kw`` goes to Linen's ``apply`` (``mutable=["taps"]``, for example).
@@ -26,6 +27,7 @@ class Model(NamedTuple):
     apply: Callable[..., Prediction]
     init: Callable[[Array], Params]
     spec: ModelSpec
+    root: Any = None
 
     def __repr__(self) -> str:
         return f"Model({self.spec.name}, {self.spec.input_size} px, task={self.spec.task})"

@@ -1,0 +1,151 @@
+"""Convolutions that are cheaper as something else, under the parameters of the convolution they replace.
+
+All are subclasses of Linen's: same ``kernel`` shape (height, width, in / groups, out), same fields, so whatever
+adapts or ports a convolution treats them alike.  Inputs are maps (..., h, w, c), channels last.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax.linen.dtypes import promote_dtype
+from jax import Array
+
+
+class PatchConv(nn.Conv):
+    """Convolution whose stride is its window: one matrix product, x (..., h, w, c) -> (..., h/p, w/q, out).
+
+    A 1x1 convolution is the case p = q = 1.
+    """
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        p, q = self.kernel_size
+        if (self.strides or 1) not in ((p, q), p if p == q else None) or self.feature_group_count != 1:
+            raise ValueError(f"PatchConv needs strides = kernel_size and one group, got {self.strides}")
+        shape = (p, q, x.shape[-1], self.features)
+        x, kernel, bias = _parameters(self, x, shape)
+        if p * q > 1:
+            x = rearrange(x, "... (h p) (w q) c -> ... h w (p q c)", p=p, q=q)
+        y = x @ rearrange(kernel, "p q c out -> (p q c) out")
+        return y if bias is None else y + bias
+
+
+class DepthwiseConv(nn.Conv):
+    """Depthwise 3x3 (or larger, odd) convolution, zero padding, x (..., h, w, c) -> (..., h/s, w/s, c).
+
+    On CPU a sum of shifted products: XLA's grouped convolution takes several times as long there.
+    """
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        shape = (*self.kernel_size, 1, self.features)
+        x, kernel, bias = _parameters(self, x, shape)
+        stride = self.strides if isinstance(self.strides, int) else (self.strides or (1,))[0]
+        shifted = jax.default_backend() == "cpu"
+        y = (depthwise_shifted if shifted else depthwise_grouped)(x, kernel[:, :, 0], stride)
+        return y if bias is None else y + bias
+
+
+def depthwise_shifted(x: Array, kernel: Array, stride: int = 1) -> Array:
+    """Depthwise convolution of x (..., h, w, c) with kernel (kh, kw, c): one multiply-add per tap.
+
+    Zero padding by half the window, as PyTorch's ``padding=k // 2``.
+    """
+    rows, columns = kernel.shape[0], kernel.shape[1]
+    h, w = x.shape[-3], x.shape[-2]
+    margins = [(0, 0)] * (x.ndim - 3) + [(rows // 2,) * 2, (columns // 2,) * 2, (0, 0)]
+    padded = jnp.pad(x, margins)
+    total = None
+    for i in range(rows):
+        for j in range(columns):
+            part = padded[..., i : i + h : stride, j : j + w : stride, :] * kernel[i, j]
+            total = part if total is None else total + part
+    return total
+
+
+def depthwise_grouped(x: Array, kernel: Array, stride: int = 1) -> Array:
+    """The same as ``depthwise_shifted`` by the backend's own grouped convolution."""
+    batch = x.reshape(-1, *x.shape[-3:])
+    y = jax.lax.conv_general_dilated(
+        batch,
+        kernel[:, :, None, :],
+        (stride, stride),
+        [(size // 2,) * 2 for size in kernel.shape[:2]],
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1],
+    )
+    return y.reshape(*x.shape[:-3], *y.shape[1:])
+
+
+class UpConv(nn.ConvTranspose):
+    """Transposed convolution whose stride is its window: x (..., h, w, c) -> (..., h p, w q, out).
+
+    The windows do not overlap, so it is one matrix product.  Linen's transposed convolution correlates:
+    tap (r, s) of the kernel meets output pixel (p - 1 - r, q - 1 - s) of its window.
+    """
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        p, q = self.kernel_size
+        if tuple(self.strides or ()) != (p, q) or self.transpose_kernel:
+            raise ValueError(f"UpConv needs strides = kernel_size and a plain kernel, got {self.strides}")
+        x, kernel, bias = _parameters(self, x, (p, q, x.shape[-1], self.features))
+        y = x @ rearrange(kernel[::-1, ::-1], "p q c out -> c (p q out)")
+        y = rearrange(y, "... h w (p q out) -> ... (h p) (w q) out", p=p, q=q)
+        return y if bias is None else y + bias
+
+
+class FrozenBatchNorm(nn.Module):
+    """Batch norm with fixed statistics, x (..., c) -> (..., c); all four arrays are in "params".
+
+    It is a scale and a shift per channel, which the compiler fuses into the loop that follows a convolution.
+    """
+
+    epsilon: float = 1e-5
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        shape = (x.shape[-1],)
+        scale = self.param("scale", nn.initializers.ones, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        mean = self.param("mean", nn.initializers.zeros, shape)
+        var = self.param("var", nn.initializers.ones, shape)
+        factor = scale * jax.lax.rsqrt(var + self.epsilon)
+        return x * factor.astype(x.dtype) + (bias - mean * factor).astype(x.dtype)
+
+
+class ConvBN(nn.Module):
+    """Convolution ``c`` without bias and frozen batch norm ``bn``: x (h, w, in) -> (h/s, w/s, out)."""
+
+    features: int
+    kernel_size: int = 1
+    stride: int = 1
+    depthwise: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        size, options = (self.kernel_size,) * 2, {"use_bias": False, "dtype": self.dtype, "name": "c"}
+        if self.depthwise:
+            conv = DepthwiseConv(
+                self.features, size, self.stride, feature_group_count=self.features, **options
+            )
+        elif self.kernel_size == self.stride == 1:
+            conv = PatchConv(self.features, size, 1, **options)
+        else:
+            pad = self.kernel_size // 2  # both sides, also with stride 2: "SAME" would pad one side only
+            conv = nn.Conv(self.features, size, self.stride, ((pad, pad), (pad, pad)), **options)
+        return FrozenBatchNorm(dtype=self.dtype, name="bn")(conv(x))
+
+
+def _parameters(module: Any, x: Array, shape: tuple[int, ...]) -> tuple[Array, Array, Array | None]:
+    """Input, kernel and bias (None without one) of a convolution in its computation dtype."""
+    kernel = module.param("kernel", module.kernel_init, shape, module.param_dtype)
+    bias = None
+    if module.use_bias:
+        bias = module.param("bias", module.bias_init, (module.features,), module.param_dtype)
+    return promote_dtype(x, kernel, bias, dtype=module.dtype)

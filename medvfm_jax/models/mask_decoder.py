@@ -1,0 +1,173 @@
+"""SAM's mask decoder: image embedding and prompt tokens -> mask logits and predicted IoU.
+
+Source: Kirillov et al. 2023, "Segment Anything", appendix A, "Lightweight mask decoder".
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from einops import rearrange
+from jax import Array
+
+from medvfm_jax.models.attention import dot_logits, softmax_average
+from medvfm_jax.models.convolution import UpConv
+from medvfm_jax.models.layers import MlpBlock, ReluMlp, embedding_table, gelu, layer_norm
+
+NORM_EPSILON = 1e-5  # PyTorch's default, where SAM says nothing else
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention, queries (Q, n, c) on keys and values (Q or 1, m, c) -> (Q, n, c).
+
+    ``internal`` is the width inside.  ``present`` (Q, m) leaves keys out; None keeps all.
+    """
+
+    heads: int
+    internal: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, q: Array, k: Array, v: Array, present: Array | None = None) -> Array:
+        def project(x: Array, name: str) -> Array:
+            x = nn.Dense(self.internal, dtype=self.dtype, name=name)(x)
+            return rearrange(x, "q n (heads d) -> q heads n d", heads=self.heads)
+
+        dim = q.shape[-1]
+        q, k, v = project(q, "q_proj"), project(k, "k_proj"), project(v, "v_proj")
+        logits = dot_logits(q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype), k)
+        if present is not None:
+            logits = jnp.where(present[:, None, None, :], logits, -jnp.inf)
+        out = rearrange(softmax_average(logits, v), "q heads n d -> q n (heads d)")
+        return nn.Dense(dim, dtype=self.dtype, name="out_proj")(out)
+
+
+class TwoWayBlock(nn.Module):
+    """Tokens attend to each other and to the image, the image to the tokens; post-norm.
+
+    tokens (Q, T, c), image (Q or 1, n, c), their positional encodings, presence of tokens (Q, T)
+    -> tokens (Q, T, c), image (Q, n, c).  In the first block the self-attention takes no positions and
+    replaces the tokens instead of being added.
+    """
+
+    heads: int
+    hidden: int
+    downsample: int
+    first: bool
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, tokens: Array, image: Array, token_pe: Array, image_pe: Array, present: Array | None
+    ) -> tuple[Array, Array]:
+        dim, dtype = tokens.shape[-1], self.dtype
+        inner = dim // self.downsample
+
+        self_attention = CrossAttention(self.heads, dim, dtype, name="self_attn")
+        if self.first:
+            tokens = self_attention(tokens, tokens, tokens, present)
+        else:
+            q = tokens + token_pe
+            tokens = tokens + self_attention(q, q, tokens, present)
+        tokens = layer_norm("norm1", NORM_EPSILON, dtype)(tokens)
+
+        to_image = CrossAttention(self.heads, inner, dtype, name="cross_attn_token_to_image")
+        tokens = tokens + to_image(tokens + token_pe, image + image_pe, image)
+        tokens = layer_norm("norm2", NORM_EPSILON, dtype)(tokens)
+
+        tokens = tokens + MlpBlock(self.hidden, nn.relu, dtype, name="mlp")(tokens)
+        tokens = layer_norm("norm3", NORM_EPSILON, dtype)(tokens)
+
+        to_tokens = CrossAttention(self.heads, inner, dtype, name="cross_attn_image_to_token")
+        image = image + to_tokens(image + image_pe, tokens + token_pe, tokens, present)
+        return tokens, layer_norm("norm4", NORM_EPSILON, dtype)(image)
+
+
+class TwoWayTransformer(nn.Module):
+    """``depth`` two-way blocks and a last attention of tokens to the image; shapes as in TwoWayBlock."""
+
+    depth: int
+    heads: int
+    hidden: int
+    downsample: int = 2
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, tokens: Array, image: Array, image_pe: Array, present: Array | None = None
+    ) -> tuple[Array, Array]:
+        token_pe = tokens
+        for i in range(self.depth):
+            block = TwoWayBlock(
+                self.heads, self.hidden, self.downsample, first=i == 0, dtype=self.dtype, name=f"layers_{i}"
+            )
+            tokens, image = block(tokens, image, token_pe, image_pe, present)
+        inner = tokens.shape[-1] // self.downsample
+        last = CrossAttention(self.heads, inner, self.dtype, name="final_attn_token_to_image")
+        tokens = tokens + last(tokens + token_pe, image + image_pe, image)
+        return layer_norm("norm_final_attn", NORM_EPSILON, self.dtype)(tokens), image
+
+
+class MaskDecoder(nn.Module):
+    """Embedding (h, w, c) and prompts' tokens -> float32 logits (Q, M, 4h, 4w) and IoU (Q, M).
+
+    ``outputs`` mask tokens, each with its own hypernetwork.  SAM has 4: ``multimask`` takes the last three,
+    otherwise the first.  ``all_masks`` returns every output and no IoU, for semantic segmentation.
+    """
+
+    dim: int = 256
+    outputs: int = 4
+    depth: int = 2
+    heads: int = 8
+    hidden: int = 2048
+    all_masks: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        embedding: Array,
+        image_pe: Array,
+        sparse: Array,
+        dense: Array,
+        present: Array | None = None,
+        multimask: bool = False,
+    ) -> tuple[Array, Array | None]:
+        h, w, dtype = *embedding.shape[:2], self.dtype
+        own = [embedding_table(nn.Embed(1, self.dim, name="iou_token"))]
+        own.append(embedding_table(nn.Embed(self.outputs, self.dim, name="mask_tokens")))
+        own = jnp.concatenate(own).astype(dtype)
+        prompts = sparse.shape[0]
+        tokens = jnp.concatenate(
+            [jnp.broadcast_to(own, (prompts, *own.shape)), sparse.astype(dtype)], axis=1
+        )
+        if present is not None:
+            always = jnp.ones((prompts, own.shape[0]), bool)
+            present = jnp.concatenate([always, present], axis=1)
+        image = rearrange(embedding.astype(dtype) + dense, "q h w c -> q (h w) c")
+        positions = rearrange(image_pe.astype(dtype), "h w c -> (h w) c")
+        transformer = TwoWayTransformer(self.depth, self.heads, self.hidden, dtype=dtype, name="transformer")
+        tokens, image = transformer(tokens, image, positions, present)
+
+        pixels = self._upscale(rearrange(image, "q (h w) c -> q h w c", h=h, w=w))
+        widths = (self.dim, self.dim, self.dim // 8)
+        # All hypernetworks run, so that all can be adapted; the compiler drops those without effect.
+        weights = [
+            ReluMlp(widths, dtype, name=f"output_hypernetworks_mlps_{i}")(tokens[:, 1 + i])
+            for i in range(self.outputs)
+        ]
+        kept = slice(None) if self.all_masks else slice(1, None) if multimask else slice(0, 1)
+        logits = jnp.einsum(
+            "qmc,qhwc->qmhw", jnp.stack(weights[kept], axis=1), pixels, preferred_element_type=jnp.float32
+        )
+        if self.all_masks:
+            return logits, None
+        iou = ReluMlp((self.dim, self.dim, self.outputs), dtype, name="iou_prediction_head")(tokens[:, 0])
+        return logits, iou[:, kept].astype(jnp.float32)
+
+    def _upscale(self, image: Array) -> Array:
+        """Image tokens (Q, h, w, c) -> pixel features (Q, 4h, 4w, c / 8)."""
+        double = {"kernel_size": (2, 2), "strides": (2, 2), "dtype": self.dtype}
+        x = UpConv(self.dim // 4, **double, name="output_upscaling_0")(image)
+        x = gelu(layer_norm("output_upscaling_1", 1e-6, self.dtype)(x))
+        return gelu(UpConv(self.dim // 8, **double, name="output_upscaling_3")(x))
