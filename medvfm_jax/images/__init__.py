@@ -1,1 +1,55 @@
-"""images"""
+"""Images with their geometry: read, normalise, fit into a model's frame, restore, simulate prompts, write."""
+
+from medvfm_jax.images.frame import (
+    Frame,
+    frame_of,
+    from_model_points,
+    preprocess,
+    restore,
+    to_model_points,
+    to_target,
+)
+from medvfm_jax.images.image import BadImage, Image
+from medvfm_jax.images.prompts import (
+    BadPrompt,
+    Query,
+    box_of,
+    centre_point,
+    check_query,
+    correction_click,
+    flip_prompts,
+    jitter_box,
+    make_prompts,
+    points_in,
+)
+from medvfm_jax.images.reading import read, read_labels
+from medvfm_jax.images.volumes import plane, slices, stack
+from medvfm_jax.images.writing import write_mask
+
+__all__ = [
+    "BadImage",
+    "BadPrompt",
+    "Frame",
+    "Image",
+    "Query",
+    "box_of",
+    "centre_point",
+    "check_query",
+    "correction_click",
+    "flip_prompts",
+    "frame_of",
+    "from_model_points",
+    "jitter_box",
+    "make_prompts",
+    "plane",
+    "points_in",
+    "preprocess",
+    "read",
+    "read_labels",
+    "restore",
+    "slices",
+    "stack",
+    "to_model_points",
+    "to_target",
+    "write_mask",
+]

@@ -1,0 +1,140 @@
+"""From an image to a model's input frame and back to the image's own grid."""
+
+from typing import NamedTuple
+
+import numpy as np
+from einops import repeat
+from numpy.typing import NDArray
+
+from medvfm_jax.images.image import BadImage
+from medvfm_jax.images.intensity import to_unit
+from medvfm_jax.images.sampling import Filter, matrix, resize
+from medvfm_jax.types import IGNORE, ModelSpec
+
+
+class Frame(NamedTuple):
+    """How an image lies in a model's square input: resized to ``scaled``, zeros below and to the right.
+
+    original, scaled: (height, width) in pixels of the image and of the model's input.
+    input_size, logits_size: sides of the model's input and of its low-resolution logits.
+    """
+
+    original: tuple[int, int]
+    scaled: tuple[int, int]
+    input_size: int
+    logits_size: int
+
+    @property
+    def scale(self) -> NDArray[np.float64]:
+        """Model pixels per image pixel, (x, y)."""
+        (height, width), (new_height, new_width) = self.original, self.scaled
+        return np.array([new_width / width, new_height / height])
+
+
+def frame_of(spec: ModelSpec, height: int, width: int) -> Frame:
+    """The frame an image of this size gets: the longest side fitted, or both sides stretched."""
+    size = spec.input_size
+    if spec.resize == "stretch":
+        scaled = (size, size)
+    else:
+        factor = size / max(height, width)
+        scaled = (max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5)))
+    return Frame((height, width), scaled, size, spec.logits_size)
+
+
+def preprocess(spec: ModelSpec, image: NDArray) -> tuple[NDArray[np.float32], Frame]:
+    """Picture (H, W, C) or (H, W), any number type -> model input (S, S, 3) float32, Frame.
+
+    Greyscale is repeated, of more than three channels the first three are used; ``spec.normalise`` then is
+    "minmax": [0, 1] over this image, after resizing (MedSAM, LiteMedSAM);
+    "mean_std_255": 0..255 minus ``mean``, divided by ``std`` (SAM); "mean_std_unit": the same on 0..1
+    (ImageNet); "unit": 0..1 as it is.
+    What 0..255 or 0..1 means for 16-bit and float images: see ``intensity.to_unit``.
+    Resizing averages areas for "minmax" models (OpenCV's INTER_AREA, on which LiteMedSAM was trained, without
+    its rounding to 8 bits) and is linear with antialiasing for the others. Raises BadImage.
+    """
+    three = three_channels(image)
+    frame = frame_of(spec, *three.shape[:2])
+    # Greyscale is resized once, not three times.
+    grey = image.ndim == 2 or image.shape[-1] == 1
+    scaled = resize(to_unit(three[..., :1] if grey else three), *frame.scaled, filter_of(spec))
+    scaled = repeat(scaled[..., 0], "h w -> h w c", c=3) if grey else scaled
+    out = np.zeros((frame.input_size, frame.input_size, 3), np.float32)
+    out[: frame.scaled[0], : frame.scaled[1]] = normalise(spec, scaled)
+    return out, frame
+
+
+def filter_of(spec: ModelSpec) -> Filter:
+    """How images are resized for a model."""
+    return "area" if spec.normalise == "minmax" else "linear"
+
+
+def normalise(spec: ModelSpec, unit: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Picture (H, W, 3) in 0..1 -> the numbers the model expects; see ``preprocess``."""
+    if spec.normalise == "minmax":
+        low, high = unit.min(), unit.max()
+        return (unit - low) / np.maximum(high - low, np.float32(1e-8))
+    if spec.normalise == "unit":
+        return unit
+    mean, std = np.asarray(spec.mean, np.float32), np.asarray(spec.std, np.float32)
+    return ((unit * np.float32(255) if spec.normalise == "mean_std_255" else unit) - mean) / std
+
+
+def three_channels(image: NDArray) -> NDArray:
+    """(H, W) or (H, W, C) -> (H, W, 3): greyscale repeated, two channels and their mean, the first three.
+
+    Raises BadImage for other shapes.
+    """
+    if image.ndim == 2:
+        image = image[..., None]
+    if image.ndim != 3 or min(image.shape) < 1:
+        raise BadImage(f"An array of shape {image.shape} is no picture; expected (H, W) or (H, W, C).")
+    channels = image.shape[-1]
+    if channels == 1:
+        return np.broadcast_to(image, (*image.shape[:2], 3))
+    if channels == 2:
+        mean = image.astype(np.float32).mean(-1, keepdims=True).astype(image.dtype)
+        return np.concatenate([image, mean], axis=-1)
+    return image[..., :3]
+
+
+def restore(frame: Frame, logits: NDArray) -> NDArray[np.float32]:
+    """Low-resolution logits (..., h, w) -> logits on the image's own grid (..., H, W), float32 numpy.
+
+    The padding is cut away and the rest interpolated linearly, in one step (SAM's reference goes through the
+    input size first), with antialiasing where the image is smaller than the logits.
+    """
+    logits = np.asarray(logits, np.float32)
+    h, w = logits.shape[-2:]
+    height, width = frame.original
+    rows = matrix(h, height, "linear", 0.0, frame.scaled[0] * h / frame.input_size)
+    columns = matrix(w, width, "linear", 0.0, frame.scaled[1] * w / frame.input_size)
+    return (rows.toarray() @ logits) @ columns.toarray().T
+
+
+def to_model_points(frame: Frame, xy: NDArray) -> NDArray[np.float32]:
+    """Points (..., 2) in pixels of the image -> pixels of the model's input.
+
+    As in SAM, number i means pixel i, and the model adds the half pixel to its centre; so coordinates scale
+    without an offset.
+    """
+    return (np.asarray(xy, np.float64) * frame.scale).astype(np.float32)
+
+
+def from_model_points(frame: Frame, xy: NDArray) -> NDArray[np.float32]:
+    """Inverse of ``to_model_points``."""
+    return (np.asarray(xy, np.float64) / frame.scale).astype(np.float32)
+
+
+def to_target(frame: Frame, labels: NDArray, fill: int = IGNORE) -> NDArray:
+    """Label map (..., H, W) -> (..., h, w) at the size of the logits, nearest; the padding becomes ``fill``."""
+    size = frame.logits_size
+    centres = (np.arange(size) + 0.5) * frame.input_size / size
+    out = np.full((*labels.shape[:-2], size, size), fill, labels.dtype)
+    indices = []
+    for original, scaled in zip(frame.original, frame.scaled):
+        inside = centres[centres < scaled]
+        indices.append(np.minimum((inside * original / scaled).astype(np.intp), original - 1))
+    rows, columns = indices
+    out[..., : len(rows), : len(columns)] = labels[..., rows[:, None], columns]
+    return out

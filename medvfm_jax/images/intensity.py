@@ -1,0 +1,103 @@
+"""Bring intensities of any modality into the range 0..1."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medvfm_jax.types import MedvfmError
+
+
+class UnknownWindow(MedvfmError, ValueError):
+    """A name of a CT window that does not exist."""
+
+
+class Window(NamedTuple):
+    """Range of Hounsfield units that is shown, from level - width/2 to level + width/2."""
+
+    width: float
+    level: float
+
+
+# Abdomen: MedSAM's preprocessing. The others: radiological convention.
+CT_WINDOWS: Mapping[str, Window] = {
+    "abdomen": Window(400, 40),
+    "lung": Window(1500, -600),
+    "brain": Window(80, 40),
+    "bone": Window(1800, 400),
+    "mediastinum": Window(350, 50),
+}
+
+
+def window(array: NDArray, chosen: str | Window) -> NDArray[np.float32]:
+    """Hounsfield units, any shape -> 0..1 within a window, clipped outside. Raises UnknownWindow."""
+    if isinstance(chosen, str):
+        if chosen not in CT_WINDOWS:
+            raise UnknownWindow(f"There is no CT window '{chosen}'; choose from {', '.join(CT_WINDOWS)}.")
+        chosen = CT_WINDOWS[chosen]
+    low = chosen.level - chosen.width / 2
+    return np.clip((array.astype(np.float32) - low) / np.float32(chosen.width), 0, 1)
+
+
+def percentiles(
+    array: NDArray, low: float = 0.5, high: float = 99.5, *, nonzero: bool = True
+) -> NDArray[np.float32]:
+    """Any shape -> 0..1 between two percentiles, clipped outside.
+
+    nonzero: take the percentiles of the voxels that are not 0, as MedSAM does for MR, where 0 is air.
+    """
+    values = array[array != 0] if nonzero else array.reshape(-1)
+    if values.size == 0:
+        return np.zeros(array.shape, np.float32)
+    bottom, top = np.percentile(values, [low, high])
+    # A mostly constant image has no range between its percentiles; then the whole range counts.
+    if top <= bottom:
+        bottom, top = values.min(), values.max()
+    span = float(top) - float(bottom)
+    if span <= 0:
+        return np.zeros(array.shape, np.float32)
+    # Subtracted in float64: 32-bit integers and large offsets lose their detail otherwise.
+    return np.clip((array.astype(np.float64) - float(bottom)) / span, 0, 1).astype(np.float32)
+
+
+def minmax(array: NDArray) -> NDArray[np.float32]:
+    """Any shape -> 0..1 from the least to the greatest value; a constant becomes 0."""
+    return percentiles(array, 0, 100, nonzero=False)
+
+
+def mean_std(array: NDArray, *, mask: NDArray | None = None) -> NDArray[np.float32]:
+    """Any shape -> zero mean and unit variance, over ``mask`` if given; a constant becomes 0."""
+    values = array[mask] if mask is not None and mask.any() else array
+    mean, std = values.mean(dtype=np.float64), values.std(dtype=np.float64)
+    return ((array - mean) / max(float(std), 1e-8)).astype(np.float32)
+
+
+def to_unit(array: NDArray) -> NDArray[np.float32]:
+    """Picture of any number type -> 0..1.
+
+    bool and uint8: a fixed scale. Floats between 0 and 1: as they are. Anything else (16 bits, Hounsfield
+    units, raw MR) has no agreed white: from the least to the greatest value of this picture.
+    """
+    if array.dtype == bool:
+        return array.astype(np.float32)
+    if array.dtype == np.uint8:
+        return array.astype(np.float32) / np.float32(255)
+    if array.dtype.kind == "f" and array.size and array.min() >= 0 and array.max() <= 1:
+        return array.astype(np.float32)
+    return minmax(array)
+
+
+def volume_to_unit(
+    array: NDArray, channel_names: tuple[str, ...] = (), ct_window: str = "abdomen"
+) -> NDArray:
+    """Volume (X, Y, Z, C) -> 0..1 float32, each channel over the whole volume.
+
+    Channels named "CT" (as nnU-Net names them) are Hounsfield units seen through ``ct_window``; the others
+    are scaled between the 0.5 and 99.5 percentiles of their non-zero voxels (MedSAM's rule for MR).
+    """
+    out = np.empty(array.shape, np.float32)
+    for c in range(array.shape[-1]):
+        is_ct = c < len(channel_names) and channel_names[c].strip().lower() == "ct"
+        out[..., c] = window(array[..., c], ct_window) if is_ct else percentiles(array[..., c])
+    return out

@@ -1,0 +1,49 @@
+"""Cut a volume into pictures, and stack label maps of the pictures back onto the volume's grid."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medvfm_jax.images.geometry import slice_axis
+from medvfm_jax.images.image import BadImage, Image
+
+
+def plane(array: NDArray, axis: int, index: int) -> NDArray:
+    """Volume (X, Y, Z, ...) -> its slice ``index`` along ``axis`` as a picture (H, W, ...).
+
+    Of the two remaining axes the first runs along the width and the second down, as in the arrays SimpleITK
+    gives, on which MedSAM was trained.
+    """
+    return np.take(array, index, axis=axis).swapaxes(0, 1)
+
+
+def slices(image: Image, axis: int | None = None) -> Iterator[NDArray]:
+    """Volume (X, Y, Z, C) -> pictures (H, W, C) along ``axis`` (default: ``geometry.slice_axis``)."""
+    axis = slice_axis(image) if axis is None else axis
+    return (plane(image.array, axis, index) for index in range(image.grid[axis]))
+
+
+def stack(pictures: Sequence[NDArray], like: Image, axis: int | None = None) -> NDArray:
+    """Inverse of ``slices`` for label maps: pictures (H, W), in order -> (X, Y, Z) on the grid of ``like``.
+
+    Raises BadImage if number or size do not fit.
+    """
+    axis = slice_axis(like) if axis is None else axis
+    if len(pictures) != like.grid[axis]:
+        raise BadImage(f"{len(pictures)} slices do not fill a volume of {like.grid[axis]} along axis {axis}.")
+    volume = np.stack([np.asarray(p).swapaxes(0, 1) for p in pictures], axis=axis)
+    if volume.shape != like.grid:
+        raise BadImage(
+            f"Slices of shape {pictures[0].shape} give {volume.shape}; the volume has {like.grid}."
+        )
+    return volume
+
+
+def in_plane_spacing(image: Image, axis: int | None = None) -> tuple[float, float] | None:
+    """Size of a pixel of ``slices``: (height, width) in mm, or None if unknown."""
+    if image.spacing is None:
+        return None
+    axis = slice_axis(image) if axis is None else axis
+    first, second = (s for a, s in enumerate(image.spacing) if a != axis)
+    return second, first

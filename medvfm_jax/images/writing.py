@@ -1,0 +1,97 @@
+"""Write label maps on the grid of the image they belong to, whole or not at all."""
+
+import gzip
+import io
+import os
+import tempfile
+from pathlib import Path
+
+import nibabel
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as Pillow
+
+from medvfm_jax.images.image import BadImage, Image
+from medvfm_jax.images.reading import NIFTI, suffix_of
+
+MASK_SUFFIXES = (".png", ".tif", ".tiff", *NIFTI, ".npy")
+
+
+def write_mask(path: str | Path, labels: NDArray, like: Image) -> None:
+    """Label map (H, W) or (X, Y, Z) -> file, with the geometry of ``like``, replaced in one step.
+
+    ``.png``/``.tif``: 8 bits up to label 255, else 16; ``.nii``/``.nii.gz``: the affine of ``like``, the
+    smallest integer type that fits; ``.npy``. Raises BadImage if the shape is not that of ``like``, if a
+    value does not fit, or if the file cannot be written; then nothing is left behind.
+    """
+    path = Path(path)
+    labels = np.asarray(labels)
+    if labels.shape != like.grid:
+        raise BadImage(f"A label map of shape {labels.shape} does not lie on the image's grid {like.grid}.")
+    if labels.dtype.kind not in "bui":
+        raise BadImage(f"A label map holds whole numbers; these are {labels.dtype}.")
+    write_atomically(path, encode_mask(path, labels, like))
+
+
+def encode_mask(path: Path, labels: NDArray, like: Image) -> bytes:
+    """The bytes of the file ``write_mask`` would write."""
+    suffix = suffix_of(path)
+    low, high = (int(labels.min()), int(labels.max())) if labels.size else (0, 0)
+    if suffix in (".png", ".tif", ".tiff"):
+        if labels.ndim != 2 or low < 0 or high > 65535:
+            raise BadImage(
+                f"{path.name} holds a picture with labels 0 to 65535; these are {labels.ndim}-D from {low} "
+                f"to {high}. Write a volume as .nii.gz."
+            )
+        picture = Pillow.fromarray(labels.astype(np.uint8 if high < 256 else np.uint16))
+        return _bytes(lambda buffer: picture.save(buffer, "PNG" if suffix == ".png" else "TIFF"))
+    if suffix in NIFTI:
+        kinds = (np.uint8, np.int16, np.int32)
+        fits = [k for k in kinds if np.iinfo(k).min <= low and high <= np.iinfo(k).max]
+        if not fits:
+            raise BadImage(f"{path.name} holds labels of 32 bits; these go from {low} to {high}.")
+        volume = labels if labels.ndim == 3 else labels[..., None]
+        affine = np.eye(4) if like.affine is None else like.affine
+        nifti = nibabel.Nifti1Image(volume.astype(fits[0]), affine)
+        nifti.header.set_xyzt_units("mm")
+        nifti.set_sform(affine, code=1)
+        nifti.set_qform(affine, code=1)
+        raw = nifti.to_bytes()
+        return gzip.compress(raw, 6, mtime=0) if suffix == ".nii.gz" else raw  # mtime: same input, same bytes
+    if suffix == ".npy":
+        return _bytes(lambda buffer: np.save(buffer, labels, allow_pickle=False))
+    raise BadImage(f"{path.name}: masks are written as {', '.join(MASK_SUFFIXES)}, not '{suffix}'.")
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name, force it to disk, rename it. Raises BadImage; nothing is left."""
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise BadImage(f"{path} cannot be written ({error.strerror or error}).") from error
+    except BaseException:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _bytes(save) -> bytes:
+    buffer = io.BytesIO()
+    save(buffer)
+    return buffer.getvalue()
