@@ -1,1 +1,46 @@
-"""data"""
+"""Datasets: folders of labelled images, splits by patient, two-dimensional examples, batches."""
+
+from medvfm_jax.data.augment import AugmentConfig
+from medvfm_jax.data.dataset import BUILTIN, open_dataset, read_case
+from medvfm_jax.data.examples import Example, LoadedExample, NoExamples, example_image, examples, load_example
+from medvfm_jax.data.loader import BadLoaderState, Loader, make_batch, make_loader
+from medvfm_jax.data.records import (
+    BadCase,
+    BadDataset,
+    Case,
+    Dataset,
+    GeometryMismatch,
+    LoadedCase,
+    UnknownLabel,
+)
+from medvfm_jax.data.splits import BadSplit, Split, nnunet_folds, split
+from medvfm_jax.data.targets import PromptConfig
+
+__all__ = [
+    "BUILTIN",
+    "AugmentConfig",
+    "BadCase",
+    "BadDataset",
+    "BadLoaderState",
+    "BadSplit",
+    "Case",
+    "Dataset",
+    "Example",
+    "GeometryMismatch",
+    "LoadedCase",
+    "LoadedExample",
+    "Loader",
+    "NoExamples",
+    "PromptConfig",
+    "Split",
+    "UnknownLabel",
+    "example_image",
+    "examples",
+    "load_example",
+    "make_batch",
+    "make_loader",
+    "nnunet_folds",
+    "open_dataset",
+    "read_case",
+    "split",
+]

@@ -73,6 +73,13 @@ def stem_of(path: Path) -> str:
     return path.name[: -len(suffix_of(path))] if suffix_of(path) else path.name
 
 
+def distinct_values(labels: NDArray) -> list[int]:
+    """The numbers that occur in a label map, in order; quick where they are small."""
+    if labels.size and labels.min() >= 0 and labels.max() < 1 << 16:
+        return np.flatnonzero(np.bincount(labels.reshape(-1))).tolist()
+    return np.unique(labels).tolist()
+
+
 def check_finite(array: NDArray, path: Path | str) -> None:
     """Raise BadImage if any value is NaN or infinite."""
     if array.dtype.kind not in "fc" or np.isfinite(array).all():

@@ -1,0 +1,141 @@
+"""Random changes of a picture together with its label maps; numpy, driven by the generator of one example."""
+
+import dataclasses
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from medvfm_jax.images.intensity import to_unit
+from medvfm_jax.images.sampling import nearest, resize
+from medvfm_jax.types import IGNORE
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentConfig:
+    """What may happen to a picture; probabilities are per picture, ranges uniform.
+
+    flip_horizontal, flip_vertical, quarter_turns: exact, each equally likely to happen or not.
+    affine: probability of a rotation by up to ``rotate`` degrees, a zoom by a factor in ``zoom``, and a shift
+    by up to ``shift`` of the side. intensity: probability of each of: gamma in ``gamma`` (log-uniform), gain in
+    ``contrast`` about the mean, an offset up to ``brightness``, Gaussian noise with deviation up to ``noise``.
+    """
+
+    flip_horizontal: bool = True
+    flip_vertical: bool = True
+    quarter_turns: bool = True
+    affine: float = 0.5
+    rotate: float = 20.0
+    zoom: tuple[float, float] = (0.8, 1.25)
+    shift: float = 0.08
+    intensity: float = 0.3
+    gamma: tuple[float, float] = (0.7, 1.5)
+    contrast: tuple[float, float] = (0.75, 1.25)
+    brightness: float = 0.1
+    noise: float = 0.05
+
+
+FULL = AugmentConfig()
+FLIPS = AugmentConfig(quarter_turns=False, affine=0.0, intensity=0.0)
+NONE = AugmentConfig(False, False, False, affine=0.0, intensity=0.0)
+NAMED = {"none": NONE, "flips": FLIPS, "full": FULL}
+
+
+def augment(
+    rng: np.random.Generator,
+    config: AugmentConfig,
+    image: NDArray,
+    maps: tuple[NDArray | None, ...],
+    *,
+    longest: int,
+    outside: tuple[int, ...],
+) -> tuple[NDArray, tuple[NDArray | None, ...]]:
+    """Picture (H, W, C) and maps (H, W) -> the same after one random change.
+
+    Pictures with a side beyond ``longest`` are shrunk to it first: the model sees no more. Maps are moved with
+    nearest neighbours; what comes into view from outside the picture is 0 in it and ``outside[i]`` in map i.
+    Flips keep the number type; the rest gives float32 in 0..1.
+    """
+    flips = (config.flip_horizontal, config.flip_vertical, config.quarter_turns)
+    # Always the same number of draws, whatever is switched on: options do not shift each other's luck.
+    horizontal, vertical, turn = (bool(u) and wanted for u, wanted in zip(rng.integers(0, 2, 3), flips))
+    arrays = [image, *maps]
+    if horizontal:
+        arrays = [None if a is None else a[:, ::-1] for a in arrays]
+    if vertical:
+        arrays = [None if a is None else a[::-1] for a in arrays]
+    if turn:
+        arrays = [None if a is None else a.swapaxes(0, 1) for a in arrays]
+    image, maps = arrays[0], tuple(arrays[1:])
+    if config.affine > 0:
+        image, maps = _affine(rng, config, image, maps, longest, outside)
+    if config.intensity > 0:
+        image = _intensity(rng, config, to_unit(image))
+    return image, maps
+
+
+def _affine(
+    rng: np.random.Generator,
+    config: AugmentConfig,
+    image: NDArray,
+    maps: tuple[NDArray | None, ...],
+    longest: int,
+    outside: tuple[int, ...],
+) -> tuple[NDArray, tuple[NDArray | None, ...]]:
+    chance, angle, *shift = rng.uniform(-1, 1, 4)
+    zoom = np.exp(rng.uniform(*np.log(config.zoom)))
+    if (chance + 1) / 2 >= config.affine:
+        return image, maps
+    image, maps = _shrink(to_unit(image), maps, longest)
+    height, width = image.shape[:2]
+    angle = np.deg2rad(angle * config.rotate)
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) / zoom
+    centre = np.array([height - 1, width - 1]) / 2
+    offset = centre - turn @ (centre + np.array(shift) * config.shift * [height, width])
+    moved = np.stack(
+        [ndimage.affine_transform(image[..., c], turn, offset, order=1) for c in range(image.shape[-1])], -1
+    )
+    # Nearest neighbours of all maps from one table of indices.
+    grid = np.stack(np.meshgrid(np.arange(height), np.arange(width), indexing="ij"), -1) @ turn.T + offset
+    rows, columns = np.moveaxis(np.rint(grid).astype(np.intp), -1, 0)
+    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+    rows, columns = np.clip(rows, 0, height - 1), np.clip(columns, 0, width - 1)
+    return moved, tuple(
+        None if m is None else np.where(inside, m[rows, columns], np.asarray(fill, m.dtype))
+        for m, fill in zip(maps, outside)
+    )
+
+
+def _shrink(
+    image: NDArray, maps: tuple[NDArray | None, ...], longest: int
+) -> tuple[NDArray, tuple[NDArray | None, ...]]:
+    height, width = image.shape[:2]
+    if max(height, width) <= longest:
+        return image, maps
+    factor = longest / max(height, width)
+    new = max(1, round(height * factor)), max(1, round(width * factor))
+    rows, columns = nearest(height, new[0]), nearest(width, new[1])
+    return resize(image, *new, "area"), tuple(None if m is None else m[rows[:, None], columns] for m in maps)
+
+
+def _intensity(rng: np.random.Generator, config: AugmentConfig, unit: NDArray) -> NDArray[np.float32]:
+    happens = rng.uniform(0, 1, 4) < config.intensity
+    gamma = np.exp(rng.uniform(*np.log(config.gamma)))
+    gain, offset, noise = (
+        rng.uniform(*config.contrast),
+        rng.uniform(-1, 1) * config.brightness,
+        rng.uniform(0, config.noise),
+    )
+    if happens[0]:
+        unit = unit ** np.float32(gamma)
+    if happens[1]:
+        mean = unit.mean()
+        unit = (unit - mean) * np.float32(gain) + mean
+    if happens[2]:
+        unit = unit + np.float32(offset)
+    if happens[3]:
+        unit = unit + rng.standard_normal(unit.shape, np.float32) * np.float32(noise)
+    return np.clip(unit, 0, 1)
+
+
+LABEL_OUTSIDE, INSTANCE_OUTSIDE = IGNORE, 0  # what a rotation brings into view: nobody labelled it

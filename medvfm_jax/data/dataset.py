@@ -1,0 +1,139 @@
+"""Open a dataset, whatever its layout, and read its cases with every check that can be made on them."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medvfm_jax.data import folders, mni152, nnunet
+from medvfm_jax.data.records import (
+    BadCase,
+    BadDataset,
+    Case,
+    Dataset,
+    GeometryMismatch,
+    LoadedCase,
+    UnknownLabel,
+)
+from medvfm_jax.data.sites import check_sites, read_sites
+from medvfm_jax.images import BadImage, Image, read, read_labels
+from medvfm_jax.images.geometry import difference
+from medvfm_jax.images.reading import distinct_values
+from medvfm_jax.types import IGNORE
+
+BUILTIN = {mni152.NAME: mni152.materialise}
+
+
+def open_dataset(
+    source: str | Path, *, allow_geometry_mismatch: bool = False, offline: bool = False
+) -> Dataset:
+    """Folder or name of a built-in dataset ("mni152_tissue") -> Dataset.
+
+    A folder is nnU-Net v2 (``dataset.json``, ``imagesTr``, ``labelsTr``) or plain (``images/``, ``masks/``,
+    ``instances/``); either may have a ``sites.csv``. Nothing but names, and the values in plain masks, is
+    looked at here; ``read_case`` checks a case. allow_geometry_mismatch: accept label maps of the right
+    shape that lie elsewhere in space. Raises BadDataset.
+    """
+    if str(source) in BUILTIN and not Path(source).exists():
+        source = BUILTIN[str(source)](offline=offline)
+    folder = Path(source)
+    if not folder.is_dir():
+        raise BadDataset(
+            f"{folder} is not a folder; expected a dataset folder, or one of: {', '.join(BUILTIN)}."
+        )
+    sites = read_sites(folder)
+    if nnunet.is_nnunet(folder):
+        dataset = nnunet.open_nnunet(folder, sites)
+    elif folders.is_image_folder(folder):
+        dataset = folders.open_folder(folder, sites)
+    elif not any(folder.iterdir()):
+        raise BadDataset(f"{folder} is empty; expected images/ and masks/, or nnU-Net's dataset.json.")
+    else:
+        raise BadDataset(
+            f"{folder} is no dataset; expected images/ and masks/ with files of equal names, "
+            "or nnU-Net's dataset.json, imagesTr/ and labelsTr/."
+        )
+    check_sites(sites, set(dataset.by_id), folder)
+    return dataclasses.replace(dataset, allow_geometry_mismatch=allow_geometry_mismatch)
+
+
+def read_case(dataset: Dataset, case: Case | str) -> LoadedCase:
+    """Read image, label map and instance map of a case, and check that they belong together.
+
+    Raises BadCase if a file cannot be read, GeometryMismatch if shapes or affines differ, UnknownLabel for
+    values the dataset does not declare.
+    """
+    case = dataset.case(case) if isinstance(case, str) else case
+    try:
+        image = _read_image(dataset, case)
+        label = None if case.label is None else _read_label(dataset, case, image)
+        instances = None if case.instances is None else _read_instances(dataset, case, image)
+    except BadImage as error:
+        raise BadCase(str(error)) from error
+    if label is None and instances is not None:
+        label = (instances > 0).astype(np.int32)
+    return LoadedCase(case, image, label, instances)
+
+
+def _read_image(dataset: Dataset, case: Case) -> Image:
+    channels = [read(path) for path in case.images]
+    for path, channel in zip(case.images[1:], channels[1:]):
+        _check_grid(dataset, channel, channels[0], path, case.images[0])
+    first = channels[0]
+    if len(channels) > 1:
+        first = first._replace(array=np.concatenate([c.array for c in channels], axis=-1))
+    names, count = dataset.channel_names, first.array.shape[-1]
+    if names and count != len(names) and not (len(case.images) == 1 and len(names) == 1):
+        raise BadCase(
+            f"Case '{case.id}' in {dataset.folder} has {count} channels; dataset.json names {len(names)} "
+            f"({', '.join(names)})."
+        )
+    if (dataset.dimension == 3) != first.is_volume:
+        kind = "volume" if first.is_volume else "picture"
+        raise BadCase(f"{case.images[0]} is a {kind}, unlike the other images of {dataset.folder}.")
+    return first
+
+
+def _read_label(dataset: Dataset, case: Case, image: Image) -> NDArray[np.int32]:
+    """Class indices (H, W) or (X, Y, Z), IGNORE where the file says so."""
+    read_in = read_labels(case.label)
+    _check_grid(dataset, read_in, image, case.label, case.images[0])
+    raw = read_in.array[..., 0]
+    known = {value: index for index, value in enumerate(dataset.values)}
+    if dataset.ignore is not None:
+        known[dataset.ignore] = IGNORE
+    unknown = sorted(set(distinct_values(raw)) - set(known))
+    if unknown:
+        count = int(np.isin(raw, unknown).sum())
+        shown = ", ".join(map(str, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
+        raise UnknownLabel(
+            f"{case.label} has {count:,} pixels with the value {shown}, which {_where_declared(dataset)} does "
+            f"not declare; expected {', '.join(map(str, sorted(known)))}."
+        )
+    values = np.array(sorted(known))
+    return np.array([known[int(v)] for v in values], np.int32)[np.searchsorted(values, raw)]
+
+
+def _where_declared(dataset: Dataset) -> str:
+    for name in ("dataset.json", "labels.json"):
+        if (dataset.folder / name).is_file():
+            return name
+    return "the dataset"
+
+
+def _read_instances(dataset: Dataset, case: Case, image: Image) -> NDArray[np.int32]:
+    read_in = read_labels(case.instances)
+    _check_grid(dataset, read_in, image, case.instances, case.images[0])
+    return np.maximum(read_in.array[..., 0], 0)
+
+
+def _check_grid(dataset: Dataset, image: Image, reference: Image, path: Path, reference_path: Path) -> None:
+    what = difference(image, reference)
+    if what and (image.grid != reference.grid or not dataset.allow_geometry_mismatch):
+        advice = (
+            "export both from the same image"
+            if image.grid != reference.grid
+            else "repair the header, or allow it with allow_geometry_mismatch"
+        )
+        raise GeometryMismatch(f"{path} does not lie on the grid of {reference_path}: {what}; {advice}.")

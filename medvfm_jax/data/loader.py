@@ -1,0 +1,198 @@
+"""Batches for training and validation: deterministic, checkpointable, of static shape (grain)."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+from numpy.typing import NDArray
+
+from medvfm_jax.data.augment import INSTANCE_OUTSIDE, LABEL_OUTSIDE, NAMED, NONE, AugmentConfig, augment
+from medvfm_jax.data.examples import Example, NoExamples, Task, class_lookup, example_image, load_example
+from medvfm_jax.data.records import Dataset
+from medvfm_jax.data.targets import PromptConfig, object_map, promptable_target, semantic_target
+from medvfm_jax.images import frame_of, preprocess
+from medvfm_jax.types import ABSENT, IGNORE, Batch, MedvfmError, ModelSpec, Prompts
+
+__all__ = ["BadLoaderState", "Loader", "example_image", "load_example", "make_batch", "make_loader"]
+
+ImageFn = Callable[[Example], NDArray]
+
+
+class BadLoaderState(MedvfmError, ValueError):
+    """A position that belongs to other data, another seed or another batch size."""
+
+
+class Loader(Iterator[Batch]):
+    """Iterator of ``Batch``; ``get_state()`` before a batch and ``set_state`` give that batch again, bit by bit.
+
+    Also after a restart, on another machine, or with another number of threads.
+    """
+
+    def __init__(self, batches: Any, identity: str, length: int | None):
+        self._iterator, self._identity, self._length = iter(batches), identity, length
+
+    def __iter__(self) -> "Loader":
+        return self
+
+    def __next__(self) -> Batch:
+        """The next batch, numpy; StopIteration after the last epoch."""
+        return next(self._iterator)
+
+    def __len__(self) -> int:
+        """Batches in all epochs together; TypeError if they never end."""
+        if self._length is None:
+            raise TypeError("This loader never ends.")
+        return self._length
+
+    def get_state(self) -> dict[str, Any]:
+        """Position, as JSON can hold it."""
+        return {"position": self._iterator.get_state(), "data": self._identity}
+
+    def set_state(self, state: dict[str, Any] | bytes) -> None:
+        """Return to a position. Raises BadLoaderState if it was taken over other examples or settings."""
+        try:
+            state = json.loads(state) if isinstance(state, bytes | str) else state
+            identity, position = state["data"], state["position"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise BadLoaderState("The position of the loader is damaged; start the run again.") from error
+        if identity != self._identity:
+            raise BadLoaderState(
+                "The checkpoint was made with other training examples or settings of the loader; "
+                "continue with the data and settings of that run, or start a new one."
+            )
+        self._iterator.set_state(position)
+
+
+def make_loader(
+    dataset: Dataset,
+    examples: Sequence[Example],
+    spec: ModelSpec,
+    task: Task,
+    *,
+    batch_size: int,
+    seed: int,
+    prompts: PromptConfig | None = None,
+    augment: bool | str | AugmentConfig = False,
+    labels: Sequence[str] | None = None,
+    shuffle: bool = True,
+    epochs: int | None = None,
+    image_fn: ImageFn | None = None,
+    threads: int = 1,
+) -> Loader:
+    """Examples -> iterator of ``Batch`` (numpy), see ``types.Batch`` for the shapes.
+
+    Each epoch has its own order; every example and epoch has its own random numbers, which depend on ``seed``
+    and its position alone. augment: True or "full", "flips", False or "none", or a config. labels: names of the
+    classes that count. epochs: None never ends; a last incomplete batch is filled with weight 0.
+    image_fn: gives ``Batch.image`` instead of preprocessing, such as a cached embedding of the example;
+    excludes augmentation. threads: that prepare batches ahead; 0 prepares them when asked.
+    Raises NoExamples, MedvfmError.
+    """
+    config = _augmentation(augment)
+    if not examples:
+        raise NoExamples(f"There are no examples of {dataset.folder} to load.")
+    if batch_size < 1:
+        raise NoExamples(f"A batch size of {batch_size} is not positive.")
+    if image_fn is not None and config != NONE:
+        raise BadLoaderState("Images that are replaced cannot be augmented; switch one of the two off.")
+    make = _Maker(dataset, tuple(examples), spec, task, prompts or PromptConfig(), config, labels, image_fn)
+    source = grain.MapDataset.source(range(len(examples))).seed(seed)
+    if shuffle:
+        source = source.shuffle()
+    source = source.repeat(epochs) if epochs != 1 else source
+    source = source.random_map(make)
+    batches = source.batch(batch_size, drop_remainder=False, batch_fn=lambda items: _stack(items, batch_size))
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    length = None if epochs is None else -(-len(examples) * epochs // batch_size)
+    words = [dataset.name, task, batch_size, seed, shuffle, epochs, make.prompts, config, labels]
+    identity = hashlib.sha256(repr((words, [e.id for e in examples])).encode()).hexdigest()[:16]
+    return Loader(batches.to_iter_dataset(options), identity, length)
+
+
+def make_batch(
+    dataset: Dataset,
+    examples: Sequence[Example],
+    spec: ModelSpec,
+    task: Task,
+    *,
+    seed: int = 0,
+    prompts: PromptConfig | None = None,
+    labels: Sequence[str] | None = None,
+) -> Batch:
+    """These very examples as one batch, without augmentation."""
+    make = _Maker(dataset, tuple(examples), spec, task, prompts or PromptConfig(), NONE, labels, None)
+    return _stack([make(i, np.random.default_rng([seed, i])) for i in range(len(examples))], len(examples))
+
+
+class _Maker:
+    """(index, generator) -> one un-batched ``Batch``."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        examples: tuple[Example, ...],
+        spec: ModelSpec,
+        task: Task,
+        prompts: PromptConfig,
+        config: AugmentConfig,
+        labels: Sequence[str] | None,
+        image_fn: ImageFn | None,
+    ):
+        if task not in ("semantic", "promptable"):
+            raise NoExamples(f"There is no task '{task}'; choose from semantic, promptable.")
+        self.dataset, self.examples, self.spec, self.task = dataset, examples, spec, task
+        self.prompts, self.config, self.image_fn = prompts, config, image_fn
+        chosen = class_lookup(dataset, labels)
+        self.lookup = np.array([chosen.get(name, 0) for name in dataset.labels], np.int32)
+        self.wanted = np.array([i for i, output in enumerate(self.lookup) if output > 0])
+
+    def __call__(self, index: int, rng: np.random.Generator) -> Batch:
+        """Load, augment, preprocess, simulate prompts."""
+        example = self.examples[index]
+        image, label, instances, _ = load_example(self.dataset, example)
+        if self.config != NONE:
+            image, (label, instances) = augment(
+                rng, self.config, image, (label, instances),
+                longest=self.spec.input_size, outside=(LABEL_OUTSIDE, INSTANCE_OUTSIDE),
+            )  # fmt: skip
+        if self.image_fn is None:
+            array, frame = preprocess(self.spec, image)
+        else:
+            array, frame = np.asarray(self.image_fn(example)), frame_of(self.spec, *label.shape)
+        if self.task == "semantic":
+            return Batch(array, None, semantic_target(frame, label, self.lookup), np.float32(1))
+        objects = object_map(label, instances, self.wanted)
+        return Batch(array, *promptable_target(rng, frame, label, objects, self.prompts))
+
+
+def _stack(items: Sequence[Batch], size: int) -> Batch:
+    """Un-batched examples -> Batch of exactly ``size``, the missing ones blank and of weight 0."""
+    items = [*items, *[_blank(items[0])] * (size - len(items))]
+    image, prompts, target, weight = zip(*items)
+    if prompts[0] is not None:
+        points, labels, _ = zip(*prompts)
+        stacked = Prompts(np.stack(points), np.stack(labels), None)
+    else:
+        stacked = None
+    return Batch(np.stack(image), stacked, np.stack(target), np.stack(weight))
+
+
+def _blank(like: Batch) -> Batch:
+    prompts = like.prompts
+    if prompts is not None:
+        prompts = Prompts(np.zeros_like(prompts.points), np.full_like(prompts.labels, ABSENT), None)
+    return Batch(
+        np.zeros_like(like.image), prompts, np.full_like(like.target, IGNORE), np.zeros_like(like.weight)
+    )
+
+
+def _augmentation(wanted: bool | str | AugmentConfig) -> AugmentConfig:
+    if isinstance(wanted, AugmentConfig):
+        return wanted
+    name = ("none", "full")[wanted] if isinstance(wanted, bool) else wanted
+    if name not in NAMED:
+        raise BadLoaderState(f"There is no augmentation '{name}'; choose from {', '.join(NAMED)}.")
+    return NAMED[name]

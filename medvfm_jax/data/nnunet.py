@@ -1,0 +1,150 @@
+"""Dataset folders of nnU-Net v2, and of v1 and the Medical Segmentation Decathlon.
+
+v2: ``dataset.json``, ``imagesTr/CASE_0000.nii.gz`` (one file per channel), ``labelsTr/CASE.nii.gz``.
+v1 and Decathlon: ``modality`` instead of ``channel_names``, labels as number -> name.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from medvfm_jax.data.records import BadDataset, Case, Dataset
+from medvfm_jax.data.sites import NO_SITES, SiteTable
+from medvfm_jax.images.reading import NIFTI, SUFFIXES, suffix_of
+
+_CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
+
+
+def is_nnunet(folder: Path) -> bool:
+    """Whether the folder looks like one of nnU-Net's."""
+    return (folder / "dataset.json").is_file()
+
+
+def open_nnunet(folder: Path, sites: SiteTable = NO_SITES) -> Dataset:
+    """Folder -> Dataset with the cases of ``imagesTr``; raises BadDataset.
+
+    ``ignore`` among the labels is the value no loss and no score looks at. Labels made of several values
+    (nnU-Net's regions) become one class per value, named after the regions that contain it.
+    """
+    info = _read_json(folder / "dataset.json")
+    labels, values, ignore = _labels(folder, info)
+    channels = _channel_names(info)
+    ending = info.get("file_ending") or _guess_ending(folder / "imagesTr")
+    files = _listed(folder, info) or _found(folder, ending)
+    if not files:
+        raise BadDataset(f"{folder / 'imagesTr'} has no '*{ending}' images; expected CASE_0000{ending}.")
+    cases = []
+    for name, (images, label) in sorted(files.items()):
+        if channels and len(images) not in (1, len(channels)):
+            raise BadDataset(
+                f"Case '{name}' in {folder} has {len(images)} channel files; dataset.json names {len(channels)} "
+                f"channels ({', '.join(channels)})."
+            )
+        missing = next((p for p in (*images, label) if not p.is_file()), None)
+        if missing is not None:
+            raise BadDataset(f"Case '{name}' in {folder} has no file {missing.relative_to(folder)}.")
+        patient, site = sites.of(name)
+        cases.append(Case(name, patient, site, tuple(images), label))
+    return Dataset(
+        name=str(info.get("name") or folder.name), folder=folder, cases=tuple(cases), labels=labels,
+        ignore=ignore, dimension=3 if ending in (*NIFTI, ".npy") else 2,
+        licence=str(info.get("licence") or info.get("license") or "unknown"),
+        channel_names=channels, values=values, file_ending=ending, note=str(info.get("note") or ""),
+    )  # fmt: skip
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadDataset(f"{path} cannot be read ({error}); expected JSON.") from error
+    if not isinstance(info, dict) or not isinstance(info.get("labels"), dict):
+        raise BadDataset(f'{path} has no \'labels\'; expected a table like {{"background": 0, "liver": 1}}.')
+    return info
+
+
+def _labels(folder: Path, info: dict[str, Any]) -> tuple[dict[str, int], tuple[int, ...], int | None]:
+    """Class name -> index, value of each index in the files, value to ignore."""
+    raw = info["labels"]
+    where = folder / "dataset.json"
+    try:
+        if all(isinstance(key, str) and key.lstrip("-").isdigit() for key in raw):  # v1: {"0": "background"}
+            table = {str(name): (int(value),) for value, name in raw.items()}
+            if len(table) < len(raw):
+                raise BadDataset(f"{where} gives two labels the same name; make them differ.")
+        else:
+            table = {
+                str(name): tuple(int(v) for v in (value if isinstance(value, list) else [value]))
+                for name, value in raw.items()
+            }
+    except (TypeError, ValueError) as error:
+        raise BadDataset(f"{where} has labels that are not whole numbers; expected name: number.") from error
+    ignored = table.pop("ignore", None)
+    ignore = ignored[0] if ignored else None
+    names: dict[int, str] = {}
+    for name, values in table.items():
+        for value in values:
+            alone = len(values) == 1
+            names[value] = name if alone else f"{names[value]}+{name}" if value in names else name
+    if len(set(names.values())) < len(names):  # a region of several values: tell them apart
+        repeated = [name for name in names.values() if list(names.values()).count(name) > 1]
+        names = {v: f"{n} ({v})" if n in repeated else n for v, n in names.items()}
+    ordered = tuple(sorted(names))
+    if ordered != tuple(range(len(ordered))) or len(ordered) < 2:
+        raise BadDataset(
+            f"{where} has the label values {list(ordered)}; expected 0 (background), 1, 2, ... without gaps."
+        )
+    return {names[value]: value for value in ordered}, ordered, ignore
+
+
+def _channel_names(info: dict[str, Any]) -> tuple[str, ...]:
+    table = info.get("channel_names") or info.get("modality") or {}
+    if isinstance(table, list):
+        return tuple(map(str, table))
+    return tuple(str(name) for _, name in sorted(table.items(), key=lambda item: int(item[0])))
+
+
+def _guess_ending(images: Path) -> str:
+    found = (
+        sorted(suffix_of(p) for p in images.iterdir() if suffix_of(p) in SUFFIXES) if images.is_dir() else []
+    )
+    return found[0] if found else ".nii.gz"
+
+
+def _found(folder: Path, ending: str) -> dict[str, tuple[list[Path], Path]]:
+    """Case -> channel files in order, label file; from the names in imagesTr."""
+    images = folder / "imagesTr"
+    if not images.is_dir():
+        raise BadDataset(f"{folder} has a dataset.json but no folder imagesTr.")
+    cases: dict[str, dict[int, Path]] = {}
+    for path in sorted(images.iterdir()):
+        if path.name.startswith(".") or not path.name.lower().endswith(ending.lower()):
+            continue
+        stem = path.name[: -len(ending)]
+        match = _CHANNEL.fullmatch(stem)
+        case, channel = (match["case"], int(match["channel"])) if match else (stem, 0)
+        cases.setdefault(case, {})[channel] = path
+    for case, channels in cases.items():
+        if sorted(channels) != list(range(len(channels))):
+            raise BadDataset(
+                f"Case '{case}' in {images} has the channels {sorted(channels)}; expected 0, 1, 2, ..."
+            )
+    labels = folder / "labelsTr"
+    return {c: ([files[i] for i in sorted(files)], labels / f"{c}{ending}") for c, files in cases.items()}
+
+
+def _listed(folder: Path, info: dict[str, Any]) -> dict[str, tuple[list[Path], Path]]:
+    """The same from a "dataset" table (v2), whose paths may lead anywhere below the folder; else empty."""
+    table = info.get("dataset")
+    if not isinstance(table, dict):
+        return {}
+    try:
+        return {
+            str(case): ([folder / p for p in entry["images"]], folder / entry["label"])
+            for case, entry in table.items()
+        }
+    except (TypeError, KeyError) as error:
+        raise BadDataset(
+            f"{folder / 'dataset.json'} has a 'dataset' table without images and label for each case."
+        ) from error

@@ -1,0 +1,157 @@
+"""Training, validation and test cases: by patient, every site in each part, the same for the same seed."""
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from medvfm_jax.data.records import BadDataset, Dataset
+from medvfm_jax.types import MedvfmError
+
+NNUNET_SEED, NNUNET_FOLDS = 12345, 5
+
+
+class BadSplit(MedvfmError, ValueError):
+    """A split that cannot be made from these cases."""
+
+
+class Split(NamedTuple):
+    """Names of cases; no patient is in two of them."""
+
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+    test: tuple[str, ...]
+
+
+def split(
+    dataset: Dataset,
+    *,
+    seed: int = 0,
+    val: float = 0.15,
+    test: float = 0.2,
+    n_train: int | None = None,
+    fold: int = 0,
+    use_file: bool = True,
+) -> Split:
+    """Cut a dataset by patients into train, val and test.
+
+    val, test: shares of the patients; each site is represented in proportion. n_train: keep that many
+    training patients, the first of the same order, so that smaller sets lie inside larger ones and val and
+    test never change. If the folder has nnU-Net's ``splits_final.json`` (and use_file), its ``fold`` rules:
+    "val" of the file is our test, and our val is taken from its training patients, because early stopping
+    must not see the test; a "test" list in the file is taken as it is. Raises BadSplit.
+    """
+    given = _from_file(dataset, fold) if use_file else None
+    everyone = {case.id: case.patient for case in dataset.cases}
+    if given is None:
+        order = stratified_order(dataset, everyone, seed)
+        sizes = _counts(len(order), test, val)
+        test_patients, val_patients = order[: sizes[0]], order[sizes[0] : sum(sizes)]
+        train_patients = order[sum(sizes) :]
+    else:
+        train_cases, val_cases, test_cases = given
+        order = stratified_order(dataset, train_cases, seed)
+        own_val = _counts(len(order), val / (1 - test) if test < 1 else val)[0] if not test_cases else 0
+        test_patients = [everyone[c] for c in (test_cases or val_cases)]
+        val_patients = [everyone[c] for c in val_cases] if test_cases else order[:own_val]
+        train_patients = order[own_val:]
+        _check_disjoint(dataset, train_patients, val_patients, test_patients)
+    if n_train is not None:
+        if not 1 <= n_train <= len(train_patients):
+            raise BadSplit(
+                f"{n_train} training patients were asked for; {dataset.folder} leaves {len(train_patients)} after "
+                "validation and test."
+            )
+        train_patients = train_patients[:n_train]
+    if not train_patients:
+        raise BadSplit(f"{dataset.folder} has {len(everyone)} cases, too few to leave any for training.")
+    listed = set(everyone) if given is None else set().union(*given)
+    parts = (
+        tuple(c.id for c in dataset.cases if c.id in listed and c.patient in chosen)
+        for chosen in map(set, (train_patients, val_patients, test_patients))
+    )
+    return Split(*parts)
+
+
+def stratified_order(dataset: Dataset, cases: Iterable[str], seed: int) -> list[str]:
+    """Patients of these cases in random order such that every run of them has all sites in proportion.
+
+    Each site's patients are shuffled and spread evenly over (0, 1) with a random offset; the order is that
+    of these positions. A patient seen at several sites counts for the first.
+    """
+    site_of: dict[str, str] = {}
+    for case_id in sorted(cases):
+        case = dataset.case(case_id)
+        site_of.setdefault(case.patient, case.site)
+    rng = np.random.default_rng([seed, 0x5B117])
+    position: dict[str, float] = {}
+    for site in sorted(set(site_of.values())):
+        patients = sorted(p for p, s in site_of.items() if s == site)
+        shuffled = [patients[i] for i in rng.permutation(len(patients))]
+        offset = rng.uniform()
+        position |= {p: (i + offset) / len(patients) for i, p in enumerate(shuffled)}
+    return sorted(position, key=lambda p: (position[p], p))
+
+
+def nnunet_folds(
+    cases: Sequence[str], folds: int = NNUNET_FOLDS, seed: int = NNUNET_SEED
+) -> list[dict[str, list[str]]]:
+    """The folds nnU-Net v2 makes when there is no ``splits_final.json``: [{"train": ..., "val": ...}, ...].
+
+    A shuffled K-fold over the sorted names with numpy's legacy generator, as scikit-learn's KFold does it.
+    By case, as nnU-Net does; patients with several cases need a file of their own.
+    """
+    names = sorted(cases)
+    if not 2 <= folds <= len(names):
+        raise BadSplit(f"{len(names)} cases cannot be cut into {folds} folds.")
+    order = np.arange(len(names))
+    np.random.RandomState(seed).shuffle(order)
+    parts = np.array_split(order, folds)
+    return [
+        {
+            "train": [names[i] for i in sorted(set(range(len(names))) - set(part.tolist()))],
+            "val": [names[i] for i in sorted(part.tolist())],
+        }
+        for part in parts
+    ]
+
+
+def _counts(patients: int, *shares: float) -> tuple[int, ...]:
+    """Patients per share, at least one where a share is asked for and there are enough."""
+    if any(not 0 <= s < 1 for s in shares) or sum(shares) >= 1:
+        raise BadSplit(f"Shares of {shares} leave nothing to train on; expected a sum below 1.")
+    return tuple(max(1, round(s * patients)) if s > 0 and patients > len(shares) else 0 for s in shares)
+
+
+def _from_file(dataset: Dataset, fold: int) -> tuple[list[str], list[str], list[str]] | None:
+    path = dataset.folder / "splits_final.json"
+    if not path.is_file():
+        return None
+    try:
+        folds = json.loads(path.read_text(encoding="utf-8"))
+        chosen = folds[fold]
+        train, val = list(map(str, chosen["train"])), list(map(str, chosen["val"]))
+        test = list(map(str, chosen.get("test", [])))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise BadSplit(
+            f'{path} cannot be read ({error}); expected [{{"train": [...], "val": [...]}}, ...].'
+        ) from error
+    except IndexError as error:
+        raise BadSplit(f"{path} has {len(folds)} folds; there is no fold {fold}.") from error
+    unknown = sorted({*train, *val, *test} - set(dataset.by_id))
+    if unknown:
+        raise BadDataset(f"{path} names the case '{unknown[0]}', which {dataset.folder} does not have.")
+    return train, val, test
+
+
+def _check_disjoint(dataset: Dataset, *parts: Sequence[str]) -> None:
+    seen: set[str] = set()
+    for part in parts:
+        shared = sorted(seen & set(part))
+        if shared:
+            raise BadSplit(
+                f"splits_final.json in {dataset.folder} puts patient '{shared[0]}' into two parts; "
+                "split by patient."
+            )
+        seen |= set(part)
