@@ -7,6 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from medvfm_jax.models import scan
 from medvfm_jax.models.model import Model
 from medvfm_jax.models.sam import Sam, as_model
 from medvfm_jax.models.sam_encoder import SamEncoder, SamEncoderConfig
@@ -14,7 +15,7 @@ from medvfm_jax.models.tiny_vit import TinyViT, TinyViTConfig
 from medvfm_jax.models.unets import build_unet
 from medvfm_jax.models.vit import VARIANTS as VIT_VARIANTS
 from medvfm_jax.models.vit import build_vit
-from medvfm_jax.types import MedvfmError, ModelSpec
+from medvfm_jax.types import MedvfmError, ModelSpec, Params
 
 IMAGENET_255 = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}
 
@@ -33,7 +34,7 @@ SAM_ENCODERS: Mapping[str, SamEncoderConfig] = {
     "sam-h": SamEncoderConfig(1280, 32, 16, (7, 15, 23, 31)),
     "medsam": SamEncoderConfig(),
     "sam-tiny-test": SamEncoderConfig(
-        16, 4, 2, (1, 3), window=3, grid=4, pretrain_grid=4, mlp_ratio=2, out_features=32
+        16, 4, 2, (1, 3), window=3, pretrain_grid=4, mlp_ratio=2, out_features=32
     ),
 }
 TINY_VITS: Mapping[str, TinyViTConfig] = {
@@ -103,12 +104,10 @@ def _sam(
         raise BadModelOption(
             f"{name} needs an image_size that is a multiple of {config.patch_size}, not {size}."
         )
-    config = replace(
-        config, grid=size // config.patch_size, scan_blocks=scan_blocks, remat=remat, dtype=dtype
-    )
-    spec = _spec(name, size, config.grid, config.out_features)
-    mlp_dim = 64 if name.endswith("-test") else 2048
-    return as_model(Sam(SamEncoder(config), spec, mlp_dim=mlp_dim, dtype=dtype))
+    config = replace(config, scan_blocks=scan_blocks, remat=remat, dtype=dtype)
+    spec = _spec(name, size, size // config.patch_size, config.out_features)
+    hidden = 64 if name.endswith("-test") else 2048
+    return as_model(Sam(SamEncoder(config), spec, decoder_hidden=hidden, dtype=dtype))
 
 
 def _tiny_vit_sam(name: str, *, image_size: int | None = None, dtype: Any = jnp.float32) -> Model:
@@ -119,8 +118,8 @@ def _tiny_vit_sam(name: str, *, image_size: int | None = None, dtype: Any = jnp.
             f"{name} needs an image_size that is a multiple of {config.reduction}, not {size}."
         )
     spec = _spec(name, size, size // config.reduction, config.out_features)
-    mlp_dim = 64 if name.endswith("-test") else 2048
-    return as_model(Sam(TinyViT(config), spec, mlp_dim=mlp_dim, dtype=dtype))
+    hidden = 64 if name.endswith("-test") else 2048
+    return as_model(Sam(TinyViT(config), spec, decoder_hidden=hidden, dtype=dtype))
 
 
 def _spec(name: str, size: int, grid: int, features: int) -> ModelSpec:
@@ -138,3 +137,8 @@ def _spec(name: str, size: int, grid: int, features: int) -> ModelSpec:
         head_dim=(8 if name.endswith("-test") else 32) if tiny_vit else SPECS[name].head_dim,
         **rule,
     )
+
+
+def stack_blocks(params: Params, name: str) -> Params:
+    """Parameters of the plain model -> those of ``build(name, scan_blocks=True)``; see ``models.scan``."""
+    return scan.stack(params, SAM_ENCODERS[name].group if name in SAM_ENCODERS else 1)

@@ -1,4 +1,4 @@
-"""Small layers with PyTorch's conventions: exact GELU, two-pass layer norm, the perceptrons of SAM."""
+"""Small layers with PyTorch's conventions: exact GELU, two-pass layer norm, SAM's perceptrons and neck."""
 
 from typing import Any
 
@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+
+from medvfm_jax.models.convolution import PatchConv
 
 _SQRT_HALF = np.float32(0.5**0.5)
 
@@ -51,6 +53,18 @@ class ReluMlp(nn.Module):
         for i, width in enumerate(self.widths):
             x = nn.Dense(width, dtype=self.dtype, name=f"layers_{i}")(nn.relu(x) if i else x)
         return x
+
+
+def neck(x: Array, features: int, dtype: Any = jnp.float32) -> Array:
+    """From an encoder's width to SAM's embedding, x (h, w, c) -> (h, w, features); layers neck_0 to neck_3.
+
+    Call it inside a compact method: the layers become children of the encoder, as in the checkpoints.
+    """
+    options = {"use_bias": False, "dtype": dtype}
+    x = PatchConv(features, (1, 1), 1, **options, name="neck_0")(x)
+    x = layer_norm("neck_1", 1e-6, dtype)(x)
+    x = nn.Conv(features, (3, 3), padding=1, **options, name="neck_2")(x)
+    return layer_norm("neck_3", 1e-6, dtype)(x)
 
 
 def embedding_table(module: nn.Embed) -> Array:

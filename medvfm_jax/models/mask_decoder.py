@@ -138,9 +138,7 @@ class MaskDecoder(nn.Module):
         own.append(embedding_table(nn.Embed(self.outputs, self.dim, name="mask_tokens")))
         own = jnp.concatenate(own).astype(dtype)
         prompts = sparse.shape[0]
-        tokens = jnp.concatenate(
-            [jnp.broadcast_to(own, (prompts, *own.shape)), sparse.astype(dtype)], axis=1
-        )
+        tokens = jnp.concatenate([jnp.broadcast_to(own, (prompts, *own.shape)), sparse.astype(dtype)], axis=1)
         if present is not None:
             always = jnp.ones((prompts, own.shape[0]), bool)
             present = jnp.concatenate([always, present], axis=1)

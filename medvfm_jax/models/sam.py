@@ -7,12 +7,17 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
 from jax import Array
 
 from medvfm_jax.models.mask_decoder import MaskDecoder
 from medvfm_jax.models.model import Model
 from medvfm_jax.models.prompt_encoder import PromptEncoder
 from medvfm_jax.types import ModelSpec, Params, Prediction, Prompts
+
+# Fixed numbers of the checkpoints, not counted as parameters.
+BUFFERS = ("mean", "var", "positional_encoding_gaussian_matrix")
+MASKS = 4  # mask tokens of the promptable model
 
 
 class Sam(nn.Module):
@@ -24,51 +29,62 @@ class Sam(nn.Module):
     encoder: nn.Module
     spec: ModelSpec
     classes: int = 0
-    mlp_dim: int = 2048
+    decoder_hidden: int = 2048
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
-        dim = self.spec.embedding[-1]
+        dim, grid = self.spec.embedding[-1], self.spec.embedding[:2]
         self.image_encoder = self.encoder.clone(parent=None)
-        self.prompt_encoder = PromptEncoder(
-            self.spec.input_size, self.spec.embedding[0], dim, dtype=self.dtype
+        self.prompt_encoder = PromptEncoder(dim, self.spec.input_size, grid, dtype=self.dtype)
+        self.mask_decoder = MaskDecoder(
+            dim,
+            self.classes or MASKS,
+            hidden=self.decoder_hidden,
+            all_masks=bool(self.classes),
+            dtype=self.dtype,
         )
-        masks = self.classes or 4
-        self.mask_decoder = MaskDecoder(dim, masks, mlp_dim=self.mlp_dim, dtype=self.dtype)
 
     def encode(self, image: Array) -> Array:
         """Image (S, S, 3) -> embedding (h, w, c)."""
         return self.image_encoder(image)
 
-    def decode(self, embedding: Array, prompts: Prompts | None, multimask: bool = False) -> Prediction:
-        """Embedding and prompts -> Prediction; multimask selects masks 1-3 instead of mask 0."""
-        prediction = self.mask_decoder(embedding, self.prompt_encoder(prompts))
-        if self.classes:
-            return Prediction(prediction.logits[0])
-        chosen = slice(1, None) if multimask else slice(0, 1)
-        return Prediction(prediction.logits[:, chosen], prediction.iou[:, chosen])
+    def decode(self, embedding: Array, prompts: Prompts | None = None, multimask: bool = False) -> Prediction:
+        """Embedding and prompts -> Prediction; ``multimask`` selects masks 1-3 instead of mask 0."""
+        sparse, present, dense = self.prompt_encoder(None if self.classes else prompts)
+        positions = self.prompt_encoder.image_positions()
+        logits, iou = self.mask_decoder(embedding, positions, sparse, dense, present, multimask)
+        return Prediction(logits[0]) if self.classes else Prediction(logits, iou)
 
-    def __call__(self, image: Array, prompts: Prompts | None, multimask: bool = False) -> Prediction:
+    def __call__(self, image: Array, prompts: Prompts | None = None, multimask: bool = False) -> Prediction:
         """Decode of encode."""
         return self.decode(self.encode(image), prompts, multimask)
 
 
 def as_model(sam: Sam) -> Model:
     """The pure functions of a root module; the parameter count of its spec is filled in."""
-    size = sam.spec.input_size
+    size, low = sam.spec.input_size, sam.spec.logits_size
 
     def encode(params: Params, image: Array, **kw: Any) -> Array:
-        return sam.apply(params, image, method="encode", **kw)
+        return sam.apply(params, image, **{"method": "encode", **kw})
 
-    def decode(params: Params, embedding: Array, prompts: Any, multimask: bool = False, **kw: Any):
-        return sam.apply(params, embedding, prompts, multimask, method="decode", **kw)
+    def decode(
+        params: Params, embedding: Array, prompts: Prompts | None = None, multimask: bool = False, **kw: Any
+    ) -> Prediction:
+        return sam.apply(params, embedding, prompts, multimask, **{"method": "decode", **kw})
 
-    def apply(params: Params, image: Array, prompts: Any, multimask: bool = False, **kw: Any):
+    def apply(
+        params: Params, image: Array, prompts: Prompts | None = None, multimask: bool = False, **kw: Any
+    ) -> Prediction:
         return sam.apply(params, image, prompts, multimask, **kw)
 
-    def init(key: Array) -> Params:
-        return sam.init(key, jnp.zeros((size, size, 3), jnp.float32), None)
+    def initialise(key: Array) -> Params:
+        # With a mask, so that the layers that only mask prompts reach are there too.
+        points, labels = jnp.zeros((1, 1, 2)), jnp.zeros((1, 1), jnp.int32)
+        prompts = Prompts(points, labels, jnp.zeros((1, low, low, 1)))
+        return sam.init(key, jnp.zeros((size, size, 3), jnp.float32), prompts)
 
-    shapes = jax.eval_shape(init, jax.random.key(0))
-    count = sum(prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+    # Compiled, the forward pass that Linen runs to find the parameters is dropped as unused.
+    init = jax.jit(initialise)
+    shapes = flatten_dict(jax.eval_shape(init, jax.random.key(0)))
+    count = sum(prod(leaf.shape) for path, leaf in shapes.items() if path[-1] not in BUFFERS)
     return Model(encode, decode, apply, init, dataclasses.replace(sam.spec, parameters=count), sam)

@@ -1,7 +1,10 @@
-"""SAM's ViT-B/L/H image encoder, image (S, S, 3) -> (S/16, S/16, 256).
+"""SAM's image encoder, ViT-B/L/H: image (S, S, 3) -> embedding (S/16, S/16, 256).
 
-Source: Kirillov et al. 2023, Li et al. 2022 (ViTDet); segment-anything's ``image_encoder.py`` for the behaviour:
-windows of 14 are padded with zeros after the first norm and padded tokens take part in the softmax.
+Most blocks attend inside windows of 14 x 14 tokens, four of them globally; all add decomposed relative
+positions to the logits.  Parameters are those of the checkpoint whatever the image size: ``pos_embed`` is
+resized bilinearly and the relative positions of global blocks linearly, as the fine-tuned descendants do.
+
+Source: Kirillov et al. 2023, "Segment Anything"; Li et al. 2022, "Exploring Plain Vision Transformer Backbones".
 """
 
 from dataclasses import dataclass
@@ -9,11 +12,22 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+from einops import rearrange
 from jax import Array
 
-from medvfm_jax.models.attention import attention, relative_positions
+from medvfm_jax.models.attention import (
+    grid_attention,
+    pad_with,
+    partition,
+    relative_positions,
+    unpartition,
+    window_attention,
+)
+from medvfm_jax.models.convolution import PatchConv
 from medvfm_jax.models.interpolation import resize
-from medvfm_jax.models.layers import Mlp, apply_neck, join_windows, pad_to_multiple, split_windows
+from medvfm_jax.models.layers import MlpBlock, layer_norm, neck
+
+NORM_EPSILON = 1e-6
 
 
 @dataclass(frozen=True)
@@ -26,12 +40,11 @@ class SamEncoderConfig:
     global_blocks: tuple[int, ...] = (2, 5, 8, 11)
     window: int = 14
     patch_size: int = 16
-    grid: int = 64  # of the input: image side / patch_size
     pretrain_grid: int = 64  # of pos_embed and of the global blocks' relative positions
     mlp_ratio: int = 4
     out_features: int = 256
     scan_blocks: bool = False
-    remat: bool = False  # recompute every block in the backward pass
+    remat: bool = False  # recompute every block (group) in the backward pass
     dtype: Any = jnp.float32
 
     @property
@@ -39,74 +52,82 @@ class SamEncoderConfig:
         """Blocks per group: every group is the same run of window blocks that ends with a global one."""
         return self.global_blocks[0] + 1
 
+    @property
+    def reduction(self) -> int:
+        """Pixels of the image per cell of the embedding, along one side."""
+        return self.patch_size
+
 
 class Attention(nn.Module):
-    """x (groups, n, n, dim) -> same; n is the window, or the grid in global blocks."""
+    """Multi-head attention, globally or inside windows, x (h, w, c) -> (h, w, c).
 
-    heads: int
-    table_size: int  # n that the relative positions were trained for
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        n, dim = x.shape[-2:]
-        zeros, shape = nn.initializers.zeros, (2 * self.table_size - 1, dim // self.heads)
-        rel_h = relative_positions(self.param("rel_pos_h", zeros, shape), n)
-        rel_w = relative_positions(self.param("rel_pos_w", zeros, shape), n)
-        qkv = nn.Dense(3 * dim, dtype=self.dtype, name="qkv")(x)
-        return nn.Dense(dim, dtype=self.dtype, name="proj")(attention(qkv, rel_h, rel_w, self.heads))
-
-
-class Block(nn.Module):
-    """x (h, w, dim) -> same: (window) attention and MLP, pre-norm."""
+    SAM pads windows that reach beyond the map with zeros and lets them take part in the softmax.  All these
+    tokens are one and the same, so ``qkv`` runs on the real tokens and then, in a second call, on one zero
+    token: exact with whatever adapts ``qkv`` token by token, and a sixth less work than padding first.
+    """
 
     config: SamEncoderConfig
     is_global: bool
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        config, dtype = self.config, self.config.dtype
-        height, width, dim = x.shape
-        table = config.pretrain_grid if self.is_global else config.window
-        attend = Attention(config.heads, table, dtype, name="attn")
-        y = nn.LayerNorm(1e-6, dtype=dtype, name="norm1")(x)
+        config, (h, w, dim) = self.config, x.shape
+        window = config.window
+        trained_for = config.pretrain_grid if self.is_global else window
+        shape = (2 * trained_for - 1, dim // config.heads)
+        table_h = self.param("rel_pos_h", nn.initializers.normal(0.02), shape)
+        table_w = self.param("rel_pos_w", nn.initializers.normal(0.02), shape)
+        to_qkv = nn.Dense(3 * dim, dtype=config.dtype, name="qkv")
+        qkv = to_qkv(x)
         if self.is_global:
-            y = attend(y[None])[0]
+            q, k, v = rearrange(qkv, "h w (three n d) -> three n (h w) d", three=3, n=config.heads)
+            out = grid_attention(q, k, v, relative_positions(table_h, h), relative_positions(table_w, w))
+            out = rearrange(out, "n (h w) d -> h w (n d)", h=h)
         else:
-            window = config.window
-            padded = pad_to_multiple(y, window)
-            windows = split_windows(padded, window).reshape(-1, window, window, dim)
-            y = attend(windows).reshape(-1, window**2, dim)
-            y = join_windows(y, window, *padded.shape[:2])[:height, :width]
-        x = x + y
-        y = nn.LayerNorm(1e-6, dtype=dtype, name="norm2")(x)
-        return x + Mlp(config.mlp_ratio * dim, dtype=dtype, name="mlp")(y)
+            if h % window or w % window:
+                qkv = pad_with(qkv, to_qkv(jnp.zeros((1, dim), x.dtype))[0], window)
+            tables = relative_positions(table_h, window), relative_positions(table_w, window)
+            out = window_attention(partition(qkv, window), config.heads, *tables)
+            out = unpartition(out, window, (h, w))
+        return nn.Dense(dim, dtype=config.dtype, name="proj")(out)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block, x (h, w, c) -> (h, w, c)."""
+
+    config: SamEncoderConfig
+    is_global: bool
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        config = self.config
+        y = layer_norm("norm1", NORM_EPSILON, config.dtype)(x)
+        x = x + Attention(config, self.is_global, name="attn")(y)
+        y = layer_norm("norm2", NORM_EPSILON, config.dtype)(x)
+        return x + MlpBlock(config.mlp_ratio * x.shape[-1], dtype=config.dtype, name="mlp")(y)
 
 
 class BlockGroup(nn.Module):
-    """The body of the scan: window blocks block_0, block_1, ... and a global one, x (h, w, dim) -> same."""
+    """The body of the scan: window blocks block_0, block_1, ... and a global one, x (h, w, c) -> same."""
 
     config: SamEncoderConfig
 
     @nn.compact
     def __call__(self, x: Array, _: None = None) -> tuple[Array, None]:
         for j in range(self.config.group):
-            is_global = j + 1 == self.config.group
-            x = Block(self.config, is_global, name=f"block_{j}")(x)
+            x = Block(self.config, j + 1 == self.config.group, name=f"block_{j}")(x)
         return x, None
 
 
 class PatchEmbed(nn.Module):
-    """Image (S, S, 3) -> (S/p, S/p, dim)."""
+    """Image (S, S, 3) -> (S/p, S/p, c)."""
 
-    dim: int
-    patch_size: int
-    dtype: Any
+    config: SamEncoderConfig
 
     @nn.compact
     def __call__(self, image: Array) -> Array:
-        patch = (self.patch_size, self.patch_size)
-        return nn.Conv(self.dim, patch, patch, "VALID", dtype=self.dtype, name="proj")(image)
+        patch = (self.config.patch_size, self.config.patch_size)
+        return PatchConv(self.config.dim, patch, patch, dtype=self.config.dtype, name="proj")(image)
 
 
 class SamEncoder(nn.Module):
@@ -117,15 +138,14 @@ class SamEncoder(nn.Module):
     @nn.compact
     def __call__(self, image: Array) -> Array:
         config = self.config
-        x = PatchEmbed(config.dim, config.patch_size, config.dtype, name="patch_embed")(
-            image.astype(config.dtype)
-        )
+        x = PatchEmbed(config, name="patch_embed")(image.astype(config.dtype))
         shape = (1, config.pretrain_grid, config.pretrain_grid, config.dim)
         positions = self.param("pos_embed", nn.initializers.normal(0.02), shape)[0]
         if positions.shape[:2] != x.shape[:2]:
             positions = resize(positions, x.shape[:2], "bilinear")
         x = x + positions.astype(config.dtype)
         if config.scan_blocks:
+            # Rematerialised inside the scan: unrolled checkpoints hardly save memory on CPU, scanned ones do.
             group = nn.remat(BlockGroup, prevent_cse=False) if config.remat else BlockGroup
             stack = nn.scan(
                 group,
@@ -138,4 +158,4 @@ class SamEncoder(nn.Module):
             block = nn.remat(Block) if config.remat else Block
             for i in range(config.depth):
                 x = block(config, i in config.global_blocks, name=f"blocks_{i}")(x)
-        return apply_neck(x, config.out_features, config.dtype)
+        return neck(x, config.out_features, config.dtype)

@@ -45,8 +45,5 @@ def _expand(params: Params, classes: int) -> Params:
     mlps = {c: decoder.pop(f"output_hypernetworks_mlps_{c}") for c in range(count)}
     decoder.update({f"output_hypernetworks_mlps_{c}": mlps[int(s)] for c, s in enumerate(source)})
     decoder["mask_tokens"] = {"embedding": tokens[source]}
-    head = dict(decoder["iou_prediction_head"])
-    last = head["layers_2"]
-    head["layers_2"] = {"kernel": last["kernel"][:, source], "bias": last["bias"][source]}
-    decoder["iou_prediction_head"] = head
+    decoder.pop("iou_prediction_head", None)  # a class has no predicted quality
     return {**params, "params": {**params["params"], "mask_decoder": decoder}}

@@ -9,6 +9,7 @@ Source: Wu et al. 2022, "TinyViT"; Zhang et al. 2023, "Faster Segment Anything" 
 
 from dataclasses import dataclass
 from functools import cache
+from math import prod
 from typing import Any
 
 import flax.linen as nn
@@ -18,42 +19,30 @@ from einops import rearrange
 from jax import Array
 
 from medvfm_jax.models.attention import dot_logits, pad_with, partition, softmax_average, unpartition
-from medvfm_jax.models.convolution import ConvBN, PatchConv
-from medvfm_jax.models.layers import gelu, layer_norm
+from medvfm_jax.models.convolution import ConvBN
+from medvfm_jax.models.layers import gelu, layer_norm, neck
 
 EPSILON = 1e-5  # of the layer norms inside blocks; the neck has SAM's 1e-6
 
 
 @dataclass(frozen=True)
 class TinyViTConfig:
-    """Static shape of a TinyViT encoder; one entry per stage, ``merge_strides`` between stages."""
+    """Static shape of a TinyViT encoder; one entry per stage.  The defaults are LiteMedSAM's."""
 
-    image_size: int = 1024
     dims: tuple[int, ...] = (64, 128, 160, 320)
     depths: tuple[int, ...] = (2, 2, 6, 2)
-    heads: tuple[int, ...] = (2, 4, 5, 10)
+    heads: tuple[int, ...] = (2, 4, 5, 10)  # of the convolutional first stage: unused
     windows: tuple[int, ...] = (7, 7, 14, 7)
-    merge_strides: tuple[int, ...] = (2, 2, 1)  # the last stage keeps its grid
-    stem_kernel: int = 3  # MobileSAM 3; LiteMedSAM 1
-    stem_stride: int = 2  # of each of the stem's two convolutions; LiteMedSAM 1
-    out_dim: int = 256
+    merge_strides: tuple[int, ...] = (2, 2, 1)  # between stages; the last one keeps its grid
+    stem_stride: int = 1  # of both convolutions of the stem: LiteMedSAM 1 (1x1), MobileSAM 2 (3x3)
+    mlp_ratio: int = 4
+    out_features: int = 256
     dtype: Any = jnp.float32
 
     @property
     def reduction(self) -> int:
         """Pixels of the image per cell of the embedding, along one side."""
-        return self.stem_stride**2 * int(np.prod(self.merge_strides))
-
-    @property
-    def embedding(self) -> tuple[int, int, int]:
-        """Shape of the encoder's output."""
-        side = self.image_size // self.reduction
-        return side, side, self.out_dim
-
-    @property
-    def head_dim(self) -> int:
-        """Width of one attention head, the same in all stages."""
-        return self.dims[1] // self.heads[1]
+        return self.stem_stride**2 * prod(self.merge_strides)
 
 
 class Sequence(nn.Module):
@@ -64,7 +53,11 @@ class Sequence(nn.Module):
     @nn.compact
     def __call__(self, image: Array) -> Array:
         config = self.config
-        shape = {"kernel_size": config.stem_kernel, "stride": config.stem_stride, "dtype": config.dtype}
+        shape = {
+            "kernel_size": 2 * config.stem_stride - 1,
+            "stride": config.stem_stride,
+            "dtype": config.dtype,
+        }
         x = gelu(ConvBN(config.dims[0] // 2, **shape, name="seq_0")(image))
         return ConvBN(config.dims[0], **shape, name="seq_2")(x)
 
@@ -111,7 +104,7 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         h, w, dim = x.shape
-        window, heads = min(self.window, h) if h == w else self.window, self.heads
+        window, heads = self.window, self.heads
         norm = layer_norm("norm", EPSILON, self.dtype)
         to_qkv = nn.Dense(3 * dim, dtype=self.dtype, name="qkv")
         qkv = to_qkv(norm(x))
@@ -121,19 +114,18 @@ class Attention(nn.Module):
             partition(qkv, window), "n t (heads three d) -> three n heads t d", three=3, heads=heads
         )
         # One entry per window cell that a token can be away from another, rows and columns unsigned.
-        table = self.param("attention_biases", nn.initializers.normal(0.02), (heads, self.window**2))
-        bias = table[:, offset_index(window, self.window)]
+        table = self.param("attention_biases", nn.initializers.normal(0.02), (heads, window**2))
+        bias = table[:, offset_index(window)]
         logits = dot_logits(q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype), k) + bias
         out = rearrange(softmax_average(logits, v), "n heads t d -> n t (heads d)")
         return nn.Dense(dim, dtype=self.dtype, name="proj")(unpartition(out, window, (h, w)))
 
 
 @cache
-def offset_index(window: int, table_window: int | None = None) -> np.ndarray:
-    """Entry |dy| * width + |dx| of the bias table for every pair of a window's tokens, (tokens, tokens)."""
+def offset_index(window: int) -> np.ndarray:
+    """Entry |dy| * window + |dx| of the bias table for every pair of a window's tokens, (tokens, tokens)."""
     y, x = np.divmod(np.arange(window**2), window)
-    width = table_window or window
-    return np.abs(y[:, None] - y[None]) * width + np.abs(x[:, None] - x[None])
+    return np.abs(y[:, None] - y) * window + np.abs(x[:, None] - x)
 
 
 class Mlp(nn.Module):
@@ -154,6 +146,7 @@ class TinyViTBlock(nn.Module):
 
     heads: int
     window: int
+    mlp_ratio: int = 4
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -161,7 +154,7 @@ class TinyViTBlock(nn.Module):
         dim = x.shape[-1]
         x = x + Attention(self.heads, self.window, self.dtype, name="attn")(x)
         x = ConvBN(dim, 3, depthwise=True, dtype=self.dtype, name="local_conv")(x)
-        return x + Mlp(4 * dim, self.dtype, name="mlp")(x)
+        return x + Mlp(self.mlp_ratio * dim, self.dtype, name="mlp")(x)
 
 
 class Stage(nn.Module):
@@ -177,7 +170,8 @@ class Stage(nn.Module):
             if i == 0:
                 x = MBConv(config.dims[0], config.dtype, name=f"blocks_{j}")(x)
             else:
-                x = TinyViTBlock(config.heads[i], config.windows[i], config.dtype, name=f"blocks_{j}")(x)
+                shape = config.heads[i], config.windows[i], config.mlp_ratio
+                x = TinyViTBlock(*shape, config.dtype, name=f"blocks_{j}")(x)
         if i < len(config.merge_strides):
             merge = PatchMerging(config.dims[i + 1], config.merge_strides[i], config.dtype, name="downsample")
             x = merge(x)
@@ -195,8 +189,4 @@ class TinyViT(nn.Module):
         x = Sequence(config, name="patch_embed")(image.astype(config.dtype))
         for i in range(len(config.dims)):
             x = Stage(config, i, name=f"layers_{i}")(x)
-        options = {"use_bias": False, "dtype": config.dtype}
-        x = PatchConv(config.out_dim, (1, 1), 1, **options, name="neck_0")(x)
-        x = layer_norm("neck_1", 1e-6, config.dtype)(x)
-        x = nn.Conv(config.out_dim, (3, 3), padding=1, **options, name="neck_2")(x)
-        return layer_norm("neck_3", 1e-6, config.dtype)(x)
+        return neck(x, config.out_features, config.dtype)
