@@ -4,6 +4,7 @@ from medvfm_jax.data.augment import AugmentConfig
 from medvfm_jax.data.dataset import BUILTIN, open_dataset, read_case
 from medvfm_jax.data.examples import Example, LoadedExample, NoExamples, example_image, examples, load_example
 from medvfm_jax.data.loader import BadLoaderState, Loader, make_batch, make_loader
+from medvfm_jax.data.phantoms import make_phantom_dataset
 from medvfm_jax.data.records import (
     BadCase,
     BadDataset,
@@ -39,6 +40,7 @@ __all__ = [
     "load_example",
     "make_batch",
     "make_loader",
+    "make_phantom_dataset",
     "nnunet_folds",
     "open_dataset",
     "read_case",
