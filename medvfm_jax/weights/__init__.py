@@ -2,7 +2,8 @@
 
 from medvfm_jax.weights import artifacts, port, registry, tables, torch_zip
 from medvfm_jax.weights.artifacts import WrongBaseWeights, check_base, fingerprint, load_delta, save_delta
-from medvfm_jax.weights.load import load, port_file
+from medvfm_jax.weights.export import save_own, save_torch, torch_state
+from medvfm_jax.weights.load import fitting_models, load, port_file
 from medvfm_jax.weights.port import PortError, PortTable, to_jax, to_torch
 
 __all__ = [
@@ -12,14 +13,18 @@ __all__ = [
     "artifacts",
     "check_base",
     "fingerprint",
+    "fitting_models",
     "load",
     "load_delta",
     "port",
     "port_file",
     "registry",
     "save_delta",
+    "save_own",
+    "save_torch",
     "tables",
     "to_jax",
     "to_torch",
+    "torch_state",
     "torch_zip",
 ]

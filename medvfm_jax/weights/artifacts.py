@@ -1,7 +1,8 @@
 """Deltas on disk: safetensors with metadata that says which base weights they belong to.
 
 A leaf of the delta {"lora": {"image_encoder/blocks_0/attn/qkv": {"a": x}}} is stored under the key
-`lora:image_encoder/blocks_0/attn/qkv:a`; a delta that is no chain has keys of two parts.
+`lora:image_encoder/blocks_0/attn/qkv:a`: the names of the chain's parts, outermost first, module path, array.
+A delta that is no chain has keys of two parts.
 """
 
 import hashlib
@@ -33,15 +34,15 @@ class BadDelta(MedvfmError):
 def save_delta(path: Path | str, delta: Delta, metadata: Mapping[str, Any]) -> None:
     """Write a delta with JSON-able metadata, whole or not at all; format and package version are added.
 
-    `metadata` should hold "base" (model name), "base_fingerprint" (see `fingerprint`) and "adapter" (its
+    `metadata` should hold "base" (model name), "fingerprint" (see `fingerprint`) and "adapter" (its
     configuration).  Raises BadDelta for something that is no nested dict of arrays, FetchError if the disk is
     full or not writable.
     """
     arrays = {}
     for parts, value in _leaves(delta):
         key = SEPARATOR.join(parts)
-        if any(SEPARATOR in part for part in parts) or not 2 <= len(parts) <= 3:
-            raise BadDelta(f"A delta leaf is named by 2 or 3 parts without '{SEPARATOR}', not by {parts}.")
+        if any(SEPARATOR in part for part in parts) or len(parts) < 2:
+            raise BadDelta(f"A delta leaf needs a module path and a name without '{SEPARATOR}', not {parts}.")
         arrays[key] = np.asarray(value)
     text = json.dumps({"medvfm_jax": medvfm_jax.__version__, **metadata}, sort_keys=True)
     safetensors_files.write(path, arrays, {"format": FORMAT, "medvfm": text})
@@ -59,8 +60,8 @@ def load_delta(path: Path | str) -> tuple[Delta, dict[str, Any]]:
     delta: Delta = {}
     for key in sorted(arrays):
         *groups, name = key.split(SEPARATOR)
-        if not 1 <= len(groups) <= 2:
-            raise BadDelta(f"{path}: key {key!r} is not <chain>:<module path>:<array>.")
+        if not groups:
+            raise BadDelta(f"{path}: key {key!r} is not <chain part>:<module path>:<array>.")
         node = delta
         for group in groups:
             node = node.setdefault(group, {})
@@ -80,7 +81,7 @@ def fingerprint(params: Params) -> str:
 
 def check_base(metadata: Mapping[str, Any], params: Params) -> None:
     """Raise WrongBaseWeights unless the delta with this metadata was made for these parameters."""
-    recorded = metadata.get("base_fingerprint")
+    recorded = metadata.get("fingerprint")
     if not recorded:
         raise WrongBaseWeights(
             "The delta does not say which base weights it was made for; refusing to guess."

