@@ -19,7 +19,7 @@ def lite_lora(work: Work, batch: int) -> Run:
 
 def sam_lora(work: Work, *, scan_blocks: bool) -> Run:
     """Loss and LoRA gradient of SAM ViT-B for one image with one box; `scan_blocks` recomputes blocks."""
-    model, params = ours.load_sam(work, scan_blocks=scan_blocks)
+    model, params = ours.load_sam(work, scan_blocks=scan_blocks, remat=scan_blocks)
     return _lora(model, params, examples(1, work.sam_size, work.sam_size // 4))
 
 

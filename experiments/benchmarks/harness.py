@@ -76,7 +76,9 @@ def arguments(description: str) -> argparse.Namespace:
     """The options every benchmark has."""
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=description, formatter_class=layout)
-    parser.add_argument("--rounds", type=int, default=None, help="timed rounds (default 7, quick 2)")
+    parser.add_argument(
+        "--rounds", type=int, default=None, help="timed rounds (default: the case's own or 7, quick 2)"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="fewer rounds, smaller inputs; for development")
     parser.add_argument(
@@ -132,7 +134,8 @@ def measure(case: Case, work: Work, args: argparse.Namespace, alone: Callable[[s
         for name in working:
             got = np.load(case.outputs_file(work.folder, name))
             contenders[name]["differences"] = differences(expected, got)
-    rounds = args.rounds or case.rounds or (2 if args.quick else 7)
+    usual = (1 if case.cold else 2) if args.quick else case.rounds or 7
+    rounds = args.rounds or usual
     take_turns = _cold_turns if case.cold else _warm_turns
     seconds, gemm = take_turns(case, work, working, rounds, alone)
     gflop = case.gflop(work) if case.gflop else None

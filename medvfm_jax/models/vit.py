@@ -54,6 +54,7 @@ class ViTConfig:
     norm_eps: float = 1e-6
     interpolate_offset: float = 0.0  # DINOv2 enlarges by (side + 0.1) / pretraining side
     scan_blocks: bool = False
+    remat: bool = False  # recompute every block in the backward pass
     dtype: Any = jnp.float32
 
     @property
@@ -183,15 +184,16 @@ class ViT(nn.Module):
         if config.scan_blocks:
             # Rematerialised inside the scan: unrolled checkpoints hardly save memory on CPU, scanned ones do.
             stack = nn.scan(
-                nn.remat(BlockGroup, prevent_cse=False),
+                nn.remat(BlockGroup, prevent_cse=False) if config.remat else BlockGroup,
                 variable_axes={"params": 0, "taps": 0},
                 split_rngs={"params": True},
                 length=config.depth,
             )
             x, _ = stack(config, name="blocks")(x, None)
         else:
+            block = nn.remat(Block) if config.remat else Block
             for i in range(config.depth):
-                x = Block(config, name=f"blocks_{i}")(x)
+                x = block(config, name=f"blocks_{i}")(x)
         return nn.LayerNorm(config.norm_eps, dtype=config.dtype, name="norm")(x)
 
 
@@ -235,6 +237,7 @@ def build_vit(
     *,
     image_size: int | None = None,
     scan_blocks: bool = False,
+    remat: bool = False,
     dtype: Any = jnp.float32,
     interpolate_offset: float | None = None,
 ) -> Model:
@@ -242,15 +245,15 @@ def build_vit(
 
     ``image_size`` is S, the pretraining size unless given; the parameters do not depend on it.  ``apply`` is
     ``encode``, and ``encode_tokens(model, params, image)`` also gives the class token.
-    ``scan_blocks`` stacks the blocks below ``image_encoder/blocks/block_0`` and recomputes them in the
-    backward pass, which needs far less memory.  ``interpolate_offset`` matters to DINOv2 at other sizes than
+    ``scan_blocks`` stacks the blocks below ``image_encoder/blocks/block_0``; ``remat`` recomputes them in the
+    backward pass, and both together need far less memory.  ``interpolate_offset`` matters to DINOv2 at other sizes than
     518: 0.1, the default, is facebook's code, 0 is transformers'.
 
     Raises UnknownVariant, BadImageSize; ``decode`` raises NoDecoder.
     """
     if variant not in VARIANTS:
         raise UnknownVariant(f"'{variant}' is no plain ViT; choose one of {', '.join(VARIANTS)}.")
-    config = replace(VARIANTS[variant], scan_blocks=scan_blocks, dtype=dtype)
+    config = replace(VARIANTS[variant], scan_blocks=scan_blocks, remat=remat, dtype=dtype)
     if interpolate_offset is not None:
         config = replace(config, interpolate_offset=interpolate_offset)
     size = config.pretrain_size if image_size is None else image_size

@@ -83,7 +83,7 @@ def test_zero_layer_scale_leaves_only_the_embedding(tiny):
 
 def test_scanned_blocks_equal_unrolled_ones_in_value_and_gradient(tiny):
     model, params, image = tiny
-    scanned = build_vit("vit-tiny-test", scan_blocks=True)
+    scanned = build_vit("vit-tiny-test", scan_blocks=True, remat=True)
     encoder = dict(params["params"]["image_encoder"])
     blocks = [encoder.pop(f"blocks_{i}") for i in range(2)]
     encoder["blocks"] = {"block_0": jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)}
