@@ -63,7 +63,18 @@ def locked(folder: Path) -> Iterator[Path]:
         handle.truncate(0)
         handle.write(str(os.getpid()))
         handle.flush()
-        yield folder
+        try:
+            yield folder
+        finally:
+            _remove_if_unused(folder)
+
+
+def refuse_existing(folder: Path, resume: bool) -> None:
+    """Raise RunExists if the folder holds a run that is not to be continued; a check before any slow work."""
+    if (folder / CONFIG).exists() and not resume:
+        raise RunExists(
+            f"{folder} already holds a run; add --resume to continue it, or choose another --out."
+        )
 
 
 def claim(folder: Path, config: Mapping[str, Any], resume: bool) -> bool:
@@ -76,10 +87,7 @@ def claim(folder: Path, config: Mapping[str, Any], resume: bool) -> bool:
     if not path.exists():
         write_json(path, config)
         return False
-    if not resume:
-        raise RunExists(
-            f"{folder} already holds a run; add --resume to continue it, or choose another --out."
-        )
+    refuse_existing(folder, resume)
     before = read_json(path)
     names = sorted((before.keys() | config.keys()) - set(_FREE_TO_CHANGE))
     changed = [n for n in names if before.get(n) != config.get(n)]
@@ -90,6 +98,13 @@ def claim(folder: Path, config: Mapping[str, Any], resume: bool) -> bool:
             f"resume with the same settings ({len(changed)} differ) or choose another --out."
         )
     return True
+
+
+def _remove_if_unused(folder: Path) -> None:
+    """A command that was refused after all (bad data, for example) leaves no trace."""
+    if [p.name for p in folder.iterdir()] == [_LOCK]:
+        (folder / _LOCK).unlink()
+        folder.rmdir()
 
 
 def write_json(path: Path, record: Any) -> None:

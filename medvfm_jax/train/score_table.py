@@ -13,8 +13,9 @@ def show(scores: Mapping[str, Any], console: Console) -> None:
     """Print what `evaluate` returned."""
     prompt = "no prompt" if scores["prompt"] == "none" else f"{scores['prompt']} prompts from the reference"
     flips = ", averaged over flips" if scores["flips"] else ""
+    profile = f"{scores['metric_profile']} profile"
     table = Table(
-        title=f"{scores['model']}, {prompt}{flips}, {scores['split']} split, {scores['metric_profile']} profile",
+        title=f"{scores['model']}, {prompt}{flips}, {scores['split']} split, {profile}",
         caption=_caption(scores),
         caption_justify="left",
         title_justify="left",

@@ -21,9 +21,13 @@ class ValidationSet(NamedTuple):
 
 
 def make_validation(
-    params: Params, loss: LossFn, overlap: Overlap, data: ValidationSet
+    params: Params,
+    loss: LossFn,
+    overlap: Overlap,
+    data: ValidationSet,
+    prepare: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> Callable[[Delta], dict[str, float]]:
-    """Return ``score(delta) -> {"dice", "loss"}``.
+    """Return ``score(delta) -> {"dice", "loss"}``; ``prepare`` turns images into cached embeddings.
 
     Promptable: the mean over prompts of each prompt's Dice. Semantic: Dice of each case and foreground class
     (slices of a volume counted together; classes absent from both masks left out), mean over classes, then
@@ -33,7 +37,7 @@ def make_validation(
 
     def score(delta: Delta) -> dict[str, float]:
         losses, weights, counts = [], [], []
-        for batch in data.batches:
+        for batch in map(prepare, data.batches):
             value, metrics = jitted(params, delta, batch, jax.random.key(0))
             losses.append(float(value))
             weights.append(float(metrics["weight"]))

@@ -1,0 +1,224 @@
+"""`adapt`: from a folder of labelled images to a delta, with everything needed to continue and to report."""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from medvfm_jax.adapters import AdaptedModel, Count, count, touches_encoder
+from medvfm_jax.fetch import cache_dir
+from medvfm_jax.train import checkpoint, hooks, run_directory
+from medvfm_jax.train.assemble import Base, adapter_config, for_prompt, load_base, with_adapter
+from medvfm_jax.train.config import AdaptConfig, to_json
+from medvfm_jax.train.early_stopping import EarlyStopping
+from medvfm_jax.train.embedding_cache import CachedLoader, EmbeddingCache, embed, make_cache
+from medvfm_jax.train.loop import Loader, fit
+from medvfm_jax.train.optimizer import make_optimizer, make_schedule
+from medvfm_jax.train.progress import ProgressDisplay
+from medvfm_jax.train.state import TrainState, init_state
+from medvfm_jax.train.step import make_step
+from medvfm_jax.train.task import DEFAULT_OBJECTIVE, make_loss, make_overlap
+from medvfm_jax.train.training_data import TrainingData, open_split, training_data
+from medvfm_jax.train.validation import make_validation
+from medvfm_jax.types import Delta
+from medvfm_jax.weights import artifacts
+
+
+class RunResult(NamedTuple):
+    """What `adapt` leaves behind; step: steps taken; val_dice: of the delta kept, None without validation."""
+
+    folder: Path
+    delta: Path
+    step: int
+    val_dice: float | None
+    trained: int
+    total: int
+    delta_bytes: int
+
+
+class _Run(NamedTuple):
+    """Everything resolved, nothing trained yet."""
+
+    config: AdaptConfig
+    record: dict[str, Any]  # config.json
+    base: Base
+    adapted: AdaptedModel
+    data: TrainingData
+    delta: Delta
+    size: Count
+
+
+def adapt(config: AdaptConfig, display: ProgressDisplay | None = None) -> RunResult:
+    """Train a delta as configured, in ``config.out``; with ``resume`` continue exactly where it was.
+
+    Raises MedvfmError for everything a user can cause: settings, data, weights, a run directory in use, a
+    full disk, a loss that is not finite.
+    """
+    with contextlib.ExitStack() as stack:
+        display = display or stack.enter_context(ProgressDisplay(title="adapt"))
+        run_directory.refuse_existing(config.out, config.resume)
+        stack.enter_context(run_directory.locked(config.out))
+        run = _resolve(config)
+        run_directory.claim(config.out, run.record, config.resume)
+        _announce(run, display.say)
+        return _train(run, display)
+
+
+def _resolve(config: AdaptConfig) -> _Run:
+    source = open_split(
+        config.data,
+        seed=config.seed,
+        val=config.val_fraction,
+        test=config.test_fraction,
+        train_cases=config.train_cases,
+        offline=config.offline,
+    )
+    classes, labels = source.dataset.classes, dict(source.dataset.labels)
+    base = load_base(
+        config.model,
+        classes=classes,
+        seed=config.seed,
+        dtype=config.dtype,
+        file=config.weights,
+        offline=config.offline,
+    )
+    prompt = config.resolved_prompt(base.model.spec.task)
+    base = for_prompt(base, prompt, classes)
+    data = training_data(source, base.model.spec, prompt, config)
+    adapter = adapter_config(config.adapter, base, config.set)
+    adapted = with_adapter(base, adapter)
+    delta = adapted.init(jax.random.fold_in(jax.random.key(config.seed), 1), base.params)
+    record = to_json(config) | {
+        "resolved": {
+            "prompt": prompt,
+            "adapter": adapter,
+            "learning_rate": config.resolved_learning_rate(),
+            "objective": _objective(config, base),
+            "classes": classes,
+            "labels": labels,
+            "fingerprint": base.fingerprint,
+            "data_sha256": source.sha256,
+            "split": source.split_record(),
+        }
+    }
+    return _Run(config, record, base, adapted, data, delta, count(delta, base.params))
+
+
+def _objective(config: AdaptConfig, base: Base) -> str:
+    return DEFAULT_OBJECTIVE[base.model.spec.task] if config.objective == "auto" else config.objective
+
+
+def _announce(run: _Run, say: Callable[[str], None]) -> None:
+    config, resolved = run.config, run.record["resolved"]
+    prompt = "no prompts" if resolved["prompt"] == "none" else f"{resolved['prompt']} prompts"
+    say(f"{config.model} with {config.adapter}, {prompt}: {run.size}")
+    say(run.data.describe())
+    for message in run.data.skipped.values():
+        say(f"skipped: {message}")
+
+
+def _train(run: _Run, display: ProgressDisplay) -> RunResult:
+    config, folder = run.config, run.config.out
+    schedule = make_schedule(
+        config.schedule, config.resolved_learning_rate(), config.steps, config.warmup_steps()
+    )
+    optimizer = make_optimizer(schedule, config.weight_decay, config.clip_norm or None)
+    cache = _cache(run)
+    if cache is not None:
+        display.say("the encoder is frozen: each image is encoded once and its embedding kept")
+    loss = make_loss(run.adapted, run.record["resolved"]["objective"], cached=cache is not None)
+    start = init_state(run.delta, optimizer, jax.random.fold_in(jax.random.key(config.seed), 2))
+    state, loader, stopping = _restore(run, start, cache, display.say)
+
+    with _recorder(config) as record:
+        validation = _validation(run, loss, cache, stopping, record)
+        keep = hooks.Checkpoints(
+            folder / run_directory.CHECKPOINTS,
+            run.record,
+            run.base.fingerprint,
+            lambda: validation.stopping if validation else stopping,
+            config.checkpoint_every,
+            config.checkpoint_seconds,
+        )
+        list_of_hooks = [
+            hooks.log_metrics(record, schedule),
+            *([validation] if validation else []),
+            keep,
+            display,
+        ]
+        if not stopping.exhausted:
+            step = functools.partial(make_step(loss, optimizer, config.accumulate), run.base.params)
+            state = fit(step, state, loader, list_of_hooks, steps=config.steps)
+    return _finish(run, state, validation.stopping if validation else stopping, display.say)
+
+
+def _cache(run: _Run) -> EmbeddingCache | None:
+    """A cache if the delta leaves the encoder alone and images come without random changes."""
+    config = run.config
+    if config.embeddings == "off" or config.augment == "full" or touches_encoder(run.delta):
+        return None
+    encode = functools.partial(jax.jit(run.adapted.encode), run.base.params, run.delta)
+    settings = f"{run.base.fingerprint} {config.model} {config.dtype}"
+    return make_cache(encode, settings, config.embeddings, cache_dir())
+
+
+def _restore(
+    run: _Run, start: TrainState, cache: EmbeddingCache | None, say: Callable[[str], None]
+) -> tuple[TrainState, Loader, EarlyStopping]:
+    config, folder = run.config, run.config.out
+    unchanged = "none" if cache else "full"
+    loader = run.data.loader(unchanged if config.augment == "auto" else config.augment)
+    found = checkpoint.read(folder / run_directory.CHECKPOINTS, start, run.base.fingerprint, say)
+    run_directory.truncate_metrics(folder, found.step if found else 0)
+    if found:
+        loader.set_state(found.loader_state)
+        say(f"resuming at step {found.step} of {config.steps}")
+    state, stopping = (found.state, found.stopping) if found else (start, EarlyStopping(config.patience))
+    return state, CachedLoader(loader, cache) if cache else loader, stopping
+
+
+@contextlib.contextmanager
+def _recorder(config: AdaptConfig) -> Iterator[hooks.Recorder]:
+    with contextlib.ExitStack() as stack:
+        recorders = [hooks.to_file(config.out)]
+        if config.tensorboard:
+            recorders.append(stack.enter_context(hooks.to_tensorboard(config.out / "tensorboard")))
+        yield hooks.to_all(*recorders)
+
+
+def _validation(
+    run: _Run, loss: Any, cache: EmbeddingCache | None, stopping: EarlyStopping, record: hooks.Recorder
+) -> hooks.Validation | None:
+    data = run.data.validation()
+    if not run.config.validate_every or not data.batches:
+        return None
+    overlap = make_overlap(run.adapted, cached=cache is not None)
+    prepare = (lambda batch: embed(batch, cache)) if cache else (lambda batch: batch)
+    score = make_validation(run.base.params, loss, overlap, data, prepare)
+    return hooks.Validation(score, run.config.validate_every, stopping, record)
+
+
+def _finish(run: _Run, state: TrainState, stopping: EarlyStopping, say: Callable[[str], None]) -> RunResult:
+    folder, delta = run.config.out, stopping.delta if stopping.delta is not None else state.delta
+    path = folder / run_directory.DELTA
+    resolved = run.record["resolved"]
+    artifacts.save_delta(
+        path,
+        jax.device_get(delta),
+        {
+            "base": run.config.model,
+            "fingerprint": run.base.fingerprint,
+            "adapter": resolved["adapter"],
+            "prompt": resolved["prompt"],
+            "classes": resolved["classes"],
+            "labels": resolved["labels"],
+        },
+    )
+    kept = None if stopping.delta is None else stopping.best
+    if kept is not None:
+        say(f"kept the delta of step {stopping.step}, validation Dice {kept:.4f}")
+    say(f"delta: {path}; settings, metrics and checkpoints beside it in {folder}")
+    return RunResult(folder, path, int(state.step), kept, run.size.trained, run.size.total, run.size.bytes)

@@ -1,0 +1,65 @@
+"""From names to something that trains: base weights, prompt-free conversion, adapter."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from medvfm_jax import weights
+from medvfm_jax.adapters import AdaptedModel, adapt_model, chain, from_config, presets
+from medvfm_jax.models import catalog
+from medvfm_jax.models.model import Model
+from medvfm_jax.models.semantic import to_semantic
+from medvfm_jax.train.config import BadConfig
+from medvfm_jax.types import Params
+from medvfm_jax.weights import artifacts
+
+FROM_SCRATCH = "unet"
+
+
+class Base(NamedTuple):
+    """A model ready to be adapted; fingerprint: of its weights as loaded, before any conversion."""
+
+    model: Model
+    params: Params
+    fingerprint: str
+
+
+def load_base(
+    name: str, *, classes: int, seed: int, dtype: str, file: Path | None = None, offline: bool = False
+) -> Base:
+    """Published weights, or for the U-Net random ones from ``seed`` with ``classes`` outputs.
+
+    Raises BadConfig for a model that gives features instead of masks, and what ``weights.load`` raises.
+    """
+    options = {"dtype": jnp.bfloat16} if dtype == "bfloat16" else {}
+    if name == FROM_SCRATCH and file is None:
+        model = catalog.build(name, classes=classes, **options)
+        params = model.init(jax.random.key(seed))
+    else:
+        model, params = weights.load(name, file, offline=offline, **options)
+    if model.spec.task == "features":
+        raise BadConfig(
+            f"Model '{name}' gives features, not masks; choose one that segments, like lite-medsam."
+        )
+    return Base(model, params, artifacts.fingerprint(params))
+
+
+def for_prompt(base: Base, prompt: str, classes: int) -> Base:
+    """Turn a promptable model into a prompt-free one if ``prompt`` is "none"; classes include the background."""
+    if base.model.spec.task == "promptable" and prompt == "none":
+        model, params = to_semantic(base.model, base.params, classes)
+        return Base(model, params, base.fingerprint)
+    return base
+
+
+def with_adapter(base: Base, adapter: Mapping[str, Any] | None) -> AdaptedModel:
+    """Put an adapter, given by its JSON configuration, around a base model; None changes nothing."""
+    return adapt_model(chain() if adapter is None else from_config(adapter), base.model)
+
+
+def adapter_config(preset: str, base: Base, assignments: tuple[str, ...]) -> dict[str, Any]:
+    """JSON configuration of a preset with "part.option=value" assignments."""
+    return presets.config(preset, base.model.spec, presets.parse_assignments(assignments))
