@@ -112,12 +112,11 @@ def _list(args: List) -> None:
             ",".join(r["prompts"]),
             "yes" if r["cached"] else "no",
             "known" if r["sha256"] else "on first use",
-            r["source"],
         )
         for r in records
     ]
-    columns = ("name", "size", "licence", "prompts", "cached", "sha256", "source")
-    notes = [f"{r['name']}: {r['notes']}" for r in records if r["notes"]]
+    columns = ("name", "size", "licence", "prompts", "cached", "sha256")
+    notes = [f"{r['name']}: {r['source']}" + (f" ({r['notes']})" if r["notes"] else "") for r in records]
     console.result(records, "\n".join([console.table(columns, rows), "", *notes]))
 
 

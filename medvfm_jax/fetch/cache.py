@@ -46,17 +46,18 @@ def verify(path: Path, sha256: str | None, size: int | None) -> str:
     """
     if not path.is_file():
         raise FetchError(f"{path} does not exist or is not a file.")
+    remedy = "delete it and fetch it again" if cache_dir() in path.parents else "fetch it again"
     actual_size = path.stat().st_size
     if size is not None and actual_size != size:
         raise WrongDigest(
             f"{path} has {actual_size} bytes where {size} were expected: it is truncated or another file; "
-            "delete it and fetch it again."
+            f"{remedy}."
         )
     actual = sha256_of(path)
     if sha256 is not None and actual != sha256:
         raise WrongDigest(
             f"{path} has sha256 {actual} where {sha256} was expected: it is damaged or another file; "
-            "delete it and fetch it again."
+            f"{remedy}."
         )
     return actual
 

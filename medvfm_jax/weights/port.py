@@ -185,18 +185,14 @@ def check(
     """
     state = {table.bare(key): value for key, value in state.items()}
     targets = flatten(collection(target_shapes))
-    plan, known, problems = {}, {}, []
-    for path in targets:
-        try:
-            plan[path] = table.sources_of(path)
-            known[path] = " + ".join(plan[path][0])
-        except KeyError:
-            problems.append(f"table {table.name} has no row for the model's {path}")
+    plan = {path: table.sources_of(path) for path in targets if table.has_row(path)}
+    known = {path: " + ".join(sources) for path, (sources, _) in plan.items()}
+    problems = []
     aliases = {alias: key for alias, key in table.aliases if alias in state}
     wanted = Counter(key for sources, _ in plan.values() for key in sources)
     problems += [f"table {table.name} uses {key} {count} times" for key, count in wanted.items() if count > 1]
     unused = [k for k in state if k not in wanted and k not in aliases and not table.is_ignored(k)]
-    missing = [path for path, (sources, _) in plan.items() if not all(key in state for key in sources)]
+    missing = [path for path in targets if path not in plan or not all(key in state for key in plan[path][0])]
     for path, (sources, row) in plan.items():
         if path not in missing and (problem := _misfit(row, sources, state, path, targets[path].shape)):
             problems.append(problem)

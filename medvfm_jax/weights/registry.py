@@ -103,7 +103,7 @@ _ENTRIES = (
         "medsam",
         "Apache-2.0",
         ("box",),
-        notes="the code is Apache-2.0; the archive states CC BY 4.0 for the weights",
+        notes="licence of the code repository; see the archive's page for the weights'",
     ),
     Entry(
         "mobile-sam",
