@@ -178,7 +178,13 @@ def test_bfloat16_modules_keep_their_output_dtype_and_the_delta_stays_float32() 
     params = net.init(KEY, x)
     gate = at("layers_0", "around", lambda k, s: {"g": jnp.ones(())}, lambda d, call, x: d["g"] * call(x))
     for adapter in (lora(2, 4.0, "layers_0"), scale_shift("layers_0"), bottleneck("layers_0", 2), gate):
-        delta = adapter.init(KEY, net.apply, params, x)
-        assert adapter.wrap(net.apply)(params, delta, x).dtype == jnp.bfloat16
-        grads = jax.grad(lambda d: adapter.wrap(net.apply)(params, d, x).sum().astype(jnp.float32))(delta)  # noqa: B023
+        adapted = adapter.wrap(net.apply)
+
+        def run(params: dict, adapter=adapter, adapted=adapted) -> tuple:
+            delta = adapter.init(KEY, net.apply, params, x)
+            grads = jax.grad(lambda d: adapted(params, d, x).sum().astype(jnp.float32))(delta)
+            return adapted(params, delta, x), delta, grads
+
+        out, delta, grads = jax.eval_shape(run, params)
+        assert out.dtype == jnp.bfloat16
         assert {g.dtype for g in jax.tree.leaves((delta, grads))} == {jnp.dtype("float32")}

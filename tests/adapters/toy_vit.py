@@ -14,7 +14,6 @@ from medvfm_jax.adapters import Adapter, lora, scale_shift, tune
 from medvfm_jax.adapters import chain as chained
 
 Style = Literal["loop", "remat", "scan", "remat_scan"]
-STYLES: tuple[Style, ...] = ("loop", "remat", "scan", "remat_scan")
 KEY = jax.random.key(0)
 IMAGE = jax.random.normal(KEY, (8, 8, 3))
 BLOCK = r"blocks(_\d+)?"
@@ -83,7 +82,8 @@ def toy(style: Style = "loop") -> tuple[nn.Module, dict]:
 
 def example_chain() -> Adapter:
     """A chain of one parameter adapter and two module adapters that share sites."""
-    return chained(tuned=tune("head/.*"), lora=lora(2, 4.0, r".*/qkv"), ssf=scale_shift(r".*/(qkv|fc1)"))
+    low_rank = lora(2, 4.0, r".*/qkv", slices="qv")
+    return chained(tuned=tune("head/.*"), lora=low_rank, ssf=scale_shift(r".*/(qkv|fc1)"))
 
 
 def perturbed(delta: dict, scale: float = 0.3) -> dict:
@@ -93,7 +93,7 @@ def perturbed(delta: dict, scale: float = 0.3) -> dict:
 
 
 def init_delta(adapter: Adapter, vit: nn.Module, params: dict) -> dict:
-    return jax.jit(lambda key, p, x: adapter.init(key, vit.apply, p, x))(KEY, params, IMAGE)
+    return adapter.init(KEY, vit.apply, params, IMAGE)
 
 
 def stack_layers(tree: dict) -> dict:
