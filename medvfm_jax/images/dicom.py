@@ -83,10 +83,9 @@ def _volume(slices: list[Any], path: Path, max_voxels: int) -> Image:
     affine = np.eye(4)
     # PixelSpacing is (between rows, between columns); the first array axis counts columns.
     affine[:3, 0], affine[:3, 1] = along_row * spacing[0, 1], along_column * spacing[0, 0]
-    affine[:3, 2] = (
-        normal * step if len(slices) < 2 else (positions[order[-1]] - positions[order[0]]) / (len(slices) - 1)
-    )
-    affine[:3, 3] = positions[order[0]]
+    first, last = positions[order[0]], positions[order[-1]]
+    affine[:3, 2] = normal * step if len(slices) < 2 else (last - first) / (len(slices) - 1)
+    affine[:3, 3] = first
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # DICOM counts to the left and to the back
     sizes = tuple(float(n) for n in np.linalg.norm(affine[:3, :3], axis=0))
     return Image(array[..., None], sizes, affine, path)

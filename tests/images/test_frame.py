@@ -1,0 +1,137 @@
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from medvfm_jax.images import BadImage, from_model_points, preprocess, restore, to_model_points, to_target
+from medvfm_jax.images.frame import frame_of, three_channels
+from medvfm_jax.types import IGNORE, ModelSpec
+
+SPEC = ModelSpec("test", input_size=64, embedding=(16, 16, 8), logits_size=32)
+SIDES = st.integers(2, 150)
+
+
+@given(SIDES, SIDES)
+@settings(max_examples=50, deadline=None)
+def test_the_longest_side_fits_and_the_rest_is_zero(height, width):
+    image = np.random.default_rng(0).integers(1, 255, (height, width, 3)).astype(np.uint8)
+    array, frame = preprocess(dataclasses.replace(SPEC, normalise="unit"), image)
+    assert array.shape == (64, 64, 3)
+    assert array.dtype == np.float32
+    assert max(frame.scaled) == 64
+    h, w = frame.scaled
+    assert (array[h:] == 0).all()
+    assert (array[:, w:] == 0).all()
+    assert (array[:h, :w] > 0).all()
+
+
+@given(SIDES, SIDES, st.floats(0, 1), st.floats(0, 1))
+@settings(max_examples=50, deadline=None)
+def test_points_there_and_back(height, width, u, v):
+    frame = frame_of(SPEC, height, width)
+    xy = np.array([[u * (width - 1), v * (height - 1)]], np.float32)
+    moved = to_model_points(frame, xy)
+    np.testing.assert_allclose(from_model_points(frame, moved), xy, atol=1e-3)
+    assert (moved <= frame.scaled[::-1]).all()
+
+
+def test_points_scale_as_in_sam():
+    frame = frame_of(SPEC, 100, 200)
+    assert frame.scaled == (32, 64)
+    np.testing.assert_allclose(to_model_points(frame, [[100, 50]]), [[32, 16]])
+
+
+@pytest.mark.parametrize("resize", ["longest_side", "stretch"])
+@pytest.mark.parametrize("shape", [(64, 64), (90, 41), (20, 33), (200, 150)])
+def test_restore_puts_a_disc_back_where_it_was(shape, resize):
+    spec = dataclasses.replace(SPEC, resize=resize, normalise="unit")
+    rows, columns = np.mgrid[: shape[0], : shape[1]]
+    disc = np.hypot((rows - shape[0] * 0.6) / shape[0], (columns - shape[1] * 0.4) / shape[1]) < 0.25
+    array, frame = preprocess(spec, disc)
+    low = array[..., 0].reshape(32, 2, 32, 2).mean((1, 3))  # as if the model had segmented it perfectly
+    back = restore(frame, low[None, None] - 0.5)
+    assert back.shape == (1, 1, *shape)
+    found = back[0, 0] > 0
+    assert 2 * (found & disc).sum() / (found.sum() + disc.sum()) > 0.93
+
+
+def test_restore_of_a_ramp_is_exact_in_the_middle():
+    """Linear interpolation keeps linear functions: column j of the image has the value of its position."""
+    frame = frame_of(SPEC, 48, 96)
+    ramp = np.broadcast_to((np.arange(32) + 0.5) * 3.0, (32, 32))  # in image pixels: 96 / 32 = 3 each
+    back = restore(frame, ramp)
+    np.testing.assert_allclose(back[10, 3:-3], np.arange(96)[3:-3] + 0.5, rtol=1e-5)
+
+
+def test_minmax_spans_0_to_1_even_for_16_bits_and_constants():
+    image = np.random.default_rng(0).integers(20000, 30000, (64, 64)).astype(np.uint16)
+    array, _ = preprocess(SPEC, image)
+    assert (array.min(), array.max()) == (0.0, 1.0)
+    assert (array[..., 0] == array[..., 2]).all()
+    constant, _ = preprocess(SPEC, np.full((64, 64), 7, np.uint8))
+    assert (constant == 0).all()
+
+
+def test_sam_and_imagenet_rules():
+    image = np.full((64, 64, 3), [10, 20, 30], np.uint8)
+    sam = dataclasses.replace(SPEC, normalise="mean_std_255", mean=(1.0, 2.0, 3.0), std=(2.0, 3.0, 9.0))
+    np.testing.assert_allclose(preprocess(sam, image)[0][5, 5], [4.5, 6, 3], rtol=1e-5)
+    unit = dataclasses.replace(SPEC, normalise="mean_std_unit", mean=(0.0, 0.0, 0.0), std=(1.0, 0.5, 0.25))
+    np.testing.assert_allclose(preprocess(unit, image)[0][5, 5], [10 / 255, 40 / 255, 120 / 255], rtol=1e-5)
+
+
+def test_the_padding_of_normalised_images_is_zero():
+    sam = dataclasses.replace(
+        SPEC, normalise="mean_std_255", mean=(123.0, 116.0, 103.0), std=(58.0, 57.0, 57.0)
+    )
+    array, frame = preprocess(sam, np.full((32, 64, 3), 200, np.uint8))
+    assert frame.scaled == (32, 64)
+    assert (array[32:] == 0).all()
+
+
+def test_lite_medsam_reference_numbers():
+    """Shrinking by 2 averages 2 × 2 blocks, then the whole picture is scaled to 0..1."""
+    image = np.random.default_rng(0).integers(0, 255, (128, 128, 3)).astype(np.uint8)
+    small = image.reshape(64, 2, 64, 2, 3).astype(np.float64).mean((1, 3))
+    expected = (small - small.min()) / (small.max() - small.min())
+    np.testing.assert_allclose(preprocess(SPEC, image)[0], expected, atol=1e-5)
+
+
+def test_channels():
+    image = np.arange(2 * 2 * 5).reshape(2, 2, 5).astype(np.uint16)
+    np.testing.assert_array_equal(three_channels(image), image[..., :3])
+    np.testing.assert_array_equal(three_channels(image[..., :2])[..., 2], image[..., 0])  # mean, rounded down
+    assert three_channels(image[..., 0]).shape == (2, 2, 3)
+    with pytest.raises(BadImage, match="no picture"):
+        three_channels(np.zeros(3))
+
+
+def test_targets_are_nearest_and_ignored_outside():
+    frame = frame_of(SPEC, 16, 32)
+    labels = np.arange(16 * 32).reshape(16, 32)
+    target = to_target(frame, labels)
+    assert target.shape == (32, 32)
+    np.testing.assert_array_equal(target[:16], labels)  # one logits pixel per image pixel
+    assert (target[16:] == IGNORE).all()
+    stacked = to_target(frame, np.stack([labels, labels + 1]), 0)
+    np.testing.assert_array_equal(stacked[1, :16], labels + 1)
+    assert (stacked[:, 16:] == 0).all()
+
+
+@given(SIDES, SIDES)
+@settings(max_examples=50, deadline=None)
+def test_a_target_restored_is_the_label_again(height, width):
+    """A half plane survives the way to the logits' grid and back, up to one pixel of either grid."""
+    frame = frame_of(SPEC, height, width)
+    label = np.zeros((height, width), np.int32)
+    label[:, width // 2 :] = 1
+    target = to_target(frame, label, 0)
+    back = restore(frame, target.astype(np.float32)) > 0.5
+    tolerance = 1 + int(np.ceil(max(height, width) / 32))
+    middle = slice(max(0, width // 2 - tolerance), width // 2 + tolerance)
+    wrong = back != (label > 0)
+    wrong[:, middle] = False
+    # the far edge borders on the padding, within one logits pixel
+    assert not wrong[: height - tolerance, : width - tolerance].any()

@@ -1,0 +1,66 @@
+import numpy as np
+import pytest
+
+from medvfm_jax.images.intensity import (
+    UnknownWindow,
+    mean_std,
+    minmax,
+    percentiles,
+    to_unit,
+    volume_to_unit,
+    window,
+)
+
+
+def test_the_abdomen_window_goes_from_minus_160_to_240():
+    np.testing.assert_allclose(window(np.array([-1000, -160, 40, 240, 3000]), "abdomen"), [0, 0, 0.5, 1, 1])
+    with pytest.raises(UnknownWindow, match="lung"):
+        window(np.zeros(3), "spleen")
+
+
+def test_percentiles_leave_air_out():
+    values = np.concatenate([np.zeros(10_000), np.arange(1, 1001)])
+    scaled = percentiles(values, 10, 90)
+    low, high = np.percentile(np.arange(1, 1001), [10, 90])
+    np.testing.assert_allclose(scaled, np.clip((values - low) / (high - low), 0, 1), atol=1e-6)
+    assert percentiles(values, 10, 90, nonzero=False).max() == 1
+
+
+@pytest.mark.parametrize("value", [0, 5, -3])
+def test_constants_become_zero(value):
+    array = np.full((4, 4), value, np.int16)
+    assert (percentiles(array) == 0).all()
+    assert (minmax(array) == 0).all()
+    assert (mean_std(array) == 0).all()
+
+
+def test_nearly_constant_images_keep_what_differs():
+    array = np.zeros((100, 100), np.uint16) + 10
+    array[0, 0] = 500
+    assert percentiles(array)[0, 0] == 1
+
+
+def test_large_offsets_keep_their_detail():
+    array = (np.arange(16) + 2**31 - 100).astype(np.int64)
+    np.testing.assert_allclose(minmax(array), np.arange(16) / 15, atol=1e-6)
+
+
+def test_unit_range_of_each_number_type():
+    np.testing.assert_allclose(to_unit(np.array([0, 128, 255], np.uint8)), [0, 128 / 255, 1])
+    np.testing.assert_array_equal(to_unit(np.array([True, False])), [1, 0])
+    dark = np.array([0.1, 0.2, 0.3], np.float32)
+    np.testing.assert_array_equal(to_unit(dark), dark)  # not stretched: it is a fraction already
+    np.testing.assert_allclose(to_unit(np.array([1000, 1500, 2000], np.uint16)), [0, 0.5, 1])
+    np.testing.assert_allclose(to_unit(np.array([-1.0, 0, 1])), [0, 0.5, 1])
+
+
+def test_mean_std_over_a_mask():
+    array = np.array([0.0, 0, 2, 4])
+    np.testing.assert_allclose(mean_std(array, mask=array > 0)[2:], [-1, 1])
+
+
+def test_ct_channels_use_a_window_and_others_percentiles():
+    array = np.random.default_rng(0).normal(0, 500, (4, 5, 6, 2)).astype(np.float32)
+    unit = volume_to_unit(array, ("CT", "T1"))
+    np.testing.assert_array_equal(unit[..., 0], window(array[..., 0], "abdomen"))
+    np.testing.assert_array_equal(unit[..., 1], percentiles(array[..., 1]))
