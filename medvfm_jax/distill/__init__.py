@@ -6,6 +6,7 @@ from medvfm_jax.distill.decoupled import (
     EmbeddingMismatch,
     make_decoupled_loss,
     make_distill_step,
+    only_encoder,
     valid_positions,
     write_embeddings,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "inherit",
     "make_decoupled_loss",
     "make_distill_step",
+    "only_encoder",
     "valid_positions",
     "write_embeddings",
 ]

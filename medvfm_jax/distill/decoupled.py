@@ -7,6 +7,7 @@ on it unchanged. Nothing but images is needed: no masks, no prompts. The teacher
 Sources: MobileSAM (Zhang et al. 2023) for the recipe, EdgeSAM (Zhou et al. 2023) for leaving out padding.
 """
 
+import functools
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from einops import rearrange
 from jax import Array
 from numpy.typing import NDArray
 
@@ -86,21 +88,61 @@ def make_decoupled_loss(
     return loss
 
 
+def only_encoder(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The optimizer for `image_encoder/...` alone: prompt encoder, decoder and batch-norm statistics stay put.
+
+    The statistics are part of the parameters, but as fixed numbers; scale and bias beside them can say the
+    same.
+    """
+
+    def label(path: tuple[Any, ...], _: Any) -> str:
+        keys = [str(getattr(entry, "key", entry)) for entry in path]
+        return "train" if "image_encoder" in keys and keys[-1] not in ("mean", "var") else "keep"
+
+    return optax.multi_transform(
+        {"train": optimizer, "keep": optax.set_to_zero()},
+        lambda params: jax.tree_util.tree_map_with_path(label, params),
+    )
+
+
 def make_distill_step(
     loss: Callable[[Params, DecoupledBatch], tuple[Array, dict[str, Array]]],
     optimizer: optax.GradientTransformation,
+    *,
+    microbatch: int | None = None,
 ) -> tuple[
     Callable[[Params], DistillState],
     Callable[[DistillState, DecoupledBatch], tuple[DistillState, dict[str, Array]]],
 ]:
-    """-> (init(params) -> state, step(state, batch) -> (state, metrics)); the jitted, state donated."""
+    """-> (init(params) -> state, step(state, batch) -> (state, metrics)); jitted, state donated.
+
+    `microbatch` images at a time are differentiated and their gradients averaged: the same step in less
+    memory; on CPU, where batches bring no speed, 1 is a good choice. It must divide the batch.
+    """
+
+    def gradients(params: Params, batch: DecoupledBatch) -> tuple[dict[str, Array], Any]:
+        (_, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(params, batch)
+        return metrics, gradient
+
+    def averaged(params: Params, batch: DecoupledBatch) -> tuple[dict[str, Array], Any]:
+        if microbatch is None or microbatch >= len(batch.image):
+            return gradients(params, batch)
+        parts = jax.tree.map(lambda x: rearrange(x, "(n m) ... -> n m ...", m=microbatch), batch)
+        first = jax.eval_shape(gradients, params, jax.tree.map(lambda x: x[0], parts))
+        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
+
+        def add(total: Any, part: DecoupledBatch) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, gradients(params, part)), None
+
+        total, _ = jax.lax.scan(add, zero, parts)
+        return jax.tree.map(lambda x: x * (microbatch / len(batch.image)), total)
 
     def init(params: Params) -> DistillState:
         return DistillState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
-    @jax.jit(donate_argnums=0)
+    @functools.partial(jax.jit, donate_argnums=0)
     def step(state: DistillState, batch: DecoupledBatch) -> tuple[DistillState, dict[str, Array]]:
-        (_, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(state.params, batch)
+        metrics, gradient = averaged(state.params, batch)
         updates, moments = optimizer.update(gradient, state.optimizer, state.params)
         metrics = metrics | {"gradient_norm": optax.global_norm(gradient)}
         return DistillState(optax.apply_updates(state.params, updates), moments, state.step + 1), metrics

@@ -9,6 +9,7 @@ from medvfm_jax.distill import (
     EmbeddingMismatch,
     make_decoupled_loss,
     make_distill_step,
+    only_encoder,
     valid_positions,
     write_embeddings,
 )
@@ -72,6 +73,35 @@ def test_a_linear_student_finds_its_linear_teacher(setting):
     assert float(metrics["mse"]) < 1e-4
     assert int(state.step) == 300
     np.testing.assert_allclose(state.params["kernel"], teacher["kernel"], atol=0.05)
+
+
+def test_microbatches_make_the_same_step(setting):
+    teacher, student, images = setting
+    loss = make_decoupled_loss(encode, lambda image: encode(teacher, image))
+    states = []
+    for microbatch in (None, 1):
+        init, step = make_distill_step(loss, optax.sgd(0.1), microbatch=microbatch)
+        states.append(step(init(jax.tree.map(jnp.copy, student)), batch_of(images)))
+    (whole, of_whole), (parts, of_parts) = states
+    np.testing.assert_allclose(whole.params["kernel"], parts.params["kernel"], rtol=1e-5, atol=1e-6)
+    for name in ("mse", "cosine", "gradient_norm"):
+        np.testing.assert_allclose(of_whole[name], of_parts[name], rtol=1e-5)
+
+
+def test_only_the_encoder_moves_and_not_its_statistics():
+    params = {
+        "params": {
+            "image_encoder": {"bn": {"scale": jnp.ones(2), "mean": jnp.ones(2), "var": jnp.ones(2)}},
+            "mask_decoder": {"kernel": jnp.ones(2)},
+        }
+    }
+    optimizer = only_encoder(optax.adamw(0.1, weight_decay=0.5))
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    moved = jax.tree.map(lambda u: bool(jnp.any(u != 0)), updates)["params"]
+    assert moved == {
+        "image_encoder": {"bn": {"scale": True, "mean": False, "var": False}},
+        "mask_decoder": {"kernel": False},
+    }
 
 
 def test_valid_positions_count_centres_on_the_image():
