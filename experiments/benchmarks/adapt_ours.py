@@ -54,7 +54,7 @@ def _boxes(data: Examples):
     """One box per image; leaves (B, 1, 2, ...)."""
     from medvfm_jax.types import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, Prompts
 
-    points = data.boxes.reshape(-1, 1, 2, 2) + ours.PIXEL_CENTRE
+    points = data.boxes.reshape(-1, 1, 2, 2)
     return Prompts(points, np.tile(np.array([BOX_TOP_LEFT, BOX_BOTTOM_RIGHT], np.int32), (len(points), 1, 1)))
 
 

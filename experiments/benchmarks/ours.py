@@ -8,8 +8,6 @@ import numpy as np
 from experiments.benchmarks import peers_torch
 from experiments.benchmarks.harness import Run, Work
 
-PIXEL_CENTRE = np.float32(0.5)  # SAM adds it to every coordinate; our prompts already contain it
-
 
 def load_lite_medsam(work: Work, **options):
     """Model and params of LiteMedSAM, from the same wheel as the PyTorch peer."""
@@ -35,7 +33,7 @@ def box_prompt():
     """The peers' box as one prompt."""
     from medvfm_jax.types import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, Prompts
 
-    points = np.array(peers_torch.BOX, np.float32).reshape(1, 2, 2) + PIXEL_CENTRE
+    points = np.array(peers_torch.BOX, np.float32).reshape(1, 2, 2)
     return Prompts(points, np.array([[BOX_TOP_LEFT, BOX_BOTTOM_RIGHT]], np.int32))
 
 
