@@ -40,8 +40,10 @@ def load(
     """
     model_name = registry.model_of(name)
     model = catalog.build(model_name, **options)
-    if file is None and (name in UNTRAINED or name.endswith(TEST_SUFFIX)):
-        return model, model.init(jax.random.key(0))
+    if file is None and name in UNTRAINED:
+        return model, jax.jit(model.init)(jax.random.key(0))
+    if file is None and name.endswith(TEST_SUFFIX):
+        return model, _test_params(jax.eval_shape(model.init, jax.random.key(0)))
     if file is None:
         with fetch.bar(name) as progress:
             file = registry.fetch(name, progress, offline=offline)
@@ -51,6 +53,22 @@ def load(
         stacked = jax.eval_shape(model.init, jax.random.key(0))["params"]["image_encoder"]["blocks"]
         params = scan.stack(params, group=len(stacked))
     return model, jax.tree.map(jnp.asarray, params)
+
+
+def _test_params(shapes: Mapping[str, Any]) -> Params:
+    """Fixed random numbers of sensible size for the test models, without compiling their initialisation."""
+    rng = np.random.default_rng(0)
+    flat = {}
+    for path, leaf in flatten(collection(shapes)).items():
+        name = path.rsplit("/", 1)[-1]
+        if name in ("scale", "var", "gamma"):
+            value = np.ones(leaf.shape)
+        elif name in ("bias", "mean"):
+            value = np.zeros(leaf.shape)
+        else:
+            value = rng.normal(size=leaf.shape) / np.sqrt(max(1, np.prod(leaf.shape[:-1])))
+        flat[path] = jnp.asarray(value, jnp.float32)
+    return {"params": unflatten(flat)}
 
 
 def port_file(file: Path | str, target_shapes: Mapping[str, Any]) -> dict[str, Any]:

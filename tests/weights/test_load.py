@@ -1,0 +1,109 @@
+import jax
+import numpy as np
+import pytest
+
+from medvfm_jax.models import catalog
+from medvfm_jax.weights import artifacts, export, load, registry, safetensors_files
+from medvfm_jax.weights.load import fitting_models
+from medvfm_jax.weights.port import PortError
+from medvfm_jax.weights.torch_opcodes import BadCheckpoint, UnsafeCheckpoint
+from medvfm_jax.weights.tree import flatten
+from tests.weights.torch_files import Named, dumps, save, write_zip
+
+TINY = ("sam-tiny-test", "lite-tiny-test", "vit-tiny-test")
+
+
+def random_params(name):
+    """Parameters that are all different from each other and from any initialisation."""
+    shapes = jax.eval_shape(catalog.build(name).init, jax.random.key(0))
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda s: rng.normal(size=s.shape).astype(np.float32), shapes)
+
+
+def same(left, right):
+    return jax.tree.all(jax.tree.map(np.array_equal, left, right))
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_pth_safetensors_and_own_files_give_the_same_parameters(tmp_path, name):
+    params = random_params(name)
+    state = export.torch_state(params)
+    assert all("." in key or key in ("cls_token", "pos_embed") for key in state)
+    save(tmp_path / "a.pth", state)
+    export.save_torch(tmp_path / "b.safetensors", params, {})
+    export.save_own(tmp_path / "c.safetensors", params, name)
+    for file in ("a.pth", "b.safetensors", "c.safetensors"):
+        model, loaded = load(name, tmp_path / file)
+        assert same(loaded, params)
+        assert model.spec.name == name
+        assert {leaf.dtype for leaf in jax.tree.leaves(loaded)} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize("name", ["sam-tiny-test", "vit-tiny-test"])
+def test_scanned_models_get_the_same_numbers_stacked(tmp_path, name):
+    params = random_params(name)
+    export.save_torch(tmp_path / "b.safetensors", params, {})
+    model, stacked = load(name, tmp_path / "b.safetensors", scan_blocks=True)
+    expected = jax.eval_shape(model.init, jax.random.key(0))
+    assert jax.tree.map(lambda a: a.shape, stacked) == jax.tree.map(lambda a: a.shape, expected)
+    back = export.torch_state(stacked)
+    for key, value in export.torch_state(params).items():
+        np.testing.assert_array_equal(back[key], value)
+
+
+@pytest.mark.parametrize("name", [*TINY, "unet"])
+def test_models_without_weights_start_from_a_fixed_seed(name, monkeypatch):
+    monkeypatch.setattr(registry, "fetch", None)  # would fail if anything were fetched
+    small = {"classes": 2, "base": 4, "depth": 2} if name == "unet" else {}
+    first, second = load(name, **small)[1], load(name, **small)[1]
+    assert artifacts.fingerprint(first) == artifacts.fingerprint(second)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(first))
+
+
+def test_unknown_names(tmp_path):
+    with pytest.raises(Exception, match="sam-b"):
+        load("sam-bb")
+
+
+def test_checkpoint_of_another_model_loads_nothing(tmp_path):
+    export.save_torch(tmp_path / "vit.safetensors", random_params("vit-tiny-test"), {})
+    with pytest.raises(PortError) as caught:
+        load("lite-tiny-test", tmp_path / "vit.safetensors")
+    assert caught.value.unused_sources
+    assert caught.value.missing_targets
+    export.save_own(tmp_path / "own.safetensors", random_params("vit-tiny-test"), "vit-tiny-test")
+    with pytest.raises(PortError):
+        load("lite-tiny-test", tmp_path / "own.safetensors")
+
+
+def test_own_file_of_another_shape_is_refused(tmp_path):
+    params = random_params("vit-tiny-test")
+    arrays = flatten(params["params"])
+    arrays["image_encoder/norm/bias"] = np.zeros(7, np.float32)
+    safetensors_files.write(tmp_path / "x.safetensors", arrays, {"format": "medvfm-params"})
+    with pytest.raises(PortError, match=r"norm/bias has shape \(7,\)"):
+        load("vit-tiny-test", tmp_path / "x.safetensors")
+
+
+def test_bad_files(tmp_path):
+    with pytest.raises(BadCheckpoint, match="cannot be read"):
+        load("sam-tiny-test", tmp_path / "missing.pth")
+    (tmp_path / "cut.safetensors").write_bytes(b"\x50\0\0\0\0\0\0\0{")
+    with pytest.raises(BadCheckpoint, match="cannot be read as safetensors"):
+        load("sam-tiny-test", tmp_path / "cut.safetensors")
+    evil = write_zip(tmp_path / "evil.pth", dumps(Named("os", "system", (f"touch {tmp_path}/pwned",))), {})
+    with pytest.raises(UnsafeCheckpoint, match="nothing was executed"):
+        load("sam-tiny-test", evil)
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_fitting_models(tmp_path):
+    export.save_torch(tmp_path / "t.safetensors", random_params("lite-tiny-test"), {})
+    assert fitting_models(tmp_path / "t.safetensors") == (["lite-tiny-test"], None)
+    state = export.torch_state(random_params("lite-tiny-test"))
+    state["image_encoder.neck.1.bais"] = state.pop("image_encoder.neck.1.bias")
+    save(tmp_path / "typo.pth", state)
+    fits, nearest = fitting_models(tmp_path / "typo.pth")
+    assert fits == []
+    assert "as lite-tiny-test" in str(nearest)
+    assert nearest.unused_sources == ("image_encoder.neck.1.bais",)

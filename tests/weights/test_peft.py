@@ -1,0 +1,65 @@
+import json
+
+import numpy as np
+import pytest
+
+from medvfm_jax.weights import safetensors_files
+from medvfm_jax.weights.export import torch_state
+from medvfm_jax.weights.peft import CannotExport, LowRank, save_peft
+from tests.weights.test_load import random_params
+
+rng = np.random.default_rng(0)
+QKV = "image_encoder/blocks_0/attn/qkv"
+LIN1 = "image_encoder/blocks_1/mlp/lin1"
+
+
+def update(params, path, rank, scale):
+    node = params["params"]
+    for name in path.split("/"):
+        node = node[name]
+    fan_in, fan_out = node["kernel"].shape
+    a, b = rng.normal(size=(fan_in, rank)), rng.normal(size=(rank, fan_out))
+    return LowRank(a.astype(np.float32), b.astype(np.float32), scale), node["kernel"]
+
+
+def test_peft_formula_gives_the_merged_weight(tmp_path):
+    """W + lora_alpha / r * B A, with the config's own numbers, is the transposed merged kernel."""
+    params = random_params("sam-tiny-test")
+    (first, kernel), (second, other) = update(params, QKV, 2, 0.5), update(params, LIN1, 3, 1.0)
+    modules = save_peft(tmp_path / "peft", {QKV: first, LIN1: second}, params, "sam-tiny-test")
+    assert modules == ["image_encoder.blocks.0.attn.qkv", "image_encoder.blocks.1.mlp.lin1"]
+    config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    tensors, _ = safetensors_files.read(tmp_path / "peft" / "adapter_model.safetensors")
+    state = torch_state(params)
+    for module, low, jax_kernel in zip(modules, (first, second), (kernel, other)):
+        rank = config["rank_pattern"].get(module, config["r"])
+        alpha = config["alpha_pattern"].get(module, config["lora_alpha"])
+        a = tensors[f"base_model.model.{module}.lora_A.weight"]
+        b = tensors[f"base_model.model.{module}.lora_B.weight"]
+        assert a.shape[0] == b.shape[1] == rank
+        merged = state[f"{module}.weight"] + alpha / rank * b @ a
+        np.testing.assert_allclose(merged, (jax_kernel + low.scale * low.a @ low.b).T, rtol=1e-5, atol=1e-5)
+    assert config["target_modules"] == modules
+    assert config["modules_to_save"] is None
+
+
+def test_wholly_trained_modules_are_saved_whole(tmp_path):
+    params = random_params("sam-tiny-test")
+    low, _ = update(params, QKV, 2, 1.0)
+    save_peft(tmp_path, {QKV: low}, params, "x", ["mask_decoder"])
+    tensors, _ = safetensors_files.read(tmp_path / "adapter_model.safetensors")
+    saved = {k.removeprefix("base_model.model.") for k in tensors if "lora" not in k}
+    assert saved == {key for key in torch_state(params) if key.startswith("mask_decoder.")}
+    with pytest.raises(CannotExport, match="both a low-rank update and a trained whole"):
+        save_peft(tmp_path, {QKV: low}, params, "x", ["image_encoder"])
+
+
+def test_what_peft_cannot_hold(tmp_path):
+    params = random_params("sam-tiny-test")
+    low = LowRank(np.ones((3, 1)), np.ones((1, 3)), 1.0)
+    for path in ("image_encoder/patch_embed/proj", "no/such/module"):
+        with pytest.raises(CannotExport, match=path):
+            save_peft(tmp_path / "p", {path: low}, params, "x")
+    with pytest.raises(CannotExport, match="no low-rank update"):
+        save_peft(tmp_path / "p", {}, params, "x")
+    assert not (tmp_path / "p").exists()
