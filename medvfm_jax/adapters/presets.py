@@ -24,7 +24,7 @@ QKV = r"image_encoder/(.*/)?attn/qkv"
 ATTENTION = r"image_encoder/(.*/)?attn"
 MLP = r"image_encoder/(.*/)?mlp"
 LAST_LINEAR = r"mask_decoder/(output_hypernetworks_mlps_\d+/layers_2|head)/(kernel|bias)"
-VIT_BLOCK = r"image_encoder/(blocks_\d+|blocks/block_\d+)"
+VIT_BLOCK = r"image_encoder/(blocks_\d+|blocks/block_\d+|layers_\d+/blocks_\d+)"
 
 
 class Preset(NamedTuple):
