@@ -14,7 +14,7 @@ bootstrap over patients), beside the teacher's own Dice on the same boxes.
 
 Student: TinyViT with 32-64-128-192 channels and 1-1-3-1 blocks (LiteMedSAM: 64-128-160-320, 2-2-6-2), 1.9 M
 parameters of 5.7 M and 20 of 74 GFLOP per image.
-Hardware: 2 CPU cores, 3 GB of memory. The defaults are meant for 15 minutes on a quiet machine.
+Hardware: 2 CPU cores, 3.5 GB of memory. The defaults are meant for 15 minutes on a quiet machine.
 Writes `results.json` and `student.safetensors`; `load_student(out)` reads both back.
 The smoke run above brings box Dice from 0.50 to 0.75 (teacher 0.82) in four steps of four images, on four test
 images: the cut-out student is close enough for a little training to go far.
