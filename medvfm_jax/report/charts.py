@@ -1,0 +1,186 @@
+"""Inline SVG: curves over steps, and means with their intervals. Colours follow the page's theme."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from medvfm_jax.report.words import interval, score, text
+
+_WIDTH, _HEIGHT = 480, 260
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 30, 40
+_MOST_POINTS = 400
+
+
+class Series(NamedTuple):
+    """One curve: points (x, y) in order of x."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    smooth: bool = False  # draw the points faintly and their moving average on top
+    dots: bool = False
+
+
+class Interval(NamedTuple):
+    """A mean, its interval (None: none) and the number of patients; `colour` 0 to 3."""
+
+    name: str
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+    colour: int = 0
+
+
+def curves(title: str, series: Sequence[Series], x_name: str = "step") -> str:
+    """Line chart of one quantity; series with no finite point are left out; "" when none is left."""
+    drawn = [s._replace(points=_finite(s.points)) for s in series]
+    drawn = [s for s in drawn if s.points]
+    if not drawn:
+        return ""
+    xs = [x for s in drawn for x, _ in s.points]
+    ys = [y for s in drawn for _, y in s.points]
+    x_ticks, y_ticks = ticks(min(xs), max(xs)), ticks(min(ys), max(ys))
+    x_low, x_high = min(xs[0], *xs, x_ticks[0]), max(*xs, x_ticks[-1])
+    y_low, y_high = y_ticks[0], y_ticks[-1]
+
+    def px(x: float) -> float:
+        return _LEFT + (x - x_low) / (x_high - x_low) * (_WIDTH - _LEFT - _RIGHT)
+
+    def py(y: float) -> float:
+        return _HEIGHT - _BOTTOM - (y - y_low) / (y_high - y_low) * (_HEIGHT - _TOP - _BOTTOM)
+
+    parts = [_open(_WIDTH, _HEIGHT, title), f'<text class="title" x="0" y="14">{text(title)}</text>']
+    for tick in y_ticks:
+        y = f"{py(tick):.1f}"
+        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y}" y2="{y}"/>')
+        parts.append(f'<text x="{_LEFT - 8}" y="{y}" dy="4" text-anchor="end">{_tick(tick, y_ticks)}</text>')
+    for tick in x_ticks:
+        x, base = f"{px(tick):.1f}", _HEIGHT - _BOTTOM
+        parts.append(f'<line class="axis" x1="{x}" x2="{x}" y1="{base}" y2="{base + 4}"/>')
+        parts.append(f'<text x="{x}" y="{base + 18}" text-anchor="middle">{_tick(tick, x_ticks)}</text>')
+    base = _HEIGHT - _BOTTOM
+    parts.append(f'<line class="axis" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{base}" y2="{base}"/>')
+    parts.append(f'<text x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 6}" text-anchor="end">{text(x_name)}</text>')
+    for index, one in enumerate(drawn):
+        parts += _curve(one, index % 4, px, py)
+    if len(drawn) > 1:
+        parts += _legend([s.name for s in drawn])
+    return "".join([*parts, "</svg>"])
+
+
+def intervals(title: str, rows: Sequence[Interval], metric: str) -> str:
+    """Means with 95 % intervals, one row each (a forest plot); "" without rows."""
+    rows = [row for row in rows if math.isfinite(row.mean)]
+    if not rows:
+        return ""
+    names = min(max(max(len(row.name) for row in rows) * 7 + 16, 90), 300)
+    width, step, top = 960, 30, 34
+    height, right = top + step * len(rows) + 30, 230
+    ends = [v for row in rows for v in (row.mean, row.low, row.high) if v is not None and math.isfinite(v)]
+    marks = ticks(min(ends), max(ends))
+
+    def px(value: float) -> float:
+        return names + (value - marks[0]) / (marks[-1] - marks[0]) * (width - names - right)
+
+    base = top + step * len(rows)
+    parts = [_open(width, height, title), f'<text class="title" x="0" y="14">{text(title)}</text>']
+    for mark in marks:
+        x = f"{px(mark):.1f}"
+        parts.append(f'<line class="grid" x1="{x}" x2="{x}" y1="{top - 8}" y2="{base}"/>')
+        parts.append(f'<text x="{x}" y="{base + 18}" text-anchor="middle">{_tick(mark, marks)}</text>')
+    for index, row in enumerate(rows):
+        y, colour = top + step * index + step / 2, row.colour % 4
+        parts.append(f'<text x="0" y="{y}" dy="4">{text(_short(row.name))}</text>')
+        if row.low is not None and row.high is not None:
+            parts.append(
+                f'<line class="s{colour}" stroke-width="3" stroke-linecap="round" '
+                f'x1="{px(row.low):.1f}" x2="{px(row.high):.1f}" y1="{y}" y2="{y}"/>'
+            )
+        parts.append(f'<circle class="f{colour}" cx="{px(row.mean):.1f}" cy="{y}" r="5"/>')
+        span = interval({"low": row.low, "high": row.high}, metric)
+        number = f"{score(row.mean, metric)}  ({span})  n {row.n}"
+        parts.append(
+            f'<text class="value" x="{width}" y="{y}" dy="4" text-anchor="end">{text(number)}</text>'
+        )
+    return "".join([*parts, "</svg>"])
+
+
+def ticks(low: float, high: float, about: int = 5) -> list[float]:
+    """At least two round numbers, evenly apart, that enclose [low, high]."""
+    if not high > low:
+        low, high = low - 0.5 * (abs(low) or 1.0), high + 0.5 * (abs(high) or 1.0)
+    rough = (high - low) / about
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(k * step, 12) for k in range(first, max(last, first + 1) + 1)]
+
+
+def moving_average(values: Sequence[float], weight: float) -> list[float]:
+    """Exponential moving average without the bias of its start."""
+    total = norm = 0.0
+    smooth = []
+    for value in values:
+        total, norm = weight * total + value, weight * norm + 1.0
+        smooth.append(total / norm)
+    return smooth
+
+
+def _curve(series: Series, colour: int, px, py) -> list[str]:
+    points = _thinned(series.points)
+    path = _path([(px(x), py(y)) for x, y in points])
+    parts = []
+    if series.smooth and len(points) > 8:
+        average = moving_average([y for _, y in points], 1 - 1 / max(4, len(points) / 20))
+        parts.append(f'<path class="faint s{colour}" d="{path}"/>')
+        path = _path([(px(x), py(y)) for (x, _), y in zip(points, average, strict=True)])
+    if len(points) > 1:
+        parts.append(f'<path class="line s{colour}" d="{path}"/>')
+    if series.dots or len(points) == 1:
+        parts += [
+            f'<circle class="f{colour}" cx="{px(x):.1f}" cy="{py(y):.1f}" r="3.2">'
+            f"<title>{text(series.name)} {x:g}: {y:.4g}</title></circle>"
+            for x, y in points
+        ]
+    return parts
+
+
+def _legend(names: Sequence[str]) -> list[str]:
+    parts, x = [], _WIDTH - _RIGHT
+    for index, name in reversed(list(enumerate(names))):
+        parts.append(f'<text x="{x}" y="14" text-anchor="end">{text(name)}</text>')
+        x -= 7 * len(name) + 10
+        parts.append(f'<line class="line s{index % 4}" x1="{x - 16}" x2="{x}" y1="10" y2="10"/>')
+        x -= 30
+    return parts
+
+
+def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most `_MOST_POINTS` points, each the mean of as many neighbours."""
+    group = math.ceil(len(points) / _MOST_POINTS)
+    chunks = [points[k : k + group] for k in range(0, len(points), group)]
+    return [(sum(x for x, _ in c) / len(c), sum(y for _, y in c) / len(c)) for c in chunks]
+
+
+def _finite(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    return [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
+
+
+def _path(points: Sequence[tuple[float, float]]) -> str:
+    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+
+
+def _open(width: int, height: int, title: str) -> str:
+    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{text(title)}">'
+
+
+def _tick(value: float, among: Sequence[float]) -> str:
+    step = among[1] - among[0]
+    digits = max(0, math.ceil(-math.log10(step) - 1e-9))
+    if digits and abs(step * 10**digits - round(step * 10**digits)) > 1e-6:
+        digits += 1  # steps of 0.25
+    return f"{value:.{digits}f}" if digits < 7 else f"{value:.2g}"
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 40 else name[:39] + "…"

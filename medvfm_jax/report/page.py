@@ -1,0 +1,147 @@
+"""Run directories -> one HTML file that works offline: no script, font or picture from elsewhere."""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from medvfm_jax import __version__
+from medvfm_jax.report import sections
+from medvfm_jax.report.charts import Interval, intervals
+from medvfm_jax.report.run_record import NothingToReport, RunRecord, load
+from medvfm_jax.report.style import CSS, SCRIPT
+from medvfm_jax.report.tables import paired_differences, side_by_side
+from medvfm_jax.report.words import is_number, text
+
+
+def write(runs: Sequence[Path], out: Path | None = None) -> Path:
+    """Write the report on one run, or on several side by side; returns the file.
+
+    runs: run directories or files with scores. out: by default report.html in the run directory, or
+    comparison.html beside the first of several. The file is replaced as a whole. Raises NothingToReport.
+    """
+    if not runs:
+        raise NothingToReport("There is nothing to report on; give at least one run directory.")
+    records = [load(Path(run)) for run in runs]
+    first = Path(runs[0])
+    if out is None and len(records) > 1:
+        out = first.resolve().parent / "comparison.html"
+    elif out is None:
+        out = first / "report.html" if first.is_dir() else first.with_suffix(".html")
+    _replace(Path(out), render(records))
+    return Path(out)
+
+
+def render(runs: Sequence[RunRecord]) -> str:
+    """Records -> the whole page as one string."""
+    runs = _distinct(runs)
+    if len(runs) == 1:
+        title, lead = runs[0].name, sections.summary_line(runs[0])
+        body = _notes(runs) + sections.one_run(runs[0])
+    else:
+        title, lead = " · ".join(run.name for run in runs), f"{len(runs)} runs side by side"
+        body = _notes(runs) + _comparison(runs)
+        for run in runs:
+            heading = f'<h2 class="run-title">{text(run.name)}</h2>'
+            body += f'{heading}<p class="lead">{sections.summary_line(run)}</p>{sections.one_run(run)}'
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<title>{text(title)}, medvfm report</title>
+<style>{CSS}</style>
+</head>
+<body>
+<header class="masthead"><div>
+<div class="kicker">medvfm report</div>
+<h1>{text(title)}</h1>
+<p class="lead">{lead}</p>
+</div></header>
+<main>
+{body}
+<footer>Written by medvfm {text(__version__)}. The numbers describe these data and this split, nothing else;
+this is research software, not a medical device.</footer>
+</main>
+<script>{SCRIPT}</script>
+</body>
+</html>
+"""
+
+
+def _notes(runs: Sequence[RunRecord]) -> str:
+    found: dict[str, list[str]] = {}
+    for run in runs:
+        for note in sections.notes(run):
+            found.setdefault(note, []).append(run.name)
+    shown = []
+    for note, names in found.items():
+        # A note on some of the runs says on which.
+        whose = "" if len(names) == len(runs) else f"<b>{text(', '.join(names))}:</b> "
+        shown.append(f"<p>{whose}{text(note)}</p>")
+    return f'<div class="note" role="note">{"".join(shown)}</div>' if shown else ""
+
+
+def _comparison(runs: Sequence[RunRecord]) -> str:
+    scored = [run for run in runs if run.scores]
+    if not scored:
+        return sections.section("Side by side", "", missing="None of the runs has scores yet.")
+    warning = _unlike(scored)
+    chart = intervals(
+        "Dice with 95 % interval, all labels",
+        [
+            Interval(run.name, row["mean"], row.get("low"), row.get("high"), int(row.get("n", 0)), k)
+            for k, run in enumerate(scored)
+            if (row := run.summary_row("dice")) and is_number(row.get("mean"))
+        ],
+        "dice",
+    )
+    lead = "Mean over labels, 95 % interval, number of patients and median."
+    page = sections.section("Side by side", chart + side_by_side(scored), lead)
+    lead = (
+        "Each patient is compared with itself, so these intervals are narrower than those above. p-values are not "
+        "corrected for the number of rows."
+    )
+    missing = "The runs share no scored patient, so nothing can be compared in pairs."
+    page += sections.section("Paired differences", paired_differences(scored), lead, missing)
+    return (f'<div class="note" role="note"><p>{text(warning)}</p></div>' if warning else "") + page
+
+
+def _unlike(runs: Sequence[RunRecord]) -> str:
+    """A sentence naming what differs between the runs that should not, or "" """
+    kinds = {
+        "metric profiles": {run.scores.get("metric_profile") for run in runs},
+        "splits": {run.scores.get("split") for run in runs},
+        "data": {(run.scores.get("provenance") or {}).get("data_sha256") for run in runs},
+    }
+    differing = [name for name, values in kinds.items() if len(values) > 1]
+    if not differing:
+        return ""
+    return f"These runs were scored with different {' and '.join(differing)}: their means do not compare."
+
+
+def _distinct(runs: Sequence[RunRecord]) -> list[RunRecord]:
+    """Runs of equal name get numbers."""
+    names = [run.name for run in runs]
+    return [
+        run._replace(name=f"{run.name} ({names[: k + 1].count(run.name)})")
+        if names.count(run.name) > 1
+        else run
+        for k, run in enumerate(runs)
+    ]
+
+
+def _replace(path: Path, content: str) -> None:
+    """Write beside the target, then rename: a reader sees the old page or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(content)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

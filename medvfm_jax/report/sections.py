@@ -1,0 +1,248 @@
+"""The sections of a report about one run. Each returns HTML; a missing part becomes one sentence."""
+
+import base64
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from medvfm_jax.data import mni152
+from medvfm_jax.report import words
+from medvfm_jax.report.charts import Series, curves
+from medvfm_jax.report.run_record import RunRecord
+from medvfm_jax.report.tables import cases_table, describe, facts, scores_table
+from medvfm_jax.report.words import is_number, text
+
+_PROFILES = {
+    "strict": "an empty prediction or reference alone scores 0 and the image diagonal; empty in both is left out",
+    "nnunet": "MedPy's boundary and pooled HD95; distances with an empty mask are left out",
+    "transunet_compat": "as published code: distances in voxels, a missed organ has distance 0, for comparison only",
+    "medsam_compat": "as published code: NSD with 2-D masks as slabs, for comparison only",
+}
+
+
+def section(title: str, body: str, lead: str = "", missing: str = "") -> str:
+    """A titled panel; `missing` is shown instead when there is no body, and nothing at all without it."""
+    if not body:
+        body = f"<p>{text(missing)}</p>" if missing else ""
+    if not body:
+        return ""
+    paragraph = f"<p>{lead}</p>" if lead and "<p>" not in body[:3] else ""
+    return f"<section><h2>{text(title)}</h2>{paragraph}{body}</section>"
+
+
+def cards(run: RunRecord) -> str:
+    """The numbers a reader looks for first."""
+    scores, found = run.scores, []
+    headline = run.summary_row("dice") or next(iter(scores.get("summary", [])), None)
+    if headline:
+        metric = headline["metric"]
+        span = words.interval(headline, metric)
+        over = "mean over labels" if headline.get("label") == "all" else text(headline.get("label", ""))
+        found.append(
+            (words.metric_name(metric), words.score(headline.get("mean"), metric), f"{span}, {over}")
+        )
+    if scores:
+        split = f"{text(scores.get('split', ''))} split, {words.count(scores.get('n_cases'))} cases"
+        found.append(("patients", words.count(scores.get("n_patients")), split))
+    if run.trained:
+        size = run.trained
+        of = f"of {words.count(size.get('total'))} ({words.share(size.get('parameters'), size.get('total'))})"
+        found.append(("trained parameters", words.count(size.get("parameters")), of))
+        found.append(("size of the delta", words.size(size.get("bytes")), "everything that was learnt"))
+    return (
+        '<div class="cards">'
+        + "".join(
+            f'<div class="card"><div class="name">{name}</div><div class="value">{value}</div>'
+            f'<div class="detail">{detail}</div></div>'
+            for name, value, detail in found
+        )
+        + "</div>"
+        if found
+        else ""
+    )
+
+
+def notes(run: RunRecord) -> list[str]:
+    """What a reader must know before believing the numbers; plain sentences, not escaped."""
+    scores, found = run.scores, []
+    dataset = scores.get("dataset") if isinstance(scores.get("dataset"), Mapping) else {}
+    if dataset.get("note"):
+        found.append(str(dataset["note"]))
+    elif mni152.NAME in (data_of(run), dataset.get("name")):
+        found.append(mni152.NOTE)
+    prompt = scores.get("prompt")
+    if prompt not in (None, "none"):
+        found.append(
+            f"The {prompt} prompts were made from the reference, so these scores assume a person who prompts "
+            "every structure well."
+        )
+    if is_number(scores.get("n_patients")) and scores["n_patients"] < 10:
+        found.append(
+            f"Only {scores['n_patients']} patients (or units treated as such): the intervals are rough."
+        )
+    if scores.get("metric_profile") in ("transunet_compat", "medsam_compat"):
+        found.append(
+            f"The {scores['metric_profile']} profile reproduces published conventions; its numbers compare only with "
+            "numbers made the same way."
+        )
+    skipped = len(scores.get("skipped") or ())
+    if skipped:
+        found.append(f"{skipped} unreadable cases were skipped and are not in the scores.")
+    return found
+
+
+def data_of(run: RunRecord) -> str:
+    """Name of the dataset a run was made with, as far as it says."""
+    dataset = run.scores.get("dataset")
+    name = dataset.get("name") if isinstance(dataset, Mapping) else dataset
+    return str(name or run.config.get("data") or run.scores.get("data") or "")
+
+
+def scores(run: RunRecord) -> str:
+    """Scores with intervals and the number of empty masks."""
+    record = run.scores
+    profile = record.get("metric_profile", "")
+    explained = _PROFILES.get(profile, "")
+    lead = (
+        "Each cell: mean, 95 % interval (bootstrap over patients), number of patients and median. Metric profile "
+        f"<b>{text(profile)}</b>{': ' + text(explained) if explained else ''}."
+    )
+    body = scores_table(record)
+    if body:
+        body += f"<p>{_empty(record.get('empty') or {})}</p>"
+    return section(
+        "Scores", body, lead, "There are no scores yet: run medvfm evaluate on this run, then report again."
+    )
+
+
+def _empty(empty: Mapping[str, Any]) -> str:
+    counts = [words.count(empty.get(kind, 0)) for kind in ("reference", "prediction", "both")]
+    return (
+        f'<span class="muted">Empty masks, counted per case and label: {counts[0]} empty in the reference only, '
+        f"{counts[1]} in the prediction only, {counts[2]} in both.</span>"
+    )
+
+
+def overlays(run: RunRecord) -> str:
+    """Best, median and worst cases: reference and prediction as contours."""
+    order = {"best": 0, "median": 1, "worst": 2}
+    labels = list(dict.fromkeys(o.label for o in run.overlays))
+    body = []
+    for label in labels:
+        chosen = sorted((o for o in run.overlays if o.label == label), key=lambda o: order.get(o.rank, 3))
+        pictures = "".join(
+            f'<figure><img alt="{text(o.rank)} case {text(o.case)}, {text(label)}" '
+            f'src="data:image/png;base64,{base64.b64encode(o.png).decode()}">'
+            f"<figcaption><b>{text(o.rank)}</b>, Dice {words.score(o.dice)}<br>{text(o.case)}</figcaption></figure>"
+            for o in chosen
+        )
+        heading = f"<h3>{text(label)}</h3>" if len(labels) > 1 or label else ""
+        body.append(f'{heading}<div class="figures">{pictures}</div>')
+    lead = (
+        '<span class="key reference"></span>reference<span class="key prediction"></span>prediction. '
+        "Best, median and worst case of each label by Dice."
+    )
+    missing = "There are no overlays: they are made by medvfm evaluate with saved predictions."
+    return section("Overlays", "".join(body), lead, missing if run.scores else "")
+
+
+def learning_curve(run: RunRecord) -> str:
+    """Training loss, validation Dice and learning rate over the steps."""
+    train = _points(run, "loss")
+    validation = _points(run, "val_dice")
+    pictures = [
+        curves("Training loss", [Series("loss", train, smooth=True)]),
+        curves("Validation Dice", [Series("validation Dice", validation, dots=True)]),
+    ]
+    body = "".join(f"<div>{picture}</div>" for picture in pictures if picture)
+    lead = ""
+    if validation:
+        step, best = max(validation, key=lambda point: point[1])
+        lead = f"Best validation Dice {words.score(best)} at step {step:g}; the delta of that step is kept. "
+    speed = [v for _, v in _points(run, "images_per_s")]
+    if speed:
+        lead += f"Median speed {sorted(speed)[len(speed) // 2]:.3g} images/s."
+    missing = "There is no learning curve: the run logged no training steps." if run.config else ""
+    return section("Learning curve", f'<div class="charts">{body}</div>' if body else "", lead, missing)
+
+
+def _points(run: RunRecord, name: str) -> list[tuple[float, float]]:
+    return [(m["step"], m[name]) for m in run.metrics if is_number(m.get("step")) and is_number(m.get(name))]
+
+
+def trained(run: RunRecord) -> str:
+    """What was trained, out of how many parameters, and how large the delta is."""
+    size, config = run.trained, run.config
+    if not (size or config):
+        return ""
+    resolved = config.get("resolved") or {}
+    share = words.share(size.get("parameters"), size.get("total"))
+    parameters = (
+        f"{words.count(size.get('parameters'))} of {words.count(size.get('total'))} ({share})"
+        if size
+        else None
+    )
+    body = facts(
+        [
+            ("model", config.get("model") or run.scores.get("model")),
+            ("adapter", config.get("adapter")),
+            ("adapter options", json.dumps(resolved["adapter"]) if resolved.get("adapter") else None),
+            ("trained parameters", parameters),
+            ("delta", words.size(size.get("bytes")) if size else None),
+            ("prompts in training", resolved.get("prompt") or config.get("prompt")),
+            ("loss", resolved.get("objective") or config.get("objective")),
+            ("optimiser steps", config.get("steps")),
+            ("images per step", config.get("batch_size")),
+            ("learning rate", resolved.get("learning_rate") or config.get("learning_rate")),
+            ("training cases limited to", config.get("train_cases")),
+            ("computation in", config.get("dtype")),
+        ],
+        code=("adapter options",),
+    )
+    return section("What was trained", body, "The base weights are frozen; only the delta is learnt.")
+
+
+def cases(run: RunRecord) -> str:
+    """Every case, sortable."""
+    rows = run.scores.get("cases", [])
+    lead = f"{len(rows)} rows; click on a column to sort by it."
+    return section("Cases", cases_table(run.scores), lead)
+
+
+def provenance(run: RunRecord) -> str:
+    """Where the numbers come from: enough to make them again."""
+    record = run.scores.get("provenance") or {}
+    resolved = run.config.get("resolved") or {}
+    dataset = run.scores.get("dataset") if isinstance(run.scores.get("dataset"), Mapping) else {}
+    versions = ", ".join(f"{name} {version}" for name, version in (record.get("versions") or {}).items())
+    body = facts(
+        [
+            ("command", record.get("command")),
+            ("data", data_of(run)),
+            ("data licence", dataset.get("licence")),
+            ("data sha256", record.get("data_sha256") or resolved.get("data_sha256")),
+            ("weights sha256", record.get("weights_sha256") or resolved.get("fingerprint")),
+            ("seed", record.get("seed", run.config.get("seed"))),
+            ("versions", versions),
+            ("device", record.get("device")),
+            ("evaluated", record.get("time")),
+            ("run directory", run.folder.resolve().name),
+        ],
+        code=("command", "data sha256", "weights sha256"),
+    )
+    if run.config:
+        settings = json.dumps(run.config, indent=2, ensure_ascii=False)
+        body += f"<details><summary>all settings</summary><code>{text(settings)}</code></details>"
+    return section("Provenance", body)
+
+
+def one_run(run: RunRecord) -> str:
+    """All sections of a run in reading order."""
+    parts = (scores, overlays, learning_curve, trained, cases, provenance)
+    return cards(run) + "".join(part(run) for part in parts)
+
+
+def summary_line(run: RunRecord) -> str:
+    """What was run, in one line, escaped."""
+    data = data_of(run)
+    return describe(run) + (f", on {text(data)}" if data else "")
