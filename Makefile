@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
-.PHONY: quickstart test test-all test-parity lint layers check clean
+.PHONY: test test-all test-parity lint layers check clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -20,9 +20,6 @@ $(VENV)/.test: $(VENV)/.core
 $(VENV)/.parity: $(VENV)/.test
 	$(PIP) --editable '.[test,parity]'
 	touch $@
-
-quickstart: $(VENV)/.core ## weights + data, zero-shot, adapt, evaluate, one HTML report
-	$(BIN)/medvfm quickstart
 
 test: $(VENV)/.test ## what a newcomer runs: no torch, no reference data
 	$(BIN)/python -m pytest -q --durations=15

@@ -7,7 +7,14 @@ import medvfm_jax as mv
 
 
 def test_what_the_readme_uses_exists():
-    for path in ("load", "adapters.lora", "adapters.chain", "adapters.tune", "losses.dice_ce", "types.Prompts"):
+    for path in (
+        "load",
+        "adapters.lora",
+        "adapters.chain",
+        "adapters.tune",
+        "losses.dice_ce",
+        "types.Prompts",
+    ):
         target = mv
         for name in path.split("."):
             target = getattr(target, name)

@@ -21,11 +21,8 @@ from medvfm_jax.cli import console
 from medvfm_jax.cli.errors import BAD_USAGE, BadUsage, describe
 
 COMMANDS = {
-    "quickstart": "weights and data from packages: zero-shot, adapt, evaluate, report; minutes on a laptop",
     "weights": "list, fetch, verify, convert and export model weights",
-    "segment": "segment images or volumes with boxes or points",
     "adapt": "adapt a model to a folder of labelled images, training a fraction of its parameters",
-    "evaluate": "scores with intervals for a model or a run",
     "report": "one HTML page for one run, or several side by side",
 }
 GLOBAL_FLAGS = ("--debug", "--json", "--version")
@@ -44,8 +41,7 @@ options for every command:
   -h, --help  show this message, or the options of a command with an example
 
 example:
-  medvfm quickstart
-  medvfm segment scan.png --model lite-medsam --box 40 50 120 140 --out mask.png
+  medvfm adapt --data data/dsb2018 --model lite-medsam --adapter decoder --out runs/a
 """
 
 

@@ -26,7 +26,9 @@ def build_prompts(kind: dict, golden) -> Prompts:
         points, labels = [*points, [0, 0]], [*labels, -1]
     mask = jnp.asarray(golden["random/mask_prompt"]).reshape(1, 256, 256, 1) if "mask" in kind else None
     return Prompts(
-        jnp.asarray(points, jnp.float32).reshape(1, -1, 2), jnp.asarray(labels, jnp.int32).reshape(1, -1), mask
+        jnp.asarray(points, jnp.float32).reshape(1, -1, 2),
+        jnp.asarray(labels, jnp.int32).reshape(1, -1),
+        mask,
     )
 
 
@@ -42,8 +44,12 @@ def test_all_prompt_kinds_match_pytorch(lite_medsam, reference_data, name):
     step = embedding.shape[0] // expected.shape[0]
     np.testing.assert_allclose(embedding[::step, ::step], expected, atol=1e-3)
     for kind, prompt in json.loads(str(golden["prompts_json"])).items():
-        out = decode(params, embedding, build_prompts(prompt, golden), multimask=prompt.get("multimask", False))
+        out = decode(
+            params, embedding, build_prompts(prompt, golden), multimask=prompt.get("multimask", False)
+        )
         logits = golden[f"{name}/{kind}/low_res_logits"]
         tolerance = min(1e-3, 1e-4 * np.abs(logits).max())
-        np.testing.assert_allclose(out.logits.reshape(logits.shape), logits, rtol=0, atol=tolerance, err_msg=kind)
+        np.testing.assert_allclose(
+            out.logits.reshape(logits.shape), logits, rtol=0, atol=tolerance, err_msg=kind
+        )
         np.testing.assert_allclose(out.iou.ravel(), golden[f"{name}/{kind}/iou"].ravel(), atol=1e-3)

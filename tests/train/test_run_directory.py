@@ -28,6 +28,16 @@ def test_a_second_process_is_refused_and_a_dead_one_holds_nothing(tmp_path):
         pass
 
 
+def test_a_command_refused_before_it_wrote_anything_leaves_no_trace(tmp_path):
+    folder = tmp_path / "run"
+    with pytest.raises(ValueError, match="bad data"), runs.locked(folder):
+        raise ValueError("bad data")
+    assert not folder.exists()
+    with runs.locked(folder):
+        runs.claim(folder, {}, resume=False)
+    assert folder.exists()
+
+
 def test_a_run_is_claimed_once_and_continued_only_when_asked(tmp_path):
     config = {"seed": 1, "out": "a", "resume": False, "rates": (0.1, 0.2)}
     assert runs.claim(tmp_path, config, resume=False) is False

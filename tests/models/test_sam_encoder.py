@@ -1,0 +1,78 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from medvfm_jax.models import build, scan
+from medvfm_jax.models.catalog import SAM_ENCODERS
+from medvfm_jax.models.sam_encoder import Attention
+
+CONFIG = SAM_ENCODERS["sam-tiny-test"]
+
+
+def moved(params):
+    """Norms away from one, biases away from zero."""
+    return jax.tree.map(lambda p: p + 0.1 * jax.random.normal(jax.random.key(5), p.shape), params)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    model = build("sam-tiny-test")
+    return model, moved(model.init(jax.random.key(0))), jax.random.uniform(jax.random.key(1), (64, 64, 3))
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_padding_after_the_norm_takes_part_in_the_softmax(adapted):
+    """A map that is padded by the caller needs no padding inside, so it shows what padding must do."""
+    x = jax.random.normal(jax.random.key(0), (4, 5, 16))
+    layer = Attention(CONFIG, is_global=False)
+    params = moved(layer.init(jax.random.key(1), x))
+
+    def scale_shift(call, args, kwargs, context):
+        y = call(*args, **kwargs)
+        return 1.5 * y + 0.3 if adapted and context.module.name == "qkv" else y
+
+    with nn.intercept_methods(scale_shift):
+        padded = layer.apply(params, jnp.pad(x, ((0, 2), (0, 1), (0, 0))))
+        np.testing.assert_allclose(layer.apply(params, x), padded[:4, :5], atol=1e-5)
+
+
+def test_scanned_blocks_are_the_same_model_and_have_the_same_gradient(tiny):
+    model, params, image = tiny
+    scanned = build("sam-tiny-test", scan_blocks=True, remat=True)
+    stacked = scan.stack(params, CONFIG.group)
+    shapes = jax.eval_shape(scanned.init, jax.random.key(0))
+    assert jax.tree.map(jnp.shape, stacked) == jax.tree.map(jnp.shape, shapes)
+
+    def value(model):
+        return jax.jit(jax.value_and_grad(lambda p: jnp.sin(model.encode(p, image)).sum()))
+
+    plain_value, plain_grad = value(model)(params)
+    scan_value, scan_grad = value(scanned)(stacked)
+    np.testing.assert_allclose(scan_value, plain_value, rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(scan.unstack(scan_grad)), jax.tree.leaves(plain_grad), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-3)
+
+
+def test_unstacking_returns_the_very_parameters(tiny):
+    _, params, _ = tiny
+    back = scan.unstack(scan.stack(params, CONFIG.group))
+    jax.tree.map(np.testing.assert_array_equal, back, params)
+
+
+def test_another_image_size_uses_the_same_parameters(tiny):
+    _, params, _ = tiny
+    larger = build("sam-tiny-test", image_size=96)
+    assert larger.spec.embedding == (6, 6, 32)
+    assert larger.spec.logits_size == 24
+    shapes = jax.tree.map(jnp.shape, jax.eval_shape(larger.init, jax.random.key(0)))
+    assert shapes == jax.tree.map(jnp.shape, params)
+    assert larger.encode(params, jnp.ones((96, 96, 3))).shape == (6, 6, 32)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("sam-b", 93_735_472), ("sam-l", 312_342_832), ("sam-h", 641_090_608)]
+)
+def test_published_parameter_counts(name, parameters):
+    assert build(name).spec.parameters == parameters
