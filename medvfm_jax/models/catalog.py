@@ -20,6 +20,9 @@ from medvfm_jax.types import MedvfmError, ModelSpec, Params
 IMAGENET_255 = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}
 
 
+COMPUTE_DTYPES = (jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16))
+
+
 class UnknownModel(MedvfmError, ValueError):
     """The name is not in the catalogue."""
 
@@ -71,6 +74,8 @@ def build(name: str, **options: Any) -> Model:
     and ViT encoders (blocks stacked, see ``models.scan``); ``remat`` for SAM encoders; ``classes``, ``base`` and
     ``depth`` for the U-Net.  Raises UnknownModel, BadModelOption.
     """
+    if jnp.dtype(options.get("dtype", jnp.float32)) not in COMPUTE_DTYPES:
+        raise BadModelOption(f"Model '{name}' computes in float32 or bfloat16, not {options['dtype']}.")
     try:
         return _builder(name)(**options)
     except TypeError as error:

@@ -5,6 +5,7 @@ from medvfm_jax.train.checkpoint import Checkpoint, CheckpointError, WrongCheckp
 from medvfm_jax.train.config import AdaptConfig, BadConfig, EvaluateConfig
 from medvfm_jax.train.early_stopping import EarlyStopping
 from medvfm_jax.train.embedding_cache import EmbeddingCache
+from medvfm_jax.train.evaluate import evaluate
 from medvfm_jax.train.loop import NonFiniteLoss, fit
 from medvfm_jax.train.optimizer import make_optimizer, make_schedule
 from medvfm_jax.train.state import TrainState, init_state
@@ -24,6 +25,7 @@ __all__ = [
     "TrainState",
     "WrongCheckpoint",
     "adapt",
+    "evaluate",
     "fit",
     "init_state",
     "make_loss",

@@ -93,6 +93,7 @@ def _resolve(config: AdaptConfig) -> _Run:
     delta = adapted.init(jax.random.fold_in(jax.random.key(config.seed), 1), base.params)
     record = to_json(config) | {
         "resolved": {
+            "data": str(source.dataset.folder.resolve()),
             "prompt": prompt,
             "adapter": adapter,
             "learning_rate": config.resolved_learning_rate(),
@@ -215,6 +216,8 @@ def _finish(run: _Run, state: TrainState, stopping: EarlyStopping, say: Callable
             "prompt": resolved["prompt"],
             "classes": resolved["classes"],
             "labels": resolved["labels"],
+            "preset": run.config.adapter,
+            "seed": run.config.seed,
         },
     )
     kept = None if stopping.delta is None else stopping.best

@@ -2,10 +2,11 @@
 
 import sys
 import time
-from typing import TextIO
+from collections.abc import Iterator, Sequence
+from typing import TextIO, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn, track
 
 from medvfm_jax.train.loop import StepEnd
 
@@ -75,8 +76,30 @@ class ProgressDisplay:
         if self._speed is None or end.last:
             return ""
         seconds = (end.steps - end.step) * end.examples / self._speed
-        return f"{seconds / 60:.1f} min left" if seconds >= 60 else f"{seconds:.0f} s left"
+        return f"{_duration(seconds)} left"
 
 
 def _smooth(before: float | None, now: float) -> float:
     return now if before is None else _SMOOTHING * before + (1 - _SMOOTHING) * now
+
+
+_Item = TypeVar("_Item")
+
+
+def tracked(items: Sequence[_Item], title: str, console: Console) -> Iterator[_Item]:
+    """The items one by one, with a bar on a terminal and about a line every ten seconds elsewhere."""
+    if console.is_terminal:
+        yield from track(items, title, console=console)
+        return
+    start = shown = time.monotonic()
+    for done, item in enumerate(items):
+        now = time.monotonic()
+        if done and now - shown >= _SECONDS_BETWEEN_LINES:
+            left = (now - start) / done * (len(items) - done)
+            console.print(f"{title} {done}/{len(items)}  {_duration(left)} left", markup=False)
+            shown = now
+        yield item
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.0f} s"

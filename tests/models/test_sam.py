@@ -3,8 +3,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medvfm_jax.models import BadModelOption, UnknownModel, build, catalog, scan
-from medvfm_jax.types import ABSENT, Prompts
+from medvfm_jax.models import BadModelOption, UnknownModel, build
+from medvfm_jax.models.prompt_encoder import BadPrompts
+from medvfm_jax.types import ABSENT, PAD, Prompts
+
+BOX = Prompts(jnp.array([[[4.0, 5.0], [20.0, 22.0]]]), jnp.array([[2, 3]]))
+CORNERS = BOX.points[0]
 
 
 @pytest.fixture(scope="module")
@@ -15,92 +19,89 @@ def tiny():
     return model, params, embedding, jax.jit(model.decode, static_argnames="multimask")
 
 
-BOX = Prompts(jnp.array([[[4.0, 5.0], [20.0, 22.0]]]), jnp.array([[2, 3]]))
-
-
-def test_absent_points_change_nothing(tiny):
+@pytest.fixture(scope="module")
+def box_alone(tiny):
     _, params, embedding, decode = tiny
-    padded = Prompts(
-        jnp.concatenate([BOX.points, jnp.full((1, 3, 2), 9.0)], axis=1),
-        jnp.array([[2, 3, ABSENT, ABSENT, ABSENT]]),
-    )
-    for a, b in zip(decode(params, embedding, padded), decode(params, embedding, BOX), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)
+    return decode(params, embedding, BOX)
 
 
-def test_a_padding_point_is_a_token_of_its_own(tiny):
+def test_absent_points_change_nothing_and_other_prompts_are_not_seen(tiny, box_alone):
+    """Three prompts in one shape: a box and two absent, box and point and absent, box and two padding."""
     _, params, embedding, decode = tiny
-    padded = Prompts(jnp.concatenate([BOX.points, jnp.zeros((1, 1, 2))], axis=1), jnp.array([[2, 3, -1]]))
-    assert (
-        np.abs(decode(params, embedding, padded).logits - decode(params, embedding, BOX).logits).max() > 1e-4
-    )
+    points = jnp.stack([jnp.concatenate([CORNERS, jnp.full((2, 2), 9.0)])] * 3)
+    labels = jnp.array([[2, 3, ABSENT, ABSENT], [2, 3, 1, ABSENT], [2, 3, PAD, PAD]])
+    together = decode(params, embedding, Prompts(points, labels))
+    np.testing.assert_allclose(together.logits[0], box_alone.logits[0], atol=1e-5)
+    np.testing.assert_allclose(together.iou[0], box_alone.iou[0], atol=1e-5)
+    with_point = decode(params, embedding, Prompts(points[1:2, :3], labels[1:2, :3]))
+    np.testing.assert_allclose(together.logits[1], with_point.logits[0], atol=1e-5)
+    for other in together.logits[1:]:  # a point and a padding point are tokens
+        assert np.abs(other - box_alone.logits[0]).max() > 1e-4
 
 
-def test_prompts_do_not_see_each_other(tiny):
-    _, params, embedding, decode = tiny
-    other = Prompts(BOX.points + 3, BOX.labels)
-    both = Prompts(jnp.concatenate([BOX.points, other.points]), jnp.concatenate([BOX.labels, other.labels]))
-    together = decode(params, embedding, both)
-    for i, alone in enumerate((BOX, other)):
-        np.testing.assert_allclose(together.logits[i], decode(params, embedding, alone).logits[0], atol=1e-5)
+def test_an_absent_point_has_no_gradient_to_give(tiny):
+    model, params, embedding, _ = tiny
+    labels = jnp.array([[2, 3, ABSENT]])
+
+    def total(points):
+        return jnp.sin(model.decode(params, embedding, Prompts(points, labels)).logits).sum()
+
+    gradient = jax.jit(jax.grad(total))(jnp.concatenate([BOX.points, jnp.ones((1, 1, 2))], axis=1))
+    assert np.isfinite(gradient).all()
+    assert np.abs(gradient[0, :2]).min() > 0
+    np.testing.assert_array_equal(gradient[0, 2], 0.0)
 
 
-def test_multimask_gives_the_three_other_masks(tiny):
+def test_multimask_gives_the_three_other_masks(tiny, box_alone):
     model, params, embedding, decode = tiny
-    single, many = decode(params, embedding, BOX), decode(params, embedding, BOX, multimask=True)
+    many = decode(params, embedding, BOX, multimask=True)
     size = model.spec.logits_size
-    assert single.logits.shape == (1, 1, size, size)
+    assert box_alone.logits.shape == (1, 1, size, size)
+    assert box_alone.iou.shape == (1, 1)
     assert many.logits.shape == (1, 3, size, size)
     assert many.iou.shape == (1, 3)
+    assert np.abs(many.logits - box_alone.logits).max(axis=(0, 2, 3)).min() > 1e-4
 
 
-def test_mask_prompt_changes_the_answer_and_nothing_is_a_valid_prompt(tiny):
+def test_a_mask_prompt_changes_the_answer(tiny, box_alone):
     _, params, embedding, decode = tiny
     mask = jax.random.normal(jax.random.key(2), (1, 32, 32, 1))
     prompted = decode(params, embedding, BOX._replace(mask=mask))
-    assert np.abs(prompted.logits - decode(params, embedding, BOX).logits).max() > 1e-4
-    assert np.isfinite(decode(params, embedding, None).logits).all()
+    assert np.abs(prompted.logits - box_alone.logits).max() > 1e-4
 
 
-def test_apply_is_decode_of_encode_and_vmaps(tiny):
+def test_no_prompts_at_all_are_one_query(tiny):
+    model, params, embedding, _ = tiny
+    assert jax.eval_shape(model.decode, params, embedding, None).logits.shape == (1, 1, 32, 32)
+
+
+def test_apply_is_decode_of_encode_and_vmaps_over_images_and_prompts(tiny):
     model, params, _, decode = tiny
     images = jax.random.uniform(jax.random.key(3), (2, 32, 32, 3))
-    batched = jax.jit(jax.vmap(model.apply, (None, 0, None)))(params, images, BOX)
-    encode = jax.jit(model.encode)
-    for i in range(2):
-        expected = decode(params, encode(params, images[i]), BOX)
-        np.testing.assert_allclose(batched.logits[i], expected.logits, atol=1e-4)
+    prompts = jax.tree.map(lambda x: jnp.stack([x, x]), BOX)
+    batched = jax.jit(jax.vmap(model.apply, (None, 0, 0)))(params, images, prompts)
+    expected = decode(params, jax.jit(model.encode)(params, images[1]), BOX)
+    np.testing.assert_allclose(batched.logits[1], expected.logits, atol=1e-4)
 
 
-def test_scanned_blocks_are_the_same_model():
-    plain, scanned = build("sam-tiny-test"), build("sam-tiny-test", scan_blocks=True, remat=True)
-    params = plain.init(jax.random.key(0))
-    params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(jax.random.key(5), p.shape), params)
-    stacked = catalog.stack_blocks(params, "sam-tiny-test")
-    expected = jax.eval_shape(scanned.init, jax.random.key(0))
-    assert jax.tree.map(jnp.shape, stacked) == jax.tree.map(jnp.shape, expected)
-    image = jax.random.uniform(jax.random.key(1), (64, 64, 3))
-    a, b = jax.jit(plain.encode)(params, image), jax.jit(scanned.encode)(stacked, image)
-    np.testing.assert_allclose(a, b, atol=1e-5)
-    for x, y in zip(jax.tree.leaves(scan.unstack(stacked)), jax.tree.leaves(params), strict=True):
-        np.testing.assert_array_equal(x, y)
-
-
-def test_bfloat16_computes_close_to_float32_with_float32_parameters():
-    full, half = build("lite-tiny-test"), build("lite-tiny-test", dtype=jnp.bfloat16)
-    params = half.init(jax.random.key(0))
-    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+def test_bfloat16_computes_close_to_float32_with_float32_parameters(tiny):
+    model, params, _, _ = tiny
+    half = build("lite-tiny-test", dtype="bfloat16")
+    shapes = jax.eval_shape(half.init, jax.random.key(0))
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
     image = jax.random.uniform(jax.random.key(1), (32, 32, 3))
-    a, b = full.encode(params, image), half.encode(params, image)
-    assert b.dtype == jnp.bfloat16
-    assert np.abs(a - b.astype(jnp.float32)).mean() < 0.05 * np.abs(a).mean()
+    full, rounded = jax.jit(model.encode)(params, image), jax.jit(half.encode)(params, image)
+    assert rounded.dtype == jnp.bfloat16
+    assert np.abs(full - rounded.astype(jnp.float32)).mean() < 0.05 * np.abs(full).mean()
+    assert jax.eval_shape(half.decode, params, rounded, BOX).logits.dtype == jnp.float32
 
 
-@pytest.mark.parametrize(
-    ("name", "parameters"), [("sam-b", 93_735_472), ("sam-l", 312_342_832), ("sam-h", 641_090_608)]
-)
-def test_published_parameter_counts(name, parameters):
-    assert build(name).spec.parameters == parameters
+def test_prompts_of_the_wrong_shape_say_what_fits(tiny):
+    model, params, embedding, _ = tiny
+    with pytest.raises(BadPrompts, match=r"\(Q, 32, 32, 1\)"):
+        model.decode(params, embedding, BOX._replace(mask=jnp.zeros((1, 16, 16, 1))))
+    with pytest.raises(BadPrompts, match=r"labels \(Q, P\)"):
+        model.decode(params, embedding, Prompts(BOX.points, BOX.labels[0]))
 
 
 def test_names_that_do_not_exist_and_options_that_do_not_fit():
@@ -110,3 +111,5 @@ def test_names_that_do_not_exist_and_options_that_do_not_fit():
         build("sam-b", image_size=1000)
     with pytest.raises(BadModelOption, match="scan_blocks"):
         build("lite-medsam", scan_blocks=True)
+    with pytest.raises(BadModelOption, match="float16"):
+        build("sam-b", dtype="float16")

@@ -1,0 +1,265 @@
+"""`evaluate`: scores of a run, or of a model as it is, on whole cases, with patient-level intervals."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+
+from medvfm_jax.adapters import AdaptedModel, count
+from medvfm_jax.data import BadCase, Case, Dataset, LoadedCase, read_case
+from medvfm_jax.images import read_labels, write_mask
+from medvfm_jax.metrics import profiles, score_case, summarise
+from medvfm_jax.train import run_directory
+from medvfm_jax.train.assemble import Base, for_prompt, load_base, with_adapter
+from medvfm_jax.train.case_prediction import predict_case
+from medvfm_jax.train.config import BadConfig, EvaluateConfig
+from medvfm_jax.train.overlay_cases import write_overlays
+from medvfm_jax.train.predict import Predictor
+from medvfm_jax.train.progress import tracked
+from medvfm_jax.train.provenance import provenance
+from medvfm_jax.train.training_data import SplitData, open_split
+from medvfm_jax.types import Delta
+from medvfm_jax.weights import artifacts
+
+FORMAT = 1
+
+
+class LabelsDiffer(BadConfig):
+    """A model with one output per label meets data with other labels."""
+
+
+class _Subject(NamedTuple):
+    """What is scored: a model with a delta (empty for a model as it is), and how it was made."""
+
+    name: str
+    adapter: str | None
+    base: Base
+    adapted: AdaptedModel
+    delta: Delta
+    prompt: str
+
+
+def evaluate(config: EvaluateConfig, console: Console | None = None) -> dict[str, Any]:
+    """Predict the cases of a split slice by slice, stack them on their own grid, score; write scores.json.
+
+    Raises MedvfmError: settings, data (all cases are read before the first prediction), weights, a delta made
+    for other weights.
+    """
+    console = console or Console(stderr=True, highlight=False)
+    profiles.get(config.profile)
+    run = _run_record(config)
+    source = _data(config, run)
+    names = getattr(source.split, config.split) if config.split != "all" else sorted(source.dataset.by_id)
+    skipped: dict[str, str] = {}
+    cases = _readable(source.dataset, names, skipped, config)
+    subject = _subject(config, run, source)
+    if "point" in subject.prompt and "point" not in subject.base.model.spec.prompts and not subject.delta:
+        console.print(f"warning: {subject.name} was not trained with point prompts; scores will be poor")
+    out = scores_path(config, source, run)
+    predictor = Predictor(subject.adapted, subject.base.params, subject.delta, flips=config.flips)
+    rows = []
+    predictions = _beside(out, "predictions") if config.save_predictions else None
+    for case in tracked(cases, "evaluate", console):
+        loaded = read_case(source.dataset, case)
+        rows += _score(config, subject, source.dataset, loaded, predictor, predictions)
+    scores = _scores(config, subject, source, rows, skipped)
+    if predictions is not None:
+        scores["predictions"] = predictions.name
+        scores["overlays"] = write_overlays(
+            _beside(out, "overlays"),
+            source.dataset,
+            rows,
+            lambda name: _reread(source.dataset, name, predictions),
+        )
+    run_directory.write_json(out, scores)
+    return run_directory.finite(scores)
+
+
+def scores_path(config: EvaluateConfig, source: SplitData, run: Mapping[str, Any] | None) -> Path:
+    """Where the scores go: --out, or RUN/scores.json; another split or dataset gets a name of its own."""
+    if config.out is not None:
+        return config.out
+    if config.run is None:
+        return Path(run_directory.SCORES)
+    own = _same_data(config, run)
+    words = [
+        "scores",
+        *([] if own else [source.dataset.name]),
+        *([] if config.split == "test" else [config.split]),
+    ]
+    return config.run / f"{'_'.join(words)}.json"
+
+
+def _run_record(config: EvaluateConfig) -> dict[str, Any] | None:
+    if config.run is None:
+        return None
+    record = run_directory.read_json(config.run / run_directory.CONFIG)
+    if not (config.run / run_directory.DELTA).is_file():
+        raise run_directory.RunError(
+            f"{config.run} has no {run_directory.DELTA}: the run has not ended; continue it with medvfm adapt "
+            "--resume and the settings it was started with."
+        )
+    return record
+
+
+def _same_data(config: EvaluateConfig, run: Mapping[str, Any] | None) -> bool:
+    if run is None:
+        return False
+    return config.data is None or Path(config.data).resolve() == Path(run["resolved"]["data"]).resolve()
+
+
+def _data(config: EvaluateConfig, run: Mapping[str, Any] | None) -> SplitData:
+    own = _same_data(config, run)
+    return open_split(
+        config.data if config.data is not None else run["resolved"]["data"],
+        seed=config.seed,
+        val=config.val_fraction,
+        test=config.test_fraction,
+        offline=config.offline,
+        given=run["resolved"]["split"] if own else None,
+    )
+
+
+def _readable(
+    dataset: Dataset, names: list[str], skipped: dict[str, str], config: EvaluateConfig
+) -> list[Case]:
+    """Cases that can be scored; the first bad one raises BadCase unless it may be skipped."""
+    found: list[Case] = []
+    for name in names[: config.cases]:
+        try:
+            if read_case(dataset, name).label is None:
+                raise BadCase(f"Case '{name}' in {dataset.folder} has no reference; it cannot be scored.")
+            found.append(dataset.case(name))
+        except BadCase as error:
+            if not config.skip_bad:
+                raise
+            skipped[name] = str(error)
+    if not found:
+        raise BadConfig(
+            f"The {config.split} split of {dataset.folder} has no case to score; choose another --split."
+        )
+    return found
+
+
+def _subject(config: EvaluateConfig, run: Mapping[str, Any] | None, source: SplitData) -> _Subject:
+    classes, delta, metadata = source.dataset.classes, {}, None
+    if run is not None:
+        delta, metadata = artifacts.load_delta(config.run / run_directory.DELTA)
+    elif config.delta is not None:
+        delta, metadata = artifacts.load_delta(config.delta)
+    name = config.model or (metadata["base"] if metadata else None)
+    weights = config.weights or (run and run["weights"] and Path(run["weights"]))
+    seed, dtype = (
+        (metadata["seed"], run["dtype"] if run else config.dtype) if metadata else (config.seed, config.dtype)
+    )
+    base = load_base(name, classes=classes, seed=seed, dtype=dtype, file=weights, offline=config.offline)
+    if metadata is None:
+        prompt = "box" if config.prompt == "auto" else config.prompt
+        if base.model.spec.task != "promptable" or prompt == "none":
+            raise BadConfig(
+                f"{name} as it is gives no labels of its own: adapt it first, or use box prompts."
+            )
+        return _Subject(name, None, base, with_adapter(base, None), {}, prompt)
+    artifacts.check_base(metadata, base.params)
+    prompt = _prompt(config, metadata["prompt"])
+    if prompt == "none" and metadata["labels"] != dict(source.dataset.labels):
+        raise LabelsDiffer(
+            f"The model was trained on the labels {', '.join(metadata['labels'])}; {source.dataset.folder} has "
+            f"{', '.join(source.dataset.labels)}. Rename them in the dataset so that they agree."
+        )
+    base = for_prompt(base, prompt, metadata["classes"])
+    adapted = with_adapter(base, metadata["adapter"])
+    return _Subject(name, metadata["preset"], base, adapted, delta, prompt)
+
+
+def _prompt(config: EvaluateConfig, trained: str) -> str:
+    if config.prompt == "auto":
+        return "box" if trained == "mixed" else trained
+    if (config.prompt == "none") != (trained == "none"):
+        raise BadConfig(
+            f"The delta was trained with prompt={trained}; it cannot be scored with {config.prompt}."
+        )
+    return config.prompt
+
+
+def _score(
+    config: EvaluateConfig,
+    subject: _Subject,
+    dataset: Dataset,
+    case: LoadedCase,
+    predictor: Predictor,
+    folder: Path | None,
+) -> list[dict[str, Any]]:
+    predicted = predict_case(predictor, dataset, case, subject.prompt, config.seed)
+    instances = case.instances
+    if instances is not None and predicted.instances is not None:
+        instances = (instances, predicted.instances)
+    rows = score_case(
+        case.label,
+        predicted.labels,
+        dict(dataset.labels),
+        case.image.spacing,
+        config.profile,
+        instances=instances,
+    )
+    if folder is not None:
+        values = np.asarray(dataset.values)[predicted.labels]
+        write_mask(_file(folder, case.case, dataset), values, case.image)
+    who = {"case": case.case.id, "patient": case.case.patient, "site": case.case.site}
+    return [who | row for row in rows]
+
+
+def _file(folder: Path, case: Case, dataset: Dataset) -> Path:
+    return folder / f"{case.id}{'.nii.gz' if dataset.dimension == 3 else '.png'}"
+
+
+def _reread(dataset: Dataset, name: str, folder: Path) -> tuple[LoadedCase, NDArray]:
+    case = read_case(dataset, name)
+    raw = read_labels(_file(folder, case.case, dataset)).array[..., 0]
+    indices = np.zeros(max(dataset.values) + 1, np.int32)
+    indices[list(dataset.values)] = np.arange(len(dataset.values))
+    return case, indices[raw]
+
+
+def _beside(out: Path, what: str) -> Path:
+    """Folder beside the scores; scores of another name than scores.json have folders of their own."""
+    stem = out.stem.removeprefix("scores").strip("_")
+    return out.parent / (f"{what}_{stem}" if stem else what)
+
+
+def _scores(
+    config: EvaluateConfig,
+    subject: _Subject,
+    source: SplitData,
+    rows: list[dict[str, Any]],
+    skipped: Mapping[str, str],
+) -> dict[str, Any]:
+    size = count(subject.delta, subject.base.params)
+    trained = (
+        {"parameters": size.trained, "total": size.total, "bytes": size.bytes} if subject.delta else None
+    )
+    return {
+        "format": FORMAT,
+        "metric_profile": config.profile,
+        "unit": "patient",
+        "split": config.split,
+        "model": subject.name if subject.adapter is None else f"{subject.name} + {subject.adapter}",
+        "prompt": subject.prompt,
+        "prompt_source": None if subject.prompt == "none" else "the reference of each slice",
+        "flips": config.flips,
+        "data": source.dataset.name,
+        "note": source.dataset.note,
+        **summarise(rows, seed=config.seed),
+        "cases": rows,
+        "overlays": [],
+        "skipped": [{"case": case, "why": why} for case, why in skipped.items()],
+        "provenance": provenance(
+            seed=config.seed,
+            weights_sha256=subject.base.fingerprint,
+            data_sha256=source.sha256,
+            trained=trained,
+        ),
+    }
