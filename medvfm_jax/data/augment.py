@@ -15,7 +15,8 @@ from medvfm_jax.types import IGNORE
 class AugmentConfig:
     """What may happen to a picture; probabilities are per picture, ranges uniform.
 
-    flip_horizontal, flip_vertical, quarter_turns: exact, each equally likely to happen or not.
+    flip_horizontal, flip_vertical, quarter_turns: exact, each equally likely to happen or not; a quarter turn
+    alone never mirrors the picture, and all three together give its eight symmetries.
     affine: probability of a rotation by up to ``rotate`` degrees, a zoom by a factor in ``zoom``, and a shift
     by up to ``shift`` of the side. intensity: probability of each of: gamma in ``gamma`` (log-uniform), gain in
     ``contrast`` about the mean, an offset up to ``brightness``, Gaussian noise with deviation up to ``noise``.
@@ -54,10 +55,10 @@ def augment(
 
     Pictures with a side beyond ``longest`` are shrunk to it first: the model sees no more. Maps are moved with
     nearest neighbours; what comes into view from outside the picture is 0 in it and ``outside[i]`` in map i.
-    Flips keep the number type; the rest gives float32 in 0..1.
+    Flips keep the number type; the rest gives float32 in 0..1. The generator is advanced by the same number
+    of draws whatever is switched on and happens: options shift neither each other's luck nor that of prompts.
     """
     flips = (config.flip_horizontal, config.flip_vertical, config.quarter_turns)
-    # Always the same number of draws, whatever is switched on: options do not shift each other's luck.
     horizontal, vertical, turn = (bool(u) and wanted for u, wanted in zip(rng.integers(0, 2, 3), flips))
     arrays = [image, *maps]
     if horizontal:
@@ -65,13 +66,9 @@ def augment(
     if vertical:
         arrays = [None if a is None else a[::-1] for a in arrays]
     if turn:
-        arrays = [None if a is None else a.swapaxes(0, 1) for a in arrays]
-    image, maps = arrays[0], tuple(arrays[1:])
-    if config.affine > 0:
-        image, maps = _affine(rng, config, image, maps, longest, outside)
-    if config.intensity > 0:
-        image = _intensity(rng, config, to_unit(image))
-    return image, maps
+        arrays = [None if a is None else np.rot90(a) for a in arrays]
+    image, maps = _affine(rng, config, arrays[0], tuple(arrays[1:]), longest, outside)
+    return _intensity(rng, config, image), maps
 
 
 def _affine(
@@ -118,7 +115,7 @@ def _shrink(
     return resize(image, *new, "area"), tuple(None if m is None else m[rows[:, None], columns] for m in maps)
 
 
-def _intensity(rng: np.random.Generator, config: AugmentConfig, unit: NDArray) -> NDArray[np.float32]:
+def _intensity(rng: np.random.Generator, config: AugmentConfig, image: NDArray) -> NDArray:
     happens = rng.uniform(0, 1, 4) < config.intensity
     gamma = np.exp(rng.uniform(*np.log(config.gamma)))
     gain, offset, noise = (
@@ -126,6 +123,10 @@ def _intensity(rng: np.random.Generator, config: AugmentConfig, unit: NDArray) -
         rng.uniform(-1, 1) * config.brightness,
         rng.uniform(0, config.noise),
     )
+    of_noise = np.random.default_rng(rng.integers(1 << 63))  # as many numbers as pixels, but one draw
+    if config.intensity <= 0:
+        return image
+    unit = to_unit(image)
     if happens[0]:
         unit = unit ** np.float32(gamma)
     if happens[1]:
@@ -134,7 +135,7 @@ def _intensity(rng: np.random.Generator, config: AugmentConfig, unit: NDArray) -
     if happens[2]:
         unit = unit + np.float32(offset)
     if happens[3]:
-        unit = unit + rng.standard_normal(unit.shape, np.float32) * np.float32(noise)
+        unit = unit + of_noise.standard_normal(unit.shape, np.float32) * np.float32(noise)
     return np.clip(unit, 0, 1)
 
 

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from medvfm_jax.data.records import BadDataset, Case, Dataset
+from medvfm_jax.data.records import BadDataset, Case, Dataset, whole_number
 from medvfm_jax.data.sites import NO_SITES, SiteTable
 from medvfm_jax.images import BadImage, read_labels
 from medvfm_jax.images.reading import NIFTI, SUFFIXES, distinct_values, stem_of, suffix_of
@@ -99,13 +99,15 @@ def _scheme(folder: Path, masks: list[Path]) -> LabelScheme:
 def _declared(path: Path) -> LabelScheme:
     try:
         table = {
-            str(name): int(value) for name, value in json.loads(path.read_text(encoding="utf-8")).items()
+            str(name): whole_number(value)
+            for name, value in json.loads(path.read_text(encoding="utf-8")).items()
         }
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise BadDataset(f'{path} cannot be read ({error}); expected {{"background": 0, ...}}.') from error
     ignore = table.pop("ignore", None)
     ordered = sorted(table.items(), key=lambda item: item[1])
-    if len(ordered) < 2 or ordered[0][1] != 0 or len({v for _, v in ordered}) < len(ordered):
+    distinct = {v for _, v in ordered} | ({ignore} if ignore is not None else set())
+    if len(ordered) < 2 or ordered[0][1] != 0 or len(distinct) < len(ordered) + (ignore is not None):
         raise BadDataset(f"{path} needs a background 0 and at least one other label, all different.")
     return LabelScheme({name: i for i, (name, _) in enumerate(ordered)}, tuple(v for _, v in ordered), ignore)
 

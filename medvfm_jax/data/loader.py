@@ -63,7 +63,10 @@ class Loader(Iterator[Batch]):
                 "The checkpoint was made with other training examples or settings of the loader; "
                 "continue with the data and settings of that run, or start a new one."
             )
-        self._iterator.set_state(position)
+        try:
+            self._iterator.set_state(position)
+        except (ValueError, TypeError, KeyError, IndexError) as error:
+            raise BadLoaderState("The position of the loader is damaged; start the run again.") from error
 
 
 def make_loader(
@@ -96,6 +99,10 @@ def make_loader(
         raise NoExamples(f"There are no examples of {dataset.folder} to load.")
     if batch_size < 1:
         raise NoExamples(f"A batch size of {batch_size} is not positive.")
+    if epochs is not None and epochs < 1:
+        raise NoExamples(f"{epochs} epochs give no batch; expected 1 or more, or None for an endless loader.")
+    if seed < 0 or threads < 0:
+        raise BadLoaderState(f"A loader needs seed >= 0 and threads >= 0; got {seed} and {threads}.")
     if image_fn is not None and config != NONE:
         raise BadLoaderState("Images that are replaced cannot be augmented; switch one of the two off.")
     make = _Maker(dataset, tuple(examples), spec, task, prompts or PromptConfig(), config, labels, image_fn)

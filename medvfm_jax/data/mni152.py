@@ -75,7 +75,7 @@ def tissue_labels(grey: NDArray, white: NDArray) -> NDArray[np.uint8]:
 
 
 def slabs() -> list[tuple[int, int]]:
-    """First and last-but-one axial index of every slab."""
+    """First axial index of every slab, and the first one behind it."""
     return [(z, z + THICKNESS) for z in range(FIRST, LAST - THICKNESS + 1, THICKNESS + GAP)]
 
 

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from medvfm_jax.data.records import BadDataset, Case, Dataset
+from medvfm_jax.data.records import BadDataset, Case, Dataset, whole_number
 from medvfm_jax.data.sites import NO_SITES, SiteTable
 from medvfm_jax.images.reading import NIFTI, SUFFIXES, suffix_of
 
@@ -29,21 +29,21 @@ def open_nnunet(folder: Path, sites: SiteTable = NO_SITES) -> Dataset:
     """
     info = _read_json(folder / "dataset.json")
     labels, values, ignore = _labels(folder, info)
-    channels = _channel_names(info)
-    ending = info.get("file_ending") or _guess_ending(folder / "imagesTr")
+    channels = _channel_names(folder, info)
+    ending = str(info.get("file_ending") or "") or _guess_ending(folder / "imagesTr")
     files = _listed(folder, info) or _found(folder, ending)
     if not files:
         raise BadDataset(f"{folder / 'imagesTr'} has no '*{ending}' images; expected CASE_0000{ending}.")
     cases = []
     for name, (images, label) in sorted(files.items()):
-        if channels and len(images) not in (1, len(channels)):
+        if not images or (channels and len(images) not in (1, len(channels))):
             raise BadDataset(
                 f"Case '{name}' in {folder} has {len(images)} channel files; dataset.json names {len(channels)} "
                 f"channels ({', '.join(channels)})."
             )
         missing = next((p for p in (*images, label) if not p.is_file()), None)
         if missing is not None:
-            raise BadDataset(f"Case '{name}' in {folder} has no file {missing.relative_to(folder)}.")
+            raise BadDataset(f"Case '{name}' has no file {missing}.")
         patient, site = sites.of(name)
         cases.append(Case(name, patient, site, tuple(images), label))
     return Dataset(
@@ -71,15 +71,18 @@ def _labels(folder: Path, info: dict[str, Any]) -> tuple[dict[str, int], tuple[i
     try:
         if all(isinstance(key, str) and key.lstrip("-").isdigit() for key in raw):  # v1: {"0": "background"}
             table = {str(name): (int(value),) for value, name in raw.items()}
-            if len(table) < len(raw):
-                raise BadDataset(f"{where} gives two labels the same name; make them differ.")
         else:
             table = {
-                str(name): tuple(int(v) for v in (value if isinstance(value, list) else [value]))
+                str(name): tuple(whole_number(v) for v in (value if isinstance(value, list) else [value]))
                 for name, value in raw.items()
             }
     except (TypeError, ValueError) as error:
         raise BadDataset(f"{where} has labels that are not whole numbers; expected name: number.") from error
+    alone = [values for values in table.values() if len(values) == 1]
+    if len(table) < len(raw):
+        raise BadDataset(f"{where} gives two labels the same name; make them differ.")
+    if len(set(alone)) < len(alone):
+        raise BadDataset(f"{where} gives two labels the same value; make them differ.")
     ignored = table.pop("ignore", None)
     ignore = ignored[0] if ignored else None
     names: dict[int, str] = {}
@@ -98,11 +101,16 @@ def _labels(folder: Path, info: dict[str, Any]) -> tuple[dict[str, int], tuple[i
     return {names[value]: value for value in ordered}, ordered, ignore
 
 
-def _channel_names(info: dict[str, Any]) -> tuple[str, ...]:
+def _channel_names(folder: Path, info: dict[str, Any]) -> tuple[str, ...]:
     table = info.get("channel_names") or info.get("modality") or {}
     if isinstance(table, list):
         return tuple(map(str, table))
-    return tuple(str(name) for _, name in sorted(table.items(), key=lambda item: int(item[0])))
+    try:
+        return tuple(str(name) for _, name in sorted(table.items(), key=lambda item: int(item[0])))
+    except (AttributeError, ValueError) as error:
+        raise BadDataset(
+            f'{folder / "dataset.json"} has channel names that are no table like {{"0": "T1", "1": "T2"}}.'
+        ) from error
 
 
 def _guess_ending(images: Path) -> str:

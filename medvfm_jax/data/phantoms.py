@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 
+from medvfm_jax.data.records import BadDataset
+
 Kind = Literal["cells", "volumes"]
 
 
@@ -20,15 +22,16 @@ def make_phantom_dataset(
 
     "cells": bright discs on noise, RGB, as images/, masks/ (0, 255), instances/ and sites.csv with two sites
     (one of them inverted), size × size pixels. "volumes": an ellipsoid with a core in noise, nnU-Net v2, one
-    channel, size × size × 6 voxels of 1 × 1 × 3 mm, labels shell = 1 and core = 2.
+    channel, size × size × 6 voxels of 1 × 1 × 3 mm, labels shell = 1 and core = 2. Raises BadDataset for
+    other kinds and for folders that have files already.
     """
     folder = Path(folder)
-    if kind == "cells":
-        _cells(folder, n, size, seed)
-    elif kind == "volumes":
-        _volumes(folder, n, size, seed)
-    else:
-        raise ValueError(f"There is no phantom '{kind}'; choose cells or volumes.")
+    writers = {"cells": _cells, "volumes": _volumes}
+    if kind not in writers:
+        raise BadDataset(f"There is no phantom '{kind}'; choose from {', '.join(writers)}.")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise BadDataset(f"{folder} is there already; phantoms are written into a new folder.")
+    writers[kind](folder, n, size, seed)
     return folder
 
 

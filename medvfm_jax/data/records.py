@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,13 @@ class GeometryMismatch(BadCase):
 
 class UnknownLabel(BadCase):
     """A label map with values that the dataset does not declare."""
+
+
+def whole_number(value: Any) -> int:
+    """A label value as JSON gives it -> int; TypeError or ValueError for anything but a whole number."""
+    if not np.isfinite(float(value)) or int(value) != float(value):
+        raise ValueError(f"{value} is not a whole number")
+    return int(value)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from medvfm_jax.data.records import BadDataset
-from medvfm_jax.images.reading import stem_of
+from medvfm_jax.images.reading import SUFFIXES, stem_of, suffix_of
 
 ONE_SITE = "all"
 
@@ -18,7 +18,12 @@ class SiteTable(NamedTuple):
 
     def of(self, case: str) -> tuple[str, str]:
         """(patient, site) of a case."""
-        return self.rows.get(case, (case, ONE_SITE))
+        return self.rows.get(self.name_of(case), (case, ONE_SITE))
+
+    def name_of(self, case: str) -> str:
+        """What the table calls a case: its name, or that of its first channel in nnU-Net's folders."""
+        first = f"{case}_0000"
+        return first if case not in self.rows and first in self.rows else case
 
 
 NO_SITES = SiteTable({})
@@ -27,7 +32,8 @@ NO_SITES = SiteTable({})
 def read_sites(folder: Path) -> SiteTable:
     """Read ``sites.csv`` if the folder has one: columns file and site, and patient if cases share one.
 
-    ``file`` is the name of the image, with or without its suffix. Raises BadDataset.
+    ``file`` is the name of the image, with or without its suffix; names without an image are ignored, so that
+    a part of a dataset keeps the table of the whole. Raises BadDataset.
     """
     path = folder / "sites.csv"
     if not path.is_file():
@@ -42,16 +48,22 @@ def read_sites(folder: Path) -> SiteTable:
                     f"{path} has the columns {sorted(columns)}; expected file, site and maybe patient."
                 )
             for row in reader:
-                case = stem_of(Path(row["file"]))
-                rows[case] = ((row.get("patient") or case).strip(), (row["site"] or ONE_SITE).strip())
-    except (OSError, UnicodeDecodeError, csv.Error, TypeError) as error:
+                path_of = Path((row["file"] or "").strip())
+                if not path_of.name:
+                    raise BadDataset(f"{path} has a row without a file name in line {reader.line_num}.")
+                case = stem_of(path_of) if suffix_of(path_of) in SUFFIXES else path_of.name
+                patient, site = (row.get("patient") or "").strip(), (row["site"] or "").strip()
+                named = (patient or case, site or ONE_SITE)
+                if rows.setdefault(case, named) != named:
+                    raise BadDataset(f"{path} has two different rows for '{case}'; keep one.")
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise BadDataset(f"{path} cannot be read ({error}); expected a table with commas.") from error
     return SiteTable(rows)
 
 
 def check_sites(table: SiteTable, cases: set[str], folder: Path) -> None:
     """Raise BadDataset if a table exists and leaves some cases out, which would split them blindly."""
-    missing = sorted(cases - set(table.rows)) if table.rows else []
+    missing = sorted(c for c in cases if table.name_of(c) not in table.rows) if table is not NO_SITES else []
     if missing:
         raise BadDataset(
             f"{folder / 'sites.csv'} does not mention {len(missing)} of the images, such as '{missing[0]}'; "

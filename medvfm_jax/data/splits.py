@@ -130,7 +130,7 @@ def _from_file(dataset: Dataset, fold: int) -> tuple[list[str], list[str], list[
         return None
     try:
         folds = json.loads(path.read_text(encoding="utf-8"))
-        chosen = folds[fold]
+        chosen = folds[fold] if fold >= 0 else [][fold]  # no counting from the end
         train, val = list(map(str, chosen["train"])), list(map(str, chosen["val"]))
         test = list(map(str, chosen.get("test", [])))
     except (OSError, ValueError, TypeError, KeyError) as error:
