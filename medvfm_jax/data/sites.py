@@ -12,13 +12,14 @@ ONE_SITE = "all"
 
 
 class SiteTable(NamedTuple):
-    """Case name -> (patient, site); every case a patient of its own at one site if nothing is known."""
+    """Case name -> (patient or "", site); a patient of its own at one site where nothing is known."""
 
     rows: Mapping[str, tuple[str, str]]
 
     def of(self, case: str) -> tuple[str, str]:
         """(patient, site) of a case."""
-        return self.rows.get(self.name_of(case), (case, ONE_SITE))
+        patient, site = self.rows.get(self.name_of(case), ("", ONE_SITE))
+        return patient or case, site
 
     def name_of(self, case: str) -> str:
         """What the table calls a case: its name, or that of its first channel in nnU-Net's folders."""
@@ -53,8 +54,7 @@ def read_sites(folder: Path) -> SiteTable:
                     raise BadDataset(f"{path} has a row without a file name in line {reader.line_num}.")
                 case = stem_of(path_of) if suffix_of(path_of) in SUFFIXES else path_of.name
                 patient, site = (row.get("patient") or "").strip(), (row["site"] or "").strip()
-                named = (patient or case, site or ONE_SITE)
-                if rows.setdefault(case, named) != named:
+                if rows.setdefault(case, (patient, site or ONE_SITE)) != (patient, site or ONE_SITE):
                     raise BadDataset(f"{path} has two different rows for '{case}'; keep one.")
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise BadDataset(f"{path} cannot be read ({error}); expected a table with commas.") from error
