@@ -49,10 +49,10 @@ def read_sites(folder: Path) -> SiteTable:
                     f"{path} has the columns {sorted(columns)}; expected file, site and maybe patient."
                 )
             for row in reader:
-                path_of = Path((row["file"] or "").strip())
-                if not path_of.name:
+                named = Path((row["file"] or "").strip())
+                if not named.name:
                     raise BadDataset(f"{path} has a row without a file name in line {reader.line_num}.")
-                case = stem_of(path_of) if suffix_of(path_of) in SUFFIXES else path_of.name
+                case = stem_of(named) if suffix_of(named) in SUFFIXES else named.name
                 patient, site = (row.get("patient") or "").strip(), (row["site"] or "").strip()
                 if rows.setdefault(case, (patient, site or ONE_SITE)) != (patient, site or ONE_SITE):
                     raise BadDataset(f"{path} has two different rows for '{case}'; keep one.")

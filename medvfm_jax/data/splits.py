@@ -121,7 +121,8 @@ def _counts(patients: int, *shares: float) -> tuple[int, ...]:
     """Patients per share, at least one where a share is asked for and there are enough."""
     if any(not 0 <= s < 1 for s in shares) or sum(shares) >= 1:
         raise BadSplit(f"Shares of {shares} leave nothing to train on; expected a sum below 1.")
-    return tuple(max(1, round(s * patients)) if s > 0 and patients > len(shares) else 0 for s in shares)
+    enough = patients > sum(s > 0 for s in shares)
+    return tuple(max(1, round(s * patients)) if s > 0 and enough else 0 for s in shares)
 
 
 def _from_file(dataset: Dataset, fold: int) -> tuple[list[str], list[str], list[str]] | None:
