@@ -32,16 +32,18 @@ class Interval(NamedTuple):
 
 
 def curves(title: str, series: Sequence[Series], x_name: str = "step") -> str:
-    """Line chart of one quantity; series with no finite point are left out; "" when none is left."""
+    """Line chart of one quantity over whole numbers; series without a finite point are left out.
+
+    "" when no series is left.
+    """
     drawn = [s._replace(points=_finite(s.points)) for s in series]
     drawn = [s for s in drawn if s.points]
     if not drawn:
         return ""
     xs = [x for s in drawn for x, _ in s.points]
     ys = [y for s in drawn for _, y in s.points]
-    x_ticks, y_ticks = ticks(min(xs), max(xs)), ticks(min(ys), max(ys))
-    x_low, x_high = min(xs[0], *xs, x_ticks[0]), max(*xs, x_ticks[-1])
-    y_low, y_high = y_ticks[0], y_ticks[-1]
+    x_ticks, y_ticks = ticks(min(xs), max(xs), least=1.0), ticks(min(ys), max(ys))
+    (x_low, *_, x_high), (y_low, *_, y_high) = x_ticks, y_ticks
 
     def px(x: float) -> float:
         return _LEFT + (x - x_low) / (x_high - x_low) * (_WIDTH - _LEFT - _RIGHT)
@@ -70,13 +72,13 @@ def curves(title: str, series: Sequence[Series], x_name: str = "step") -> str:
 
 def intervals(title: str, rows: Sequence[Interval], metric: str) -> str:
     """Means with 95 % intervals, one row each (a forest plot); "" without rows."""
-    rows = [row for row in rows if math.isfinite(row.mean)]
+    rows = [_row(row) for row in rows if math.isfinite(row.mean)]
     if not rows:
         return ""
     names = min(max(max(len(row.name) for row in rows) * 7 + 16, 90), 300)
     width, step, top = 960, 30, 34
     height, right = top + step * len(rows) + 30, 230
-    ends = [v for row in rows for v in (row.mean, row.low, row.high) if v is not None and math.isfinite(v)]
+    ends = [v for row in rows for v in (row.mean, row.low, row.high) if v is not None]
     marks = ticks(min(ends), max(ends))
 
     def px(value: float) -> float:
@@ -91,13 +93,13 @@ def intervals(title: str, rows: Sequence[Interval], metric: str) -> str:
     for index, row in enumerate(rows):
         y, colour = top + step * index + step / 2, row.colour % 4
         parts.append(f'<text x="0" y="{y}" dy="4">{text(_short(row.name))}</text>')
-        if row.low is not None and row.high is not None:
+        if row.low is not None:
             parts.append(
                 f'<line class="s{colour}" stroke-width="3" stroke-linecap="round" '
                 f'x1="{px(row.low):.1f}" x2="{px(row.high):.1f}" y1="{y}" y2="{y}"/>'
             )
         parts.append(f'<circle class="f{colour}" cx="{px(row.mean):.1f}" cy="{y}" r="5"/>')
-        span = interval({"low": row.low, "high": row.high}, metric)
+        span = "no interval" if row.low is None else interval(row._asdict(), metric)
         number = f"{score(row.mean, metric)}  ({span})  n {row.n}"
         parts.append(
             f'<text class="value" x="{width}" y="{y}" dy="4" text-anchor="end">{text(number)}</text>'
@@ -105,24 +107,24 @@ def intervals(title: str, rows: Sequence[Interval], metric: str) -> str:
     return "".join([*parts, "</svg>"])
 
 
-def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """At least two round numbers, evenly apart, that enclose [low, high]."""
+def ticks(low: float, high: float, about: int = 5, least: float = 0.0) -> list[float]:
+    """At least two round numbers, evenly and at least `least` apart, that enclose [low, high]."""
     if not high > low:
         low, high = low - 0.5 * (abs(low) or 1.0), high + 0.5 * (abs(high) or 1.0)
     rough = (high - low) / about
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999)
+    step = max(least, next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(k * step, 12) for k in range(first, max(last, first + 1) + 1)]
 
 
-def moving_average(values: Sequence[float], weight: float) -> list[float]:
-    """Exponential moving average without the bias of its start."""
-    total = norm = 0.0
+def moving_average(values: Sequence[float], reach: int) -> list[float]:
+    """Mean of each value and `reach` neighbours on either side, fewer near the ends but always as many left
+    as right, so that a straight line stays what it is."""
     smooth = []
-    for value in values:
-        total, norm = weight * total + value, weight * norm + 1.0
-        smooth.append(total / norm)
+    for k in range(len(values)):
+        r = min(reach, k, len(values) - 1 - k)
+        smooth.append(sum(values[k - r : k + r + 1]) / (2 * r + 1))
     return smooth
 
 
@@ -131,7 +133,7 @@ def _curve(series: Series, colour: int, px, py) -> list[str]:
     path = _path([(px(x), py(y)) for x, y in points])
     parts = []
     if series.smooth and len(points) > 8:
-        average = moving_average([y for _, y in points], 1 - 1 / max(4, len(points) / 20))
+        average = moving_average([y for _, y in points], max(2, len(points) // 30))
         parts.append(f'<path class="faint s{colour}" d="{path}"/>')
         path = _path([(px(x), py(y)) for (x, _), y in zip(points, average, strict=True)])
     if len(points) > 1:
@@ -180,6 +182,12 @@ def _tick(value: float, among: Sequence[float]) -> str:
     if digits and abs(step * 10**digits - round(step * 10**digits)) > 1e-6:
         digits += 1  # steps of 0.25
     return f"{value:.{digits}f}" if digits < 7 else f"{value:.2g}"
+
+
+def _row(row: Interval) -> Interval:
+    """Half an interval, or one without finite ends, is none."""
+    known = row.low is not None and row.high is not None and math.isfinite(row.low + row.high)
+    return row if known else row._replace(low=None, high=None)
 
 
 def _short(name: str) -> str:

@@ -36,14 +36,17 @@ def draw(image: NDArray, reference: NDArray, prediction: NDArray, *, side: int =
     # (mask, colour, width of the line in pixels of the picture)
     layers = ((reference, REFERENCE_COLOUR, 4.0), (prediction, PREDICTION_COLOUR, 1.8))
     for mask, colour, weight in layers:
+        half = weight * _SUPERSAMPLE / 2
         for segment in contour(mask[rows, columns]):
-            x0, y0, x1, y1 = (round(v * scale) for v in segment)
-            pen.line((x0, y0, x1, y1), ImageColor.getrgb(colour), round(weight * _SUPERSAMPLE))
+            x0, y0, x1, y1 = (v * scale for v in segment)
+            # A rectangle that reaches over both ends: corners are closed.
+            box = (round(x0 - half), round(y0 - half), round(x1 + half) - 1, round(y1 + half) - 1)
+            pen.rectangle(box, ImageColor.getrgb(colour))
     canvas = canvas.resize(
         (max(1, canvas.width // _SUPERSAMPLE), max(1, canvas.height // _SUPERSAMPLE)), Image.Resampling.BOX
     )
     buffer = io.BytesIO()
-    canvas.save(buffer, "PNG", optimize=True)
+    canvas.save(buffer, "PNG")
     return buffer.getvalue()
 
 

@@ -1,7 +1,6 @@
 """Run directories -> one HTML file that works offline: no script, font or picture from elsewhere."""
 
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from medvfm_jax.report import sections
 from medvfm_jax.report.charts import Interval, intervals
 from medvfm_jax.report.run_record import NothingToReport, RunRecord, load
 from medvfm_jax.report.style import CSS, SCRIPT
-from medvfm_jax.report.tables import paired_differences, side_by_side
+from medvfm_jax.report.tables import conditions, paired_differences, side_by_side
 from medvfm_jax.report.words import is_number, text
 
 
@@ -44,7 +43,10 @@ def render(runs: Sequence[RunRecord]) -> str:
         for run in runs:
             heading = f'<h2 class="run-title">{text(run.name)}</h2>'
             body += f'{heading}<p class="lead">{sections.summary_line(run)}</p>{sections.one_run(run)}'
-    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+    policy = (
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+        "base-uri 'none'; form-action 'none'"
+    )
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -92,34 +94,39 @@ def _comparison(runs: Sequence[RunRecord]) -> str:
     chart = intervals(
         "Dice with 95 % interval, all labels",
         [
-            Interval(run.name, row["mean"], row.get("low"), row.get("high"), int(row.get("n", 0)), k)
+            Interval(run.name, row["mean"], row.get("low"), row.get("high"), row.get("n") or 0, k)
             for k, run in enumerate(scored)
             if (row := run.summary_row("dice")) and is_number(row.get("mean"))
         ],
         "dice",
     )
     lead = "Mean over labels, 95 % interval, number of patients and median."
+    chart = chart and f'<div class="scroll wide" tabindex="0">{chart}</div>'
     page = sections.section("Side by side", chart + side_by_side(scored), lead)
     lead = (
-        "Each patient is compared with itself, so these intervals are narrower than those above. p-values are not "
-        "corrected for the number of rows."
+        "Later run minus earlier run, each patient compared with itself. p-values are not corrected for the "
+        "number of rows."
     )
-    missing = "The runs share no scored patient, so nothing can be compared in pairs."
+    missing = (
+        "Nothing can be compared in pairs: no two runs were scored under one metric profile on the same data "
+        "with patients in common."
+    )
     page += sections.section("Paired differences", paired_differences(scored), lead, missing)
     return (f'<div class="note" role="note"><p>{text(warning)}</p></div>' if warning else "") + page
 
 
 def _unlike(runs: Sequence[RunRecord]) -> str:
     """A sentence naming what differs between the runs that should not, or "" """
+    profiles, data = zip(*map(conditions, runs), strict=True)
     kinds = {
-        "metric profiles": {run.scores.get("metric_profile") for run in runs},
-        "splits": {run.scores.get("split") for run in runs},
-        "data": {(run.scores.get("provenance") or {}).get("data_sha256") for run in runs},
+        "under different metric profiles": profiles,
+        "on different splits": [run.scores.get("split") for run in runs],
+        "on different data": data,
     }
-    differing = [name for name, values in kinds.items() if len(values) > 1]
+    differing = [name for name, values in kinds.items() if any(value != values[0] for value in values)]
     if not differing:
         return ""
-    return f"These runs were scored with different {' and '.join(differing)}: their means do not compare."
+    return f"These runs were scored {' and '.join(differing)}: their means do not compare."
 
 
 def _distinct(runs: Sequence[RunRecord]) -> list[RunRecord]:
@@ -136,12 +143,9 @@ def _distinct(runs: Sequence[RunRecord]) -> list[RunRecord]:
 def _replace(path: Path, content: str) -> None:
     """Write beside the target, then rename: a reader sees the old page or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)
+        temporary.write_text(content, encoding="utf-8")
         os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    finally:
+        temporary.unlink(missing_ok=True)

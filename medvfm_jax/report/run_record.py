@@ -1,19 +1,17 @@
 """What is on disk of a run -> one record; parts that are missing stay empty, broken parts are an error."""
 
-import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from medvfm_jax.report.overlays import draw
 from medvfm_jax.train import run_directory
 from medvfm_jax.types import MedvfmError
 
-_LARGEST_PICTURE = 20_000_000  # bytes
+_LARGEST_PICTURE = 200_000_000  # bytes
 
 
 class NothingToReport(MedvfmError):
@@ -56,7 +54,7 @@ def load(path: Path) -> RunRecord:
     """Run directory, or a scores file that `evaluate --out` wrote -> record.
 
     Raises NothingToReport when the path does not exist, holds neither settings nor scores nor metrics, or
-    holds a file that cannot be read.
+    holds a file that cannot be read or has another shape than `adapt` and `evaluate` write.
     """
     path = Path(path)
     if not path.exists():
@@ -65,9 +63,13 @@ def load(path: Path) -> RunRecord:
         folder, scores_file = path, path / run_directory.SCORES
     else:
         folder, scores_file = path.parent, path
-    scores = _object(scores_file)
+    scores = _scores(scores_file)
     config = _object(path / run_directory.CONFIG) if path.is_dir() else {}
-    metrics = run_directory.read_metrics(path) if path.is_dir() else []
+    if not isinstance(config.get("resolved", {}), dict):
+        raise NothingToReport(
+            f"{path / run_directory.CONFIG} is not what adapt writes: 'resolved' is damaged."
+        )
+    metrics = _metrics(path) if path.is_dir() else []
     if path.is_dir() and not (scores or config or metrics):
         raise NothingToReport(
             f"{path} is not a run directory: it has neither {run_directory.SCORES} nor {run_directory.CONFIG} "
@@ -93,43 +95,74 @@ def _object(path: Path) -> dict[str, Any]:
     return record
 
 
+def _scores(path: Path) -> dict[str, Any]:
+    """The scores, checked far enough that a page can be written from them."""
+    scores = _object(path)
+    damaged = _damaged(scores)
+    if damaged:
+        raise NothingToReport(
+            f"{path} is not what evaluate writes: '{damaged}' is damaged; evaluate the run again."
+        )
+    return scores
+
+
+def _damaged(scores: Mapping[str, Any]) -> str | None:
+    """Name of the first part that has another shape than `evaluate` gives it."""
+    provenance = scores.get("provenance")
+    parts = {"provenance": provenance, "empty": scores.get("empty")}
+    if isinstance(provenance, dict):
+        parts |= {key: provenance.get(key) for key in ("versions", "trained")}
+    for name, part in parts.items():
+        if not isinstance(part, dict | None):
+            return name
+    for name in ("summary", "cases", "overlays", "skipped"):
+        rows = scores.get(name) or []
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            return name
+    for row in scores.get("summary") or ():
+        if not isinstance(row.get("metric"), str) or not isinstance(row.get("label"), str):
+            return "summary"
+    rows = scores.get("cases") or []
+    named = all(row.get("label") is not None and (row.get("case") or row.get("patient")) for row in rows)
+    return None if named and not _mixed(rows) else "cases"
+
+
+def _mixed(rows: Iterable[Mapping[str, Any]]) -> set[str]:
+    """Columns that hold numbers in some rows and something else in others, or lists or objects."""
+    kinds: dict[str, set[type]] = {}
+    for row in rows:
+        for column, value in row.items():
+            if value is not None and column not in ("case", "patient", "site", "label"):
+                kinds.setdefault(column, set()).add(float if type(value) is int else type(value))
+    return {column for column, found in kinds.items() if len(found) > 1 or found & {list, dict}}
+
+
+def _metrics(folder: Path) -> list[dict[str, Any]]:
+    try:
+        return [line for line in run_directory.read_metrics(folder) if isinstance(line, dict)]
+    except (OSError, ValueError) as error:  # a line that is cut off is left out; a file of bytes is not one
+        raise NothingToReport(f"{folder / run_directory.METRICS} cannot be read ({error}).") from error
+
+
 def _overlays(folder: Path, scores: Mapping[str, Any]) -> list[Overlay]:
-    """The pictures that exist: PNG files as they are, arrays (image, reference, prediction) drawn here."""
+    """The pictures whose arrays (image, reference, prediction) are there, drawn."""
     found = []
     for entry in scores.get("overlays") or []:
-        png = _picture(folder, str(entry.get("png") or entry.get("arrays") or ""))
+        png = _picture(folder, str(entry.get("arrays") or ""))
         if png is not None:
-            found.append(
-                Overlay(
-                    png, str(entry.get("case", "")), str(entry.get("label", "")), str(entry.get("rank", "")),
-                    entry.get("dice"),
-                )
-            )  # fmt: skip
+            names = (str(entry.get(key) or "") for key in ("case", "label", "rank"))
+            found.append(Overlay(png, *names, entry.get("dice")))
     return found
 
 
 def _picture(folder: Path, name: str) -> bytes | None:
-    """PNG bytes of a file in the run directory; None if it is missing, too large, or lies elsewhere."""
-    root = folder.resolve()
-    for path in ((folder / "overlays" / name).resolve(), (folder / name).resolve()):
-        inside = path.is_relative_to(root)
-        if not name or not inside or not path.is_file() or path.stat().st_size > _LARGEST_PICTURE:
-            continue
-        if path.suffix == ".npz":
-            return _drawn(path)
-        content = path.read_bytes()
-        try:
-            with Image.open(io.BytesIO(content)) as image:
-                image.verify()
-        except Exception:  # pillow raises many kinds for a broken file; a report without it is still one
-            return None
-        return content if content.startswith(b"\x89PNG") else None
-    return None
-
-
-def _drawn(path: Path) -> bytes | None:
+    """PNG bytes from arrays in the folder; None if the file is missing, damaged, too large, or elsewhere."""
     try:
+        path = (folder / name).resolve()
+        inside = path.is_relative_to(folder.resolve())  # scores may come from somebody else
+        if not inside or not path.is_file() or path.stat().st_size > _LARGEST_PICTURE:
+            return None
         with np.load(path, allow_pickle=False) as arrays:
             return draw(arrays["image"], arrays["reference"], arrays["prediction"])
-    except (ValueError, KeyError, OSError):
+    except Exception:  # a broken file raises many kinds; a report without the picture is still one
         return None

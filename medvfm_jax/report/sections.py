@@ -3,6 +3,7 @@
 import base64
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from medvfm_jax.data import mni152
@@ -37,12 +38,14 @@ def cards(run: RunRecord) -> str:
     if headline:
         metric = headline["metric"]
         span = words.interval(headline, metric)
-        over = "mean over labels" if headline.get("label") == "all" else text(headline.get("label", ""))
+        span = "no interval" if span == words.NOTHING else f"95 % interval {span}"
+        over = "mean over labels" if headline["label"] == "all" else text(headline["label"])
         found.append(
-            (words.metric_name(metric), words.score(headline.get("mean"), metric), f"{span}, {over}")
+            (words.metric_name(metric), words.score(headline.get("mean"), metric), f"{over}<br>{span}")
         )
     if scores:
-        split = f"{text(scores.get('split', ''))} split, {words.count(scores.get('n_cases'))} cases"
+        cases = scores.get("n_cases")
+        split = f"{text(scores.get('split', ''))} split, {words.counted(cases or 0, 'case')}"
         found.append(("patients", words.count(scores.get("n_patients")), split))
     if run.trained:
         size = run.trained
@@ -65,21 +68,22 @@ def cards(run: RunRecord) -> str:
 def notes(run: RunRecord) -> list[str]:
     """What a reader must know before believing the numbers; plain sentences, not escaped."""
     scores, found = run.scores, []
-    dataset = scores.get("dataset") if isinstance(scores.get("dataset"), Mapping) else {}
-    if dataset.get("note"):
-        found.append(str(dataset["note"]))
-    elif mni152.NAME in (data_of(run), dataset.get("name")):
+    if scores.get("note"):
+        found.append(str(scores["note"]))
+    elif mni152.NAME in (data_of(run), run.config.get("data")):
         found.append(mni152.NOTE)
     prompt = scores.get("prompt")
     if prompt not in (None, "none"):
+        source = scores.get("prompt_source") or "the reference"
         found.append(
-            f"The {prompt} prompts were made from the reference, so these scores assume a person who prompts "
-            "every structure well."
+            f"The {prompt} prompts were made from {source}, so these scores assume a person who prompts every "
+            "structure well."
         )
-    if is_number(scores.get("n_patients")) and scores["n_patients"] < 10:
-        found.append(
-            f"Only {scores['n_patients']} patients (or units treated as such): the intervals are rough."
-        )
+    patients = scores.get("n_patients")
+    if patients == 1:
+        found.append("There is only one patient, so there are no intervals.")
+    elif is_number(patients) and patients < 10:
+        found.append(f"Only {patients} patients (or units treated as such): the intervals are rough.")
     if scores.get("metric_profile") in ("transunet_compat", "medsam_compat"):
         found.append(
             f"The {scores['metric_profile']} profile reproduces published conventions; its numbers compare only with "
@@ -87,15 +91,14 @@ def notes(run: RunRecord) -> list[str]:
         )
     skipped = len(scores.get("skipped") or ())
     if skipped:
-        found.append(f"{skipped} unreadable cases were skipped and are not in the scores.")
+        cases = words.counted(skipped, "case was", "cases were")
+        found.append(f"{cases} skipped and not scored; the section Cases says why.")
     return found
 
 
 def data_of(run: RunRecord) -> str:
-    """Name of the dataset a run was made with, as far as it says."""
-    dataset = run.scores.get("dataset")
-    name = dataset.get("name") if isinstance(dataset, Mapping) else dataset
-    return str(name or run.config.get("data") or run.scores.get("data") or "")
+    """Name of the dataset a run was scored on, else of the one it was trained on."""
+    return str(run.scores.get("data") or Path(str(run.config.get("data") or "")).name)
 
 
 def scores(run: RunRecord) -> str:
@@ -109,17 +112,24 @@ def scores(run: RunRecord) -> str:
     )
     body = scores_table(record)
     if body:
-        body += f"<p>{_empty(record.get('empty') or {})}</p>"
-    return section(
-        "Scores", body, lead, "There are no scores yet: run medvfm evaluate on this run, then report again."
-    )
+        body += f'<p class="after">{_empty(record.get("empty") or {})}</p>'
+    return section("Scores", body, lead, _why_no_scores(run))
+
+
+def _why_no_scores(run: RunRecord) -> str:
+    if run.scores:
+        return "Nothing could be scored: no case has a score that is defined."
+    others = sorted(path.name for path in run.folder.glob("scores_*.json"))
+    if others:
+        return f"There are no scores of the test split; report on the file {' or '.join(others)} instead."
+    return "There are no scores yet: run medvfm evaluate on this run, then report again."
 
 
 def _empty(empty: Mapping[str, Any]) -> str:
     counts = [words.count(empty.get(kind, 0)) for kind in ("reference", "prediction", "both")]
     return (
-        f'<span class="muted">Empty masks, counted per case and label: {counts[0]} empty in the reference only, '
-        f"{counts[1]} in the prediction only, {counts[2]} in both.</span>"
+        f"Empty masks, counted per case and label: {counts[0]} in the reference only, {counts[1]} in the "
+        f"prediction only, {counts[2]} in both."
     )
 
 
@@ -147,7 +157,7 @@ def overlays(run: RunRecord) -> str:
 
 
 def learning_curve(run: RunRecord) -> str:
-    """Training loss, validation Dice and learning rate over the steps."""
+    """Training loss and validation Dice over the steps."""
     train = _points(run, "loss")
     validation = _points(run, "val_dice")
     pictures = [
@@ -158,7 +168,7 @@ def learning_curve(run: RunRecord) -> str:
     lead = ""
     if validation:
         step, best = max(validation, key=lambda point: point[1])
-        lead = f"Best validation Dice {words.score(best)} at step {step:g}; the delta of that step is kept. "
+        lead = f"Best validation Dice {words.score(best)} at step {words.count(step)}; the delta of that step is kept. "
     speed = [v for _, v in _points(run, "images_per_s")]
     if speed:
         lead += f"Median speed {sorted(speed)[len(speed) // 2]:.3g} images/s."
@@ -174,13 +184,13 @@ def trained(run: RunRecord) -> str:
     """What was trained, out of how many parameters, and how large the delta is."""
     size, config = run.trained, run.config
     if not (size or config):
-        return ""
+        return section("What was trained", "", missing="Nothing was trained: the model was scored as it is.")
     resolved = config.get("resolved") or {}
     share = words.share(size.get("parameters"), size.get("total"))
     parameters = (
         f"{words.count(size.get('parameters'))} of {words.count(size.get('total'))} ({share})"
         if size
-        else None
+        else "known once the run has been evaluated"
     )
     body = facts(
         [
@@ -194,32 +204,44 @@ def trained(run: RunRecord) -> str:
             ("optimiser steps", config.get("steps")),
             ("images per step", config.get("batch_size")),
             ("learning rate", resolved.get("learning_rate") or config.get("learning_rate")),
-            ("training cases limited to", config.get("train_cases")),
+            ("cases", _split(resolved.get("split"))),
+            ("training patients limited to", config.get("train_cases")),
             ("computation in", config.get("dtype")),
         ],
         code=("adapter options",),
     )
-    return section("What was trained", body, "The base weights are frozen; only the delta is learnt.")
+    everything = config.get("adapter") == "full"
+    lead = "The base weights are frozen; only the delta is learnt."
+    return section("What was trained", body, "Every parameter was free to change." if everything else lead)
+
+
+def _split(split: Any) -> str | None:
+    """ "16 to train on, 4 for validation, 5 for the test" from lists of case names."""
+    if not isinstance(split, Mapping):
+        return None
+    purposes = {"train": "to train on", "val": "for validation", "test": "for the test"}
+    return ", ".join(f"{len(split.get(part) or ()):,} {purpose}" for part, purpose in purposes.items())
 
 
 def cases(run: RunRecord) -> str:
     """Every case, sortable."""
-    rows = run.scores.get("cases", [])
-    lead = f"{len(rows)} rows; click on a column to sort by it."
-    return section("Cases", cases_table(run.scores), lead)
+    body = cases_table(run.scores)
+    skipped = run.scores.get("skipped") or ()
+    if skipped:
+        body += "<h3>skipped</h3>" + facts([(entry.get("case"), entry.get("why")) for entry in skipped])
+    missing = "No case was scored." if run.scores else ""
+    return section("Cases", body, "Click on the head of a column to sort by it.", missing)
 
 
 def provenance(run: RunRecord) -> str:
     """Where the numbers come from: enough to make them again."""
     record = run.scores.get("provenance") or {}
     resolved = run.config.get("resolved") or {}
-    dataset = run.scores.get("dataset") if isinstance(run.scores.get("dataset"), Mapping) else {}
     versions = ", ".join(f"{name} {version}" for name, version in (record.get("versions") or {}).items())
     body = facts(
         [
-            ("command", record.get("command")),
+            ("command", record.get("command") or ("none, called from Python" if record else None)),
             ("data", data_of(run)),
-            ("data licence", dataset.get("licence")),
             ("data sha256", record.get("data_sha256") or resolved.get("data_sha256")),
             ("weights sha256", record.get("weights_sha256") or resolved.get("fingerprint")),
             ("seed", record.get("seed", run.config.get("seed"))),

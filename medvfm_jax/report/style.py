@@ -24,7 +24,8 @@ body {{ margin: 0; background: var(--ground); color: var(--text);
   font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }}
 main, .masthead > div {{ max-width: 1080px; margin: 0 auto; padding: 0 24px; }}
 .masthead {{ background: var(--panel); border-bottom: 1px solid var(--line); padding: 30px 0 22px; }}
-.masthead h1 {{ margin: 2px 0 6px; font-size: 27px; line-height: 1.25; letter-spacing: -0.01em; }}
+.masthead h1 {{ margin: 2px 0 6px; font-size: 27px; line-height: 1.25; letter-spacing: -0.01em;
+  overflow-wrap: anywhere; }}
 .kicker {{ color: var(--accent); font-size: 12px; font-weight: 650; letter-spacing: 0.09em;
   text-transform: uppercase; }}
 .lead {{ margin: 0; color: var(--muted); max-width: 80ch; }}
@@ -33,8 +34,10 @@ h3 {{ font-size: 15px; margin: 22px 0 8px; }}
 section {{ background: var(--panel); border: 1px solid var(--line); border-radius: 10px; padding: 22px 24px;
   margin: 20px 0; }}
 section > p {{ margin: 4px 0 14px; color: var(--muted); max-width: 85ch; }}
+section > p:last-child {{ margin-bottom: 0; }}
+section > p.after {{ margin-top: 12px; max-width: none; }}
 .run-title {{ margin: 40px 0 0; font-size: 22px; }}
-.cards {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); gap: 14px;
+.cards {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(200px, 100%), 1fr)); gap: 14px;
   margin: 20px 0; }}
 .card {{ background: var(--panel); border: 1px solid var(--line); border-radius: 10px; padding: 14px 18px; }}
 .card .name {{ color: var(--muted); font-size: 13px; }}
@@ -45,6 +48,8 @@ section > p {{ margin: 4px 0 14px; color: var(--muted); max-width: 85ch; }}
   padding: 12px 18px; margin: 20px 0; }}
 .note p {{ margin: 4px 0; max-width: 95ch; }}
 .scroll {{ overflow: auto; }}
+.scroll + .scroll {{ margin-top: 14px; }}
+.scroll.wide svg {{ min-width: 760px; }}
 .scroll.tall {{ max-height: 460px; border: 1px solid var(--line); border-radius: 8px; }}
 table {{ border-collapse: collapse; width: 100%; font-size: 14px; }}
 th, td {{ padding: 7px 12px; border-bottom: 1px solid var(--rule); text-align: right; vertical-align: top;
@@ -63,7 +68,8 @@ th[aria-sort=ascending] button::after {{ content: " \\2191"; }}
 th[aria-sort=descending] button::after {{ content: " \\2193"; }}
 .good {{ color: var(--good); font-weight: 600; }} .bad {{ color: var(--bad); font-weight: 600; }}
 .muted {{ color: var(--muted); }}
-.figures {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(230px, 1fr)); gap: 18px; }}
+.figures {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(min(290px, 100%), 1fr));
+  gap: 18px; }}
 figure {{ margin: 0; }}
 figure img {{ display: block; width: 100%; height: auto; border-radius: 8px; background: #000; }}
 figcaption {{ font-size: 13px; color: var(--muted); margin-top: 7px; overflow-wrap: anywhere; }}
@@ -72,7 +78,8 @@ figcaption b {{ color: var(--text); }}
   margin: 0 5px 0 14px; }}
 .key:first-child {{ margin-left: 0; }}
 .key.reference {{ border-color: {REFERENCE_COLOUR}; }} .key.prediction {{ border-color: {PREDICTION_COLOUR}; }}
-.charts {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(400px, 1fr)); gap: 18px; }}
+.charts {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(min(400px, 100%), 1fr));
+  gap: 18px; }}
 svg {{ display: block; width: 100%; height: auto; }}
 svg text {{ fill: var(--muted); font-size: 12px; font-family: inherit; }}
 svg .title {{ fill: var(--text); font-weight: 600; font-size: 13px; }}
@@ -87,6 +94,14 @@ svg .value {{ fill: var(--text); font-variant-numeric: tabular-nums; }}
 code {{ font: 13px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; overflow-wrap: anywhere;
   white-space: pre-wrap; }}
 details {{ margin-top: 14px; }} summary {{ cursor: pointer; color: var(--accent); font-size: 14px; }}
+@media (max-width: 600px) {{
+  main, .masthead > div {{ padding: 0 14px; }}
+  section {{ padding: 18px 16px; }}
+  .cards {{ grid-template-columns: 1fr 1fr; gap: 10px; }}
+  .card {{ padding: 10px 13px; }} .card .value {{ font-size: 20px; }}
+  th, td {{ padding: 7px 8px; }}
+  .facts td {{ white-space: normal; }} .facts td:first-child {{ width: 35%; }}
+}}
 footer {{ color: var(--muted); font-size: 13px; padding: 8px 0 40px; }}
 """
 
@@ -98,11 +113,11 @@ for (const button of document.querySelectorAll("th button")) button.addEventList
   const down = head.getAttribute("aria-sort") === "ascending";
   for (const other of table.querySelectorAll("th")) other.removeAttribute("aria-sort");
   head.setAttribute("aria-sort", down ? "descending" : "ascending");
+  const numbers = !head.classList.contains("text");
   const key = row => row.children[column].dataset.value ?? "";
   const order = (a, b) => {
     const x = key(a), y = key(b);
     if (x === "" || y === "") return (x === "") - (y === "");
-    const numbers = !isNaN(x) && !isNaN(y);
     return (numbers ? x - y : x.localeCompare(y, undefined, {numeric: true})) * (down ? -1 : 1);
   };
   body.append(...[...body.rows].sort(order));

@@ -7,28 +7,36 @@ from typing import Any
 from medvfm_jax import metrics
 from medvfm_jax.report import words
 from medvfm_jax.report.run_record import RunRecord
-from medvfm_jax.report.words import DISTANCES, NOTHING, text
+from medvfm_jax.report.words import NOTHING, text
 
 _INSTANCES = "instances"
 _NAMES_OF_A_CASE = ("case", "patient", "site", "label")
 _NOT_SCORES = {*_NAMES_OF_A_CASE, "slice", "unit", "empty"}
-_COMPARED = ("dice", "nsd", "hd95", "assd", "iou", "aji", "pq")
+_COMPARED = ("dice", "nsd", "hd95", "aji", "pq", "assd", "iou")
 
 
 def unit_of(scores: Mapping[str, Any]) -> str | None:
     """Unit of the distances, or None when the cases disagree or do not say."""
-    units = {row.get("unit") for row in scores.get("cases", []) if row.get("unit")}
-    return units.pop() if len(units) == 1 else None
+    units = {row.get("unit") for row in scores.get("cases") or () if row.get("unit")}
+    return str(units.pop()) if len(units) == 1 else None
 
 
 def scores_table(scores: Mapping[str, Any]) -> str:
     """Labels down, metrics across; each cell has mean, 95 % interval, n and median."""
-    rows = scores.get("summary", [])
     unit = unit_of(scores)
-    groups = [
-        [row for row in rows if (row.get("label") == _INSTANCES) == instances] for instances in (False, True)
-    ]
-    return "".join(_pivot(group, unit) for group in groups if group)
+    return "".join(_pivot(group, unit) for group in _apart(scores.get("summary") or ()))
+
+
+def _apart(rows: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """Rows of labels and rows of instances, which have other scores; without the empty group."""
+    of_instances = [[row for row in rows if (row["label"] == _INSTANCES) is which] for which in (False, True)]
+    return [group for group in of_instances if group]
+
+
+def _scroll(table: str, what: str, *, tall: bool = False) -> str:
+    """The table in a box that scrolls by itself, with the keyboard too."""
+    kind = "scroll tall" if tall else "scroll"
+    return f'<div class="{kind}" tabindex="0" role="region" aria-label="{what}">{table}</div>'
 
 
 def _pivot(rows: Sequence[Mapping[str, Any]], unit: str | None) -> str:
@@ -42,9 +50,10 @@ def _pivot(rows: Sequence[Mapping[str, Any]], unit: str | None) -> str:
         row = "".join(_score_cell(cells.get((label, m)), m) for m in found)
         total = ' class="total"' if label == "all" else ""
         body.append(f'<tr{total}><td class="text"><b>{text(shown)}</b></td>{row}</tr>')
-    return (
-        f'<div class="scroll"><table><thead><tr><th class="text">label</th>{head}</tr></thead>'
-        f"<tbody>{''.join(body)}</tbody></table></div>"
+    return _scroll(
+        f'<table><thead><tr><th class="text">label</th>{head}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table>",
+        "scores",
     )
 
 
@@ -56,18 +65,21 @@ def _arrow(metric: str) -> str:
 def _score_cell(row: Mapping[str, Any] | None, metric: str) -> str:
     if row is None:
         return f"<td>{NOTHING}</td>"
-    details = f"n {text(row.get('n', NOTHING))}, median {words.score(row.get('median'), metric)}"
+    details = f"n {words.count(row.get('n'))}, median {words.score(row.get('median'), metric)}"
+    span = words.interval(row, metric)
     return (
         f"<td><b>{words.score(row.get('mean'), metric)}</b>"
-        f"<small>{words.interval(row, metric)}</small><small>{details}</small></td>"
+        f"<small>{'no interval' if span == NOTHING else span}</small><small>{details}</small></td>"
     )
 
 
 def cases_table(scores: Mapping[str, Any]) -> str:
-    """One row per case and label, sortable by each column; "" without cases."""
-    rows = scores.get("cases", [])
-    if not rows:
-        return ""
+    """One row per case and label, then one per case for its instances, sortable by each column."""
+    unit = unit_of(scores)
+    return "".join(_cases(group, unit) for group in _apart(scores.get("cases") or ()))
+
+
+def _cases(rows: Sequence[Mapping[str, Any]], unit: str | None) -> str:
     names = [n for n in _NAMES_OF_A_CASE if any(row.get(n) not in (None, "") for row in rows)]
     if all(row.get("patient") == row.get("case") for row in rows):
         names = [n for n in names if n != "patient"]
@@ -77,18 +89,20 @@ def cases_table(scores: Mapping[str, Any]) -> str:
         )
     )
     empties = any(row.get("empty") for row in rows)
-    unit = unit_of(scores)
     head = "".join(f'<th class="text"><button>{text(n)}</button></th>' for n in names)
     head += "".join(f"<th><button>{_case_column(n, unit)}</button></th>" for n in numbers)
     head += '<th class="text"><button>empty</button></th>' if empties else ""
     body = "".join(f"<tr>{_case_row(row, names, numbers, empties)}</tr>" for row in rows)
-    return (
-        f'<div class="scroll tall"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-    )
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return _scroll(table, "cases", tall=True)
 
 
 def _case_column(name: str, unit: str | None) -> str:
-    return words.metric_name(name, unit) if not name.startswith("volume") else text(name.replace("_", " "))
+    if name.startswith("n_"):
+        return text(f"objects, {name.removeprefix('n_')}")
+    if name.startswith("volume_"):
+        return text(f"size, {name.removeprefix('volume_')}")
+    return words.metric_name(name, unit)
 
 
 def _case_row(row: Mapping[str, Any], names: Iterable[str], numbers: Iterable[str], empties: bool) -> str:
@@ -110,8 +124,9 @@ def _text_cell(value: object) -> str:
 
 def side_by_side(runs: Sequence[RunRecord]) -> str:
     """One row per run: what it is, Dice and further scores over all labels, what it trained."""
-    shown = [m for m in _COMPARED if any(run.summary_row(m) for run in runs)][:5]
-    unit = next(filter(None, (unit_of(run.scores) for run in runs)), None)
+    shown = [m for m in _COMPARED if any(run.summary_row(m) for run in runs)][:4]
+    units = {unit_of(run.scores) for run in runs}
+    unit = units.pop() if len(units) == 1 else None
     head = "".join(f"<th>{words.metric_name(m, unit)}{_arrow(m)}</th>" for m in shown)
     body = []
     for run in runs:
@@ -123,9 +138,10 @@ def side_by_side(runs: Sequence[RunRecord]) -> str:
             f'<tr><td class="text"><b>{text(run.name)}</b><small>{describe(run)}</small></td>'
             f"{cells}<td>{trains}{share}</td></tr>"
         )
-    return (
-        f'<div class="scroll"><table><thead><tr><th class="text">run</th>{head}<th>trained parameters</th>'
-        f"</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+    return _scroll(
+        f'<table><thead><tr><th class="text">run</th>{head}<th>trained parameters</th></tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table>",
+        "runs side by side",
     )
 
 
@@ -133,40 +149,54 @@ def describe(run: RunRecord) -> str:
     """Model, adapter and prompt of a run in a few words, escaped."""
     scores, config = run.scores, run.config
     prompt = scores.get("prompt")
+    made_of = [config[key] for key in ("model", "adapter") if config.get(key)]
     parts = [
-        scores.get("model") or config.get("model"),
-        config.get("adapter") if run.trained or not scores else "as it is",
-        "no prompt" if prompt == "none" else f"{prompt} prompts" if prompt else None,
+        scores.get("model") or " + ".join(map(str, made_of)),
+        "as it is" if scores and not run.trained else None,
+        "no prompts" if prompt == "none" else f"{prompt} prompts" if prompt else None,
         "averaged over flips" if scores.get("flips") else None,
     ]
     return ", ".join(text(part) for part in parts if part)
 
 
 def paired_differences(runs: Sequence[RunRecord]) -> str:
-    """Every pair of runs (first minus earlier), per metric, on the patients both have scores for."""
+    """Every pair of runs, later minus earlier, per metric, on the patients both have scores for.
+
+    Runs on other data or under another metric profile are not paired: equal names would mean nothing.
+    """
     body = []
     for a, b in itertools.combinations(runs, 2):
+        if conditions(a) != conditions(b):
+            continue
         for metric in _COMPARED:
             if not (a.summary_row(metric) and b.summary_row(metric)):
                 continue
             try:
-                found = metrics.compare(a.scores.get("cases", []), b.scores.get("cases", []), metric)
-            except (metrics.NothingInCommon, metrics.IncompleteRow):
+                found = metrics.compare(a.scores.get("cases") or [], b.scores.get("cases") or [], metric)
+            except metrics.NothingInCommon:
                 continue
             body.append(_difference_row(a.name, b.name, metric, found))
     if not body:
         return ""
     head = "<th>n</th><th>difference</th><th>95 % interval</th><th>p (sign flip)</th><th>p (Wilcoxon)</th>"
-    return (
-        '<div class="scroll"><table><thead><tr><th class="text">comparison</th><th class="text">metric</th>'
-        f'{head}<th class="text">reading</th></tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+    return _scroll(
+        '<table><thead><tr><th class="text">comparison</th><th class="text">metric</th>'
+        f'{head}<th class="text">reading</th></tr></thead><tbody>{"".join(body)}</tbody></table>',
+        "paired differences",
     )
 
 
+def conditions(run: RunRecord) -> tuple[object, object]:
+    """Metric profile and hash of the data: what must agree before scores of two runs are compared."""
+    return run.scores.get("metric_profile"), (run.scores.get("provenance") or {}).get("data_sha256")
+
+
 def _difference_row(first: str, second: str, metric: str, found: Mapping[str, Any]) -> str:
+    alone = found["left_out_a"] + found["left_out_b"]
+    left_out = f"<small>{alone} left out</small>" if alone else ""
     return (
         f'<tr><td class="text">{text(second)} <span class="muted">minus</span> {text(first)}</td>'
-        f'<td class="text">{words.metric_name(metric)}</td><td>{found["n"]}</td>'
+        f'<td class="text">{words.metric_name(metric)}</td><td>{found["n"]}{left_out}</td>'
         f"<td><b>{words.score(found['difference'], metric, signed=True)}</b></td>"
         f"<td>{words.interval(found, metric, signed=True)}</td>"
         f"<td>{words.p_value(found['p_permutation'])}</td><td>{words.p_value(found['p_wilcoxon'])}</td>"
@@ -195,9 +225,4 @@ def facts(rows: Iterable[tuple[str, object]], *, code: Sequence[str] = ()) -> st
             f'<tr><td class="text"><span class="muted">{text(name)}</span></td>'
             f'<td class="text wrap">{shown}</td></tr>'
         )
-    return f"<table><tbody>{''.join(body)}</tbody></table>" if body else ""
-
-
-def distances_in(scores: Mapping[str, Any]) -> bool:
-    """Whether any distance is among the scores."""
-    return any(row.get("metric") in DISTANCES for row in scores.get("summary", []))
+    return f'<table class="facts"><tbody>{"".join(body)}</tbody></table>' if body else ""

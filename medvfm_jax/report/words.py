@@ -9,14 +9,16 @@ from typing import Any
 _METRICS: dict[str, tuple[str, bool, int]] = {
     "dice": ("Dice", True, 3),
     "iou": ("IoU", True, 3),
-    "hd": ("Hausdorff", False, 2),
+    "hd": ("HD", False, 2),
     "hd95": ("HD95", False, 2),
     "assd": ("ASSD", False, 2),
     "nsd": ("NSD", True, 3),
     "aji": ("AJI", True, 3),
     "pq": ("PQ", True, 3),
     "sq": ("SQ", True, 3),
-    "rq": ("RQ", True, 3),
+    "dq": ("DQ", True, 3),
+    "f1_50": ("F1 at IoU 0.50", True, 3),
+    "f1_75": ("F1 at IoU 0.75", True, 3),
     "ece": ("ECE", False, 3),
     "brier": ("Brier", False, 3),
 }
@@ -61,9 +63,14 @@ def interval(row: Mapping[str, Any], metric: str, *, signed: bool = False) -> st
     return f"{score(row['low'], metric, signed=signed)} to {score(row['high'], metric, signed=signed)}"
 
 
+def counted(number: int, singular: str, plural: str | None = None) -> str:
+    """ "1 case", "3 cases"; the plural is the singular with an s unless given."""
+    return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
+
+
 def count(value: Any) -> str:
     """A whole number with thousands apart, or a dash."""
-    return f"{int(value):,}" if is_number(value) else NOTHING
+    return f"{round(value):,}" if is_number(value) else NOTHING
 
 
 def size(value: Any) -> str:
@@ -72,17 +79,21 @@ def size(value: Any) -> str:
         return NOTHING
     amount = float(value)
     for unit in ("bytes", "kB", "MB"):
-        if amount < 1000:
+        if amount < (1000 if unit == "bytes" else 999.95):  # what would round to 1000.0 is the next unit
             return f"{amount:.0f} {unit}" if unit == "bytes" else f"{amount:.1f} {unit}"
         amount /= 1000
     return f"{amount:.1f} GB"
 
 
 def share(part: Any, whole: Any) -> str:
-    """Part of whole in per cent, with enough digits to be more than zero."""
+    """Part of whole in per cent, neither zero nor 100 unless it is exactly that."""
     if not (is_number(part) and is_number(whole) and whole):
         return NOTHING
     percent = 100 * part / whole
+    if 0 < percent < 0.001:
+        return "below 0.001 %"
+    if 99.5 <= percent < 100:
+        return "over 99 %"
     return f"{percent:.0f} %" if percent >= 10 else f"{percent:.2g} %"
 
 
