@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from medvfm_jax import __version__
+from medvfm_jax import __version__, cpu
 from medvfm_jax.cli import console
 from medvfm_jax.cli.errors import BAD_USAGE, BadUsage, describe
 
@@ -78,6 +78,7 @@ def _dispatch(arguments: list[str]) -> int:
     parsed = parse(getattr(module, f"{name.capitalize()}Args"), rest, f"medvfm {name}")
     if parsed is None:
         return 0
+    cpu.tune()
     _use_compilation_cache()
     return int(module.run(parsed) or 0)
 

@@ -97,6 +97,7 @@ def _resolve(config: AdaptConfig) -> _Run:
             "prompt": prompt,
             "adapter": adapter,
             "learning_rate": config.resolved_learning_rate(),
+            "accumulate": config.resolved_accumulate(jax.default_backend()),
             "objective": _objective(config, base),
             "classes": classes,
             "labels": labels,
@@ -151,7 +152,9 @@ def _train(run: _Run, display: ProgressDisplay) -> RunResult:
             display,
         ]
         if not stopping.exhausted:
-            step = functools.partial(make_step(loss, optimizer, config.accumulate), run.base.params)
+            step = functools.partial(
+                make_step(loss, optimizer, run.record["resolved"]["accumulate"]), run.base.params
+            )
             state = fit(step, state, loader, list_of_hooks, steps=config.steps)
     return _finish(run, state, validation.stopping if validation else stopping, display.say)
 

@@ -45,8 +45,9 @@ class AdaptConfig:
     """Images per step."""
     prompts_per_image: int = 4
     """Prompts per image and step, sampled from its labels or instances."""
-    accumulate: int = 1
-    """Parts a batch is cut into to save memory; the gradient is the same."""
+    accumulate: int | None = None
+    """Parts a batch is cut into to save memory; the gradient is the same. By default one image at a time on
+    CPU, which is also faster there, and whole batches elsewhere."""
     learning_rate: float | None = None
     """Highest learning rate; the default depends on the adapter."""
     schedule: ScheduleName = "cosine"
@@ -96,7 +97,7 @@ class AdaptConfig:
     def __post_init__(self) -> None:
         """Refuse what has no meaning; raises BadConfig."""
         for name, least in [
-            ("steps", 1), ("batch_size", 1), ("prompts_per_image", 1), ("accumulate", 1),
+            ("steps", 1), ("batch_size", 1), ("prompts_per_image", 1),
             ("checkpoint_every", 1), ("validate_every", 0), ("validation_images", 1), ("patience", 0),
         ]:  # fmt: skip
             _require(getattr(self, name) >= least, name, getattr(self, name), f"at least {least}")
@@ -115,7 +116,8 @@ class AdaptConfig:
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "at least 0 and below 1")
         total = self.val_fraction + self.test_fraction
         _require(total < 1, "val_fraction + test_fraction", total, "below 1, or nothing is left to train on")
-        if self.batch_size % self.accumulate:
+        _require(self.accumulate is None or self.accumulate >= 1, "accumulate", self.accumulate, "at least 1")
+        if self.accumulate and self.batch_size % self.accumulate:
             raise BadConfig(
                 f"accumulate={self.accumulate} does not divide batch_size={self.batch_size}; make the "
                 "batch size a multiple of it."
@@ -143,6 +145,10 @@ class AdaptConfig:
         if self.learning_rate is not None:
             return self.learning_rate
         return _FROM_SCRATCH if self.model == "unet" else _LEARNING_RATE.get(self.adapter, _OTHER)
+
+    def resolved_accumulate(self, backend: str) -> int:
+        """Parts of a batch, given or by the backend's name ("cpu", "gpu", "tpu")."""
+        return self.accumulate or (self.batch_size if backend == "cpu" else 1)
 
     def warmup_steps(self) -> int:
         """Steps of the warm-up."""

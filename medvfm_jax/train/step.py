@@ -14,6 +14,7 @@ from medvfm_jax.types import Delta, MedvfmError, Params
 
 Metrics = dict[str, Array]
 Step = Callable[[Params, TrainState, Any], tuple[TrainState, Metrics]]
+Gradient = Callable[[Params, Delta, Any, Array], tuple[Metrics, Delta]]
 
 
 class LossFn(Protocol):
@@ -32,12 +33,33 @@ def make_step(loss_fn: LossFn, optimizer: optax.GradientTransformation, accumula
     """Build ``step(params, state, batch) -> (state, metrics)``, compiled once per batch shape.
 
     Only the delta is differentiated; ``params`` is an argument, so that the frozen weights are neither
-    constants of the program nor copied. The state is donated. With ``accumulate`` > 1 the batch is cut
-    into that many parts and the gradients averaged by each part's "weight" metric (1 if absent), which
-    equals the gradient of the whole batch.
+    constants of the program nor copied. The state is donated. accumulate: see ``make_gradient``.
 
     Metrics: those of ``loss_fn`` and ``loss``, ``grad_norm``, ``finite``. Where the loss or a gradient is
     not finite the returned state is the old one, so a bad step can never reach a checkpoint.
+    """
+    gradient = make_gradient(loss_fn, accumulate)
+
+    def step(params: Params, state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(state.key, state.step)
+        metrics, grads = gradient(params, state.delta, batch, key)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.delta)
+        delta = optax.apply_updates(state.delta, updates)
+        norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+        new = TrainState(delta, opt_state, state.step + 1, None)
+        old = state._replace(key=None)
+        kept = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+        return kept._replace(key=state.key), metrics | {"grad_norm": norm, "finite": finite}
+
+    return jax.jit(step, donate_argnums=1)
+
+
+def make_gradient(loss_fn: LossFn, accumulate: int = 1) -> Gradient:
+    """Build ``gradient(params, delta, batch, key) -> (metrics with "loss", gradient of the delta)``.
+
+    With ``accumulate`` > 1 the batch is cut into that many parts, one after the other, and the gradients are
+    averaged by each part's "weight" metric (1 if absent), which equals the gradient of the whole batch.
     """
     value_and_grad = jax.value_and_grad(loss_fn, argnums=1, has_aux=True)
 
@@ -62,19 +84,7 @@ def make_step(loss_fn: LossFn, optimizer: optax.GradientTransformation, accumula
         metrics, grads = jax.tree.map(lambda x: x * mean, (metrics, grads))
         return metrics | ({"weight": weight} if "weight" in metrics else {}), grads
 
-    def step(params: Params, state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(state.key, state.step)
-        metrics, grads = (gradient if accumulate == 1 else accumulated)(params, state.delta, batch, key)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.delta)
-        delta = optax.apply_updates(state.delta, updates)
-        norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
-        new = TrainState(delta, opt_state, state.step + 1, None)
-        old = state._replace(key=None)
-        kept = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
-        return kept._replace(key=state.key), metrics | {"grad_norm": norm, "finite": finite}
-
-    return jax.jit(step, donate_argnums=1)
+    return gradient if accumulate == 1 else accumulated
 
 
 def _cut(x: Array, parts: int) -> Array:
