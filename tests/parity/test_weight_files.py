@@ -15,6 +15,8 @@ pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from tests.parity.hf_sam import hf_sam  # noqa: E402
+
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64", "int64", "uint8", "bool"])
 def test_torch_save(tmp_path, dtype):
@@ -55,22 +57,6 @@ def test_legacy_format_is_named(tmp_path):
         torch_zip.read(tmp_path / "old.pth")
 
 
-def hf_sam():
-    shared = {"hidden_size": 32}
-    vision = transformers.SamVisionConfig(
-        hidden_size=16, output_channels=32, num_hidden_layers=4, num_attention_heads=2, image_size=64,
-        patch_size=16, num_pos_feats=16, mlp_dim=32, global_attn_indexes=[1, 3], window_size=3,
-    )  # fmt: skip
-    prompt = transformers.SamPromptEncoderConfig(
-        image_size=64, patch_size=16, mask_input_channels=16, **shared
-    )
-    decoder = transformers.SamMaskDecoderConfig(mlp_dim=64, iou_head_hidden_dim=32, **shared)
-    config = transformers.SamConfig(
-        vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder
-    )
-    return transformers.SamModel(config)
-
-
 def hf_vit(kind):
     sizes = {
         "hidden_size": 16,
@@ -95,7 +81,7 @@ def hf_vit(kind):
 def test_transformers_names_in_memory_and_on_disk(tmp_path, kind, model_name, tables):
     """Both namings fit strictly, give the same parameters, and return to the same state dict."""
     torch.manual_seed(0)
-    reference = hf_sam() if kind == "sam" else hf_vit(kind)
+    reference = hf_sam(catalog.build(model_name)) if kind == "sam" else hf_vit(kind)
     with torch.no_grad():
         for parameter in reference.parameters():
             parameter.normal_()
