@@ -109,7 +109,9 @@ def make_loader(
     source = grain.MapDataset.source(range(len(examples))).seed(seed)
     if shuffle:
         source = source.shuffle()
-    source = source.repeat(epochs) if epochs != 1 else source
+    if epochs != 1:
+        # grain's own endless repetition overflows when batches of one are counted; nobody sees 2^52 examples.
+        source = source.repeat(max(2, (1 << 52) // len(examples)) if epochs is None else epochs)
     source = source.random_map(make)
     batches = source.batch(batch_size, drop_remainder=False, batch_fn=lambda items: _stack(items, batch_size))
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
