@@ -35,9 +35,7 @@ def loader_of(folder, *, cases=None, task="promptable", **options):
     """A loader as another process would make it: nothing is shared with an earlier one."""
     dataset = open_dataset(folder)
     found = examples(dataset, cases or dataset.by_id, SPEC, task)
-    loader = make_loader(dataset, found, SPEC, task, **(SETTINGS | options))
-    loader.kept = dataset  # decoded cases live as long as their dataset
-    return loader
+    return make_loader(dataset, found, SPEC, task, **(SETTINGS | options))
 
 
 def assert_same(first, second):

@@ -1,10 +1,11 @@
 import gc
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
-from medvfm_jax.data import BadCase, Dataset, make_phantom_dataset, open_dataset, read_case
+from medvfm_jax.data import BadCase, make_phantom_dataset, open_dataset, read_case
 from medvfm_jax.data import store as store_module
 from medvfm_jax.data.store import CaseStore, store_of
 from medvfm_jax.types import IGNORE
@@ -126,9 +127,10 @@ def test_a_bad_case_is_reported_every_time(tmp_path):
 
 def test_what_was_decoded_goes_with_its_dataset(tmp_path):
     folder = make_phantom_dataset(tmp_path / "d", "cells", 1, size=16)
-    dataset: Dataset | None = open_dataset(folder)
+    dataset = open_dataset(folder)
     store_of(dataset)("cell_000")
-    before = len(store_module._stores)
+    kept = weakref.ref(store_of(dataset))
+    assert kept() is not None
     del dataset
     gc.collect()
-    assert len(store_module._stores) == before - 1
+    assert kept() is None
