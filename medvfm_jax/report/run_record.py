@@ -103,7 +103,7 @@ def _scores(path: Path) -> dict[str, Any]:
         raise NothingToReport(
             f"{path} is not what evaluate writes: '{damaged}' is damaged; evaluate the run again."
         )
-    return scores
+    return {key: part for key, part in scores.items() if part is not None}
 
 
 def _damaged(scores: Mapping[str, Any]) -> str | None:

@@ -23,11 +23,10 @@ _PROFILES = {
 
 def section(title: str, body: str, lead: str = "", missing: str = "") -> str:
     """A titled panel; `missing` is shown instead when there is no body, and nothing at all without it."""
-    if not body:
-        body = f"<p>{text(missing)}</p>" if missing else ""
-    if not body:
+    if not body and not missing:
         return ""
-    paragraph = f"<p>{lead}</p>" if lead and "<p>" not in body[:3] else ""
+    sentence = lead if body else text(missing)
+    paragraph = f"<p>{sentence}</p>" if sentence else ""
     return f"<section><h2>{text(title)}</h2>{paragraph}{body}</section>"
 
 
@@ -44,8 +43,7 @@ def cards(run: RunRecord) -> str:
             (words.metric_name(metric), words.score(headline.get("mean"), metric), f"{over}<br>{span}")
         )
     if scores:
-        cases = scores.get("n_cases")
-        split = f"{text(scores.get('split', ''))} split, {words.counted(cases or 0, 'case')}"
+        split = f"{text(scores.get('split', ''))} split, {words.counted(scores.get('n_cases'), 'case')}"
         found.append(("patients", words.count(scores.get("n_patients")), split))
     if run.trained:
         size = run.trained

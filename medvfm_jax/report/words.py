@@ -63,9 +63,9 @@ def interval(row: Mapping[str, Any], metric: str, *, signed: bool = False) -> st
     return f"{score(row['low'], metric, signed=signed)} to {score(row['high'], metric, signed=signed)}"
 
 
-def counted(number: int, singular: str, plural: str | None = None) -> str:
+def counted(number: Any, singular: str, plural: str | None = None) -> str:
     """ "1 case", "3 cases"; the plural is the singular with an s unless given."""
-    return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
+    return f"{count(number)} {singular if number == 1 else plural or singular + 's'}"
 
 
 def count(value: Any) -> str:

@@ -94,7 +94,7 @@ def config(**changes) -> dict:
 
 
 def write_run(folder: Path, shift: float = 0.0, **changes) -> Path:
-    """Run directory with settings, curves, scores and three overlays per label."""
+    """Run directory with settings, curves, scores and the three overlays of one label."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config()))
     rng = np.random.default_rng(1)
@@ -106,8 +106,7 @@ def write_run(folder: Path, shift: float = 0.0, **changes) -> Path:
             if step % 25 == 0:
                 file.write(json.dumps({"step": step, "val_dice": 0.85 - 0.5 * math.exp(-step / 50)}) + "\n")
     overlays = [
-        {"case": f"case_{k:03d}", "label": label, "rank": rank, "dice": 0.9 - 0.1 * k}
-        for label in ("anterior", "posterior")
+        {"case": f"case_{k:03d}", "label": "anterior", "rank": rank, "dice": 0.9 - 0.1 * k}
         for k, rank in enumerate(("best", "median", "worst"))
     ]
     (folder / "overlays").mkdir()
