@@ -23,6 +23,8 @@ from medvfm_jax.cli.errors import BAD_USAGE, BadUsage, describe
 COMMANDS = {
     "weights": "list, fetch, verify, convert and export model weights",
     "adapt": "adapt a model to a folder of labelled images, training a fraction of its parameters",
+    "evaluate": "score a run, or a model as it is, with patient-level intervals",
+    "segment": "masks of pictures and volumes, from boxes, clicks or a delta that needs none",
     "report": "one HTML page for one run, or several side by side",
 }
 GLOBAL_FLAGS = ("--debug", "--json", "--version")

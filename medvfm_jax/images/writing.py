@@ -4,6 +4,7 @@ import gzip
 import io
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import nibabel
@@ -61,6 +62,11 @@ def encode_mask(path: Path, labels: NDArray, like: Image) -> bytes:
     if suffix == ".npy":
         return _bytes(lambda buffer: np.save(buffer, labels, allow_pickle=False))
     raise BadImage(f"{path.name}: masks are written as {', '.join(MASK_SUFFIXES)}, not '{suffix}'.")
+
+
+def write_npz(path: str | Path, arrays: Mapping[str, NDArray]) -> None:
+    """Named arrays -> .npz file, compressed, replaced in one step. Raises BadImage as ``write_mask`` does."""
+    write_atomically(Path(path), _bytes(lambda buffer: np.savez_compressed(buffer, **arrays)))
 
 
 def write_atomically(path: Path, content: bytes) -> None:

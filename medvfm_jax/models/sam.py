@@ -50,7 +50,9 @@ class Sam(nn.Module):
 
     def decode(self, embedding: Array, prompts: Prompts | None = None, multimask: bool = False) -> Prediction:
         """Embedding and prompts -> Prediction; ``multimask`` selects masks 1-3 instead of mask 0."""
-        sparse, present, dense = self.prompt_encoder(None if self.classes else prompts)
+        # The prompt-free model uses none, yet keeps the parameters, those of mask prompts included.
+        asked = None if self.classes and not self.is_initializing() else prompts
+        sparse, present, dense = self.prompt_encoder(asked)
         positions = self.prompt_encoder.image_positions()
         logits, iou = self.mask_decoder(embedding, positions, sparse, dense, present, multimask)
         return Prediction(logits[0]) if self.classes else Prediction(logits, iou)

@@ -22,6 +22,14 @@ def to_semantic(model: Model, params: Params, classes: int) -> tuple[Model, Para
     """(promptable Model, params) -> (semantic Model, params) with ``classes`` outputs, background included.
 
     Its ``decode`` ignores prompts (pass None) and gives Prediction(logits (classes, h, w), None).
+
+    With four classes, as many as SAM has mask tokens, class c starts as mask c of the promptable model that is
+    asked nothing (0: the single mask, 1 to 3: the three).  With fewer or more the parameters of a class are those
+    of its mask and the logits only near it: the tokens attend to each other, so one that is missing or there
+    twice is noticed by all.  For LiteMedSAM five to nine classes change logits of up to 28 by up to 3.4, two or
+    three classes by up to 17, and next to no pixel changes its sign.  The prompt encoder stays whole, though only
+    ``no_mask_embed`` and the positions are used, so that an export is complete; the IoU head goes.
+
     Raises NotConvertible for a model that is not promptable or fewer than two classes.
     """
     if model.spec.task != "promptable" or model.root is None:

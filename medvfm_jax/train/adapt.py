@@ -12,7 +12,7 @@ from medvfm_jax.adapters import AdaptedModel, Count, count, touches_encoder
 from medvfm_jax.fetch import cache_dir
 from medvfm_jax.train import checkpoint, hooks, run_directory
 from medvfm_jax.train.assemble import Base, adapter_config, for_prompt, load_base, with_adapter
-from medvfm_jax.train.config import AdaptConfig, to_json
+from medvfm_jax.train.config import AdaptConfig, BadConfig, to_json
 from medvfm_jax.train.early_stopping import EarlyStopping
 from medvfm_jax.train.embedding_cache import CachedLoader, EmbeddingCache, embed, make_cache
 from medvfm_jax.train.loop import Loader, fit
@@ -110,7 +110,12 @@ def _resolve(config: AdaptConfig) -> _Run:
 
 
 def _objective(config: AdaptConfig, base: Base) -> str:
-    return DEFAULT_OBJECTIVE[base.model.spec.task] if config.objective == "auto" else config.objective
+    task = base.model.spec.task
+    if config.objective == "sam" and task == "semantic":
+        raise BadConfig(
+            "objective=sam rates the masks of prompts, and there are none; use --objective samed or medsam."
+        )
+    return DEFAULT_OBJECTIVE[task] if config.objective == "auto" else config.objective
 
 
 def _announce(run: _Run, say: Callable[[str], None]) -> None:

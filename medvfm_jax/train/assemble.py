@@ -13,7 +13,7 @@ from medvfm_jax.models import catalog
 from medvfm_jax.models.model import Model
 from medvfm_jax.models.semantic import to_semantic
 from medvfm_jax.train.config import BadConfig
-from medvfm_jax.types import Params
+from medvfm_jax.types import Delta, Params
 from medvfm_jax.weights import artifacts
 
 FROM_SCRATCH = "unet"
@@ -25,6 +25,30 @@ class Base(NamedTuple):
     model: Model
     params: Params
     fingerprint: str
+
+
+class Loaded(NamedTuple):
+    """An adapted model; delta is empty and metadata None for a model as it is. metadata: see `artifacts`."""
+
+    base: Base
+    adapted: AdaptedModel
+    delta: Delta
+    metadata: Mapping[str, Any] | None
+
+
+def load_adapted(
+    delta: Path, *, model: str | None, dtype: str, file: Path | None = None, offline: bool = False
+) -> Loaded:
+    """Delta file -> the model it was made for, adapted by it; ``file``: the base weights, if not published.
+
+    Raises WrongBaseWeights if ``model`` or ``file`` give other weights, and what ``load_base`` raises.
+    """
+    arrays, metadata = artifacts.load_delta(delta)
+    name, classes = model or metadata["base"], metadata["classes"]
+    base = load_base(name, classes=classes, seed=metadata["seed"], dtype=dtype, file=file, offline=offline)
+    artifacts.check_base(metadata, base.params)
+    base = for_prompt(base, metadata["prompt"], classes)
+    return Loaded(base, with_adapter(base, metadata["adapter"]), arrays, metadata)
 
 
 def load_base(

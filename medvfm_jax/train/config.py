@@ -194,7 +194,8 @@ class EvaluateConfig:
     skip_bad: bool = False
     """Skip cases that cannot be read, and count them, instead of stopping."""
     out: Path | None = None
-    """Where scores go; by default RUN/scores.json (RUN/scores_SPLIT.json for another split than test)."""
+    """Where scores go; by default RUN/scores.json (RUN/scores_SPLIT.json for another split than test), and
+    runs/MODEL_DATA/scores.json for a model as it is."""
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning; raises BadConfig."""

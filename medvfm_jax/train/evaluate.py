@@ -13,7 +13,7 @@ from medvfm_jax.data import BadCase, Case, Dataset, LoadedCase, read_case
 from medvfm_jax.images import read_labels, write_mask
 from medvfm_jax.metrics import profiles, score_case, summarise
 from medvfm_jax.train import run_directory
-from medvfm_jax.train.assemble import Base, for_prompt, load_base, with_adapter
+from medvfm_jax.train.assemble import Base, load_adapted, load_base, with_adapter
 from medvfm_jax.train.case_prediction import predict_case
 from medvfm_jax.train.config import BadConfig, EvaluateConfig
 from medvfm_jax.train.overlay_cases import write_overlays
@@ -22,7 +22,6 @@ from medvfm_jax.train.progress import tracked
 from medvfm_jax.train.provenance import provenance
 from medvfm_jax.train.training_data import SplitData, open_split
 from medvfm_jax.types import Delta
-from medvfm_jax.weights import artifacts
 
 FORMAT = 1
 
@@ -45,8 +44,8 @@ class _Subject(NamedTuple):
 def evaluate(config: EvaluateConfig, console: Console | None = None) -> dict[str, Any]:
     """Predict the cases of a split slice by slice, stack them on their own grid, score; write scores.json.
 
-    Raises MedvfmError: settings, data (all cases are read before the first prediction), weights, a delta made
-    for other weights.
+    Returns what was written, and where: "file". Raises MedvfmError: settings, data (all cases are read before
+    the first prediction), weights, a delta made for other weights.
     """
     console = console or Console(stderr=True, highlight=False)
     profiles.get(config.profile)
@@ -59,6 +58,7 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> dict[str
     if "point" in subject.prompt and "point" not in subject.base.model.spec.prompts and not subject.delta:
         console.print(f"warning: {subject.name} was not trained with point prompts; scores will be poor")
     out = scores_path(config, source, run)
+    _refuse_foreign(out, config.save_predictions)
     predictor = Predictor(subject.adapted, subject.base.params, subject.delta, flips=config.flips)
     rows = []
     predictions = _beside(out, "predictions") if config.save_predictions else None
@@ -75,15 +75,18 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> dict[str
             lambda name: _reread(source.dataset, name, predictions),
         )
     run_directory.write_json(out, scores)
-    return run_directory.finite(scores)
+    return run_directory.finite(scores) | {"file": str(out)}
 
 
 def scores_path(config: EvaluateConfig, source: SplitData, run: Mapping[str, Any] | None) -> Path:
-    """Where the scores go: --out, or RUN/scores.json; another split or dataset gets a name of its own."""
+    """Where the scores go: --out, RUN/scores.json, or runs/MODEL_DATA/scores.json for a model as it is.
+
+    Another split or dataset than a run's own gets a name of its own.
+    """
     if config.out is not None:
         return config.out
     if config.run is None:
-        return Path(run_directory.SCORES)
+        return Path("runs") / f"{config.model}_{source.dataset.name}" / run_directory.SCORES
     own = _same_data(config, run)
     words = [
         "scores",
@@ -91,6 +94,21 @@ def scores_path(config: EvaluateConfig, source: SplitData, run: Mapping[str, Any
         *([] if config.split == "test" else [config.split]),
     ]
     return config.run / f"{'_'.join(words)}.json"
+
+
+def _refuse_foreign(out: Path, save_predictions: bool) -> None:
+    """Scores replace scores, and predictions those that belong to them; nothing else is ever overwritten."""
+    if out.exists():
+        record = run_directory.read_json(out) if out.is_file() else None
+        if not isinstance(record, dict) or "metric_profile" not in record:
+            raise run_directory.RunError(f"{out} exists and holds no scores; choose another --out.")
+        return
+    taken = [folder for folder in (_beside(out, "predictions"), _beside(out, "overlays")) if folder.exists()]
+    if taken and save_predictions:
+        raise run_directory.RunError(
+            f"{taken[0]} exists, but no {out.name} it belongs to; choose another --out or move it away."
+        )
+    out.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _run_record(config: EvaluateConfig) -> dict[str, Any] | None:
@@ -145,34 +163,38 @@ def _readable(
 
 
 def _subject(config: EvaluateConfig, run: Mapping[str, Any] | None, source: SplitData) -> _Subject:
-    classes, delta, metadata = source.dataset.classes, {}, None
-    if run is not None:
-        delta, metadata = artifacts.load_delta(config.run / run_directory.DELTA)
-    elif config.delta is not None:
-        delta, metadata = artifacts.load_delta(config.delta)
-    name = config.model or (metadata["base"] if metadata else None)
+    file = config.delta if run is None else config.run / run_directory.DELTA
+    if file is None:
+        return _as_it_is(config, source)
     weights = config.weights or (run and run["weights"] and Path(run["weights"]))
-    seed, dtype = (
-        (metadata["seed"], run["dtype"] if run else config.dtype) if metadata else (config.seed, config.dtype)
-    )
-    base = load_base(name, classes=classes, seed=seed, dtype=dtype, file=weights, offline=config.offline)
-    if metadata is None:
-        prompt = "box" if config.prompt == "auto" else config.prompt
-        if base.model.spec.task != "promptable" or prompt == "none":
-            raise BadConfig(
-                f"{name} as it is gives no labels of its own: adapt it first, or use box prompts."
-            )
-        return _Subject(name, None, base, with_adapter(base, None), {}, prompt)
-    artifacts.check_base(metadata, base.params)
+    dtype = config.dtype if run is None else run["dtype"]
+    loaded = load_adapted(file, model=config.model, dtype=dtype, file=weights, offline=config.offline)
+    metadata = loaded.metadata
     prompt = _prompt(config, metadata["prompt"])
     if prompt == "none" and metadata["labels"] != dict(source.dataset.labels):
         raise LabelsDiffer(
             f"The model was trained on the labels {', '.join(metadata['labels'])}; {source.dataset.folder} has "
             f"{', '.join(source.dataset.labels)}. Rename them in the dataset so that they agree."
         )
-    base = for_prompt(base, prompt, metadata["classes"])
-    adapted = with_adapter(base, metadata["adapter"])
-    return _Subject(name, metadata["preset"], base, adapted, delta, prompt)
+    name = config.model or metadata["base"]
+    return _Subject(name, metadata["preset"], loaded.base, loaded.adapted, loaded.delta, prompt)
+
+
+def _as_it_is(config: EvaluateConfig, source: SplitData) -> _Subject:
+    base = load_base(
+        config.model,
+        classes=source.dataset.classes,
+        seed=config.seed,
+        dtype=config.dtype,
+        file=config.weights,
+        offline=config.offline,
+    )
+    prompt = "box" if config.prompt == "auto" else config.prompt
+    if base.model.spec.task != "promptable" or prompt == "none":
+        raise BadConfig(
+            f"{config.model} as it is gives no labels of its own: adapt it first, or use box prompts."
+        )
+    return _Subject(config.model, None, base, with_adapter(base, None), {}, prompt)
 
 
 def _prompt(config: EvaluateConfig, trained: str) -> str:

@@ -23,6 +23,7 @@ CONFIG, METRICS, CHECKPOINTS, DELTA, SCORES = (
 )  # fmt: skip
 _LOCK = ".lock"
 _FREE_TO_CHANGE = ("resume", "out")  # settings that do not change what a run computes
+_RESOLVED = "resolved"  # what data, weights and defaults made of the settings
 
 
 class RunError(MedvfmError):
@@ -89,15 +90,28 @@ def claim(folder: Path, config: Mapping[str, Any], resume: bool) -> bool:
         return False
     refuse_existing(folder, resume)
     before = read_json(path)
-    names = sorted((before.keys() | config.keys()) - set(_FREE_TO_CHANGE))
-    changed = [n for n in names if before.get(n) != config.get(n)]
+    changed = _changes(before, config)
     if changed:
-        name = changed[0]
+        name, then, now = changed[0]
         raise RunExists(
-            f"{folder} was started with {name}={before.get(name)!r}, now it is {config.get(name)!r}; "
-            f"resume with the same settings ({len(changed)} differ) or choose another --out."
+            f"{folder} was started with {name}={_short(then)}, now it is {_short(now)}; "
+            f"resume with the same settings and data ({len(changed)} differ) or choose another --out."
         )
     return True
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(name, before, now) of the settings that differ; if none does, of what was resolved from them."""
+    names = sorted((before.keys() | now.keys()) - {*_FREE_TO_CHANGE, _RESOLVED})
+    changed = [(n, before.get(n), now.get(n)) for n in names if before.get(n) != now.get(n)]
+    if changed or before.get(_RESOLVED) == now.get(_RESOLVED):
+        return changed
+    return _changes(before.get(_RESOLVED) or {}, now.get(_RESOLVED) or {})
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _remove_if_unused(folder: Path) -> None:
@@ -111,13 +125,22 @@ def write_json(path: Path, record: Any) -> None:
     """Write JSON whole or not at all; NaN becomes null, because JSON has no word for it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "w") as file:
+        with _writing(path), open(temporary, "w") as file:
             json.dump(finite(record), file, indent=1, allow_nan=False)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
+            os.replace(temporary, path)
+    except RunError:
         temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turn a full disk and a missing permission into RunError."""
+    try:
+        yield
+    except OSError as error:
         raise RunError(
             f"Cannot write {path}: {error.strerror or error}; free space or choose another folder."
         ) from error
@@ -138,8 +161,8 @@ def read_json(path: Path) -> Any:
 
 
 def append_metrics(folder: Path, record: Mapping[str, Any]) -> None:
-    """Append one line to ``metrics.jsonl``."""
-    with open(folder / METRICS, "a") as file:
+    """Append one line to ``metrics.jsonl``. Raises RunError (full disk)."""
+    with _writing(folder / METRICS), open(folder / METRICS, "a") as file:
         file.write(json.dumps(finite(record), allow_nan=False) + "\n")
 
 
@@ -159,8 +182,9 @@ def truncate_metrics(folder: Path, step: int) -> None:
     """Forget what was logged after ``step``: a run resumed there logs it again."""
     kept = [r for r in read_metrics(folder) if r.get("step", 0) <= step]
     temporary = folder / f".{METRICS}.tmp"
-    temporary.write_text("".join(json.dumps(r) + "\n" for r in kept))
-    os.replace(temporary, folder / METRICS)
+    with _writing(folder / METRICS):
+        temporary.write_text("".join(json.dumps(r) + "\n" for r in kept))
+        os.replace(temporary, folder / METRICS)
 
 
 def finite(value: Any) -> Any:

@@ -37,9 +37,25 @@ def read_metadata(path: Path | str) -> dict[str, str]:
 
 
 def write(path: Path | str, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    """Write to a temporary name beside `path`, then rename.  Raises FetchError (disk full, no permission)."""
+    """Write to a temporary name beside `path`, then rename.  Raises FetchError (disk full, no permission).
+
+    The same arrays and metadata give the same bytes.
+    """
     path = Path(path)
     tensors = {key: np.ascontiguousarray(value) for key, value in arrays.items()}
     with temporary(path) as part:
         save_file(tensors, part, metadata=dict(metadata))
+        _sort_metadata(part)
         publish(part, path)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put the metadata of the header in order, in place: `save_file` writes them in a random one."""
+    with open(path, "r+b") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) <= length:  # what follows must stay where it is
+            file.seek(8)
+            file.write(text.ljust(length))

@@ -1,0 +1,137 @@
+"""`segment`: masks of pictures and volumes nobody has labelled, from boxes, clicks, or a prompt-free delta."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from numpy.typing import NDArray
+
+from medvfm_jax.images import Image, Query, check_query, make_prompts, plane, preprocess, restore, stack
+from medvfm_jax.images.geometry import slice_axis
+from medvfm_jax.images.intensity import volume_to_unit
+from medvfm_jax.train.assemble import Loaded, load_adapted, load_base, with_adapter
+from medvfm_jax.train.config import BadConfig
+from medvfm_jax.types import Prediction
+
+
+class Segmented(NamedTuple):
+    """Masks of one picture or volume.
+
+    labels: class or object numbers (H, W) or (X, Y, Z) int32 on the image's own grid, 0 for none.
+    logits: (Q, M, H, W), or (C, H, W) without prompts, at the picture's own size; None for a volume without
+    prompts. low_res_logits, iou: as the model gives them, (Q, M, h, w) and (Q, M).
+    """
+
+    labels: NDArray[np.int32]
+    logits: NDArray[np.float32] | None = None
+    low_res_logits: NDArray[np.float32] | None = None
+    iou: NDArray[np.float32] | None = None
+
+
+class Segmenter:
+    """A model with its delta, compiled once per number of prompts.
+
+    multimask: of the three masks SAM offers for an ambiguous prompt, take the one it rates best.
+    """
+
+    def __init__(self, loaded: Loaded, *, multimask: bool = False):
+        self._spec, self._weights = loaded.base.model.spec, (loaded.base.params, loaded.delta)
+        options = {"multimask": True} if multimask else {}
+        self._apply = jax.jit(lambda *inputs: loaded.adapted.apply(*inputs, **options))
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """Kinds of prompts the base weights were trained for."""
+        return self._spec.prompts
+
+    @property
+    def semantic(self) -> bool:
+        """Whether the model takes no prompts."""
+        return self._spec.task == "semantic"
+
+    def __call__(self, image: Image, queries: Sequence[Query] = (), index: int | None = None) -> Segmented:
+        """Picture or volume, prompts in its pixels -> masks.
+
+        Without prompts every slice of a volume is segmented; with prompts the slice ``index``. Raises BadConfig
+        if the model needs prompts and there are none, or the other way round, or if a volume comes without a
+        slice; BadPrompt for prompts outside the picture.
+        """
+        self.check(image, queries, index)
+        if not image.is_volume:
+            return self._picture(image.array, queries)
+        axis = slice_axis(image)
+        scaled = volume_to_unit(image.array)
+        if self.semantic:
+            masks = [self._picture(plane(scaled, axis, i), ()).labels for i in range(image.grid[axis])]
+            return Segmented(stack(masks, image))
+        found = self._picture(plane(scaled, axis, index), queries)
+        labels = [np.zeros_like(found.labels)] * image.grid[axis]
+        labels[index] = found.labels
+        return found._replace(labels=stack(labels, image))
+
+    def check(self, image: Image, queries: Sequence[Query], index: int | None) -> None:
+        """Raise for prompts that do not fit the model or the image; see ``__call__``."""
+        name = self._spec.name
+        if self.semantic and queries:
+            raise BadConfig("This delta segments without prompts; leave out --box and --point.")
+        if not self.semantic and not queries:
+            raise BadConfig(f"{name} needs a prompt: give --box X0 Y0 X1 Y1 or --point X Y LABEL.")
+        if not image.is_volume and index is not None:
+            raise BadConfig(f"{image.path} is a picture and has no slices; leave out --slice.")
+        if not image.is_volume or self.semantic:
+            shape = image.grid
+        else:
+            axis = slice_axis(image)
+            count = image.grid[axis]
+            if index is None or not 0 <= index < count:
+                raise BadConfig(
+                    f"{image.path} is a volume of {count} slices: say which one the prompts belong to, --slice "
+                    f"0 to {count - 1}."
+                )
+            width, height = (n for a, n in enumerate(image.grid) if a != axis)
+            shape = (height, width)
+        for query in queries:
+            check_query(query, shape)
+
+    def _picture(self, picture: NDArray, queries: Sequence[Query]) -> Segmented:
+        prepared, frame = preprocess(self._spec, picture)
+        prompts = make_prompts(frame, queries) if queries else None
+        low: Prediction = self._apply(*self._weights, prepared, prompts)
+        logits = restore(frame, np.asarray(low.logits))
+        if self.semantic:
+            return Segmented(logits.argmax(0).astype(np.int32), logits, np.asarray(low.logits))
+        iou = np.asarray(low.iou)
+        chosen = logits[np.arange(len(logits)), iou.argmax(1)]  # (Q, H, W)
+        labels = np.where(chosen.max(0) > 0, 1 + chosen.argmax(0), 0).astype(np.int32)
+        return Segmented(labels, logits, np.asarray(low.logits), iou)
+
+
+def load_segmenter(
+    model: str | None = None,
+    delta: Path | None = None,
+    *,
+    weights: Path | None = None,
+    dtype: str = "float32",
+    offline: bool = False,
+    multimask: bool = False,
+) -> Segmenter:
+    """A model as it is, or with a delta (then ``model`` may be left out); weights: file of the base weights.
+
+    Raises BadConfig if there is neither, or for a model that gives no masks as it is.
+    """
+    if delta is not None:
+        loaded = load_adapted(delta, model=model, dtype=dtype, file=weights, offline=offline)
+    elif model is None:
+        raise BadConfig("Segmenting needs --run RUN, --delta FILE or --model NAME.")
+    else:
+        base = load_base(model, classes=2, seed=0, dtype=dtype, file=weights, offline=offline)
+        if base.model.spec.task != "promptable":
+            raise BadConfig(f"{model} as it is gives no masks; adapt it first and give its --run.")
+        loaded = Loaded(base, with_adapter(base, None), {}, None)
+    if multimask and loaded.base.model.spec.task != "promptable":
+        raise BadConfig(
+            "This delta segments without prompts and gives one mask per class; leave out --multimask."
+        )
+    return Segmenter(loaded, multimask=multimask)
