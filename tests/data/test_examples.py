@@ -104,7 +104,7 @@ def test_the_axis_with_the_coarsest_spacing_is_cut(tmp_path):
 
 @pytest.mark.parametrize(
     ("empty", "expected"),
-    [(1.0, range(8)), (0.0, [3, 4]), (0.5, [0, 2, 3, 4, 7]), (1 / 3, [0, 3, 4, 7]), (9.0, range(8))],
+    [(1.0, range(8)), (0.0, [3, 4]), (0.5, [0, 2, 3, 4, 7]), (0.3, [0, 3, 4, 7]), (9.0, range(8))],
 )
 def test_a_share_of_the_empty_slices_evenly_spaced_is_kept_for_semantic_models(tmp_path, empty, expected):
     dataset = volumes(tmp_path, a=with_objects(3, 4))
@@ -131,6 +131,11 @@ def test_objects_smaller_than_a_pixel_of_the_logits_cannot_be_prompted(tmp_path)
     assert len(examples(dataset, ["small", "large"], SPEC, "semantic")) == 2
     finer = ModelSpec("finer", input_size=64, embedding=(4, 4, 8), logits_size=64)
     assert len(examples(dataset, ["small", "large"], finer, "promptable")) == 2
+
+
+def test_slices_are_held_to_the_same_measure(tmp_path):
+    label = np.stack([square(64, area).T for area in (0, 15, 16, 17)], -1)
+    assert indices(examples(volumes(tmp_path, a=label), ["a"], SPEC, "promptable")) == [2, 3]
 
 
 def test_small_pictures_need_an_object_of_one_pixel(tmp_path):

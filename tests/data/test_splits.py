@@ -94,6 +94,8 @@ def test_smaller_training_sets_lie_in_larger_ones_and_nothing_else_changes():
         cut = split(dataset, seed=2, n_train=n)
         assert len(patients(dataset, cut.train)) == n
         assert len(cut.train) == 2 * n
+        first = stratified_order(dataset, dataset.by_id, 2)[24 : 24 + n]  # after 14 for the test and 10
+        assert patients(dataset, cut.train) == set(first)
         assert smaller <= set(cut.train) <= set(whole.train)
         assert (cut.val, cut.test) == (whole.val, whole.test)
         smaller = set(cut.train)
