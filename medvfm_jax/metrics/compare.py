@@ -105,8 +105,7 @@ def wilcoxon_test(differences: NDArray) -> float:
     moved = moved[moved != 0]
     if not moved.size:
         return 1.0
-    if (
-        moved.size <= _EXACT_UP_TO
-    ):  # as scipy, which with ties takes seconds for what takes a millisecond here
+    if moved.size <= _EXACT_UP_TO:
+        # The same p-value as scipy's, which takes seconds for it when differences are tied.
         return sign_flip_test(np.sign(moved) * stats.rankdata(np.abs(moved)))[0]
     return float(stats.wilcoxon(moved).pvalue)
