@@ -125,10 +125,11 @@ def write_json(path: Path, record: Any) -> None:
     """Write JSON whole or not at all; NaN becomes null, because JSON has no word for it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with _writing(path), open(temporary, "w") as file:
-            json.dump(finite(record), file, indent=1, allow_nan=False)
-            file.flush()
-            os.fsync(file.fileno())
+        with _writing(path):
+            with open(temporary, "w") as file:
+                json.dump(finite(record), file, indent=1, allow_nan=False)
+                file.flush()
+                os.fsync(file.fileno())
             os.replace(temporary, path)
     except RunError:
         temporary.unlink(missing_ok=True)

@@ -1,6 +1,9 @@
+import errno
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -48,6 +51,18 @@ def test_a_run_is_claimed_once_and_continued_only_when_asked(tmp_path):
         runs.claim(tmp_path, config | {"seed": 2}, resume=True)
 
 
+def test_what_differs_is_named_settings_first_and_shortly(tmp_path):
+    resolved = {"split": {"train": ["a" * 200]}, "data_sha256": "1234"}
+    runs.claim(tmp_path, {"steps": 5, "resolved": resolved}, resume=False)
+    other = {"split": {}, "data_sha256": "1234"}
+    with pytest.raises(RunExists, match=r"with steps=5, now it is 6;.*\(1 differ\)"):
+        runs.claim(tmp_path, {"steps": 6, "resolved": other}, resume=True)
+    with pytest.raises(RunExists, match=r"with split=\{'train': .*\.\.\., now it is \{\};") as caught:
+        runs.claim(tmp_path, {"steps": 5, "resolved": other}, resume=True)
+    assert len(str(caught.value).replace(str(tmp_path), "")) < 250
+    assert runs.claim(tmp_path, {"steps": 5, "resolved": resolved}, resume=True) is True
+
+
 def test_resume_of_nothing_is_a_new_run(tmp_path):
     assert runs.claim(tmp_path, {"seed": 1}, resume=True) is False
 
@@ -83,3 +98,25 @@ def test_a_file_in_the_way_is_one_sentence(tmp_path):
     (tmp_path / "run").write_text("")
     with pytest.raises(RunError, match="as a run directory"), runs.locked(tmp_path / "run"):
         pass
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_one_sentence(tmp_path):
+    (tmp_path / runs.METRICS).symlink_to("/dev/full")
+    with pytest.raises(RunError, match=r"Cannot write .*metrics\.jsonl: No space left on device; free space"):
+        runs.append_metrics(tmp_path, {"step": 1})
+
+
+def test_metrics_that_cannot_be_rewritten_are_one_sentence_and_stay(tmp_path, monkeypatch):
+    runs.append_metrics(tmp_path, {"step": 1})
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(RunError, match="No space left"):
+        runs.truncate_metrics(tmp_path, 0)
+    with pytest.raises(RunError, match="No space left"):
+        runs.write_json(tmp_path / "scores.json", {})
+    assert runs.read_metrics(tmp_path) == [{"step": 1}]
+    assert not list(tmp_path.glob(".scores*"))

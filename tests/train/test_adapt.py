@@ -1,0 +1,306 @@
+import json
+import shutil
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import medvfm_jax.train.adapt  # noqa: F401, the module, which the function of the same name hides
+from medvfm_jax.adapters import BadAdapterConfig
+from medvfm_jax.data import BadCase, BadDataset, open_dataset
+from medvfm_jax.models.catalog import UnknownModel
+from medvfm_jax.train import AdaptConfig, BadConfig, NonFiniteLoss, adapt, run_directory
+from medvfm_jax.train.run_directory import RunExists, RunInUse, read_metrics
+from medvfm_jax.types import MedvfmError
+from medvfm_jax.weights import artifacts, load
+from tests.train.conftest import SMALL, small
+
+MODULE = sys.modules["medvfm_jax.train.adapt"]
+
+
+def delta_bytes(result):
+    return (result.folder / run_directory.DELTA).read_bytes()
+
+
+def test_a_run_leaves_behind_what_it_did_and_what_it_learned(finished, cells):
+    folder, dataset = finished.folder, open_dataset(cells)
+    record = json.loads((folder / "config.json").read_text())
+    assert {n: record[n] for n in ("model", "adapter", "steps")} == {
+        n: SMALL[n] for n in ("model", "adapter", "steps")
+    }
+    split = record["resolved"]["split"]
+    assert [len(split[n]) for n in ("train", "val", "test")] == [6, 2, 2]
+    assert sorted(name for part in split.values() for name in part) == sorted(dataset.by_id)
+    assert record["resolved"]["labels"] == {"background": 0, "foreground": 1}
+
+    delta, metadata = artifacts.load_delta(finished.delta)
+    _, params = load(SMALL["model"])
+    artifacts.check_base(metadata, params)
+    assert (metadata["base"], metadata["preset"], metadata["prompt"]) == ("sam-tiny-test", "linear", "box")
+    assert metadata["adapter"] == record["resolved"]["adapter"]
+    assert metadata["classes"] == 2
+    leaves = jax.tree.leaves(delta)
+    assert sum(x.size for x in leaves) == finished.trained < finished.total
+    assert sum(x.nbytes for x in leaves) == finished.delta_bytes
+    assert all(np.isfinite(x).all() for x in leaves)
+    assert any(x.any() for x in leaves)
+
+    kept = sorted(p.name for p in (folder / "checkpoints").iterdir())
+    assert kept == ["step_00000004", "step_00000006"]
+    left = {p.name for p in folder.iterdir()} - {".lock"}
+    assert sorted(left) == [
+        "checkpoints",
+        "config.json",
+        "delta.safetensors",
+        "metrics.jsonl",
+    ]
+
+
+def test_every_step_is_logged_once_and_the_best_validation_is_the_one_kept(finished):
+    lines = read_metrics(finished.folder)
+    assert [r["step"] for r in lines if "loss" in r] == [1, 2, 3, 4, 5, 6]
+    validated = {r["step"]: r["val_dice"] for r in lines if "val_dice" in r}
+    assert list(validated) == [3, 6]
+    assert finished.step == 6
+    assert finished.val_dice == max(validated.values())
+    rates = [r["lr"] for r in lines if "lr" in r]
+    assert rates[0] == pytest.approx(SMALL["learning_rate"])
+    assert rates[-1] < rates[0] / 10
+
+
+def test_the_same_settings_give_the_same_bits_and_another_seed_does_not(finished, cells, tmp_path):
+    again = adapt(small(cells, tmp_path / "again"))
+    assert delta_bytes(again) == delta_bytes(finished)
+    assert again._replace(folder=None, delta=None) == finished._replace(folder=None, delta=None)
+    other = artifacts.load_delta(adapt(small(cells, tmp_path / "other", seed=1)).delta)[0]
+    same = artifacts.load_delta(again.delta)[0]
+    assert any((a != b).any() for a, b in zip(jax.tree.leaves(other), jax.tree.leaves(same)))
+
+
+@pytest.mark.parametrize("preset", ["linear", pytest.param("decoder", marks=pytest.mark.slow)])
+def test_cached_embeddings_change_nothing_but_rounding_and_encode_each_image_once(
+    cells, compiled, tmp_path, monkeypatch, preset
+):
+    caches = []
+
+    def spy(*arguments):
+        caches.append(make_cache(*arguments))
+        return caches[-1]
+
+    make_cache = MODULE.make_cache
+    monkeypatch.setattr(MODULE, "make_cache", spy)
+    runs = [
+        adapt(
+            small(cells, tmp_path / tier, adapter=preset, embeddings=tier, augment="none", validate_every=0)
+        )
+        for tier in ("memory", "off")
+    ]
+    (cache,) = caches
+    assert cache.encoded == 6  # as many as there are pictures to train on, in six steps of two
+    cached, direct = (artifacts.load_delta(run.delta)[0] for run in runs)
+    assert jax.tree.structure(cached) == jax.tree.structure(direct)
+    largest = max(abs(x).max() for x in jax.tree.leaves(direct))
+    assert largest > 1e-3
+    for a, b in zip(jax.tree.leaves(cached), jax.tree.leaves(direct)):
+        np.testing.assert_allclose(a, b, atol=1e-3 * largest)
+
+
+class Stopped(Exception):
+    """Raised instead of training."""
+
+
+@pytest.fixture
+def prepared(monkeypatch, cells, tmp_path):
+    """Settings -> (tier of the cache or None, augmentation) of the run that would start."""
+
+    def prepare(**settings):
+        seen = {"tier": None}
+        make_cache, loader = MODULE.make_cache, MODULE.TrainingData.loader
+
+        def spy_cache(encode, fingerprint, tier, folder):
+            seen["tier"] = tier
+            return make_cache(encode, fingerprint, tier, folder)
+
+        def spy_loader(self, augment):
+            seen["augment"] = augment
+            return loader(self, augment)
+
+        def stop(*_, **__):
+            raise Stopped
+
+        monkeypatch.setattr(MODULE, "make_cache", spy_cache)
+        monkeypatch.setattr(MODULE.TrainingData, "loader", spy_loader)
+        monkeypatch.setattr(MODULE, "fit", stop)
+        with pytest.raises(Stopped):
+            adapt(small(cells, tmp_path / "run", **settings))
+        return seen["tier"], seen["augment"]
+
+    return prepare
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, ("auto", "none")),
+        ({"embeddings": "disk", "augment": "flips"}, ("disk", "flips")),
+        ({"augment": "full"}, (None, "full")),
+        ({"embeddings": "off"}, (None, "full")),
+        ({"adapter": "lora"}, (None, "full")),
+        ({"adapter": "lora", "augment": "none"}, (None, "none")),
+    ],
+)
+def test_embeddings_are_cached_where_neither_the_encoder_nor_the_images_change(prepared, settings, expected):
+    assert prepared(**settings) == expected
+
+
+def test_an_existing_run_is_refused_before_anything_is_read_and_left_as_it_is(finished, cells, monkeypatch):
+    monkeypatch.setattr(MODULE, "open_split", None)  # would fail if it were called
+    before = {p: p.stat().st_mtime_ns for p in finished.folder.rglob("*")}
+    with pytest.raises(RunExists, match="already holds a run; add --resume"):
+        adapt(small(cells, finished.folder))
+    assert {p: p.stat().st_mtime_ns for p in finished.folder.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"seed": 1}, "seed=0, now it is 1"),
+        ({"steps": 7}, "steps=6, now it is 7"),
+        ({"set": ()}, None),
+        ({"learning_rate": 0.02}, "learning_rate=0.01, now it is 0.02"),
+        ({"adapter": "bitfit"}, "adapter='linear', now it is 'bitfit'"),
+    ],
+)
+def test_resuming_with_other_settings_is_refused(finished, cells, settings, message):
+    if message is None:  # the same settings: nothing is left to do, and the result stays
+        before = delta_bytes(finished)
+        assert adapt(small(cells, finished.folder, resume=True, **settings)).step == 6
+        assert delta_bytes(finished) == before
+        return
+    with pytest.raises(RunExists, match=message):
+        adapt(small(cells, finished.folder, resume=True, **settings))
+
+
+def test_resuming_on_changed_data_is_refused(finished, cells, tmp_path):
+    shutil.copytree(finished.folder, tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "config.json").read_text())
+    record["resolved"]["data_sha256"] = "0" * 64  # as if the files had been others then
+    (tmp_path / "run" / "config.json").write_text(json.dumps(record))
+    with pytest.raises(RunExists, match="data_sha256="):
+        adapt(small(cells, tmp_path / "run", resume=True))
+
+
+def test_a_run_that_another_process_writes_to_is_refused(cells, tmp_path):
+    with run_directory.locked(tmp_path / "run"), pytest.raises(RunInUse, match="is writing to"):
+        adapt(small(cells, tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"data": "nowhere"}, BadDataset, "nowhere is not a folder"),
+        ({"model": "sam-huge"}, UnknownModel, "sam-huge"),
+        ({"model": "vit-tiny-test", "adapter": "lora"}, BadConfig, "gives features, not masks"),
+        ({"adapter": "lara"}, BadAdapterConfig, "lara"),
+        ({"set": ("head.rank=8",)}, BadAdapterConfig, "head.rank"),
+        ({"train_cases": 9}, MedvfmError, "9 training patients were asked for"),
+        ({"weights": "no.pth"}, MedvfmError, r"no\.pth"),
+        ({"objective": "sam", "prompt": "none"}, BadConfig, "objective=sam"),
+    ],
+)
+def test_a_refused_start_leaves_nothing_behind(cells, tmp_path, settings, error, message):
+    with pytest.raises(error, match=message):
+        adapt(small(settings.pop("data", cells), tmp_path / "run", **settings))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def spoilt(cells, tmp_path):
+    """Part of the split -> a copy of the cells in which that part cannot be read."""
+
+    def spoil(split, part):
+        folder = tmp_path / f"cells_{part}"
+        shutil.copytree(cells, folder)
+        for name in split[part]:
+            (folder / "images" / f"{name}.png").write_bytes(b"")
+        return folder
+
+    return spoil
+
+
+def test_a_bad_case_stops_the_run_before_it_starts_unless_it_may_be_skipped(finished, spoilt, tmp_path):
+    split = json.loads((finished.folder / "config.json").read_text())["resolved"]["split"]
+    folder = spoilt(split | {"train": split["train"][:1]}, "train")
+    with pytest.raises(BadCase, match=split["train"][0]):
+        adapt(small(folder, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+    assert adapt(small(folder, tmp_path / "run", skip_bad=True)).step == 6
+
+
+def test_training_and_validation_never_look_at_the_test_cases(finished, spoilt, tmp_path):
+    split = json.loads((finished.folder / "config.json").read_text())["resolved"]["split"]
+    folder = spoilt(split, "test")
+    result = adapt(small(folder, tmp_path / "run"))
+    expected, _ = artifacts.load_delta(finished.delta)
+    found, _ = artifacts.load_delta(result.delta)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert result.val_dice == finished.val_dice
+
+
+def test_early_stopping_keeps_the_best_delta_and_a_resumed_run_stays_ended(
+    cells, compiled, tmp_path, monkeypatch
+):
+    scores, seen = iter([0.1, 0.4, 0.3, 0.4, 0.9]), []
+
+    def make_validation(*_):
+        def score(delta):
+            seen.append(jax.device_get(delta))
+            return {"dice": next(scores), "loss": 1.0}
+
+        return score
+
+    monkeypatch.setattr(MODULE, "make_validation", make_validation)
+    config = small(cells, tmp_path / "run", validate_every=1, patience=2)
+    result = adapt(config)
+    assert (result.step, result.val_dice) == (4, 0.4)
+    kept, _ = artifacts.load_delta(result.delta)
+    jax.tree.map(np.testing.assert_array_equal, kept, seen[1])
+    before = delta_bytes(result)
+    result.delta.unlink()
+    again = adapt(small(cells, tmp_path / "run", validate_every=1, patience=2, resume=True))
+    assert (again, delta_bytes(again)) == (result, before)
+    assert len(seen) == 4
+
+
+def test_without_validation_the_last_delta_is_kept(cells, compiled, tmp_path):
+    result = adapt(small(cells, tmp_path / "run", validate_every=0))
+    assert (result.step, result.val_dice) == (6, None)
+    assert all("val_dice" not in line for line in read_metrics(result.folder))
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_good(cells, compiled, tmp_path):
+    config = small(cells, tmp_path / "run", learning_rate=1e30, validate_every=0, checkpoint_every=1)
+    with pytest.raises(NonFiniteLoss, match=r"not finite at step \d.*lower --learning-rate") as caught:
+        adapt(config)
+    step = int(str(caught.value).split("step ")[1].split()[0])
+    assert [r["step"] for r in read_metrics(tmp_path / "run")] == list(range(1, step))
+    newest = max(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
+    assert newest == f"step_{step - 1:08d}"
+    assert not (tmp_path / "run" / "delta.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_a_unet_trains_from_scratch_without_prompts(volumes, compiled, tmp_path):
+    config = AdaptConfig(
+        str(volumes),
+        model="unet",
+        adapter="full",
+        out=tmp_path / "run",
+        steps=2,
+        batch_size=2,
+        validate_every=2,
+    )
+    result = adapt(config)
+    assert result.trained == result.total
+    assert artifacts.load_delta(result.delta)[1]["prompt"] == "none"
