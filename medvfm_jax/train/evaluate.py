@@ -58,7 +58,8 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> dict[str
     if "point" in subject.prompt and "point" not in subject.base.model.spec.prompts and not subject.delta:
         console.print(f"warning: {subject.name} was not trained with point prompts; scores will be poor")
     out = scores_path(config, source, run)
-    _refuse_foreign(out, config.save_predictions)
+    # In a run directory the names are ours, and may be left from an evaluation that was interrupted.
+    _refuse_foreign(out, config.save_predictions and config.out is not None)
     predictor = Predictor(subject.adapted, subject.base.params, subject.delta, flips=config.flips)
     rows = []
     predictions = _beside(out, "predictions") if config.save_predictions else None
@@ -96,7 +97,7 @@ def scores_path(config: EvaluateConfig, source: SplitData, run: Mapping[str, Any
     return config.run / f"{'_'.join(words)}.json"
 
 
-def _refuse_foreign(out: Path, save_predictions: bool) -> None:
+def _refuse_foreign(out: Path, folders_too: bool) -> None:
     """Scores replace scores, and predictions those that belong to them; nothing else is ever overwritten."""
     if out.exists():
         record = run_directory.read_json(out) if out.is_file() else None
@@ -104,7 +105,7 @@ def _refuse_foreign(out: Path, save_predictions: bool) -> None:
             raise run_directory.RunError(f"{out} exists and holds no scores; choose another --out.")
         return
     taken = [folder for folder in (_beside(out, "predictions"), _beside(out, "overlays")) if folder.exists()]
-    if taken and save_predictions:
+    if taken and folders_too:
         raise run_directory.RunError(
             f"{taken[0]} exists, but no {out.name} it belongs to; choose another --out or move it away."
         )
@@ -172,8 +173,9 @@ def _subject(config: EvaluateConfig, run: Mapping[str, Any] | None, source: Spli
     metadata = loaded.metadata
     prompt = _prompt(config, metadata["prompt"])
     if prompt == "none" and metadata["labels"] != dict(source.dataset.labels):
+        trained = sorted(metadata["labels"], key=metadata["labels"].get)
         raise LabelsDiffer(
-            f"The model was trained on the labels {', '.join(metadata['labels'])}; {source.dataset.folder} has "
+            f"The model was trained on the labels {', '.join(trained)}; {source.dataset.folder} has "
             f"{', '.join(source.dataset.labels)}. Rename them in the dataset so that they agree."
         )
     name = config.model or metadata["base"]
