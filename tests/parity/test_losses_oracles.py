@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from medvfm_jax import losses
-from medvfm_jax.types import IGNORE
+from medvfm_jax.types import IGNORE, Prediction
 
 torch = pytest.importorskip("torch")
 monai = pytest.importorskip("monai.losses")
@@ -115,43 +115,23 @@ def test_focal_on_classes(semantic):
     )
 
 
-def test_distillation_of_logits(semantic):
-    student, _ = semantic
-    teacher = np.random.default_rng(3).normal(size=student.shape).astype(np.float32)
-    kl = torch.nn.functional.kl_div
-    for temperature in (1.0, 4.0):
-        s, t = (torch.as_tensor(x).flatten(1).T / temperature for x in (student, teacher))
-        expected = temperature**2 * kl(s.log_softmax(1), t.softmax(1), reduction="batchmean")
-        ours = losses.hinton(student, teacher, temperature=temperature)
-        np.testing.assert_allclose(ours, expected.item(), rtol=1e-5)
-        s, t = (torch.as_tensor(x).flatten(1) / temperature for x in (student, teacher))
-        expected = temperature**2 * kl(s.log_softmax(1), t.softmax(1), reduction="batchmean")
-        channels_last = (np.moveaxis(x, 0, -1) for x in (student, teacher))
-        np.testing.assert_allclose(
-            losses.cwd(*channels_last, temperature=temperature), expected.item(), rtol=1e-5
-        )
-
-
-def test_distillation_of_masks(binary):
-    student, _ = binary
-    teacher = np.random.default_rng(4).normal(size=student.shape).astype(np.float32)
-    s, t = torch.as_tensor(student), torch.as_tensor(teacher)
-    expected = torch.nn.functional.binary_cross_entropy_with_logits(s, t.sigmoid())
-    np.testing.assert_allclose(losses.mask_bce(student, teacher), expected.item(), rtol=1e-5)
-    # MONAI's Dice loss for soft labels is the Dice semimetric.
-    peer = monai.DiceLoss(sigmoid=True, soft_label=True, smooth_nr=0.0, smooth_dr=1e-6)
-    expected = peer(s[None], t[None].sigmoid())
-    np.testing.assert_allclose(losses.dice_semimetric(student, teacher), expected.item(), rtol=1e-4)
-
-
-def test_distillation_of_relations():
-    student, teacher = np.random.default_rng(5).normal(size=(2, 6, 9)).astype(np.float32)
-    s, t = (torch.pdist(torch.as_tensor(x)) for x in (student, teacher))
-    expected = torch.nn.functional.smooth_l1_loss(s / s.mean(), t / t.mean())
-    np.testing.assert_allclose(losses.rkd_distance(student, teacher), expected.item(), rtol=1e-4)
-    s, t = (
-        torch.nn.functional.normalize(torch.as_tensor(x) @ torch.as_tensor(x).T, dim=1)
-        for x in (student, teacher)
+def test_sam_loss():
+    """Two prompts, three masks each: 20 focal + dice picks the mask, the error of its predicted IoU is added."""
+    rng = np.random.default_rng(5)
+    logits = rng.normal(size=(2, 3, 16, 12)).astype(np.float32)
+    target, iou = rng.integers(0, 2, (2, 16, 12)), rng.uniform(size=(2, 3)).astype(np.float32)
+    focal, dice = (
+        monai.FocalLoss(gamma=2.0, alpha=0.25),
+        monai.DiceLoss(sigmoid=True, smooth_nr=1, smooth_dr=1),
     )
-    expected = torch.nn.functional.mse_loss(s, t)
-    np.testing.assert_allclose(losses.similarity_preserving(student, teacher), expected.item(), rtol=1e-4)
+    z, y = torch.as_tensor(logits), torch.as_tensor(target)
+    expected = []
+    for q in range(2):
+        masks = [(z[q : q + 1, m : m + 1], y[q : q + 1, None].float()) for m in range(3)]
+        totals = [20 * focal(*mask).item() + dice(*mask).item() for mask in masks]
+        best = int(np.argmin(totals))
+        mask, hit = masks[best][0][0, 0] > 0, y[q] > 0
+        actual = (mask & hit).sum().item() / (mask | hit).sum().item()
+        expected.append(totals[best] + (iou[q, best] - actual) ** 2)
+    total, _ = losses.sam_loss(Prediction(jnp.asarray(logits), jnp.asarray(iou)), jnp.asarray(target))
+    np.testing.assert_allclose(total, np.mean(expected), rtol=1e-5)

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from medvfm_jax.metrics import instance_scores, score_masks, surface_distances
+from medvfm_jax.metrics import (
+    brier,
+    expected_calibration_error,
+    instance_scores,
+    reliability,
+    score_masks,
+    surface_distances,
+)
 from medvfm_jax.metrics.overlap import count, dice, iou
 from medvfm_jax.metrics.surface import (
     average_distance,
@@ -81,8 +88,7 @@ def test_voxel_definition_matches_monai():
     monai = pytest.importorskip("monai.metrics")
     for reference, prediction, spacing in pairs():
         # MONAI looks for edges inside the masks' bounding box and does not treat the array's border as
-        # background,
-        # so the oracle gets a background margin.
+        # background, so the oracle gets a background margin.
         reference, prediction = np.pad(reference, 2), np.pad(prediction, 2)
         y, y_pred = (torch.as_tensor(mask[None, None].astype(np.float32)) for mask in (reference, prediction))
         ours = surface_distances(reference, prediction, spacing, "voxel")
@@ -129,3 +135,23 @@ def test_panoptic_quality_matches_monai():
                 torch.as_tensor(moved), torch.as_tensor(reference), metric_name=theirs
             )
             assert ours[name] == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_calibration_matches_monai():
+    torch = pytest.importorskip("torch")
+    binning = pytest.importorskip("monai.metrics.calibration").calibration_binning
+    rng = np.random.default_rng(0)
+    probability = rng.uniform(size=(50, 60)) ** 3  # some bins hold few pixels
+    target = (rng.uniform(size=probability.shape) < 0.8 * probability).astype(int)
+    mean, frequency, counted = (
+        x[0, 0].numpy()
+        for x in binning(torch.as_tensor(probability)[None, None], torch.as_tensor(target)[None, None], 15)
+    )
+    ours = reliability(probability, target, bins=15)
+    np.testing.assert_array_equal(ours.count, counted)
+    np.testing.assert_allclose(ours.probability, mean, rtol=1e-5)
+    np.testing.assert_allclose(ours.frequency, frequency, rtol=1e-5)
+    expected = np.average(np.abs(mean - frequency), weights=counted)
+    assert expected_calibration_error(probability, target) == pytest.approx(expected, rel=1e-5)
+    squared = torch.nn.functional.mse_loss(torch.as_tensor(probability), torch.as_tensor(target).double())
+    assert brier(probability, target) == pytest.approx(squared.item(), rel=1e-12)
