@@ -1,5 +1,7 @@
 """Whole runs on small phantoms, made once, and compiled programs shared between them."""
 
+import functools
+import sys
 from pathlib import Path
 
 import jax
@@ -7,7 +9,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from medvfm_jax.data import make_phantom_dataset
-from medvfm_jax.train import AdaptConfig, adapt
+from medvfm_jax.train import AdaptConfig, adapt, assemble
 
 # The cheapest run there is: few shapes, a decoder on cached embeddings, the gradient of its last layers only.
 SMALL = {
@@ -58,6 +60,16 @@ def volumes(tmp_path_factory):
 def own_cache(tmp_path_factory, monkeypatch):
     """No test sees, or fills, the cache of whoever runs it."""
     monkeypatch.setenv("MEDVFM_CACHE", str(tmp_path_factory.getbasetemp() / "medvfm_cache"))
+
+
+_load_base = functools.lru_cache(assemble.load_base)
+
+
+@pytest.fixture(autouse=True)
+def loaded_once(monkeypatch):
+    """Build each test model once; that takes a third of a small run."""
+    for module in ("assemble", "adapt", "evaluate"):
+        monkeypatch.setattr(sys.modules[f"medvfm_jax.train.{module}"], "load_base", _load_base)
 
 
 def small(data: Path, out: Path, **settings) -> AdaptConfig:
