@@ -55,7 +55,10 @@ def to_flax(state: dict) -> dict:
 
 
 def reference(kind: str, config: ViTConfig):
-    """HF model of this shape; every array is drawn anew, or norms and layer scales would be trivial."""
+    """HF model of this shape; every array is drawn anew, or norms and layer scales would be trivial.
+
+    Matrices keep the scale of their input, so that attention is far from an average.
+    """
     shape = {
         "hidden_size": config.dim,
         "num_hidden_layers": config.depth,
@@ -74,7 +77,9 @@ def reference(kind: str, config: ViTConfig):
     with torch.no_grad():
         for name, value in model.named_parameters():
             centre = 1.0 if "lambda1" in name or ("norm" in name and name.endswith("weight")) else 0.0
-            value.normal_(centre, 0.03)
+            matrix = name.endswith("weight") and value.ndim > 1
+            table = name.endswith(("cls_token", "position_embeddings"))
+            value.normal_(centre, value[0].numel() ** -0.5 if matrix else 0.5 if table else 0.1)
     return model.eval()
 
 
