@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from medvfm_jax.metrics.bootstrap import interval
 from medvfm_jax.metrics.cases import INSTANCES
@@ -101,6 +100,8 @@ def sign_flip_test(differences: NDArray, seed: int = 0, n_draws: int = 20_000) -
 
 def wilcoxon_test(differences: NDArray) -> float:
     """Paired differences (n,) -> two-sided p-value of the signed-rank test; 1 when every difference is 0."""
+    from scipy import stats  # here, because importing it is a quarter of the start of every command
+
     moved = np.asarray(differences, float)
     moved = moved[moved != 0]
     if not moved.size:
