@@ -1,0 +1,161 @@
+"""The records of a federation: what an algorithm, a codec and a privacy mechanism are, and what a round returns.
+
+Trees are pytrees of arrays.  "Stacked" means: a leading axis n over clients.  Nothing here computes anything.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+from jax import Array
+
+Tree = Any
+Reduction = Literal["mean", "stack"]
+Backend = Literal["vmap", "loop", "shard_map"]
+
+
+class Shard(NamedTuple):
+    """Data of one client for one round, or of all clients, stacked.
+
+    batches: leaves (steps, batch, ...).  samples (): the client's number of samples, its weight in a mean.
+    rate (): factor on this client's learning rate, or None for 1.
+    """
+
+    batches: Tree
+    samples: Array
+    rate: Array | None = None
+
+
+class Server(NamedTuple):
+    """What the server keeps between rounds; ``delta`` and what the algorithm needs of ``state`` are broadcast."""
+
+    delta: Tree
+    round: Array  # () int32
+    state: Tree  # of the algorithm: moments, control variates
+    clip: Array  # () current clipping bound; constant unless the privacy mechanism adapts it
+
+
+class Client(NamedTuple):
+    """What one client keeps between rounds, or all clients, stacked."""
+
+    state: Tree  # of the algorithm: control variates, personal parameters
+    residual: Tree  # of the codec: what was not sent yet
+    id: Array  # () uint32, names the client's random stream; travels with it when clients are permuted
+
+
+class Report(NamedTuple):
+    """What one client's work yields.
+
+    upload: the only tree that depends on the client's data; goes through codec, clipping and noise.
+    weight (): weight in the mean; 1 for every client when privacy is on.
+    loss (): mean local loss, a metric.
+    public: scalars that depend on the schedule only (step counts), averaged exactly; never compressed or noised.
+    """
+
+    upload: Tree
+    weight: Array
+    loss: Array
+    public: Tree = ()
+
+
+class Cohort(NamedTuple):
+    """What an algorithm may know about a round when it aggregates.
+
+    weights (n,): weights of the uploads, 0 where none arrived or it was excluded.  present (n,) bool.
+    fraction (): participants / population; with privacy the expected, public number.
+    public: weighted mean of ``Report.public`` for a mean, stacked (n,) for a stack.
+    key: for randomness of the server.
+    """
+
+    weights: Array
+    present: Array
+    fraction: Array
+    public: Tree
+    key: Array
+
+
+class Algorithm(NamedTuple):
+    """A federated algorithm; ``client_update`` sees one client, so that any backend may map it.
+
+    init_server(delta) -> (delta to broadcast, state of the algorithm).
+    init_client(delta, client_id) -> state of one client.
+    client_update(server, state, shard, step_mask (steps,) bool, key) -> (state, Report).
+    aggregate(server, upload, cohort) -> Server; ``upload`` is the mean if ``reduction`` is "mean", and all
+        uploads stacked (n, ...) (zeros where none arrived) if it is "stack", as robust rules need.
+    measure(server, uploads stacked, weights (n,)) -> dict of scalars reported with the round, or None.
+    """
+
+    init_server: Callable[[Tree], tuple[Tree, Tree]]
+    init_client: Callable[[Tree, Array], Tree]
+    client_update: Callable[..., tuple[Tree, Report]]
+    aggregate: Callable[[Server, Tree, Cohort], Server]
+    reduction: Reduction = "mean"
+    measure: Callable[[Server, Tree, Array], dict[str, Array]] | None = None
+
+
+class Codec(NamedTuple):
+    """Compress one client's update; the state is per client, e.g. an error-feedback residual.
+
+    init(update) -> state; encode(key, state, update) -> (message, state); decode(message, like) -> update, where
+    ``like`` has the update's structure, shapes and dtypes.  A message is a pytree of arrays; its bits follow from
+    its static shapes and dtypes.
+    """
+
+    init: Callable[[Tree], Tree]
+    encode: Callable[[Array, Tree, Tree], tuple[Tree, Tree]]
+    decode: Callable[[Tree, Tree], Tree]
+
+
+class AdaptiveClip(NamedTuple):
+    """Move the bound to a quantile of the upload norms (Andrew et al. 2019).
+
+    C <- C exp(-rate (b - quantile)), b = (#{norm <= C} + N(0, bit_noise^2)) / expected clients.
+    The noise on the updates grows to (z^-2 - (2 bit_noise)^-2)^(-1/2), so that z stays the whole round's multiplier.
+    """
+
+    quantile: float = 0.5
+    rate: float = 0.2
+    bit_noise: float = 1.0
+
+
+class Privacy(NamedTuple):
+    """Central client-level DP: (sum of clipped uploads + N(0, (clip noise_multiplier)^2)) / expected_clients.
+
+    Clipping comes after decoding (rounding or a residual could exceed the bound), weights are uniform, and
+    ``expected_clients`` is public and fixed, so the divisor reveals nothing.  Losses, norms and counts reported
+    with a round are exact: they are for the simulator's eyes and are not private.
+    """
+
+    clip: float
+    noise_multiplier: float
+    expected_clients: float
+    unit: str = "client"
+    neighbours: str = "add or remove one"
+    adapt: AdaptiveClip | None = None
+
+
+class Metrics(NamedTuple):
+    """One round in numbers.  Scalars unless a shape is given; means are over the clients that counted.
+
+    Bits are float32 totals over clients: an int32 would overflow at 256 MiB.
+    """
+
+    loss: Array
+    client_loss: Array  # (n,), 0 where a client did not count
+    upload_norm: Array  # mean l2 norm before clipping
+    upload_bits: Array
+    download_bits: Array
+    participants: Array  # uploads that entered the aggregate
+    dropped: Array  # clients that began the round and vanished
+    excluded: Array  # (n,) bool, clients whose upload was not finite
+    extra: dict[str, Array]
+
+
+class Federation(NamedTuple):
+    """``init(delta, data) -> (server, clients)`` and the jittable round.
+
+    round(server, clients, data, participation (n,) bool, steps (n, steps) bool or (n,) int, key, dropped=None)
+    -> (server, clients, Metrics); server and clients are pytrees: checkpoint them and go on exactly.
+    """
+
+    init: Callable[[Tree, Shard], tuple[Server, Client]]
+    round: Callable[..., tuple[Server, Client, Metrics]]
