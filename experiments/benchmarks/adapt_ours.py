@@ -28,24 +28,26 @@ def _lora(model, params, data: Examples) -> Run:
 
     from medvfm_jax import adapters
     from medvfm_jax.losses import dice_ce
+    from medvfm_jax.train.step import make_gradient
 
     spec = model.spec
     place = {"layout": "head_major", "head_dim": spec.head_dim} if spec.qkv_layout == "head_major" else {}
     adapted = adapters.adapt_model(adapters.lora(4, None, QKV, slices="qv", **place), model)
     delta = _with_shared_factors(jax.eval_shape(adapted.init, jax.random.key(0), params))
 
-    def loss(delta, params, images, prompts, masks):
+    def loss(params, delta, batch, key):
         def one(image, prompts, mask):
             return dice_ce(adapted.apply(params, delta, image, prompts).logits[0, 0], mask)
 
-        return jax.vmap(one)(images, prompts, masks).mean()
+        return jax.vmap(one)(*batch).mean(), {}
 
-    gradient = jax.jit(jax.value_and_grad(loss))
+    # As `medvfm adapt` does it on CPU: one image after the other.
+    gradient = jax.jit(make_gradient(loss, accumulate=len(data.images)))
     batch = jax.tree.map(jax.numpy.asarray, (data.images, _boxes(data), data.masks))
 
     def run() -> dict[str, np.ndarray]:
-        value, grads = jax.device_get(gradient(delta, params, *batch))
-        return {"loss": np.reshape(value, 1), "gradient": flat(_unstacked(grads))}
+        metrics, grads = jax.device_get(gradient(params, delta, batch, jax.random.key(0)))
+        return {"loss": np.reshape(metrics["loss"], 1), "gradient": flat(_unstacked(grads))}
 
     return run
 

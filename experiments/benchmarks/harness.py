@@ -5,6 +5,9 @@ A benchmark file defines `Case`s and calls `main`.  For each case
 2. the outputs are compared with the reference's;
 3. all contenders live in one process and take turns, in rotating order, together with a matrix product in JAX
    and in PyTorch: a slow moment of the machine hits all of them, and the peak belongs to the same minutes.
+`medvfm_jax.cpu.tune` is on, as in the command line: for ours in 1, for the whole process, PyTorch included,
+in 3, where it keeps freed memory for everybody.
+
 A `cold` case has no third step: loading aside, a contender's first run is what counts, compilation included,
 so fresh processes take turns instead.
 
@@ -29,6 +32,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.benchmarks.table import environment, show
+from medvfm_jax import cpu
 
 GEMM_SIDE = 2048
 
@@ -105,6 +109,8 @@ def main(module: str, description: str, cases: Sequence[Case]) -> None:
     if args.worker is not None:
         work = Work(args.folder, args.wheel, args.threads, args.sam_size, args.quick)
         name, contender = args.worker.split("::")
+        if contender.startswith("medvfm_jax"):
+            cpu.tune()
         print(json.dumps(_work_alone(next(c for c in cases if c.name == name), contender, work)))
         return
     chosen = [case for case in cases if not args.case or any(part in case.name for part in args.case)]
@@ -157,6 +163,7 @@ def measure(case: Case, work: Work, args: argparse.Namespace, alone: Callable[[s
 def _warm_turns(
     case: Case, work: Work, first: Mapping[str, dict], rounds: int, alone: Callable
 ) -> tuple[dict, dict]:
+    cpu.tune()
     names = list(first)
     runs = {name: case.builders[name](work) for name in names}
     products = gemm_contenders(work.threads)

@@ -21,6 +21,7 @@ from medvfm_jax.cli import console
 from medvfm_jax.cli.errors import BAD_USAGE, BadUsage, describe
 
 COMMANDS = {
+    "quickstart": "from nothing to a report in a few minutes: real weights, real images",
     "weights": "list, fetch, verify, convert and export model weights",
     "adapt": "adapt a model to a folder of labelled images, training a fraction of its parameters",
     "evaluate": "score a run, or a model as it is, with patient-level intervals",
@@ -42,8 +43,9 @@ options for every command:
   --version   show the version and leave
   -h, --help  show this message, or the options of a command with an example
 
-example:
-  medvfm adapt --data data/dsb2018 --model lite-medsam --adapter decoder --out runs/a
+examples:
+  medvfm quickstart
+  medvfm adapt --data data/dsb2018 --model lite-medsam --adapter samed --out runs/a
 """
 
 

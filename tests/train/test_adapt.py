@@ -14,7 +14,7 @@ from medvfm_jax.train import AdaptConfig, BadConfig, NonFiniteLoss, adapt, run_d
 from medvfm_jax.train.run_directory import RunExists, RunInUse, read_metrics
 from medvfm_jax.types import MedvfmError
 from medvfm_jax.weights import artifacts, load
-from tests.train.conftest import SMALL, small
+from tests.train.small_runs import SMALL, small
 
 MODULE = sys.modules["medvfm_jax.train.adapt"]
 

@@ -18,7 +18,7 @@ from medvfm_jax.train.evaluate import LabelsDiffer
 from medvfm_jax.train.run_directory import RunError
 from medvfm_jax.types import MedvfmError
 from medvfm_jax.weights import WrongBaseWeights, artifacts, load, save_own
-from tests.train.conftest import small
+from tests.train.small_runs import small
 
 MODULE = sys.modules["medvfm_jax.train.evaluate"]
 
