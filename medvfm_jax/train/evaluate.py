@@ -73,7 +73,7 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> dict[str
             _beside(out, "overlays"),
             source.dataset,
             rows,
-            lambda name: _reread(source.dataset, name, predictions),
+            lambda name: reread(source.dataset, name, predictions),
         )
     run_directory.write_json(out, scores)
     return run_directory.finite(scores) | {"file": str(out)}
@@ -240,7 +240,8 @@ def _file(folder: Path, case: Case, dataset: Dataset) -> Path:
     return folder / f"{case.id}{'.nii.gz' if dataset.dimension == 3 else '.png'}"
 
 
-def _reread(dataset: Dataset, name: str, folder: Path) -> tuple[LoadedCase, NDArray]:
+def reread(dataset: Dataset, name: str, folder: Path) -> tuple[LoadedCase, NDArray]:
+    """A case and the class indices that an evaluation wrote into ``folder`` for it."""
     case = read_case(dataset, name)
     raw = read_labels(_file(folder, case.case, dataset)).array[..., 0]
     indices = np.zeros(max(dataset.values) + 1, np.int32)

@@ -43,7 +43,7 @@ def write_overlays(
             continue
         for rank, row in choose(rows, label).items():
             case, prediction = read(row["case"])
-            image, reference, predicted = _slice_to_show(dataset, case, prediction, value)
+            image, reference, predicted = slice_to_show(dataset, case, prediction, value)
             safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in f"{label}_{rank}_{row['case']}")
             folder.mkdir(parents=True, exist_ok=True)
             np.savez_compressed(
@@ -61,9 +61,10 @@ def write_overlays(
     return entries
 
 
-def _slice_to_show(
+def slice_to_show(
     dataset: Dataset, case: LoadedCase, prediction: NDArray, value: int
 ) -> tuple[NDArray, NDArray, NDArray]:
+    """Picture (H, W, C) uint8, reference and predicted mask (H, W) of class ``value`` where both are largest."""
     references = [plane == value for plane in planes_of(case, case.label)]
     predicted = [plane == value for plane in planes_of(case, prediction)]
     sizes = [np.count_nonzero(a | b) for a, b in zip(references, predicted, strict=True)]
