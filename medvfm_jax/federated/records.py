@@ -82,6 +82,7 @@ class Algorithm(NamedTuple):
     aggregate(server, upload, cohort) -> Server; ``upload`` is the mean if ``reduction`` is "mean", and all
         uploads stacked (n, ...) (zeros where none arrived) if it is "stack", as robust rules need.
     measure(server, uploads stacked, weights (n,)) -> dict of scalars reported with the round, or None.
+    download(server) -> what a client receives, for counting bits; None: ``server.delta``.
     """
 
     init_server: Callable[[Tree], tuple[Tree, Tree]]
@@ -90,6 +91,7 @@ class Algorithm(NamedTuple):
     aggregate: Callable[[Server, Tree, Cohort], Server]
     reduction: Reduction = "mean"
     measure: Callable[[Server, Tree, Array], dict[str, Array]] | None = None
+    download: Callable[[Server], Tree] | None = None
 
 
 class Codec(NamedTuple):

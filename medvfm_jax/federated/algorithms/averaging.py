@@ -1,0 +1,91 @@
+"""Algorithms whose server averages the clients' changes: FedAvg, FedProx, FedSharp, a server optimizer on top.
+
+One implementation, ``averaging``, serves them and the personalised ones; the factories say which formula results.
+x is the server's delta, y_i the result of client i, p_i its share of the samples.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from medvfm_jax.federated.local_training import Loss, ValueAndGrad, local_steps
+from medvfm_jax.federated.personal_parts import NOTHING, join_personal, split_personal
+from medvfm_jax.federated.records import Algorithm, Cohort, Report, Server, Shard, Tree
+from medvfm_jax.federated.tree_math import add, scale, subtract
+
+
+def fedavg(loss: Loss, optimizer: optax.GradientTransformation, server_rate: float = 1.0) -> Algorithm:
+    """x <- x + server_rate sum_i p_i (y_i - x) (McMahan et al. 2017)."""
+    return averaging(jax.value_and_grad(loss), optimizer, optax.sgd(server_rate))
+
+
+def fedprox(loss: Loss, optimizer: optax.GradientTransformation, mu: float) -> Algorithm:
+    """FedAvg with mu/2 |y - x|^2 added to each local loss (Li et al. 2020)."""
+    return averaging(jax.value_and_grad(loss), optimizer, optax.sgd(1.0), mu=mu)
+
+
+def fedopt(
+    loss: Loss, optimizer: optax.GradientTransformation, server_optimizer: optax.GradientTransformation
+) -> Algorithm:
+    """Feed minus the mean change to any optax optimizer on the server (Reddi et al. 2021)."""
+    return averaging(jax.value_and_grad(loss), optimizer, server_optimizer)
+
+
+def fedsharp(loss: Loss, optimizer: optax.GradientTransformation, rho: float = 0.05) -> Algorithm:
+    """FedAvg whose clients use the gradient at y + rho g / |g|, g = grad(y), so that they seek flat minima.
+
+    Published as FedSAM (Qu et al. 2022; Caldarola et al. 2022); renamed because SAM is Segment Anything here.
+    """
+    return averaging(sharpness_aware(loss, rho), optimizer, optax.sgd(1.0))
+
+
+def sharpness_aware(loss: Loss, rho: float) -> ValueAndGrad:
+    """Loss at y, gradient at y + rho g / |g|; a zero gradient moves nowhere."""
+    value_and_grad = jax.value_and_grad(loss)
+
+    def ascend(delta: Tree, batch: Tree, key: Array) -> tuple[Array, Tree]:
+        value, grads = value_and_grad(delta, batch, key)
+        norm = optax.tree.norm(grads)
+        worst = add(delta, scale(rho / jnp.where(norm > 0, norm, 1), grads))
+        return value, jax.grad(loss)(worst, batch, key)
+
+    return ascend
+
+
+def averaging(
+    value_and_grad: ValueAndGrad,
+    optimizer: optax.GradientTransformation,
+    server_optimizer: optax.GradientTransformation,
+    mu: float = 0.0,
+    personal: str = NOTHING,
+) -> Algorithm:
+    """Average the changes of the leaves that are not ``personal``; the server optimizer gets minus their mean."""
+
+    def init_server(delta: Tree) -> tuple[Tree, Tree]:
+        shared, _ = split_personal(delta, personal)
+        return shared, server_optimizer.init(shared)
+
+    def init_client(delta: Tree, client_id: Array) -> Tree:
+        del client_id
+        return split_personal(delta, personal)[1]
+
+    def client_update(
+        server: Server, own: Tree, shard: Shard, step_mask: Array, key: Array
+    ) -> tuple[Tree, Report]:
+        start = join_personal(server.delta, own)
+
+        def prox(grads: Tree, delta: Tree) -> Tree:
+            return add(grads, scale(mu, subtract(delta, start)))
+
+        correct = prox if mu else None
+        delta, value = local_steps(value_and_grad, optimizer, start, shard, step_mask, key, correct)
+        shared, own = split_personal(delta, personal)
+        return own, Report(subtract(shared, server.delta), shard.samples.astype(value.dtype), value)
+
+    def aggregate(server: Server, mean: Tree, cohort: Cohort) -> Server:
+        del cohort
+        updates, state = server_optimizer.update(scale(-1, mean), server.state, server.delta)
+        return server._replace(delta=optax.apply_updates(server.delta, updates), state=state)
+
+    return Algorithm(init_server, init_client, client_update, aggregate)

@@ -1,0 +1,79 @@
+"""FedAvgM, FedAdagrad, FedYogi, FedAdam: optimizers fed with minus the mean change of a round.
+
+Written out because the published rules differ from optax: no bias correction, tau outside the root.
+"""
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from medvfm_jax.federated.algorithms.averaging import fedopt
+from medvfm_jax.federated.local_training import Loss
+from medvfm_jax.federated.records import Algorithm, Tree
+from medvfm_jax.federated.tree_math import zeros_like
+
+Rule = Literal["adagrad", "yogi", "adam"]
+
+
+def fedavgm(
+    loss: Loss, optimizer: optax.GradientTransformation, server_rate: float = 1.0, momentum: float = 0.9
+) -> Algorithm:
+    """v <- momentum v + mean change; x <- x + server_rate v (Hsu et al. 2019)."""
+    return fedopt(loss, optimizer, optax.sgd(server_rate, momentum))
+
+
+def fedadagrad(
+    loss: Loss, optimizer: optax.GradientTransformation, server_rate: float = 0.1, tau: float = 1e-3
+) -> Algorithm:
+    """Adaptive server with v <- v + change^2 and no momentum."""
+    return fedopt(loss, optimizer, adaptive_server("adagrad", server_rate, beta1=0.0, tau=tau))
+
+
+def fedyogi(
+    loss: Loss, optimizer: optax.GradientTransformation, server_rate: float = 0.01, tau: float = 1e-3
+) -> Algorithm:
+    """Adaptive server with v <- v - (1 - beta2) change^2 sign(v - change^2)."""
+    return fedopt(loss, optimizer, adaptive_server("yogi", server_rate, tau=tau))
+
+
+def fedadam(
+    loss: Loss, optimizer: optax.GradientTransformation, server_rate: float = 0.1, tau: float = 1e-3
+) -> Algorithm:
+    """Adaptive server with v <- beta2 v + (1 - beta2) change^2."""
+    return fedopt(loss, optimizer, adaptive_server("adam", server_rate, tau=tau))
+
+
+class AdaptiveState(NamedTuple):
+    """First and second moments of the mean change, shaped like the delta."""
+
+    m: Tree
+    v: Tree
+
+
+def adaptive_server(
+    rule: Rule, rate: float, beta1: float = 0.9, beta2: float = 0.99, tau: float = 1e-3
+) -> optax.GradientTransformation:
+    """m <- beta1 m + (1 - beta1) D; v by ``rule``; x <- x + rate m / (sqrt(v) + tau), D the mean change.
+
+    Reddi et al. 2021, algorithm 2, with v starting at tau^2 as there; no bias correction.
+    """
+
+    def second(v: jax.Array, d: jax.Array) -> jax.Array:
+        if rule == "adagrad":
+            return v + d**2
+        if rule == "yogi":
+            return v - (1 - beta2) * d**2 * jnp.sign(v - d**2)
+        return beta2 * v + (1 - beta2) * d**2
+
+    def init(delta: Tree) -> AdaptiveState:
+        return AdaptiveState(zeros_like(delta), jax.tree.map(lambda x: jnp.full_like(x, tau**2), delta))
+
+    def update(gradient: Tree, state: AdaptiveState, delta: Tree = None) -> tuple[Tree, AdaptiveState]:
+        del delta
+        m = jax.tree.map(lambda m, g: beta1 * m - (1 - beta1) * g, state.m, gradient)
+        v = jax.tree.map(lambda v, g: second(v, g), state.v, gradient)
+        return jax.tree.map(lambda m, v: rate * m / (jnp.sqrt(v) + tau), m, v), AdaptiveState(m, v)
+
+    return optax.GradientTransformation(init, update)

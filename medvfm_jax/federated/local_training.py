@@ -1,0 +1,59 @@
+"""The local part of every algorithm: optimizer steps on one client's batches, some of which it may not make."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from medvfm_jax.federated.backends import vary_like
+from medvfm_jax.federated.records import Shard, Tree
+from medvfm_jax.federated.tree_math import scale, select
+
+Loss = Callable[[Tree, Tree, Array], Array]  # (delta, batch, key) -> ()
+ValueAndGrad = Callable[[Tree, Tree, Array], tuple[Array, Tree]]
+Correction = Callable[[Tree, Tree], Tree]  # (gradient, delta) -> gradient
+
+
+def local_steps(
+    value_and_grad: ValueAndGrad,
+    optimizer: optax.GradientTransformation,
+    start: Tree,
+    shard: Shard,
+    step_mask: Array,
+    key: Array,
+    correct: Correction | None = None,
+) -> tuple[Tree, Array]:
+    """Make one optimizer step per batch where ``step_mask`` (steps,) is set -> (delta, mean loss ()).
+
+    ``correct`` changes the gradient (proximal terms, control variates); updates are scaled by ``shard.rate``.
+    Step i uses the key ``fold_in(key, i)``.
+    """
+
+    def step(carry: tuple, xs: tuple) -> tuple[tuple, None]:
+        (delta, state, total), (batch, active, i) = carry, xs
+        value, grads = value_and_grad(delta, batch, jax.random.fold_in(key, i))
+        grads = grads if correct is None else correct(grads, delta)
+        updates, state = optimizer.update(grads, state, delta)
+        new = (optax.apply_updates(delta, scale_by_rate(updates, shard)), state, total + value)
+        return select(active, new, carry), None
+
+    first = jax.tree.map(lambda x: x[0], shard.batches)
+    value, _ = jax.eval_shape(value_and_grad, start, first, key)
+    carry = (start, optimizer.init(start), jnp.zeros((), value.dtype))
+    xs = (shard.batches, step_mask, jnp.arange(step_mask.shape[0]))
+    (delta, _, total), _ = jax.lax.scan(step, vary_like(carry, step_mask), xs)
+    return delta, total / jnp.maximum(step_mask.sum(), 1)
+
+
+def scale_by_rate(updates: Tree, shard: Shard) -> Tree:
+    """Multiply updates by the client's own learning-rate factor."""
+    if shard.rate is None:
+        return updates
+    return scale(shard.rate, updates)
+
+
+def rate_of(shard: Shard, learning_rate: float) -> Array | float:
+    """Learning rate () of this client."""
+    return learning_rate if shard.rate is None else learning_rate * shard.rate

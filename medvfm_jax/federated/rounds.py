@@ -1,0 +1,240 @@
+"""One federated round as a pure, jittable function, independent of the model.
+
+Client states and data are stacked on a leading client axis.  All randomness of client i in round r comes from
+``fold_in(fold_in(key, r), id of i)``, so no result depends on the backend, on chunking or on the order of clients.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+from jax.sharding import Mesh
+
+from medvfm_jax.federated.backends import AXIS, client_map, place
+from medvfm_jax.federated.central_noise import clip_by_norm, next_bound, noisy_mean, update_multiplier
+from medvfm_jax.federated.errors import BadFederation
+from medvfm_jax.federated.records import (
+    Algorithm,
+    Backend,
+    Client,
+    Codec,
+    Cohort,
+    Federation,
+    Metrics,
+    Privacy,
+    Report,
+    Server,
+    Shard,
+    Tree,
+)
+from medvfm_jax.federated.tree_math import select, zeros_like
+
+_NOISE, _BOUND, _SERVER = (np.uint32(2**32 - 1 - i) for i in range(3))  # no client has these ids
+
+
+class _Sums(NamedTuple):
+    """One client's terms of the sums over the cohort; all zero if it does not count."""
+
+    upload: Tree  # weighted; () when the algorithm wants a stack
+    public: Tree  # weighted
+    weight: Array
+    norm: Array
+    loss: Array
+    below: Array  # 1 if the upload was within the clipping bound
+    one: Array
+
+
+class _Each(NamedTuple):
+    """What is kept of every client."""
+
+    client: Client
+    loss: Array
+    weight: Array
+    excluded: Array
+    upload: Tree  # () unless the algorithm wants a stack or a measurement
+    public: Tree
+
+
+def make_round(
+    algorithm: Algorithm,
+    codec: Codec | None = None,
+    privacy: Privacy | None = None,
+    backend: Backend = "vmap",
+    mesh: Mesh | None = None,
+    chunk: int | None = None,
+    population: int | None = None,
+) -> Federation:
+    """Build ``init(delta, data)`` and ``round(server, clients, data, participation, steps, key, dropped=None)``.
+
+    participation (n,) bool: who was chosen.  steps (n, steps) bool or (n,) int: which local steps a client makes.
+    dropped (n,) bool: who vanished in mid-round; to the server and to its own state such a client was absent.
+    A chosen client without a single step, or whose upload, loss or new state is not finite, does not count either;
+    the latter is reported in ``Metrics.excluded``.  ``population`` is N where only a cohort's rows are passed in.
+
+    Raises BadFederation for parts that do not fit together.
+    """
+    codec = codec or no_codec()
+    map_clients = client_map(backend, mesh, chunk)
+    _check(algorithm, privacy)
+    keep_uploads = algorithm.reduction == "stack" or algorithm.measure is not None
+
+    def init(delta: Tree, data: Shard) -> tuple[Server, Client]:
+        received, state = algorithm.init_server(delta)
+        dtype = jnp.result_type(float)
+        server = Server(
+            received, jnp.int32(0), state, jnp.asarray(privacy.clip if privacy else jnp.inf, dtype)
+        )
+        n = data.samples.shape[0]
+        ids = jnp.arange(n, dtype=jnp.uint32)
+        states = jax.vmap(partial(algorithm.init_client, delta))(ids)
+        residual = codec.init(_report_shapes(algorithm, server, states, data).upload)
+        residual = jax.tree.map(lambda x: jnp.broadcast_to(x, (n, *x.shape)), residual)
+        return place(server, mesh), place(Client(states, residual, ids), mesh, AXIS)
+
+    def run_client(shared: tuple[Server, Array], one: tuple) -> tuple[_Sums, _Each]:
+        (server, key), (client, shard, takes_part, step_mask) = shared, one
+        train_key, codec_key = jax.random.split(jax.random.fold_in(key, client.id))
+        state, report = algorithm.client_update(server, client.state, shard, step_mask, train_key)
+        message, residual = codec.encode(codec_key, client.residual, report.upload)
+        upload = codec.decode(message, report.upload)
+        norm = optax.tree.norm(upload)
+        # A lossy codec may hide a NaN, so what was there before it counts as well.
+        healthy = _finite((report, state, norm, optax.tree.norm(report.upload)))
+        takes_part = takes_part & step_mask.any()
+        counts = takes_part & healthy
+        weight, below = report.weight, norm <= server.clip
+        if privacy is not None:
+            upload, weight = clip_by_norm(upload, server.clip), jnp.ones_like(weight)
+        weighted = jax.tree.map(lambda u: u * weight.astype(u.dtype), upload)
+        public = jax.tree.map(lambda p: p * weight, report.public)
+        mean_upload = weighted if algorithm.reduction == "mean" else ()
+        ones = jnp.ones_like(norm)
+        sums = _Sums(mean_upload, public, weight, norm, report.loss, below.astype(norm.dtype), ones)
+        kept = (report.loss, weight, upload if keep_uploads else (), report.public)
+        sums, kept = select(counts, (sums, kept), zeros_like((sums, kept)))
+        client = select(counts, Client(state, residual, client.id), client)
+        loss, weight, upload, public = kept
+        return sums, _Each(client, loss, weight, takes_part & ~healthy, upload, public)
+
+    def round_(
+        server: Server,
+        clients: Client,
+        data: Shard,
+        participation: Array,
+        steps: Array,
+        key: Array,
+        dropped: Array | None = None,
+    ) -> tuple[Server, Client, Metrics]:
+        n = participation.shape[0]
+        step_mask = as_step_mask(steps, data)
+        dropped = jnp.zeros(n, bool) if dropped is None else dropped
+        chex.assert_tree_shape_prefix((clients, data, step_mask, dropped), (n,))
+        chex.assert_type([participation, step_mask, dropped], bool)
+        round_key = jax.random.fold_in(key, server.round)
+        arrived = participation & ~dropped
+        sums, each = map_clients(run_client, (server, round_key), (clients, data, arrived, step_mask))
+
+        average = partial(_divide, divisor=sums.weight)
+        if algorithm.reduction == "stack":
+            upload, public = each.upload, each.public
+        elif privacy is None:
+            upload, public = average(sums.upload), average(sums.public)
+        else:
+            noise_key = jax.random.fold_in(round_key, _NOISE)
+            upload, public = noisy_mean(sums.upload, server.clip, privacy, noise_key), average(sums.public)
+
+        expected = sums.one if privacy is None else privacy.expected_clients
+        cohort = Cohort(
+            each.weight,
+            each.weight > 0,
+            jnp.asarray(expected / (population or n), sums.norm.dtype),
+            public,
+            jax.random.fold_in(round_key, _SERVER),
+        )
+        new = algorithm.aggregate(server, upload, cohort)
+        if privacy is None:  # with privacy, noise must be released even if nobody came
+            new = select(sums.weight > 0, new, server)
+        else:
+            bound_key = jax.random.fold_in(round_key, _BOUND)
+            new = new._replace(clip=next_bound(server.clip, sums.below, privacy, bound_key))
+        extra = {} if algorithm.measure is None else algorithm.measure(server, each.upload, each.weight)
+        upload_shapes = _report_shapes(algorithm, server, clients.state, data).upload
+        metrics = Metrics(
+            loss=_divide(sums.loss, sums.one),
+            client_loss=each.loss,
+            upload_norm=_divide(sums.norm, sums.one),
+            upload_bits=_message_bits_of(codec, upload_shapes) * sums.one.astype(jnp.float32),
+            download_bits=_download_bits(algorithm, server) * participation.sum().astype(jnp.float32),
+            participants=sums.one,
+            dropped=(participation & dropped).sum(),
+            excluded=each.excluded,
+            extra=extra,
+        )
+        return new._replace(round=server.round + 1), each.client, metrics
+
+    return Federation(init, round_)
+
+
+def no_codec() -> Codec:
+    """Send the update as it is."""
+    return Codec(lambda update: (), lambda key, state, update: (update, state), lambda message, like: message)
+
+
+def name_excluded(metrics: Metrics, names: Sequence[str] | None = None) -> list[str]:
+    """Name the clients of one round whose upload was not finite, by ``names`` or by number; on the host."""
+    rows = np.flatnonzero(np.asarray(metrics.excluded))
+    return [str(row) if names is None else names[row] for row in rows]
+
+
+def as_step_mask(steps: Array, data: Shard) -> Array:
+    """Counts (n,) int or masks (n, steps) bool -> masks (n, steps) bool."""
+    if steps.ndim == 2:
+        return steps
+    return jnp.arange(jax.tree.leaves(data.batches)[0].shape[1]) < steps[:, None]
+
+
+def message_bits(message: Tree) -> int:
+    """Count the bits of one message from its shapes and dtypes, as a Python int."""
+    return sum(8 * int(np.prod(x.shape)) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(message))
+
+
+def _check(algorithm: Algorithm, privacy: Privacy | None) -> None:
+    if privacy is None:
+        return
+    update_multiplier(privacy)
+    if algorithm.reduction == "stack":
+        raise BadFederation(
+            "This algorithm looks at every upload (a robust rule, stacked factors or distillation), so noise on their "
+            "sum would protect nobody: leave privacy out or choose an algorithm that averages."
+        )
+
+
+def _divide(total: Tree, divisor: Array) -> Tree:
+    return jax.tree.map(lambda x: x / jnp.where(divisor > 0, divisor, 1).astype(x.dtype), total)
+
+
+def _finite(tree: Tree) -> Array:
+    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.all(jnp.stack([jnp.isfinite(x).all() for x in floats]))
+
+
+def _report_shapes(algorithm: Algorithm, server: Server, states: Tree, data: Shard) -> Report:
+    state, shard = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (states, data))
+    mask = jax.ShapeDtypeStruct(jax.tree.leaves(shard.batches)[0].shape[:1], bool)
+    return jax.eval_shape(algorithm.client_update, server, state, shard, mask, jax.random.key(0))[1]
+
+
+def _message_bits_of(codec: Codec, upload: Tree) -> int:
+    message, _ = jax.eval_shape(codec.encode, jax.random.key(0), jax.eval_shape(codec.init, upload), upload)
+    return message_bits(message)
+
+
+def _download_bits(algorithm: Algorithm, server: Server) -> int:
+    download = algorithm.download or (lambda server: server.delta)
+    return message_bits(jax.eval_shape(download, server))

@@ -1,0 +1,58 @@
+"""The server optimizers against their formulas in numpy, and against optax where the rules agree."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from medvfm_jax.federated.algorithms import fedadam, fedavg, fedavgm
+from medvfm_jax.federated.algorithms.server_optimizers import adaptive_server
+from tests.federated.quadratics import cohort, loss, run, shard
+
+pytestmark = pytest.mark.usefixtures("x64")
+CHANGES = np.random.default_rng(0).normal(size=(6, 3))
+
+
+@pytest.mark.parametrize("rule", ["adagrad", "yogi", "adam"])
+def test_adaptive_rules(rule: str) -> None:
+    rate, beta1, beta2, tau = 0.1, 0.9, 0.99, 1e-3
+    optimizer, x, m, v = adaptive_server(rule, rate), jnp.zeros(3), np.zeros(3), np.full(3, tau**2)
+    state, want = optimizer.init(x), np.zeros(3)
+    for d in CHANGES:
+        updates, state = optimizer.update(jnp.asarray(-d), state, x)
+        x = optax.apply_updates(x, updates)
+        m = beta1 * m + (1 - beta1) * d
+        v = {
+            "adagrad": v + d**2,
+            "yogi": v - (1 - beta2) * d**2 * np.sign(v - d**2),
+            "adam": beta2 * v + (1 - beta2) * d**2,
+        }[rule]
+        want = want + rate * m / (np.sqrt(v) + tau)
+    np.testing.assert_allclose(x, want, rtol=1e-13)
+
+
+def test_adam_rule_is_adam_of_optax_without_bias_correction() -> None:
+    """With the correction put into rate and epsilon at step t: rate sqrt(1-b2^t)/(1-b1^t), tau/sqrt(1-b2^t)."""
+    ours, state = adaptive_server("adam", 0.1, tau=1e-8), None
+    t = len(CHANGES)
+    adam = optax.adam(0.1 * (1 - 0.9**t) / np.sqrt(1 - 0.99**t), 0.9, 0.99, eps=1e-8 / np.sqrt(1 - 0.99**t))
+    state, other = ours.init(jnp.zeros(3)), adam.init(jnp.zeros(3))
+    for d in CHANGES:
+        mine, state = ours.update(jnp.asarray(-d), state)
+        theirs, other = adam.update(jnp.asarray(-d), other)
+    np.testing.assert_allclose(mine, theirs, rtol=1e-7)  # v starts at tau^2 here, at 0 there
+
+
+def test_fedavgm_without_momentum_is_fedavg_and_with_it_accumulates() -> None:
+    data = shard(cohort(), 3)
+    plain = run(fedavg(loss, optax.sgd(0.1)), data, 2)[0].delta["w"]
+    np.testing.assert_allclose(run(fedavgm(loss, optax.sgd(0.1), momentum=0.0), data, 2)[0].delta["w"], plain)
+    x1 = np.asarray(run(fedavg(loss, optax.sgd(0.1)), data, 1)[0].delta["w"])
+    heavy = np.asarray(run(fedavgm(loss, optax.sgd(0.1), momentum=0.5), data, 2)[0].delta["w"])
+    np.testing.assert_allclose(heavy, np.asarray(plain) + 0.5 * x1, rtol=1e-13)  # v2 = 0.5 v1 + change
+
+
+def test_fedadam_reaches_the_neighbourhood_of_the_optimum() -> None:
+    problem = cohort()
+    server, _, _ = run(fedadam(loss, optax.sgd(0.01), 0.03), shard(problem, 2), 400)
+    assert np.linalg.norm(server.delta["w"] - problem.optimum) < 0.05
