@@ -154,8 +154,10 @@ def test_padding_changes_nothing_in_a_real_decoder():
     model, params = weights.load("sam-tiny-test")
     predictor = Predictor(adapt_model(chain(), model), params, {})
     image = (255 * picture(48, 64)).astype(np.uint8)
-    queries = [box_query((4, 6, 20, 30)), box_query((30, 2, 60, 40)), click_query(33, 12)]
-    together = list(predictor.masks(image, queries))  # three, padded to four, with two slots each
-    for query, mask in zip(queries, together):
+    clicks = Query(None, np.array([[33, 12], [5, 40]], np.float32), np.array([1, 0], np.int32))
+    queries = [box_query((4, 6, 20, 30)), box_query((30, 2, 60, 40)), clicks]
+    together = list(predictor.masks(image, queries))  # three, padded to four, each with three slots
+    assert len(together) == 3
+    for query, mask in zip(queries[:2], together):  # alone a box has two slots
         np.testing.assert_allclose(mask, next(predictor.masks(image, [query])), atol=1e-6)
-    assert np.ptp(together[0]) > 1e-3
+        assert np.ptp(mask) > 1e-3
