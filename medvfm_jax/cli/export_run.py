@@ -10,12 +10,14 @@ import numpy as np
 
 from medvfm_jax import weights
 from medvfm_jax.adapters.lora_kernels import Qkv
+from medvfm_jax.cli.targets import check_target
 from medvfm_jax.fetch import sha256_of
-from medvfm_jax.train import assemble
+from medvfm_jax.train import assemble, run_directory
 from medvfm_jax.types import Delta, MedvfmError
 from medvfm_jax.weights.peft import CannotExport, LowRank, save_peft
 
-DELTA = "delta.safetensors"
+DELTA = run_directory.DELTA
+PEFT_FILES = ("adapter_model.safetensors", "adapter_config.json")
 
 
 class NoRun(MedvfmError):
@@ -23,33 +25,45 @@ class NoRun(MedvfmError):
 
 
 def export_run(
-    run: Path, form: Literal["safetensors", "peft"], out: Path | None, file: Path | None
+    run: Path,
+    form: Literal["safetensors", "peft"],
+    out: Path | None,
+    file: Path | None,
+    *,
+    overwrite: bool = False,
 ) -> tuple[Path, str]:
     """Run directory or delta file -> (what was written, a description of it).
 
-    Raises NoRun, WrongBaseWeights (the delta belongs to other weights), NotMergeable (an adapter that cannot be
+    file: the base weights; a run directory knows its own. Raises NoRun, BadUsage (the target exists),
+    WrongBaseWeights (the delta belongs to other weights), NotMergeable (an adapter that cannot be
     folded into weights), CannotExport (PEFT has no equal).
     """
     path = run / DELTA if run.is_dir() else run
     if not path.is_file():
         raise NoRun(f"{path} does not exist; a finished run directory or a delta file was expected.")
+    target = out or path.with_name("peft" if form == "peft" else "merged.safetensors")
+    for written in [target / name for name in PEFT_FILES] if form == "peft" else [target]:
+        check_target(written, overwrite)
+    if file is None and (run / run_directory.CONFIG).is_file():
+        known = run_directory.finished(run)["weights"]
+        file = known and Path(known)
     delta, metadata = weights.load_delta(path)
     adapter = metadata.get("adapter")
     classes = int(metadata.get("classes", 1))
     name = str(metadata.get("base", ""))
-    base = assemble.load_base(name, classes=classes, seed=0, dtype="float32", file=file)
+    base = assemble.load_base(
+        name, classes=classes, seed=int(metadata.get("seed", 0)), dtype="float32", file=file
+    )
     weights.check_base(metadata, base.params)
     base = assemble.for_prompt(base, str(metadata.get("prompt", "box")), classes)
     merged = assemble.with_adapter(base, adapter).merge(base.params, delta)
     if form == "peft":
-        folder = out or path.with_name("peft")
         parts = list(_parts(adapter or {}, delta))
         updates = dict(update for part in parts for update in low_rank_updates(*part))
         tuned = {path.split("/")[0] for part in parts for path in tuned_modules(*part)}
-        modules = save_peft(folder, updates, merged, name, tuned)
+        modules = save_peft(target, updates, merged, name, tuned)
         whole = f" and the whole of {', '.join(sorted(tuned))}" if tuned else ""
-        return folder, f"PEFT adapter of {len(modules)} Linear layers of {name}{whole}, in its original names"
-    target = out or path.with_name("merged.safetensors")
+        return target, f"PEFT adapter of {len(modules)} Linear layers of {name}{whole}, in its original names"
     recorded = {"base": name, "adapter": json.dumps(adapter), "delta_sha256": sha256_of(path)}
     weights.save_torch(target, merged, recorded)
     return target, f"{name} with the delta merged, in the original names"

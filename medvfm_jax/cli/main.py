@@ -7,17 +7,15 @@ A command is a module of this folder with a dataclass `<Command>Args` that tyro 
 import contextlib
 import difflib
 import importlib
-import io
 import os
-import re
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from medvfm_jax import __version__, cpu
 from medvfm_jax.cli import console
+from medvfm_jax.cli.arguments import parse
 from medvfm_jax.cli.errors import BAD_USAGE, BadUsage, describe
 
 COMMANDS = {
@@ -85,39 +83,6 @@ def _dispatch(arguments: list[str]) -> int:
     cpu.tune()
     _use_compilation_cache()
     return int(module.run(parsed) or 0)
-
-
-def parse(args_type: Any, arguments: Sequence[str], program: str) -> Any:
-    """The arguments as `args_type`, or None when help was asked for and printed; raises `BadUsage`."""
-    import tyro
-
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            return tyro.cli(
-                args_type, args=list(arguments), prog=program, config=(tyro.conf.FlagCreatePairsOff,)
-            )
-    except SystemExit as leave:
-        if not leave.code:
-            return None
-        raise BadUsage(f"{_complaint_sentence(complaint.getvalue())}; see `{program} --help`") from None
-
-
-def _complaint_sentence(text: str) -> str:
-    """The first statement inside tyro's framed message, without the frame and its title."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
-    blocks: list[list[str]] = [[]]
-    for line in text.splitlines():
-        titled = line.lstrip()[:1] in ("\u256d", "\u250c")  # the title stands in the frame's upper edge
-        body = re.sub(r"[\u2500-\u257f]", " ", line).strip()
-        if titled or not body or set(body) == {"-"}:
-            blocks.append([])
-        else:
-            blocks[-1].append(body)
-    statements = [console.one_line(" ".join(block)) for block in blocks if block]
-    title_apart = text.lstrip()[:1] not in ("\u256d", "\u250c")
-    statements = statements[1:] if title_apart and len(statements) > 1 else statements
-    return statements[0].rstrip(".") if statements else "the arguments could not be parsed"
 
 
 def _use_compilation_cache() -> None:

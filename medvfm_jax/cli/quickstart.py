@@ -48,9 +48,6 @@ class QuickstartArgs:
 def run(args: QuickstartArgs) -> int:
     """Score, adapt, score, report."""
     start = time.monotonic()
-    lines = Console(file=sys.stderr if console.json_mode() else sys.stdout, highlight=False, soft_wrap=True)
-    lines.print(f"{MODEL} on {mni152.NAME}: {mni152.NOTE}", markup=False)
-    zero_shot = _once(args.out / ZERO_SHOT, lambda: _zero_shot(args, lines))
     config = AdaptConfig(
         data=mni152.NAME,
         model=MODEL,
@@ -64,6 +61,10 @@ def run(args: QuickstartArgs) -> int:
         seed=args.seed,
         offline=args.offline,
     )
+    _refuse_other_settings(args)
+    lines = Console(file=sys.stderr if console.json_mode() else sys.stdout, highlight=False, soft_wrap=True)
+    lines.print(f"{MODEL} on {mni152.NAME}: {mni152.NOTE}", markup=False)
+    zero_shot = _once(args.out / ZERO_SHOT, lambda: _zero_shot(args, lines))
     if not (config.out / run_directory.DELTA).exists():
         with ProgressDisplay(lines.file, "adapt") as display:
             adapt(config, display)
@@ -88,6 +89,22 @@ def run(args: QuickstartArgs) -> int:
     )
     console.result({"report": page, ZERO_SHOT: _summary(zero_shot), ADAPTED: _summary(adapted)}, text)
     return 0
+
+
+def _refuse_other_settings(args: QuickstartArgs) -> None:
+    """What is there already was made with the same settings, or nothing is done. Raises RunExists."""
+    scores, settings = args.out / ZERO_SHOT / run_directory.SCORES, args.out / ADAPTED / run_directory.CONFIG
+    before = {}
+    if scores.exists():
+        before["seed"] = run_directory.read_json(scores)["provenance"]["seed"]
+    if settings.exists():
+        before |= {name: run_directory.read_json(settings)[name] for name in ("seed", "steps")}
+    for name, value in before.items():
+        if value != getattr(args, name):
+            raise run_directory.RunExists(
+                f"{args.out} was started with --{name} {value}, now it is {getattr(args, name)}; go on with the "
+                "same, or choose another --out."
+            )
 
 
 def _zero_shot(args: QuickstartArgs, lines: Console) -> dict[str, Any]:
@@ -130,4 +147,5 @@ def _summary(scores: dict[str, Any]) -> dict[str, Any]:
 
 def _dice(scores: dict[str, Any]) -> str:
     row = _summary(scores)
-    return f"{row['mean']:.3f} (95 % interval {row['low']:.3f} to {row['high']:.3f}, n = {row['n']})"
+    between = "" if row["low"] is None else f"95 % interval {row['low']:.3f} to {row['high']:.3f}, "
+    return f"{row['mean']:.3f} ({between}n = {row['n']})"

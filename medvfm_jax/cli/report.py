@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -21,7 +22,7 @@ class ReportArgs:
     Example: medvfm report runs/unet runs/samed --out comparison.html
     """
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
+    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN...")]
     """Run directories, or files with scores written by evaluate."""
     out: Path | None = None
     """File to write; by default report.html in the run, or comparison.html beside the first of several."""

@@ -1,19 +1,22 @@
 """`medvfm segment`: masks of images nobody has labelled."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import tyro
+from rich.console import Console
 
 from medvfm_jax.cli import console
 from medvfm_jax.cli.errors import BadUsage
+from medvfm_jax.cli.mask_targets import check_fits, targets_of
 from medvfm_jax.images import Image, Query, read, write_mask
-from medvfm_jax.images.reading import stem_of
-from medvfm_jax.images.writing import MASK_SUFFIXES, write_npz
-from medvfm_jax.train import run_directory
+from medvfm_jax.images.writing import write_npz
+from medvfm_jax.train.progress import tracked
 from medvfm_jax.train.segment import Segmented, Segmenter, load_segmenter
 
 Box = tuple[float, float, float, float]
@@ -33,7 +36,7 @@ class SegmentArgs:
     numbers are the classes of the data the delta was trained on.
     """
 
-    images: tyro.conf.Positional[tuple[Path, ...]]
+    images: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE...")]
     """Images to segment: PNG, JPEG, TIFF, NIfTI, .npy, DICOM."""
     out: Path
     """Mask to write, on the image's own grid; for several images a folder."""
@@ -42,7 +45,7 @@ class SegmentArgs:
     delta: Path | None = None
     """Delta (safetensors) to use with the model it was made for."""
     run: Path | None = None
-    """Run directory whose delta is used."""
+    """Run directory whose delta, base weights and number format are used."""
     box: tyro.conf.UseAppendAction[tuple[Box, ...]] = ()
     """X0 Y0 X1 Y1 around an object; may be given several times."""
     point: tyro.conf.UseAppendAction[tuple[Point, ...]] = ()
@@ -64,24 +67,68 @@ class SegmentArgs:
 def run(args: SegmentArgs) -> int:
     """Check everything that can be checked, then segment one image after the other."""
     queries = _queries(args)
-    targets = _targets(args)
-    images = [read(path) for path in args.images]
-    delta = args.delta if args.run is None else args.run / run_directory.DELTA
+    if args.delta is not None and args.run is not None:
+        raise BadUsage("give either --run or --delta")
+    targets = targets_of(args.images, args.out, args.logits, overwrite=args.overwrite)
+    images = _read(args.images)
     segmenter = load_segmenter(
-        args.model, delta, weights=args.weights, offline=args.offline, multimask=args.multimask
+        args.model,
+        args.delta,
+        run=args.run,
+        weights=args.weights,
+        offline=args.offline,
+        multimask=args.multimask,
     )
-    if args.point and "point" not in segmenter.prompts and delta is None:
+    for image, target in zip(images, targets, strict=True):
+        segmenter.check(image, queries, args.index)
+        check_fits(target, image)
+        if args.logits is not None and segmenter.semantic and image.is_volume:
+            raise BadUsage("a volume segmented without prompts has no logits to write; leave out --logits")
+    _warn(args, segmenter, images)
+    records = list(_each(segmenter, images, queries, targets, args))
+    console.result({"images": records}, "\n".join(_describe(record) for record in records))
+    return 0
+
+
+def _read(paths: Sequence[Path]) -> list[Image]:
+    """Read every image, so that a bad one is known before work starts; of several keep the geometry alone."""
+    if len(paths) == 1:
+        return [read(paths[0])]
+    return [_outline(read(path)) for path in paths]
+
+
+def _outline(image: Image) -> Image:
+    """The image without its pixels: a folder of volumes need not fit into memory."""
+    return image._replace(array=np.broadcast_to(image.array.dtype.type(0), image.array.shape))
+
+
+def _warn(args: SegmentArgs, segmenter: Segmenter, images: Sequence[Image]) -> None:
+    if args.point and "point" not in segmenter.prompts:
+        what = args.model if args.delta is None and args.run is None else "this delta"
         console.warn(
-            f"{args.model} was trained with {' and '.join(segmenter.prompts)} prompts only; expect a poor mask "
+            f"{what} was trained with {' and '.join(segmenter.prompts)} prompts only; expect a poor mask "
             "from points, and give a --box instead"
         )
     for image in images:
-        segmenter.check(image, queries, args.index)
-    records = [
-        _one(segmenter, image, queries, target, args) for image, target in zip(images, targets, strict=True)
-    ]
-    console.result(records, "\n".join(_describe(record) for record in records))
-    return 0
+        if image.array.shape[-1] > 3:
+            console.warn(f"{image.path} has {image.array.shape[-1]} channels; the model sees the first three")
+
+
+def _each(
+    segmenter: Segmenter,
+    images: Sequence[Image],
+    queries: Sequence[Query],
+    targets: Sequence[Path],
+    args: SegmentArgs,
+) -> Iterator[dict[str, Any]]:
+    """Segment and write; progress over the images, or over the slices of the only one."""
+    lines = Console(file=sys.stderr, highlight=False)
+    if len(images) == 1:
+        slices = partial(tracked, title="segment", console=lines)
+        yield _one(segmenter, images[0], queries, targets[0], args, slices)
+        return
+    for image, target in tracked(list(zip(images, targets, strict=True)), "segment", lines):
+        yield _one(segmenter, read(image.path), queries, target, args, iter)
 
 
 def _queries(args: SegmentArgs) -> list[Query]:
@@ -96,52 +143,24 @@ def _queries(args: SegmentArgs) -> list[Query]:
     return [Query(None, points, labels)] if args.point else []
 
 
-def _targets(args: SegmentArgs) -> list[Path]:
-    if not args.images:
-        raise BadUsage("there is no image to segment; give one or more files")
-    if args.delta is not None and args.run is not None:
-        raise BadUsage("give either --run or --delta")
-    single = len(args.images) == 1
-    if args.logits is not None and not (single and args.logits.suffix == ".npz"):
-        raise BadUsage("--logits takes a file ending in .npz and works with one image")
-    if single and args.out.name.lower().endswith(MASK_SUFFIXES):
-        targets = [args.out]
-    elif args.out.suffix and not args.out.is_dir() and single:
-        raise BadUsage(f"--out {args.out}: masks are written as {', '.join(MASK_SUFFIXES)}")
-    else:
-        targets = [args.out / f"{stem_of(path)}{_mask_suffix(path)}" for path in args.images]
-    twice = [path for path in targets if targets.count(path) > 1]
-    if twice:
-        raise BadUsage(f"two images would be written to {twice[0]}; segment them one by one")
-    written = [*targets, *([args.logits] if args.logits is not None else [])]
-    same = [path for path in written if path.resolve() in {image.resolve() for image in args.images}]
-    if same:
-        raise BadUsage(f"{same[0]} is an image to segment; choose another --out")
-    there = [path for path in written if path.exists()]
-    if there and not args.overwrite:
-        raise BadUsage(f"{there[0]} exists; add --overwrite to replace it, or choose another --out")
-    return targets
-
-
-def _mask_suffix(path: Path) -> str:
-    volume = path.is_dir() or path.name.lower().endswith((".nii", ".nii.gz", ".dcm", ".ima"))
-    return ".nii.gz" if volume else ".npy" if path.suffix.lower() == ".npy" else ".png"
-
-
 def _one(
-    segmenter: Segmenter, image: Image, queries: Sequence[Query], target: Path, args: SegmentArgs
+    segmenter: Segmenter,
+    image: Image,
+    queries: Sequence[Query],
+    target: Path,
+    args: SegmentArgs,
+    track: Callable[[Sequence[int]], Iterable[int]],
 ) -> dict[str, Any]:
-    found = segmenter(image, queries, args.index)
+    found = segmenter(image, queries, args.index, track)
     write_mask(target, found.labels, image)
     if args.logits is not None:
-        if found.logits is None:
-            raise BadUsage("a volume segmented without prompts has no logits to write; leave out --logits")
         write_npz(args.logits, _arrays(found))
     values, counts = np.unique(found.labels[found.labels > 0], return_counts=True)
     return {
         "image": image.path,
         "mask": target,
         "pixels": {int(value): int(count) for value, count in zip(values, counts, strict=True)},
+        "labels": segmenter.labels,
         "iou": None if found.iou is None else found.iou,
         "logits": args.logits,
     }
@@ -153,8 +172,9 @@ def _arrays(found: Segmented) -> dict[str, np.ndarray]:
 
 
 def _describe(record: dict[str, Any]) -> str:
-    pixels = ", ".join(f"{value}: {count:,}" for value, count in record["pixels"].items()) or "nothing found"
+    names = {value: f" ({name})" for value, name in record["labels"].items()}
+    pixels = ", ".join(f"{value}{names.get(value, '')}: {n:,}" for value, n in record["pixels"].items())
     rated = (
         "" if record["iou"] is None else "; rated IoU " + ", ".join(f"{v:.2f}" for v in record["iou"].max(1))
     )
-    return f"{record['mask']}  pixels {pixels}{rated}"
+    return f"{record['mask']}  pixels {pixels or 'nothing found'}{rated}"

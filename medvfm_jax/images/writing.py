@@ -84,7 +84,9 @@ def write_atomically(path: Path, content: bytes) -> None:
     except OSError as error:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
-        raise BadImage(f"{path} cannot be written ({error.strerror or error}).") from error
+        raise BadImage(
+            f"{path} cannot be written ({error.strerror or error}); free space or choose another place."
+        ) from error
     except BaseException:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)

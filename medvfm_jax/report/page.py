@@ -11,13 +11,22 @@ from medvfm_jax.report.run_record import NothingToReport, RunRecord, load
 from medvfm_jax.report.style import CSS, SCRIPT
 from medvfm_jax.report.tables import conditions, paired_differences, side_by_side
 from medvfm_jax.report.words import is_number, text
+from medvfm_jax.types import MedvfmError
+
+_MARK = "medvfm report</title>"  # near the beginning of every page
+_MARK_WITHIN = 1 << 16  # bytes
+
+
+class NoPlaceForReport(MedvfmError):
+    """The report would replace a file that is no report, or cannot be written."""
 
 
 def write(runs: Sequence[Path], out: Path | None = None) -> Path:
     """Write the report on one run, or on several side by side; returns the file.
 
     runs: run directories or files with scores. out: by default report.html in the run directory, or
-    comparison.html beside the first of several. The file is replaced as a whole. Raises NothingToReport.
+    comparison.html beside the first of several. An earlier report is replaced as a whole, nothing else ever is.
+    Raises NothingToReport, and NoPlaceForReport if the file is no report or cannot be written.
     """
     if not runs:
         raise NothingToReport("There is nothing to report on; give at least one run directory.")
@@ -27,6 +36,7 @@ def write(runs: Sequence[Path], out: Path | None = None) -> Path:
         out = first.resolve().parent / "comparison.html"
     elif out is None:
         out = first / "report.html" if first.is_dir() else first.with_suffix(".html")
+    _refuse_foreign(Path(out))
     _replace(Path(out), render(records))
     return Path(out)
 
@@ -53,7 +63,7 @@ def render(runs: Sequence[RunRecord]) -> str:
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="{policy}">
-<title>{text(title)}, medvfm report</title>
+<title>{text(title)}, {_MARK}
 <style>{CSS}</style>
 </head>
 <body>
@@ -140,12 +150,30 @@ def _distinct(runs: Sequence[RunRecord]) -> list[RunRecord]:
     ]
 
 
+def _refuse_foreign(path: Path) -> None:
+    """Raise NoPlaceForReport if the file exists and is no report."""
+    if path.is_dir():
+        raise NoPlaceForReport(f"{path} is a folder; give --out a file name that ends in .html.")
+    if path.exists():
+        with open(path, "rb") as file:
+            if _MARK.encode() not in file.read(_MARK_WITHIN):
+                raise NoPlaceForReport(
+                    f"{path} exists and is no report, so it is not replaced; choose another --out."
+                )
+
+
 def _replace(path: Path, content: str) -> None:
     """Write beside the target, then rename: a reader sees the old page or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(content, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_text(content, encoding="utf-8")
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise NoPlaceForReport(
+            f"The report cannot be written to {path} ({error.strerror or error}); free space or choose another "
+            "--out."
+        ) from error

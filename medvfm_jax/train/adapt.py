@@ -224,6 +224,7 @@ def _finish(run: _Run, state: TrainState, stopping: EarlyStopping, say: Callable
             "prompt": resolved["prompt"],
             "classes": resolved["classes"],
             "labels": resolved["labels"],
+            "channel_names": list(run.data.source.dataset.channel_names),
             "preset": run.config.adapter,
             "seed": run.config.seed,
         },

@@ -13,7 +13,7 @@ from medvfm_jax.models import catalog
 from medvfm_jax.models.model import Model
 from medvfm_jax.models.semantic import to_semantic
 from medvfm_jax.train.config import BadConfig
-from medvfm_jax.types import Delta, Params
+from medvfm_jax.types import Delta, ModelSpec, Params
 from medvfm_jax.weights import artifacts
 
 FROM_SCRATCH = "unet"
@@ -58,17 +58,27 @@ def load_base(
 
     Raises BadConfig for a model that gives features instead of masks, and what ``weights.load`` raises.
     """
+    spec_of(name)
     options = {"dtype": jnp.bfloat16} if dtype == "bfloat16" else {}
     if name == FROM_SCRATCH and file is None:
         model = catalog.build(name, classes=classes, **options)
         params = model.init(jax.random.key(seed))
     else:
         model, params = weights.load(name, file, offline=offline, **options)
-    if model.spec.task == "features":
+    return Base(model, params, artifacts.fingerprint(params))
+
+
+def spec_of(name: str) -> ModelSpec:
+    """What a model is, before its weights are fetched.
+
+    Raises UnknownModel, and BadConfig for a model that gives features instead of masks.
+    """
+    spec = catalog.build(weights.registry.model_of(name)).spec
+    if spec.task == "features":
         raise BadConfig(
             f"Model '{name}' gives features, not masks; choose one that segments, like lite-medsam."
         )
-    return Base(model, params, artifacts.fingerprint(params))
+    return spec
 
 
 def for_prompt(base: Base, prompt: str, classes: int) -> Base:

@@ -113,15 +113,7 @@ def _refuse_foreign(out: Path, folders_too: bool) -> None:
 
 
 def _run_record(config: EvaluateConfig) -> dict[str, Any] | None:
-    if config.run is None:
-        return None
-    record = run_directory.read_json(config.run / run_directory.CONFIG)
-    if not (config.run / run_directory.DELTA).is_file():
-        raise run_directory.RunError(
-            f"{config.run} has no {run_directory.DELTA}: the run has not ended; continue it with medvfm adapt "
-            "--resume and the settings it was started with."
-        )
-    return record
+    return None if config.run is None else run_directory.finished(config.run)
 
 
 def _same_data(config: EvaluateConfig, run: Mapping[str, Any] | None) -> bool:

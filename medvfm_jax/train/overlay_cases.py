@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from medvfm_jax.data import Dataset, LoadedCase
 from medvfm_jax.images.intensity import to_unit
+from medvfm_jax.images.writing import write_npz
 from medvfm_jax.train.case_prediction import pictures_of, planes_of
 
 Read = Callable[[str], tuple[LoadedCase, NDArray]]  # case name -> the case, its predicted class indices
@@ -45,10 +46,8 @@ def write_overlays(
             case, prediction = read(row["case"])
             image, reference, predicted = slice_to_show(dataset, case, prediction, value)
             safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in f"{label}_{rank}_{row['case']}")
-            folder.mkdir(parents=True, exist_ok=True)
-            np.savez_compressed(
-                folder / f"{safe}.npz", image=image, reference=reference, prediction=predicted
-            )
+            arrays = {"image": image, "reference": reference, "prediction": predicted}
+            write_npz(folder / f"{safe}.npz", arrays)
             entries.append(
                 {
                     "case": row["case"],

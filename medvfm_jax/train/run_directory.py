@@ -71,11 +71,31 @@ def locked(folder: Path) -> Iterator[Path]:
 
 
 def refuse_existing(folder: Path, resume: bool) -> None:
-    """Raise RunExists if the folder holds a run that is not to be continued; a check before any slow work."""
-    if (folder / CONFIG).exists() and not resume:
-        raise RunExists(
-            f"{folder} already holds a run; add --resume to continue it, or choose another --out."
+    """A check before any slow work: nothing of the user's is written over.
+
+    Raises RunExists if the folder holds a run that is not to be continued, or files that belong to no run.
+    """
+    if (folder / CONFIG).exists():
+        if not resume:
+            raise RunExists(
+                f"{folder} already holds a run; add --resume to continue it, or choose another --out."
+            )
+        return
+    # Names with a dot are the lock and what a killed process was writing.
+    foreign = sorted(p.name for p in folder.iterdir() if p.name[0] != ".") if folder.is_dir() else []
+    if foreign:
+        raise RunExists(f"{folder} holds no run but other files ({foreign[0]}, ...); choose another --out.")
+
+
+def finished(folder: Path) -> dict[str, Any]:
+    """The settings of a run that has ended. Raises RunError if there is no run, or no delta yet."""
+    record = read_json(folder / CONFIG)
+    if not (folder / DELTA).is_file():
+        raise RunError(
+            f"{folder} has no {DELTA}: the run has not ended; continue it with medvfm adapt --resume and the "
+            "settings it was started with."
         )
+    return record
 
 
 def claim(folder: Path, config: Mapping[str, Any], resume: bool) -> bool:

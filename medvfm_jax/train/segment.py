@@ -1,6 +1,6 @@
 """`segment`: masks of pictures and volumes nobody has labelled, from boxes, clicks, or a prompt-free delta."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from medvfm_jax.images import Image, Query, check_query, make_prompts, plane, preprocess, restore, stack
 from medvfm_jax.images.geometry import slice_axis
 from medvfm_jax.images.intensity import volume_to_unit
-from medvfm_jax.train.assemble import Loaded, load_adapted, load_base, with_adapter
+from medvfm_jax.train import run_directory
+from medvfm_jax.train.assemble import Loaded, load_adapted, load_base, spec_of, with_adapter
 from medvfm_jax.train.config import BadConfig
-from medvfm_jax.types import Prediction
+from medvfm_jax.types import Prediction, PromptKind
 
 
 class Segmented(NamedTuple):
@@ -37,34 +38,61 @@ class Segmenter:
     """
 
     def __init__(self, loaded: Loaded, *, multimask: bool = False):
-        self._spec, self._weights = loaded.base.model.spec, (loaded.base.params, loaded.delta)
+        self._spec, self._weights = loaded.base.model.spec, (loaded.base.params, jax.device_put(loaded.delta))
+        self._trained = loaded.metadata or {}
         options = {"multimask": True} if multimask else {}
         self._apply = jax.jit(lambda *inputs: loaded.adapted.apply(*inputs, **options))
 
     @property
-    def prompts(self) -> tuple[str, ...]:
-        """Kinds of prompts the base weights were trained for."""
-        return self._spec.prompts
+    def prompts(self) -> tuple[PromptKind, ...]:
+        """Kinds of prompts the base weights, or the delta, were trained for."""
+        kinds: dict[str, tuple[PromptKind, ...]] = {
+            "mixed": ("box", "point"),
+            "box": ("box",),
+            "point": ("point",),
+        }
+        learned = kinds.get(self._trained.get("prompt", ""), ())
+        return (*self._spec.prompts, *(kind for kind in learned if kind not in self._spec.prompts))
+
+    @property
+    def labels(self) -> dict[int, str]:
+        """Names of the numbers in a mask of a prompt-free model, background included; {} with prompts."""
+        return (
+            {index: name for name, index in self._trained.get("labels", {}).items()} if self.semantic else {}
+        )
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Names of the channels the delta was trained on, () where nobody named them; "CT" means Hounsfield."""
+        return tuple(self._trained.get("channel_names", ()))
 
     @property
     def semantic(self) -> bool:
         """Whether the model takes no prompts."""
         return self._spec.task == "semantic"
 
-    def __call__(self, image: Image, queries: Sequence[Query] = (), index: int | None = None) -> Segmented:
+    def __call__(
+        self,
+        image: Image,
+        queries: Sequence[Query] = (),
+        index: int | None = None,
+        track: Callable[[Sequence[int]], Iterable[int]] = iter,
+    ) -> Segmented:
         """Picture or volume, prompts in its pixels -> masks.
 
-        Without prompts every slice of a volume is segmented; with prompts the slice ``index``. Raises BadConfig
-        if the model needs prompts and there are none, or the other way round, or if a volume comes without a
-        slice; BadPrompt for prompts outside the picture.
+        Without prompts every slice of a volume is segmented, one after the other as ``track`` gives their
+        numbers back (to show progress); with prompts the slice ``index``. Raises BadConfig if the model needs
+        prompts and there are none, or the other way round, or if a volume comes without a slice, or with other
+        channels than the delta was trained on; BadPrompt for prompts outside the picture.
         """
         self.check(image, queries, index)
         if not image.is_volume:
             return self._picture(image.array, queries)
         axis = slice_axis(image)
-        scaled = volume_to_unit(image.array)
+        scaled = volume_to_unit(image.array, self.channels)
         if self.semantic:
-            masks = [self._picture(plane(scaled, axis, i), ()).labels for i in range(image.grid[axis])]
+            numbers = track(range(image.grid[axis]))
+            masks = [self._picture(plane(scaled, axis, i), ()).labels for i in numbers]
             return Segmented(stack(masks, image))
         found = self._picture(plane(scaled, axis, index), queries)
         labels = [np.zeros_like(found.labels)] * image.grid[axis]
@@ -73,7 +101,12 @@ class Segmenter:
 
     def check(self, image: Image, queries: Sequence[Query], index: int | None) -> None:
         """Raise for prompts that do not fit the model or the image; see ``__call__``."""
-        name = self._spec.name
+        name, count = self._spec.name, image.array.shape[-1]
+        if len(self.channels) > 1 and count != len(self.channels):
+            raise BadConfig(
+                f"{image.path} has {count} channels; the delta was trained on {len(self.channels)} "
+                f"({', '.join(self.channels)})."
+            )
         if self.semantic and queries:
             raise BadConfig("This delta segments without prompts; leave out --box and --point.")
         if not self.semantic and not queries:
@@ -112,23 +145,29 @@ def load_segmenter(
     model: str | None = None,
     delta: Path | None = None,
     *,
+    run: Path | None = None,
     weights: Path | None = None,
     dtype: str = "float32",
     offline: bool = False,
     multimask: bool = False,
 ) -> Segmenter:
-    """A model as it is, or with a delta (then ``model`` may be left out); weights: file of the base weights.
+    """A model as it is, or with a delta (then ``model`` may be left out), or that of a run directory.
 
-    Raises BadConfig if there is neither, or for a model that gives no masks as it is.
+    weights: file of the base weights; a run knows its own, and its number format. Raises BadConfig if there is
+    nothing to load, or for a model that gives no masks as it is; RunError for a run that has not ended.
     """
+    if run is not None:
+        record = run_directory.finished(run)
+        delta, dtype = run / run_directory.DELTA, record["dtype"]
+        weights = weights or (record["weights"] and Path(record["weights"]))
     if delta is not None:
         loaded = load_adapted(delta, model=model, dtype=dtype, file=weights, offline=offline)
     elif model is None:
         raise BadConfig("Segmenting needs --run RUN, --delta FILE or --model NAME.")
     else:
-        base = load_base(model, classes=2, seed=0, dtype=dtype, file=weights, offline=offline)
-        if base.model.spec.task != "promptable":
+        if spec_of(model).task != "promptable":
             raise BadConfig(f"{model} as it is gives no masks; adapt it first and give its --run.")
+        base = load_base(model, classes=2, seed=0, dtype=dtype, file=weights, offline=offline)
         loaded = Loaded(base, with_adapter(base, None), {}, None)
     if multimask and loaded.base.model.spec.task != "promptable":
         raise BadConfig(

@@ -78,7 +78,9 @@ def port_file(file: Path | str, target_shapes: Mapping[str, Any]) -> dict[str, A
     """
     state, metadata = read_state(file)
     if metadata.get("format") == OWN_FORMAT:
-        return _own(state, target_shapes, str(file))
+        return _own(
+            state, target_shapes, f"{file} (parameters of {metadata.get('model', 'an unnamed model')})"
+        )
     return to_jax(choose(state), state, target_shapes, where=str(file))
 
 

@@ -224,7 +224,7 @@ def fetch(
     elif offline:
         raise FetchError(
             f"The weights '{name}' are not in the cache ({target.parent}) and offline use forbids fetching "
-            f"them; fetch them once online (medvfm weights get {name}) or pass the file with --from."
+            f"them; fetch them once online (medvfm weights get {name}), or a file you have with --from."
         )
     else:
         download(found.source, target, sha256=expected, size=found.size, progress=progress)

@@ -1,6 +1,8 @@
 """Read and write safetensors files with string metadata; written whole or not at all."""
 
 import json
+import os
+import re
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +23,8 @@ def read(path: Path | str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         with safe_open(path, framework="numpy") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, TypeError) as error:
-        raise BadCheckpoint(f"{path}: cannot be read as safetensors ({error}).") from error
+        reason = "no such file" if isinstance(error, FileNotFoundError) else error  # theirs repeats the path
+        raise BadCheckpoint(f"{path}: cannot be read as safetensors ({reason}).") from error
 
 
 def read_metadata(path: Path | str) -> dict[str, str]:
@@ -44,9 +47,18 @@ def write(path: Path | str, arrays: Mapping[str, np.ndarray], metadata: Mapping[
     path = Path(path)
     tensors = {key: np.ascontiguousarray(value) for key, value in arrays.items()}
     with temporary(path) as part:
-        save_file(tensors, part, metadata=dict(metadata))
+        try:
+            save_file(tensors, part, metadata=dict(metadata))
+        except SafetensorError as error:
+            raise _from_the_system(error) from error
         _sort_metadata(part)
         publish(part, path)
+
+
+def _from_the_system(error: SafetensorError) -> Exception:
+    """What the system said (a full disk), which safetensors wraps into an error of its own."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1]))) if found else error
 
 
 def _sort_metadata(path: Path) -> None:

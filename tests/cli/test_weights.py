@@ -35,7 +35,7 @@ def test_list(capsys):
     assert "lite-medsam" in out
     assert "Apache-2.0" in out
     code, out, _ = run(capsys, "list", "--json")
-    first = json.loads(out)[0]
+    first = json.loads(out)["weights"][0]
     assert (first["name"], first["size"], first["cached"]) == ("lite-medsam", 39370479, None)
 
 

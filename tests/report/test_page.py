@@ -226,24 +226,35 @@ def test_no_runs_or_a_wrong_one_write_nothing(run, tmp_path):
 
 
 def test_a_page_replaces_another_as_a_whole_or_not_at_all(run, monkeypatch):
-    old = run / "report.html"
-    old.write_text("the old page")
+    old = write([run])
+    content = old.read_text(encoding="utf-8") + "<!-- the old page -->"
+    old.write_text(content, encoding="utf-8")
     before = {path.name for path in run.iterdir()}
 
     def full_disk(source, target):
         assert source.read_text(encoding="utf-8").endswith("</html>\n")  # written out before the exchange
-        assert old.read_text() == "the old page"
+        assert old.read_text(encoding="utf-8") == content
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
         patched.setattr(page.os, "replace", full_disk)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(page.NoPlaceForReport, match=r"cannot be written to .*No space left"):
             write([run])
-    assert old.read_text() == "the old page"
+    assert old.read_text(encoding="utf-8") == content
     assert {path.name for path in run.iterdir()} == before
     write([run])
-    assert old.read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert old.read_text(encoding="utf-8") == content.removesuffix("<!-- the old page -->")
     assert {path.name for path in run.iterdir()} == before
+
+
+def test_a_file_that_is_no_report_is_never_replaced(run, tmp_path):
+    mine = tmp_path / "mine.html"
+    mine.write_text("<!doctype html><title>my page</title>")
+    with pytest.raises(page.NoPlaceForReport, match=r"mine\.html exists and is no report"):
+        write([run], mine)
+    assert mine.read_text() == "<!doctype html><title>my page</title>"
+    with pytest.raises(page.NoPlaceForReport, match="is a folder"):
+        write([run], tmp_path)
 
 
 def test_a_page_is_no_more_public_than_other_files_of_the_user(run):
