@@ -1,0 +1,1 @@
+"""Differential privacy in a federation: mechanisms, accounting and empirical checks."""

@@ -1,0 +1,82 @@
+"""Central client-level differential privacy: clipped updates, uniform weights, fixed divisor, noise once.
+
+The choices belong together. Uniform weights make the sensitivity of the sum the clip itself; a public, fixed
+divisor (rate × population, not the number that came) lets the divisor reveal nothing; noise is added once, to
+the sum. Dividing by the number that came, or weighting by sample counts, voids the guarantee. Clip what the
+server will really sum: after a codec has decoded, never before it encodes.
+
+The noise is `jax.random.normal` in float32. That is right for studying utility and for trusted servers; the gaps
+between floating-point numbers can leak (Mironov, CCS 2012), which the integer noise of `discrete` avoids.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from medvfm_jax.federated.privacy.errors import BadPrivacy
+from medvfm_jax.federated.records import Privacy, Tree
+
+
+def noisy_mean(total: Tree, bound: Array | float, privacy: Privacy, key: Array) -> Tree:
+    """Sum of clipped updates -> (sum + N(0, (z C)² I)) / (q N), leaf by leaf; std per entry z C / (q N).
+
+    `bound` is the C the updates were clipped to, q N is `privacy.expected_clients`, z is `update_multiplier`.
+    Call it once per round, also when nobody came: a round without noise would tell.
+    Source: McMahan et al., Learning Differentially Private Recurrent Language Models, ICLR 2018.
+    """
+    if not privacy.expected_clients > 0:
+        raise BadPrivacy(f"expected_clients is {privacy.expected_clients}; it must be above zero")
+    leaves, structure = jax.tree.flatten(total)
+    keys = jax.random.split(key, max(len(leaves), 1))
+    multiplier = update_multiplier(privacy)
+
+    def release(k: Array, x: Array) -> Array:
+        # In float32 at least: noise drawn in bfloat16 has 256 values per octave.
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        noise = jnp.asarray(bound, wide) * multiplier * jax.random.normal(k, x.shape, wide)
+        return ((x.astype(wide) + noise) / privacy.expected_clients).astype(x.dtype)
+
+    return jax.tree.unflatten(structure, [release(k, x) for k, x in zip(keys[: len(leaves)], leaves)])
+
+
+def clip_vote(norm: Array, bound: Array) -> Array:
+    """One participant's term of the clip count: () float32, +½ if its norm is within the bound, else -½.
+
+    The half is not decoration: with ±½ instead of 1 and 0, adding or removing a participant changes the sum by ½,
+    which is what makes the count a Gaussian mechanism with noise multiplier 2 σ_b. An absent client adds zero.
+    """
+    return jnp.where(norm <= bound, 0.5, -0.5).astype(jnp.float32)
+
+
+def next_bound(bound: Array, votes: Array, privacy: Privacy, key: Array) -> Array:
+    """Bound () and sum of `clip_vote` () -> next bound (): C exp(-η (b̃ - γ)), b̃ = ½ + (votes + N(0, σ_b²)) / (q N).
+
+    γ, η, σ_b are `privacy.adapt`; without it the bound stays.
+    Source: Andrew et al., Differentially Private Learning with Adaptive Clipping, NeurIPS 2021, algorithm 1.
+    """
+    if privacy.adapt is None:
+        return bound
+    noise = privacy.adapt.bit_noise * jax.random.normal(key, votes.shape, bound.dtype)
+    share = 0.5 + (votes + noise) / privacy.expected_clients
+    return bound * jnp.exp(-privacy.adapt.rate * (share - privacy.adapt.quantile))
+
+
+def update_multiplier(privacy: Privacy) -> float:
+    """Noise multiplier of the updates; (z⁻² - (2 σ_b)⁻²)^(-1/2) if the clip count takes its part of the budget.
+
+    Updates and count together then cost what `privacy.noise_multiplier` z says, which is all the accountant needs.
+    Raises BadPrivacy if the count alone uses more than that.
+    """
+    z = privacy.noise_multiplier
+    if z < 0 or not math.isfinite(z):
+        raise BadPrivacy(f"noise_multiplier is {z}; it must be a number of at least zero")
+    if privacy.adapt is None or z == 0:
+        return z
+    if 2 * privacy.adapt.bit_noise <= z:
+        raise BadPrivacy(
+            f"the noise on the clip count, bit_noise {privacy.adapt.bit_noise:g} clients, is too small for noise "
+            f"multiplier {z:g}; it must be above {z / 2:g}"
+        )
+    return 1 / math.sqrt(z**-2 - (2 * privacy.adapt.bit_noise) ** -2)
