@@ -59,3 +59,13 @@ def test_the_python_of_the_readme_differentiates():
     two = jax.tree.map(lambda x: jnp.stack([x, x]), scope["delta"])
     norms = [float(jnp.abs(g).max()) for g in jax.tree.leaves(jax.jit(scope["cohort"])(two, *batch))]
     assert max(norms) > 0
+
+
+def test_the_python_of_the_adapter_guide_gives_a_working_adapter():
+    code = re.search(
+        r"```python\n(.*?)```", (ROOT / "docs/own-adapter.md").read_text(encoding="utf-8"), re.DOTALL
+    )[1]
+    scope = {}
+    exec(compile(code, "own-adapter.md", "exec"), scope)
+    assert scope["delta"]["gate"]
+    assert all(path.endswith("/mlp") for path in scope["delta"]["gate"])
