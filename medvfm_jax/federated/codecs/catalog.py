@@ -1,0 +1,125 @@
+"""Every codec by name, with what is guaranteed about it.
+
+``make_codec("top_k", fraction=0.05)`` builds one; ``guarantee("top_k", update, fraction=0.05)`` states its constants
+for an update of these shapes, from which step sizes follow (``feedback.diana_rate``, ``feedback.ef21_step``).
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from medvfm_jax.federated.codecs.compose import InvalidCodec, identity
+from medvfm_jax.federated.codecs.low_rank import powersgd
+from medvfm_jax.federated.codecs.one_bit import drive, scaled_sign
+from medvfm_jax.federated.codecs.quantise import int4, int8, natural, qsgd, uniform
+from medvfm_jax.federated.codecs.rotation import block_size, rotated
+from medvfm_jax.federated.codecs.sketch import count_sketch
+from medvfm_jax.federated.codecs.sparse import kept, rand_k, top_k
+from medvfm_jax.federated.records import Codec, Tree
+
+
+class Guarantee(NamedTuple):
+    """Constants that hold for every update of given shapes, in expectation over the key.
+
+    omega: the codec is unbiased and E|Q(x) - x|^2 <= omega |x|^2; None for a biased codec.
+    delta: E|C(x) - x|^2 <= (1 - delta) |x|^2, where C is the codec itself if it is biased, and
+        ``scaled(codec, 1 / (1 + omega))`` if it is not.
+    """
+
+    omega: float | None
+    delta: float
+
+
+class Entry(NamedTuple):
+    """A codec of the catalogue: its factory, default options, and the guarantee for a vector of d >= 1 entries."""
+
+    make: Callable[..., Codec]
+    options: dict[str, Any]
+    guarantee: Callable[..., Guarantee]  # (d, **options)
+    whole: bool = False  # sees the update as one vector instead of leaf by leaf
+
+
+def make_codec(name: str, **options: Any) -> Codec:
+    """Build a codec of ``CODECS``; options that are not given have the catalogue's defaults.
+
+    Raises:
+        InvalidCodec: an unknown name or option, or a value with which the codec cannot work.
+    """
+    entry = _entry(name, options)
+    return entry.make(**entry.options | options)
+
+
+def guarantee(name: str, like: Tree, **options: Any) -> Guarantee:
+    """Constants of a codec of ``CODECS`` for updates of the shapes of ``like``: those of its worst leaf."""
+    entry = _entry(name, options)
+    sizes = [x.size for x in jax.tree.leaves(like) if x.size]
+    sizes = [sum(sizes)] if entry.whole else sizes
+    each = [entry.guarantee(d, **entry.options | options) for d in sizes] or [_unbiased(0.0)]
+    omegas = [g.omega for g in each if g.omega is not None]
+    return Guarantee(max(omegas) if omegas else None, min(g.delta for g in each))
+
+
+def _entry(name: str, options: dict[str, Any]) -> Entry:
+    if name not in CODECS:
+        raise InvalidCodec(f"there is no codec {name!r}; the codecs are {', '.join(CODECS)}")
+    entry = CODECS[name]
+    unknown = sorted(options.keys() - entry.options.keys())
+    if unknown:
+        raise InvalidCodec(
+            f"codec {name} has no option {unknown[0]!r}; it has {', '.join(entry.options) or 'none'}"
+        )
+    return entry
+
+
+def _unbiased(omega: float) -> Guarantee:
+    return Guarantee(omega, 1 / (1 + omega))
+
+
+def _rand_k(d: int, fraction: float) -> Guarantee:
+    return _unbiased(d / kept(fraction, d) - 1)
+
+
+def _uniform(d: int, bits: int) -> Guarantee:
+    return _unbiased(0.0 if d == 1 else d / (2 * (2**bits - 1) ** 2))
+
+
+def _qsgd(d: int, levels: int) -> Guarantee:
+    return _unbiased(0.0 if d == 1 else min(d / levels**2, math.sqrt(d) / levels))
+
+
+def _rotated(d: int, bits: int, largest_block: int) -> Guarantee:
+    block = block_size(d, 64 / bits, 1, largest_block)
+    return _unbiased(min(block / 2, 2 * math.log(2 * block) + 2) / (2**bits - 1) ** 2)
+
+
+def _drive(d: int, unbiased: bool, rounds: int, largest_block: int) -> Guarantee:
+    """Khintchine's inequality, E|y_i| >= |x| / sqrt(2 B) for random signs, bounds both scales.
+
+    For the least squares it is a proof; for the unbiased scale it needs that |y|_1 is concentrated.
+    """
+    del d, rounds, largest_block
+    return _unbiased(1.0) if unbiased else Guarantee(None, 0.5)
+
+
+CODECS: dict[str, Entry] = {
+    "identity": Entry(identity, {}, lambda d: _unbiased(0.0)),
+    "top_k": Entry(top_k, {"fraction": 0.01}, lambda d, fraction: Guarantee(None, kept(fraction, d) / d)),
+    "rand_k": Entry(rand_k, {"fraction": 0.01}, _rand_k),
+    "uniform": Entry(uniform, {"bits": 8}, _uniform),
+    "int8": Entry(int8, {}, lambda d: _uniform(d, 8)),
+    "int4": Entry(int4, {}, lambda d: _uniform(d, 4)),
+    "qsgd": Entry(qsgd, {"levels": 16}, _qsgd),
+    "natural": Entry(natural, {}, lambda d: _unbiased(1 / 8)),
+    "scaled_sign": Entry(scaled_sign, {}, lambda d: Guarantee(None, 1 / d)),
+    "powersgd": Entry(powersgd, {"rank": 4}, lambda d, rank: Guarantee(None, 0.0)),
+    "count_sketch": Entry(
+        count_sketch,
+        {"rows": 5, "columns": 1000, "seed": None},
+        lambda d, rows, columns, seed: _unbiased((d - 1) / columns),
+        whole=True,
+    ),
+    "rotated": Entry(rotated, {"bits": 4, "largest_block": 4096}, _rotated),
+    "drive": Entry(drive, {"unbiased": True, "rounds": 2, "largest_block": 4096}, _drive),
+}
