@@ -1,0 +1,40 @@
+"""FedDyn: a linear term per client aligns the local optima with the global one (Acar et al. 2021)."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from medvfm_jax.federated.local_training import Loss, local_steps
+from medvfm_jax.federated.records import Algorithm, Cohort, Report, Server, Shard, Tree
+from medvfm_jax.federated.tree_math import add, scale, subtract, zeros_like
+
+
+def feddyn(loss: Loss, optimizer: optax.GradientTransformation, alpha: float = 0.1) -> Algorithm:
+    """Clients minimise f_i(y) - <g_i, y> + alpha/2 |y - x|^2 and set g_i <- g_i - alpha (y_i - x).
+
+    Server: h <- h - alpha |S|/N mean_S (y_i - x); x <- mean_S y_i - h / alpha.  Clients count equally.
+    """
+
+    def client_update(
+        server: Server, linear: Tree, shard: Shard, step_mask: Array, key: Array
+    ) -> tuple[Tree, Report]:
+        def correct(grads: Tree, delta: Tree) -> Tree:
+            return add(subtract(grads, linear), scale(alpha, subtract(delta, server.delta)))
+
+        gradient = jax.value_and_grad(loss)
+        delta, value = local_steps(gradient, optimizer, server.delta, shard, step_mask, key, correct)
+        change = subtract(delta, server.delta)
+        return subtract(linear, scale(alpha, change)), Report(change, jnp.ones_like(value), value)
+
+    def aggregate(server: Server, mean: Tree, cohort: Cohort) -> Server:
+        h = subtract(server.state, scale(alpha * cohort.fraction, mean))
+        delta = subtract(add(server.delta, mean), scale(1 / alpha, h))
+        return server._replace(delta=delta, state=h)
+
+    return Algorithm(
+        lambda delta: (delta, zeros_like(delta)),
+        lambda delta, client_id: zeros_like(delta),
+        client_update,
+        aggregate,
+    )
