@@ -33,7 +33,8 @@ def match(pattern: str, paths: Iterable[str], what: str = "module that is called
         return found
     near = difflib.get_close_matches(pattern, paths, n=5, cutoff=0.0)
     raise NoSuchSite(
-        f"'{pattern}' matches no {what} among {len(paths)}; it must match a whole path. The nearest: {near}."
+        f"'{pattern}' matches no {what} among {len(paths)}; it must match a whole path. The nearest: "
+        f"{', '.join(near)}."
     )
 
 
@@ -106,7 +107,7 @@ def _check_exists(params: Params, path: str) -> None:
 def _no_parameters(params: Params, path: str) -> str:
     modules = sorted({module for module, _, _ in leaves_by_path(params["params"])})
     near = difflib.get_close_matches(path, modules, n=3, cutoff=0.0)
-    return f"the delta is for another model: it changes '{path}', which is not here; the nearest: {near}."
+    return f"the delta is for another model: it changes '{path}', which is not here; the nearest: {', '.join(near)}."
 
 
 def _keys(path: str) -> list[str]:

@@ -73,7 +73,8 @@ def spec_of(name: str) -> ModelSpec:
 
     Raises UnknownModel, and BadConfig for a model that gives features instead of masks.
     """
-    spec = catalog.build(weights.registry.model_of(name)).spec
+    options = {"classes": 2} if name == FROM_SCRATCH else {}  # any number would do
+    spec = catalog.build(weights.registry.model_of(name), **options).spec
     if spec.task == "features":
         raise BadConfig(
             f"Model '{name}' gives features, not masks; choose one that segments, like lite-medsam."

@@ -51,15 +51,16 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> dict[str
     profiles.get(config.profile)
     run = _run_record(config)
     source = _data(config, run)
+    out = scores_path(config, source, run)
+    # In a run directory the names are ours, and may be left from an evaluation that was interrupted.
+    _refuse_foreign(out, config.save_predictions and config.out is not None)
     names = getattr(source.split, config.split) if config.split != "all" else sorted(source.dataset.by_id)
     skipped: dict[str, str] = {}
     cases = _readable(source.dataset, names, skipped, config)
     subject = _subject(config, run, source)
     if "point" in subject.prompt and "point" not in subject.base.model.spec.prompts and not subject.delta:
         console.print(f"warning: {subject.name} was not trained with point prompts; scores will be poor")
-    out = scores_path(config, source, run)
-    # In a run directory the names are ours, and may be left from an evaluation that was interrupted.
-    _refuse_foreign(out, config.save_predictions and config.out is not None)
+    run_directory.make_folder(out.parent)
     predictor = Predictor(subject.adapted, subject.base.params, subject.delta, flips=config.flips)
     rows = []
     predictions = _beside(out, "predictions") if config.save_predictions else None
@@ -100,8 +101,7 @@ def scores_path(config: EvaluateConfig, source: SplitData, run: Mapping[str, Any
 def _refuse_foreign(out: Path, folders_too: bool) -> None:
     """Scores replace scores, and predictions those that belong to them; nothing else is ever overwritten."""
     if out.exists():
-        record = run_directory.read_json(out) if out.is_file() else None
-        if not isinstance(record, dict) or "metric_profile" not in record:
+        if not _holds_scores(out):
             raise run_directory.RunError(f"{out} exists and holds no scores; choose another --out.")
         return
     taken = [folder for folder in (_beside(out, "predictions"), _beside(out, "overlays")) if folder.exists()]
@@ -109,7 +109,14 @@ def _refuse_foreign(out: Path, folders_too: bool) -> None:
         raise run_directory.RunError(
             f"{taken[0]} exists, but no {out.name} it belongs to; choose another --out or move it away."
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _holds_scores(path: Path) -> bool:
+    try:
+        record = run_directory.read_json(path)
+    except run_directory.RunError:  # a folder, or other bytes
+        return False
+    return isinstance(record, dict) and "metric_profile" in record
 
 
 def _run_record(config: EvaluateConfig) -> dict[str, Any] | None:

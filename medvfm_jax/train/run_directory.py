@@ -141,6 +141,12 @@ def _remove_if_unused(folder: Path) -> None:
         folder.rmdir()
 
 
+def make_folder(folder: Path) -> None:
+    """Create a folder for results. Raises RunError."""
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
 def write_json(path: Path, record: Any) -> None:
     """Write JSON whole or not at all; NaN becomes null, because JSON has no word for it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

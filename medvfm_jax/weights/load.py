@@ -93,7 +93,11 @@ def fitting_models(file: Path | str) -> tuple[list[str], PortError | None]:
     state, metadata = read_state(file)
     own = metadata.get("format") == OWN_FORMAT
     table = choose(state)
-    for name in catalog.names() if own else FAMILIES[table.name]:
+    written_for = metadata.get("model")  # our own files say it; then its relatives are all that can fit
+    related = (
+        [names for names in FAMILIES.values() if written_for in names] if own else [FAMILIES[table.name]]
+    )
+    for name in related[0] if related else catalog.names():
         if name in UNTRAINED:
             continue
         targets = jax.eval_shape(catalog.build(name).init, jax.random.key(0))

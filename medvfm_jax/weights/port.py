@@ -60,11 +60,12 @@ def _listing(title: str, items: Sequence[str], candidates: Sequence[str]) -> str
     if not items:
         return ""
     lines = []
-    for item in items[:SHOWN]:
+    shown = SHOWN if len(items) <= 2 * SHOWN else 2  # of another model's many keys, few say enough
+    for item in items[:shown]:
         near = get_close_matches(item, candidates, n=1, cutoff=0.6)
         lines.append(item + (f" (nearest: {near[0]})" if near else ""))
-    if len(items) > SHOWN:
-        lines.append(f"... and {len(items) - SHOWN} more")
+    if len(items) > shown:
+        lines.append(f"... and {len(items) - shown} more")
     return f"{len(items)} {title}:\n  " + ",\n  ".join(lines)
 
 
