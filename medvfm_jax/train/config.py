@@ -47,7 +47,7 @@ class AdaptConfig:
     """Prompts per image and step, sampled from its labels or instances."""
     accumulate: int | None = None
     """Parts a batch is cut into to save memory; the gradient is the same. By default one image at a time on
-    CPU, which is also faster there, and whole batches elsewhere."""
+    CPU, which is also faster there, and whole batches elsewhere and for the U-Net."""
     learning_rate: float | None = None
     """Highest learning rate; the default depends on the adapter."""
     schedule: ScheduleName = "cosine"
@@ -147,8 +147,11 @@ class AdaptConfig:
         return _FROM_SCRATCH if self.model == "unet" else _LEARNING_RATE.get(self.adapter, _OTHER)
 
     def resolved_accumulate(self, backend: str) -> int:
-        """Parts of a batch, given or by the backend's name ("cpu", "gpu", "tpu")."""
-        return self.accumulate or (self.batch_size if backend == "cpu" else 1)
+        """Parts of a batch, given or by the backend's name ("cpu", "gpu", "tpu").
+
+        XLA's CPU backend does 3x3 convolutions many times slower inside a loop, so a U-Net gets whole batches.
+        """
+        return self.accumulate or (self.batch_size if backend == "cpu" and self.model != "unet" else 1)
 
     def warmup_steps(self) -> int:
         """Steps of the warm-up."""

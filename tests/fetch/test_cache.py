@@ -46,7 +46,9 @@ def test_publish_is_all_or_nothing(tmp_path):
 def test_full_disk_is_a_sentence(tmp_path):
     for folder, remedy in ((cache.cache_dir(), "set MEDVFM_CACHE"), (tmp_path, "choose another place")):
         with (
-            pytest.raises(cache.FetchError, match=rf"disk is full while writing .*/x; free space or {remedy}"),
+            pytest.raises(
+                cache.FetchError, match=rf"disk is full while writing .*/x; free space or {remedy}"
+            ),
             cache.temporary(folder / "x"),
         ):
             raise OSError(errno.ENOSPC, "No space left on device")

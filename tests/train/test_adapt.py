@@ -148,6 +148,7 @@ def prepared(monkeypatch, cells, tmp_path):
         ({"embeddings": "off"}, (None, "full")),
         ({"adapter": "lora"}, (None, "full")),
         ({"adapter": "lora", "augment": "none"}, (None, "none")),
+        ({"model": "unet", "adapter": "full", "prompt": "none"}, (None, "full")),
     ],
 )
 def test_embeddings_are_cached_where_neither_the_encoder_nor_the_images_change(prepared, settings, expected):

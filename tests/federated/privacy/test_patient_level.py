@@ -95,7 +95,9 @@ def test_a_patient_that_is_not_finite_is_left_out(batch, gradient):
     slices = {"x": batch.slices["x"].copy(), "y": batch.slices["y"]}
     slices["x"][2, 0, 1] = np.nan
     _, private = gradient(DELTA, PatientBatch(slices, batch.mask), jax.random.key(0))
-    np.testing.assert_allclose(flat(private), by_hand(batch, PRIVACY.clip, skip=2)[0] / 5.0, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(
+        flat(private), by_hand(batch, PRIVACY.clip, skip=2)[0] / 5.0, rtol=1e-5, atol=1e-7
+    )
 
 
 def test_without_clipping_it_is_the_gradient_of_the_mean_patient_loss(batch):
