@@ -113,6 +113,8 @@ class Segmenter:
             raise BadConfig(f"{name} needs a prompt: give --box X0 Y0 X1 Y1 or --point X Y LABEL.")
         if not image.is_volume and index is not None:
             raise BadConfig(f"{image.path} is a picture and has no slices; leave out --slice.")
+        if self.semantic and index is not None:
+            raise BadConfig("This delta segments every slice; leave out --slice.")
         if not image.is_volume or self.semantic:
             shape = image.grid
         else:
