@@ -25,7 +25,8 @@ def feddf(
     """FedAvg, then one step of the server optimizer (Adam 1e-3) per unlabelled batch on ``ensemble_loss``.
 
     public_batches: leaves (steps, batch, ...), the same every round.  The ensemble is the plain mean of the
-    participants' logits.  Adam normalises gradients of any size, so that even clients that agree move the server.  The server needs every client's delta, so this does not go with privacy.
+    participants' logits.  Adam normalises gradients of any size, so even clients that agree move the server a
+    little.  The server needs every client's delta, so this does not go with privacy.
     """
     base, server_optimizer = fedavg(loss, optimizer), server_optimizer or optax.adam(1e-3)
 
