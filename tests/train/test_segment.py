@@ -6,6 +6,7 @@ import pytest
 from medvfm_jax import weights
 from medvfm_jax.images import BadPrompt, Image, Query
 from medvfm_jax.images.intensity import volume_to_unit, window
+from medvfm_jax.models.catalog import UnknownModel
 from medvfm_jax.train import BadConfig, assemble, run_directory
 from medvfm_jax.train.run_directory import RunError
 from medvfm_jax.train.segment import load_segmenter
