@@ -9,8 +9,9 @@ import pytest
 import medvfm_jax.train.adapt  # noqa: F401, the module, which the function of the same name hides
 from medvfm_jax.adapters import BadAdapterConfig
 from medvfm_jax.data import BadCase, BadDataset, open_dataset
+from medvfm_jax.models import catalog
 from medvfm_jax.models.catalog import UnknownModel
-from medvfm_jax.train import AdaptConfig, BadConfig, NonFiniteLoss, adapt, run_directory
+from medvfm_jax.train import BadConfig, NonFiniteLoss, adapt, assemble, run_directory
 from medvfm_jax.train.run_directory import RunExists, RunInUse, read_metrics
 from medvfm_jax.types import MedvfmError
 from medvfm_jax.weights import artifacts, load
@@ -148,7 +149,6 @@ def prepared(monkeypatch, cells, tmp_path):
         ({"embeddings": "off"}, (None, "full")),
         ({"adapter": "lora"}, (None, "full")),
         ({"adapter": "lora", "augment": "none"}, (None, "none")),
-        ({"model": "unet", "adapter": "full", "prompt": "none"}, (None, "full")),
     ],
 )
 def test_embeddings_are_cached_where_neither_the_encoder_nor_the_images_change(prepared, settings, expected):
@@ -291,17 +291,28 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_good(cells, c
     assert not (tmp_path / "run" / "delta.safetensors").exists()
 
 
-@pytest.mark.slow
-def test_a_unet_trains_from_scratch_without_prompts(volumes, compiled, tmp_path):
-    config = AdaptConfig(
-        str(volumes),
-        model="unet",
-        adapter="full",
-        out=tmp_path / "run",
-        steps=2,
-        batch_size=2,
-        validate_every=2,
-    )
-    result = adapt(config)
+def test_a_unet_trains_from_scratch_without_prompts_and_is_rebuilt_from_its_seed(
+    volumes, compiled, tmp_path, monkeypatch
+):
+    build = catalog.build
+
+    def small_unet(name, **options):
+        return build(name, **options, **({"base": 2, "depth": 1, "image_size": 32} if name == "unet" else {}))
+
+    monkeypatch.setattr(catalog, "build", small_unet)
+    settings = {
+        "model": "unet",
+        "adapter": "full",
+        "prompt": "auto",
+        "steps": 2,
+        "seed": 3,
+        "validate_every": 0,
+    }
+    result = adapt(small(volumes, tmp_path / "run", **settings))
     assert result.trained == result.total
-    assert artifacts.load_delta(result.delta)[1]["prompt"] == "none"
+    _, metadata = artifacts.load_delta(result.delta)
+    assert (metadata["prompt"], metadata["classes"], metadata["seed"]) == ("none", 3, 3)
+    load_base = assemble.load_base.__wrapped__  # the one that keeps nothing
+    again = load_base("unet", classes=3, seed=3, dtype="float32")
+    assert again.fingerprint == metadata["fingerprint"]
+    assert load_base("unet", classes=3, seed=4, dtype="float32").fingerprint != metadata["fingerprint"]
