@@ -162,7 +162,10 @@ def make_round(
             new = select(sums.weight > 0, new, server)
         else:
             bound_key = jax.random.fold_in(round_key, _BOUND)
-            new = new._replace(clip=next_bound(server.clip, sums.below, privacy, bound_key))
+            # Counted as ±1/2 about half the expected number: then one client changes the count by 1/2, as its noise
+            # assumes; counted as 0 or 1 it would change it by 1, and epsilon would be understated.
+            below = sums.below - sums.one / 2 + privacy.expected_clients / 2
+            new = new._replace(clip=next_bound(server.clip, below, privacy, bound_key))
         extra = {} if algorithm.measure is None else algorithm.measure(server, each.upload, each.weight)
         upload_shapes = _report_shapes(algorithm, server, clients.state, data).upload
         metrics = Metrics(

@@ -42,12 +42,12 @@ def noisy_mean(total: Tree, bound: Array | float, privacy: Privacy, key: Array) 
 
 
 def clip_vote(norm: Array, bound: Array) -> Array:
-    """One participant's term of the clip count: () float32, +½ if its norm is within the bound, else -½.
+    """One participant's term of the clip count: () like the norm, +½ if its norm is within the bound, else -½.
 
     The half is not decoration: with ±½ instead of 1 and 0, adding or removing a participant changes the sum by ½,
     which is what makes the count a Gaussian mechanism with noise multiplier 2 σ_b. An absent client adds zero.
     """
-    return jnp.where(norm <= bound, 0.5, -0.5).astype(jnp.float32)
+    return jnp.where(norm <= bound, 0.5, -0.5).astype(norm.dtype)
 
 
 def next_bound(bound: Array, votes: Array, privacy: Privacy, key: Array) -> Array:

@@ -8,7 +8,7 @@ from medvfm_jax.federated.records import Tree
 
 
 def global_norm(tree: Tree) -> Array:
-    """Tree -> () float32, the l2 norm over all leaves; NaN or infinity if any entry is.
+    """Tree -> () float32 or wider, the l2 norm over all leaves; NaN or infinity if any entry is.
 
     Entries are divided by the largest one first, so that no finite update overflows to an infinite norm.
     """
@@ -30,8 +30,8 @@ def clip_by_norm(tree: Tree, bound: float | Array) -> Tree:
     norm = global_norm(tree)
     # Rounding each entry to the leaf dtype can lengthen the update by eps / 2; the norm itself is inexact too.
     epsilon = max((float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(tree)), default=0.0)
-    single = float(jnp.finfo(jnp.float32).eps)
-    margin = 1 - 4 * single - (epsilon if epsilon > single else 0.0)
+    own = float(jnp.finfo(norm.dtype).eps)
+    margin = 1 - 4 * own - (epsilon if epsilon > own else 0.0)
     finite, within = jnp.isfinite(norm), norm <= bound
     scale = jnp.where(within, 1.0, margin * (bound / jnp.where(finite & (norm > 0), norm, 1.0)))
 
