@@ -112,7 +112,7 @@ def flattened(codec: Codec) -> Codec:
             start = stop
         return jax.tree.unflatten(structure, split)
 
-    return Codec(lambda update: codec.init(_ravel(update)), encode, decode)
+    return Codec(lambda update: codec.init(jax.eval_shape(_ravel, update)), encode, decode)
 
 
 def scaled(codec: Codec, factor: float) -> Codec:
