@@ -4,12 +4,11 @@ import errno
 from collections.abc import Iterator
 
 from medvfm_jax.cli.console import one_line
-from medvfm_jax.types import MedvfmError
 
 FAILED, BAD_USAGE, INTERRUPTED = 1, 2, 130
 
 
-class BadUsage(MedvfmError):
+class BadUsage(Exception):
     """The command line itself is wrong; exit code 2."""
 
 
@@ -19,6 +18,8 @@ def describe(error: BaseException) -> tuple[str, int]:
         return one_line(str(error)), BAD_USAGE
     if isinstance(error, KeyboardInterrupt):
         return "interrupted; what was committed so far is kept", INTERRUPTED
+    from medvfm_jax.types import MedvfmError  # imports JAX, for which nobody waits who misspelled an option
+
     for cause in _chain(error):
         if isinstance(cause, MedvfmError):
             return one_line(str(cause)), FAILED
