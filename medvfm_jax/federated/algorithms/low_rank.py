@@ -1,0 +1,156 @@
+"""Federated LoRA that averages: FedIT, FFA-LoRA, RoLoRA, FedSA-LoRA, HetLoRA.
+
+Site update ``a @ b``, a random and b zero at the start.  All other leaves of the delta are averaged as in FedAvg.
+Every algorithm reports the exact aggregation error of its round.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from medvfm_jax.federated.algorithms.averaging import averaging
+from medvfm_jax.federated.local_training import Loss, local_steps
+from medvfm_jax.federated.lora_aggregation import (
+    Factors,
+    aggregation_error,
+    factors_of,
+    keep_rank,
+    names_of_a,
+    names_of_b,
+    product_norm,
+    replace_factors,
+)
+from medvfm_jax.federated.personal_parts import join_personal, split_personal
+from medvfm_jax.federated.records import Algorithm, Report, Server, Shard, Tree
+from medvfm_jax.federated.tree_math import add, select, zeros_like
+
+
+def fedit(loss: Loss, optimizer: optax.GradientTransformation) -> Algorithm:
+    """Average a and b apart, which is not the average of their products (Zhang et al. 2024)."""
+    return averaging(loss, optimizer, optax.sgd(1.0), measure=_error_of_changes)
+
+
+def ffa_lora(loss: Loss, optimizer: optax.GradientTransformation) -> Algorithm:
+    """Freeze a at its common start, train and average b only (Sun et al. 2024).
+
+    Exact, half the traffic, and noise enters the product linearly.  The aggregation error is zero by construction.
+    """
+    base = averaging(loss, optimizer, optax.sgd(1.0), frozen=names_of_a)
+    return base._replace(measure=_no_error)
+
+
+def fedsa_lora(loss: Loss, optimizer: optax.GradientTransformation) -> Algorithm:
+    """Train both, share a, keep b at the client (Guo et al. 2025); no products are ever averaged."""
+    base = averaging(loss, optimizer, optax.sgd(1.0), personal=names_of_b)
+    return base._replace(measure=_no_error)
+
+
+def rolora(loss: Loss, optimizer: optax.GradientTransformation) -> Algorithm:
+    """Even rounds train and average b, odd rounds a, so that every round is exact (Chen et al. 2024).
+
+    One static message holds both factors, one of them zero: on a real wire half the counted bits are not needed.
+    """
+
+    def alternate(server: Server, tree: Tree) -> Tree:
+        for rest, names in ((0, names_of_a), (1, names_of_b)):
+            others, chosen = split_personal(tree, names)
+            chosen = select(server.round % 2 == rest, zeros_like(chosen), chosen)
+            tree = join_personal(others, chosen)
+        return tree
+
+    def client_update(
+        server: Server, own: Tree, shard: Shard, step_mask: Array, key: Array
+    ) -> tuple[Tree, Report]:
+        halved = optax.chain(optimizer, optax.stateless(lambda updates, delta: alternate(server, updates)))
+        base = averaging(loss, halved, optax.sgd(1.0))
+        return base.client_update(server, own, shard, step_mask, key)
+
+    base = averaging(loss, optimizer, optax.sgd(1.0), measure=_error_of_changes)
+    return base._replace(client_update=client_update)
+
+
+class RankState(NamedTuple):
+    """Rank of one client's factors; () int32."""
+
+    rank: Array
+
+
+def client_ranks(ranks: Sequence[int] | None, delta: Tree, client_id: Array) -> RankState:
+    """Rank of a client by its id; without a list everybody has the full rank of the delta's widest pair."""
+    full = max(f.a.shape[-1] for f in factors_of(delta).values())
+    if ranks is None:
+        return RankState(jnp.int32(full))
+    return RankState(jnp.asarray(ranks, jnp.int32)[client_id])
+
+
+def restrict(delta: Tree, rank: Array) -> Tree:
+    """Keep the first ``rank`` directions of every pair."""
+    return replace_factors(delta, {name: keep_rank(f, rank) for name, f in factors_of(delta).items()})
+
+
+def hetlora(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    ranks: Sequence[int] | None = None,
+    prune: float = 1.0,
+    penalty: float = 0.0,
+) -> Algorithm:
+    """Clients of different rank: truncate the server's factors, train, average zero-padded with weights |a_i b_i|_F.
+
+    With ``prune`` = gamma < 1 a client drops to rank floor(gamma r_i) when training has shrunk the norm of what lies
+    beyond it; ``penalty`` times |a_tail| |b_tail| in the loss encourages that (Cho et al. 2024).  The norm is over
+    all sites together, and so is the rank: the paper leaves both per layer open.  Uploads are the factors, not their
+    changes.
+    """
+
+    def tail_norm(delta: Tree, rank: Array) -> Array:
+        kept = jnp.maximum(jnp.floor(prune * rank).astype(rank.dtype), 1)
+        return sum(_tail(f, kept, rank) for f in factors_of(delta).values())
+
+    def client_update(
+        server: Server, own: RankState, shard: Shard, step_mask: Array, key: Array
+    ) -> tuple[RankState, Report]:
+        def local_loss(delta: Tree, batch: Tree, key: Array) -> Array:
+            value = loss(delta, batch, key)
+            return value + penalty * tail_norm(delta, own.rank) if penalty else value
+
+        start = restrict(server.delta, own.rank)
+        delta, value = local_steps(jax.value_and_grad(local_loss), optimizer, start, shard, step_mask, key)
+        delta = restrict(delta, own.rank)
+        if prune < 1:
+            smaller = jnp.maximum(jnp.floor(prune * own.rank).astype(own.rank.dtype), 1)
+            shrunk = tail_norm(delta, own.rank) < tail_norm(start, own.rank)
+            own = RankState(jnp.where(shrunk, smaller, own.rank))
+            delta = restrict(delta, own.rank)
+        squared = sum((product_norm(f) ** 2).sum() for f in factors_of(delta).values())
+        return own, Report(delta, jnp.sqrt(squared).astype(value.dtype), value)
+
+    return Algorithm(
+        lambda delta: (delta, ()),
+        lambda delta, client_id: client_ranks(ranks, delta, client_id),
+        client_update,
+        lambda server, mean, cohort: server._replace(delta=mean),
+        measure=lambda server, uploads, weights: aggregation_error(uploads, weights),
+    )
+
+
+def _tail(factors: Factors, first: Array, last: Array) -> Array:
+    index = jnp.arange(factors.a.shape[-1])
+    inside = (index >= first) & (index < last)
+    a, b = jnp.where(inside, factors.a, 0), jnp.where(inside[:, None], factors.b, 0)
+    squares = ((a**2).sum() * (b**2).sum()).astype(factors.a.dtype)
+    return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
+
+
+def _error_of_changes(server: Server, uploads: Tree, weights: Array) -> dict[str, Array]:
+    return aggregation_error(add(server.delta, uploads), weights)
+
+
+def _no_error(server: Server, uploads: Tree, weights: Array) -> dict[str, Array]:
+    del server, uploads
+    zero = jnp.zeros((), weights.dtype)
+    return {"aggregation_error": zero, "aggregation_error_relative": zero}

@@ -1,0 +1,160 @@
+"""Federated LoRA whose server looks at every pair: FLoRA, FlexLoRA, FedEx-LoRA, LoRA-FAIR.
+
+FLoRA and FedEx-LoRA change the frozen base as well: their loss is ``loss(delta, base, batch, key)`` with ``base`` a
+dict {site: dense increment (..., in, out)} of what ``a @ b`` of that site is added to, kept in ``Server.state``.
+None of them goes with privacy, whose noise is on a sum.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from medvfm_jax.federated.algorithms.low_rank import RankState, client_ranks, restrict
+from medvfm_jax.federated.local_training import Loss, local_steps
+from medvfm_jax.federated.lora_aggregation import (
+    Factors,
+    aggregation_error,
+    factors_of,
+    fair_correction,
+    mean,
+    product,
+    replace_factors,
+    residual,
+    stack,
+    truncate,
+)
+from medvfm_jax.federated.records import Algorithm, Cohort, Report, Server, Shard, Tree
+
+LossOnBase = Callable[[Tree, dict[str, Array], Tree, Array], Array]  # (delta, base, batch, key) -> ()
+
+
+def flora(
+    loss: LossOnBase,
+    optimizer: optax.GradientTransformation,
+    clients: int,
+    ranks: Sequence[int] | None = None,
+) -> Algorithm:
+    """Stack all factors, add their exact weighted product to the base, start new factors (Wang et al. 2024).
+
+    New factors: a uniform in +-1/sqrt(in), b zero.  Clients may have different ranks.  ``clients`` is n, from which
+    the download of n stacked pairs is counted.
+    """
+
+    def aggregate(server: Server, uploads: Tree, cohort: Cohort) -> Server:
+        pairs, base = factors_of(uploads), server.state
+        base = {site: base[site] + product(stack(f, cohort.weights)) for site, f in pairs.items()}
+        averaged = _mean(uploads, cohort.weights)
+        fresh = {
+            site: _fresh(jax.random.fold_in(cohort.key, i), f)
+            for i, (site, f) in enumerate(factors_of(averaged).items())
+        }
+        return server._replace(delta=replace_factors(averaged, fresh), state=base)
+
+    return _stacking(
+        loss, optimizer, aggregate, _zero_base, ranks, download=lambda s: _with_stack(s, clients)
+    )
+
+
+def fedex_lora(loss: LossOnBase, optimizer: optax.GradientTransformation, clients: int) -> Algorithm:
+    """Average a and b, and add what that misses, sum_i p_i a_i b_i - mean(a) mean(b), to the base (Singhal 2024).
+
+    ``clients`` is n, from which the download of the residual's n pairs is counted.
+    """
+
+    def aggregate(server: Server, uploads: Tree, cohort: Cohort) -> Server:
+        pairs, base = factors_of(uploads), server.state
+        base = {site: base[site] + product(residual(f, cohort.weights)) for site, f in pairs.items()}
+        return server._replace(delta=_mean(uploads, cohort.weights), state=base)
+
+    return _stacking(loss, optimizer, aggregate, _zero_base, download=lambda s: _with_stack(s, clients))
+
+
+def flexlora(
+    loss: Loss, optimizer: optax.GradientTransformation, ranks: Sequence[int] | None = None
+) -> Algorithm:
+    """Best approximation of sum_i p_i a_i b_i at the server's rank; a client takes its first r_i directions.
+
+    The mean product is never formed: QR of the stacks and a small SVD (Bai et al. 2024).
+    """
+
+    def aggregate(server: Server, uploads: Tree, cohort: Cohort) -> Server:
+        best = {
+            site: truncate(stack(f, cohort.weights), f.a.shape[-1]) for site, f in factors_of(uploads).items()
+        }
+        return server._replace(delta=replace_factors(_mean(uploads, cohort.weights), best))
+
+    return _stacking(_without_base(loss), optimizer, aggregate, lambda delta: (), ranks)
+
+
+def lora_fair(loss: Loss, optimizer: optax.GradientTransformation, ridge: float = 0.01) -> Algorithm:
+    """Average a and b, then correct b so that the product is nearest to the mean product (Bian et al. 2024)."""
+
+    def aggregate(server: Server, uploads: Tree, cohort: Cohort) -> Server:
+        fixed = {}
+        for site, f in factors_of(uploads).items():
+            centre = mean(f, cohort.weights)
+            fixed[site] = Factors(centre.a, centre.b + fair_correction(f, cohort.weights, ridge))
+        return server._replace(delta=replace_factors(_mean(uploads, cohort.weights), fixed))
+
+    return _stacking(_without_base(loss), optimizer, aggregate, lambda delta: ())
+
+
+def _stacking(
+    loss: LossOnBase,
+    optimizer: optax.GradientTransformation,
+    aggregate: Callable[[Server, Tree, Cohort], Server],
+    init_state: Callable[[Tree], Tree],
+    ranks: Sequence[int] | None = None,
+    download: Callable[[Server], Tree] | None = None,
+) -> Algorithm:
+    """Clients train from the server's factors, cut to their rank, and upload the factors themselves."""
+
+    def client_update(
+        server: Server, own: RankState, shard: Shard, step_mask: Array, key: Array
+    ) -> tuple[RankState, Report]:
+        def local_loss(delta: Tree, batch: Tree, key: Array) -> Array:
+            return loss(delta, server.state, batch, key)
+
+        start = restrict(server.delta, own.rank)
+        delta, value = local_steps(jax.value_and_grad(local_loss), optimizer, start, shard, step_mask, key)
+        return own, Report(restrict(delta, own.rank), shard.samples.astype(value.dtype), value)
+
+    return Algorithm(
+        lambda delta: (delta, init_state(delta)),
+        lambda delta, client_id: client_ranks(ranks, delta, client_id),
+        client_update,
+        aggregate,
+        reduction="stack",
+        measure=lambda server, uploads, weights: aggregation_error(uploads, weights),
+        download=download,
+    )
+
+
+def _without_base(loss: Loss) -> LossOnBase:
+    return lambda delta, base, batch, key: loss(delta, batch, key)
+
+
+def _zero_base(delta: Tree) -> dict[str, Array]:
+    return {
+        site: jnp.zeros((*f.a.shape[:-1], f.b.shape[-1]), f.a.dtype) for site, f in factors_of(delta).items()
+    }
+
+
+def _mean(uploads: Tree, weights: Array) -> Tree:
+    share = weights / jnp.where(weights.sum() > 0, weights.sum(), 1)
+    return jax.tree.map(lambda x: jnp.tensordot(share.astype(x.dtype), x, 1), uploads)
+
+
+def _fresh(key: Array, factors: Factors) -> Factors:
+    bound = factors.a.shape[-2] ** -0.5
+    a = jax.random.uniform(key, factors.a.shape, factors.a.dtype, -bound, bound)
+    return Factors(a, jnp.zeros_like(factors.b))
+
+
+def _with_stack(server: Server, clients: int) -> tuple[Tree, Tree]:
+    """The delta and ``clients`` pairs per site; only shapes matter."""
+    pairs = factors_of(server.delta)
+    return server.delta, jax.tree.map(lambda x: jnp.broadcast_to(x, (clients, *x.shape)), pairs)

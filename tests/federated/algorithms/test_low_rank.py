@@ -1,0 +1,183 @@
+"""Federated LoRA: what every algorithm promises about the product after one round, in float64.
+
+Every client has its own target matrix, so that factors disagree.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from medvfm_jax.federated import algorithms as alg
+from medvfm_jax.federated.lora_aggregation import Factors, stack, truncate
+from medvfm_jax.federated.records import Algorithm, Shard, Tree
+from tests.federated.quadratics import run
+
+pytestmark = pytest.mark.usefixtures("x64")
+N, WIDE, OUT, RANK, STEPS = 3, 4, 3, 2, 4
+RNG = np.random.default_rng(0)
+TARGETS, START_A = RNG.normal(size=(N, WIDE, OUT)), RNG.normal(size=(WIDE, RANK))
+SAMPLES = np.array([1.0, 2.0, 3.0])
+SHARE = SAMPLES / SAMPLES.sum()
+SGD = optax.sgd(0.1)
+
+
+def data() -> Shard:
+    return Shard(jnp.broadcast_to(TARGETS[:, None], (N, STEPS, WIDE, OUT)), jnp.asarray(SAMPLES))
+
+
+def start(b: float = 0.1) -> Tree:
+    """b is not zero here, so that both factors move in the first step."""
+    return {"fc": {"a": jnp.asarray(START_A), "b": jnp.full((RANK, OUT), b)}}
+
+
+def loss(delta: Tree, target: jax.Array, key: jax.Array) -> jax.Array:
+    del key
+    return 0.5 * ((delta["fc"]["a"] @ delta["fc"]["b"] - target) ** 2).sum()
+
+
+def loss_on_base(delta: Tree, base: Tree, target: jax.Array, key: jax.Array) -> jax.Array:
+    return loss(delta, target - base["fc/ab"], key)
+
+
+@pytest.fixture(scope="module")
+def local() -> Factors:
+    """What each client arrives at alone (plain gradient descent in numpy), stacked."""
+    results = []
+    for target in TARGETS:
+        a, b = START_A.copy(), np.full((RANK, OUT), 0.1)
+        for _ in range(STEPS):
+            error = a @ b - target
+            a, b = a - 0.1 * error @ b.T, b - 0.1 * a.T @ error
+        results.append((a, b))
+    return Factors(*(np.stack(x) for x in zip(*results, strict=True)))
+
+
+def one_round(algorithm: Algorithm, rounds: int = 1, **changed: object) -> tuple:
+    return run(algorithm, data(), rounds, **({"delta": start()} | changed))
+
+
+def mean_product(local: Factors) -> np.ndarray:
+    return np.einsum("n,nir,nro->io", SHARE, *local)
+
+
+def product(delta: Tree) -> np.ndarray:
+    return np.asarray(delta["fc"]["a"] @ delta["fc"]["b"])
+
+
+def test_fedit_averages_factors_and_reports_what_that_misses(local: Factors) -> None:
+    server, _, metrics = one_round(alg.fedit(loss, SGD))
+    for name, factor in zip("ab", local, strict=True):
+        np.testing.assert_allclose(server.delta["fc"][name], np.tensordot(SHARE, factor, 1), rtol=1e-12)
+    missing = np.linalg.norm(mean_product(local) - product(server.delta))
+    assert float(metrics.extra["aggregation_error"]) == pytest.approx(missing, rel=1e-10)
+    assert missing > 0.01
+
+
+def test_ffa_is_exact_sends_b_only_and_never_moves_a() -> None:
+    algorithm = alg.ffa_lora(loss, SGD)
+    server, clients, metrics = one_round(algorithm)
+    np.testing.assert_array_equal(server.state.frozen["fc"]["a"], START_A)
+    assert server.delta["fc"]["a"] is None
+    assert metrics.upload_bits == N * 64 * RANK * OUT
+    assert jax.tree.leaves(clients.state) == []
+    b = np.full((N, RANK, OUT), 0.1)
+    for _ in range(STEPS):
+        b = b - 0.1 * np.einsum("ir,nio->nro", START_A, START_A @ b - TARGETS)
+    want = np.einsum("n,nio->io", SHARE, START_A @ b)
+    np.testing.assert_allclose(START_A @ server.delta["fc"]["b"], want, rtol=1e-12)
+
+
+def test_rolora_moves_one_factor_per_round_and_is_exact_in_each() -> None:
+    algorithm = alg.rolora(loss, SGD)
+    first, _, metrics_1 = one_round(algorithm)
+    second, _, metrics_2 = one_round(algorithm, 2)
+    np.testing.assert_array_equal(first.delta["fc"]["a"], START_A)
+    np.testing.assert_array_equal(second.delta["fc"]["b"], first.delta["fc"]["b"])
+    assert np.abs(second.delta["fc"]["a"] - START_A).max() > 1e-3
+    assert max(float(m.extra["aggregation_error"]) for m in (metrics_1, metrics_2)) < 1e-14
+
+
+def test_fedsa_shares_a_and_keeps_b(local: Factors) -> None:
+    server, clients, _ = one_round(alg.fedsa_lora(loss, SGD))
+    np.testing.assert_allclose(server.delta["fc"]["a"], np.tensordot(SHARE, local.a, 1), rtol=1e-12)
+    np.testing.assert_allclose(clients.state["fc"]["b"], local.b, rtol=1e-12)
+    assert server.delta["fc"]["b"] is None
+
+
+def test_flora_puts_the_exact_mean_product_into_the_base_and_starts_afresh(local: Factors) -> None:
+    server, _, metrics = one_round(alg.flora(loss_on_base, SGD, N))
+    np.testing.assert_allclose(server.state["fc/ab"], mean_product(local), atol=1e-14)
+    np.testing.assert_array_equal(server.delta["fc"]["b"], 0)
+    assert 0 < np.abs(server.delta["fc"]["a"]).max() <= WIDE**-0.5
+    assert np.abs(server.delta["fc"]["a"] - START_A).min() > 0
+    factors = RANK * (WIDE + OUT)
+    assert metrics.download_bits == N * 64 * (factors + N * factors)
+
+
+def test_flora_with_different_ranks_uses_only_what_each_client_has(local: Factors) -> None:
+    server, clients, _ = one_round(alg.flora(loss_on_base, SGD, N, [1, 2, 2]))
+    np.testing.assert_array_equal(clients.state.rank, [1, 2, 2])
+    a, b = START_A[:, :1].copy(), np.full((1, OUT), 0.1)
+    for _ in range(STEPS):
+        error = a @ b - TARGETS[0]
+        a, b = a - 0.1 * error @ b.T, b - 0.1 * a.T @ error
+    want = mean_product(local) + SHARE[0] * (a @ b - local.a[0] @ local.b[0])
+    np.testing.assert_allclose(server.state["fc/ab"], want, atol=1e-14)
+
+
+def test_fedex_adds_to_the_base_what_the_mean_misses(local: Factors) -> None:
+    server, _, _ = one_round(alg.fedex_lora(loss_on_base, SGD, N))
+    np.testing.assert_allclose(server.state["fc/ab"] + product(server.delta), mean_product(local), atol=1e-14)
+    np.testing.assert_allclose(server.delta["fc"]["a"], np.tensordot(SHARE, local.a, 1), rtol=1e-12)
+
+
+def test_the_base_is_seen_by_the_next_round() -> None:
+    """One step from b = 0 is linear in the target: rounds of FLoRA end at the mean target, beyond its rank."""
+    server, _, _ = one_round(
+        alg.flora(loss_on_base, optax.sgd(0.5), N), 500, delta=start(0.0), steps=jnp.ones(N, int)
+    )
+    np.testing.assert_allclose(server.state["fc/ab"], np.tensordot(SHARE, TARGETS, 1), atol=1e-10)
+
+
+def test_flexlora_is_the_truncated_svd_of_the_mean_product(local: Factors) -> None:
+    server, _, _ = one_round(alg.flexlora(loss, SGD))
+    u, s, v = np.linalg.svd(mean_product(local))
+    np.testing.assert_allclose(product(server.delta), (u[:, :RANK] * s[:RANK]) @ v[:RANK], atol=1e-13)
+
+
+def test_flexlora_clients_of_lower_rank_start_from_its_best_directions() -> None:
+    server, clients, _ = one_round(alg.flexlora(loss, SGD, [1, 2, 2]))
+    np.testing.assert_array_equal(clients.state.rank, [1, 2, 2])
+    best = truncate(stack(Factors(*(x[None] for x in server.delta["fc"].values())), jnp.ones(1)), 1)
+    first = server.delta["fc"]["a"][:, :1] @ server.delta["fc"]["b"][:1]
+    np.testing.assert_allclose(first, best.a @ best.b, atol=1e-13)
+
+
+def test_lora_fair_is_nearer_to_the_mean_product_than_the_mean(local: Factors) -> None:
+    fair, plain = (
+        np.linalg.norm(product(one_round(a)[0].delta) - mean_product(local))
+        for a in (alg.lora_fair(loss, SGD, 1e-6), alg.fedit(loss, SGD))
+    )
+    a = np.tensordot(SHARE, local.a, 1)
+    within = a @ np.linalg.lstsq(a, mean_product(local), rcond=None)[0]  # the best any b can do
+    assert fair == pytest.approx(np.linalg.norm(within - mean_product(local)), rel=1e-6)
+    assert fair < plain
+
+
+def test_hetlora_weighs_by_the_norm_of_the_product(local: Factors) -> None:
+    server, _, _ = one_round(alg.hetlora(loss, SGD))
+    norms = np.linalg.norm(local.a @ local.b, axis=(1, 2))
+    for name, factor in zip("ab", local, strict=True):
+        want = np.tensordot(norms / norms.sum(), factor, 1)
+        np.testing.assert_allclose(server.delta["fc"][name], want, rtol=1e-12)
+
+
+def test_hetlora_pads_lower_ranks_with_zeros_and_prunes_shrinking_tails() -> None:
+    padded, _, _ = one_round(alg.hetlora(loss, SGD, [1, 1, 1]))
+    np.testing.assert_array_equal(padded.delta["fc"]["a"][:, 1:], 0)
+    _, pruned, _ = one_round(alg.hetlora(loss, optax.sgd(0.01), prune=0.5, penalty=5.0), delta=start(0.5))
+    _, kept, _ = one_round(alg.hetlora(loss, SGD, prune=0.5))
+    assert (np.asarray(pruned.state.rank) == 1).any()
+    np.testing.assert_array_equal(kept.state.rank, 2)
