@@ -1,9 +1,13 @@
 """Whole runs on small phantoms, made once, and compiled programs shared between them."""
 
+import shutil
+import sys
+
 import pytest
 
 from medvfm_jax.data import make_phantom_dataset
 from medvfm_jax.train import adapt
+from tests.train.half_predictor import HalfPredictor
 from tests.train.small_runs import build_models_once, programs_kept, small
 
 
@@ -42,3 +46,17 @@ def models_built_once(monkeypatch):
 def finished(cells, compiled, tmp_path_factory):
     """The result of a small run on the cells; its folder must not be changed."""
     return adapt(small(cells, tmp_path_factory.mktemp("runs") / "cells"))
+
+
+@pytest.fixture
+def own_run(finished, tmp_path):
+    """A copy of the small run, to write into."""
+    return shutil.copytree(finished.folder, tmp_path / "run")
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """`evaluate` predicts half of each object, without a model."""
+    monkeypatch.setattr(HalfPredictor, "made", 0)
+    monkeypatch.setattr(sys.modules["medvfm_jax.train.evaluate"], "Predictor", HalfPredictor)
+    return HalfPredictor

@@ -1,10 +1,12 @@
 """The smallest run there is, and two ways to repeat it without paying again for what does not change."""
 
 import functools
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
@@ -33,6 +35,11 @@ _load_base = functools.lru_cache(assemble.load_base)
 def small(data: Path, out: Path, **settings) -> AdaptConfig:
     """The settings of a small run."""
     return AdaptConfig(**{"data": str(data), "out": out} | SMALL | settings)
+
+
+def resolved(folder: Path) -> dict[str, Any]:
+    """What a run made of its settings: its split, among other things."""
+    return json.loads((folder / "config.json").read_text())["resolved"]
 
 
 @contextmanager

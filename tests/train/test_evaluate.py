@@ -11,14 +11,13 @@ from PIL import Image as Pillow
 from rich.console import Console
 
 import medvfm_jax.train.evaluate  # noqa: F401, the module, which the function of the same name hides
-from medvfm_jax.data import BadCase, make_phantom_dataset, open_dataset, read_case
+from medvfm_jax.data import open_dataset, read_case
 from medvfm_jax.metrics import profiles
 from medvfm_jax.train import BadConfig, EvaluateConfig, adapt, evaluate, run_directory
 from medvfm_jax.train.evaluate import LabelsDiffer
-from medvfm_jax.train.run_directory import RunError
-from medvfm_jax.types import MedvfmError
-from medvfm_jax.weights import WrongBaseWeights, artifacts, load, save_own
-from tests.train.small_runs import small
+from medvfm_jax.weights import artifacts
+from tests.train.half_predictor import HalfPredictor
+from tests.train.small_runs import resolved, small
 
 MODULE = sys.modules["medvfm_jax.train.evaluate"]
 
@@ -38,45 +37,6 @@ def prompt_free(volumes, compiled, tmp_path_factory):
     return adapt(small(volumes, out, prompt="none", steps=2, validate_every=0)).folder
 
 
-@pytest.fixture
-def run(finished, tmp_path):
-    """A copy of the small run, to write into."""
-    return shutil.copytree(finished.folder, tmp_path / "run")
-
-
-class Fake:
-    """A predictor that finds the left half of every object it is asked about; nothing is compiled.
-
-    Prompt-free it calls every pixel brighter than the mean class 1.
-    """
-
-    made = 0
-
-    def __init__(self, *_, flips):
-        type(self).made += 1
-
-    def classes(self, picture):
-        return (picture[..., 0] > picture[..., 0].mean()).astype(np.int32)
-
-    def label_map(self, picture, queries, values):
-        out = np.zeros(picture.shape[:2], np.int32)
-        for query, value in zip(queries, values, strict=True):
-            x0, y0, x1, y1 = np.asarray(query.box, int)
-            out[y0 : y1 + 1, x0 : (x0 + x1) // 2 + 1] = value
-        return out
-
-
-@pytest.fixture
-def fake(monkeypatch):
-    monkeypatch.setattr(Fake, "made", 0)
-    monkeypatch.setattr(MODULE, "Predictor", Fake)
-    return Fake
-
-
-def split_of(folder):
-    return json.loads((folder / "config.json").read_text())["resolved"]["split"]
-
-
 def test_scores_say_what_was_measured_on_what(scored, cells):
     folder, scores = scored
     assert json.loads((folder / "scores.json").read_text()) | {"file": scores["file"]} == scores
@@ -88,7 +48,7 @@ def test_scores_say_what_was_measured_on_what(scored, cells):
     }  # fmt: skip
     assert {name: scores[name] for name in expected} == expected
     rows = scores["cases"]
-    assert sorted({row["case"] for row in rows}) == split_of(folder)["test"]
+    assert sorted({row["case"] for row in rows}) == resolved(folder)["split"]["test"]
     assert [row["label"] for row in rows] == ["foreground", "instances"] * 2
     assert {row["site"] for row in rows} <= {"dark", "bright"}
     delta, metadata = artifacts.load_delta(folder / "delta.safetensors")
@@ -104,7 +64,7 @@ def test_the_scores_are_those_of_the_predictions_that_were_written(scored, cells
     folder, scores = scored
     dataset = open_dataset(cells)
     files = sorted((folder / "predictions").iterdir())
-    assert [f.stem for f in files] == split_of(folder)["test"]
+    assert [f.stem for f in files] == resolved(folder)["split"]["test"]
     for file in files:
         values = np.asarray(Pillow.open(file))
         assert set(np.unique(values)) <= {0, 255}  # as the masks of the dataset
@@ -144,18 +104,18 @@ def test_a_delta_scores_the_same_without_its_run(scored, cells, compiled, tmp_pa
     assert alone["model"] == scores["model"]
 
 
-def test_a_perfect_prediction_scores_one(run, cells, monkeypatch):
+def test_a_perfect_prediction_scores_one(own_run, cells, monkeypatch):
     dataset = open_dataset(cells)
     instances = {
         read_case(dataset, c).image.array.tobytes(): read_case(dataset, c).instances for c in dataset.cases
     }
 
-    class Perfect(Fake):
+    class Perfect(HalfPredictor):
         def label_map(self, picture, queries, values):
             return instances[picture.tobytes()]
 
     monkeypatch.setattr(MODULE, "Predictor", Perfect)
-    scores = evaluate(EvaluateConfig(run=run, split="all"))
+    scores = evaluate(EvaluateConfig(run=own_run, split="all"))
     assert scores["n_cases"] == 10
     rows = {(s["metric"], s["label"]): s for s in scores["summary"]}
     for metric, value in {"dice": 1.0, "iou": 1.0, "nsd": 1.0, "hd95": 0.0, "assd": 0.0}.items():
@@ -164,52 +124,15 @@ def test_a_perfect_prediction_scores_one(run, cells, monkeypatch):
     assert {s["mean"] for s in scores["summary"] if s["label"] == "instances"} == {1.0}
     for case in dataset.cases:
         np.testing.assert_array_equal(
-            np.asarray(Pillow.open(run / "predictions_all" / f"{case.id}.png")),
+            np.asarray(Pillow.open(own_run / "predictions_all" / f"{case.id}.png")),
             np.asarray(Pillow.open(case.label)),
         )
-
-
-@pytest.mark.parametrize(
-    ("settings", "name", "part"),
-    [
-        ({}, "scores", "test"),
-        ({"split": "val"}, "scores_val", "val"),
-        ({"split": "train"}, "scores_train", "train"),
-        ({"split": "all"}, "scores_all", "all"),
-        ({"split": "train", "cases": 2}, "scores_train", "train"),
-    ],
-)
-def test_each_split_has_files_of_its_own(run, fake, settings, name, part):
-    scores = evaluate(EvaluateConfig(run=run, **settings))
-    split = split_of(run)
-    split["all"] = sorted(name for names in split.values() for name in names)
-    expected = split[part][: settings.get("cases")]
-    assert [r["case"] for r in scores["cases"] if r["label"] == "foreground"] == expected
-    assert json.loads((run / f"{name}.json").read_text())["split"] == settings.get("split", "test")
-    assert scores["predictions"] == name.replace("scores", "predictions")
-    assert {p.stem for p in (run / scores["predictions"]).iterdir()} == set(expected)
-
-
-def test_other_data_have_files_of_their_own_and_a_split_of_their_own(run, fake, tmp_path):
-    other = make_phantom_dataset(tmp_path / "elsewhere", "cells", 8, size=32, seed=5)
-    scores = evaluate(EvaluateConfig(run=run, data=str(other), seed=3))
-    assert scores["data"] == "elsewhere"
-    assert (run / "scores_elsewhere.json").is_file()
-    assert not (run / "scores.json").exists()
-    assert len(list((run / "predictions_elsewhere").iterdir())) == scores["n_cases"] == 2
-    assert scores["cases"] == evaluate(EvaluateConfig(run=run, data=str(other), seed=3))["cases"]
-
-
-def test_the_runs_own_data_by_name_are_its_own(run, fake, cells):
-    scores = evaluate(EvaluateConfig(run=run, data=str(cells / ".." / "cells"), seed=9))
-    assert (run / "scores.json").is_file()
-    assert sorted({r["case"] for r in scores["cases"]}) == split_of(run)["test"]
 
 
 def test_a_volume_is_written_on_its_own_grid(prompt_free, volumes, compiled):
     scores = evaluate(EvaluateConfig(run=prompt_free))
     dataset = open_dataset(volumes)
-    (name,) = split_of(prompt_free)["test"]
+    (name,) = resolved(prompt_free)["split"]["test"]
     case = read_case(dataset, name)
     written = nibabel.load(prompt_free / "predictions" / f"{name}.nii.gz")
     assert written.shape == case.label.shape == (24, 24, 6)
@@ -243,21 +166,8 @@ def test_other_labels_are_refused_for_a_model_with_one_output_per_label(prompt_f
     assert fake.made == 0
 
 
-def test_a_model_as_it_is_is_scored_with_boxes_in_a_folder_of_its_own(cells, fake, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    scores = evaluate(EvaluateConfig(model="sam-tiny-test", data=str(cells)))
-    assert (scores["model"], scores["prompt"], scores["provenance"]["trained"]) == (
-        "sam-tiny-test",
-        "box",
-        None,
-    )
-    assert (tmp_path / "runs" / "sam-tiny-test_cells" / "scores.json").is_file()
-    with pytest.raises(BadConfig, match="as it is gives no labels of its own"):
-        evaluate(EvaluateConfig(model="sam-tiny-test", data=str(cells), prompt="none"))
-
-
 def test_points_for_a_model_trained_with_boxes_are_warned_about(cells, monkeypatch, tmp_path):
-    class Nothing(Fake):
+    class Nothing(HalfPredictor):
         def label_map(self, picture, queries, values):
             assert all(query.box is None for query in queries)
             return np.zeros(picture.shape[:2], np.int32)
@@ -270,112 +180,9 @@ def test_points_for_a_model_trained_with_boxes_are_warned_about(cells, monkeypat
     assert scores["empty"]["prediction"] == scores["n_cases"] == 2
 
 
-@pytest.fixture
-def other_weights(tmp_path):
-    """File with base weights that differ in one number."""
-    _, params = load("sam-tiny-test")
-    leaves, tree = jax.tree.flatten(params)
-    leaves[-1] = leaves[-1] + 1e-3
-    save_own(tmp_path / "other.safetensors", jax.tree.unflatten(tree, leaves), "sam-tiny-test")
-    return tmp_path / "other.safetensors"
-
-
-def test_a_delta_for_other_base_weights_is_refused(run, fake, other_weights):
-    with pytest.raises(WrongBaseWeights, match="made for 'sam-tiny-test' weights with fingerprint"):
-        evaluate(EvaluateConfig(run=run, weights=other_weights))
-    assert fake.made == 0
-    assert not (run / "scores.json").exists()
-
-
-def spoil(run, cells, tmp_path, name):
-    """Let the run belong to a copy of the cells in which a case cannot be read."""
-    copy = tmp_path / "spoilt"
-    shutil.copytree(cells, copy)
-    (copy / "images" / f"{name}.png").write_bytes(b"\x89PNG")
-    record = json.loads((run / "config.json").read_text())
-    record["resolved"]["data"] = str(copy)
-    (run / "config.json").write_text(json.dumps(record))
-
-
-def test_an_unreadable_case_is_refused_before_anything_is_predicted_or_skipped_and_counted(
-    run, cells, fake, tmp_path
-):
-    kept, bad = split_of(run)["test"]
-    spoil(run, cells, tmp_path, bad)
-    with pytest.raises(BadCase, match=bad):
-        evaluate(EvaluateConfig(run=run))
-    assert fake.made == 0
-    scores = evaluate(EvaluateConfig(run=run, skip_bad=True))
-    assert [s["case"] for s in scores["skipped"]] == [bad]
-    assert bad in scores["skipped"][0]["why"]
-    assert {row["case"] for row in scores["cases"]} == {kept}
-    assert scores["n_cases"] == 1
-
-
-@pytest.mark.parametrize(
-    ("settings", "error", "message"),
-    [
-        ({"profile": "strictest"}, MedvfmError, "strictest"),
-        ({"data": "nowhere"}, MedvfmError, "nowhere is not a folder"),
-        ({"prompt": "none"}, BadConfig, "trained with prompt=box; it cannot be scored with none"),
-    ],
-)
-def test_what_cannot_be_scored_is_refused(run, fake, settings, error, message):
-    with pytest.raises(error, match=message):
-        evaluate(EvaluateConfig(run=run, **settings))
-    assert fake.made == 0
-
-
-def test_a_split_without_cases_and_a_run_that_has_not_ended_are_refused(run, fake):
-    record = json.loads((run / "config.json").read_text())
-    record["resolved"]["split"]["test"] = []
-    (run / "config.json").write_text(json.dumps(record))
-    with pytest.raises(BadConfig, match=r"test split of .* has no case to score; choose another --split"):
-        evaluate(EvaluateConfig(run=run))
-    (run / "delta.safetensors").unlink()
-    with pytest.raises(RunError, match="the run has not ended"):
-        evaluate(EvaluateConfig(run=run))
-    (run / "config.json").unlink()
-    with pytest.raises(RunError, match=r"is .* a run directory"):
-        evaluate(EvaluateConfig(run=run))
-
-
-def test_only_scores_are_overwritten(run, fake, tmp_path):
-    notes = tmp_path / "notes.json"
-    notes.write_text('{"mine": 1}')
-    with pytest.raises(RunError, match="exists and holds no scores"):
-        evaluate(EvaluateConfig(run=run, out=notes))
-    (tmp_path / "predictions_new").mkdir()
-    with pytest.raises(RunError, match=r"predictions_new exists, but no new\.json"):
-        evaluate(EvaluateConfig(run=run, out=tmp_path / "new.json"))
-    assert fake.made == 0
-    target = tmp_path / "deep" / "er" / "scores.json"
-    for _ in range(2):
-        evaluate(EvaluateConfig(run=run, out=target))
-    assert {p.name for p in target.parent.iterdir()} == {"scores.json", "predictions", "overlays"}
-
-
-def test_an_evaluation_that_was_interrupted_can_be_repeated(run, monkeypatch):
-    class Interrupted(Fake):
-        count = 0
-
-        def label_map(self, *arguments):
-            type(self).count += 1
-            if self.count == 2:
-                raise KeyboardInterrupt
-            return super().label_map(*arguments)
-
-    monkeypatch.setattr(MODULE, "Predictor", Interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        evaluate(EvaluateConfig(run=run))
-    assert len(list((run / "predictions").iterdir())) == 1
-    assert not (run / "scores.json").exists()
-    assert evaluate(EvaluateConfig(run=run))["n_cases"] == 2
-
-
 @pytest.mark.parametrize("profile", profiles.names())
-def test_every_profile_scores_half_of_each_object(run, fake, profile, tmp_path):
-    scores = evaluate(EvaluateConfig(run=run, profile=profile, out=tmp_path / "s.json"))
+def test_every_profile_scores_half_of_each_object(own_run, fake, profile, tmp_path):
+    scores = evaluate(EvaluateConfig(run=own_run, profile=profile, out=tmp_path / "s.json"))
     assert scores["metric_profile"] == profile
     dice = [row["dice"] for row in scores["cases"] if row["label"] == "foreground"]
     assert all(0.4 < value < 0.9 for value in dice)
