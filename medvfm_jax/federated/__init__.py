@@ -1,1 +1,48 @@
-"""Federated adaptation: one compiled round over a cohort of clients, with codec and privacy."""
+"""Federated adaptation: one compiled round over a cohort of clients, with codec and privacy.
+
+>>> federation = make_round(algorithms.fedavg(loss, optax.adamw(1e-4)), codec=codecs.int8())
+>>> server, clients = federation.init(delta, data)
+>>> server, clients, metrics = jax.jit(federation.round)(server, clients, data, participation, steps, key)
+"""
+
+from medvfm_jax.federated import algorithms, codecs, lora_aggregation, personalise, robust
+from medvfm_jax.federated.errors import BadFederation
+from medvfm_jax.federated.personal_parts import join_personal, split_personal
+from medvfm_jax.federated.records import (
+    AdaptiveClip,
+    Algorithm,
+    Client,
+    Codec,
+    Cohort,
+    Federation,
+    Metrics,
+    Privacy,
+    Report,
+    Server,
+    Shard,
+)
+from medvfm_jax.federated.rounds import make_round, name_excluded
+
+__all__ = [
+    "AdaptiveClip",
+    "Algorithm",
+    "BadFederation",
+    "Client",
+    "Codec",
+    "Cohort",
+    "Federation",
+    "Metrics",
+    "Privacy",
+    "Report",
+    "Server",
+    "Shard",
+    "algorithms",
+    "codecs",
+    "join_personal",
+    "lora_aggregation",
+    "make_round",
+    "name_excluded",
+    "personalise",
+    "robust",
+    "split_personal",
+]

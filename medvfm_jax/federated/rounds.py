@@ -18,6 +18,8 @@ from jax.sharding import Mesh
 
 from medvfm_jax.federated.backends import AXIS, client_map, place
 from medvfm_jax.federated.central_noise import clip_by_norm, next_bound, noisy_mean, update_multiplier
+from medvfm_jax.federated.codecs.compose import identity
+from medvfm_jax.federated.codecs.wire import bits, message_bits
 from medvfm_jax.federated.errors import BadFederation
 from medvfm_jax.federated.records import (
     Algorithm,
@@ -79,7 +81,7 @@ def make_round(
 
     Raises BadFederation for parts that do not fit together.
     """
-    codec = codec or no_codec()
+    codec = codec or identity()
     map_clients = client_map(backend, mesh, chunk)
     _check(algorithm, privacy)
     keep_uploads = algorithm.reduction == "stack" or algorithm.measure is not None
@@ -172,7 +174,7 @@ def make_round(
             loss=_divide(sums.loss, sums.one),
             client_loss=each.loss,
             upload_norm=_divide(sums.norm, sums.one),
-            upload_bits=_message_bits_of(codec, upload_shapes) * sums.one.astype(jnp.float32),
+            upload_bits=bits(codec, upload_shapes) * sums.one.astype(jnp.float32),
             download_bits=_download_bits(algorithm, server) * participation.sum().astype(jnp.float32),
             participants=sums.one,
             dropped=(participation & dropped).sum(),
@@ -182,11 +184,6 @@ def make_round(
         return new._replace(round=server.round + 1), each.client, metrics
 
     return Federation(init, round_)
-
-
-def no_codec() -> Codec:
-    """Send the update as it is."""
-    return Codec(lambda update: (), lambda key, state, update: (update, state), lambda message, like: message)
 
 
 def name_excluded(metrics: Metrics, names: Sequence[str] | None = None) -> list[str]:
@@ -200,11 +197,6 @@ def as_step_mask(steps: Array, data: Shard) -> Array:
     if steps.ndim == 2:
         return steps
     return jnp.arange(jax.tree.leaves(data.batches)[0].shape[1]) < steps[:, None]
-
-
-def message_bits(message: Tree) -> int:
-    """Count the bits of one message from its shapes and dtypes, as a Python int."""
-    return sum(8 * int(np.prod(x.shape)) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(message))
 
 
 def _check(algorithm: Algorithm, privacy: Privacy | None) -> None:
@@ -231,11 +223,6 @@ def _report_shapes(algorithm: Algorithm, server: Server, states: Tree, data: Sha
     state, shard = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (states, data))
     mask = jax.ShapeDtypeStruct(jax.tree.leaves(shard.batches)[0].shape[:1], bool)
     return jax.eval_shape(algorithm.client_update, server, state, shard, mask, jax.random.key(0))[1]
-
-
-def _message_bits_of(codec: Codec, upload: Tree) -> int:
-    message, _ = jax.eval_shape(codec.encode, jax.random.key(0), jax.eval_shape(codec.init, upload), upload)
-    return message_bits(message)
 
 
 def _download_bits(algorithm: Algorithm, server: Server) -> int:

@@ -9,9 +9,10 @@ import pytest
 
 from medvfm_jax.federated.algorithms import fedavg, fednova, scaffold
 from medvfm_jax.federated.central_noise import clip_by_norm, next_bound, update_multiplier
+from medvfm_jax.federated.codecs.wire import message_bits
 from medvfm_jax.federated.errors import BadFederation
 from medvfm_jax.federated.records import AdaptiveClip, Federation, Privacy, Shard, Tree
-from medvfm_jax.federated.rounds import make_round, message_bits, name_excluded
+from medvfm_jax.federated.rounds import make_round, name_excluded
 from tests.federated.cases import STEPS, N, cheap_key, data, delta, loss, quiet_loss
 from tests.federated.cases import switchable_rounding as rounding
 
