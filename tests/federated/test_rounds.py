@@ -15,6 +15,7 @@ from medvfm_jax.federated.records import AdaptiveClip, Federation, Privacy, Shar
 from medvfm_jax.federated.rounds import make_round, name_excluded
 from tests.federated.cases import STEPS, N, cheap_key, data, delta, loss, quiet_loss
 from tests.federated.cases import switchable_rounding as rounding
+from tests.federated.quadratics import quick_jit
 
 pytestmark = pytest.mark.usefixtures("x64")
 ALL, EVERY_STEP = np.ones(N, bool), np.full(N, STEPS)
@@ -25,7 +26,7 @@ class Cohort:
     """A federation with one compiled round."""
 
     def __init__(self, federation: Federation):
-        self.init, self.step = federation.init, jax.jit(federation.round)
+        self.init, self.step = federation.init, quick_jit(federation.round)
 
     def run(
         self,
@@ -155,7 +156,7 @@ def test_noise_is_added_once_and_to_scale_even_if_nobody_comes() -> None:
 
     federation = make_round(fedavg(flat, optax.sgd(0.1)), None, Privacy(0.5, 2.0, 4.0))
     server, clients = federation.init({"w": jnp.zeros(20_000)}, data())
-    step = jax.jit(federation.round)
+    step = quick_jit(federation.round)
     for present in (ALL, ~ALL):
         moved, _, _ = step(
             server, clients, data(), jnp.asarray(present), jnp.asarray(EVERY_STEP), jax.random.key(1)
@@ -210,6 +211,6 @@ def test_public_numbers_are_weighted_by_samples() -> None:
     shard, steps = data()._replace(rate=None), np.arange(N) % 3
     server, clients = federation.init({"w": jnp.zeros(())}, shard)
     masks = jnp.asarray(ALL), jnp.asarray(steps)
-    server, _, _ = jax.jit(federation.round)(server, clients, shard, *masks, cheap_key(0))
+    server, _, _ = quick_jit(federation.round)(server, clients, shard, *masks, cheap_key(0))
     weights = np.asarray(shard.samples) * (steps > 0)
     assert float(server.delta["w"]) == pytest.approx(-np.average(steps, weights=weights))
