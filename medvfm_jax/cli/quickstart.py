@@ -125,7 +125,8 @@ def _picture(args: QuickstartArgs, adapted: dict[str, Any]) -> bytes:
     columns = {"as it is, boxes from the reference": ZERO_SHOT, "adapted, no prompts": ADAPTED}
     rows = []
     for label, value in dataset.labels.items():
-        chosen = choose(adapted["cases"], label).get("median") if value else None
+        ranks = choose(adapted["cases"], label) if value else {}
+        chosen = ranks.get("median", ranks.get("best"))  # a single case is called the best
         row = []
         for words, run in columns.items() if chosen else ():
             case, predicted = reread(dataset, chosen["case"], args.out / run / "predictions")
