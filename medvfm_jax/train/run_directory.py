@@ -44,6 +44,7 @@ def locked(folder: Path) -> Iterator[Path]:
 
     Raises RunInUse if another process holds it.
     """
+    created = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = open(folder / _LOCK, "a+")  # noqa: SIM115, held open as long as the run lasts
@@ -61,13 +62,22 @@ def locked(folder: Path) -> Iterator[Path]:
                 raise RunInUse(
                     f"Process {owner} is writing to {folder}; wait for it to end or choose another --out."
                 ) from error
-        handle.truncate(0)
-        handle.write(str(os.getpid()))
-        handle.flush()
         try:
+            _sign(handle.fileno(), folder)
             yield folder
         finally:
-            _remove_if_unused(folder)
+            _remove_if_unused(folder, created)
+
+
+def _sign(lock: int, folder: Path) -> None:
+    """Write into the lock who holds it."""
+    try:
+        os.ftruncate(lock, 0)
+        os.write(lock, str(os.getpid()).encode())
+    except OSError as error:
+        raise RunError(
+            f"Cannot use {folder} as a run directory: {error.strerror}; free space or choose another --out."
+        ) from error
 
 
 def refuse_existing(folder: Path, resume: bool) -> None:
@@ -134,11 +144,12 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _remove_if_unused(folder: Path) -> None:
+def _remove_if_unused(folder: Path, created: bool) -> None:
     """A command that was refused after all (bad data, for example) leaves no trace."""
     if [p.name for p in folder.iterdir()] == [_LOCK]:
         (folder / _LOCK).unlink()
-        folder.rmdir()
+        if created:
+            folder.rmdir()
 
 
 def make_folder(folder: Path) -> None:

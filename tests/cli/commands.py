@@ -47,6 +47,16 @@ class Result(NamedTuple):
         return self.err
 
 
+class Evil:
+    """Unpickled, it would create the file ``pwned``."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return open, (str(self.folder / "pwned"), "w")
+
+
 def options(**settings) -> list[str]:
     """batch_size=2 -> ["--batch-size", "2"]."""
     return [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]

@@ -12,13 +12,16 @@ import subprocess
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+from PIL import Image as Pillow
 
 from medvfm_jax import weights
 from medvfm_jax.cli.main import main
 from medvfm_jax.data import make_phantom_dataset
 from tests.cli.commands import LITE, SAM, Result, adapt_words
+from tests.train.plain_models import SIZE
 
 _load = functools.lru_cache(weights.load)  # a command per test, but each model once
 
@@ -72,6 +75,13 @@ def cells(tmp_path_factory):
 def volumes(tmp_path_factory):
     """Five volumes of 16 × 16 × 6 voxels of 1 × 1 × 3 mm with two labels."""
     return make_phantom_dataset(tmp_path_factory.mktemp("data") / "volumes", "volumes", 5, size=16)
+
+
+@pytest.fixture
+def white(tmp_path):
+    """A white picture, SIZE × SIZE."""
+    Pillow.fromarray(np.full((SIZE, SIZE), 255, np.uint8)).save(tmp_path / "white.png")
+    return tmp_path / "white.png"
 
 
 @pytest.fixture(scope="session")

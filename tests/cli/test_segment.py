@@ -38,13 +38,6 @@ def plain(monkeypatch):
 
 
 @pytest.fixture
-def white(tmp_path):
-    """A white picture, SIZE × SIZE."""
-    Pillow.fromarray(np.full((SIZE, SIZE), 255, np.uint8)).save(tmp_path / "white.png")
-    return tmp_path / "white.png"
-
-
-@pytest.fixture
 def scan(tmp_path):
     """A bright volume of SIZE × SIZE × 5 voxels with an affine of its own."""
     array = np.random.default_rng(0).integers(500, 900, (SIZE, SIZE, 5)).astype(np.int16)

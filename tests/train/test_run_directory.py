@@ -36,9 +36,33 @@ def test_a_command_refused_before_it_wrote_anything_leaves_no_trace(tmp_path):
     with pytest.raises(ValueError, match="bad data"), runs.locked(folder):
         raise ValueError("bad data")
     assert not folder.exists()
+    folder.mkdir()  # by the user, who may want it for something else
+    with pytest.raises(ValueError, match="bad data"), runs.locked(folder):
+        raise ValueError("bad data")
+    assert list(folder.iterdir()) == []
     with runs.locked(folder):
         runs.claim(folder, {}, resume=False)
     assert folder.exists()
+
+
+def test_files_that_belong_to_no_run_are_left_alone(tmp_path):
+    runs.refuse_existing(tmp_path / "new", resume=False)
+    (tmp_path / ".config.json.1.tmp").write_text("cut off by a kill")
+    runs.refuse_existing(tmp_path, resume=True)
+    (tmp_path / "metrics.jsonl").write_text("mine")
+    for resume in (False, True):
+        with pytest.raises(RunExists, match=r"holds no run but other files \(metrics\.jsonl, \.\.\.\)"):
+            runs.refuse_existing(tmp_path, resume=resume)
+
+
+def test_a_run_that_has_not_ended_is_not_finished(tmp_path):
+    with pytest.raises(RunError, match=r"is .* a run directory"):
+        runs.finished(tmp_path)
+    runs.write_json(tmp_path / runs.CONFIG, {"steps": 5})
+    with pytest.raises(RunError, match="the run has not ended"):
+        runs.finished(tmp_path)
+    (tmp_path / runs.DELTA).write_bytes(b"")
+    assert runs.finished(tmp_path) == {"steps": 5}
 
 
 def test_a_run_is_claimed_once_and_continued_only_when_asked(tmp_path):
