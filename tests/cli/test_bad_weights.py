@@ -164,3 +164,28 @@ def test_a_run_directory_somebody_else_writes_to(medvfm, trained, cells, tmp_pat
         before = contents(run)
         medvfm(*adapt_words(cells, run), "--resume").refused("is writing to", "wait for it to end", code=1)
         assert contents(run) == before
+
+
+def test_converted_and_exported_files_replace_nothing_unless_asked(medvfm, weight_files, trained, tmp_path):
+    source = tmp_path / "source.safetensors"
+    shutil.copyfile(weight_files[SAM], source)
+    (tmp_path / "mine.safetensors").write_text("mine")
+    (tmp_path / "peft").mkdir()
+    (tmp_path / "peft" / "adapter_config.json").write_text("mine")
+    before = contents(tmp_path)
+    convert, export = ("weights", "convert", source, "--to", SAM), ("weights", "export", trained)
+    mine = ("--out", tmp_path / "mine.safetensors")
+    medvfm(*convert, *mine).refused("mine.safetensors exists; add --overwrite to replace it", code=2)
+    medvfm(*export, *mine).refused("mine.safetensors exists; add --overwrite to replace it", code=2)
+    peft = ("--format", "peft", "--out", tmp_path / "peft")
+    medvfm(*export, *peft).refused("adapter_config.json exists; add --overwrite", code=2)
+    medvfm(*convert, "--out", source, "--overwrite").refused(
+        "is the file to convert; choose another --out", code=2
+    )
+    medvfm(*convert, "--out", tmp_path / "peft").refused("peft is a folder, a file was expected", code=2)
+    assert contents(tmp_path) == before
+    assert medvfm(*convert, *mine, "--overwrite", "--json").json["model"] == SAM
+    converted = (tmp_path / "mine.safetensors").read_bytes()
+    assert converted == source.read_bytes()
+    assert medvfm(*export, *mine, "--overwrite").code == 0
+    assert (tmp_path / "mine.safetensors").read_bytes() != converted

@@ -1,8 +1,10 @@
 """`medvfm segment`: masks on the image's own grid, from boxes, clicks, or a delta that needs none."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -427,3 +429,19 @@ def test_in_a_process_of_its_own(weight_files, white, tmp_path, monkeypatch):
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["images"][0]["mask"] == "m.png"
     assert pixels(tmp_path / "m.png").shape == (SIZE, SIZE)
+
+
+@pytest.mark.slow
+def test_the_published_model_finds_a_disc_in_its_box(medvfm, tmp_path, monkeypatch):
+    """Needs the network unless the cache of whoever runs it is filled."""
+    real = os.environ.get("MEDVFM_REAL_CACHE", str(Path.home() / ".cache" / "medvfm"))
+    monkeypatch.setenv("MEDVFM_CACHE", real)
+    rows, columns = np.mgrid[:200, :240]
+    disc = np.hypot(rows - 90, columns - 130) < 40
+    noise = np.random.default_rng(0).normal(0, 8, disc.shape)
+    grey = np.clip(np.where(disc, 170, 60) + noise, 0, 255).astype(np.uint8)
+    Pillow.fromarray(grey).save(tmp_path / "disc.png")
+    words = ("segment", tmp_path / "disc.png", "--model", "lite-medsam", "--box", 88, 48, 172, 132)
+    assert medvfm(*words, "--out", tmp_path / "m.png").code == 0
+    mask = pixels(tmp_path / "m.png") == 1
+    assert 2 * (mask & disc).sum() / (mask.sum() + disc.sum()) > 0.95
