@@ -10,7 +10,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from medvfm_jax import adapters, data, distill, images, losses, metrics, models, train, types, weights
+    from medvfm_jax import (
+        adapters,
+        data,
+        distill,
+        federated,
+        images,
+        losses,
+        metrics,
+        models,
+        train,
+        types,
+        weights,
+    )
     from medvfm_jax.weights import load
 
 __version__ = "0.1.0"
@@ -19,6 +31,7 @@ __all__ = [
     "adapters",
     "data",
     "distill",
+    "federated",
     "images",
     "load",
     "losses",

@@ -17,6 +17,7 @@ def test_what_the_readme_uses_exists():
     ):
         target = mv
         for name in path.split("."):
+            assert hasattr(target, name), path
             target = getattr(target, name)
 
 

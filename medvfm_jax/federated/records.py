@@ -110,7 +110,8 @@ class Codec(NamedTuple):
 class AdaptiveClip(NamedTuple):
     """Move the bound to a quantile of the upload norms (Andrew et al. 2019).
 
-    C <- C exp(-rate (b - quantile)), b = (#{norm <= C} + N(0, bit_noise^2)) / expected clients.
+    C <- C exp(-rate (b - quantile)), b = 1/2 + (sum of +1/2 where norm <= C, else -1/2, + N(0, bit_noise^2)) /
+    expected clients: with halves one client changes the sum by 1/2, as its noise assumes.
     The noise on the updates grows to (z^-2 - (2 bit_noise)^-2)^(-1/2), so that z stays the whole round's multiplier.
     """
 

@@ -17,10 +17,11 @@ from jax import Array
 from jax.sharding import Mesh
 
 from medvfm_jax.federated.backends import AXIS, client_map, place
-from medvfm_jax.federated.central_noise import clip_by_norm, next_bound, noisy_mean, update_multiplier
 from medvfm_jax.federated.codecs.compose import identity
 from medvfm_jax.federated.codecs.wire import bits, message_bits
 from medvfm_jax.federated.errors import BadFederation
+from medvfm_jax.federated.privacy.client_level import clip_vote, next_bound, noisy_mean, update_multiplier
+from medvfm_jax.federated.privacy.clipping import clip_by_norm
 from medvfm_jax.federated.records import (
     Algorithm,
     Backend,
@@ -48,7 +49,7 @@ class _Sums(NamedTuple):
     weight: Array
     norm: Array
     loss: Array
-    below: Array  # 1 if the upload was within the clipping bound
+    vote: Array  # see `clip_vote`
     one: Array
 
 
@@ -110,14 +111,14 @@ def make_round(
         healthy = _finite((report, state, norm, optax.tree.norm(report.upload)))
         takes_part = takes_part & step_mask.any()
         counts = takes_part & healthy
-        weight, below = report.weight, norm <= server.clip
+        weight, vote = report.weight, clip_vote(norm, server.clip)
         if privacy is not None:
             upload, weight = clip_by_norm(upload, server.clip), jnp.ones_like(weight)
         weighted = jax.tree.map(lambda u: u * weight.astype(u.dtype), upload)
         public = jax.tree.map(lambda p: p * weight, report.public)
         mean_upload = weighted if algorithm.reduction == "mean" else ()
         ones = jnp.ones_like(norm)
-        sums = _Sums(mean_upload, public, weight, norm, report.loss, below.astype(norm.dtype), ones)
+        sums = _Sums(mean_upload, public, weight, norm, report.loss, vote, ones)
         kept = (report.loss, weight, upload if keep_uploads else (), report.public)
         sums, kept = select(counts, (sums, kept), zeros_like((sums, kept)))
         client = select(counts, Client(state, residual, client.id), client)
@@ -164,10 +165,7 @@ def make_round(
             new = select(sums.weight > 0, new, server)
         else:
             bound_key = jax.random.fold_in(round_key, _BOUND)
-            # Counted as ±1/2 about half the expected number: then one client changes the count by 1/2, as its noise
-            # assumes; counted as 0 or 1 it would change it by 1, and epsilon would be understated.
-            below = sums.below - sums.one / 2 + privacy.expected_clients / 2
-            new = new._replace(clip=next_bound(server.clip, below, privacy, bound_key))
+            new = new._replace(clip=next_bound(server.clip, sums.vote, privacy, bound_key))
         extra = {} if algorithm.measure is None else algorithm.measure(server, each.upload, each.weight)
         upload_shapes = _report_shapes(algorithm, server, clients.state, data).upload
         metrics = Metrics(

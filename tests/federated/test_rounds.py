@@ -8,9 +8,10 @@ import optax
 import pytest
 
 from medvfm_jax.federated.algorithms import fedavg, fednova, scaffold
-from medvfm_jax.federated.central_noise import clip_by_norm, next_bound, update_multiplier
 from medvfm_jax.federated.codecs.wire import message_bits
 from medvfm_jax.federated.errors import BadFederation
+from medvfm_jax.federated.privacy.client_level import clip_vote, next_bound, update_multiplier
+from medvfm_jax.federated.privacy.clipping import clip_by_norm
 from medvfm_jax.federated.records import AdaptiveClip, Federation, Privacy, Shard, Tree
 from medvfm_jax.federated.rounds import make_round, name_excluded
 from tests.federated.cases import STEPS, N, cheap_key, data, delta, loss, quiet_loss
@@ -194,7 +195,7 @@ def test_the_bound_follows_a_quantile_of_the_norms() -> None:
     bound = jnp.asarray(privacy.clip)
     norms = jnp.exp(jax.random.normal(jax.random.key(0), (100, 1000)))
     for r in range(100):
-        bound = next_bound(bound, (norms[r] <= bound).sum().astype(float), privacy, jax.random.key(r))
+        bound = next_bound(bound, clip_vote(norms[r], bound).sum(), privacy, jax.random.key(r))
     assert float(bound) == pytest.approx(1.0, abs=0.1)
     assert update_multiplier(privacy) == pytest.approx((1 - 1e-4) ** -0.5)
     with pytest.raises(BadFederation, match="too small"):
