@@ -10,6 +10,7 @@ from medvfm_jax.report.run_record import RunRecord
 from medvfm_jax.report.words import NOTHING, text
 
 _INSTANCES = "instances"
+_SIGNIFICANT = 0.05
 _NAMES_OF_A_CASE = ("case", "patient", "site", "label")
 _NOT_SCORES = {*_NAMES_OF_A_CASE, "slice", "unit", "empty"}
 _COMPARED = ("dice", "nsd", "hd95", "aji", "pq", "assd", "iou")
@@ -205,10 +206,11 @@ def _difference_row(first: str, second: str, metric: str, found: Mapping[str, An
 
 
 def _reading(metric: str, found: Mapping[str, Any]) -> str:
+    """A verdict only where interval and sign-flip test agree: of a few patients the bootstrap is too sure."""
     low, high = found["low"], found["high"]
     if low is None or high is None:
         return '<span class="muted">too few patients</span>'
-    if low <= 0 <= high:
+    if low <= 0 <= high or found["p_permutation"] > _SIGNIFICANT:
         return '<span class="muted">no clear difference</span>'
     better = (low > 0) == words.larger_is_better(metric)
     return '<span class="good">better</span>' if better else '<span class="bad">worse</span>'

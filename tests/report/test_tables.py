@@ -142,6 +142,16 @@ def test_a_constant_shift_is_the_difference_its_interval_and_an_exact_p_value():
     assert [row[-1] for row in same[1:]] == ["no clear difference"] * 3
 
 
+def test_few_patients_get_no_verdict_however_sure_the_bootstrap_is():
+    """Of three equal differences 2 of 8 sign patterns are as extreme: p = 0.25."""
+    few = []
+    for run in (shifted("a", 0.0), shifted("b", 0.1)):
+        few.append(record(run.name, rows=run.scores["cases"][:3]))
+    table = only_table(tables.paired_differences(few))
+    assert table[1][2:6] == ["3", "+0.100", "+0.100 to +0.100", "0.250"]
+    assert {row[-1] for row in table[1:]} == {"no clear difference"}
+
+
 def test_every_pair_is_compared_and_patients_of_one_run_only_are_counted():
     runs = [shifted("a", 0.0), shifted("b", 0.1, patients=6), shifted("c", 0.2)]
     table = only_table(tables.paired_differences(runs))
