@@ -5,7 +5,7 @@
 >>> server, clients, metrics = jax.jit(federation.round)(server, clients, data, participation, steps, key)
 """
 
-from medvfm_jax.federated import algorithms, codecs, lora_aggregation, personalise, robust
+from medvfm_jax.federated import algorithms, codecs, lora_aggregation, personalise, robust, systems
 from medvfm_jax.federated.errors import BadFederation
 from medvfm_jax.federated.personal_parts import join_personal, split_personal
 from medvfm_jax.federated.records import (
@@ -45,4 +45,5 @@ __all__ = [
     "personalise",
     "robust",
     "split_personal",
+    "systems",
 ]
