@@ -54,7 +54,7 @@ def open_dataset(
             f"{folder} is no dataset; expected images/ and masks/ with files of equal names, "
             "or nnU-Net's dataset.json, imagesTr/ and labelsTr/."
         )
-    check_sites(sites, set(dataset.by_id), folder)
+    check_sites(sites, set(dataset.by_id), folder / "sites.csv")
     return dataclasses.replace(dataset, allow_geometry_mismatch=allow_geometry_mismatch)
 
 
@@ -71,6 +71,8 @@ def read_case(dataset: Dataset, case: Case | str) -> LoadedCase:
         instances = None if case.instances is None else _read_instances(dataset, case, image)
     except BadImage as error:
         raise BadCase(str(error)) from error
+    if dataset.alter is not None:
+        image = image._replace(array=dataset.alter(case, image.array))
     if label is None and instances is not None:
         label = (instances > 0).astype(np.int32)
     return LoadedCase(case, image, label, instances)

@@ -1,6 +1,6 @@
 """What a dataset, a case and a split are."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,7 +57,8 @@ class Dataset:
 
     labels: class name -> class index, 0..K in this order, background 0. values: the number that stands for
     each class index in the label files. ignore: the number in the label files that no score looks at, or
-    None. dimension: 2 for pictures, 3 for volumes.
+    None. dimension: 2 for pictures, 3 for volumes. alter: changes the array of each image as it is read, such as
+    a scanner shift of `partition`; None for images as they are.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Dataset:
     file_ending: str = ".png"
     note: str = ""
     allow_geometry_mismatch: bool = False
+    alter: Callable[[Case, NDArray], NDArray] | None = None
     by_id: Mapping[str, Case] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

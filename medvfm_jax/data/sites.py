@@ -1,11 +1,12 @@
 """``sites.csv``: which site, and which patient, each case belongs to."""
 
 import csv
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from medvfm_jax.data.records import BadDataset
+from medvfm_jax.data.records import BadDataset, Dataset
 from medvfm_jax.images.reading import SUFFIXES, stem_of, suffix_of
 
 ONE_SITE = "all"
@@ -37,8 +38,11 @@ def read_sites(folder: Path) -> SiteTable:
     a part of a dataset keeps the table of the whole. Raises BadDataset.
     """
     path = folder / "sites.csv"
-    if not path.is_file():
-        return NO_SITES
+    return read_table(path) if path.is_file() else NO_SITES
+
+
+def read_table(path: Path) -> SiteTable:
+    """Read such a table, whatever its name. Raises BadDataset."""
     rows: dict[str, tuple[str, str]] = {}
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
@@ -61,11 +65,22 @@ def read_sites(folder: Path) -> SiteTable:
     return SiteTable(rows)
 
 
-def check_sites(table: SiteTable, cases: set[str], folder: Path) -> None:
-    """Raise BadDataset if a table exists and leaves some cases out, which would split them blindly."""
+def check_sites(table: SiteTable, cases: set[str], path: Path) -> None:
+    """Raise BadDataset if the table of this file leaves some cases out, which would split them blindly."""
     missing = sorted(c for c in cases if table.name_of(c) not in table.rows) if table is not NO_SITES else []
     if missing:
         raise BadDataset(
-            f"{folder / 'sites.csv'} does not mention {len(missing)} of the images, such as '{missing[0]}'; "
+            f"{path} does not mention {len(missing)} of the images, such as '{missing[0]}'; "
             "add them, or remove the file."
         )
+
+
+def with_sites(dataset: Dataset, path: Path) -> Dataset:
+    """The dataset with sites and patients of another table than its own. Raises BadDataset."""
+    table = read_table(path)
+    check_sites(table, set(dataset.by_id), path)
+    cases = []
+    for case in dataset.cases:
+        patient, site = table.of(case.id)
+        cases.append(dataclasses.replace(case, patient=patient, site=site))
+    return dataclasses.replace(dataset, cases=tuple(cases))
