@@ -22,6 +22,7 @@ COMMANDS = {
     "quickstart": "from nothing to a report in a few minutes: real weights, real images",
     "weights": "list, fetch, verify, convert and export model weights",
     "adapt": "adapt a model to a folder of labelled images, training a fraction of its parameters",
+    "federate": "one model from the images of several hospitals, which share updates instead of images",
     "evaluate": "score a run, or a model as it is, with patient-level intervals",
     "segment": "masks of pictures and volumes, from boxes, clicks or a delta that needs none",
     "report": "one HTML page for one run, or several side by side",

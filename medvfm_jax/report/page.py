@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medvfm_jax import __version__
-from medvfm_jax.report import sections
+from medvfm_jax.report import federated_sections, sections
 from medvfm_jax.report.charts import Interval, intervals
 from medvfm_jax.report.run_record import NothingToReport, RunRecord, load
 from medvfm_jax.report.style import CSS, SCRIPT
@@ -46,13 +46,13 @@ def render(runs: Sequence[RunRecord]) -> str:
     runs = _distinct(runs)
     if len(runs) == 1:
         title, lead = runs[0].name, sections.summary_line(runs[0])
-        body = _notes(runs) + sections.one_run(runs[0])
+        body = _notes(runs) + _one_run(runs[0])
     else:
         title, lead = " · ".join(run.name for run in runs), f"{len(runs)} runs side by side"
         body = _notes(runs) + _comparison(runs)
         for run in runs:
             heading = f'<h2 class="run-title">{text(run.name)}</h2>'
-            body += f'{heading}<p class="lead">{sections.summary_line(run)}</p>{sections.one_run(run)}'
+            body += f'{heading}<p class="lead">{sections.summary_line(run)}</p>{_one_run(run)}'
     policy = (
         "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
         "base-uri 'none'; form-action 'none'"
@@ -81,6 +81,10 @@ this is research software, not a medical device.</footer>
 </body>
 </html>
 """
+
+
+def _one_run(run: RunRecord) -> str:
+    return sections.one_run(run, federated_sections.one_run(run))
 
 
 def _notes(runs: Sequence[RunRecord]) -> str:
@@ -113,6 +117,7 @@ def _comparison(runs: Sequence[RunRecord]) -> str:
     lead = "Mean over labels, 95 % interval, number of patients and median."
     chart = chart and f'<div class="scroll wide" tabindex="0">{chart}</div>'
     page = sections.section("Side by side", chart + side_by_side(scored), lead)
+    page += federated_sections.side_by_side(scored)
     lead = (
         "Later run minus earlier run, each patient compared with itself. p-values are not corrected for the "
         "number of rows."

@@ -193,7 +193,7 @@ def trained(run: RunRecord) -> str:
     body = facts(
         [
             ("model", config.get("model") or run.scores.get("model")),
-            ("adapter", config.get("adapter")),
+            ("adapter", config.get("adapter") or config.get("preset")),
             ("adapter options", json.dumps(resolved["adapter"]) if resolved.get("adapter") else None),
             ("trained parameters", parameters),
             ("delta", words.size(size.get("bytes")) if size else None),
@@ -256,10 +256,12 @@ def provenance(run: RunRecord) -> str:
     return section("Provenance", body)
 
 
-def one_run(run: RunRecord) -> str:
-    """All sections of a run in reading order."""
-    parts = (scores, overlays, learning_curve, trained, cases, provenance)
-    return cards(run) + "".join(part(run) for part in parts)
+def one_run(run: RunRecord, federated: str = "") -> str:
+    """All sections of a run in reading order; those of a federated run take the place of the learning curve."""
+    middle = federated or learning_curve(run)
+    before, after = (scores, overlays), (trained, cases, provenance)
+    shown = [*(part(run) for part in before), middle, *(part(run) for part in after)]
+    return cards(run) + "".join(shown)
 
 
 def summary_line(run: RunRecord) -> str:

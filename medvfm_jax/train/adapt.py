@@ -11,8 +11,15 @@ import jax
 from medvfm_jax.adapters import AdaptedModel, Count, count, touches_encoder
 from medvfm_jax.fetch import cache_dir
 from medvfm_jax.train import checkpoint, hooks, run_directory
-from medvfm_jax.train.assemble import Base, adapter_config, for_prompt, load_base, with_adapter
-from medvfm_jax.train.config import AdaptConfig, BadConfig, to_json
+from medvfm_jax.train.assemble import (
+    Base,
+    adapter_config,
+    delta_metadata,
+    for_prompt,
+    load_base,
+    with_adapter,
+)
+from medvfm_jax.train.config import AdaptConfig, to_json
 from medvfm_jax.train.early_stopping import EarlyStopping
 from medvfm_jax.train.embedding_cache import CachedLoader, EmbeddingCache, embed, make_cache
 from medvfm_jax.train.loop import Loader, fit
@@ -20,7 +27,7 @@ from medvfm_jax.train.optimizer import make_optimizer, make_schedule
 from medvfm_jax.train.progress import ProgressDisplay
 from medvfm_jax.train.state import TrainState, init_state
 from medvfm_jax.train.step import make_step
-from medvfm_jax.train.task import DEFAULT_OBJECTIVE, make_loss, make_overlap
+from medvfm_jax.train.task import make_loss, make_overlap
 from medvfm_jax.train.training_data import TrainingData, open_split, training_data
 from medvfm_jax.train.validation import make_validation
 from medvfm_jax.types import Delta
@@ -98,7 +105,7 @@ def _resolve(config: AdaptConfig) -> _Run:
             "adapter": adapter,
             "learning_rate": config.resolved_learning_rate(),
             "accumulate": config.resolved_accumulate(jax.default_backend()),
-            "objective": _objective(config, base),
+            "objective": config.resolved_objective(base.model.spec.task),
             "classes": classes,
             "labels": labels,
             "fingerprint": base.fingerprint,
@@ -107,15 +114,6 @@ def _resolve(config: AdaptConfig) -> _Run:
         }
     }
     return _Run(config, record, base, adapted, data, delta, count(delta, base.params))
-
-
-def _objective(config: AdaptConfig, base: Base) -> str:
-    task = base.model.spec.task
-    if config.objective == "sam" and task == "semantic":
-        raise BadConfig(
-            "objective=sam rates the masks of prompts, and there are none; use --objective samed or medsam."
-        )
-    return DEFAULT_OBJECTIVE[task] if config.objective == "auto" else config.objective
 
 
 def _announce(run: _Run, say: Callable[[str], None]) -> None:
@@ -213,22 +211,8 @@ def _validation(
 def _finish(run: _Run, state: TrainState, stopping: EarlyStopping, say: Callable[[str], None]) -> RunResult:
     folder, delta = run.config.out, stopping.delta if stopping.delta is not None else state.delta
     path = folder / run_directory.DELTA
-    resolved = run.record["resolved"]
-    artifacts.save_delta(
-        path,
-        jax.device_get(delta),
-        {
-            "base": run.config.model,
-            "fingerprint": run.base.fingerprint,
-            "adapter": resolved["adapter"],
-            "prompt": resolved["prompt"],
-            "classes": resolved["classes"],
-            "labels": resolved["labels"],
-            "channel_names": list(run.data.source.dataset.channel_names),
-            "preset": run.config.adapter,
-            "seed": run.config.seed,
-        },
-    )
+    metadata = delta_metadata(run.config.model, run.config.adapter, run.record, run.data.source.dataset)
+    artifacts.save_delta(path, jax.device_get(delta), metadata)
     kept = None if stopping.delta is None else stopping.best
     if kept is not None:
         say(f"kept the delta of step {stopping.step}, validation Dice {kept:.4f}")

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from medvfm_jax import weights
 from medvfm_jax.adapters import AdaptedModel, adapt_model, chain, from_config, presets
+from medvfm_jax.data import Dataset
 from medvfm_jax.models import catalog
 from medvfm_jax.models.model import Model
 from medvfm_jax.models.semantic import to_semantic
@@ -98,3 +99,15 @@ def with_adapter(base: Base, adapter: Mapping[str, Any] | None) -> AdaptedModel:
 def adapter_config(preset: str, base: Base, assignments: tuple[str, ...]) -> dict[str, Any]:
     """JSON configuration of a preset with "part.option=value" assignments."""
     return presets.config(preset, base.model.spec, presets.parse_assignments(assignments))
+
+
+def delta_metadata(model: str, preset: str, record: Mapping[str, Any], dataset: Dataset) -> dict[str, Any]:
+    """What a run (its ``config.json``) stores with its delta, from which ``load_adapted`` builds the model again."""
+    resolved = record["resolved"]
+    return {
+        "base": model,
+        "preset": preset,
+        "seed": record["seed"],
+        "channel_names": list(dataset.channel_names),
+        **{name: resolved[name] for name in ("fingerprint", "adapter", "prompt", "classes", "labels")},
+    }

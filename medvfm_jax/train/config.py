@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from medvfm_jax.train.embedding_cache import Tier
 from medvfm_jax.train.optimizer import ScheduleName
+from medvfm_jax.train.task import DEFAULT_OBJECTIVE
 from medvfm_jax.types import MedvfmError
 
 PromptChoice = Literal["auto", "none", "box", "point", "mixed"]
@@ -100,23 +101,23 @@ class AdaptConfig:
             ("steps", 1), ("batch_size", 1), ("prompts_per_image", 1),
             ("checkpoint_every", 1), ("validate_every", 0), ("validation_images", 1), ("patience", 0),
         ]:  # fmt: skip
-            _require(getattr(self, name) >= least, name, getattr(self, name), f"at least {least}")
-        _require(
+            require(getattr(self, name) >= least, name, getattr(self, name), f"at least {least}")
+        require(
             self.train_cases is None or self.train_cases >= 1, "train_cases", self.train_cases, "at least 1"
         )
-        _require(
+        require(
             self.learning_rate is None or self.learning_rate > 0,
             "learning_rate",
             self.learning_rate,
             "positive",
         )
-        _require(0 <= self.warmup <= 1, "warmup", self.warmup, "between 0 and 1")
-        _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
+        require(0 <= self.warmup <= 1, "warmup", self.warmup, "between 0 and 1")
+        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
         for name in ("val_fraction", "test_fraction"):
-            _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "at least 0 and below 1")
+            require(0 <= getattr(self, name) < 1, name, getattr(self, name), "at least 0 and below 1")
         total = self.val_fraction + self.test_fraction
-        _require(total < 1, "val_fraction + test_fraction", total, "below 1, or nothing is left to train on")
-        _require(self.accumulate is None or self.accumulate >= 1, "accumulate", self.accumulate, "at least 1")
+        require(total < 1, "val_fraction + test_fraction", total, "below 1, or nothing is left to train on")
+        require(self.accumulate is None or self.accumulate >= 1, "accumulate", self.accumulate, "at least 1")
         if self.accumulate and self.batch_size % self.accumulate:
             raise BadConfig(
                 f"accumulate={self.accumulate} does not divide batch_size={self.batch_size}; make the "
@@ -139,6 +140,14 @@ class AdaptConfig:
         if self.prompt == "auto":
             return "none" if self.adapter == "samed" else "box"
         return self.prompt
+
+    def resolved_objective(self, task: str) -> str:
+        """The loss that "auto" stands for; raises BadConfig if it rates masks of prompts and there are none."""
+        if self.objective == "sam" and task == "semantic":
+            raise BadConfig(
+                "objective=sam rates the masks of prompts, and there are none; use --objective samed or medsam."
+            )
+        return DEFAULT_OBJECTIVE[task] if self.objective == "auto" else self.objective
 
     def resolved_learning_rate(self) -> float:
         """The learning rate, given or by adapter."""
@@ -208,7 +217,7 @@ class EvaluateConfig:
             raise BadConfig("A model as it is knows no data: add --data FOLDER.")
         if self.run is not None and self.delta is not None:
             raise BadConfig("A run has its own delta: give --delta with --model, not with --run.")
-        _require(self.cases is None or self.cases >= 1, "cases", self.cases, "at least 1")
+        require(self.cases is None or self.cases >= 1, "cases", self.cases, "at least 1")
 
 
 def to_json(config: Any) -> dict[str, Any]:
@@ -220,6 +229,7 @@ def to_json(config: Any) -> dict[str, Any]:
     }
 
 
-def _require(holds: bool, name: str, value: object, expected: str) -> None:
+def require(holds: bool, name: str, value: object, expected: str) -> None:
+    """Raise BadConfig about a setting unless ``holds``."""
     if not holds:
         raise BadConfig(f"{name} is {value}; expected {expected}.")

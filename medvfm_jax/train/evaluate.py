@@ -1,6 +1,6 @@
 """`evaluate`: scores of a run, or of a model as it is, on whole cases, with patient-level intervals."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +30,7 @@ class LabelsDiffer(BadConfig):
     """A model with one output per label meets data with other labels."""
 
 
-class _Subject(NamedTuple):
+class Subject(NamedTuple):
     """What is scored: a model with a delta (empty for a model as it is), and how it was made."""
 
     name: str
@@ -56,17 +56,34 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> dict[str
     _refuse_foreign(out, config.save_predictions and config.out is not None)
     names = getattr(source.split, config.split) if config.split != "all" else sorted(source.dataset.by_id)
     skipped: dict[str, str] = {}
-    cases = _readable(source.dataset, names, skipped, config)
+    cases = readable(source.dataset, names, skipped, config)
     subject = _subject(config, run, source)
     if "point" in subject.prompt and "point" not in subject.base.model.spec.prompts and not subject.delta:
         console.print(f"warning: {subject.name} was not trained with point prompts; scores will be poor")
     run_directory.make_folder(out.parent)
     predictor = Predictor(subject.adapted, subject.base.params, subject.delta, flips=config.flips)
+    return score_cases(config, out, source, cases, skipped, subject, lambda case: predictor, console)
+
+
+def score_cases(
+    config: EvaluateConfig,
+    out: Path,
+    source: SplitData,
+    cases: list[Case],
+    skipped: Mapping[str, str],
+    subject: Subject,
+    predictor_of: Callable[[Case], Predictor],
+    console: Console,
+) -> dict[str, Any]:
+    """Predict and score cases, each with the predictor chosen for it; write the scores, return them with "file".
+
+    predictor_of: a federation has sites with models of their own; ``subject`` says what all of them are.
+    """
     rows = []
     predictions = _beside(out, "predictions") if config.save_predictions else None
     for case in tracked(cases, "evaluate", console):
         loaded = read_case(source.dataset, case)
-        rows += _score(config, subject, source.dataset, loaded, predictor, predictions)
+        rows += _score(config, subject, source.dataset, loaded, predictor_of(case), predictions)
     scores = _scores(config, subject, source, rows, skipped)
     if predictions is not None:
         scores["predictions"] = predictions.name
@@ -141,7 +158,7 @@ def _data(config: EvaluateConfig, run: Mapping[str, Any] | None) -> SplitData:
     )
 
 
-def _readable(
+def readable(
     dataset: Dataset, names: list[str], skipped: dict[str, str], config: EvaluateConfig
 ) -> list[Case]:
     """Cases that can be scored; the first bad one raises BadCase unless it may be skipped."""
@@ -162,7 +179,7 @@ def _readable(
     return found
 
 
-def _subject(config: EvaluateConfig, run: Mapping[str, Any] | None, source: SplitData) -> _Subject:
+def _subject(config: EvaluateConfig, run: Mapping[str, Any] | None, source: SplitData) -> Subject:
     file = config.delta if run is None else config.run / run_directory.DELTA
     if file is None:
         return _as_it_is(config, source)
@@ -178,10 +195,10 @@ def _subject(config: EvaluateConfig, run: Mapping[str, Any] | None, source: Spli
             f"{', '.join(source.dataset.labels)}. Rename them in the dataset so that they agree."
         )
     name = config.model or metadata["base"]
-    return _Subject(name, metadata["preset"], loaded.base, loaded.adapted, loaded.delta, prompt)
+    return Subject(name, metadata["preset"], loaded.base, loaded.adapted, loaded.delta, prompt)
 
 
-def _as_it_is(config: EvaluateConfig, source: SplitData) -> _Subject:
+def _as_it_is(config: EvaluateConfig, source: SplitData) -> Subject:
     base = load_base(
         config.model,
         classes=source.dataset.classes,
@@ -195,7 +212,7 @@ def _as_it_is(config: EvaluateConfig, source: SplitData) -> _Subject:
         raise BadConfig(
             f"{config.model} as it is gives no labels of its own: adapt it first, or use box prompts."
         )
-    return _Subject(config.model, None, base, with_adapter(base, None), {}, prompt)
+    return Subject(config.model, None, base, with_adapter(base, None), {}, prompt)
 
 
 def _prompt(config: EvaluateConfig, trained: str) -> str:
@@ -210,7 +227,7 @@ def _prompt(config: EvaluateConfig, trained: str) -> str:
 
 def _score(
     config: EvaluateConfig,
-    subject: _Subject,
+    subject: Subject,
     dataset: Dataset,
     case: LoadedCase,
     predictor: Predictor,
@@ -256,7 +273,7 @@ def _beside(out: Path, what: str) -> Path:
 
 def _scores(
     config: EvaluateConfig,
-    subject: _Subject,
+    subject: Subject,
     source: SplitData,
     rows: list[dict[str, Any]],
     skipped: Mapping[str, str],

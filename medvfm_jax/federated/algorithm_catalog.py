@@ -1,0 +1,212 @@
+"""Algorithms by name, with their options, as `medvfm federate` offers them; and what of a round is a client's model.
+
+>>> entry = algorithm_catalog.get("fedprox")
+>>> algorithm = entry.make(loss, optax.adamw(1e-3), mu=0.1)
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import jax
+import optax
+
+from medvfm_jax.adapters.option_values import parse_assignments, typed
+from medvfm_jax.adapters.serialise import did_you_mean
+from medvfm_jax.federated import algorithms, personalise, robust
+from medvfm_jax.federated.algorithms.averaging import AveragingState, averaging
+from medvfm_jax.federated.algorithms.independent import independent
+from medvfm_jax.federated.errors import BadFederation
+from medvfm_jax.federated.lora_aggregation import factors_of, names_of_a, names_of_b
+from medvfm_jax.federated.personal_parts import join_personal
+from medvfm_jax.federated.records import Algorithm, Server, Tree
+
+HEAD = r".*/(output_hypernetworks_mlps_\d+|head)/.*"  # what makes masks out of features: a client's own in fedper
+
+Own = Literal["nothing", "part", "all"]
+
+
+class Entry(NamedTuple):
+    """An algorithm of the catalogue.
+
+    make(loss, optimizer, **options), or with a learning rate in the place of the optimizer if ``plain_sgd``: its
+    formula is about SGD.  options: name -> default.  own: what of the model stays at the client.  needs: "lora" if it
+    is about low-rank factors.  by_gradient(options) -> arguments of ``averaging`` that make the same algorithm, for a
+    gradient of one's own such as patient-level privacy; None if it is no average of changes.
+    """
+
+    make: Callable[..., Algorithm]
+    options: Mapping[str, Any] = {}
+    plain_sgd: bool = False
+    own: Own = "nothing"
+    needs: Literal["", "lora"] = ""
+    by_gradient: Callable[..., dict[str, Any]] | None = None
+
+
+class Models(NamedTuple):
+    """The models of a round: shared, a whole delta for everybody; own, stacked (n, ...), None where nothing is own."""
+
+    shared: Tree
+    own: Tree
+
+
+def _plain(**arguments: Any) -> Callable[..., dict[str, Any]]:
+    return lambda: {"server_optimizer": optax.sgd(1.0)} | arguments
+
+
+def _robust(rule: Callable[..., robust.Rule]) -> Callable[..., Algorithm]:
+    def make(loss: Any, optimizer: Any, **options: Any) -> Algorithm:
+        return robust.robust(algorithms.fedavg(loss, optimizer), rule(**options))
+
+    return make
+
+
+_SERVER = {"server_rate": 0.1, "tau": 1e-3}
+
+ENTRIES: Mapping[str, Entry] = {
+    "fedavg": Entry(
+        algorithms.fedavg,
+        {"server_rate": 1.0},
+        by_gradient=lambda server_rate: {"server_optimizer": optax.sgd(server_rate)},
+    ),
+    "fedprox": Entry(algorithms.fedprox, {"mu": 0.01}, by_gradient=lambda mu: _plain(mu=mu)()),
+    "fedsharp": Entry(algorithms.fedsharp, {"rho": 0.05}),
+    "fedavgm": Entry(algorithms.fedavgm, {"server_rate": 1.0, "momentum": 0.9}),
+    "fedadagrad": Entry(algorithms.fedadagrad, _SERVER),
+    "fedyogi": Entry(algorithms.fedyogi, _SERVER | {"server_rate": 0.01}),
+    "fedadam": Entry(algorithms.fedadam, _SERVER),
+    "scaffold": Entry(algorithms.scaffold, {"server_rate": 1.0}, plain_sgd=True),
+    "fednova": Entry(algorithms.fednova, {"momentum": 0.0, "mu": 0.0}, plain_sgd=True),
+    "feddyn": Entry(algorithms.feddyn, {"alpha": 0.1}),
+    "qfedavg": Entry(algorithms.qfedavg, {"q": 1.0}, plain_sgd=True),
+    "fedper": Entry(
+        personalise.fedper,
+        {"personal": HEAD},
+        own="part",
+        by_gradient=lambda personal: _plain(personal=personal)(),
+    ),
+    "fedbn": Entry(
+        personalise.fedbn,
+        {"norms": personalise.NORM_LEAVES},
+        own="part",
+        by_gradient=lambda norms: _plain(personal=norms)(),
+    ),
+    "fedrep": Entry(personalise.fedrep, {"personal": HEAD, "personal_steps": 2}, own="part"),
+    "ditto": Entry(personalise.ditto, {"strength": 0.1}, own="all"),
+    "fedit": Entry(algorithms.fedit, needs="lora", by_gradient=_plain()),
+    "ffa_lora": Entry(algorithms.ffa_lora, needs="lora", by_gradient=_plain(frozen=names_of_a)),
+    "fedsa_lora": Entry(
+        algorithms.fedsa_lora, own="part", needs="lora", by_gradient=_plain(personal=names_of_b)
+    ),
+    "rolora": Entry(algorithms.rolora, needs="lora"),
+    "hetlora": Entry(algorithms.hetlora, {"prune": 1.0, "penalty": 0.0}, needs="lora"),
+    "flexlora": Entry(algorithms.flexlora, needs="lora"),
+    "lora_fair": Entry(algorithms.lora_fair, {"ridge": 0.01}, needs="lora"),
+    "median": Entry(_robust(lambda: robust.coordinate_median)),
+    "trimmed_mean": Entry(_robust(robust.trimmed_mean), {"trim": 0.2}),
+    "krum": Entry(_robust(robust.krum), {"byzantine": 1}),
+    "multi_krum": Entry(_robust(robust.multi_krum), {"byzantine": 1, "chosen": 3}),
+    "geometric_median": Entry(_robust(robust.geometric_median), {"iterations": 3, "smoothing": 1e-6}),
+    "local": Entry(independent, own="all"),
+    "centralised": Entry(independent, own="all"),
+}
+BASELINES = ("local", "centralised")
+
+
+def get(name: str) -> Entry:
+    """An algorithm by name; raises BadFederation with the nearest name."""
+    if name not in ENTRIES:
+        raise BadFederation(f"There is no algorithm '{name}'{did_you_mean(name, ENTRIES)}.")
+    return ENTRIES[name]
+
+
+def names() -> tuple[str, ...]:
+    """Names of all algorithms, baselines included."""
+    return tuple(ENTRIES)
+
+
+def read_options(assignments: Iterable[str], defaults: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """Texts "mu=0.1" over defaults -> all options, each of the type of its default; raises BadFederation.
+
+    A default of None stands for a whole number or nothing.
+    """
+    options = dict(defaults)
+    for name, text in parse_assignments(assignments).items():
+        if name not in defaults:
+            known = ", ".join(defaults) or "none"
+            raise BadFederation(f"{what} has no option '{name}'; its options: {known}.")
+        default = defaults[name]
+        options[name] = typed(text, int | None if default is None else type(default), f"{what}: {name}")
+    return options
+
+
+def with_gradient(entry: Entry, name: str, gradient: Callable[[Any], Any]) -> Callable[..., Algorithm]:
+    """``make`` of the same algorithm with a gradient of one's own, made from a loss; raises BadFederation."""
+    if entry.by_gradient is None:
+        able = ", ".join(n for n, e in ENTRIES.items() if e.by_gradient)
+        raise BadFederation(
+            f"Patient-level privacy needs an algorithm whose clients follow one gradient and are averaged, not {name}; "
+            f"choose from {able}."
+        )
+
+    def make(loss: Any, optimizer: optax.GradientTransformation, **options: Any) -> Algorithm:
+        return averaging(loss, optimizer, gradient=gradient, **entry.by_gradient(**options))
+
+    return make
+
+
+def fitted(name: str, entry: Entry, options: Mapping[str, Any], delta: Tree) -> Entry:
+    """The entry for this delta: a system keeps a part at the client only where its server's delta lacks one.
+
+    Raises BadFederation for an algorithm whose parts are not in the delta.
+    """
+    algorithm = entry.make(
+        lambda delta, batch, key: None, 1.0 if entry.plain_sgd else optax.sgd(1.0), **options
+    )
+    shared, state = jax.eval_shape(algorithm.init_server, delta)
+    if _structure(shared) != _structure(delta):
+        raise BadFederation(
+            f"The server of {name} keeps something else than the delta; this run cannot use it."
+        )
+    if entry.needs == "lora" and not factors_of(delta):
+        raise BadFederation(
+            f"{name} combines low-rank factors, and the adapter has none; use --preset lora or samed."
+        )
+    frozen = state.frozen if isinstance(state, AveragingState) else None
+    complete = len(jax.tree.leaves((shared, frozen))) == len(jax.tree.leaves(delta))
+    if entry.own == "part" and complete and name not in ENTRIES:
+        return entry._replace(own="nothing")
+    if entry.own == "part" and complete:
+        raise BadFederation(
+            f"{name} keeps a part of the model at the client, but its pattern matches no part of it."
+        )
+    if not jax.tree.leaves(shared):
+        raise BadFederation(f"{name} shares nothing: its pattern for personal parts matches the whole model.")
+    return entry
+
+
+def models_of(own: Own, start: Tree, server: Server, states: Tree) -> Models:
+    """The models a round ends with, from the first delta, the server and the clients' states of the algorithm.
+
+    Where the server holds nothing because a part is personal, everybody's model has the first values: what a client
+    keeps is nobody else's.
+    """
+    shared = server.delta
+    if isinstance(server.state, AveragingState):
+        shared = join_personal(shared, server.state.frozen)
+    shared = join_personal(shared, start)
+    if own == "nothing":
+        return Models(shared, jax.tree.map(lambda x: None, start))
+    return Models(shared, getattr(states, "delta", states) if own == "all" else states)
+
+
+def model_of(models: Models, client: int | None) -> Tree:
+    """The whole delta that a client uses, or with None somebody who took no part."""
+    if client is None:
+        return models.shared
+    own = jax.tree.map(lambda x: x[client], models.own)
+    return join_personal(own, models.shared)
+
+
+def _structure(tree: Tree) -> Any:
+    """Of the whole tree, also where leaves are missing."""
+    return jax.tree.structure(tree, is_leaf=lambda x: x is None)

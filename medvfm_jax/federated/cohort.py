@@ -1,0 +1,197 @@
+"""The clients of a run and the data of each round: who takes part, which images, as one stacked ``Shard``.
+
+Everything of a round follows from the seed, the round and the name of the client, so a run goes on exactly without
+storing more than the number of the round, and leaving a client out changes nothing for the others.
+"""
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from numpy.typing import NDArray
+
+from medvfm_jax.data import Example, make_loader
+from medvfm_jax.federated.errors import BadFederation
+from medvfm_jax.federated.federate_config import FederateConfig
+from medvfm_jax.federated.privacy.patient_level import PatientBatch
+from medvfm_jax.federated.records import Shard, Tree
+from medvfm_jax.train.training_data import SplitData, TrainingData, training_data
+from medvfm_jax.types import Batch, ModelSpec
+
+EVERYBODY = "everybody"  # the one client of centralised training
+_IMAGES, _PATIENTS, _CLIENTS = range(3)  # purposes of random numbers
+
+
+class ClientData(NamedTuple):
+    """What one client trains and validates on."""
+
+    name: str
+    data: TrainingData
+    patients: Mapping[str, tuple[Example, ...]]  # training patients and their examples
+
+    @property
+    def samples(self) -> int:
+        """Training examples: the client's weight in a mean."""
+        return len(self.data.train)
+
+
+class RoundData(NamedTuple):
+    """shard: leaves (n, ...); participation (n,) bool."""
+
+    shard: Shard
+    participation: NDArray[np.bool_]
+
+
+def cohort(
+    source: SplitData, spec: ModelSpec, prompt: str, config: FederateConfig, clients: Sequence[str]
+) -> list[ClientData]:
+    """List the examples of each client; reads and checks every training and validation case.
+
+    Raises BadCase unless ``config.skip_bad``, BadFederation for a client without anything to train on.
+    """
+    found = []
+    for name in clients:
+        chosen = {
+            n: cases if name == EVERYBODY else _at(source, cases, name)
+            for n, cases in source.split._asdict().items()
+        }
+        if not chosen["train"]:
+            raise BadFederation(
+                f"Client '{name}' has no patient left to train on after validation and test; leave it out with "
+                "--min-patients, or lower the fractions."
+            )
+        own = source._replace(split=source.split._replace(**chosen))
+        data = training_data(own, spec, prompt, config.local())
+        patients: dict[str, tuple[Example, ...]] = {}
+        for example in data.train:
+            patient = source.dataset.case(example.case).patient
+            patients[patient] = (*patients.get(patient, ()), example)
+        found.append(ClientData(name, data, patients))
+    return found
+
+
+def _at(source: SplitData, cases: Sequence[str], client: str) -> tuple[str, ...]:
+    return tuple(case for case in cases if source.dataset.case(case).site == client)
+
+
+class RoundLoader:
+    """Endless rounds, from any round on; every leaf of a round has a leading axis over clients.
+
+    steps: local steps of a round.  rate: round -> factor on the learning rate.  prepare: what is done to each batch,
+    such as replacing images by cached embeddings.  rates: batches of patients, drawn independently (Poisson) with
+    these rates per client, see `privacy_plan.plan`, instead of images in shuffled order.
+    """
+
+    def __init__(
+        self,
+        clients: Sequence[ClientData],
+        config: FederateConfig,
+        steps: int,
+        rate: Callable[[int], float],
+        prepare: Callable[[Batch], Batch],
+        augment: str,
+        rates: Mapping[str, float] | None = None,
+    ):
+        self._clients, self._config, self._steps, self._rate = clients, config, steps, rate
+        self._prepare, self._augment, self._rates = prepare, augment, rates
+        largest = max(len(examples) for client in clients for examples in client.patients.values())
+        self._slices = min(config.dp_slices, largest)
+        self._round = 0
+
+    def __next__(self) -> RoundData:
+        """The data of the next round."""
+        number = self._round
+        self._round += 1
+        if self._rates is None:
+            batches = [self._images(client, number) for client in self._clients]
+        else:
+            draws = [self._draw(client, number) for client in self._clients]
+            most = max(1, *(len(step) for draw in draws for step in draw))
+            # Of few different sizes, so that few programs are compiled.
+            capacity = 1 << (most - 1).bit_length()
+            batches = [self._patients(c, number, draw, capacity) for c, draw in zip(self._clients, draws)]
+        samples = np.array([client.samples for client in self._clients], np.float32)
+        rates = np.full(len(self._clients), self._rate(number), np.float32)
+        return RoundData(Shard(_stack(batches), samples, rates), self._participation(number))
+
+    def get_state(self) -> dict[str, int]:
+        """Position."""
+        return {"round": self._round}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Return to a position."""
+        self._round = int(state["round"])
+
+    def _rng(self, purpose: int, client: str, number: int) -> np.random.Generator:
+        return np.random.default_rng([self._config.seed, purpose, zlib.crc32(client.encode()), number])
+
+    def _participation(self, number: int) -> NDArray[np.bool_]:
+        n, share = len(self._clients), self._config.participation
+        rng = self._rng(_CLIENTS, "", number)
+        if self._config.client_privacy:
+            return rng.random(n) < share  # what the accountant assumes; nobody at all is possible
+        chosen = np.zeros(n, bool)
+        chosen[rng.permutation(n)[: max(1, round(share * n))]] = True
+        return chosen
+
+    def _images(self, client: ClientData, number: int) -> Batch:
+        """Leaves (steps, batch, ...): the next images of an endless sequence of shuffled epochs."""
+        n, count = client.samples, self._steps * self._config.batch_size
+        epochs, places = np.divmod(np.arange(number * count, (number + 1) * count), n)
+        orders = {
+            epoch: self._rng(_IMAGES, client.name, int(epoch)).permutation(n)
+            for epoch in set(epochs.tolist())
+        }
+        chosen = [
+            client.data.train[orders[epoch][place]] for epoch, place in zip(epochs.tolist(), places.tolist())
+        ]
+        return _stack(
+            [self._prepare(batch) for batch in self._load(client, chosen, number, self._config.batch_size)]
+        )
+
+    def _draw(self, client: ClientData, number: int) -> list[list[list[Example]]]:
+        """Step -> patient drawn -> its examples, at most ``dp_slices``, a random choice of all it has."""
+        rng = self._rng(_PATIENTS, client.name, number)
+        draws = []
+        for _ in range(self._steps):
+            drawn = [
+                examples for examples in client.patients.values() if rng.random() < self._rates[client.name]
+            ]
+            draws.append(
+                [[e[i] for i in sorted(rng.permutation(len(e))[: self._config.dp_slices])] for e in drawn]
+            )
+        return draws
+
+    def _patients(
+        self, client: ClientData, number: int, draws: list[list[list[Example]]], capacity: int
+    ) -> PatientBatch:
+        """Leaves (steps, capacity, slices, ...); what is not there repeats an image and is masked out."""
+        flat = [example for step in draws for patient in step for example in patient]
+        loaded = self._load(client, flat or client.data.train[:1], number, max(len(flat), 1))
+        slices = self._prepare(loaded[0])
+        index = np.zeros((self._steps, capacity, self._slices), np.int64)
+        mask = np.zeros(index.shape, bool)
+        position = 0
+        for i, step in enumerate(draws):
+            for j, patient in enumerate(step):
+                end = position + len(patient)
+                index[i, j, : len(patient)], mask[i, j, : len(patient)] = range(position, end), True
+                position = end
+        return PatientBatch(jax.tree.map(lambda x: x[index], slices), mask)
+
+    def _load(self, client: ClientData, chosen: Sequence[Example], number: int, size: int) -> list[Batch]:
+        """These examples in this order, as batches of ``size``."""
+        data = client.data
+        seed = int(self._rng(_IMAGES, client.name + "#", number).integers(1 << 31))
+        return list(
+            make_loader(
+                data.source.dataset, chosen, data.spec, data.task, batch_size=size, seed=seed,
+                prompts=data.prompts, augment=self._augment, shuffle=False, epochs=1, threads=0,
+            )
+        )  # fmt: skip
+
+
+def _stack(batches: Sequence[Tree]) -> Any:
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *batches)

@@ -1,0 +1,261 @@
+"""`federate`: from the images of several hospitals to one delta, and to what each hospital keeps of its own."""
+
+import contextlib
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from rich.console import Console
+
+from medvfm_jax.adapters import touches_encoder
+from medvfm_jax.data import Case
+from medvfm_jax.federated.algorithm_catalog import Models, model_of
+from medvfm_jax.federated.cohort import EVERYBODY, RoundLoader
+from medvfm_jax.federated.federate_config import FederateConfig
+from medvfm_jax.federated.federated_run import FederatedRun, resolve
+from medvfm_jax.federated.round_hooks import RoundLine, RoundLog, site_validation
+from medvfm_jax.federated.round_step import RoundStep
+from medvfm_jax.fetch import cache_dir
+from medvfm_jax.train import checkpoint, hooks, run_directory
+from medvfm_jax.train.assemble import delta_metadata
+from medvfm_jax.train.config import EvaluateConfig
+from medvfm_jax.train.early_stopping import EarlyStopping
+from medvfm_jax.train.embedding_cache import EmbeddingCache, embed, make_cache
+from medvfm_jax.train.evaluate import Subject, readable, score_cases
+from medvfm_jax.train.loop import StepEnd, fit
+from medvfm_jax.train.optimizer import make_schedule
+from medvfm_jax.train.predict import Predictor
+from medvfm_jax.train.progress import ProgressDisplay
+from medvfm_jax.train.task import make_loss, make_overlap
+from medvfm_jax.types import Batch, Delta
+from medvfm_jax.weights import artifacts
+
+PERSONAL = "personal.safetensors"
+
+
+class FederateResult(NamedTuple):
+    """What `federate` leaves behind.
+
+    delta: the shared model, None for local training; personal: what clients keep, None if nothing.  rounds: made.
+    val_dice: mean over sites, of the models kept; None without validation or with privacy, where the last are kept.
+    upload_bytes, download_bytes: of all clients in all rounds.  scores: file with the scores of the test patients.
+    """
+
+    folder: Path
+    delta: Path | None
+    personal: Path | None
+    rounds: int
+    val_dice: float | None
+    upload_bytes: float
+    download_bytes: float
+    privacy: str | None
+    scores: Path | None
+
+
+def federate(config: FederateConfig, display: ProgressDisplay | None = None) -> FederateResult:
+    """Train as configured, in ``config.out``; with ``resume`` continue exactly where it was.
+
+    Raises MedvfmError for everything a user can cause: settings, data, weights, a run directory in use, a full disk.
+    """
+    with contextlib.ExitStack() as stack:
+        display = display or stack.enter_context(ProgressDisplay(title="federate"))
+        run_directory.refuse_existing(config.out, config.resume)
+        stack.enter_context(run_directory.locked(config.out))
+        run = resolve(config)
+        run_directory.claim(config.out, run.record, config.resume)
+        _announce(run, display.say)
+        models, rounds, val_dice = _train(run, display)
+        return _finish(run, models, rounds, val_dice, display.say)
+
+
+def _announce(run: FederatedRun, say: Callable[[str], None]) -> None:
+    config = run.config
+    say(f"{config.model} with {config.preset}, {run.algorithm}: {run.size}")
+    for client in run.clients:
+        say(f"{client.name}: {len(client.patients)} patients, {client.samples} images or slices to train on")
+    for message in run.skipped.values():
+        say(f"skipped: {message}")
+    if run.privacy is not None:
+        say(
+            f"noise multiplier {run.privacy.privacy.noise_multiplier:.3f}: {run.privacy.statement(config.rounds)}"
+        )
+
+
+def _train(run: FederatedRun, display: ProgressDisplay) -> tuple[Models, int, float | None]:
+    """-> models to keep, rounds made, validation Dice of those models."""
+    config, folder = run.config, run.config.out
+    cache = _cache(run)
+    if cache is not None:
+        display.say("the encoder is frozen: each image is encoded once and its embedding kept")
+    prepare = functools.partial(embed, cache=cache) if cache else _unchanged
+    objective = run.record["resolved"]["objective"]
+    loss = make_loss(run.adapted, objective, cached=cache is not None)
+    rate = _rate(config)
+    loader = _loader(run, rate, prepare, cached=cache is not None)
+    step = RoundStep(run, loss)
+    state = step.init(next(loader))
+    loader.set_state({"round": 0})
+    stopping = EarlyStopping(patience=0)
+    found = checkpoint.read(folder / run_directory.CHECKPOINTS, state, run.base.fingerprint, display.say)
+    run_directory.truncate_metrics(folder, found.step if found else 0)
+    if found:
+        loader.set_state(found.loader_state)
+        state, stopping = found.state, found.stopping
+        display.say(f"resuming at round {found.step} of {config.rounds}")
+
+    record = hooks.to_file(folder)
+    score = site_validation(run, loss, make_overlap(run.adapted, cached=cache is not None), prepare)
+    validation = None
+    if score is not None and config.validate_every:
+        validation = hooks.Validation(score, config.validate_every, stopping, record)
+    keep = hooks.Checkpoints(
+        folder / run_directory.CHECKPOINTS,
+        run.record,
+        run.base.fingerprint,
+        lambda: validation.stopping if validation else stopping,
+        config.checkpoint_every,
+        config.checkpoint_seconds,
+    )
+    list_of_hooks = [
+        RoundLog(run, record, rate),
+        *([validation] if validation else []),
+        keep,
+        RoundLine(run, display.say, validation),
+        _shown(run, display),
+    ]
+    state = fit(step, state, loader, list_of_hooks, steps=config.rounds)
+    stopping = validation.stopping if validation else stopping
+    if run.privacy is not None or stopping.delta is None:  # choosing a round by scores would not be private
+        return state.delta, int(state.step), None
+    display.say(f"kept the models of round {stopping.step}, validation Dice {stopping.best:.4f}")
+    return stopping.delta, int(state.step), stopping.best
+
+
+def _unchanged(batch: Batch) -> Batch:
+    return batch
+
+
+def _shown(run: FederatedRun, display: ProgressDisplay) -> Callable[[StepEnd], None]:
+    """The progress bar, in images."""
+    images = run.steps * run.config.batch_size
+    return lambda end: display(end._replace(examples=images * int(end.metrics["participants"])))
+
+
+def _rate(config: FederateConfig) -> Callable[[int], float]:
+    schedule = make_schedule(config.schedule, 1.0, config.rounds, 0)
+    return lambda number: float(schedule(number))
+
+
+def _cache(run: FederatedRun) -> EmbeddingCache | None:
+    """A cache if the delta leaves the encoder alone and images come without random changes."""
+    config = run.config
+    if config.embeddings == "off" or config.augment in ("full", "flips") or touches_encoder(run.delta):
+        return None
+    encode = functools.partial(jax.jit(run.adapted.encode), run.base.params, run.delta)
+    settings = f"{run.base.fingerprint} {config.model} {config.dtype}"
+    return make_cache(encode, settings, config.embeddings, cache_dir())
+
+
+def _loader(
+    run: FederatedRun, rate: Callable[[int], float], prepare: Callable[[Batch], Batch], cached: bool
+) -> RoundLoader:
+    config = run.config
+    augment = config.augment
+    if augment == "auto":
+        augment = "none" if cached or config.patient_privacy else "full"
+    rates = run.privacy.rates if config.patient_privacy else None
+    return RoundLoader(run.clients, config, run.steps, rate, prepare, augment, rates)
+
+
+def _finish(
+    run: FederatedRun, models: Models, rounds: int, val_dice: float | None, say: Callable[[str], None]
+) -> FederateResult:
+    config, folder = run.config, run.config.out
+    models = jax.device_get(models)
+    metadata = delta_metadata(config.model, config.preset, run.record, run.source.dataset)
+    metadata |= {"algorithm": run.algorithm, "privacy": run.record["resolved"]["privacy"]}
+    shared = _shared(run, models)
+    delta = personal = scores = None
+    if shared is not None:
+        delta = folder / run_directory.DELTA
+        artifacts.save_delta(delta, shared, metadata)
+        say(f"shared model: {delta}")
+    own = {} if run.clients[0].name == EVERYBODY else _personal(run, models)
+    if own:
+        personal = folder / PERSONAL
+        artifacts.save_delta(personal, own, metadata)
+        say(f"what each client keeps: {personal}")
+    if config.score:
+        scores = _score(run, models, metadata["prompt"], say)
+    lines = [line for line in run_directory.read_metrics(folder) if "upload_bytes" in line]
+    up, down = (sum(line[f"{way}_bytes"] for line in lines) for way in ("upload", "download"))
+    statement = None if run.privacy is None else run.privacy.statement(rounds)
+    return FederateResult(folder, delta, personal, rounds, val_dice, up, down, statement, scores)
+
+
+def _shared(run: FederatedRun, models: Models) -> Delta | None:
+    """The model for everybody; local training has none."""
+    if run.algorithm == "local":
+        return None
+    return model_of(models, 0) if run.clients[0].name == EVERYBODY else models.shared
+
+
+def _personal(run: FederatedRun, models: Models) -> dict[str, Any]:
+    """{client: its own leaves}."""
+    found = {}
+    for i, client in enumerate(run.clients):
+        own = _without_none(jax.tree.map(lambda x: x[i], models.own))  # noqa: B023, used at once
+        if own:
+            found[client.name] = own
+    return found
+
+
+def _without_none(tree: Any) -> Any:
+    if not isinstance(tree, dict):
+        return tree
+    kept = {name: _without_none(child) for name, child in tree.items()}
+    return {name: child for name, child in kept.items() if child is not None and child != {}}
+
+
+def _score(run: FederatedRun, models: Models, prompt: str, say: Callable[[str], None]) -> Path:
+    """Scores of the test patients, each with the model that its site uses."""
+    config, dataset = run.config, run.source.dataset
+    settings = EvaluateConfig(
+        run=config.out,
+        profile=config.profile,
+        seed=config.seed,
+        skip_bad=config.skip_bad,
+        save_predictions=True,
+    )
+    skipped: dict[str, str] = {}
+    cases = readable(dataset, _first_of_each(run), skipped, settings)
+    label = f"{config.preset}, {run.algorithm}"
+    asked = "box" if prompt == "mixed" else prompt
+    subject = Subject(config.model, label, run.base, run.adapted, models.shared, asked)
+
+    @functools.cache
+    def of_client(index: int | None) -> Predictor:
+        return Predictor(run.adapted, run.base.params, model_of(models, index))
+
+    def predictor_of(case: Case) -> Predictor:
+        return of_client(run.index_of(case.site) if jax.tree.leaves(models.own) else None)
+
+    out = config.out / run_directory.SCORES
+    console = Console(stderr=True, highlight=False)
+    score_cases(settings, out, run.source, cases, skipped, subject, predictor_of, console)
+    say(f"scores: {out}")
+    return out
+
+
+def _first_of_each(run: FederatedRun) -> list[str]:
+    """Test cases, of each site the first ``cases``."""
+    taken: dict[str, int] = {}
+    chosen = []
+    for name in run.source.split.test:
+        site = run.source.dataset.case(name).site
+        taken[site] = taken.get(site, 0) + 1
+        if run.config.cases is None or taken[site] <= run.config.cases:
+            chosen.append(name)
+    return chosen

@@ -1,0 +1,175 @@
+"""What `federate` can be asked for: one frozen record, the same for Python and the command line."""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from medvfm_jax.train.config import AdaptConfig, Augment, BadConfig, PromptChoice, require
+from medvfm_jax.train.embedding_cache import Tier
+from medvfm_jax.train.optimizer import ScheduleName
+
+PartitionName = Literal["site", "patient", "dirichlet", "quantity", "intensity"]
+MemoryName = Literal["none", "error_feedback", "ef21", "diana"]
+
+
+@dataclasses.dataclass(frozen=True)
+class FederateConfig:
+    """Adapt a model to the images of several hospitals that share updates instead of images."""
+
+    data: str
+    """Folder with labelled images (nnU-Net v2, or images/ and masks/), or the name of a built-in dataset."""
+    sites: Path | None = None
+    """Table with the columns file, site and maybe patient; by default sites.csv in the data folder."""
+    model: str = "lite-medsam"
+    """Model to adapt."""
+    algorithm: str = "auto"
+    """How updates are combined: fedavg, fedprox, scaffold, ...; `local` and `centralised` are the baselines.
+    `auto`: that of the system given as --preset, else fedavg."""
+    preset: str = "decoder"
+    """What trains: an adapter preset (decoder, samed, lora, ...) or a published system (fedsam, fedmsa, flap_sam)."""
+    set: tuple[str, ...] = ()
+    """Options of the adapter, for example lora.rank=8; may be given several times."""
+    algorithm_set: tuple[str, ...] = ()
+    """Options of the algorithm, for example mu=0.1; may be given several times."""
+    rounds: int = 20
+    """Rounds of exchange."""
+    local_steps: int = 5
+    """Optimiser steps of each client in a round; centralised training makes as many as all clients together."""
+    batch_size: int = 2
+    """Images per step; with patient-level privacy the expected number of patients per step."""
+    participation: float = 1.0
+    """Share of the clients in a round; drawn at random, independently for each with client-level privacy."""
+    codec: str = "identity"
+    """Compression of the updates: identity, int8, int4, top_k, powersgd, drive, ..."""
+    codec_set: tuple[str, ...] = ()
+    """Options of the codec, for example fraction=0.05; may be given several times."""
+    memory: MemoryName = "none"
+    """What remembers the error of the codec at the client."""
+    dp_epsilon: float | None = None
+    """Differential privacy with this epsilon over all rounds; needs the extra [privacy] unless everyone takes part."""
+    dp_unit: Literal["client", "patient"] = "client"
+    """Whom the noise protects: a whole client (noise on the sum of updates) or each patient (noise in each step)."""
+    dp_delta: float = 1e-5
+    """delta of (epsilon, delta)-differential privacy; choose it below one in the number of units."""
+    dp_clip: float = 1.0
+    """l2 norm to which an update (client) or a gradient (patient) is clipped."""
+    dp_slices: int = 4
+    """Slices of a patient in one step, at most, with patient-level privacy; drawn at random from all it has."""
+    partition: PartitionName = "site"
+    """What a client is: a site of the table, or patients dealt out evenly, with label skew (dirichlet), with quantity
+    skew, or evenly with a scanner of its own (intensity)."""
+    clients: int = 5
+    """Number of clients, unless a client is a site."""
+    alpha: float = 0.5
+    """Parameter of the Dirichlet distribution of label and quantity skew; smaller is more skewed."""
+    shift: float = 0.5
+    """Strength of the scanner shifts of --partition intensity."""
+    min_patients: int = 1
+    """Sites with fewer patients are left out."""
+    leave_out: str | None = None
+    """Site whose images nobody trains on; its test patients are scored all the same."""
+    out: Path = Path("runs/federate")
+    """Run directory to create."""
+    resume: bool = False
+    """Continue the run in --out if there is one; the result has the same bits as an undisturbed run."""
+    prompt: PromptChoice = "auto"
+    """Prompts simulated from the labels; `none` trains a prompt-free model with one output per label."""
+    prompts_per_image: int = 4
+    """Prompts per image and step, sampled from its labels or instances."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """Optimiser of the clients, started anew each round; scaffold, fednova and qfedavg are defined for SGD only."""
+    learning_rate: float | None = None
+    """Learning rate of the first round; the default depends on the adapter, and is 0.1 for SGD."""
+    schedule: ScheduleName = "cosine"
+    """How the learning rate falls over the rounds."""
+    weight_decay: float = 0.01
+    """Weight decay of AdamW."""
+    clip_norm: float = 1.0
+    """Largest global norm of a gradient; 0 does not clip."""
+    objective: Literal["auto", "medsam", "samed", "sam"] = "auto"
+    """Loss: `medsam` Dice + cross-entropy, `samed` 0.8 Dice + 0.2 cross-entropy, `sam` 20 focal + Dice + IoU."""
+    augment: Augment = "auto"
+    """Random changes of the images; `auto`: full, but none where embeddings are cached or patients are protected."""
+    embeddings: Tier = "auto"
+    """Where embeddings of a frozen encoder are kept; `disk`: also for later runs, `off`: encode each step."""
+    val_fraction: float = 0.15
+    """Share of the patients of each client used for validation."""
+    test_fraction: float = 0.2
+    """Share of the patients of each client kept for the test."""
+    validate_every: int = 1
+    """Rounds between validations; 0 never validates. The model of the best round is kept, with privacy the last."""
+    validation_images: int = 8
+    """Images (slices) of each client that a validation looks at, at most."""
+    checkpoint_every: int = 1
+    """Rounds between checkpoints."""
+    checkpoint_seconds: float = 60.0
+    """Seconds between checkpoints, whichever comes first."""
+    score: bool = True
+    """Score the test patients at the end, each with the model of its client; `evaluate` does it later otherwise."""
+    cases: int | None = None
+    """Score the first so many test cases of each client only."""
+    profile: str = "strict"
+    """Metric profile of the scores: strict, nnunet, transunet_compat, medsam_compat."""
+    backend: Literal["auto", "loop", "vmap"] = "auto"
+    """Clients one after the other or side by side; `auto`: loop on CPU."""
+    chunk: int | None = None
+    """Clients side by side at most, for cohorts that do not fit in memory."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format of the computation; parameters stay float32."""
+    seed: int = 0
+    """Seed of partition, split, sampling, noise and initial values."""
+    weights: Path | None = None
+    """File with the base weights, for models that are not fetched automatically."""
+    offline: bool = False
+    """Never touch the network."""
+    skip_bad: bool = False
+    """Skip cases that cannot be read, and count them, instead of stopping."""
+
+    def __post_init__(self) -> None:
+        """Refuse what has no meaning; raises BadConfig."""
+        self.local()
+        for name, least in [
+            ("rounds", 1),
+            ("local_steps", 1),
+            ("clients", 1),
+            ("min_patients", 1),
+            ("dp_slices", 1),
+        ]:
+            require(getattr(self, name) >= least, name, getattr(self, name), f"at least {least}")
+        require(0 < self.participation <= 1, "participation", self.participation, "above 0 and at most 1")
+        require(self.dp_epsilon is None or self.dp_epsilon > 0, "dp_epsilon", self.dp_epsilon, "positive")
+        require(0 < self.dp_delta < 1, "dp_delta", self.dp_delta, "between 0 and 1")
+        require(self.dp_clip > 0, "dp_clip", self.dp_clip, "positive")
+        require(self.cases is None or self.cases >= 1, "cases", self.cases, "at least 1")
+        if self.dp_epsilon is not None and self.algorithm in ("local", "centralised"):
+            raise BadConfig(
+                f"algorithm={self.algorithm} is a baseline without exchange and without noise; leave --dp-epsilon out."
+            )
+        if self.memory != "none" and self.codec == "identity":
+            raise BadConfig(
+                f"memory={self.memory} remembers the error of a codec; add --codec int8 or another."
+            )
+        if self.patient_privacy and self.augment not in ("auto", "none"):
+            raise BadConfig("Patient-level privacy trains on images as they are; use --augment none.")
+
+    @property
+    def patient_privacy(self) -> bool:
+        """Whether noise protects each patient."""
+        return self.dp_epsilon is not None and self.dp_unit == "patient"
+
+    @property
+    def client_privacy(self) -> bool:
+        """Whether noise protects each client."""
+        return self.dp_epsilon is not None and self.dp_unit == "client"
+
+    def local(self) -> AdaptConfig:
+        """The settings of one client's training, which checks what `adapt` checks. Raises BadConfig."""
+        names = {field.name for field in dataclasses.fields(AdaptConfig)}
+        shared = {name: value for name, value in vars(self).items() if name in names}
+        return AdaptConfig(adapter=self.preset, steps=max(self.rounds * self.local_steps, 1), **shared)
+
+    def resolved_learning_rate(self, plain_sgd: bool) -> float:
+        """The learning rate, given or by optimiser and adapter."""
+        if self.learning_rate is None and (plain_sgd or self.optimizer == "sgd"):
+            return 0.1
+        return self.local().resolved_learning_rate()

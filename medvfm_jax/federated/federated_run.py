@@ -1,0 +1,242 @@
+"""Everything of a federated run resolved from its settings, nothing trained yet."""
+
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from medvfm_jax.adapters import AdaptedModel, Count, count, presets
+from medvfm_jax.data import Dataset, Split, open_dataset, split
+from medvfm_jax.data.partition import (
+    Partition,
+    assign,
+    by_patient,
+    by_site,
+    dirichlet,
+    holdings,
+    intensity,
+    quantity,
+)
+from medvfm_jax.data.sites import with_sites
+from medvfm_jax.federated import algorithm_catalog, systems
+from medvfm_jax.federated.algorithm_catalog import BASELINES, Entry, read_options
+from medvfm_jax.federated.codecs import CODECS, guarantee, make_codec
+from medvfm_jax.federated.cohort import EVERYBODY, ClientData, cohort
+from medvfm_jax.federated.errors import BadFederation
+from medvfm_jax.federated.federate_config import FederateConfig
+from medvfm_jax.federated.feedback import diana, diana_rate, ef21, error_feedback
+from medvfm_jax.federated.privacy_plan import PrivacyPlan, plan
+from medvfm_jax.federated.records import Codec
+from medvfm_jax.train.assemble import Base, adapter_config, for_prompt, load_base, with_adapter
+from medvfm_jax.train.config import to_json
+from medvfm_jax.train.training_data import SplitData, data_digest
+from medvfm_jax.types import Delta
+
+
+class FederatedRun(NamedTuple):
+    """A run before its first round.
+
+    record: config.json.  source: its sites are the clients, its split is that of the whole run.  clients: who trains.
+    sites: whose models are validated, the same but for centralised training.  delta: at the start.  steps: local
+    steps of a round.  rate: learning rate of the first round.
+    """
+
+    config: FederateConfig
+    record: dict[str, Any]
+    base: Base
+    adapted: AdaptedModel
+    source: SplitData
+    clients: list[ClientData]
+    sites: list[ClientData]
+    delta: Delta
+    size: Count
+    algorithm: str
+    entry: Entry
+    options: dict[str, Any]
+    codec: Codec
+    privacy: PrivacyPlan | None
+    steps: int
+    rate: float
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """{case: why} of unreadable cases that were left out."""
+        return {case: why for site in self.sites for case, why in site.data.skipped.items()}
+
+    def index_of(self, site: str) -> int | None:
+        """Which client's model a site uses; None: the shared one, as the site took no part."""
+        names = [client.name for client in self.clients]
+        return 0 if names == [EVERYBODY] else names.index(site) if site in names else None
+
+
+def resolve(config: FederateConfig) -> FederatedRun:
+    """Open data and weights, divide the patients, choose algorithm, codec and noise. Raises MedvfmError."""
+    name, entry, options = _algorithm(config)
+    codec_options = read_options(config.codec_set, _codec_defaults(config.codec), f"codec {config.codec}")
+    source, partition = divide(config)
+    base = load_base(
+        config.model,
+        classes=source.dataset.classes,
+        seed=config.seed,
+        dtype=config.dtype,
+        file=config.weights,
+        offline=config.offline,
+    )
+    prompt = config.local().resolved_prompt(base.model.spec.task)
+    base = for_prompt(base, prompt, source.dataset.classes)
+    adapter = _adapter(config, base)
+    adapted = with_adapter(base, adapter)
+    delta = adapted.init(jax.random.fold_in(jax.random.key(config.seed), 1), base.params)
+    entry = algorithm_catalog.fitted(name, entry, options, delta)
+    trained = [site for site in partition.clients if site != config.leave_out]
+    sites = cohort(source, base.model.spec, prompt, config, trained)
+    clients = cohort(source, base.model.spec, prompt, config, [EVERYBODY]) if name == "centralised" else sites
+    training = sorted({example.case for client in clients for example in client.data.train})
+    privacy = plan(config, {client.name: len(client.patients) for client in clients})
+    rate = config.resolved_learning_rate(entry.plain_sgd)
+    record = to_json(config) | {
+        "resolved": {
+            "data": str(source.dataset.folder.resolve()),
+            "prompt": prompt,
+            "adapter": adapter,
+            "algorithm": name,
+            "algorithm_options": options,
+            "codec_options": codec_options,
+            "learning_rate": rate,
+            "objective": config.local().resolved_objective(base.model.spec.task),
+            "classes": source.dataset.classes,
+            "labels": dict(source.dataset.labels),
+            "fingerprint": base.fingerprint,
+            "data_sha256": source.sha256,
+            "split": source.split_record(),
+            "holdings": [h._asdict() for h in holdings(source.dataset, training)],
+            "training_patients": {client.name: len(client.patients) for client in clients},
+            "shifts": {client: shift._asdict() for client, shift in partition.shifts.items()},
+            "noise_multiplier": None if privacy is None else privacy.privacy.noise_multiplier,
+            "privacy": None if privacy is None else privacy.statement(config.rounds),
+        }
+    }
+    steps = config.local_steps * (len(sites) if name == "centralised" else 1)
+    codec = _with_memory(config, make_codec(config.codec, **codec_options), delta, codec_options)
+    size = count(delta, base.params)
+    return FederatedRun(
+        config, record, base, adapted, source, clients, sites, delta, size, name, entry, options, codec, privacy,
+        steps, rate,
+    )  # fmt: skip
+
+
+def divide(config: FederateConfig) -> tuple[SplitData, Partition]:
+    """Open the dataset, give each client its patients, and split each client by patient.
+
+    The split is made before a site is left out, so that the same patients are tested whoever trains.
+    Raises BadDataset, BadPartition, BadSplit, BadFederation.
+    """
+    dataset = open_dataset(config.data, offline=config.offline)
+    dataset = dataset if config.sites is None else with_sites(dataset, config.sites)
+    digest = data_digest(dataset)
+    partition = _partition(config, dataset)
+    odd = next((name for name in partition.clients if ":" in name or "/" in name or name == EVERYBODY), None)
+    if odd is not None:
+        raise BadFederation(
+            f"A site is called '{odd}'; rename it without ':' and '/', and not '{EVERYBODY}'."
+        )
+    if config.leave_out is not None and config.leave_out not in partition.clients:
+        raise BadFederation(
+            f"There is no client '{config.leave_out}' to leave out; the clients are {', '.join(partition.clients)}."
+        )
+    dataset = assign(dataset, partition)
+    if partition.shifts:  # other images, so scores are not compared with those of the images as they are
+        shifts = json.dumps({name: list(shift) for name, shift in partition.shifts.items()}, sort_keys=True)
+        digest = hashlib.sha256(f"{digest} {shifts}".encode()).hexdigest()
+    chosen = split(dataset, seed=config.seed, val=config.val_fraction, test=config.test_fraction)
+
+    def taking_part(cases: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(case for case in cases if dataset.case(case).site != config.leave_out)
+
+    chosen = Split(taking_part(chosen.train), taking_part(chosen.val), chosen.test)
+    return SplitData(dataset, chosen, digest), partition
+
+
+def _partition(config: FederateConfig, dataset: Dataset) -> Partition:
+    if config.partition == "site":
+        found = by_site(dataset, config.min_patients)
+        if len(found.clients) < 2:
+            raise BadFederation(
+                f"{dataset.folder} has {len(found.clients)} site with at least {config.min_patients} patients; a "
+                "federation needs two: give a table with --sites, or divide with --partition patient."
+            )
+        return found
+    n, seed = config.clients, config.seed
+    if config.partition == "dirichlet":
+        return dirichlet(dataset, n, config.alpha, seed, config.min_patients)
+    if config.partition == "quantity":
+        return quantity(dataset, n, config.alpha, seed, config.min_patients)
+    even = by_patient(dataset, n, seed)
+    return intensity(even, config.shift, seed) if config.partition == "intensity" else even
+
+
+def _adapter(config: FederateConfig, base: Base) -> dict[str, Any]:
+    if config.preset not in systems.names():
+        return adapter_config(config.preset, base, config.set)
+    if config.set:
+        raise BadFederation(
+            f"The system {config.preset} fixes its adapter; leave --set out, or choose a preset."
+        )
+    return systems.get(config.preset).adapter(base.model.spec)
+
+
+def _algorithm(config: FederateConfig) -> tuple[str, Entry, dict[str, Any]]:
+    """Name, entry and options; "auto" is the algorithm of the system, else FedAvg."""
+    if config.preset not in (*presets.names(), *systems.names()):
+        known = ", ".join((*presets.names(), *systems.names()))
+        raise BadFederation(f"There is no preset or system '{config.preset}'; choose from {known}.")
+    if config.algorithm == "auto" and config.preset in systems.names():
+        make = systems.get(config.preset).algorithm
+        name, entry = _entry_of(config.preset, make)
+    else:
+        name = "fedavg" if config.algorithm == "auto" else config.algorithm
+        entry = algorithm_catalog.get(name)
+    if name == "local" and config.leave_out is not None:
+        raise BadFederation(
+            "Local training has no model for a site that is left out; choose another --algorithm."
+        )
+    if name in BASELINES and config.codec != "identity":
+        raise BadFederation(f"algorithm={name} sends nothing; leave --codec out.")
+    if config.patient_privacy:
+        algorithm_catalog.with_gradient(
+            entry, name, jax.value_and_grad
+        )  # refuses what is no average of changes
+    return name, entry, read_options(config.algorithm_set, entry.options, f"algorithm {name}")
+
+
+def _entry_of(name: str, make: Callable[..., Any]) -> tuple[str, Entry]:
+    """An algorithm of the catalogue under its own name, or a system's own under the system's."""
+    for known, entry in algorithm_catalog.ENTRIES.items():
+        if entry.make is make:
+            return known, entry
+    parameters = inspect.signature(make).parameters.values()
+    options = {p.name: p.default for p in parameters if p.default is not p.empty}
+    return name, Entry(make, options, own="part")
+
+
+def _codec_defaults(name: str) -> Mapping[str, Any]:
+    make_codec(name)  # refuses an unknown name
+    return CODECS[name].options
+
+
+def _with_memory(config: FederateConfig, codec: Codec, delta: Delta, options: Mapping[str, Any]) -> Codec:
+    if config.memory == "none":
+        return codec
+    if config.memory == "error_feedback":
+        return error_feedback(codec)
+    if config.memory == "ef21":
+        return ef21(codec)
+    omega = guarantee(config.codec, delta, **options).omega
+    if omega is None:
+        raise BadFederation(
+            f"DIANA needs an unbiased codec, and {config.codec} is none; use ef21 or error_feedback."
+        )
+    return diana(codec, diana_rate(omega))
