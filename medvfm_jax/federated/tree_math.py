@@ -32,3 +32,9 @@ def zeros_like(tree: Tree) -> Tree:
 def select(condition: Array, new: Tree, old: Tree) -> Tree:
     """Choose a whole tree by a () bool; unlike a product, a NaN in the other tree has no effect."""
     return jax.tree.map(partial(jnp.where, condition), new, old)
+
+
+def all_finite(tree: Tree) -> Array:
+    """() bool: no NaN and no infinity in any leaf of floats."""
+    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.all(jnp.stack([jnp.isfinite(x).all() for x in floats]))
