@@ -15,6 +15,7 @@ from medvfm_jax.adapters.errors import (
     WrongSite,
 )
 from medvfm_jax.adapters.lora import lora
+from medvfm_jax.adapters.lora_experts import lora_experts
 from medvfm_jax.adapters.model import AdaptedModel, adapt_model
 from medvfm_jax.adapters.prompt_tokens import prompt_tokens
 from medvfm_jax.adapters.scale_shift import scale_shift
@@ -47,6 +48,7 @@ __all__ = [
     "find_sites",
     "from_config",
     "lora",
+    "lora_experts",
     "presets",
     "prompt_tokens",
     "scale_shift",

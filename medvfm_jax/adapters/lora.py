@@ -45,17 +45,17 @@ def lora(
 
     Raises BadAdapterConfig; WrongSite at init for modules that are no ungrouped linear map of their input.
     """
-    scale = _scale(rank, alpha, rank_stabilised)
+    scale = lora_scale(rank, alpha, rank_stabilised)
     qkv = None if slices is None else Qkv(slices, layout, head_dim).check()
 
     def init_site(key: Array, site: Site) -> SiteDelta:
         width_in, width_out = kernel_widths(site)
         if qkv is None:
-            return _factors(key, width_in, width_out, rank, "")
+            return lora_factors(key, width_in, width_out, rank)
         delta: SiteDelta = {}
         part = qkv.width(site, width_out)
         for key_of_part, name in zip(jax.random.split(key, len(qkv.slices)), qkv.slices, strict=True):
-            delta |= _factors(key_of_part, width_in, part, rank, f"_{name}")
+            delta |= lora_factors(key_of_part, width_in, part, rank, f"_{name}")
         return delta
 
     def apply_site(delta: SiteDelta, call: FrozenCall, x: Array) -> Array:
@@ -74,7 +74,8 @@ def lora(
     return at_sites(at, "around", init_site, apply_site, merge_site, config)
 
 
-def _scale(rank: int, alpha: float | None, rank_stabilised: bool) -> float:
+def lora_scale(rank: int, alpha: float | None, rank_stabilised: bool = False) -> float:
+    """Factor of ``a @ b``, see ``lora``; raises BadAdapterConfig for a rank below 1."""
     if rank < 1:
         raise BadAdapterConfig(f"lora: rank must be at least 1, not {rank}.")
     if alpha is None:
@@ -82,7 +83,8 @@ def _scale(rank: int, alpha: float | None, rank_stabilised: bool) -> float:
     return alpha / (math.sqrt(rank) if rank_stabilised else rank)
 
 
-def _factors(key: Array, width_in: int, width_out: int, rank: int, suffix: str) -> SiteDelta:
+def lora_factors(key: Array, width_in: int, width_out: int, rank: int, suffix: str = "") -> SiteDelta:
+    """One pair at its start: a (in, rank) random, b (rank, out) zero."""
     bound = 1 / math.sqrt(width_in)
     a = jax.random.uniform(key, (width_in, rank), minval=-bound, maxval=bound)
     return {f"a{suffix}": a, f"b{suffix}": jnp.zeros((rank, width_out))}

@@ -10,6 +10,7 @@ from medvfm_jax.adapters.context_blocks import context_block
 from medvfm_jax.adapters.core import Adapter, chain
 from medvfm_jax.adapters.errors import BadAdapterConfig
 from medvfm_jax.adapters.lora import lora
+from medvfm_jax.adapters.lora_experts import lora_experts
 from medvfm_jax.adapters.prompt_tokens import prompt_tokens
 from medvfm_jax.adapters.scale_shift import scale_shift
 from medvfm_jax.adapters.tune import tune
@@ -17,6 +18,7 @@ from medvfm_jax.adapters.tune import tune
 KINDS: Mapping[str, Callable[..., Adapter]] = {
     "tune": tune,
     "lora": lora,
+    "lora_experts": lora_experts,
     "bottleneck": bottleneck,
     "scale_shift": scale_shift,
     "prompt_tokens": prompt_tokens,

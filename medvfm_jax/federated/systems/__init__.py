@@ -1,5 +1,20 @@
-"""Published federated systems of foundation models, as presets over the same rounds."""
+"""Published federated systems of foundation models, as presets over the same rounds.
 
+``get(name)`` gives one as an adapter and an algorithm.  FedPFT changes the model itself and FeSViBS its loss: they are
+functions, in ``fedpft`` and ``fesvibs``.
+"""
+
+from medvfm_jax.federated.systems import fedpft, fesvibs
 from medvfm_jax.federated.systems.catalog import System, describe, get, names
+from medvfm_jax.federated.systems.feddpa import instance_weight, mix
 
-__all__ = ["System", "describe", "get", "names"]
+__all__ = [
+    "System",
+    "describe",
+    "fedpft",
+    "fesvibs",
+    "get",
+    "instance_weight",
+    "mix",
+    "names",
+]

@@ -15,7 +15,13 @@ from medvfm_jax.adapters.serialise import did_you_mean
 from medvfm_jax.federated.algorithms import fedavg
 from medvfm_jax.federated.errors import BadFederation
 from medvfm_jax.federated.records import Algorithm
+from medvfm_jax.federated.systems.f3ocus import f3ocus
+from medvfm_jax.federated.systems.feddpa import feddpa_adapter, feddpa_f, feddpa_t
+from medvfm_jax.federated.systems.fedms import fedms, fedms_adapter
+from medvfm_jax.federated.systems.fedpia import fedpia
 from medvfm_jax.federated.systems.flap_sam import flap_sam_adapter
+from medvfm_jax.federated.systems.pfedpg import pfedpg
+from medvfm_jax.federated.systems.prompt_federation import prompts_adapter, prompts_and_head_adapter
 from medvfm_jax.types import ModelSpec
 
 
@@ -24,7 +30,7 @@ class System(NamedTuple):
 
     description: one line, with its source.
     adapter(spec) -> JSON-able configuration from which ``adapters.from_config`` builds the adapter.
-    algorithm(loss, optimizer, **options) -> Algorithm for ``make_round``.
+    algorithm(loss, optimizer, **options) -> Algorithm for ``make_round``; every option has a default.
     interpretation: what is a reading of ours where the paper, or what we know of it, does not say; "" if nothing.
     """
 
@@ -37,6 +43,11 @@ class System(NamedTuple):
 def _preset(name: str) -> Callable[[ModelSpec], dict[str, Any]]:
     return lambda spec: presets.config(name, spec)
 
+
+_FEDDPA = (
+    "Published on text models; the local adapter is the global one plus a second low-rank adapter; rank 8 on queries "
+    "and values of the image encoder; cosine similarities are cut off at 0 and 1."
+)
 
 SYSTEMS: Mapping[str, System] = {
     "fedsam": System(
@@ -60,6 +71,59 @@ SYSTEMS: Mapping[str, System] = {
         fedavg,
         "LoRA is on queries and values, unscaled. We do not know the rank; 32 comes nearest to the published traffic, "
         "66.1 times (LoRA alone) and 48.9 times (all) less than full tuning: here 68.5 and 46.8 on SAM ViT-B.",
+    ),
+    "feddpa_f": System(
+        "a global LoRA, averaged for global_rounds rounds, then a local one per client, mixed for every instance "
+        "(FedDPA-F, Yang et al. 2024)",
+        feddpa_adapter,
+        feddpa_f,
+        _FEDDPA,
+    ),
+    "feddpa_t": System(
+        "a global LoRA, averaged, and a local one per client trained in every round, mixed for every instance "
+        "(FedDPA-T, Yang et al. 2024)",
+        feddpa_adapter,
+        feddpa_t,
+        _FEDDPA,
+    ),
+    "promptfl": System(
+        "only prompt tokens trained and averaged (after PromptFL, Guo et al. 2023)",
+        prompts_adapter,
+        fedavg,
+        "PromptFL learns CLIP's text context; here the tokens are visual: deep prompts of a plain ViT, or the token "
+        "embeddings of SAM's prompt encoder and mask decoder.",
+    ),
+    "pfedpg": System(
+        "prompts that a generator at the server makes for every client, heads at the client "
+        "(pFedPG, Yang et al. 2023)",
+        prompts_and_head_adapter,
+        pfedpg,
+        "One cross-attention with one head, zero values at the start; SAM's token embeddings stand for prompts and its "
+        "last linear layers for the head.",
+    ),
+    "fedpia": System(
+        "bottleneck adapters, permuted by optimal transport before they are averaged and before a client blends them "
+        "with its own (FedPIA, Saha et al. 2024)",
+        _preset("med_sa"),
+        fedpia,
+        "Transport between single neurons, barycentre from the last global adapter, integration by blending weights; "
+        "the mask decoder is averaged.",
+    ),
+    "fedms": System(
+        "a global low-rank expert first, then a local one and an averaged gate, layers activated one by one "
+        "(FedMS, Wu et al. 2023)",
+        fedms_adapter,
+        fedms,
+        "Experts are mixed at every site and token instead of whole models; layers wake from the last to the first "
+        "over a fixed number of rounds.",
+    ),
+    "f3ocus": System(
+        "every client trains a few layers, chosen by their tangent kernels and spread by the server "
+        "(F3OCUS, Saha et al. 2024)",
+        _preset("med_sa"),
+        f3ocus,
+        "The two objectives are one weighted sum, ascended by exchanges instead of meta-heuristics; the kernel is of "
+        "single images' losses; the choice of a round uses the importance of the one before.",
     ),
 }
 

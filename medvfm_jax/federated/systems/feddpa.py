@@ -1,0 +1,149 @@
+"""FedDPA: a global low-rank adapter that is averaged, a local one that stays, mixed for every instance.
+
+Source: Yang et al. 2024, "Dual-Personalizing Adapter for Federated Foundation Models" (published on text models):
+W x + (1 - w) global(x) + w local(x), w by the likeness of an instance to the client's training data.
+Interpretation: local(x) = global(x) + own(x) with a second low-rank adapter "own", so that local training starts from
+the global adapter and a site computes W x + global(x) + w own(x).  The delta is ``{"global_lora": ..., "local_lora":
+..., further shared parts}`` with "own" under "local_lora"; as it is, it is the local model.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from medvfm_jax.adapters import presets
+from medvfm_jax.federated.algorithms import fedavg
+from medvfm_jax.federated.errors import BadFederation
+from medvfm_jax.federated.local_training import Loss, local_steps
+from medvfm_jax.federated.lora_aggregation import Factors, factors_of, replace_factors
+from medvfm_jax.federated.personal_parts import join_personal, split_personal
+from medvfm_jax.federated.records import Algorithm, Report, Server, Shard, Tree
+from medvfm_jax.federated.systems.phases import only_if
+from medvfm_jax.federated.tree_math import add, select
+from medvfm_jax.types import ModelSpec
+
+GLOBAL, LOCAL = "global_lora", "local_lora"
+OWN = rf"{LOCAL}/.*"
+RANK = 8
+
+
+def feddpa_adapter(spec: ModelSpec, rank: int = RANK) -> dict[str, Any]:
+    """Configuration of two equal low-rank adapters on q and v of the image encoder."""
+    lora = presets.config("lora", spec, {"lora.rank": rank})["parts"]["lora"]
+    return {"kind": "chain", "preset": "feddpa", "parts": {GLOBAL: lora, LOCAL: lora}}
+
+
+def feddpa_f(loss: Loss, optimizer: optax.GradientTransformation, global_rounds: int = 10) -> Algorithm:
+    """First ``global_rounds`` rounds of the global adapter (FedIT), then every client trains its local one.
+
+    In the second phase uploads are zero: a real wire would send nothing, the counted bits stay.  Raises BadFederation.
+    """
+    if global_rounds < 1:
+        raise BadFederation(f"feddpa_f: global_rounds must be at least 1, not {global_rounds}.")
+    base = _federated(loss, optimizer)
+
+    def client_update(
+        server: Server, own: Tree, shard: Shard, step_mask: Array, key: Array
+    ) -> tuple[Tree, Report]:
+        def train_global() -> Report:
+            return base.client_update(server, _nothing(own), shard, step_mask, key)[1]
+
+        def train_local() -> tuple[Tree, Array]:
+            return _local(loss, optimizer, server.delta, own, shard, step_mask, key)
+
+        early = server.round < global_rounds
+        report = only_if(early, train_global, step_mask)
+        trained, value = only_if(~early, train_local, step_mask)
+        weight = shard.samples.astype(report.weight.dtype)
+        report = report._replace(loss=jnp.where(early, report.loss, value), weight=weight)
+        return select(early, own, trained), report
+
+    return base._replace(client_update=client_update)
+
+
+def feddpa_t(loss: Loss, optimizer: optax.GradientTransformation) -> Algorithm:
+    """In every round train the global adapter alone, to be averaged, and the local one on top of the client's result.
+
+    Both phases use all batches of the round, so a local step costs two backward passes.
+    """
+    base = _federated(loss, optimizer)
+
+    def client_update(
+        server: Server, own: Tree, shard: Shard, step_mask: Array, key: Array
+    ) -> tuple[Tree, Report]:
+        global_key, local_key = jax.random.split(key)
+        _, report = base.client_update(server, _nothing(own), shard, step_mask, global_key)
+        trained = add(server.delta, report.upload)
+        own, _ = _local(loss, optimizer, trained, own, shard, step_mask, local_key)
+        return own, report
+
+    return base._replace(client_update=client_update)
+
+
+def mix(delta: Tree, weight: Array | float) -> Tree:
+    """Give the local model the weight w () and the global one 1 - w, by scaling the local factors b.
+
+    0 is the global model, 1 the local one.  Under ``jax.vmap`` over instances every instance has its own w.
+    """
+    pairs = {
+        site: Factors(f.a, f.b * jnp.asarray(weight, f.b.dtype))
+        for site, f in factors_of(delta[LOCAL]).items()
+    }
+    return {**delta, LOCAL: replace_factors(delta[LOCAL], pairs)}
+
+
+def instance_weight(features: Array, local_features: Array, scale: float = 1.0) -> Array:
+    """Features (d,) of an instance, (S, d) of the client's training images -> w () in [0, 1].
+
+    ``scale`` times the mean cosine similarity, cut off at 0 and 1 (the cut is an interpretation): an instance unlike
+    what the client trained on gets the global adapter.  The features are those of the frozen model.
+    """
+    unit, local_unit = (x / jnp.linalg.norm(x, axis=-1, keepdims=True) for x in (features, local_features))
+    return jnp.clip(scale * (local_unit @ unit).mean(), 0, 1)
+
+
+def _federated(loss: Loss, optimizer: optax.GradientTransformation) -> Algorithm:
+    """FedAvg of everything but the local adapter, which is silent."""
+
+    def global_loss(shared: Tree, batch: Tree, key: Array) -> Array:
+        silent = jax.tree.map(jnp.zeros_like, shared[GLOBAL])
+        return loss({**shared, LOCAL: silent}, batch, key)
+
+    base = fedavg(global_loss, optimizer)
+
+    def init_server(delta: Tree) -> tuple[Tree, Tree]:
+        missing = {GLOBAL, LOCAL} - set(delta)
+        if missing:
+            raise BadFederation(
+                f"FedDPA needs a delta with the parts '{GLOBAL}' and '{LOCAL}', which {sorted(delta)} lacks: "
+                "build it with feddpa_adapter."
+            )
+        return base.init_server(split_personal(delta, OWN)[0])
+
+    return base._replace(
+        init_server=init_server, init_client=lambda delta, client_id: split_personal(delta, OWN)[1]
+    )
+
+
+def _local(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    shared: Tree,
+    own: Tree,
+    shard: Shard,
+    step_mask: Array,
+    key: Array,
+) -> tuple[Tree, Array]:
+    """Train what is own, with everything shared frozen -> (own, mean loss)."""
+
+    def local_loss(own: Tree, batch: Tree, key: Array) -> Array:
+        return loss(join_personal(shared, own), batch, key)
+
+    return local_steps(jax.value_and_grad(local_loss), optimizer, own, shard, step_mask, key)
+
+
+def _nothing(tree: Tree) -> Tree:
+    return jax.tree.map(lambda x: None, tree)

@@ -1,0 +1,84 @@
+"""FedMS (FedFMSL): a global expert first, then a local one and a gate between them; layers wake up one by one.
+
+Source: Wu et al. 2023, "FedMS: Federated Learning with Mixture of Sparsely Activated Foundation Models" (abstract).
+Interpretation: experts are low-rank updates of one backbone, mixed at every site and token by a linear gate
+(``adapters.lora_experts``), where the paper gates between two whole models; layers are activated from the last to the
+first, evenly over ``ramp`` rounds of either stage.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from medvfm_jax.adapters.presets import QKV
+from medvfm_jax.federated.algorithms.averaging import averaging
+from medvfm_jax.federated.errors import BadFederation
+from medvfm_jax.federated.local_training import Loss
+from medvfm_jax.federated.personal_parts import join_personal, split_personal
+from medvfm_jax.federated.records import Algorithm, Report, Server, Shard, Tree
+from medvfm_jax.federated.systems.layers import layers_of, scale_layers
+from medvfm_jax.federated.tree_math import select, zeros_like
+from medvfm_jax.types import ModelSpec
+
+LOCAL = r"(.*/)?[ab]_local"
+GATE = r"(.*/)?gate(_bias)?"
+RANK = 4
+
+
+def fedms_adapter(spec: ModelSpec, rank: int = RANK) -> dict[str, Any]:
+    """Configuration of two experts and a gate at every qkv of the image encoder."""
+    del spec
+    experts = {"kind": "lora_experts", "rank": rank, "alpha": None, "at": QKV}
+    return {"kind": "chain", "preset": "fedms", "parts": {"experts": experts}}
+
+
+def fedms(
+    loss: Loss, optimizer: optax.GradientTransformation, global_rounds: int = 10, ramp: int = 5
+) -> Algorithm:
+    """Stage 1, ``global_rounds`` rounds: average the global expert.  Stage 2: local expert and gate, gate averaged.
+
+    The local expert starts as the global one, so that in stage 1 the gate does not matter and the model is one LoRA;
+    in stage 2 the global expert is frozen.  Round r of a stage trains the last ceil(L (r + 1) / ramp) of the L layers
+    (sparsely activated LoRA); the gate is always active.  Messages are static: what a stage does not train is sent as
+    zeros and counted.  Raises BadFederation.
+    """
+    if min(global_rounds, ramp) < 1:
+        raise BadFederation(f"fedms: global_rounds and ramp must be at least 1, not {global_rounds}, {ramp}.")
+    base = averaging(loss, optimizer, optax.sgd(1.0), personal=LOCAL)
+
+    def init_server(delta: Tree) -> tuple[Tree, Tree]:
+        if not jax.tree.leaves(split_personal(delta, LOCAL)[1]):
+            raise BadFederation("fedms needs experts: build the delta with the adapter lora_experts.")
+        return base.init_server(delta)
+
+    def client_update(
+        server: Server, own: Tree, shard: Shard, step_mask: Array, key: Array
+    ) -> tuple[Tree, Report]:
+        first_stage = server.round < global_rounds
+        stage_round = jnp.where(first_stage, server.round, server.round - global_rounds)
+
+        def sleep(updates: Tree, delta: Tree) -> Tree:
+            del delta
+            rest, of_second = split_personal(updates, f"{LOCAL}|{GATE}")
+            rest = select(first_stage, rest, zeros_like(rest))
+            of_second = select(first_stage, zeros_like(of_second), of_second)
+            return activate(join_personal(rest, of_second), stage_round, ramp)
+
+        chained = optax.chain(optimizer, optax.stateless(sleep))
+        staged = averaging(loss, chained, optax.sgd(1.0), personal=LOCAL)
+        return staged.client_update(server, own, shard, step_mask, key)
+
+    return base._replace(init_server=init_server, client_update=client_update)
+
+
+def activate(updates: Tree, stage_round: Array, ramp: int) -> Tree:
+    """Zero the updates of layers that sleep; () round of the stage."""
+    experts, gates = split_personal(updates, GATE)
+    layers = layers_of(experts)
+    count = len(layers)
+    awake = jnp.clip(-(-count * (stage_round + 1) // ramp), 1, count)
+    factors = (jnp.arange(count) >= count - awake).astype(jnp.float32)
+    return join_personal(scale_layers(experts, layers, factors), gates)
