@@ -138,7 +138,7 @@ def generate(base: Tree, generator: Generator, number: Array) -> Tree:
 
     NaN for a number without a descriptor, so that such a client is excluded and named.
     """
-    own = generator.descriptors.at[number].get(mode="fill", fill_value=jnp.nan)
+    own = jnp.asarray(generator.descriptors).at[number].get(mode="fill", fill_value=jnp.nan)
 
     def one(tokens: Array, query: Array, key: Array, value: Array) -> Array:
         logits = (tokens @ query) @ (own @ key).T * own.shape[-1] ** -0.5

@@ -82,10 +82,10 @@ def plug_back(params: Params, proxy: Params, selection: Selection) -> Params:
         full, kept = full_and_kept
         one, two = _layers(full)
         first = {
-            "kernel": full[one]["kernel"].at[:, kept].set(small[one]["kernel"]),
-            "bias": full[one]["bias"].at[kept].set(small[one]["bias"]),
+            "kernel": jnp.asarray(full[one]["kernel"]).at[:, kept].set(small[one]["kernel"]),
+            "bias": jnp.asarray(full[one]["bias"]).at[kept].set(small[one]["bias"]),
         }
-        second = {**small[two], "kernel": full[two]["kernel"].at[kept].set(small[two]["kernel"])}
+        second = {**small[two], "kernel": jnp.asarray(full[two]["kernel"]).at[kept].set(small[two]["kernel"])}
         return {one: first, two: second}
 
     full = {path: (node_at(params["params"], path), kept) for path, kept in selection.items()}

@@ -1,0 +1,121 @@
+"""F3OCUS: the kernel of a linear model in closed form, the choice of layers against brute force, one round."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from medvfm_jax.federated import BadFederation
+from medvfm_jax.federated.systems.f3ocus import (
+    choose_layers,
+    f3ocus,
+    layer_importance,
+    most_important,
+    objective,
+)
+from medvfm_jax.federated.systems.layers import layer_of, layers_of
+from tests.federated.systems.tiny import N, case, rounds
+
+pytestmark = pytest.mark.usefixtures("x64")
+RNG = np.random.default_rng(0)
+CONFIG = {"kind": "bottleneck", "at": "image_encoder/.*/(attn|mlp)", "width": 2}
+
+
+def test_layers_are_blocks_whatever_adapters_they_hold() -> None:
+    assert layer_of("lora/image_encoder/blocks_3/attn/qkv/a_q") == "image_encoder/blocks_3"
+    assert layer_of("image_encoder/layers_1/blocks_0/mlp/down") == "image_encoder/layers_1/blocks_0"
+    assert (
+        layer_of("decoder/mask_decoder/transformer/layers_1/norm1/scale")
+        == "mask_decoder/transformer/layers_1"
+    )
+    assert layer_of("decoder/mask_decoder/iou_token/embedding") == "mask_decoder/iou_token"
+    names = [f"part/image_encoder/blocks_{i}/attn" for i in (10, 9, 0)]
+    delta = {name: {"a": 0.0} for name in names}
+    assert layers_of(delta) == [f"image_encoder/blocks_{i}" for i in (0, 9, 10)]
+
+
+def test_importance_of_a_linear_model() -> None:
+    """f(x) = x_1 w_1 + x_2 w_2: the kernel of layer l is 4 e e' * x_l x_l', e the errors of the images."""
+    x, y = RNG.normal(size=(5, 2, 3)), RNG.normal(size=5)
+    w = RNG.normal(size=(2, 3))
+    scale = np.array([1.0, 4.0])  # the second layer's inputs are larger
+    x = x * scale[:, None]
+    delta = {"blocks_0": {"w": jnp.asarray(w[0])}, "blocks_1": {"w": jnp.asarray(w[1])}}
+
+    def loss(delta: dict, batch: tuple, key: jax.Array) -> jax.Array:
+        del key
+        x, y = batch
+        out = x[:, 0] @ delta["blocks_0"]["w"] + x[:, 1] @ delta["blocks_1"]["w"]
+        return ((out - y) ** 2).mean()
+
+    errors = np.einsum("nld,ld->n", x, w) - y
+    rows = 2 * errors[:, None, None] * x
+    values = np.array([np.linalg.eigvalsh(rows[:, i] @ rows[:, i].T)[-1] for i in range(2)])
+    got = layer_importance(loss, delta, (jnp.asarray(x), jnp.asarray(y)), jax.random.key(0))
+    np.testing.assert_allclose(got, values / values.sum(), rtol=1e-10)
+    assert most_important(got, 1).tolist() == [False, True]
+
+
+def test_without_diversity_everybody_keeps_the_most_important_layers() -> None:
+    importance = jnp.asarray(RNG.dirichlet(np.ones(6), size=5))
+    chosen = choose_layers(importance, 2, 0.0)
+    np.testing.assert_array_equal(chosen, most_important(importance, 2))
+    best = np.sort(np.asarray(importance), axis=1)[:, -2:].sum()
+    assert float(objective(importance, chosen, 0.0)) == pytest.approx(best)
+
+
+def test_with_much_diversity_layers_are_used_evenly() -> None:
+    importance = jnp.asarray([[0.7, 0.2, 0.1]] * 5)
+    counts = np.asarray(choose_layers(importance, 1, 100.0)).sum(0)
+    assert sorted(counts) == [1, 2, 2]
+    assert counts[0] == 2
+
+
+@pytest.mark.parametrize("diversity", [0.05, 0.5])
+def test_the_choice_is_the_best_of_all_on_small_cases(diversity: float) -> None:
+    for _ in range(4):
+        importance = jnp.asarray(RNG.dirichlet(np.ones(3), size=3))
+        every = [np.eye(3, dtype=bool)[list(c)] for c in itertools.product(range(3), repeat=3)]
+        best = max(float(objective(importance, jnp.asarray(c), diversity)) for c in every)
+        chosen = choose_layers(importance, 1, diversity)
+        assert float(objective(importance, chosen, diversity)) == pytest.approx(best, abs=1e-9)
+
+
+def test_clients_that_never_reported_are_left_out() -> None:
+    importance = jnp.asarray([[0.0, 0.0, 0.0], [0.5, 0.3, 0.2]])
+    assert choose_layers(importance, 2, 1.0).sum(1).tolist() == [0, 2]
+
+
+def test_a_round_moves_chosen_layers_only_each_by_the_mean_of_those_who_trained_it() -> None:
+    start = case(CONFIG)
+    layers = layers_of(start.delta)
+    present = np.arange(N) != 1
+    server, clients, metrics = rounds(f3ocus(start.loss, optax.sgd(0.1), N, 1), start.delta, 1, present)
+    known = server.state.importance.any(1)
+    assert known.tolist() == present.tolist()
+    np.testing.assert_allclose(server.state.importance.sum(1), present)
+    chosen = np.asarray(most_important(jnp.asarray(server.state.importance), 1)) & present[:, None]
+    trained_by = dict(zip(layers, chosen.sum(0), strict=True))
+    assert metrics.extra["clients_per_layer_max"] == max(trained_by.values())
+    for name, arrays in server.delta.items():
+        change = np.abs(arrays["up"] - start.delta[name]["up"]).max()
+        assert (change > 0) == (trained_by[layer_of(f"{name}/up")] > 0)
+
+    # alone, a client's layer moves as far as the client moved it
+    alone = np.arange(N) == 2
+    single, *_ = rounds(f3ocus(start.loss, optax.sgd(0.1), N, 1), start.delta, 1, alone)
+    everything, *_ = rounds(f3ocus(start.loss, optax.sgd(0.1), N, len(layers)), start.delta, 1, alone)
+    assert sum(np.any(a["up"]) for a in single.delta.values()) == 2  # attn and mlp of one block
+    assert sum(np.any(a["up"]) for a in everything.delta.values()) == 4
+    assert clients.state.tolist() == list(range(N))
+
+
+def test_bad_options_are_refused() -> None:
+    start = case(CONFIG)
+    with pytest.raises(BadFederation, match="the delta has 2 layers, so 3 cannot be chosen"):
+        f3ocus(start.loss, optax.sgd(0.1), N, 3).init_server(start.delta)
+    with pytest.raises(BadFederation, match="at least 1"):
+        f3ocus(start.loss, optax.sgd(0.1), N, 0)
