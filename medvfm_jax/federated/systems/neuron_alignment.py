@@ -11,11 +11,11 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import Array
 
 from medvfm_jax.federated.personal_parts import leaf_name
 from medvfm_jax.federated.records import Tree
+from medvfm_jax.federated.systems.assignment import assign
 
 Kind = Literal[
     "columns", "rows", "vector"
@@ -58,25 +58,18 @@ def align(delta: Tree, reference: Tree) -> Tree:
     Both have the same structure; leaves without neurons stay.  The function of the adapter does not change.  Costs
     O(m^3) per site for m neurons.
     """
-    found, wanted = _named(delta), _named(reference)
+    found, wanted, groups = _named(delta), _named(reference), neuron_groups(delta)
+    costs = [transport_cost(_points(found, group), _points(wanted, group)) for group in groups]
     moved = {}
-    for group in neuron_groups(delta):
-        order = assignment(_points(found, group), _points(wanted, group))
+    for group, order in zip(groups, assign(costs), strict=True):
         moved |= {leaf.name: _permute(found[leaf.name], leaf.kind, order) for leaf in group}
     return jax.tree.map_with_path(lambda path, x: moved.get(leaf_name(path), x), delta)
 
 
-def assignment(points: Array, targets: Array) -> Array:
-    """Points and targets (..., m, d) -> order (..., m) with least sum of |points[order] - targets|^2."""
+def transport_cost(points: Array, targets: Array) -> Array:
+    """Points and targets (..., m, d) -> (..., m targets, m points): |x - y|^2 up to what every assignment has."""
     # |x - y|^2 = |x|^2 + |y|^2 - 2 x y, and the squares are in every assignment.
-    cost = -(targets @ jnp.swapaxes(points, -1, -2))
-    stack, m = cost.shape[:-2], cost.shape[-1]
-
-    def one(cost: Array) -> Array:
-        rows, columns = optax.assignment.hungarian_algorithm(cost)
-        return jnp.zeros(m, columns.dtype).at[rows].set(columns)
-
-    return jax.vmap(one)(cost.reshape(-1, m, m)).reshape(*stack, m)
+    return -(targets @ jnp.swapaxes(points, -1, -2))
 
 
 def barycentre(deltas: Tree, weights: Array, reference: Tree, iterations: int = 2) -> Tree:

@@ -13,6 +13,7 @@ from medvfm_jax import models
 from medvfm_jax.federated import BadFederation, systems
 from medvfm_jax.federated.codecs.wire import message_bits
 from tests.federated.systems.tiny import SPEC, N, case, leaf_names, rounds, shapes_of
+from tests.federated.test_backends import mesh
 
 OPTIONS = {
     "feddpa_f": {"global_rounds": 1},
@@ -46,14 +47,28 @@ def test_loop_and_vmap_agree_and_something_is_learnt(name: str) -> None:
     assert by_vmap[2].download_bits == (N - 1) * message_bits(by_vmap[0].delta)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", systems.names())
+def test_clients_over_devices_give_the_same(name: str) -> None:
+    system = systems.get(name)
+    start = case(system.adapter(SPEC))
+    algorithm = system.algorithm(start.loss, optax.sgd(0.05), **OPTIONS.get(name, {}))
+    one, many = (
+        rounds(algorithm, start.delta, 2, **p) for p in ({}, {"backend": "shard_map", "mesh": mesh(N)})
+    )
+    chex.assert_trees_all_close(many, one, rtol=1e-9, atol=1e-11)
+
+
 @pytest.mark.parametrize("model", ["sam-tiny-test", "lite-tiny-test", "vit-tiny-test"])
 def test_every_system_finds_its_sites_in_every_kind_of_model(model: str) -> None:
-    built = models.build(model)
+    built, found = models.build(model), {}
     for name in systems.names():
         system = systems.get(name)
         config = system.adapter(built.spec)
         assert json.loads(json.dumps(config)) == config
-        delta = shapes_of(name, built)
+        parts = json.dumps(config["parts"])
+        found[parts] = delta = found.get(parts) or shapes_of(name, built)
         algorithm = system.algorithm(lambda d, b, k: 0.0, optax.sgd(0.1))
         zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), delta)
         sent = leaf_names(algorithm.init_server(zeros)[0])
