@@ -122,20 +122,20 @@ def layer_importance(loss: Loss, delta: Tree, batch: Tree, key: Array) -> Array:
     def one(image: Tree) -> Tree:
         return jax.grad(loss)(delta, jax.tree.map(lambda x: x[None], image), key)
 
-    largest = kernel_eigenvalues(jax.vmap(one)(batch))
-    values = jnp.stack([largest[name] for name in layers_of(delta)])
+    values = kernel_eigenvalues(jax.vmap(one)(batch))
     total = values.sum()
     return jnp.where(total > 0, values / jnp.where(total > 0, total, 1), 1 / len(values))
 
 
-def kernel_eigenvalues(gradients: Tree) -> dict[str, Array]:
-    """Gradients of B images (B, ...) -> {layer: largest eigenvalue () of its kernel (B, B)}."""
+def kernel_eigenvalues(gradients: Tree) -> Array:
+    """Gradients of B images (B, ...) -> largest eigenvalues (L,) of the layers' kernels (B, B)."""
     kernels: dict[str, Array] = {}
     for path, leaf in jax.tree.leaves_with_path(gradients):
         rows = leaf.reshape(leaf.shape[0], -1)
         layer = layer_of(leaf_name(path))
         kernels[layer] = kernels.get(layer, 0) + rows @ rows.T
-    return {layer: jnp.maximum(jnp.linalg.eigvalsh(k)[-1], 0) for layer, k in kernels.items()}
+    stacked = jnp.stack([kernels[name] for name in layers_of(gradients)])
+    return jnp.maximum(jnp.linalg.eigvalsh(stacked)[:, -1], 0)
 
 
 def most_important(importance: Array, layers: int) -> Array:

@@ -101,7 +101,9 @@ def instance_weight(features: Array, local_features: Array, scale: float = 1.0) 
     ``scale`` times the mean cosine similarity, cut off at 0 and 1 (the cut is an interpretation): an instance unlike
     what the client trained on gets the global adapter.  The features are those of the frozen model.
     """
-    unit, local_unit = (x / jnp.linalg.norm(x, axis=-1, keepdims=True) for x in (features, local_features))
+    unit, local_unit = (
+        x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12) for x in (features, local_features)
+    )
     return jnp.clip(scale * (local_unit @ unit).mean(), 0, 1)
 
 

@@ -1,0 +1,103 @@
+"""Every system on a promptable model with the modules of LiteMedSAM, and on one with those of SAM (slow)."""
+
+from collections.abc import Callable
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax import Array
+
+from medvfm_jax import models
+from medvfm_jax.adapters import adapt_model, from_config, presets
+from medvfm_jax.federated import Shard, algorithms, make_round, systems
+from medvfm_jax.federated.records import Algorithm, Tree
+from medvfm_jax.federated.systems.fedpft import distil
+from medvfm_jax.federated.systems.proxy_ffn import cut, plug_back, proxy_apply, select_neurons
+from medvfm_jax.models.model import Model
+from medvfm_jax.train.task import make_loss
+from medvfm_jax.types import Batch, ModelSpec, Prompts
+from tests.federated.quadratics import quick_jit
+from tests.federated.systems.test_catalog import OPTIONS, is_personal
+from tests.federated.systems.test_fedpft import drawn
+from tests.federated.systems.tiny import leaf_names
+
+pytestmark = pytest.mark.slow
+N, STEPS, BATCH = 2, 1, 2
+KEY = jax.random.key(0)
+
+
+def data(spec: ModelSpec) -> Shard:
+    """Discs of either client's own size, and boxes around them."""
+    rng, side, grid = np.random.default_rng(0), spec.input_size, spec.logits_size
+    shape = (N, STEPS, BATCH)
+    centre = rng.uniform(0.4, 0.6, (*shape, 2))
+    radius = np.broadcast_to(np.array([0.2, 0.35])[:, None, None], shape)
+
+    def disc(size: int) -> np.ndarray:
+        y, x = (np.mgrid[:size, :size] + 0.5) / size
+        return (x - centre[..., :1, None]) ** 2 + (y - centre[..., 1:, None]) ** 2 < radius[
+            ..., None, None
+        ] ** 2
+
+    images = disc(side)[..., None] + 0.1 * rng.normal(size=(*shape, side, side, 3))
+    corners = np.stack([centre - radius[..., None], centre + radius[..., None]], -2) * side
+    prompts = Prompts(
+        jnp.asarray(corners[..., None, :, :], jnp.float32),
+        jnp.broadcast_to(jnp.array([2, 3]), (*shape, 1, 2)),
+    )
+    target = jnp.asarray(disc(grid)[..., None, :, :], jnp.int32)
+    batch = Batch(jnp.asarray(images, jnp.float32), prompts, target, jnp.ones((*shape, 1)))
+    return Shard(batch, jnp.asarray([1.0, 2.0]))
+
+
+def loss_of(adapted: object, params: dict) -> Callable[[Tree, Batch, Array], Array]:
+    scored = make_loss(adapted, "medsam")
+    return lambda delta, batch, key: scored(params, delta, batch, key)[0]
+
+
+def run(model: Model, algorithm: Algorithm, delta: Tree, count: int = 3) -> tuple:
+    shard, federation = data(model.spec), make_round(algorithm)
+    state, step, losses = federation.init(delta, shard), quick_jit(federation.round), []
+    for _ in range(count):
+        state = step(*state[:2], shard, jnp.ones(N, bool), jnp.full(N, STEPS), KEY)
+        losses.append(float(state[2].loss))
+    assert step._cache_size() == 1, "a round was traced again"
+    return *state, losses
+
+
+@pytest.mark.parametrize("name", systems.names())
+@pytest.mark.parametrize("model", ["lite-tiny-test", "sam-tiny-test"])
+def test_every_system_trains_a_promptable_model(model: str, name: str) -> None:
+    model, system = models.build(model), systems.get(name)
+    params = drawn(model)
+    adapted = adapt_model(from_config(system.adapter(model.spec)), model)
+    delta = adapted.init(KEY, params)
+    algorithm = system.algorithm(loss_of(adapted, params), optax.adam(5e-4), **OPTIONS.get(name, {}))
+    server, clients, metrics, losses = run(model, algorithm, delta)
+    chex.assert_tree_all_finite((server.delta, clients.state, metrics))
+    assert not metrics.excluded.any()
+    assert losses[-1] < losses[0]
+    assert not any(map(is_personal, leaf_names(server.delta)))
+    assert 0 < metrics.upload_bits <= N * 32 * sum(x.size for x in jax.tree.leaves(delta))
+
+
+@pytest.mark.parametrize("name", ["lite-tiny-test", "sam-tiny-test"])
+def test_a_distilled_proxy_is_tuned_and_plugged_back(name: str) -> None:
+    model = models.build(name)
+    params = drawn(model)
+    selection = select_neurons(params, 0.5)
+    images = data(model.spec).batches.image[:, 0]
+    proxy = distil(model.encode, params, cut(params, selection), selection, images, optax.adam(1e-3))
+    small = model._replace(
+        encode=proxy_apply(model.encode, selection), apply=proxy_apply(model.apply, selection)
+    )
+    adapted = adapt_model(presets.build("samed", model), small)
+    delta = adapted.init(KEY, proxy)
+    *_, losses = result = run(model, algorithms.fedavg(loss_of(adapted, proxy), optax.adam(3e-3)), delta)
+    assert losses[-1] < losses[0]
+    full = plug_back(params, adapted.merge(proxy, result[0].delta), selection)
+    chex.assert_trees_all_equal_shapes(full, params)
+    chex.assert_tree_all_finite(full)
