@@ -23,6 +23,9 @@ OPTIONS = {
 }
 
 
+AVERAGED = ("fedsam", "flap_sam", "promptfl")  # FedAvg as fedmsa is
+
+
 def count(tree: dict) -> int:
     return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
 
@@ -32,7 +35,9 @@ def is_personal(leaf: str) -> bool:
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("name", systems.names())
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in AVERAGED else []) for n in systems.names()]
+)
 def test_loop_and_vmap_agree_and_something_is_learnt(name: str) -> None:
     system = systems.get(name)
     start = case(system.adapter(SPEC))
@@ -60,7 +65,9 @@ def test_clients_over_devices_give_the_same(name: str) -> None:
     chex.assert_trees_all_close(many, one, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("model", ["sam-tiny-test", "lite-tiny-test", "vit-tiny-test"])
+@pytest.mark.parametrize(
+    "model", [pytest.param("sam-tiny-test", marks=pytest.mark.slow), "lite-tiny-test", "vit-tiny-test"]
+)
 def test_every_system_finds_its_sites_in_every_kind_of_model(model: str) -> None:
     built, found = models.build(model), {}
     for name in systems.names():

@@ -39,7 +39,9 @@ def drawn(model: Model) -> dict:
     return jax.tree.map_with_path(draw, jax.eval_shape(model.init, KEY))
 
 
-@pytest.mark.parametrize("name", ["vit-tiny-test", "sam-tiny-test", "lite-tiny-test"])
+@pytest.mark.parametrize(
+    "name", ["vit-tiny-test", "lite-tiny-test", pytest.param("sam-tiny-test", marks=pytest.mark.slow)]
+)
 def test_a_proxy_of_all_neurons_is_the_model_and_one_of_half_is_not(name: str) -> None:
     model = models.build(name)
     params = drawn(model)

@@ -101,6 +101,13 @@ def data() -> Shard:
     return Shard((jnp.asarray(images), plain.reshape(shape) + shifts), jnp.arange(1.0, N + 1))
 
 
+@functools.cache
+def compiled(algorithm: Algorithm, **parts: object) -> tuple:
+    """``init`` and one jitted round, the same for all calls with one algorithm."""
+    federation = make_round(algorithm, **parts)
+    return federation.init, quick_jit(federation.round)
+
+
 def rounds(
     algorithm: Algorithm,
     delta: Tree,
@@ -112,9 +119,8 @@ def rounds(
 ) -> tuple:
     """Run rounds from ``delta`` or ``state`` -> (server, clients, metrics); the loss of each goes to ``losses``."""
     shard = data()
-    federation = make_round(algorithm, **parts)
-    state = state or federation.init(delta, shard)
-    step = quick_jit(federation.round)
+    init, step = compiled(algorithm, **parts)
+    state = state or init(delta, shard)
     present = jnp.ones(N, bool) if who is None else jnp.asarray(who)
     for _ in range(count):
         state = step(*state[:2], shard, present, jnp.full(N, STEPS), cheap_key(3))
