@@ -8,6 +8,7 @@ import optax
 import pytest
 from jax import Array
 
+from medvfm_jax import models
 from medvfm_jax.adapters import from_config
 from medvfm_jax.federated import Shard, make_round
 from medvfm_jax.federated.systems.fesvibs import (
@@ -90,3 +91,10 @@ def test_rounds_agree_over_backends_and_learn() -> None:
 def test_bits_of_a_step() -> None:
     """ViT-B on 224 px: 196 tokens of 768 numbers and the pseudo class token, both ways."""
     assert split_bits(196, 768, 1) == 2 * 197 * 768 * 32
+
+
+def test_tokens_of_a_plain_vit() -> None:
+    model = models.build("vit-tiny-test")
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    image = jax.ShapeDtypeStruct((32, 32, 3), jnp.float32)
+    assert jax.eval_shape(block_tokens(model.encode), params, image).shape == (2, 4, 16)

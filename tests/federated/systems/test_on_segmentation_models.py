@@ -84,6 +84,32 @@ def test_every_system_trains_a_promptable_model(model: str, name: str) -> None:
     assert 0 < metrics.upload_bits <= N * 32 * sum(x.size for x in jax.tree.leaves(delta))
 
 
+@pytest.mark.parametrize("name", systems.names())
+@pytest.mark.parametrize("model", ["lite-medsam", "sam-b"])
+def test_a_round_on_the_shapes_of_published_models(model: str, name: str) -> None:
+    """Traced, not run: what goes up and down, for two clients."""
+    model, system = models.build(model), systems.get(name)
+    params = jax.eval_shape(model.init, KEY)
+    adapted = adapt_model(from_config(system.adapter(model.spec)), model)
+    delta = jax.eval_shape(adapted.init, KEY, params)
+    scored, shard = make_loss(adapted, "medsam"), jax.eval_shape(lambda: data(model.spec))
+
+    def one_round(params: dict, delta: Tree, shard: Shard) -> tuple:
+        federation = make_round(
+            system.algorithm(lambda d, b, k: scored(params, d, b, k)[0], optax.adam(1e-4))
+        )
+        return federation.round(
+            *federation.init(delta, shard), shard, jnp.ones(N, bool), jnp.full(N, STEPS), KEY
+        )
+
+    server, clients, _ = jax.eval_shape(one_round, params, delta, shard)
+    sent = {n: x.shape for n, x in zip(leaf_names(server.delta), jax.tree.leaves(server.delta), strict=True)}
+    known = {n: x.shape for n, x in zip(leaf_names(delta), jax.tree.leaves(delta), strict=True)}
+    assert sent.items() <= known.items()
+    assert all(is_personal(leaf) for leaf in set(known) - set(sent))
+    assert all(x.shape[0] == N for x in jax.tree.leaves(clients))
+
+
 @pytest.mark.parametrize("name", ["lite-tiny-test", "sam-tiny-test"])
 def test_a_distilled_proxy_is_tuned_and_plugged_back(name: str) -> None:
     model = models.build(name)
