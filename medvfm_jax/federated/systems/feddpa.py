@@ -20,7 +20,7 @@ from medvfm_jax.federated.errors import BadFederation
 from medvfm_jax.federated.local_training import Loss, local_steps
 from medvfm_jax.federated.lora_aggregation import Factors, factors_of, replace_factors
 from medvfm_jax.federated.personal_parts import join_personal, split_personal
-from medvfm_jax.federated.records import Algorithm, Report, Server, Shard, Tree
+from medvfm_jax.federated.records import Algorithm, Cohort, Report, Server, Shard, Tree
 from medvfm_jax.federated.systems.phases import only_if
 from medvfm_jax.federated.tree_math import add, select
 from medvfm_jax.types import ModelSpec
@@ -61,7 +61,11 @@ def feddpa_f(loss: Loss, optimizer: optax.GradientTransformation, global_rounds:
         report = report._replace(loss=jnp.where(early, report.loss, value), weight=weight)
         return select(early, own, trained), report
 
-    return base._replace(client_update=client_update)
+    def aggregate(server: Server, mean: Tree, cohort: Cohort) -> Server:
+        """In the second phase even noise or a codec's error must not move the global adapter."""
+        return select(server.round < global_rounds, base.aggregate(server, mean, cohort), server)
+
+    return base._replace(client_update=client_update, aggregate=aggregate)
 
 
 def feddpa_t(loss: Loss, optimizer: optax.GradientTransformation) -> Algorithm:

@@ -18,7 +18,7 @@ from medvfm_jax.federated.algorithms.averaging import averaging
 from medvfm_jax.federated.errors import BadFederation
 from medvfm_jax.federated.local_training import Loss
 from medvfm_jax.federated.personal_parts import join_personal, split_personal
-from medvfm_jax.federated.records import Algorithm, Report, Server, Shard, Tree
+from medvfm_jax.federated.records import Algorithm, Cohort, Report, Server, Shard, Tree
 from medvfm_jax.federated.systems.layers import layers_of, scale_layers
 from medvfm_jax.federated.tree_math import select, zeros_like
 from medvfm_jax.types import ModelSpec
@@ -57,21 +57,29 @@ def fedms(
     def client_update(
         server: Server, own: Tree, shard: Shard, step_mask: Array, key: Array
     ) -> tuple[Tree, Report]:
-        first_stage = server.round < global_rounds
-        stage_round = jnp.where(first_stage, server.round, server.round - global_rounds)
-
-        def sleep(updates: Tree, delta: Tree) -> Tree:
+        def active(updates: Tree, delta: Tree) -> Tree:
             del delta
-            rest, of_second = split_personal(updates, f"{LOCAL}|{GATE}")
-            rest = select(first_stage, rest, zeros_like(rest))
-            of_second = select(first_stage, zeros_like(of_second), of_second)
-            return activate(join_personal(rest, of_second), stage_round, ramp)
+            return keep_active(updates, server.round, global_rounds, ramp)
 
-        chained = optax.chain(optimizer, optax.stateless(sleep))
+        chained = optax.chain(optimizer, optax.stateless(active))
         staged = averaging(loss, chained, optax.sgd(1.0), personal=LOCAL)
         return staged.client_update(server, own, shard, step_mask, key)
 
-    return base._replace(init_server=init_server, client_update=client_update)
+    def aggregate(server: Server, mean: Tree, cohort: Cohort) -> Server:
+        """What is frozen or asleep must not be moved by noise or a codec's error either."""
+        return base.aggregate(server, keep_active(mean, server.round, global_rounds, ramp), cohort)
+
+    return base._replace(init_server=init_server, client_update=client_update, aggregate=aggregate)
+
+
+def keep_active(updates: Tree, round_: Array, global_rounds: int, ramp: int) -> Tree:
+    """Zero the updates of what round () does not train: the other stage's part, and layers that sleep."""
+    first = round_ < global_rounds
+    rest, of_second = split_personal(updates, f"{LOCAL}|{GATE}")
+    rest = select(first, rest, zeros_like(rest))
+    of_second = select(first, zeros_like(of_second), of_second)
+    stage_round = jnp.where(first, round_, round_ - global_rounds)
+    return activate(join_personal(rest, of_second), stage_round, ramp)
 
 
 def activate(updates: Tree, stage_round: Array, ramp: int) -> Tree:

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from medvfm_jax.federated import BadFederation
+from medvfm_jax.federated import BadFederation, Privacy
 from medvfm_jax.federated.algorithms import fedavg
 from medvfm_jax.federated.systems.feddpa import (
     GLOBAL,
@@ -92,6 +92,16 @@ def test_the_second_phase_trains_local_adapters_and_sends_nothing() -> None:
     moved_b = after[1].state[LOCAL]["image_encoder/blocks_1/attn/qkv"]["b_v"]
     assert moved_b.any((1, 2)).tolist() == present.tolist()
     assert np.abs(moved_b[1] - moved_b[2]).max() > 1e-6, "local adapters are all the same"
+
+
+def test_noise_does_not_move_the_global_adapter_once_it_is_final() -> None:
+    start = case(feddpa_adapter(SPEC, 2))
+    private = {"privacy": Privacy(1.0, 0.5, 4.0)}
+    algorithm = feddpa_f(start.loss, SGD, global_rounds=1)
+    before = rounds(algorithm, start.delta, 1, **private)
+    after = rounds(algorithm, start.delta, 1, state=before, **private)
+    assert np.abs(before[0].delta[GLOBAL]["image_encoder/blocks_0/attn/qkv"]["b_q"]).min() > 0, "no noise"
+    chex.assert_trees_all_equal(after[0].delta, before[0].delta)
 
 
 def test_bad_options_and_deltas_are_refused() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from medvfm_jax.federated import BadFederation
+from medvfm_jax.federated import BadFederation, Privacy
 from medvfm_jax.federated.algorithms import fedit
 from medvfm_jax.federated.systems.fedms import activate, fedms, fedms_adapter
 from tests.federated.systems.tiny import SPEC, N, case, leaf_names, rounds
@@ -73,6 +73,22 @@ def test_a_sleeping_layer_is_neither_trained_nor_moved() -> None:
     assert not server.delta["experts"][first]["b_global"].any()
     assert server.delta["experts"][last]["b_global"].any()
     assert server.delta["experts"][last]["b_global"].shape[-1] // 3 == N
+
+
+def test_noise_reaches_only_what_is_trained() -> None:
+    """Stage 1 with one layer of two awake, then stage 2: the gate alone is shared and moves."""
+    start = case(fedms_adapter(SPEC, 2))
+    private = {"privacy": Privacy(1.0, 0.5, 4.0)}
+    algorithm = fedms(start.loss, SGD, global_rounds=1, ramp=2)
+    one = rounds(algorithm, start.delta, 1, **private)
+    two = rounds(algorithm, start.delta, 1, state=one, **private)
+    first, last = (f"image_encoder/blocks_{i}/attn/qkv" for i in (0, 1))
+    assert not one[0].delta["experts"][first]["b_global"].any()
+    assert one[0].delta["experts"][last]["b_global"].all()
+    assert not any(site["gate"].any() for site in one[0].delta["experts"].values())
+    for site, arrays in two[0].delta["experts"].items():
+        np.testing.assert_array_equal(arrays["b_global"], one[0].delta["experts"][site]["b_global"])
+        assert arrays["gate"].all()
 
 
 def test_bad_options_and_deltas_are_refused() -> None:
