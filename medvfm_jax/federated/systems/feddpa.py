@@ -16,13 +16,13 @@ from jax import Array
 
 from medvfm_jax.adapters import presets
 from medvfm_jax.federated.algorithms import fedavg
+from medvfm_jax.federated.backends import vary_like
 from medvfm_jax.federated.errors import BadFederation
 from medvfm_jax.federated.local_training import Loss, local_steps
 from medvfm_jax.federated.lora_aggregation import Factors, factors_of, replace_factors
 from medvfm_jax.federated.personal_parts import join_personal, split_personal
 from medvfm_jax.federated.records import Algorithm, Cohort, Report, Server, Shard, Tree
-from medvfm_jax.federated.systems.phases import only_if
-from medvfm_jax.federated.tree_math import add, select
+from medvfm_jax.federated.tree_math import add, select, zeros_like
 from medvfm_jax.types import ModelSpec
 
 GLOBAL, LOCAL = "global_lora", "local_lora"
@@ -48,18 +48,18 @@ def feddpa_f(loss: Loss, optimizer: optax.GradientTransformation, global_rounds:
     def client_update(
         server: Server, own: Tree, shard: Shard, step_mask: Array, key: Array
     ) -> tuple[Tree, Report]:
-        def train_global() -> Report:
-            return base.client_update(server, _nothing(own), shard, step_mask, key)[1]
+        def train_global() -> tuple[Tree, Tree, Array]:
+            _, report = base.client_update(server, _nothing(own), shard, step_mask, key)
+            return report.upload, own, report.loss
 
-        def train_local() -> tuple[Tree, Array]:
-            return _local(loss, optimizer, server.delta, own, shard, step_mask, key)
+        def train_local() -> tuple[Tree, Tree, Array]:
+            unchanged = vary_like(zeros_like(server.delta), step_mask)
+            return unchanged, *_local(loss, optimizer, server.delta, own, shard, step_mask, key)
 
+        # The round is the same for all clients, so this stays a branch under vmap and only one side is computed.
         early = server.round < global_rounds
-        report = only_if(early, train_global, step_mask)
-        trained, value = only_if(~early, train_local, step_mask)
-        weight = shard.samples.astype(report.weight.dtype)
-        report = report._replace(loss=jnp.where(early, report.loss, value), weight=weight)
-        return select(early, own, trained), report
+        upload, own_now, value = jax.lax.cond(early, train_global, train_local)
+        return own_now, Report(upload, shard.samples.astype(value.dtype), value)
 
     def aggregate(server: Server, mean: Tree, cohort: Cohort) -> Server:
         """In the second phase even noise or a codec's error must not move the global adapter."""

@@ -23,7 +23,7 @@ OPTIONS = {
 }
 
 
-AVERAGED = ("fedsam", "flap_sam", "promptfl")  # FedAvg as fedmsa is
+ALIKE = ("fedsam", "flap_sam", "promptfl", "feddpa_t")  # as fedmsa and feddpa_f
 
 
 def count(tree: dict) -> int:
@@ -36,7 +36,7 @@ def is_personal(leaf: str) -> bool:
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in AVERAGED else []) for n in systems.names()]
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in ALIKE else []) for n in systems.names()]
 )
 def test_loop_and_vmap_agree_and_something_is_learnt(name: str) -> None:
     system = systems.get(name)

@@ -40,7 +40,8 @@ def drawn(model: Model) -> dict:
 
 
 @pytest.mark.parametrize(
-    "name", ["vit-tiny-test", "lite-tiny-test", pytest.param("sam-tiny-test", marks=pytest.mark.slow)]
+    "name",
+    ["vit-tiny-test", *(pytest.param(f"{n}-tiny-test", marks=pytest.mark.slow) for n in ("lite", "sam"))],
 )
 def test_a_proxy_of_all_neurons_is_the_model_and_one_of_half_is_not(name: str) -> None:
     model = models.build(name)

@@ -120,7 +120,7 @@ def rounds(
     """Run rounds from ``delta`` or ``state`` -> (server, clients, metrics); the loss of each goes to ``losses``."""
     shard = data()
     init, step = compiled(algorithm, **parts)
-    state = state or init(delta, shard)
+    state = state or (*init(delta, shard), None)
     present = jnp.ones(N, bool) if who is None else jnp.asarray(who)
     for _ in range(count):
         state = step(*state[:2], shard, present, jnp.full(N, STEPS), cheap_key(3))
