@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from medvfm_jax.adapters.option_values import parse_assignments, typed
@@ -31,7 +32,8 @@ class Entry(NamedTuple):
     make(loss, optimizer, **options), or with a learning rate in the place of the optimizer if ``plain_sgd``: its
     formula is about SGD.  options: name -> default.  own: what of the model stays at the client.  needs: "lora" if it
     is about low-rank factors.  by_gradient(options) -> arguments of ``averaging`` that make the same algorithm, for a
-    gradient of one's own such as patient-level privacy; None if it is no average of changes.
+    gradient of one's own such as patient-level privacy; None if it is no average of changes.  needs_clients: whether
+    it takes the option ``clients``, their number.
     """
 
     make: Callable[..., Algorithm]
@@ -40,6 +42,7 @@ class Entry(NamedTuple):
     own: Own = "nothing"
     needs: Literal["", "lora"] = ""
     by_gradient: Callable[..., dict[str, Any]] | None = None
+    needs_clients: bool = False
 
 
 class Models(NamedTuple):
@@ -163,16 +166,15 @@ def fitted(name: str, entry: Entry, options: Mapping[str, Any], delta: Tree) -> 
         lambda delta, batch, key: None, 1.0 if entry.plain_sgd else optax.sgd(1.0), **options
     )
     shared, state = jax.eval_shape(algorithm.init_server, delta)
-    if _structure(shared) != _structure(delta):
+    kept = jax.eval_shape(algorithm.init_client, delta, jnp.uint32(0))
+    complete = len(jax.tree.leaves((shared, getattr(state, "frozen", ())))) == len(jax.tree.leaves(delta))
+    strange = entry.own == "part" and not complete and _structure(kept) != _structure(delta)
+    if strange or _structure(shared) != _structure(delta):
         raise BadFederation(
-            f"The server of {name} keeps something else than the delta; this run cannot use it."
+            f"{name} does not divide the delta into shared and own parts; it runs from Python only."
         )
-    if entry.needs == "lora" and not factors_of(delta):
-        raise BadFederation(
-            f"{name} combines low-rank factors, and the adapter has none; use --preset lora or samed."
-        )
-    frozen = state.frozen if isinstance(state, AveragingState) else None
-    complete = len(jax.tree.leaves((shared, frozen))) == len(jax.tree.leaves(delta))
+    if entry.needs == "lora":
+        factors_of(delta)  # refuses a delta without any
     if entry.own == "part" and complete and name not in ENTRIES:
         return entry._replace(own="nothing")
     if entry.own == "part" and complete:

@@ -213,10 +213,11 @@ def _personal(run: FederatedRun, models: Models) -> dict[str, Any]:
 
 
 def _without_none(tree: Any) -> Any:
+    """The tree of dictionaries without leaves that are None, and without branches that are empty then."""
     if not isinstance(tree, dict):
         return tree
     kept = {name: _without_none(child) for name, child in tree.items()}
-    return {name: child for name, child in kept.items() if child is not None and child != {}}
+    return {name: child for name, child in kept.items() if jax.tree.leaves(child)}
 
 
 def _score(run: FederatedRun, models: Models, prompt: str, say: Callable[[str], None]) -> Path:

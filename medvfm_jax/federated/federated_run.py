@@ -90,8 +90,10 @@ def resolve(config: FederateConfig) -> FederatedRun:
     adapter = _adapter(config, base)
     adapted = with_adapter(base, adapter)
     delta = adapted.init(jax.random.fold_in(jax.random.key(config.seed), 1), base.params)
-    entry = algorithm_catalog.fitted(name, entry, options, delta)
     trained = [site for site in partition.clients if site != config.leave_out]
+    if entry.needs_clients:
+        options |= {"clients": len(trained)}
+    entry = algorithm_catalog.fitted(name, entry, options, delta)
     sites = cohort(source, base.model.spec, prompt, config, trained)
     clients = cohort(source, base.model.spec, prompt, config, [EVERYBODY]) if name == "centralised" else sites
     training = sorted({example.case for client in clients for example in client.data.train})
@@ -217,9 +219,9 @@ def _entry_of(name: str, make: Callable[..., Any]) -> tuple[str, Entry]:
     for known, entry in algorithm_catalog.ENTRIES.items():
         if entry.make is make:
             return known, entry
-    parameters = inspect.signature(make).parameters.values()
+    parameters = list(inspect.signature(make).parameters.values())
     options = {p.name: p.default for p in parameters if p.default is not p.empty}
-    return name, Entry(make, options, own="part")
+    return name, Entry(make, options, own="part", needs_clients=any(p.name == "clients" for p in parameters))
 
 
 def _codec_defaults(name: str) -> Mapping[str, Any]:

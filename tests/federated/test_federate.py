@@ -95,7 +95,7 @@ def test_evaluate_gives_the_scores_of_the_run(finished, tmp_path):
     assert {row["site"] for row in scores["cases"]} == set(SITES)
     assert [score.n for score in site_scores(scores["cases"])] == [1, 1]
     again = evaluate(EvaluateConfig(run=finished.folder, out=tmp_path / "scores.json"))
-    assert [row["dice"] for row in again["cases"]] == [row["dice"] for row in scores["cases"]]
+    assert again["cases"] == scores["cases"]
     assert again["provenance"]["data_sha256"] == scores["provenance"]["data_sha256"]
 
 
@@ -123,18 +123,22 @@ RESUMED: dict[str, dict] = {
         "codec": "int8",
         "memory": "error_feedback",
         "participation": 0.5,
+        "val_fraction": 0.0,
     },
     "private": {
         "dp_epsilon": 8.0,
         "dp_unit": "patient",
+        "batch_size": 6,  # everybody in every step, for which the accountant is quick
         "algorithm": "fedper",
         "val_fraction": 0.0,
-        "rounds": 2,
+        "algorithm_set": ("personal=.*/output_hypernetworks_mlps_0/.*",),
     },
 }
 
 
-@pytest.mark.parametrize("name", RESUMED)
+@pytest.mark.parametrize(
+    "name", [name if name == "fedavg" else pytest.param(name, marks=pytest.mark.slow) for name in RESUMED]
+)
 def test_an_interrupted_run_ends_with_the_same_bits(cells, tmp_path, monkeypatch, name):
     settings = RESUMED[name] | {"score": False}
     whole = federate(small(cells, tmp_path / "whole", **settings))
@@ -211,11 +215,11 @@ def test_a_site_left_out_is_tested_and_nobody_trains_on_it(cells, tmp_path, fini
 
 def test_patients_are_protected_as_far_as_was_asked_for(cells, tmp_path):
     result = federate(
-        small(cells, tmp_path / "run", dp_epsilon=4.0, dp_unit="patient", rounds=2, score=False, codec="int8")
+        small(cells, tmp_path / "run", dp_epsilon=2.0, dp_unit="patient", rounds=2, score=False, codec="int8")
     )
     lines = rounds_of(result.folder)
-    assert lines[0]["epsilon"] < lines[1]["epsilon"] <= 4.0
-    assert lines[1]["epsilon"] > 3.9
+    assert lines[0]["epsilon"] < lines[1]["epsilon"] <= 2.0
+    assert lines[1]["epsilon"] > 1.95
     assert result.val_dice is None  # the last round is kept: choosing one would look at patients
     assert "of one patient (add or remove one)" in result.privacy
     assert lines[0]["upload_bytes"] < lines[0]["download_bytes"] / 3
@@ -241,7 +245,9 @@ def test_a_partition_of_its_own_with_scanners_of_their_own(cells, tmp_path, fini
     resolved = record_of(result.folder)["resolved"]
     assert list(resolved["shifts"]) == ["client_0", "client_1", "client_2"]
     assert resolved["data_sha256"] != record_of(finished.folder)["resolved"]["data_sha256"]
-    assert {row["site"] for row in json.loads(result.scores.read_text())["cases"]} == set(resolved["shifts"])
+    tested = {row["site"] for row in json.loads(result.scores.read_text())["cases"]}
+    assert tested
+    assert tested <= set(resolved["shifts"])
 
 
 def test_a_diverging_client_is_left_out_and_named(cells, tmp_path, capsys):

@@ -1,0 +1,144 @@
+"""Algorithms by name: each makes a round; what of it is a client's model; options and refusals."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from medvfm_jax.federated import BadFederation, make_round
+from medvfm_jax.federated.algorithm_catalog import (
+    ENTRIES,
+    fitted,
+    get,
+    model_of,
+    models_of,
+    read_options,
+    with_gradient,
+)
+from medvfm_jax.federated.tree_math import subtract
+from tests.federated import cases
+from tests.federated.quadratics import KEY, quick_jit
+
+PATTERNS = {"fedper": {"personal": cases.HEAD}, "fedrep": {"personal": cases.HEAD, "personal_steps": 1}}
+
+
+def build(name, **options):
+    entry = get(name)
+    settings = dict(entry.options) | PATTERNS.get(name, {}) | options
+    return entry.make(cases.loss, 0.05 if entry.plain_sgd else cases.SGD, **settings)
+
+
+def one_round(algorithm):
+    federation = make_round(algorithm, backend="loop")
+    data = cases.data()
+    server, clients = federation.init(cases.delta(), data)
+    masks = jnp.ones(cases.N, bool), jnp.full(cases.N, cases.STEPS)
+    after = quick_jit(federation.round)(server, clients, data, *masks, KEY)
+    return server, *after
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fedper", "ffa_lora", "fedsa_lora", "ditto", "scaffold", "local"])
+def test_every_client_has_a_whole_model_and_shares_what_the_algorithm_shares(name):
+    entry = get(name)
+    _, server, clients, _ = one_round(build(name))
+    start = cases.delta()
+    assert fitted(name, entry, dict(entry.options) | PATTERNS.get(name, {}), start) == entry
+    models = models_of(entry.own, start, server, clients.state)
+    wholes = [model_of(models, i) for i in (0, 1, None)]
+    for whole in wholes:
+        assert jax.tree.structure(whole) == jax.tree.structure(start)
+    moved = {i: jax.tree.map(lambda x: bool(abs(x).max()), subtract(m, start)) for i, m in enumerate(wholes)}
+    same = jax.tree.map(lambda x, y: bool((x == y).all()), wholes[0], wholes[1])
+    site, norm = same["site"], same["norm"]["scale"]
+    expected = {
+        "fedavg": (True, True, True), "scaffold": (True, True, True), "ffa_lora": (True, True, True),
+        "fedper": (False, False, True), "fedsa_lora": (True, False, True), "ditto": (False, False, False),
+        "local": (False, False, False),
+    }[name]  # fmt: skip
+    assert (site["a"], site["b"], norm) == expected
+    assert moved[0]["site"]["b"]
+    assert moved[0]["site"]["a"] == (name != "ffa_lora")
+    if name == "fedper":  # what is personal is nobody else's: the shared model has its first values
+        assert not moved[2]["site"]["b"]
+        assert moved[2]["norm"]["scale"]
+    if name == "local":
+        assert not any(jax.tree.leaves(moved[2]))
+
+
+AVERAGES = [name for name, entry in ENTRIES.items() if entry.by_gradient]
+
+
+@pytest.mark.parametrize("name", AVERAGES)
+def test_the_same_algorithm_results_from_a_gradient_of_ones_own(name):
+    entry = get(name)
+    options = dict(entry.options) | PATTERNS.get(name, {})
+    own = with_gradient(entry, name, jax.value_and_grad)(cases.loss, cases.SGD, **options)
+    expected, found = one_round(build(name)), one_round(own)
+    for a, b in zip(jax.tree.leaves(expected[1].delta), jax.tree.leaves(found[1].delta), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def test_local_training_is_plain_training_and_sends_nothing():
+    optimizer = optax.adam(0.05)
+    algorithm = get("local").make(cases.quiet_loss, optimizer)
+    federation = make_round(algorithm, backend="loop")
+    data = cases.data()
+    server, clients = federation.init(cases.delta(), data)
+    step = quick_jit(federation.round)
+    for _ in range(3):
+        server, clients, metrics = step(
+            server, clients, data, jnp.ones(cases.N, bool), jnp.full(cases.N, cases.STEPS), KEY
+        )
+    assert (metrics.upload_bits, metrics.download_bits) == (0, 0)
+
+    @jax.jit
+    def train(i):
+        delta, state = cases.delta(), optimizer.init(cases.delta())
+        for _ in range(3):
+            for k in range(cases.STEPS):
+                batch = jax.tree.map(lambda x: x[i, k], data.batches)  # noqa: B023, traced at once
+                updates, state = optimizer.update(jax.grad(cases.quiet_loss)(delta, batch, KEY), state, delta)
+                delta = optax.apply_updates(delta, jax.tree.map(lambda u: u * data.rate[i], updates))
+        return delta
+
+    for i in (0, cases.N - 1):
+        own = model_of(models_of("all", cases.delta(), server, clients.state), i)
+        for a, b in zip(jax.tree.leaves(own), jax.tree.leaves(train(i)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
+
+
+def test_options_have_the_type_of_their_default():
+    defaults = {"mu": 0.1, "rounds": 2, "seed": None, "on": True}
+    assert read_options((), defaults, "x") == defaults
+    found = read_options(("mu=1", "rounds=3", "seed=7", "on=no"), defaults, "x")
+    assert found == {"mu": 1.0, "rounds": 3, "seed": 7, "on": False}
+    with pytest.raises(BadFederation, match="x has no option 'nu'; its options: mu, rounds, seed, on"):
+        read_options(("nu=1",), defaults, "x")
+
+
+def test_what_does_not_fit_is_one_sentence():
+    with pytest.raises(BadFederation, match="no algorithm 'fedprx', the nearest is 'fedprox'"):
+        get("fedprx")
+    with pytest.raises(BadFederation, match="averaged, not scaffold; choose from fedavg, fedprox"):
+        with_gradient(get("scaffold"), "scaffold", jax.value_and_grad)
+    plain = {"head": {"dense": {"kernel": jnp.zeros(3)}}}
+
+    with pytest.raises(BadFederation, match="No low-rank factors a and b among"):
+        fitted("fedit", get("fedit"), {}, plain)
+    with pytest.raises(BadFederation, match="its pattern matches no part"):
+        fitted("fedper", get("fedper"), {"personal": "nothing"}, plain)
+    with pytest.raises(BadFederation, match="fedper shares nothing"):
+        fitted("fedper", get("fedper"), {"personal": ".*"}, plain)
+
+
+def test_a_system_keeps_a_part_only_where_its_server_lacks_one():
+    entry = get("fedper")
+    plain = {"head": {"dense": {"kernel": jnp.zeros(3), "bias": jnp.zeros(3)}}}
+    assert fitted("system", entry, {"personal": "nothing"}, plain).own == "nothing"
+    assert fitted("system", entry, {"personal": ".*bias"}, plain).own == "part"
+    odd = entry._replace(
+        make=lambda *_: entry.make(*_, "x")._replace(init_server=lambda delta: ({"x": 1}, ()))
+    )
+    with pytest.raises(BadFederation, match="system does not divide the delta into shared and own parts"):
+        fitted("system", odd, {}, plain)
