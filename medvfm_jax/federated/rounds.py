@@ -36,7 +36,7 @@ from medvfm_jax.federated.records import (
     Shard,
     Tree,
 )
-from medvfm_jax.federated.tree_math import select, zeros_like
+from medvfm_jax.federated.tree_math import all_finite, select, zeros_like
 
 _NOISE, _BOUND, _SERVER = (np.uint32(2**32 - 1 - i) for i in range(3))  # no client has these ids
 
@@ -102,13 +102,12 @@ def make_round(
 
     def run_client(shared: tuple[Server, Array], one: tuple) -> tuple[_Sums, _Each]:
         (server, key), (client, shard, takes_part, step_mask) = shared, one
-        train_key, codec_key = jax.random.split(jax.random.fold_in(key, client.id))
-        state, report = algorithm.client_update(server, client.state, shard, step_mask, train_key)
-        message, residual = codec.encode(codec_key, client.residual, report.upload)
+        key = jax.random.fold_in(key, client.id)
+        moved, report, message = client_work(algorithm, codec, server, client, shard, step_mask, key)
         upload = codec.decode(message, report.upload)
         norm = optax.tree.norm(upload)
         # A lossy codec may hide a NaN, so what was there before it counts as well.
-        healthy = _finite((report, state, norm, optax.tree.norm(report.upload)))
+        healthy = all_finite((report, moved.state, norm, optax.tree.norm(report.upload)))
         takes_part = takes_part & step_mask.any()
         counts = takes_part & healthy
         weight, vote = report.weight, clip_vote(norm, server.clip)
@@ -121,7 +120,7 @@ def make_round(
         sums = _Sums(mean_upload, public, weight, norm, report.loss, vote, ones)
         kept = (report.loss, weight, upload if keep_uploads else (), report.public)
         sums, kept = select(counts, (sums, kept), zeros_like((sums, kept)))
-        client = select(counts, Client(state, residual, client.id), client)
+        client = select(counts, moved, client)
         loss, weight, upload, public = kept
         return sums, _Each(client, loss, weight, takes_part & ~healthy, upload, public)
 
@@ -184,6 +183,25 @@ def make_round(
     return Federation(init, round_)
 
 
+def client_work(
+    algorithm: Algorithm,
+    codec: Codec,
+    server: Server,
+    client: Client,
+    shard: Shard,
+    step_mask: Array,
+    key: Array,
+) -> tuple[Client, Report, Tree]:
+    """What one client does in a round, here and at a hospital -> (its next state, report, message of the codec).
+
+    key: ``fold_in(fold_in(key, round), client.id)``.  The state counts only if the server accepts the message.
+    """
+    train_key, codec_key = jax.random.split(key)
+    state, report = algorithm.client_update(server, client.state, shard, step_mask, train_key)
+    message, residual = codec.encode(codec_key, client.residual, report.upload)
+    return Client(state, residual, client.id), report, message
+
+
 def name_excluded(metrics: Metrics, names: Sequence[str] | None = None) -> list[str]:
     """Name the clients of one round whose upload was not finite, by ``names`` or by number; on the host."""
     rows = np.flatnonzero(np.asarray(metrics.excluded))
@@ -210,11 +228,6 @@ def _check(algorithm: Algorithm, privacy: Privacy | None) -> None:
 
 def _divide(total: Tree, divisor: Array) -> Tree:
     return jax.tree.map(lambda x: x / jnp.where(divisor > 0, divisor, 1).astype(x.dtype), total)
-
-
-def _finite(tree: Tree) -> Array:
-    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    return jnp.all(jnp.stack([jnp.isfinite(x).all() for x in floats]))
 
 
 def _report_shapes(algorithm: Algorithm, server: Server, states: Tree, data: Shard) -> Report:

@@ -1,0 +1,301 @@
+"""The server's side without a network: what to ask, what to accept, and the same aggregation as the simulator.
+
+A round over the network is a simulated round whose clients return what arrived: ``make_round`` with the algorithm's
+own ``aggregate``, clipping, noise and exclusion runs on the decoded uploads.  So there is one implementation of a
+round, and the numbers agree for the same seeds.
+"""
+
+import math
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from medvfm_jax.federated.codecs.wire import message_bits
+from medvfm_jax.federated.errors import BadFederation
+from medvfm_jax.federated.network.layouts import layout, payload_bytes, read_payload, write_payload
+from medvfm_jax.federated.network.messages import BadMessage, Header, decode, encode, expect
+from medvfm_jax.federated.network.site import REASONS
+from medvfm_jax.federated.network.storage import read_message, write_message
+from medvfm_jax.federated.network.task import (
+    KEY_IMPLEMENTATION,
+    Contract,
+    Task,
+    Upload,
+    contract,
+    first_server,
+    named_leaves,
+)
+from medvfm_jax.federated.records import Algorithm, Client, Metrics, Privacy, Report, Server, Shard, Tree
+from medvfm_jax.federated.rounds import make_round, name_excluded
+from medvfm_jax.federated.tree_math import all_finite
+
+_KEPT = 2  # checkpoints
+
+
+class Progress(NamedTuple):
+    """What the server keeps between rounds, and on disk.
+
+    accepted (n,) int32: the last round whose update of each site entered the aggregate, -1 for none.
+    key (2,) uint32: key data of the run; with it a resumed run draws the same noise.  run: 32 hexadecimal digits.
+    """
+
+    server: Server
+    accepted: np.ndarray
+    key: np.ndarray
+    run: str
+
+
+class Request(NamedTuple):
+    """The messages of one round; nodes: {site: node}, messages: {node: bytes}."""
+
+    nodes: dict[str, int]
+    messages: dict[int, bytes]
+
+
+class RoundRecord(NamedTuple):
+    """One round over the network.  Bytes are those of whole messages, headers included, both ways over all sites.
+
+    metrics: as of the simulator, `Metrics.excluded` among them; None if too few sites arrived and nothing changed.
+    refused: {site: sentence} of answers that were not used.  missing: sites that were asked and did not answer.
+    """
+
+    round: int
+    metrics: Metrics | None
+    arrived: tuple[str, ...]
+    refused: dict[str, str]
+    missing: tuple[str, ...]
+    upload_bytes: int
+    download_bytes: int
+
+
+class Coordinator(NamedTuple):
+    """The server as pure functions, from ``make_coordinator``.
+
+    begin(key) -> Progress.  hello(progress, node) -> bytes.  admit(progress, node, reply) -> name of the site.
+    ask(progress, {site: node}) -> Request.
+    finish(progress, request, {node: bytes, or a sentence}) -> (Progress, RoundRecord).
+    save(folder, progress) and restore(folder) -> Progress or None.
+    """
+
+    sites: tuple[str, ...]
+    begin: Callable[[Array], Progress]
+    hello: Callable[[Progress, int], bytes]
+    admit: Callable[[Progress, int, bytes], str]
+    ask: Callable[[Progress, Mapping[str, int]], Request]
+    finish: Callable[[Progress, Request, Mapping[int, bytes | str]], tuple[Progress, RoundRecord]]
+    save: Callable[[Path, Progress], None]
+    restore: Callable[[Path], Progress | None]
+
+
+def make_coordinator(
+    task: Task,
+    sites: Sequence[str],
+    privacy: Privacy | None = None,
+    fewest: int = 1,
+    largest_weight: float = math.inf,
+) -> Coordinator:
+    """Build the server of a federation.
+
+    sites: their names; the position is the client's id.  fewest: with fewer usable answers a round changes nothing.
+    largest_weight: of one site, usually its number of samples, which it states itself; above it, it is refused.
+    All uploads of a round are held in memory at once: n times the size of an update.
+
+    Raises BadFederation for parts that do not fit together.
+    """
+    if not sites or len(set(sites)) < len(sites):
+        raise BadFederation("Every site needs a name of its own, and there must be at least one.")
+    if not 1 <= fewest <= len(sites):
+        raise BadFederation(f"fewest is {fewest}, expected 1 to {len(sites)}, the number of sites.")
+    shapes, sites = contract(task), tuple(sites)
+    federation = make_round(_of_arrived(task.algorithm), privacy=privacy, backend="loop")
+    simulated = jax.jit(federation.round)
+    open_upload = partial(_open_upload, shapes, _decoder(task, shapes), largest_weight)
+    bits = message_bits(shapes.upload.message)
+
+    def header(progress: Progress, kind: str, **fields: object) -> Header:
+        return Header(kind, shapes.federation, progress.run, int(progress.server.round), **fields)
+
+    def begin(key: Array) -> Progress:
+        if key.shape or key.dtype != jax.random.key(0, impl=KEY_IMPLEMENTATION).dtype:
+            raise BadFederation(f"The run needs one key of the kind {KEY_IMPLEMENTATION}.")
+        server = first_server(task.algorithm, task.delta, privacy.clip if privacy else math.inf)
+        accepted = np.full(len(sites), -1, np.int32)
+        return Progress(server, accepted, np.asarray(jax.random.key_data(key)), secrets.token_hex(16))
+
+    def hello(progress: Progress, node: int) -> bytes:
+        return encode(header(progress, "hello", node=node))
+
+    def admit(progress: Progress, node: int, reply: bytes) -> str:
+        found = decode(reply, 0).header
+        _check_not_failed(found, node)
+        expect(found, federation=shapes.federation, kind="here", run=progress.run, node=node)
+        if found.site not in sites:
+            raise BadMessage(f"The site '{found.site}' is not on the list of this run.")
+        return found.site
+
+    def ask(progress: Progress, nodes: Mapping[str, int]) -> Request:
+        leaves = named_leaves(progress.server)
+        leaves = {name: leaves[name] for name in shapes.download.server}
+        common, contents = write_payload(leaves), layout(shapes.download)
+        round_key = jax.random.fold_in(_key(progress), progress.server.round)
+        messages = {}
+        for site, node in nodes.items():
+            row = sites.index(site)
+            key = np.asarray(jax.random.key_data(jax.random.fold_in(round_key, np.uint32(row))))
+            accepted = int(progress.accepted[row])
+            fields = {"node": node, "site": site, "client": row, "accepted": accepted, "layout": contents}
+            messages[node] = encode(header(progress, "work", **fields), common + write_payload(key))
+        return Request(dict(nodes), messages)
+
+    def finish(
+        progress: Progress, request: Request, replies: Mapping[int, bytes | str]
+    ) -> tuple[Progress, RoundRecord]:
+        reports: dict[int, Report] = {}
+        refused, missing = {}, []
+        for site, node in request.nodes.items():
+            reply, row = replies.get(node), sites.index(site)
+            if reply is None:
+                missing.append(site)
+                continue
+            try:
+                wanted = {"node": node, "site": site, "client": row}
+                reports[row] = open_upload(reply, header(progress, "done", **wanted))
+            except BadMessage as error:
+                refused[site] = str(error)
+        asked = np.isin(np.arange(len(sites)), [sites.index(site) for site in request.nodes])
+        arrived = np.isin(np.arange(len(sites)), list(reports))
+        new, metrics, excluded = progress, None, []
+        if arrived.sum() >= fewest:
+            server, _, metrics = simulated(
+                progress.server,
+                Client((), (), np.arange(len(sites), dtype=np.uint32)),
+                _stacked(shapes, reports, len(sites)),
+                asked,
+                np.ones(len(sites), np.int32),
+                _key(progress),
+                asked & ~arrived,
+            )
+            excluded = name_excluded(metrics, sites)
+            refused |= dict.fromkeys(excluded, "Its update is not finite once it is decoded.")
+            if int(metrics.participants) >= fewest:
+                if not all_finite(server.delta):
+                    raise BadFederation(
+                        f"Round {progress.server.round} made the model infinite although every update was finite: "
+                        "lower the server's learning rate and resume from the last checkpoint."
+                    )
+                counted = arrived & ~np.asarray(metrics.excluded)
+                accepted = np.where(counted, progress.server.round, progress.accepted).astype(np.int32)
+                metrics = jax.device_get(metrics)
+                metrics = metrics._replace(upload_bits=np.float32(bits * float(metrics.participants)))
+                new = progress._replace(server=jax.device_get(server), accepted=accepted)
+            else:
+                metrics = None
+        record = RoundRecord(
+            int(progress.server.round),
+            metrics,
+            tuple(sites[row] for row in sorted(reports) if sites[row] not in excluded),
+            refused,
+            tuple(missing),
+            sum(len(reply) for reply in replies.values() if isinstance(reply, bytes)),
+            sum(len(message) for message in request.messages.values()),
+        )
+        return new, record
+
+    def save(folder: Path, progress: Progress) -> None:
+        stored = progress._replace(run=())
+        head = header(progress, "server", layout=layout(stored))
+        write_message(
+            folder / f"round_{int(progress.server.round):06d}.server", encode(head, write_payload(stored))
+        )
+        for old in _checkpoints(folder)[:-_KEPT]:
+            old.unlink(missing_ok=True)
+
+    def restore(folder: Path) -> Progress | None:
+        found = _checkpoints(folder)
+        if not found:
+            return None
+        key = jax.ShapeDtypeStruct((2,), np.uint32)
+        stored = Progress(shapes.server, jax.ShapeDtypeStruct((len(sites),), np.int32), key, ())
+        # Any size, so that a checkpoint of another federation is called so and not too large.
+        message = read_message(found[-1], found[-1].stat().st_size)
+        try:
+            expect(message.header, kind="server", federation=shapes.federation)
+            progress = read_payload(message.payload, message.header.layout, stored, finite=False)
+        except BadMessage as error:
+            raise BadMessage(f"{found[-1]}: {error}") from error
+        return progress._replace(run=message.header.run)
+
+    return Coordinator(sites, begin, hello, admit, ask, finish, save, restore)
+
+
+def random_key() -> Array:
+    """A key from the operating system's generator: whoever can guess the key of a run can take its noise off."""
+    return jax.random.wrap_key_data(np.frombuffer(secrets.token_bytes(8), np.uint32), impl=KEY_IMPLEMENTATION)
+
+
+def _of_arrived(algorithm: Algorithm) -> Algorithm:
+    """The algorithm on a server that holds the reports already: a client's only batch is its report."""
+
+    def client_update(
+        server: Server, state: Tree, shard: Shard, step_mask: Array, key: Array
+    ) -> tuple[Tree, Report]:
+        del server, step_mask, key
+        return state, jax.tree.map(lambda x: x[0], shard.batches)
+
+    return algorithm._replace(client_update=client_update, init_client=lambda delta, client_id: ())
+
+
+def _stacked(shapes: Contract, reports: Mapping[int, Report], clients: int) -> Shard:
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes.report)
+    rows = [reports.get(row, zeros) for row in range(clients)]
+    return Shard(jax.tree.map(lambda *x: np.stack(x)[:, None], *rows), np.ones(clients, np.float32))
+
+
+def _decoder(task: Task, shapes: Contract) -> Callable[[Tree], Tree]:
+    return jax.jit(lambda message: task.codec.decode(message, shapes.report.upload))
+
+
+def _open_upload(
+    shapes: Contract,
+    decoded: Callable[[Tree], Tree],
+    largest_weight: float,
+    reply: bytes | str,
+    wanted: Header,
+) -> Report:
+    """A site's reply -> its report, or BadMessage with the reason why it cannot be used."""
+    if isinstance(reply, str):
+        raise BadMessage(reply)
+    message = decode(reply, payload_bytes(shapes.upload))
+    found = message.header
+    fields = ("federation", "run", "round", "node", "site", "client")
+    _check_not_failed(found, wanted.node)
+    expect(found, **{field: getattr(wanted, field) for field in fields}, kind="done")
+    upload: Upload = read_payload(message.payload, found.layout, shapes.upload)
+    if not 0 <= float(upload.weight) <= largest_weight:
+        raise BadMessage(
+            f"The site claims the weight {float(upload.weight):g}; 0 to {largest_weight:g} is possible."
+        )
+    return Report(jax.device_get(decoded(upload.message)), upload.weight, upload.loss, upload.public)
+
+
+def _check_not_failed(found: Header, node: int) -> None:
+    """A site that failed may not have read of which run and round it was asked, so only its node is compared."""
+    if found.kind == "failed":
+        expect(found, node=node)
+        raise BadMessage(f"The site reports: {REASONS.get(found.reason, 'an unknown reason')}.")
+
+
+def _key(progress: Progress) -> Array:
+    return jax.random.wrap_key_data(jnp.asarray(progress.key), impl=KEY_IMPLEMENTATION)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Oldest first."""
+    return sorted(folder.glob("round_*.server"))

@@ -1,0 +1,192 @@
+"""A federation that adapts a segmentation model: from settings, the same on all nodes, to `Task`, `Site` and result.
+
+A hospital brings a folder of labelled images; the coordinator brings none.
+"""
+
+import dataclasses
+import zlib
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from medvfm_jax.adapters import AdaptedModel
+from medvfm_jax.data import PromptConfig, make_loader
+from medvfm_jax.federated import algorithm_catalog
+from medvfm_jax.federated.codecs import make_codec
+from medvfm_jax.federated.errors import BadFederation
+from medvfm_jax.federated.feedback import error_feedback
+from medvfm_jax.federated.network.coordinator import Progress
+from medvfm_jax.federated.network.site import Site
+from medvfm_jax.federated.network.task import Task
+from medvfm_jax.federated.records import Algorithm, Shard, Tree
+from medvfm_jax.train.assemble import Base, adapter_config, for_prompt, load_base, with_adapter
+from medvfm_jax.train.config import AdaptConfig
+from medvfm_jax.train.optimizer import make_optimizer
+from medvfm_jax.train.step import LossFn
+from medvfm_jax.train.task import make_loss
+from medvfm_jax.train.training_data import TrainingData, open_split, training_data
+from medvfm_jax.types import Batch, Delta, ModelSpec, Prompts
+from medvfm_jax.weights import artifacts
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageFederation:
+    """What is trained, and how; every node must be given the same."""
+
+    model: str = "lite-medsam"
+    preset: str = "decoder"
+    prompt: str = "box"
+    classes: int = 2
+    """Number of classes with the background; it matters for prompt-free and semantic models only."""
+    algorithm: str = "fedavg"
+    codec: str = "int8"
+    remember: bool = False
+    """Whether each site adds what the codec left out to its next update (error feedback)."""
+    local_steps: int = 5
+    batch_size: int = 2
+    prompts_per_image: int = 4
+    learning_rate: float = 1e-3
+    augment: str = "flips"
+    test_fraction: float = 0.2
+    """Share of the patients of each site that is never trained on."""
+    seed: int = 0
+
+    @classmethod
+    def read(cls, settings: Mapping[str, Any]) -> "ImageFederation":
+        """From a flat table such as a run configuration, other keys are ignored; raises BadFederation."""
+        fields = {field.name: field.type for field in dataclasses.fields(cls)}
+        chosen = {name.replace("-", "_"): value for name, value in settings.items()}
+        chosen = {name: value for name, value in chosen.items() if name in fields}
+        for name, value in chosen.items():
+            if type(value) is int and fields[name] is float:
+                chosen[name] = float(value)
+            elif type(value) is not fields[name]:
+                raise BadFederation(f"{name} is {value!r}, expected {fields[name].__name__}.")
+        return cls(**chosen)
+
+
+class Assembled(NamedTuple):
+    """A federation whose weights are in memory."""
+
+    settings: ImageFederation
+    base: Base
+    adapted: AdaptedModel
+    adapter: dict[str, Any]
+    task: Task
+
+
+def assemble(settings: ImageFederation, weights: Path | None = None, offline: bool = False) -> Assembled:
+    """Load the base weights (``weights``: a local file) and build the task.  Raises MedvfmError."""
+    base = load_base(
+        settings.model,
+        classes=settings.classes,
+        seed=settings.seed,
+        dtype="float32",
+        file=weights,
+        offline=offline,
+    )
+    base = for_prompt(base, settings.prompt, settings.classes)
+    adapter = adapter_config(settings.preset, base, ())
+    adapted = with_adapter(base, adapter)
+    delta = adapted.init(jax.random.fold_in(jax.random.key(settings.seed), 1), base.params)
+    codec = make_codec(settings.codec)
+    agreed = dataclasses.asdict(settings) | {"weights": base.fingerprint}
+    loss = make_loss(adapted, _local(settings).resolved_objective(base.model.spec.task))
+    task = Task(
+        _algorithm(settings, loss, base),
+        delta,
+        _example(settings, base.model.spec),
+        error_feedback(codec) if settings.remember else codec,
+        agreed,
+    )
+    return Assembled(settings, base, adapted, adapter, task)
+
+
+def image_site(assembled: Assembled, name: str, data: str, folder: Path) -> Site:
+    """A hospital with its folder of images; every image is read once and checked.  Raises MedvfmError."""
+    settings = assembled.settings
+    source = open_split(data, seed=settings.seed, val=0.0, test=settings.test_fraction)
+    found = training_data(source, assembled.base.model.spec, settings.prompt, _local(settings))
+    return Site(assembled.task, name, partial(_shard, settings, found, name), folder)
+
+
+def save_result(assembled: Assembled, progress: Progress, path: Path) -> None:
+    """Write the server's delta as a file for ``medvfm evaluate --delta`` and ``medvfm segment --delta``."""
+    settings = assembled.settings
+    models = algorithm_catalog.models_of("nothing", assembled.task.delta, progress.server, ())
+    metadata = {
+        "base": settings.model,
+        "fingerprint": assembled.base.fingerprint,
+        "adapter": assembled.adapter,
+        "classes": settings.classes,
+        "seed": settings.seed,
+        "prompt": settings.prompt,
+        "rounds": int(progress.server.round),
+    }
+    artifacts.save_delta(path, models.shared, metadata)
+
+
+def _local(settings: ImageFederation) -> AdaptConfig:
+    return AdaptConfig(
+        data="",
+        model=settings.model,
+        adapter=settings.preset,
+        prompt=settings.prompt,
+        prompts_per_image=settings.prompts_per_image,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+    )
+
+
+def _algorithm(settings: ImageFederation, loss: LossFn, base: Base) -> Algorithm:
+    def batch_loss(delta: Delta, batch: Batch, key: Array) -> Array:
+        return loss(base.params, delta, batch, key)[0]
+
+    entry = algorithm_catalog.get(settings.algorithm)
+    trained_by = settings.learning_rate if entry.plain_sgd else make_optimizer(settings.learning_rate)
+    return entry.make(batch_loss, trained_by, **entry.options)
+
+
+def _prompts(settings: ImageFederation) -> PromptConfig | None:
+    return None if settings.prompt == "none" else PromptConfig(settings.prompt, settings.prompts_per_image)
+
+
+def _example(settings: ImageFederation, spec: ModelSpec) -> Shard:
+    """Shapes of the data of one site and round."""
+    lead, prompts = (settings.local_steps, settings.batch_size), _prompts(settings)
+
+    def shape(*axes: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((*lead, *axes), dtype)
+
+    image, size = shape(spec.input_size, spec.input_size, 3), (spec.logits_size, spec.logits_size)
+    if prompts is None:
+        batches = Batch(image, None, shape(*size, dtype=jnp.int32), shape())
+    else:
+        q, p = prompts.count, prompts.slots
+        asked = Prompts(shape(q, p, 2), shape(q, p, dtype=jnp.int32))
+        batches = Batch(image, asked, shape(q, *size, dtype=jnp.int32), shape(q))
+    return Shard(batches, jax.ShapeDtypeStruct((), jnp.float32))
+
+
+def _shard(settings: ImageFederation, found: TrainingData, name: str, round_: int) -> tuple[Shard, int]:
+    """The images of one round: they follow from the seed, the site's name and the round."""
+    loader = make_loader(
+        found.source.dataset,
+        found.train,
+        found.spec,
+        found.task,
+        batch_size=settings.batch_size,
+        seed=zlib.crc32(f"{settings.seed} {name} {round_}".encode()),
+        prompts=found.prompts,
+        augment=settings.augment,
+        threads=0,
+    )
+    batches = [next(loader) for _ in range(settings.local_steps)]
+    stacked: Tree = jax.tree.map(lambda *x: np.stack(x), *batches)
+    return Shard(stacked, np.float32(len(found.train))), settings.local_steps

@@ -1,0 +1,169 @@
+"""The rounds of a run over a real network: wait for sites, ask, aggregate what arrived, checkpoint, go on.
+
+The network itself is two functions (`Transport`), so that Flower, a test or something else can carry the bytes.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from jax import Array
+
+from medvfm_jax.federated.errors import BadFederation
+from medvfm_jax.federated.network.coordinator import Coordinator, Progress, RoundRecord, random_key
+from medvfm_jax.federated.network.messages import BadMessage
+from medvfm_jax.train.run_directory import append_metrics
+
+_LOG = logging.getLogger(__name__)
+
+
+class Transport(NamedTuple):
+    """nodes() -> numbers of the nodes that are connected now.
+
+    exchange(messages {node: bytes}, seconds) -> {node: reply, or one sentence about why there is none}; it returns
+    when all have answered or the seconds are over, and leaves out who did not answer.
+    """
+
+    nodes: Callable[[], Collection[int]]
+    exchange: Callable[[Mapping[int, bytes], float], Mapping[int, bytes | str]]
+
+
+class Patience(NamedTuple):
+    """How long the server waits, in seconds.
+
+    answer: for the work of one round.  joining: for enough sites to be connected, before every round.
+    greeting: for a node that is new to say which site it is.  pause: between two looks at who is connected.
+    tries: of one round, if too few sites answered.
+    """
+
+    answer: float = 3600.0
+    joining: float = 3600.0
+    greeting: float = 120.0
+    pause: float = 3.0
+    tries: int = 3
+
+
+def run_session(
+    coordinator: Coordinator,
+    transport: Transport,
+    rounds: int,
+    folder: Path,
+    key: Array | None = None,
+    patience: Patience = Patience(),  # noqa: B008 - immutable
+    fewest: int = 1,
+) -> Progress:
+    """Run until ``rounds`` rounds are done, from the last checkpoint in ``folder`` if there is one.
+
+    key: of a new run, None for one from the operating system; a resumed run has its own.
+    fewest: sites that must be connected before a round is asked.
+    Every round is a line of ``folder/metrics.jsonl`` and a checkpoint.
+
+    Raises BadFederation if too few sites come or answer; the checkpoint of the last good round is then in place.
+    """
+    progress = coordinator.restore(folder)
+    if progress is None:
+        progress = coordinator.begin(random_key() if key is None else key)
+        coordinator.save(folder, progress)
+    known: dict[int, str] = {}
+    while int(progress.server.round) < rounds:
+        for attempt in range(patience.tries):
+            nodes = _gather(coordinator, progress, transport, known, patience, fewest)
+            request = coordinator.ask(progress, nodes)
+            new, record = coordinator.finish(
+                progress, request, transport.exchange(request.messages, patience.answer)
+            )
+            _report(folder, record, attempt)
+            if record.metrics is not None:
+                break
+        else:
+            raise BadFederation(
+                f"Round {record.round} had too few usable answers {patience.tries} times; last missing: "
+                f"{', '.join(record.missing) or 'none'}; refused: {', '.join(record.refused) or 'none'}. "
+                "Start again with the same folder when the sites are back."
+            )
+        progress = new
+        coordinator.save(folder, progress)
+    return progress
+
+
+def _gather(
+    coordinator: Coordinator,
+    progress: Progress,
+    transport: Transport,
+    known: dict[int, str],
+    patience: Patience,
+    fewest: int,
+) -> dict[str, int]:
+    """{site: node} of the sites that are connected, at least ``fewest``; ``known`` is kept up to date."""
+    end = time.monotonic() + patience.joining
+    while True:
+        connected = set(transport.nodes())
+        for node in known.keys() - connected:
+            _LOG.warning("%s is not connected any more", known.pop(node))
+        _greet(coordinator, progress, transport, known, connected - known.keys(), patience.greeting)
+        if len(known) >= fewest:
+            return {site: node for node, site in known.items()}
+        if time.monotonic() > end:
+            raise BadFederation(
+                f"{len(known)} of at least {fewest} sites were connected after {patience.joining:g} seconds; absent: "
+                f"{', '.join(sorted(set(coordinator.sites) - set(known.values())))}."
+            )
+        time.sleep(patience.pause)
+
+
+def _greet(
+    coordinator: Coordinator,
+    progress: Progress,
+    transport: Transport,
+    known: dict[int, str],
+    new: Collection[int],
+    seconds: float,
+) -> None:
+    """Ask nodes who they are.  A name that a connected node has already is not given twice."""
+    if not new:
+        return
+    replies = transport.exchange({node: coordinator.hello(progress, node) for node in sorted(new)}, seconds)
+    for node, reply in sorted(replies.items()):
+        try:
+            if isinstance(reply, str):
+                raise BadMessage(reply)
+            site = coordinator.admit(progress, node, reply)
+            if site in known.values():
+                raise BadMessage(f"It says it is {site}, and another connected node said so before.")
+        except BadMessage as error:
+            _LOG.warning("node %d was not admitted: %s", node, error)
+            continue
+        known[node] = site
+        _LOG.info("%s has joined as node %d", site, node)
+
+
+def _report(folder: Path, record: RoundRecord, attempt: int) -> None:
+    loss = None if record.metrics is None else float(record.metrics.loss)
+    line = {
+        "round": record.round,
+        "attempt": attempt,
+        "loss": loss,
+        "arrived": record.arrived,
+        "refused": record.refused,
+        "missing": record.missing,
+        "upload_bytes": record.upload_bytes,
+        "download_bytes": record.download_bytes,
+        "time": round(time.time(), 3),
+    }
+    append_metrics(folder, line)
+    outcome = "too few, nothing changed" if loss is None else f"mean loss {loss:.4f}"
+    _LOG.info(
+        "round %d: %d of %d sites, %s, %d bytes up, %d down",
+        record.round,
+        len(record.arrived),
+        len(record.arrived) + len(record.refused) + len(record.missing),
+        outcome,
+        record.upload_bytes,
+        record.download_bytes,
+    )
+    for site, sentence in record.refused.items():
+        _LOG.warning("round %d: %s was left out: %s", record.round, site, sentence)
+    for site in record.missing:
+        _LOG.warning("round %d: %s did not answer in time", record.round, site)

@@ -1,0 +1,215 @@
+"""The hospital's side: a message from the server becomes local work, and an answer; data never enters a message.
+
+A site's own state (control variates, error feedback, personal parts) counts only once the server has accepted the
+update made with it.  So two states are kept on disk, the last accepted one and the one of the last answer; the next
+message says which of them is in force.  A lost answer, a round that is asked again and a restart of either side
+therefore leave the same numbers as a run without them.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from medvfm_jax.federated.errors import BadFederation
+from medvfm_jax.federated.network.layouts import layout, payload_bytes, read_payload, write_payload
+from medvfm_jax.federated.network.messages import BadMessage, Header, Message, decode, encode, expect
+from medvfm_jax.federated.network.storage import read_message, write_message
+from medvfm_jax.federated.network.task import (
+    KEY_IMPLEMENTATION,
+    Contract,
+    Download,
+    Task,
+    Upload,
+    contract,
+    first_client,
+    received_server,
+)
+from medvfm_jax.federated.records import Client, Server, Shard
+from medvfm_jax.federated.rounds import client_work
+from medvfm_jax.federated.tree_math import all_finite
+from medvfm_jax.types import MedvfmError
+
+_LOG = logging.getLogger(__name__)
+
+# A failing site says one of these words and nothing else: an exception's text may name a patient's file.
+REASONS: Mapping[str, str] = {
+    "message": "it refused the server's message; its own log says why",
+    "state": "it does not hold the state that the server accepted from it",
+    "no_steps": "it has no data for this round",
+    "not_finite": "its update is not finite",
+    "error": "its local work failed; its own log says why",
+}
+
+
+class SiteFailed(BadFederation):
+    """A site cannot take part in this round; reason: a word of ``REASONS``."""
+
+    def __init__(self, reason: str, sentence: str):
+        super().__init__(sentence)
+        self.reason = reason
+
+
+class Site(NamedTuple):
+    """One hospital.
+
+    name: as the server's list of sites knows it.
+    shard: round number -> (`Shard`, mask (steps,) bool or count of the steps to make); the same for the same round.
+    folder: where this site keeps its state, a file per run; nobody else needs to read it.
+    """
+
+    task: Task
+    name: str
+    shard: Callable[[int], tuple[Shard, Array | int]]
+    folder: Path
+
+
+class _Kept(NamedTuple):
+    """What lies in the state file: header.accepted and header.round name the rounds of the two states."""
+
+    accepted: Client
+    latest: Client
+
+
+def make_site(site: Site) -> Callable[[int, bytes], bytes]:
+    """Return ``answer(node, request) -> reply``: bytes in, bytes out; node: this node's number on the network.
+
+    It never raises for anything that a message, the data or the local work can do: the reply then is of the kind
+    "failed" with a word of ``REASONS``, and the full sentence goes to this site's log only.
+    """
+    shapes = contract(site.task)
+    work = jax.jit(_local_work(site.task))
+    limit = payload_bytes(shapes.download)
+
+    def answer(node: int, request: bytes) -> bytes:
+        run = "0" * 32
+        reply = Header("failed", shapes.federation, run, node=node, site=site.name)
+        try:
+            message = decode(request, limit)
+            asked = message.header
+            reply = reply._replace(run=asked.run, round=asked.round, client=asked.client)
+            expect(asked, federation=shapes.federation, node=node)
+            if asked.kind == "hello":
+                return encode(reply._replace(kind="here"))
+            expect(asked, kind="work", site=site.name)
+            upload = _do(site, shapes, work, message)
+            _LOG.info("round %d: update sent, %d bytes", asked.round, payload_bytes(shapes.upload))
+            done = reply._replace(kind="done", accepted=asked.accepted, layout=layout(upload))
+            return encode(done, write_payload(upload))
+        except SiteFailed as error:
+            reason, sentence = error.reason, str(error)
+        except BadMessage as error:
+            reason, sentence = "message", str(error)
+        except MedvfmError as error:
+            reason, sentence = "error", str(error)
+        except Exception:
+            _LOG.exception("round %d failed", reply.round)
+            return encode(reply._replace(reason="error"))
+        _LOG.error("round %d: nothing sent. %s", reply.round, sentence)
+        return encode(reply._replace(reason=reason))
+
+    return answer
+
+
+def failure(node: int) -> bytes:
+    """The reply of a node that cannot even set up its site; the reason is in its log."""
+    return encode(Header("failed", "0" * 64, "0" * 32, node=node, reason="error"))
+
+
+def _local_work(task: Task) -> Callable[..., tuple[Client, Upload, Array]]:
+    def work(
+        server: Server, client: Client, shard: Shard, mask: Array, key_data: Array
+    ) -> tuple[Client, Upload, Array]:
+        key = jax.random.wrap_key_data(key_data, impl=KEY_IMPLEMENTATION)
+        moved, report, message = client_work(task.algorithm, task.codec, server, client, shard, mask, key)
+        # A lossy codec may hide what is not finite, and a norm may overflow where no entry does.
+        healthy = all_finite((report, moved.state, optax.tree.norm(report.upload)))
+        return moved, Upload(message, report.weight, report.loss, report.public), healthy
+
+    return work
+
+
+def _do(site: Site, shapes: Contract, work: Callable, message: Message) -> Upload:
+    asked = message.header
+    download: Download = read_payload(message.payload, asked.layout, shapes.download)
+    client = _state_in_force(site, shapes, asked)
+    shard, mask = site.shard(asked.round)
+    mask = _as_mask(shard, mask)
+    if not mask.any():
+        raise SiteFailed("no_steps", "There is no data for this round.")
+    server = received_server(shapes, download.server)._replace(round=jnp.int32(asked.round))
+    moved, upload, healthy = work(server, client, shard, mask, download.key)
+    if not healthy:
+        raise SiteFailed("not_finite", "The update is not finite; look at the data and the learning rate.")
+    _keep(site, asked, _Kept(client, moved))
+    return jax.device_get(upload)
+
+
+def _as_mask(shard: Shard, steps: Array | int) -> np.ndarray:
+    if np.ndim(steps):
+        return np.asarray(steps, bool)
+    return np.arange(jax.tree.leaves(shard.batches)[0].shape[0]) < steps
+
+
+def _state_in_force(site: Site, shapes: Contract, asked: Header) -> Client:
+    """The state that the server accepted last; raises SiteFailed if this site does not hold it."""
+    path = _path(site, asked.run)
+    header, kept = _read_kept(path, shapes, asked)
+    if header is None:
+        if asked.accepted >= 0 and payload_bytes(shapes.client._replace(id=())):
+            raise SiteFailed(
+                "state",
+                f"The server accepted round {asked.accepted} of this site and {path} is missing: restore it from a "
+                "backup, or ask for a new run.",
+            )
+        return first_client(site.task, shapes, asked.client)
+    if asked.accepted not in (header.accepted, header.round):
+        raise SiteFailed(
+            "state",
+            f"{path} holds the rounds {header.accepted} and {header.round} and the server accepted "
+            f"{asked.accepted} last.",
+        )
+    confirmed = asked.accepted == header.round
+    if asked.round < header.round + confirmed:
+        raise BadMessage(
+            f"Round {asked.round} was asked for after round {header.round} was answered: the message is late or "
+            "was replayed."
+        )
+    return jax.tree.map(jnp.asarray, kept.latest if confirmed else kept.accepted)
+
+
+def _read_kept(path: Path, shapes: Contract, asked: Header) -> tuple[Header | None, _Kept | None]:
+    kept_shapes = _Kept(shapes.client, shapes.client)
+    try:
+        stored = read_message(path, payload_bytes(kept_shapes))
+        if stored is None:
+            return None, None
+        wanted = {field: getattr(asked, field) for field in ("federation", "run", "site", "client")}
+        expect(stored.header, kind="site", **wanted)
+        return stored.header, read_payload(stored.payload, stored.header.layout, kept_shapes, finite=False)
+    except BadMessage as error:
+        raise SiteFailed("state", f"The state of this site cannot be used: {error}") from error
+
+
+def _keep(site: Site, asked: Header, kept: _Kept) -> None:
+    header = Header(
+        "site",
+        asked.federation,
+        asked.run,
+        asked.round,
+        site=site.name,
+        client=asked.client,
+        accepted=asked.accepted,
+        layout=layout(kept),
+    )
+    write_message(_path(site, asked.run), encode(header, write_payload(kept)))
+
+
+def _path(site: Site, run: str) -> Path:
+    return site.folder / f"{run}.site"
