@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
-.PHONY: quickstart test test-all test-parity lint layers check clean
+.PHONY: quickstart test test-all test-parity test-network lint layers check clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -32,6 +32,15 @@ test-all: $(VENV)/.test ## also the slow tests
 
 test-parity: $(VENV)/.parity ## against PyTorch, transformers and the metric oracles
 	$(BIN)/python -m pytest -q -m parity tests/parity
+
+# Flower wants older versions of what others use, so this environment is apart.
+.venv-federated/.done: pyproject.toml constraints-federated.txt
+	$(PYTHON) -m venv .venv-federated
+	.venv-federated/bin/python -m pip install --quiet --constraint constraints-federated.txt --editable '.[test,federated]'
+	touch $@
+
+test-network: .venv-federated/.done ## federation over the loopback network, with TLS and keys; needs openssl and ssh-keygen
+	PATH="$(CURDIR)/.venv-federated/bin:$$PATH" python -m pytest -q -m 'not parity' tests/federated/network
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
