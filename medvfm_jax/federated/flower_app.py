@@ -53,18 +53,18 @@ class Session(NamedTuple):
 
 
 def client_app(build: Callable[[Settings, Settings], Site]) -> ClientApp:
-    """ClientApp of a hospital; build(node configuration, run configuration) -> Site, called at the first message.
+    """ClientApp of a hospital; build(node configuration, run configuration) -> Site, called for every message.
 
+    A SuperNode handles every message in a process of its own, so nothing is kept in memory between two rounds.
     Whatever goes wrong, also in ``build``, is logged here; the server learns a word of ``site.REASONS``.
     """
-    app, answers = ClientApp(), {}
+    app = ClientApp()
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
         try:
-            if context.run_id not in answers:
-                answers[context.run_id] = make_site(build(context.node_config, context.run_config))
-            reply = answers[context.run_id](context.node_id, _bytes_of(message))
+            answer = make_site(build(context.node_config, context.run_config))
+            reply = answer(context.node_id, _bytes_of(message))
         except Exception:  # Flower would send its text, which may name a patient's file
             _LOG.exception("this site cannot take part")
             reply = failure(context.node_id)
@@ -95,7 +95,7 @@ def server_app(build: Callable[[Settings], Session]) -> ServerApp:
 
 
 def transport(grid: Grid) -> Transport:
-    """Carry messages by a Flower grid; a node that is not connected any more is not waited for."""
+    """Carry messages by a Flower grid, which returns early for a node that it finds gone."""
 
     def nodes() -> Collection[int]:
         return list(grid.get_node_ids())
@@ -105,9 +105,15 @@ def transport(grid: Grid) -> Transport:
             Message(_content(data), dst_node_id=node, message_type="train", ttl=seconds)
             for node, data in messages.items()
         ]
+        received = list(grid.send_and_receive(requests, timeout=seconds))
+        # An error that Flower's server writes names that server as its sender, so only the question tells the node.
+        asked = {request.metadata.message_id: request.metadata.dst_node_id for request in requests}
         replies: dict[int, bytes | str] = {}
-        for reply in grid.send_and_receive(requests, timeout=seconds):
-            node = reply.metadata.src_node_id
+        for reply in received:
+            node = asked.get(reply.metadata.reply_to_message_id)
+            if node is None:
+                _LOG.warning("a reply to a message that was not sent in this round was dropped")
+                continue
             try:
                 replies[node] = _bytes_of(reply)
             except BadMessage as error:
