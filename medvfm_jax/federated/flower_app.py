@@ -40,6 +40,15 @@ _RECORD = "medvfm"
 Settings = Mapping[str, Any]
 
 
+def log_to_terminal() -> None:
+    """Show what this package does, with the time; call it in the file of the app, where Flower starts each process."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger = logging.getLogger("medvfm_jax")
+    logger.handlers, logger.propagate = [handler], False
+    logger.setLevel(logging.INFO)
+
+
 class Session(NamedTuple):
     """What a server app does, see ``run_session``; done(progress) is called at the end, to store the delta."""
 

@@ -7,13 +7,16 @@ from typing import Any
 import jax
 import numpy as np
 
+from medvfm_jax.federated import algorithms as alg
+from medvfm_jax.federated import codecs
+from medvfm_jax.federated.feedback import error_feedback
 from medvfm_jax.federated.network.coordinator import Coordinator, Progress, RoundRecord, make_coordinator
 from medvfm_jax.federated.network.session import Transport
 from medvfm_jax.federated.network.site import Site, make_site
 from medvfm_jax.federated.network.task import Task
 from medvfm_jax.federated.records import Algorithm, Codec, Privacy, Server, Shard, Tree
 from medvfm_jax.federated.rounds import make_round
-from tests.federated.cases import STEPS, data, delta
+from tests.federated.cases import STEPS, data, delta, loss
 from tests.federated.quadratics import quick_jit
 
 SITES = ("north", "east", "south")
@@ -33,6 +36,11 @@ def cohort_data() -> Shard:
 def task(algorithm: Algorithm, codec: Codec | None = None, **settings: object) -> Task:
     codecs = {} if codec is None else {"codec": codec}
     return Task(algorithm, delta(), rows(data(), 0), settings=settings, **codecs)
+
+
+def scaffold_task() -> Task:
+    """Control variates and error feedback: both are kept at the sites, and lost if a site is not treated well."""
+    return task(alg.scaffold(loss, 0.05), error_feedback(codecs.top_k(0.5)))
 
 
 class Loopback:

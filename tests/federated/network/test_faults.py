@@ -13,7 +13,7 @@ import pytest
 from medvfm_jax.federated import algorithms as alg
 from medvfm_jax.federated import codecs
 from medvfm_jax.federated.errors import BadFederation
-from medvfm_jax.federated.feedback import ef21, error_feedback
+from medvfm_jax.federated.feedback import ef21
 from medvfm_jax.federated.network.coordinator import Progress, make_coordinator
 from medvfm_jax.federated.network.messages import BadMessage, decode, encode
 from medvfm_jax.federated.network.site import Site, make_site
@@ -21,10 +21,10 @@ from medvfm_jax.federated.network.task import contract
 from medvfm_jax.federated.records import Algorithm, Privacy
 from medvfm_jax.types import MedvfmError
 from tests.federated.cases import SGD, STEPS, data, loss
-from tests.federated.network.loopback import KEY, NODES, SITES, Loopback, rows, simulate, task
+from tests.federated.network.loopback import KEY, NODES, SITES, Loopback, rows, scaffold_task, simulate, task
 
 LIMIT = 10**6
-SCAFFOLD = task(alg.scaffold(loss, 0.05), error_feedback(codecs.top_k(0.5)))
+SCAFFOLD = scaffold_task()
 
 
 @pytest.fixture(scope="module")

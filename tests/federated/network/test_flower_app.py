@@ -15,17 +15,14 @@ from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
-from medvfm_jax.federated import algorithms as alg
-from medvfm_jax.federated import codecs
-from medvfm_jax.federated.feedback import error_feedback
 from medvfm_jax.federated.flower_app import Session, client_app, server_app, transport
 from medvfm_jax.federated.network.coordinator import Progress, make_coordinator
 from medvfm_jax.federated.network.session import Patience
 from medvfm_jax.federated.network.site import Site
-from tests.federated.cases import STEPS, data, loss
-from tests.federated.network.loopback import KEY, NODES, SITES, rows, simulate, task
+from tests.federated.cases import STEPS, data
+from tests.federated.network.loopback import KEY, NODES, SITES, rows, scaffold_task, simulate
 
-SCAFFOLD = task(alg.scaffold(loss, 0.05), error_feedback(codecs.top_k(0.5)))
+SCAFFOLD = scaffold_task()
 SERVER_NODE, RUN = 1, 77
 QUICK = Patience(answer=5, joining=0.05, greeting=5, pause=0.01, tries=1)
 Fault = Callable[[Message, Message], Message | None]

@@ -10,15 +10,13 @@ import jax
 import pytest
 
 from medvfm_jax.federated import algorithms as alg
-from medvfm_jax.federated import codecs
 from medvfm_jax.federated.errors import BadFederation
-from medvfm_jax.federated.feedback import error_feedback
 from medvfm_jax.federated.network.messages import BadMessage, decode
 from medvfm_jax.federated.network.session import Patience, Transport, run_session
 from tests.federated.cases import SGD, loss
-from tests.federated.network.loopback import KEY, NODES, SITES, Loopback, simulate, task
+from tests.federated.network.loopback import KEY, NODES, SITES, Loopback, scaffold_task, simulate, task
 
-SCAFFOLD = task(alg.scaffold(loss, 0.05), error_feedback(codecs.top_k(0.5)))
+SCAFFOLD = scaffold_task()
 QUICK = Patience(answer=1, joining=0.05, greeting=1, pause=0.01, tries=2)
 
 
