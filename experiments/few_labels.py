@@ -30,7 +30,7 @@ class Plan:
     """Where the run directories go; one per row."""
     few: int = 16
     """Patients of the small training set; it lies inside the large one."""
-    steps: int = 120
+    steps: int = 200
     """Optimiser steps of every trained row."""
     batch_size: int = 2
     """Images per step of every trained row."""

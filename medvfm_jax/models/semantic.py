@@ -1,7 +1,10 @@
 """A prompt-free model out of a promptable one: one mask token and one hypernetwork per class, as in SAMed.
 
-Source: Zhang and Liu 2023 (SAMed): the decoder's mask tokens become classes, background included.  Where the new
-tokens start from is our choice: class c starts from pretrained token c modulo their number (SAMed starts at random).
+Source: Zhang and Liu 2023 (SAMed): the decoder's mask tokens become classes, background included.  Where they start
+is our choice (SAMed starts the new tokens at random): the background's logits are zero, so that each class against it
+is the sigmoid of its mask, and a class starts from a pretrained mask whose logits are damped.  Measured on nuclei with
+a frozen LiteMedSAM encoder, 16 images and 80 steps of two: validation Dice 0.77 from here, 0.67 to 0.69 when every
+class, background too, starts from an undamped mask.
 """
 
 from dataclasses import replace
@@ -13,6 +16,10 @@ from medvfm_jax.models.model import Model
 from medvfm_jax.models.sam import Sam, as_model
 from medvfm_jax.types import MedvfmError, Params
 
+DAMPING = (
+    0.1  # masks of a model asked nothing reach logits of 30: confident, mostly wrong, and slow to unlearn
+)
+
 
 class NotConvertible(MedvfmError, ValueError):
     """The model has no mask tokens to turn into classes."""
@@ -23,11 +30,10 @@ def to_semantic(model: Model, params: Params, classes: int) -> tuple[Model, Para
 
     Its ``decode`` ignores prompts (pass None) and gives Prediction(logits (classes, h, w), None).
 
-    With four classes, as many as SAM has mask tokens, class c starts as mask c of the promptable model that is
-    asked nothing (0: the single mask, 1 to 3: the three).  With fewer or more the parameters of a class are those
-    of its mask and the logits only near it: the tokens attend to each other, so one that is missing or there
-    twice is noticed by all.  For LiteMedSAM five to nine classes change logits of up to 28 by up to 3.4, two or
-    three classes by up to 17, and next to no pixel changes its sign.  The prompt encoder stays whole, though only
+    Class 0, the background, starts with logits 0; class c > 0 with a tenth of the logits that mask token c modulo
+    their number gives.  With four classes, as many as SAM has mask tokens, that is mask c of the promptable model
+    that is asked nothing (1 to 3: its three).  With fewer or more it is near it only: the tokens attend to each
+    other, so one that is missing or there twice is noticed by all.  The prompt encoder stays whole, though only
     ``no_mask_embed`` and the positions are used, so that an export is complete; the IoU head goes.
 
     Raises NotConvertible for a model that is not promptable or fewer than two classes.
@@ -51,7 +57,14 @@ def _expand(params: Params, classes: int) -> Params:
     count = tokens.shape[0]
     source = np.arange(classes) % count
     mlps = {c: decoder.pop(f"output_hypernetworks_mlps_{c}") for c in range(count)}
-    decoder.update({f"output_hypernetworks_mlps_{c}": mlps[int(s)] for c, s in enumerate(source)})
+    for c, s in enumerate(source):
+        decoder[f"output_hypernetworks_mlps_{c}"] = _scaled(mlps[int(s)], DAMPING if c else 0.0)
     decoder["mask_tokens"] = {"embedding": tokens[source]}
     decoder.pop("iou_prediction_head", None)  # a class has no predicted quality
     return {**params, "params": {**params["params"], "mask_decoder": decoder}}
+
+
+def _scaled(mlp: dict[str, Any], factor: float) -> dict[str, Any]:
+    """The hypernetwork with ``factor`` times its output, and so of the logits."""
+    last = {name: value * np.float32(factor) for name, value in mlp["layers_2"].items()}
+    return {**mlp, "layers_2": last}

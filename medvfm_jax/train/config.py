@@ -13,7 +13,7 @@ PromptChoice = Literal["auto", "none", "box", "point", "mixed"]
 Augment = Literal["auto", "none", "flips", "full"]
 
 # Learning rates that worked for AdamW on LiteMedSAM; large for small deltas, small for whole models.
-_LEARNING_RATE = {"full": 1e-4, "decoder": 3e-4, "med_sa": 5e-4, "context": 5e-4}
+_LEARNING_RATE = {"full": 1e-4, "decoder": 3e-4, "samed": 5e-4, "med_sa": 5e-4, "context": 5e-4}
 _FROM_SCRATCH, _OTHER = 1e-3, 1e-3
 
 

@@ -9,7 +9,7 @@ from medvfm_jax import losses
 from medvfm_jax.adapters import adapt_model, presets
 from medvfm_jax.models import build, to_semantic
 from medvfm_jax.models.sam import BUFFERS
-from medvfm_jax.models.semantic import NotConvertible
+from medvfm_jax.models.semantic import DAMPING, NotConvertible
 from medvfm_jax.types import Prompts
 
 HYPERNETWORK = "output_hypernetworks_mlps_"
@@ -54,7 +54,7 @@ def unasked(tiny):
     return {count: np.asarray(masks(params, embedding, tokens[None, :count])) for count in (0, 2)}
 
 
-def test_four_classes_start_as_the_four_masks(tiny, unasked):
+def test_four_classes_start_as_no_background_and_the_three_masks(tiny, unasked):
     model, params, embedding = tiny
     semantic, converted = to_semantic(model, params, 4)
 
@@ -67,22 +67,24 @@ def test_four_classes_start_as_the_four_masks(tiny, unasked):
 
     public, (classes, with_box) = run(params, converted)
     np.testing.assert_allclose(unasked[0], public, atol=1e-5)
-    for c in range(4):
-        np.testing.assert_allclose(classes.logits[c], public[c], atol=1e-5)
-        for other in range(c):  # classes in another order would be noticed
+    np.testing.assert_array_equal(classes.logits[0], 0.0)
+    for c in range(1, 4):
+        np.testing.assert_allclose(classes.logits[c], DAMPING * public[c], atol=1e-5)
+        for other in range(1, c):  # classes in another order would be noticed
             assert np.abs(public[c] - public[other]).max() > 1e-2
     assert classes.iou is None
     np.testing.assert_array_equal(with_box.logits, classes.logits)
 
 
 def test_classes_beyond_the_fourth_act_on_the_others_as_prompts_do(tiny, unasked):
-    """Six classes are the four masks that see two more tokens, and two twins of the first two."""
+    """Six classes are the background, three masks that see two more tokens, a fourth, and a twin of the second."""
     model, params, embedding = tiny
     semantic, converted = to_semantic(model, params, 6)
     logits = jax.jit(semantic.decode)(converted, embedding, None).logits
-    np.testing.assert_allclose(logits[:4], unasked[2], atol=1e-5)
-    np.testing.assert_allclose(logits[4:], logits[:2], atol=1e-5)
-    assert np.abs(logits[:4] - unasked[0]).max() > 1e-3
+    np.testing.assert_allclose(logits[1:4], DAMPING * unasked[2][1:], atol=1e-5)
+    np.testing.assert_allclose(logits[4], DAMPING * unasked[2][0], atol=1e-5)
+    np.testing.assert_allclose(logits[5], logits[1], atol=1e-5)
+    assert np.abs(logits[1:4] - DAMPING * unasked[0][1:]).max() > 1e-4
 
 
 @pytest.mark.parametrize("classes", [2, 3, 4, 9])
@@ -96,7 +98,10 @@ def test_every_class_starts_with_the_parameters_of_a_mask_and_the_rest_stays(nam
         ours, theirs = (tree["mask_decoder"]["mask_tokens"]["embedding"] for tree in (after, before))
         np.testing.assert_array_equal(ours[c], theirs[c % 4])
         network = after["mask_decoder"][f"{HYPERNETWORK}{c}"]
-        _assert_same(network, before["mask_decoder"][f"{HYPERNETWORK}{c % 4}"])
+        mask = before["mask_decoder"][f"{HYPERNETWORK}{c % 4}"]
+        factor = np.float32(DAMPING if c else 0.0)
+        last = {name: value * factor for name, value in mask["layers_2"].items()}
+        _assert_same(network, {**mask, "layers_2": last})
     assert ours.shape[0] == sum(key.startswith(HYPERNETWORK) for key in after["mask_decoder"]) == classes
     assert before["mask_decoder"].keys() - after["mask_decoder"].keys() >= {"iou_prediction_head"}
     for part in ("image_encoder", "prompt_encoder"):
@@ -125,13 +130,13 @@ def _assert_same(ours, theirs):
 
 
 def test_samed_starts_as_the_semantic_model_and_parts_its_twins(tiny):
-    """Five classes: the first and the fifth are one until the loss, which knows them apart, has a say."""
+    """Six classes: the second and the sixth are one until the loss, which knows them apart, has a say."""
     model, params, embedding = tiny
-    semantic, converted = to_semantic(model, params, 5)
+    semantic, converted = to_semantic(model, params, 6)
     adapted = adapt_model(presets.build("samed", semantic), semantic)
     low = model.spec.logits_size
     target = np.zeros((low, low), np.int32)
-    target[: low // 2, : low // 2] = 4
+    target[: low // 2, : low // 2] = 5
 
     def loss(delta):
         logits = adapted.decode(converted, delta, embedding, None).logits
@@ -145,12 +150,12 @@ def test_samed_starts_as_the_semantic_model_and_parts_its_twins(tiny):
 
     delta, (gradient, logits), expected = run(jax.random.key(4))
     np.testing.assert_allclose(logits, expected, atol=1e-5)
-    np.testing.assert_allclose(logits[0], logits[4], atol=1e-5)
+    np.testing.assert_allclose(logits[1], logits[5], atol=1e-5)
     tuned = gradient["decoder"]
-    networks = {c: tuned[f"mask_decoder/{HYPERNETWORK}{c}/layers_2"]["bias"] for c in range(5)}
+    networks = {c: tuned[f"mask_decoder/{HYPERNETWORK}{c}/layers_2"]["bias"] for c in range(6)}
     tokens = tuned["mask_decoder/mask_tokens"]["embedding"]
-    assert tokens.shape[0] == 5
-    for first, second in ((tokens[0], tokens[4]), (networks[0], networks[4])):
+    assert tokens.shape[0] == 6
+    for first, second in ((tokens[1], tokens[5]), (networks[1], networks[5])):
         assert np.abs(first - second).max() > 0.1 * np.abs(first).max() > 0
     assert np.abs(tuned["prompt_encoder/no_mask_embed"]["embedding"]).max() > 0
     for unused in ("point_embeddings_0", "not_a_point_embed"):
