@@ -36,6 +36,8 @@ except ImportError as error:
 
 _LOG = logging.getLogger(__name__)
 _RECORD = "medvfm"
+# Numbers of Flower's protocol; the text beside them is written by the other side and may say anything at any length.
+_ERRORS = {1: "its app could not be loaded", 2: "its app failed", 4: "it came too late", 5: "it went offline"}
 
 Settings = Mapping[str, Any]
 
@@ -140,8 +142,8 @@ def _content(data: bytes) -> RecordDict:
 def _bytes_of(message: Message) -> bytes:
     """The bytes in a Flower message; raises BadMessage for one that holds something else, or an error."""
     if message.has_error():
-        # Its text is written by the other side's Flower and may be of any length.
-        raise BadMessage(f"Flower gave no answer of this node, its error code is {message.error.code}.")
+        code = message.error.code
+        raise BadMessage(f"There is no answer of this site: {_ERRORS.get(code, f'error {code} of Flower')}.")
     records = message.content
     if list(records) != [_RECORD] or list(records.array_records) != [_RECORD]:
         raise BadMessage("A Flower message was received that is not one of this package.")

@@ -100,11 +100,14 @@ def make_coordinator(
     privacy: Privacy | None = None,
     fewest: int = 1,
     largest_weight: float = math.inf,
+    nodes: Mapping[str, int] | None = None,
 ) -> Coordinator:
     """Build the server of a federation.
 
     sites: their names; the position is the client's id.  fewest: with fewer usable answers a round changes nothing.
     largest_weight: of one site, usually its number of samples, which it states itself; above it, it is refused.
+    nodes: {site: node} as the keys of the nodes were registered, so that no site can speak for another; None: a site
+        is who says so first.
     All uploads of a round are held in memory at once: n times the size of an update.
 
     Raises BadFederation for parts that do not fit together.
@@ -138,6 +141,8 @@ def make_coordinator(
         expect(found, federation=shapes.federation, kind="here", run=progress.run, node=node)
         if found.site not in sites:
             raise BadMessage(f"The site '{found.site}' is not on the list of this run.")
+        if nodes is not None and nodes.get(found.site) != node:
+            raise BadMessage(f"It says it is {found.site}, whose key is that of another node.")
         return found.site
 
     def ask(progress: Progress, nodes: Mapping[str, int]) -> Request:

@@ -296,3 +296,14 @@ def test_a_hello_is_answered_with_the_name(network: Loopback, start: Progress) -
     stranger = encode(decode(reply, 0).header._replace(site="elsewhere"))
     with pytest.raises(BadMessage, match="not on the list"):
         network.coordinator.admit(start, NODES["east"], stranger)
+
+
+def test_a_site_cannot_speak_for_another_one_if_nodes_are_given(tmp_path: Path) -> None:
+    network = Loopback(SCAFFOLD, tmp_path, nodes=NODES)
+    start = network.coordinator.begin(KEY)
+    hello = network.coordinator.hello(start, NODES["east"])
+    reply = network.answers[NODES["east"]](NODES["east"], hello)
+    assert network.coordinator.admit(start, NODES["east"], reply) == "east"
+    as_north = encode(decode(reply, 0).header._replace(site="north"))
+    with pytest.raises(BadMessage, match="says it is north, whose key is that of another node"):
+        network.coordinator.admit(start, NODES["east"], as_north)

@@ -105,7 +105,7 @@ def array(data: bytes) -> Array:
 
 
 WRONG = {
-    "an error of Flower": (gone, "error code is 5"),
+    "an error of Flower": (gone, "it went offline"),
     "no record": (holding(RecordDict()), "not one of this package"),
     "another record": (
         holding(RecordDict({"other": ArrayRecord({"medvfm": array(b"")})})),

@@ -48,7 +48,7 @@ def states(programs: Programs) -> list[str]:
     ("key", "authority", "words"),
     [
         ("unknown_key", "authority", "Failed to activate SuperNode"),
-        (None, "authority", "Failed to"),
+        (None, "authority", "must be registered"),
         ("north_key", "other_authority", "CERTIFICATE_VERIFY_FAILED"),
     ],
 )
@@ -83,7 +83,7 @@ def test_a_site_killed_in_a_round_comes_back_and_the_numbers_are_the_simulators(
 
     assert [line["arrived"] for line in lines()] == [["north", "east"], ["north"], ["north", "east"]]
     assert [list(line["refused"]) for line in lines()] == [[], ["east"], []]
-    assert "error code is 5" in lines()[1]["refused"]["east"]
+    assert "it went offline" in lines()[1]["refused"]["east"]
     progress = make_coordinator(scaffold_task(), SITES).restore(folder)
     server, metrics = simulate(
         scaffold_task(), None, [[True, True, False], [True, False, False], [True, True, False]]
