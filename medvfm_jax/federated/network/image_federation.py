@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array
 
 from medvfm_jax.adapters import AdaptedModel
-from medvfm_jax.data import PromptConfig, make_loader
+from medvfm_jax.data import Dataset, PromptConfig, make_loader
 from medvfm_jax.federated import algorithm_catalog
 from medvfm_jax.federated.codecs import make_codec
 from medvfm_jax.federated.errors import BadFederation
@@ -42,8 +42,10 @@ class ImageFederation:
     model: str = "lite-medsam"
     preset: str = "decoder"
     prompt: str = "box"
-    classes: int = 2
-    """Number of classes with the background; it matters for prompt-free and semantic models only."""
+    labels: str = "background,foreground"
+    """Names of the values 0, 1, ... in the masks; every site's data must have the same."""
+    channels: str = ""
+    """Names of the channels of volumes, such as "CT", which means Hounsfield units; every site's data must agree."""
     algorithm: str = "fedavg"
     codec: str = "int8"
     remember: bool = False
@@ -56,6 +58,16 @@ class ImageFederation:
     test_fraction: float = 0.2
     """Share of the patients of each site that is never trained on."""
     seed: int = 0
+
+    @property
+    def numbered_labels(self) -> dict[str, int]:
+        """{"background": 0, ...}."""
+        return {name: value for value, name in enumerate(self.labels.split(","))}
+
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        """("CT",), or () for pictures."""
+        return tuple(self.channels.split(",")) if self.channels else ()
 
     @classmethod
     def read(cls, settings: Mapping[str, Any]) -> "ImageFederation":
@@ -83,15 +95,11 @@ class Assembled(NamedTuple):
 
 def assemble(settings: ImageFederation, weights: Path | None = None, offline: bool = False) -> Assembled:
     """Load the base weights (``weights``: a local file) and build the task.  Raises MedvfmError."""
+    classes = len(settings.numbered_labels)
     base = load_base(
-        settings.model,
-        classes=settings.classes,
-        seed=settings.seed,
-        dtype="float32",
-        file=weights,
-        offline=offline,
+        settings.model, classes=classes, seed=settings.seed, dtype="float32", file=weights, offline=offline
     )
-    base = for_prompt(base, settings.prompt, settings.classes)
+    base = for_prompt(base, settings.prompt, classes)
     adapter = adapter_config(settings.preset, base, ())
     adapted = with_adapter(base, adapter)
     delta = adapted.init(jax.random.fold_in(jax.random.key(settings.seed), 1), base.params)
@@ -112,6 +120,7 @@ def image_site(assembled: Assembled, name: str, data: str, folder: Path) -> Site
     """A hospital with its folder of images; every image is read once and checked.  Raises MedvfmError."""
     settings = assembled.settings
     source = open_split(data, seed=settings.seed, val=0.0, test=settings.test_fraction)
+    _check_names(settings, source.dataset)
     found = training_data(source, assembled.base.model.spec, settings.prompt, _local(settings))
     return Site(assembled.task, name, partial(_shard, settings, found, name), folder)
 
@@ -124,12 +133,27 @@ def save_result(assembled: Assembled, progress: Progress, path: Path) -> None:
         "base": settings.model,
         "fingerprint": assembled.base.fingerprint,
         "adapter": assembled.adapter,
-        "classes": settings.classes,
+        "preset": settings.preset,
+        "classes": len(settings.numbered_labels),
+        "labels": settings.numbered_labels,
+        "channel_names": list(settings.channel_names),
         "seed": settings.seed,
         "prompt": settings.prompt,
         "rounds": int(progress.server.round),
     }
     artifacts.save_delta(path, models.shared, metadata)
+
+
+def _check_names(settings: ImageFederation, dataset: Dataset) -> None:
+    labels, channels = dict(dataset.labels), tuple(dataset.channel_names)
+    if labels != settings.numbered_labels:
+        raise BadFederation(
+            f"The labels of {dataset.folder} are {labels}, the federation's are {settings.numbered_labels}."
+        )
+    if channels != settings.channel_names:
+        raise BadFederation(
+            f"The channels of {dataset.folder} are {channels}, the federation's are {settings.channel_names}."
+        )
 
 
 def _local(settings: ImageFederation) -> AdaptConfig:

@@ -1,0 +1,115 @@
+"""Two hospitals with folders of pictures: the same settings on all nodes, a round, a file that other commands take."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from medvfm_jax.data import make_phantom_dataset
+from medvfm_jax.federated.errors import BadFederation
+from medvfm_jax.federated.network import contract, make_coordinator, make_site
+from medvfm_jax.federated.network.image_federation import (
+    Assembled,
+    ImageFederation,
+    assemble,
+    image_site,
+    save_result,
+)
+from medvfm_jax.train.assemble import load_adapted
+from tests.federated.network.loopback import KEY
+from tests.train.small_runs import programs_kept
+
+SMALL = ImageFederation(
+    model="sam-tiny-test",
+    preset="linear",
+    local_steps=2,
+    prompts_per_image=2,
+    learning_rate=0.01,
+    augment="none",
+)
+SITES = ("north", "east")
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_phantom_dataset(tmp_path_factory.mktemp("cells") / "cells", "cells", 6, size=32)
+
+
+@pytest.fixture(scope="module")
+def assembled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Assembled]:
+    base = tmp_path_factory.getbasetemp()
+    with pytest.MonkeyPatch.context() as patch, programs_kept(base / "compiled_network"):
+        patch.setenv("MEDVFM_CACHE", str(base / "medvfm_cache"))
+        yield assemble(SMALL)
+
+
+def test_a_round_trains_and_its_result_is_a_delta_file(
+    assembled: Assembled, cells: Path, tmp_path: Path
+) -> None:
+    nodes = {"north": 3, "east": 4}
+    answers = {
+        nodes[name]: make_site(image_site(assembled, name, str(cells), tmp_path / name)) for name in SITES
+    }
+    coordinator = make_coordinator(assembled.task, SITES)
+    begun = coordinator.begin(KEY)
+    request = coordinator.ask(begun, nodes)
+    replies = {node: answers[node](node, message) for node, message in request.messages.items()}
+    progress, record = coordinator.finish(begun, request, replies)
+    assert record.arrived == SITES
+    assert record.metrics.loss > 0
+    # The codec is int8: a quarter of the delta's float32, and the frame.
+    sizes = [x.size for x in jax.tree.leaves(assembled.task.delta)]
+    assert all(len(reply) < 2 * sum(sizes) + 4000 for reply in replies.values())
+
+    path = tmp_path / "delta.safetensors"
+    save_result(assembled, progress, path)
+    loaded = load_adapted(path, model=None, dtype="float32")
+    jax.tree.map(np.testing.assert_array_equal, loaded.delta, progress.server.delta)
+    moved = [
+        float(np.abs(new - old).max())
+        for new, old in zip(jax.tree.leaves(loaded.delta), jax.tree.leaves(assembled.task.delta))
+    ]
+    assert max(moved) > 1e-3
+    assert loaded.metadata["labels"] == {"background": 0, "foreground": 1}
+    assert loaded.metadata["rounds"] == 1
+
+
+def test_the_images_of_a_round_follow_from_seed_site_and_round(
+    assembled: Assembled, cells: Path, tmp_path: Path
+) -> None:
+    """A site that is asked twice does the same work; other sites and rounds see other images."""
+    north, east = (image_site(assembled, name, str(cells), tmp_path) for name in SITES)
+    first = np.asarray(north.shard(0)[0].batches.image)
+    np.testing.assert_array_equal(first, north.shard(0)[0].batches.image)
+    assert not np.array_equal(first, north.shard(1)[0].batches.image)
+    assert not np.array_equal(first, east.shard(0)[0].batches.image)
+    shard, steps = north.shard(0)
+    assert steps == 2
+    assert jax.tree.map(np.shape, shard) == jax.tree.map(np.shape, assembled.task.example)
+
+
+def test_other_settings_are_another_federation(assembled: Assembled) -> None:
+    settings = dict(assembled.task.settings)
+    for name, value in (("learning_rate", 0.02), ("weights", "another")):
+        other = assembled.task._replace(settings=settings | {name: value})
+        assert contract(other).federation != contract(assembled.task).federation
+    assert settings["weights"] == assembled.base.fingerprint
+
+
+def test_data_with_other_names_is_refused(assembled: Assembled, cells: Path, tmp_path: Path) -> None:
+    for field, value in (("labels", "background,nucleus"), ("channels", "CT")):
+        changed = assembled._replace(settings=dataclasses.replace(SMALL, **{field: value}))
+        with pytest.raises(BadFederation, match=f"The {field} of .*cells are"):
+            image_site(changed, "north", str(cells), tmp_path)
+
+
+def test_settings_are_read_from_a_flat_table() -> None:
+    table = {"local-steps": 3, "learning-rate": 1, "rounds": 20, "remember": True, "sites": "a b"}
+    settings = ImageFederation.read(table)
+    assert settings == ImageFederation(local_steps=3, learning_rate=1.0, remember=True)
+    for name, value in (("local-steps", "3"), ("local-steps", True), ("remember", 1), ("model", 5)):
+        with pytest.raises(BadFederation, match=f"{name.replace('-', '_')} is {value!r}, expected"):
+            ImageFederation.read({name: value})
