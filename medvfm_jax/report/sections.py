@@ -240,6 +240,7 @@ def provenance(run: RunRecord) -> str:
         [
             ("command", record.get("command") or ("none, called from Python" if record else None)),
             ("data", data_of(run)),
+            ("licence of the data", run.scores.get("licence")),
             ("data sha256", record.get("data_sha256") or resolved.get("data_sha256")),
             ("weights sha256", record.get("weights_sha256") or resolved.get("fingerprint")),
             ("seed", record.get("seed", run.config.get("seed"))),

@@ -98,6 +98,7 @@ def _resolve(config: AdaptConfig) -> _Run:
     adapter = adapter_config(config.adapter, base, config.set)
     adapted = with_adapter(base, adapter)
     delta = adapted.init(jax.random.fold_in(jax.random.key(config.seed), 1), base.params)
+    size = count(delta, base.params)
     record = to_json(config) | {
         "resolved": {
             "data": str(source.dataset.folder.resolve()),
@@ -106,6 +107,7 @@ def _resolve(config: AdaptConfig) -> _Run:
             "learning_rate": config.resolved_learning_rate(),
             "accumulate": config.resolved_accumulate(jax.default_backend()),
             "objective": config.resolved_objective(base.model.spec.task),
+            "trained": {"parameters": size.trained, "total": size.total, "bytes": size.bytes},
             "classes": classes,
             "labels": labels,
             "fingerprint": base.fingerprint,
@@ -113,7 +115,7 @@ def _resolve(config: AdaptConfig) -> _Run:
             "split": source.split_record(),
         }
     }
-    return _Run(config, record, base, adapted, data, delta, count(delta, base.params))
+    return _Run(config, record, base, adapted, data, delta, size)
 
 
 def _announce(run: _Run, say: Callable[[str], None]) -> None:

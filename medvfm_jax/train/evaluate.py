@@ -51,6 +51,8 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> dict[str
     profiles.get(config.profile)
     run = _run_record(config)
     source = _data(config, run)
+    if _same_data(config, run) and run["resolved"]["data_sha256"] != source.sha256:
+        console.print("warning: the files of the dataset are not those the run was trained on", markup=False)
     out = scores_path(config, source, run)
     # In a run directory the names are ours, and may be left from an evaluation that was interrupted.
     _refuse_foreign(out, config.save_predictions and config.out is not None)
@@ -292,6 +294,7 @@ def _scores(
         "prompt_source": None if subject.prompt == "none" else "the reference of each slice",
         "flips": config.flips,
         "data": source.dataset.name,
+        "licence": source.dataset.licence,
         "note": source.dataset.note,
         **summarise(rows, seed=config.seed),
         "cases": rows,

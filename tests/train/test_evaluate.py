@@ -44,7 +44,8 @@ def test_scores_say_what_was_measured_on_what(scored, cells):
     expected = {
         "format": 1, "metric_profile": "strict", "unit": "patient", "split": "test", "flips": False,
         "model": "sam-tiny-test + linear", "prompt": "box", "prompt_source": "the reference of each slice",
-        "data": "cells", "n_cases": 2, "n_patients": 2, "skipped": [], "predictions": "predictions",
+        "data": "cells", "licence": "unknown", "n_cases": 2, "n_patients": 2, "skipped": [],
+        "predictions": "predictions",
     }  # fmt: skip
     assert {name: scores[name] for name in expected} == expected
     rows = scores["cases"]
@@ -58,6 +59,19 @@ def test_scores_say_what_was_measured_on_what(scored, cells):
         origin["data_sha256"] == json.loads((folder / "config.json").read_text())["resolved"]["data_sha256"]
     )
     assert origin["trained"]["parameters"] == sum(x.size for x in jax.tree.leaves(delta))
+    assert origin["trained"] == resolved(folder)["trained"]
+
+
+def test_data_other_than_the_run_was_trained_on_is_noticed(scored, tmp_path):
+    folder, before = scored
+    shutil.copytree(folder, tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "config.json").read_text())
+    record["resolved"]["data_sha256"] = "0" * 64
+    (tmp_path / "run" / "config.json").write_text(json.dumps(record))
+    for run, warned in ((folder, False), (tmp_path / "run", True)):
+        console = Console(file=io.StringIO(), width=200)
+        assert evaluate(EvaluateConfig(run=run), console)["summary"] == before["summary"]
+        assert ("not those the run was trained on" in console.file.getvalue()) == warned
 
 
 def test_the_scores_are_those_of_the_predictions_that_were_written(scored, cells):
