@@ -45,6 +45,12 @@ class FederateConfig:
     """Options of the codec, for example fraction=0.05; may be given several times."""
     memory: MemoryName = "none"
     """What remembers the error of the codec at the client."""
+    down_codec: str = "identity"
+    """Compression of the server's step on its way to the clients, which all receive it: int8, top_k, ..."""
+    down_codec_set: tuple[str, ...] = ()
+    """Options of the codec of the server's step."""
+    down_memory: Literal["none", "error_feedback"] = "none"
+    """Whether the server sends later what its codec left out."""
     dp_epsilon: float | None = None
     """Differential privacy with this epsilon over all rounds; needs the extra [privacy] unless everyone takes part."""
     dp_unit: Literal["client", "patient"] = "client"

@@ -57,6 +57,7 @@ class FederatedRun(NamedTuple):
     entry: Entry
     options: dict[str, Any]
     codec: Codec
+    down: Codec | None
     privacy: PrivacyPlan | None
     steps: int
     rate: float
@@ -76,6 +77,9 @@ def resolve(config: FederateConfig) -> FederatedRun:
     """Open data and weights, divide the patients, choose algorithm, codec and noise. Raises MedvfmError."""
     name, entry, options = _algorithm(config)
     codec_options = read_options(config.codec_set, _codec_defaults(config.codec), f"codec {config.codec}")
+    down_options = read_options(
+        config.down_codec_set, _codec_defaults(config.down_codec), f"codec {config.down_codec}"
+    )
     source, partition = divide(config)
     base = load_base(
         config.model,
@@ -107,6 +111,7 @@ def resolve(config: FederateConfig) -> FederatedRun:
             "algorithm": name,
             "algorithm_options": options,
             "codec_options": codec_options,
+            "down_codec_options": down_options,
             "learning_rate": rate,
             "objective": config.local().resolved_objective(base.model.spec.task),
             "classes": source.dataset.classes,
@@ -125,8 +130,8 @@ def resolve(config: FederateConfig) -> FederatedRun:
     codec = _with_memory(config, make_codec(config.codec, **codec_options), delta, codec_options)
     size = count(delta, base.params)
     return FederatedRun(
-        config, record, base, adapted, source, clients, sites, delta, size, name, entry, options, codec, privacy,
-        steps, rate,
+        config, record, base, adapted, source, clients, sites, delta, size, name, entry, options, codec,
+        _down(config, down_options), privacy, steps, rate,
     )  # fmt: skip
 
 
@@ -205,8 +210,8 @@ def _algorithm(config: FederateConfig) -> tuple[str, Entry, dict[str, Any]]:
         raise BadFederation(
             "Local training has no model for a site that is left out; choose another --algorithm."
         )
-    if name in BASELINES and config.codec != "identity":
-        raise BadFederation(f"algorithm={name} sends nothing; leave --codec out.")
+    if name in BASELINES and (config.codec, config.down_codec) != ("identity", "identity"):
+        raise BadFederation(f"algorithm={name} sends nothing; leave --codec and --down-codec out.")
     if config.patient_privacy:
         algorithm_catalog.with_gradient(
             entry, name, jax.value_and_grad
@@ -227,6 +232,13 @@ def _entry_of(name: str, make: Callable[..., Any]) -> tuple[str, Entry]:
 def _codec_defaults(name: str) -> Mapping[str, Any]:
     make_codec(name)  # refuses an unknown name
     return CODECS[name].options
+
+
+def _down(config: FederateConfig, options: Mapping[str, Any]) -> Codec | None:
+    if config.down_codec == "identity":
+        return None
+    codec = make_codec(config.down_codec, **options)
+    return error_feedback(codec) if config.down_memory == "error_feedback" else codec
 
 
 def _with_memory(config: FederateConfig, codec: Codec, delta: Delta, options: Mapping[str, Any]) -> Codec:

@@ -32,6 +32,7 @@ class Server(NamedTuple):
     round: Array  # () int32
     state: Tree  # of the algorithm: moments, control variates
     clip: Array  # () current clipping bound; constant unless the privacy mechanism adapts it
+    residual: Tree = ()  # of the codec of the server's own steps, if it has one
 
 
 class Client(NamedTuple):

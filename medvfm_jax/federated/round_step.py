@@ -84,7 +84,14 @@ class RoundStep:
         if backend == "auto":
             backend = "loop" if jax.default_backend() == "cpu" else "vmap"
         central = privacy.privacy if privacy is not None and config.client_privacy else None
-        return make_round(self._algorithm(params), self._run.codec, central, backend, chunk=config.chunk)
+        return make_round(
+            self._algorithm(params),
+            self._run.codec,
+            central,
+            backend,
+            chunk=config.chunk,
+            down=self._run.down,
+        )
 
     def _algorithm(self, params: Params) -> Algorithm:
         run, entry, make = self._run, self._run.entry, self._run.entry.make

@@ -20,6 +20,7 @@ from medvfm_jax.federated.backends import AXIS, client_map, place
 from medvfm_jax.federated.codecs.compose import identity
 from medvfm_jax.federated.codecs.wire import bits, message_bits
 from medvfm_jax.federated.errors import BadFederation
+from medvfm_jax.federated.feedback import compressed_step
 from medvfm_jax.federated.privacy.client_level import clip_vote, next_bound, noisy_mean, update_multiplier
 from medvfm_jax.federated.privacy.clipping import clip_by_norm
 from medvfm_jax.federated.records import (
@@ -38,7 +39,7 @@ from medvfm_jax.federated.records import (
 )
 from medvfm_jax.federated.tree_math import all_finite, select, zeros_like
 
-_NOISE, _BOUND, _SERVER = (np.uint32(2**32 - 1 - i) for i in range(3))  # no client has these ids
+_NOISE, _BOUND, _SERVER, _DOWN = (np.uint32(2**32 - 1 - i) for i in range(4))  # no client has these ids
 
 
 class _Sums(NamedTuple):
@@ -72,6 +73,7 @@ def make_round(
     mesh: Mesh | None = None,
     chunk: int | None = None,
     population: int | None = None,
+    down: Codec | None = None,
 ) -> Federation:
     """Build ``init(delta, data)`` and ``round(server, clients, data, participation, steps, key, dropped=None)``.
 
@@ -79,20 +81,22 @@ def make_round(
     dropped (n,) bool: who vanished in mid-round; to the server and to its own state such a client was absent.
     A chosen client without a single step, or whose upload, loss or new state is not finite, does not count either;
     the latter is reported in ``Metrics.excluded``.  ``population`` is N where only a cohort's rows are passed in.
+    down: compresses the server's step as ``codec`` does a client's, for algorithms that broadcast ``server.delta``.
+    Its message goes to every client of the population, taking part or not, so that all hold the same delta.
 
     Raises BadFederation for parts that do not fit together.
     """
     codec = codec or identity()
     map_clients = client_map(backend, mesh, chunk)
-    _check(algorithm, privacy)
+    _check(algorithm, privacy, down)
     keep_uploads = algorithm.reduction == "stack" or algorithm.measure is not None
 
     def init(delta: Tree, data: Shard) -> tuple[Server, Client]:
         received, state = algorithm.init_server(delta)
         dtype = jnp.result_type(float)
-        server = Server(
-            received, jnp.int32(0), state, jnp.asarray(privacy.clip if privacy else jnp.inf, dtype)
-        )
+        clip = jnp.asarray(privacy.clip if privacy else jnp.inf, dtype)
+        sent = () if down is None else down.init(received)
+        server = Server(received, jnp.int32(0), state, clip, sent)
         n = data.samples.shape[0]
         ids = jnp.arange(n, dtype=jnp.uint32)
         states = jax.vmap(partial(algorithm.init_client, delta))(ids)
@@ -160,6 +164,10 @@ def make_round(
             jax.random.fold_in(round_key, _SERVER),
         )
         new = algorithm.aggregate(server, upload, cohort)
+        if down is not None:
+            down_key = jax.random.fold_in(round_key, _DOWN)
+            sent, _, residual = compressed_step(down, down_key, server.residual, server.delta, new.delta)
+            new = new._replace(delta=sent, residual=residual)
         if privacy is None:  # with privacy, noise must be released even if nobody came
             new = select(sums.weight > 0, new, server)
         else:
@@ -172,7 +180,7 @@ def make_round(
             client_loss=each.loss,
             upload_norm=_divide(sums.norm, sums.one),
             upload_bits=float(bits(codec, upload_shapes)) * sums.one.astype(jnp.float32),
-            download_bits=float(_download_bits(algorithm, server)) * participation.sum().astype(jnp.float32),
+            download_bits=_download_bits(algorithm, down, server, participation, population or n),
             participants=sums.one,
             dropped=(participation & dropped).sum(),
             excluded=each.excluded,
@@ -215,7 +223,12 @@ def as_step_mask(steps: Array, data: Shard) -> Array:
     return jnp.arange(jax.tree.leaves(data.batches)[0].shape[1]) < steps[:, None]
 
 
-def _check(algorithm: Algorithm, privacy: Privacy | None) -> None:
+def _check(algorithm: Algorithm, privacy: Privacy | None, down: Codec | None) -> None:
+    if down is not None and algorithm.download is not None:
+        raise BadFederation(
+            "Clients of this algorithm receive other things than the delta, so the server's step cannot be "
+            "compressed: leave `down` out or choose an algorithm that broadcasts the delta."
+        )
     if privacy is None:
         return
     update_multiplier(privacy)
@@ -236,6 +249,13 @@ def _report_shapes(algorithm: Algorithm, server: Server, states: Tree, data: Sha
     return jax.eval_shape(algorithm.client_update, server, state, shard, mask, jax.random.key(0))[1]
 
 
-def _download_bits(algorithm: Algorithm, server: Server) -> int:
+def _download_bits(
+    algorithm: Algorithm, down: Codec | None, server: Server, participation: Array, population: int
+) -> Array:
+    """Whole deltas to those taking part, or a compressed step to everybody, who began with the whole delta."""
     download = algorithm.download or (lambda server: server.delta)
-    return message_bits(jax.eval_shape(download, server))
+    whole = float(message_bits(jax.eval_shape(download, server)))
+    if down is None:
+        return whole * participation.sum().astype(jnp.float32)
+    step = float(bits(down, server.delta))
+    return jnp.where(server.round == 0, whole, step).astype(jnp.float32) * population

@@ -49,8 +49,6 @@ def federation(run: RunRecord) -> str:
     """Algorithm, rounds, traffic and privacy."""
     config, resolved = run.config, run.config["resolved"]
     options = resolved.get("algorithm_options") or {}
-    memory = config.get("memory")
-    codec = config.get("codec")
     up, down = _traffic(run, "upload_bytes"), _traffic(run, "download_bytes")
     body = facts(
         [
@@ -61,7 +59,8 @@ def federation(run: RunRecord) -> str:
             ("local steps in a round", config.get("local_steps")),
             ("share of clients in a round", config.get("participation")),
             ("site left out", config.get("leave_out")),
-            ("compression", f"{codec}, {memory}" if memory not in (None, "none") else codec),
+            ("compression of the updates", _codec(config, "")),
+            ("compression of the server's step", _codec(config, "down_")),
             ("sent to the server", up),
             ("sent to the clients", down),
             ("privacy", resolved.get("privacy")),
@@ -69,6 +68,11 @@ def federation(run: RunRecord) -> str:
         code=("its options",),
     )
     return section("Federation", body, "A simulation on one computer: traffic is what a network would carry.")
+
+
+def _codec(config: Mapping[str, Any], way: str) -> str | None:
+    codec, memory = config.get(f"{way}codec"), config.get(f"{way}memory")
+    return f"{codec}, {memory}" if memory not in (None, "none") else codec
 
 
 def clients(run: RunRecord) -> str:

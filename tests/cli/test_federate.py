@@ -96,7 +96,10 @@ def test_from_words_to_a_report(medvfm, cells, tmp_path, monkeypatch):
             {"leave_out": "dark", "algorithm": "local"},
             "Local training has no model for a site that is left out",
         ),
-        ({"algorithm": "local", "codec": "int8"}, "algorithm=local sends nothing; leave --codec out"),
+        (
+            {"algorithm": "local", "codec": "int8"},
+            "algorithm=local sends nothing; leave --codec and --down-codec out",
+        ),
         ({"algorithm": "centralised", "dp_epsilon": 8}, "baseline without exchange and without noise"),
         (
             {"algorithm": "scaffold", "dp_epsilon": 8, "dp_unit": "patient"},

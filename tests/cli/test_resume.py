@@ -1,13 +1,11 @@
 """`medvfm adapt`, killed or out of disk at any moment, ends with the bits of an undisturbed run."""
 
 import errno
+import functools
 import json
 import os
 import random
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +16,10 @@ from medvfm_jax.data import make_phantom_dataset
 from medvfm_jax.train import checkpoint, run_directory
 from medvfm_jax.train.run_directory import read_metrics
 from medvfm_jax.weights import artifacts
+from tests.cli.killed_commands import after, disturbed_run, in_a_checkpoint_after, starting, while_it_compiles
 from tests.train.small_runs import SMALL, build_models_once, programs_kept
 
 SEED = 20
-PATIENCE = 240.0  # seconds until a process is given up; only machines that hang come near
 
 
 @pytest.fixture(scope="module")
@@ -35,79 +33,12 @@ def arguments(cells, out, **settings):
     return ["adapt", *(word for pair in zip(flags, map(str, options.values())) for word in pair)]
 
 
-class Command:
-    """A running `medvfm` process and what it has written so far."""
-
-    def __init__(self, arguments, folder, log, environment):
-        self.folder, self.log = folder, log
-        with open(log, "w") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "medvfm_jax.cli.main", *arguments],
-                stdout=output, stderr=subprocess.STDOUT, env=environment,
-            )  # fmt: skip
-
-    def finish(self):
-        code = self.process.wait(PATIENCE)
-        assert code == 0, self.log.read_text()
-
-    def kill_when(self, moment):
-        """SIGKILL as soon as ``moment(self)`` holds; fails if the process ends by itself before."""
-        until = time.monotonic() + PATIENCE
-        while not moment(self):
-            assert self.process.poll() is None, f"ended before it was killed: {self.log.read_text()}"
-            assert time.monotonic() < until, self.log.read_text()
-            time.sleep(0.001)
-        self.process.kill()
-        assert self.process.wait() == -signal.SIGKILL
-
-    def said(self, text):
-        return text in self.log.read_text()
-
-    def logged(self):
-        """Number of the last step in the metrics."""
-        path = self.folder / run_directory.METRICS
-        lines = path.read_bytes().rsplit(b"\n", 2) if path.exists() else []
-        return json.loads(lines[-2])["step"] if len(lines) > 1 else 0
-
-    def is_writing_a_checkpoint(self):
-        return any((self.folder / "checkpoints").glob(".step_*.tmp"))
-
-
-def after(step):
-    return lambda command: command.logged() >= step
-
-
-def in_a_checkpoint_after(step):
-    return lambda command: command.is_writing_a_checkpoint() and command.logged() >= step
-
-
-def while_it_compiles(command):
-    return command.said("resuming at step")
-
-
 @pytest.fixture
 def start(tmp_path, tmp_path_factory, cells):
-    """Start `medvfm adapt` in a process of its own; all of them share their compiled programs."""
-    environment = os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.getbasetemp() / "compiled_adapt"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "MEDVFM_CACHE": str(tmp_path / "cache"),
-        "PYTHONUNBUFFERED": "1",
-        "XLA_FLAGS": "",
-    }
-    running = []
-
-    def start_(out, *flags, quick=True, **settings):
-        options = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"} if quick else {}
-        log = tmp_path / f"{out.name}_{len(running)}.log"
-        words = [*arguments(cells, out, **settings), *flags]
-        running.append(Command(words, out, log, environment | options))
-        return running[-1]
-
-    yield start_
-    for command in running:
-        command.process.kill()
-        command.process.wait()
+    """Start `medvfm adapt` in a process of its own."""
+    programs = tmp_path_factory.getbasetemp() / "compiled_adapt"
+    with starting(functools.partial(arguments, cells), tmp_path, programs) as start_:
+        yield start_
 
 
 def same_result(undisturbed: Path, disturbed: Path, steps: int) -> None:
@@ -133,12 +64,6 @@ def numbers_of(folder):
     """The metrics without those that depend on the clock."""
     clock = ("time", "images_per_s")
     return [{k: v for k, v in r.items() if k not in clock} for r in read_metrics(folder)]
-
-
-def disturbed_run(start, out, moments, **settings):
-    for moment in moments:
-        start(out, "--resume", **settings).kill_when(moment)
-    start(out, "--resume", **settings).finish()
 
 
 def test_killed_five_times_it_ends_with_the_same_bits(start, tmp_path):

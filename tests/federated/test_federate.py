@@ -117,7 +117,7 @@ def interrupted_run(config, monkeypatch, after):
 
 
 RESUMED: dict[str, dict] = {
-    "fedavg": {},
+    "fedavg": {"down_codec": "int8", "down_memory": "error_feedback"},
     "compressed": {
         "algorithm": "scaffold",
         "codec": "int8",

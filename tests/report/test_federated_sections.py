@@ -77,7 +77,7 @@ def test_the_federation_says_how_traffic_and_privacy_came_about():
     table = dict(Page(federated_sections.federation(run(resolved={"privacy": text}))).tables[0])
     assert table["algorithm"] == "fedprox"
     assert table["its options"] == '{"mu": 0.1}'
-    assert table["compression"] == "int8, ef21"
+    assert table["compression of the updates"] == "int8, ef21"
     assert table["sent to the server"] == "6.0 MB in all, 2.0 MB in a round"
     assert table["sent to the clients"] == "24.0 MB in all, 8.0 MB in a round"
     assert table["privacy"] == text
@@ -85,7 +85,7 @@ def test_the_federation_says_how_traffic_and_privacy_came_about():
         Page(federated_sections.federation(run(lines=[], memory="none", codec="identity"))).tables[0]
     )
     assert "sent to the server" not in silent
-    assert silent["compression"] == "identity"
+    assert silent["compression of the updates"] == "identity"
 
 
 def test_clients_are_a_table_and_bars_as_long_as_their_images():

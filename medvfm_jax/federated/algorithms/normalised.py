@@ -43,7 +43,6 @@ def fednova(loss: Loss, learning_rate: float, momentum: float = 0.0, mu: float =
         lambda delta, client_id: (),
         client_update,
         aggregate,
-        download=lambda server: server.delta,
     )
 
 
