@@ -1,0 +1,33 @@
+"""One program over many devices: a mesh, sharding rules that cover every parameter, plans made before renting."""
+
+from medvfm_jax.parallel.errors import BadMesh, BadPlan, BadRules
+from medvfm_jax.parallel.mesh import AXES, make_mesh, parse_mesh
+from medvfm_jax.parallel.rules import Largest, Rules, fsdp, preset, replicated, spec_of, tensor
+from medvfm_jax.parallel.shardings import (
+    batch_shardings,
+    delta_shardings,
+    param_shardings,
+    shard_step,
+    state_shardings,
+)
+
+__all__ = [
+    "AXES",
+    "BadMesh",
+    "BadPlan",
+    "BadRules",
+    "Largest",
+    "Rules",
+    "batch_shardings",
+    "delta_shardings",
+    "fsdp",
+    "make_mesh",
+    "param_shardings",
+    "parse_mesh",
+    "preset",
+    "replicated",
+    "shard_step",
+    "spec_of",
+    "state_shardings",
+    "tensor",
+]

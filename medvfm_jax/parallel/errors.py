@@ -1,0 +1,15 @@
+"""What can be wrong with a mesh, its rules or a plan."""
+
+from medvfm_jax.types import MedvfmError
+
+
+class BadMesh(MedvfmError, ValueError):
+    """A mesh that cannot be built, or a batch that cannot be divided over it."""
+
+
+class BadRules(MedvfmError, ValueError):
+    """Sharding rules that leave a parameter out or name what does not exist."""
+
+
+class BadPlan(MedvfmError, ValueError):
+    """A plan for hardware or settings that do not exist."""

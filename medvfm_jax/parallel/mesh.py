@@ -1,0 +1,53 @@
+"""One mesh for everything: axes "clients", "data" and "model", from a text such as "data=4,model=2".
+
+All three axes always exist, of size 1 where nothing is said, so that one set of rules serves every mesh.  The axes
+are automatic (``AxisType.Auto``): the compiler propagates shardings.  Under explicit axes the partition into windows
+of SAM's encoder is refused, because the sharding of a merged axis is ambiguous.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh
+
+from medvfm_jax.parallel.errors import BadMesh
+
+CLIENTS, DATA, MODEL = "clients", "data", "model"
+AXES = (CLIENTS, DATA, MODEL)  # the last varies fastest: tensor parallelism between neighbours
+
+
+def parse_mesh(text: str) -> dict[str, int]:
+    """ "data=4,model=2" -> {"clients": 1, "data": 4, "model": 2}; raises BadMesh."""
+    sizes = dict.fromkeys(AXES, 1)
+    seen: set[str] = set()
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, _, size = (word.strip() for word in part.partition("="))
+        if name not in AXES or name in seen:
+            what = "is given twice" if name in seen else "does not exist"
+            raise BadMesh(f"Mesh '{text}': the axis '{name}' {what}; write for example data=4,model=2.")
+        if not size.isdecimal() or int(size) < 1:
+            raise BadMesh(f"Mesh '{text}': {name}={size} is no number of devices; expected at least 1.")
+        sizes[name] = int(size)
+        seen.add(name)
+    return sizes
+
+
+def make_mesh(sizes: str | Mapping[str, int] | None = None, devices: Sequence[Any] | None = None) -> Mesh:
+    """Mesh ("clients", "data", "model") over all devices, or over those given.
+
+    sizes: text or numbers, see ``parse_mesh``; None puts every device on "data".  On a TPU the order of the devices
+    follows the wires between them.  Raises BadMesh if the sizes do not multiply to the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = {DATA: len(devices)} if sizes is None else sizes
+    sizes = parse_mesh(sizes) if isinstance(sizes, str) else sizes
+    shape = tuple(sizes.get(axis, 1) for axis in AXES)
+    if set(sizes) - set(AXES) or math.prod(shape) != len(devices):
+        said = ",".join(f"{name}={size}" for name, size in sizes.items())
+        raise BadMesh(
+            f"The mesh {said} needs {math.prod(shape)} devices and there are {len(devices)}; the axes are "
+            f"{', '.join(AXES)} and their sizes must multiply to the number of devices."
+        )
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)

@@ -1,0 +1,81 @@
+"""Shardings of everything a training step takes: weights, delta, optimiser state, batch; and the step under them.
+
+The step itself is that of one device (``train.make_step``): ``shard_step`` says where its arguments and results live
+and the compiler adds the collectives.  ``train.fit`` runs it unchanged.
+"""
+
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from medvfm_jax.adapters import delta_leaves
+from medvfm_jax.parallel.errors import BadMesh
+from medvfm_jax.parallel.mesh import CLIENTS, DATA
+from medvfm_jax.parallel.rules import Rules, spec_of
+from medvfm_jax.train.state import TrainState
+from medvfm_jax.train.step import Step
+from medvfm_jax.types import Delta, Params
+
+Shardings = Any  # a tree like the arrays', with a NamedSharding per leaf
+
+
+def param_shardings(rules: Rules, mesh: Mesh, params: Params) -> Shardings:
+    """Tree of NamedSharding like ``params`` (arrays or shapes); raises BadRules naming a path without a rule."""
+
+    def one(keys: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        path = "/".join(str(key.key) for key in keys)
+        return NamedSharding(mesh, spec_of(rules, mesh, path, leaf.shape))
+
+    return {name: jax.tree.map_with_path(one, tree) for name, tree in params.items()}
+
+
+def delta_shardings(rules: Rules, mesh: Mesh, delta: Delta) -> Shardings:
+    """Tree of NamedSharding like ``delta``: increments (``tune``) as their weights, other arrays by their own path."""
+    specs = [
+        spec_of(rules, mesh, f"{leaf.path}/{leaf.name}", leaf.array.shape) for leaf in delta_leaves(delta)
+    ]
+    structure = jax.tree.structure(delta)  # sorted by key at every level, as delta_leaves is
+    return jax.tree.unflatten(structure, [NamedSharding(mesh, spec) for spec in specs])
+
+
+def state_shardings(
+    rules: Rules, mesh: Mesh, state: TrainState, optimizer: optax.GradientTransformation
+) -> TrainState:
+    """Shardings of a TrainState: moments as the delta they belong to; counters and the key everywhere."""
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    delta = delta_shardings(rules, mesh, state.delta)
+    moments = optax.tree.map_params(
+        optimizer,
+        lambda _, sharding: sharding,
+        state.opt_state,
+        delta,
+        transform_non_params=lambda _: everywhere,
+    )
+    return TrainState(delta, moments, everywhere, everywhere)
+
+
+def batch_shardings(mesh: Mesh, batch: Any) -> Shardings:
+    """Leading axis of every leaf over "clients" and "data"; raises BadMesh if it cannot be divided."""
+    parts = mesh.shape[CLIENTS] * mesh.shape[DATA]
+    sharding = NamedSharding(mesh, PartitionSpec((CLIENTS, DATA)))
+
+    def one(leaf: Any) -> NamedSharding:
+        if leaf.shape[0] % parts:
+            raise BadMesh(
+                f"A batch of {leaf.shape[0]} cannot be divided over {parts} devices (mesh axes {CLIENTS} and "
+                f"{DATA}); choose a multiple of {parts}."
+            )
+        return sharding
+
+    return jax.tree.map(one, batch)
+
+
+def shard_step(step: Step, params: Shardings, state: TrainState, batch: Shardings) -> Step:
+    """``step(params, state, batch)`` compiled for these shardings; the state stays where it is and is donated."""
+    mesh = jax.tree.leaves(batch)[0].mesh
+    metrics = NamedSharding(mesh, PartitionSpec())
+    return jax.jit(
+        step, in_shardings=(params, state, batch), out_shardings=(state, metrics), donate_argnums=1
+    )
