@@ -35,6 +35,7 @@ class Patience(NamedTuple):
 
     answer: for the work of one round.  joining: for enough sites to be connected, before every round.
     greeting: for a node that is new to say which site it is.  pause: between two looks at who is connected.
+    again: before a node that was not admitted is asked again; every question starts a process there.
     tries: of one round, if too few sites answered.
     """
 
@@ -42,6 +43,7 @@ class Patience(NamedTuple):
     joining: float = 3600.0
     greeting: float = 120.0
     pause: float = 3.0
+    again: float = 300.0
     tries: int = 3
 
 
@@ -66,10 +68,10 @@ def run_session(
     if progress is None:
         progress = coordinator.begin(random_key() if key is None else key)
         coordinator.save(folder, progress)
-    known: dict[int, str] = {}
+    present = _Present({}, {})
     while int(progress.server.round) < rounds:
         for attempt in range(patience.tries):
-            nodes = _gather(coordinator, progress, transport, known, patience, fewest)
+            nodes = _gather(coordinator, progress, transport, present, patience, fewest)
             request = coordinator.ask(progress, nodes)
             new, record = coordinator.finish(
                 progress, request, transport.exchange(request.messages, patience.answer)
@@ -88,27 +90,37 @@ def run_session(
     return progress
 
 
+class _Present(NamedTuple):
+    """known: {node: site} that were admitted.  refused: {node: clock time before which it is not asked again}."""
+
+    known: dict[int, str]
+    refused: dict[int, float]
+
+
 def _gather(
     coordinator: Coordinator,
     progress: Progress,
     transport: Transport,
-    known: dict[int, str],
+    present: _Present,
     patience: Patience,
     fewest: int,
 ) -> dict[str, int]:
-    """{site: node} of the sites that are connected, at least ``fewest``; ``known`` is kept up to date."""
+    """{site: node} of the sites that are connected, at least ``fewest``; ``present`` is kept up to date."""
     end = time.monotonic() + patience.joining
     while True:
         connected = set(transport.nodes())
-        for node in known.keys() - connected:
-            _LOG.warning("%s is not connected any more", known.pop(node))
-        _greet(coordinator, progress, transport, known, connected - known.keys(), patience.greeting)
-        if len(known) >= fewest:
-            return {site: node for node, site in known.items()}
+        for node in present.known.keys() - connected:
+            _LOG.warning("%s is not connected any more", present.known.pop(node))
+        for node in present.refused.keys() - connected:
+            del present.refused[node]
+        _greet(coordinator, progress, transport, present, connected, patience)
+        if len(present.known) >= fewest:
+            return {site: node for node, site in present.known.items()}
         if time.monotonic() > end:
+            absent = sorted(set(coordinator.sites) - set(present.known.values()))
             raise BadFederation(
-                f"{len(known)} of at least {fewest} sites were connected after {patience.joining:g} seconds; absent: "
-                f"{', '.join(sorted(set(coordinator.sites) - set(known.values())))}."
+                f"{len(present.known)} of at least {fewest} sites were connected after {patience.joining:g} "
+                f"seconds; absent: {', '.join(absent)}."
             )
         time.sleep(patience.pause)
 
@@ -117,25 +129,29 @@ def _greet(
     coordinator: Coordinator,
     progress: Progress,
     transport: Transport,
-    known: dict[int, str],
-    new: Collection[int],
-    seconds: float,
+    present: _Present,
+    connected: Collection[int],
+    patience: Patience,
 ) -> None:
-    """Ask nodes who they are.  A name that a connected node has already is not given twice."""
+    """Ask new nodes who they are.  A name that a connected node has already is not given twice."""
+    now = time.monotonic()
+    new = [n for n in sorted(connected) if n not in present.known and present.refused.get(n, now) <= now]
     if not new:
         return
-    replies = transport.exchange({node: coordinator.hello(progress, node) for node in sorted(new)}, seconds)
-    for node, reply in sorted(replies.items()):
+    replies = transport.exchange({node: coordinator.hello(progress, node) for node in new}, patience.greeting)
+    for node in new:
         try:
+            reply = replies.get(node, "It did not answer in time.")
             if isinstance(reply, str):
                 raise BadMessage(reply)
             site = coordinator.admit(progress, node, reply)
-            if site in known.values():
+            if site in present.known.values():
                 raise BadMessage(f"It says it is {site}, and another connected node said so before.")
         except BadMessage as error:
             _LOG.warning("node %d was not admitted: %s", node, error)
+            present.refused[node] = time.monotonic() + patience.again
             continue
-        known[node] = site
+        present.known[node] = site
         _LOG.info("%s has joined as node %d", site, node)
 
 

@@ -64,6 +64,21 @@ def renamed(reply: bytes) -> bytes:
     return encode(header._replace(layout=[["other", *what], *rest]), payload)
 
 
+def reshaped(reply: bytes) -> bytes:
+    """A declared shape of 4 * 10**18 bytes over the payload that really came."""
+    header, payload = decode(reply, LIMIT)
+    (name, kind, _), *rest = header.layout
+    return encode(header._replace(layout=[[name, kind, [10**9, 10**9]], *rest]), payload)
+
+
+def resized(by: int) -> Callable[[bytes], bytes]:
+    def tamper(reply: bytes) -> bytes:
+        header, payload = decode(reply, LIMIT)
+        return encode(header, payload[:by] if by < 0 else payload + bytes(by))
+
+    return tamper
+
+
 BAD_ANSWERS: dict[str, tuple[Callable[[bytes], bytes | str | None], str]] = {
     "random bytes": (lambda reply: b"\x80\x04" * 100, "not a message of this package"),
     "cut": (lambda reply: reply[:-1], "cut or lengthened"),
@@ -78,6 +93,9 @@ BAD_ANSWERS: dict[str, tuple[Callable[[bytes], bytes | str | None], str]] = {
     "another client": (change("client", 0), "names client 0"),
     "a request": (change("kind", "work"), "kind 'work'"),
     "other names": (renamed, "holds 'other'"),
+    "another shape": (reshaped, "of shape [1000000000, 1000000000], expected"),
+    "payload too short": (resized(-4), "bytes where"),
+    "payload too long": (resized(4), "and 72 are read"),
     "transport": (lambda reply: "The node was disconnected.", "disconnected"),
     "failure of unknown kind": (change("kind", "failed"), "unknown reason"),
     "silence": (lambda reply: None, ""),

@@ -112,6 +112,27 @@ def test_nobody_comes(network: Loopback, tmp_path: Path) -> None:
         run_session(network.coordinator, empty, 1, tmp_path, KEY, QUICK, fewest=2)
 
 
+def test_a_node_that_is_not_admitted_is_asked_again_only_later(network: Loopback, tmp_path: Path) -> None:
+    """Every question starts a process at the hospital.  Once it was away and is back, it is asked at once."""
+    asked = []
+
+    def exchange(messages: Mapping[int, bytes], seconds: float) -> Mapping[int, bytes | str]:
+        asked.append(sorted(messages))
+        return dict.fromkeys(messages, "It has another program.")
+
+    stranger = 5
+    looks = iter([[stranger], [stranger], [stranger], [], [stranger]])
+    transport = Transport(lambda: next(looks, [stranger]), exchange)
+    patience = QUICK._replace(joining=0.5, pause=0.01, again=60.0)
+    with pytest.raises(BadFederation, match="0 of at least 1 sites"):
+        run_session(network.coordinator, transport, 1, tmp_path / "later", KEY, patience)
+    assert asked == [[stranger], [stranger]]
+    soon = Transport(lambda: [stranger], exchange)
+    with pytest.raises(BadFederation):
+        run_session(network.coordinator, soon, 1, tmp_path / "soon", KEY, patience._replace(again=0.0))
+    assert len(asked) > 4
+
+
 def test_nobody_answers(network: Loopback, tmp_path: Path) -> None:
     def lose_work(site: str, reply: bytes) -> bytes | None:
         return reply if kind_of(reply) == "here" else None

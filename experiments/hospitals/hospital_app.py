@@ -1,0 +1,50 @@
+"""Hospitals adapt a segmentation model together; docs/hospital.md says how to start it.
+
+flwr run experiments/hospitals federation --run-config 'sites="north=123 east=456" rounds=20'
+
+A node's own settings: ``--node-config 'site="north" data="/data/cells" state="/var/lib/medvfm"'``, and ``weights`` for
+a local file with the base weights.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from medvfm_jax.federated.errors import BadFederation
+from medvfm_jax.federated.flower_app import Session, client_app, log_to_terminal, server_app
+from medvfm_jax.federated.network import Patience, Progress, Site, make_coordinator
+from medvfm_jax.federated.network.image_federation import ImageFederation, assemble, image_site, save_result
+
+log_to_terminal()
+
+
+def _site(node: dict[str, Any], run: dict[str, Any]) -> Site:
+    weights = Path(node["weights"]) if "weights" in node else None
+    assembled = assemble(ImageFederation.read(run), weights, offline=True)
+    return image_site(assembled, node["site"], node["data"], Path(node["state"]))
+
+
+def _session(run: dict[str, Any]) -> Session:
+    assembled = assemble(ImageFederation.read(run))
+    folder, nodes = Path(run["folder"]), _nodes(run["sites"])
+    coordinator = make_coordinator(
+        assembled.task, list(nodes), fewest=run["fewest"], largest_weight=run["largest-weight"], nodes=nodes
+    )
+    patience = Patience(
+        answer=60 * run["answer-minutes"], joining=60 * run["joining-minutes"], greeting=600.0
+    )
+
+    def done(progress: Progress) -> None:
+        save_result(assembled, progress, folder / "delta.safetensors")
+
+    return Session(coordinator, run["rounds"], folder, patience=patience, fewest=run["fewest"], done=done)
+
+
+def _nodes(text: str) -> dict[str, int]:
+    pairs = [pair.partition("=") for pair in text.split()]
+    if not pairs or not all(name and number.isdigit() for name, _, number in pairs):
+        raise BadFederation(f"sites is '{text}', expected \"name=node ...\", one for each hospital.")
+    return {name: int(number) for name, _, number in pairs}
+
+
+client = client_app(_site)
+server = server_app(_session)
