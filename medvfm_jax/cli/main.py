@@ -26,6 +26,7 @@ COMMANDS = {
     "evaluate": "score a run, or a model as it is, with patient-level intervals",
     "segment": "masks of pictures and volumes, from boxes, clicks or a delta that needs none",
     "report": "one HTML page for one run, or several side by side",
+    "plan": "whether a training step fits a TPU slice or this machine, and how fast it would be",
 }
 GLOBAL_FLAGS = ("--debug", "--json", "--version")
 

@@ -14,6 +14,7 @@ import numpy as np
 from einops import rearrange
 from jax import Array
 
+from medvfm_jax.models.backend import backend as current_backend
 from medvfm_jax.models.interpolation import bilinear_matrix
 
 # Below this many tokens the logits of all heads fit a cache and mapping only costs.
@@ -45,7 +46,7 @@ def formulation(tokens: int, backend: str | None = None) -> Formulation:
     Against all at once that was 7 times as fast for SAM's 4096 tokens and 2 times for its windows (2 cores,
     AVX2).  Elsewhere only the rows are cut, which bounds memory.
     """
-    chosen = CPU if (backend or jax.default_backend()) == "cpu" else ACCELERATOR
+    chosen = CPU if (backend or current_backend()) == "cpu" else ACCELERATOR
     if tokens <= PLAIN_TOKENS:
         return Formulation(windows=chosen.windows)
     return chosen

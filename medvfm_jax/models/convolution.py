@@ -13,6 +13,8 @@ from einops import rearrange
 from flax.linen.dtypes import promote_dtype
 from jax import Array
 
+from medvfm_jax.models.backend import backend as current_backend
+
 
 class PatchConv(nn.Conv):
     """Convolution whose stride is its window: one matrix product, x (..., h, w, c) -> (..., h/p, w/q, out).
@@ -44,7 +46,7 @@ class DepthwiseConv(nn.Conv):
         shape = (*self.kernel_size, 1, self.features)
         x, kernel, bias = _parameters(self, x, shape)
         stride = self.strides if isinstance(self.strides, int) else (self.strides or (1,))[0]
-        shifted = jax.default_backend() == "cpu"
+        shifted = current_backend() == "cpu"
         y = (depthwise_shifted if shifted else depthwise_grouped)(x, kernel[:, :, 0], stride)
         return y if bias is None else y + bias
 

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax import Array
 
+from medvfm_jax.models.backend import backend as current_backend
 from medvfm_jax.models.interpolation import resize
 from medvfm_jax.models.model import Model
 from medvfm_jax.types import MedvfmError, ModelSpec, Params
@@ -98,7 +99,7 @@ class Attention(nn.Module):
         qkv = nn.Dense(3 * dim, dtype=dtype, name="qkv")(x)
         q, k, v = rearrange(qkv, "tokens (three heads d) -> three heads tokens d", three=3, heads=heads)
         q = q * (dim // heads) ** -0.5
-        if x.shape[0] > TOKENS_PER_MAPPED_HEAD and jax.default_backend() == "cpu":
+        if x.shape[0] > TOKENS_PER_MAPPED_HEAD and current_backend() == "cpu":
             out = jax.lax.map(lambda one: attend(*one), (q, k, v))
         else:
             out = attend(q, k, v)

@@ -2,6 +2,7 @@
 
 from medvfm_jax.parallel.errors import BadMesh, BadPlan, BadRules
 from medvfm_jax.parallel.mesh import AXES, make_mesh, parse_mesh
+from medvfm_jax.parallel.plan import Plan, PlanConfig, plan
 from medvfm_jax.parallel.rules import Largest, Rules, fsdp, preset, replicated, spec_of, tensor
 from medvfm_jax.parallel.shardings import (
     batch_shardings,
@@ -17,6 +18,8 @@ __all__ = [
     "BadPlan",
     "BadRules",
     "Largest",
+    "Plan",
+    "PlanConfig",
     "Rules",
     "batch_shardings",
     "delta_shardings",
@@ -24,6 +27,7 @@ __all__ = [
     "make_mesh",
     "param_shardings",
     "parse_mesh",
+    "plan",
     "preset",
     "replicated",
     "shard_step",

@@ -1,0 +1,122 @@
+"""`medvfm plan`: whether a training step fits a machine and how fast it would be there, before anyone rents it."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+import jax
+import tyro
+
+from medvfm_jax.cli import console
+from medvfm_jax.parallel.plan import Memory, Plan, PlanConfig, plan
+
+
+@dataclass(frozen=True)
+class PlanArgs(PlanConfig):
+    """Compile a training step for this machine or a TPU slice that is not here; report memory, work and time.
+
+    Example: medvfm plan --model sam-h --adapter samed --topology v5e:16x16 --global-batch 1024 --mesh data=256
+
+    Example: medvfm plan --model sam-b --adapter full --topology v5p:2x2x1 --rules fsdp --json
+
+    No weights are needed and nothing of the model is allocated. Compiling takes minutes. The memory is the
+    compiler's own accounting; the time is an estimate, see docs/tpu.md.
+    """
+
+    set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Option of the adapter, for example lora.rank=8; may be given several times."""
+
+
+def run(args: PlanArgs) -> int:
+    """Compile and print; exit code 1 if it does not fit."""
+    if args.topology != "cpu":
+        jax.config.update("jax_platforms", "cpu")  # do not look for the TPU that libtpu would drive
+    jax.config.update(
+        "jax_enable_compilation_cache", False
+    )  # programs of a slice that is not here cannot be kept
+    console.say(f"compiling {args.model} with {args.adapter} for {args.topology}; this takes minutes")
+    found = plan(PlanConfig(**{field.name: getattr(args, field.name) for field in fields(PlanConfig)}))
+    console.result(found, describe(found))
+    return 0 if found.memory.fits else 1
+
+
+@contextlib.contextmanager
+def _without_cache() -> Iterator[None]:
+    """Programs for devices that are not here cannot be kept, and a program from the cache has no text to read."""
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+
+
+def describe(found: Plan) -> str:
+    """The plan as a table of lines."""
+    memory, flops, config = found.memory, found.flops, found.config
+    mesh = ", ".join(f"{axis}={size}" for axis, size in found.mesh.items() if size > 1) or "one device"
+    rows = [
+        ("trained", f"{found.trained:,} of {found.total:,} parameters"),
+        (
+            "devices",
+            f"{found.devices} ({mesh}), {config.global_batch} images per step, parameters {config.rules}",
+        ),
+        ("memory per device", f"{_gib(memory.peak)} of {_gib(memory.capacity)}" + _parts(memory)),
+        (
+            "model FLOPs",
+            f"{_tera(flops.model)} per step; executed with recomputation {_tera(flops.executed)}",
+        ),
+    ]
+    if found.program is not None:
+        rows.append(("traffic per device", f"{_gib(found.program.traffic)} to and from memory (estimate)"))
+        rows += [
+            (
+                c.kind,
+                f"{c.count} among {c.group} devices, {_mib(c.payload)} payload, {_mib(c.sent)} sent per device",
+            )
+            for c in found.program.collectives
+        ]
+        if found.program.unknown_loops:
+            rows.append(("loops", f"{found.program.unknown_loops} of unknown length count once"))
+    if found.speed is not None:
+        s = found.speed
+        parts = f"roofline {_ms(s.roofline)}"
+        parts += "" if s.compiler is None else f", compiler's cycles {_ms(s.compiler)}"
+        rows += [
+            (
+                "step (estimate)",
+                f"{_ms(s.step)}: {parts}, collectives {_ms(s.collectives)}",
+            ),
+            (
+                "utilisation",
+                f"{100 * s.utilisation:.0f} % of peak, {config.global_batch / s.step:,.0f} images/s",
+            ),
+        ]
+    rows.append(("compiled in", f"{found.compile_seconds:.0f} s"))
+    width = max(len(name) for name, _ in rows)
+    lines = [f"{config.model} with {config.adapter} on {config.topology}"]
+    lines += [f"{name.ljust(width)}  {value}" for name, value in rows]
+    verdict = "it fits" if memory.fits else f"it does not fit; try {found.advice}"
+    return "\n".join([*lines, verdict])
+
+
+def _parts(memory: Memory) -> str:
+    if memory.arguments is None:
+        return ""
+    return f": arguments {_gib(memory.arguments)}, temporaries {_gib(memory.temporaries)}"
+
+
+def _tera(flops: float) -> str:
+    return f"{flops / 1e12:,.2f} TFLOP" if flops >= 1e10 else f"{flops / 1e6:,.2f} MFLOP"
+
+
+def _gib(count: float) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**27 else _mib(count)
+
+
+def _mib(count: float) -> str:
+    return f"{count / 2**20:,.2f} MiB"
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:,.1f} ms"

@@ -1,0 +1,24 @@
+"""Which backend formulations are chosen for: JAX's default, or the one a program is being compiled for."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import jax
+
+_target: ContextVar[str | None] = ContextVar("medvfm_target_backend", default=None)
+
+
+def backend() -> str:
+    """Name of the backend ("cpu", "gpu", "tpu") that what is traced now will run on."""
+    return _target.get() or jax.default_backend()
+
+
+@contextmanager
+def compiling_for(name: str) -> Iterator[None]:
+    """Within this block models are traced as on backend ``name``, which need not exist here."""
+    token = _target.set(name)
+    try:
+        yield
+    finally:
+        _target.reset(token)

@@ -1,0 +1,141 @@
+"""A training step and the shapes of what it takes, for a model nobody loads: no array of it ever exists."""
+
+import functools
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from medvfm_jax.adapters import Count, adapt_model, count, presets
+from medvfm_jax.models import catalog
+from medvfm_jax.models.model import Model
+from medvfm_jax.models.semantic import to_semantic
+from medvfm_jax.parallel.errors import BadPlan
+from medvfm_jax.parallel.rules import Rules
+from medvfm_jax.parallel.shardings import batch_shardings, param_shardings, shard_step, state_shardings
+from medvfm_jax.train.optimizer import make_optimizer, make_schedule
+from medvfm_jax.train.state import TrainState, init_state
+from medvfm_jax.train.step import LossFn, Step, make_step
+from medvfm_jax.train.task import DEFAULT_OBJECTIVE, make_loss
+from medvfm_jax.types import Batch, Params, Prompts
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is trained, and how much at once."""
+
+    model: str = "sam-b"
+    """Model to adapt; no weights are needed."""
+    adapter: str = "samed"
+    """What trains: samed, med_sa, lora, decoder, linear, full, ssf, bitfit, vpt, context."""
+    set: tuple[str, ...] = ()
+    """Option of the adapter, for example lora.rank=8; may be given several times."""
+    global_batch: int = 8
+    """Images per step, over all devices."""
+    accumulate: int = 1
+    """Parts a batch is cut into to save memory."""
+    prompts_per_image: int = 0
+    """Box prompts per image; 0: prompt-free with --classes outputs, as SAMed."""
+    classes: int = 2
+    """Outputs of a prompt-free model, background included."""
+    image_size: int | None = None
+    """Pixels along one side; by default those of the model."""
+    dtype: str = "bfloat16"
+    """Number format of the computation; parameters stay float32."""
+    remat: bool = True
+    """Compute the activations of a group of blocks again in the backward pass instead of keeping them (SAM)."""
+    scan_blocks: bool = True
+    """Stack equal blocks and compile one of them (SAM and ViT)."""
+
+
+class Abstract(NamedTuple):
+    """loss and step to trace, and their arguments as shapes without shardings."""
+
+    loss: LossFn
+    step: Step
+    params: Params
+    state: TrainState
+    batch: Batch
+    optimizer: Any
+    size: Count
+
+
+def abstract_training(config: Training) -> Abstract:
+    """Everything ``make_step`` would be given, as shapes; raises what the catalogue and the adapters raise, BadPlan."""
+    if config.dtype not in ("float32", "bfloat16"):
+        raise BadPlan(f"dtype is {config.dtype}; expected float32 or bfloat16.")
+    for name in ("global_batch", "accumulate"):
+        if getattr(config, name) < 1:
+            raise BadPlan(f"{name} is {getattr(config, name)}; expected at least 1.")
+    if config.global_batch % config.accumulate:
+        raise BadPlan(f"A batch of {config.global_batch} cannot be cut into {config.accumulate} equal parts.")
+    model, params = _model(config)
+    assignments = presets.parse_assignments(config.set)
+    adapted = adapt_model(presets.build(config.adapter, model, **assignments), model)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    delta = jax.eval_shape(adapted.init, key, params)
+    optimizer = make_optimizer(make_schedule("cosine", 1e-4, 1000, 50))
+    state = jax.eval_shape(functools.partial(init_state, optimizer=optimizer), delta, key=key)
+    loss = make_loss(adapted, DEFAULT_OBJECTIVE[model.spec.task])
+    step = make_step(loss, optimizer, config.accumulate)
+    return Abstract(loss, step, params, state, _batch(config, model), optimizer, count(delta, params))
+
+
+def lower(training: Abstract, rules: Rules, mesh: Mesh) -> jax.stages.Lowered:
+    """The step of a whole mesh, ready to be compiled; the devices may be those of a topology that is not here."""
+    shardings = (
+        param_shardings(rules, mesh, training.params),
+        state_shardings(rules, mesh, training.state, training.optimizer),
+        batch_shardings(mesh, training.batch),
+    )
+    step = shard_step(training.step, *shardings)
+    return step.trace(training.params, training.state, training.batch).lower()
+
+
+def _model(config: Training) -> tuple[Model, Params]:
+    options: dict[str, Any] = {"dtype": jnp.dtype(config.dtype), "image_size": config.image_size}
+    if config.model in catalog.SAM_ENCODERS:
+        options |= {"remat": config.remat, "scan_blocks": config.scan_blocks}
+    elif config.model in catalog.VIT_VARIANTS:
+        options |= {"scan_blocks": config.scan_blocks}
+    elif config.model == "unet":
+        options = {"dtype": options["dtype"], "classes": config.classes}
+    model = catalog.build(config.model, **options)
+    if model.spec.task == "features":
+        raise BadPlan(
+            f"Model '{config.model}' gives features, not masks; choose one that segments, like sam-b."
+        )
+    params = jax.eval_shape(model.init, jax.eval_shape(lambda: jax.random.key(0)))
+    if model.spec.task == "semantic" or config.prompts_per_image:
+        return model, params
+    converted: list[Model] = []
+
+    def convert(params: Params) -> Params:
+        semantic, params = to_semantic(model, params, config.classes)
+        converted.append(semantic)
+        return params
+
+    params = jax.eval_shape(convert, params)
+    return converted[0], params
+
+
+def _batch(config: Training, model: Model) -> Batch:
+    """Shapes of a batch as the loader yields it."""
+    images, spec, queries = config.global_batch, model.spec, (config.prompts_per_image,)
+    prompts = None
+    if spec.task == "promptable":
+        prompts = Prompts(
+            jax.ShapeDtypeStruct((images, *queries, 2, 2), jnp.float32),
+            jax.ShapeDtypeStruct((images, *queries, 2), jnp.int32),
+        )
+    else:
+        queries = ()
+    size = (spec.logits_size, spec.logits_size)
+    return Batch(
+        jax.ShapeDtypeStruct((images, spec.input_size, spec.input_size, 3), jnp.float32),
+        prompts,
+        jax.ShapeDtypeStruct((images, *queries, *size), jnp.int32),
+        jax.ShapeDtypeStruct((images, *queries), jnp.float32),
+    )

@@ -1,0 +1,164 @@
+"""Does it fit and how fast would it be: a training step compiled ahead of time for devices that need not be here.
+
+The compiler is the one that would run there, so memory is its own accounting, not a formula.  Time is an estimate:
+the larger of the compiler's cycles and the roofline (Williams et al. 2009), and after it all collectives around rings,
+as if nothing overlapped.
+"""
+
+import os
+import re
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from jax.sharding import Mesh
+
+from medvfm_jax.models.backend import compiling_for
+from medvfm_jax.parallel.abstract_training import Abstract, Training, abstract_training, lower
+from medvfm_jax.parallel.chips import Chip
+from medvfm_jax.parallel.flops import Flops, training_flops
+from medvfm_jax.parallel.hlo import Program, analyse
+from medvfm_jax.parallel.mesh import CLIENTS, DATA, make_mesh
+from medvfm_jax.parallel.rules import preset
+from medvfm_jax.parallel.topologies import devices_of
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclass(frozen=True)
+class PlanConfig(Training):
+    """A training step and the devices it is compiled for."""
+
+    topology: str = "cpu"
+    """`cpu`, this machine, or a TPU slice such as v5e:16x16, which need not be here (extra [tpu])."""
+    mesh: str | None = None
+    """Devices per mesh axis, for example data=64,model=4; by default all on data."""
+    rules: str = "replicated"
+    """Where parameters live: replicated, fsdp (divided over data), tensor (blocks divided over model)."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes per device.  peak: arguments + results that are no arguments' + temporaries + program.
+
+    If the program does not fit the compiler says only what it would need: then the parts are None.
+    """
+
+    peak: int
+    capacity: int
+    fits: bool
+    arguments: int | None = None
+    temporaries: int | None = None
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds per step; roofline: the larger of executed FLOPs at peak and traffic at full bandwidth.
+
+    compiler: its own cycles, None where the clock is unknown.  step: max(roofline, compiler) + collectives.
+    utilisation: model FLOPs over what the devices could do in ``step``.
+    """
+
+    roofline: float
+    compiler: float | None
+    collectives: float
+    step: float
+    utilisation: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `plan` found; per device where nothing else is said.  flops: of the whole step, over all devices."""
+
+    config: PlanConfig
+    devices: int
+    mesh: dict[str, int]
+    trained: int
+    total: int
+    memory: Memory
+    flops: Flops
+    program: Program | None
+    speed: Speed | None
+    advice: str | None
+    compile_seconds: float
+
+
+def plan(config: PlanConfig) -> Plan:
+    """Compile one training step for ``config.topology`` and read what the compiler says; nothing is allocated.
+
+    Raises BadPlan, BadMesh, BadRules, and what the catalogue and the adapters raise.
+    """
+    rules = preset(config.rules)
+    devices, chip = devices_of(config.topology)
+    mesh = make_mesh(config.mesh, devices)
+    with compiling_for("cpu" if chip is None else "tpu"):
+        training = abstract_training(config)
+        lowered = lower(training, rules, mesh)
+        flops = training_flops(
+            training.loss, training.params, training.state.delta, training.batch, training.state.key
+        )
+        start = time.perf_counter()
+        compiled, memory = _compile(lowered, chip)
+    seconds = time.perf_counter() - start
+    program = None if compiled is None else analyse(compiled.as_text())
+    speed = None if program is None or chip is None else estimate(flops, program, chip, len(devices))
+    return Plan(
+        config, len(devices), dict(mesh.shape), training.size.trained, training.size.total, memory, flops, program,
+        speed, None if memory.fits else advise(config, mesh, training), seconds,
+    )  # fmt: skip
+
+
+def estimate(flops: Flops, program: Program, chip: Chip, devices: int) -> Speed:
+    """Seconds per step from counts; collectives are not overlapped with anything."""
+    roofline = max(flops.executed / devices / chip.flops, program.traffic / chip.bandwidth)
+    compiler = None if chip.clock is None else program.cycles / chip.clock
+    collectives = sum(c.sent for c in program.collectives) / chip.ici
+    step = max(roofline, compiler or 0.0) + collectives
+    return Speed(roofline, compiler, collectives, step, flops.model / (devices * chip.flops * step))
+
+
+def advise(config: PlanConfig, mesh: Mesh, training: Abstract) -> str:
+    """What to change first where a program does not fit: the cheapest change that has not been made yet.
+
+    Recomputing costs a third more time, dividing the weights costs collectives, cutting the batch nothing but the
+    use of small products; where none is left, more devices or a smaller batch.
+    """
+    each = config.global_batch // (mesh.shape[DATA] * mesh.shape[CLIENTS] * config.accumulate)
+    weights = 4 * training.size.total
+    if not config.remat and config.model.startswith(("sam", "medsam")):
+        return "--remat: activations are kept for the whole backward pass"
+    if config.rules == "replicated" and weights > 2**30 and training.size.trained > training.size.total / 2:
+        return "--rules fsdp: weights, gradients and moments are whole on every device"
+    if each > 1:
+        return f"--accumulate {2 * config.accumulate}: every device works on {each} images at once"
+    if config.rules == "replicated" and weights > 2**30:
+        return "--rules fsdp: the weights are whole on every device"
+    return "a smaller --image-size, --dtype bfloat16, or chips with more memory"
+
+
+def _compile(lowered: Any, chip: Chip | None) -> tuple[Any, Memory]:
+    capacity = _physical_memory() if chip is None else chip.hbm
+    try:
+        compiled = lowered.compile()
+    except Exception as error:  # XLA raises its own kinds
+        needed = out_of_memory(str(error))
+        if needed is None:
+            raise
+        return None, Memory(needed, capacity, fits=False)
+    found = compiled.memory_analysis()
+    results = found.output_size_in_bytes - found.alias_size_in_bytes
+    code = found.generated_code_size_in_bytes
+    peak = found.argument_size_in_bytes + results + found.temp_size_in_bytes + code
+    return compiled, Memory(
+        peak, capacity, peak <= capacity, found.argument_size_in_bytes, found.temp_size_in_bytes
+    )
+
+
+def out_of_memory(message: str) -> int | None:
+    """Bytes per device a program would need, from the compiler's refusal; None if that is not what it says."""
+    found = re.search(r"[Uu]sed ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", message)
+    return None if found is None else round(float(found[1]) * _UNITS[found[2]])
+
+
+def _physical_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,56 @@
+"""Devices to compile for: those of this machine, or of a TPU slice that is described but not here."""
+
+import importlib.util
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from medvfm_jax.parallel.chips import CHIPS, Chip
+from medvfm_jax.parallel.errors import BadPlan
+
+# libtpu looks for the machine it runs on; there is none.
+_NOWHERE = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+}
+
+
+def devices_of(topology: str) -> tuple[Sequence[Any], Chip | None]:
+    """ "cpu" -> devices of this machine, None; "v5e:16x16" -> devices of that slice to compile for, and their chip.
+
+    Raises BadPlan for a topology that does not exist, or without libtpu (extra ``[tpu]``).
+    """
+    if topology == "cpu":
+        return jax.devices("cpu"), None
+    found = re.fullmatch(r"(\w+):(\d+(?:x\d+)+)", topology)
+    if found is None or found[1] not in CHIPS:
+        raise BadPlan(
+            f"Topology '{topology}' is unknown; write cpu, or a TPU slice such as v5e:16x16 "
+            f"({', '.join(CHIPS)})."
+        )
+    if importlib.util.find_spec("libtpu") is None:
+        raise BadPlan(
+            "Compiling for TPUs needs libtpu, which needs no TPU: install it with pip install 'medvfm-jax[tpu]'."
+        )
+    chip, sides = CHIPS[found[1]], [int(side) for side in found[2].split("x")]
+    if len(sides) != chip.dimensions:
+        raise BadPlan(
+            f"A slice of {found[1]} has {chip.dimensions} dimensions, not {len(sides)}: '{topology}'."
+        )
+    return _tpu_devices(topology, sides), chip
+
+
+def _tpu_devices(topology: str, sides: list[int]) -> Sequence[Any]:
+    from jax.experimental import topologies
+
+    for name, value in _NOWHERE.items():
+        os.environ.setdefault(name, value)
+    options = {"chips_per_host_bounds": [1, 1, 1]} if set(sides) == {1} else {}
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices
+    except Exception as error:  # XLA raises its own kinds
+        raise BadPlan(f"libtpu does not know the slice '{topology}': {error}") from error

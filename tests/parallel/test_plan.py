@@ -1,0 +1,129 @@
+"""Estimates from counts as closed forms; refusals; one plan for this machine, one for a TPU slice (slow)."""
+
+import importlib.util
+from types import SimpleNamespace
+
+import jax
+import pytest
+
+from medvfm_jax.parallel.chips import CHIPS, Chip
+from medvfm_jax.parallel.errors import BadMesh, BadPlan, BadRules
+from medvfm_jax.parallel.flops import Flops
+from medvfm_jax.parallel.hlo import Collective, Program
+from medvfm_jax.parallel.plan import PlanConfig, advise, estimate, out_of_memory, plan
+from medvfm_jax.parallel.topologies import devices_of
+
+CHIP = Chip("test", flops=100.0, hbm=1000, bandwidth=10.0, ici=5.0, clock=2.0, dimensions=2)
+TINY = {"model": "sam-tiny-test", "adapter": "linear", "image_size": 32}
+without_libtpu = importlib.util.find_spec("libtpu") is None
+
+
+def test_time_is_the_slowest_of_three_and_then_the_collectives():
+    one = Program((Collective("all-reduce", 4, 2, 20, 30),), traffic=40, cycles=6, unknown_loops=0)
+    flops = Flops(model=1600, executed=2000)
+    speed = estimate(flops, one, CHIP, devices=4)
+    assert (speed.roofline, speed.compiler, speed.collectives) == (
+        5.0,
+        3.0,
+        6.0,
+    )  # 2000 / 4 / 100 = 5, traffic 4
+    assert speed.step == 11.0
+    assert speed.utilisation == pytest.approx(1600 / (4 * 100 * 11))
+    slower = estimate(flops, Program((), 70, 16, 0), CHIP, devices=4)
+    assert (slower.roofline, slower.step) == (7.0, 8.0)
+
+
+def test_utilisation_at_the_roofline_is_the_share_that_is_not_recomputed():
+    flops = Flops(model=300, executed=400)
+    assert estimate(flops, Program((), 0, 0, 0), CHIP, devices=1).utilisation == 0.75
+
+
+def test_the_table_agrees_with_the_published_units():
+    """v5e: 4 matrix units of 128 x 128; v5p: 8 in its two cores; a multiply-add per cycle each."""
+    for name, units in (("v5e", 4), ("v5p", 8)):
+        assert units * 128 * 128 * 2 * CHIPS[name].clock == pytest.approx(CHIPS[name].flops, rel=0.005)
+
+
+def training(trained, total):
+    return SimpleNamespace(size=SimpleNamespace(trained=trained, total=total))
+
+
+@pytest.mark.parametrize(
+    ("settings", "trained", "advice"),
+    [
+        ({"remat": False}, 10, "--remat"),
+        ({"adapter": "full"}, 6e8, "--rules fsdp: weights, gradients and moments"),
+        ({"global_batch": 8}, 10, "--accumulate 2: every device works on 4 images"),
+        ({"global_batch": 8, "accumulate": 2}, 10, "--accumulate 4: every device works on 2 images"),
+        ({"global_batch": 2}, 10, "--rules fsdp: the weights are whole"),
+        ({"global_batch": 2, "rules": "fsdp"}, 10, "a smaller --image-size"),
+    ],
+)
+def test_the_first_thing_to_change(settings, trained, advice):
+    config = PlanConfig(**{"model": "sam-h", "mesh": "data=2,model=4"} | settings)
+    mesh = SimpleNamespace(shape={"clients": 1, "data": 2, "model": 4})
+    assert advise(config, mesh, training(trained, 6.4e8)).startswith(advice)
+
+
+def test_what_the_compiler_says_where_memory_is_short():
+    assert out_of_memory("Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm.") == 20.5 * 2**30
+    assert out_of_memory("INVALID_ARGUMENT: something else") is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "sentence"),
+    [
+        ({"topology": "v9z:2x2"}, BadPlan, "Topology 'v9z:2x2' is unknown; write cpu, or a TPU slice"),
+        ({"topology": "v5e"}, BadPlan, "Topology 'v5e' is unknown"),
+        ({"rules": "fdsp"}, BadRules, "did you mean fsdp"),
+        ({"mesh": "data=3"}, BadMesh, "needs 3 devices and there are 8"),
+        ({"global_batch": 12}, BadMesh, "batch of 12 cannot be divided over 8 devices"),
+    ],
+)
+def test_plans_for_what_does_not_exist(settings, error, sentence):
+    with pytest.raises(error, match=sentence):
+        plan(PlanConfig(**TINY | settings))
+
+
+@pytest.mark.skipif(not without_libtpu, reason="libtpu is installed")
+def test_a_tpu_needs_libtpu():
+    with pytest.raises(BadPlan, match=r"pip install 'medvfm-jax\[tpu\]'"):
+        devices_of("v5e:2x2")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(without_libtpu, reason="needs libtpu (extra [tpu])")
+def test_slices_that_are_not_here():
+    for topology, count in (("v5e:1x1", 1), ("v5e:16x16", 256), ("v5p:4x4x8", 128), ("v6e:2x2", 4)):
+        assert len(devices_of(topology)[0]) == count
+    with pytest.raises(BadPlan, match="has 2 dimensions, not 3"):
+        devices_of("v5e:2x2x2")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(without_libtpu, reason="needs libtpu (extra [tpu])")
+def test_a_plan_for_a_slice_that_is_not_here():
+    found = plan(PlanConfig(**TINY | {"topology": "v5e:2x2", "mesh": "data=4"}))
+    assert found.memory.fits
+    assert found.memory.capacity == 16 * 2**30
+    assert {c.kind for c in found.program.collectives} == {"all-reduce"}
+    assert {c.group for c in found.program.collectives} == {4}
+    assert found.program.unknown_loops == 0
+    assert found.program.cycles > 0
+    assert 0 < found.speed.utilisation < 1
+    # Gradients of what trains are summed over devices, in float32 or bfloat16, with a few scalars of metrics.
+    payload = sum(c.payload for c in found.program.collectives)
+    assert 2 * found.trained <= payload <= 4 * found.trained + 1024
+
+
+def test_a_plan_for_this_machine_counts_its_collectives():
+    """8 devices: the gradient of what trains is summed once; memory is a positive part of this machine's."""
+    found = plan(PlanConfig(**TINY))
+    assert found.devices == len(jax.devices()) == 8
+    assert found.memory.fits
+    assert found.advice is None
+    assert 0 < found.memory.arguments < found.memory.peak < found.memory.capacity
+    assert found.speed is None
+    payload = sum(c.payload for c in found.program.collectives if c.kind == "all-reduce")
+    assert 4 * found.trained <= payload <= 4 * found.trained + 1024
+    assert found.flops.model > 0
