@@ -20,7 +20,7 @@ class PlanArgs(PlanConfig):
     Example: medvfm plan --model sam-b --adapter full --topology v5p:2x2x1 --rules fsdp --json
 
     No weights are needed and nothing of the model is allocated. Compiling takes minutes. The memory is the
-    compiler's own accounting; the time is an estimate, see docs/tpu.md.
+    compiler's own accounting; the time is an estimate, see tpu/README.md.
     """
 
     set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()

@@ -44,10 +44,10 @@ class Training:
     """Pixels along one side; by default those of the model."""
     dtype: str = "bfloat16"
     """Number format of the computation; parameters stay float32."""
-    remat: bool = True
-    """Compute the activations of a group of blocks again in the backward pass instead of keeping them (SAM)."""
-    scan_blocks: bool = True
-    """Stack equal blocks and compile one of them (SAM and ViT)."""
+    keep_activations: bool = False
+    """Keep all activations for the backward pass; by default SAM computes them again, group by group."""
+    unrolled: bool = False
+    """Compile every block of SAM or ViT on its own, instead of one that a loop runs over; takes longer."""
 
 
 class Abstract(NamedTuple):
@@ -97,9 +97,9 @@ def lower(training: Abstract, rules: Rules, mesh: Mesh) -> jax.stages.Lowered:
 def _model(config: Training) -> tuple[Model, Params]:
     options: dict[str, Any] = {"dtype": jnp.dtype(config.dtype), "image_size": config.image_size}
     if config.model in catalog.SAM_ENCODERS:
-        options |= {"remat": config.remat, "scan_blocks": config.scan_blocks}
+        options |= {"remat": not config.keep_activations, "scan_blocks": not config.unrolled}
     elif config.model in catalog.VIT_VARIANTS:
-        options |= {"scan_blocks": config.scan_blocks}
+        options |= {"scan_blocks": not config.unrolled}
     elif config.model == "unet":
         options = {"dtype": options["dtype"], "classes": config.classes}
     model = catalog.build(config.model, **options)

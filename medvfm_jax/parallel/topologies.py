@@ -1,6 +1,7 @@
 """Devices to compile for: those of this machine, or of a TPU slice that is described but not here."""
 
 import importlib.util
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -11,11 +12,12 @@ import jax
 from medvfm_jax.parallel.chips import CHIPS, Chip
 from medvfm_jax.parallel.errors import BadPlan
 
-# libtpu looks for the machine it runs on; there is none.
+# libtpu looks for the machine it runs on; there is none.  Nor is there a TPU that only one process may hold.
 _NOWHERE = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 
 
@@ -27,7 +29,7 @@ def devices_of(topology: str) -> tuple[Sequence[Any], Chip | None]:
     if topology == "cpu":
         return jax.devices("cpu"), None
     found = re.fullmatch(r"(\w+):(\d+(?:x\d+)+)", topology)
-    if found is None or found[1] not in CHIPS:
+    if found is None or found[1] not in CHIPS:  # v4's two cores count as two devices there, so it is left out
         raise BadPlan(
             f"Topology '{topology}' is unknown; write cpu, or a TPU slice such as v5e:16x16 "
             f"({', '.join(CHIPS)})."
@@ -40,6 +42,10 @@ def devices_of(topology: str) -> tuple[Sequence[Any], Chip | None]:
     if len(sides) != chip.dimensions:
         raise BadPlan(
             f"A slice of {found[1]} has {chip.dimensions} dimensions, not {len(sides)}: '{topology}'."
+        )
+    if math.prod(sides) > chip.pod:
+        raise BadPlan(
+            f"A pod of {found[1]} has {chip.pod} chips; '{topology}' would have {math.prod(sides)}."
         )
     return _tpu_devices(topology, sides), chip
 

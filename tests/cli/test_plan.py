@@ -21,7 +21,7 @@ FITS = Plan(
     compile_seconds=61.0,
 )
 TOO_LARGE = Plan(
-    PlanConfig(model="sam-h", topology="v5e:16x16", remat=False),
+    PlanConfig(model="sam-h", topology="v5e:16x16", keep_activations=True),
     devices=256,
     mesh={"clients": 1, "data": 256, "model": 1},
     trained=4_000_000,
@@ -30,7 +30,7 @@ TOO_LARGE = Plan(
     flops=Flops(10**15, 10**15),
     program=None,
     speed=None,
-    advice="--remat: activations are kept for the whole backward pass",
+    advice="without --keep-activations: they are kept",
     compile_seconds=61.0,
 )
 
@@ -76,7 +76,7 @@ def test_what_does_not_fit_is_said_with_what_would_help(medvfm, monkeypatch):
     result = medvfm("plan", "--model", "sam-h")
     assert result.code == 1
     assert "40.00 GiB of 16.00 GiB" in result.out
-    assert "it does not fit; try --remat: activations" in result.out
+    assert "it does not fit; try without --keep-activations" in result.out
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from medvfm_jax.parallel.hlo import Collective, Program
 from medvfm_jax.parallel.plan import PlanConfig, advise, estimate, out_of_memory, plan
 from medvfm_jax.parallel.topologies import devices_of
 
-CHIP = Chip("test", flops=100.0, hbm=1000, bandwidth=10.0, ici=5.0, clock=2.0, dimensions=2)
+CHIP = Chip("test", flops=100.0, hbm=1000, bandwidth=10.0, ici=5.0, clock=2.0, dimensions=2, pod=4)
 TINY = {"model": "sam-tiny-test", "adapter": "linear", "image_size": 32}
 without_libtpu = importlib.util.find_spec("libtpu") is None
 
@@ -51,7 +51,7 @@ def training(trained, total):
 @pytest.mark.parametrize(
     ("settings", "trained", "advice"),
     [
-        ({"remat": False}, 10, "--remat"),
+        ({"keep_activations": True}, 10, "without --keep-activations"),
         ({"adapter": "full"}, 6e8, "--rules fsdp: weights, gradients and moments"),
         ({"global_batch": 8}, 10, "--accumulate 2: every device works on 4 images"),
         ({"global_batch": 8, "accumulate": 2}, 10, "--accumulate 4: every device works on 2 images"),
@@ -96,8 +96,13 @@ def test_a_tpu_needs_libtpu():
 def test_slices_that_are_not_here():
     for topology, count in (("v5e:1x1", 1), ("v5e:16x16", 256), ("v5p:4x4x8", 128), ("v6e:2x2", 4)):
         assert len(devices_of(topology)[0]) == count
-    with pytest.raises(BadPlan, match="has 2 dimensions, not 3"):
-        devices_of("v5e:2x2x2")
+    for topology, sentence in (
+        ("v5e:2x2x2", "has 2 dimensions, not 3"),
+        ("v5e:32x32", "A pod of v5e has 256 chips; 'v5e:32x32' would have 1024"),
+        ("v5e:3x3", "libtpu does not know the slice 'v5e:3x3'"),
+    ):
+        with pytest.raises(BadPlan, match=sentence):
+            devices_of(topology)
 
 
 @pytest.mark.slow
