@@ -1,9 +1,9 @@
-"""A cohort of clients that share one frozen LiteMedSAM: peak memory and time of a LoRA round, by number of clients.
+"""A cohort of clients that share one frozen LiteMedSAM: memory and time of a LoRA round, by number of clients.
 
 One round of FedAvg (SGD) on LoRA deltas, rank 4 on q and v of every attention of the encoder; random weights of
-LiteMedSAM's shapes, one image of 256 px with one box per client, one local step, the medsam loss. `chunk` clients are
-computed at once. Every size runs in a fresh process: peak resident memory of the process, compilation included, and what
-the compiler counts for the round's buffers. If the backbone were copied per client, a client would cost at least its size.
+LiteMedSAM's shapes, one image of 256 px with one box per client, one local step, the medsam loss.  `chunk` clients are
+computed at once.  Every size runs in a fresh process: its peak resident memory, compilation included, and what the
+compiler counts for the buffers of a round.  Were the backbone copied, a client would cost at least its size.
 """
 
 import argparse

@@ -6,12 +6,12 @@
         --flower-python flower-env/bin/python [--part rounds|cohort] [--quick]
 
 Rounds: the protocol of pfl-research's CIFAR-10 benchmark, see `federated_problem`, with its CNN (1.6 million weights,
-250 GFLOP per round) and with a linear classifier (1 GFLOP), where the engine itself is what costs.  Each contender is a
-process that runs rounds when asked; they take turns in rotating order, so that a slow moment hits all.  Loading and
-compilation are over before, and reported apart.  Besides seconds, the processor time of all processes of a contender is
-counted: it says more where other programs run on the same machine.  First, without dropout, all train from the same weights on the
-same cohorts, and their weights are compared; in the timed runs, with dropout, their losses on test images.
-A contender without an environment is left out and the table says so.
+250 GFLOP per round) and with a linear classifier (0.3 GFLOP), where the engine itself is what costs.  Each contender
+is a process that runs rounds when asked; they take turns in rotating order, so that a slow moment hits all.  Loading
+and compilation are over before, and reported apart.  Besides seconds, the processor time of all processes of a
+contender is counted: it says more where other programs run on the same machine.  First, without dropout, all train
+from the same weights on the same cohorts, and their weights are compared; in the timed runs, with dropout, their
+losses on test images.  A contender without an environment is left out and the table says so.
 
 Cohort: FedAvg on LoRA deltas (rank 4, q and v) of LiteMedSAM's shapes with random weights, 1 to 64 clients, each
 size in a fresh process: see `federated_cohort`.

@@ -83,8 +83,10 @@ def _compare_weights(problem: Problem, present: dict[str, Contender], numbers: N
         path = problem.folder / "reached.npz"
         with started(problem, {name: contender}) as running:
             try:
+                if name not in running:
+                    raise Lost("it did not start")
                 facts = running[name].ask(COMPARED_ROUNDS, evaluate=True, save=str(path))
-            except (Lost, KeyError) as error:
+            except Lost as error:
                 numbers[name]["missing"] = f"failed: {error}"
                 del present[name]
                 continue
