@@ -67,6 +67,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--part", nargs="+", choices=("rounds", "cohort"), default=["rounds", "cohort"])
     parser.add_argument("--model", nargs="+", choices=("cnn", "linear"), default=["cnn", "linear"])
+    parser.add_argument("--only", nargs="+", default=None, help="contenders whose name is one of these")
     parser.add_argument("--rounds", type=int, default=None, help="timed turns (default 7, quick 2)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--clients", type=int, default=None, help="population (default 1000, quick 100)")
@@ -99,7 +100,7 @@ def contenders(args: argparse.Namespace, model: str) -> dict[str, Contender | st
     for name, (python, short) in peers.items():
         missing = f"left out: no --{short}-python was given"
         found[name] = Contender(python, f"{here}federated_{short}", {}) if python else missing
-    return found
+    return {name: c for name, c in found.items() if args.only is None or name in {OURS, *args.only}}
 
 
 if __name__ == "__main__":
