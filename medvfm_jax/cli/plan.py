@@ -92,6 +92,11 @@ def describe(found: Plan) -> str:
                 f"{100 * s.utilisation:.0f} % of peak, {config.global_batch / s.step:,.0f} images/s",
             ),
         ]
+        rows += [
+            ("", f"{_ms(spot.cycles / found.program.cycles * s.compiler)} {spot.where}, {_gib(spot.traffic)}")
+            for spot in found.program.hotspots
+            if s.compiler
+        ]
     rows.append(("compiled in", f"{found.compile_seconds:.0f} s"))
     width = max(len(name) for name, _ in rows)
     lines = [f"{config.model} with {config.adapter} on {config.topology}"]

@@ -35,6 +35,10 @@ _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
 _CALLED = re.compile(
     r"(?:calls|to_apply|body|condition|called_computations|branch_computations)=(\{[^}]*\}|%[\w.\-]+)"
 )
+_OP_NAME = re.compile(r'op_name="([^"]*)"')
+_WRAPPER = re.compile(
+    r".*\(.*|while|body|cond|closed_call|checkpoint|rematted_computation|[A-Z]\w*(\.\w+)?|block_\d+"
+)
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 
 
@@ -63,26 +67,36 @@ class Collective:
 
 
 @dataclass(frozen=True)
+class Hotspot:
+    """Instructions that come from one operation of one module, blocks and passes together."""
+
+    where: str
+    cycles: int
+    traffic: int
+
+
+@dataclass(frozen=True)
 class Program:
     """traffic: bytes read from and written to main memory (HBM), estimated from operands and results.
 
-    cycles: the TPU compiler's own estimate for its fusions, 0 on other backends.  unknown_loops: loops whose number
-    of turns is not in the text; their bodies count once.
+    cycles: the TPU compiler's own estimate for its instructions, 0 on other backends.  unknown_loops: loops whose
+    number of turns is not in the text; their bodies count once.  hotspots: the largest by cycles, then traffic.
     """
 
     collectives: tuple[Collective, ...]
     traffic: int
     cycles: int
     unknown_loops: int
+    hotspots: tuple[Hotspot, ...] = ()
 
 
-def analyse(text: str) -> Program:
-    """Compiled HLO text -> Program, of one device and one execution."""
+def analyse(text: str, hotspots: int = 8) -> Program:
+    """Compiled HLO text -> Program, of one device and one execution, with so many hotspots."""
     entry, computations = _parse(text)
     times, unknown = _executions(entry, computations)
     partitions = int(found[1]) if (found := re.search(r"num_partitions=(\d+)", text)) else 1
     sums: dict[tuple[str, int], list[float]] = defaultdict(lambda: [0, 0, 0])
-    traffic = cycles = 0.0
+    places: dict[str, list[float]] = defaultdict(lambda: [0, 0])
     for name, (turns, fused) in times.items():
         shapes = {i.name: i.shape for i in computations[name]}
         for instruction in computations[name]:
@@ -95,14 +109,18 @@ def analyse(text: str) -> Program:
                 total[1] += turns * payload
                 total[2] += turns * _ring(kind, group, payload)
             if not fused:
-                cycles += turns * sum(int(n) for n in _CYCLES.findall(instruction.attributes))
-                traffic += turns * _traffic(instruction, shapes, computations)
+                place = places[_where(instruction)]
+                place[0] += turns * sum(int(n) for n in _CYCLES.findall(instruction.attributes))
+                place[1] += turns * _traffic(instruction, shapes, computations)
     collectives = tuple(
         Collective(kind, group, *(round(number) for number in numbers))
         for (kind, group), numbers in sorted(sums.items())
         if group > 1
     )
-    return Program(collectives, round(traffic), round(cycles), unknown)
+    cycles, traffic = (round(sum(place[i] for place in places.values())) for i in (0, 1))
+    largest = sorted(places, key=lambda where: places[where], reverse=True)[:hotspots]
+    hot = tuple(Hotspot(where, *map(round, places[where])) for where in largest)
+    return Program(collectives, traffic, cycles, unknown, hot)
 
 
 def size(shape: str, main_memory_only: bool = False) -> float:
@@ -197,6 +215,17 @@ def _constants(name: str, computations: dict[str, list[Instruction]]) -> Iterato
         for group in _CALLED.findall(instruction.attributes):
             for other in _names(group):
                 yield from _constants(other, computations)
+
+
+def _where(instruction: Instruction) -> str:
+    """Module and operation an instruction comes from: "image_encoder/blocks/attn/dot_general (backward)"."""
+    found = _OP_NAME.search(instruction.attributes)
+    if found is None:
+        return "no operation of the model"
+    words = [word for word in found[1].split(";")[0].split("/") if not _WRAPPER.fullmatch(word)]
+    path = "/".join(re.sub(r"^(\w+)_\d+$", r"\1", word) for word in words)
+    again = "rematted_computation" in found[1]
+    return path + (" (again)" if again else " (backward)" if "transpose(" in found[1] else "")
 
 
 def _group_size(instruction: Instruction, partitions: int) -> int:
