@@ -4,7 +4,7 @@ import pytest
 
 import medvfm_jax.cli.plan as command
 from medvfm_jax.parallel.flops import Flops
-from medvfm_jax.parallel.hlo import Collective, Program
+from medvfm_jax.parallel.hlo import Collective, Hotspot, Program
 from medvfm_jax.parallel.plan import Memory, Plan, PlanConfig, Speed
 
 FITS = Plan(
@@ -15,7 +15,13 @@ FITS = Plan(
     total=640_000_000,
     memory=Memory(12 * 2**30, 16 * 2**30, True, 3 * 2**30, 8 * 2**30),
     flops=Flops(10**15, 13 * 10**14),
-    program=Program((Collective("all-reduce", 256, 7, 2**24, 2**25),), 2**33, 10**9, 0),
+    program=Program(
+        (Collective("all-reduce", 256, 7, 2**24, 2**25),),
+        2**33,
+        10**9,
+        0,
+        (Hotspot("image_encoder/attn/add", 2 * 10**8, 2**32),),
+    ),
     speed=Speed(0.2, 0.3, 0.1, 0.4, 0.5),
     advice=None,
     compile_seconds=61.0,
@@ -56,6 +62,7 @@ def test_a_plan_in_words_and_as_json(medvfm, monkeypatch):
         "1,000.00 TFLOP per step; executed with recomputation 1,300.00 TFLOP",
         "7 among 256 devices, 16.00 MiB payload, 32.00 MiB sent per device",
         "400.0 ms: roofline 200.0 ms, compiler's cycles 300.0 ms, collectives 100.0 ms",
+        "60.0 ms image_encoder/attn/add, 4.00 GiB",
         "50 % of peak, 2,560 images/s",
         "it fits",
     ):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding
 
-from medvfm_jax.parallel.hlo import Collective, analyse, size
+from medvfm_jax.parallel.hlo import Collective, Hotspot, analyse, size
 from medvfm_jax.parallel.mesh import make_mesh
 
 P = jax.P
@@ -98,6 +98,20 @@ def test_the_notation_of_tpus():
     assert found.unknown_loops == 0
     slice_and_result, counter, all_reduce_reads, comparison = 2 * one, 4, one, 1 + 4 + 4
     assert found.traffic == 3 * (slice_and_result + counter + all_reduce_reads + comparison)
+
+
+def test_hotspots_name_the_module_and_the_pass_and_add_up_to_the_whole():
+    found = analyse(TPU)
+    first, *others = found.hotspots
+    assert first.where == "image_encoder/blocks/attn/qkv/dot_general (again)"
+    assert (first.cycles, first.traffic) == (3 * 700, 3 * (2 * 8 * 128 * 2 + 4))
+    assert [spot.where for spot in others] == ["no operation of the model"]
+    assert sum(spot.traffic for spot in found.hotspots) == found.traffic
+    backward = analyse(
+        TPU.replace("rematted_computation/", "").replace("blocks/block_3", "blocks_3")
+    ).hotspots[0]
+    assert backward == Hotspot("image_encoder/blocks/attn/qkv/dot_general (backward)", 2100, first.traffic)
+    assert analyse(TPU, hotspots=1).hotspots == (first,)
 
 
 def test_a_loop_whose_turns_are_not_known_counts_once_and_is_reported():
