@@ -16,7 +16,7 @@ losses on test images.  A contender without an environment is left out and the t
 Cohort: FedAvg on LoRA deltas (rank 4, q and v) of LiteMedSAM's shapes with random weights, 1 to 64 clients, each
 size in a fresh process: see `federated_cohort`.
 
-Writes runs/benchmarks/federated_rounds.json after each case.
+Writes runs/benchmarks/federated_rounds.json after each turn.
 """
 
 import argparse
@@ -45,8 +45,12 @@ def main() -> None:
             given.write(Path(folder), args.clients)
             for model in args.model:
                 problem = given.Problem(Path(folder), model, True, args.cohort, args.threads)
-                result["rounds"].append(measure(problem, contenders(args, model), args.rounds))
-                args.out.write_text(json.dumps(result, indent=1) + "\n")
+                done = result["rounds"]
+
+                def keep(case: dict[str, Any], done: list = done) -> None:
+                    args.out.write_text(json.dumps(result | {"rounds": [*done, case]}, indent=1) + "\n")
+
+                done.append(measure(problem, contenders(args, model), args.rounds, keep))
                 show(result["rounds"][-1])
     if "cohort" in args.part:
         for clients, chunk in ((n, chunk) for chunk in args.chunk for n in args.sizes if n >= chunk):

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -29,8 +29,16 @@ COLUMNS = (
 Numbers = dict[str, dict[str, Any]]
 
 
-def measure(problem: Problem, contenders: Mapping[str, Contender | str], turns: int) -> dict[str, Any]:
-    """All numbers of one model; a contender that fails is reported with its reason, the others go on."""
+def measure(
+    problem: Problem,
+    contenders: Mapping[str, Contender | str],
+    turns: int,
+    keep: Callable[[dict[str, Any]], None] = lambda case: None,
+) -> dict[str, Any]:
+    """All numbers of one model; a contender that fails is reported with its reason, the others go on.
+
+    keep: gets what is known after every turn, so that a run that is ended keeps it.
+    """
     numbers: Numbers = {
         name: {"missing": c} if isinstance(c, str) else {"versions": c.versions(), "options": dict(c.options)}
         for name, c in contenders.items()
@@ -38,36 +46,41 @@ def measure(problem: Problem, contenders: Mapping[str, Contender | str], turns: 
     present = {name: c for name, c in contenders.items() if not isinstance(c, str)}
     _compare_weights(problem._replace(dropout=False), present, numbers)
     per_turn = ROUNDS_PER_TURN[problem.model]
+    case: dict[str, Any] = {
+        "model": problem.model,
+        "cohort": problem.cohort,
+        "clients": len(given.read(problem.folder).images),
+        "gflop_per_round": given.gflop_of_round(problem.model, problem.cohort),
+        "rounds_per_turn": per_turn,
+        "contenders": numbers,
+    }
     with started(problem, present) as running:
         for name in present.keys() - running.keys():
             numbers[name]["missing"] = "did not start"
         for name, process in running.items():
             numbers[name] |= process.loaded
-        for name, facts in _turn(running, numbers, 0, 1, evaluate=True).items():
+        for name, facts in _turn(running, numbers, 0, 1).items():
             numbers[name] |= {"first_round_s": facts["seconds"], "test_losses": [facts["test_loss"]]}
         for i in range(turns):
-            for name, facts in _turn(running, numbers, i, per_turn, evaluate=i == turns - 1).items():
+            for name, facts in _turn(running, numbers, i, per_turn).items():
                 for field in ("seconds", "cpu_seconds"):
                     numbers[name].setdefault(field, []).append(facts[field] / per_turn)
-                if "test_loss" in facts:
-                    numbers[name]["test_losses"].append(facts["test_loss"])
+                numbers[name]["test_losses"].append(facts["test_loss"])
+            _summarise(numbers, i + 1)
+            case["end"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            keep(case)
             print(f"  {problem.model}: turn {i + 1} of {turns}", flush=True)
+    return case
+
+
+def _summarise(numbers: Numbers, turns: int) -> None:
+    """Add medians, and the median over turns of each contender's ratio to ours."""
     for this in numbers.values():
         for field in ("seconds", "cpu_seconds"):
             if len(this.get(field, ())) == turns:
                 this[f"median_{field}"] = statistics.median(this[field])
                 pairs = zip(this[field], numbers[OURS].get(field, ()))
                 this[f"{field}_over_ours"] = statistics.median([a / b for a, b in pairs if b] or [np.nan])
-    return {
-        "model": problem.model,
-        "cohort": problem.cohort,
-        "clients": len(given.read(problem.folder).images),
-        "gflop_per_round": given.gflop_of_round(problem.model, problem.cohort),
-        "rounds_per_turn": per_turn,
-        "test_losses_after_rounds": [1, 1 + turns * per_turn],
-        "end": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "contenders": numbers,
-    }
 
 
 def _compare_weights(problem: Problem, present: dict[str, Contender], numbers: Numbers) -> None:
@@ -102,15 +115,14 @@ def _compare_weights(problem: Problem, present: dict[str, Contender], numbers: N
 
 
 def _turn(
-    running: dict[str, Process], numbers: Numbers, first: int, rounds: int, *, evaluate: bool
+    running: dict[str, Process], numbers: Numbers, first: int, rounds: int
 ) -> dict[str, dict[str, Any]]:
     answers, names = {}, list(running)
     cut = first % max(1, len(names))
     for name in names[cut:] + names[:cut]:
         try:
             answers[name] = running[name].ask(rounds)
-            if evaluate:
-                answers[name]["test_loss"] = running[name].ask(0, evaluate=True)["test_loss"]
+            answers[name]["test_loss"] = running[name].ask(0, evaluate=True)["test_loss"]
         except Lost as error:
             numbers[name]["missing"] = f"failed: {error}"
             del running[name]
@@ -135,5 +147,7 @@ def show(case: Mapping[str, Any]) -> None:
             cells += [f"{this[f'median_{field}']:.3f}", f"{this[f'{field}_over_ours']:.2f}"]
         cells += [f"{this['first_round_s']:.2f}", f"{this.get('compile_s', 0):.1f}"]
         apart = this.get("without_dropout", {}).get("test_loss", np.nan)
-        table.add_row(name, *cells, " to ".join(f"{x:.3f}" for x in this["test_losses"]), f"{apart:.5f}")
+        table.add_row(
+            name, *cells, " to ".join(f"{this['test_losses'][i]:.3f}" for i in (0, -1)), f"{apart:.5f}"
+        )
     Console(width=130).print(table)

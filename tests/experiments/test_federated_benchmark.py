@@ -101,17 +101,32 @@ def test_a_cohort_trains_on_one_backbone():
     assert np.isfinite(result["loss"])
 
 
+def test_ratios_are_medians_over_turns():
+    numbers = {
+        "medvfm_jax": {"seconds": [1.0, 2.0, 1.0]},
+        "other": {"seconds": [3.0, 4.0, 9.0]},
+        "ended": {"seconds": [1.0]},
+    }
+    federated_turns._summarise(numbers, turns=3)
+    assert numbers["other"]["median_seconds"] == 4
+    assert numbers["other"]["seconds_over_ours"] == 3
+    assert numbers["medvfm_jax"]["seconds_over_ours"] == 1
+    assert "median_seconds" not in numbers["ended"]
+
+
 @pytest.mark.slow
 def test_turns_of_our_own_contender_and_a_peer_that_is_missing_or_broken(folder):
     ours = Contender(sys.executable, "experiments.benchmarks.federated_jax", {"backend": "vmap"})
     broken = Contender(sys.executable, "experiments.benchmarks.no_such_module", {})
     contenders = {"medvfm_jax": ours, "broken": broken, "absent": "left out: no --pfl-python was given"}
     problem = given.Problem(folder, "linear", cohort=2)
-    case = federated_turns.measure(problem, contenders, turns=2)
+    kept = []
+    case = federated_turns.measure(problem, contenders, turns=2, keep=lambda case: kept.append(case["end"]))
     numbers = case["contenders"]
-    first, last = numbers["medvfm_jax"]["test_losses"]
+    first, *_, last = numbers["medvfm_jax"]["test_losses"]
     assert last < first
     assert len(numbers["medvfm_jax"]["seconds"]) == 2
     assert numbers["broken"]["missing"] == "failed: it did not start"
+    assert len(kept) == 2
     assert numbers["absent"]["missing"].startswith("left out")
     federated_turns.show(case)
