@@ -10,7 +10,7 @@ import pytest
 from medvfm_jax.cli.main import COMMANDS, parse
 
 ROOT = Path(__file__).parent.parent
-GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "tpu/README.md"]
 
 
 def commands():
