@@ -70,7 +70,8 @@ class Process:
 
     def stop(self) -> None:
         """End the process; it stops by itself when its input ends."""
-        self._process.stdin.close()
+        with suppress(BrokenPipeError):  # it ended before
+            self._process.stdin.close()
         try:
             self._process.wait(60)
         except subprocess.TimeoutExpired:
