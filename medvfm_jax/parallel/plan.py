@@ -22,7 +22,7 @@ from medvfm_jax.parallel.mesh import CLIENTS, DATA, make_mesh
 from medvfm_jax.parallel.rules import preset
 from medvfm_jax.parallel.topologies import devices_of
 
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ class PlanConfig(Training):
 class Memory:
     """Bytes per device.  peak: arguments + results that are no arguments' + temporaries + program.
 
-    If the program does not fit the compiler says only what it would need: then the parts are None.
+    If the compiler refuses, it says only what it would need, perhaps of temporaries alone: then that is the peak, at
+    least, and the parts are None.
     """
 
     peak: int
@@ -155,9 +156,11 @@ def _compile(lowered: Any, chip: Chip | None) -> tuple[Any, Memory]:
 
 
 def out_of_memory(message: str) -> int | None:
-    """Bytes per device a program would need, from the compiler's refusal; None if that is not what it says."""
-    found = re.search(r"[Uu]sed ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", message)
-    return None if found is None else round(float(found[1]) * _UNITS[found[2]])
+    """Bytes per device a program would need at least, from the compiler's refusal; None if that is not what it says."""
+    if "RESOURCE_EXHAUSTED" not in message or "memory" not in message:
+        return None
+    sizes = re.findall(r"\b([\d.]+)([KMGT])i?B?\b", message.splitlines()[0])
+    return max((round(float(number) * _UNITS[unit]) for number, unit in sizes), default=None)
 
 
 def _physical_memory() -> int:

@@ -66,8 +66,15 @@ def test_the_first_thing_to_change(settings, trained, advice):
 
 
 def test_what_the_compiler_says_where_memory_is_short():
-    assert out_of_memory("Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm.") == 20.5 * 2**30
-    assert out_of_memory("INVALID_ARGUMENT: something else") is None
+    said = (
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (32.25G) exceeds "
+        "available HBM (15.75G).\nAllocations: 99.00G"
+    )
+    assert out_of_memory(said) == 32.25 * 2**30
+    used = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm."
+    assert out_of_memory(used) == 20.5 * 2**30
+    assert out_of_memory("INVALID_ARGUMENT: something else, 20.50G of memory") is None
+    assert out_of_memory("RESOURCE_EXHAUSTED: out of memory") is None
 
 
 @pytest.mark.parametrize(
