@@ -91,6 +91,23 @@ def test_semantic_padding_and_ignored_pixels_do_not_count():
     assert float(value) == pytest.approx(float(same), rel=1e-6)
 
 
+def test_an_absent_class_is_left_to_cross_entropy():
+    """A Dice that rewards predicting a class a little less where it is absent would erase it where it is present."""
+    target = np.zeros((1, 8, 8), np.int32)
+    target[0, :4] = 1  # and no class 2
+    loss = make_loss(model(decode_classes), "samed", cached=True)
+
+    def terms(absent):
+        logits = 16 * np.eye(3, dtype=np.float32)[target]
+        logits[..., 2] = absent
+        return loss(PARAMS, {"bias": 0.0}, Batch(logits, None, target, np.ones(1, np.float32)), None)[1]
+
+    little, less = terms(11.0), terms(10.0)  # 0.7 % and 0.2 % of each pixel
+    assert float(little["dice"]) == pytest.approx(float(less["dice"]), abs=0.01)
+    assert float(less["dice"]) == pytest.approx(1 / 3, abs=0.02)
+    assert float(little["cross_entropy"]) > 2 * float(less["cross_entropy"])
+
+
 def test_all_padding_is_zero_not_nan():
     batch = semantic_batch()._replace(weight=np.zeros(3, np.float32))
     value, metrics = make_loss(model(decode_classes), "medsam")(PARAMS, DELTA, batch, None)
