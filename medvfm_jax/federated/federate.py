@@ -64,6 +64,9 @@ def federate(config: FederateConfig, display: ProgressDisplay | None = None) -> 
         run_directory.refuse_existing(config.out, config.resume)
         stack.enter_context(run_directory.locked(config.out))
         run = resolve(config)
+        RoundStep(
+            run, make_loss(run.adapted, run.record["resolved"]["objective"])
+        )  # refuses before anything is left
         run_directory.claim(config.out, run.record, config.resume)
         _announce(run, display.say)
         models, rounds, val_dice = _train(run, display)

@@ -29,11 +29,12 @@ class RoundStep:
 
     A state holds the models (`algorithm_catalog.Models`) as its delta, server and clients as its optimizer's state,
     and the number of rounds as its step.  Base weights are an argument of the program, neither copied per client nor
-    constants in it.
+    constants in it.  Raises BadFederation for an algorithm, codecs and privacy that do not fit together.
     """
 
     def __init__(self, run: FederatedRun, loss: LossFn):
         self._run, self._loss = run, loss
+        self._federation(run.base.params)
         self._round = jax.jit(self._compute)
 
     def init(self, first: RoundData) -> TrainState:

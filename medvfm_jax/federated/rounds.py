@@ -227,7 +227,7 @@ def _check(algorithm: Algorithm, privacy: Privacy | None, down: Codec | None) ->
     if down is not None and algorithm.download is not None:
         raise BadFederation(
             "Clients of this algorithm receive other things than the delta, so the server's step cannot be "
-            "compressed: leave `down` out or choose an algorithm that broadcasts the delta."
+            "compressed: leave its codec out or choose an algorithm that broadcasts the delta."
         )
     if privacy is None:
         return

@@ -100,6 +100,7 @@ def test_from_words_to_a_report(medvfm, cells, tmp_path, monkeypatch):
             {"algorithm": "local", "codec": "int8"},
             "algorithm=local sends nothing; leave --codec and --down-codec out",
         ),
+        ({"algorithm": "scaffold", "down_codec": "int8"}, "receive other things than the delta"),
         ({"algorithm": "centralised", "dp_epsilon": 8}, "baseline without exchange and without noise"),
         (
             {"algorithm": "scaffold", "dp_epsilon": 8, "dp_unit": "patient"},
