@@ -31,11 +31,9 @@ def run(args: PlanArgs) -> int:
     """Compile and print; exit code 1 if it does not fit."""
     if args.topology != "cpu":
         jax.config.update("jax_platforms", "cpu")  # do not look for the TPU that libtpu would drive
-    jax.config.update(
-        "jax_enable_compilation_cache", False
-    )  # programs of a slice that is not here cannot be kept
     console.say(f"compiling {args.model} with {args.adapter} for {args.topology}; this takes minutes")
-    found = plan(PlanConfig(**{field.name: getattr(args, field.name) for field in fields(PlanConfig)}))
+    with _without_cache():
+        found = plan(PlanConfig(**{field.name: getattr(args, field.name) for field in fields(PlanConfig)}))
     console.result(found, describe(found))
     return 0 if found.memory.fits else 1
 
