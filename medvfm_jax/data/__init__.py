@@ -1,6 +1,6 @@
 """Datasets: folders of labelled images, splits by patient, two-dimensional examples, batches."""
 
-from medvfm_jax.data.augment import AugmentConfig
+from medvfm_jax.data.augment import AugmentConfig, usual_augmentation
 from medvfm_jax.data.dataset import BUILTIN, open_dataset, read_case
 from medvfm_jax.data.examples import Example, LoadedExample, NoExamples, example_image, examples, load_example
 from medvfm_jax.data.loader import BadLoaderState, Loader, make_batch, make_loader
@@ -45,4 +45,5 @@ __all__ = [
     "open_dataset",
     "read_case",
     "split",
+    "usual_augmentation",
 ]

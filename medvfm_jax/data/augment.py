@@ -39,7 +39,17 @@ class AugmentConfig:
 FULL = AugmentConfig()
 FLIPS = AugmentConfig(quarter_turns=False, affine=0.0, intensity=0.0)
 NONE = AugmentConfig(False, False, False, affine=0.0, intensity=0.0)
-NAMED = {"none": NONE, "flips": FLIPS, "full": FULL}
+UPRIGHT = AugmentConfig(flip_horizontal=False, flip_vertical=False, quarter_turns=False)
+NAMED = {"none": NONE, "flips": FLIPS, "upright": UPRIGHT, "full": FULL}
+
+
+def usual_augmentation(dimension: int) -> str:
+    """Name of the changes for pictures (2) or slices of volumes (3).
+
+    A picture under the microscope has no top; a body has one, and labels depend on it: after mirrors and quarter
+    turns the front of the hippocampus looks like its back.
+    """
+    return "full" if dimension == 2 else "upright"
 
 
 def augment(

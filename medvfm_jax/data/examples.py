@@ -1,5 +1,6 @@
 """Two-dimensional examples: pictures as they are, volumes slice by slice."""
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
@@ -48,8 +49,8 @@ def examples(
 ) -> list[Example]:
     """List the examples of these cases, in order; reads and checks every one of them.
 
-    semantic: every picture and slice; of the slices without foreground the share ``empty`` (0..1), evenly
-    spaced. promptable: those with an object that covers at least one pixel of the model's logits.
+    semantic: every picture and slice; of a case's slices without foreground the share ``empty`` (0..1, rounded up),
+    evenly spaced. promptable: those with an object that covers at least one pixel of the model's logits.
     labels: names of the classes that count (default: all). skipped: if given, bad cases are left out and
     their messages put there; otherwise the first one raises BadCase. Raises NoExamples if nothing is left.
     """
@@ -145,7 +146,7 @@ def _of_case(
         chosen = [i for i in indices if sizes[i] >= least]
     else:
         without = [i for i in indices if sizes[i] == 0]
-        kept = round(np.clip(empty, 0, 1) * len(without))
+        kept = math.ceil(np.clip(empty, 0, 1) * len(without))
         spread = np.linspace(0, len(without) - 1, kept).round().astype(int) if kept else []
         chosen = sorted([i for i in indices if sizes[i] > 0] + [without[i] for i in spread])
     return [Example(f"{name}#{i:04d}", name, i, axis) for i in chosen]

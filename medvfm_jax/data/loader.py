@@ -88,8 +88,8 @@ def make_loader(
     """Examples -> iterator of ``Batch`` (numpy), see ``types.Batch`` for the shapes.
 
     Each epoch has its own order; every example and epoch has its own random numbers, which depend on ``seed``
-    and its position alone. augment: True or "full", "flips", False or "none", or a config. labels: names of the
-    classes that count. epochs: None never ends; a last incomplete batch is filled with weight 0.
+    and its position alone. augment: True or "full", "upright", "flips", False or "none", or a config.
+    labels: names of the classes that count. epochs: None never ends; a last incomplete batch is filled with weight 0.
     image_fn: gives ``Batch.image`` instead of preprocessing, such as a cached embedding of the example;
     excludes augmentation. threads: that prepare batches ahead; 0 prepares them when asked.
     Raises NoExamples, MedvfmError.

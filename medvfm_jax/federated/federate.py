@@ -10,7 +10,7 @@ import jax
 from rich.console import Console
 
 from medvfm_jax.adapters import touches_encoder
-from medvfm_jax.data import Case
+from medvfm_jax.data import Case, usual_augmentation
 from medvfm_jax.federated.algorithm_catalog import Models, model_of
 from medvfm_jax.federated.cohort import EVERYBODY, RoundLoader
 from medvfm_jax.federated.federate_config import FederateConfig
@@ -154,7 +154,7 @@ def _rate(config: FederateConfig) -> Callable[[int], float]:
 def _cache(run: FederatedRun) -> EmbeddingCache | None:
     """A cache if the delta leaves the encoder alone and images come without random changes."""
     config = run.config
-    if config.embeddings == "off" or config.augment in ("full", "flips") or touches_encoder(run.delta):
+    if config.embeddings == "off" or config.augment not in ("auto", "none") or touches_encoder(run.delta):
         return None
     encode = functools.partial(jax.jit(run.adapted.encode), run.base.params, run.delta)
     settings = f"{run.base.fingerprint} {config.model} {config.dtype}"
@@ -167,7 +167,9 @@ def _loader(
     config = run.config
     augment = config.augment
     if augment == "auto":
-        augment = "none" if cached or config.patient_privacy else "full"
+        augment = (
+            "none" if cached or config.patient_privacy else usual_augmentation(run.source.dataset.dimension)
+        )
     rates = run.privacy.rates if config.patient_privacy else None
     return RoundLoader(run.clients, config, run.steps, rate, prepare, augment, rates)
 

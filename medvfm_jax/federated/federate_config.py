@@ -95,9 +95,12 @@ class FederateConfig:
     objective: Literal["auto", "medsam", "samed", "sam"] = "auto"
     """Loss: `medsam` Dice + cross-entropy, `samed` 0.8 Dice + 0.2 cross-entropy, `sam` 20 focal + Dice + IoU."""
     augment: Augment = "auto"
-    """Random changes of the images; `auto`: full, but none where embeddings are cached or patients are protected."""
+    """Random changes of the images, as for `adapt`. `auto`: full for pictures, upright for volumes, none where
+    embeddings are cached or patients are protected."""
     embeddings: Tier = "auto"
     """Where embeddings of a frozen encoder are kept; `disk`: also for later runs, `off`: encode each step."""
+    empty_slices: float = 0.2
+    """Of a training volume's slices without any label, the share to train on; 1 takes them all."""
     val_fraction: float = 0.15
     """Share of the patients of each client used for validation."""
     test_fraction: float = 0.2

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 from medvfm_jax.adapters import AdaptedModel, Count, count, touches_encoder
+from medvfm_jax.data import usual_augmentation
 from medvfm_jax.fetch import cache_dir
 from medvfm_jax.train import checkpoint, hooks, run_directory
 from medvfm_jax.train.assemble import (
@@ -167,7 +168,7 @@ def _train(run: _Run, display: ProgressDisplay) -> RunResult:
 def _cache(run: _Run) -> EmbeddingCache | None:
     """A cache if the delta leaves the encoder alone and images come without random changes."""
     config = run.config
-    if config.embeddings == "off" or config.augment == "full" or touches_encoder(run.delta):
+    if config.embeddings == "off" or config.augment in ("full", "upright") or touches_encoder(run.delta):
         return None
     encode = functools.partial(jax.jit(run.adapted.encode), run.base.params, run.delta)
     settings = f"{run.base.fingerprint} {config.model} {config.dtype}"
@@ -178,8 +179,10 @@ def _restore(
     run: _Run, start: TrainState, cache: EmbeddingCache | None, say: Callable[[str], None]
 ) -> tuple[TrainState, Loader, EarlyStopping]:
     config, folder = run.config, run.config.out
-    unchanged = "none" if cache else "full"
-    loader = run.data.loader(unchanged if config.augment == "auto" else config.augment)
+    augment = config.augment
+    if augment == "auto":
+        augment = "none" if cache else usual_augmentation(run.data.source.dataset.dimension)
+    loader = run.data.loader(augment)
     found = checkpoint.read(folder / run_directory.CHECKPOINTS, start, run.base.fingerprint, say)
     run_directory.truncate_metrics(folder, found.step if found else 0)
     if found:

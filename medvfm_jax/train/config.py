@@ -10,7 +10,7 @@ from medvfm_jax.train.task import DEFAULT_OBJECTIVE
 from medvfm_jax.types import MedvfmError
 
 PromptChoice = Literal["auto", "none", "box", "point", "mixed"]
-Augment = Literal["auto", "none", "flips", "full"]
+Augment = Literal["auto", "none", "flips", "upright", "full"]
 
 # Learning rates that worked for AdamW on LiteMedSAM; large for small deltas, small for whole models.
 _LEARNING_RATE = {"full": 1e-4, "decoder": 3e-4, "samed": 5e-4, "med_sa": 5e-4, "context": 5e-4}
@@ -63,11 +63,14 @@ class AdaptConfig:
     """Loss: `medsam` Dice + cross-entropy, `samed` 0.8 Dice + 0.2 cross-entropy, `sam` 20 focal + Dice
     + IoU."""
     augment: Augment = "auto"
-    """Random changes of the images; `auto`: full, but none where embeddings are cached."""
+    """Random changes of the images. `upright`: turned a little, zoomed, shifted, lighter or darker; `full`: mirrored
+    and turned by quarters too. `auto`: full for pictures, upright for volumes, none where embeddings are cached."""
     embeddings: Tier = "auto"
     """Where embeddings of a frozen encoder are kept; `disk`: also for later runs, `off`: encode each step."""
     train_cases: int | None = None
     """Train on this many patients only; validation and test stay the same."""
+    empty_slices: float = 0.2
+    """Of a training volume's slices without any label, the share to train on; 1 takes them all."""
     val_fraction: float = 0.15
     """Share of the patients used for validation."""
     test_fraction: float = 0.2
@@ -112,6 +115,7 @@ class AdaptConfig:
             "positive",
         )
         require(0 <= self.warmup <= 1, "warmup", self.warmup, "between 0 and 1")
+        require(0 <= self.empty_slices <= 1, "empty_slices", self.empty_slices, "between 0 and 1")
         require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
         for name in ("val_fraction", "test_fraction"):
             require(0 <= getattr(self, name) < 1, name, getattr(self, name), "at least 0 and below 1")

@@ -41,7 +41,7 @@ class TrainingData(NamedTuple):
     skipped: dict[str, str]
 
     def loader(self, augment: str) -> Loader:
-        """Endless, shuffled; augment: "none", "flips" or "full"."""
+        """Endless, shuffled; augment: "none", "flips", "upright" or "full"."""
         return make_loader(
             self.source.dataset,
             self.train,
@@ -118,11 +118,11 @@ def training_data(source: SplitData, spec: ModelSpec, prompt: str, config: Adapt
     prompts = None if prompt == "none" else PromptConfig(prompt, config.prompts_per_image)
     skipped: dict[str, str] = {}
 
-    def listed(cases: tuple[str, ...]) -> list[Example]:
+    def listed(cases: tuple[str, ...], empty: float) -> list[Example]:
         if not cases:
             return []
         bad = skipped if config.skip_bad else None
-        return examples(source.dataset, cases, spec, task, skipped=bad)
+        return examples(source.dataset, cases, spec, task, empty=empty, skipped=bad)
 
-    train, val = listed(source.split.train), listed(source.split.val)
+    train, val = listed(source.split.train, config.empty_slices), listed(source.split.val, 1.0)
     return TrainingData(source, spec, task, prompts, config, train, val, skipped)

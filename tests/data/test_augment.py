@@ -3,7 +3,17 @@ import dataclasses
 import numpy as np
 import pytest
 
-from medvfm_jax.data.augment import FLIPS, FULL, INSTANCE_OUTSIDE, LABEL_OUTSIDE, NONE, AugmentConfig, augment
+from medvfm_jax.data.augment import (
+    FLIPS,
+    FULL,
+    INSTANCE_OUTSIDE,
+    LABEL_OUTSIDE,
+    NAMED,
+    NONE,
+    AugmentConfig,
+    augment,
+    usual_augmentation,
+)
 from medvfm_jax.images.intensity import to_unit
 from medvfm_jax.types import IGNORE
 
@@ -194,6 +204,23 @@ def test_noise_is_different_at_every_pixel_and_for_every_seed():
     first, second = (changed(config, seed, flat, ())[0] for seed in (1, 2))
     assert len(np.unique(first)) > 350
     assert abs(np.corrcoef(first.reshape(-1), second.reshape(-1))[0, 1]) < 0.2
+
+
+def test_an_upright_picture_is_never_mirrored_nor_laid_on_its_side():
+    still = dataclasses.replace(NAMED["upright"], affine=0.0, intensity=0.0)
+    for seed in SEEDS:
+        image, maps = changed(still, seed)
+        np.testing.assert_array_equal(image, PICTURE)
+        np.testing.assert_array_equal(maps[0], LABEL)
+    assert (
+        dataclasses.replace(NAMED["upright"], flip_horizontal=True, flip_vertical=True, quarter_turns=True)
+        == FULL
+    )
+
+
+@pytest.mark.parametrize(("dimension", "expected"), [(2, "full"), (3, "upright")])
+def test_bodies_stay_upright_and_pictures_need_not(dimension, expected):
+    assert usual_augmentation(dimension) == expected
 
 
 # Chance

@@ -104,7 +104,14 @@ def test_the_axis_with_the_coarsest_spacing_is_cut(tmp_path):
 
 @pytest.mark.parametrize(
     ("empty", "expected"),
-    [(1.0, range(8)), (0.0, [3, 4]), (0.5, [0, 2, 3, 4, 7]), (0.3, [0, 3, 4, 7]), (9.0, range(8))],
+    [
+        (1.0, range(8)),
+        (0.0, [3, 4]),
+        (0.5, [0, 2, 3, 4, 7]),
+        (0.3, [0, 3, 4, 7]),
+        (0.01, [0, 3, 4]),
+        (9.0, range(8)),
+    ],
 )
 def test_a_share_of_the_empty_slices_evenly_spaced_is_kept_for_semantic_models(tmp_path, empty, expected):
     dataset = volumes(tmp_path, a=with_objects(3, 4))

@@ -152,6 +152,13 @@ def test_validation_is_spread_over_all_slices_and_filled_with_padding(volumes, w
         np.testing.assert_array_equal(images[[0, 3]], [whole[0].image[0], whole[1].image[2]])
 
 
+def test_of_the_slices_without_labels_a_share_trains_and_all_of_them_validate(volumes):
+    few, all_of_them = (made(volumes, "none", empty_slices=share) for share in (0.2, 1.0))
+    assert len(few.train) < len(all_of_them.train)
+    assert len(few.val) == len(all_of_them.val)
+    assert {e.case for e in few.train} == {e.case for e in all_of_them.train}
+
+
 def test_without_validation_cases_there_is_no_validation(cells):
     found = made(cells, split=opened(cells, val=0.0)).validation()
     assert (tuple(found.batches), tuple(found.cases)) == ((), ())
