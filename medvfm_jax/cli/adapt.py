@@ -1,11 +1,17 @@
 """`medvfm adapt`: train a delta on a folder of labelled images."""
 
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from typing import Literal, TextIO
 
+import jax
 import tyro
 
 from medvfm_jax.cli import console
+from medvfm_jax.parallel import BadProcesses, OverMesh, make_mesh, preset, start_processes
 from medvfm_jax.train import adapt
 from medvfm_jax.train.config import AdaptConfig
 from medvfm_jax.train.progress import ProgressDisplay
@@ -22,13 +28,52 @@ class AdaptArgs(AdaptConfig):
 
     set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Option of the adapter, for example lora.rank=8; may be given several times."""
+    mesh: str | None = None
+    """Train over several devices: `all`, or how many on each axis, for example data=4,model=2. May change when a run
+    is resumed."""
+    rules: Literal["replicated", "fsdp", "tensor"] = "replicated"
+    """With --mesh, where the weights are: whole on every device, divided over data, blocks divided over model."""
+    distributed: bool = False
+    """One process per host, all started with this command, --out on a disk that they share; found automatically on TPU
+    slices, under Slurm and Open MPI."""
+    coordinator: str | None = None
+    """With --distributed elsewhere: host:port of process 0."""
+    processes: int | None = None
+    """With --coordinator: how many processes there are."""
+    process: int | None = None
+    """With --coordinator: the number of this process, from 0."""
 
 
 def run(args: AdaptArgs) -> int:
     """Train; prints what trains, the progress, and where things are."""
     config = AdaptConfig(**{field.name: getattr(args, field.name) for field in fields(AdaptConfig)})
-    stream = sys.stderr if console.json_mode() else sys.stdout
-    with ProgressDisplay(stream, "adapt") as display:
-        result = adapt(config, display)
-    console.result(result._asdict(), f"next: medvfm evaluate --run {result.folder}")
+    placement = _placement(args)
+    with _stream(placement) as stream, ProgressDisplay(stream, "adapt") as display:
+        result = adapt(config, display, placement)
+    if placement is None or placement.process == 0:
+        console.result(result._asdict(), f"next: medvfm evaluate --run {result.folder}")
     return 0
+
+
+def _placement(args: AdaptArgs) -> OverMesh | None:
+    """The devices that were asked for; None for one.  Raises BadMesh, BadProcesses."""
+    if args.coordinator and not args.distributed:
+        raise BadProcesses("A coordinator joins several processes: add --distributed.")
+    if args.distributed:
+        start_processes(args.coordinator, args.processes, args.process)
+    elif args.mesh is None:
+        if jax.default_backend() != "cpu" and jax.device_count() > 1:
+            console.say(f"{jax.device_count()} devices are here and one is used; --mesh all takes them all")
+        return None
+    mesh = make_mesh(None if args.mesh in (None, "all") else args.mesh)
+    return OverMesh(mesh, preset(args.rules), args.rules)
+
+
+@contextmanager
+def _stream(placement: OverMesh | None) -> Iterator[TextIO]:
+    """Where progress goes: of several processes the first one tells."""
+    if placement is not None and placement.process > 0:
+        with open(os.devnull, "w") as nowhere:
+            yield nowhere
+    else:
+        yield sys.stderr if console.json_mode() else sys.stdout

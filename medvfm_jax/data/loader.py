@@ -84,6 +84,7 @@ def make_loader(
     epochs: int | None = None,
     image_fn: ImageFn | None = None,
     threads: int = 1,
+    share: tuple[int, int] = (0, 1),
 ) -> Loader:
     """Examples -> iterator of ``Batch`` (numpy), see ``types.Batch`` for the shapes.
 
@@ -92,6 +93,7 @@ def make_loader(
     labels: names of the classes that count. epochs: None never ends; a last incomplete batch is filled with weight 0.
     image_fn: gives ``Batch.image`` instead of preprocessing, such as a cached embedding of the example;
     excludes augmentation. threads: that prepare batches ahead; 0 prepares them when asked.
+    share: (i, n) gives the i-th of n equal parts of every batch, which together are the batch that (0, 1) gives.
     Raises NoExamples, MedvfmError.
     """
     config = _augmentation(augment)
@@ -103,6 +105,12 @@ def make_loader(
         raise NoExamples(f"{epochs} epochs give no batch; expected 1 or more, or None for an endless loader.")
     if seed < 0 or threads < 0:
         raise BadLoaderState(f"A loader needs seed >= 0 and threads >= 0; got {seed} and {threads}.")
+    part, parts = share
+    if not 0 <= part < parts or batch_size % parts or (parts > 1 and epochs is not None):
+        raise BadLoaderState(
+            f"Batches of {batch_size} cannot be shared by {parts} loaders, of which this is number {part}; choose a "
+            "batch size that is a multiple, and no number of epochs."
+        )
     if image_fn is not None and config != NONE:
         raise BadLoaderState("Images that are replaced cannot be augmented; switch one of the two off.")
     make = _Maker(dataset, tuple(examples), spec, task, prompts or PromptConfig(), config, labels, image_fn)
@@ -112,8 +120,8 @@ def make_loader(
     if epochs != 1:
         # grain's own endless repetition overflows when batches of one are counted; nobody sees 2^52 examples.
         source = source.repeat(max(2, (1 << 52) // len(examples)) if epochs is None else epochs)
-    source = source.random_map(make)
-    batches = source.batch(batch_size, drop_remainder=False, batch_fn=lambda items: _stack(items, batch_size))
+    source, size = source.random_map(make)[part::parts], batch_size // parts
+    batches = source.batch(size, drop_remainder=False, batch_fn=lambda items: _stack(items, size))
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     length = None if epochs is None else -(-len(examples) * epochs // batch_size)
     words = [dataset.name, task, batch_size, seed, shuffle, epochs, make.prompts, config, labels]

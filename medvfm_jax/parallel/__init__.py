@@ -1,8 +1,10 @@
 """One program over many devices: a mesh, sharding rules that cover every parameter, plans made before renting."""
 
-from medvfm_jax.parallel.errors import BadMesh, BadPlan, BadRules
+from medvfm_jax.parallel.errors import BadMesh, BadPlan, BadProcesses, BadRules
 from medvfm_jax.parallel.mesh import AXES, make_mesh, parse_mesh
+from medvfm_jax.parallel.placement import OverMesh
 from medvfm_jax.parallel.plan import Plan, PlanConfig, plan
+from medvfm_jax.parallel.processes import start_processes
 from medvfm_jax.parallel.rules import Largest, Rules, fsdp, preset, replicated, spec_of, tensor
 from medvfm_jax.parallel.shardings import (
     batch_shardings,
@@ -16,8 +18,10 @@ __all__ = [
     "AXES",
     "BadMesh",
     "BadPlan",
+    "BadProcesses",
     "BadRules",
     "Largest",
+    "OverMesh",
     "Plan",
     "PlanConfig",
     "Rules",
@@ -32,6 +36,7 @@ __all__ = [
     "replicated",
     "shard_step",
     "spec_of",
+    "start_processes",
     "state_shardings",
     "tensor",
 ]

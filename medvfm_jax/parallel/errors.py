@@ -13,3 +13,7 @@ class BadRules(MedvfmError, ValueError):
 
 class BadPlan(MedvfmError, ValueError):
     """A plan for hardware or settings that do not exist."""
+
+
+class BadProcesses(MedvfmError, RuntimeError):
+    """Processes that should run one program did not find each other, or one of them was lost."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,13 +26,14 @@ from medvfm_jax.train.early_stopping import EarlyStopping
 from medvfm_jax.train.embedding_cache import CachedLoader, EmbeddingCache, embed, make_cache
 from medvfm_jax.train.loop import Loader, fit
 from medvfm_jax.train.optimizer import make_optimizer, make_schedule
+from medvfm_jax.train.placement import OneDevice, PlacedLoader, Placement
 from medvfm_jax.train.progress import ProgressDisplay
 from medvfm_jax.train.state import TrainState, init_state
 from medvfm_jax.train.step import make_step
 from medvfm_jax.train.task import make_loss, make_overlap
 from medvfm_jax.train.training_data import TrainingData, open_split, training_data
 from medvfm_jax.train.validation import make_validation
-from medvfm_jax.types import Delta
+from medvfm_jax.types import Batch, Delta, Params
 from medvfm_jax.weights import artifacts
 
 
@@ -57,25 +59,34 @@ class _Run(NamedTuple):
     data: TrainingData
     delta: Delta
     size: Count
+    placement: Placement
 
 
-def adapt(config: AdaptConfig, display: ProgressDisplay | None = None) -> RunResult:
+def adapt(
+    config: AdaptConfig, display: ProgressDisplay | None = None, placement: Placement | None = None
+) -> RunResult:
     """Train a delta as configured, in ``config.out``; with ``resume`` continue exactly where it was.
 
+    placement: over many devices and processes, see ``parallel.OverMesh``; may change when a run is resumed.
     Raises MedvfmError for everything a user can cause: settings, data, weights, a run directory in use, a
     full disk, a loss that is not finite.
     """
     with contextlib.ExitStack() as stack:
         display = display or stack.enter_context(ProgressDisplay(title="adapt"))
-        run_directory.refuse_existing(config.out, config.resume)
-        stack.enter_context(run_directory.locked(config.out))
-        run = _resolve(config)
-        run_directory.claim(config.out, run.record, config.resume)
+        placement = placement or OneDevice()
+        accumulate = config.resolved_accumulate(jax.default_backend(), placement.parts)
+        placement.check_batch(config.batch_size, accumulate)
+        if placement.process == 0:
+            run_directory.refuse_existing(config.out, config.resume)
+            stack.enter_context(run_directory.locked(config.out))
+        run = _resolve(config, placement, accumulate)
+        if placement.process == 0:
+            run_directory.claim(config.out, run.record, config.resume)
         _announce(run, display.say)
         return _train(run, display)
 
 
-def _resolve(config: AdaptConfig) -> _Run:
+def _resolve(config: AdaptConfig, placement: Placement, accumulate: int) -> _Run:
     source = open_split(
         config.data,
         seed=config.seed,
@@ -106,7 +117,6 @@ def _resolve(config: AdaptConfig) -> _Run:
             "prompt": prompt,
             "adapter": adapter,
             "learning_rate": config.resolved_learning_rate(),
-            "accumulate": config.resolved_accumulate(jax.default_backend()),
             "objective": config.resolved_objective(base.model.spec.task),
             "trained": {"parameters": size.trained, "total": size.total, "bytes": size.bytes},
             "classes": classes,
@@ -114,9 +124,11 @@ def _resolve(config: AdaptConfig) -> _Run:
             "fingerprint": base.fingerprint,
             "data_sha256": source.sha256,
             "split": source.split_record(),
-        }
+        },
+        "placement": placement.describe() | {"accumulate": accumulate},
     }
-    return _Run(config, record, base, adapted, data, delta, size)
+    base = base._replace(params=placement.keep(base.params))
+    return _Run(config, record, base, adapted, data, delta, size, placement)
 
 
 def _announce(run: _Run, say: Callable[[str], None]) -> None:
@@ -129,7 +141,8 @@ def _announce(run: _Run, say: Callable[[str], None]) -> None:
 
 
 def _train(run: _Run, display: ProgressDisplay) -> RunResult:
-    config, folder = run.config, run.config.out
+    config, folder, placement = run.config, run.config.out, run.placement
+    writes, together = placement.process == 0, placement.processes > 1
     schedule = make_schedule(
         config.schedule, config.resolved_learning_rate(), config.steps, config.warmup_steps()
     )
@@ -140,16 +153,19 @@ def _train(run: _Run, display: ProgressDisplay) -> RunResult:
     loss = make_loss(run.adapted, run.record["resolved"]["objective"], cached=cache is not None)
     start = init_state(run.delta, optimizer, jax.random.fold_in(jax.random.key(config.seed), 2))
     state, loader, stopping = _restore(run, start, cache, display.say)
+    params, state = placement.put_params(run.base.params), placement.put_state(state, optimizer)
 
-    with _recorder(config) as record:
-        validation = _validation(run, loss, cache, stopping, record)
+    with _recorder(config, writes) as record:
+        validation = _validation(run, params, loss, cache, stopping, record)
         keep = hooks.Checkpoints(
             folder / run_directory.CHECKPOINTS,
             run.record,
             run.base.fingerprint,
             lambda: validation.stopping if validation else stopping,
             config.checkpoint_every,
-            config.checkpoint_seconds,
+            math.inf if together else config.checkpoint_seconds,
+            placement.fetch,
+            writes,
         )
         list_of_hooks = [
             hooks.log_metrics(record, schedule),
@@ -158,10 +174,9 @@ def _train(run: _Run, display: ProgressDisplay) -> RunResult:
             display,
         ]
         if not stopping.exhausted:
-            step = functools.partial(
-                make_step(loss, optimizer, run.record["resolved"]["accumulate"]), run.base.params
-            )
-            state = fit(step, state, loader, list_of_hooks, steps=config.steps)
+            step = make_step(loss, optimizer, run.record["placement"]["accumulate"])
+            step = placement.compile(step, params, state)
+            state = fit(step, state, loader, list_of_hooks, steps=config.steps, agree=placement.any)
     return _finish(run, state, validation.stopping if validation else stopping, display.say)
 
 
@@ -170,7 +185,7 @@ def _cache(run: _Run) -> EmbeddingCache | None:
     config = run.config
     if config.embeddings == "off" or config.augment in ("full", "upright") or touches_encoder(run.delta):
         return None
-    encode = functools.partial(jax.jit(run.adapted.encode), run.base.params, run.delta)
+    encode = functools.partial(jax.jit(run.adapted.encode), jax.device_put(run.base.params), run.delta)
     settings = f"{run.base.fingerprint} {config.model} {config.dtype}"
     return make_cache(encode, settings, config.embeddings, cache_dir())
 
@@ -182,19 +197,26 @@ def _restore(
     augment = config.augment
     if augment == "auto":
         augment = "none" if cache else usual_augmentation(run.data.source.dataset.dimension)
-    loader = run.data.loader(augment)
+    placement = run.placement
+    loader = run.data.loader(augment, (placement.process, placement.processes))
     found = checkpoint.read(folder / run_directory.CHECKPOINTS, start, run.base.fingerprint, say)
-    run_directory.truncate_metrics(folder, found.step if found else 0)
+    placement.same(found.step if found else 0, "the step of the last checkpoint")
+    if placement.process == 0:
+        run_directory.truncate_metrics(folder, found.step if found else 0)
     if found:
         loader.set_state(found.loader_state)
         say(f"resuming at step {found.step} of {config.steps}")
     state, stopping = (found.state, found.stopping) if found else (start, EarlyStopping(config.patience))
-    return state, CachedLoader(loader, cache) if cache else loader, stopping
+    loader = CachedLoader(loader, cache) if cache else loader
+    return state, PlacedLoader(loader, placement), stopping
 
 
 @contextlib.contextmanager
-def _recorder(config: AdaptConfig) -> Iterator[hooks.Recorder]:
+def _recorder(config: AdaptConfig, writes: bool) -> Iterator[hooks.Recorder]:
     with contextlib.ExitStack() as stack:
+        if not writes:
+            yield hooks.to_all()
+            return
         recorders = [hooks.to_file(config.out)]
         if config.tensorboard:
             recorders.append(stack.enter_context(hooks.to_tensorboard(config.out / "tensorboard")))
@@ -202,22 +224,35 @@ def _recorder(config: AdaptConfig) -> Iterator[hooks.Recorder]:
 
 
 def _validation(
-    run: _Run, loss: Any, cache: EmbeddingCache | None, stopping: EarlyStopping, record: hooks.Recorder
+    run: _Run,
+    params: Params,
+    loss: Any,
+    cache: EmbeddingCache | None,
+    stopping: EarlyStopping,
+    record: hooks.Recorder,
 ) -> hooks.Validation | None:
-    data = run.data.validation()
+    data, placement = run.data.validation(), run.placement
     if not run.config.validate_every or not data.batches:
         return None
     overlap = make_overlap(run.adapted, cached=cache is not None)
-    prepare = (lambda batch: embed(batch, cache)) if cache else (lambda batch: batch)
-    score = make_validation(run.base.params, loss, overlap, data, prepare)
-    return hooks.Validation(score, run.config.validate_every, stopping, record)
+
+    def prepare(batch: Batch) -> Batch:
+        return placement.put_whole(embed(batch, cache) if cache else batch)
+
+    def counts(*arguments: Any) -> Any:
+        return placement.fetch(overlap(*arguments))
+
+    score = make_validation(params, loss, counts, data, prepare)
+    return hooks.Validation(score, run.config.validate_every, stopping, record, placement.fetch)
 
 
 def _finish(run: _Run, state: TrainState, stopping: EarlyStopping, say: Callable[[str], None]) -> RunResult:
-    folder, delta = run.config.out, stopping.delta if stopping.delta is not None else state.delta
+    folder = run.config.out
+    delta = stopping.delta if stopping.delta is not None else run.placement.fetch(state.delta)
     path = folder / run_directory.DELTA
     metadata = delta_metadata(run.config.model, run.config.adapter, run.record, run.data.source.dataset)
-    artifacts.save_delta(path, jax.device_get(delta), metadata)
+    if run.placement.process == 0:
+        artifacts.save_delta(path, delta, metadata)
     kept = None if stopping.delta is None else stopping.best
     if kept is not None:
         say(f"kept the delta of step {stopping.step}, validation Dice {kept:.4f}")

@@ -159,12 +159,13 @@ class AdaptConfig:
             return self.learning_rate
         return _FROM_SCRATCH if self.model == "unet" else _LEARNING_RATE.get(self.adapter, _OTHER)
 
-    def resolved_accumulate(self, backend: str) -> int:
-        """Parts of a batch, given or by the backend's name ("cpu", "gpu", "tpu").
+    def resolved_accumulate(self, backend: str, devices: int = 1) -> int:
+        """Parts of a batch, given or by the backend's name ("cpu", "gpu", "tpu"); devices: that share each part.
 
         XLA's CPU backend does 3x3 convolutions many times slower inside a loop, so a U-Net gets whole batches.
         """
-        return self.accumulate or (self.batch_size if backend == "cpu" and self.model != "unet" else 1)
+        one_by_one = backend == "cpu" and self.model != "unet"
+        return self.accumulate or (max(1, self.batch_size // devices) if one_by_one else 1)
 
     def warmup_steps(self) -> int:
         """Steps of the warm-up."""

@@ -11,6 +11,7 @@ import optax
 from medvfm_jax.train import checkpoint, run_directory
 from medvfm_jax.train.early_stopping import EarlyStopping
 from medvfm_jax.train.loop import Hook, StepEnd
+from medvfm_jax.train.state import TrainState
 from medvfm_jax.types import Delta, MedvfmError
 
 Recorder = Callable[[Mapping[str, Any]], None]  # takes one line of metrics
@@ -79,6 +80,7 @@ class Validation:
     """Hook: score the delta every ``every`` steps and at the end, keep the best, stop without improvement.
 
     score: delta -> {"dice": ..., "loss": ...}; logged with the prefix "val_". stopping: the current record.
+    fetch: brings a delta to the host where it is divided over devices.
     """
 
     def __init__(
@@ -87,8 +89,9 @@ class Validation:
         every: int,
         stopping: EarlyStopping,
         record: Recorder,
+        fetch: Callable[[Delta], Delta] = lambda delta: delta,
     ):
-        self._score, self._every, self._record = score, every, record
+        self._score, self._every, self._record, self._fetch = score, every, record, fetch
         self.stopping = stopping
         self.latest: Mapping[str, float] = {}
 
@@ -99,7 +102,9 @@ class Validation:
         self.latest = self._score(end.state.delta)
         line = {"step": end.step, **{f"val_{n}": float(v) for n, v in self.latest.items()}}
         self._record(line | {"time": round(time.time(), 3)})
-        self.stopping = self.stopping.update(float(self.latest["dice"]), end.step, end.state.delta)
+        self.stopping = self.stopping.update(
+            float(self.latest["dice"]), end.step, self._fetch(end.state.delta)
+        )
         return self.stopping.exhausted
 
 
@@ -107,6 +112,8 @@ class Checkpoints:
     """Hook: commit a checkpoint every ``every`` steps, every ``seconds`` of wall time, and at the end.
 
     stopping: gives the early-stopping record to store, that of the Validation hook before this one.
+    fetch: brings a state to the host where it is divided over devices, with the help of all processes, of which one
+    ``writes``; wall times differ between them, so ``seconds`` must then be infinite.
     """
 
     def __init__(
@@ -117,8 +124,11 @@ class Checkpoints:
         stopping: Callable[[], EarlyStopping],
         every: int = 100,
         seconds: float = 60.0,
+        fetch: Callable[[TrainState], TrainState] = lambda state: state,
+        writes: bool = True,
     ):
         self._folder, self._config, self._fingerprint = folder, dict(config), fingerprint
+        self._fetch, self._writes = fetch, writes
         self._stopping, self._every, self._seconds = stopping, every, seconds
         self._last = time.monotonic()
 
@@ -127,10 +137,12 @@ class Checkpoints:
         late = time.monotonic() - self._last >= self._seconds
         if end.step % self._every and not late and not end.last:
             return
-        checkpoint.write(
-            self._folder,
-            checkpoint.Checkpoint(
-                end.state, end.loader_state, self._stopping(), self._config, self._fingerprint
-            ),
-        )
+        state = self._fetch(end.state)
+        if self._writes:
+            checkpoint.write(
+                self._folder,
+                checkpoint.Checkpoint(
+                    state, end.loader_state, self._stopping(), self._config, self._fingerprint
+                ),
+            )
         self._last = time.monotonic()

@@ -62,10 +62,12 @@ def fit(
     hooks: Sequence[Hook] = (),
     *,
     steps: int,
+    agree: Callable[[bool], bool] = bool,
 ) -> TrainState:
     """Train until ``state.step`` is ``steps`` or a hook says stop; returns the last state.
 
     step: ``(state, batch) -> (state, metrics)``, for example ``functools.partial(make_step(...), params)``.
+    agree: where several processes train together, whether any of them was asked to end; then all do.
     hooks: called after each step in order; once one has asked to stop, those after it see ``last=True``.
     Raises NonFiniteLoss naming the step, LoaderExhausted, KeyboardInterrupt after the step in progress
     (the hooks then saw ``last=True``, so a checkpoint was written).
@@ -85,7 +87,7 @@ def fit(
             following = next(batches, None) if taken + 1 < steps else None
             metrics = {name: float(value) for name, value in jax.device_get(on_device).items()}
             taken += 1
-            asked_to_end = interrupted()  # asked once: what comes later is for the next step
+            asked_to_end = agree(interrupted())  # asked once: what comes later is for the next step
             _refuse_non_finite(metrics, taken)
             end = StepEnd(
                 taken, steps, state, loader_state, metrics, _batch_size(batch),

@@ -40,8 +40,8 @@ class TrainingData(NamedTuple):
     val: list[Example]
     skipped: dict[str, str]
 
-    def loader(self, augment: str) -> Loader:
-        """Endless, shuffled; augment: "none", "flips", "upright" or "full"."""
+    def loader(self, augment: str, share: tuple[int, int] = (0, 1)) -> Loader:
+        """Endless, shuffled; augment: "none", "flips", "upright" or "full"; share: see ``data.make_loader``."""
         return make_loader(
             self.source.dataset,
             self.train,
@@ -52,6 +52,7 @@ class TrainingData(NamedTuple):
             prompts=self.prompts,
             augment=augment,
             threads=_MOST_THREADS,
+            share=share,
         )
 
     def validation(self) -> ValidationSet:

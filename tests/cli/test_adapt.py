@@ -20,8 +20,9 @@ def asked(monkeypatch):
     """The settings `adapt` was called with, instead of a run."""
     seen = []
 
-    def adapt(config, display):
+    def adapt(config, display, placement):
         seen.append(config)
+        assert placement is None
         return RunResult(config.out, config.out / "delta.safetensors", 3, None, 10, 100, 40)
 
     monkeypatch.setattr(command, "adapt", adapt)
@@ -48,6 +49,43 @@ def test_words_become_settings(medvfm, asked, tmp_path):
 def test_without_options_the_settings_are_those_of_the_python_interface(medvfm, asked):
     medvfm("adapt", "--data", "d")
     assert asked == [AdaptConfig("d")]
+
+
+@pytest.mark.parametrize(
+    ("words", "mesh", "parts"),
+    [(["all"], {"data": 8}, 8), (["data=2,model=4", "--rules", "tensor"], {"data": 2, "model": 4}, 2)],
+)
+def test_a_mesh_takes_the_devices_it_names(medvfm, monkeypatch, tmp_path, words, mesh, parts):
+    seen = []
+
+    def adapt(config, display, placement):
+        seen.append(placement)
+        return RunResult(config.out, config.out / "delta.safetensors", 3, None, 10, 100, 40)
+
+    monkeypatch.setattr(command, "adapt", adapt)
+    assert medvfm("adapt", "--data", "d", "--out", tmp_path / "r", "--mesh", *words).code == 0
+    assert seen[0].parts == parts
+    assert seen[0].describe()["mesh"] == {"clients": 1, "data": 1, "model": 1} | mesh
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--mesh", "data=3"), "needs 3 devices"),
+        (("--mesh", "rows=8"), "axis 'rows' does not exist"),
+        (("--mesh", "all", "--batch-size", "12"), "choose a multiple of 8"),
+        (("--coordinator", "a:1"), "add --distributed"),
+        (("--distributed", "--coordinator", "a:1"), "either all or none"),
+        (("--distributed", "--coordinator", "a", "--processes", "2", "--process", "0"), "expected host:port"),
+        (
+            ("--distributed", "--coordinator", "a:1", "--processes", "2", "--process", "2"),
+            "Process 2 does not exist",
+        ),
+    ],
+)
+def test_devices_and_processes_that_do_not_fit_are_refused(medvfm, tmp_path, words, message):
+    medvfm("adapt", "--data", "d", "--out", tmp_path / "r", *words).refused(message)
+    assert not (tmp_path / "r").exists()
 
 
 def test_json_is_one_object(medvfm, asked, tmp_path):

@@ -221,7 +221,7 @@ def test_an_endless_loader_has_no_length(cells):
         ({"epochs": 0}, NoExamples, "0 epochs"),
         ({"seed": -1}, BadLoaderState, "seed >= 0"),
         ({"threads": -1}, BadLoaderState, "threads >= 0"),
-        ({"augment": "everything"}, BadLoaderState, "none, flips, full"),
+        ({"augment": "everything"}, BadLoaderState, "none, flips, upright, full"),
         ({"augment": True, "image_fn": lambda e: np.zeros(1)}, BadLoaderState, "cannot be augmented"),
         ({"labels": ["liver"]}, BadCase, "no label 'liver'"),
     ],
@@ -240,3 +240,25 @@ def test_nothing_to_load_and_unknown_tasks_are_refused(cells):
     with pytest.raises(NoExamples) as caught:
         make_loader(cells, found, SPEC, "panoptic", batch_size=1, seed=0)
     assert_one_sentence(caught, "'panoptic'", "semantic, promptable")
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_shares_of_a_batch_are_the_batch(cells, parts):
+    whole = loader_of(cells, "semantic", augment="full", batch_size=4)
+    shares = [
+        loader_of(cells, "semantic", augment="full", batch_size=4, share=(i, parts)) for i in range(parts)
+    ]
+    for _ in range(3):
+        expected, found = next(whole), [next(share) for share in shares]
+        for name in ("image", "target", "weight"):
+            pieces = np.concatenate([getattr(batch, name) for batch in found])
+            order = [j * parts + i for i in range(parts) for j in range(4 // parts)]
+            np.testing.assert_array_equal(pieces, getattr(expected, name)[order])
+    shares[0].set_state(whole.get_state())  # a position means the same to every number of loaders
+    np.testing.assert_array_equal(next(shares[0]).image, next(whole).image[::parts])
+
+
+@pytest.mark.parametrize("options", [{"share": (2, 2)}, {"share": (0, 3)}, {"share": (0, 2), "epochs": 1}])
+def test_shares_that_do_not_exist_are_refused(cells, options):
+    with pytest.raises(BadLoaderState):
+        loader_of(cells, "semantic", batch_size=4, **options)

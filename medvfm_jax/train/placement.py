@@ -1,0 +1,137 @@
+"""Where the arrays of a run live and which process writes its files: one device, or what ``parallel`` makes of many."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import optax
+
+from medvfm_jax.train.state import TrainState
+from medvfm_jax.train.step import Step
+from medvfm_jax.types import Batch, Params
+
+
+class Placement(Protocol):
+    """What training asks of the devices it runs on.
+
+    process: number of this process; 0 writes the files.  processes: how many run this same program.
+    parts: equal parts a batch is divided into over all devices.
+    """
+
+    process: int
+    processes: int
+    parts: int
+
+    def describe(self) -> dict[str, Any]:
+        """For the record of the run."""
+        ...
+
+    def check_batch(self, size: int, accumulate: int) -> None:
+        """Raise MedvfmError if batches of this size, cut into so many parts, cannot be divided over the devices."""
+        ...
+
+    def keep(self, params: Params) -> Params:
+        """Weights just loaded -> the same weights where they wait to be placed."""
+        ...
+
+    def put_params(self, params: Params) -> Params:
+        """Weights of this process -> the same weights where the step wants them."""
+        ...
+
+    def put_state(self, state: TrainState, optimizer: optax.GradientTransformation) -> TrainState:
+        """A state that is the same in every process -> the same state where the step wants it."""
+        ...
+
+    def put_share(self, batch: Any) -> Any:
+        """The examples that this process loaded -> the batch of all processes."""
+        ...
+
+    def put_whole(self, batch: Batch) -> Batch:
+        """A batch that every process has whole -> the same batch, divided over the devices."""
+        ...
+
+    def compile(self, step: Step, params: Params, state: TrainState) -> Callable[..., Any]:
+        """``step(params, state, batch)`` -> ``step(state, batch)``, for placed weights and states placed like this."""
+        ...
+
+    def fetch(self, tree: Any) -> Any:
+        """Arrays from wherever they are -> numpy, whole, in every process."""
+        ...
+
+    def any(self, flag: bool) -> bool:
+        """Whether any process says so; the same answer in all of them."""
+        ...
+
+    def same(self, number: int, what: str) -> None:
+        """Raise MedvfmError naming ``what`` unless every process has the same number."""
+        ...
+
+
+class OneDevice:
+    """JAX's default device, in this process alone."""
+
+    process, processes, parts = 0, 1, 1
+
+    def describe(self) -> dict[str, Any]:
+        """For the record of the run."""
+        return {"devices": 1}
+
+    def check_batch(self, size: int, accumulate: int) -> None:
+        """One device takes every batch."""
+
+    def keep(self, params: Params) -> Params:
+        """As they are."""
+        return params
+
+    def put_params(self, params: Params) -> Params:
+        """As they are."""
+        return params
+
+    def put_state(self, state: TrainState, optimizer: optax.GradientTransformation) -> TrainState:
+        """As it is."""
+        return state
+
+    def put_share(self, batch: Any) -> Any:
+        """As it is."""
+        return batch
+
+    def put_whole(self, batch: Batch) -> Batch:
+        """As it is."""
+        return batch
+
+    def compile(self, step: Step, params: Params, state: TrainState) -> Callable[..., Any]:
+        """The step with its weights; they stay an argument of the compiled program."""
+        return lambda state, batch: step(params, state, batch)
+
+    def fetch(self, tree: Any) -> Any:
+        """From the device."""
+        return jax.device_get(tree)
+
+    def any(self, flag: bool) -> bool:
+        """There is nobody else."""
+        return flag
+
+    def same(self, number: int, what: str) -> None:
+        """There is nobody else."""
+
+
+class PlacedLoader:
+    """A loader whose batches lie on the devices; its position is that of the inner one."""
+
+    def __init__(self, loader: Any, placement: Placement):
+        self._loader, self._placement = loader, placement
+
+    def __iter__(self) -> "PlacedLoader":
+        return self
+
+    def __next__(self) -> Any:
+        """The next batch, of all processes together."""
+        return self._placement.put_share(next(self._loader))
+
+    def get_state(self) -> Any:
+        """Position of the inner loader."""
+        return self._loader.get_state()
+
+    def set_state(self, state: Any) -> None:
+        """Return to a position."""
+        self._loader.set_state(state)

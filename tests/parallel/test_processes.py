@@ -1,0 +1,112 @@
+"""Two processes train together: the losses of one, a signal that ends both, and a lost one that is not waited for."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from medvfm_jax.data import make_phantom_dataset
+from medvfm_jax.train.run_directory import read_json, read_metrics
+
+STEPS = 4
+PATIENCE = 300.0  # seconds; only machines that hang come near
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory):
+    return make_phantom_dataset(tmp_path_factory.mktemp("cells") / "cells", "cells", 16, size=32)
+
+
+def words(cells, out, **settings):
+    options = {
+        "data": cells, "model": "sam-tiny-test", "adapter": "linear", "prompt": "none", "out": out, "batch-size": 4,
+        "val-fraction": 0.25, "validate-every": 2, "steps": STEPS,
+    } | settings  # fmt: skip
+    return ["adapt", *(word for name, value in options.items() for word in (f"--{name}", str(value)))]
+
+
+def start(arguments, log, devices, cache):
+    environment = os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "MEDVFM_CACHE": str(cache),
+    }  # fmt: skip
+    with open(log, "w") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "medvfm_jax.cli.main", *arguments],
+            stdout=output, stderr=subprocess.STDOUT, env=environment,
+        )  # fmt: skip
+
+
+def start_two(arguments, folder):
+    """The same command as process 0 and 1 of two, with two devices each."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    together = ["--distributed", "--coordinator", f"localhost:{port}", "--processes", "2"]
+    logs = [folder / f"log{i}" for i in range(2)]
+    both = [
+        start([*arguments, *together, "--process", str(i)], logs[i], 2, folder / f"cache{i}")
+        for i in range(2)
+    ]
+    return both, logs
+
+
+def losses(folder):
+    return [line["loss"] for line in read_metrics(folder) if "loss" in line]
+
+
+def ended(processes, logs):
+    try:
+        return [process.wait(PATIENCE) for process in processes]
+    finally:
+        for process, log in zip(processes, logs, strict=True):
+            process.kill()
+            print(log.read_text())
+
+
+def test_two_processes_have_the_losses_of_one_and_the_first_one_writes(cells, tmp_path):
+    alone = start(words(cells, tmp_path / "one"), tmp_path / "log", 1, tmp_path / "cache")
+    both, logs = start_two([*words(cells, tmp_path / "two"), "--rules", "fsdp"], tmp_path)
+    assert ended([alone, *both], [tmp_path / "log", *logs]) == [0, 0, 0]
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-4)
+    placement = read_json(tmp_path / "two" / "config.json")["placement"]
+    assert (placement["processes"], placement["mesh"]["data"]) == (2, 4)
+    assert (tmp_path / "two" / "delta.safetensors").stat().st_size > 0
+    assert "adapt 1/4" in logs[0].read_text()
+    assert "adapt" not in logs[1].read_text()
+
+
+def wait_for_steps(folder, processes, logs, count):
+    until = time.monotonic() + PATIENCE
+    while not (folder / "metrics.jsonl").exists() or len(losses(folder)) < count:
+        assert time.monotonic() < until, [log.read_text() for log in logs]
+        assert all(process.poll() is None for process in processes), [log.read_text() for log in logs]
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_saves_and_ends_both(cells, tmp_path):
+    both, logs = start_two(words(cells, tmp_path / "run", steps=100_000), tmp_path)
+    wait_for_steps(tmp_path / "run", both, logs, 3)
+    both[1].send_signal(signal.SIGTERM)
+    assert ended(both, logs) == [130, 130]
+    steps = len(losses(tmp_path / "run"))
+    newest = max(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert newest == f"step_{steps:08d}"
+
+
+@pytest.mark.slow
+def test_a_lost_process_ends_the_other_with_a_clear_message(cells, tmp_path):
+    both, logs = start_two(words(cells, tmp_path / "run", steps=100_000), tmp_path)
+    wait_for_steps(tmp_path / "run", both, logs, 3)
+    both[1].kill()
+    start_of_wait = time.monotonic()
+    codes = ended(both, logs)
+    assert codes[0] not in (0, -signal.SIGKILL)
+    assert time.monotonic() - start_of_wait < 120
+    assert "another process was lost" in logs[0].read_text().lower()
