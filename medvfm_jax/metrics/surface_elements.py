@@ -24,11 +24,13 @@ Point = tuple[float, ...]
 
 def cell_codes(mask: NDArray) -> NDArray[np.uint8]:
     """Boolean mask (n0, n1[, n2]) -> code of each cell (n0 + 1, n1 + 1[, n2 + 1]), empty outside the mask."""
-    padded = np.pad(np.asarray(mask, np.uint8), 1)
-    codes = np.zeros([n + 1 for n in mask.shape], np.uint8)
-    for bit, corner in enumerate(itertools.product((0, 1), repeat=mask.ndim)):
-        codes |= padded[tuple(slice(c, c + n) for c, n in zip(corner, codes.shape))] << bit
-    return codes
+    codes = np.pad(np.asarray(mask, np.uint8), 1)
+    for step, axis in enumerate(
+        reversed(range(mask.ndim))
+    ):  # pairs of pixels, then of pairs, then of squares
+        lower, upper = (np.swapaxes(codes, 0, axis)[part] for part in (slice(-1), slice(1, None)))
+        codes = np.swapaxes(lower | upper << (1 << step), 0, axis)
+    return np.ascontiguousarray(codes)
 
 
 def element_sizes(spacing: Sequence[float]) -> NDArray[np.float64]:

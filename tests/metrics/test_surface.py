@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 
-from medvfm_jax.metrics import BadSpacing, MaskShapeMismatch, surface_distances
+from medvfm_jax.metrics import BadSpacing, MaskShapeMismatch, surface, surface_distances
 from medvfm_jax.metrics.surface import (
     average_distance,
     hausdorff,
@@ -139,3 +139,26 @@ def test_bad_input_is_named():
         surface_distances(np.ones(3), np.ones(3))
     with pytest.raises(MaskShapeMismatch):
         surface_distances(np.ones((3, 3)), np.ones((3, 4)))
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (2.5, 0.7, 0.8)])
+@pytest.mark.parametrize(
+    "targets",
+    [0.2, 0.02, 1],  # of all pixels, or this many: found by steps, in the tree, or by transforming the box
+    ids=["dense", "sparse", "one"],
+)
+@pytest.mark.parametrize("sources", [0.3, 5], ids=["many", "few"])
+def test_every_way_to_find_the_nearest_is_exact(targets, sources, spacing):
+    shape = (14, 16, 18)
+    rng = np.random.default_rng(0)
+
+    def drawn(amount):
+        mask = np.zeros(shape, bool)
+        count = amount if amount >= 1 else int(amount * mask.size)
+        mask.flat[rng.choice(mask.size, count, replace=False)] = True
+        return mask
+
+    from_, to = drawn(sources), drawn(targets)
+    apart = (np.argwhere(from_)[:, None] - np.argwhere(to)[None]) * np.array(spacing)
+    expected = np.sqrt((apart**2).sum(-1)).min(axis=1)
+    np.testing.assert_allclose(surface._distances(from_, to, spacing), expected, rtol=1e-12)

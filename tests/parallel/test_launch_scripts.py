@@ -1,4 +1,4 @@
-"""tpu/launch_slice.sh and tpu/slurm.sbatch with false `gcloud`, `srun`, `scontrol`: what they ask for, and again when."""
+"""tpu/launch_slice.sh and tpu/slurm.sbatch with false `gcloud`, `srun`, `scontrol`: what they ask for, again when."""
 
 import os
 import subprocess
