@@ -2,8 +2,8 @@
 
 Shapes and settings are those of the CIFAR-10 benchmark of pfl-research (Granqvist et al. 2024): 1000 clients with
 50 images of 32 x 32 x 3 each, a cohort of 50 per round, five local steps of SGD (0.1) on batches of 10 in a fixed
-order, server rate 1.  The pixels are synthetic, of mean 0 and variance 1: a coarse pattern of the class
-and twice as much coarse noise.
+order, server rate 1.  The pixels are synthetic, of mean 0 and variance 1: a coarse pattern of the class,
+twice as much coarse noise, and a little noise of every pixel, without which pooling would choose among equals.
 
 Everybody trains the same cohorts from the same weights.  Weights are stored channels-last: convolutions
 (h, w, in, out), dense (in, out).
@@ -50,7 +50,9 @@ def write(folder: Path, clients: int) -> None:
     samples = STEPS * BATCH
     for name, n in (("", clients * samples), ("test_", TEST_IMAGES)):
         labels = rng.integers(0, CLASSES, n).astype(np.int32)
-        images = (_coarse(rng, n) + 0.5 * patterns[labels]) / np.sqrt(1.25, dtype=np.float32)
+        images = _coarse(rng, n) + 0.5 * patterns[labels]
+        images += 0.2 * rng.standard_normal(images.shape, np.float32)
+        images /= np.sqrt(1.29, dtype=np.float32)
         np.save(
             folder / f"{name}images.npy",
             images if name else images.reshape(clients, samples, *images.shape[1:]),
