@@ -14,7 +14,8 @@ from the same weights on the same cohorts, and their weights are compared; in th
 losses on test images.  The linear classifier agrees within 2e-8.  Our CNN convolves by Winograd's method, whose
 rounding errors of 1e-6 now and then make another of four nearly equal values the largest of its window, and with it
 the gradient goes elsewhere: of four clients three agreed with PyTorch within 2e-7 after their five steps, one within
-2e-3; with the plain convolution, or in float64, all agree (1e-7, 4e-8).  A contender without an environment is left out and the table says so.
+2e-3; with the plain convolution, or in float64, all agree (1e-7, 4e-8).  A contender without an environment is left
+out and the table says so.
 
 Cohort: FedAvg on LoRA deltas (rank 4, q and v) of LiteMedSAM's shapes with random weights, 1 to 64 clients, each
 size in a fresh process: see `federated_cohort`.
