@@ -35,8 +35,8 @@ class PlanArgs(PlanConfig):
     sweep: bool = False
     """Compile the sensible meshes, rules, parts of the batch, with and without kept activations, and rank them."""
     most: int = 8
-    """Programs that --sweep compiles at most, likeliest first: few parts, no model axis, whole parameters,
-    recomputed activations before their opposites."""
+    """Programs that --sweep compiles at most, likeliest first: few parts of the batch before many, recomputed
+    activations before kept ones, no model axis before one, whole parameters before divided ones."""
 
 
 def run(args: PlanArgs) -> int:

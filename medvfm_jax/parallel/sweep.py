@@ -36,8 +36,8 @@ class Outcome:
 def candidates(config: PlanConfig, devices: int) -> list[PlanConfig]:
     """Every sensible way to run ``config`` on so many devices, likeliest first.
 
-    Order: few parts before many (each part costs time); the model on one device before several (collectives of
-    activations); whole parameters before divided ones; activations computed again before kept ones.
+    Order: few parts before many (each part costs time); activations computed again before kept (which needs more
+    memory); no ``model`` axis before one (collectives of activations), small ones first; whole parameters before divided.
     Raises BadPlan if there is none.
     """
     batch, heads = config.global_batch, _heads(config.model)

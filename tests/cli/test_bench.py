@@ -12,8 +12,9 @@ from medvfm_jax.bench.measure import BenchResult, RowResult
 def row(name, **changes):
     facts = {
         "model": "lite-medsam", "row": name, "measures": "what", "pixels": 256, "images": 4,
-        "seconds": [2.0, 2.5, 2.25], "median_s": 2.25, "images_per_s": 1.78, "gflop": 100.0, "share": 0.4, "first_s": 30.0, "peak_mib": 1200.0,
-        "peak_of": "process", "peer_seconds": None, "peer_over_ours": None, "note": None,
+        "seconds": [2.0, 2.5, 2.25], "median_s": 2.25, "images_per_s": 1.78, "gflop": 100.0, "share": 0.4,
+        "first_s": 30.0, "peak_mib": 1200.0, "peak_of": "process", "peer_seconds": None, "peer_over_ours": None,
+        "note": None,
     }  # fmt: skip
     return RowResult(**facts | changes)
 
