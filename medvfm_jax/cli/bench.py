@@ -1,6 +1,7 @@
 """`medvfm bench`: how fast this machine is with these models, and what it could do at best."""
 
 import json
+import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -98,7 +99,7 @@ def _wanted(found: BenchResult) -> list[bool]:
 
 
 def _row(row: RowResult, found: BenchResult) -> list[str]:
-    theirs = None if row.peer_seconds is None else sorted(row.peer_seconds)[len(row.peer_seconds) // 2]
+    theirs = None if row.peer_seconds is None else statistics.median(row.peer_seconds)
     cells = [
         f"{row.model} {row.row}, {row.pixels} px",
         str(row.images),

@@ -37,7 +37,7 @@ def candidates(config: PlanConfig, devices: int) -> list[PlanConfig]:
     """Every sensible way to run ``config`` on so many devices, likeliest first.
 
     Order: few parts before many (each part costs time); activations computed again before kept (which needs more
-    memory); no ``model`` axis before one (collectives of activations), small ones first; whole parameters before divided.
+    memory); no ``model`` axis before one (it costs collectives), small ones first; whole parameters before divided.
     Raises BadPlan if there is none.
     """
     batch, heads = config.global_batch, _heads(config.model)
