@@ -8,13 +8,22 @@ import pytest
 from medvfm_jax.bench import rows
 from medvfm_jax.bench.alone import alone
 from medvfm_jax.bench.config import ROW_NAMES
+from medvfm_jax.models import catalog
 
 TINY = "lite-tiny-test"
 
 
 @pytest.fixture(scope="module")
 def tiny():
-    return rows.subject(TINY, "float32")
+    model = catalog.build(TINY)
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    return rows.Subject(model, jax.tree.map(lambda s: rng.normal(0, 0.2, s.shape).astype(np.float32), shapes))
+
+
+@pytest.fixture(scope="module")
+def encode(tiny):
+    return rows.build("encode", tiny, 2)
 
 
 def test_a_forward_pass_is_counted_as_its_products():
@@ -25,8 +34,8 @@ def test_a_forward_pass_is_counted_as_its_products():
     )
 
 
-def test_segment_is_encode_and_more(tiny):
-    encode, segment = (rows.build(name, tiny, 2) for name in ("encode", "segment"))
+def test_segment_is_encode_and_more(tiny, encode):
+    segment = rows.build("segment", tiny, 2)
     assert (encode.images, segment.images) == (1, 1)
     assert 0 < encode.flop < segment.flop
     assert encode.call().shape == tiny.spec.embedding
@@ -46,10 +55,10 @@ def test_a_step_on_embeddings_can_be_repeated_and_leaves_out_the_encoder(tiny, m
     assert row.flop > 0
 
 
-def test_samed_trains_through_the_encoder(tiny, monkeypatch):
+def test_samed_trains_through_the_encoder(tiny, encode, monkeypatch):
     """Counted, not compiled: the products of encoder and decoder, forward and backward, of two images."""
     monkeypatch.setattr(rows, "make_step", lambda *words: None)
-    samed, encode = rows.build("samed", tiny, 2), rows.build("encode", tiny, 2)
+    samed = rows.build("samed", tiny, 2)
     assert samed.images == 2
     assert samed.flop > 2 * 2 * encode.flop
 
