@@ -93,7 +93,7 @@ def lite_lora(work: Work, batch: int) -> Run:
     model = peers_torch.lite_medsam(work).requires_grad_(False)
     loras = with_lora(model.image_encoder, lambda parent: parent.num_heads, our_path)
     data = examples(batch, 256, 256)
-    images, masks = _tensors(data)
+    images, masks = tensors(data)
     return _gradient_run(lambda: dice_ce(model(images, data.boxes)[:, 0], masks.to(torch.float32)), loras)
 
 
@@ -112,7 +112,7 @@ def sam_lora(work: Work, *, checkpoint: bool) -> Run:
             forward = layer.forward
             layer.forward = lambda *args, f=forward, **kw: recompute(f, *args, use_reentrant=False, **kw)
     data = examples(1, work.sam_size, work.sam_size // 4)
-    images, masks = _tensors(data)
+    images, masks = tensors(data)
 
     def loss():
         boxes = torch.from_numpy(data.boxes.copy())[:, None]  # transformers may shift them in place
@@ -131,7 +131,7 @@ def decoder_training(work: Work, images: int, epochs: int, batch: int, *, cache:
     data = examples(images, 256, 256)
 
     def run() -> dict[str, np.ndarray]:
-        pixels, masks = _tensors(data)
+        pixels, masks = tensors(data)
         optimizer = torch.optim.Adam(model.mask_decoder.parameters(), lr=1e-4)
         encode = torch.no_grad()(model.image_encoder)
         embeddings = torch.cat([encode(x[None]) for x in pixels]) if cache else None
@@ -140,7 +140,7 @@ def decoder_training(work: Work, images: int, epochs: int, batch: int, *, cache:
             for first in range(0, images, batch):
                 part = slice(first, first + batch)
                 embedding = embeddings[part] if cache else encode(pixels[part])
-                logits = _decode(model, embedding, data.boxes[part])
+                logits = decode(model, embedding, data.boxes[part])
                 loss = dice_ce(logits, masks[part].to(torch.float32))
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
@@ -151,7 +151,8 @@ def decoder_training(work: Work, images: int, epochs: int, batch: int, *, cache:
     return run
 
 
-def _decode(model, embedding, boxes: np.ndarray):
+def decode(model, embedding, boxes: np.ndarray):
+    """Embeddings (B, 256, 64, 64) and boxes (B, 4) -> mask logits (B, 256, 256)."""
     import torch
 
     with torch.no_grad():
@@ -166,7 +167,8 @@ def _decode(model, embedding, boxes: np.ndarray):
     return logits[:, 0]
 
 
-def _tensors(data: Examples):
+def tensors(data: Examples):
+    """-> images (B, 3, S, S), masks (B, h, w) as tensors."""
     import torch
 
     return torch.from_numpy(np.ascontiguousarray(data.images.transpose(0, 3, 1, 2))), torch.from_numpy(

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from experiments.benchmarks.adapt_ours import QKV
-from experiments.benchmarks.harness import limit_threads, memory_mib
+from experiments.benchmarks.harness import limit_threads
 from medvfm_jax import cpu
+from medvfm_jax.bench.machine import memory_mib
 
 MODULE = "experiments.benchmarks.federated_cohort"
 

@@ -16,7 +16,6 @@ Ratios are reference / contender: above 1 is faster, or smaller, than the refere
 """
 
 import argparse
-import gc
 import json
 import os
 import statistics
@@ -33,6 +32,8 @@ import numpy as np
 
 from experiments.benchmarks.table import environment, show
 from medvfm_jax import cpu
+from medvfm_jax.bench.machine import memory_mib
+from medvfm_jax.bench.turns import rotated, take_turns, timed
 
 GEMM_SIDE = 2048
 
@@ -169,19 +170,11 @@ def _warm_turns(
     products = gemm_contenders(work.threads)
     for run in runs.values():
         run()  # compiles, warms up
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    gemm: dict[str, list[float]] = {name: [] for name in products}
-    for i in range(rounds):
-        for name in _rotated(names, i):
-            gc.collect()
-            start = time.perf_counter()
-            runs[name]()
-            seconds[name].append(time.perf_counter() - start)
-        for name, product in products.items():
-            start = time.perf_counter()
-            product()
-            gemm[name].append(2e-9 * GEMM_SIDE**3 / (time.perf_counter() - start))
-    return seconds, gemm
+    clocks = {("run", name): timed(run) for name, run in runs.items()}
+    clocks |= {("gemm", name): timed(product) for name, product in products.items()}
+    seconds = take_turns(clocks, range(rounds))
+    gemm = {name: [2e-9 * GEMM_SIDE**3 / s for s in seconds["gemm", name]] for name in products}
+    return {name: seconds["run", name] for name in names}, gemm
 
 
 def _cold_turns(
@@ -189,14 +182,9 @@ def _cold_turns(
 ) -> tuple[dict, dict]:
     seconds = {name: [numbers["first_run_s"]] for name, numbers in first.items()}
     for i in range(1, rounds):
-        for name in _rotated(list(first), i):
+        for name in rotated(list(first), i):
             seconds[name].append(alone(name)["first_run_s"])
     return seconds, {}
-
-
-def _rotated(names: list[str], i: int) -> list[str]:
-    cut = i % len(names) if names else 0
-    return names[cut:] + names[:cut]
 
 
 def _ratios(reference: Mapping[str, Any], this: Mapping[str, Any]) -> dict[str, float]:
@@ -232,12 +220,6 @@ def gemm_contenders(threads: int) -> dict[str, Callable[[], Any]]:
     for call in calls.values():
         call()
     return calls
-
-
-def memory_mib(field: str) -> float:
-    """`VmHWM` (peak) or `VmRSS` (now) of this process, in MiB; Linux only."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field + ":"))
 
 
 def _work_alone(case: Case, contender: str, work: Work) -> dict[str, Any]:

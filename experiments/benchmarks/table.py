@@ -1,12 +1,9 @@
 """What a benchmark prints and writes besides its numbers: the machine, the versions, a table."""
 
-import importlib.metadata
-import os
-import platform
-import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
+
+from medvfm_jax.bench import machine
 
 PACKAGES = ("medvfm-jax", "jax", "jaxlib", "flax", "torch", "transformers", "onnx", "onnxruntime", "numpy")
 COLUMNS = ("", "min s", "median s", "speed", "peak MiB", "memory", "of GEMM peak", "largest difference")
@@ -14,23 +11,7 @@ COLUMNS = ("", "min s", "median s", "speed", "peak MiB", "memory", "of GEMM peak
 
 def environment(threads: int) -> dict[str, Any]:
     """Machine, load and versions."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
-    info = Path("/proc/cpuinfo")
-    names = [line for line in info.read_text().splitlines() if "model name" in line] if info.exists() else []
-    return {
-        "versions": versions,
-        "python": platform.python_version(),
-        "cpu": names[0].split(":", 1)[1].strip() if names else platform.processor(),
-        "cores_of_the_machine": os.cpu_count(),
-        "threads": threads,
-        "load_at_start": os.getloadavg(),
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
+    return machine.environment(PACKAGES) | {"threads": threads}
 
 
 def show(result: Mapping[str, Any]) -> None:

@@ -27,6 +27,7 @@ COMMANDS = {
     "segment": "masks of pictures and volumes, from boxes, clicks or a delta that needs none",
     "report": "one HTML page for one run, or several side by side",
     "plan": "whether a training step fits a TPU slice or this machine, and how fast it would be",
+    "bench": "how fast this machine is with these models, beside its own matrix product",
 }
 GLOBAL_FLAGS = ("--debug", "--json", "--version")
 

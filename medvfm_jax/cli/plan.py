@@ -8,7 +8,12 @@ import jax
 import tyro
 
 from medvfm_jax.cli import console
+from medvfm_jax.cli.errors import BadUsage
+from medvfm_jax.cli.plan_table import as_record, describe_sweep, one_line
 from medvfm_jax.parallel.plan import Memory, Plan, PlanConfig, plan
+from medvfm_jax.parallel.sweep import Outcome, ranked, sweep
+
+_CHOSEN_BY_A_SWEEP = ("mesh", "rules", "accumulate", "keep_activations")
 
 
 @dataclass(frozen=True)
@@ -19,23 +24,64 @@ class PlanArgs(PlanConfig):
 
     Example: medvfm plan --model sam-b --adapter full --topology v5p:2x2x1 --rules fsdp --json
 
+    Example: medvfm plan --model sam-h --topology v5e:4x4 --global-batch 64 --sweep --most 6
+
     No weights are needed and nothing of the model is allocated. Compiling takes minutes. The memory is the
     compiler's own accounting; the time is an estimate, see tpu/README.md.
     """
 
     set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Option of the adapter, for example lora.rank=8; may be given several times."""
+    sweep: bool = False
+    """Compile the sensible meshes, rules, parts of the batch, with and without kept activations, and rank them."""
+    most: int = 8
+    """Programs that --sweep compiles at most, likeliest first: few parts of the batch before many, recomputed
+    activations before kept ones, no model axis before one, whole parameters before divided ones."""
 
 
 def run(args: PlanArgs) -> int:
-    """Compile and print; exit code 1 if it does not fit."""
+    """Compile and print; exit code 1 if it does not fit, or nothing of a sweep does."""
+    config = PlanConfig(**{field.name: getattr(args, field.name) for field in fields(PlanConfig)})
+    if args.sweep:
+        _refuse_fixed(config)
     if args.topology != "cpu":
         jax.config.update("jax_platforms", "cpu")  # do not look for the TPU that libtpu would drive
+    if args.sweep:
+        return _sweep(config, args.most)
     console.say(f"compiling {args.model} with {args.adapter} for {args.topology}; this takes minutes")
     with _without_cache():
-        found = plan(PlanConfig(**{field.name: getattr(args, field.name) for field in fields(PlanConfig)}))
+        found = plan(config)
     console.result(found, describe(found))
     return 0 if found.memory.fits else 1
+
+
+def _refuse_fixed(config: PlanConfig) -> None:
+    """A sweep chooses these itself: an option that would be ignored is refused."""
+    for field in fields(PlanConfig):
+        if field.name in _CHOSEN_BY_A_SWEEP and getattr(config, field.name) != field.default:
+            raise BadUsage(
+                f"--sweep chooses --{field.name.replace('_', '-')} itself; leave one of the two out"
+            )
+
+
+def _sweep(config: PlanConfig, most: int) -> int:
+    """Every candidate in a line when it is known, the table at the end; also of what an interruption left."""
+    console.say(
+        f"compiling at most {most} programs of {config.model} with {config.adapter} for {config.topology}; "
+        "each takes minutes"
+    )
+    outcomes: list[Outcome] = []
+    try:
+        with _without_cache():
+            for outcome in sweep(config, most, plan):
+                outcomes.append(outcome)
+                if outcome.plan is not None or outcome.refused_by_compiler:
+                    console.say(one_line(outcome))
+    finally:  # hours of compilations are not thrown away by Ctrl-C
+        if outcomes:
+            console.result(as_record(outcomes), describe_sweep(outcomes))
+    best = ranked(outcomes)
+    return 0 if best and best[0].memory.fits else 1
 
 
 @contextlib.contextmanager

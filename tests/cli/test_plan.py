@@ -1,11 +1,14 @@
 """`medvfm plan`: the same plan for people and for programs, without weights; what does not exist is refused."""
 
+import dataclasses
+
 import pytest
 
 import medvfm_jax.cli.plan as command
 from medvfm_jax.parallel.flops import Flops
 from medvfm_jax.parallel.hlo import Collective, Hotspot, Program
 from medvfm_jax.parallel.plan import Memory, Plan, PlanConfig, Speed
+from medvfm_jax.parallel.sweep import Outcome
 
 FITS = Plan(
     PlanConfig(model="sam-h", topology="v5e:16x16", global_batch=1024),
@@ -100,3 +103,88 @@ def test_what_does_not_exist_is_refused(medvfm, words, sentence):
     result = medvfm("plan", *words)
     assert result.code == 1
     assert sentence in result.err
+
+
+def swept(config, most, compile_one):
+    """The larger one first; one is refused."""
+    small = dataclasses.replace(FITS, config=dataclasses.replace(FITS.config, mesh="data=256"))
+    large = dataclasses.replace(
+        TOO_LARGE, config=dataclasses.replace(TOO_LARGE.config, mesh="data=128,model=2")
+    )
+    yield Outcome(large.config, large)
+    yield Outcome(small.config, small)
+    for parts in (2, 4, 8, 16, 32):
+        yield Outcome(dataclasses.replace(small.config, accumulate=parts), None, "it fits in 1 part")
+
+
+def test_a_sweep_ranks_what_fits_first_and_says_what_is_left_out(medvfm, monkeypatch):
+    asked = []
+    monkeypatch.setattr(command, "sweep", lambda *words: asked.append(words[:2]) or swept(*words))
+    words = (
+        "plan",
+        "--model",
+        "sam-h",
+        "--topology",
+        "v5e:16x16",
+        "--global-batch",
+        1024,
+        "--sweep",
+        "--most",
+        3,
+    )
+    text = medvfm(*words).out
+    assert asked == [(PlanConfig("sam-h", topology="v5e:16x16", global_batch=1024), 3)]
+    head, _, first, second, *rest = text[text.index("mesh  ") :].splitlines()
+    assert head.split()[:3] == ["mesh", "rules", "parts"]
+    assert first.split() == [
+        "data=256",
+        "replicated",
+        "1",
+        "again",
+        "12.00",
+        "yes",
+        "400.0",
+        "2,560",
+        "50",
+        "%",
+    ]
+    assert second.split()[:7] == ["data=128,model=2", "replicated", "1", "kept", ">=", "40.00", "no"]
+    assert "it fits in 1 part: data=256 replicated, 2 parts;" in rest[1]
+    assert rest[1].endswith("; and 1 more")
+    assert rest[-1].startswith("best (fastest estimated step): medvfm plan --model sam-h")
+    assert rest[-1].endswith("--mesh data=256")
+    record = medvfm(*words, "--json").json
+    assert [p["config"]["mesh"] for p in record["plans"]] == ["data=256", "data=128,model=2"]
+    assert record["best"].endswith("--mesh data=256")
+    assert [o["config"]["accumulate"] for o in record["others"]] == [2, 4, 8, 16, 32]
+
+
+def test_a_sweep_in_which_nothing_fits_fails_and_says_what_would_help(medvfm, monkeypatch):
+    monkeypatch.setattr(command, "sweep", lambda *words: iter([Outcome(TOO_LARGE.config, TOO_LARGE)]))
+    result = medvfm("plan", "--sweep")
+    assert result.code == 1
+    assert "none of them fits; try without --keep-activations" in result.out
+
+
+def test_an_interrupted_sweep_shows_what_it_has(medvfm, monkeypatch):
+    def interrupted(*words):
+        yield Outcome(FITS.config, FITS)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "sweep", interrupted)
+    result = medvfm("plan", "--sweep")
+    assert result.code == 130
+    assert "best (fastest estimated step): medvfm plan --model sam-h" in result.out
+
+
+@pytest.mark.parametrize(
+    "words", [["--rules", "fsdp"], ["--mesh", "data=1"], ["--accumulate", "2"], ["--keep-activations"]]
+)
+def test_what_a_sweep_chooses_cannot_be_given_as_well(medvfm, words):
+    medvfm("plan", "--sweep", *words).refused(f"--sweep chooses {words[0]} itself", code=2)
+
+
+def test_a_sweep_refuses_what_does_not_exist(medvfm):
+    result = medvfm("plan", "--sweep", "--model", "sam-x")
+    assert result.code == 1
+    assert "There is no model 'sam-x'" in result.err
