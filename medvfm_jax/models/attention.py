@@ -6,7 +6,6 @@ grid's rows one after another.  Softmax runs in float32 and is normalised after 
 divisions instead of tokens^2.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -117,7 +116,12 @@ def grid_attention(
     heads, tokens, d = q.shape
     how = how or formulation(tokens)
     if (kernel := _kernel(how, 1, d, rows, columns)) is not None:
-        return _by_kernel(kernel, (q, k, v), rows, columns)
+        from medvfm_jax.models import flash_attention, flash_heads
+
+        table = flash_heads.position_table(rows, columns, kernel, q.dtype)
+        out = flash_attention.on_grid(*(_fill_rows(x, kernel) for x in (q, k, v)), table, kernel)
+        out = rearrange(out, "n (h w) d -> n h w d", h=kernel.h)[:, :, : kernel.w]
+        return rearrange(out, "n h w d -> n (h w) d")
     by_row, by_column = decomposed_bias(q, rows, columns)
     scaled = q * jnp.asarray(d**-0.5, q.dtype)
     if how.rows is None and how.heads is None:
@@ -152,8 +156,6 @@ def window_attention(
     """Attention inside each window, qkv (windows, tokens, 3 * c) as [q|k|v] -> (windows, tokens, c)."""
     count, tokens, _ = qkv.shape
     how = how or formulation(tokens)
-    if (kernel := _kernel(how, heads, qkv.shape[-1] // (3 * heads), rows, columns)) is not None:
-        return _by_kernel(kernel, jnp.split(qkv, 3, axis=-1), rows, columns)
 
     def some_windows(qkv: Array) -> Array:
         q, k, v = rearrange(qkv, "n t (three heads d) -> three n heads t d", three=3, heads=heads)
@@ -168,28 +170,43 @@ def window_attention(
     return rearrange(jax.lax.map(some_windows, groups), "groups n t c -> (groups n) t c")
 
 
+def map_attention(
+    qkv: Array, fill: Array, heads: int, rows: Array, columns: Array, how: Formulation | None = None
+) -> Array:
+    """Attention in the windows of a map, qkv (h, w, 3 * c) as [q|k|v] -> (h, w, c).
+
+    Windows are as large as rows (window, window, d) and columns say; where they reach beyond the map, they see the
+    token ``fill`` (3 * c).
+    """
+    h, w, channels = qkv.shape
+    window = len(rows)
+    how = how or formulation(window**2)
+    if (kernel := _kernel(how, heads, channels // (3 * heads), rows, columns)) is not None:
+        from medvfm_jax.models import flash_attention, flash_heads
+
+        table = flash_heads.position_table(rows, columns, kernel, qkv.dtype)
+        return flash_attention.in_windows(qkv, fill.astype(qkv.dtype), table, kernel)
+    if h % window or w % window:
+        qkv = pad_with(qkv, fill, window)
+    out = window_attention(partition(qkv, window), heads, rows, columns, how)
+    return unpartition(out, window, (h, w))
+
+
 def _kernel(how: Formulation, heads: int, d: int, rows: Array, columns: Array) -> Any:
     """The kernel for a grid of rows (h, h, d) and columns (w, w, d), or None if another form serves it."""
     if not how.kernels:
         return None
-    from medvfm_jax.models import flash_attention  # on TPUs only: importing Pallas takes a second
+    from medvfm_jax.models import flash_heads  # on TPUs only: importing Pallas takes a second
 
-    kernel = flash_attention.Kernel(len(rows), len(columns), heads, d, how.interpret)
+    kernel = flash_heads.Kernel(len(rows), len(columns), heads, d, how.interpret)
     return kernel if kernel.fits else None
 
 
-def _by_kernel(kernel: Any, qkv: Sequence[Array], rows: Array, columns: Array) -> Array:
-    """q, k, v, each (groups, h*w, c) -> (groups, h*w, c); rows of the grid are filled up for the kernel."""
-    from medvfm_jax.models import flash_attention
-
-    def fill(x: Array) -> Array:
-        x = rearrange(x, "n (h w) c -> n h w c", h=kernel.h)
-        x = jnp.pad(x, ((0, 0), (0, 0), (0, kernel.across - kernel.w), (0, 0)))
-        return rearrange(x, "n h w c -> n (h w) c")
-
-    out = flash_attention.attention(*map(fill, qkv), rows, columns, kernel)
-    out = rearrange(out, "n (h w) c -> n h w c", h=kernel.h)[:, :, : kernel.w]
-    return rearrange(out, "n h w c -> n (h w) c")
+def _fill_rows(x: Array, kernel: Any) -> Array:
+    """Fill the rows of a grid up to what the kernel needs, x (n, h*w, d) -> (n, tokens, d)."""
+    x = rearrange(x, "n (h w) d -> n h w d", h=kernel.h)
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, kernel.across - kernel.w), (0, 0)))
+    return rearrange(x, "n h w d -> n (h w) d")
 
 
 def partition(x: Array, window: int) -> Array:

@@ -15,14 +15,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax import Array
 
-from medvfm_jax.models.attention import (
-    grid_attention,
-    pad_with,
-    partition,
-    relative_positions,
-    unpartition,
-    window_attention,
-)
+from medvfm_jax.models.attention import grid_attention, map_attention, relative_positions
 from medvfm_jax.models.convolution import PatchConv
 from medvfm_jax.models.interpolation import resize
 from medvfm_jax.models.layers import MlpBlock, layer_norm, neck
@@ -84,11 +77,10 @@ class Attention(nn.Module):
             out = grid_attention(q, k, v, relative_positions(table_h, h), relative_positions(table_w, w))
             out = rearrange(out, "n (h w) d -> h w (n d)", h=h)
         else:
-            if h % window or w % window:
-                qkv = pad_with(qkv, to_qkv(jnp.zeros((1, dim), x.dtype))[0], window)
+            fits = h % window == 0 and w % window == 0
+            fill = jnp.zeros(3 * dim, qkv.dtype) if fits else to_qkv(jnp.zeros((1, dim), x.dtype))[0]
             tables = relative_positions(table_h, window), relative_positions(table_w, window)
-            out = window_attention(partition(qkv, window), config.heads, *tables)
-            out = unpartition(out, window, (h, w))
+            out = map_attention(qkv, fill, config.heads, *tables)
         return nn.Dense(dim, dtype=config.dtype, name="proj")(out)
 
 

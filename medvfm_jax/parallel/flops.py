@@ -46,41 +46,43 @@ def training_flops(loss: Callable[..., tuple[Any, Any]], params: Any, delta: Any
     needed_forward, _, _ = _count(forward.jaxpr, [False] * len(forward.jaxpr.invars))
     inputs = [True] + [False] * (len(both.jaxpr.invars) - 1)
     executed, of_cotangents, _ = _count(both.jaxpr, inputs)
-    kernels, _, _ = _count(both.jaxpr, inputs, in_kernels=True)
+    kernels, _, _ = _count(both.jaxpr, inputs, _outside)
     return Flops(needed_forward + of_cotangents, executed, kernels)
 
 
-def _count(jaxpr: Jaxpr, marked: Sequence[bool], in_kernels: bool = False) -> tuple[int, int, list[bool]]:
+def _count(
+    jaxpr: Jaxpr, marked: Sequence[bool], product: Callable[[Any], int] | None = None
+) -> tuple[int, int, list[bool]]:
     """-> (all, those with a marked operand, which outputs are marked), marks spreading from inputs to outputs.
 
-    in_kernels: only products inside kernels, filled up.
+    product: FLOPs of one product or convolution.
     """
+    product = product or _exact
     marks = dict(zip(jaxpr.invars, marked, strict=True))
     total = of_marked = 0
     for eqn in jaxpr.eqns:
         inputs = [not isinstance(v, Literal) and marks.get(v, False) for v in eqn.invars]
-        everything, some, outputs = _of_equation(eqn, inputs, in_kernels)
+        everything, some, outputs = _of_equation(eqn, inputs, product)
         total += everything
         of_marked += some
         marks.update(zip(eqn.outvars, outputs, strict=True))
     return total, of_marked, [not isinstance(v, Literal) and marks.get(v, False) for v in jaxpr.outvars]
 
 
-def _of_equation(eqn: Any, inputs: list[bool], in_kernels: bool) -> tuple[int, int, list[bool]]:
+def _of_equation(eqn: Any, inputs: list[bool], product: Callable[[Any], int]) -> tuple[int, int, list[bool]]:
     name, params = eqn.primitive.name, eqn.params
     if name in ("dot_general", "conv_general_dilated"):
-        flops = 0 if in_kernels else (_dot if name == "dot_general" else _convolution)(eqn)
+        flops = product(eqn)
         return flops, flops * any(inputs), [any(inputs)]
     if name == "pallas_call":
-        steps = math.prod(params["grid_mapping"].grid)
-        flops = steps * sum(
-            (_filled if in_kernels else _dot)(product) for product in _products(params["jaxpr"])
-        )
+        body, steps = params["jaxpr"], math.prod(params["grid_mapping"].grid)
+        inside = _exact if product is _exact else _filled
+        flops = steps * _count(body, [False] * len(body.invars), inside)[0]
         return flops, flops * any(inputs), [any(inputs)] * len(eqn.outvars)
     if name == "scan":
-        return _scan(params, inputs, in_kernels)
+        return _scan(params, inputs, product)
     if name == "cond":
-        branches = [_count(b.jaxpr, inputs[1:], in_kernels) for b in params["branches"]]
+        branches = [_count(b.jaxpr, inputs[1:], product) for b in params["branches"]]
         total, some, _ = max(branches, key=lambda b: b[0])
         return total, some, [any(b[2][i] for b in branches) for i in range(len(eqn.outvars))]
     bodies = [_open(value) for value in params.values() if isinstance(value, ClosedJaxpr | Jaxpr)]
@@ -88,20 +90,17 @@ def _of_equation(eqn: Any, inputs: list[bool], in_kernels: bool) -> tuple[int, i
         body for body in bodies if len(body.invars) == len(inputs) and len(body.outvars) == len(eqn.outvars)
     ]
     if bodies:
-        return _count(bodies[0], inputs, in_kernels)
+        return _count(bodies[0], inputs, product)
     return 0, 0, [any(inputs)] * len(eqn.outvars)
 
 
-def _products(kernel: Jaxpr) -> list[Any]:
-    """Matrix products of a kernel's body, which has no loops around them."""
-    return [eqn for eqn in kernel.eqns if eqn.primitive.name == "dot_general"]
-
-
-def _scan(params: dict[str, Any], inputs: list[bool], in_kernels: bool) -> tuple[int, int, list[bool]]:
+def _scan(
+    params: dict[str, Any], inputs: list[bool], product: Callable[[Any], int]
+) -> tuple[int, int, list[bool]]:
     body, constants, carried = params["jaxpr"].jaxpr, params["num_consts"], params["num_carry"]
     marked = list(inputs)
     while True:
-        total, some, outputs = _count(body, marked, in_kernels)
+        total, some, outputs = _count(body, marked, product)
         carry = [
             a or b for a, b in zip(marked[constants : constants + carried], outputs[:carried], strict=True)
         ]
@@ -114,6 +113,15 @@ def _open(body: ClosedJaxpr | Jaxpr) -> Jaxpr:
     return body.jaxpr if isinstance(body, ClosedJaxpr) else body
 
 
+def _exact(eqn: Any) -> int:
+    return (_dot if eqn.primitive.name == "dot_general" else _convolution)(eqn)
+
+
+def _outside(eqn: Any) -> int:
+    """Nothing: of what is counted with this, only the insides of kernels count."""
+    return 0
+
+
 def _dot(eqn: Any) -> int:
     (contracted, _), _ = eqn.params["dimension_numbers"]
     left = eqn.invars[0].aval.shape
@@ -121,7 +129,7 @@ def _dot(eqn: Any) -> int:
 
 
 def _filled(eqn: Any) -> int:
-    """A product of two matrices in units of 128 x 128 that stand still while rows of the left one pass."""
+    """A kernel's product of two matrices, in units of 128 x 128 that stand still while rows of the left one pass."""
     ((contracted,), _), _ = eqn.params["dimension_numbers"]
     rows, columns = eqn.outvars[0].aval.shape
     return 2 * rows * _up(columns) * _up(eqn.invars[0].aval.shape[contracted])
