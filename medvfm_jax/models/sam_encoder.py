@@ -37,7 +37,9 @@ class SamEncoderConfig:
     mlp_ratio: int = 4
     out_features: int = 256
     scan_blocks: bool = False
-    remat: bool = False  # recompute every block (group) in the backward pass
+    remat: bool | str = (
+        False  # recompute every block (group) in the backward pass, or only what is "between" products
+    )
     dtype: Any = jnp.float32
 
     @property
@@ -111,6 +113,11 @@ class BlockGroup(nn.Module):
         return x, None
 
 
+def keep_products(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Policy of rematerialisation: results of matrix products and of attention kernels are kept."""
+    return primitive.name in ("dot_general", "pallas_call")
+
+
 class PatchEmbed(nn.Module):
     """Image (S, S, 3) -> (S/p, S/p, c)."""
 
@@ -136,9 +143,10 @@ class SamEncoder(nn.Module):
         if positions.shape[:2] != x.shape[:2]:
             positions = resize(positions, x.shape[:2], "bilinear")
         x = x + positions.astype(config.dtype)
+        policy = keep_products if config.remat == "between" else None
         if config.scan_blocks:
             # Rematerialised inside the scan: unrolled checkpoints hardly save memory on CPU, scanned ones do.
-            group = nn.remat(BlockGroup, prevent_cse=False) if config.remat else BlockGroup
+            group = nn.remat(BlockGroup, prevent_cse=False, policy=policy) if config.remat else BlockGroup
             stack = nn.scan(
                 group,
                 variable_axes={"params": 0, "taps": 0},
@@ -147,7 +155,7 @@ class SamEncoder(nn.Module):
             )
             x, _ = stack(config, name="blocks")(x, None)
         else:
-            block = nn.remat(Block) if config.remat else Block
+            block = nn.remat(Block, policy=policy) if config.remat else Block
             for i in range(config.depth):
                 x = block(config, i in config.global_blocks, name=f"blocks_{i}")(x)
         return neck(x, config.out_features, config.dtype)

@@ -146,7 +146,9 @@ def advise(config: PlanConfig, mesh: Mesh, training: Abstract) -> str:
     each = config.global_batch // (mesh.shape[DATA] * mesh.shape[CLIENTS] * config.accumulate)
     weights = 4 * training.size.total
     if config.keep_activations:
-        return "without --keep-activations: they are kept for the whole backward pass"
+        return "--keep-products instead of --keep-activations: they are kept for the whole backward pass"
+    if config.keep_products and each == 1:
+        return "without --keep-products: they are kept for the whole backward pass"
     if config.rules == "replicated" and weights > 2**30 and training.size.trained > training.size.total / 2:
         return "--rules fsdp: weights, gradients and moments are whole on every device"
     if each > 1:

@@ -13,6 +13,7 @@ from medvfm_jax.models.attention import (
     PLAIN,
     TPU,
     grid_attention,
+    map_attention,
     relative_positions,
 )
 from medvfm_jax.models.flash_heads import Kernel
@@ -24,11 +25,10 @@ def close(tree, other, atol=2e-5):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol), tree, other)
 
 
-def windows(how, qkv, tables, heads=2, h=3, w=5):
-    """Attention in windows (n, h * w, 3 * c) with tables of relative positions."""
-    return window_attention(
-        qkv, heads, relative_positions(tables[0], h), relative_positions(tables[1], w), how
-    )
+def windows(how, tokens, tables, heads=2, window=3):
+    """Attention in the windows of a map; tokens: qkv (h, w, 3 * c) and what fills windows up (3 * c)."""
+    positions = (relative_positions(table, window) for table in tables)
+    return map_attention(*tokens, heads, *positions, how)
 
 
 def gradients(function, *arguments):
@@ -93,11 +93,9 @@ def test_clients_that_train_their_tables_and_blocks_that_recompute_in_a_scan(cas
 
 
 def test_bfloat16_keeps_its_type_and_stays_close(case):
-    qkv, tables = jax.tree.map(lambda x: x.astype(jnp.bfloat16), case)
-    out, expected = (
-        windows(KERNELS, qkv[0], tables),
-        windows(PLAIN, *jax.tree.map(jnp.float32, (qkv[0], tables))),
-    )
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), case)
+    out = jax.vmap(functools.partial(windows, KERNELS), (0, None))(*half)
+    expected = jax.vmap(functools.partial(windows, PLAIN), (0, None))(*jax.tree.map(jnp.float32, half))
     assert out.dtype == jnp.bfloat16
     np.testing.assert_allclose(out.astype(jnp.float32), expected, atol=0.06)
 
