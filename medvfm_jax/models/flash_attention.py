@@ -17,7 +17,8 @@ from jax.custom_batching import custom_vmap
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from medvfm_jax.models.flash_heads import LANES, Kernel, attend, attend_gradient, key_coordinates
+from medvfm_jax.models.flash_heads import Kernel, attend, attend_gradient, key_coordinates, zero_when
+from medvfm_jax.models.flash_windows import number, strip_shape, windows_gradient_kernel, windows_kernel
 
 _VMEM = 100 * 2**20  # bytes on the chip a kernel may take, of 128 MiB
 
@@ -79,8 +80,8 @@ def _grid_gradient_kernel(
     q_ref, k_ref, v_ref, table_ref, keys_ref, g_ref, dq_ref, dk_ref, dv_ref, dtable_ref, *, kernel: Kernel
 ) -> None:
     head, step = pl.program_id(1), pl.program_id(2)
-    _zero_when((head == 0) & (step == 0), dtable_ref)
-    _zero_when(step == 0, dk_ref, dv_ref)
+    zero_when((head == 0) & (step == 0), dtable_ref)
+    zero_when(step == 0, dk_ref, dv_ref)
     dq, dk, dv, dtable = attend_gradient(
         q_ref[0, 0],
         k_ref[0, 0],
@@ -95,122 +96,6 @@ def _grid_gradient_kernel(
     dk_ref[0, 0] += dk
     dv_ref[0, 0] += dv
     dtable_ref[0] += dtable
-
-
-def _windows_kernel(
-    qkv_ref, fill_ref, table_ref, keys_ref, out_ref, *strips, kernel: Kernel, height: int
-) -> None:
-    """A row of windows, (window, width, 3 * c) -> (window, width, c), through float32 strips on the chip."""
-    *inputs, out_strip = strips
-    for head in range(kernel.heads):
-        for part, strip in enumerate(inputs):
-            _to_strip(strip, qkv_ref, fill_ref, _lanes_of(head, part, kernel), kernel, height)
-
-        def window(j: Array, nothing: None) -> None:
-            q, k, v = (_cut(strip, j, qkv_ref.dtype, kernel) for strip in inputs)
-            _paste(out_strip, j, attend(q, k, v, table_ref[...], keys_ref[...], 0, kernel), kernel)
-
-        jax.lax.fori_loop(0, _number(qkv_ref.shape[2], kernel), window, None)
-        _from_strip(out_ref, out_strip, _lanes_of(head, 0, kernel), kernel)
-
-
-def _windows_gradient_kernel(
-    qkv_ref,
-    fill_ref,
-    table_ref,
-    keys_ref,
-    g_ref,
-    dqkv_ref,
-    dfill_ref,
-    dtable_ref,
-    *strips,
-    kernel: Kernel,
-    height: int,
-) -> None:
-    *inputs, g_strip, dq_strip, dk_strip, dv_strip = strips
-    outputs = dq_strip, dk_strip, dv_strip
-    _zero_when(pl.program_id(1) == 0, dfill_ref, dtable_ref)
-    for head in range(kernel.heads):
-        for part, strip in enumerate(inputs):
-            _to_strip(strip, qkv_ref, fill_ref, _lanes_of(head, part, kernel), kernel, height)
-        _to_strip(g_strip, g_ref, None, _lanes_of(head, 0, kernel), kernel, height)
-
-        def window(j: Array, nothing: None) -> None:
-            q, k, v, g = (_cut(strip, j, qkv_ref.dtype, kernel) for strip in (*inputs, g_strip))
-            column = jax.lax.rem(jax.lax.broadcasted_iota(jnp.int32, g.shape, 0), kernel.across)
-            g = jnp.where(column < kernel.w, g, jnp.zeros_like(g))  # what lies behind is the next window's
-            *grads, dtable = attend_gradient(q, k, v, table_ref[...], keys_ref[...], g, 0, kernel)
-            for strip, grad in zip(outputs, grads, strict=True):
-                _paste(strip, j, grad, kernel)
-            dtable_ref[0] += dtable
-
-        jax.lax.fori_loop(0, _number(qkv_ref.shape[2], kernel), window, None)
-        for part, strip in enumerate(outputs):
-            lanes = _lanes_of(head, part, kernel)
-            _from_strip(dqkv_ref, strip, lanes, kernel)
-            beyond = _beyond(strip.shape[:2], kernel, height, qkv_ref.shape[2])
-            of_fill = jnp.where(beyond[:, :, None], strip[:, :, : kernel.d], 0)
-            dfill_ref[0, :, lanes] += of_fill.sum(axis=0).sum(axis=0, keepdims=True)
-
-
-def _lanes_of(head: int, part: int, kernel: Kernel) -> slice:
-    """Lanes of a head in q (part 0), k (1) or v (2)."""
-    start = (part * kernel.heads + head) * kernel.d
-    return slice(start, start + kernel.d)
-
-
-def _number(width: int, kernel: Kernel) -> int:
-    """Windows in a row."""
-    return -(-width // kernel.w)
-
-
-def _strip_shape(width: int, kernel: Kernel) -> tuple[int, int, int]:
-    """Room for a row of windows, of which the last one is filled up too."""
-    columns = (_number(width, kernel) - 1) * kernel.w + kernel.across
-    return kernel.h, -(-columns // 8) * 8, -(-kernel.d // LANES) * LANES
-
-
-def _beyond(shape: tuple[int, int], kernel: Kernel, height: int, width: int) -> Array:
-    """Which tokens (rows, columns) of a strip are not of the map."""
-    row = jax.lax.broadcasted_iota(jnp.int32, shape, 0) + pl.program_id(1) * kernel.h
-    return (row >= height) | (jax.lax.broadcasted_iota(jnp.int32, shape, 1) >= width)
-
-
-def _to_strip(strip, source, fill, lanes: slice, kernel: Kernel, height: int) -> None:
-    """One head of a row of the map, with ``fill`` (zeros if None) where it lies beyond the map."""
-    x = source[0, :, :, lanes].astype(jnp.float32)
-    filling = jnp.zeros((1, kernel.d), jnp.float32) if fill is None else fill[0, :, lanes].astype(jnp.float32)
-    filling = jnp.broadcast_to(filling[None], (kernel.h, strip.shape[1], kernel.d))
-    width = x.shape[1]
-    row = jax.lax.broadcasted_iota(jnp.int32, x.shape, 0) + pl.program_id(1) * kernel.h
-    strip[:, :width, : kernel.d] = jnp.where(row < height, x, filling[:, :width])
-    if width < strip.shape[1]:
-        strip[:, width:, : kernel.d] = filling[:, width:]
-
-
-def _from_strip(target, strip, lanes: slice, kernel: Kernel) -> None:
-    target[0, :, :, lanes] = strip[:, : target.shape[2], : kernel.d].astype(target.dtype)
-
-
-def _cut(strip, j: Array, dtype: Any, kernel: Kernel) -> Array:
-    """Window j of a strip, (tokens, d)."""
-    return (
-        strip[:, pl.ds(j * kernel.w, kernel.across), : kernel.d]
-        .reshape(kernel.tokens, kernel.d)
-        .astype(dtype)
-    )
-
-
-def _paste(strip, j: Array, x: Array, kernel: Kernel) -> None:
-    """Put a window back.  What fills it up lies where the next one, which comes after it, will be."""
-    strip[:, pl.ds(j * kernel.w, kernel.across), : kernel.d] = x.reshape(kernel.h, kernel.across, kernel.d)
-
-
-def _zero_when(first: Array, *refs: Any) -> None:
-    @pl.when(first)
-    def _() -> None:
-        for ref in refs:
-            ref[...] = jnp.zeros_like(ref)
 
 
 def _launch_grid(gradient: bool, kernel: Kernel, table: Array, *arrays: Array) -> Any:
@@ -238,7 +123,7 @@ def _launch_windows(gradient: bool, kernel: Kernel, table: Array, *arrays: Array
     """On qkv (batch, h, w, 3 * c), fill (batch, 1, 3 * c) and, for the gradient, the cotangent (batch, h, w, c)."""
     qkv, fill = arrays[:2]
     batch, height, width, channels = qkv.shape
-    down = _number(height, kernel)
+    down = number(height, kernel)
     wide = pl.BlockSpec((1, kernel.h, width, channels), lambda b, i: (b, i, 0, 0))
     narrow = pl.BlockSpec((1, kernel.h, width, channels // 3), lambda b, i: (b, i, 0, 0))
     one = pl.BlockSpec((1, 1, channels), lambda b, i: (b, 0, 0))
@@ -247,16 +132,16 @@ def _launch_windows(gradient: bool, kernel: Kernel, table: Array, *arrays: Array
         outs = [(wide, qkv.shape, qkv.dtype), (one, fill.shape, jnp.float32), _of_table(table, batch, 2)]
     return _launch(
         functools.partial(
-            _windows_gradient_kernel if gradient else _windows_kernel, kernel=kernel, height=height
+            windows_gradient_kernel if gradient else windows_kernel, kernel=kernel, height=height
         ),
         (batch, down),
         [(wide, qkv), (one, fill)],
         table,
         list(zip((narrow,), arrays[2:], strict=False)),
         outs,
-        (batch * down * _number(width, kernel) * kernel.heads, kernel.tokens, kernel.d),
+        (batch * down * number(width, kernel) * kernel.heads, kernel.tokens, kernel.d),
         kernel,
-        [pltpu.VMEM(_strip_shape(width, kernel), jnp.float32)] * (7 if gradient else 4),
+        [pltpu.VMEM(strip_shape(width, kernel), jnp.float32)] * (7 if gradient else 4),
     )
 
 
@@ -282,9 +167,9 @@ def _launch(
     blocks, arrays = zip(*inputs, *whole, *cotangent, strict=True)
     varying = jax.typeof(
         arrays[0]
-    ).manual_axis_type  # over which axes of an enclosing shard_map values differ
+    ).manual_axis_type  # axes of an enclosing shard_map over which values differ
     shapes = [jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=varying) for _, shape, dtype in outs]
-    number, tokens, d = heads
+    many, tokens, d = heads
     moved = sum(x.size * x.dtype.itemsize for x in (*arrays, *shapes))
     found = pl.pallas_call(
         body,
@@ -297,8 +182,8 @@ def _launch(
             dimension_semantics=("parallel", *["arbitrary"] * (len(grid) - 1)), vmem_limit_bytes=_VMEM
         ),
         cost_estimate=pl.CostEstimate(
-            flops=(10 if cotangent else 4) * number * tokens**2 * d,
-            transcendentals=number * tokens**2,
+            flops=(10 if cotangent else 4) * many * tokens**2 * d,
+            transcendentals=many * tokens**2,
             bytes_accessed=moved,
         ),
         interpret=kernel.interpret,

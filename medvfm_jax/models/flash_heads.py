@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 LANES = 128  # columns of a register and of a matrix unit
@@ -170,7 +171,7 @@ def attend_gradient(
     dweights = _dot(g, v, (1, 1))
     dlogits = weights * (dweights - (weights * dweights).sum(axis=1, keepdims=True))
     dlogits = dlogits.astype(q.dtype)
-    dk = _dot(dlogits, wide_q, (0, 0))[:, : kernel.d]
+    dk = _dot(dlogits, wide_q[:, : -(-kernel.d // LANES) * LANES], (0, 0))[:, : kernel.d]
     dwide = _dot(dlogits, wide_k)
     dproducts = _products_gradient(dwide[:, -LANES:], row, kernel).astype(q.dtype)
     dq = kernel.d**-0.5 * dwide[:, : kernel.d] + _dot(dproducts, table)
@@ -208,3 +209,12 @@ def key_coordinates(kernel: Kernel, dtype: Any) -> Array:
     if kernel.across > kernel.w:
         coordinates[:, kernel.w :, kernel.h + kernel.w] = MASKED
     return jnp.asarray(out.reshape(kernel.tokens, LANES), dtype)
+
+
+def zero_when(first: Array, *refs: Any) -> None:
+    """Fill outputs that are summed over steps of a kernel with zeros in the first one."""
+
+    @pl.when(first)
+    def _() -> None:
+        for ref in refs:
+            ref[...] = jnp.zeros_like(ref)
