@@ -126,6 +126,7 @@ def describe(found: Plan) -> str:
         s = found.speed
         parts = f"roofline {_ms(s.roofline)}"
         parts += "" if s.compiler is None else f", compiler's cycles {_ms(s.compiler)}"
+        parts += f" and kernels {_ms(s.kernels)}" if s.kernels else ""
         rows += [
             (
                 "step (estimate)",

@@ -6,7 +6,8 @@ grid's rows one after another.  Softmax runs in float32 and is normalised after 
 divisions instead of tokens^2.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,17 +27,23 @@ class Formulation:
     """How attention is cut into steps; None: all at once.
 
     rows: query rows per step of global attention.  heads: heads per step.  windows: windows per step.
+    kernels: by the kernels of ``flash_attention`` where they fit; the rest counts where they do not.
+    interpret: run these kernels as plain JAX, on any backend.
     """
 
     rows: int | None = None
     heads: int | None = None
     windows: int | None = None
+    kernels: bool = False
+    interpret: bool = False
 
 
 PLAIN = Formulation()
 CPU = Formulation(rows=256, heads=1, windows=1)
 # Keeps (heads, tokens, tokens) out of memory; accelerators want large products.  Not measured on one.
 ACCELERATOR = Formulation(rows=1024)
+# Logits never leave the chip.  Compiled for v5e, v5p and v6e, not run on one.
+TPU = Formulation(rows=1024, kernels=True)
 
 
 def formulation(tokens: int, backend: str | None = None) -> Formulation:
@@ -44,11 +51,11 @@ def formulation(tokens: int, backend: str | None = None) -> Formulation:
 
     CPU: one head and 256 query rows per step, so that logits stay in the cache, and one window per step.
     Against all at once that was 7 times as fast for SAM's 4096 tokens and 2 times for its windows (2 cores,
-    AVX2).  Elsewhere only the rows are cut, which bounds memory.
+    AVX2).  TPU: kernels.  Elsewhere only the rows are cut, which bounds memory.
     """
-    chosen = CPU if (backend or current_backend()) == "cpu" else ACCELERATOR
+    chosen = {"cpu": CPU, "tpu": TPU}.get(backend or current_backend(), ACCELERATOR)
     if tokens <= PLAIN_TOKENS:
-        return Formulation(windows=chosen.windows)
+        return replace(chosen, rows=None, heads=None)
     return chosen
 
 
@@ -108,6 +115,13 @@ def grid_attention(
     """
     heads, tokens, d = q.shape
     how = how or formulation(tokens)
+    if (kernel := _kernel(how, 1, d, rows, columns)) is not None:
+        from medvfm_jax.models import flash_attention, flash_heads
+
+        table = flash_heads.position_table(rows, columns, kernel, q.dtype)
+        out = flash_attention.on_grid(*(_fill_rows(x, kernel) for x in (q, k, v)), table, kernel)
+        out = rearrange(out, "n (h w) d -> n h w d", h=kernel.h)[:, :, : kernel.w]
+        return rearrange(out, "n h w d -> n (h w) d")
     by_row, by_column = decomposed_bias(q, rows, columns)
     scaled = q * jnp.asarray(d**-0.5, q.dtype)
     if how.rows is None and how.heads is None:
@@ -154,6 +168,45 @@ def window_attention(
     together = _largest_divisor(count, how.windows)
     groups = rearrange(qkv, "(groups n) t c -> groups n t c", n=together)
     return rearrange(jax.lax.map(some_windows, groups), "groups n t c -> (groups n) t c")
+
+
+def map_attention(
+    qkv: Array, fill: Array, heads: int, rows: Array, columns: Array, how: Formulation | None = None
+) -> Array:
+    """Attention in the windows of a map, qkv (h, w, 3 * c) as [q|k|v] -> (h, w, c).
+
+    Windows are as large as rows (window, window, d) and columns say; where they reach beyond the map, they see the
+    token ``fill`` (3 * c).
+    """
+    h, w, channels = qkv.shape
+    window = len(rows)
+    how = how or formulation(window**2)
+    if (kernel := _kernel(how, heads, channels // (3 * heads), rows, columns)) is not None:
+        from medvfm_jax.models import flash_attention, flash_heads
+
+        table = flash_heads.position_table(rows, columns, kernel, qkv.dtype)
+        return flash_attention.in_windows(qkv, fill.astype(qkv.dtype), table, kernel)
+    if h % window or w % window:
+        qkv = pad_with(qkv, fill, window)
+    out = window_attention(partition(qkv, window), heads, rows, columns, how)
+    return unpartition(out, window, (h, w))
+
+
+def _kernel(how: Formulation, heads: int, d: int, rows: Array, columns: Array) -> Any:
+    """The kernel for a grid of rows (h, h, d) and columns (w, w, d), or None if another form serves it."""
+    if not how.kernels:
+        return None
+    from medvfm_jax.models import flash_heads  # on TPUs only: importing Pallas takes a second
+
+    kernel = flash_heads.Kernel(len(rows), len(columns), heads, d, how.interpret)
+    return kernel if kernel.fits else None
+
+
+def _fill_rows(x: Array, kernel: Any) -> Array:
+    """Fill the rows of a grid up to what the kernel needs, x (n, h*w, d) -> (n, tokens, d)."""
+    x = rearrange(x, "n (h w) d -> n h w d", h=kernel.h)
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, kernel.across - kernel.w), (0, 0)))
+    return rearrange(x, "n h w d -> n (h w) d")
 
 
 def partition(x: Array, window: int) -> Array:

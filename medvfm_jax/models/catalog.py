@@ -71,7 +71,8 @@ def build(name: str, **options: Any) -> Model:
     """The model without weights.
 
     options: ``dtype`` (compute dtype, float32 or bfloat16) and ``image_size`` for all; ``scan_blocks`` for SAM
-    and ViT encoders (blocks stacked, see ``models.scan``); ``remat`` for SAM encoders; ``classes``, ``base`` and
+    and ViT encoders (blocks stacked, see ``models.scan``); ``remat`` for SAM encoders (True, or
+    "between": only what lies between matrix products is computed again); ``classes``, ``base`` and
     ``depth`` for the U-Net.  Raises UnknownModel, BadModelOption.
     """
     if jnp.dtype(options.get("dtype", jnp.float32)) not in COMPUTE_DTYPES:
@@ -100,7 +101,7 @@ def _sam(
     *,
     image_size: int | None = None,
     scan_blocks: bool = False,
-    remat: bool = False,
+    remat: bool | str = False,
     dtype: Any = jnp.float32,
 ) -> Model:
     config = SAM_ENCODERS[name]

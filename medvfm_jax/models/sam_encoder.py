@@ -15,14 +15,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax import Array
 
-from medvfm_jax.models.attention import (
-    grid_attention,
-    pad_with,
-    partition,
-    relative_positions,
-    unpartition,
-    window_attention,
-)
+from medvfm_jax.models.attention import grid_attention, map_attention, relative_positions
 from medvfm_jax.models.convolution import PatchConv
 from medvfm_jax.models.interpolation import resize
 from medvfm_jax.models.layers import MlpBlock, layer_norm, neck
@@ -44,7 +37,9 @@ class SamEncoderConfig:
     mlp_ratio: int = 4
     out_features: int = 256
     scan_blocks: bool = False
-    remat: bool = False  # recompute every block (group) in the backward pass
+    remat: bool | str = (
+        False  # recompute every block (group) in the backward pass, or only what is "between" products
+    )
     dtype: Any = jnp.float32
 
     @property
@@ -84,11 +79,10 @@ class Attention(nn.Module):
             out = grid_attention(q, k, v, relative_positions(table_h, h), relative_positions(table_w, w))
             out = rearrange(out, "n (h w) d -> h w (n d)", h=h)
         else:
-            if h % window or w % window:
-                qkv = pad_with(qkv, to_qkv(jnp.zeros((1, dim), x.dtype))[0], window)
+            fits = h % window == 0 and w % window == 0
+            fill = jnp.zeros(3 * dim, qkv.dtype) if fits else to_qkv(jnp.zeros((1, dim), x.dtype))[0]
             tables = relative_positions(table_h, window), relative_positions(table_w, window)
-            out = window_attention(partition(qkv, window), config.heads, *tables)
-            out = unpartition(out, window, (h, w))
+            out = map_attention(qkv, fill, config.heads, *tables)
         return nn.Dense(dim, dtype=config.dtype, name="proj")(out)
 
 
@@ -119,6 +113,11 @@ class BlockGroup(nn.Module):
         return x, None
 
 
+def keep_products(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Policy of rematerialisation: results of matrix products and of attention kernels are kept."""
+    return primitive.name in ("dot_general", "pallas_call")
+
+
 class PatchEmbed(nn.Module):
     """Image (S, S, 3) -> (S/p, S/p, c)."""
 
@@ -144,9 +143,10 @@ class SamEncoder(nn.Module):
         if positions.shape[:2] != x.shape[:2]:
             positions = resize(positions, x.shape[:2], "bilinear")
         x = x + positions.astype(config.dtype)
+        policy = keep_products if config.remat == "between" else None
         if config.scan_blocks:
             # Rematerialised inside the scan: unrolled checkpoints hardly save memory on CPU, scanned ones do.
-            group = nn.remat(BlockGroup, prevent_cse=False) if config.remat else BlockGroup
+            group = nn.remat(BlockGroup, prevent_cse=False, policy=policy) if config.remat else BlockGroup
             stack = nn.scan(
                 group,
                 variable_axes={"params": 0, "taps": 0},
@@ -155,7 +155,7 @@ class SamEncoder(nn.Module):
             )
             x, _ = stack(config, name="blocks")(x, None)
         else:
-            block = nn.remat(Block) if config.remat else Block
+            block = nn.remat(Block, policy=policy) if config.remat else Block
             for i in range(config.depth):
                 x = block(config, i in config.global_blocks, name=f"blocks_{i}")(x)
         return neck(x, config.out_features, config.dtype)

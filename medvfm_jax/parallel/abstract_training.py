@@ -46,6 +46,8 @@ class Training:
     """Number format of the computation; parameters stay float32."""
     keep_activations: bool = False
     """Keep all activations for the backward pass; by default SAM computes them again, group by group."""
+    keep_products: bool = False
+    """Keep results of products and attention kernels only; SAM computes again what lies between them."""
     unrolled: bool = False
     """Compile every block of SAM or ViT on its own, instead of one that a loop runs over; takes longer."""
 
@@ -97,7 +99,11 @@ def lower(training: Abstract, rules: Rules, mesh: Mesh) -> jax.stages.Lowered:
 def _model(config: Training) -> tuple[Model, Params]:
     options: dict[str, Any] = {"dtype": jnp.dtype(config.dtype), "image_size": config.image_size}
     if config.model in catalog.SAM_ENCODERS:
-        options |= {"remat": not config.keep_activations, "scan_blocks": not config.unrolled}
+        again = "between" if config.keep_products else True
+        options |= {
+            "remat": again if not config.keep_activations else False,
+            "scan_blocks": not config.unrolled,
+        }
     elif config.model in catalog.VIT_VARIANTS:
         options |= {"scan_blocks": not config.unrolled}
     elif config.model == "unet":

@@ -39,6 +39,7 @@ _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _WRAPPER = re.compile(
     r".*\(.*|while|body|cond|closed_call|checkpoint|rematted_computation|[A-Z]\w*(\.\w+)?|block_\d+"
 )
+_KERNEL = 'custom_call_target="tpu_custom_call"'
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 
 
@@ -79,6 +80,8 @@ class Hotspot:
 class Program:
     """traffic: bytes read from and written to main memory (HBM), estimated from operands and results.
 
+    kernel_traffic: the part of it that is custom kernels' (Pallas), whose cycles the compiler does not estimate.
+
     cycles: the TPU compiler's own estimate for its instructions, 0 on other backends.  unknown_loops: loops whose
     number of turns is not in the text; their bodies count once.  hotspots: the largest by cycles, then traffic.
     """
@@ -88,6 +91,7 @@ class Program:
     cycles: int
     unknown_loops: int
     hotspots: tuple[Hotspot, ...] = ()
+    kernel_traffic: int = 0
 
 
 def analyse(text: str, hotspots: int = 8) -> Program:
@@ -97,6 +101,7 @@ def analyse(text: str, hotspots: int = 8) -> Program:
     partitions = int(found[1]) if (found := re.search(r"num_partitions=(\d+)", text)) else 1
     sums: dict[tuple[str, int], list[float]] = defaultdict(lambda: [0, 0, 0])
     places: dict[str, list[float]] = defaultdict(lambda: [0, 0])
+    kernel_traffic = 0.0
     for name, (turns, fused) in times.items():
         shapes = {i.name: i.shape for i in computations[name]}
         for instruction in computations[name]:
@@ -111,7 +116,9 @@ def analyse(text: str, hotspots: int = 8) -> Program:
             if not fused:
                 place = places[_where(instruction)]
                 place[0] += turns * sum(int(n) for n in _CYCLES.findall(instruction.attributes))
-                place[1] += turns * _traffic(instruction, shapes, computations)
+                traffic = turns * _traffic(instruction, shapes, computations)
+                place[1] += traffic
+                kernel_traffic += traffic * (_KERNEL in instruction.attributes)
     collectives = tuple(
         Collective(kind, group, *(round(number) for number in numbers))
         for (kind, group), numbers in sorted(sums.items())
@@ -120,7 +127,7 @@ def analyse(text: str, hotspots: int = 8) -> Program:
     cycles, traffic = (round(sum(place[i] for place in places.values())) for i in (0, 1))
     largest = sorted(places, key=lambda where: places[where], reverse=True)[:hotspots]
     hot = tuple(Hotspot(where, *map(round, places[where])) for where in largest)
-    return Program(collectives, traffic, cycles, unknown, hot)
+    return Program(collectives, traffic, cycles, unknown, hot, round(kernel_traffic))
 
 
 def size(shape: str, main_memory_only: bool = False) -> float:

@@ -2,13 +2,15 @@
 
 The compiler is the one that would run there, so memory is its own accounting, not a formula.  Time is an estimate:
 the larger of the compiler's cycles and the roofline (Williams et al. 2009), and after it all collectives around rings,
-as if nothing overlapped.
+as if nothing overlapped.  The compiler knows no cycles of custom kernels (attention on TPUs); to its own are added the
+larger of what matrix units do in them, filled up to whole units, at peak and their traffic at full bandwidth.  That is
+a lower bound of a kernel's time, never compared with a TPU.
 """
 
 import os
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jax.sharding import Mesh
@@ -56,12 +58,14 @@ class Memory:
 class Speed:
     """Seconds per step; roofline: the larger of executed FLOPs at peak and traffic at full bandwidth.
 
-    compiler: its own cycles, None where the clock is unknown.  step: max(roofline, compiler) + collectives.
+    compiler: its own cycles, None where the clock is unknown.  kernels: custom kernels, at least.
+    step: max(roofline, compiler + kernels) + collectives.
     utilisation: model FLOPs over what the devices could do in ``step``.
     """
 
     roofline: float
     compiler: float | None
+    kernels: float
     collectives: float
     step: float
     utilisation: float
@@ -95,9 +99,7 @@ def plan(config: PlanConfig) -> Plan:
     with compiling_for("cpu" if chip is None else "tpu"):
         training = abstract_training(config)
         lowered = lower(training, rules, mesh)
-        flops = training_flops(
-            training.loss, training.params, training.state.delta, training.batch, training.state.key
-        )
+        flops = count_flops(training)
         start = time.perf_counter()
         compiled, memory = _compile(lowered, chip)
     seconds = time.perf_counter() - start
@@ -109,13 +111,30 @@ def plan(config: PlanConfig) -> Plan:
     )  # fmt: skip
 
 
+def count_flops(training: Abstract) -> Flops:
+    """Work of one step over all devices as it is compiled; model FLOPs of the form without kernels."""
+
+    def count() -> Flops:
+        def loss(*arguments: Any) -> Any:  # a new function each time, or jax would trace once for both forms
+            return training.loss(*arguments)
+
+        return training_flops(loss, training.params, training.state.delta, training.batch, training.state.key)
+
+    flops = count()
+    if not flops.kernels:
+        return flops
+    with compiling_for("gpu"):
+        return replace(flops, model=count().model)
+
+
 def estimate(flops: Flops, program: Program, chip: Chip, devices: int) -> Speed:
     """Seconds per step from counts; collectives are not overlapped with anything."""
     roofline = max(flops.executed / devices / chip.flops, program.traffic / chip.bandwidth)
     compiler = None if chip.clock is None else program.cycles / chip.clock
+    kernels = max(flops.kernels / devices / chip.flops, program.kernel_traffic / chip.bandwidth)
     collectives = sum(c.sent for c in program.collectives) / chip.ici
-    step = max(roofline, compiler or 0.0) + collectives
-    return Speed(roofline, compiler, collectives, step, flops.model / (devices * chip.flops * step))
+    step = max(roofline, (compiler or 0.0) + kernels) + collectives
+    return Speed(roofline, compiler, kernels, collectives, step, flops.model / (devices * chip.flops * step))
 
 
 def advise(config: PlanConfig, mesh: Mesh, training: Abstract) -> str:
@@ -127,7 +146,9 @@ def advise(config: PlanConfig, mesh: Mesh, training: Abstract) -> str:
     each = config.global_batch // (mesh.shape[DATA] * mesh.shape[CLIENTS] * config.accumulate)
     weights = 4 * training.size.total
     if config.keep_activations:
-        return "without --keep-activations: they are kept for the whole backward pass"
+        return "--keep-products instead of --keep-activations: they are kept for the whole backward pass"
+    if config.keep_products and each == 1:
+        return "without --keep-products: they are kept for the whole backward pass"
     if config.rules == "replicated" and weights > 2**30 and training.size.trained > training.size.total / 2:
         return "--rules fsdp: weights, gradients and moments are whole on every device"
     if each > 1:

@@ -73,9 +73,17 @@ def batch_shardings(mesh: Mesh, batch: Any) -> Shardings:
 
 
 def shard_step(step: Step, params: Shardings, state: TrainState, batch: Shardings) -> Step:
-    """``step(params, state, batch)`` compiled for these shardings; the state stays where it is and is donated."""
+    """``step(params, state, batch)`` compiled for these shardings; the state stays where it is and is donated.
+
+    It is traced with the mesh known, so that kernels, which the compiler cannot divide, divide themselves.
+    """
     mesh = jax.tree.leaves(batch)[0].mesh
     metrics = NamedSharding(mesh, PartitionSpec())
+
+    def on_mesh(params: Params, state: TrainState, batch: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return step(params, state, batch)
+
     return jax.jit(
-        step, in_shardings=(params, state, batch), out_shardings=(state, metrics), donate_argnums=1
+        on_mesh, in_shardings=(params, state, batch), out_shardings=(state, metrics), donate_argnums=1
     )

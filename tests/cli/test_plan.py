@@ -25,7 +25,7 @@ FITS = Plan(
         0,
         (Hotspot("image_encoder/attn/add", 2 * 10**8, 2**32),),
     ),
-    speed=Speed(0.2, 0.3, 0.1, 0.4, 0.5),
+    speed=Speed(0.2, 0.3, 0.05, 0.1, 0.4, 0.5),
     advice=None,
     compile_seconds=61.0,
 )
@@ -64,7 +64,7 @@ def test_a_plan_in_words_and_as_json(medvfm, monkeypatch):
         "12.00 GiB of 16.00 GiB: arguments 3.00 GiB, temporaries 8.00 GiB",
         "1,000.00 TFLOP per step; executed with recomputation 1,300.00 TFLOP",
         "7 among 256 devices, 16.00 MiB payload, 32.00 MiB sent per device",
-        "400.0 ms: roofline 200.0 ms, compiler's cycles 300.0 ms, collectives 100.0 ms",
+        "400.0 ms: roofline 200.0 ms, compiler's cycles 300.0 ms and kernels 50.0 ms, collectives 100.0 ms",
         "60.0 ms image_encoder/attn/add, 4.00 GiB",
         "50 % of peak, 2,560 images/s",
         "it fits",

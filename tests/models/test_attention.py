@@ -103,4 +103,6 @@ def test_the_choice_depends_on_the_backend_and_the_number_of_tokens():
     assert formulation(4096, "cpu") == Formulation(rows=256, heads=1, windows=1)
     assert formulation(196, "cpu") == Formulation(windows=1)
     assert formulation(4096, "gpu").heads is None
-    assert formulation(196, "tpu") == PLAIN
+    assert formulation(196, "gpu") == PLAIN
+    assert formulation(4096, "tpu") == Formulation(rows=1024, kernels=True)
+    assert formulation(196, "tpu") == Formulation(kernels=True)

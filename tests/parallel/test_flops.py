@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.experimental import pallas as pl
 
 from medvfm_jax.parallel.flops import Flops, training_flops
 
@@ -73,3 +74,31 @@ def test_a_convolution_counts_its_taps(stride):
     flops = training_flops(loss, kernel, kernel, image)
     assert flops.model == flops.executed
     assert flops.model == pytest.approx(2 * once, rel=0.01)  # forward and the gradient of the kernel
+
+
+def test_a_kernel_counts_its_products_at_every_step_and_whole_units_apart():
+    """Three steps of (8, 16) x (16, 32); as units: 8 rows through 128 x 128."""
+    steps, rows, inner, columns = 3, 8, 16, 32
+
+    def body(x, w, out):
+        out[...] = x[...] @ w[...]
+
+    product = pl.pallas_call(
+        body,
+        grid=(steps,),
+        in_specs=[
+            pl.BlockSpec((rows, inner), lambda i: (i, 0)),
+            pl.BlockSpec((inner, columns), lambda i: (0, 0)),
+        ],
+        out_specs=pl.BlockSpec((rows, columns), lambda i: (i, 0)),
+        out_shape=jax.ShapeDtypeStruct((steps * rows, columns), jnp.float32),
+        interpret=True,
+    )
+
+    def loss(params, delta, x):
+        return delta * product(x, params).sum(), {}
+
+    shapes = [(inner, columns), (), (steps * rows, inner)]
+    flops = training_flops(loss, *(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes))
+    once = 2 * steps * rows * inner * columns
+    assert flops == Flops(once, once, kernels=2 * steps * rows * 128 * 128)

@@ -100,6 +100,19 @@ def test_the_notation_of_tpus():
     assert found.traffic == 3 * (slice_and_result + counter + all_reduce_reads + comparison)
 
 
+def test_the_traffic_of_kernels_is_also_counted_apart():
+    text = """HloModule m
+
+ENTRY %main (a: bf16[8,128]) -> bf16[8,128] {
+  %a = bf16[8,128]{1,0} parameter(0)
+  %k = bf16[8,128]{1,0} custom-call(%a), custom_call_target="tpu_custom_call"
+  ROOT %b = bf16[8,128]{1,0} negate(%k)
+}
+"""
+    found = analyse(text)
+    assert (found.kernel_traffic, found.traffic) == (4096, 8192)
+
+
 def test_hotspots_name_the_module_and_the_pass_and_add_up_to_the_whole():
     found = analyse(TPU)
     first, *others = found.hotspots

@@ -33,6 +33,15 @@ def test_time_is_the_slowest_of_three_and_then_the_collectives():
     assert (slower.roofline, slower.step) == (7.0, 8.0)
 
 
+def test_kernels_take_the_time_the_compiler_does_not_know():
+    """2 devices; units 600 / 2 / 100 = 3, traffic 20 / 10 = 2: the compiler's 6 / 2 = 3 and 3 more."""
+    program = Program((), traffic=30, cycles=6, unknown_loops=0, kernel_traffic=20)
+    speed = estimate(Flops(model=100, executed=200, kernels=600), program, CHIP, devices=2)
+    assert (speed.roofline, speed.compiler, speed.kernels, speed.step) == (3.0, 3.0, 3.0, 6.0)
+    waiting = estimate(Flops(model=100, executed=200, kernels=200), program, CHIP, devices=2)
+    assert (waiting.kernels, waiting.step) == (2.0, 5.0)
+
+
 def test_utilisation_at_the_roofline_is_the_share_that_is_not_recomputed():
     flops = Flops(model=300, executed=400)
     assert estimate(flops, Program((), 0, 0, 0), CHIP, devices=1).utilisation == 0.75
@@ -51,7 +60,9 @@ def training(trained, total):
 @pytest.mark.parametrize(
     ("settings", "trained", "advice"),
     [
-        ({"keep_activations": True}, 10, "without --keep-activations"),
+        ({"keep_activations": True}, 10, "--keep-products instead of --keep-activations"),
+        ({"keep_products": True, "global_batch": 8}, 10, "--accumulate 2"),
+        ({"keep_products": True, "global_batch": 2}, 10, "without --keep-products"),
         ({"adapter": "full"}, 6e8, "--rules fsdp: weights, gradients and moments"),
         ({"global_batch": 8}, 10, "--accumulate 2: every device works on 4 images"),
         ({"global_batch": 8, "accumulate": 2}, 10, "--accumulate 4: every device works on 2 images"),

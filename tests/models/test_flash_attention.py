@@ -1,0 +1,124 @@
+"""The TPU kernels, run as plain JAX, against the plain form: numbers and gradients, mapped, recomputed, divided."""
+
+import functools
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from medvfm_jax.models import flash_heads
+from medvfm_jax.models.attention import (
+    PLAIN,
+    TPU,
+    grid_attention,
+    map_attention,
+    relative_positions,
+)
+from medvfm_jax.models.flash_heads import Kernel
+
+KERNELS = replace(TPU, interpret=True)
+
+
+def close(tree, other, tolerance=1e-4):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, tolerance, tolerance), tree, other)
+
+
+def windows(how, tokens, tables, heads=2, window=3):
+    """Attention in the windows of a map; tokens: qkv (h, w, 3 * c) and what fills windows up (3 * c)."""
+    positions = (relative_positions(table, window) for table in tables)
+    return map_attention(*tokens, heads, *positions, how)
+
+
+def gradients(function, *arguments):
+    """Outputs, and gradients of all arguments for a cotangent that is no constant."""
+
+    def loss(*arguments):
+        out = function(*arguments)
+        return (jnp.sin(3 * out) * out).sum(), out
+
+    return jax.jit(jax.grad(loss, range(len(arguments)), has_aux=True))(*arguments)
+
+
+@pytest.fixture
+def case():
+    """Two maps of 4 x 5 tokens, two windows of 3 x 3 each way, two heads of 4; fill; and tables."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    tables = jax.random.normal(keys[0], (5, 4)), jax.random.normal(keys[1], (5, 4))
+    return (jax.random.normal(keys[2], (2, 4, 5, 24)), jax.random.normal(keys[3], (2, 24))), tables
+
+
+def test_windows_in_a_batch_have_the_numbers_and_gradients_of_the_plain_form(case):
+    def batch(how):
+        return gradients(jax.vmap(functools.partial(windows, how), (0, None)), *case)
+
+    close(batch(KERNELS), batch(PLAIN))
+
+
+def test_queries_in_steps_and_positions_in_registers_of_their_own(monkeypatch):
+    """A grid of 2 x 33 tokens, one row per step; a head of 100 leaves no lanes for 35 positions."""
+    monkeypatch.setattr(flash_heads, "QUERIES", 16)
+    kernel = Kernel(2, 33, 1, 100)
+    assert (kernel.steps, kernel.first, kernel.together, kernel.across) == (2, 0, False, 48)
+    keys = jax.random.split(jax.random.key(1), 5)
+    q, k, v = (jax.random.normal(key, (1, 66, 100)) for key in keys[:3])
+    tables = 0.3 * jax.random.normal(keys[3], (3, 100)), 0.3 * jax.random.normal(keys[4], (65, 100))
+
+    def grid(how, q, k, v, tables):
+        return grid_attention(
+            q, k, v, relative_positions(tables[0], 2), relative_positions(tables[1], 33), how
+        )
+
+    found, expected = (gradients(functools.partial(grid, how), q, k, v, tables) for how in (KERNELS, PLAIN))
+    close(found, expected, 1e-3)
+
+
+def test_clients_that_train_their_tables_and_blocks_that_recompute_in_a_scan(case):
+    """Everything mapped, tables too; two turns of a scan whose body is computed again in the backward pass."""
+    qkv, tables = case
+    tables = jax.tree.map(lambda x: jnp.stack([x, -x]), tables)
+
+    def twice(how, qkv, tables):
+        @jax.checkpoint
+        def block(x, _):
+            return (x[0] + jnp.tile(windows(how, x, tables), 3), x[1]), None
+
+        return jax.lax.scan(block, qkv, length=2)[0][0]
+
+    close(
+        *(gradients(jax.vmap(functools.partial(twice, how)), qkv, tables) for how in (KERNELS, PLAIN)),
+        1e-3,
+    )
+
+
+def test_bfloat16_keeps_its_type_and_stays_close(case):
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), case)
+    kernels, plain = (
+        jax.jit(jax.vmap(functools.partial(windows, how), (0, None))) for how in (KERNELS, PLAIN)
+    )
+    out, expected = kernels(*half), plain(*jax.tree.map(jnp.float32, half))
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_allclose(out.astype(jnp.float32), expected, atol=0.06)
+
+
+def test_on_a_mesh_every_device_computes_its_part_of_the_batch(case):
+    qkv, tables = case
+    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    function = jax.vmap(functools.partial(windows, KERNELS), (0, None))
+
+    def on_mesh(qkv, tables):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(qkv, tables)
+
+    placed = jax.device_put(qkv, jax.NamedSharding(mesh, jax.P("data")))
+    compiled = jax.jit(on_mesh).trace(placed, tables).lower().compile()
+    close(compiled(placed, tables), function(qkv, tables))
+    assert "all-gather" not in compiled.as_text()
+
+
+def test_grids_that_need_more_than_one_register_of_positions_are_left_to_other_forms():
+    assert Kernel(64, 64, 1, 80).fits
+    assert Kernel(14, 14, 16, 80).fits
+    assert not Kernel(64, 65, 1, 80).fits
+    assert not Kernel(96, 32, 1, 80).fits
