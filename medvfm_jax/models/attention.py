@@ -42,7 +42,7 @@ PLAIN = Formulation()
 CPU = Formulation(rows=256, heads=1, windows=1)
 # Keeps (heads, tokens, tokens) out of memory; accelerators want large products.  Not measured on one.
 ACCELERATOR = Formulation(rows=1024)
-# Logits never leave the chip.  Compiled for v5e, v5p and v6e, not run on one.
+# Logits never leave the chip.  Compiled for v5e, never run on a TPU.
 TPU = Formulation(rows=1024, kernels=True)
 
 
