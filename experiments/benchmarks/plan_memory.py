@@ -3,11 +3,11 @@
     python -m experiments.benchmarks.plan_memory [--only decoder] [--out FILE]
 
 Predicted: the peak of `medvfm plan --topology cpu --json`, in a process of its own.  Measured: another fresh process
-compiles the same step, runs it once to warm up, gives back what all that took, notes its
-resident memory, resets the kernel's record of the peak (`/proc/self/clear_refs`), makes weights, state and batch, runs two steps and reads the peak again (VmHWM); the
-difference is what the step took.  Blocks above 64 KiB come from and go back to the system at once
-(MALLOC_MMAP_THRESHOLD_), so that what compiling left behind cannot be used again unseen.  XLA's flags are those of the
-command line on both sides.  error: predicted over measured, less one.  Linux; a few minutes.
+compiles the same step, runs it once to warm up, gives back what all that took, notes its resident memory, resets the
+kernel's record of the peak (`/proc/self/clear_refs`), makes weights, state and batch, runs two steps and reads the
+peak again (VmHWM); the difference is what the step took.  Blocks above 64 KiB come from and go back to the system at
+once (MALLOC_MMAP_THRESHOLD_), so that what compiling left behind cannot be used again unseen.  XLA's flags are those of
+the command line on both sides.  error: predicted over measured, less one.  Linux; not timed yet.
 
 Writes runs/benchmarks/plan_memory.json.
 """
