@@ -3,11 +3,11 @@
     python -m experiments.benchmarks.plan_memory [--only decoder] [--out FILE]
 
 Predicted: the peak of `medvfm plan --topology cpu --json`, in a process of its own.  Measured: another fresh process
-compiles the same step, gives back what compiling took, notes its resident memory, resets the kernel's record of the
-peak (`/proc/self/clear_refs`), makes weights, state and batch, runs two steps and reads the peak again (VmHWM); the
-difference is what the step took.  Blocks above 64 KiB come from and go back to the system at once
-(MALLOC_MMAP_THRESHOLD_), so that what compiling left behind cannot be used again unseen.  XLA's flags are those of the
-command line on both sides.  error: predicted over measured, less one.  Linux; a few minutes.
+compiles the same step, runs it once to warm up, gives back what all that took, notes its resident memory, resets the
+kernel's record of the peak (`/proc/self/clear_refs`), makes weights, state and batch, runs two steps and reads the
+peak again (VmHWM); the difference is what the step took.  Blocks above 64 KiB come from and go back to the system at
+once (MALLOC_MMAP_THRESHOLD_), so that what compiling left behind cannot be used again unseen.  XLA's flags are those of
+the command line on both sides.  error: predicted over measured, less one.  Linux; not timed yet.
 
 Writes runs/benchmarks/plan_memory.json.
 """
@@ -53,7 +53,6 @@ def work(settings: Mapping[str, Any]) -> dict[str, float]:
     """The measurement, in this process."""
     cpu.tune()
     import jax
-    import jax.numpy as jnp
 
     from medvfm_jax.parallel import PlanConfig, make_mesh, preset
     from medvfm_jax.parallel.abstract_training import abstract_training, lower
@@ -63,16 +62,24 @@ def work(settings: Mapping[str, Any]) -> dict[str, float]:
     step = lower(training, preset(config.rules), make_mesh(config.mesh)).compile()
     arguments = (training.params, training.state, training.batch)
     jax.clear_caches()
-    _give_back()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again at what is resident now
-    baseline = memory_mib("VmRSS")
+    _once(step, arguments)  # threads and pages of code are there after this
+    return _once(step, arguments)
+
+
+def _once(step: Any, shapes: Any) -> dict[str, float]:
+    """Make the arguments, run two steps, forget everything."""
+    import jax
+    import jax.numpy as jnp
 
     def filled(shape: Any) -> Any:
         if jax.dtypes.issubdtype(shape.dtype, jax.dtypes.prng_key):
             return jax.random.key(0)
         return jnp.full(shape.shape, 0.01, shape.dtype)  # written, therefore resident
 
-    params, state, batch = jax.block_until_ready(jax.tree.map(filled, arguments))
+    _give_back()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again at what is resident now
+    baseline = memory_mib("VmRSS")
+    params, state, batch = jax.block_until_ready(jax.tree.map(filled, shapes))
     held = memory_mib("VmRSS")
     for _ in range(2):
         state, metrics = jax.block_until_ready(step(params, state, batch))

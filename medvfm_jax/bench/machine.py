@@ -39,7 +39,7 @@ def usable_cores() -> int:
 
 
 def memory_mib(field: str) -> float | None:
-    """`VmHWM` (peak) or `VmRSS` (now) of this process, in MiB; None where the system is not Linux.
+    """`VmHWM` (peak), `VmRSS` (now) or another field of this process, in MiB; None where the system is not Linux.
 
     Not ``ru_maxrss``: that of a child starts at its parent's.
     """

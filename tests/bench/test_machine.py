@@ -17,12 +17,11 @@ def test_the_environment_names_versions_and_what_is_not_installed():
 
 @pytest.mark.skipif(not machine._STATUS.exists(), reason="Linux only")
 def test_memory_is_resident_and_its_peak_stays():
-    before = machine.memory_mib("VmRSS")
+    before = machine.memory_mib("RssAnon")
     block = np.ones(64 << 20, np.uint8)
-    assert machine.memory_mib("VmRSS") > before + 32
-    peak = machine.memory_mib("VmHWM")
+    assert machine.memory_mib("RssAnon") > before + 32
     del block
-    assert machine.memory_mib("VmHWM") >= peak >= before + 32
+    assert machine.memory_mib("VmHWM") >= before + 32
 
 
 def test_ceilings_count_what_they_do():
