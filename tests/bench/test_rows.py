@@ -44,6 +44,7 @@ def test_segment_is_encode_and_more(tiny, encode):
     assert segment.call().logits.shape == (1, 1, tiny.spec.logits_size, tiny.spec.logits_size)
 
 
+@pytest.mark.slow
 def test_a_step_on_embeddings_can_be_repeated_and_leaves_out_the_encoder(tiny, monkeypatch):
     seen, ready = [], jax.block_until_ready
 
@@ -60,6 +61,7 @@ def test_a_step_on_embeddings_can_be_repeated_and_leaves_out_the_encoder(tiny, m
     assert row.flop > 0
 
 
+@pytest.mark.slow
 def test_samed_trains_through_the_encoder(tiny, encode, monkeypatch):
     """Counted, not compiled: the products of encoder and decoder, forward and backward, of two images."""
     monkeypatch.setattr(rows, "make_step", lambda *words: None)
@@ -83,6 +85,7 @@ def test_every_row_says_what_it_measures():
     assert set(rows.MEASURES) == set(ROW_NAMES)
 
 
+@pytest.mark.slow
 def test_a_row_alone_in_a_process_or_why_not():
     found = alone(TINY, "loader", 2, "float32")
     assert found["peak_mib"] >= found["loaded_mib"] > 0

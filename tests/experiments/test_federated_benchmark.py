@@ -93,6 +93,7 @@ def test_memory_per_client_is_the_slope_over_whole_chunks():
     assert federated_cohort.memory_per_client(results[:2], "peak_mib") is None
 
 
+@pytest.mark.slow
 def test_a_cohort_trains_on_one_backbone():
     result = federated_cohort.measure("lite-tiny-test", clients=2, chunk=1, rounds=1)
     assert result["participants"] == 2

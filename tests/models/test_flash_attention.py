@@ -74,6 +74,7 @@ def test_queries_in_steps_and_positions_in_registers_of_their_own(monkeypatch):
     close(found, expected, 1e-3)
 
 
+@pytest.mark.slow
 def test_clients_that_train_their_tables_and_blocks_that_recompute_in_a_scan(case):
     """Everything mapped, tables too; two turns of a scan whose body is computed again in the backward pass."""
     qkv, tables = case
@@ -102,6 +103,7 @@ def test_bfloat16_keeps_its_type_and_stays_close(case):
     np.testing.assert_allclose(out.astype(jnp.float32), expected, atol=0.06)
 
 
+@pytest.mark.slow
 def test_on_a_mesh_every_device_computes_its_part_of_the_batch(case):
     qkv, tables = case
     mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
