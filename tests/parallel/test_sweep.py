@@ -61,7 +61,7 @@ def test_devices_that_no_mesh_can_use_are_refused():
 
 def made(config, *, gib, step=None):
     """A plan that needs so much memory of 10 GiB and so many seconds."""
-    speed = None if step is None else Speed(step, None, 0.0, step, 0.5)
+    speed = None if step is None else Speed(step, None, 0.0, 0.0, step, 0.5)
     memory = Memory(round(gib * 2**30), 10 * 2**30, gib <= 10, 1, 1)
     return Plan(config, 8, {}, 1, 2, memory, Flops(1, 1), None, speed, None, 0.0)
 

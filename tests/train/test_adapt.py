@@ -119,9 +119,9 @@ def prepared(monkeypatch, cells, tmp_path):
             seen["tier"] = tier
             return make_cache(encode, fingerprint, tier, folder)
 
-        def spy_loader(self, augment):
+        def spy_loader(self, augment, share):
             seen["augment"] = augment
-            return loader(self, augment)
+            return loader(self, augment, share)
 
         def stop(*_, **__):
             raise Stopped
