@@ -3,9 +3,9 @@ r"""Anterior and posterior hippocampus in T1 MRI: LiteMedSAM adapted slice by sl
 python -m experiments.hippocampus --data DATA/Dataset004_Hippocampus --out runs/hippocampus --cases 12 --steps 300 \
     --rows zero_shot samed_few unet_few samed_all unet_all
 
-Measured (results/hippocampus.json; the first 12 test volumes, 95 % intervals over volumes, mean of both parts; 300 steps
-of two slices in every trained row; two cores that did other work beside it, which made the five rows take 165 minutes
-instead of the 90 they are meant for; their time on an idle machine was not measured):
+Measured (results/hippocampus.json; the first 12 test volumes, 95 % intervals over volumes, mean of both parts; 300
+steps of two slices in every trained row; two cores that did other work beside it, which made the five rows take 162
+minutes instead of the 90 they are meant for; their time on an idle machine was not measured):
 
 =========  ================  ========  ======================  ===================  ======================
 row        prompts           training  Dice                    HD95, mm             NSD
@@ -17,10 +17,10 @@ samed_all  none              130       0.675 (0.651 to 0.696)  7.2 (6.3 to 8.3) 
 unet_all   none              130       0.638 (0.609 to 0.667)  18.0 (17.0 to 19.0)  0.649 (0.613 to 0.685)
 =========  ================  ========  ======================  ===================  ======================
 
-samed minus U-Net, the same volumes: +0.095 Dice (+0.070 to +0.121, sign-flip p = 0.0005) with 16 training volumes, +0.037
-(+0.008 to +0.069, p = 0.058) with all.  All rows were still getting better when the steps ended.  Before, with mirrors
-and quarter turns among the random changes of a slice, both predicted no anterior part at all (Dice 0.18 and 0.19 after
-250 steps): in an axial slice the two parts differ by which one is in front.
+samed minus U-Net, the same volumes: +0.095 Dice (+0.070 to +0.121, sign-flip p = 0.0005) with 16 training volumes,
++0.037 (+0.008 to +0.069, p = 0.058) with all.  Three of the four trained rows were still getting better when the steps
+ended.  Before, with mirrors and quarter turns among the random changes of a slice, both predicted no anterior part at
+all (Dice 0.18 and 0.19 after 250 steps): in an axial slice the two parts differ by which one is in front.
 """
 
 import dataclasses
