@@ -10,6 +10,7 @@ import numpy as np
 from experiments.benchmarks import federated_problem as given
 from experiments.benchmarks.federated_contender import Contender, Lost, Process, started
 from experiments.benchmarks.federated_problem import Problem
+from medvfm_jax.bench.turns import rotated
 
 OURS = "medvfm_jax"
 COMPARED_ROUNDS = 2
@@ -117,9 +118,8 @@ def _compare_weights(problem: Problem, present: dict[str, Contender], numbers: N
 def _turn(
     running: dict[str, Process], numbers: Numbers, first: int, rounds: int
 ) -> dict[str, dict[str, Any]]:
-    answers, names = {}, list(running)
-    cut = first % max(1, len(names))
-    for name in names[cut:] + names[:cut]:
+    answers = {}
+    for name in rotated(list(running), first):
         try:
             answers[name] = running[name].ask(rounds)
             answers[name]["test_loss"] = running[name].ask(0, evaluate=True)["test_loss"]

@@ -11,7 +11,7 @@ import jax
 import tyro
 
 from medvfm_jax.cli import console
-from medvfm_jax.parallel import BadProcesses, OverMesh, make_mesh, preset, start_processes
+from medvfm_jax.parallel import BadMesh, BadProcesses, OverMesh, make_mesh, preset, start_processes
 from medvfm_jax.train import adapt
 from medvfm_jax.train.config import AdaptConfig
 from medvfm_jax.train.progress import ProgressDisplay
@@ -57,8 +57,13 @@ def run(args: AdaptArgs) -> int:
 
 def _placement(args: AdaptArgs) -> OverMesh | None:
     """The devices that were asked for; None for one.  Raises BadMesh, BadProcesses."""
-    if args.coordinator and not args.distributed:
-        raise BadProcesses("A coordinator joins several processes: add --distributed.")
+    if not args.distributed:
+        if any(value is not None for value in (args.coordinator, args.processes, args.process)):
+            raise BadProcesses("A coordinator joins several processes: add --distributed.")
+        if args.mesh is None and args.rules != "replicated":
+            raise BadMesh(
+                f"Rules {args.rules} divide weights over devices: say which with --mesh, for example --mesh all."
+            )
     if args.distributed:
         start_processes(args.coordinator, args.processes, args.process)
     elif args.mesh is None:

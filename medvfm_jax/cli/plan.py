@@ -13,7 +13,7 @@ from medvfm_jax.cli.plan_table import as_record, describe_sweep, one_line
 from medvfm_jax.parallel.plan import Memory, Plan, PlanConfig, plan
 from medvfm_jax.parallel.sweep import Outcome, ranked, sweep
 
-_CHOSEN_BY_A_SWEEP = ("mesh", "rules", "accumulate", "keep_activations")
+_CHOSEN_BY_A_SWEEP = ("mesh", "rules", "accumulate", "keep_activations", "keep_products")
 
 
 @dataclass(frozen=True)

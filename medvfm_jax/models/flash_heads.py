@@ -26,7 +26,6 @@ LANES = 128  # columns of a register and of a matrix unit
 ROWS = 16  # rows of a bfloat16 register; a row of the grid must fill whole ones
 QUERIES = 256  # per step, about
 MASKED = -1e9
-_VMEM = 100 * 2**20  # of 128 MiB
 
 
 @dataclass(frozen=True)

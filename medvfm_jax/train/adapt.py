@@ -23,10 +23,10 @@ from medvfm_jax.train.assemble import (
 )
 from medvfm_jax.train.config import AdaptConfig, to_json
 from medvfm_jax.train.early_stopping import EarlyStopping
-from medvfm_jax.train.embedding_cache import CachedLoader, EmbeddingCache, embed, make_cache
-from medvfm_jax.train.loop import Loader, fit
+from medvfm_jax.train.embedding_cache import EmbeddingCache, embed, make_cache
+from medvfm_jax.train.loop import Loader, MappedLoader, fit
 from medvfm_jax.train.optimizer import make_optimizer, make_schedule
-from medvfm_jax.train.placement import OneDevice, PlacedLoader, Placement
+from medvfm_jax.train.placement import OneDevice, Placement
 from medvfm_jax.train.progress import ProgressDisplay
 from medvfm_jax.train.state import TrainState, init_state
 from medvfm_jax.train.step import make_step
@@ -207,8 +207,8 @@ def _restore(
         loader.set_state(found.loader_state)
         say(f"resuming at step {found.step} of {config.steps}")
     state, stopping = (found.state, found.stopping) if found else (start, EarlyStopping(config.patience))
-    loader = CachedLoader(loader, cache) if cache else loader
-    return state, PlacedLoader(loader, placement), stopping
+    embedded = MappedLoader(loader, lambda batch: embed(batch, cache)) if cache else loader
+    return state, MappedLoader(embedded, placement.put_share), stopping
 
 
 @contextlib.contextmanager

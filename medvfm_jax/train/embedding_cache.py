@@ -111,28 +111,6 @@ def make_cache(
     return EmbeddingCache(encode, fingerprint, folder, 0 if tier == "disk" else MEMORY_LIMIT)
 
 
-class CachedLoader:
-    """A loader whose images are replaced by their embeddings; its position is that of the inner one."""
-
-    def __init__(self, loader: Any, cache: EmbeddingCache):
-        self._loader, self._cache = loader, cache
-
-    def __iter__(self) -> "CachedLoader":
-        return self
-
-    def __next__(self) -> Batch:
-        """Batch with ``image`` (B, h, w, c)."""
-        return embed(next(self._loader), self._cache)
-
-    def get_state(self) -> Any:
-        """Position of the inner loader."""
-        return self._loader.get_state()
-
-    def set_state(self, state: Any) -> None:
-        """Return to a position."""
-        self._loader.set_state(state)
-
-
 def embed(batch: Batch, cache: EmbeddingCache) -> Batch:
     """Replace the images (B, S, S, 3) of a batch by their embeddings (B, h, w, c)."""
     return batch._replace(image=np.stack([cache(image) for image in batch.image]))

@@ -35,6 +35,25 @@ class Loader(Protocol):
         ...
 
 
+class MappedLoader:
+    """A loader with a function applied to each batch; its position is that of the inner one."""
+
+    def __init__(self, loader: Loader, function: Callable[[Any], Any]):
+        self._loader, self._function = loader, function
+
+    def __next__(self) -> Any:
+        """The next batch of the inner loader, changed."""
+        return self._function(next(self._loader))
+
+    def get_state(self) -> Any:
+        """Position of the inner loader."""
+        return self._loader.get_state()
+
+    def set_state(self, state: Any) -> None:
+        """Return to a position."""
+        self._loader.set_state(state)
+
+
 class StepEnd(NamedTuple):
     """What a hook sees after a step.
 

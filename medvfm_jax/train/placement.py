@@ -113,25 +113,3 @@ class OneDevice:
 
     def same(self, number: int, what: str) -> None:
         """There is nobody else."""
-
-
-class PlacedLoader:
-    """A loader whose batches lie on the devices; its position is that of the inner one."""
-
-    def __init__(self, loader: Any, placement: Placement):
-        self._loader, self._placement = loader, placement
-
-    def __iter__(self) -> "PlacedLoader":
-        return self
-
-    def __next__(self) -> Any:
-        """The next batch, of all processes together."""
-        return self._placement.put_share(next(self._loader))
-
-    def get_state(self) -> Any:
-        """Position of the inner loader."""
-        return self._loader.get_state()
-
-    def set_state(self, state: Any) -> None:
-        """Return to a position."""
-        self._loader.set_state(state)

@@ -75,6 +75,8 @@ def test_a_mesh_takes_the_devices_it_names(medvfm, monkeypatch, tmp_path, words,
         (("--mesh", "rows=8"), "axis 'rows' does not exist"),
         (("--mesh", "all", "--batch-size", "12"), "choose a multiple of 8"),
         (("--coordinator", "a:1"), "add --distributed"),
+        (("--processes", "2"), "add --distributed"),
+        (("--rules", "fsdp"), "say which with --mesh"),
         (("--distributed", "--coordinator", "a:1"), "either all or none"),
         (("--distributed", "--coordinator", "a", "--processes", "2", "--process", "0"), "expected host:port"),
         (

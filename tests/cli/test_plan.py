@@ -44,20 +44,13 @@ TOO_LARGE = Plan(
 )
 
 
+SAM_H = ("plan", "--model", "sam-h", "--topology", "v5e:16x16", "--global-batch", 1024)
+
+
 def test_a_plan_in_words_and_as_json(medvfm, monkeypatch):
     asked = []
     monkeypatch.setattr(command, "plan", lambda config: asked.append(config) or FITS)
-    words = (
-        "plan",
-        "--model",
-        "sam-h",
-        "--topology",
-        "v5e:16x16",
-        "--global-batch",
-        1024,
-        "--set",
-        "lora.rank=8",
-    )
+    words = (*SAM_H, "--set", "lora.rank=8")
     text = medvfm(*words).out
     for part in (
         "256 (data=256), 1024 images per step",
@@ -120,18 +113,7 @@ def swept(config, most, compile_one):
 def test_a_sweep_ranks_what_fits_first_and_says_what_is_left_out(medvfm, monkeypatch):
     asked = []
     monkeypatch.setattr(command, "sweep", lambda *words: asked.append(words[:2]) or swept(*words))
-    words = (
-        "plan",
-        "--model",
-        "sam-h",
-        "--topology",
-        "v5e:16x16",
-        "--global-batch",
-        1024,
-        "--sweep",
-        "--most",
-        3,
-    )
+    words = (*SAM_H, "--sweep", "--most", 3)
     text = medvfm(*words).out
     assert asked == [(PlanConfig("sam-h", topology="v5e:16x16", global_batch=1024), 3)]
     head, _, first, second, *rest = text[text.index("mesh  ") :].splitlines()
@@ -178,7 +160,14 @@ def test_an_interrupted_sweep_shows_what_it_has(medvfm, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "words", [["--rules", "fsdp"], ["--mesh", "data=1"], ["--accumulate", "2"], ["--keep-activations"]]
+    "words",
+    [
+        ["--rules", "fsdp"],
+        ["--mesh", "data=1"],
+        ["--accumulate", "2"],
+        ["--keep-activations"],
+        ["--keep-products"],
+    ],
 )
 def test_what_a_sweep_chooses_cannot_be_given_as_well(medvfm, words):
     medvfm("plan", "--sweep", *words).refused(f"--sweep chooses {words[0]} itself", code=2)

@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 
 from medvfm_jax.train import embedding_cache
-from medvfm_jax.train.embedding_cache import CachedLoader, EmbeddingCache, make_cache
+from medvfm_jax.train.embedding_cache import EmbeddingCache, embed, make_cache
+from medvfm_jax.train.loop import MappedLoader
 from medvfm_jax.types import Batch
 
 RNG = np.random.default_rng(0)
@@ -82,7 +83,8 @@ def test_a_cached_loader_changes_the_images_only():
             self.state = state
 
     inner = Inner()
-    loader = CachedLoader(inner, EmbeddingCache(encode, "base"))
+    cache = EmbeddingCache(encode, "base")
+    loader = MappedLoader(inner, lambda batch: embed(batch, cache))
     batch = next(loader)
     assert batch[1:] == (None, "target", "weight")
     np.testing.assert_array_equal(batch.image, np.stack([encode(i) for i in IMAGES[:2]]))
