@@ -24,11 +24,14 @@ $(VENV)/.parity: $(VENV)/.test
 quickstart: $(VENV)/.core ## real weights and images from packages: zero-shot, adapt, evaluate, report
 	$(BIN)/medvfm quickstart --out runs/quickstart
 
+# One file of tests at a time per process, so that what its tests share is made once; 5 GiB of memory each.
+PYTEST := $(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist loadfile
+
 test: $(VENV)/.test ## what a newcomer runs: no torch, no reference data
-	$(BIN)/python -m pytest -q --durations=15
+	$(PYTEST) --durations=15
 
 test-all: $(VENV)/.test ## also the slow tests
-	$(BIN)/python -m pytest -q -m 'not parity' --durations=25
+	$(PYTEST) -m 'not parity' --durations=25
 
 test-parity: $(VENV)/.parity ## against PyTorch, transformers and the metric oracles
 	$(BIN)/python -m pytest -q -m parity tests/parity
