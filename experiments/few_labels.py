@@ -174,8 +174,9 @@ def _cell(summary: list[dict[str, Any]], metric: str) -> str:
     rows = [r for r in summary if r["metric"] == metric]
     row = next((r for r in rows if r["label"] == "all"), rows[0] if rows else None)
     digits = 1 if metric.startswith(("hd", "assd")) else 3
-    return (
-        "-"
-        if row is None
-        else f"{row['mean']:.{digits}f} ({row['low']:.{digits}f} to {row['high']:.{digits}f})"
-    )
+    if row is None:
+        return "-"
+    mean = f"{row['mean']:.{digits}f}"
+    if row["low"] is None:  # one patient has no interval
+        return mean
+    return f"{mean} ({row['low']:.{digits}f} to {row['high']:.{digits}f})"

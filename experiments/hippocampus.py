@@ -4,8 +4,9 @@ python -m experiments.hippocampus --data DATA/Dataset004_Hippocampus --out runs/
     --rows zero_shot samed_few unet_few samed_all unet_all
 
 Measured (results/hippocampus.json; the first 12 test volumes, 95 % intervals over volumes, mean of both parts; 300
-steps of two slices in every trained row; two cores that did other work beside it, which made the five rows take 162
-minutes instead of the 90 they are meant for; their time on an idle machine was not measured):
+steps of two slices in every trained row).  The budget is 90 minutes on two cores.  The five rows took 162 beside other
+work; for a machine with nothing else to do, runs of 12 and 32 steps scored on one volume extrapolate to 58 to 84
+minutes (samed 2.1 to 4.6 s per step, U-Net 0.5 to 0.7; 30 to 40 s per volume scored with LiteMedSAM):
 
 =========  ================  ========  ======================  ===================  ======================
 row        prompts           training  Dice                    HD95, mm             NSD
