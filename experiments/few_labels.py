@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
-from medvfm_jax import cpu, report
+from medvfm_jax import compilation_cache, cpu, report
 from medvfm_jax.metrics import compare
 from medvfm_jax.train import AdaptConfig, EvaluateConfig, adapt, evaluate, run_directory
 from medvfm_jax.train.provenance import device, versions
@@ -51,6 +51,7 @@ class Plan:
 def run(plan: Plan, results: Path) -> None:
     """Make every row, then the table, `results` as JSON and a report that shows all runs side by side."""
     cpu.tune()
+    compilation_cache.enable()
     console = Console(highlight=False)
     for row in plan.rows:
         _make(plan, row, console)

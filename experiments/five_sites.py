@@ -18,7 +18,7 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from medvfm_jax import cpu, report
+from medvfm_jax import compilation_cache, cpu, report
 from medvfm_jax.federated.federate import federate
 from medvfm_jax.federated.federate_config import FederateConfig
 from medvfm_jax.federated.federated_run import divide
@@ -79,6 +79,7 @@ class Plan:
 def run(plan: Plan) -> None:
     """Make every row, then the table as JSON and a report that shows the runs of the first seed site by site."""
     cpu.tune()
+    compilation_cache.enable()
     console = Console(highlight=False)
     for row, seed, site in jobs(plan):
         _make(plan, row, seed, site, console)

@@ -4,16 +4,13 @@ A command is a module of this folder with a dataclass `<Command>Args` that tyro 
 `run(args) -> int`. Only the module asked for is imported, so `medvfm --help` answers at once.
 """
 
-import contextlib
 import difflib
 import importlib
-import os
 import sys
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
 
-from medvfm_jax import __version__, cpu
+from medvfm_jax import __version__, compilation_cache, cpu
 from medvfm_jax.cli import console
 from medvfm_jax.cli.arguments import parse
 from medvfm_jax.cli.errors import BAD_USAGE, BadUsage, describe
@@ -84,21 +81,8 @@ def _dispatch(arguments: list[str]) -> int:
     if parsed is None:
         return 0
     cpu.tune()
-    _use_compilation_cache()
+    compilation_cache.enable()
     return int(module.run(parsed) or 0)
-
-
-def _use_compilation_cache() -> None:
-    """Keep compiled programs in the cache folder, so that the second run of a command starts at once."""
-    import jax
-
-    if os.environ.get("JAX_COMPILATION_CACHE_DIR") or jax.config.jax_compilation_cache_dir:
-        return
-    root = Path(os.environ.get("MEDVFM_CACHE") or Path.home() / ".cache" / "medvfm")
-    with contextlib.suppress(OSError):  # a read-only home is no reason to refuse work
-        (root / "compiled").mkdir(parents=True, exist_ok=True)
-        jax.config.update("jax_compilation_cache_dir", str(root / "compiled"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 if __name__ == "__main__":

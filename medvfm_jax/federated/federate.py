@@ -241,9 +241,11 @@ def _score(run: FederatedRun, models: Models, prompt: str, say: Callable[[str], 
     asked = "box" if prompt == "mixed" else prompt
     subject = Subject(config.model, label, run.base, run.adapted, models.shared, asked)
 
+    shared = Predictor(run.adapted, run.base.params, model_of(models, 0))
+
     @functools.cache
     def of_client(index: int | None) -> Predictor:
-        return Predictor(run.adapted, run.base.params, model_of(models, index))
+        return shared.with_delta(model_of(models, index))
 
     def predictor_of(case: Case) -> Predictor:
         return of_client(run.index_of(case.site) if jax.tree.leaves(models.own) else None)

@@ -1,5 +1,6 @@
 """Predictions on whole pictures at their own size; prompts and masks are in the pixels of the picture."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -30,6 +31,12 @@ class Predictor:
         self._encode = jax.jit(adapted.encode)
         self._decode = jax.jit(lambda *inputs: adapted.decode(*inputs).logits)
         self._flips: tuple[Flip, ...] = _ALL_FLIPS if flips else _NO_FLIP
+
+    def with_delta(self, delta: Delta) -> "Predictor":
+        """The same model with another delta of the same shapes; nothing is compiled again."""
+        other = copy.copy(self)
+        other._weights = (self._weights[0], jax.device_put(delta))
+        return other
 
     @property
     def semantic(self) -> bool:
