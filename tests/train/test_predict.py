@@ -6,6 +6,7 @@ from medvfm_jax import weights
 from medvfm_jax.adapters import adapt_model, chain
 from medvfm_jax.images import Query
 from medvfm_jax.train.predict import Predictor
+from medvfm_jax.types import Prediction
 from tests.train.plain_models import SIZE, channels, coordinates, inside_box, leaning, plain_model, ramp
 
 BOXES = [(1, 2, 6, 9), (3, 0, 15, 4), (8, 8, 12, 15)]
@@ -161,3 +162,20 @@ def test_padding_changes_nothing_in_a_real_decoder():
     for query, mask in zip(queries[:2], together):  # alone a box has two slots
         np.testing.assert_allclose(mask, next(predictor.masks(image, [query])), atol=1e-6)
         assert np.ptp(mask) > 1e-3
+
+
+def test_another_delta_gives_its_own_masks_and_compiles_nothing():
+    traced = []
+
+    def decode(params, delta, image, prompts):
+        traced.append(True)
+        return Prediction(image.transpose(2, 0, 1) * delta["sign"])
+
+    adapted = plain_model(channels, "semantic")._replace(decode=decode)
+    first = Predictor(adapted, {}, {"sign": np.float32(1)})
+    image = picture()
+    np.testing.assert_array_equal(first.classes(image), image.argmax(-1))
+    second = first.with_delta({"sign": np.float32(-1)})
+    np.testing.assert_array_equal(second.classes(image), image.argmin(-1))
+    np.testing.assert_array_equal(first.classes(image), image.argmax(-1))
+    assert len(traced) == 1
