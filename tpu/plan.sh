@@ -8,7 +8,8 @@ mkdir -p "$out"
 failed=0
 while read -r model adapter topology mesh rules batch options; do
   [[ -z $model || $model == \#* ]] && continue
-  file="$out/${model}_${adapter}_${topology/:/_}_${rules}.json"
+  cohort=$(grep -oP -- '--clients \K[0-9]+' <<< "$options")
+  file="$out/${model}_${adapter}_${topology/:/_}_${rules}${cohort:+_${cohort}_clients}.json"
   [[ -s $file ]] && continue
   # shellcheck disable=SC2086  # options are words
   medvfm plan --json --model "$model" --adapter "$adapter" --topology "$topology" --mesh "$mesh" --rules "$rules" \

@@ -10,6 +10,7 @@ import tyro
 from medvfm_jax.cli import console
 from medvfm_jax.cli.errors import BadUsage
 from medvfm_jax.cli.plan_table import as_record, describe_sweep, one_line
+from medvfm_jax.federated.cohort_plan import CohortPlanConfig, plan_cohort
 from medvfm_jax.parallel.plan import Memory, Plan, PlanConfig, plan
 from medvfm_jax.parallel.sweep import Outcome, ranked, sweep
 
@@ -26,6 +27,8 @@ class PlanArgs(PlanConfig):
 
     Example: medvfm plan --model sam-h --topology v5e:4x4 --global-batch 64 --sweep --most 6
 
+    Example: medvfm plan --model sam-b --topology v5e:16x16 --mesh clients=256 --clients 512 --global-batch 512
+
     No weights are needed and nothing of the model is allocated. Compiling takes minutes. The memory is the
     compiler's own accounting; the time is an estimate, see tpu/README.md.
     """
@@ -37,11 +40,18 @@ class PlanArgs(PlanConfig):
     most: int = 8
     """Programs that --sweep compiles at most, likeliest first: few parts of the batch before many, recomputed
     activations before kept ones, no model axis before one, whole parameters before divided ones."""
+    clients: int = 0
+    """Plan a federated round (FedAvg, AdamW) of so many clients over the mesh axis clients instead of a step;
+    --global-batch then counts the images of one local step of all clients together."""
+    local_steps: int = 1
+    """Steps of each client in that round."""
+    at_once: int = 1
+    """Clients of that round that a device computes at the same time."""
 
 
 def run(args: PlanArgs) -> int:
     """Compile and print; exit code 1 if it does not fit, or nothing of a sweep does."""
-    config = PlanConfig(**{field.name: getattr(args, field.name) for field in fields(PlanConfig)})
+    config = _config(args)
     if args.sweep:
         _refuse_fixed(config)
     if args.topology != "cpu":
@@ -50,9 +60,18 @@ def run(args: PlanArgs) -> int:
         return _sweep(config, args.most)
     console.say(f"compiling {args.model} with {args.adapter} for {args.topology}; this takes minutes")
     with _without_cache():
-        found = plan(config)
+        found = plan_cohort(config) if isinstance(config, CohortPlanConfig) else plan(config)
     console.result(found, describe(found))
     return 0 if found.memory.fits else 1
+
+
+def _config(args: PlanArgs) -> PlanConfig:
+    kind = CohortPlanConfig if args.clients else PlanConfig
+    if not args.clients and (args.local_steps, args.at_once) != (1, 1):
+        raise BadUsage("--local-steps and --at-once are about a federated round; say of how many --clients")
+    if args.clients and args.sweep:
+        raise BadUsage("--sweep compares meshes of a training step, not of a federated round; leave one out")
+    return kind(**{field.name: getattr(args, field.name) for field in fields(kind)})
 
 
 def _refuse_fixed(config: PlanConfig) -> None:
@@ -98,17 +117,20 @@ def _without_cache() -> Iterator[None]:
 def describe(found: Plan) -> str:
     """The plan as a table of lines."""
     memory, flops, config = found.memory, found.flops, found.config
+    images, what = config.global_batch, "step"
+    if isinstance(config, CohortPlanConfig):
+        images, what = config.global_batch * config.local_steps, "round"
     mesh = ", ".join(f"{axis}={size}" for axis, size in found.mesh.items() if size > 1) or "one device"
     rows = [
         ("trained", f"{found.trained:,} of {found.total:,} parameters"),
         (
             "devices",
-            f"{found.devices} ({mesh}), {config.global_batch} images per step, parameters {config.rules}",
+            f"{found.devices} ({mesh}), {images} images per {what}, parameters {config.rules}",
         ),
         ("memory per device", f"{_gib(memory.peak)} of {_gib(memory.capacity)}" + _parts(memory)),
         (
             "model FLOPs",
-            f"{_tera(flops.model)} per step; executed with recomputation {_tera(flops.executed)}",
+            f"{_tera(flops.model)} per {what}; executed with recomputation {_tera(flops.executed)}",
         ),
     ]
     if found.program is not None:
@@ -129,12 +151,12 @@ def describe(found: Plan) -> str:
         parts += f" and kernels {_ms(s.kernels)}" if s.kernels else ""
         rows += [
             (
-                "step (estimate)",
+                f"{what} (estimate)",
                 f"{_ms(s.step)}: {parts}, collectives {_ms(s.collectives)}",
             ),
             (
                 "utilisation",
-                f"{100 * s.utilisation:.0f} % of peak, {config.global_batch / s.step:,.0f} images/s",
+                f"{100 * s.utilisation:.0f} % of peak, {images / s.step:,.0f} images/s",
             ),
         ]
         rows += [
@@ -144,7 +166,8 @@ def describe(found: Plan) -> str:
         ]
     rows.append(("compiled in", f"{found.compile_seconds:.0f} s"))
     width = max(len(name) for name, _ in rows)
-    lines = [f"{config.model} with {config.adapter} on {config.topology}"]
+    cohort = f", {config.clients} clients" if isinstance(config, CohortPlanConfig) else ""
+    lines = [f"{config.model} with {config.adapter}{cohort} on {config.topology}"]
     lines += [f"{name.ljust(width)}  {value}" for name, value in rows]
     verdict = "it fits" if memory.fits else f"it does not fit; try {found.advice}"
     return "\n".join([*lines, verdict])

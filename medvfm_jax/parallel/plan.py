@@ -10,11 +10,13 @@ a lower bound of a kernel's time, never compared with a TPU.
 import os
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
+from medvfm_jax.adapters import Count
 from medvfm_jax.models.backend import compiling_for
 from medvfm_jax.parallel.abstract_training import Abstract, Training, abstract_training, lower
 from medvfm_jax.parallel.chips import Chip
@@ -23,6 +25,8 @@ from medvfm_jax.parallel.hlo import Program, analyse
 from medvfm_jax.parallel.mesh import CLIENTS, DATA, make_mesh
 from medvfm_jax.parallel.rules import preset
 from medvfm_jax.parallel.topologies import devices_of
+
+Advice = Callable[[Any, Mesh, Count], str]
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -88,27 +92,48 @@ class Plan:
     compile_seconds: float
 
 
+class Work(NamedTuple):
+    """A program to compile: ready for a mesh, with the counts of what it does in all."""
+
+    lowered: Any
+    size: Count
+    flops: Flops
+
+
 def plan(config: PlanConfig) -> Plan:
     """Compile one training step for ``config.topology`` and read what the compiler says; nothing is allocated.
 
     Raises BadPlan, BadMesh, BadRules, and what the catalogue and the adapters raise.
     """
-    rules = preset(config.rules)
+    return compile_for(config, lambda mesh: _step(config, mesh))
+
+
+def compile_for(config: PlanConfig, make: Callable[[Mesh], Work], advise: Advice | None = None) -> Plan:
+    """Compile the work that ``make`` finds for the mesh of ``config`` and read what the compiler says.
+
+    advise: ``(config, mesh, parameters)`` -> what to change first where it does not fit; by default that of a
+    training step.
+    """
     devices, chip = devices_of(config.topology)
     mesh = make_mesh(config.mesh, devices)
     with compiling_for("cpu" if chip is None else "tpu"):
-        training = abstract_training(config)
-        lowered = lower(training, rules, mesh)
-        flops = count_flops(training)
+        work = make(mesh)
         start = time.perf_counter()
-        compiled, memory = _compile(lowered, chip)
+        compiled, memory = _compile(work.lowered, chip)
     seconds = time.perf_counter() - start
     program = None if compiled is None else analyse(compiled.as_text())
-    speed = None if program is None or chip is None else estimate(flops, program, chip, len(devices))
+    speed = None if program is None or chip is None else estimate(work.flops, program, chip, len(devices))
+    advice = None if memory.fits else (advise or advise_step)(config, mesh, work.size)
     return Plan(
-        config, len(devices), dict(mesh.shape), training.size.trained, training.size.total, memory, flops, program,
-        speed, None if memory.fits else advise(config, mesh, training), seconds,
+        config, len(devices), dict(mesh.shape), work.size.trained, work.size.total, memory, work.flops, program, speed,
+        advice, seconds,
     )  # fmt: skip
+
+
+def _step(config: PlanConfig, mesh: Mesh) -> Work:
+    rules = preset(config.rules)
+    training = abstract_training(config)
+    return Work(lower(training, rules, mesh), training.size, count_flops(training))
 
 
 def count_flops(training: Abstract) -> Flops:
@@ -137,19 +162,19 @@ def estimate(flops: Flops, program: Program, chip: Chip, devices: int) -> Speed:
     return Speed(roofline, compiler, kernels, collectives, step, flops.model / (devices * chip.flops * step))
 
 
-def advise(config: PlanConfig, mesh: Mesh, training: Abstract) -> str:
+def advise_step(config: PlanConfig, mesh: Mesh, size: Count) -> str:
     """What to change first where a program does not fit: the cheapest change that has not been made yet.
 
     Recomputing costs a third more time, dividing the weights costs collectives, cutting the batch nothing but the
     use of small products; where none is left, more devices or a smaller batch.
     """
     each = config.global_batch // (mesh.shape[DATA] * mesh.shape[CLIENTS] * config.accumulate)
-    weights = 4 * training.size.total
+    weights = 4 * size.total
     if config.keep_activations:
         return "--keep-products instead of --keep-activations: they are kept for the whole backward pass"
     if config.keep_products and each == 1:
         return "without --keep-products: they are kept for the whole backward pass"
-    if config.rules == "replicated" and weights > 2**30 and training.size.trained > training.size.total / 2:
+    if config.rules == "replicated" and weights > 2**30 and size.trained > size.total / 2:
         return "--rules fsdp: weights, gradients and moments are whole on every device"
     if each > 1:
         return f"--accumulate {2 * config.accumulate}: every device works on {each} images at once"

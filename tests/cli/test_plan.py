@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 import medvfm_jax.cli.plan as command
+from medvfm_jax.federated.cohort_plan import CohortPlanConfig
 from medvfm_jax.parallel.flops import Flops
 from medvfm_jax.parallel.hlo import Collective, Hotspot, Program
 from medvfm_jax.parallel.plan import Memory, Plan, PlanConfig, Speed
@@ -72,6 +73,39 @@ def test_a_plan_in_words_and_as_json(medvfm, monkeypatch):
         == asked[1]
         == PlanConfig("sam-h", set=("lora.rank=8",), global_batch=1024, topology="v5e:16x16")
     )
+
+
+def test_a_round_of_a_cohort(medvfm, monkeypatch):
+    asked = []
+    config = CohortPlanConfig("sam-b", topology="v5e:16x16", global_batch=1024, clients=512, local_steps=5)
+    found = dataclasses.replace(FITS, config=config)
+    monkeypatch.setattr(command, "plan_cohort", lambda config: asked.append(config) or found)
+    words = ("--topology", "v5e:16x16", "--global-batch", 1024, "--clients", 512, "--local-steps", 5)
+    text = medvfm("plan", *words).out
+    assert asked == [config]
+    for part in (
+        "sam-b with samed, 512 clients on v5e:16x16",
+        "5120 images per round",
+        "1,000.00 TFLOP per round",
+        "round (estimate)",
+        "12,800 images/s",
+    ):
+        assert part in text
+    assert medvfm("plan", *words, "--json").json["config"]["clients"] == 512
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--local-steps", 5], "say of how many --clients"),
+        (["--at-once", 2], "say of how many --clients"),
+        (["--clients", 4, "--sweep"], "leave one out"),
+    ],
+)
+def test_options_of_a_round_without_one_are_refused(medvfm, words, sentence):
+    result = medvfm("plan", *words)
+    assert result.code == 2
+    assert sentence in result.err
 
 
 def test_what_does_not_fit_is_said_with_what_would_help(medvfm, monkeypatch):

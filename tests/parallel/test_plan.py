@@ -6,11 +6,12 @@ from types import SimpleNamespace
 import jax
 import pytest
 
+from medvfm_jax.adapters import Count
 from medvfm_jax.parallel.chips import CHIPS, Chip
 from medvfm_jax.parallel.errors import BadMesh, BadPlan, BadRules
 from medvfm_jax.parallel.flops import Flops
 from medvfm_jax.parallel.hlo import Collective, Program
-from medvfm_jax.parallel.plan import PlanConfig, advise, estimate, out_of_memory, plan
+from medvfm_jax.parallel.plan import PlanConfig, advise_step, estimate, out_of_memory, plan
 from medvfm_jax.parallel.topologies import devices_of
 
 CHIP = Chip("test", flops=100.0, hbm=1000, bandwidth=10.0, ici=5.0, clock=2.0, dimensions=2, pod=4)
@@ -53,10 +54,6 @@ def test_the_table_agrees_with_the_published_units():
         assert units * 128 * 128 * 2 * CHIPS[name].clock == pytest.approx(CHIPS[name].flops, rel=0.005)
 
 
-def training(trained, total):
-    return SimpleNamespace(size=SimpleNamespace(trained=trained, total=total))
-
-
 @pytest.mark.parametrize(
     ("settings", "trained", "advice"),
     [
@@ -73,7 +70,7 @@ def training(trained, total):
 def test_the_first_thing_to_change(settings, trained, advice):
     config = PlanConfig(**{"model": "sam-h", "mesh": "data=2,model=4"} | settings)
     mesh = SimpleNamespace(shape={"clients": 1, "data": 2, "model": 4})
-    assert advise(config, mesh, training(trained, 6.4e8)).startswith(advice)
+    assert advise_step(config, mesh, Count(int(trained), int(6.4e8), 0)).startswith(advice)
 
 
 def test_what_the_compiler_says_where_memory_is_short():

@@ -16,6 +16,7 @@ TABLE = """# comment
 sam-x samed v5e:2x2 data=4 replicated 8
 large full v5e:2x2 data=4 fsdp 8 --keep-activations
 small samed v5e:2x2 data=4 replicated 16 --accumulate 2
+small samed v5e:2x2 clients=4 replicated 16 --clients 16
 """
 
 
@@ -37,9 +38,13 @@ def test_every_line_becomes_a_file_and_none_stops_the_others(tmp_path):
     assert "large full v5e:2x2: exit code 1" in first.stderr
     assert "small" not in first.stderr
     files = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert files == ["large_full_v5e_2x2_fsdp.json", "small_samed_v5e_2x2_replicated.json"]
+    assert files == [
+        "large_full_v5e_2x2_fsdp.json",
+        "small_samed_v5e_2x2_replicated.json",
+        "small_samed_v5e_2x2_replicated_16_clients.json",
+    ]
     small = json.loads((tmp_path / "out" / files[1]).read_text())["words"]
     assert small.endswith("--mesh data=4 --rules replicated --global-batch 16 --accumulate 2")
-    assert len(calls.read_text().splitlines()) == 3
+    assert len(calls.read_text().splitlines()) == 4
     run()
-    assert len(calls.read_text().splitlines()) == 4  # only the one without a file again
+    assert len(calls.read_text().splitlines()) == 5  # only the one without a file again
