@@ -62,15 +62,17 @@ class Plan:
     """Of split, sampling, noise and initial values; every row once per seed."""
     once: tuple[str, ...] = ("fedmsa", "flap_sam")
     """Rows that are made with the first seed only: they adapt the encoder, which takes ten times as long."""
-    rounds: int = 10
+    rounds: int = 6
     """Rounds of exchange."""
     local_steps: int = 5
     """Steps of each client in a round."""
     batch_size: int = 2
     """Images per step; expected patients per step where patients are protected."""
+    prompts: int = 2
+    """Boxes drawn for each image of a step."""
     min_patients: int = 11
     """Sites with fewer images are left out."""
-    cases: int | None = 8
+    cases: int | None = 4
     """Score the first so many test images of each site only."""
     results: Path = Path(__file__).parent / "results" / "five_sites.json"
     """File for the table."""
@@ -114,7 +116,7 @@ def _config(plan: Plan, row: str, seed: int, site: str | None) -> FederateConfig
     folder = _folder(plan, row, seed, site)
     return FederateConfig(
         data=plan.data, model=plan.model, out=folder, resume=folder.exists(), rounds=plan.rounds,
-        local_steps=plan.local_steps, batch_size=plan.batch_size, min_patients=plan.min_patients, cases=plan.cases,
+        local_steps=plan.local_steps, batch_size=plan.batch_size, prompts_per_image=plan.prompts, min_patients=plan.min_patients, cases=plan.cases,
         validate_every=0, seed=seed, leave_out=site, **{"embeddings": "disk"} | ROWS[row],
     )  # fmt: skip
 

@@ -155,9 +155,7 @@ class MaskDecoder(nn.Module):
             for i in range(self.outputs)
         ]
         kept = slice(None) if self.all_masks else slice(1, None) if multimask else slice(0, 1)
-        logits = jnp.einsum(
-            "qmc,qhwc->qmhw", jnp.stack(weights[kept], axis=1), pixels, preferred_element_type=jnp.float32
-        )
+        logits = _masks(jnp.stack(weights[kept], axis=1), pixels)
         if self.all_masks:
             return logits, None
         iou = ReluMlp((self.dim, self.dim, self.outputs), dtype, name="iou_prediction_head")(tokens[:, 0])
@@ -169,3 +167,14 @@ class MaskDecoder(nn.Module):
         x = UpConv(self.dim // 4, **double, name="output_upscaling_0")(image)
         x = gelu(layer_norm("output_upscaling_1", 1e-6, self.dtype)(x))
         return gelu(UpConv(self.dim // 8, **double, name="output_upscaling_3")(x))
+
+
+def _masks(weights: Array, pixels: Array) -> Array:
+    """Weights (Q, M, c), pixel features (Q, h, w, c) -> float32 logits (Q, M, h, w).
+
+    Pixels come first in the product: in the other order XLA turns the features, the largest array of the decoder, round.
+    """
+    h, w = pixels.shape[1:3]
+    flat = rearrange(pixels, "q h w c -> q (h w) c")
+    logits = jnp.einsum("qnc,qmc->qnm", flat, weights, preferred_element_type=jnp.float32)
+    return rearrange(logits, "q (h w) m -> q m h w", h=h, w=w)
