@@ -116,7 +116,8 @@ def _config(plan: Plan, row: str, seed: int, site: str | None) -> FederateConfig
     folder = _folder(plan, row, seed, site)
     return FederateConfig(
         data=plan.data, model=plan.model, out=folder, resume=folder.exists(), rounds=plan.rounds,
-        local_steps=plan.local_steps, batch_size=plan.batch_size, prompts_per_image=plan.prompts, min_patients=plan.min_patients, cases=plan.cases,
+        local_steps=plan.local_steps, batch_size=plan.batch_size, prompts_per_image=plan.prompts,
+        min_patients=plan.min_patients, cases=plan.cases,
         validate_every=0, seed=seed, leave_out=site, **{"embeddings": "disk"} | ROWS[row],
     )  # fmt: skip
 

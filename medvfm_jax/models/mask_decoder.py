@@ -172,7 +172,7 @@ class MaskDecoder(nn.Module):
 def _masks(weights: Array, pixels: Array) -> Array:
     """Weights (Q, M, c), pixel features (Q, h, w, c) -> float32 logits (Q, M, h, w).
 
-    Pixels come first in the product: in the other order XLA turns the features, the largest array of the decoder, round.
+    Pixels come first in the product: in the other order XLA turns their features round, the decoder's largest array.
     """
     h, w = pixels.shape[1:3]
     flat = rearrange(pixels, "q h w c -> q (h w) c")
