@@ -136,6 +136,6 @@ def _check_grid(dataset: Dataset, image: Image, reference: Image, path: Path, re
         advice = (
             "export both from the same image"
             if image.grid != reference.grid
-            else "repair the header, or allow it with allow_geometry_mismatch"
+            else "repair the header, or allow it with --allow-geometry-mismatch"
         )
         raise GeometryMismatch(f"{path} does not lie on the grid of {reference_path}: {what}; {advice}.")

@@ -133,6 +133,8 @@ class FederateConfig:
     """Never touch the network."""
     skip_bad: bool = False
     """Skip cases that cannot be read, and count them, instead of stopping."""
+    allow_geometry_mismatch: bool = False
+    """Accept label maps of the right shape whose headers place them elsewhere in space than their images."""
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning; raises BadConfig."""

@@ -141,7 +141,9 @@ def divide(config: FederateConfig) -> tuple[SplitData, Partition]:
     The split is made before a site is left out, so that the same patients are tested whoever trains.
     Raises BadDataset, BadPartition, BadSplit, BadFederation.
     """
-    dataset = open_dataset(config.data, offline=config.offline)
+    dataset = open_dataset(
+        config.data, offline=config.offline, allow_geometry_mismatch=config.allow_geometry_mismatch
+    )
     dataset = dataset if config.sites is None else with_sites(dataset, config.sites)
     digest = data_digest(dataset)
     partition = _partition(config, dataset)

@@ -94,6 +94,7 @@ def _resolve(config: AdaptConfig, placement: Placement, accumulate: int) -> _Run
         test=config.test_fraction,
         train_cases=config.train_cases,
         offline=config.offline,
+        allow_geometry_mismatch=config.allow_geometry_mismatch,
     )
     classes, labels = source.dataset.classes, dict(source.dataset.labels)
     base = load_base(

@@ -95,6 +95,8 @@ class AdaptConfig:
     """Never touch the network."""
     skip_bad: bool = False
     """Skip cases that cannot be read, and count them, instead of stopping."""
+    allow_geometry_mismatch: bool = False
+    """Accept label maps of the right shape whose headers place them elsewhere in space than their images."""
     tensorboard: bool = False
     """Write scalars for TensorBoard too, into --out/tensorboard."""
 
@@ -210,6 +212,8 @@ class EvaluateConfig:
     """Never touch the network."""
     skip_bad: bool = False
     """Skip cases that cannot be read, and count them, instead of stopping."""
+    allow_geometry_mismatch: bool = False
+    """Accept label maps of the right shape whose headers place them elsewhere in space than their images."""
     out: Path | None = None
     """Where scores go; by default RUN/scores.json (RUN/scores_SPLIT.json for another split than test), and
     runs/MODEL_DATA/scores.json for a model as it is."""

@@ -156,6 +156,8 @@ def _data(config: EvaluateConfig, run: Mapping[str, Any] | None) -> SplitData:
         val=config.val_fraction,
         test=config.test_fraction,
         offline=config.offline,
+        allow_geometry_mismatch=config.allow_geometry_mismatch
+        or (own and run.get("allow_geometry_mismatch", False)),
         given=run["resolved"]["split"] if own else None,
     )
 

@@ -92,10 +92,11 @@ def open_split(
     test: float,
     train_cases: int | None = None,
     offline: bool = False,
+    allow_geometry_mismatch: bool = False,
     given: Mapping[str, Any] | None = None,
 ) -> SplitData:
     """Open a dataset and split it by patient, or as ``given`` (the record of an earlier run)."""
-    dataset = open_dataset(data, offline=offline)
+    dataset = open_dataset(data, offline=offline, allow_geometry_mismatch=allow_geometry_mismatch)
     if given is not None:
         for case in [case for part in given.values() for case in part]:
             dataset.case(case)  # says which one is missing

@@ -128,7 +128,7 @@ def test_a_label_map_that_lies_elsewhere_is_refused_unless_allowed(tmp_path, aff
     folder = nnunet_folder(tmp_path / "d")
     label = np.ones((5, 4, 3), np.uint8)
     save_volume(folder / "labelsTr" / "a.nii.gz", label, affine)
-    advice = "allow_geometry_mismatch"
+    advice = "--allow-geometry-mismatch"
     refused(open_dataset(folder), "a", GeometryMismatch, folder / "labelsTr" / "a.nii.gz", words, advice)
     loaded = read_case(open_dataset(folder, allow_geometry_mismatch=True), "a")
     np.testing.assert_array_equal(loaded.label, label)

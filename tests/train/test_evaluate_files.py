@@ -5,6 +5,8 @@ import shutil
 import sys
 
 import jax
+import nibabel
+import numpy as np
 import pytest
 
 import medvfm_jax.train.evaluate  # noqa: F401, the module, which the function of the same name hides
@@ -109,6 +111,29 @@ def test_an_unreadable_case_is_refused_before_anything_is_predicted_or_skipped_a
     assert bad in scores["skipped"][0]["why"]
     assert {row["case"] for row in scores["cases"]} == {kept}
     assert scores["n_cases"] == 1
+
+
+@pytest.fixture
+def elsewhere(volumes, tmp_path):
+    """Volumes whose label maps say that they lie 5 mm from their images."""
+    folder = tmp_path / "volumes"
+    shutil.copytree(volumes, folder)
+    for path in (folder / "labelsTr").iterdir():
+        label = nibabel.load(path)
+        affine = label.affine.copy()
+        affine[0, 3] += 5
+        nibabel.save(nibabel.Nifti1Image(np.asarray(label.dataobj), affine), path)
+    return folder
+
+
+def test_labels_that_lie_elsewhere_are_refused_unless_allowed(elsewhere, fake, tmp_path):
+    settings = {"model": "sam-tiny-test", "data": str(elsewhere), "out": tmp_path / "scores.json", "cases": 1}
+    with pytest.raises(BadCase, match="--allow-geometry-mismatch"):
+        evaluate(EvaluateConfig(**settings))
+    assert fake.made == 0
+    scores = evaluate(EvaluateConfig(**settings, allow_geometry_mismatch=True))
+    assert scores["n_cases"] == 1
+    assert scores["skipped"] == []
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,20 @@ def test_a_bad_training_case_is_refused_or_skipped_and_counted(with_a_bad_case):
     assert data.describe().endswith("1 unreadable cases skipped")
 
 
+def test_labels_that_lie_elsewhere_are_refused_unless_allowed(volumes, tmp_path):
+    folder = tmp_path / "volumes"
+    shutil.copytree(volumes, folder)
+    split = opened(folder).split
+    path = folder / "labelsTr" / f"{split.train[0]}.nii.gz"
+    label = nibabel.load(path)
+    affine = label.affine + np.eye(4)[:, [0, 0, 0, 0]] * [0, 0, 0, 5]
+    nibabel.save(nibabel.Nifti1Image(np.asarray(label.dataobj), affine), path)
+    with pytest.raises(BadCase, match="--allow-geometry-mismatch"):
+        made(folder, "none")
+    data = made(folder, "none", opened(folder, allow_geometry_mismatch=True))
+    assert {e.case for e in data.train} == set(split.train)
+
+
 def test_nothing_to_train_on_is_one_sentence(cells, tmp_path):
     folder = tmp_path / "cells"
     shutil.copytree(cells, folder)
