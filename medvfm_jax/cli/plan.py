@@ -14,7 +14,7 @@ from medvfm_jax.federated.cohort_plan import CohortPlanConfig, plan_cohort
 from medvfm_jax.parallel.plan import Memory, Plan, PlanConfig, plan
 from medvfm_jax.parallel.sweep import Outcome, ranked, sweep
 
-_CHOSEN_BY_A_SWEEP = ("mesh", "rules", "accumulate", "keep_activations", "keep_products")
+_CHOSEN_BY_A_SWEEP = ("mesh", "rules", "accumulate", "keep")
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class PlanArgs(PlanConfig):
     set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Option of the adapter, for example lora.rank=8; may be given several times."""
     sweep: bool = False
-    """Compile the sensible meshes, rules, parts of the batch, with and without kept activations, and rank them."""
+    """Compile the sensible meshes, rules, parts of the batch and what is kept, and rank them."""
     most: int = 8
-    """Programs that --sweep compiles at most, likeliest first: few parts of the batch before many, recomputed
-    activations before kept ones, no model axis before one, whole parameters before divided ones."""
+    """Programs that --sweep compiles at most, likeliest first: few parts of the batch before many, little kept
+    before much, no model axis before one, whole parameters before divided ones."""
     clients: int = 0
     """Plan a federated round (FedAvg, AdamW) of so many clients over the mesh axis clients instead of a step;
     --global-batch then counts the images of one local step of all clients together."""

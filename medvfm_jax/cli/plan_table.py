@@ -7,7 +7,7 @@ from medvfm_jax.cli import console
 from medvfm_jax.parallel.plan import Plan, PlanConfig
 from medvfm_jax.parallel.sweep import Outcome, ranked, words
 
-_COLUMNS = ("mesh", "rules", "parts", "activations", "peak GiB", "fits", "step ms", "images/s", "use of peak")
+_COLUMNS = ("mesh", "rules", "parts", "kept", "peak GiB", "fits", "step ms", "images/s", "use of peak")
 _MOST_NAMES = 4  # of candidates that share a reason
 
 
@@ -63,7 +63,7 @@ def _row(found: Plan) -> list[str]:
         config.mesh,
         config.rules,
         str(config.accumulate),
-        "kept" if config.keep_activations else "again",
+        config.keep,
         f"{memory.peak / 2**30:.2f}" if memory.arguments is not None else f">= {memory.peak / 2**30:.2f}",
         "yes" if memory.fits else "no",
     ]
@@ -78,8 +78,8 @@ def _row(found: Plan) -> list[str]:
 
 
 def _name(config: PlanConfig) -> str:
-    kept = ", activations kept" if config.keep_activations else ""
-    return f"{config.mesh} {config.rules}, {config.accumulate} part{'s' * (config.accumulate > 1)}{kept}"
+    parts = f"{config.accumulate} part{'s' * (config.accumulate > 1)}"
+    return f"{config.mesh} {config.rules}, {parts}, {config.keep} kept"
 
 
 def _names(outcomes: Sequence[Outcome]) -> str:

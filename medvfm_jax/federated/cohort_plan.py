@@ -129,10 +129,10 @@ def _advise(config: CohortPlanConfig, mesh: Mesh, size: Count) -> str:
     each = config.global_batch // config.clients
     if config.at_once > 1:
         return f"--at-once {config.at_once // 2}: every device computes {config.at_once} clients at the same time"
-    if config.keep_activations:
-        return "--keep-products instead of --keep-activations: they are kept for the whole backward pass"
-    if config.keep_products:
-        return "without --keep-products: they are kept for the whole backward pass"
+    if config.keep == "everything":
+        return "--keep products: everything is kept for the whole backward pass"
+    if config.keep == "products":
+        return "--keep nothing: results of products are kept for the whole backward pass"
     if each > mesh.shape[DATA]:
         return f"--global-batch {config.global_batch // 2}: a client works on {each} images at once"
     if config.rules == "replicated" and 4 * size.total > 2**30:

@@ -2,7 +2,7 @@
 
 import functools
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,8 @@ from medvfm_jax.train.state import TrainState, init_state
 from medvfm_jax.train.step import LossFn, Step, make_step
 from medvfm_jax.train.task import DEFAULT_OBJECTIVE, make_loss
 from medvfm_jax.types import Batch, Params, Prompts
+
+KEEP = ("nothing", "products", "everything")  # least memory first
 
 
 @dataclass(frozen=True)
@@ -44,10 +46,9 @@ class Training:
     """Pixels along one side; by default those of the model."""
     dtype: str = "bfloat16"
     """Number format of the computation; parameters stay float32."""
-    keep_activations: bool = False
-    """Keep all activations for the backward pass; by default SAM computes them again, group by group."""
-    keep_products: bool = False
-    """Keep results of products and attention kernels only; SAM computes again what lies between them."""
+    keep: Literal["nothing", "products", "everything"] = "nothing"
+    """What SAM keeps of a group of blocks for the backward pass: its input alone, also the results of products and
+    attention kernels, or everything; the rest is computed again. Other models keep everything."""
     unrolled: bool = False
     """Compile every block of SAM or ViT on its own, instead of one that a loop runs over; takes longer."""
 
@@ -68,6 +69,8 @@ def abstract_training(config: Training) -> Abstract:
     """Everything ``make_step`` would be given, as shapes; raises what the catalogue and the adapters raise, BadPlan."""
     if config.dtype not in ("float32", "bfloat16"):
         raise BadPlan(f"dtype is {config.dtype}; expected float32 or bfloat16.")
+    if config.keep not in KEEP:
+        raise BadPlan(f"keep is {config.keep}; expected one of {', '.join(KEEP)}.")
     for name in ("global_batch", "accumulate"):
         if getattr(config, name) < 1:
             raise BadPlan(f"{name} is {getattr(config, name)}; expected at least 1.")
@@ -99,9 +102,8 @@ def lower(training: Abstract, rules: Rules, mesh: Mesh) -> jax.stages.Lowered:
 def _model(config: Training) -> tuple[Model, Params]:
     options: dict[str, Any] = {"dtype": jnp.dtype(config.dtype), "image_size": config.image_size}
     if config.model in catalog.SAM_ENCODERS:
-        again = "between" if config.keep_products else True
         options |= {
-            "remat": again if not config.keep_activations else False,
+            "remat": {"nothing": True, "products": "between", "everything": False}[config.keep],
             "scan_blocks": not config.unrolled,
         }
     elif config.model in catalog.VIT_VARIANTS:

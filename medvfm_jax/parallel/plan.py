@@ -170,10 +170,10 @@ def advise_step(config: PlanConfig, mesh: Mesh, size: Count) -> str:
     """
     each = config.global_batch // (mesh.shape[DATA] * mesh.shape[CLIENTS] * config.accumulate)
     weights = 4 * size.total
-    if config.keep_activations:
-        return "--keep-products instead of --keep-activations: they are kept for the whole backward pass"
-    if config.keep_products and each == 1:
-        return "without --keep-products: they are kept for the whole backward pass"
+    if config.keep == "everything":
+        return "--keep products: everything is kept for the whole backward pass"
+    if config.keep == "products" and each == 1:
+        return "--keep nothing: results of products are kept for the whole backward pass"
     if config.rules == "replicated" and weights > 2**30 and size.trained > size.total / 2:
         return "--rules fsdp: weights, gradients and moments are whole on every device"
     if each > 1:

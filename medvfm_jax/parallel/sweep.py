@@ -1,7 +1,7 @@
 """The best way to run a training step on given devices: compile the sensible ways, few of them, and compare.
 
-A candidate is a mesh, rules, parts of the batch, and whether activations are kept.  Sensible means: ``data`` divides
-the batch; with one device per copy of the model, parameters are whole or divided over ``data`` (``replicated``,
+A candidate is a mesh, rules, parts of the batch, and what is kept for the backward pass.  Sensible means: ``data``
+divides the batch; with one device per copy of the model, parameters are whole or divided over ``data`` (``replicated``,
 ``fsdp``); a ``model`` axis, which must divide the encoder's heads, comes with ``tensor`` alone, because the other rules
 would leave its devices to do the same work twice; parts are 1, 2, 4, ... up to one image per device.
 """
@@ -16,7 +16,7 @@ from typing import Any
 import jax
 
 from medvfm_jax.models import catalog
-from medvfm_jax.parallel.abstract_training import abstract_training
+from medvfm_jax.parallel.abstract_training import KEEP, abstract_training
 from medvfm_jax.parallel.errors import BadPlan
 from medvfm_jax.parallel.plan import Plan, PlanConfig, plan
 from medvfm_jax.parallel.topologies import devices_of
@@ -36,7 +36,7 @@ class Outcome:
 def candidates(config: PlanConfig, devices: int) -> list[PlanConfig]:
     """Every sensible way to run ``config`` on so many devices, likeliest first.
 
-    Order: few parts before many (each part costs time); activations computed again before kept (which needs more
+    Order: few parts before many (each part costs time); little kept before much (which needs more
     memory); no ``model`` axis before one (it costs collectives), small ones first; whole parameters before divided.
     Raises BadPlan if there is none.
     """
@@ -48,10 +48,10 @@ def candidates(config: PlanConfig, devices: int) -> list[PlanConfig]:
             continue
         rules = ("tensor",) if model > 1 else ("replicated", "fsdp") if data > 1 else ("replicated",)
         parts = [2**i for i in range((batch // data).bit_length()) if batch // data % 2**i == 0]
-        keeping = (False, True) if config.model in catalog.SAM_ENCODERS else (False,)
+        keeping = KEEP if config.model in catalog.SAM_ENCODERS else KEEP[:1]
         mesh = f"data={data}" + (f",model={model}" if model > 1 else "")
         found += [
-            dataclasses.replace(config, mesh=mesh, rules=rule, accumulate=part, keep_activations=keep)
+            dataclasses.replace(config, mesh=mesh, rules=rule, accumulate=part, keep=keep)
             for rule in rules
             for part in parts
             for keep in keeping
@@ -62,7 +62,7 @@ def candidates(config: PlanConfig, devices: int) -> list[PlanConfig]:
             f"choose a batch that is a multiple of {devices}."
         )
     return sorted(
-        found, key=lambda c: (c.accumulate, c.keep_activations)
+        found, key=lambda c: (c.accumulate, KEEP.index(c.keep))
     )  # stable: mesh and rules stay in order
 
 
@@ -71,7 +71,7 @@ def sweep(
 ) -> Iterator[Outcome]:
     """One Outcome per candidate as soon as it is known, at most ``most`` of them compiled.
 
-    Not compiled, with the reason: kept activations where recomputing does not fit; where time can be estimated, more
+    Not compiled, with the reason: more kept where less does not fit; where time can be estimated, more
     parts where fewer fit, which can only be slower; and what is left when ``most`` are compiled. A candidate that a
     rule, the mesh or the compiler refuses does not end the sweep; settings that no candidate could have do.
 
@@ -129,13 +129,10 @@ def _needless(way: PlanConfig, outcomes: Sequence[Outcome], *, timed: bool) -> s
         if before.plan is None or (before.config.mesh, before.config.rules) != (way.mesh, way.rules):
             continue
         known, fits = before.config, before.plan.memory.fits
-        same_parts, same_keeping = (
-            known.accumulate == way.accumulate,
-            known.keep_activations == way.keep_activations,
-        )
-        if way.keep_activations and not known.keep_activations and same_parts and not fits:
-            return "it does not fit even when activations are computed again"
-        if timed and same_keeping and known.accumulate < way.accumulate and fits:
+        more = KEEP.index(way.keep) - KEEP.index(known.keep)
+        if more > 0 and known.accumulate == way.accumulate and not fits:
+            return f"it does not fit even with --keep {known.keep}"
+        if timed and more == 0 and known.accumulate < way.accumulate and fits:
             return f"it fits in {known.accumulate} part{'s' * (known.accumulate > 1)}, which is faster"
     return None
 

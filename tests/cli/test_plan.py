@@ -31,7 +31,7 @@ FITS = Plan(
     compile_seconds=61.0,
 )
 TOO_LARGE = Plan(
-    PlanConfig(model="sam-h", topology="v5e:16x16", keep_activations=True),
+    PlanConfig(model="sam-h", topology="v5e:16x16", keep="everything"),
     devices=256,
     mesh={"clients": 1, "data": 256, "model": 1},
     trained=4_000_000,
@@ -40,7 +40,7 @@ TOO_LARGE = Plan(
     flops=Flops(10**15, 10**15),
     program=None,
     speed=None,
-    advice="without --keep-activations: they are kept",
+    advice="--keep products: everything is kept",
     compile_seconds=61.0,
 )
 
@@ -113,7 +113,7 @@ def test_what_does_not_fit_is_said_with_what_would_help(medvfm, monkeypatch):
     result = medvfm("plan", "--model", "sam-h")
     assert result.code == 1
     assert "40.00 GiB of 16.00 GiB" in result.out
-    assert "it does not fit; try without --keep-activations" in result.out
+    assert "it does not fit; try --keep products" in result.out
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_a_sweep_ranks_what_fits_first_and_says_what_is_left_out(medvfm, monkeyp
         "data=256",
         "replicated",
         "1",
-        "again",
+        "nothing",
         "12.00",
         "yes",
         "400.0",
@@ -164,8 +164,8 @@ def test_a_sweep_ranks_what_fits_first_and_says_what_is_left_out(medvfm, monkeyp
         "50",
         "%",
     ]
-    assert second.split()[:7] == ["data=128,model=2", "replicated", "1", "kept", ">=", "40.00", "no"]
-    assert "it fits in 1 part: data=256 replicated, 2 parts;" in rest[1]
+    assert second.split()[:7] == ["data=128,model=2", "replicated", "1", "everything", ">=", "40.00", "no"]
+    assert "it fits in 1 part: data=256 replicated, 2 parts, nothing kept;" in rest[1]
     assert rest[1].endswith("; and 1 more")
     assert rest[-1].startswith("best (fastest estimated step): medvfm plan --model sam-h")
     assert rest[-1].endswith("--mesh data=256")
@@ -179,7 +179,7 @@ def test_a_sweep_in_which_nothing_fits_fails_and_says_what_would_help(medvfm, mo
     monkeypatch.setattr(command, "sweep", lambda *words: iter([Outcome(TOO_LARGE.config, TOO_LARGE)]))
     result = medvfm("plan", "--sweep")
     assert result.code == 1
-    assert "none of them fits; try without --keep-activations" in result.out
+    assert "none of them fits; try --keep products" in result.out
 
 
 def test_an_interrupted_sweep_shows_what_it_has(medvfm, monkeypatch):
@@ -199,8 +199,7 @@ def test_an_interrupted_sweep_shows_what_it_has(medvfm, monkeypatch):
         ["--rules", "fsdp"],
         ["--mesh", "data=1"],
         ["--accumulate", "2"],
-        ["--keep-activations"],
-        ["--keep-products"],
+        ["--keep", "products"],
     ],
 )
 def test_what_a_sweep_chooses_cannot_be_given_as_well(medvfm, words):

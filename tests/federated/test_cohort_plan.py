@@ -66,8 +66,8 @@ def test_rounds_that_cannot_be(settings, error, sentence):
     ("settings", "advice"),
     [
         ({"at_once": 4}, "--at-once 2"),
-        ({"keep_activations": True}, "--keep-products"),
-        ({"keep_products": True}, "without --keep-products"),
+        ({"keep": "everything"}, "--keep products"),
+        ({"keep": "products"}, "--keep nothing"),
         ({"global_batch": 64}, "--global-batch 32: a client works on 4 images"),
         ({}, "--rules fsdp and a data axis"),
         ({"rules": "fsdp"}, "a smaller --image-size"),

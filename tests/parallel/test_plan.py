@@ -57,9 +57,9 @@ def test_the_table_agrees_with_the_published_units():
 @pytest.mark.parametrize(
     ("settings", "trained", "advice"),
     [
-        ({"keep_activations": True}, 10, "--keep-products instead of --keep-activations"),
-        ({"keep_products": True, "global_batch": 8}, 10, "--accumulate 2"),
-        ({"keep_products": True, "global_batch": 2}, 10, "without --keep-products"),
+        ({"keep": "everything"}, 10, "--keep products: everything"),
+        ({"keep": "products", "global_batch": 8}, 10, "--accumulate 2"),
+        ({"keep": "products", "global_batch": 2}, 10, "--keep nothing"),
         ({"adapter": "full"}, 6e8, "--rules fsdp: weights, gradients and moments"),
         ({"global_batch": 8}, 10, "--accumulate 2: every device works on 4 images"),
         ({"global_batch": 8, "accumulate": 2}, 10, "--accumulate 4: every device works on 2 images"),

@@ -14,7 +14,7 @@ case "$*" in *large*) exit 1;; esac
 """
 TABLE = """# comment
 sam-x samed v5e:2x2 data=4 replicated 8
-large full v5e:2x2 data=4 fsdp 8 --keep-activations
+large full v5e:2x2 data=4 fsdp 8 --keep everything
 small samed v5e:2x2 data=4 replicated 16 --accumulate 2
 small samed v5e:2x2 clients=4 replicated 16 --clients 16
 """

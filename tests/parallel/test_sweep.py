@@ -7,6 +7,7 @@ import pytest
 
 from medvfm_jax.models.catalog import UnknownModel
 from medvfm_jax.parallel import sweep as module
+from medvfm_jax.parallel.abstract_training import KEEP
 from medvfm_jax.parallel.chips import CHIPS
 from medvfm_jax.parallel.errors import BadPlan, BadRules
 from medvfm_jax.parallel.flops import Flops
@@ -17,7 +18,7 @@ TINY = PlanConfig(model="sam-tiny-test", adapter="linear", image_size=32, global
 
 
 def ways(config, devices):
-    return [(c.mesh, c.rules, c.accumulate, c.keep_activations) for c in candidates(config, devices)]
+    return [(c.mesh, c.rules, c.accumulate, c.keep) for c in candidates(config, devices)]
 
 
 def test_meshes_divide_the_batch_and_the_heads_and_a_model_axis_comes_with_tensor_alone():
@@ -28,18 +29,15 @@ def test_meshes_divide_the_batch_and_the_heads_and_a_model_axis_comes_with_tenso
     # One image per device on data=8; on data=4 a device has two, so two parts are possible.
     assert {parts for mesh, _, parts, _ in found if mesh == "data=8"} == {1}
     assert {parts for mesh, _, parts, _ in found if mesh == "data=4,model=2"} == {1, 2}
-    assert len(found) == len(set(found)) == 8
+    assert len(found) == len(set(found)) == 12
 
 
 def test_the_order_is_few_parts_then_recomputing_then_no_model_axis_then_whole_parameters():
     found = ways(dataclasses.replace(TINY, global_batch=16), 8)
-    assert found[:6] == [
-        ("data=8", "replicated", 1, False),
-        ("data=8", "fsdp", 1, False),
-        ("data=4,model=2", "tensor", 1, False),
-        ("data=8", "replicated", 1, True),
-        ("data=8", "fsdp", 1, True),
-        ("data=4,model=2", "tensor", 1, True),
+    assert found[:9] == [
+        (mesh, rules, 1, keep)
+        for keep in ("nothing", "products", "everything")
+        for mesh, rules in (("data=8", "replicated"), ("data=8", "fsdp"), ("data=4,model=2", "tensor"))
     ]
     assert [parts for _, _, parts, _ in found] == sorted(parts for _, _, parts, _ in found)
     assert max(parts for _, _, parts, _ in found) == 4
@@ -48,10 +46,12 @@ def test_the_order_is_few_parts_then_recomputing_then_no_model_axis_then_whole_p
 def test_a_model_without_blocks_has_no_model_axis_and_keeps_nothing():
     found = ways(PlanConfig(model="lite-tiny-test", global_batch=12), 2)
     assert found == [
-        ("data=2", "replicated", 1, False), ("data=2", "fsdp", 1, False),
-        ("data=2", "replicated", 2, False), ("data=2", "fsdp", 2, False),
+        ("data=2", "replicated", 1, "nothing"), ("data=2", "fsdp", 1, "nothing"),
+        ("data=2", "replicated", 2, "nothing"), ("data=2", "fsdp", 2, "nothing"),
     ]  # fmt: skip
-    assert ways(PlanConfig(model="lite-tiny-test", global_batch=1), 1) == [("data=1", "replicated", 1, False)]
+    assert ways(PlanConfig(model="lite-tiny-test", global_batch=1), 1) == [
+        ("data=1", "replicated", 1, "nothing")
+    ]
 
 
 def test_devices_that_no_mesh_can_use_are_refused():
@@ -84,26 +84,25 @@ def slice_of_eight(monkeypatch):
 
 
 def test_what_cannot_win_is_not_compiled(slice_of_eight):
-    """Replicated does not fit in one part, fsdp does; kept activations need four times as much."""
+    """Replicated does not fit in one part, fsdp does; products need a fifth more, everything four times."""
     config = dataclasses.replace(TINY, global_batch=32)
 
     def gib(c):
         return (
-            {"replicated": 16, "fsdp": 8, "tensor": 6}[c.rules] / c.accumulate * (1 + 3 * c.keep_activations)
+            {"replicated": 16, "fsdp": 8, "tensor": 6}[c.rules]
+            / c.accumulate
+            * (1, 1.2, 4)[KEEP.index(c.keep)]
         )
 
     compiler = Compiler(gib, step=lambda c: c.accumulate)
-    outcomes = {
-        (o.config.rules, o.config.accumulate, o.config.keep_activations): o
-        for o in sweep(config, 99, compiler)
-    }
-    assert outcomes["replicated", 1, False].plan.memory.fits is False
-    assert "even when activations are computed again" in outcomes["replicated", 1, True].reason
-    assert outcomes["replicated", 2, False].plan.memory.fits
-    assert "fits in 1 part, which is faster" in outcomes["fsdp", 2, False].reason
-    assert outcomes["fsdp", 1, True].plan.memory.fits is False
-    assert outcomes["fsdp", 2, True].plan.memory.fits is False
-    assert outcomes["fsdp", 4, True].plan.memory.fits
+    outcomes = {(o.config.rules, o.config.accumulate, o.config.keep): o for o in sweep(config, 99, compiler)}
+    assert outcomes["replicated", 1, "nothing"].plan.memory.fits is False
+    assert "even with --keep nothing" in outcomes["replicated", 1, "everything"].reason
+    assert outcomes["replicated", 2, "nothing"].plan.memory.fits
+    assert "fits in 1 part, which is faster" in outcomes["fsdp", 2, "nothing"].reason
+    assert outcomes["fsdp", 1, "everything"].plan.memory.fits is False
+    assert outcomes["fsdp", 2, "everything"].plan.memory.fits is False
+    assert outcomes["fsdp", 4, "everything"].plan.memory.fits
     assert sum(o.plan is not None for o in outcomes.values()) == len(compiler.asked)
 
 
@@ -161,7 +160,7 @@ def test_the_best_fits_and_is_fast_and_ties_go_to_the_smaller():
 def test_words_compile_the_same_candidate_again():
     config = PlanConfig(
         model="sam-h", set=("lora.rank=8", "lora.at=a b"), mesh="data=4,model=2", rules="tensor",
-        keep_activations=True, prompts_per_image=2,
+        keep="products", prompts_per_image=2,
     )  # fmt: skip
     import shlex
 
