@@ -19,11 +19,13 @@ _CHOSEN_BY_A_SWEEP = ("mesh", "rules", "accumulate", "keep")
 
 @dataclass(frozen=True)
 class PlanArgs(PlanConfig):
-    """Compile a training step for this machine or a TPU slice that is not here; report memory, work and time.
+    """Compile a training step for this machine, or TPUs or GPUs that are not here; report memory, work and time.
 
     Example: medvfm plan --model sam-h --adapter samed --topology v5e:16x16 --global-batch 1024 --mesh data=256
 
     Example: medvfm plan --model sam-b --adapter full --topology v5p:2x2x1 --rules fsdp --json
+
+    Example: medvfm plan --model sam-b --adapter samed --topology h100:2x8 --global-batch 128
 
     Example: medvfm plan --model sam-h --topology v5e:4x4 --global-batch 64 --sweep --most 6
 
@@ -55,7 +57,7 @@ def run(args: PlanArgs) -> int:
     if args.sweep:
         _refuse_fixed(config)
     if args.topology != "cpu":
-        jax.config.update("jax_platforms", "cpu")  # do not look for the TPU that libtpu would drive
+        jax.config.update("jax_platforms", "cpu")  # not the devices a plugin would drive
     if args.sweep:
         return _sweep(config, args.most)
     console.say(f"compiling {args.model} with {args.adapter} for {args.topology}; this takes minutes")

@@ -36,7 +36,8 @@ class PlanConfig(Training):
     """A training step and the devices it is compiled for."""
 
     topology: str = "cpu"
-    """`cpu`, this machine, or a TPU slice such as v5e:16x16, which need not be here (extra [tpu])."""
+    """`cpu`, this machine; a TPU slice such as v5e:16x16 (extra [tpu]) or GPUs such as h100:8 or, on 4 hosts,
+    h100:4x8 (extra [cuda]), which need not be here."""
     mesh: str | None = None
     """Devices per mesh axis, for example data=64,model=4; by default all on data."""
     rules: str = "replicated"
@@ -116,7 +117,7 @@ def compile_for(config: PlanConfig, make: Callable[[Mesh], Work], advise: Advice
     """
     devices, chip = devices_of(config.topology)
     mesh = make_mesh(config.mesh, devices)
-    with compiling_for("cpu" if chip is None else "tpu"):
+    with compiling_for("cpu" if chip is None else chip.backend):
         work = make(mesh)
         start = time.perf_counter()
         compiled, memory = _compile(work.lowered, chip)
@@ -153,11 +154,15 @@ def count_flops(training: Abstract) -> Flops:
 
 
 def estimate(flops: Flops, program: Program, chip: Chip, devices: int) -> Speed:
-    """Seconds per step from counts; collectives are not overlapped with anything."""
+    """Seconds per step from counts; collectives are not overlapped with anything.
+
+    Among GPUs of several hosts all of them are taken to go over the network.
+    """
     roofline = max(flops.executed / devices / chip.flops, program.traffic / chip.bandwidth)
     compiler = None if chip.clock is None else program.cycles / chip.clock
     kernels = max(flops.kernels / devices / chip.flops, program.kernel_traffic / chip.bandwidth)
-    collectives = sum(c.sent for c in program.collectives) / chip.ici
+    link = chip.network if chip.network is not None and devices > chip.pod else chip.ici
+    collectives = sum(c.sent for c in program.collectives) / link
     step = max(roofline, (compiler or 0.0) + kernels) + collectives
     return Speed(roofline, compiler, kernels, collectives, step, flops.model / (devices * chip.flops * step))
 
@@ -184,7 +189,7 @@ def advise_step(config: PlanConfig, mesh: Mesh, size: Count) -> str:
 
 
 def _compile(lowered: Any, chip: Chip | None) -> tuple[Any, Memory]:
-    capacity = _physical_memory() if chip is None else chip.hbm
+    capacity = _capacity(chip)
     try:
         compiled = lowered.compile()
     except Exception as error:  # XLA raises its own kinds
@@ -209,5 +214,9 @@ def out_of_memory(message: str) -> int | None:
     return max((round(float(number) * _UNITS[unit]) for number, unit in sizes), default=None)
 
 
-def _physical_memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def _capacity(chip: Chip | None) -> int:
+    """Bytes a program may use: of a GPU the share that JAX takes when it starts."""
+    if chip is None:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    share = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", 0.75)) if chip.backend == "gpu" else 1.0
+    return round(chip.hbm * share)

@@ -1,4 +1,4 @@
-"""Devices to compile for: those of this machine, or of a TPU slice that is described but not here."""
+"""Devices to compile for: those of this machine, or of a TPU slice or GPUs that are described but not here."""
 
 import importlib.util
 import math
@@ -9,8 +9,9 @@ from typing import Any
 
 import jax
 
-from medvfm_jax.parallel.chips import CHIPS, Chip
+from medvfm_jax.parallel.chips import GPUS, TPUS, Chip
 from medvfm_jax.parallel.errors import BadPlan
+from medvfm_jax.parallel.gpus import gpu_devices
 
 # libtpu looks for the machine it runs on; there is none.  Nor is there a TPU that only one process may hold.
 _NOWHERE = {
@@ -22,31 +23,32 @@ _NOWHERE = {
 
 
 def devices_of(topology: str) -> tuple[Sequence[Any], Chip | None]:
-    """ "cpu" -> devices of this machine, None; "v5e:16x16" -> devices of that slice to compile for, and their chip.
+    """ "cpu" -> devices of this machine, None; "v5e:16x16", "h100:4x8" -> devices to compile for, and their chip.
 
-    Raises BadPlan for a topology that does not exist, or without libtpu (extra ``[tpu]``).
+    Raises BadPlan for a topology that does not exist, or without its compiler (extras ``[tpu]``, ``[cuda]``).
     """
     if topology == "cpu":
         return jax.devices("cpu"), None
-    found = re.fullmatch(r"(\w+):(\d+(?:x\d+)+)", topology)
-    if found is None or found[1] not in CHIPS:  # v4's two cores count as two devices there, so it is left out
+    found = re.fullmatch(r"(\w+):([1-9]\d*(?:x[1-9]\d*)*)", topology)
+    if found is None or found[1] not in TPUS | GPUS:  # v4's two cores count as two devices, so it is left out
         raise BadPlan(
-            f"Topology '{topology}' is unknown; write cpu, or a TPU slice such as v5e:16x16 "
-            f"({', '.join(CHIPS)})."
+            f"Topology '{topology}' is unknown; write cpu, a TPU slice such as v5e:16x16 ({', '.join(TPUS)}), "
+            f"or GPUs such as h100:8 or, on 4 hosts, h100:4x8 ({', '.join(GPUS)})."
         )
+    sides = [int(side) for side in found[2].split("x")]
+    return gpu_devices(found[1], sides) if found[1] in GPUS else _slice(topology, found[1], sides)
+
+
+def _slice(topology: str, name: str, sides: list[int]) -> tuple[Sequence[Any], Chip]:
     if importlib.util.find_spec("libtpu") is None:
         raise BadPlan(
             "Compiling for TPUs needs libtpu, which needs no TPU: install it with pip install 'medvfm-jax[tpu]'."
         )
-    chip, sides = CHIPS[found[1]], [int(side) for side in found[2].split("x")]
+    chip = TPUS[name]
     if len(sides) != chip.dimensions:
-        raise BadPlan(
-            f"A slice of {found[1]} has {chip.dimensions} dimensions, not {len(sides)}: '{topology}'."
-        )
+        raise BadPlan(f"A slice of {name} has {chip.dimensions} dimensions, not {len(sides)}: '{topology}'.")
     if math.prod(sides) > chip.pod:
-        raise BadPlan(
-            f"A pod of {found[1]} has {chip.pod} chips; '{topology}' would have {math.prod(sides)}."
-        )
+        raise BadPlan(f"A pod of {name} has {chip.pod} chips; '{topology}' would have {math.prod(sides)}.")
     return _tpu_devices(topology, sides), chip
 
 

@@ -131,9 +131,16 @@ def claim(folder: Path, config: Mapping[str, Any], resume: bool) -> bool:
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """(name, before, now) of the settings that differ; if none does, of what was resolved from them."""
+    """(name, before, now) of the settings that differ; if none does, of what was resolved from them.
+
+    A setting that did not exist when the run was started does not differ while it is off.
+    """
     names = sorted((before.keys() | now.keys()) - {*_FREE_TO_CHANGE, _RESOLVED})
-    changed = [(n, before.get(n), now.get(n)) for n in names if before.get(n) != now.get(n)]
+    changed = [
+        (n, before.get(n), now.get(n))
+        for n in names
+        if before.get(n) != now.get(n) and (n in before or now[n])
+    ]
     if changed or before.get(_RESOLVED) == now.get(_RESOLVED):
         return changed
     return _changes(before.get(_RESOLVED) or {}, now.get(_RESOLVED) or {})

@@ -1,15 +1,21 @@
 """Estimates from counts as closed forms; refusals; one plan for this machine, one for a TPU slice (slow)."""
 
+import dataclasses
 import importlib.util
+import json
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import jax
 import pytest
 
 from medvfm_jax.adapters import Count
-from medvfm_jax.parallel.chips import CHIPS, Chip
+from medvfm_jax.parallel.chips import GPUS, TPUS, Chip
 from medvfm_jax.parallel.errors import BadMesh, BadPlan, BadRules
 from medvfm_jax.parallel.flops import Flops
+from medvfm_jax.parallel.gpus import BOARDS
 from medvfm_jax.parallel.hlo import Collective, Program
 from medvfm_jax.parallel.plan import PlanConfig, advise_step, estimate, out_of_memory, plan
 from medvfm_jax.parallel.topologies import devices_of
@@ -17,6 +23,7 @@ from medvfm_jax.parallel.topologies import devices_of
 CHIP = Chip("test", flops=100.0, hbm=1000, bandwidth=10.0, ici=5.0, clock=2.0, dimensions=2, pod=4)
 TINY = {"model": "sam-tiny-test", "adapter": "linear", "image_size": 32}
 without_libtpu = importlib.util.find_spec("libtpu") is None
+without_cuda = importlib.util.find_spec("jax_plugins") is None
 
 
 def test_time_is_the_slowest_of_three_and_then_the_collectives():
@@ -51,7 +58,24 @@ def test_utilisation_at_the_roofline_is_the_share_that_is_not_recomputed():
 def test_the_table_agrees_with_the_published_units():
     """v5e: 4 matrix units of 128 x 128; v5p: 8 in its two cores; a multiply-add per cycle each."""
     for name, units in (("v5e", 4), ("v5p", 8)):
-        assert units * 128 * 128 * 2 * CHIPS[name].clock == pytest.approx(CHIPS[name].flops, rel=0.005)
+        assert units * 128 * 128 * 2 * TPUS[name].clock == pytest.approx(TPUS[name].flops, rel=0.005)
+
+
+def test_the_table_of_gpus_agrees_with_the_published_units():
+    """4 matrix units per multiprocessor, with 256 (Ampere) or 512 (Hopper) multiply-adds of bfloat16 per cycle."""
+    for name, units, clock in (
+        ("a100", 4 * 256, 1.41e9),
+        ("h100", 4 * 512, 1.83e9),
+        ("h200", 4 * 512, 1.83e9),
+    ):
+        assert BOARDS[name].multiprocessors * units * 2 * clock == pytest.approx(GPUS[name].flops, rel=0.005)
+
+
+def test_gpus_of_several_hosts_exchange_over_the_network():
+    one = Program((Collective("all-reduce", 4, 2, 20, 30),), traffic=0, cycles=0, unknown_loops=0)
+    gpu = dataclasses.replace(CHIP, pod=4, clock=None, backend="gpu", network=2.0)
+    assert estimate(Flops(0, 0), one, gpu, devices=4).collectives == 6.0
+    assert estimate(Flops(0, 0), one, gpu, devices=8).collectives == 15.0
 
 
 @pytest.mark.parametrize(
@@ -88,8 +112,11 @@ def test_what_the_compiler_says_where_memory_is_short():
 @pytest.mark.parametrize(
     ("settings", "error", "sentence"),
     [
-        ({"topology": "v9z:2x2"}, BadPlan, "Topology 'v9z:2x2' is unknown; write cpu, or a TPU slice"),
+        ({"topology": "v9z:2x2"}, BadPlan, "Topology 'v9z:2x2' is unknown; write cpu, a TPU slice"),
         ({"topology": "v5e"}, BadPlan, "Topology 'v5e' is unknown"),
+        ({"topology": "h100:0"}, BadPlan, "Topology 'h100:0' is unknown"),
+        ({"topology": "h100:16"}, BadPlan, "A host has at most 8 h100; write h100:2x8"),
+        ({"topology": "h100:2x2x8"}, BadPlan, "h100:4x8 for 4 hosts of 8; got 3 numbers"),
         ({"rules": "fdsp"}, BadRules, "did you mean fsdp"),
         ({"mesh": "data=3"}, BadMesh, "needs 3 devices and there are 8"),
         ({"global_batch": 12}, BadMesh, "batch of 12 cannot be divided over 8 devices"),
@@ -104,6 +131,44 @@ def test_plans_for_what_does_not_exist(settings, error, sentence):
 def test_a_tpu_needs_libtpu():
     with pytest.raises(BadPlan, match=r"pip install 'medvfm-jax\[tpu\]'"):
         devices_of("v5e:2x2")
+
+
+@pytest.mark.skipif(not without_cuda, reason="a CUDA plugin is installed")
+def test_a_gpu_needs_the_cuda_plugin():
+    with pytest.raises(BadPlan, match=r"pip install 'medvfm-jax\[cuda\]'"):
+        devices_of("h100:8")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(without_cuda, reason="needs JAX's CUDA plugin (extra [cuda])")
+def test_a_plan_for_gpus_that_are_not_here():
+    """In a process of its own, like a user's; half of the memory; gradients summed over 4 GPUs of 2 hosts."""
+    words = (
+        "--model",
+        "sam-tiny-test",
+        "--adapter",
+        "linear",
+        "--image-size",
+        "32",
+        "--topology",
+        "h100:2x2",
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "medvfm_jax.cli.main", "plan", *words, "--json"],
+        env={**os.environ, "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.5", "XLA_FLAGS": ""},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=True,
+    )
+    found = json.loads(done.stdout)
+    assert found["memory"]["fits"]
+    assert found["memory"]["capacity"] == GPUS["h100"].hbm // 2
+    assert {c["kind"] for c in found["program"]["collectives"]} == {"all-reduce"}
+    assert {c["group"] for c in found["program"]["collectives"]} == {4}
+    assert found["program"]["unknown_loops"] == 0
+    assert found["speed"]["compiler"] is None
+    assert 0 < found["speed"]["utilisation"] < 1
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import pytest
 from medvfm_jax.models.catalog import UnknownModel
 from medvfm_jax.parallel import sweep as module
 from medvfm_jax.parallel.abstract_training import KEEP
-from medvfm_jax.parallel.chips import CHIPS
+from medvfm_jax.parallel.chips import TPUS
 from medvfm_jax.parallel.errors import BadPlan, BadRules
 from medvfm_jax.parallel.flops import Flops
 from medvfm_jax.parallel.plan import Memory, Plan, PlanConfig, Speed
@@ -80,7 +80,7 @@ class Compiler:
 
 @pytest.fixture
 def slice_of_eight(monkeypatch):
-    monkeypatch.setattr(module, "devices_of", lambda topology: (jax.devices(), CHIPS["v5e"]))
+    monkeypatch.setattr(module, "devices_of", lambda topology: (jax.devices(), TPUS["v5e"]))
 
 
 def test_what_cannot_win_is_not_compiled(slice_of_eight):

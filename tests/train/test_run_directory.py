@@ -87,6 +87,13 @@ def test_what_differs_is_named_settings_first_and_shortly(tmp_path):
     assert runs.claim(tmp_path, {"steps": 5, "resolved": resolved}, resume=True) is True
 
 
+def test_an_option_that_came_later_stands_in_the_way_only_when_it_is_on(tmp_path):
+    runs.claim(tmp_path, {"seed": 1}, resume=False)
+    assert runs.claim(tmp_path, {"seed": 1, "shortcut": False}, resume=True) is True
+    with pytest.raises(RunExists, match="started with shortcut=None, now it is True"):
+        runs.claim(tmp_path, {"seed": 1, "shortcut": True}, resume=True)
+
+
 def test_resume_of_nothing_is_a_new_run(tmp_path):
     assert runs.claim(tmp_path, {"seed": 1}, resume=True) is False
 
