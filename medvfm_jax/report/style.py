@@ -59,7 +59,7 @@ th.text, td.text {{ text-align: left; }}
 td.wrap {{ white-space: normal; overflow-wrap: anywhere; }}
 tbody tr:last-child td {{ border-bottom: 0; }}
 tr.total td {{ background: color-mix(in srgb, var(--accent-soft) 45%, transparent); }}
-td small {{ display: block; color: var(--muted); font-size: 12px; line-height: 1.4; }}
+td small, th small {{ display: block; color: var(--muted); font-size: 12px; line-height: 1.4; }}
 .tall th {{ position: sticky; top: 0; background: var(--panel); }}
 th button {{ all: unset; cursor: pointer; }}
 th button:hover {{ color: var(--accent); }}
