@@ -118,7 +118,7 @@ def grid_attention(
     if (kernel := _kernel(how, 1, d, rows, columns)) is not None:
         from medvfm_jax.models import flash_attention, flash_heads
 
-        table = flash_heads.position_table(rows, columns, kernel, q.dtype)
+        table = flash_attention.vary_like(flash_heads.position_table(rows, columns, kernel, q.dtype), q)
         out = flash_attention.on_grid(*(_fill_rows(x, kernel) for x in (q, k, v)), table, kernel)
         out = rearrange(out, "n (h w) d -> n h w d", h=kernel.h)[:, :, : kernel.w]
         return rearrange(out, "n h w d -> n (h w) d")
@@ -185,7 +185,8 @@ def map_attention(
         from medvfm_jax.models import flash_attention, flash_heads
 
         table = flash_heads.position_table(rows, columns, kernel, qkv.dtype)
-        return flash_attention.in_windows(qkv, fill.astype(qkv.dtype), table, kernel)
+        fill, table = (flash_attention.vary_like(x, qkv) for x in (fill.astype(qkv.dtype), table))
+        return flash_attention.in_windows(qkv, fill, table, kernel)
     if h % window or w % window:
         qkv = pad_with(qkv, fill, window)
     out = window_attention(partition(qkv, window), heads, rows, columns, how)

@@ -238,7 +238,15 @@ def _divided(call: Callable[..., Any], table: Array, *arrays: Array) -> Any:
             over.append(name)
     batch = jax.P(tuple(over))
     specs = {"in_specs": (jax.P(), *[batch] * len(arrays)), "out_specs": batch}
-    return jax.shard_map(call, mesh=mesh, axis_names=set(free), check_vma=False, **specs)(table, *arrays)
+    divided = jax.shard_map(call, mesh=mesh, axis_names=set(free), check_vma=False, **specs)
+    # Unchecked, it also forgets the axes of an enclosing shard_map, over clients for example.
+    return jax.tree.map(lambda x: vary_like(x, arrays[0]), divided(table, *arrays))
+
+
+def vary_like(x: Array, like: Array) -> Array:
+    """Let x differ over the axes of an enclosing shard_map over which ``like`` differs; elsewhere nothing."""
+    axes = jax.typeof(like).manual_axis_type.varying - jax.typeof(x).manual_axis_type.varying
+    return jax.lax.pcast(x, tuple(axes), to="varying") if axes else x
 
 
 _grid, _grid_gradient, _windows, _windows_gradient = (

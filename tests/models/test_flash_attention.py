@@ -119,6 +119,29 @@ def test_on_a_mesh_every_device_computes_its_part_of_the_batch(case):
     assert "all-gather" not in compiled.as_text()
 
 
+def test_clients_on_a_mesh(case):
+    """Clients over one axis by shard_map, another axis left to the compiler, tables whole on every device.
+
+    Each client's result and gradient stay its own, by their types; Pallas cannot run this as plain JAX.
+    """
+    (qkv, fill), tables = case
+    mesh = jax.make_mesh((2, 2), ("clients", "data"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    specs = {"in_specs": (jax.P("clients"), jax.P()), "out_specs": jax.P("clients")}
+
+    def own(how, qkv, fill):
+        out, gradient = jax.vjp(lambda qkv: windows(how, (qkv, fill[0]), tables), qkv[0])
+        return out[None], gradient(out)[0][None]
+
+    def traced(how):
+        function = jax.shard_map(functools.partial(own, how), mesh=mesh, axis_names={"clients"}, **specs)
+        with jax.set_mesh(mesh):
+            return jax.make_jaxpr(function)(qkv, fill[:1])
+
+    kernels, plain = traced(TPU), traced(PLAIN)
+    assert kernels.out_avals == plain.out_avals
+    assert "psum" not in str(kernels)  # nothing is summed over clients
+
+
 def test_grids_that_need_more_than_one_register_of_positions_are_left_to_other_forms():
     assert Kernel(64, 64, 1, 80).fits
     assert Kernel(14, 14, 16, 80).fits
