@@ -7,7 +7,7 @@ compiles the same step, runs it once to warm up, gives back what all that took, 
 kernel's record of the peak (`/proc/self/clear_refs`), makes weights, state and batch, runs two steps and reads the
 peak again (VmHWM); the difference is what the step took.  Blocks above 64 KiB come from and go back to the system at
 once (MALLOC_MMAP_THRESHOLD_), so that what compiling left behind cannot be used again unseen.  XLA's flags are those of
-the command line on both sides.  error: predicted over measured, less one.  Linux; not timed yet.
+the command line on both sides.  error: predicted over measured, less one.  Linux.
 
 Writes runs/benchmarks/plan_memory.json.
 """

@@ -9,11 +9,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from medvfm_jax.federated.errors import BadFederation
 from medvfm_jax.federated.records import Backend, Tree
+from medvfm_jax.manual_axes import vary_like
 
 AXIS = "clients"
 
@@ -48,14 +48,6 @@ def place(tree: Tree, mesh: Mesh | None, axis: str | None = None) -> Tree:
         return tree
     spec = PartitionSpec() if axis is None else PartitionSpec(axis)
     return jax.device_put(tree, NamedSharding(mesh, spec))
-
-
-def vary_like(tree: Tree, like: Array) -> Tree:
-    """Give every leaf the manual mesh axes of ``like``: inside shard_map a scan's carry must keep its type.
-
-    ``where(c, x, x)`` does so without naming the axes, and XLA removes it.
-    """
-    return jax.tree.map(lambda x: jnp.where(like.any(), x, x), tree)
 
 
 def _sharded(mesh: Mesh, chunk: int | None, run: Callable, shared: tuple, stacked: Tree) -> tuple[Tree, Tree]:

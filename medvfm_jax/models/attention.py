@@ -15,6 +15,7 @@ import numpy as np
 from einops import rearrange
 from jax import Array
 
+from medvfm_jax.manual_axes import vary_like
 from medvfm_jax.models.backend import backend as current_backend
 from medvfm_jax.models.interpolation import bilinear_matrix
 
@@ -118,7 +119,7 @@ def grid_attention(
     if (kernel := _kernel(how, 1, d, rows, columns)) is not None:
         from medvfm_jax.models import flash_attention, flash_heads
 
-        table = flash_attention.vary_like(flash_heads.position_table(rows, columns, kernel, q.dtype), q)
+        table = vary_like(flash_heads.position_table(rows, columns, kernel, q.dtype), q)
         out = flash_attention.on_grid(*(_fill_rows(x, kernel) for x in (q, k, v)), table, kernel)
         out = rearrange(out, "n (h w) d -> n h w d", h=kernel.h)[:, :, : kernel.w]
         return rearrange(out, "n h w d -> n (h w) d")
@@ -185,7 +186,7 @@ def map_attention(
         from medvfm_jax.models import flash_attention, flash_heads
 
         table = flash_heads.position_table(rows, columns, kernel, qkv.dtype)
-        fill, table = (flash_attention.vary_like(x, qkv) for x in (fill.astype(qkv.dtype), table))
+        fill, table = vary_like((fill.astype(qkv.dtype), table), qkv)
         return flash_attention.in_windows(qkv, fill, table, kernel)
     if h % window or w % window:
         qkv = pad_with(qkv, fill, window)

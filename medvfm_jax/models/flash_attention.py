@@ -17,6 +17,7 @@ from jax.custom_batching import custom_vmap
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from medvfm_jax.manual_axes import vary_like
 from medvfm_jax.models.flash_heads import Kernel, attend, attend_gradient, key_coordinates, zero_when
 from medvfm_jax.models.flash_windows import number, strip_shape, windows_gradient_kernel, windows_kernel
 
@@ -240,13 +241,7 @@ def _divided(call: Callable[..., Any], table: Array, *arrays: Array) -> Any:
     specs = {"in_specs": (jax.P(), *[batch] * len(arrays)), "out_specs": batch}
     divided = jax.shard_map(call, mesh=mesh, axis_names=set(free), check_vma=False, **specs)
     # Unchecked, it also forgets the axes of an enclosing shard_map, over clients for example.
-    return jax.tree.map(lambda x: vary_like(x, arrays[0]), divided(table, *arrays))
-
-
-def vary_like(x: Array, like: Array) -> Array:
-    """Let x differ over the axes of an enclosing shard_map over which ``like`` differs; elsewhere nothing."""
-    axes = jax.typeof(like).manual_axis_type.varying - jax.typeof(x).manual_axis_type.varying
-    return jax.lax.pcast(x, tuple(axes), to="varying") if axes else x
+    return vary_like(divided(table, *arrays), arrays[0])
 
 
 _grid, _grid_gradient, _windows, _windows_gradient = (

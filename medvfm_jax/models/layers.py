@@ -1,5 +1,6 @@
 """Small layers with PyTorch's conventions: exact GELU, two-pass layer norm, SAM's perceptrons and neck."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -7,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 
+from medvfm_jax.manual_axes import vary_like
 from medvfm_jax.models.convolution import PatchConv
 
 _SQRT_HALF = np.float32(0.5**0.5)
@@ -21,12 +24,76 @@ def gelu(x: Array) -> Array:
     return x * (0.5 + 0.5 * jax.lax.erf(x * _SQRT_HALF.astype(x.dtype)))
 
 
-def layer_norm(name: str, epsilon: float, dtype: Any = jnp.float32) -> nn.LayerNorm:
+def costly(x: Array) -> Array:
+    """Mark what is cheap to keep for the backward pass beside what it takes to compute again; see ``KEEP_COSTLY``."""
+    return checkpoint_name(x, "costly")
+
+
+# Rematerialisation that keeps what is marked: results of products with all that is added to them, in the form that
+# the backward pass reads, so that nothing is computed again but norms, activations and what adapters add in between.
+KEEP_COSTLY = jax.checkpoint_policies.save_only_these_names("costly")
+
+
+@jax.custom_vjp
+def apart_in_backward(x: Array) -> Array:
+    """Return x; its cotangent is made once, in memory: TPUs' compiler would repeat its product inside the next."""
+    return x
+
+
+apart_in_backward.defvjp(lambda x: (x, None), lambda _, g: (jax.lax.optimization_barrier(g),))
+
+
+class LayerNorm(nn.Module):
     """Layer norm over the last axis; on channels-last maps (h, w, c) this is SAM's ``LayerNorm2d``.
 
-    Two passes: E[x^2] - E[x]^2, Linen's default, loses digits where the mean is large.
+    Statistics in float32 and in two passes: E[x^2] - E[x]^2, Linen's default, loses digits where the mean is large.
+    Its gradient is written out (Ba et al. 2016, section 3.1 differentiated), which takes two sums over features
+    instead of the three that differentiating the two passes takes; forward-mode differentiation is refused by JAX.
     """
-    return nn.LayerNorm(epsilon, dtype=dtype, use_fast_variance=False, name=name)
+
+    epsilon: float
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+        return _normalise(x, *vary_like((scale, bias), x), self.epsilon, self.dtype)
+
+
+def layer_norm(name: str, epsilon: float, dtype: Any = jnp.float32) -> LayerNorm:
+    """Layer norm of that name, see ``LayerNorm``."""
+    return LayerNorm(epsilon, dtype, name=name)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _normalise(x: Array, scale: Array, bias: Array, epsilon: float, dtype: Any) -> Array:
+    return _normalise_fwd(x, scale, bias, epsilon, dtype)[0]
+
+
+def _normalise_fwd(
+    x: Array, scale: Array, bias: Array, epsilon: float, dtype: Any
+) -> tuple[Array, tuple[Array, ...]]:
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    mean = costly(wide.mean(-1, keepdims=True))
+    inverse = costly(jax.lax.rsqrt(jnp.square(wide - mean).mean(-1, keepdims=True) + epsilon))
+    y = (wide - mean) * (inverse * scale) + bias
+    return y.astype(dtype), (x, mean, inverse, scale, bias)
+
+
+def _normalise_bwd(epsilon: float, dtype: Any, saved: tuple[Array, ...], g: Array) -> tuple[Array, ...]:
+    x, mean, inverse, scale, bias = saved
+    standard, g = (x.astype(mean.dtype) - mean) * inverse, g.astype(mean.dtype)
+    inner = g * scale
+    dx = inverse * (
+        inner - inner.mean(-1, keepdims=True) - standard * (inner * standard).mean(-1, keepdims=True)
+    )
+    places = tuple(range(x.ndim - 1))
+    dscale, dbias = (g * standard).sum(places), g.sum(places)
+    return dx.astype(x.dtype), dscale.astype(scale.dtype), dbias.astype(bias.dtype)
+
+
+_normalise.defvjp(_normalise_fwd, _normalise_bwd)
 
 
 class MlpBlock(nn.Module):
@@ -38,7 +105,7 @@ class MlpBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        hidden = nn.Dense(self.hidden, dtype=self.dtype, name="lin1")(x)
+        hidden = apart_in_backward(costly(nn.Dense(self.hidden, dtype=self.dtype, name="lin1")(x)))
         return nn.Dense(x.shape[-1], dtype=self.dtype, name="lin2")(self.activation(hidden))
 
 

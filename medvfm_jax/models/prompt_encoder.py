@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 
 from medvfm_jax.models.convolution import PatchConv
-from medvfm_jax.models.layers import embedding_table, gelu
+from medvfm_jax.models.layers import LayerNorm, embedding_table, gelu
 from medvfm_jax.types import ABSENT, PAD, MedvfmError, Prompts
 
 NORM_EPSILON = 1e-6
@@ -63,9 +63,9 @@ class PromptEncoder(nn.Module):
         few = self.mask_channels // 4
         options = {"dtype": self.dtype}
         self.mask_downscaling_0 = PatchConv(few, (2, 2), 2, **options)
-        self.mask_downscaling_1 = nn.LayerNorm(NORM_EPSILON, use_fast_variance=False, **options)
+        self.mask_downscaling_1 = LayerNorm(NORM_EPSILON, **options)
         self.mask_downscaling_3 = PatchConv(self.mask_channels, (2, 2), 2, **options)
-        self.mask_downscaling_4 = nn.LayerNorm(NORM_EPSILON, use_fast_variance=False, **options)
+        self.mask_downscaling_4 = LayerNorm(NORM_EPSILON, **options)
         self.mask_downscaling_6 = PatchConv(self.dim, (1, 1), 1, **options)
 
     def __call__(self, prompts: Prompts | None) -> tuple[Array, Array, Array]:

@@ -18,7 +18,7 @@ from jax import Array
 from medvfm_jax.models.attention import grid_attention, map_attention, relative_positions
 from medvfm_jax.models.convolution import PatchConv
 from medvfm_jax.models.interpolation import resize
-from medvfm_jax.models.layers import MlpBlock, layer_norm, neck
+from medvfm_jax.models.layers import KEEP_COSTLY, MlpBlock, costly, layer_norm, neck
 
 NORM_EPSILON = 1e-6
 
@@ -73,17 +73,17 @@ class Attention(nn.Module):
         table_h = self.param("rel_pos_h", nn.initializers.normal(0.02), shape)
         table_w = self.param("rel_pos_w", nn.initializers.normal(0.02), shape)
         to_qkv = nn.Dense(3 * dim, dtype=config.dtype, name="qkv")
-        qkv = to_qkv(x)
+        qkv = costly(to_qkv(x))
         if self.is_global:
             q, k, v = rearrange(qkv, "h w (three n d) -> three n (h w) d", three=3, n=config.heads)
             out = grid_attention(q, k, v, relative_positions(table_h, h), relative_positions(table_w, w))
             out = rearrange(out, "n (h w) d -> h w (n d)", h=h)
         else:
             fits = h % window == 0 and w % window == 0
-            fill = jnp.zeros(3 * dim, qkv.dtype) if fits else to_qkv(jnp.zeros((1, dim), x.dtype))[0]
+            fill = jnp.zeros(3 * dim, qkv.dtype) if fits else costly(to_qkv(jnp.zeros((1, dim), x.dtype))[0])
             tables = relative_positions(table_h, window), relative_positions(table_w, window)
             out = map_attention(qkv, fill, config.heads, *tables)
-        return nn.Dense(dim, dtype=config.dtype, name="proj")(out)
+        return nn.Dense(dim, dtype=config.dtype, name="proj")(costly(out))
 
 
 class Block(nn.Module):
@@ -96,9 +96,9 @@ class Block(nn.Module):
     def __call__(self, x: Array) -> Array:
         config = self.config
         y = layer_norm("norm1", NORM_EPSILON, config.dtype)(x)
-        x = x + Attention(config, self.is_global, name="attn")(y)
+        x = costly(x + Attention(config, self.is_global, name="attn")(y))
         y = layer_norm("norm2", NORM_EPSILON, config.dtype)(x)
-        return x + MlpBlock(config.mlp_ratio * x.shape[-1], dtype=config.dtype, name="mlp")(y)
+        return costly(x + MlpBlock(config.mlp_ratio * x.shape[-1], dtype=config.dtype, name="mlp")(y))
 
 
 class BlockGroup(nn.Module):
@@ -111,11 +111,6 @@ class BlockGroup(nn.Module):
         for j in range(self.config.group):
             x = Block(self.config, j + 1 == self.config.group, name=f"block_{j}")(x)
         return x, None
-
-
-def keep_products(primitive: Any, *_: Any, **__: Any) -> bool:
-    """Policy of rematerialisation: results of matrix products and of attention kernels are kept."""
-    return primitive.name in ("dot_general", "pallas_call")
 
 
 class PatchEmbed(nn.Module):
@@ -143,7 +138,7 @@ class SamEncoder(nn.Module):
         if positions.shape[:2] != x.shape[:2]:
             positions = resize(positions, x.shape[:2], "bilinear")
         x = x + positions.astype(config.dtype)
-        policy = keep_products if config.remat == "between" else None
+        policy = KEEP_COSTLY if config.remat == "between" else None
         if config.scan_blocks:
             # Rematerialised inside the scan: unrolled checkpoints hardly save memory on CPU, scanned ones do.
             group = nn.remat(BlockGroup, prevent_cse=False, policy=policy) if config.remat else BlockGroup

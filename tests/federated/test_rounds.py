@@ -107,12 +107,13 @@ def test_nobody_moves_nothing_but_the_round(cohort: Cohort) -> None:
 
 
 def test_steps_that_are_not_made_leave_no_trace(cohort: Cohort) -> None:
-    """Padding, even of NaN, at any place; counts are masks of the first steps."""
+    """Padding, even of NaN, at any place; counts are masks of the first steps (another program: sums may round)."""
     shard = data()
     padded = shard._replace(batches=jax.tree.map(lambda x: x.at[:, 1].set(jnp.nan), shard.batches))
     chex.assert_trees_all_equal(cohort.run(padded, steps=np.ones(N, int)), cohort.run(steps=np.ones(N, int)))
     mask = np.tile([True, False], (N, 1))
-    chex.assert_trees_all_equal(cohort.run(padded, steps=mask)[:2], cohort.run(steps=np.ones(N, int))[:2])
+    masked, counted = cohort.run(padded, steps=mask)[:2], cohort.run(steps=np.ones(N, int))[:2]
+    chex.assert_trees_all_close(masked, counted, rtol=1e-10, atol=1e-14)
 
 
 def test_stop_and_go_on_is_never_stopping(cohort: Cohort) -> None:

@@ -7,6 +7,7 @@ import pytest
 from medvfm_jax.models import build, scan
 from medvfm_jax.models.catalog import SAM_ENCODERS
 from medvfm_jax.models.sam_encoder import Attention
+from tests.adapters.jaxpr_equations import products_with
 
 CONFIG = SAM_ENCODERS["sam-tiny-test"]
 
@@ -53,6 +54,27 @@ def test_scanned_blocks_are_the_same_model_and_have_the_same_gradient(tiny):
     np.testing.assert_allclose(scan_value, plain_value, rtol=1e-5)
     for a, b in zip(jax.tree.leaves(scan.unstack(scan_grad)), jax.tree.leaves(plain_grad), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-3)
+
+
+@pytest.mark.parametrize("scan_blocks", [False, True])
+def test_between_products_no_dense_layer_is_computed_again(tiny, scan_blocks):
+    """Products with a kernel per block for the gradient of the image: one forward, one backward, a third if again."""
+    _, params, image = tiny
+    params = scan.stack(params, CONFIG.group) if scan_blocks else params
+    blocks = CONFIG.group if scan_blocks else CONFIG.depth
+    dim, hidden = CONFIG.dim, CONFIG.mlp_ratio * CONFIG.dim
+
+    def products(kernel, remat):
+        model = build("sam-tiny-test", scan_blocks=scan_blocks, remat=remat)
+        gradient = jax.grad(lambda image: jnp.sin(model.encode(params, image)).sum())
+        in_neck = 2 * (kernel == (dim, CONFIG.out_features))
+        return len(products_with(kernel, gradient, image)) - in_neck
+
+    fills = blocks - blocks // CONFIG.group  # the token that fills windows up passes through qkv once
+    for kernel, others in (((dim, 3 * dim), fills), ((dim, hidden), 0), ((hidden, dim), 0)):
+        assert products(kernel, "between") == 2 * blocks + others
+        last = kernel == (hidden, dim) and not scan_blocks  # nothing of the block needs its result
+        assert products(kernel, True) > 2 * blocks + others or last
 
 
 def test_unstacking_returns_the_very_parameters(tiny):

@@ -16,13 +16,13 @@ from jax import Array
 
 from medvfm_jax.adapters import presets
 from medvfm_jax.federated.algorithms import fedavg
-from medvfm_jax.federated.backends import vary_like
 from medvfm_jax.federated.errors import BadFederation
 from medvfm_jax.federated.local_training import Loss, local_steps
 from medvfm_jax.federated.lora_aggregation import Factors, factors_of, replace_factors
 from medvfm_jax.federated.personal_parts import join_personal, split_personal
 from medvfm_jax.federated.records import Algorithm, Cohort, Report, Server, Shard, Tree
 from medvfm_jax.federated.tree_math import add, select, zeros_like
+from medvfm_jax.manual_axes import vary_like
 from medvfm_jax.types import ModelSpec
 
 GLOBAL, LOCAL = "global_lora", "local_lora"
