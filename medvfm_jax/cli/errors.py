@@ -30,7 +30,8 @@ def describe(error: BaseException) -> tuple[str, int]:
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         return (
             "out of memory; use a smaller --batch-size, cut it with --accumulate, compute with --dtype bfloat16, "
-            "divide weights with --mesh all --rules fsdp, or take a smaller model (medvfm plan says what fits)",
+            "keep less of a SAM encoder with --keep nothing, divide weights with --mesh all --rules fsdp, or take a "
+            "smaller model (medvfm plan says what fits)",
             FAILED,
         )
     message = one_line(str(error)) or "no message"

@@ -31,6 +31,9 @@ class BadModelOption(MedvfmError, ValueError):
     """An option that the model does not have, or a value that does not fit."""
 
 
+# What SAM's encoders keep of a block for the backward pass -> their option ``remat``; least memory first.
+KEEP: Mapping[str, bool | str] = {"nothing": True, "products": "between", "everything": False}
+
 SAM_ENCODERS: Mapping[str, SamEncoderConfig] = {
     "sam-b": SamEncoderConfig(),
     "sam-l": SamEncoderConfig(1024, 24, 16, (5, 11, 17, 23)),

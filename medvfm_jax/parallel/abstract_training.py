@@ -21,7 +21,7 @@ from medvfm_jax.train.step import LossFn, Step, make_step
 from medvfm_jax.train.task import DEFAULT_OBJECTIVE, make_loss
 from medvfm_jax.types import Batch, Params, Prompts
 
-KEEP = ("nothing", "products", "everything")  # least memory first
+KEEP = tuple(catalog.KEEP)
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ class Training:
     """What SAM keeps of a group of blocks for the backward pass: its input alone, also the results of products and
     attention kernels, or everything; the rest is computed again. Other models keep everything."""
     unrolled: bool = False
-    """Compile every block of SAM or ViT on its own, instead of one that a loop runs over; takes longer."""
+    """Compile every block of SAM or ViT on its own, instead of one that a loop runs over: takes longer, and saves
+    copying what a loop keeps for the backward pass."""
 
 
 class Abstract(NamedTuple):
@@ -103,7 +104,7 @@ def _model(config: Training) -> tuple[Model, Params]:
     options: dict[str, Any] = {"dtype": jnp.dtype(config.dtype), "image_size": config.image_size}
     if config.model in catalog.SAM_ENCODERS:
         options |= {
-            "remat": {"nothing": True, "products": "between", "everything": False}[config.keep],
+            "remat": catalog.KEEP[config.keep],
             "scan_blocks": not config.unrolled,
         }
     elif config.model in catalog.VIT_VARIANTS:

@@ -104,6 +104,7 @@ def _resolve(config: AdaptConfig, placement: Placement, accumulate: int) -> _Run
         dtype=config.dtype,
         file=config.weights,
         offline=config.offline,
+        keep=config.keep,
     )
     prompt = config.resolved_prompt(base.model.spec.task)
     base = for_prompt(base, prompt, classes)

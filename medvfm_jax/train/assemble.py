@@ -53,14 +53,30 @@ def load_adapted(
 
 
 def load_base(
-    name: str, *, classes: int, seed: int, dtype: str, file: Path | None = None, offline: bool = False
+    name: str,
+    *,
+    classes: int,
+    seed: int,
+    dtype: str,
+    file: Path | None = None,
+    offline: bool = False,
+    keep: str = "everything",
 ) -> Base:
     """Published weights, or for the U-Net random ones from ``seed`` with ``classes`` outputs.
 
-    Raises BadConfig for a model that gives features instead of masks, and what ``weights.load`` raises.
+    keep: for the backward pass, see ``catalog.KEEP``.
+
+    Raises BadConfig for a model that gives features instead of masks, or that cannot keep less than everything, and
+    what ``weights.load`` raises.
     """
     spec_of(name)
-    options = {"dtype": jnp.bfloat16} if dtype == "bfloat16" else {}
+    options: dict[str, Any] = {"dtype": jnp.bfloat16} if dtype == "bfloat16" else {}
+    if keep != "everything":
+        if weights.registry.model_of(name) not in catalog.SAM_ENCODERS:
+            raise BadConfig(
+                f"Model '{name}' keeps everything for the backward pass; leave --keep {keep} out."
+            )
+        options["remat"] = catalog.KEEP[keep]
     if name == FROM_SCRATCH and file is None:
         model = catalog.build(name, classes=classes, **options)
         params = model.init(jax.random.key(seed))

@@ -87,6 +87,9 @@ class AdaptConfig:
     """Seconds between checkpoints, whichever comes first."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Number format of the computation; parameters stay float32."""
+    keep: Literal["nothing", "products", "everything"] = "everything"
+    """What SAM's encoders keep of a block for the backward pass: its input alone, also the results of products, or
+    everything; the rest is computed again. For accelerators: on a CPU it saves little."""
     seed: int = 0
     """Seed of the split, the sampling, the augmentation and the initial values."""
     weights: Path | None = None

@@ -9,6 +9,7 @@ import medvfm_jax.train.adapt  # noqa: F401, the module, which the function of t
 from medvfm_jax.data import open_dataset
 from medvfm_jax.models import catalog
 from medvfm_jax.train import NonFiniteLoss, adapt, assemble, run_directory
+from medvfm_jax.train.config import BadConfig
 from medvfm_jax.train.run_directory import read_metrics
 from medvfm_jax.weights import artifacts, load
 from tests.train.small_runs import SMALL, small
@@ -191,6 +192,17 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_good(cells, c
     newest = max(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
     assert newest == f"step_{step - 1:08d}"
     assert not (tmp_path / "run" / "delta.safetensors").exists()
+
+
+def test_keeping_less_for_the_backward_pass_changes_nothing_but_rounding(cells, compiled, tmp_path):
+    settings = {"adapter": "lora", "steps": 2, "validate_every": 0, "batch_size": 1}
+    losses = []
+    for keep in ("nothing", "everything"):
+        adapt(small(cells, tmp_path / keep, keep=keep, **settings))
+        losses.append([r["loss"] for r in read_metrics(tmp_path / keep)])
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    with pytest.raises(BadConfig, match=r"'lite-medsam' keeps everything .* leave --keep nothing out"):
+        assemble.load_base("lite-medsam", classes=2, seed=0, dtype="float32", keep="nothing")
 
 
 def test_a_unet_trains_from_scratch_without_prompts_and_is_rebuilt_from_its_seed(
