@@ -34,6 +34,17 @@ def costly(x: Array) -> Array:
 KEEP_COSTLY = jax.checkpoint_policies.save_only_these_names("costly")
 
 
+def undivided(x: Array) -> Array:
+    """Keep what belongs to one image whole on its device: where weights are divided, they travel, not activations.
+
+    Under vmap the images may be divided.  Without a mesh, or inside shard_map, nothing happens.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or any(kind != jax.sharding.AxisType.Auto for kind in mesh.axis_types):
+        return x
+    return jax.lax.with_sharding_constraint(x, jax.P(*[None] * x.ndim))
+
+
 @jax.custom_vjp
 def apart_in_backward(x: Array) -> Array:
     """Return x; its cotangent is made once, in memory: TPUs' compiler would repeat its product inside the next."""

@@ -18,7 +18,7 @@ from jax import Array
 from medvfm_jax.models.attention import grid_attention, map_attention, relative_positions
 from medvfm_jax.models.convolution import PatchConv
 from medvfm_jax.models.interpolation import resize
-from medvfm_jax.models.layers import KEEP_COSTLY, MlpBlock, costly, layer_norm, neck
+from medvfm_jax.models.layers import KEEP_COSTLY, MlpBlock, costly, layer_norm, neck, undivided
 
 NORM_EPSILON = 1e-6
 
@@ -94,9 +94,9 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        config = self.config
+        config, x = self.config, undivided(x)
         y = layer_norm("norm1", NORM_EPSILON, config.dtype)(x)
-        x = costly(x + Attention(config, self.is_global, name="attn")(y))
+        x = undivided(costly(x + Attention(config, self.is_global, name="attn")(y)))
         y = layer_norm("norm2", NORM_EPSILON, config.dtype)(x)
         return costly(x + MlpBlock(config.mlp_ratio * x.shape[-1], dtype=config.dtype, name="mlp")(y))
 
