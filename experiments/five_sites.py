@@ -171,7 +171,7 @@ def _table(plan: Plan) -> dict[str, Any]:
     first = run_directory.read_json(_folder(plan, plan.rows[0], plan.seeds[0]) / run_directory.SCORES)
     settings = json.loads(json.dumps(dataclasses.asdict(plan), default=str))
     return {
-        "plan": settings | {"data": Path(plan.data).name, "results": plan.results.name},
+        "plan": settings | {n: Path(settings[n]).name for n in ("data", "out", "results")},
         "settings_of_rows": ROWS,
         "profile": first["metric_profile"],
         "data_sha256": first["provenance"]["data_sha256"],
