@@ -8,7 +8,7 @@ architecture white papers).
 import importlib.util
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from medvfm_jax.parallel.chips import GPUS, Chip
@@ -59,6 +59,12 @@ def target(name: str) -> str:
     return _TARGET.format(board=board, chip=GPUS[name], clock=board.clock / 1e9)
 
 
+def chip_of(name: str, hosts: int) -> Chip:
+    """What the maker says of a GPU; among several hosts all that is sent is taken to go over the network."""
+    chip = GPUS[name]
+    return chip if hosts == 1 else replace(chip, ici=chip.network)
+
+
 def gpu_devices(name: str, shape: Sequence[int]) -> tuple[Sequence[Any], Chip]:
     """Devices to compile for: (8,) is a host with 8 GPUs, (4, 8) four of these; and what the maker says of one.
 
@@ -66,9 +72,10 @@ def gpu_devices(name: str, shape: Sequence[int]) -> tuple[Sequence[Any], Chip]:
     """
     from jax.experimental import topologies
 
-    chip, (*hosts, each) = GPUS[name], shape
     if len(shape) > 2:
         raise BadPlan(f"GPUs are written {name}:8, or {name}:4x8 for 4 hosts of 8; got {len(shape)} numbers.")
+    hosts, each = (1, *shape)[-2:]
+    chip = chip_of(name, hosts)
     if each > chip.pod:
         raise BadPlan(f"A host has at most {chip.pod} {name}; write {name}:2x8 for 2 hosts of 8.")
     if not _has_plugin():
@@ -77,7 +84,7 @@ def gpu_devices(name: str, shape: Sequence[int]) -> tuple[Sequence[Any], Chip]:
             "pip install 'medvfm-jax[cuda]'."
         )
     os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # it asks for libraries only a GPU needs
-    topology = f"1x{hosts[0] if hosts else 1}x{each}"
+    topology = f"1x{hosts}x{each}"
     try:
         found = topologies.get_topology_desc(
             platform="cuda", topology_name="", topology=topology, target_config=target(name)

@@ -154,15 +154,11 @@ def count_flops(training: Abstract) -> Flops:
 
 
 def estimate(flops: Flops, program: Program, chip: Chip, devices: int) -> Speed:
-    """Seconds per step from counts; collectives are not overlapped with anything.
-
-    Among GPUs of several hosts all of them are taken to go over the network.
-    """
+    """Seconds per step from counts; collectives are not overlapped with anything."""
     roofline = max(flops.executed / devices / chip.flops, program.traffic / chip.bandwidth)
     compiler = None if chip.clock is None else program.cycles / chip.clock
     kernels = max(flops.kernels / devices / chip.flops, program.kernel_traffic / chip.bandwidth)
-    link = chip.network if chip.network is not None and devices > chip.pod else chip.ici
-    collectives = sum(c.sent for c in program.collectives) / link
+    collectives = sum(c.sent for c in program.collectives) / chip.ici
     step = max(roofline, (compiler or 0.0) + kernels) + collectives
     return Speed(roofline, compiler, kernels, collectives, step, flops.model / (devices * chip.flops * step))
 

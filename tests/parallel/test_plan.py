@@ -1,6 +1,5 @@
 """Estimates from counts as closed forms; refusals; one plan for this machine, one for a TPU slice (slow)."""
 
-import dataclasses
 import importlib.util
 import json
 import os
@@ -15,7 +14,7 @@ from medvfm_jax.adapters import Count
 from medvfm_jax.parallel.chips import GPUS, TPUS, Chip
 from medvfm_jax.parallel.errors import BadMesh, BadPlan, BadRules
 from medvfm_jax.parallel.flops import Flops
-from medvfm_jax.parallel.gpus import BOARDS
+from medvfm_jax.parallel.gpus import BOARDS, chip_of
 from medvfm_jax.parallel.hlo import Collective, Program
 from medvfm_jax.parallel.plan import PlanConfig, advise_step, estimate, out_of_memory, plan
 from medvfm_jax.parallel.topologies import devices_of
@@ -73,9 +72,9 @@ def test_the_table_of_gpus_agrees_with_the_published_units():
 
 def test_gpus_of_several_hosts_exchange_over_the_network():
     one = Program((Collective("all-reduce", 4, 2, 20, 30),), traffic=0, cycles=0, unknown_loops=0)
-    gpu = dataclasses.replace(CHIP, pod=4, clock=None, backend="gpu", network=2.0)
-    assert estimate(Flops(0, 0), one, gpu, devices=4).collectives == 6.0
-    assert estimate(Flops(0, 0), one, gpu, devices=8).collectives == 15.0
+    within, between = (estimate(Flops(0, 0), one, chip_of("h100", hosts), devices=4) for hosts in (1, 2))
+    assert within.collectives == pytest.approx(30 / 450e9)
+    assert between.collectives == pytest.approx(30 / 50e9)  # also where they are fewer than a host could hold
 
 
 @pytest.mark.parametrize(
