@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from medvfm_jax.federated.errors import BadFederation
 from medvfm_jax.federated.records import Backend, Tree
-from medvfm_jax.manual_axes import vary_like
+from medvfm_jax.mesh_axes import vary_like
 
 AXIS = "clients"
 

@@ -16,10 +16,10 @@ from medvfm_jax.adapters import Count
 from medvfm_jax.federated import algorithms
 from medvfm_jax.federated.records import Federation, Shard
 from medvfm_jax.federated.rounds import make_round
+from medvfm_jax.mesh_axes import CLIENTS, DATA
 from medvfm_jax.parallel.abstract_training import Abstract, abstract_training
 from medvfm_jax.parallel.errors import BadPlan
 from medvfm_jax.parallel.flops import Flops
-from medvfm_jax.parallel.mesh import CLIENTS, DATA
 from medvfm_jax.parallel.plan import Plan, PlanConfig, Work, compile_for, count_flops
 from medvfm_jax.parallel.rules import preset
 from medvfm_jax.parallel.shardings import param_shardings

@@ -15,7 +15,7 @@ import numpy as np
 from einops import rearrange
 from jax import Array
 
-from medvfm_jax.manual_axes import vary_like
+from medvfm_jax.mesh_axes import vary_like
 from medvfm_jax.models.backend import backend as current_backend
 from medvfm_jax.models.interpolation import bilinear_matrix
 

@@ -17,7 +17,7 @@ from jax.custom_batching import custom_vmap
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from medvfm_jax.manual_axes import vary_like
+from medvfm_jax.mesh_axes import automatic_axes, vary_like
 from medvfm_jax.models.flash_heads import Kernel, attend, attend_gradient, key_coordinates, zero_when
 from medvfm_jax.models.flash_windows import number, strip_shape, windows_gradient_kernel, windows_kernel
 
@@ -227,10 +227,7 @@ def _divided(call: Callable[..., Any], table: Array, *arrays: Array) -> Any:
 
     Axes that cannot divide it, "model" for example if the batch is small, repeat the work.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    free = [
-        name for name, kind in zip(mesh.axis_names, mesh.axis_types) if kind == jax.sharding.AxisType.Auto
-    ]
+    mesh, free = jax.sharding.get_abstract_mesh(), automatic_axes()
     if not free:
         return call(table, *arrays)
     over: list[str] = []

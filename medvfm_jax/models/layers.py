@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
-from medvfm_jax.manual_axes import vary_like
+from medvfm_jax.mesh_axes import fully_automatic, vary_like
 from medvfm_jax.models.convolution import PatchConv
 
 _SQRT_HALF = np.float32(0.5**0.5)
@@ -39,10 +39,7 @@ def undivided(x: Array) -> Array:
 
     Under vmap the images may be divided.  Without a mesh, or inside shard_map, nothing happens.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or any(kind != jax.sharding.AxisType.Auto for kind in mesh.axis_types):
-        return x
-    return jax.lax.with_sharding_constraint(x, jax.P(*[None] * x.ndim))
+    return jax.lax.with_sharding_constraint(x, jax.P(*[None] * x.ndim)) if fully_automatic() else x
 
 
 @jax.custom_vjp

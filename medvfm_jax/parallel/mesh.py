@@ -12,9 +12,9 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh
 
+from medvfm_jax.mesh_axes import CLIENTS, DATA, MODEL
 from medvfm_jax.parallel.errors import BadMesh
 
-CLIENTS, DATA, MODEL = "clients", "data", "model"
 AXES = (CLIENTS, DATA, MODEL)  # the last varies fastest: tensor parallelism between neighbours
 
 

@@ -10,8 +10,8 @@ import optax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from medvfm_jax.mesh_axes import CLIENTS, DATA
 from medvfm_jax.parallel.errors import BadMesh
-from medvfm_jax.parallel.mesh import CLIENTS, DATA
 from medvfm_jax.parallel.rules import Rules
 from medvfm_jax.parallel.shardings import param_shardings, shard_step, state_shardings
 from medvfm_jax.train.state import TrainState

@@ -17,12 +17,13 @@ from typing import Any, NamedTuple
 from jax.sharding import Mesh
 
 from medvfm_jax.adapters import Count
+from medvfm_jax.mesh_axes import CLIENTS, DATA
 from medvfm_jax.models.backend import compiling_for
 from medvfm_jax.parallel.abstract_training import Abstract, Training, abstract_training, lower
 from medvfm_jax.parallel.chips import Chip
 from medvfm_jax.parallel.flops import Flops, training_flops
 from medvfm_jax.parallel.hlo import Program, analyse
-from medvfm_jax.parallel.mesh import CLIENTS, DATA, make_mesh
+from medvfm_jax.parallel.mesh import make_mesh
 from medvfm_jax.parallel.rules import preset
 from medvfm_jax.parallel.topologies import devices_of
 

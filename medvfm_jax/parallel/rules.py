@@ -13,8 +13,8 @@ from typing import Any
 
 from jax.sharding import Mesh, PartitionSpec
 
+from medvfm_jax.mesh_axes import DATA, MODEL
 from medvfm_jax.parallel.errors import BadRules
-from medvfm_jax.parallel.mesh import DATA, MODEL
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from medvfm_jax.adapters import delta_leaves
+from medvfm_jax.mesh_axes import CLIENTS, DATA
 from medvfm_jax.parallel.errors import BadMesh
-from medvfm_jax.parallel.mesh import CLIENTS, DATA
 from medvfm_jax.parallel.rules import Rules, spec_of
 from medvfm_jax.train.state import TrainState
 from medvfm_jax.train.step import Step

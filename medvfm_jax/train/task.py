@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from medvfm_jax.losses import dice_ce, on_prediction, sam_loss, weighted
+from medvfm_jax.mesh_axes import CLIENTS, DATA, fully_automatic
 from medvfm_jax.train.step import LossFn
 from medvfm_jax.types import IGNORE, Batch, Delta, MedvfmError, Params, Prediction, Prompts
 
@@ -62,7 +63,9 @@ def make_loss(adapted: Adapted, objective: str, *, cached: bool = False) -> Loss
             value = function(predict(params, delta, image, prompts), target, weight)
             return value if isinstance(value, tuple) else (value, {})
 
-        values, terms = jax.vmap(one)(*batch)
+        # Where the images are divided over devices, say so: left to itself, the compiler divides features instead.
+        over = (CLIENTS, DATA) if fully_automatic() else None
+        values, terms = jax.vmap(one, spmd_axis_name=over)(*batch)
         share = batch.weight.reshape(batch.weight.shape[0], -1).sum(-1)
         total = share.sum()
         share = share / jnp.where(total > 0, total, 1.0)

@@ -17,11 +17,21 @@ def test_the_environment_names_versions_and_what_is_not_installed():
 
 @pytest.mark.skipif(not machine._STATUS.exists(), reason="Linux only")
 def test_memory_is_resident_and_its_peak_stays():
-    before = machine.memory_mib("RssAnon")
-    block = np.ones(64 << 20, np.uint8)
-    assert machine.memory_mib("RssAnon") > before + 32
-    del block
-    assert machine.memory_mib("VmHWM") >= before + 32
+    # In a process of its own: here, others' threads give memory back meanwhile.
+    code = """
+import numpy as np
+from medvfm_jax.bench.machine import memory_mib
+before = memory_mib("RssAnon")
+block = np.ones(64 << 20, np.uint8)
+held = memory_mib("RssAnon")
+del block
+print(before, held, memory_mib("RssAnon"), memory_mib("VmHWM"))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    before, held, after, peak = map(float, done.stdout.split())
+    assert held > before + 60
+    assert after < before + 4
+    assert peak >= held
 
 
 def test_ceilings_count_what_they_do():

@@ -11,6 +11,7 @@ import jax
 import pytest
 
 from medvfm_jax.adapters import Count
+from medvfm_jax.parallel import rules
 from medvfm_jax.parallel.chips import GPUS, TPUS, Chip
 from medvfm_jax.parallel.errors import BadMesh, BadPlan, BadRules
 from medvfm_jax.parallel.flops import Flops
@@ -211,3 +212,13 @@ def test_a_plan_for_this_machine_counts_its_collectives():
     payload = sum(c.payload for c in found.program.collectives if c.kind == "all-reduce")
     assert 4 * found.trained <= payload <= 4 * found.trained + 1024
     assert found.flops.model > 0
+
+
+def test_divided_weights_travel_and_images_stay(monkeypatch):
+    """FSDP: what devices exchange hardly depends on how many images they work on."""
+    monkeypatch.setitem(rules.PRESETS, "fsdp", lambda: rules.fsdp(least=0))
+    settings = TINY | {"adapter": "full", "rules": "fsdp", "image_size": 64}
+    few, many = (plan(PlanConfig(**settings | {"global_batch": images})).program for images in (8, 32))
+    sent = [sum(c.sent for c in program.collectives) for program in (few, many)]
+    assert sent[1] < 1.3 * sent[0]
+    assert not any(c.kind == "all-to-all" for c in many.collectives)

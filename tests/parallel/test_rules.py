@@ -3,6 +3,7 @@ import math
 import jax
 import pytest
 
+from medvfm_jax.mesh_axes import DATA, MODEL
 from medvfm_jax.models import catalog
 from medvfm_jax.parallel import (
     BadRules,
@@ -14,7 +15,6 @@ from medvfm_jax.parallel import (
     spec_of,
     tensor,
 )
-from medvfm_jax.parallel.mesh import DATA, MODEL
 
 P = jax.P
 QKV = "image_encoder/blocks_3/attn/qkv"

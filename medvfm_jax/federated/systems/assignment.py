@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from medvfm_jax.manual_axes import vary_like
+from medvfm_jax.mesh_axes import vary_like
 
 
 def assign(costs: Sequence[Array]) -> list[Array]:

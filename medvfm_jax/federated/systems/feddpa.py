@@ -22,7 +22,7 @@ from medvfm_jax.federated.lora_aggregation import Factors, factors_of, replace_f
 from medvfm_jax.federated.personal_parts import join_personal, split_personal
 from medvfm_jax.federated.records import Algorithm, Cohort, Report, Server, Shard, Tree
 from medvfm_jax.federated.tree_math import add, select, zeros_like
-from medvfm_jax.manual_axes import vary_like
+from medvfm_jax.mesh_axes import vary_like
 from medvfm_jax.types import ModelSpec
 
 GLOBAL, LOCAL = "global_lora", "local_lora"
