@@ -6,8 +6,10 @@ grid's rows one after another.  Softmax runs in float32 and is normalised after 
 divisions instead of tokens^2.
 """
 
+import math
+import os
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,7 @@ from jax import Array
 
 from medvfm_jax.mesh_axes import vary_like
 from medvfm_jax.models.backend import backend as current_backend
+from medvfm_jax.models.backend import has_triton
 from medvfm_jax.models.interpolation import bilinear_matrix
 
 # Below this many tokens the logits of all heads fit a cache and mapping only costs.
@@ -28,14 +31,14 @@ class Formulation:
     """How attention is cut into steps; None: all at once.
 
     rows: query rows per step of global attention.  heads: heads per step.  windows: windows per step.
-    kernels: by the kernels of ``flash_attention`` where they fit; the rest counts where they do not.
-    interpret: run these kernels as plain JAX, on any backend.
+    kernels: by those of ``flash_attention`` ("tpu") or ``gpu_attention`` ("gpu") where they fit; the rest counts
+    where they do not.  interpret: run these kernels as plain JAX, on any backend.
     """
 
     rows: int | None = None
     heads: int | None = None
     windows: int | None = None
-    kernels: bool = False
+    kernels: Literal["tpu", "gpu"] | None = None
     interpret: bool = False
 
 
@@ -43,8 +46,9 @@ PLAIN = Formulation()
 CPU = Formulation(rows=256, heads=1, windows=1)
 # Keeps (heads, tokens, tokens) out of memory; accelerators want large products.  Not measured on one.
 ACCELERATOR = Formulation(rows=1024)
-# Logits never leave the chip.  Compiled for v5e, never run on a TPU.
-TPU = Formulation(rows=1024, kernels=True)
+# Logits never leave the chip.  Compiled for v5e and H100, never run on one.
+TPU = Formulation(rows=1024, kernels="tpu")
+GPU = Formulation(rows=1024, kernels="gpu")
 
 
 def formulation(tokens: int, backend: str | None = None) -> Formulation:
@@ -52,9 +56,13 @@ def formulation(tokens: int, backend: str | None = None) -> Formulation:
 
     CPU: one head and 256 query rows per step, so that logits stay in the cache, and one window per step.
     Against all at once that was 7 times as fast for SAM's 4096 tokens and 2 times for its windows (2 cores,
-    AVX2).  TPU: kernels.  Elsewhere only the rows are cut, which bounds memory.
+    AVX2).  TPU, GPU from compute capability 8 on: kernels, unless MEDVFM_KERNELS=0 is in the environment.  Elsewhere
+    only the rows are cut, which bounds memory.
     """
-    chosen = {"cpu": CPU, "tpu": TPU}.get(backend or current_backend(), ACCELERATOR)
+    backend = backend or current_backend()
+    chosen = {"cpu": CPU, "tpu": TPU, "gpu": GPU if has_triton() else ACCELERATOR}.get(backend, ACCELERATOR)
+    if os.environ.get("MEDVFM_KERNELS") == "0":
+        chosen = replace(chosen, kernels=None)
     if tokens <= PLAIN_TOKENS:
         return replace(chosen, rows=None, heads=None)
     return chosen
@@ -116,7 +124,7 @@ def grid_attention(
     """
     heads, tokens, d = q.shape
     how = how or formulation(tokens)
-    if (kernel := _kernel(how, 1, d, rows, columns)) is not None:
+    if (kernel := _tpu_kernel(how, 1, d, rows, columns)) is not None:
         from medvfm_jax.models import flash_attention, flash_heads
 
         table = vary_like(flash_heads.position_table(rows, columns, kernel, q.dtype), q)
@@ -125,6 +133,8 @@ def grid_attention(
         return rearrange(out, "n h w d -> n (h w) d")
     by_row, by_column = decomposed_bias(q, rows, columns)
     scaled = q * jnp.asarray(d**-0.5, q.dtype)
+    if (out := _on_gpu(how, scaled, k, v, by_row, by_column)) is not None:
+        return out
     if how.rows is None and how.heads is None:
         return _attend(scaled, k, v, by_row, by_column)
     step = _largest_divisor(tokens, how.rows or tokens)
@@ -161,7 +171,9 @@ def window_attention(
     def some_windows(qkv: Array) -> Array:
         q, k, v = rearrange(qkv, "n t (three heads d) -> three n heads t d", three=3, heads=heads)
         by_row, by_column = decomposed_bias(q, rows, columns)
-        out = _attend(q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype), k, v, by_row, by_column)
+        scaled = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
+        out = _on_gpu(how, scaled, k, v, by_row, by_column)
+        out = _attend(scaled, k, v, by_row, by_column) if out is None else out
         return rearrange(out, "n heads t d -> n t (heads d)")
 
     if how.windows is None:
@@ -182,7 +194,7 @@ def map_attention(
     h, w, channels = qkv.shape
     window = len(rows)
     how = how or formulation(window**2)
-    if (kernel := _kernel(how, heads, channels // (3 * heads), rows, columns)) is not None:
+    if (kernel := _tpu_kernel(how, heads, channels // (3 * heads), rows, columns)) is not None:
         from medvfm_jax.models import flash_attention, flash_heads
 
         table = flash_heads.position_table(rows, columns, kernel, qkv.dtype)
@@ -194,14 +206,28 @@ def map_attention(
     return unpartition(out, window, (h, w))
 
 
-def _kernel(how: Formulation, heads: int, d: int, rows: Array, columns: Array) -> Any:
+def _tpu_kernel(how: Formulation, heads: int, d: int, rows: Array, columns: Array) -> Any:
     """The kernel for a grid of rows (h, h, d) and columns (w, w, d), or None if another form serves it."""
-    if not how.kernels:
+    if how.kernels != "tpu":
         return None
     from medvfm_jax.models import flash_heads  # on TPUs only: importing Pallas takes a second
 
     kernel = flash_heads.Kernel(len(rows), len(columns), heads, d, how.interpret)
     return kernel if kernel.fits else None
+
+
+def _on_gpu(how: Formulation, q: Array, k: Array, v: Array, by_row: Array, by_column: Array) -> Array | None:
+    """``_attend`` by a GPU's kernel, or None if another form serves it."""
+    if how.kernels != "gpu":
+        return None
+    from medvfm_jax.models import gpu_attention
+
+    kernel = gpu_attention.Kernel(by_row.shape[-1], by_column.shape[-1], q.shape[-1], how.interpret)
+    if not kernel.fits:
+        return None
+    heads = math.prod(q.shape[:-2])
+    flat = (x.reshape(heads, *x.shape[-2:]) for x in (q, k, v, by_row, by_column))
+    return gpu_attention.attend(*flat, kernel).reshape(q.shape)
 
 
 def _fill_rows(x: Array, kernel: Any) -> Array:

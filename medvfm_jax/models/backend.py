@@ -14,6 +14,19 @@ def backend() -> str:
     return _target.get() or jax.default_backend()
 
 
+def has_triton() -> bool:
+    """Whether the GPU that what is traced now will run on compiles Triton's kernels: compute capability 8 or more.
+
+    A GPU that is not here is taken to be one.
+    """
+    if _target.get() is not None or jax.default_backend() != "gpu":
+        return True
+    try:
+        return float(jax.local_devices()[0].compute_capability) >= 8
+    except ValueError:  # AMD's have names
+        return False
+
+
 @contextmanager
 def compiling_for(name: str) -> Iterator[None]:
     """Within this block models are traced as on backend ``name``, which need not exist here."""

@@ -6,20 +6,18 @@ of layout in memory that takes longer than the attention.  What happens in a ste
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.custom_batching import custom_vmap
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from medvfm_jax.mesh_axes import automatic_axes, vary_like
 from medvfm_jax.models.flash_heads import Kernel, attend, attend_gradient, key_coordinates, zero_when
 from medvfm_jax.models.flash_windows import number, strip_shape, windows_gradient_kernel, windows_kernel
+from medvfm_jax.models.kernel_batches import over_batches
 
 _VMEM = 100 * 2**20  # bytes on the chip a kernel may take, of 128 MiB
 
@@ -193,56 +191,8 @@ def _launch(
     return found if cotangent else found[0]
 
 
-def _over_batches(launch: Callable[..., Any]) -> Callable[..., Any]:
-    """launch(kernel, table, *arrays (batch, ...)) under vmap: a mapped axis becomes a part of the batch.
-
-    Only where the table is mapped too, as for clients that train it, calls follow one another.
-    """
-
-    def call(kernel: Kernel, table: Array, *arrays: Array) -> Any:
-        @custom_vmap
-        def batched(table: Array, *arrays: Array) -> Any:
-            return _divided(functools.partial(launch, kernel), table, *arrays)
-
-        @batched.def_vmap
-        def _(size: int, mapped: Any, table: Array, *arrays: Array) -> Any:
-            arrays = [
-                x if m else jnp.broadcast_to(x, (size, *x.shape))
-                for m, x in zip(mapped[1:], arrays, strict=True)
-            ]
-            if mapped[0]:
-                out = jax.lax.map(lambda one: batched(*one), (table, *arrays))
-            else:
-                out = batched(table, *(x.reshape(-1, *x.shape[2:]) for x in arrays))
-                out = jax.tree.map(lambda x: x.reshape(size, -1, *x.shape[1:]), out)
-            return out, jax.tree.map(lambda _: True, out)
-
-        return batched(table, *arrays)
-
-    return call
-
-
-def _divided(call: Callable[..., Any], table: Array, *arrays: Array) -> Any:
-    """Divide the batch over the devices of the current mesh: XLA cannot divide a kernel by itself.
-
-    Axes that cannot divide it, "model" for example if the batch is small, repeat the work.
-    """
-    mesh, free = jax.sharding.get_abstract_mesh(), automatic_axes()
-    if not free:
-        return call(table, *arrays)
-    over: list[str] = []
-    for name in free:
-        if arrays[0].shape[0] % math.prod(mesh.shape[other] for other in (*over, name)) == 0:
-            over.append(name)
-    batch = jax.P(tuple(over))
-    specs = {"in_specs": (jax.P(), *[batch] * len(arrays)), "out_specs": batch}
-    divided = jax.shard_map(call, mesh=mesh, axis_names=set(free), check_vma=False, **specs)
-    # Unchecked, it also forgets the axes of an enclosing shard_map, over clients for example.
-    return vary_like(divided(table, *arrays), arrays[0])
-
-
 _grid, _grid_gradient, _windows, _windows_gradient = (
-    _over_batches(functools.partial(launch, gradient))
+    over_batches(functools.partial(launch, gradient))
     for launch in (_launch_grid, _launch_windows)
     for gradient in (False, True)
 )

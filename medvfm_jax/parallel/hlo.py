@@ -39,7 +39,7 @@ _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _WRAPPER = re.compile(
     r".*\(.*|while|body|cond|closed_call|checkpoint|rematted_computation|[A-Z]\w*(\.\w+)?|block_\d+"
 )
-_KERNEL = 'custom_call_target="tpu_custom_call"'
+_KERNEL = re.compile(r'custom_call_target="(tpu_custom_call|__gpu\$xla\.gpu\.triton)"')
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 
 
@@ -118,7 +118,7 @@ def analyse(text: str, hotspots: int = 8) -> Program:
                 place[0] += turns * sum(int(n) for n in _CYCLES.findall(instruction.attributes))
                 traffic = turns * _traffic(instruction, shapes, computations)
                 place[1] += traffic
-                kernel_traffic += traffic * (_KERNEL in instruction.attributes)
+                kernel_traffic += traffic * bool(_KERNEL.search(instruction.attributes))
     collectives = tuple(
         Collective(kind, group, *(round(number) for number in numbers))
         for (kind, group), numbers in sorted(sums.items())

@@ -150,7 +150,7 @@ def count_flops(training: Abstract) -> Flops:
     flops = count()
     if not flops.kernels:
         return flops
-    with compiling_for("gpu"):
+    with compiling_for("accelerator"):  # one without kernels
         return replace(flops, model=count().model)
 
 
@@ -158,7 +158,9 @@ def estimate(flops: Flops, program: Program, chip: Chip, devices: int) -> Speed:
     """Seconds per step from counts; collectives are not overlapped with anything."""
     roofline = max(flops.executed / devices / chip.flops, program.traffic / chip.bandwidth)
     compiler = None if chip.clock is None else program.cycles / chip.clock
+    # The roofline has a GPU's kernels in it; units of 128 columns are those of TPUs.
     kernels = max(flops.kernels / devices / chip.flops, program.kernel_traffic / chip.bandwidth)
+    kernels = 0.0 if chip.backend == "gpu" else kernels
     collectives = sum(c.sent for c in program.collectives) / chip.ici
     step = max(roofline, (compiler or 0.0) + kernels) + collectives
     return Speed(roofline, compiler, kernels, collectives, step, flops.model / (devices * chip.flops * step))

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -103,6 +105,20 @@ def test_the_choice_depends_on_the_backend_and_the_number_of_tokens():
     assert formulation(4096, "cpu") == Formulation(rows=256, heads=1, windows=1)
     assert formulation(196, "cpu") == Formulation(windows=1)
     assert formulation(4096, "gpu").heads is None
-    assert formulation(196, "gpu") == PLAIN
-    assert formulation(4096, "tpu") == Formulation(rows=1024, kernels=True)
-    assert formulation(196, "tpu") == Formulation(kernels=True)
+    assert formulation(196, "gpu") == Formulation(kernels="gpu")
+    assert formulation(196, "accelerator") == PLAIN
+    assert formulation(4096, "tpu") == Formulation(rows=1024, kernels="tpu")
+    assert formulation(196, "tpu") == Formulation(kernels="tpu")
+
+
+@pytest.mark.parametrize("backend", ["tpu", "gpu"])
+def test_kernels_can_be_left_out(monkeypatch, backend):
+    monkeypatch.setenv("MEDVFM_KERNELS", "0")
+    assert formulation(4096, backend) == formulation(4096, "accelerator")
+
+
+@pytest.mark.parametrize(("capability", "kernels"), [("9.0", "gpu"), ("7.5", None), ("gfx90a", None)])
+def test_kernels_need_a_gpu_of_capability_8(monkeypatch, capability, kernels):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "local_devices", lambda: [SimpleNamespace(compute_capability=capability)])
+    assert formulation(196).kernels == kernels

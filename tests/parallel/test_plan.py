@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import jax
@@ -48,6 +49,13 @@ def test_kernels_take_the_time_the_compiler_does_not_know():
     assert (speed.roofline, speed.compiler, speed.kernels, speed.step) == (3.0, 3.0, 3.0, 6.0)
     waiting = estimate(Flops(model=100, executed=200, kernels=200), program, CHIP, devices=2)
     assert (waiting.kernels, waiting.step) == (2.0, 5.0)
+
+
+def test_a_roofline_of_a_gpu_has_its_kernels_in_it():
+    program = Program((), traffic=30, cycles=0, unknown_loops=0, kernel_traffic=20)
+    gpu = replace(CHIP, backend="gpu", clock=None)
+    speed = estimate(Flops(model=100, executed=200, kernels=6000), program, gpu, devices=1)
+    assert (speed.roofline, speed.kernels, speed.step) == (3.0, 0.0, 3.0)
 
 
 def test_utilisation_at_the_roofline_is_the_share_that_is_not_recomputed():
@@ -163,6 +171,7 @@ def test_a_plan_for_gpus_that_are_not_here():
     )
     found = json.loads(done.stdout)
     assert found["memory"]["fits"]
+    assert 0 < found["program"]["kernel_traffic"] < found["program"]["traffic"]  # attention is Triton's
     assert found["memory"]["capacity"] == GPUS["h100"].hbm // 2
     assert {c["kind"] for c in found["program"]["collectives"]} == {"all-reduce"}
     assert {c["group"] for c in found["program"]["collectives"]} == {4}

@@ -1,4 +1,5 @@
-"""The TPU kernels, run as plain JAX, against the plain form: numbers and gradients, mapped, recomputed, divided."""
+"""The kernels of TPUs and GPUs, run as plain JAX, against the plain form: numbers and gradients, mapped, recomputed,
+divided."""
 
 import functools
 from dataclasses import replace
@@ -8,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medvfm_jax.models import flash_heads
+from medvfm_jax.models import flash_heads, gpu_attention
 from medvfm_jax.models.attention import (
+    GPU,
     PLAIN,
     TPU,
     grid_attention,
@@ -18,7 +20,8 @@ from medvfm_jax.models.attention import (
 )
 from medvfm_jax.models.flash_heads import Kernel
 
-KERNELS = replace(TPU, interpret=True)
+KERNELS = {how.kernels: replace(how, interpret=True) for how in (TPU, GPU)}
+both = pytest.mark.parametrize("kernels", KERNELS.values(), ids=KERNELS)
 
 
 def close(tree, other, tolerance=1e-4):
@@ -49,11 +52,12 @@ def case():
     return (jax.random.normal(keys[2], (2, 4, 5, 24)), jax.random.normal(keys[3], (2, 24))), tables
 
 
-def test_windows_in_a_batch_have_the_numbers_and_gradients_of_the_plain_form(case):
+@both
+def test_windows_in_a_batch_have_the_numbers_and_gradients_of_the_plain_form(case, kernels):
     def batch(how):
         return gradients(jax.vmap(functools.partial(windows, how), (0, None)), *case)
 
-    close(batch(KERNELS), batch(PLAIN))
+    close(batch(kernels), batch(PLAIN))
 
 
 def test_queries_in_steps_and_positions_in_registers_of_their_own(monkeypatch):
@@ -70,12 +74,31 @@ def test_queries_in_steps_and_positions_in_registers_of_their_own(monkeypatch):
             q, k, v, relative_positions(tables[0], 2), relative_positions(tables[1], 33), how
         )
 
-    found, expected = (gradients(functools.partial(grid, how), q, k, v, tables) for how in (KERNELS, PLAIN))
-    close(found, expected, 1e-3)
+    close(
+        *(gradients(functools.partial(grid, how), q, k, v, tables) for how in (KERNELS["tpu"], PLAIN)), 1e-3
+    )
+
+
+@pytest.mark.parametrize("d", [12, 16])
+def test_grids_filled_up_to_whole_blocks(d):
+    """5 x 20 tokens in blocks of 64 queries and 2 rows of 32 keys: both sides are filled up, and so is a head of 12."""
+    kernel = gpu_attention.Kernel(5, 20, d)
+    assert (kernel.width, kernel.across, kernel.rows, kernel.down, kernel.queries) == (16, 32, 2, 6, 128)
+    keys = jax.random.split(jax.random.key(1), 5)
+    q, k, v = (jax.random.normal(key, (2, 100, d)) for key in keys[:3])
+    tables = jax.random.normal(keys[3], (9, d)), jax.random.normal(keys[4], (39, d))
+
+    def grid(how, q, k, v, tables):
+        return grid_attention(
+            q, k, v, relative_positions(tables[0], 5), relative_positions(tables[1], 20), how
+        )
+
+    close(*(gradients(functools.partial(grid, how), q, k, v, tables) for how in (KERNELS["gpu"], PLAIN)))
 
 
 @pytest.mark.slow
-def test_clients_that_train_their_tables_and_blocks_that_recompute_in_a_scan(case):
+@both
+def test_clients_that_train_their_tables_and_blocks_that_recompute_in_a_scan(case, kernels):
     """Everything mapped, tables too; two turns of a scan whose body is computed again in the backward pass."""
     qkv, tables = case
     tables = jax.tree.map(lambda x: jnp.stack([x, -x]), tables)
@@ -88,26 +111,30 @@ def test_clients_that_train_their_tables_and_blocks_that_recompute_in_a_scan(cas
         return jax.lax.scan(block, qkv, length=2)[0][0]
 
     close(
-        *(gradients(jax.vmap(functools.partial(twice, how)), qkv, tables) for how in (KERNELS, PLAIN)),
+        *(gradients(jax.vmap(functools.partial(twice, how)), qkv, tables) for how in (kernels, PLAIN)),
         1e-3,
     )
 
 
-def test_bfloat16_keeps_its_type_and_stays_close(case):
+@both
+def test_bfloat16_keeps_its_type_and_stays_close(case, kernels):
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), case)
-    kernels, plain = (
-        jax.jit(jax.vmap(functools.partial(windows, how), (0, None))) for how in (KERNELS, PLAIN)
-    )
-    out, expected = kernels(*half), plain(*jax.tree.map(jnp.float32, half))
+    ours, plain = (jax.jit(jax.vmap(functools.partial(windows, how), (0, None))) for how in (kernels, PLAIN))
+    out, expected = ours(*half), plain(*jax.tree.map(jnp.float32, half))
     assert out.dtype == jnp.bfloat16
     np.testing.assert_allclose(out.astype(jnp.float32), expected, atol=0.06)
 
 
 @pytest.mark.slow
-def test_on_a_mesh_every_device_computes_its_part_of_the_batch(case):
+@both
+def test_on_a_mesh_every_device_computes_its_part_of_the_batch(case, kernels):
     qkv, tables = case
-    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-    function = jax.vmap(functools.partial(windows, KERNELS), (0, None))
+    others = (
+        4 if kernels.kernels == "tpu" else 1
+    )  # the GPU's batch has heads and windows, which "model" divides too
+    axes = {"axis_types": (jax.sharding.AxisType.Auto,) * 2, "devices": jax.devices()[: 2 * others]}
+    mesh = jax.make_mesh((2, others), ("data", "model"), **axes)
+    function = jax.vmap(functools.partial(windows, kernels), (0, None))
 
     def on_mesh(qkv, tables):
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
@@ -119,7 +146,8 @@ def test_on_a_mesh_every_device_computes_its_part_of_the_batch(case):
     assert "all-gather" not in compiled.as_text()
 
 
-def test_clients_on_a_mesh(case):
+@pytest.mark.parametrize("form", [TPU, GPU], ids=KERNELS)
+def test_clients_on_a_mesh(case, form):
     """Clients over one axis by shard_map, another axis left to the compiler, tables whole on every device.
 
     Each client's result and gradient stay its own, by their types; Pallas cannot run this as plain JAX.
@@ -137,7 +165,7 @@ def test_clients_on_a_mesh(case):
         with jax.set_mesh(mesh):
             return jax.make_jaxpr(function)(qkv, fill[:1])
 
-    kernels, plain = traced(TPU), traced(PLAIN)
+    kernels, plain = traced(form), traced(PLAIN)
     assert kernels.out_avals == plain.out_avals
     assert "psum" not in str(kernels)  # nothing is summed over clients
 
