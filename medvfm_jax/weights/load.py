@@ -52,7 +52,14 @@ def load(
     if options.get("scan_blocks"):
         stacked = jax.eval_shape(model.init, jax.random.key(0))["params"]["image_encoder"]["blocks"]
         params = scan.stack(params, group=len(stacked))
-    return model, jax.tree.map(jnp.asarray, params)
+    return model, _on_device(params)
+
+
+def _on_device(params: dict[str, Any]) -> Params:
+    """Numpy -> JAX one array at a time, so that there are never two copies of a model."""
+    flat = flatten(params)
+    params.clear()
+    return unflatten({path: jnp.asarray(flat.pop(path)) for path in list(flat)})
 
 
 def _test_params(shapes: Mapping[str, Any]) -> Params:
@@ -81,7 +88,7 @@ def port_file(file: Path | str, target_shapes: Mapping[str, Any]) -> dict[str, A
         return _own(
             state, target_shapes, f"{file} (parameters of {metadata.get('model', 'an unnamed model')})"
         )
-    return to_jax(choose(state), state, target_shapes, where=str(file))
+    return to_jax(choose(state), state, target_shapes, where=str(file), consume=True)
 
 
 def fitting_models(file: Path | str) -> tuple[list[str], PortError | None]:

@@ -226,15 +226,19 @@ def to_jax(
     state: Mapping[str, np.ndarray],
     target_shapes: Mapping[str, Any],
     where: str = "checkpoint",
+    *,
+    consume: bool = False,
 ) -> dict[str, Any]:
     """State dict {key: array} -> {"params": nested float32 numpy arrays} of exactly the target shapes.
 
-    Raises PortError as `check` does, and when a parameter is not finite.
+    consume: take every array out of ``state``, a dict, when it has been used, so that there are never two copies of
+    a model.  Raises PortError as `check` does, and when a parameter is not finite.
     """
-    state = {table.bare(key): value for key, value in state.items()}
+    keys = {table.bare(key): key for key in state}
+    take = state.pop if consume else state.__getitem__
     flat, broken = {}, []
     for path, (sources, row) in check(table, state, target_shapes, where).items():
-        parts = [LAYOUTS[row.layout].to_jax(np.asarray(state[key])) for key in sources]
+        parts = [LAYOUTS[row.layout].to_jax(np.asarray(take(keys[key]))) for key in sources]
         value = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
         flat[path] = np.ascontiguousarray(value, dtype=np.float32)
         if not np.isfinite(flat[path]).all():

@@ -1,6 +1,7 @@
 import re
 from collections import OrderedDict
 
+import jax
 import numpy as np
 import pytest
 
@@ -73,6 +74,17 @@ def test_values_arrive_where_the_layout_says(prefix):
     )
     assert params["up"]["kernel"][0, 1, 2, 3] == source["up.weight"][2, 3, 1, 0]
     assert {value.dtype for value in flatten(params).values()} == {np.dtype(np.float32)}
+
+
+def test_a_consumed_state_gives_the_same_and_is_left_without_what_was_used():
+    source = state()
+    kept = dict(source)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        to_jax(TABLE, source, shapes(), consume=True),
+        to_jax(TABLE, kept, shapes()),
+    )
+    assert source.keys() == {key for key in kept if TABLE.is_ignored(key)}
 
 
 def test_round_trip_is_exact():
