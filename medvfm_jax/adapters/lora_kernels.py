@@ -4,6 +4,7 @@ import math
 from typing import NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
@@ -94,7 +95,22 @@ def pass_through_rank(module: nn.Module, x: Array, a: Array) -> Array:
 
 def fan_out(low_rank: Array, b: Array, shape: tuple[int, ...]) -> Array:
     """Apply the second factor b (rank, out) and give the result the shape of the module's output."""
-    return (low_rank @ b).reshape(shape)
+    return _product(low_rank, b).reshape(shape)
+
+
+@jax.custom_vjp
+def _product(x: Array, w: Array) -> Array:
+    """x (..., k) @ w (k, n) with a gradient of w that reads that of the product as it is: JAX's own, XLA transposes."""
+    return x @ w
+
+
+def _product_bwd(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    x, w = saved
+    leading = tuple(range(x.ndim - 1))
+    return g @ w.T, jnp.tensordot(x, g, (leading, leading))
+
+
+_product.defvjp(lambda x, w: (x @ w, (x, w)), _product_bwd)
 
 
 def _contracted_axes(module: nn.DenseGeneral, site: Site) -> int:

@@ -4,6 +4,7 @@ All are subclasses of Linen's: same ``kernel`` shape (height, width, in / groups
 adapts or ports a convolution treats them alike.  Inputs are maps (..., h, w, c), channels last.
 """
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -51,21 +52,66 @@ class DepthwiseConv(nn.Conv):
         return y if bias is None else y + bias
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def depthwise_shifted(x: Array, kernel: Array, stride: int = 1) -> Array:
     """Depthwise convolution of x (..., h, w, c) with kernel (kh, kw, c): one multiply-add per tap.
 
-    Zero padding by half the window, as PyTorch's ``padding=k // 2``.
+    Zero padding by half the window, as PyTorch's ``padding=k // 2``.  The gradient of x is a sum of shifted products
+    of its own, of the cotangent padded once: JAX's pads it once per tap, and XLA computes it again inside each.
     """
+    return _sum_of_taps(x, kernel, stride)
+
+
+def _sum_of_taps(x: Array, kernel: Array, stride: int) -> Array:
     rows, columns = kernel.shape[0], kernel.shape[1]
     h, w = x.shape[-3], x.shape[-2]
-    margins = [(0, 0)] * (x.ndim - 3) + [(rows // 2,) * 2, (columns // 2,) * 2, (0, 0)]
-    padded = jnp.pad(x, margins)
+    padded = _with_margins(x, rows // 2, columns // 2)
     total = None
     for i in range(rows):
         for j in range(columns):
             part = padded[..., i : i + h : stride, j : j + w : stride, :] * kernel[i, j]
             total = part if total is None else total + part
     return total
+
+
+def _depthwise_bwd(stride: int, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    _, of_kernel = jax.vjp(lambda kernel: _sum_of_taps(x, kernel, stride), kernel)
+    phases = [[_phase(g, kernel, stride, r, q) for q in range(stride)] for r in range(stride)]
+    if stride == 1:
+        dx = phases[0][0]
+    else:  # every stride-th row and column of the gradient is one of them
+        dx = jnp.stack([jnp.stack(row, -2) for row in phases], -4)
+        dx = rearrange(dx, "... h r w q c -> ... (h r) (w q) c")[..., : x.shape[-3], : x.shape[-2], :]
+    return dx, of_kernel(g)[0]
+
+
+depthwise_shifted.defvjp(
+    lambda x, kernel, stride: (_sum_of_taps(x, kernel, stride), (x, kernel)), _depthwise_bwd
+)
+
+
+def _phase(g: Array, kernel: Array, stride: int, row: int, column: int) -> Array:
+    """Gradient of the inputs at rows ``row``, row + stride, ... and columns likewise: the taps that reach them."""
+    rows, columns = kernel.shape[0] // 2, kernel.shape[1] // 2
+    padded = _with_margins(g, rows, columns)
+    total = None
+    for i in range(kernel.shape[0]):
+        for j in range(kernel.shape[1]):
+            (down, between), (right, among) = (
+                divmod(row + rows - i, stride),
+                divmod(column + columns - j, stride),
+            )
+            if between or among:
+                continue
+            top, left = down + rows, right + columns
+            part = padded[..., top : top + g.shape[-3], left : left + g.shape[-2], :] * kernel[i, j]
+            total = part if total is None else total + part
+    return jnp.zeros_like(g) if total is None else total
+
+
+def _with_margins(x: Array, rows: int, columns: int) -> Array:
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [(rows, rows), (columns, columns), (0, 0)])
 
 
 def depthwise_grouped(x: Array, kernel: Array, stride: int = 1) -> Array:

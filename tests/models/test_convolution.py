@@ -1,3 +1,5 @@
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -47,6 +49,25 @@ def test_shifted_products_are_the_grouped_convolution(stride, size):
     shifted = depthwise_shifted(X, kernel, stride)
     assert shifted.shape == (6 // stride, 8 // stride, 5)
     np.testing.assert_allclose(shifted, depthwise_grouped(X, kernel, stride), atol=1e-5)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("size", [(3, 3), (5, 3), (1, 3)])
+@pytest.mark.parametrize("shape", [(6, 8), (5, 7)])
+def test_gradients_of_shifted_products_are_those_of_the_grouped_convolution(stride, size, shape):
+    x = jnp.stack([X, 2 * X])[:, : shape[0], : shape[1]]
+    kernel = jax.random.normal(jax.random.key(3), (*size, 5))
+
+    def gradients(convolution):
+        return jax.grad(
+            lambda x, k: (jnp.sin(jax.vmap(lambda x: convolution(x, k, stride))(x))).sum(), (0, 1)
+        )(x, kernel)
+
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, atol=1e-4),
+        gradients(depthwise_shifted),
+        gradients(depthwise_grouped),
+    )
 
 
 def test_patches_that_overlap_are_refused():
