@@ -64,14 +64,9 @@ def depthwise_shifted(x: Array, kernel: Array, stride: int = 1) -> Array:
 
 def _sum_of_taps(x: Array, kernel: Array, stride: int) -> Array:
     rows, columns = kernel.shape[0], kernel.shape[1]
-    h, w = x.shape[-3], x.shape[-2]
     padded = _with_margins(x, rows // 2, columns // 2)
-    total = None
-    for i in range(rows):
-        for j in range(columns):
-            part = padded[..., i : i + h : stride, j : j + w : stride, :] * kernel[i, j]
-            total = part if total is None else total + part
-    return total
+    taps = [((i, j), kernel[i, j]) for i in range(rows) for j in range(columns)]
+    return _weighted(padded, taps, x.shape[-3:-1], stride)
 
 
 def _depthwise_bwd(stride: int, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
@@ -94,20 +89,25 @@ depthwise_shifted.defvjp(
 def _phase(g: Array, kernel: Array, stride: int, row: int, column: int) -> Array:
     """Gradient of the inputs at rows ``row``, row + stride, ... and columns likewise: the taps that reach them."""
     rows, columns = kernel.shape[0] // 2, kernel.shape[1] // 2
-    padded = _with_margins(g, rows, columns)
-    total = None
+    taps = []
     for i in range(kernel.shape[0]):
         for j in range(kernel.shape[1]):
-            (down, between), (right, among) = (
-                divmod(row + rows - i, stride),
-                divmod(column + columns - j, stride),
-            )
-            if between or among:
-                continue
-            top, left = down + rows, right + columns
-            part = padded[..., top : top + g.shape[-3], left : left + g.shape[-2], :] * kernel[i, j]
-            total = part if total is None else total + part
-    return jnp.zeros_like(g) if total is None else total
+            down, between = divmod(row + rows - i, stride)
+            right, among = divmod(column + columns - j, stride)
+            if not (between or among):
+                taps.append(((down + rows, right + columns), kernel[i, j]))
+    return _weighted(_with_margins(g, rows, columns), taps, g.shape[-3:-1]) if taps else jnp.zeros_like(g)
+
+
+def _weighted(
+    padded: Array, taps: list[tuple[tuple[int, int], Array]], size: tuple[int, ...], stride: int = 1
+) -> Array:
+    """Sum of parts of ``padded`` of a size, each from its corner on and times its weight."""
+    total = None
+    for (top, left), weight in taps:
+        part = padded[..., top : top + size[0] : stride, left : left + size[1] : stride, :] * weight
+        total = part if total is None else total + part
+    return total
 
 
 def _with_margins(x: Array, rows: int, columns: int) -> Array:

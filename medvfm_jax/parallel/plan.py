@@ -158,9 +158,9 @@ def estimate(flops: Flops, program: Program, chip: Chip, devices: int) -> Speed:
     """Seconds per step from counts; collectives are not overlapped with anything."""
     roofline = max(flops.executed / devices / chip.flops, program.traffic / chip.bandwidth)
     compiler = None if chip.clock is None else program.cycles / chip.clock
-    # The roofline has a GPU's kernels in it; units of 128 columns are those of TPUs.
-    kernels = max(flops.kernels / devices / chip.flops, program.kernel_traffic / chip.bandwidth)
-    kernels = 0.0 if chip.backend == "gpu" else kernels
+    kernels = 0.0  # the roofline has a GPU's in it; units of 128 columns are those of TPUs
+    if chip.backend == "tpu":
+        kernels = max(flops.kernels / devices / chip.flops, program.kernel_traffic / chip.bandwidth)
     collectives = sum(c.sent for c in program.collectives) / chip.ici
     step = max(roofline, (compiler or 0.0) + kernels) + collectives
     return Speed(roofline, compiler, kernels, collectives, step, flops.model / (devices * chip.flops * step))

@@ -70,6 +70,21 @@ def test_gradients_of_shifted_products_are_those_of_the_grouped_convolution(stri
     )
 
 
+def test_clients_on_a_mesh_keep_their_own_gradients():
+    auto = (jax.sharding.AxisType.Auto,)
+    mesh = jax.make_mesh((2,), ("clients",), axis_types=auto, devices=jax.devices()[:2])
+    kernel = jax.random.normal(jax.random.key(3), (3, 3, 5))
+
+    def gradient(x):
+        return jax.grad(lambda x: jnp.sin(depthwise_shifted(x, kernel, 2)).sum())(x)
+
+    x = jnp.stack([X, 2 * X])
+    specs = {"in_specs": jax.P("clients"), "out_specs": jax.P("clients")}
+    compiled = jax.jit(jax.shard_map(gradient, mesh=mesh, **specs)).lower(x).compile()
+    np.testing.assert_allclose(compiled(x), gradient(x), rtol=1e-5, atol=1e-6)
+    assert "all-reduce" not in compiled.as_text()  # the frozen kernel's gradient is not made
+
+
 def test_patches_that_overlap_are_refused():
     with pytest.raises(ValueError, match="strides"):
         PatchConv(4, (2, 2), 1).init(jax.random.key(0), X)
