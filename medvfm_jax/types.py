@@ -6,6 +6,8 @@ from typing import Any, Literal, NamedTuple
 
 from jax import Array
 
+from medvfm_jax.printable import printable
+
 Params = Mapping[str, Any]  # what Linen's apply takes: {"params": {...}}
 Delta = dict[str, Any]  # the only thing that is trained: a nested dict of arrays
 
@@ -20,6 +22,10 @@ Normalise = Literal["minmax", "mean_std_255", "mean_std_unit", "unit"]
 
 class MedvfmError(Exception):
     """Base of every error a user can cause: one sentence saying what, where, what was expected, what to do."""
+
+    def __str__(self) -> str:
+        """The sentence; names in it may come from a file, so nothing that steers a terminal is left in it."""
+        return printable(super().__str__())
 
 
 class Prompts(NamedTuple):

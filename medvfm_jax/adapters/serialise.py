@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -41,23 +42,38 @@ def to_config(adapter: Adapter) -> dict[str, Any]:
 def from_config(config: Mapping[str, Any]) -> Adapter:
     """Build the adapter that ``config`` describes: {"kind": "lora", "rank": 4, ...} or a chain of such parts.
 
-    Raises BadAdapterConfig for an unknown kind or option, naming the nearest.
+    Raises BadAdapterConfig for an unknown kind or option, naming the nearest, and for anything that is no
+    configuration; it may come from a file that nobody here has written.
     """
+    try:
+        return _from_config(config)
+    except RecursionError as error:
+        raise BadAdapterConfig("the configuration of the adapter is nested too deep.") from error
+
+
+def _from_config(config: Mapping[str, Any]) -> Adapter:
+    if not isinstance(config, Mapping):
+        raise BadAdapterConfig(f"the configuration of an adapter is an object, not {config!r:.80}.")
     kind = config.get("kind")
     options = {name: value for name, value in config.items() if name not in ("kind", "preset")}
     if kind == "chain":
         if not isinstance(options.get("parts"), Mapping):
             raise BadAdapterConfig("a chain needs parts: {name: configuration}.")
-        return chain(**{name: from_config(part) for name, part in options["parts"].items()})
-    if kind not in KINDS:
-        raise BadAdapterConfig(f"no adapter kind '{kind}'{did_you_mean(str(kind), [*KINDS, 'chain'])}.")
+        return chain(**{name: _from_config(part) for name, part in options["parts"].items()})
+    if not isinstance(kind, str) or kind not in KINDS:
+        shown = f"{kind!s:.80}"
+        raise BadAdapterConfig(f"no adapter kind '{shown}'{did_you_mean(shown, [*KINDS, 'chain'])}.")
     parameters = inspect.signature(KINDS[kind]).parameters
     for name in options:
         if name not in parameters:
-            raise BadAdapterConfig(f"{kind} has no option '{name}'{did_you_mean(name, parameters)}.")
+            shown = f"{name:.80}"
+            raise BadAdapterConfig(f"{kind} has no option '{shown}'{did_you_mean(shown, parameters)}.")
     if missing := [n for n, p in parameters.items() if p.default is p.empty and n not in options]:
         raise BadAdapterConfig(f"{kind} needs {', '.join(missing)}.")
-    return KINDS[kind](**options)
+    try:
+        return KINDS[kind](**options)
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError, re.error) as error:
+        raise BadAdapterConfig(f"{kind} cannot be made with {options!r:.200} ({error}).") from error
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

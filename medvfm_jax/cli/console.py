@@ -14,6 +14,8 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from medvfm_jax.printable import printable
+
 _json_mode: ContextVar[bool] = ContextVar("medvfm_json_mode", default=False)
 
 
@@ -34,12 +36,12 @@ def json_mode() -> bool:
 
 def say(text: str) -> None:
     """Print one line for a person."""
-    print(text, file=sys.stderr if json_mode() else sys.stdout, flush=True)
+    print(printable(text), file=sys.stderr if json_mode() else sys.stdout, flush=True)
 
 
 def warn(text: str) -> None:
     """Print one line on stderr about something the user should know but that does not stop the command."""
-    print(f"warning: {one_line(text)}", file=sys.stderr, flush=True)
+    print(f"warning: {printable(one_line(text))}", file=sys.stderr, flush=True)
 
 
 def result(record: Any, text: str = "") -> None:

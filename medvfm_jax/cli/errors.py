@@ -4,6 +4,7 @@ import errno
 from collections.abc import Iterator
 
 from medvfm_jax.cli.console import one_line
+from medvfm_jax.printable import printable
 
 FAILED, BAD_USAGE, INTERRUPTED = 1, 2, 130
 
@@ -13,7 +14,15 @@ class BadUsage(Exception):
 
 
 def describe(error: BaseException) -> tuple[str, int]:
-    """One sentence saying what went wrong and what to do, and the exit code (DESIGN section 4, errors)."""
+    """One sentence saying what went wrong and what to do, and the exit code (DESIGN section 4, errors).
+
+    Names in it may come from a file or a command line; none of them can steer the terminal or fill it.
+    """
+    sentence, code = _describe(error)
+    return printable(sentence), code
+
+
+def _describe(error: BaseException) -> tuple[str, int]:
     if isinstance(error, BadUsage):
         return one_line(str(error)), BAD_USAGE
     if isinstance(error, KeyboardInterrupt):
@@ -72,5 +81,9 @@ def _operating_system(error: BaseException) -> str | None:
             return f"{error.filename or 'a path'} is a file, a folder was expected; check the path"
         case errno.EPIPE:
             return "the program reading this output closed it"
+        case errno.ENAMETOOLONG:
+            return f"the name{where} is too long for this file system; choose a shorter one"
+        case _ if error.filename and error.strerror:
+            return f"the system refuses{where}: {error.strerror}; check the path and the disk"
         case _:
             return None

@@ -44,19 +44,13 @@ def export_run(
     target = out or path.with_name("peft" if form == "peft" else "merged.safetensors")
     for written in [target / name for name in PEFT_FILES] if form == "peft" else [target]:
         check_target(written, overwrite)
-    if file is None and (run / run_directory.CONFIG).is_file():
-        known = run_directory.finished(run)["weights"]
-        file = known and Path(known)
-    delta, metadata = weights.load_delta(path)
-    adapter = metadata.get("adapter")
-    classes = int(metadata.get("classes", 1))
-    name = str(metadata.get("base", ""))
-    base = assemble.load_base(
-        name, classes=classes, seed=int(metadata.get("seed", 0)), dtype="float32", file=file
-    )
-    weights.check_base(metadata, base.params)
-    base = assemble.for_prompt(base, str(metadata.get("prompt", "box")), classes)
-    merged = assemble.with_adapter(base, adapter).merge(base.params, delta)
+    record = run_directory.finished(run) if (run / run_directory.CONFIG).is_file() else None
+    if file is None and record is not None and record.get("weights"):
+        file = Path(record["weights"])
+    loaded = assemble.load_adapted(path, model=None, dtype="float32", file=file, run=record)
+    delta, metadata, params = loaded.delta, loaded.metadata, loaded.base.params
+    adapter, name = metadata["adapter"], metadata["base"]
+    merged = loaded.adapted.merge(params, delta)
     if form == "peft":
         parts = list(_parts(adapter or {}, delta))
         updates = dict(update for part in parts for update in low_rank_updates(*part))

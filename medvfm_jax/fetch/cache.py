@@ -3,9 +3,11 @@
 import errno
 import hashlib
 import os
+import re
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from medvfm_jax.types import MedvfmError
@@ -14,6 +16,11 @@ try:
     import fcntl
 except ImportError:  # Windows has no fcntl; there the rename alone keeps readers safe
     fcntl = None
+
+
+ABANDONED_AFTER_S = (
+    86400.0  # age of a temporary file that nobody writes any more, where files cannot be locked
+)
 
 
 class FetchError(MedvfmError):
@@ -74,17 +81,57 @@ def lock(target: Path) -> Iterator[None]:
 
 @contextmanager
 def temporary(target: Path) -> Iterator[Path]:
-    """A temporary name beside `target`, removed again unless it was renamed away."""
+    """A temporary name beside `target`, removed again unless it was renamed away.
+
+    It is locked as long as this process lives, so that those of killed processes are known and removed.
+    """
     make_folder(target.parent)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-    os.close(handle)
-    path = Path(name)
+    remove_leftovers(target)
+    handle, path = _locked_file(target)
     try:
         yield path
     except OSError as error:
         raise explain(error, target) from error
     finally:
         path.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _locked_file(target: Path) -> tuple[int, Path]:
+    """A new temporary file and the handle whose lock says that its process lives."""
+    while True:
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+        _lock_now(handle)
+        if os.path.exists(name):
+            return handle, Path(name)
+        os.close(handle)  # another process took it for a leftover before it was locked
+
+
+def remove_leftovers(target: Path) -> None:
+    """Remove the temporary files beside `target` whose processes were killed while writing them."""
+    ours = re.compile(rf"\.{re.escape(target.name)}\.[a-z0-9_]{{8}}\.tmp")  # what `temporary` calls them
+    for path in target.parent.iterdir() if target.parent.is_dir() else ():
+        if not ours.fullmatch(path.name):
+            continue
+        with suppress(OSError), open(path, "rb+") as file:  # gone already, or somebody else's
+            abandoned = _lock_now(file.fileno())
+            if abandoned is None:
+                abandoned = time.time() - path.stat().st_mtime > ABANDONED_AFTER_S
+            if abandoned:
+                path.unlink(missing_ok=True)
+
+
+def _lock_now(handle: int) -> bool | None:
+    """Lock a file unless another process holds it; whether it is locked now, None where locks are not known."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return None
+    return True
 
 
 def publish(temporary_path: Path, target: Path) -> None:

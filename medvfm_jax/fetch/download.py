@@ -11,6 +11,7 @@ from http.client import HTTPException
 from pathlib import Path
 
 from medvfm_jax.fetch.cache import FetchError, WrongDigest, explain, lock, publish, verify
+from medvfm_jax.types import MedvfmError
 
 Progress = Callable[[int, int | None], None]  # (bytes so far, bytes in all or None)
 
@@ -27,12 +28,15 @@ def download(
     sha256: str | None = None,
     size: int | None = None,
     progress: Progress | None = None,
+    examine: Callable[[Path], object] | None = None,
 ) -> Path:
     """Fetch `url` to `target` and return it; a `target` that is already there is verified, not fetched.
 
+    examine: called with the whole file before it gets its name; raises MedvfmError for a wrong one.
+
     An interrupted download leaves `target.part` and continues there the next time, if the server says the
     file is still the same one (HTTP Range and If-Range).  Raises FetchError (no connection, refused, disk
-    full) and WrongDigest (the file arrived whole but is another one; the part is deleted).
+    full) and WrongDigest (the file arrived whole but is another one, or is refused; the part is deleted).
     """
     require_secure(url)
     with lock(target):
@@ -57,9 +61,13 @@ def download(
             )
         try:
             verify(part, sha256, size)
-        except WrongDigest as error:
+            if examine is not None:
+                examine(part)
+        except MedvfmError as error:
             _forget(part)
-            raise WrongDigest(f"What {url} sent is not the recorded file: {error}") from error
+            raise WrongDigest(
+                f"What {url} sent is not the recorded file and was deleted: {str(error).replace(str(part), part.name)}"
+            ) from error
         publish(part, target)
         _forget(part)
         return target

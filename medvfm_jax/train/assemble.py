@@ -14,10 +14,16 @@ from medvfm_jax.models import catalog
 from medvfm_jax.models.model import Model
 from medvfm_jax.models.semantic import to_semantic
 from medvfm_jax.train.config import BadConfig
-from medvfm_jax.types import Delta, ModelSpec, Params
+from medvfm_jax.train.run_directory import CONFIG
+from medvfm_jax.types import Delta, MedvfmError, ModelSpec, Params
 from medvfm_jax.weights import artifacts
 
 FROM_SCRATCH = "unet"
+RESOLVED = ("fingerprint", "adapter", "prompt", "classes", "labels")  # of a run, stored with its delta
+
+
+class ForeignDelta(MedvfmError):
+    """A run directory holds a delta that its run did not make."""
 
 
 class Base(NamedTuple):
@@ -38,18 +44,51 @@ class Loaded(NamedTuple):
 
 
 def load_adapted(
-    delta: Path, *, model: str | None, dtype: str, file: Path | None = None, offline: bool = False
+    delta: Path,
+    *,
+    model: str | None,
+    dtype: str,
+    file: Path | None = None,
+    offline: bool = False,
+    run: Mapping[str, Any] | None = None,
 ) -> Loaded:
-    """Delta file -> the model it was made for, adapted by it; ``file``: the base weights, if not published.
+    """Delta file -> the model it was made for, adapted by it.
 
-    Raises WrongBaseWeights if ``model`` or ``file`` give other weights, and what ``load_base`` raises.
+    file: the base weights, if not published.  run: ``config.json`` of the run directory that the delta lies in.
+    Raises WrongBaseWeights if ``model`` or ``file`` give other weights, BadDelta for arrays that are not those of
+    the adapter, ForeignDelta if the run made another one, and what ``load_base`` raises.
     """
     arrays, metadata = artifacts.load_delta(delta)
+    artifacts.require(metadata, ("base", "fingerprint", "adapter", "prompt", "classes"), delta)
+    if run is not None:
+        check_run(run, metadata, delta)
     name, classes = model or metadata["base"], metadata["classes"]
-    base = load_base(name, classes=classes, seed=metadata["seed"], dtype=dtype, file=file, offline=offline)
+    seed = metadata.get("seed", 0)
+    base = load_base(name, classes=classes, seed=seed, dtype=dtype, file=file, offline=offline)
     artifacts.check_base(metadata, base.params)
     base = for_prompt(base, metadata["prompt"], classes)
-    return Loaded(base, with_adapter(base, metadata["adapter"]), arrays, metadata)
+    adapted = with_adapter(base, metadata["adapter"])
+    expected = jax.eval_shape(adapted.init, jax.random.key(0), base.params)
+    artifacts.check_arrays(arrays, expected, delta)
+    return Loaded(base, adapted, arrays, metadata)
+
+
+def check_run(run: Mapping[str, Any], metadata: Mapping[str, Any], delta: Path) -> None:
+    """Raise ForeignDelta unless the run (its ``config.json``) made the delta with this metadata."""
+    resolved = run.get("resolved")
+    if not isinstance(resolved, Mapping) or "model" not in run:
+        raise ForeignDelta(
+            f"{delta.parent / CONFIG} is not what adapt writes; restore it, or give the delta alone with --delta."
+        )
+    said = {"base": run["model"], "seed": run.get("seed")}
+    said |= {name: resolved.get(name) for name in RESOLVED}
+    for name, ours in said.items():
+        theirs = metadata.get(name)
+        if name in metadata and theirs != ours:
+            raise ForeignDelta(
+                f"{delta} was not made by the run it lies in: its {name} is {theirs!r:.80}, {CONFIG} says "
+                f"{ours!r:.80}. Put the run's own delta back, or give this one alone with --delta."
+            )
 
 
 def load_base(
@@ -125,5 +164,5 @@ def delta_metadata(model: str, preset: str, record: Mapping[str, Any], dataset: 
         "preset": preset,
         "seed": record["seed"],
         "channel_names": list(dataset.channel_names),
-        **{name: resolved[name] for name in ("fingerprint", "adapter", "prompt", "classes", "labels")},
+        **{name: resolved[name] for name in RESOLVED},
     }

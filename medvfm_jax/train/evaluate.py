@@ -22,6 +22,7 @@ from medvfm_jax.train.progress import tracked
 from medvfm_jax.train.provenance import provenance
 from medvfm_jax.train.training_data import SplitData, open_split
 from medvfm_jax.types import Delta
+from medvfm_jax.weights import artifacts
 
 FORMAT = 1
 
@@ -189,8 +190,11 @@ def _subject(config: EvaluateConfig, run: Mapping[str, Any] | None, source: Spli
         return _as_it_is(config, source)
     weights = config.weights or (run and run["weights"] and Path(run["weights"]))
     dtype = config.dtype if run is None else run["dtype"]
-    loaded = load_adapted(file, model=config.model, dtype=dtype, file=weights, offline=config.offline)
+    loaded = load_adapted(
+        file, model=config.model, dtype=dtype, file=weights, offline=config.offline, run=run
+    )
     metadata = loaded.metadata
+    artifacts.require(metadata, ("labels", "preset"), file)
     prompt = _prompt(config, metadata["prompt"])
     if prompt == "none" and metadata["labels"] != dict(source.dataset.labels):
         trained = sorted(metadata["labels"], key=metadata["labels"].get)

@@ -8,6 +8,7 @@ from typing import TextIO, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn, track
 
+from medvfm_jax.printable import printable
 from medvfm_jax.train.loop import StepEnd
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -36,7 +37,7 @@ class ProgressDisplay:
 
     def say(self, text: str) -> None:
         """Print one line."""
-        self._console.print(text, markup=False)
+        self._console.print(printable(text), markup=False)
 
     def __call__(self, end: StepEnd) -> None:
         """Show a step."""

@@ -158,12 +158,13 @@ def load_segmenter(
     weights: file of the base weights; a run knows its own, and its number format. Raises BadConfig if there is
     nothing to load, or for a model that gives no masks as it is; RunError for a run that has not ended.
     """
+    record = None
     if run is not None:
         record = run_directory.finished(run)
         delta, dtype = run / run_directory.DELTA, record["dtype"]
         weights = weights or (record["weights"] and Path(record["weights"]))
     if delta is not None:
-        loaded = load_adapted(delta, model=model, dtype=dtype, file=weights, offline=offline)
+        loaded = load_adapted(delta, model=model, dtype=dtype, file=weights, offline=offline, run=record)
     elif model is None:
         raise BadConfig("Segmenting needs --run RUN, --delta FILE or --model NAME.")
     else:

@@ -3,7 +3,8 @@
 from medvfm_jax.weights import artifacts, port, registry, tables, torch_zip
 from medvfm_jax.weights.artifacts import WrongBaseWeights, check_base, fingerprint, load_delta, save_delta
 from medvfm_jax.weights.export import save_own, save_torch, torch_state
-from medvfm_jax.weights.load import fitting_models, load, port_file
+from medvfm_jax.weights.fitting import fitting_models, port_file
+from medvfm_jax.weights.load import load
 from medvfm_jax.weights.port import PortError, PortTable, to_jax, to_torch
 
 __all__ = [

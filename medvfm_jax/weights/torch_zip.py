@@ -5,7 +5,6 @@ storages.  `torch_opcodes` interprets the pickle; the storages are memory-mapped
 Source: torch/serialization.py (_save, _load), torch/csrc/jit/serialization.
 """
 
-import math
 import struct
 import zipfile
 import zlib
@@ -15,6 +14,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from medvfm_jax.printable import shortened
+from medvfm_jax.weights.byte_budget import ByteBudget
+from medvfm_jax.weights.soundness import renamed
 from medvfm_jax.weights.torch_opcodes import BadCheckpoint, Tensor, UnsafeCheckpoint, read_pickle
 
 __all__ = ["BadCheckpoint", "UnsafeCheckpoint", "read"]
@@ -32,10 +34,20 @@ DTYPES: dict[str, Any] = {
     "BoolStorage": np.bool_,
 }
 MAX_PICKLE_BYTES = 64 << 20
-MAX_TENSOR_BYTES = 8 << 30  # of one tensor; the largest in SAM ViT-H is 26 MB
+SHARED = 64  # how many tensors may look at each byte of the file, on average; tied weights are two
 WRAPPERS = ("model", "state_dict", "model_state_dict", "module", "net", "teacher", "params")
 PREFIXES = ("module.", "_orig_mod.")
 LOCAL_HEADER = struct.Struct("<4s22xHH")
+ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    OSError,
+    ValueError,
+    OverflowError,
+    EOFError,
+    IndexError,
+    RuntimeError,
+    struct.error,
+)
 
 
 def read(path: Path | str) -> dict[str, np.ndarray]:
@@ -49,10 +61,10 @@ def read(path: Path | str) -> dict[str, np.ndarray]:
     wrong = [key for key, value in state.items() if not isinstance(value, Tensor)]
     if wrong:
         raise BadCheckpoint(
-            f"{path}: entry {wrong[0]!r} is {type(state[wrong[0]]).__name__}, not a tensor "
+            f"{path}: entry {shortened(repr(wrong[0]))} is {type(state[wrong[0]]).__name__}, not a tensor "
             f"({len(wrong)} such entries); a state dict of tensors was expected."
         )
-    return {_strip(key): records.array(key, value) for key, value in state.items()}
+    return {key: records.array(key, value) for key, value in renamed(state, _strip, path).items()}
 
 
 def _unwrap(content: Any, path: Path) -> dict[str, Any]:
@@ -70,10 +82,14 @@ def _unwrap(content: Any, path: Path) -> dict[str, Any]:
         isinstance(v, Tensor) for v in content.values()
     ):
         raise BadCheckpoint(
-            f"{path}: no state dict found; its entries are {', '.join(sorted(map(str, content))[:8])}; "
+            f"{path}: no state dict found; its entries are {_names(content)}; "
             f"looked behind {', '.join(WRAPPERS)}."
         )
     return content
+
+
+def _names(content: dict[Any, Any]) -> str:
+    return ", ".join(shortened(name) for name in sorted(map(str, content))[:8])
 
 
 def _strip(key: str) -> str:
@@ -91,11 +107,21 @@ class _Records:
         try:
             with zipfile.ZipFile(path) as archive:
                 infos = archive.infolist()
-        except (zipfile.BadZipFile, OSError, ValueError, struct.error) as error:
+        except NotImplementedError as error:
+            raise BadCheckpoint(
+                f"{path}: a zip file of a newer kind ({error}), which torch never writes; fetch the file again."
+            ) from error
+        except ZIP_ERRORS as error:
             raise BadCheckpoint(f"{path}: truncated or damaged ({error}); fetch the file again.") from error
         self.infos = {info.filename: info for info in infos}
         if len(self.infos) != len(infos):
             raise BadCheckpoint(f"{path}: two records of the same name; the file was tampered with.")
+        self.bytes = np.memmap(path, np.uint8, mode="r")
+        if sum(info.file_size for info in infos) > len(self.bytes):
+            raise BadCheckpoint(
+                f"{path}: its records claim more bytes than the file has; they overlap or are compressed, which "
+                "torch never does."
+            )
         roots = [name.removesuffix("data.pkl") for name in self.infos if name.endswith("/data.pkl")]
         if len(roots) != 1 or roots[0].count("/") != 1:
             raise BadCheckpoint(
@@ -104,8 +130,8 @@ class _Records:
         self.root = roots[0]
         if self.root + "constants.pkl" in self.infos:
             raise BadCheckpoint(f"{path}: a TorchScript archive (it holds code); a state dict was expected.")
-        self.bytes = np.memmap(path, np.uint8, mode="r")
         self.storages: dict[str, np.ndarray] = {}
+        self.budget = ByteBudget(path, len(self.bytes), SHARED)
 
     def content(self) -> Any:
         order = self.root + "byteorder"
@@ -124,7 +150,7 @@ class _Records:
         """The bytes of one record, its checksum verified."""
         info = self.infos.get(name)
         if info is None:
-            raise BadCheckpoint(f"{self.path}: record {name} is missing; the file is damaged.")
+            raise BadCheckpoint(f"{self.path}: record {shortened(name)} is missing; the file is damaged.")
         if (
             info.compress_type != zipfile.ZIP_STORED
             or info.flag_bits & 1
@@ -133,6 +159,8 @@ class _Records:
             raise BadCheckpoint(
                 f"{self.path}: record {name} is compressed or encrypted, which torch never does."
             )
+        if info.header_offset < 0:
+            raise BadCheckpoint(f"{self.path}: record {name} lies before the file; fetch the file again.")
         header = self.bytes[info.header_offset : info.header_offset + LOCAL_HEADER.size].tobytes()
         if len(header) != LOCAL_HEADER.size or not header.startswith(b"PK\x03\x04"):
             raise BadCheckpoint(
@@ -149,33 +177,35 @@ class _Records:
 
     def array(self, key: str, tensor: Tensor) -> np.ndarray:
         """Tensor record -> read-only array, a view of the file where the layout allows it."""
-        kind = tensor.storage.kind
+        kind, storage = tensor.storage.kind, tensor.storage
         if kind not in DTYPES:
-            raise BadCheckpoint(f"{self.path}: {key} has element type {kind}, which no model here uses.")
-        dtype = np.dtype(DTYPES[kind])
-        data = self.storages.get(tensor.storage.key)
-        if data is None:
-            data = self.record(f"{self.root}data/{tensor.storage.key}")
-            self.storages[tensor.storage.key] = data
-        if tensor.storage.elements * dtype.itemsize != len(data):
             raise BadCheckpoint(
-                f"{self.path}: the storage of {key} claims {tensor.storage.elements} {dtype.name} elements "
+                f"{self.path}: {shortened(key)} has element type {shortened(kind)}, which no model here uses."
+            )
+        dtype = np.dtype(DTYPES[kind])
+        count = self.budget.elements(key, tensor.shape, dtype.itemsize)
+        data = self.storages.get(storage.key)
+        if data is None:
+            data = self.record(f"{self.root}data/{storage.key}")
+            self.storages[storage.key] = data
+        if storage.elements * dtype.itemsize != len(data):
+            raise BadCheckpoint(
+                f"{self.path}: the storage of {key} claims {storage.elements} {dtype.name} elements "
                 f"but has {len(data)} bytes."
             )
-        count = math.prod(tensor.shape)
-        if count * dtype.itemsize > MAX_TENSOR_BYTES:
-            raise BadCheckpoint(f"{self.path}: {key} claims shape {tensor.shape}, which is absurdly large.")
         if count == 0:
             return np.zeros(tensor.shape, dtype)
-        last = tensor.offset + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.strides, strict=True))
-        if last >= tensor.storage.elements:
+        # Where an axis has one element its stride is never used, and may be any number.
+        strides = [stride if n > 1 else 0 for n, stride in zip(tensor.shape, tensor.strides, strict=True)]
+        last = tensor.offset + sum((n - 1) * stride for n, stride in zip(tensor.shape, strides))
+        if last >= storage.elements:
             raise BadCheckpoint(
                 f"{self.path}: {key} with shape {tensor.shape} reaches element {last} of a storage of "
-                f"{tensor.storage.elements}."
+                f"{storage.elements}."
             )
         flat = np.asarray(data).view(dtype)[tensor.offset :]
-        strides = tuple(s * dtype.itemsize for s in tensor.strides)
-        return np.lib.stride_tricks.as_strided(flat, tensor.shape, strides, writeable=False)
+        steps = [stride * dtype.itemsize for stride in strides]
+        return np.lib.stride_tricks.as_strided(flat, tensor.shape, steps, writeable=False)
 
 
 def _check_kind(path: Path) -> None:

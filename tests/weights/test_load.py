@@ -4,7 +4,7 @@ import pytest
 
 from medvfm_jax.models import catalog
 from medvfm_jax.weights import artifacts, export, load, registry, safetensors_files
-from medvfm_jax.weights.load import fitting_models
+from medvfm_jax.weights.fitting import fitting_models
 from medvfm_jax.weights.port import PortError
 from medvfm_jax.weights.torch_opcodes import BadCheckpoint, UnsafeCheckpoint
 from medvfm_jax.weights.tree import flatten

@@ -99,12 +99,12 @@ def test_damaged_files_are_one_sentence(tmp_path):
     for content, message in (
         (model(tensor("w", normal(4, 4))[:-3]), "ends early"),
         (model(field(5, field(1, 9) + field(2, 1) + field(8, "w") + field(9, b"1234"))), "claims shape"),
-        (model(tensor("w", normal(2), kind=99)), "KeyError"),
+        (model(tensor("w", normal(2), kind=99)), "unknown element type 99"),
         (model(node("Add", ["a", "b"], "c")), "no weights inside"),
         (field(1, 8), "no graph"),
     ):
         path.write_bytes(content)
         with pytest.raises(BadCheckpoint, match=message):
             onnx_initialisers.read(path)
-    with pytest.raises(BadCheckpoint, match="FileNotFoundError"):
+    with pytest.raises(BadCheckpoint, match="No such file"):
         onnx_initialisers.read(tmp_path / "missing.onnx")

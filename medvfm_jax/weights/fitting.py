@@ -1,0 +1,95 @@
+"""Does a file hold the parameters of a model?  Read, recognise, port, strictly; whatever the file's format."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from medvfm_jax.models import catalog
+from medvfm_jax.weights.port import PortError, PortTable, check, to_jax
+from medvfm_jax.weights.read import OWN_FORMAT, read_state
+from medvfm_jax.weights.soundness import unsound, wrong_values
+from medvfm_jax.weights.tables import TABLES, choose
+from medvfm_jax.weights.tree import collection, flatten, unflatten
+
+UNTRAINED = ("unet",)  # trained from scratch by nature
+FAMILIES = {table.name: tuple(catalog.VIT_VARIANTS) for table in TABLES} | {
+    "sam": tuple(catalog.SAM_ENCODERS),
+    "hf_sam": tuple(catalog.SAM_ENCODERS),
+    "tiny_vit_sam": tuple(catalog.TINY_VITS),
+}
+
+
+def port_file(file: Path | str, target_shapes: Mapping[str, Any]) -> dict[str, Any]:
+    """Any readable checkpoint -> {"params": nested float32 numpy arrays} of the target shapes.
+
+    The family is told from the keys.  Raises BadCheckpoint, UnsafeCheckpoint, PortError.
+    """
+    state, metadata = read_state(file)
+    if metadata.get("format") == OWN_FORMAT:
+        return _own(
+            state, target_shapes, f"{file} (parameters of {metadata.get('model', 'an unnamed model')})"
+        )
+    return to_jax(choose(state), state, target_shapes, where=str(file), consume=True)
+
+
+def fitting_models(file: Path | str) -> tuple[list[str], PortError | None]:
+    """Checkpoint -> (names of all catalogue models it fits exactly, the mismatch with the nearest if none).
+
+    Raises BadCheckpoint, UnsafeCheckpoint.
+    """
+    fits, nearest = [], None
+    state, metadata = read_state(file)
+    own = metadata.get("format") == OWN_FORMAT
+    table = choose(state)
+    written_for = metadata.get("model")  # our own files say it; then its relatives are all that can fit
+    related = (
+        [names for names in FAMILIES.values() if written_for in names] if own else [FAMILIES[table.name]]
+    )
+    for name in related[0] if related else catalog.names():
+        if name in UNTRAINED:
+            continue
+        targets = jax.eval_shape(catalog.build(name).init, jax.random.key(0))
+        try:
+            if own:
+                _own(state, targets, str(file))
+            else:
+                _check_numbers(table, state, targets, f"{file} as {name}")
+        except PortError as error:
+            if nearest is None or _distance(error) < _distance(nearest):
+                nearest = error
+        else:
+            fits.append(name)
+    return fits, None if fits else nearest
+
+
+def _distance(error: PortError) -> int:
+    return len(error.unused_sources) + len(error.missing_targets) + len(error.problems)
+
+
+def _check_numbers(
+    table: PortTable, state: Mapping[str, np.ndarray], targets: Mapping[str, Any], where: str
+) -> None:
+    """What `to_jax` checks, without making the parameters."""
+    used = {key for sources, _ in check(table, state, targets, where).values() for key in sources}
+    values = {key: state[key] for key in state if table.bare(key) in used}
+    broken = [f"{key} {problem}" for key, value in values.items() if (problem := wrong_values(value))]
+    if broken:
+        raise PortError(where, problems=broken)
+
+
+def _own(state: Mapping[str, np.ndarray], target_shapes: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Parameters under our own paths, as `medvfm weights convert` writes them."""
+    targets = flatten(collection(target_shapes))
+    problems = []
+    for path in sorted(targets.keys() & state.keys()):
+        if state[path].shape != targets[path].shape:
+            problems.append(f"{path} has shape {state[path].shape}, the model's is {targets[path].shape}")
+        elif problem := unsound(state[path]):
+            problems.append(f"{path} {problem}")
+    unused, missing = sorted(state.keys() - targets.keys()), sorted(targets.keys() - state.keys())
+    if unused or missing or problems:
+        raise PortError(where, unused, missing, problems)
+    return {"params": unflatten({path: np.asarray(state[path], np.float32) for path in targets})}
