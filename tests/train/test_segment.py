@@ -217,7 +217,15 @@ def run(tmp_path):
         {"base": "lite-tiny-test", "fingerprint": base.fingerprint, "adapter": adapter, "prompt": "mixed",
          "classes": 2, "labels": {"background": 0, "cell": 1}, "preset": "linear", "seed": 0},
     )  # fmt: skip
-    record = {"weights": str(tmp_path / "mine.safetensors"), "dtype": "float32"}
+    record = {"model": "lite-tiny-test", "seed": 0, "dtype": "float32"}
+    record |= {"weights": str(tmp_path / "mine.safetensors")}
+    record["resolved"] = {
+        "fingerprint": base.fingerprint,
+        "adapter": adapter,
+        "prompt": "mixed",
+        "classes": 2,
+    }
+    record["resolved"]["labels"] = {"background": 0, "cell": 1}
     run_directory.write_json(folder / run_directory.CONFIG, record)
     return folder
 
@@ -227,6 +235,31 @@ def test_a_run_knows_its_base_weights_and_its_delta_alone_refuses_others(run):
     with pytest.raises(WrongBaseWeights, match="made for 'lite-tiny-test' weights"):
         load_segmenter(delta=run / run_directory.DELTA)
     assert load_segmenter(delta=run / run_directory.DELTA, weights=run.parent / "mine.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("fingerprint", "0" * 64), ("classes", 3), ("prompt", "box"), ("labels", {"background": 0, "vessel": 1}),
+     ("adapter", {"kind": "chain", "parts": {}}), ("base", "sam-tiny-test"), ("seed", 7)],
+)  # fmt: skip
+def test_a_delta_that_another_run_made_is_refused(run, name, value):
+    delta, metadata = artifacts.load_delta(run / run_directory.DELTA)
+    artifacts.save_delta(run / run_directory.DELTA, delta, metadata | {name: value})
+    with pytest.raises(assemble.ForeignDelta, match=f"not made by the run it lies in: its {name} is"):
+        load_segmenter(run=run)
+
+
+def test_a_delta_with_other_arrays_than_its_adapter_has_is_refused(run):
+    delta, metadata = artifacts.load_delta(run / run_directory.DELTA)
+    site = next(iter(delta["head"]))
+    missing = {"head": {path: arrays for path, arrays in delta["head"].items() if path != site}}
+    cut = {
+        "head": {path: {n: a[..., :1] for n, a in arrays.items()} for path, arrays in delta["head"].items()}
+    }
+    for changed, words in ((missing, "is missing; for the adapter"), (cut, "has shape"), ({}, "is missing")):
+        artifacts.save_delta(run / run_directory.DELTA, changed, metadata)
+        with pytest.raises(artifacts.BadDelta, match=words):
+            load_segmenter(run=run)
 
 
 def test_a_run_that_has_not_ended_is_refused(run, tmp_path):
