@@ -71,6 +71,8 @@ def read_header(path: Path, dataset: Any, max_bytes: int) -> Header | None:
     with decoding(path, KIND):
         rows, columns = _number(dataset, "Rows"), _number(dataset, "Columns")
         if rows is None or columns is None:
+            if "Image Storage" in getattr(dataset.file_meta.get("MediaStorageSOPClassUID"), "name", ""):
+                raise ValueError("it calls itself an image and has no Rows or Columns")
             return None
         count, samples = _number(dataset, "NumberOfFrames"), _number(dataset, "SamplesPerPixel")
         bits = _number(dataset, "BitsAllocated")

@@ -90,7 +90,8 @@ def check_page(
     check_extent(path, size[::-1])
     # Pillow keeps four bytes for a pixel of any colour picture.
     dtype, channels = (np.uint16, 4) if deep else (_WIDE.get(mode, np.uint8), 1 if mode in _GREY else 4)
-    check_size(path, (pages, *size[::-1], channels), dtype, max_bytes)
+    shape = (*size[::-1], channels)
+    check_size(path, shape if pages == 1 else (pages, *shape), dtype, max_bytes)
 
 
 def too_many_pixels(path: Path) -> BadImage:

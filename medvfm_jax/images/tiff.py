@@ -5,6 +5,7 @@ page; tifffile reads both and names the axes: Z slices, C channels, T times, S s
 """
 
 import math
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ from medvfm_jax.images.tiff_spacing import spacing_of_stack
 
 SUFFIXES = (".tif", ".tiff")
 _KIND = "TIFF file"
+_PARTS = re.compile(r'<(?:\w+:)?UUID\s[^>]*FileName="([^"]*)"')
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _ALPHA = (1, 2)  # of ExtraSamples
 _PLAIN = {1: "none", 8: "Deflate", 32946: "Deflate"}  # compressions tifffile undoes without further packages
@@ -86,6 +88,11 @@ def layout_of(path: Path) -> Layout:
     """What the headers say, without reading pixels. Raises BadImage."""
     with decoding(path, _KIND), tifffile.TiffFile(path, _multifile=False) as file:
         # _multifile: OME-XML may name other files, anywhere; only this one is asked for.
+        parts = set(_PARTS.findall(file.ome_metadata or ""))
+        if len(parts) > 1:
+            raise BadImage(
+                f"{path} is one of {len(parts)} files that make one OME-TIFF image; save it as one file."
+            )
         series = list(file.series)
         if not series:
             raise BadImage(f"{path} has no image in it; get the file again.")
