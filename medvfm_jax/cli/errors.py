@@ -79,6 +79,8 @@ def _operating_system(error: BaseException) -> str | None:
             return f"{error.filename or 'a path'} is a folder, a file was expected; check the path"
         case errno.ENOTDIR | errno.EEXIST:
             return f"{error.filename or 'a path'} is a file, a folder was expected; check the path"
+        case errno.ENAMETOOLONG:
+            return "the name of a file or folder is too long for the file system; choose a shorter one"
         case errno.EPIPE:
             return "the program reading this output closed it"
         case errno.ENAMETOOLONG:

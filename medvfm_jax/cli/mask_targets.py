@@ -6,7 +6,7 @@ from pathlib import Path
 from medvfm_jax.cli.errors import BadUsage
 from medvfm_jax.cli.targets import check_target
 from medvfm_jax.images import Image
-from medvfm_jax.images.reading import NIFTI, SUFFIXES, stem_of, suffix_of
+from medvfm_jax.images.reading import NIFTI, SUFFIXES, holds_volume, stem_of, suffix_of
 from medvfm_jax.images.writing import MASK_SUFFIXES
 
 _OF_VOLUMES = (*NIFTI, ".npy")
@@ -67,5 +67,4 @@ def _check_images(images: Sequence[Path]) -> None:
 
 
 def _mask_suffix(path: Path) -> str:
-    volume = path.is_dir() or path.name.lower().endswith((*NIFTI, ".dcm", ".ima"))
-    return ".nii.gz" if volume else ".npy" if path.suffix.lower() == ".npy" else ".png"
+    return ".nii.gz" if holds_volume(path) else ".npy" if path.suffix.lower() == ".npy" else ".png"

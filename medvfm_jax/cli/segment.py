@@ -14,6 +14,7 @@ from rich.console import Console
 from medvfm_jax.cli import console
 from medvfm_jax.cli.errors import BadUsage
 from medvfm_jax.cli.mask_targets import check_fits, targets_of
+from medvfm_jax.data.case_notes import CaseNotes
 from medvfm_jax.images import Image, Query, read, write_mask
 from medvfm_jax.images.writing import write_npz
 from medvfm_jax.train.progress import tracked
@@ -109,9 +110,20 @@ def _warn(args: SegmentArgs, segmenter: Segmenter, images: Sequence[Image]) -> N
             f"{what} was trained with {' and '.join(segmenter.prompts)} prompts only; expect a poor mask "
             "from points, and give a --box instead"
         )
+    _say_notes(images)
     for image in images:
         if image.array.shape[-1] > 3:
             console.warn(f"{image.path} has {image.array.shape[-1]} channels; the model sees the first three")
+
+
+def _say_notes(images: Sequence[Image]) -> None:
+    """What is to be known about how the images were read: once for all they hold for."""
+    notes = CaseNotes()
+    for image in images:
+        for note in image.notes:
+            notes.add(note, str(image.path))
+    for line in notes.lines():
+        console.warn(line)
 
 
 def _each(

@@ -1,12 +1,14 @@
 """Open a dataset, whatever its layout, and read its cases with every check that can be made on them."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medvfm_jax.data import folders, mni152, nnunet
+from medvfm_jax.data.case_notes import ALLOWED, ROUNDED
 from medvfm_jax.data.records import (
     BadCase,
     BadDataset,
@@ -18,7 +20,8 @@ from medvfm_jax.data.records import (
 )
 from medvfm_jax.data.sites import check_sites, read_sites
 from medvfm_jax.images import BadImage, Image, read, read_labels
-from medvfm_jax.images.geometry import difference
+from medvfm_jax.images.geometry import Mismatch, mismatch
+from medvfm_jax.images.image import TURNED
 from medvfm_jax.images.reading import distinct_values
 from medvfm_jax.types import IGNORE
 
@@ -26,14 +29,14 @@ BUILTIN = {mni152.NAME: mni152.materialise}
 
 
 def open_dataset(
-    source: str | Path, *, allow_geometry_mismatch: bool = False, offline: bool = False
+    source: str | Path, *, allow_geometry_mismatch: float = 0.0, offline: bool = False
 ) -> Dataset:
     """Folder or name of a built-in dataset ("mni152_tissue") -> Dataset.
 
     A folder is nnU-Net v2 (``dataset.json``, ``imagesTr``, ``labelsTr``) or plain (``images/``, ``masks/``,
     ``instances/``); either may have a ``sites.csv``. Nothing but names, and the values in plain masks, is
     looked at here; ``read_case`` checks a case. allow_geometry_mismatch: accept label maps of the right
-    shape that lie elsewhere in space. Raises BadDataset.
+    shape with corners up to so many mm from their image's. Raises BadDataset.
     """
     if str(source) in BUILTIN and not Path(source).exists():
         source = BUILTIN[str(source)](offline=offline)
@@ -80,8 +83,10 @@ def read_case(dataset: Dataset, case: Case | str) -> LoadedCase:
 
 def _read_image(dataset: Dataset, case: Case) -> Image:
     channels = [read(path) for path in case.images]
+    for channel in channels:
+        _note(dataset, case, channel)
     for path, channel in zip(case.images[1:], channels[1:]):
-        _check_grid(dataset, channel, channels[0], path, case.images[0])
+        _check_grid(dataset, case, channel, channels[0], path)
     first = channels[0]
     if len(channels) > 1:
         first = first._replace(array=np.concatenate([c.array for c in channels], axis=-1))
@@ -93,14 +98,18 @@ def _read_image(dataset: Dataset, case: Case) -> Image:
         )
     if (dataset.dimension == 3) != first.is_volume:
         kind = "volume" if first.is_volume else "picture"
-        raise BadCase(f"{case.images[0]} is a {kind}, unlike the other images of {dataset.folder}.")
+        raise BadCase(
+            f"{case.images[0]} is a {kind}, unlike the other images of {dataset.folder}; volumes in a dataset are "
+            ".nii.gz files."
+        )
     return first
 
 
 def _read_label(dataset: Dataset, case: Case, image: Image) -> NDArray[np.int32]:
     """Class indices (H, W) or (X, Y, Z), IGNORE where the file says so."""
     read_in = read_labels(case.label)
-    _check_grid(dataset, read_in, image, case.label, case.images[0])
+    _note(dataset, case, read_in)
+    _check_grid(dataset, case, read_in, image, case.label)
     raw = read_in.array[..., 0]
     known = {value: index for index, value in enumerate(dataset.values)}
     if dataset.ignore is not None:
@@ -126,16 +135,44 @@ def _where_declared(dataset: Dataset) -> str:
 
 def _read_instances(dataset: Dataset, case: Case, image: Image) -> NDArray[np.int32]:
     read_in = read_labels(case.instances)
-    _check_grid(dataset, read_in, image, case.instances, case.images[0])
+    _note(dataset, case, read_in)
+    _check_grid(dataset, case, read_in, image, case.instances)
     return np.maximum(read_in.array[..., 0], 0)
 
 
-def _check_grid(dataset: Dataset, image: Image, reference: Image, path: Path, reference_path: Path) -> None:
-    what = difference(image, reference)
-    if what and (image.grid != reference.grid or not dataset.allow_geometry_mismatch):
-        advice = (
-            "export both from the same image"
-            if image.grid != reference.grid
-            else "repair the header, or allow it with --allow-geometry-mismatch"
+def _note(dataset: Dataset, case: Case, image: Image) -> None:
+    for note in image.notes:
+        dataset.notes.add(note, case.id)
+
+
+def _check_grid(dataset: Dataset, case: Case, image: Image, reference: Image, path: Path) -> None:
+    """Refuse a file that does not lie on the grid of the case's first; note what rounding or the user allows."""
+    found = mismatch(image, reference)
+    if not found.what:
+        if found.rounded:
+            dataset.notes.add(ROUNDED, case.id, found.distance)
+        return
+    if found.distance <= dataset.allow_geometry_mismatch:
+        dataset.notes.add(ALLOWED, case.id, found.distance)
+        return
+    raise GeometryMismatch(
+        f"{path} does not lie on the grid of {case.images[0]}: {found.what}; {_advice(image, reference, found)}."
+    )
+
+
+def _advice(image: Image, reference: Image, found: Mismatch) -> str:
+    if TURNED in reference.notes and image.grid == reference.grid[::-1]:
+        return (
+            "it fits the pixels as stored, but the EXIF orientation of the image turns them: turn it as well"
         )
-        raise GeometryMismatch(f"{path} does not lie on the grid of {reference_path}: {what}; {advice}.")
+    if TURNED in image.notes and image.grid == reference.grid[::-1]:
+        return "its own EXIF orientation turns it away from the image: remove that tag"
+    if image.grid != reference.grid:
+        return "export both from the same image"
+    return f"repair the header, or allow so much with --allow-geometry-mismatch {_rounded_up(found.distance)} (mm)"
+
+
+def _rounded_up(distance: float) -> str:
+    """The distance with two digits, not less than it is."""
+    unit = 10.0 ** (math.floor(math.log10(distance)) - 1)
+    return f"{math.ceil(distance / unit) * unit:.6g}"

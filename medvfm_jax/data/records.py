@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from medvfm_jax.data.case_notes import CaseNotes
 from medvfm_jax.images import Image
 from medvfm_jax.types import MedvfmError
 
@@ -57,8 +58,10 @@ class Dataset:
 
     labels: class name -> class index, 0..K in this order, background 0. values: the number that stands for
     each class index in the label files. ignore: the number in the label files that no score looks at, or
-    None. dimension: 2 for pictures, 3 for volumes. alter: changes the array of each image as it is read, such as
-    a scanner shift of `partition`; None for images as they are.
+    None. dimension: 2 for pictures, 3 for volumes. allow_geometry_mismatch: how far, in mm, the header of a
+    label map may place a corner from where the image has it. notes: about the cases read so far. alter:
+    changes the array of each image as it is read, such as a scanner shift of `partition`; None for images as
+    they are.
     """
 
     name: str
@@ -72,8 +75,9 @@ class Dataset:
     values: tuple[int, ...] = ()
     file_ending: str = ".png"
     note: str = ""
-    allow_geometry_mismatch: bool = False
+    allow_geometry_mismatch: float = 0.0
     alter: Callable[[Case, NDArray], NDArray] | None = None
+    notes: CaseNotes = field(default_factory=CaseNotes, repr=False)
     by_id: Mapping[str, Case] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -80,6 +80,8 @@ def _announce(run: FederatedRun, say: Callable[[str], None]) -> None:
         say(f"{client.name}: {len(client.patients)} patients, {client.samples} images or slices to train on")
     for message in run.skipped.values():
         say(f"skipped: {message}")
+    for line in run.source.dataset.notes.lines():
+        say(f"note: {line}")
     if run.privacy is not None:
         say(
             f"noise multiplier {run.privacy.privacy.noise_multiplier:.3f}: {run.privacy.statement(config.rounds)}"

@@ -133,8 +133,9 @@ class FederateConfig:
     """Never touch the network."""
     skip_bad: bool = False
     """Skip cases that cannot be read, and count them, instead of stopping."""
-    allow_geometry_mismatch: bool = False
-    """Accept label maps of the right shape whose headers place them elsewhere in space than their images."""
+    allow_geometry_mismatch: float = 0.0
+    """Accept label maps of the right shape whose headers place a corner up to so many mm from where their image has
+    it. Up to a twentieth of a voxel, which is rounding, is always accepted; both are counted and said."""
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning; raises BadConfig."""

@@ -8,6 +8,12 @@ from numpy.typing import NDArray
 
 from medvfm_jax.types import MedvfmError
 
+TURNED = "turned or mirrored as the EXIF orientation says, as viewers show them; masks must fit that picture"
+TWO_FORMS = "qform and sform place the voxels differently; the sform was used"
+SLANTED = "slices lie at a slant (tilted gantry), which a qform cannot say; masks get an sform only"
+LEFT_OUT = "files of the folder that are no DICOM images were left out"
+CHANNELS = "pages are channels, as the file says"
+
 
 class BadImage(MedvfmError, ValueError):
     """A file that cannot be used as an image, or a label map that cannot be written."""
@@ -19,12 +25,15 @@ class Image(NamedTuple):
     array: picture (H, W, C), row 0 on top; volume (X, Y, Z, C) in the axis order of the NIfTI file.
     spacing: size of a pixel along each spatial axis of ``array``, in mm; None if the file does not say.
     affine: voxel index -> position in mm, (4, 4), in NIfTI's RAS+ frame; None for pictures.
+    notes: what a user should know about how the file was read, such as TURNED; the same words for every file,
+    so that a command can count them.
     """
 
     array: NDArray
     spacing: tuple[float, ...] | None = None
     affine: NDArray[np.float64] | None = None
     path: Path | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def grid(self) -> tuple[int, ...]:

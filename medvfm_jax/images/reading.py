@@ -1,58 +1,58 @@
 """Read pictures, volumes and label maps, or say in one sentence why that is impossible."""
 
-import gzip
-import zlib
 from pathlib import Path
 
-import nibabel
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
-from medvfm_jax.images import pictures
+from medvfm_jax.images import pictures, tiff
+from medvfm_jax.images.budget import budget, check_extent, check_size
+from medvfm_jax.images.decoding import decoding, unreadable
 from medvfm_jax.images.image import BadImage, Image
+from medvfm_jax.images.nifti import read_nifti
 
-MAX_PIXELS = 1 << 26  # of a picture: 8192 × 8192
-MAX_VOXELS = 1 << 29  # of a volume: 1024 × 1024 × 512
 NIFTI = (".nii", ".nii.gz")
-SUFFIXES = (*pictures.SUFFIXES, *NIFTI, ".npy")
+SUFFIXES = (*pictures.SUFFIXES, *tiff.SUFFIXES, *NIFTI, ".npy")
+DICOM = (".dcm", ".ima")
 
-_NIFTI_ERRORS = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError, OverflowError)
 
-
-def read(path: str | Path, *, max_pixels: int | None = None) -> Image:
+def read(path: str | Path, *, max_bytes: int | None = None) -> Image:
     """File -> picture (H, W, C) or volume (X, Y, Z, C) with spacing and affine.
 
-    PNG, JPEG, TIFF, BMP in 8 and 16 bits; NIfTI, whose scale and intercept are applied; ``.npy`` (2-D: a
-    picture; 3-D: a picture if the last axis is 4 or less, else a volume; 4-D: a volume with channels); a
-    DICOM file or a folder with one series, with the [dicom] extra.
-    max_pixels: refuse more than that (default MAX_PIXELS for pictures, MAX_VOXELS for volumes).
-    Raises BadImage for a file that is missing, empty, truncated, smaller than 2 × 2, too large, or that
-    contains NaN or infinite values.
+    PNG, JPEG, BMP; TIFF, whose pages are channels or slices as its metadata say; NIfTI, whose scale and
+    intercept are applied; ``.npy`` (2-D: a picture; 3-D: a picture if the last axis is 4 or less, else a
+    volume; 4-D: a volume with channels); a DICOM file, whatever its name, or a folder with one series, with
+    the [dicom] extra. Pictures with an EXIF orientation are turned as viewers show them.
+    max_bytes: refuse what takes more in memory (default: see ``budget``).
+    Raises BadImage for a file that is missing, empty, truncated, damaged in whatever way, smaller than 2 × 2,
+    too large, or that contains NaN or infinite values.
     """
     path = Path(path)
-    image = _read(path, max_pixels)
+    image = _read(path, budget(max_bytes))
     check_finite(image.array, path)
     return image
 
 
-def read_labels(path: str | Path, *, max_pixels: int | None = None) -> Image:
+def read_labels(path: str | Path, *, max_bytes: int | None = None) -> Image:
     """File -> label map (H, W, 1) or (X, Y, Z, 1) int32; palette pictures give their indices.
 
     Raises BadImage as ``read`` does, and for values that are not whole numbers or do not fit into int32.
     """
-    path = Path(path)
-    if suffix_of(path) in pictures.SUFFIXES:
+    path, limit = Path(path), budget(max_bytes)
+    suffix = suffix_of(path)
+    if suffix in pictures.SUFFIXES + tiff.SUFFIXES:
         _check_file(path)
-        image = Image(
-            pictures.read_index_picture(path, max_pixels or MAX_PIXELS)[..., None], None, None, path
+        image = (
+            tiff.read_index_tiff(path, limit)
+            if tiff.is_tiff(path)
+            else pictures.read_index_picture(path, limit)
         )
     else:
-        image = _read(path, max_pixels)
+        image = _read(path, limit)
     array = image.array
     if array.shape[-1] != 1:
         raise BadImage(f"{path} has {array.shape[-1]} channels where a label map was expected; expected one.")
+    check_size(path, array.shape, np.int32, limit)
     if array.dtype.kind == "f":
         check_finite(array, path)
         if not (array == np.round(array)).all():
@@ -73,6 +73,27 @@ def stem_of(path: Path) -> str:
     return path.name[: -len(suffix_of(path))] if suffix_of(path) else path.name
 
 
+def is_dicom(path: Path) -> bool:
+    """Whether a file calls itself DICOM, by its suffix or, under any other unknown name, by its first bytes."""
+    suffix = suffix_of(path)
+    if suffix in DICOM:
+        return True
+    if suffix in SUFFIXES:
+        return False
+    try:
+        with open(path, "rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except (OSError, ValueError):
+        return False
+
+
+def holds_volume(path: Path) -> bool:
+    """Whether a file or folder is going to be a volume, by its name and headers; False if that is unknown."""
+    if suffix_of(path) in tiff.SUFFIXES:
+        return tiff.is_stack(path)
+    return suffix_of(path) in (*NIFTI, *DICOM) or path.is_dir() or is_dicom(path)
+
+
 def distinct_values(labels: NDArray) -> list[int]:
     """The numbers that occur in a label map, in order; quick where they are small."""
     if labels.size and labels.min() >= 0 and labels.max() < 1 << 16:
@@ -91,80 +112,52 @@ def check_finite(array: NDArray, path: Path | str) -> None:
     )
 
 
-def _read(path: Path, max_pixels: int | None) -> Image:
+def _read(path: Path, max_bytes: int) -> Image:
     suffix = suffix_of(path)
-    if path.is_dir() or suffix in (".dcm", ".ima"):
+    folder = _check_file(path)
+    if folder or is_dicom(path):
         from medvfm_jax.images.dicom import read_dicom  # pydicom is an extra
 
-        return read_dicom(path, max_pixels or MAX_VOXELS)
-    _check_file(path)
-    if suffix in pictures.SUFFIXES:
-        return Image(pictures.read_picture(path, max_pixels or MAX_PIXELS), None, None, path)
+        return read_dicom(path, max_bytes)
+    if suffix in pictures.SUFFIXES + tiff.SUFFIXES:  # by content: many a .tif is something else
+        return (
+            tiff.read_tiff(path, max_bytes) if tiff.is_tiff(path) else pictures.read_picture(path, max_bytes)
+        )
     if suffix in NIFTI:
-        return _read_nifti(path, max_pixels or MAX_VOXELS)
+        return read_nifti(path, max_bytes)
     if suffix == ".npy":
-        return _read_npy(path, max_pixels)
-    raise BadImage(f"{path} has an unknown type '{suffix}'; expected one of {', '.join(SUFFIXES)}.")
+        return _read_npy(path, max_bytes)
+    raise BadImage(f"{path} has an unknown type '{suffix}'; expected one of {', '.join(SUFFIXES)}, or DICOM.")
 
 
-def _check_file(path: Path) -> None:
+def _check_file(path: Path) -> bool:
+    """Whether the path is a folder; raises BadImage for what does not exist, is empty, or cannot be named."""
     try:
+        if path.is_dir():
+            return True
         size = path.stat().st_size
-    except OSError as error:
-        raise BadImage(f"{path} cannot be read ({error.strerror or error}); check the name.") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise unreadable(path, error) from error
+    if not path.is_file():
+        raise BadImage(f"{path} is no file; give the name of an image.")
     if size == 0:
         raise BadImage(f"{path} is empty (0 bytes); get the file again.")
+    return False
 
 
-def _read_nifti(path: Path, max_voxels: int) -> Image:
-    try:
-        volume = nibabel.load(path)
-        shape = tuple(int(n) for n in volume.shape)
-        shape = shape[:3] + tuple(n for n in shape[3:] if n != 1)  # (X, Y, Z, 1, C) is how vectors are stored
-        if not 2 <= len(shape) <= 4:
-            raise BadImage(
-                f"{path} has {len(shape)} axes {shape}; expected (X, Y, Z) or (X, Y, Z, channels)."
-            )
-        shape = (*shape, 1) if len(shape) == 2 else shape
-        pictures.check_size(path, shape[:3], max_voxels)
-        if np.prod([float(n) for n in shape]) > 4.0 * max_voxels:
-            raise pictures.too_large(path, " × ".join(map(str, shape)), 4 * max_voxels)
-        scaled = volume.header.get_slope_inter() not in ((1.0, 0.0), (None, None))
-        array = (
-            volume.get_fdata(dtype=np.float32, caching="unchanged") if scaled else np.asarray(volume.dataobj)
-        )
-        affine = np.array(volume.affine, np.float64)
-    except BadImage:
-        raise
-    except gzip.BadGzipFile as error:
-        raise BadImage(
-            f"{path} is not a gzip file although its name ends in .gz; rename or compress it."
-        ) from error
-    except _NIFTI_ERRORS as error:
-        reason = " ".join(str(error).split())[:120]
-        raise BadImage(f"{path} is truncated, damaged or no NIfTI file ({reason}); get it again.") from error
-    if array.dtype.kind not in "buif":
-        raise BadImage(f"{path} has values of type {array.dtype}; expected one number per voxel and channel.")
-    spacing = tuple(float(s) for s in np.linalg.norm(affine[:3, :3], axis=0))
-    if not np.isfinite(affine).all() or min(spacing) <= 0 or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
-        raise BadImage(f"{path} has an affine that maps no volume (spacing {spacing}); repair its header.")
-    array = np.ascontiguousarray(array.reshape(*shape[:3], -1))
-    return Image(array.astype(array.dtype.newbyteorder("=")), spacing, affine, path)
-
-
-def _read_npy(path: Path, max_pixels: int | None) -> Image:
-    try:
+def _read_npy(path: Path, max_bytes: int) -> Image:
+    with decoding(path, "file with an array, or holds objects"):
         array = np.load(
             path, mmap_mode="r", allow_pickle=False
         )  # the header alone; the size is checked first
-    except (OSError, ValueError, EOFError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise BadImage(
-            f"{path} is truncated, damaged or holds objects ({reason}); expected an array."
-        ) from error
+        if isinstance(array, np.lib.npyio.NpzFile):
+            array.close()
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "buif" or not 2 <= array.ndim <= 4:
         raise BadImage(f"{path} holds no image; expected an array of numbers with 2 to 4 axes.")
     if array.ndim == 2 or (array.ndim == 3 and array.shape[-1] > 4):
         array = array[..., None]
-    pictures.check_size(path, array.shape[:-1], max_pixels or (MAX_VOXELS if array.ndim == 4 else MAX_PIXELS))
-    return Image(np.array(array), None, None, path)
+    check_extent(path, array.shape[:-1])
+    if array.shape[-1] < 1:
+        raise BadImage(f"{path} has no channel; expected an array of numbers.")
+    check_size(path, array.shape, array.dtype, max_bytes)
+    return Image(np.array(array, array.dtype.newbyteorder("=")), None, None, path)

@@ -12,18 +12,21 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 
+from medvfm_jax.images.geometry import slanted
 from medvfm_jax.images.image import BadImage, Image
 from medvfm_jax.images.reading import NIFTI, suffix_of
 
 MASK_SUFFIXES = (".png", ".tif", ".tiff", *NIFTI, ".npy")
+_NAME = 60  # characters of a file's name in that of its temporary file, which must not become too long
 
 
 def write_mask(path: str | Path, labels: NDArray, like: Image) -> None:
     """Label map (H, W) or (X, Y, Z) -> file, with the geometry of ``like``, replaced in one step.
 
-    ``.png``/``.tif``: 8 bits up to label 255, else 16; ``.nii``/``.nii.gz``: the affine of ``like``, the
-    smallest integer type that fits; ``.npy``. Raises BadImage if the shape is not that of ``like``, if a
-    value does not fit, or if the file cannot be written; then nothing is left behind.
+    ``.png``/``.tif``: 8 bits up to label 255, else 16; ``.nii``/``.nii.gz``: the affine of ``like`` as sform
+    and, unless it is slanted, as qform, the smallest integer type that fits; ``.npy``. Raises BadImage if the
+    shape is not that of ``like``, if a value does not fit, or if the file cannot be written; then nothing is
+    left behind.
     """
     path = Path(path)
     labels = np.asarray(labels)
@@ -52,16 +55,23 @@ def encode_mask(path: Path, labels: NDArray, like: Image) -> bytes:
         if not fits:
             raise BadImage(f"{path.name} holds labels of 32 bits; these go from {low} to {high}.")
         volume = labels if labels.ndim == 3 else labels[..., None]
-        affine = np.eye(4) if like.affine is None else like.affine
+        affine = _affine_of(like)
         nifti = nibabel.Nifti1Image(volume.astype(fits[0]), affine)
         nifti.header.set_xyzt_units("mm")
         nifti.set_sform(affine, code=1)
-        nifti.set_qform(affine, code=1)
+        # A slanted volume (tilted gantry) has no qform; one that is nearly right would contradict the sform.
+        nifti.set_qform(affine, code=0 if slanted(affine, volume.shape) else 1)
         raw = nifti.to_bytes()
         return gzip.compress(raw, 6, mtime=0) if suffix == ".nii.gz" else raw  # mtime: same input, same bytes
     if suffix == ".npy":
         return _bytes(lambda buffer: np.save(buffer, labels, allow_pickle=False))
     raise BadImage(f"{path.name}: masks are written as {', '.join(MASK_SUFFIXES)}, not '{suffix}'.")
+
+
+def _affine_of(image: Image) -> NDArray[np.float64]:
+    if image.affine is not None:
+        return image.affine
+    return np.diag([*image.spacing, 1.0]) if image.is_volume and image.spacing else np.eye(4)
 
 
 def write_npz(path: str | Path, arrays: Mapping[str, NDArray]) -> None:
@@ -74,7 +84,9 @@ def write_atomically(path: Path, content: bytes) -> None:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        descriptor, temporary = tempfile.mkstemp(
+            prefix=f".{path.name[:_NAME]}.", suffix=".part", dir=path.parent
+        )
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             file.flush()

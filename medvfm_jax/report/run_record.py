@@ -119,6 +119,9 @@ def _damaged(scores: Mapping[str, Any]) -> str | None:
         rows = scores.get(name) or []
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             return name
+    lines = scores.get("data_notes") or []
+    if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+        return "data_notes"
     for row in scores.get("summary") or ():
         if not isinstance(row.get("metric"), str) or not isinstance(row.get("label"), str):
             return "summary"

@@ -87,6 +87,7 @@ def notes(run: RunRecord) -> list[str]:
             f"The {scores['metric_profile']} profile reproduces published conventions; its numbers compare only with "
             "numbers made the same way."
         )
+    found += [f"{line}." for line in scores.get("data_notes") or ()]
     skipped = len(scores.get("skipped") or ())
     if skipped:
         cases = words.counted(skipped, "case was", "cases were")

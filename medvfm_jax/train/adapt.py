@@ -140,6 +140,8 @@ def _announce(run: _Run, say: Callable[[str], None]) -> None:
     say(run.data.describe())
     for message in run.data.skipped.values():
         say(f"skipped: {message}")
+    for line in run.data.source.dataset.notes.lines():
+        say(f"note: {line}")
 
 
 def _train(run: _Run, display: ProgressDisplay) -> RunResult:

@@ -1,6 +1,7 @@
 """What `adapt` and `evaluate` can be asked for: frozen records, the same for Python and the command line."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -98,8 +99,9 @@ class AdaptConfig:
     """Never touch the network."""
     skip_bad: bool = False
     """Skip cases that cannot be read, and count them, instead of stopping."""
-    allow_geometry_mismatch: bool = False
-    """Accept label maps of the right shape whose headers place them elsewhere in space than their images."""
+    allow_geometry_mismatch: float = 0.0
+    """Accept label maps of the right shape whose headers place a corner up to so many mm from where their image has
+    it. Up to a twentieth of a voxel, which is rounding, is always accepted; both are counted and said."""
     tensorboard: bool = False
     """Write scalars for TensorBoard too, into --out/tensorboard."""
 
@@ -122,6 +124,7 @@ class AdaptConfig:
         require(0 <= self.warmup <= 1, "warmup", self.warmup, "between 0 and 1")
         require(0 <= self.empty_slices <= 1, "empty_slices", self.empty_slices, "between 0 and 1")
         require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
+        require_distance(self.allow_geometry_mismatch)
         for name in ("val_fraction", "test_fraction"):
             require(0 <= getattr(self, name) < 1, name, getattr(self, name), "at least 0 and below 1")
         total = self.val_fraction + self.test_fraction
@@ -215,8 +218,9 @@ class EvaluateConfig:
     """Never touch the network."""
     skip_bad: bool = False
     """Skip cases that cannot be read, and count them, instead of stopping."""
-    allow_geometry_mismatch: bool = False
-    """Accept label maps of the right shape whose headers place them elsewhere in space than their images."""
+    allow_geometry_mismatch: float = 0.0
+    """Accept label maps of the right shape whose headers place a corner up to so many mm from where their image has
+    it. Up to a twentieth of a voxel, which is rounding, is always accepted; both are counted and said."""
     out: Path | None = None
     """Where scores go; by default RUN/scores.json (RUN/scores_SPLIT.json for another split than test), and
     runs/MODEL_DATA/scores.json for a model as it is."""
@@ -229,6 +233,7 @@ class EvaluateConfig:
             raise BadConfig("A model as it is knows no data: add --data FOLDER.")
         if self.run is not None and self.delta is not None:
             raise BadConfig("A run has its own delta: give --delta with --model, not with --run.")
+        require_distance(self.allow_geometry_mismatch)
         require(self.cases is None or self.cases >= 1, "cases", self.cases, "at least 1")
 
 
@@ -245,3 +250,9 @@ def require(holds: bool, name: str, value: object, expected: str) -> None:
     """Raise BadConfig about a setting unless ``holds``."""
     if not holds:
         raise BadConfig(f"{name} is {value}; expected {expected}.")
+
+
+def require_distance(allow_geometry_mismatch: float) -> None:
+    """Raise BadConfig unless the option is a distance in mm."""
+    fine = 0 <= allow_geometry_mismatch < math.inf
+    require(fine, "allow_geometry_mismatch", allow_geometry_mismatch, "a number of mm, 0 or more")

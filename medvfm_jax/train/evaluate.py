@@ -1,5 +1,6 @@
 """`evaluate`: scores of a run, or of a model as it is, on whole cases, with patient-level intervals."""
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,6 +61,8 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> dict[str
     names = getattr(source.split, config.split) if config.split != "all" else sorted(source.dataset.by_id)
     skipped: dict[str, str] = {}
     cases = readable(source.dataset, names, skipped, config)
+    for line in source.dataset.notes.lines():
+        console.print(f"note: {line}", markup=False)
     subject = _subject(config, run, source)
     if "point" in subject.prompt and "point" not in subject.base.model.spec.prompts and not subject.delta:
         console.print(f"warning: {subject.name} was not trained with point prompts; scores will be poor")
@@ -157,10 +160,15 @@ def _data(config: EvaluateConfig, run: Mapping[str, Any] | None) -> SplitData:
         val=config.val_fraction,
         test=config.test_fraction,
         offline=config.offline,
-        allow_geometry_mismatch=config.allow_geometry_mismatch
-        or (own and run.get("allow_geometry_mismatch", False)),
+        allow_geometry_mismatch=config.allow_geometry_mismatch or (_allowed(run) if own else 0.0),
         given=run["resolved"]["split"] if own else None,
     )
+
+
+def _allowed(run: Mapping[str, Any]) -> float:
+    """Millimetres a run allowed; records from before the option had a number say true for any distance."""
+    recorded = run.get("allow_geometry_mismatch", 0.0)
+    return math.inf if recorded is True else float(recorded)
 
 
 def readable(
@@ -305,6 +313,7 @@ def _scores(
         **summarise(rows, seed=config.seed),
         "cases": rows,
         "overlays": [],
+        "data_notes": source.dataset.notes.lines(),
         "skipped": [{"case": case, "why": why} for case, why in skipped.items()],
         "provenance": provenance(
             seed=config.seed,

@@ -92,7 +92,7 @@ def open_split(
     test: float,
     train_cases: int | None = None,
     offline: bool = False,
-    allow_geometry_mismatch: bool = False,
+    allow_geometry_mismatch: float = 0.0,
     given: Mapping[str, Any] | None = None,
 ) -> SplitData:
     """Open a dataset and split it by patient, or as ``given`` (the record of an earlier run)."""

@@ -13,6 +13,8 @@ from medvfm_jax.data import (
     open_dataset,
     read_case,
 )
+from medvfm_jax.data.case_notes import ALLOWED, ROUNDED
+from medvfm_jax.images.geometry import displacement
 from medvfm_jax.types import MedvfmError
 from tests.data.small_folders import (
     AFFINE,
@@ -115,7 +117,7 @@ def test_a_label_map_of_another_shape_is_refused_whatever_is_allowed(tmp_path):
         "(5, 4, 2)",
         "(5, 4, 3)",
     )
-    for allowed in (False, True):
+    for allowed in (0.0, 1e6):
         refused(open_dataset(folder, allow_geometry_mismatch=allowed), "a", GeometryMismatch, *words)
 
     pictures = plain_folder(tmp_path / "p", {"a": MASK})
@@ -123,16 +125,52 @@ def test_a_label_map_of_another_shape_is_refused_whatever_is_allowed(tmp_path):
     refused(open_dataset(pictures), "a", GeometryMismatch, "(5, 6)", "(6, 5)")
 
 
-@pytest.mark.parametrize(("affine", "words"), [(SHIFTED, "5 mm"), (COARSER, "2 × 1.5 × 6 mm")])
-def test_a_label_map_that_lies_elsewhere_is_refused_unless_allowed(tmp_path, affine, words):
+@pytest.mark.parametrize(
+    ("affine", "words", "far"), [(SHIFTED, "5 mm", 5.0), (COARSER, "2 × 1.5 × 6 mm", None)]
+)
+def test_a_label_map_that_lies_elsewhere_is_refused_unless_so_much_is_allowed(tmp_path, affine, words, far):
     folder = nnunet_folder(tmp_path / "d")
     label = np.ones((5, 4, 3), np.uint8)
     save_volume(folder / "labelsTr" / "a.nii.gz", label, affine)
     advice = "--allow-geometry-mismatch"
     refused(open_dataset(folder), "a", GeometryMismatch, folder / "labelsTr" / "a.nii.gz", words, advice)
-    loaded = read_case(open_dataset(folder, allow_geometry_mismatch=True), "a")
+    far = far or displacement(label.shape, affine, AFFINE)
+    refused(open_dataset(folder, allow_geometry_mismatch=far * 0.99), "a", GeometryMismatch, words)
+    dataset = open_dataset(folder, allow_geometry_mismatch=far * 1.01)
+    loaded = read_case(dataset, "a")
     np.testing.assert_array_equal(loaded.label, label)
     np.testing.assert_allclose(loaded.image.affine, AFFINE)  # the image's, not the label map's
+    assert dataset.notes.lines() == [f"1 case (a): {ALLOWED} (by at most {far:.3g} mm)"]
+
+
+def test_what_rounding_does_is_accepted_and_counted_with_the_largest_displacement(tmp_path):
+    """0.0023 and 0.0031 mm on voxels of 1.5 mm and more: headers rounded by another program."""
+    folder = nnunet_folder(tmp_path / "d")
+    dataset = open_dataset(folder)
+    names = sorted(dataset.by_id)
+    for name, far in zip(names, (0.0023, 0.0031, 0, 0, 0, 0)):
+        moved = AFFINE.copy()
+        moved[0, 3] += far
+        save_volume(folder / "labelsTr" / f"{name}.nii.gz", np.ones((5, 4, 3), np.uint8), moved)
+        read_case(dataset, name)
+    shown = ", ".join(names[:2])
+    assert dataset.notes.lines() == [f"2 cases ({shown}): {ROUNDED} (by at most 0.0031 mm)"]
+
+
+def test_an_allowance_of_half_a_millimetre_does_not_accept_a_flip(tmp_path):
+    folder = nnunet_folder(tmp_path / "d")
+    flipped = AFFINE @ np.diag([-1.0, 1, 1, 1])
+    save_volume(folder / "labelsTr" / "a.nii.gz", np.ones((5, 4, 3), np.uint8), flipped)
+    refused(open_dataset(folder, allow_geometry_mismatch=0.5), "a", GeometryMismatch, "corners up to")
+
+
+def test_the_advice_names_enough_millimetres(tmp_path):
+    folder = nnunet_folder(tmp_path / "d")
+    save_volume(folder / "labelsTr" / "a.nii.gz", np.ones((5, 4, 3), np.uint8), COARSER)
+    with pytest.raises(GeometryMismatch) as caught:
+        read_case(open_dataset(folder), "a")
+    enough = float(str(caught.value).rsplit(" ", 2)[-2])
+    read_case(open_dataset(folder, allow_geometry_mismatch=enough), "a")
 
 
 def test_a_channel_that_lies_elsewhere_is_refused(tmp_path):

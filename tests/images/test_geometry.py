@@ -5,10 +5,12 @@ from hypothesis import strategies as st
 
 from medvfm_jax.images import BadImage, Image
 from medvfm_jax.images.geometry import (
-    difference,
+    displacement,
     from_canonical,
+    mismatch,
     onto_grid,
     resample,
+    slanted,
     slice_axis,
     spacing_of,
     to_canonical,
@@ -47,16 +49,50 @@ def test_the_axis_to_slice_along(spacing, axis):
 
 def test_differences_are_named():
     a = volume(np.zeros((4, 5, 6)), np.diag([1, 1, 2, 1]))
-    assert difference(a, a) == ""
-    assert "shape" in difference(a, a._replace(array=np.zeros((4, 5, 7, 1))))
-    assert "spacing" in difference(a, a._replace(affine=np.diag([1, 1, 2.1, 1])))
+
+    def what(**changes):
+        return mismatch(a, a._replace(**changes)).what
+
+    assert what() == ""
+    assert "shape" in what(array=np.zeros((4, 5, 7, 1)))
+    assert "spacing" in what(affine=np.diag([1, 1, 2.1, 1]))
     shifted = a.affine.copy()
     shifted[0, 3] += 0.5
-    assert "position" in difference(a, a._replace(affine=shifted))
-    shifted[0, 3] = a.affine[0, 3] + 1e-5
-    assert difference(a, a._replace(affine=shifted)) == ""
-    flipped = np.diag([-1.0, 1, 2, 1])
-    assert "position or direction" in difference(a, a._replace(affine=flipped))
+    assert "position" in what(affine=shifted)
+    assert "position or direction" in what(affine=np.diag([-1.0, 1, 2, 1]))
+
+
+@pytest.mark.parametrize(
+    ("step", "what", "rounded"), [(0.0, 0, 0), (0.0023, 0, 1), (0.035, 0, 1), (0.05, 1, 0)]
+)
+def test_what_rewriting_headers_does_is_no_mismatch_but_is_counted(step, what, rounded):
+    """0.8 mm voxels: 0.0008 mm is exact, up to 0.04 mm is rounding, more is refused."""
+    a = volume(np.zeros((4, 5, 6)), np.diag([0.8, 0.8, 3, 1]))
+    moved = a.affine.copy()
+    moved[1, 3] += step
+    found = mismatch(a._replace(affine=moved), a)
+    assert (bool(found.what), found.rounded) == (what, rounded)
+    assert found.distance == pytest.approx(step)
+
+
+def test_the_displacement_is_that_of_the_farthest_corner():
+    """A turn by 0.01 about the first corner of 10 x 20 x 5 voxels: 0.01 times the distance to the last one."""
+    turned = np.array(
+        [[np.cos(0.01), -np.sin(0.01), 0, 0], [np.sin(0.01), np.cos(0.01), 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
+    )
+    expected = 2 * np.sin(0.005) * np.hypot(9.5, 19.5)
+    assert displacement((10, 20, 5), np.eye(4), turned) == pytest.approx(expected)
+
+
+def test_a_slant_is_told_from_a_turn():
+    turned = np.eye(4)
+    turned[:2, :2] = [[0.8, -0.6], [0.6, 0.8]]
+    assert not slanted(turned @ np.diag([0.5, 0.7, 3, 1]), (10, 10, 10))
+    tilted = np.diag([0.5, 0.5, 3, 1.0])
+    tilted[1, 2] = 0.46
+    assert slanted(tilted, (10, 10, 10))
+    tilted[1, 2] = 1e-4  # 0.001 mm from the first slice to the last
+    assert not slanted(tilted, (10, 10, 10))
 
 
 @given(st.permutations([0, 1, 2]), st.tuples(*[st.sampled_from([1, -1])] * 3))

@@ -72,6 +72,24 @@ def test_what_does_not_fit_is_refused_and_nothing_is_left(tmp_path, name, labels
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_long_name_is_fine_as_long_as_the_file_system_takes_it(tmp_path):
+    like = Image(np.zeros((9, 7, 3)))
+    write_mask(tmp_path / f"{'m' * 250}.png", np.ones((9, 7), int), like)
+    assert [len(p.name) for p in tmp_path.iterdir()] == [254]
+    with pytest.raises(BadImage, match="File name too long"):
+        write_mask(tmp_path / f"{'m' * 300}.png", np.ones((9, 7), int), like)
+    with pytest.raises(BadImage, match="too long"):
+        read(tmp_path / f"{'m' * 300}.png")
+    with pytest.raises(BadImage, match="cannot be read"):
+        read(tmp_path / "a\0b.png")
+
+
+def test_a_volume_without_an_affine_keeps_its_spacing(tmp_path):
+    like = Image(np.zeros((4, 5, 6, 1)), (0.5, 0.25, 2.0))
+    write_mask(tmp_path / "m.nii", np.ones((4, 5, 6), int), like)
+    np.testing.assert_allclose(nibabel.load(tmp_path / "m.nii").affine, np.diag([0.5, 0.25, 2, 1]))
+
+
 def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
     like, path = Image(np.zeros((9, 7, 3))), tmp_path / "m.png"
     write_mask(path, np.ones((9, 7), int), like)

@@ -131,7 +131,12 @@ def test_labels_that_lie_elsewhere_are_refused_unless_allowed(elsewhere, fake, t
     with pytest.raises(BadCase, match="--allow-geometry-mismatch"):
         evaluate(EvaluateConfig(**settings))
     assert fake.made == 0
-    scores = evaluate(EvaluateConfig(**settings, allow_geometry_mismatch=True))
+    with pytest.raises(BadCase, match="5 mm apart"):
+        evaluate(EvaluateConfig(**settings, allow_geometry_mismatch=4.9))
+    scores = evaluate(EvaluateConfig(**settings, allow_geometry_mismatch=5.1))
+    (line,) = scores["data_notes"]
+    assert line.startswith("1 case")
+    assert line.endswith("(by at most 5 mm)")
     assert scores["n_cases"] == 1
     assert scores["skipped"] == []
 
