@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
+from medvfm_jax import local_paths
 from medvfm_jax.train.config import AdaptConfig, Augment, BadConfig, PromptChoice, require
 from medvfm_jax.train.embedding_cache import Tier
 from medvfm_jax.train.optimizer import ScheduleName
@@ -137,7 +138,8 @@ class FederateConfig:
     """Accept label maps of the right shape whose headers place them elsewhere in space than their images."""
 
     def __post_init__(self) -> None:
-        """Refuse what has no meaning; raises BadConfig."""
+        """Refuse what has no meaning; raises BadConfig, BadPath."""
+        local_paths.check_all(self)
         self.local()
         for name, least in [
             ("rounds", 1),

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from medvfm_jax import local_paths
 from medvfm_jax.types import MedvfmError
 
 try:
@@ -25,8 +26,13 @@ class WrongDigest(FetchError):
 
 
 def cache_dir() -> Path:
-    """The cache folder: `MEDVFM_CACHE`, by default `~/.cache/medvfm`; not created here."""
+    """The cache folder: `MEDVFM_CACHE`, by default `~/.cache/medvfm`; not created here.
+
+    Raises BadPath for one that is not on this machine.
+    """
     configured = os.environ.get("MEDVFM_CACHE")
+    if configured:
+        local_paths.check(configured, "MEDVFM_CACHE")
     return Path(configured).expanduser() if configured else Path.home() / ".cache" / "medvfm"
 
 
@@ -75,6 +81,7 @@ def lock(target: Path) -> Iterator[None]:
 @contextmanager
 def temporary(target: Path) -> Iterator[Path]:
     """A temporary name beside `target`, removed again unless it was renamed away."""
+    local_paths.check(target, "The file to write")
     make_folder(target.parent)
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
     os.close(handle)
