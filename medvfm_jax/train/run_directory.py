@@ -3,6 +3,7 @@
 ``config.json``, ``metrics.jsonl``, ``checkpoints/``, ``delta.safetensors``, ``scores.json``, ``report.html``.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -47,7 +48,7 @@ def locked(folder: Path) -> Iterator[Path]:
     """
     local_paths.check(folder, "The run directory")
     try:
-        created = not folder.exists()
+        created = [part for part in (folder, *folder.parents) if not part.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         handle = open(folder / _LOCK, "a+")  # noqa: SIM115, held open as long as the run lasts
     except OSError as error:
@@ -191,8 +192,10 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[st
     ]
     if changed or before.get(_RESOLVED) == now.get(_RESOLVED):
         return changed
-    then = before.get(_RESOLVED)
-    return _changes(then if isinstance(then, dict) else {_RESOLVED: then}, now.get(_RESOLVED) or {})
+    then, resolved = before.get(_RESOLVED), now.get(_RESOLVED)
+    if not isinstance(then, dict) or not isinstance(resolved, dict):
+        return [(_RESOLVED, then, resolved)]
+    return _changes(then, resolved)
 
 
 def _short(value: Any) -> str:
@@ -200,12 +203,13 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _remove_if_unused(folder: Path, created: bool) -> None:
+def _remove_if_unused(folder: Path, created: list[Path]) -> None:
     """A command that was refused after all (bad data, for example) leaves no trace."""
     if folder.is_dir() and [p.name for p in folder.iterdir()] == [_LOCK]:
         (folder / _LOCK).unlink()
-        if created:
-            folder.rmdir()
+        with contextlib.suppress(OSError):  # somebody has put something in
+            for part in created:
+                part.rmdir()
 
 
 def make_folder(folder: Path) -> None:
