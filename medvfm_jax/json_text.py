@@ -2,9 +2,11 @@
 
 import json
 import math
+import re
 from typing import Any, NoReturn
 
 DEEPEST = 64  # levels; what this package writes has about ten
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
 _LARGEST = 2**64  # of a whole number; hashes and seeds are below
 
 
@@ -16,11 +18,13 @@ def parse(text: bytes | str) -> Any:
     """UTF-8 JSON -> the value.
 
     Raises BadJson for other bytes, text after the value, NaN and infinite numbers, whole numbers of 2**64 and more,
-    and more than ``DEEPEST`` levels: all of these only fail later, in code that did not expect them.
+    halves of characters and more than ``DEEPEST`` levels: all of these only fail later, in code that did not expect
+    them.
     """
     try:
+        text = text if isinstance(text, str) else text.decode("utf-8")
         value = json.loads(
-            text if isinstance(text, str) else text.decode("utf-8"),
+            text,
             parse_constant=_refuse_constant,
             parse_float=_finite_float,
             parse_int=_sane_int,
@@ -34,6 +38,11 @@ def parse(text: bytes | str) -> Any:
     except ValueError as error:
         raise BadJson(f"it is not JSON, {error}") from error
     _refuse_deep(value)
+    if _HALF.search(text):  # half of a pair, or both: only the value tells
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise BadJson("it holds half a character") from error
     return value
 
 

@@ -14,6 +14,7 @@ def nested(levels: int) -> str:
 def test_values_are_read_as_json_reads_them():
     record = {"a": [1, -2.5, None, True, "ü"], "b": {"c": 2**64 - 1, "d": 1e-300}}
     assert parse(json.dumps(record)) == parse(json.dumps(record, ensure_ascii=False).encode()) == record
+    assert parse(r'"\ud83d\ude00"') == "😀"
     assert parse(nested(DEEPEST)) == json.loads(nested(DEEPEST))
 
 
@@ -32,6 +33,8 @@ def test_values_are_read_as_json_reads_them():
         ("-1e999", "number that is too large"),
         (str(2**64), "number that is too large"),
         ("9" * 10_000, "number that is too large"),
+        (r'{"a": "\ud800"}', "half a character"),
+        (r'{"\uDC00": 1}', "half a character"),
     ],
 )
 def test_everything_else_is_one_short_reason(text, reason):

@@ -1,6 +1,6 @@
 """What is on disk of a run -> one record; parts that are missing stay empty, broken parts are an error."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from medvfm_jax import json_text, local_paths
 from medvfm_jax.report.overlays import draw
+from medvfm_jax.report.record_shapes import damaged_scores, damaged_settings
 from medvfm_jax.train import run_directory
 from medvfm_jax.types import MedvfmError
 
@@ -72,9 +73,11 @@ def load(path: Path) -> RunRecord:
         folder, scores_file = path.parent, path
     scores = _scores(scores_file)
     config = _object(path / run_directory.CONFIG) if path.is_dir() else {}
-    if not isinstance(config.get("resolved", {}), dict):
+    wrong = damaged_settings(config)
+    if wrong:
         raise NothingToReport(
-            f"{path / run_directory.CONFIG} is not what adapt writes: 'resolved' is damaged."
+            f"{path / run_directory.CONFIG} is not what adapt writes: '{wrong:.80}' is damaged; restore the file, or "
+            "move it away to report without it."
         )
     metrics, damaged = _metrics(path) if path.is_dir() else ([], [])
     if path.is_dir() and not (scores or config or metrics):
@@ -105,43 +108,12 @@ def _object(path: Path) -> dict[str, Any]:
 def _scores(path: Path) -> dict[str, Any]:
     """The scores, checked far enough that a page can be written from them."""
     scores = _object(path)
-    damaged = _damaged(scores)
+    damaged = damaged_scores(scores)
     if damaged:
         raise NothingToReport(
-            f"{path} is not what evaluate writes: '{damaged}' is damaged; evaluate the run again."
+            f"{path} is not what evaluate writes: '{damaged:.80}' is damaged; evaluate the run again."
         )
     return {key: part for key, part in scores.items() if part is not None}
-
-
-def _damaged(scores: Mapping[str, Any]) -> str | None:
-    """Name of the first part that has another shape than `evaluate` gives it."""
-    provenance = scores.get("provenance")
-    parts = {"provenance": provenance, "empty": scores.get("empty")}
-    if isinstance(provenance, dict):
-        parts |= {key: provenance.get(key) for key in ("versions", "trained")}
-    for name, part in parts.items():
-        if not isinstance(part, dict | None):
-            return name
-    for name in ("summary", "cases", "overlays", "skipped"):
-        rows = scores.get(name) or []
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            return name
-    for row in scores.get("summary") or ():
-        if not isinstance(row.get("metric"), str) or not isinstance(row.get("label"), str):
-            return "summary"
-    rows = scores.get("cases") or []
-    named = all(row.get("label") is not None and (row.get("case") or row.get("patient")) for row in rows)
-    return None if named and not _mixed(rows) else "cases"
-
-
-def _mixed(rows: Iterable[Mapping[str, Any]]) -> set[str]:
-    """Columns that hold numbers in some rows and something else in others, or lists or objects."""
-    kinds: dict[str, set[type]] = {}
-    for row in rows:
-        for column, value in row.items():
-            if value is not None and column not in ("case", "patient", "site", "label"):
-                kinds.setdefault(column, set()).add(float if type(value) is int else type(value))
-    return {column for column, found in kinds.items() if len(found) > 1 or found & {list, dict}}
 
 
 def _metrics(folder: Path) -> tuple[list[dict[str, Any]], list[int]]:

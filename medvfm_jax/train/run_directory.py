@@ -173,7 +173,7 @@ def claim(folder: Path, config: Mapping[str, Any], resume: bool) -> bool:
     if changed:
         name, then, now = changed[0]
         raise RunExists(
-            f"{folder} was started with {name}={_short(then)}, now it is {_short(now)}; "
+            f"{folder} was started with {name:.80}={_short(then)}, now it is {_short(now)}; "
             f"resume with the same settings and data ({len(changed)} differ) or choose another --out."
         )
     return True
