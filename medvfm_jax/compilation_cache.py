@@ -5,20 +5,21 @@ The command line and the experiments call ``enable``; a library that is imported
 
 import contextlib
 import os
-from pathlib import Path
 
 
 def enable() -> None:
     """Keep programs that took half a second to compile in the cache folder; a cache already chosen stays.
 
     The folder is ``compiled`` inside MEDVFM_CACHE, or ~/.cache/medvfm without it.  Nothing happens where it
-    cannot be written.
+    cannot be written.  Raises BadPath for a MEDVFM_CACHE that is not on this machine.
     """
     import jax  # after the flags that `cpu.tune` sets
 
+    from medvfm_jax.fetch import cache_dir
+
     if os.environ.get("JAX_COMPILATION_CACHE_DIR") or jax.config.jax_compilation_cache_dir:
         return
-    root = Path(os.environ.get("MEDVFM_CACHE") or Path.home() / ".cache" / "medvfm")
+    root = cache_dir()
     with contextlib.suppress(OSError):  # a read-only home is no reason to refuse work
         (root / "compiled").mkdir(parents=True, exist_ok=True)
         jax.config.update("jax_compilation_cache_dir", str(root / "compiled"))

@@ -1,6 +1,6 @@
 """Hospitals adapt a segmentation model together; docs/hospital.md says how to start it.
 
-flwr run experiments/hospitals federation --run-config 'sites="north=123 east=456" rounds=20'
+flwr run experiments/hospitals federation --run-config 'sites="north=123 east=456" images="north=480 east=300"'
 
 A node's own settings: ``--node-config 'site="north" data="/data/cells" state="/var/lib/medvfm"'``, and ``weights`` for
 a local file with the base weights.
@@ -25,10 +25,12 @@ def _site(node: dict[str, Any], run: dict[str, Any]) -> Site:
 
 def _session(run: dict[str, Any]) -> Session:
     assembled = assemble(ImageFederation.read(run))
-    folder, nodes = Path(run["folder"]), _nodes(run["sites"])
-    coordinator = make_coordinator(
-        assembled.task, list(nodes), fewest=run["fewest"], largest_weight=run["largest-weight"], nodes=nodes
-    )
+    folder, nodes = Path(run["folder"]), _numbers("sites", run["sites"])
+    images = _numbers("images", run["images"])
+    if images.keys() != nodes.keys():
+        raise BadFederation("images must name the same sites as sites: how many images each has declared.")
+    declared = {site: images[site] for site in nodes}
+    coordinator = make_coordinator(assembled.task, declared, fewest=run["fewest"], nodes=nodes)
     patience = Patience(
         answer=60 * run["answer-minutes"], joining=60 * run["joining-minutes"], greeting=600.0
     )
@@ -39,10 +41,10 @@ def _session(run: dict[str, Any]) -> Session:
     return Session(coordinator, run["rounds"], folder, patience=patience, fewest=run["fewest"], done=done)
 
 
-def _nodes(text: str) -> dict[str, int]:
+def _numbers(setting: str, text: str) -> dict[str, int]:
     pairs = [pair.partition("=") for pair in text.split()]
     if not pairs or not all(name and number.isdigit() for name, _, number in pairs):
-        raise BadFederation(f"sites is '{text}', expected \"name=node ...\", one for each hospital.")
+        raise BadFederation(f"{setting} is '{text}', expected \"name=number ...\", one for each hospital.")
     return {name: int(number) for name, _, number in pairs}
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from medvfm_jax import json_text
 from medvfm_jax.bench.alone import ROOT, surroundings
 
 NAME = "PyTorch"
@@ -45,7 +46,10 @@ class Peer:
 
     def run(self, model: str, row: str) -> float:
         """Seconds of one run of a prepared row.  Raises Lost."""
-        return float(self._ask({"run": [model, row]})["seconds"])
+        seconds = self._ask({"run": [model, row]}).get("seconds")
+        if type(seconds) not in (int, float) or seconds <= 0:
+            raise Lost("its answer names no seconds")
+        return float(seconds)
 
     def stop(self) -> None:
         """End the process; it stops by itself when its input ends."""
@@ -64,9 +68,12 @@ class Peer:
             print(json.dumps(request), file=self._process.stdin, flush=True)
         for line in self._process.stdout:
             if line.startswith(ANSWER):
-                answer = json.loads(line.removeprefix(ANSWER))
+                try:
+                    answer = json_text.parse_object(line.removeprefix(ANSWER))
+                except json_text.BadJson as error:
+                    raise Lost(f"its answer cannot be read: {error}") from error
                 if "failed" in answer:
-                    raise Lost(answer["failed"])
+                    raise Lost(str(answer["failed"])[:300])
                 return answer
         self._log.seek(0)
         lines = self._log.read().strip().splitlines() or [f"exit code {self._process.wait()}"]

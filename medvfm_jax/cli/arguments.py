@@ -25,15 +25,31 @@ def parse(args_type: Any, arguments: Sequence[str], program: str) -> Any:
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return _tyro(args_type, arguments, program)
+            parsed = _tyro(args_type, arguments, program)
     except SystemExit as leave:
         if not leave.code:
             return None
+    else:
+        _refuse_bad_paths(parsed, program)
+        return parsed
     blocks = _statements(complaint.getvalue())
     _, subcommands = _shown(args_type, [])
     chosen = [word for word in arguments[:1] if word in subcommands]
     sentence = _unknown(blocks, args_type, chosen, [] if chosen else subcommands) or _sentence(blocks)
     raise BadUsage(f"{sentence}; see `{' '.join([program, *chosen])} --help`")
+
+
+def _refuse_bad_paths(parsed: Any, program: str) -> None:
+    """Check every command's paths, whatever they are called; raises BadUsage."""
+    from medvfm_jax.local_paths import (  # imports JAX, which a misspelled option does not wait for
+        BadPath,
+        check_all,
+    )
+
+    try:
+        check_all(parsed)
+    except BadPath as error:
+        raise BadUsage(f"{error} See `{program} --help`") from error
 
 
 def _tyro(args_type: Any, arguments: Sequence[str], program: str) -> Any:

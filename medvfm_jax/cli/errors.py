@@ -5,8 +5,9 @@ from collections.abc import Iterator
 
 from medvfm_jax.cli.console import one_line
 from medvfm_jax.printable import printable
+from medvfm_jax.termination import Terminated
 
-FAILED, BAD_USAGE, INTERRUPTED = 1, 2, 130
+FAILED, BAD_USAGE, INTERRUPTED, TERMINATED = 1, 2, 130, 143  # 128 + the number of the signal
 
 
 class BadUsage(Exception):
@@ -25,6 +26,8 @@ def describe(error: BaseException) -> tuple[str, int]:
 def _describe(error: BaseException) -> tuple[str, int]:
     if isinstance(error, BadUsage):
         return one_line(str(error)), BAD_USAGE
+    if isinstance(error, Terminated):
+        return "ended by SIGTERM; what was committed so far is kept", TERMINATED
     if isinstance(error, KeyboardInterrupt):
         return "interrupted; what was committed so far is kept", INTERRUPTED
     from medvfm_jax.types import MedvfmError  # imports JAX, for which nobody waits who misspelled an option
@@ -80,11 +83,12 @@ def _operating_system(error: BaseException) -> str | None:
         case errno.ENOTDIR | errno.EEXIST:
             return f"{error.filename or 'a path'} is a file, a folder was expected; check the path"
         case errno.ENAMETOOLONG:
-            return "the name of a file or folder is too long for the file system; choose a shorter one"
+            name = str(error.filename or "a path")
+            return f"the name {name[:60]}... is longer than the file system allows; choose a shorter one"
+        case errno.ELOOP:
+            return f"{error.filename or 'a path'} is a link that leads back to itself; check the path"
         case errno.EPIPE:
             return "the program reading this output closed it"
-        case errno.ENAMETOOLONG:
-            return f"the name{where} is too long for this file system; choose a shorter one"
         case _ if error.filename and error.strerror:
             return f"the system refuses{where}: {error.strerror}; check the path and the disk"
         case _:

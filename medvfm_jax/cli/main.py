@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from medvfm_jax import __version__, compilation_cache, cpu
+from medvfm_jax import __version__, compilation_cache, cpu, termination
 from medvfm_jax.cli import console
 from medvfm_jax.cli.arguments import parse
 from medvfm_jax.cli.errors import BAD_USAGE, BadUsage, describe
@@ -48,7 +48,7 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 1 (failed), 2 (bad usage), 130 (interrupted)."""
+    """Run one command; returns the exit code: 0, 1 (failed), 2 (bad usage), 130 (Ctrl-C), 143 (SIGTERM)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     flags = {flag for flag in GLOBAL_FLAGS if flag in arguments}
     arguments = [a for a in arguments if a not in GLOBAL_FLAGS]
@@ -57,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     with console.output_mode(json_mode="--json" in flags):
         try:
-            return _dispatch(arguments)
+            with termination.raised():
+                return _dispatch(arguments)
         except (Exception, KeyboardInterrupt) as error:
             sentence, code = describe(error)
             if "--debug" in flags:

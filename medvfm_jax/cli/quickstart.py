@@ -96,15 +96,27 @@ def _refuse_other_settings(args: QuickstartArgs) -> None:
     scores, settings = args.out / ZERO_SHOT / run_directory.SCORES, args.out / ADAPTED / run_directory.CONFIG
     before = {}
     if scores.exists():
-        before["seed"] = run_directory.read_json(scores)["provenance"]["seed"]
+        before["seed"] = _recorded(scores, "provenance", "seed")
     if settings.exists():
-        before |= {name: run_directory.read_json(settings)[name] for name in ("seed", "steps")}
+        before |= {name: _recorded(settings, name) for name in ("seed", "steps")}
     for name, value in before.items():
         if value != getattr(args, name):
             raise run_directory.RunExists(
                 f"{args.out} was started with --{name} {value}, now it is {getattr(args, name)}; go on with the "
                 "same, or choose another --out."
             )
+
+
+def _recorded(path: Path, *names: str) -> Any:
+    """A value inside a file of an earlier start. Raises RunError."""
+    value: Any = run_directory.read_record(path)
+    for name in names:
+        if not isinstance(value, dict) or name not in value:
+            raise run_directory.RunError(
+                f"{path} is damaged: it has no '{name}'; delete it to have it made again."
+            )
+        value = value[name]
+    return value
 
 
 def _zero_shot(args: QuickstartArgs, lines: Console) -> dict[str, Any]:
@@ -139,7 +151,12 @@ def _picture(args: QuickstartArgs, adapted: dict[str, Any]) -> bytes:
 def _once(folder: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """The scores in a run directory, made when they are not there."""
     path = folder / run_directory.SCORES
-    return run_directory.read_json(path) if path.exists() else make()
+    if not path.exists():
+        return make()
+    scores = dict(report.load(path).scores)  # refuses what is damaged
+    if not any(row["metric"] == "dice" for row in scores.get("summary", [])):
+        raise run_directory.RunError(f"{path} holds no Dice; delete it to have it made again.")
+    return scores
 
 
 def _summary(scores: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from medvfm_jax.adapters import touches_encoder
 from medvfm_jax.data import Case, usual_augmentation
 from medvfm_jax.federated.algorithm_catalog import Models, model_of
 from medvfm_jax.federated.cohort import EVERYBODY, RoundLoader
+from medvfm_jax.federated.errors import BadFederation
 from medvfm_jax.federated.federate_config import FederateConfig
 from medvfm_jax.federated.federated_run import FederatedRun, resolve
 from medvfm_jax.federated.round_hooks import RoundLine, RoundLog, site_validation
@@ -64,6 +65,7 @@ def federate(config: FederateConfig, display: ProgressDisplay | None = None) -> 
         run_directory.refuse_existing(config.out, config.resume)
         stack.enter_context(run_directory.locked(config.out))
         run = resolve(config)
+        _check_names(run)
         RoundStep(
             run, make_loss(run.adapted, run.record["resolved"]["objective"])
         )  # refuses before anything is left
@@ -71,6 +73,16 @@ def federate(config: FederateConfig, display: ProgressDisplay | None = None) -> 
         _announce(run, display.say)
         models, rounds, val_dice = _train(run, display)
         return _finish(run, models, rounds, val_dice, display.say)
+
+
+def _check_names(run: FederatedRun) -> None:
+    """What clients keep is stored under their names, after hours of training.  Raises BadFederation."""
+    for client in run.clients:
+        if artifacts.SEPARATOR in client.name or not client.name.isprintable():
+            raise BadFederation(
+                f"A client is named {client.name!r:.100}: '{artifacts.SEPARATOR}' and signs that cannot be printed are "
+                "not possible in a name that results are stored under; rename the site."
+            )
 
 
 def _announce(run: FederatedRun, say: Callable[[str], None]) -> None:
@@ -104,7 +116,7 @@ def _train(run: FederatedRun, display: ProgressDisplay) -> tuple[Models, int, fl
     loader.set_state({"round": 0})
     stopping = EarlyStopping(patience=0)
     found = checkpoint.read(folder / run_directory.CHECKPOINTS, state, run.base.fingerprint, display.say)
-    run_directory.truncate_metrics(folder, found.step if found else 0)
+    run_directory.truncate_metrics(folder, found.step if found else 0, display.say)
     if found:
         loader.set_state(found.loader_state)
         state, stopping = found.state, found.stopping
@@ -131,6 +143,8 @@ def _train(run: FederatedRun, display: ProgressDisplay) -> tuple[Models, int, fl
         _shown(run, display),
     ]
     state = fit(step, state, loader, list_of_hooks, steps=config.rounds)
+    if cache is not None and (damage := cache.describe_damage()):
+        display.say(damage)
     stopping = validation.stopping if validation else stopping
     if run.privacy is not None or stopping.delta is None:  # choosing a round by scores would not be private
         return state.delta, int(state.step), None
@@ -196,10 +210,20 @@ def _finish(
         say(f"what each client keeps: {personal}")
     if config.score:
         scores = _score(run, models, metadata["prompt"], say)
-    lines = [line for line in run_directory.read_metrics(folder) if "upload_bytes" in line]
-    up, down = (sum(line[f"{way}_bytes"] for line in lines) for way in ("upload", "download"))
+    up, down = _traffic(folder, say)
     statement = None if run.privacy is None else run.privacy.statement(rounds)
     return FederateResult(folder, delta, personal, rounds, val_dice, up, down, statement, scores)
+
+
+def _traffic(folder: Path, say: Callable[[str], None]) -> tuple[float, float]:
+    """Bytes up and down over all rounds, of the lines that are whole."""
+    damaged: list[int] = []
+    lines = run_directory.read_metrics(folder, damaged)
+    if damaged:
+        path = folder / run_directory.METRICS
+        say(f"{run_directory.describe_damage(path, damaged)}: their rounds are missing in the sum of bytes")
+    up, down = ([line.get(f"{way}_bytes") for line in lines] for way in ("upload", "download"))
+    return tuple(sum(x for x in way if isinstance(x, int | float)) for way in (up, down))
 
 
 def _shared(run: FederatedRun, models: Models) -> Delta | None:

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
+from medvfm_jax import local_paths
 from medvfm_jax.train.config import AdaptConfig, Augment, BadConfig, PromptChoice, require
 from medvfm_jax.train.embedding_cache import Tier
 from medvfm_jax.train.optimizer import ScheduleName
@@ -138,7 +139,8 @@ class FederateConfig:
     it. Up to a twentieth of a voxel, which is rounding, is always accepted; both are counted and said."""
 
     def __post_init__(self) -> None:
-        """Refuse what has no meaning; raises BadConfig."""
+        """Refuse what has no meaning; raises BadConfig, BadPath."""
+        local_paths.check_all(self)
         self.local()
         for name, least in [
             ("rounds", 1),

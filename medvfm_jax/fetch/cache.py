@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from medvfm_jax import local_paths
 from medvfm_jax.types import MedvfmError
 
 try:
@@ -32,8 +33,13 @@ class WrongDigest(FetchError):
 
 
 def cache_dir() -> Path:
-    """The cache folder: `MEDVFM_CACHE`, by default `~/.cache/medvfm`; not created here."""
+    """The cache folder: `MEDVFM_CACHE`, by default `~/.cache/medvfm`; not created here.
+
+    Raises BadPath for one that is not on this machine.
+    """
     configured = os.environ.get("MEDVFM_CACHE")
+    if configured:
+        local_paths.check(configured, "MEDVFM_CACHE")
     return Path(configured).expanduser() if configured else Path.home() / ".cache" / "medvfm"
 
 
@@ -85,6 +91,7 @@ def temporary(target: Path) -> Iterator[Path]:
 
     It is locked as long as this process lives, so that those of killed processes are known and removed.
     """
+    local_paths.check(target, "The file to write")
     make_folder(target.parent)
     remove_leftovers(target)
     handle, path = _locked_file(target)

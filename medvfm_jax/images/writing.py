@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 
 from medvfm_jax.images.geometry import slanted
+from medvfm_jax import local_paths
 from medvfm_jax.images.image import BadImage, Image
 from medvfm_jax.images.reading import NIFTI, suffix_of
 
@@ -81,6 +82,7 @@ def write_npz(path: str | Path, arrays: Mapping[str, NDArray]) -> None:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file under a temporary name, force it to disk, rename it. Raises BadImage; nothing is left."""
+    local_paths.check(path, "The file to write")
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from medvfm_jax import __version__
+from medvfm_jax import __version__, local_paths
 from medvfm_jax.report import federated_sections, sections
 from medvfm_jax.report.charts import Interval, intervals
 from medvfm_jax.report.run_record import NothingToReport, RunRecord, load
@@ -30,6 +30,8 @@ def write(runs: Sequence[Path], out: Path | None = None) -> Path:
     """
     if not runs:
         raise NothingToReport("There is nothing to report on; give at least one run directory.")
+    if out is not None:
+        local_paths.check(out, "The file of the report")
     records = [load(Path(run)) for run in runs]
     first = Path(runs[0])
     if out is None and len(records) > 1:

@@ -1,17 +1,18 @@
 """What is on disk of a run -> one record; parts that are missing stay empty, broken parts are an error."""
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from medvfm_jax import json_text, local_paths
 from medvfm_jax.report.overlays import draw
+from medvfm_jax.report.record_shapes import damaged_scores, damaged_settings
 from medvfm_jax.train import run_directory
 from medvfm_jax.types import MedvfmError
 
-_LARGEST_PICTURE = 200_000_000  # bytes
+_LARGEST_PICTURE = 200_000_000  # bytes, of the file and of what is in it
 
 
 class NothingToReport(MedvfmError):
@@ -29,7 +30,11 @@ class Overlay(NamedTuple):
 
 
 class RunRecord(NamedTuple):
-    """A run as the report sees it; `scores`, `config` and `metrics` may be empty."""
+    """A run as the report sees it; `scores`, `config` and `metrics` may be empty.
+
+    damaged: numbers of the lines of metrics.jsonl that hold no record and are left out.  unread: how many of the
+    overlays that the scores name could not be read.
+    """
 
     name: str
     folder: Path
@@ -37,6 +42,8 @@ class RunRecord(NamedTuple):
     metrics: list[dict[str, Any]]
     scores: Mapping[str, Any]
     overlays: list[Overlay]
+    damaged: tuple[int, ...] = ()
+    unread: int = 0
 
     @property
     def trained(self) -> Mapping[str, Any]:
@@ -57,6 +64,7 @@ def load(path: Path) -> RunRecord:
     holds a file that cannot be read or has another shape than `adapt` and `evaluate` write.
     """
     path = Path(path)
+    local_paths.check(path, "The run to report on")
     if not path.exists():
         raise NothingToReport(f"There is no {path}; give run directories made by adapt or files with scores.")
     if path.is_dir():
@@ -65,11 +73,13 @@ def load(path: Path) -> RunRecord:
         folder, scores_file = path.parent, path
     scores = _scores(scores_file)
     config = _object(path / run_directory.CONFIG) if path.is_dir() else {}
-    if not isinstance(config.get("resolved", {}), dict):
+    wrong = damaged_settings(config)
+    if wrong:
         raise NothingToReport(
-            f"{path / run_directory.CONFIG} is not what adapt writes: 'resolved' is damaged."
+            f"{path / run_directory.CONFIG} is not what adapt writes: '{wrong:.80}' is damaged; restore the file, or "
+            "move it away to report without it."
         )
-    metrics = _metrics(path) if path.is_dir() else []
+    metrics, damaged = _metrics(path) if path.is_dir() else ([], [])
     if path.is_dir() and not (scores or config or metrics):
         raise NothingToReport(
             f"{path} is not a run directory: it has neither {run_directory.SCORES} nor {run_directory.CONFIG} "
@@ -78,73 +88,46 @@ def load(path: Path) -> RunRecord:
     if not path.is_dir() and "summary" not in scores:
         raise NothingToReport(f"{path} holds no scores; give a run directory or a file that evaluate wrote.")
     name = path.resolve().name if path.is_dir() else f"{path.resolve().parent.name}/{path.stem}"
-    return RunRecord(name, folder, config, metrics, scores, _overlays(folder, scores))
+    overlays = _overlays(folder, scores)
+    unread = len(scores.get("overlays") or ()) - len(overlays)
+    return RunRecord(name, folder, config, metrics, scores, overlays, tuple(damaged), unread)
 
 
 def _object(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        return json_text.parse_object(path.read_bytes())
     except (ValueError, OSError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
         raise NothingToReport(
-            f"{path} cannot be read as JSON ({error}); evaluate the run again to write it anew."
+            f"{path} cannot be read as JSON ({why}); evaluate the run again to write it anew."
         ) from error
-    if not isinstance(record, dict):
-        raise NothingToReport(f"{path} holds a {type(record).__name__}, a JSON object was expected.")
-    return record
 
 
 def _scores(path: Path) -> dict[str, Any]:
     """The scores, checked far enough that a page can be written from them."""
     scores = _object(path)
-    damaged = _damaged(scores)
+    damaged = damaged_scores(scores)
     if damaged:
         raise NothingToReport(
-            f"{path} is not what evaluate writes: '{damaged}' is damaged; evaluate the run again."
+            f"{path} is not what evaluate writes: '{damaged:.80}' is damaged; evaluate the run again."
         )
     return {key: part for key, part in scores.items() if part is not None}
 
 
-def _damaged(scores: Mapping[str, Any]) -> str | None:
-    """Name of the first part that has another shape than `evaluate` gives it."""
-    provenance = scores.get("provenance")
-    parts = {"provenance": provenance, "empty": scores.get("empty")}
-    if isinstance(provenance, dict):
-        parts |= {key: provenance.get(key) for key in ("versions", "trained")}
-    for name, part in parts.items():
-        if not isinstance(part, dict | None):
-            return name
-    for name in ("summary", "cases", "overlays", "skipped"):
-        rows = scores.get(name) or []
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            return name
-    lines = scores.get("data_notes") or []
-    if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
-        return "data_notes"
-    for row in scores.get("summary") or ():
-        if not isinstance(row.get("metric"), str) or not isinstance(row.get("label"), str):
-            return "summary"
-    rows = scores.get("cases") or []
-    named = all(row.get("label") is not None and (row.get("case") or row.get("patient")) for row in rows)
-    return None if named and not _mixed(rows) else "cases"
-
-
-def _mixed(rows: Iterable[Mapping[str, Any]]) -> set[str]:
-    """Columns that hold numbers in some rows and something else in others, or lists or objects."""
-    kinds: dict[str, set[type]] = {}
-    for row in rows:
-        for column, value in row.items():
-            if value is not None and column not in ("case", "patient", "site", "label"):
-                kinds.setdefault(column, set()).add(float if type(value) is int else type(value))
-    return {column for column, found in kinds.items() if len(found) > 1 or found & {list, dict}}
-
-
-def _metrics(folder: Path) -> list[dict[str, Any]]:
+def _metrics(folder: Path) -> tuple[list[dict[str, Any]], list[int]]:
+    """Records and the numbers of damaged lines; a file without any record is no file of metrics."""
+    path, damaged = folder / run_directory.METRICS, []
     try:
-        return [line for line in run_directory.read_metrics(folder) if isinstance(line, dict)]
-    except (OSError, ValueError) as error:  # a line that is cut off is left out; a file of bytes is not one
-        raise NothingToReport(f"{folder / run_directory.METRICS} cannot be read ({error}).") from error
+        records = run_directory.read_metrics(folder, damaged)
+    except run_directory.RunError as error:
+        raise NothingToReport(str(error)) from error
+    if damaged and not records:
+        raise NothingToReport(
+            f"{path} holds no record of a run; restore it, or move it away to report without it."
+        )
+    return records, damaged
 
 
 def _overlays(folder: Path, scores: Mapping[str, Any]) -> list[Overlay]:
@@ -166,6 +149,8 @@ def _picture(folder: Path, name: str) -> bytes | None:
         if not inside or not path.is_file() or path.stat().st_size > _LARGEST_PICTURE:
             return None
         with np.load(path, allow_pickle=False) as arrays:
+            if sum(part.file_size for part in arrays.zip.infolist()) > _LARGEST_PICTURE:
+                return None
             return draw(arrays["image"], arrays["reference"], arrays["prediction"])
     except Exception:  # a broken file raises many kinds; a report without the picture is still one
         return None

@@ -92,6 +92,15 @@ def notes(run: RunRecord) -> list[str]:
     if skipped:
         cases = words.counted(skipped, "case was", "cases were")
         found.append(f"{cases} skipped and not scored; the section Cases says why.")
+    if run.unread:
+        pictures = words.counted(run.unread, "overlay that the scores name", "overlays that the scores name")
+        found.append(f"{pictures} could not be read; evaluate the run again to write them anew.")
+    if run.damaged:
+        lines = words.counted(len(run.damaged), "line")
+        shown = ", ".join(map(str, run.damaged[:5])) + (", ..." if len(run.damaged) > 5 else "")
+        found.append(
+            f"{lines} of metrics.jsonl could not be read (line {shown}): the curves and sums leave them out."
+        )
     return found
 
 

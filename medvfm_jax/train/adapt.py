@@ -181,6 +181,8 @@ def _train(run: _Run, display: ProgressDisplay) -> RunResult:
             step = make_step(loss, optimizer, run.record["placement"]["accumulate"])
             step = placement.compile(step, params, state)
             state = fit(step, state, loader, list_of_hooks, steps=config.steps, agree=placement.any)
+    if cache is not None and (damage := cache.describe_damage()):
+        display.say(damage)
     return _finish(run, state, validation.stopping if validation else stopping, display.say)
 
 
@@ -206,7 +208,7 @@ def _restore(
     found = checkpoint.read(folder / run_directory.CHECKPOINTS, start, run.base.fingerprint, say)
     placement.same(found.step if found else 0, "the step of the last checkpoint")
     if placement.process == 0:
-        run_directory.truncate_metrics(folder, found.step if found else 0)
+        run_directory.truncate_metrics(folder, found.step if found else 0, say)
     if found:
         loader.set_state(found.loader_state)
         say(f"resuming at step {found.step} of {config.steps}")

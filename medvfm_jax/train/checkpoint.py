@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ import numpy as np
 import safetensors
 from safetensors.numpy import load, save
 
+from medvfm_jax import json_text
 from medvfm_jax.train.early_stopping import EarlyStopping
 from medvfm_jax.train.state import TrainState
 from medvfm_jax.types import MedvfmError
@@ -27,6 +29,7 @@ from medvfm_jax.types import MedvfmError
 FORMAT = 1
 KEPT = 2
 _ARRAYS, _MANIFEST = "arrays.safetensors", "manifest.json"
+_NAME = re.compile(r"step_[0-9]{8,}")
 
 
 class CheckpointError(MedvfmError):
@@ -125,8 +128,8 @@ class _Damaged(Exception):
 
 
 def _committed(folder: Path) -> list[Path]:
-    """Newest first."""
-    return sorted((p for p in folder.glob("step_*") if p.is_dir()), reverse=True)
+    """Newest first; folders of other names are not ours."""
+    return sorted((p for p in folder.glob("step_*") if _NAME.fullmatch(p.name) and p.is_dir()), reverse=True)
 
 
 def _flatten(state: TrainState, best: Any) -> dict[str, np.ndarray]:
@@ -190,16 +193,45 @@ def _digest(content: dict[str, Any]) -> str:
 
 def _verified(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     try:
-        manifest = json.loads((path / _MANIFEST).read_bytes())
+        manifest = json_text.parse_object((path / _MANIFEST).read_bytes())
         content = manifest["content"]
         if manifest["digest"] != _digest(content):
             raise _Damaged(f"{_MANIFEST} was altered")
+        _check_content(content)
         payload = (path / _ARRAYS).read_bytes()
         if hashlib.sha256(payload).hexdigest() != content["sha256"]:
             raise _Damaged(f"{_ARRAYS} has another digest than {_MANIFEST} records")
         return content, load(payload)
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         raise _Damaged(f"{type(error).__name__}: {error}") from error
+
+
+def _check_content(content: Any) -> None:
+    """A digest that fits says that nothing was damaged, not that this program wrote it.  Raises _Damaged."""
+    rules: dict[str, Callable[[Any], bool]] = {
+        "format": lambda value: value == FORMAT,
+        "step": lambda value: type(value) is int and value >= 0,
+        "sha256": lambda value: isinstance(value, str),
+        "loader_state": _is_loader_state,
+        "early_stopping": EarlyStopping.is_json,
+        "fingerprint": lambda value: isinstance(value, str),
+        "config": lambda value: isinstance(value, dict),
+    }
+    for name, holds in rules.items():
+        if not isinstance(content, dict) or name not in content or not holds(content[name]):
+            raise _Damaged(f"'{name}' of {_MANIFEST} is missing or not what a run writes")
+
+
+def _is_loader_state(value: Any) -> bool:
+    if not isinstance(value, dict) or len(value) != 1:
+        return False
+    if "json" in value:
+        return True
+    try:
+        base64.b64decode(value["base64"], validate=True)
+    except (KeyError, TypeError, ValueError):
+        return False
+    return True
 
 
 def _write_file(path: Path, payload: bytes) -> None:

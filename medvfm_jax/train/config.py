@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
+from medvfm_jax import local_paths
 from medvfm_jax.train.embedding_cache import Tier
 from medvfm_jax.train.optimizer import ScheduleName
 from medvfm_jax.train.task import DEFAULT_OBJECTIVE
@@ -106,7 +107,8 @@ class AdaptConfig:
     """Write scalars for TensorBoard too, into --out/tensorboard."""
 
     def __post_init__(self) -> None:
-        """Refuse what has no meaning; raises BadConfig."""
+        """Refuse what has no meaning; raises BadConfig, BadPath."""
+        local_paths.check_all(self)
         for name, least in [
             ("steps", 1), ("batch_size", 1), ("prompts_per_image", 1),
             ("checkpoint_every", 1), ("validate_every", 0), ("validation_images", 1), ("patience", 0),
@@ -226,7 +228,8 @@ class EvaluateConfig:
     runs/MODEL_DATA/scores.json for a model as it is."""
 
     def __post_init__(self) -> None:
-        """Refuse what has no meaning; raises BadConfig."""
+        """Refuse what has no meaning; raises BadConfig, BadPath."""
+        local_paths.check_all(self)
         if (self.run is None) == (self.model is None):
             raise BadConfig("Evaluate needs either --run RUN or --model NAME, and not both.")
         if self.model is not None and self.data is None:

@@ -39,6 +39,15 @@ class EarlyStopping(NamedTuple):
         best = None if self.step < 0 else self.best
         return {"patience": self.patience, "best": best, "step": self.step, "waited": self.waited}
 
+    @staticmethod
+    def is_json(record: Any) -> bool:
+        """Whether ``from_json`` can take the record: what ``to_json`` gives, after a way through a file."""
+        if not isinstance(record, dict) or record.keys() != {"patience", "best", "step", "waited"}:
+            return False
+        best = record["best"]
+        whole = all(type(record[name]) is int for name in ("patience", "step", "waited"))
+        return whole and (best is None or type(best) in (int, float))
+
     @classmethod
     def from_json(cls, record: dict[str, Any], delta: Delta | None) -> "EarlyStopping":
         """Inverse of ``to_json``, with the arrays given back."""

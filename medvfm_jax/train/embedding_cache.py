@@ -2,12 +2,16 @@
 
 An image is known by the digest of its preprocessed pixels, so whatever the loader does to it (resizing, a
 flip) is part of the key. Encoding always runs on one image of one static shape: an embedding has the same
-bits in whatever batch, order or process it is first asked for, which exact resume relies on.
+bits in whatever batch, order or process it is first asked for, which exact resume relies on.  On disk it is an .npy
+file with a digest of its key and its bytes behind it: what was cut off, changed or exchanged is computed again.
 """
 
+import contextlib
 import hashlib
+import io
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +27,10 @@ Tier = Literal["auto", "memory", "disk", "off"]
 
 MEMORY_LIMIT = 1 << 30  # bytes of embeddings kept in memory
 _DISK_RESERVE = 4 << 30  # bytes of free disk the cache never takes
+_DIGEST = hashlib.sha256().digest_size
+_ABANDONED = (
+    3600  # seconds after which a file that is still being written belongs to a process that was killed
+)
 
 
 class EmbeddingCache:
@@ -46,8 +54,9 @@ class EmbeddingCache:
         self._prefix = hashlib.sha256("|".join(words).encode()).hexdigest()
         self._folder = None if folder is None else folder / self._prefix[:16]
         self._memory: dict[str, NDArray] = {}
-        self._used = 0
+        self._used, self._swept = 0, False
         self.encoded = 0  # how often the encoder ran
+        self.damaged = 0  # embeddings on disk that were not what had been written, and were computed again
 
     def __call__(self, image: NDArray) -> NDArray:
         """Embedding of one image."""
@@ -75,14 +84,22 @@ class EmbeddingCache:
             self._write(self._folder / f"{key}.npy", embedding)
 
     def _has_room(self, size: int) -> bool:
-        self._folder.mkdir(parents=True, exist_ok=True)
+        if not self._swept:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for leftover in self._folder.glob("*.tmp"):
+                with contextlib.suppress(OSError):  # another process was faster
+                    if time.time() - leftover.stat().st_mtime > _ABANDONED:
+                        leftover.unlink()
+            self._swept = True
         return shutil.disk_usage(self._folder).free - size > _DISK_RESERVE
 
     def _write(self, path: Path, embedding: NDArray) -> None:
+        buffer = io.BytesIO()
+        np.save(buffer, embedding, allow_pickle=False)
+        content = buffer.getvalue()
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         try:
-            with open(temporary, "wb") as file:
-                np.save(file, embedding, allow_pickle=False)
+            temporary.write_bytes(content + _digest(path.stem, content))
             os.replace(temporary, path)
         except OSError:  # a cache that cannot be written is slower, not wrong
             temporary.unlink(missing_ok=True)
@@ -92,12 +109,31 @@ class EmbeddingCache:
             return None
         path = self._folder / f"{key}.npy"
         try:
-            return np.load(path, mmap_mode="r", allow_pickle=False)
+            stored = path.read_bytes()
+            content = stored[:-_DIGEST]
+            if stored[-_DIGEST:] == _digest(key, content):
+                return np.load(io.BytesIO(content), allow_pickle=False)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError):  # cut off or overwritten: as if it had never been there
+        except (OSError, ValueError):
+            pass
+        self.damaged += 1
+        with contextlib.suppress(
+            OSError
+        ):  # a folder in its place, or no permission: it is then computed every time
             path.unlink(missing_ok=True)
+        return None
+
+    def describe_damage(self) -> str | None:
+        """A sentence about what was damaged on disk, None if nothing was."""
+        if not self.damaged:
             return None
+        what = "1 embedding" if self.damaged == 1 else f"{self.damaged} embeddings"
+        return f"{what} in {self._folder} had been damaged, or were kept by an older version; computed again"
+
+
+def _digest(key: str, content: bytes) -> bytes:
+    return hashlib.sha256(key.encode() + content).digest()
 
 
 def make_cache(

@@ -1,6 +1,7 @@
 """`evaluate`: scores of a run, or of a model as it is, on whole cases, with patient-level intervals."""
 
 import math
+import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,8 +13,9 @@ from rich.console import Console
 from medvfm_jax.adapters import AdaptedModel, count
 from medvfm_jax.data import BadCase, Case, Dataset, LoadedCase, read_case
 from medvfm_jax.images import read_labels, write_mask
+from medvfm_jax.local_paths import file_word
 from medvfm_jax.metrics import profiles, score_case, summarise
-from medvfm_jax.train import run_directory
+from medvfm_jax.train import run_directory, staging
 from medvfm_jax.train.assemble import Base, load_adapted, load_base, with_adapter
 from medvfm_jax.train.case_prediction import predict_case
 from medvfm_jax.train.config import BadConfig, EvaluateConfig
@@ -56,7 +58,7 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> dict[str
     if _same_data(config, run) and run["resolved"]["data_sha256"] != source.sha256:
         console.print("warning: the files of the dataset are not those the run was trained on", markup=False)
     out = scores_path(config, source, run)
-    # In a run directory the names are ours, and may be left from an evaluation that was interrupted.
+    # In a run directory the names are ours.
     _refuse_foreign(out, config.save_predictions and config.out is not None)
     names = getattr(source.split, config.split) if config.split != "all" else sorted(source.dataset.by_id)
     skipped: dict[str, str] = {}
@@ -85,21 +87,28 @@ def score_cases(
 
     predictor_of: a federation has sites with models of their own; ``subject`` says what all of them are.
     """
-    rows = []
-    predictions = _beside(out, "predictions") if config.save_predictions else None
-    for case in tracked(cases, "evaluate", console):
-        loaded = read_case(source.dataset, case)
-        rows += _score(config, subject, source.dataset, loaded, predictor_of(case), predictions)
-    scores = _scores(config, subject, source, rows, skipped)
-    if predictions is not None:
-        scores["predictions"] = predictions.name
-        scores["overlays"] = write_overlays(
-            _beside(out, "overlays"),
-            source.dataset,
-            rows,
-            lambda name: reread(source.dataset, name, predictions),
-        )
-    run_directory.write_json(out, scores)
+    rows, was_killed = [], staging.is_left_over(out)
+    with contextlib.ExitStack() as stack:
+        stage = stack.enter_context(staging.staged(out)) if config.save_predictions else None
+        if was_killed:
+            console.print(
+                f"an evaluation for {out} was killed; it is made anew", markup=False, soft_wrap=True
+            )
+        predictions = stage and stage / _beside(out, "predictions").name
+        for case in tracked(cases, "evaluate", console):
+            loaded = read_case(source.dataset, case)
+            rows += _score(config, subject, source.dataset, loaded, predictor_of(case), predictions)
+        scores = _scores(config, subject, source, rows, skipped)
+        if stage is not None:
+            scores["predictions"] = predictions.name
+            scores["overlays"] = write_overlays(
+                stage / _beside(out, "overlays").name,
+                source.dataset,
+                rows,
+                lambda name: reread(source.dataset, name, predictions),
+            )
+            staging.publish(stage, out.parent)
+        run_directory.write_json(out, scores)
     return run_directory.finite(scores) | {"file": str(out)}
 
 
@@ -111,11 +120,11 @@ def scores_path(config: EvaluateConfig, source: SplitData, run: Mapping[str, Any
     if config.out is not None:
         return config.out
     if config.run is None:
-        return Path("runs") / f"{config.model}_{source.dataset.name}" / run_directory.SCORES
+        return Path("runs") / f"{config.model}_{file_word(source.dataset.name)}" / run_directory.SCORES
     own = _same_data(config, run)
     words = [
         "scores",
-        *([] if own else [source.dataset.name]),
+        *([] if own else [file_word(source.dataset.name)]),
         *([] if config.split == "test" else [config.split]),
     ]
     return config.run / f"{'_'.join(words)}.json"
@@ -126,6 +135,8 @@ def _refuse_foreign(out: Path, folders_too: bool) -> None:
     if out.exists():
         if not _holds_scores(out):
             raise run_directory.RunError(f"{out} exists and holds no scores; choose another --out.")
+        return
+    if staging.is_left_over(out):  # of an evaluation that was killed, and so is what it had published
         return
     taken = [folder for folder in (_beside(out, "predictions"), _beside(out, "overlays")) if folder.exists()]
     if taken and folders_too:

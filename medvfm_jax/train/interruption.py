@@ -2,32 +2,50 @@
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from medvfm_jax.termination import Terminated
+
+_SIGNALS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
+
+
+class Interruption:
+    """Whether, and by which signal, the process was asked to end."""
+
+    def __init__(self) -> None:
+        self._received: list[int] = []
+
+    def __call__(self) -> bool:
+        """Whether a signal came."""
+        return bool(self._received)
+
+    @property
+    def error(self) -> type[KeyboardInterrupt]:
+        """What to raise once the step is done: Terminated after SIGTERM, else KeyboardInterrupt."""
+        return _SIGNALS[self._received[0]] if self._received else KeyboardInterrupt
+
+    def remember(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal: the first is kept, the second acts at once."""
+        if self._received:
+            raise _SIGNALS[number]
+        self._received.append(number)
 
 
 @contextmanager
-def deferred() -> Iterator[Callable[[], bool]]:
-    """Within this block the first signal is only remembered; yields a function that says whether one came.
+def deferred() -> Iterator[Interruption]:
+    """Within this block the first signal is only remembered; yields what says whether one came.
 
     The second signal acts at once. Outside the main thread nothing is changed.
     """
-    received: list[int] = []
-
-    def remember(number: int, frame: FrameType | None) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-
+    found = Interruption()
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
+        yield found
         return
-    previous = {number: signal.signal(number, remember) for number in _SIGNALS}
+    previous = {number: signal.signal(number, found.remember) for number in _SIGNALS}
     try:
-        yield lambda: bool(received)
+        yield found
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -88,7 +88,8 @@ def fit(
     step: ``(state, batch) -> (state, metrics)``, for example ``functools.partial(make_step(...), params)``.
     agree: where several processes train together, whether any of them was asked to end; then all do.
     hooks: called after each step in order; once one has asked to stop, those after it see ``last=True``.
-    Raises NonFiniteLoss naming the step, LoaderExhausted, KeyboardInterrupt after the step in progress
+    Raises NonFiniteLoss naming the step, LoaderExhausted, KeyboardInterrupt (after SIGTERM its kind Terminated) after
+    the step in progress
     (the hooks then saw ``last=True``, so a checkpoint was written).
     """
     taken = int(state.step)
@@ -116,7 +117,7 @@ def fit(
                 if hook(end):
                     end = end._replace(last=True)
             if asked_to_end:
-                raise KeyboardInterrupt
+                raise interrupted.error
             if end.last:
                 break
     return state

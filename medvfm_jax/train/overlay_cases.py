@@ -38,14 +38,20 @@ def write_overlays(
     an .npz file below the folder of the scores with image (H, W, C) uint8, reference and prediction
     (H, W) bool.
     """
-    entries = []
+    entries: list[dict[str, Any]] = []
+    used: set[str] = set()
     for label, value in dataset.labels.items():
         if value == 0:
             continue
         for rank, row in choose(rows, label).items():
             case, prediction = read(row["case"])
             image, reference, predicted = slice_to_show(dataset, case, prediction, value)
-            safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in f"{label}_{rank}_{row['case']}")
+            # Names come from the data: no separators, no names too long, none twice.
+            safe = f"{label:.40}_{rank}_{row['case']:.60}"
+            safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in safe)
+            while safe in used:
+                safe += "_"
+            used.add(safe)
             arrays = {"image": image, "reference": reference, "prediction": predicted}
             write_npz(folder / f"{safe}.npz", arrays)
             entries.append(

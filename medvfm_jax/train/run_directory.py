@@ -3,14 +3,16 @@
 ``config.json``, ``metrics.jsonl``, ``checkpoints/``, ``delta.safetensors``, ``scores.json``, ``report.html``.
 """
 
+import contextlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from medvfm_jax import json_text, local_paths
 from medvfm_jax.types import MedvfmError
 
 try:
@@ -44,8 +46,9 @@ def locked(folder: Path) -> Iterator[Path]:
 
     Raises RunInUse if another process holds it.
     """
-    created = not folder.exists()
+    local_paths.check(folder, "The run directory")
     try:
+        created = [part for part in (folder, *folder.parents) if not part.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         handle = open(folder / _LOCK, "a+")  # noqa: SIM115, held open as long as the run lasts
     except OSError as error:
@@ -67,6 +70,11 @@ def locked(folder: Path) -> Iterator[Path]:
             yield folder
         finally:
             _remove_if_unused(folder, created)
+
+
+def is_locked_folder(folder: Path) -> bool:
+    """Whether a process holds the folder by ``locked``, or held it and was killed."""
+    return (folder / _LOCK).is_file()
 
 
 def _sign(lock: int, folder: Path) -> None:
@@ -98,14 +106,55 @@ def refuse_existing(folder: Path, resume: bool) -> None:
 
 
 def finished(folder: Path) -> dict[str, Any]:
-    """The settings of a run that has ended. Raises RunError if there is no run, or no delta yet."""
-    record = read_json(folder / CONFIG)
+    """The settings of a run that has ended, checked as far as later commands rely on them.
+
+    Raises RunError if there is no run, no delta yet, or if the settings are not those that a run writes.
+    """
+    record = read_record(folder / CONFIG)
     if not (folder / DELTA).is_file():
         raise RunError(
             f"{folder} has no {DELTA}: the run has not ended; continue it with medvfm adapt --resume and the "
             "settings it was started with."
         )
+    for name, holds in _SETTINGS.items():
+        value: Any = record
+        for part in name.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if not holds(value):
+            raise RunError(
+                f"{folder / CONFIG} is not what a run writes: '{name}' is missing or damaged; restore the file from a "
+                "copy, or train again into another folder."
+            )
     return record
+
+
+def _is_split(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and value.keys() == {"train", "val", "test"}
+        and all(
+            isinstance(part, list) and all(isinstance(case, str) for case in part) for part in value.values()
+        )
+    )
+
+
+def _is_path(value: Any) -> bool:
+    try:
+        local_paths.check(value)
+    except local_paths.BadPath:
+        return False
+    return isinstance(value, str) and value != ""
+
+
+# What `evaluate`, `segment` and `weights export` take from the settings of a run.
+_SETTINGS: dict[str, Callable[[Any], bool]] = {
+    "weights": lambda value: value is None or _is_path(value),
+    "dtype": lambda value: value in ("float32", "bfloat16"),
+    "allow_geometry_mismatch": lambda value: value is None or isinstance(value, bool),
+    "resolved.data": _is_path,
+    "resolved.data_sha256": lambda value: isinstance(value, str),
+    "resolved.split": _is_split,
+}
 
 
 def claim(folder: Path, config: Mapping[str, Any], resume: bool) -> bool:
@@ -119,12 +168,12 @@ def claim(folder: Path, config: Mapping[str, Any], resume: bool) -> bool:
         write_json(path, config)
         return False
     refuse_existing(folder, resume)
-    before = read_json(path)
+    before = read_record(path)
     changed = _changes(before, config)
     if changed:
         name, then, now = changed[0]
         raise RunExists(
-            f"{folder} was started with {name}={_short(then)}, now it is {_short(now)}; "
+            f"{folder} was started with {name:.80}={_short(then)}, now it is {_short(now)}; "
             f"resume with the same settings and data ({len(changed)} differ) or choose another --out."
         )
     return True
@@ -143,7 +192,10 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[st
     ]
     if changed or before.get(_RESOLVED) == now.get(_RESOLVED):
         return changed
-    return _changes(before.get(_RESOLVED) or {}, now.get(_RESOLVED) or {})
+    then, resolved = before.get(_RESOLVED), now.get(_RESOLVED)
+    if not isinstance(then, dict) or not isinstance(resolved, dict):
+        return [(_RESOLVED, then, resolved)]
+    return _changes(then, resolved)
 
 
 def _short(value: Any) -> str:
@@ -151,17 +203,18 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _remove_if_unused(folder: Path, created: bool) -> None:
+def _remove_if_unused(folder: Path, created: list[Path]) -> None:
     """A command that was refused after all (bad data, for example) leaves no trace."""
-    if [p.name for p in folder.iterdir()] == [_LOCK]:
+    if folder.is_dir() and [p.name for p in folder.iterdir()] == [_LOCK]:
         (folder / _LOCK).unlink()
-        if created:
-            folder.rmdir()
+        with contextlib.suppress(OSError):  # somebody has put something in
+            for part in created:
+                part.rmdir()
 
 
 def make_folder(folder: Path) -> None:
     """Create a folder for results. Raises RunError."""
-    with _writing(folder):
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
 
 
@@ -169,7 +222,7 @@ def write_json(path: Path, record: Any) -> None:
     """Write JSON whole or not at all; NaN becomes null, because JSON has no word for it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with _writing(path):
+        with writing(path):
             with open(temporary, "w") as file:
                 json.dump(finite(record), file, indent=1, allow_nan=False)
                 file.flush()
@@ -181,8 +234,8 @@ def write_json(path: Path, record: Any) -> None:
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Turn a full disk and a missing permission into RunError."""
+def writing(path: Path) -> Iterator[None]:
+    """Within this block a full disk and a missing permission become RunError about ``path``."""
     try:
         yield
     except OSError as error:
@@ -192,42 +245,90 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file of a run; raises RunError if it is missing or damaged."""
+    """Read a JSON file of a run; raises RunError if it is missing or damaged (see ``json_text.parse``)."""
     try:
-        return json.loads(path.read_text())
+        return json_text.parse(path.read_bytes())
     except FileNotFoundError as error:
         raise RunError(
             f"{path} does not exist; is {path.parent} a run directory made by medvfm adapt?"
         ) from error
     except (OSError, ValueError) as error:
-        raise RunError(
-            f"{path} cannot be read as JSON ({error}); restore it or start another run."
-        ) from error
+        why = error.strerror if isinstance(error, OSError) else error
+        raise RunError(f"{path} cannot be read as JSON ({why}); restore it or start another run.") from error
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read a JSON file of a run that holds an object; raises RunError as ``read_json`` does, and for other values."""
+    record = read_json(path)
+    if not isinstance(record, dict):
+        raise RunError(f"{path} holds no JSON object; restore it or start another run.")
+    return record
 
 
 def append_metrics(folder: Path, record: Mapping[str, Any]) -> None:
     """Append one line to ``metrics.jsonl``. Raises RunError (full disk)."""
-    with _writing(folder / METRICS), open(folder / METRICS, "a") as file:
-        file.write(json.dumps(finite(record), allow_nan=False) + "\n")
-
-
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of ``metrics.jsonl`` that are whole; a line cut off by a kill is left out."""
     path = folder / METRICS
+    line = json.dumps(finite(record), allow_nan=False) + "\n"
+    with writing(path), open(path, "ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":  # cut off by a kill: what follows must not be lost with it
+                line = "\n" + line
+        file.write(line.encode())
+
+
+def read_metrics(folder: Path, damaged: list[int] | None = None) -> list[dict[str, Any]]:
+    """The records of ``metrics.jsonl``; what follows the last line end was cut off by a kill and is left out.
+
+    damaged: takes the numbers, from 1, of whole lines that hold no record; without it the first one is refused.
+    Raises RunError, also for a file that cannot be read.
+    """
+    path = folder / METRICS
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise RunError(f"{path} cannot be read ({error.strerror or error}); restore or delete it.") from error
     records = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for number, line in enumerate(lines, 1):
         try:
-            records.append(json.loads(line))
-        except ValueError:
-            continue
+            record = json_text.parse_object(line)
+            if "step" in record and not _is_step(record["step"]):
+                raise json_text.BadJson("its step is no whole number")
+            records.append(record)
+        except json_text.BadJson as error:
+            if number == len(lines):  # not ended: cut off, or nothing at all
+                continue
+            if damaged is None:
+                raise RunError(
+                    f"{path} is damaged at line {number} ({error}); restore the file, or take that line out."
+                ) from error
+            damaged.append(number)
     return records
 
 
-def truncate_metrics(folder: Path, step: int) -> None:
-    """Forget what was logged after ``step``: a run resumed there logs it again."""
-    kept = [r for r in read_metrics(folder) if r.get("step", 0) <= step]
+def _is_step(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def describe_damage(path: Path, damaged: list[int]) -> str:
+    """ "X has 2 damaged lines (3, 7)", for whoever leaves them out to say so."""
+    shown = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
+    return f"{path} has {len(damaged)} damaged line{'s' * (len(damaged) > 1)} ({shown})"
+
+
+def truncate_metrics(folder: Path, step: int, say: Callable[[str], None]) -> None:
+    """Forget what was logged after ``step``: a run resumed there logs it again.
+
+    say: is told how many damaged lines go with it.  Raises RunError.
+    """
+    damaged: list[int] = []
+    kept = [r for r in read_metrics(folder, damaged) if r.get("step", 0) <= step]
+    if damaged:
+        say(f"{describe_damage(folder / METRICS, damaged)}, which are dropped: the curves have a gap there")
     temporary = folder / f".{METRICS}.tmp"
-    with _writing(folder / METRICS):
+    with writing(folder / METRICS):
         temporary.write_text("".join(json.dumps(r) + "\n" for r in kept))
         os.replace(temporary, folder / METRICS)
 

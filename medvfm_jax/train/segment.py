@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
+from medvfm_jax import local_paths
 from medvfm_jax.images import Image, Query, check_query, make_prompts, plane, preprocess, restore, stack
 from medvfm_jax.images.geometry import slice_axis
 from medvfm_jax.images.intensity import volume_to_unit
@@ -158,6 +159,9 @@ def load_segmenter(
     weights: file of the base weights; a run knows its own, and its number format. Raises BadConfig if there is
     nothing to load, or for a model that gives no masks as it is; RunError for a run that has not ended.
     """
+    for path in (run, delta, weights):
+        if path is not None:
+            local_paths.check(path)
     record = None
     if run is not None:
         record = run_directory.finished(run)

@@ -191,8 +191,8 @@ def test_asked_to_end_it_commits_the_step_in_progress_and_continues_there(
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "write", write_and_interrupt)
-        assert run(tmp_path / "run") == 130
-    assert "interrupted; what was committed so far is kept" in capsys.readouterr().err
+        assert run(tmp_path / "run") == 143
+    assert "ended by SIGTERM; what was committed so far is kept" in capsys.readouterr().err
     assert run(tmp_path / "run", "--resume") == 0
     assert "resuming at step 3 of 6" in capsys.readouterr().out
     same_result(undisturbed, tmp_path / "run", 6)

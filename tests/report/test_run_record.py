@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from medvfm_jax.report import NothingToReport, load
+from medvfm_jax.report.sections import notes
 from medvfm_jax.types import MedvfmError
 from tests.report.synthetic_run import arrays, change_scores, pixels, scores, write_run
 
@@ -84,7 +85,10 @@ def test_what_is_no_run_is_one_sentence(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["scores.json", "config.json"])
-@pytest.mark.parametrize("content", [b'{"summary": [', b"\xff\xfe\x00", b"", b"[1, 2]", b"3"])
+@pytest.mark.parametrize(
+    "content",
+    [b'{"summary": [', b"\xff\xfe\x00", b"", b"[1, 2]", b"3", b"[" * 9999, b'{"seed": NaN}', b'{"a": 1e999}'],
+)
 def test_damaged_files_are_named(run, name, content):
     (run / name).write_bytes(content)
     assert name in refused(run)
@@ -93,7 +97,15 @@ def test_damaged_files_are_named(run, name, content):
 def test_metrics_that_are_not_text_are_named_and_lines_that_are_no_records_left_out(run):
     with open(run / "metrics.jsonl", "a") as file:
         file.write('7\n"x"\n{"step": 201, "lo')
-    assert len(load(run).metrics) == 208
+    record = load(run)
+    assert len(record.metrics) == 208
+    assert record.damaged == (209, 210)  # the last line, cut off by a kill, is expected
+    assert any("2 lines of metrics.jsonl could not be read (line 209, 210)" in note for note in notes(record))
+    with open(run / "metrics.jsonl", "ab") as file:
+        file.write(b'\n{"step": \xff}\n{"step": 202, "loss": 0.5}\n')
+    record = load(run)
+    assert len(record.metrics) == 209
+    assert record.damaged == (209, 210, 211, 212)
     (run / "metrics.jsonl").write_bytes(b"\xff\xfe\x00\n")
     assert "metrics.jsonl" in refused(run)
 
@@ -146,7 +158,9 @@ def test_arrays_outside_the_run_directory_are_ignored(run):
     for name in ways_out(run):
         entry = {"case": "a", "label": "b", "rank": "best", "dice": 0.5}
         change_scores(run, overlays=[entry | {"arrays": name}])
-        assert load(run).overlays == [], name
+        record = load(run)
+        assert (record.overlays, record.unread) == ([], 1), name
+        assert any("1 overlay that the scores name could not be read" in note for note in notes(record))
     np.savez(run / "inside.npz", **arrays())
     change_scores(run, overlays=[entry | {"arrays": "inside.npz"}])
     assert len(load(run).overlays) == 1

@@ -1,5 +1,6 @@
 import errno
 import functools
+import json
 import os
 
 import jax
@@ -13,6 +14,7 @@ from medvfm_jax.train.checkpoint import Checkpoint, CheckpointError, WrongCheckp
 from medvfm_jax.train.early_stopping import EarlyStopping
 from medvfm_jax.train.state import init_state
 from medvfm_jax.train.step import make_step
+from tests.json_mutations import variants
 from tests.train import toy
 
 ADAM = optax.adam(0.01)
@@ -125,3 +127,70 @@ def test_what_a_killed_writer_left_behind_is_ignored_and_removed(tmp_path):
     assert checkpoint.read(tmp_path, fresh(), "base").step == 1
     checkpoint.write(tmp_path, make(3))
     assert not leftover.exists()
+
+
+def with_content(path, change):
+    """The manifest of a checkpoint, changed, with a digest that fits: written by somebody, not damaged."""
+    manifest = json.loads((path / "manifest.json").read_text())
+    content = change(manifest["content"])
+    text = json.dumps({"digest": checkpoint._digest(content), "content": content})
+    (path / "manifest.json").write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("format", 2), ("step", -1), ("step", "1"), ("sha256", None), ("fingerprint", 5), ("config", [1]),
+        ("loader_state", []), ("loader_state", {}), ("loader_state", {"base64": 5}), ("loader_state", {"base64": "?"}),
+        ("early_stopping", None), ("early_stopping", {"best": "high"}),
+        ("early_stopping", {"patience": 0, "best": [], "step": 1, "waited": 0}),
+    ],
+)  # fmt: skip
+def test_a_manifest_that_this_program_does_not_write_is_damaged(tmp_path, name, value):
+    first = make(1)
+    checkpoint.write(tmp_path, first)
+    path = checkpoint.write(tmp_path, make(2))
+    for change in (lambda c: c | {name: value}, lambda c: {k: v for k, v in c.items() if k != name}):
+        with_content(path, change)
+        said = []
+        found = checkpoint.read(tmp_path, fresh(), first.fingerprint, said.append)
+        assert found.step == 1
+        assert len(said) == 1
+        assert f"'{name}' of manifest.json is missing or not what a run writes" in said[0]
+
+
+@pytest.mark.parametrize(
+    "content", [b"[1]", b"\xff", b"[" * 100_000, b'{"content": NaN}', b'{"content": [], "digest": 0}']
+)
+def test_a_manifest_of_another_kind_is_damaged(tmp_path, content):
+    first = make(1)
+    checkpoint.write(tmp_path, first)
+    (checkpoint.write(tmp_path, make(2)) / "manifest.json").write_bytes(content)
+    assert checkpoint.read(tmp_path, fresh(), first.fingerprint, lambda _: None).step == 1
+
+
+def test_only_the_projects_own_error_comes_out_of_damaged_checkpoints(tmp_path):
+    first = make(1)
+    path = checkpoint.write(tmp_path, first)
+    good = json.loads((path / "manifest.json").read_text())
+    for seed, bad in enumerate(variants(good, 150, seed=3)):
+        (path / "manifest.json").write_bytes(bad)
+        if seed % 2:
+            try:
+                with_content(path, lambda content: content)
+            except (ValueError, TypeError, KeyError, RecursionError):
+                continue
+        try:
+            found = checkpoint.read(tmp_path, fresh(), first.fingerprint, lambda _: None)
+        except checkpoint.CheckpointError:
+            continue
+        assert found.step == 1
+
+
+def test_folders_of_other_names_are_no_checkpoints(tmp_path):
+    checkpoint.write(tmp_path, make(1))
+    (tmp_path / "step_backup").mkdir()
+    assert checkpoint.read(tmp_path, fresh(), make(1).fingerprint).step == 1
+    checkpoint.write(tmp_path, make(2))
+    checkpoint.write(tmp_path, make(3))
+    assert (tmp_path / "step_backup").exists()

@@ -1,3 +1,5 @@
+import os
+
 import jax
 import numpy as np
 import pytest
@@ -62,6 +64,73 @@ def test_a_damaged_file_is_computed_again(tmp_path, monkeypatch):
     cache = EmbeddingCache(encode, "base", tmp_path, 0)
     np.testing.assert_array_equal(cache(IMAGES[0]), encode(IMAGES[0]))
     assert cache.encoded == 1
+
+
+def flipped(data, k):
+    return data[:k] + bytes([data[k] ^ 1]) + data[k + 1 :]
+
+
+def test_every_flipped_bit_and_every_cut_is_noticed_counted_and_computed_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(embedding_cache, "_DISK_RESERVE", 0)
+    whole = EmbeddingCache(encode, "base", tmp_path, 0)
+    expected = whole(IMAGES[0])
+    assert whole.describe_damage() is None
+    (path,) = tmp_path.rglob("*.npy")
+    good = path.read_bytes()
+    numbers = good[: -embedding_cache._DIGEST]
+    damages = [flipped(good, k) for k in range(0, len(good), 5)]  # magic, header, numbers, digest
+    damages += [good[:k] for k in (0, 1, 100, len(numbers), len(good) - 1)] + [
+        good + b"x",
+        numbers + bytes(32),
+    ]
+    assert np.load(path).tobytes() == expected.tobytes()  # other programs read it as it is
+    cache = EmbeddingCache(encode, "base", tmp_path, 0)
+    for count, damage in enumerate(damages, 1):
+        path.write_bytes(damage)
+        np.testing.assert_array_equal(cache(IMAGES[0]), expected)
+        assert (cache.damaged, cache.encoded) == (count, count)
+        assert path.read_bytes() == good
+    assert cache.describe_damage().startswith(f"{len(damages)} embeddings in {path.parent} had been damaged")
+
+
+def test_an_embedding_of_another_image_is_noticed(tmp_path, monkeypatch):
+    """Files that were exchanged: each is whole, and belongs to the other key."""
+    monkeypatch.setattr(embedding_cache, "_DISK_RESERVE", 0)
+    cache = EmbeddingCache(encode, "base", tmp_path, 0)
+    for image in IMAGES[:2]:
+        cache(image)
+    a, b = tmp_path.rglob("*.npy")
+    first, second = a.read_bytes(), b.read_bytes()
+    a.write_bytes(second)
+    b.write_bytes(first)
+    again = EmbeddingCache(encode, "base", tmp_path, 0)
+    for image in IMAGES[:2]:
+        np.testing.assert_array_equal(again(image), encode(image))
+    assert (again.damaged, again.encoded) == (2, 2)
+
+
+def test_a_folder_where_an_embedding_belongs_costs_time_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(embedding_cache, "_DISK_RESERVE", 0)
+    EmbeddingCache(encode, "base", tmp_path, 0)(IMAGES[0])
+    (path,) = tmp_path.rglob("*.npy")
+    path.unlink()
+    path.mkdir()
+    cache = EmbeddingCache(encode, "base", tmp_path, 0)
+    np.testing.assert_array_equal(cache(IMAGES[0]), encode(IMAGES[0]))
+    assert (cache.damaged, cache.encoded) == (1, 1)
+
+
+def test_what_a_killed_process_was_writing_is_cleared_away(tmp_path, monkeypatch):
+    monkeypatch.setattr(embedding_cache, "_DISK_RESERVE", 0)
+    cache = EmbeddingCache(encode, "base", tmp_path, 0)
+    cache(IMAGES[0])
+    (path,) = tmp_path.rglob("*.npy")
+    old, new = path.with_name("a.1.tmp"), path.with_name("b.2.tmp")
+    for leftover in (old, new):
+        leftover.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    EmbeddingCache(encode, "base", tmp_path, 0)(IMAGES[1])
+    assert (old.exists(), new.exists()) == (False, True)  # the second may belong to a process that is at work
 
 
 def test_tiers(tmp_path, monkeypatch):

@@ -1,22 +1,26 @@
 """Which cases `evaluate` scores, where the scores go, and what it refuses before it predicts anything."""
 
+import io
 import json
+import os
 import shutil
 import sys
+from pathlib import Path
 
 import jax
 import nibabel
 import numpy as np
 import pytest
+from rich.console import Console
 
 import medvfm_jax.train.evaluate  # noqa: F401, the module, which the function of the same name hides
 from medvfm_jax.data import BadCase, make_phantom_dataset
-from medvfm_jax.train import BadConfig, EvaluateConfig, evaluate
+from medvfm_jax.train import BadConfig, EvaluateConfig, adapt, evaluate, run_directory, staging
 from medvfm_jax.train.run_directory import RunError
 from medvfm_jax.types import MedvfmError
 from medvfm_jax.weights import WrongBaseWeights, load, save_own
 from tests.train.half_predictor import HalfPredictor
-from tests.train.small_runs import resolved
+from tests.train.small_runs import resolved, small
 
 MODULE = sys.modules["medvfm_jax.train.evaluate"]
 
@@ -184,7 +188,10 @@ def test_only_scores_are_overwritten(own_run, fake, tmp_path):
     assert {p.name for p in target.parent.iterdir()} == {"scores.json", "predictions", "overlays"}
 
 
-def test_an_evaluation_that_was_interrupted_can_be_repeated(own_run, monkeypatch):
+@pytest.fixture
+def interrupted(monkeypatch):
+    """`evaluate` is interrupted at the second case."""
+
     class Interrupted(HalfPredictor):
         count = 0
 
@@ -195,8 +202,154 @@ def test_an_evaluation_that_was_interrupted_can_be_repeated(own_run, monkeypatch
             return super().label_map(*arguments)
 
     monkeypatch.setattr(MODULE, "Predictor", Interrupted)
+
+
+def test_an_evaluation_that_was_interrupted_leaves_nothing_and_can_be_repeated(
+    own_run, interrupted, tmp_path
+):
+    for out, folder in ((None, own_run), (tmp_path / "out" / "x.json", tmp_path / "out")):
+        before = sorted(p.name for p in folder.iterdir()) if folder.exists() else []
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(EvaluateConfig(run=own_run, out=out))
+        assert sorted(p.name for p in folder.iterdir()) == before
+        assert evaluate(EvaluateConfig(run=own_run, out=out))["n_cases"] == 2
+        sys.modules["medvfm_jax.train.evaluate"].Predictor.count = 0
+
+
+def test_an_evaluation_that_was_interrupted_leaves_the_scores_and_predictions_before_as_they_were(
+    own_run, fake, monkeypatch, request
+):
+    evaluate(EvaluateConfig(run=own_run))
+    mine = own_run / "predictions" / "mine.txt"
+    mine.write_text("of the user")
+    before = contents(own_run)
+    request.getfixturevalue("interrupted")
     with pytest.raises(KeyboardInterrupt):
         evaluate(EvaluateConfig(run=own_run))
-    assert len(list((own_run / "predictions").iterdir())) == 1
-    assert not (own_run / "scores.json").exists()
-    assert evaluate(EvaluateConfig(run=own_run))["n_cases"] == 2
+    assert contents(own_run) == before
+    evaluate(EvaluateConfig(run=own_run))
+    assert mine.read_text() == "of the user"
+
+
+def contents(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def killed_at(moment, out, own_run, monkeypatch):
+    """What SIGKILL leaves: nothing is cleared away."""
+    with monkeypatch.context() as patch:
+        patch.setattr(staging.shutil, "rmtree", lambda *_, **__: None)
+        patch.setattr(*moment)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(EvaluateConfig(run=own_run, out=out))
+
+
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("moment", ["predicting", "drawing", "moving", "writing"])
+def test_a_killed_evaluation_can_be_repeated(own_run, fake, tmp_path, monkeypatch, moment):
+    """Wherever it was killed: with predictions hidden, half or all of them published, scores not yet written."""
+    moments = {
+        "predicting": (MODULE, "score_case", _after(MODULE.score_case, 1)),
+        "drawing": (MODULE, "write_overlays", interrupt),
+        "moving": (staging, "publish", _move_one),
+        "writing": (run_directory, "write_json", interrupt),
+    }
+    out = tmp_path / "new" / "x.json"
+    killed_at(moments[moment], out, own_run, monkeypatch)
+    left = sorted(p.name for p in out.parent.iterdir())
+    assert ".x.json.unfinished" in left
+    assert "x.json" not in left
+    assert ("predictions_x" in left) == (moment in ("moving", "writing"))
+    stream = io.StringIO()
+    scores = evaluate(EvaluateConfig(run=own_run, out=out), Console(file=stream, width=300))
+    assert f"an evaluation for {out} was killed; it is made anew" in stream.getvalue()
+    assert sorted(p.name for p in out.parent.iterdir()) == ["overlays_x", "predictions_x", "x.json"]
+    assert len(list((out.parent / "predictions_x").iterdir())) == scores["n_cases"] == 2
+    assert all((out.parent / o["arrays"]).is_file() for o in scores["overlays"])
+
+
+def _after(function, calls):
+    def called(*arguments, **options):
+        nonlocal calls
+        calls -= 1
+        if calls < 0:
+            raise KeyboardInterrupt
+        return function(*arguments, **options)
+
+    return called
+
+
+def _move_one(folder, beside):
+    first = min((folder / "predictions_x").iterdir())
+    (beside / "predictions_x").mkdir()
+    os.replace(first, beside / "predictions_x" / first.name)
+    raise KeyboardInterrupt
+
+
+def test_a_folder_of_the_user_is_never_taken_for_a_leftover(own_run, fake, tmp_path):
+    out = tmp_path / "x.json"
+    (tmp_path / ".x.json.unfinished").mkdir()
+    (tmp_path / ".x.json.unfinished" / "mine").write_text("")
+    with pytest.raises(RunError, match=r"\.x\.json\.unfinished is in the way and was not made by medvfm"):
+        evaluate(EvaluateConfig(run=own_run, out=out))
+    assert (tmp_path / ".x.json.unfinished" / "mine").exists()
+
+
+def test_two_evaluations_into_the_same_file_do_not_mix(own_run, fake, tmp_path):
+    out = tmp_path / "x.json"
+    with (
+        staging.staged(out),
+        pytest.raises(run_directory.RunInUse, match="is writing to"),
+    ):
+        evaluate(EvaluateConfig(run=own_run, out=out))
+    assert list(tmp_path.glob("*")) == [own_run]
+
+
+ATTACKS = ["../../escaped", "/escaped", "a/../../../escaped", "..", "x" * 300, "\x1b[2J", "a\\b"]
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_the_name_of_a_dataset_is_never_a_path(own_run, volumes, fake, tmp_path, monkeypatch, name):
+    """Scores of other data than the run's own are named after them."""
+    data = shutil.copytree(volumes, tmp_path / "data")
+    info = json.loads((data / "dataset.json").read_text())
+    (data / "dataset.json").write_text(json.dumps(info | {"name": name}))
+    work = tmp_path / "deep" / "er" / "work"
+    work.mkdir(parents=True)
+    shutil.copytree(own_run, work / "run")
+    monkeypatch.chdir(work)
+    before = set(tmp_path.rglob("*"))
+    for settings in ({"run": Path("run")}, {"model": "sam-tiny-test", "dtype": "float32"}):
+        scores = evaluate(EvaluateConfig(data=str(data), save_predictions=False, **settings))
+        written = Path(scores["file"]).resolve()
+        assert written.parent.parent in (work, work / "runs")
+        assert ".." not in Path(scores["file"]).parts
+        assert scores["data"] == name
+    new = set(tmp_path.rglob("*")) - before
+    assert all(p.parent == work / "run" or p.is_relative_to(work / "runs") for p in new)
+
+
+@pytest.mark.parametrize(
+    "name", ["../../escaped", "/escaped", "lite-medsam/../../x", "..", "", "m" * 300, "a\0b"]
+)
+def test_the_name_of_a_model_is_never_a_path(cells, fake, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(MedvfmError, match="model"):
+        evaluate(EvaluateConfig(model=name, data=str(cells)))
+    with pytest.raises(MedvfmError, match="model"):
+        adapt(small(cells, tmp_path / "run", model=name))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", 5, ["sam-b"], {"a": 1}])
+def test_settings_of_a_run_with_impossible_weights_are_one_sentence(own_run, fake, tmp_path, name):
+    record = json.loads((own_run / "config.json").read_text())
+    for change in ({"weights": name}, {"resolved": record["resolved"] | {"data": name}}):
+        (own_run / "config.json").write_text(json.dumps(record | change))
+        before = contents(tmp_path)
+        with pytest.raises(MedvfmError):
+            evaluate(EvaluateConfig(run=own_run, save_predictions=False))
+        assert contents(tmp_path) == before

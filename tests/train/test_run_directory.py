@@ -58,11 +58,11 @@ def test_files_that_belong_to_no_run_are_left_alone(tmp_path):
 def test_a_run_that_has_not_ended_is_not_finished(tmp_path):
     with pytest.raises(RunError, match=r"is .* a run directory"):
         runs.finished(tmp_path)
-    runs.write_json(tmp_path / runs.CONFIG, {"steps": 5})
+    runs.write_json(tmp_path / runs.CONFIG, GOOD)
     with pytest.raises(RunError, match="the run has not ended"):
         runs.finished(tmp_path)
     (tmp_path / runs.DELTA).write_bytes(b"")
-    assert runs.finished(tmp_path) == {"steps": 5}
+    assert runs.finished(tmp_path) == GOOD
 
 
 def test_a_run_is_claimed_once_and_continued_only_when_asked(tmp_path):
@@ -104,7 +104,7 @@ def test_metrics_after_the_checkpoint_are_forgotten_with_the_line_cut_by_a_kill(
     with open(tmp_path / runs.METRICS, "a") as file:
         file.write('{"step": 4, "lo')
     assert [r["step"] for r in runs.read_metrics(tmp_path)] == [1, 2, 3]
-    runs.truncate_metrics(tmp_path, 2)
+    runs.truncate_metrics(tmp_path, 2, print)
     assert runs.read_metrics(tmp_path) == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}]
 
 
@@ -146,8 +146,117 @@ def test_metrics_that_cannot_be_rewritten_are_one_sentence_and_stay(tmp_path, mo
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(RunError, match="No space left"):
-        runs.truncate_metrics(tmp_path, 0)
+        runs.truncate_metrics(tmp_path, 0, print)
     with pytest.raises(RunError, match="No space left"):
         runs.write_json(tmp_path / "scores.json", {})
     assert runs.read_metrics(tmp_path) == [{"step": 1}]
     assert not list(tmp_path.glob(".scores*"))
+
+
+GOOD = {
+    "weights": None, "dtype": "float32", "steps": 5,
+    "resolved": {"data": "cells", "data_sha256": "12", "split": {"train": ["a"], "val": [], "test": ["b"]}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("weights", 5), ("weights", "gs://x"), ("weights", "a\0b"), ("weights", ""), ("weights", "n" * 300),
+        ("dtype", None), ("dtype", ["float32"]), ("dtype", "float64"), ("allow_geometry_mismatch", "yes"),
+        ("resolved", None), ("resolved", [1]), ("resolved.data", None), ("resolved.data", 5),
+        ("resolved.data_sha256", 7), ("resolved.split", {}), ("resolved.split", {"train": [], "val": [], "test": [5]}),
+        ("resolved.split", {"train": [], "val": [], "test": "ab"}),
+        ("resolved.split", {"train": [], "val": [], "test": [], "more": []}),
+    ],
+)  # fmt: skip
+def test_settings_that_no_run_writes_are_refused_by_name(tmp_path, name, value):
+    (tmp_path / runs.DELTA).write_bytes(b"")
+    record = json.loads(json.dumps(GOOD))
+    runs.write_json(tmp_path / runs.CONFIG, record)
+    assert runs.finished(tmp_path) == GOOD
+    *above, last = name.split(".")
+    part = record
+    for key in above:
+        part = part[key]
+    part[last] = value
+    runs.write_json(tmp_path / runs.CONFIG, record)
+    named = name if name != "resolved" else "resolved.data"
+    with pytest.raises(
+        RunError, match=rf"config\.json is not what a run writes: '{named}' is missing or damaged"
+    ):
+        runs.finished(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"[1]", b"3", b"null", b'"x"'])
+def test_a_record_is_an_object(tmp_path, content):
+    (tmp_path / runs.CONFIG).write_bytes(content)
+    assert runs.read_json(tmp_path / runs.CONFIG) == json.loads(content)
+    for read in (
+        lambda: runs.read_record(tmp_path / runs.CONFIG),
+        lambda: runs.claim(tmp_path, {"seed": 1}, resume=True),
+        lambda: runs.finished(tmp_path),
+    ):
+        with pytest.raises(RunError, match=r"config\.json holds no JSON object; restore it"):
+            read()
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe{}", b"[" * 10_000, b'{"a": NaN}', b'{"a": 1e999}'])
+def test_json_that_nobody_expects_is_one_sentence(tmp_path, content):
+    (tmp_path / runs.CONFIG).write_bytes(content)
+    with pytest.raises(RunError, match=r"config\.json cannot be read as JSON \(.*\); restore it"):
+        runs.read_json(tmp_path / runs.CONFIG)
+
+
+def test_settings_to_resume_whose_resolved_part_is_damaged_are_other_settings(tmp_path):
+    runs.write_json(tmp_path / runs.CONFIG, {"seed": 1, "resolved": [1]})
+    with pytest.raises(RunExists, match="now it is"):
+        runs.claim(tmp_path, {"seed": 1, "resolved": {"split": {}}}, resume=True)
+
+
+DAMAGED = (
+    b"\xff\xfe\x00",
+    b"7",
+    b"[1]",
+    b"",
+    b'{"step": "x"}',
+    b'{"step": true}',
+    b'{"step": -1}',
+    b'{"a": NaN}',
+)
+
+
+def test_damaged_lines_of_the_metrics_are_counted_and_named(tmp_path):
+    good = [b'{"step": %d}' % k for k in range(1, len(DAMAGED) + 1)]
+    lines = [line for pair in zip(good, DAMAGED) for line in pair]
+    (tmp_path / runs.METRICS).write_bytes(b"\n".join(lines) + b'\n{"step": 99, "lo')
+    with pytest.raises(RunError, match=r"metrics\.jsonl is damaged at line 2 \(byte 0 is not UTF-8\)"):
+        runs.read_metrics(tmp_path)
+    damaged = []
+    assert [r["step"] for r in runs.read_metrics(tmp_path, damaged)] == list(range(1, 9))
+    assert damaged == [2, 4, 6, 8, 10, 12, 14, 16]
+    said = []
+    runs.truncate_metrics(tmp_path, 5, said.append)
+    (sentence,) = said
+    assert sentence.startswith(
+        f"{tmp_path / runs.METRICS} has 8 damaged lines (2, 4, 6, 8, 10, ...), which are dropped"
+    )
+    assert [r["step"] for r in runs.read_metrics(tmp_path)] == [1, 2, 3, 4, 5]
+    runs.truncate_metrics(tmp_path, 5, said.append)
+    assert len(said) == 1
+
+
+def test_a_line_after_one_that_was_cut_off_is_a_line_of_its_own(tmp_path):
+    runs.append_metrics(tmp_path, {"step": 1})
+    with open(tmp_path / runs.METRICS, "a") as file:
+        file.write('{"step": 2, "lo')
+    runs.append_metrics(tmp_path, {"step": 2})
+    damaged = []
+    assert [r["step"] for r in runs.read_metrics(tmp_path, damaged)] == [1, 2]
+    assert damaged == [2]
+
+
+def test_folders_above_a_run_that_was_refused_go_too(tmp_path):
+    with pytest.raises(ValueError, match="bad data"), runs.locked(tmp_path / "runs" / "new" / "a"):
+        raise ValueError("bad data")
+    assert list(tmp_path.iterdir()) == []

@@ -6,11 +6,12 @@ round, and the numbers agree for the same seeds.
 """
 
 import math
+import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from jax import Array
 from medvfm_jax.federated.codecs.wire import message_bits
 from medvfm_jax.federated.errors import BadFederation
 from medvfm_jax.federated.network.layouts import layout, payload_bytes, read_payload, write_payload
-from medvfm_jax.federated.network.messages import BadMessage, Header, decode, encode, expect
+from medvfm_jax.federated.network.messages import SITE_NAME, BadMessage, Header, decode, encode, expect
 from medvfm_jax.federated.network.site import REASONS
 from medvfm_jax.federated.network.storage import read_message, write_message
 from medvfm_jax.federated.network.task import (
@@ -30,6 +31,7 @@ from medvfm_jax.federated.network.task import (
     Upload,
     contract,
     first_server,
+    fixed_weight,
     named_leaves,
 )
 from medvfm_jax.federated.records import Algorithm, Client, Metrics, Privacy, Report, Server, Shard, Tree
@@ -96,30 +98,35 @@ class Coordinator(NamedTuple):
 
 def make_coordinator(
     task: Task,
-    sites: Sequence[str],
+    sites: Sequence[str] | Mapping[str, float],
     privacy: Privacy | None = None,
     fewest: int = 1,
-    largest_weight: float = math.inf,
-    nodes: Mapping[str, int] | None = None,
+    largest_weight: float | None = None,
+    nodes: Mapping[str, int] | Literal["first_come"] | None = None,
 ) -> Coordinator:
     """Build the server of a federation.
 
-    sites: their names; the position is the client's id.  fewest: with fewer usable answers a round changes nothing.
-    largest_weight: of one site, usually its number of samples, which it states itself; above it, it is refused.
-    nodes: {site: node} as the keys of the nodes were registered, so that no site can speak for another; None: a site
-        is who says so first.
+    sites: {name: number of samples it declared}, or names alone; the position is the client's id.
+    fewest: with fewer usable answers a round changes nothing.
+    largest_weight: of one site in the mean, which it states itself every round; above it, it is refused.  None: the
+        number it declared, or what the algorithm gives to every site alike.  ``math.inf`` believes whatever a site
+        claims: one of them can then make the model its own.
+    nodes: {site: node} as the keys of the nodes were registered, so that no site can speak for another.  "first_come":
+        a site is who says so first; only where whoever can connect is trusted.
     All uploads of a round are held in memory at once: n times the size of an update.
 
-    Raises BadFederation for parts that do not fit together.
+    Raises BadFederation for parts that do not fit together, and for trust that was not asked for: neither
+    declared samples nor ``largest_weight``, no ``nodes``.
     """
-    if not sites or len(set(sites)) < len(sites):
-        raise BadFederation("Every site needs a name of its own, and there must be at least one.")
+    largest = _largest_weights(task, sites, largest_weight)
+    sites = tuple(sites)
+    _check_sites(sites, nodes)
     if not 1 <= fewest <= len(sites):
         raise BadFederation(f"fewest is {fewest}, expected 1 to {len(sites)}, the number of sites.")
-    shapes, sites = contract(task), tuple(sites)
+    shapes = contract(task)
     federation = make_round(_of_arrived(task.algorithm), privacy=privacy, backend="loop")
     simulated = jax.jit(federation.round)
-    open_upload = partial(_open_upload, shapes, _decoder(task, shapes), largest_weight)
+    open_upload = partial(_open_upload, shapes, _decoder(task, shapes), largest)
     bits = message_bits(shapes.upload.message)
 
     def header(progress: Progress, kind: str, **fields: object) -> Header:
@@ -141,7 +148,7 @@ def make_coordinator(
         expect(found, federation=shapes.federation, kind="here", run=progress.run, node=node)
         if found.site not in sites:
             raise BadMessage(f"The site '{found.site}' is not on the list of this run.")
-        if nodes is not None and nodes.get(found.site) != node:
+        if nodes != "first_come" and nodes[found.site] != node:
             raise BadMessage(f"It says it is {found.site}, whose key is that of another node.")
         return found.site
 
@@ -245,6 +252,51 @@ def random_key() -> Array:
     return jax.random.wrap_key_data(np.frombuffer(secrets.token_bytes(8), np.uint32), impl=KEY_IMPLEMENTATION)
 
 
+def _largest_weights(
+    task: Task, sites: Sequence[str] | Mapping[str, float], largest_weight: float | None
+) -> dict[str, float]:
+    """{site: the largest weight it may claim}; raises BadFederation if nobody has said."""
+    if largest_weight is not None:
+        if not largest_weight > 0:
+            raise BadFederation(f"largest_weight is {largest_weight}, expected a positive number.")
+        return dict.fromkeys(sites, float(largest_weight))
+    alike = fixed_weight(task)
+    if alike is not None:
+        return dict.fromkeys(sites, alike)
+    if not isinstance(sites, Mapping):
+        raise BadFederation(
+            "Nobody has said how much a site may count: give sites as {name: number of samples it declared}, or "
+            "largest_weight."
+        )
+    for site, samples in sites.items():
+        if not 0 < samples < math.inf:
+            raise BadFederation(f"Site '{site}' declared {samples} samples, expected a positive number.")
+    return {site: float(samples) for site, samples in sites.items()}
+
+
+def _check_sites(sites: Sequence[str], nodes: Mapping[str, int] | str | None) -> None:
+    """Raise BadFederation for names that cannot be sent, and unless every name belongs to one node of its own."""
+    if not sites or len(set(sites)) < len(sites):
+        raise BadFederation("Every site needs a name of its own, and there must be at least one.")
+    for site in sites:
+        if not re.fullmatch(SITE_NAME, site, re.ASCII):
+            raise BadFederation(
+                f"A site cannot be named '{site:.80}'; give 1 to 64 letters, digits, '.', '_' and '-', a letter or "
+                "digit first."
+            )
+    if nodes == "first_come":
+        return
+    if not isinstance(nodes, Mapping):
+        raise BadFederation(
+            "Nobody has said which node speaks for which site: give nodes as {name: number of its node}, or "
+            '"first_come" to believe whoever says a name first.'
+        )
+    without = [site for site in sites if site not in nodes]
+    if without or len(set(nodes.values())) < len(nodes):
+        what = f"no node is given for '{without[0]}'" if without else "two sites have the same node"
+        raise BadFederation(f"Every site needs a node of its own: {what}.")
+
+
 def _of_arrived(algorithm: Algorithm) -> Algorithm:
     """The algorithm on a server that holds the reports already: a client's only batch is its report."""
 
@@ -270,7 +322,7 @@ def _decoder(task: Task, shapes: Contract) -> Callable[[Tree], Tree]:
 def _open_upload(
     shapes: Contract,
     decoded: Callable[[Tree], Tree],
-    largest_weight: float,
+    largest: Mapping[str, float],
     reply: bytes | str,
     wanted: Header,
 ) -> Report:
@@ -283,9 +335,9 @@ def _open_upload(
     _check_not_failed(found, wanted.node)
     expect(found, **{field: getattr(wanted, field) for field in fields}, kind="done")
     upload: Upload = read_payload(message.payload, found.layout, shapes.upload)
-    if not 0 <= float(upload.weight) <= largest_weight:
+    if not 0 <= float(upload.weight) <= largest[wanted.site]:
         raise BadMessage(
-            f"The site claims the weight {float(upload.weight):g}; 0 to {largest_weight:g} is possible."
+            f"The site claims the weight {float(upload.weight):g}; 0 to {largest[wanted.site]:g} is possible."
         )
     return Report(jax.device_get(decoded(upload.message)), upload.weight, upload.loss, upload.public)
 

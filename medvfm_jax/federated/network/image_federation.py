@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from medvfm_jax import local_paths
 from medvfm_jax.adapters import AdaptedModel
 from medvfm_jax.data import Dataset, PromptConfig, make_loader
 from medvfm_jax.federated import algorithm_catalog
@@ -119,6 +120,8 @@ def assemble(settings: ImageFederation, weights: Path | None = None, offline: bo
 def image_site(assembled: Assembled, name: str, data: str, folder: Path) -> Site:
     """A hospital with its folder of images; every image is read once and checked.  Raises MedvfmError."""
     settings = assembled.settings
+    local_paths.check(data, "The folder of the data")
+    local_paths.check(folder, "The folder of this site's state")
     source = open_split(data, seed=settings.seed, val=0.0, test=settings.test_fraction)
     _check_names(settings, source.dataset)
     found = training_data(source, assembled.base.model.spec, settings.prompt, _local(settings))

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from jax import Array
 
+from medvfm_jax import local_paths
 from medvfm_jax.federated.errors import BadFederation
 from medvfm_jax.federated.network.coordinator import Coordinator, Progress, RoundRecord, random_key
 from medvfm_jax.federated.network.messages import BadMessage
@@ -64,6 +65,7 @@ def run_session(
 
     Raises BadFederation if too few sites come or answer; the checkpoint of the last good round is then in place.
     """
+    local_paths.check(folder, "The folder of the run")
     progress = coordinator.restore(folder)
     if progress is None:
         progress = coordinator.begin(random_key() if key is None else key)

@@ -7,6 +7,7 @@ therefore leave the same numbers as a run without them.
 """
 
 import logging
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +20,15 @@ from jax import Array
 
 from medvfm_jax.federated.errors import BadFederation
 from medvfm_jax.federated.network.layouts import layout, payload_bytes, read_payload, write_payload
-from medvfm_jax.federated.network.messages import BadMessage, Header, Message, decode, encode, expect
+from medvfm_jax.federated.network.messages import (
+    SITE_NAME,
+    BadMessage,
+    Header,
+    Message,
+    decode,
+    encode,
+    expect,
+)
 from medvfm_jax.federated.network.storage import read_message, write_message
 from medvfm_jax.federated.network.task import (
     KEY_IMPLEMENTATION,
@@ -82,7 +91,13 @@ def make_site(site: Site) -> Callable[[int, bytes], bytes]:
 
     It never raises for anything that a message, the data or the local work can do: the reply then is of the kind
     "failed" with a word of ``REASONS``, and the full sentence goes to this site's log only.
+
+    Raises BadFederation for a name that cannot be sent.
     """
+    if not re.fullmatch(SITE_NAME, site.name, re.ASCII):
+        raise BadFederation(
+            f"This site cannot be named '{site.name:.80}'; take the name on the coordinator's list."
+        )
     shapes = contract(site.task)
     work = jax.jit(_local_work(site.task))
     limit = payload_bytes(shapes.download)

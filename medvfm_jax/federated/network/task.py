@@ -72,11 +72,7 @@ def contract(task: Task) -> Contract:
     Raises BadFederation for a codec whose receiver has to remember every sender.
     """
     algorithm = task.algorithm
-    server = jax.eval_shape(lambda delta: first_server(algorithm, delta), task.delta)
-    state = jax.eval_shape(algorithm.init_client, task.delta, jnp.uint32(0))
-    shard = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), task.example)
-    mask = jax.ShapeDtypeStruct(jax.tree.leaves(shard.batches)[0].shape[:1], bool)
-    work = (server, state, shard, mask, jax.eval_shape(jax.random.key, 0))
+    server, state, *_ = work = _work(task)
     _, report = jax.eval_shape(algorithm.client_update, *work)
     residual = jax.eval_shape(task.codec.init, report.upload)
     client = Client(state, residual, jax.ShapeDtypeStruct((), jnp.uint32))
@@ -85,6 +81,34 @@ def contract(task: Task) -> Contract:
     upload = Upload(message, report.weight, report.loss, report.public)
     agreed = [VERSION, layout(download), layout(upload), layout(client), dict(task.settings)]
     return Contract(server, client, report, download, upload, digest(agreed))
+
+
+def _work(task: Task) -> tuple:
+    """Shapes of what ``client_update`` takes."""
+    server = jax.eval_shape(lambda delta: first_server(task.algorithm, delta), task.delta)
+    state = jax.eval_shape(task.algorithm.init_client, task.delta, jnp.uint32(0))
+    shard = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), task.example)
+    mask = jax.ShapeDtypeStruct(jax.tree.leaves(shard.batches)[0].shape[:1], bool)
+    return server, state, shard, mask, jax.eval_shape(jax.random.key, 0)
+
+
+def fixed_weight(task: Task) -> float | None:
+    """The weight that every site has in the mean where the algorithm counts all alike (SCAFFOLD, FedDyn).
+
+    None where it depends on a site's data, such as the number of its samples.
+    """
+    leaves, structure = jax.tree.flatten(_work(task))
+
+    def weight(*leaves: Array) -> Array:
+        return task.algorithm.client_update(*jax.tree.unflatten(structure, leaves))[1].weight
+
+    if any(_inputs_needed(jax.make_jaxpr(weight)(*leaves).jaxpr)):
+        return None
+    numbers = [
+        jax.random.key(0) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else np.zeros(x.shape, x.dtype)
+        for x in leaves
+    ]
+    return float(jax.jit(weight)(*numbers))
 
 
 def first_server(algorithm: Algorithm, delta: Tree, clip: float = np.inf) -> Server:

@@ -1,5 +1,6 @@
 """A federation of three sites in memory: the bytes are real, the network is a function that tests can break."""
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ class Loopback:
             NODES[site]: make_site(Site(task, site, lambda r, row=row: shards(row, r), folder / site))
             for row, site in enumerate(SITES)
         }
+        options = {"largest_weight": math.inf, "nodes": NODES} | options
         self.coordinator: Coordinator = make_coordinator(task, SITES, **options)
 
     def deliver(self, messages: Mapping[int, bytes], tamper: Tamper | None = None) -> dict[int, bytes | str]:

@@ -17,7 +17,7 @@ from medvfm_jax.federated.feedback import ef21
 from medvfm_jax.federated.network.coordinator import Progress, make_coordinator
 from medvfm_jax.federated.network.messages import BadMessage, decode, encode
 from medvfm_jax.federated.network.site import Site, make_site
-from medvfm_jax.federated.network.task import contract
+from medvfm_jax.federated.network.task import contract, fixed_weight
 from medvfm_jax.federated.records import Algorithm, Privacy
 from medvfm_jax.types import MedvfmError
 from tests.federated.cases import SGD, STEPS, data, loss
@@ -164,6 +164,60 @@ def test_a_weight_that_is_claimed_is_bounded(tmp_path: Path) -> None:
     assert "claims the weight 1e+09" in record.refused["north"]
 
 
+def test_without_a_word_nobody_is_believed() -> None:
+    """Neither how much a site counts nor who speaks for it is left to whoever says so."""
+    fedavg = task(alg.fedavg(loss, SGD))
+    with pytest.raises(BadFederation, match="Nobody has said how much a site may count"):
+        make_coordinator(fedavg, SITES, nodes=NODES)
+    for kwargs in ({}, {"nodes": "anybody"}):
+        with pytest.raises(BadFederation, match="Nobody has said which node speaks for which site"):
+            make_coordinator(SCAFFOLD, SITES, **kwargs)
+    for nodes, words in (
+        ({"north": 1, "east": 2}, "no node is given for 'south'"),
+        ({"north": 1, "east": 2, "south": 2}, "two sites have the same node"),
+    ):
+        with pytest.raises(BadFederation, match=words):
+            make_coordinator(SCAFFOLD, SITES, nodes=nodes)
+    for weight in (0.0, -1.0, np.nan):
+        with pytest.raises(BadFederation, match="expected a positive number"):
+            make_coordinator(SCAFFOLD, SITES, largest_weight=weight, nodes=NODES)
+        with pytest.raises(BadFederation, match=r"'east' declared .* expected a positive number"):
+            make_coordinator(fedavg, {"north": 5, "east": weight, "south": 5}, nodes=NODES)
+
+
+@pytest.mark.parametrize("name", ["../north", "a b", "", "x" * 65, "ünder"])
+def test_a_name_that_cannot_be_sent_is_refused_on_both_sides(name: str, tmp_path: Path) -> None:
+    with pytest.raises(BadFederation, match="cannot be named"):
+        make_coordinator(SCAFFOLD, [name, "east"], nodes={name: 1, "east": 2})
+    with pytest.raises(BadFederation, match="cannot be named"):
+        make_site(Site(SCAFFOLD, name, lambda r: (rows(data(), 0), STEPS), tmp_path))
+
+
+def test_a_site_counts_for_what_it_declared_and_no_more(tmp_path: Path) -> None:
+    """FedAvg weighs by samples: east sends one more than it declared, the others what they did."""
+    counts = {site: float(rows(data(), row).samples) for row, site in enumerate(SITES)}
+    network = Loopback(task(alg.fedavg(loss, SGD)), tmp_path)
+    declared = counts | {"east": counts["east"] - 1}
+    network.coordinator = make_coordinator(network.task, declared, nodes=NODES)
+    _, record = network.round(network.coordinator.begin(KEY))
+    assert record.arrived == ("north", "south")
+    assert (
+        f"claims the weight {counts['east']:g}; 0 to {counts['east'] - 1:g} is possible"
+        in record.refused["east"]
+    )
+
+
+def test_where_all_sites_count_alike_none_can_count_more(tmp_path: Path) -> None:
+    """SCAFFOLD gives everybody the weight 1: nothing is declared, and 1.5 is refused."""
+    assert fixed_weight(SCAFFOLD) == 1.0
+    assert fixed_weight(task(alg.fedavg(loss, SGD))) is None
+    heavy = Loopback(SCAFFOLD._replace(algorithm=_with_weight(1.5)), tmp_path)
+    heavy.coordinator = make_coordinator(SCAFFOLD, SITES, nodes=NODES)
+    _, record = heavy.round(heavy.coordinator.begin(KEY))
+    assert set(record.refused) == set(SITES)
+    assert "claims the weight 1.5; 0 to 1 is possible" in record.refused["north"]
+
+
 def _with_weight(weight: float) -> Algorithm:
     base = SCAFFOLD.algorithm
 
@@ -297,13 +351,13 @@ def test_parts_that_do_not_fit() -> None:
     with pytest.raises(BadFederation, match="name of its own"):
         make_coordinator(SCAFFOLD, ["a", "a"])
     with pytest.raises(BadFederation, match="fewest is 4"):
-        make_coordinator(SCAFFOLD, SITES, fewest=4)
+        make_coordinator(SCAFFOLD, SITES, fewest=4, nodes=NODES)
     with pytest.raises(BadFederation, match="error_feedback"):
         contract(SCAFFOLD._replace(codec=ef21(codecs.top_k(0.5))))
     with pytest.raises(BadFederation, match="noise on their"):
-        make_coordinator(task(alg.lora_fair(loss, SGD)), SITES, Privacy(1.0, 1.0, 3.0))
+        make_coordinator(task(alg.lora_fair(loss, SGD)), SITES, Privacy(1.0, 1.0, 3.0), 1, 50.0, NODES)
     with pytest.raises(BadFederation, match="threefry2x32"):
-        make_coordinator(SCAFFOLD, SITES).begin(jax.random.key(0, impl="rbg"))
+        make_coordinator(SCAFFOLD, SITES, nodes=NODES).begin(jax.random.key(0, impl="rbg"))
 
 
 def test_a_hello_is_answered_with_the_name(network: Loopback, start: Progress) -> None:

@@ -71,7 +71,9 @@ def run_apps(folder: Path, rounds: int, fault: Fault = lambda _, reply: reply) -
         return app(message, Context(RUN, node, {"site": site}, RecordDict(), {}))
 
     ended = []
-    session = Session(make_coordinator(SCAFFOLD, SITES), rounds, folder / "run", KEY, QUICK, 3, ended.append)
+    session = Session(
+        make_coordinator(SCAFFOLD, SITES, nodes=NODES), rounds, folder / "run", KEY, QUICK, 3, ended.append
+    )
     server_app(lambda run: session)(
         DirectGrid(answer, fault), Context(RUN, SERVER_NODE, {}, RecordDict(), {})
     )

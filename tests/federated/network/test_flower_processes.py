@@ -84,7 +84,7 @@ def test_a_site_killed_in_a_round_comes_back_and_the_numbers_are_the_simulators(
     assert [line["arrived"] for line in lines()] == [["north", "east"], ["north"], ["north", "east"]]
     assert [list(line["refused"]) for line in lines()] == [[], ["east"], []]
     assert "it went offline" in lines()[1]["refused"]["east"]
-    progress = make_coordinator(scaffold_task(), SITES).restore(folder)
+    progress = make_coordinator(scaffold_task(), SITES, nodes="first_come").restore(folder)
     server, metrics = simulate(
         scaffold_task(), None, [[True, True, False], [True, False, False], [True, True, False]]
     )

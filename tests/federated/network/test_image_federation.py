@@ -53,7 +53,7 @@ def test_a_round_trains_and_its_result_is_a_delta_file(
     answers = {
         nodes[name]: make_site(image_site(assembled, name, str(cells), tmp_path / name)) for name in SITES
     }
-    coordinator = make_coordinator(assembled.task, SITES)
+    coordinator = make_coordinator(assembled.task, dict.fromkeys(SITES, 50), nodes=nodes)
     begun = coordinator.begin(KEY)
     request = coordinator.ask(begun, nodes)
     replies = {node: answers[node](node, message) for node, message in request.messages.items()}

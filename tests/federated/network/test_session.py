@@ -11,6 +11,7 @@ import pytest
 
 from medvfm_jax.federated import algorithms as alg
 from medvfm_jax.federated.errors import BadFederation
+from medvfm_jax.federated.network.coordinator import make_coordinator
 from medvfm_jax.federated.network.messages import BadMessage, decode
 from medvfm_jax.federated.network.session import Patience, Transport, run_session
 from tests.federated.cases import SGD, loss
@@ -100,9 +101,8 @@ def test_two_nodes_of_one_name(network: Loopback, tmp_path: Path, caplog: pytest
     def exchange(messages: Mapping[int, bytes], seconds: float) -> Mapping[int, bytes]:
         return {node: answers[node](node, request) for node, request in messages.items()}
 
-    run_session(
-        network.coordinator, Transport(lambda: [NODES["east"], twin], exchange), 1, tmp_path, KEY, QUICK
-    )
+    believing = make_coordinator(network.task, SITES, nodes="first_come")
+    run_session(believing, Transport(lambda: [NODES["east"], twin], exchange), 1, tmp_path, KEY, QUICK)
     assert "another connected node said so before" in caplog.text
 
 

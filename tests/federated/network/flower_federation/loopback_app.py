@@ -27,9 +27,8 @@ def _site(node: dict, run: dict) -> Site:
 
 
 def _session(run: dict) -> Session:
-    return Session(
-        make_coordinator(scaffold_task(), SITES), run["rounds"], Path(run["folder"]), KEY, PATIENCE, fewest=2
-    )
+    coordinator = make_coordinator(scaffold_task(), SITES, nodes="first_come")
+    return Session(coordinator, run["rounds"], Path(run["folder"]), KEY, PATIENCE, fewest=2)
 
 
 client = client_app(_site)

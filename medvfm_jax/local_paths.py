@@ -1,0 +1,64 @@
+"""Paths that a user gave: on a disk of this machine, with names that a file system can hold.
+
+``gs://bucket/run`` would otherwise become a folder named ``gs:`` beside the program, and be lost with the machine.
+Every command and every configuration record asks ``check``; whoever adds a path option has nothing to do for it.
+"""
+
+import dataclasses
+import re
+from pathlib import Path, PurePath
+from typing import Any
+
+from medvfm_jax.types import MedvfmError
+
+# Path("gs://a") is "gs:/a". A drive of Windows is one letter.
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
+_LONGEST_NAME, _LONGEST_PATH = 255, 4095  # bytes, of all common file systems
+
+
+class BadPath(MedvfmError, ValueError):
+    """A path that does not name a place on a disk of this machine."""
+
+
+def check(path: str | Path, what: str = "The path") -> None:
+    """Refuse a path with a scheme, with a name no file system holds, or with a zero byte.  Raises BadPath.
+
+    what: the beginning of the sentence, such as "--out".
+    """
+    text = str(path)
+    found = _SCHEME.fullmatch(text)
+    if found is not None:
+        raise BadPath(
+            f"{what} is {found[1]}://{found[2]:.200}, and {found[1]}:// is not supported: give a path on a disk of "
+            "this machine, such as a mounted bucket, and copy the files where they belong."
+        )
+    if "\0" in text:
+        raise BadPath(f"{what} holds a zero byte, which no file system has in a name.")
+    encoded = text.encode(errors="surrogateescape")
+    if len(encoded) > _LONGEST_PATH or any(len(name) > _LONGEST_NAME for name in encoded.split(b"/")):
+        raise BadPath(
+            f"{what} is {text[:60]}..., longer than file systems allow ({_LONGEST_NAME} bytes a name, {_LONGEST_PATH} "
+            "in all); choose a shorter one."
+        )
+
+
+def check_all(settings: Any) -> None:
+    """Check every path in a dataclass of settings: all its paths, and all its texts that are written like one with a
+    scheme, since a folder of data may be given by name.  Raises BadPath naming the setting.
+    """
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        for part in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(part, PurePath) or (isinstance(part, str) and _SCHEME.fullmatch(part)):
+                check(part, field.name)
+
+
+def file_word(name: str) -> str:
+    """A name out of a data set as one word of a file name: no separators, no leading dot, at most 100 characters.
+
+    Letters, digits and ``-_. +`` stay; everything else becomes ``_``.
+    """
+    word = "".join(c if c.isalnum() or c in "-_. +" else "_" for c in name).lstrip(".")
+    while len(word.encode()) > 100:
+        word = word[:-1]
+    return word or "_"

@@ -1,0 +1,110 @@
+"""Whether the files of a run have the shape that the commands give them, as far as a page needs it."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+Rule = Callable[[Any], bool]
+
+
+def _scalar(value: Any) -> bool:
+    return not isinstance(value, dict | list)
+
+
+def _scalars(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_scalar, value))
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _table(of: Rule) -> Rule:
+    return lambda value: value is None or (isinstance(value, dict) and all(map(of, value.values())))
+
+
+def _anything(value: Any) -> bool:
+    return True
+
+
+def _holdings(value: Any) -> bool:
+    return value is None or (
+        isinstance(value, list)
+        and all(
+            isinstance(row, dict)
+            and isinstance(row.get("client"), str)
+            and all(_number(row.get(name, 0)) and row.get(name, 0) >= 0 for name in ("patients", "images"))
+            and _table(lambda pixels: _number(pixels) and pixels >= 0)(row.get("pixels"))
+            for row in value
+        )
+    )
+
+
+_RESOLVED: dict[str, Rule] = {
+    "adapter": _table(_anything),
+    "algorithm_options": _table(_scalar),
+    "codec_options": _table(_scalar),
+    "down_codec_options": _table(_scalar),
+    "holdings": _holdings,
+    "labels": _table(_scalar),
+    "shifts": _table(_table(_scalar)),
+    "split": _table(_scalars),
+    "trained": _table(_scalar),
+    "training_patients": _table(_scalar),
+}
+
+
+def damaged_settings(config: Mapping[str, Any]) -> str | None:
+    """config.json -> name of the first setting that has another shape than a run gives it, None if all is well."""
+    for name, value in config.items():
+        if name in ("resolved", "placement"):
+            holds: Rule = _table(_anything)
+        else:
+            holds = (
+                _scalars if isinstance(value, list) and (name == "set" or name.endswith("_set")) else _scalar
+            )
+        if not holds(value):
+            return name
+    for name, value in (config.get("resolved") or {}).items():
+        if not _RESOLVED.get(name, _scalar)(value):
+            return f"resolved.{name}"
+    return None
+
+
+def damaged_scores(scores: Mapping[str, Any]) -> str | None:
+    """scores.json -> name of the first part that has another shape than `evaluate` gives it, None if all is well."""
+    provenance = scores.get("provenance")
+    parts = {"provenance": provenance, "empty": scores.get("empty")}
+    if isinstance(provenance, dict):
+        parts |= {key: provenance.get(key) for key in ("versions", "trained")}
+    for name, part in parts.items():
+        if not isinstance(part, dict | None):
+            return name
+    for name in ("summary", "cases", "overlays", "skipped"):
+        rows = scores.get(name) or []
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            return name
+    lines = scores.get("data_notes") or []
+    if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+        return "data_notes"
+    for row in scores.get("summary") or ():
+        if not isinstance(row.get("metric"), str) or not isinstance(row.get("label"), str):
+            return "summary"
+    rows = scores.get("cases") or []
+    named = all(row.get("label") is not None and (row.get("case") or row.get("patient")) for row in rows)
+    if not named or _mixed(rows):
+        return "cases"
+    lists = ("summary", "cases", "overlays", "skipped", "provenance", "empty", "data_notes")
+    return next((name for name, value in scores.items() if name not in lists and not _scalar(value)), None)
+
+
+def _mixed(rows: Iterable[Mapping[str, Any]]) -> set[str]:
+    """Columns that hold numbers in some rows and something else in others, or lists or objects."""
+    kinds: dict[str, set[type]] = {}
+    for row in rows:
+        for column, value in row.items():
+            if column in ("case", "patient", "site", "label"):
+                if not isinstance(value, str | None):
+                    return {column}
+            elif value is not None:
+                kinds.setdefault(column, set()).add(float if type(value) is int else type(value))
+    return {column for column, found in kinds.items() if len(found) > 1 or found & {list, dict}}

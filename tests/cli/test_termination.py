@@ -1,0 +1,159 @@
+"""SIGTERM and Ctrl-C, at any moment of any command: one sentence, 128 + the signal, nothing half-written."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import medvfm_jax
+from medvfm_jax import termination
+from medvfm_jax.cli import report as report_command
+from medvfm_jax.cli.main import COMMANDS, main
+from tests.cli.commands import contents
+
+PATIENCE = 120.0
+KEPT = {
+    signal.SIGTERM: (143, "medvfm: ended by SIGTERM; what was committed so far is kept\n"),
+    signal.SIGINT: (130, "medvfm: interrupted; what was committed so far is kept\n"),
+}
+# Marks the moment at which a module is about to be imported, and holds the process there.
+HELD = """
+import sys, time
+class Held:
+    def find_spec(self, name, path=None, target=None):
+        if name == sys.argv[1]:
+            sys.meta_path.remove(self)
+            print("held", flush=True)
+            time.sleep(60)
+sys.meta_path.insert(0, Held())
+from medvfm_jax.__main__ import main
+sys.argv = ["medvfm", *sys.argv[2:]]
+sys.exit(main())
+"""
+
+
+def signalled_at(module, number, *words, cwd):
+    """`medvfm WORDS`, signalled when it imports ``module``: (exit code, stdout, stderr)."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HELD, module, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(Path(medvfm_jax.__file__).parents[1])},
+    )
+    assert process.stdout.readline() == "held\n"
+    process.send_signal(number)
+    out, err = process.communicate(timeout=PATIENCE)
+    return process.returncode, out, err
+
+
+@pytest.mark.parametrize("number", KEPT, ids=lambda n: n.name)
+def test_before_the_command_line_is_there(number, tmp_path):
+    word = {signal.SIGTERM: "ended by SIGTERM", signal.SIGINT: "interrupted"}[number]
+    result = signalled_at("medvfm_jax.cli.main", number, "report", "r", cwd=tmp_path)
+    assert result == (128 + number, "", f"medvfm: {word} before anything was done\n")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_while_a_command_is_imported(name, tmp_path):
+    number = signal.SIGTERM if len(name) % 2 else signal.SIGINT
+    code, sentence = KEPT[number]
+    assert signalled_at(f"medvfm_jax.cli.{name}", number, name, cwd=tmp_path) == (code, "", sentence)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", KEPT, ids=lambda n: n.name)
+def test_during_a_report_the_page_before_stays(number, medvfm, scored, tmp_path, monkeypatch):
+    out = tmp_path / "page.html"
+    medvfm("report", scored, "--out", out)
+    before = contents(tmp_path)
+    replace = os.replace
+
+    def interrupted(*paths):
+        os.kill(os.getpid(), number)
+        replace(*paths)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    code, sentence = KEPT[number]
+    assert medvfm("report", scored, "--out", out) == (code, "", sentence)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("words", [("evaluate", "--run"), ("segment", "{image}", "--out", "{out}", "--run")])
+def test_during_a_prediction_nothing_is_left(words, medvfm, trained, white, tmp_path, monkeypatch):
+    from medvfm_jax.images import writing
+
+    def interrupted(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    out = tmp_path / "out"
+    out.mkdir()
+    words = [word.format(image=white, out=out / "mask.png") for word in words]
+    extra = ["--out", out / "x.json"] if words[0] == "evaluate" else ["--box", 1, 1, 8, 8]
+    monkeypatch.setattr(writing.os, "fsync", interrupted)  # in the middle of writing a mask
+    code, sentence = KEPT[signal.SIGTERM]
+    result = medvfm(*words, trained, *extra)
+    assert (result.code, result.err.splitlines()[-1] + "\n") == (code, sentence)
+    assert list(out.iterdir()) == []
+
+
+def test_the_handler_of_whoever_calls_main_comes_back(monkeypatch, capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    seen = []
+    monkeypatch.setattr(
+        report_command, "run", lambda args: seen.append(signal.getsignal(signal.SIGTERM)) or 0
+    )
+    assert main(["report", "r"]) == 0
+    assert seen[0] is not before
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_terminated_is_a_kind_of_interruption():
+    """So that what is cleared away after Ctrl-C is cleared away after SIGTERM."""
+    assert issubclass(termination.Terminated, KeyboardInterrupt)
+    with pytest.raises(termination.Terminated), termination.raised():
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda n: n.name)
+def test_an_evaluation_in_a_process_is_ended_and_run_again(number, trained, tmp_path):
+    """SIGKILL leaves a hidden folder, SIGTERM nothing; the next evaluation is whole either way."""
+    out = tmp_path / "new" / "x.json"
+    words = [
+        sys.executable,
+        "-m",
+        "medvfm_jax",
+        "evaluate",
+        "--run",
+        str(trained),
+        "--split",
+        "all",
+        "--out",
+        str(out),
+    ]
+    hidden = out.with_name(".x.json.unfinished")
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + PATIENCE
+    while not list(hidden.glob("predictions_x/*.png")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.001)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=PATIENCE)
+    if number == signal.SIGTERM:
+        assert (process.returncode, err.splitlines()[-1] + "\n") == KEPT[number]
+        assert list(out.parent.iterdir()) == []
+    else:
+        assert process.returncode == -signal.SIGKILL
+        assert [p.name for p in out.parent.iterdir()] == [hidden.name]
+    again = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE)
+    assert again.returncode == 0, again.stderr
+    assert ("was killed; it is made anew" in again.stderr) == (number == signal.SIGKILL)
+    assert sorted(p.name for p in Path(out.parent).iterdir()) == ["overlays_x", "predictions_x", "x.json"]
+    assert len(list((out.parent / "predictions_x").iterdir())) == 6
