@@ -54,8 +54,8 @@ class Batch(NamedTuple):
 
     image (B, S, S, 3) float32, preprocessed; or the cached embedding (B, h, w, c) of a frozen encoder.
     prompts: leaves (B, Q, ...), or None for semantic models.
-    target: promptable (B, Q, h, w) int32 in {0, 1, IGNORE}; semantic (B, h, w) int32 class index or IGNORE;
-        always at the resolution of the logits.
+    target: float32 at the resolution of the logits; promptable (B, Q, h, w): the share of each logit that the
+        object covers, 0 to 1, or IGNORE; semantic (B, C, h, w): the shares of the classes, or IGNORE in all.
     weight: promptable (B, Q) float32, semantic (B,) float32; 0 marks padding.
     """
 

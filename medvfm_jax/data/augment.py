@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from medvfm_jax.images.intensity import to_unit
-from medvfm_jax.images.sampling import nearest, resize
+from medvfm_jax.images.sampling import resize
 from medvfm_jax.types import IGNORE
 
 
@@ -64,7 +64,8 @@ def augment(
     """Picture (H, W, C) and maps (H, W) -> the same after one random change.
 
     Pictures with a side beyond ``longest`` are shrunk to it first: the model sees no more. Maps are moved with
-    nearest neighbours; what comes into view from outside the picture is 0 in it and ``outside[i]`` in map i.
+    nearest neighbours, and shrunk by the same step; what comes into view from outside the picture is 0 in it and
+    ``outside[i]`` in map i.
     Flips keep the number type; the rest gives float32 in 0..1. The generator is advanced by the same number
     of draws whatever is switched on and happens: options shift neither each other's luck nor that of prompts.
     """
@@ -93,7 +94,8 @@ def _affine(
     zoom = np.exp(rng.uniform(*np.log(config.zoom)))
     if (chance + 1) / 2 >= config.affine:
         return image, maps
-    image, maps = _shrink(to_unit(image), maps, longest)
+    full = image.shape[:2]
+    image = _shrunk(to_unit(image), longest)
     height, width = image.shape[:2]
     angle = np.deg2rad(angle * config.rotate)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) / zoom
@@ -102,27 +104,24 @@ def _affine(
     moved = np.stack(
         [ndimage.affine_transform(image[..., c], turn, offset, order=1) for c in range(image.shape[-1])], -1
     )
-    # Nearest neighbours of all maps from one table of indices.
+    # Nearest neighbours of all maps from one table of indices into the picture before it was shrunk.
     grid = np.stack(np.meshgrid(np.arange(height), np.arange(width), indexing="ij"), -1) @ turn.T + offset
+    grid = (grid + 0.5) * np.array(full) / (height, width) - 0.5
     rows, columns = np.moveaxis(np.rint(grid).astype(np.intp), -1, 0)
-    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
-    rows, columns = np.clip(rows, 0, height - 1), np.clip(columns, 0, width - 1)
+    inside = (rows >= 0) & (rows < full[0]) & (columns >= 0) & (columns < full[1])
+    rows, columns = np.clip(rows, 0, full[0] - 1), np.clip(columns, 0, full[1] - 1)
     return moved, tuple(
         None if m is None else np.where(inside, m[rows, columns], np.asarray(fill, m.dtype))
         for m, fill in zip(maps, outside)
     )
 
 
-def _shrink(
-    image: NDArray, maps: tuple[NDArray | None, ...], longest: int
-) -> tuple[NDArray, tuple[NDArray | None, ...]]:
+def _shrunk(image: NDArray, longest: int) -> NDArray:
     height, width = image.shape[:2]
     if max(height, width) <= longest:
-        return image, maps
+        return image
     factor = longest / max(height, width)
-    new = max(1, round(height * factor)), max(1, round(width * factor))
-    rows, columns = nearest(height, new[0]), nearest(width, new[1])
-    return resize(image, *new, "area"), tuple(None if m is None else m[rows[:, None], columns] for m in maps)
+    return resize(image, max(1, round(height * factor)), max(1, round(width * factor)), "area")
 
 
 def _intensity(rng: np.random.Generator, config: AugmentConfig, image: NDArray) -> NDArray:

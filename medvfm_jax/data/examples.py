@@ -128,8 +128,10 @@ def _of_case(
 ) -> list[Example]:
     name, axis = decoded.case.id, decoded.axis
     if axis is None:
-        keep = task == "semantic" or _largest(decoded.label, decoded.instances, wanted) >= _pixel(
-            spec, decoded.label.shape
+        keep = (
+            task == "semantic"
+            or _largest(decoded.label, decoded.instances, wanted)
+            >= frame_of(spec, *decoded.label.shape).least_object
         )
         return [Example(name, name)] if keep else []
     indices = range(decoded.label.shape[axis])
@@ -142,7 +144,7 @@ def _of_case(
         for i in indices
     ]
     if task == "promptable":
-        least = _pixel(spec, plane(decoded.label, axis, 0).shape)
+        least = frame_of(spec, *plane(decoded.label, axis, 0).shape).least_object
         chosen = [i for i in indices if sizes[i] >= least]
     else:
         without = [i for i in indices if sizes[i] == 0]
@@ -157,9 +159,3 @@ def _largest(label: NDArray, instances: NDArray | None, wanted: NDArray) -> int:
     objects = np.where(np.isin(label, wanted), label if instances is None else instances, 0)
     counts = np.bincount(np.maximum(objects, 0).reshape(-1))
     return int(counts[1:].max(initial=0))
-
-
-def _pixel(spec: ModelSpec, shape: tuple[int, ...]) -> float:
-    """Pixels of an image of this shape that make one pixel of the logits."""
-    x, y = frame_of(spec, *shape).scale * spec.logits_size / spec.input_size
-    return max(1.0, 1 / (x * y))

@@ -56,13 +56,33 @@ class BadPromptConfig(MedvfmError, ValueError):
 EXACT = PromptConfig(jitter=0.0, centre=True)  # what evaluation asks with: the tight box
 
 
-def semantic_target(frame: Frame, label: NDArray, lookup: NDArray) -> NDArray[np.int32]:
-    """Label map (H, W) -> (h, w) int32 at the size of the logits; padding and unlabelled pixels are IGNORE.
+def labelled_share(frame: Frame, label: NDArray) -> NDArray[np.float32]:
+    """Label map (H, W) -> how much of each logit is labelled (h, w); 0 in those that do not count.
 
-    lookup (K,): output class of each class index.
+    A logit counts if it lies on the image and at least half of it is labelled.
     """
-    small = to_target(frame, label, IGNORE)
-    return np.where(small == IGNORE, IGNORE, lookup[np.maximum(small, 0)]).astype(np.int32)
+    share = to_target(frame, label != IGNORE, 0)
+    return np.where(share >= 0.5, share, np.float32(0))
+
+
+def share_of(frame: Frame, labelled: NDArray, masks: NDArray) -> NDArray[np.float32]:
+    """Masks (K, H, W) -> the share of what is labelled of each logit that they cover (K, h, w), or IGNORE."""
+    covered = to_target(frame, masks, 0) / np.where(labelled > 0, labelled, 1)
+    return np.where(labelled > 0, covered, np.float32(IGNORE))
+
+
+def semantic_target(frame: Frame, label: NDArray, lookup: NDArray) -> NDArray[np.float32]:
+    """Label map (H, W) -> share of each class in each logit (C, h, w); IGNORE in all classes where none counts.
+
+    lookup (K,): output class of each class index, of which there are C.
+    """
+    number = lookup.max() + 1
+    classes = np.where(label == IGNORE, IGNORE, lookup[np.maximum(label, 0)])
+    present = np.flatnonzero(np.bincount(classes[classes != IGNORE], minlength=number))
+    labelled = labelled_share(frame, label)
+    target = np.where(labelled > 0, np.zeros((number, 1, 1), np.float32), np.float32(IGNORE))
+    target[present] = share_of(frame, labelled, classes == present[:, None, None])
+    return target
 
 
 def object_map(label: NDArray, instances: NDArray | None, wanted: NDArray) -> NDArray:
@@ -72,23 +92,31 @@ def object_map(label: NDArray, instances: NDArray | None, wanted: NDArray) -> ND
 
 def promptable_target(
     rng: np.random.Generator, frame: Frame, label: NDArray, objects: NDArray, config: PromptConfig
-) -> tuple[Prompts, NDArray[np.int32], NDArray[np.float32]]:
-    """Label and object map (H, W) -> Prompts (Q, P), target (Q, h, w) in {0, 1, IGNORE}, weight (Q,).
+) -> tuple[Prompts, NDArray[np.float32], NDArray[np.float32]]:
+    """Label and object map (H, W) -> Prompts (Q, P), share of each logit (Q, h, w) or IGNORE, weight (Q,).
 
-    Q objects at random, without repetition, of those that cover a pixel of the logits; the rest has weight 0.
+    Q objects at random, without repetition, of those that are as large as a logit; the rest has weight 0.
     """
-    small = to_target(frame, objects, 0)
-    unknown = to_target(frame, label, IGNORE) == IGNORE
-    present = np.unique(small[(small > 0) & ~unknown])
-    chosen = rng.permutation(present)[: config.count]
+    labelled = labelled_share(frame, label)
+    chosen = rng.permutation(_shown(frame, labelled > 0, objects))[: config.count]
     boxes = ndimage.find_objects(objects)
     queries: list[Query | None] = [None] * config.count
-    target = np.full((config.count, *small.shape), IGNORE, np.int32)
     for i, number in enumerate(chosen):
         queries[i] = simulate(rng, objects, int(number), boxes[number - 1], config)
-        target[i] = np.where(unknown, IGNORE, small == number)
+    target = np.full((config.count, *labelled.shape), IGNORE, np.float32)
+    target[: len(chosen)] = share_of(frame, labelled, objects == chosen[:, None, None])
     weight = (np.arange(config.count) < len(chosen)).astype(np.float32)
     return make_prompts(frame, queries, slots=config.slots), target, weight
+
+
+def _shown(frame: Frame, counted: NDArray, objects: NDArray) -> NDArray[np.intp]:
+    """Numbers of the objects of which logits that count show at least as much as fills one."""
+    rows, columns = (
+        ((np.arange(original) + 0.5) * scaled / original * frame.logits_size / frame.input_size).astype(int)
+        for original, scaled in zip(frame.original, frame.scaled)
+    )
+    sizes = np.bincount(objects[counted[rows[:, None], columns]])
+    return np.flatnonzero(sizes[1:] >= frame.least_object) + 1
 
 
 def simulate(

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
-from einops import repeat
+from einops import rearrange, repeat
 from numpy.typing import NDArray
 
 from medvfm_jax.images.image import BadImage
@@ -29,6 +29,12 @@ class Frame(NamedTuple):
         """Model pixels per image pixel, (x, y)."""
         (height, width), (new_height, new_width) = self.original, self.scaled
         return np.array([new_width / width, new_height / height])
+
+    @property
+    def least_object(self) -> float:
+        """Pixels that an object of the image needs to show: as many as make one logit, at least one."""
+        x, y = self.scale * self.logits_size / self.input_size
+        return max(1.0, 1 / (x * y))
 
 
 def frame_of(spec: ModelSpec, height: int, width: int) -> Frame:
@@ -126,15 +132,24 @@ def from_model_points(frame: Frame, xy: NDArray) -> NDArray[np.float32]:
     return (np.asarray(xy, np.float64) / frame.scale).astype(np.float32)
 
 
-def to_target(frame: Frame, labels: NDArray, fill: int = IGNORE) -> NDArray:
-    """Label map (..., H, W) -> (..., h, w) at the size of the logits, nearest; the padding becomes ``fill``."""
-    size = frame.logits_size
-    centres = (np.arange(size) + 0.5) * frame.input_size / size
-    out = np.full((*labels.shape[:-2], size, size), fill, labels.dtype)
-    indices = []
-    for original, scaled in zip(frame.original, frame.scaled):
-        inside = centres[centres < scaled]
-        indices.append(np.minimum((inside * original / scaled).astype(np.intp), original - 1))
-    rows, columns = indices
-    out[..., : len(rows), : len(columns)] = labels[..., rows[:, None], columns]
-    return out
+def to_target(frame: Frame, masks: NDArray, fill: float = IGNORE) -> NDArray[np.float32]:
+    """Masks (..., H, W) -> share of each logit that they cover (..., h, w), 0 to 1; the padding becomes ``fill``.
+
+    The mean over that part of a logit that lies on the image, so areas are conserved and nothing moves. (The pixel
+    under a logit's centre would be half a pixel off wherever an even number of pixels makes one logit.) Where a
+    logit lies within one pixel, it is 0 or 1. A logit is padding if its centre is, except the first.
+    """
+    size, side = frame.logits_size, frame.input_size / frame.logits_size
+    centres = (np.arange(size) + 0.5) * side
+    rows, columns = (
+        matrix(original, inside, "area", 0.0, inside * side * original / scaled)
+        for original, scaled in zip(frame.original, frame.scaled)
+        for inside in [max(1, int((centres < scaled).sum()))]
+    )
+    flat = np.asarray(masks, np.float32).reshape(-1, *frame.original)
+    tall = rows @ rearrange(flat, "n H W -> H (n W)")
+    small = columns @ rearrange(tall, "h (n W) -> W (n h)", W=frame.original[1])
+    share = rearrange(small, "w (n h) -> n h w", h=len(tall))
+    out = np.full((len(flat), size, size), fill, np.float32)
+    out[:, : share.shape[1], : share.shape[2]] = np.where(share > 1 - 1e-5, 1, share)  # sums of thirds miss 1
+    return out.reshape(*masks.shape[:-2], size, size)

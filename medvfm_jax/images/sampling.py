@@ -60,8 +60,3 @@ def resize(image: NDArray, height: int, width: int, filter: Filter) -> NDArray[n
     sideways = rearrange(tall, "h (W c) -> W (h c)", c=channels)
     wide = matrix(columns, width, filter) @ np.ascontiguousarray(sideways)
     return np.ascontiguousarray(rearrange(wide, "w (h c) -> h w c", c=channels))
-
-
-def nearest(size: int, out: int) -> NDArray[np.intp]:
-    """Index of the input pixel that holds the centre of each output pixel, (out,)."""
-    return np.minimum(((np.arange(out) + 0.5) * size / out).astype(np.intp), size - 1)

@@ -26,6 +26,7 @@ from medvfm_jax.losses.distillation_relations import (
 from medvfm_jax.losses.predictions import UnknownLoss, on_prediction, sam_loss, weighted, weighted_mean
 from medvfm_jax.losses.segmentation import (
     LossShapeMismatch,
+    Shares,
     cross_entropy,
     dice,
     dice_ce,
@@ -36,6 +37,7 @@ from medvfm_jax.losses.segmentation import (
 
 __all__ = [
     "LossShapeMismatch",
+    "Shares",
     "UnknownLoss",
     "attention_transfer",
     "cirkd",

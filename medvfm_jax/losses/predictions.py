@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from medvfm_jax.losses import segmentation
-from medvfm_jax.losses.segmentation import LossShapeMismatch
+from medvfm_jax.losses.segmentation import LossShapeMismatch, Shares, Target
 from medvfm_jax.types import MedvfmError, Prediction
 
 PixelLoss = Callable[..., Any]  # (logits, target, valid=None) -> scalar, or (scalar, {term: scalar})
@@ -71,7 +71,7 @@ def _check_promptable(prediction: Prediction, target: Array) -> None:
     if logits.ndim != 4 or target.shape != logits.shape[:1] + logits.shape[2:]:
         raise LossShapeMismatch(
             f"the prediction has logits of shape {logits.shape} and the target has shape {target.shape}; "
-            "expected logits (Q, M, h, w) with a target (Q, h, w), or semantic (C, h, w) with (h, w)"
+            "expected logits (Q, M, h, w) with a target (Q, h, w), or semantic (C, h, w) with (h, w) or (C, h, w)"
         )
 
 
@@ -79,14 +79,14 @@ def on_prediction(loss: PixelLoss) -> PredictionLoss:
     """(logits, target) -> scalar becomes (prediction, target, weight=None) -> scalar.
 
     Works for both kinds of prediction.
-    Semantic: logits (C, h, w), target (h, w): the loss itself; a scalar `weight` of 0 switches the example
-    off.
+    Semantic: logits (C, h, w), target (h, w) of class indices, or (C, h, w) of shares, which the loss gets as
+    `Shares`: the loss itself; a scalar `weight` of 0 switches the example off.
     Promptable: logits (Q, M, h, w), target (Q, h, w), weight (Q,): for each prompt the best of its M masks
     (SAM's answer to ambiguous prompts; with M = 1 the only one), then the weighted mean over prompts. Terms
     follow suit.
     """
 
-    def pair(logits: Array, target: Array) -> tuple[Array, dict[str, Array]]:
+    def pair(logits: Array, target: Target) -> tuple[Array, dict[str, Array]]:
         value = loss(logits, target)
         return value if isinstance(value, tuple) else (value, {})
 
@@ -96,14 +96,15 @@ def on_prediction(loss: PixelLoss) -> PredictionLoss:
         return jax.tree.map(lambda value: value[chosen], (totals, terms))
 
     def lifted(prediction: Prediction, target: Array, weight: Array | None = None) -> Any:
-        if prediction.logits.ndim == target.ndim + 1 == 3:
-            value, terms = pair(prediction.logits, target)
+        logits = prediction.logits
+        if logits.ndim == 3 and target.shape in (logits.shape, logits.shape[1:]):
+            value, terms = pair(logits, Shares(target) if target.ndim == 3 else target)
             if weight is not None:
                 on = jnp.asarray(weight, jnp.float32) > 0
                 value, terms = jax.tree.map(lambda x: jnp.where(on, x, 0.0), (value, terms))
         else:
             _check_promptable(prediction, target)
-            totals, per_prompt = jax.vmap(best_of_masks)(prediction.logits, target)
+            totals, per_prompt = jax.vmap(best_of_masks)(logits, target)
             value, terms = jax.tree.map(lambda x: weighted_mean(x, weight), (totals, per_prompt))
         return (value, terms) if terms else value
 

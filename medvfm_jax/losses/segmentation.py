@@ -1,13 +1,19 @@
 """Segmentation losses on un-batched logits; the batch mean belongs to the caller.
 
-Shapes, for every loss here: logits (h, w) or (1, h, w) with a target (h, w) in {0, 1, IGNORE} are one
-binary mask (sigmoid); logits (C, h, w), C >= 2, with a target (h, w) of class indices or IGNORE are
-exclusive classes (softmax). Volumes work the same way with one more axis. Logits of the target's own shape
-are one binary mask of any rank. `valid` is an optional mask of the target's shape; IGNORE pixels never
-count. The value is a float32 scalar.
+Shapes, for every loss here: logits (h, w) or (1, h, w) with a target (h, w) in [0, 1] or IGNORE are one
+binary mask (sigmoid); logits (C, h, w), C >= 2, with a target (h, w) of class indices or IGNORE, or `Shares`
+of the classes, are exclusive classes (softmax). Volumes work the same way with one more axis. Logits of the
+target's own shape are one binary mask of any rank. `valid` is an optional mask of one class's shape; IGNORE
+pixels never count. The value is a float32 scalar.
+
+A target between 0 and 1 is the share of the pixel that the mask covers. Cross-entropy and focal loss are
+linear in it: they are the loss of a finer mask whose pixels have the logit they lie in. Dice takes the
+smaller of prediction and share as their overlap, which is their product where the share is 0 or 1; the
+product itself would be best at a sharper mask than the target (Wang et al., MICCAI 2023).
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,22 +26,48 @@ class LossShapeMismatch(MedvfmError):
     """Logits and target do not belong together."""
 
 
-def _align(logits: Array, target: Array, valid: Array | None) -> tuple[Array, Array, Array, bool]:
-    """-> logits (K, n) float32, target (n,) int without IGNORE, weights (n,) float32, is binary."""
-    logits, target = jnp.asarray(logits, jnp.float32), jnp.asarray(target)
-    if target.ndim == logits.ndim and target.shape == logits.shape:
-        logits = logits[None]
-    elif logits.ndim != target.ndim + 1 or logits.shape[1:] != target.shape:
-        raise LossShapeMismatch(
-            f"the logits have shape {logits.shape} and the target has shape {target.shape}; expected "
-            "logits of the target's shape, or one leading class axis more; use jax.vmap over batches"
+class Shares(NamedTuple):
+    """A target of exclusive classes: of_class (C, h, w), the share of each in a pixel, or IGNORE in all."""
+
+    of_class: Array
+
+
+Target = Array | Shares
+
+
+def _align(logits: Array, target: Target, valid: Array | None) -> tuple[Array, Array, Array]:
+    """-> logits (K, n) float32, shares (max(K, 2), n), weights (n,) float32; K = 1 is one binary mask."""
+    logits = jnp.asarray(logits, jnp.float32)
+    if isinstance(target, Shares):
+        share = jnp.asarray(target.of_class, jnp.float32)
+        if share.shape != logits.shape or len(share) < 2:
+            raise _mismatch(logits, share)
+        counted, shape = share[0] != IGNORE, share.shape[1:]
+        share = jnp.where(counted, share, 0.0)
+    else:
+        target = jnp.asarray(target)
+        if target.shape == logits.shape:
+            logits = logits[None]
+        elif logits.shape[1:] != target.shape:
+            raise _mismatch(logits, target)
+        counted, shape = target != IGNORE, target.shape
+        known = jnp.where(counted, target, 0)
+        share = (
+            jnp.stack([1.0 - known, known])
+            if len(logits) == 1
+            else jax.nn.one_hot(known, len(logits), axis=0)
         )
-    counted = target != IGNORE
     weight = counted.astype(jnp.float32)
     if valid is not None:
-        weight = weight * jnp.broadcast_to(jnp.asarray(valid, jnp.float32), target.shape)
-    target = jnp.where(counted, target, 0).reshape(-1)
-    return logits.reshape(logits.shape[0], -1), target, weight.reshape(-1), logits.shape[0] == 1
+        weight = weight * jnp.broadcast_to(jnp.asarray(valid, jnp.float32), shape)
+    return logits.reshape(len(logits), -1), share.reshape(len(share), -1), weight.reshape(-1)
+
+
+def _mismatch(logits: Array, target: Array) -> LossShapeMismatch:
+    return LossShapeMismatch(
+        f"the logits have shape {logits.shape} and the target has shape {target.shape}; expected "
+        "logits of the target's shape, or one leading class axis more; use jax.vmap over batches"
+    )
 
 
 def _mean(values: Array, weight: Array) -> Array:
@@ -44,32 +76,39 @@ def _mean(values: Array, weight: Array) -> Array:
     return jnp.where(total > 0, (values * weight).sum() / jnp.where(total > 0, total, 1.0), 0.0)
 
 
-def _pixel_nll(logits: Array, target: Array, binary: bool) -> Array:
-    """Negative log-likelihood per pixel (n,), from logits (K, n)."""
-    if binary:
+def _pixel_nll(logits: Array) -> Array:
+    """Negative log-likelihood of every class in each pixel (max(K, 2), n), from logits (K, n)."""
+    if len(logits) == 1:
         z = logits[0]
-        return jax.nn.softplus(z) - z * target
-    log_p = jax.nn.log_softmax(logits, axis=0)
-    return -jnp.take_along_axis(log_p, target[None], axis=0)[0]
+        background = jax.nn.softplus(z)
+        return jnp.stack([background, background - z])
+    return -jax.nn.log_softmax(logits, axis=0)
+
+
+def _expected(values: Array, share: Array) -> Array:
+    """Values of every class (K, n), shares (K, n) -> their sum over classes (n,); what has no share is not seen."""
+    return jnp.where(share > 0, share * values, 0.0).sum(0)
 
 
 def cross_entropy(
-    logits: Array, target: Array, valid: Array | None = None, *, class_weights: Sequence[float] | None = None
+    logits: Array, target: Target, valid: Array | None = None, *, class_weights: Sequence[float] | None = None
 ) -> Array:
-    """Logits (h, w) | (1, h, w) | (C, h, w), target (h, w) -> mean cross-entropy in nats.
+    """Logits (h, w) | (1, h, w) | (C, h, w), target (h, w) or Shares -> mean cross-entropy in nats.
 
     `class_weights`, one per class (two for a binary mask: background, foreground), turn the mean into the
     weighted mean Σ w_y nll / Σ w_y, as in PyTorch.
     """
-    z, y, weight, binary = _align(logits, target, valid)
-    if class_weights is not None:
-        weight = weight * jnp.asarray(class_weights, jnp.float32)[y]
-    return _mean(_pixel_nll(z, y, binary), weight)
+    z, share, weight = _align(logits, target, valid)
+    nll = _pixel_nll(z)
+    if class_weights is None:
+        return _mean(_expected(nll, share), weight)
+    each = jnp.asarray(class_weights, jnp.float32)[:, None] * share * weight
+    return _mean(jnp.where(each > 0, nll, 0.0), each)
 
 
 def focal(
     logits: Array,
-    target: Array,
+    target: Target,
     valid: Array | None = None,
     *,
     gamma: float = 2.0,
@@ -82,39 +121,38 @@ def focal(
     cross-entropy).
     Source: Lin et al., ICCV 2017, eq. 5.
     """
-    z, y, weight, binary = _align(logits, target, valid)
-    nll = _pixel_nll(z, y, binary)
+    z, share, weight = _align(logits, target, valid)
+    nll = _pixel_nll(z)
     # 1 - exp(-nll) loses all digits for confident pixels; expm1 keeps them, the floor keeps the power's
     # slope finite.
     missed = jnp.maximum(-jnp.expm1(-nll), 1e-12)
     loss = missed**gamma * nll
+    if isinstance(alpha, int | float):
+        alpha = [1.0 - alpha] + [alpha] * (len(nll) - 1)
     if alpha is not None:
-        if isinstance(alpha, int | float):
-            share = jnp.where(y > 0, alpha, 1.0 - alpha)
-        else:
-            share = jnp.asarray(alpha, jnp.float32)[y]
-        loss = share * loss
-    return _mean(loss, weight)
+        loss = jnp.asarray(alpha, jnp.float32)[:, None] * loss
+    return _mean(_expected(loss, share), weight)
 
 
 def _dice_sums(
-    logits: Array, target: Array, valid: Array | None, squared: bool, background: bool
+    logits: Array, target: Target, valid: Array | None, squared: bool, background: bool
 ) -> tuple[Array, Array]:
     """-> intersection (K,) and denominator (K,) of the soft Dice of each class."""
-    z, y, weight, binary = _align(logits, target, valid)
-    if binary:
-        p, g = jax.nn.sigmoid(z), y[None].astype(jnp.float32)
+    z, g, weight = _align(logits, target, valid)
+    if len(z) == 1:
+        p, g = jax.nn.sigmoid(z), g[1:]
     else:
-        p, g = jax.nn.softmax(z, axis=0), jax.nn.one_hot(y, z.shape[0], axis=0)
+        p = jax.nn.softmax(z, axis=0)
         if not background:
             p, g = p[1:], g[1:]
+    both = p * g if squared else jnp.minimum(p, g)
     p_size, g_size = (p**2, g**2) if squared else (p, g)
-    return (p * g * weight).sum(-1), ((p_size + g_size) * weight).sum(-1)
+    return (both * weight).sum(-1), ((p_size + g_size) * weight).sum(-1)
 
 
 def dice(
     logits: Array,
-    target: Array,
+    target: Target,
     valid: Array | None = None,
     *,
     squared: bool = False,
@@ -133,7 +171,7 @@ def dice(
 
 def dice_over_batch(
     logits: Array,
-    target: Array,
+    target: Target,
     valid: Array | None = None,
     *,
     squared: bool = False,
@@ -155,7 +193,7 @@ def dice_over_batch(
 
 def dice_ce(
     logits: Array,
-    target: Array,
+    target: Target,
     valid: Array | None = None,
     *,
     dice_weight: float = 1.0,
@@ -170,9 +208,12 @@ def dice_ce(
 
 
 def mask_iou(logits: Array, target: Array, valid: Array | None = None) -> Array:
-    """Binary logits (h, w), target (h, w) -> IoU of `logits > 0`; 1 if both are empty; no gradient."""
-    z, y, weight, _ = _align(logits, target, valid)
-    p, g = z[0] > 0, y > 0
+    """Binary logits (h, w), target (h, w) -> IoU of `logits > 0` and `target > 0.5`; no gradient.
+
+    1 if both are empty. A pixel of which the mask covers more than half is one of the mask.
+    """
+    z, share, weight = _align(logits, target, valid)
+    p, g = z[0] > 0, share[1] > 0.5
     union = ((p | g) * weight).sum()
     iou = ((p & g) * weight).sum() / jnp.maximum(union, 1e-9)
     return jax.lax.stop_gradient(jnp.where(union > 0, iou, 1.0))

@@ -141,10 +141,10 @@ def _batch(config: Training, model: Model) -> Batch:
         )
     else:
         queries = ()
-    size = (spec.logits_size, spec.logits_size)
+    masks = queries or (spec.classes,)
     return Batch(
         jax.ShapeDtypeStruct((images, spec.input_size, spec.input_size, 3), jnp.float32),
         prompts,
-        jax.ShapeDtypeStruct((images, *queries, *size), jnp.int32),
+        jax.ShapeDtypeStruct((images, *masks, spec.logits_size, spec.logits_size), jnp.float32),
         jax.ShapeDtypeStruct((images, *queries), jnp.float32),
     )

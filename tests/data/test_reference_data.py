@@ -47,7 +47,7 @@ def test_nuclei_become_prompts(nuclei):
     loader = make_loader(nuclei, found, SPEC, "promptable", batch_size=len(found), seed=0, augment=True)
     batch = next(loader)
     assert batch.weight.sum() > 0
-    assert (batch.target[batch.weight > 0] == 1).any(axis=(1, 2)).all()
+    assert (np.maximum(batch.target[batch.weight > 0], 0).sum(axis=(1, 2)) >= 1 - 1e-5).all()
 
 
 def test_the_hippocampus_has_its_place_and_its_names(hippocampus):

@@ -32,6 +32,12 @@ def target_of(label, objects, config, seed=0, spec=SPEC):
     return frame, *promptable_target(np.random.default_rng(seed), frame, label, objects, config)
 
 
+def number_of(target, frame, objects):
+    """The object that a target shows."""
+    numbers = range(1, objects.max() + 1)
+    return next(n for n in numbers if np.array_equal(to_target(frame, objects == n), target))
+
+
 # Semantic targets
 
 
@@ -39,32 +45,62 @@ def test_blocks_as_large_as_a_logit_come_back_as_they_are():
     blocks = np.random.default_rng(0).integers(0, 4, (16, 16))
     label = np.kron(blocks, np.ones((4, 4), int))
     target = semantic_target(frame_of(SPEC, 64, 64), label, np.arange(4))
-    np.testing.assert_array_equal(target, blocks)
-    assert target.dtype == np.int32
+    np.testing.assert_array_equal(target, blocks == np.arange(4)[:, None, None])
+    assert target.dtype == np.float32
 
 
 @pytest.mark.parametrize("shape", [(48, 64), (64, 48), (20, 50), (7, 5), (33, 1)])
 @pytest.mark.parametrize("resize", ["longest_side", "stretch"])
-def test_each_logit_gets_the_label_under_its_centre_and_the_padding_none(shape, resize):
+def test_each_logit_gets_the_shares_of_the_classes_in_it_and_the_padding_none(shape, resize):
     spec = ModelSpec("tiny", 32, (4, 4, 8), 16, resize=resize)
     frame = frame_of(spec, *shape)
     label = np.random.default_rng(1).integers(0, 3, shape)
     lookup = np.array([0, 2, 1])
-    expected = np.full((16, 16), IGNORE)
+    expected = np.full((3, 16, 16), IGNORE, float)
+    # The picture cut so finely that a logit is a whole number of pieces, which are then counted where its centre
+    # is on the picture; one as narrow as half a logit gets that one.
+    fine = np.kron(label, np.ones([2 * scaled for scaled in frame.scaled], int))
+    height, width = (4 * original for original in shape)
     for i in range(16):
         for j in range(16):
-            y, x = (2 * i + 1, 2 * j + 1)  # centre in the model's input, where a logit is 2 × 2 pixels
-            if y < frame.scaled[0] and x < frame.scaled[1]:
-                row, column = int(y * shape[0] / frame.scaled[0]), int(x * shape[1] / frame.scaled[1])
-                expected[i, j] = lookup[label[row, column]]
-    np.testing.assert_array_equal(semantic_target(frame, label, lookup), expected)
+            if 2 * i + 1 < frame.scaled[0] and (2 * j + 1 < frame.scaled[1] or j == 0):
+                cell = fine[i * height : (i + 1) * height, j * width : (j + 1) * width]
+                expected[:, i, j] = [(lookup[cell] == c).mean() for c in range(3)]
+    np.testing.assert_allclose(semantic_target(frame, label, lookup), expected, atol=1e-5)
     assert (expected == IGNORE).any() == (resize == "longest_side")
 
 
 def test_unlabelled_pixels_stay_unlabelled_and_unwanted_classes_become_background():
     label = np.kron([[0, 1], [2, IGNORE]], np.ones((32, 32), int))
     target = semantic_target(frame_of(SPEC, 64, 64), label, np.array([0, 0, 1]))
-    np.testing.assert_array_equal(target, np.kron([[0, 0], [1, IGNORE]], np.ones((8, 8))))
+    of_class = np.array([[[1, 1], [0, IGNORE]], [[0, 0], [1, IGNORE]]])
+    np.testing.assert_array_equal(target, np.kron(of_class, np.ones((1, 8, 8))))
+
+
+def test_a_logit_labelled_in_part_gets_the_shares_of_that_part_if_it_is_half():
+    label = np.zeros((64, 64), int)
+    label[0, :8] = 1
+    label[2:4, :4] = IGNORE  # of the first logit half: 4 of the 8 other pixels are class 1
+    label[1:4, 4:8] = IGNORE  # of the second three quarters
+    target = semantic_target(frame_of(SPEC, 64, 64), label, np.arange(2))
+    np.testing.assert_array_equal(target[:, 0, :3].T, [[0.5, 0.5], [IGNORE, IGNORE], [1, 0]])
+    objects = object_map(label, None, np.array([1]))
+    _, _, mask, weight = target_of(label, objects, PromptConfig(count=1))
+    assert not weight.any()  # 4 pixels in logits that count are less than one logit
+    objects[8:16, 8:16] = label[8:16, 8:16] = 1
+    _, _, mask, weight = target_of(label, objects, PromptConfig(count=1))
+    assert weight.all()
+    np.testing.assert_array_equal(mask[0], target_of_class(label, 1))
+
+
+def target_of_class(label, number):
+    return semantic_target(frame_of(SPEC, *label.shape), label, np.arange(label.max() + 1))[number]
+
+
+def test_a_picture_that_nobody_labelled_has_no_target():
+    target = semantic_target(frame_of(SPEC, 64, 64), np.full((64, 64), IGNORE), np.arange(3))
+    assert target.shape == (3, 16, 16)
+    assert (target == IGNORE).all()
 
 
 # Objects
@@ -86,11 +122,10 @@ def test_every_box_belongs_to_the_object_of_its_target_and_none_comes_twice(seed
     label, objects = discs(seed)
     count = int(objects.max())
     frame, prompts, target, weight = target_of(label, objects, PromptConfig("box", count, jitter=0.0), seed)
-    small = to_target(frame, objects, 0)
     expected = {}
     for number in range(1, count + 1):
         box = (box_of(objects == number) * 0.5).tolist()  # 64 pixels in an input of 32
-        expected[tuple(box)] = small == number
+        expected[tuple(box)] = to_target(frame, objects == number)
     assert weight.tolist() == [1.0] * count
     np.testing.assert_array_equal(prompts.labels, [BOX_LABELS] * count)
     for points, mask in zip(prompts.points, target):
@@ -103,8 +138,8 @@ def test_fewer_prompts_than_objects_are_a_choice_without_repetition(seed):
     label, objects = discs(seed)
     _, _, target, weight = target_of(label, objects, PromptConfig("box", 2), seed)
     assert weight.tolist() == [1.0, 1.0]
-    assert not (target[0] & target[1]).any()
-    assert all(mask.any() for mask in target)
+    assert (target.sum(0) <= 1 + 1e-6).all()
+    assert all(mask.sum() >= 1 for mask in target)
 
 
 def test_every_object_is_chosen_some_time():
@@ -136,13 +171,13 @@ def test_a_picture_without_objects_gives_no_prompt():
     assert (target == IGNORE).all()
 
 
-def test_objects_that_no_logit_sees_are_not_asked_for():
+def test_objects_smaller_than_a_logit_are_not_asked_for():
     label = np.zeros((64, 64), np.int32)
-    label[0, 0] = 1  # logits look at rows and columns 2, 6, 10, ...
-    label[20:30, 20:30] = 2
+    label[2:5, 0:5] = 1  # 15 pixels, where a logit has 16, though one under the centre of a logit
+    label[31:33, 30:38] = 2  # 16 pixels
     _, _, target, weight = target_of(label, label, PromptConfig("box", 2))
     assert weight.tolist() == [1.0, 0.0]
-    np.testing.assert_array_equal(target[0], to_target(frame_of(SPEC, 64, 64), label, 0) == 2)
+    np.testing.assert_array_equal(target[0], to_target(frame_of(SPEC, 64, 64), label == 2))
 
 
 def test_padding_and_unlabelled_pixels_are_ignored_in_every_target():
@@ -156,7 +191,8 @@ def test_padding_and_unlabelled_pixels_are_ignored_in_every_target():
     for mask in target[weight > 0]:
         assert (mask[10:] == IGNORE).all()
         assert (mask[:, 12:] == IGNORE).all()
-        assert set(np.unique(mask[:10, :12])) == {0, 1}
+        assert mask[:10, :12].min() == 0
+        assert mask[:10, :12].sum() >= 1
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -164,7 +200,7 @@ def test_loose_boxes_contain_the_tight_one_and_stay_near(seed):
     label, objects = discs(seed)
     config = PromptConfig("box", 1, jitter=0.1)
     frame, prompts, target, _ = target_of(label, objects, config, seed)
-    number = np.unique(to_target(frame, objects, 0)[target[0] == 1]).item()
+    number = number_of(target[0], frame, objects)
     tight = box_of(objects == number)
     loose = from_model_points(frame, prompts.points[0]).reshape(4)
     assert (loose[:2] <= tight[:2]).all()
@@ -177,10 +213,9 @@ def test_loose_boxes_contain_the_tight_one_and_stay_near(seed):
 def test_clicks_lie_inside_their_object_and_end_with_the_padding_point(seed):
     label, objects = discs(seed)
     frame, prompts, target, weight = target_of(label, objects, PromptConfig("point", 3, points=2), seed)
-    small = to_target(frame, objects, 0)
     for points, labels, mask in zip(prompts.points, prompts.labels, target[weight > 0]):
         assert labels.tolist() == [FOREGROUND, FOREGROUND, PAD]
-        number = np.unique(small[mask == 1]).item()
+        number = number_of(mask, frame, objects)
         x, y = from_model_points(frame, points[:2]).T
         np.testing.assert_array_equal(x, np.round(x))
         assert (objects[y.astype(int), x.astype(int)] == number).all()

@@ -1,9 +1,8 @@
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medvfm_jax.images.sampling import matrix, nearest, resize
+from medvfm_jax.images.sampling import matrix, resize
 
 SIZES = st.integers(1, 40)
 
@@ -65,10 +64,3 @@ def test_a_window_of_the_input():
     """start and length pick a part: the average of pixels 2..5 alone."""
     weights = matrix(10, 1, "area", 2.0, 4.0).toarray()
     np.testing.assert_allclose(weights[0], [0, 0, 0.25, 0.25, 0.25, 0.25, 0, 0, 0, 0])
-
-
-@pytest.mark.parametrize(("size", "out"), [(3, 9), (9, 3), (7, 7), (10, 4)])
-def test_nearest_holds_the_centre(size, out):
-    index = nearest(size, out)
-    centre = (np.arange(out) + 0.5) * size / out
-    assert ((index <= centre) & (centre <= index + 1)).all()

@@ -132,6 +132,76 @@ def test_batch_dice_is_the_dice_of_the_images_side_by_side(rng):
     assert abs(float(dice_over_batch(logits, target)) - float(jax.vmap(dice)(logits, target).mean())) > 1e-4
 
 
+# Soft targets: the share of each pixel that a mask covers
+
+
+def finer(x, by=4):
+    """Every pixel of the last two axes as by × by of them."""
+    return jnp.asarray(np.kron(x, np.ones((by, by), np.asarray(x).dtype)))
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, focal])
+@pytest.mark.parametrize("classes", [1, 3])
+def test_the_loss_of_shares_is_that_of_the_finer_mask(loss, classes, rng):
+    logits = jnp.asarray(rng.normal(size=(classes, 5, 6)), jnp.float32)
+    fine = rng.integers(0, max(classes, 2), (20, 24))
+    masks = fine == np.arange(max(classes, 2))[:, None, None]
+    share = masks.reshape(-1, 5, 4, 6, 4).mean((2, 4)).astype(np.float32)
+    target = share[1] if classes == 1 else losses.Shares(share)
+    np.testing.assert_allclose(loss(logits, target), loss(finer(logits), jnp.asarray(fine)), rtol=1e-5)
+
+
+def test_class_weights_of_shares_are_those_of_the_finer_mask(rng):
+    logits = jnp.asarray(rng.normal(size=(3, 5, 6)), jnp.float32)
+    fine = rng.integers(0, 3, (20, 24))
+    share = (fine == np.arange(3)[:, None, None]).reshape(-1, 5, 4, 6, 4).mean((2, 4))
+    weighted = (
+        cross_entropy(z, t, class_weights=(1.0, 2.0, 5.0))
+        for z, t in ((logits, losses.Shares(share)), (finer(logits), jnp.asarray(fine)))
+    )
+    np.testing.assert_allclose(*weighted, rtol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"squared": True}])
+@pytest.mark.parametrize("classes", [1, 3])
+def test_dice_of_shares_is_zero_and_flat_at_the_shares_and_nowhere_lower(options, classes, rng):
+    logits = jnp.asarray(rng.normal(size=(classes, 5, 6)), jnp.float32)
+    share = jax.nn.sigmoid(logits)[0] if classes == 1 else losses.Shares(jax.nn.softmax(logits, axis=0))
+
+    def loss(z):
+        return losses.dice(z, share, **options)
+
+    value, gradient = jax.value_and_grad(loss)(logits)
+    assert float(value) == pytest.approx(0, abs=1e-6)
+    np.testing.assert_allclose(gradient, 0, atol=1e-6)
+    for sharper in (0.5, 2.0, 5.0):
+        assert float(loss(sharper * logits)) > 0.01
+
+
+def test_dice_of_shares_closed_form():
+    # p = 1/2 in four pixels, g = 0, 1/4, 3/4, 1: min 0 + 1/4 + 1/2 + 1/2, sizes 2 + 2
+    share = jnp.array([[0.0, 0.25, 0.75, 1.0]])
+    assert float(dice(jnp.zeros((1, 4)), share, smooth=0.0)) == pytest.approx(1 - 2 * 1.25 / 4)
+    # product 1, squares 1 + (1/16 + 9/16 + 1)
+    assert float(dice(jnp.zeros((1, 4)), share, smooth=0.0, squared=True)) == pytest.approx(1 - 2 / 2.625)
+
+
+@pytest.mark.parametrize("loss", [dice, cross_entropy, focal, dice_ce])
+def test_ignored_pixels_of_shares_change_nothing(loss, rng):
+    logits = jnp.asarray(rng.normal(size=(3, 6, 8)), jnp.float32)
+    share = rng.dirichlet(np.ones(3), (6, 8)).transpose(2, 0, 1)
+    half = loss(logits[:, :, :4], losses.Shares(share[:, :, :4]))
+    share[:, :, 4:] = IGNORE
+    np.testing.assert_allclose(loss(logits, losses.Shares(share)), half, rtol=1e-6)
+    with pytest.raises(LossShapeMismatch, match="shape"):
+        loss(logits[:2], losses.Shares(share))
+
+
+def test_mask_iou_of_shares_takes_what_is_more_than_half():
+    logits = jnp.array([[1.0, 1.0, -1.0, -1.0]])
+    assert float(mask_iou(logits, jnp.array([[0.6, 0.5, 0.9, 0.1]]))) == pytest.approx(1 / 3)
+
+
 def test_mask_iou_closed_form_and_no_gradient():
     logits = jnp.array([[1.0, 1.0, -1.0, -1.0]])
     target = jnp.array([[1, 0, 1, 0]])

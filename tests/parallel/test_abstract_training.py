@@ -12,7 +12,7 @@ def test_a_sam_is_described_without_an_array_of_it():
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(everything))
     assert found.size.total > 85e6
     assert found.batch.image.shape == (6, 1024, 1024, 3)
-    assert (found.batch.target.shape, found.batch.weight.shape) == ((6, 256, 256), (6,))
+    assert (found.batch.target.shape, found.batch.weight.shape) == ((6, 2, 256, 256), (6,))
     assert found.batch.prompts is None
 
 

@@ -136,6 +136,39 @@ def test_semantic_overlap_counts_each_class():
     assert not counts["reference"][2].any()
 
 
+def shares_of(target):
+    """Class indices (B, h, w) as whole shares (B, 3, h, w)."""
+    hidden = (target == IGNORE)[:, None]
+    return np.where(hidden, IGNORE, target[:, None] == np.arange(3)[:, None, None]).astype(np.float32)
+
+
+@pytest.mark.parametrize("objective", ["medsam", "samed"])
+def test_whole_shares_are_class_indices(objective):
+    batch, adapted = semantic_batch(), model(decode_classes)
+    shares = batch._replace(target=shares_of(batch.target))
+    of_index, of_shares = (make_loss(adapted, objective)(PARAMS, DELTA, b, None)[0] for b in (batch, shares))
+    assert float(of_index) == pytest.approx(float(of_shares), rel=1e-6)
+    counts = (make_overlap(adapted)(PARAMS, DELTA, b) for b in (batch, shares))
+    jax.tree.map(np.testing.assert_array_equal, *counts)
+
+
+def test_overlap_counts_what_is_covered_by_more_than_half_and_the_largest_share():
+    batch = promptable_batch()
+    soft = np.where(batch.target == 1, 0.51, np.where(batch.target == 0, 0.49, IGNORE))
+    counts = (
+        make_overlap(model(decode_masks))(PARAMS, DELTA, batch._replace(target=t))
+        for t in (batch.target, soft)
+    )
+    jax.tree.map(np.testing.assert_array_equal, *counts)
+    classes = semantic_batch()
+    whole = shares_of(classes.target)
+    soft = np.where(whole == IGNORE, IGNORE, 0.4 * whole + 0.2)
+    counts = (
+        make_overlap(model(decode_classes))(PARAMS, DELTA, classes._replace(target=t)) for t in (whole, soft)
+    )
+    jax.tree.map(np.testing.assert_array_equal, *counts)
+
+
 def test_unknown_objective_names_the_known():
     with pytest.raises(UnknownObjective, match="medsam, samed, sam"):
         make_loss(model(decode_masks), "mse")

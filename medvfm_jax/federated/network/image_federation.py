@@ -193,11 +193,11 @@ def _example(settings: ImageFederation, spec: ModelSpec) -> Shard:
 
     image, size = shape(spec.input_size, spec.input_size, 3), (spec.logits_size, spec.logits_size)
     if prompts is None:
-        batches = Batch(image, None, shape(*size, dtype=jnp.int32), shape())
+        batches = Batch(image, None, shape(len(settings.numbered_labels), *size), shape())
     else:
         q, p = prompts.count, prompts.slots
         asked = Prompts(shape(q, p, 2), shape(q, p, dtype=jnp.int32))
-        batches = Batch(image, asked, shape(q, *size, dtype=jnp.int32), shape(q))
+        batches = Batch(image, asked, shape(q, *size), shape(q))
     return Shard(batches, jax.ShapeDtypeStruct((), jnp.float32))
 
 
