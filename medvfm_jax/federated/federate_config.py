@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from medvfm_jax.train.config import AdaptConfig, Augment, BadConfig, PromptChoice, require
+from medvfm_jax.train.config import AdaptConfig, Augment, BadConfig, ObjectChoice, PromptChoice, require
 from medvfm_jax.train.embedding_cache import Tier
 from medvfm_jax.train.optimizer import ScheduleName
 
@@ -82,6 +82,8 @@ class FederateConfig:
     """Prompts simulated from the labels; `none` trains a prompt-free model with one output per label."""
     prompts_per_image: int = 4
     """Prompts per image and step, sampled from its labels or instances."""
+    objects: ObjectChoice | None = None
+    """What one simulated prompt is about: instances, components or labels; the default is that of `adapt`."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """Optimiser of the clients, started anew each round; scaffold, fednova and qfedavg are defined for SGD only."""
     learning_rate: float | None = None
@@ -135,6 +137,8 @@ class FederateConfig:
     """Skip cases that cannot be read, and count them, instead of stopping."""
     allow_geometry_mismatch: bool = False
     """Accept label maps of the right shape whose headers place them elsewhere in space than their images."""
+    follow_links: bool = False
+    """Accept image and label files that symbolic links, or paths in dataset.json, place outside the data folder."""
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning; raises BadConfig."""
