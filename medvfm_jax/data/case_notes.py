@@ -1,10 +1,11 @@
-"""What a user should know about how cases were read: collected while reading, counted, said once."""
+"""What a user should know about how cases were read: collected while reading; the check counts and says them."""
 
 import threading
+from collections.abc import Mapping
 
+_NAMED = 3
 ROUNDED = "label map or further channel displaced by no more than rounding of headers; taken as equal"
 ALLOWED = "label map or further channel displaced from its image, as --allow-geometry-mismatch permits"
-_NAMED = 3
 
 
 class CaseNotes:
@@ -20,15 +21,22 @@ class CaseNotes:
             cases = self._found.setdefault(note, {})
             cases[case_id] = max(displacement, cases.get(case_id, 0.0))
 
-    def lines(self) -> list[str]:
-        """One line per note, with how many cases, the first of them, and the largest displacement."""
+    def of(self, case_id: str) -> tuple[tuple[str, float], ...]:
+        """The notes about a case with their displacements."""
         with self._lock:
-            return [_line(note, cases) for note, cases in sorted(self._found.items())]
+            return tuple(
+                (note, cases[case_id]) for note, cases in sorted(self._found.items()) if case_id in cases
+            )
+
+    def lines(self) -> list[str]:
+        """One line per note."""
+        with self._lock:
+            return [line_of(note, cases) for note, cases in sorted(self._found.items())]
 
 
-def _line(note: str, cases: dict[str, float]) -> str:
-    names = sorted(cases)
+def line_of(note: str, cases: Mapping[str, float]) -> str:
+    """A note and {case: displacement} -> how many cases, the first of them, the note, the largest displacement."""
+    names, largest = sorted(cases), max(cases.values())
     shown = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
-    largest = max(cases.values())
     far = f" (by at most {largest:.3g} mm)" if largest else ""
-    return f"{len(names)} case{'s' if len(names) > 1 else ''} ({shown}): {note}{far}"
+    return f"{len(cases)} case{'s' if len(cases) > 1 else ''} ({shown}): {note}{far}"

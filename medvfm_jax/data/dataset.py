@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from medvfm_jax.data import folders, mni152, nnunet
 from medvfm_jax.data.case_notes import ALLOWED, ROUNDED
+from medvfm_jax.data.findings import Findings
+from medvfm_jax.data.names import check_inside
 from medvfm_jax.data.records import (
     BadCase,
     BadDataset,
@@ -16,7 +18,9 @@ from medvfm_jax.data.records import (
     Dataset,
     GeometryMismatch,
     LoadedCase,
+    Objects,
     UnknownLabel,
+    WrongChannels,
 )
 from medvfm_jax.data.sites import check_sites, read_sites
 from medvfm_jax.images import BadImage, Image, read, read_labels
@@ -25,31 +29,42 @@ from medvfm_jax.images.image import TURNED
 from medvfm_jax.images.reading import distinct_values
 from medvfm_jax.types import IGNORE
 
+_LARGEST_NUMBER = 1 << 20  # of an object; tables are made for all numbers below the largest
+
 BUILTIN = {mni152.NAME: mni152.materialise}
 
 
 def open_dataset(
-    source: str | Path, *, allow_geometry_mismatch: float = 0.0, offline: bool = False
+    source: str | Path,
+    *,
+    allow_geometry_mismatch: float = 0.0,
+    offline: bool = False,
+    follow_links: bool = False,
+    objects: Objects | None = None,
+    found: Findings | None = None,
 ) -> Dataset:
     """Folder or name of a built-in dataset ("mni152_tissue") -> Dataset.
 
     A folder is nnU-Net v2 (``dataset.json``, ``imagesTr``, ``labelsTr``) or plain (``images/``, ``masks/``,
     ``instances/``); either may have a ``sites.csv``. Nothing but names, and the values in plain masks, is
     looked at here; ``read_case`` checks a case. allow_geometry_mismatch: accept label maps of the right
-    shape with corners up to so many mm from their image's. Raises BadDataset.
+    shape with corners up to so many mm from their image's. follow_links: files may lie outside the folder. objects: what one prompt is
+    about, see ``data.objects``. found: collects errors that would be raised. Raises BadDataset.
     """
     if str(source) in BUILTIN and not Path(source).exists():
         source = BUILTIN[str(source)](offline=offline)
-    folder = Path(source)
+    folder, found = Path(source), found or Findings()
     if not folder.is_dir():
         raise BadDataset(
             f"{folder} is not a folder; expected a dataset folder, or one of: {', '.join(BUILTIN)}."
         )
+    for name in ("dataset.json", "labels.json", "sites.csv", "splits_final.json"):
+        check_inside(folder / name, folder, follow_links)
     sites = read_sites(folder)
     if nnunet.is_nnunet(folder):
-        dataset = nnunet.open_nnunet(folder, sites)
+        dataset = nnunet.open_nnunet(folder, sites, found, follow_links=follow_links)
     elif folders.is_image_folder(folder):
-        dataset = folders.open_folder(folder, sites)
+        dataset = folders.open_folder(folder, sites, found, follow_links=follow_links)
     elif not any(folder.iterdir()):
         raise BadDataset(f"{folder} is empty; expected images/ and masks/, or nnU-Net's dataset.json.")
     else:
@@ -57,8 +72,13 @@ def open_dataset(
             f"{folder} is no dataset; expected images/ and masks/ with files of equal names, "
             "or nnU-Net's dataset.json, imagesTr/ and labelsTr/."
         )
-    check_sites(sites, set(dataset.by_id), folder / "sites.csv")
-    return dataclasses.replace(dataset, allow_geometry_mismatch=allow_geometry_mismatch)
+    check_sites(sites, set(dataset.by_id), folder / "sites.csv", found)
+    return dataclasses.replace(
+        dataset,
+        allow_geometry_mismatch=allow_geometry_mismatch,
+        objects=objects or "auto",
+        findings=tuple(found),
+    )
 
 
 def read_case(dataset: Dataset, case: Case | str) -> LoadedCase:
@@ -69,9 +89,9 @@ def read_case(dataset: Dataset, case: Case | str) -> LoadedCase:
     """
     case = dataset.case(case) if isinstance(case, str) else case
     try:
-        image = _read_image(dataset, case)
-        label = None if case.label is None else _read_label(dataset, case, image)
-        instances = None if case.instances is None else _read_instances(dataset, case, image)
+        image = read_image(dataset, case)
+        label = None if case.label is None else read_label(dataset, case, image)
+        instances = None if case.instances is None else read_instances(dataset, case, image)
     except BadImage as error:
         raise BadCase(str(error)) from error
     if dataset.alter is not None:
@@ -81,7 +101,8 @@ def read_case(dataset: Dataset, case: Case | str) -> LoadedCase:
     return LoadedCase(case, image, label, instances)
 
 
-def _read_image(dataset: Dataset, case: Case) -> Image:
+def read_image(dataset: Dataset, case: Case) -> Image:
+    """Image of a case with its declared channels, before ``dataset.alter``. Raises BadCase, BadImage."""
     channels = [read(path) for path in case.images]
     for channel in channels:
         _note(dataset, case, channel)
@@ -91,10 +112,14 @@ def _read_image(dataset: Dataset, case: Case) -> Image:
     if len(channels) > 1:
         first = first._replace(array=np.concatenate([c.array for c in channels], axis=-1))
     names, count = dataset.channel_names, first.array.shape[-1]
-    if names and count != len(names) and not (len(case.images) == 1 and len(names) == 1):
-        raise BadCase(
-            f"Case '{case.id}' in {dataset.folder} has {count} channels; dataset.json names {len(names)} "
-            f"({', '.join(names)})."
+    expected = len(names) or len(case.images)
+    colours = not first.is_volume and len(case.images) == 1 and len(names) <= 1
+    if count != expected and not colours:
+        shape = f"shape {first.array.shape}: " if first.is_volume else ""
+        where = f"dataset.json names {len(names)} ({', '.join(names)})" if names else f"expected {expected}"
+        raise WrongChannels(
+            f"Case '{case.id}' in {dataset.folder} has {shape}{count} channels{' or time points' if shape else ''}; "
+            f"{where}. Store one file per channel, or keep one time point."
         )
     if (dataset.dimension == 3) != first.is_volume:
         kind = "volume" if first.is_volume else "picture"
@@ -105,8 +130,8 @@ def _read_image(dataset: Dataset, case: Case) -> Image:
     return first
 
 
-def _read_label(dataset: Dataset, case: Case, image: Image) -> NDArray[np.int32]:
-    """Class indices (H, W) or (X, Y, Z), IGNORE where the file says so."""
+def read_label(dataset: Dataset, case: Case, image: Image) -> NDArray[np.int32]:
+    """Class indices (H, W) or (X, Y, Z), IGNORE where the file says so. Raises BadCase, BadImage."""
     read_in = read_labels(case.label)
     _note(dataset, case, read_in)
     _check_grid(dataset, case, read_in, image, case.label)
@@ -133,11 +158,18 @@ def _where_declared(dataset: Dataset) -> str:
     return "the dataset"
 
 
-def _read_instances(dataset: Dataset, case: Case, image: Image) -> NDArray[np.int32]:
+def read_instances(dataset: Dataset, case: Case, image: Image) -> NDArray[np.int32]:
+    """Object numbers (H, W) or (X, Y, Z), 0 where there is none. Raises BadCase, BadImage."""
     read_in = read_labels(case.instances)
     _note(dataset, case, read_in)
     _check_grid(dataset, case, read_in, image, case.instances)
-    return np.maximum(read_in.array[..., 0], 0)
+    numbers = read_in.array[..., 0]
+    if numbers.size and not (numbers.min() >= 0 and numbers.max() <= _LARGEST_NUMBER):
+        raise BadCase(
+            f"{case.instances} numbers objects from {numbers.min()} to {numbers.max()}; expected 0 for the background "
+            f"and 1, 2, ... up to {_LARGEST_NUMBER:,}."
+        )
+    return numbers
 
 
 def _note(dataset: Dataset, case: Case, image: Image) -> None:

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from medvfm_jax.data.objects import How, object_map, objects_of
 from medvfm_jax.data.records import BadCase, Case, Dataset
 from medvfm_jax.data.store import DecodedCase, store_of
 from medvfm_jax.images import Frame, frame_of, plane, preprocess
@@ -56,6 +57,7 @@ def examples(
     """
     store, found = store_of(dataset), []
     wanted = _wanted(dataset, labels)
+    how = objects_of(dataset) if task == "promptable" else "labels"
     for case_id in cases:
         try:
             decoded = store(case_id)
@@ -68,7 +70,7 @@ def examples(
                 raise
             skipped[case_id] = str(error)
             continue
-        found += _of_case(decoded, spec, task, empty, wanted)
+        found += _of_case(decoded, spec, task, empty, wanted, how)
     if not found:
         raise NoExamples(
             f"No {'picture' if dataset.dimension == 2 else 'slice'} of {dataset.folder} is left to use"
@@ -124,13 +126,13 @@ def _wanted(dataset: Dataset, labels: Sequence[str] | None) -> NDArray[np.int64]
 
 
 def _of_case(
-    decoded: DecodedCase, spec: ModelSpec, task: Task, empty: float, wanted: NDArray
+    decoded: DecodedCase, spec: ModelSpec, task: Task, empty: float, wanted: NDArray, how: How
 ) -> list[Example]:
     name, axis = decoded.case.id, decoded.axis
     if axis is None:
         keep = (
             task == "semantic"
-            or _largest(decoded.label, decoded.instances, wanted)
+            or _largest(decoded.label, decoded.instances, wanted, how)
             >= frame_of(spec, *decoded.label.shape).least_object
         )
         return [Example(name, name)] if keep else []
@@ -140,6 +142,7 @@ def _of_case(
             plane(decoded.label, axis, i),
             None if decoded.instances is None else plane(decoded.instances, axis, i),
             wanted,
+            how,
         )
         for i in indices
     ]
@@ -154,8 +157,7 @@ def _of_case(
     return [Example(f"{name}#{i:04d}", name, i, axis) for i in chosen]
 
 
-def _largest(label: NDArray, instances: NDArray | None, wanted: NDArray) -> int:
-    """Pixels of the largest object: of an instance, or of the region of one class."""
-    objects = np.where(np.isin(label, wanted), label if instances is None else instances, 0)
-    counts = np.bincount(np.maximum(objects, 0).reshape(-1))
+def _largest(label: NDArray, instances: NDArray | None, wanted: NDArray, how: How) -> int:
+    """Pixels of the largest object, see ``objects.object_map``."""
+    counts = np.bincount(np.maximum(object_map(label, instances, wanted, how), 0).reshape(-1))
     return int(counts[1:].max(initial=0))

@@ -1,26 +1,15 @@
 """A plain folder: ``images/`` with ``masks/`` and, optionally, ``instances/``, ``sites.csv``, ``labels.json``."""
 
-import json
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
-from medvfm_jax.data.records import BadDataset, Case, Dataset, whole_number
+from medvfm_jax.data.findings import Findings, named
+from medvfm_jax.data.mask_values import ONE_CLASS, scheme_of
+from medvfm_jax.data.names import check_inside, check_name
+from medvfm_jax.data.records import BadDataset, Case, Dataset
 from medvfm_jax.data.sites import NO_SITES, SiteTable
-from medvfm_jax.images import BadImage, read_labels
-from medvfm_jax.images.reading import NIFTI, SUFFIXES, distinct_values, stem_of, suffix_of
-
-_MOST_CLASSES = 64  # more distinct values are instance numbers or grey levels
-_UNLABELLED = 255  # among other classes, the customary value for pixels nobody labelled
-
-
-class LabelScheme(NamedTuple):
-    """Class names and what stands for them in the files; see ``Dataset``."""
-
-    labels: dict[str, int]
-    values: tuple[int, ...]
-    ignore: int | None
+from medvfm_jax.images.reading import NIFTI, SUFFIXES, stem_of, suffix_of
 
 
 def is_image_folder(folder: Path) -> bool:
@@ -28,106 +17,101 @@ def is_image_folder(folder: Path) -> bool:
     return (folder / "images").is_dir() and any((folder / d).is_dir() for d in ("masks", "instances"))
 
 
-def open_folder(folder: Path, sites: SiteTable = NO_SITES) -> Dataset:
+def open_folder(
+    folder: Path, sites: SiteTable = NO_SITES, found: Findings | None = None, *, follow_links: bool = False
+) -> Dataset:
     """Folder -> Dataset; image, mask and instance map of a case share their name up to the suffix.
 
-    Mask values: 0 and one other value, whichever (255, 1): background and "foreground"; several values: one
-    class each, and 255 among them means "not labelled". ``labels.json`` ({"background": 0, "cell": 1,
-    "ignore": 255}) gives names, and is then binding. Without masks/, instances/ give the foreground. Images
-    without a reference are left out. Raises BadDataset.
+    What numbers in masks mean: ``mask_values.scheme_of``. Without masks/, instances/ give the foreground. Images
+    without a reference are left out, counted and named; a reference without an image is refused. Raises BadDataset.
     """
-    images = _by_stem(folder / "images")
-    masks, instances = _by_stem(folder / "masks"), _by_stem(folder / "instances")
+    found = found or Findings()
+    images, masks, instances = (
+        _by_stem(folder, kind, found, follow_links) for kind in ("images", "masks", "instances")
+    )
     if not images:
         raise BadDataset(f"{folder / 'images'} has no images; expected {', '.join(SUFFIXES)}.")
     reference = masks or instances
-    orphans = sorted(set(reference) - set(images))
-    if orphans:
-        raise BadDataset(f"{folder} has a mask but no image for '{orphans[0]}' ({len(orphans)} such).")
+    for files, what in ((masks, "mask"), (instances, "instance map")):
+        orphans = sorted(set(files) - set(images))
+        if orphans:
+            error = BadDataset(
+                f"{folder} has a {what} but no image for {named(orphans)} ({len(orphans)} such)."
+            )
+            found.error("label without image", error, orphans)
     names = sorted(set(images) & set(reference))
     if not names:
         raise BadDataset(f"{folder} has no image with a mask of the same name.")
-    scheme = _scheme(folder, [masks[name] for name in names] if masks else [])
+    _count_the_rest(folder, images, masks, instances, found)
+    scheme = scheme_of(folder, [masks[name] for name in names], found) if masks else ONE_CLASS
+    if not masks and (folder / "labels.json").is_file():
+        scheme = scheme_of(folder, [], found)
     endings = Counter(suffix_of(images[name]) for name in names)
     if len({e in NIFTI for e in endings}) > 1:
-        raise BadDataset(f"{folder / 'images'} mixes pictures and volumes; keep them in separate folders.")
+        error = BadDataset(f"{folder / 'images'} mixes pictures and volumes; keep them in separate folders.")
+        found.error("two formats", error)
     ending = endings.most_common(1)[0][0]
     cases = tuple(
         Case(name, *sites.of(name), (images[name],), masks.get(name), instances.get(name)) for name in names
     )
     return Dataset(
         name=folder.name, folder=folder, cases=cases, labels=scheme.labels, ignore=scheme.ignore,
-        dimension=3 if ending in NIFTI else 2, licence=_licence(folder), values=scheme.values, file_ending=ending,
+        dimension=3 if ending in NIFTI else 2, licence=_licence(folder, follow_links), values=scheme.values,
+        file_ending=ending,
     )  # fmt: skip
 
 
-def _by_stem(folder: Path) -> dict[str, Path]:
-    if not folder.is_dir():
+def _count_the_rest(
+    folder: Path,
+    images: Mapping[str, Path],
+    masks: Mapping[str, Path],
+    instances: Mapping[str, Path],
+    found: Findings,
+) -> None:
+    """Images that are left out, and cases whose objects are not told apart although those of others are."""
+    without = sorted(set(images) - set(masks or instances))
+    if without:
+        what = "mask" if masks else "instance map"
+        found.note(
+            "image without label",
+            f"{len(without)} of {len(images)} images in {folder} have no {what} and are left out: {named(without)}",
+            without,
+        )
+    single = sorted((set(images) & set(masks)) - set(instances)) if masks and instances else []
+    if single:
+        message = f"{len(single)} of {len(masks)} masks in {folder} have no instance map: {named(single)}"
+        found.note("instance maps", message, single)
+
+
+def _by_stem(folder: Path, kind: str, found: Findings, follow_links: bool) -> dict[str, Path]:
+    """Files of a sub-folder by the name of their case; empty if there is none."""
+    if not (folder / kind).is_dir():
         return {}
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
+    files: dict[str, Path] = {}
+    for path in sorted((folder / kind).iterdir()):
         if path.name.startswith(".") or suffix_of(path) not in SUFFIXES:
             continue
-        if stem_of(path) in found:
-            raise BadDataset(f"{folder} has two files named '{stem_of(path)}'; give them different names.")
-        found[stem_of(path)] = path
-    return found
-
-
-def _scheme(folder: Path, masks: list[Path]) -> LabelScheme:
-    path = folder / "labels.json"
-    if path.is_file():
-        return _declared(path)
-    if not masks:
-        return LabelScheme({"background": 0, "foreground": 1}, (0, 1), None)
-    values = _values(masks)
-    others = [v for v in values if v != 0]
-    if len(others) <= 1:
-        return LabelScheme({"background": 0, "foreground": 1}, (0, others[0] if others else 1), None)
-    if len(values) > _MOST_CLASSES or others[0] < 0:
-        raise BadDataset(
-            f"{folder / 'masks'} has {len(values)} different values from {min(values)} to {max(values)}, too many "
-            "for classes; put instance numbers into instances/, or name the classes in labels.json."
-        )
-    ignore = _UNLABELLED if _UNLABELLED in others and len(others) > 1 else None
-    kept = (0, *(v for v in others if v != ignore))
-    if len(kept) == 2:  # one class besides the unlabelled pixels
-        return LabelScheme({"background": 0, "foreground": 1}, kept, ignore)
-    return LabelScheme({"background": 0} | {f"label {v}": i for i, v in enumerate(kept[1:], 1)}, kept, ignore)
-
-
-def _declared(path: Path) -> LabelScheme:
-    try:
-        table = {
-            str(name): whole_number(value)
-            for name, value in json.loads(path.read_text(encoding="utf-8")).items()
-        }
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise BadDataset(f'{path} cannot be read ({error}); expected {{"background": 0, ...}}.') from error
-    ignore = table.pop("ignore", None)
-    ordered = sorted(table.items(), key=lambda item: item[1])
-    distinct = {v for _, v in ordered} | ({ignore} if ignore is not None else set())
-    if len(ordered) < 2 or ordered[0][1] != 0 or len(distinct) < len(ordered) + (ignore is not None):
-        raise BadDataset(f"{path} needs a background 0 and at least one other label, all different.")
-    return LabelScheme({name: i for i, (name, _) in enumerate(ordered)}, tuple(v for _, v in ordered), ignore)
-
-
-def _values(masks: list[Path]) -> list[int]:
-    """All values that occur in readable masks; what is wrong with the others is said when they are read."""
-
-    def of(path: Path) -> set[int]:
+        stem = stem_of(path)
         try:
-            return set(distinct_values(read_labels(path).array))
-        except BadImage:
-            return set()
+            check_inside(path, folder, follow_links)
+            check_name(stem, path.parent)
+        except BadDataset as error:
+            found.error("path", error, [stem])
+            continue
+        if stem in files:
+            error = BadDataset(
+                f"{path.parent} has two files named '{stem}' ({files[stem].name}, {path.name}); "
+                "give them different names, or remove one."
+            )
+            found.error("two formats", error, [stem])
+        files.setdefault(stem, path)
+    return files
 
-    with ThreadPoolExecutor(2) as pool:
-        return sorted(set().union(*pool.map(of, masks)))
 
-
-def _licence(folder: Path) -> str:
+def _licence(folder: Path, follow_links: bool) -> str:
     for name in ("LICENSE", "LICENSE.txt", "LICENCE", "LICENCE.txt"):
         if (folder / name).is_file():
-            first = (folder / name).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            path = check_inside(folder / name, folder, follow_links)  # its first line goes into every report
+            first = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
             return first[0][:300] if first else "unknown"
     return "unknown"

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from medvfm_jax.data.augment import INSTANCE_OUTSIDE, LABEL_OUTSIDE, NAMED, NONE, AugmentConfig, augment
 from medvfm_jax.data.examples import Example, NoExamples, Task, class_lookup, example_image, load_example
+from medvfm_jax.data.objects import object_map, objects_of
 from medvfm_jax.data.records import Dataset
-from medvfm_jax.data.targets import PromptConfig, object_map, promptable_target, semantic_target
+from medvfm_jax.data.targets import PromptConfig, promptable_target, semantic_target
 from medvfm_jax.images import frame_of, preprocess
 from medvfm_jax.types import ABSENT, IGNORE, Batch, MedvfmError, ModelSpec, Prompts
 
@@ -125,6 +126,7 @@ def make_loader(
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     length = None if epochs is None else -(-len(examples) * epochs // batch_size)
     words = [dataset.name, task, batch_size, seed, shuffle, epochs, make.prompts, config, labels]
+    words += [make.how] if make.how == "components" else []
     identity = hashlib.sha256(repr((words, [e.id for e in examples])).encode()).hexdigest()[:16]
     return Loader(batches.to_iter_dataset(options), identity, length)
 
@@ -165,6 +167,7 @@ class _Maker:
         chosen = class_lookup(dataset, labels)
         self.lookup = np.array([chosen.get(name, 0) for name in dataset.labels], np.int32)
         self.wanted = np.array([i for i, output in enumerate(self.lookup) if output > 0])
+        self.how = objects_of(dataset) if task == "promptable" else None
 
     def __call__(self, index: int, rng: np.random.Generator) -> Batch:
         """Load, augment, preprocess, simulate prompts."""
@@ -181,7 +184,7 @@ class _Maker:
             array, frame = np.asarray(self.image_fn(example)), frame_of(self.spec, *label.shape)
         if self.task == "semantic":
             return Batch(array, None, semantic_target(frame, label, self.lookup), np.float32(1))
-        objects = object_map(label, instances, self.wanted)
+        objects = object_map(label, instances, self.wanted, self.how)
         return Batch(array, *promptable_target(rng, frame, label, objects, self.prompts))
 
 

@@ -6,9 +6,12 @@ v1 and Decathlon: ``modality`` instead of ``channel_names``, labels as number ->
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from medvfm_jax.data.findings import Findings, named
+from medvfm_jax.data.names import check_inside, check_name, check_text, shown
 from medvfm_jax.data.records import BadDataset, Case, Dataset, whole_number
 from medvfm_jax.data.sites import NO_SITES, SiteTable
 from medvfm_jax.images.reading import NIFTI, SUFFIXES, suffix_of
@@ -21,31 +24,35 @@ def is_nnunet(folder: Path) -> bool:
     return (folder / "dataset.json").is_file()
 
 
-def open_nnunet(folder: Path, sites: SiteTable = NO_SITES) -> Dataset:
+def open_nnunet(
+    folder: Path, sites: SiteTable = NO_SITES, found: Findings | None = None, *, follow_links: bool = False
+) -> Dataset:
     """Folder -> Dataset with the cases of ``imagesTr``; raises BadDataset.
 
     ``ignore`` among the labels is the value no loss and no score looks at. Labels made of several values
-    (nnU-Net's regions) become one class per value, named after the regions that contain it.
+    (nnU-Net's regions) become one class per value, named after the regions that contain it. Labels without an image,
+    images without a label and ``.nii`` beside ``.nii.gz`` are refused; another number of cases than ``numTraining``
+    is said. follow_links: paths of the "dataset" table and symbolic links may lead out of the folder.
     """
+    found = found or Findings()
     info = _read_json(folder / "dataset.json")
     labels, values, ignore = _labels(folder, info)
     channels = _channel_names(folder, info)
-    ending = str(info.get("file_ending") or "") or _guess_ending(folder / "imagesTr")
-    files = _listed(folder, info) or _found(folder, ending)
+    ending = _ending(folder, info)
+    listed = _listed(folder, info, found)
+    files = listed or _found(folder, ending, found)
     if not files:
         raise BadDataset(f"{folder / 'imagesTr'} has no '*{ending}' images; expected CASE_0000{ending}.")
     cases = []
     for name, (images, label) in sorted(files.items()):
-        if not images or (channels and len(images) not in (1, len(channels))):
-            raise BadDataset(
-                f"Case '{name}' in {folder} has {len(images)} channel files; dataset.json names {len(channels)} "
-                f"channels ({', '.join(channels)})."
-            )
-        missing = next((p for p in (*images, label) if not p.is_file()), None)
-        if missing is not None:
-            raise BadDataset(f"Case '{name}' has no file {missing}.")
+        try:
+            _check_case(folder, name, images, label, channels, follow_links)
+        except BadDataset as error:
+            found.error(_kind(error), error, [name])
+            continue
         patient, site = sites.of(name)
         cases.append(Case(name, patient, site, tuple(images), label))
+    _count(folder, info, ending, files, bool(listed), found)
     return Dataset(
         name=str(info.get("name") or folder.name), folder=folder, cases=tuple(cases), labels=labels,
         ignore=ignore, dimension=3 if ending in (*NIFTI, ".npy") else 2,
@@ -54,10 +61,104 @@ def open_nnunet(folder: Path, sites: SiteTable = NO_SITES) -> Dataset:
     )  # fmt: skip
 
 
+class _MissingFile(BadDataset):
+    """A case without one of its files."""
+
+
+class _WrongChannels(BadDataset):
+    """A case with another number of channel files than dataset.json names."""
+
+
+def _kind(error: BadDataset) -> str:
+    kinds = {_MissingFile: "image without label", _WrongChannels: "channels"}
+    return kinds.get(type(error), "path")
+
+
+def _check_case(
+    folder: Path, name: str, images: list[Path], label: Path, channels: tuple[str, ...], follow_links: bool
+) -> None:
+    check_name(name, folder)
+    if not images or (channels and len(images) not in (1, len(channels))):
+        raise _WrongChannels(
+            f"Case '{name}' in {folder} has {len(images)} channel files; dataset.json names {len(channels)} "
+            f"channels ({', '.join(channels)})."
+        )
+    for path in (*images, label):
+        check_inside(path, folder, follow_links)
+    missing = next((p for p in (*images, label) if not p.is_file()), None)
+    if missing is not None:
+        raise _MissingFile(f"Case '{name}' has no file {_shown_path(missing)}.")
+
+
+def _shown_path(path: Path) -> str:
+    """A path from a table as a message can show it."""
+    return str(path) if str(path).isprintable() else shown(path)
+
+
+def _ending(folder: Path, info: dict[str, Any]) -> str:
+    ending = str(info.get("file_ending") or "") or _guess_ending(folder / "imagesTr")
+    if ending.lower() not in SUFFIXES:  # it becomes a part of paths
+        raise BadDataset(
+            f"{folder / 'dataset.json'} has the file_ending {shown(ending)}; expected one of {', '.join(SUFFIXES)}."
+        )
+    return ending
+
+
+def _count(
+    folder: Path,
+    info: dict[str, Any],
+    ending: str,
+    files: Mapping[str, tuple[list[Path], Path]],
+    listed: bool,
+    found: Findings,
+) -> None:
+    """Whatever lies in the folders without becoming a case."""
+    used = {path for images, label in files.values() for path in (*images, label)}
+    expected = info.get("numTraining")
+    if isinstance(expected, int) and expected != len(files):
+        found.note(
+            "number of cases",
+            f"{folder / 'dataset.json'} says numTraining={expected}; {len(files)} cases are here",
+        )
+    for kind in ("imagesTr", "labelsTr"):
+        unused = [path for path in _image_files(folder / kind) if path not in used]
+        same = [path.name for path in unused if path.name.lower().endswith(ending.lower())]
+        siblings = [path.name for path in unused if suffix_of(path) in NIFTI and path.name not in same]
+        others = [path.name for path in unused if path.name not in (*same, *siblings)]
+        if siblings and ending in NIFTI:
+            error = BadDataset(
+                f"{folder / kind} has .nii beside .nii.gz: {len(siblings)} files do not end in {ending} "
+                f"({named(siblings)}) and would not be used; convert or remove them."
+            )
+            found.error("two formats", error, siblings)
+        elif siblings:
+            others += siblings
+        if same and kind == "labelsTr" and not listed:
+            error = BadDataset(
+                f"{folder / kind} has a label but no image for {named(same)} ({len(same)} such); add the images or "
+                "remove the labels."
+            )
+            found.error("label without image", error, [name[: -len(ending)] for name in same])
+        elif same:
+            others += same
+        if others:
+            found.note(
+                "unused files",
+                f"{len(others)} files in {folder / kind} are not used: {named(others)}",
+                others,
+            )
+
+
+def _image_files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(p for p in folder.iterdir() if not p.name.startswith(".") and suffix_of(p) in SUFFIXES)
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadDataset(f"{path} cannot be read ({error}); expected JSON.") from error
     if not isinstance(info, dict) or not isinstance(info.get("labels"), dict):
         raise BadDataset(f'{path} has no \'labels\'; expected a table like {{"background": 0, "liver": 1}}.')
@@ -76,8 +177,10 @@ def _labels(folder: Path, info: dict[str, Any]) -> tuple[dict[str, int], tuple[i
                 str(name): tuple(whole_number(v) for v in (value if isinstance(value, list) else [value]))
                 for name, value in raw.items()
             }
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise BadDataset(f"{where} has labels that are not whole numbers; expected name: number.") from error
+    for name in table:
+        check_text(name, where, "label")
     alone = [values for values in table.values() if len(values) == 1]
     if len(table) < len(raw):
         raise BadDataset(f"{where} gives two labels the same name; make them differ.")
@@ -120,7 +223,7 @@ def _guess_ending(images: Path) -> str:
     return found[0] if found else ".nii.gz"
 
 
-def _found(folder: Path, ending: str) -> dict[str, tuple[list[Path], Path]]:
+def _found(folder: Path, ending: str, found: Findings) -> dict[str, tuple[list[Path], Path]]:
     """Case -> channel files in order, label file; from the names in imagesTr."""
     images = folder / "imagesTr"
     if not images.is_dir():
@@ -133,26 +236,35 @@ def _found(folder: Path, ending: str) -> dict[str, tuple[list[Path], Path]]:
         match = _CHANNEL.fullmatch(stem)
         case, channel = (match["case"], int(match["channel"])) if match else (stem, 0)
         cases.setdefault(case, {})[channel] = path
-    for case, channels in cases.items():
+    for case, channels in list(cases.items()):
         if sorted(channels) != list(range(len(channels))):
-            raise BadDataset(
-                f"Case '{case}' in {images} has the channels {sorted(channels)}; expected 0, 1, 2, ..."
+            error = BadDataset(
+                f"Case {shown(case)} in {images} has the channels {sorted(channels)}; expected 0, 1, 2, ..."
             )
+            found.error("channels", error, [case])
+            del cases[case]
     labels = folder / "labelsTr"
     return {c: ([files[i] for i in sorted(files)], labels / f"{c}{ending}") for c, files in cases.items()}
 
 
-def _listed(folder: Path, info: dict[str, Any]) -> dict[str, tuple[list[Path], Path]]:
-    """The same from a "dataset" table (v2), whose paths may lead anywhere below the folder; else empty."""
+def _listed(folder: Path, info: dict[str, Any], found: Findings) -> dict[str, tuple[list[Path], Path]]:
+    """The same from a "dataset" table (v2), whose paths are relative to the folder or absolute; else empty."""
     table = info.get("dataset")
     if not isinstance(table, dict):
         return {}
-    try:
-        return {
-            str(case): ([folder / p for p in entry["images"]], folder / entry["label"])
-            for case, entry in table.items()
-        }
-    except (TypeError, KeyError) as error:
-        raise BadDataset(
-            f"{folder / 'dataset.json'} has a 'dataset' table without images and label for each case."
-        ) from error
+    files = {}
+    for case, entry in table.items():
+        try:
+            paths = [*entry["images"], entry["label"]]
+            if not all(isinstance(path, str) and "\0" not in path for path in paths):
+                raise TypeError
+        except (TypeError, KeyError):
+            error = BadDataset(
+                f"{folder / 'dataset.json'} has a 'dataset' table without images and label for each case "
+                f"(see {shown(case)})."
+            )
+            found.error("path", error, [case])
+            continue
+        *images, label = (folder / path for path in paths)
+        files[case] = (images, label)
+    return files

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from medvfm_jax.data.case_notes import CaseNotes
 from medvfm_jax.images import Image
 from medvfm_jax.types import MedvfmError
+
+Objects = Literal["auto", "instances", "components", "labels"]
 
 
 class BadDataset(MedvfmError, ValueError):
@@ -23,6 +25,10 @@ class BadCase(BadDataset):
 
 class GeometryMismatch(BadCase):
     """A label map, or a further channel, that does not lie on the grid of the image."""
+
+
+class WrongChannels(BadCase):
+    """An image with another number of channels, or of time points, than the dataset declares."""
 
 
 class UnknownLabel(BadCase):
@@ -58,10 +64,11 @@ class Dataset:
 
     labels: class name -> class index, 0..K in this order, background 0. values: the number that stands for
     each class index in the label files. ignore: the number in the label files that no score looks at, or
-    None. dimension: 2 for pictures, 3 for volumes. allow_geometry_mismatch: how far, in mm, the header of a
-    label map may place a corner from where the image has it. notes: about the cases read so far. alter:
-    changes the array of each image as it is read, such as a scanner shift of `partition`; None for images as
-    they are.
+    None. dimension: 2 for pictures, 3 for volumes. objects: what one prompt is about, see ``data.objects``.
+    allow_geometry_mismatch: how far, in mm, the header of a label map may place a corner from where the image has
+    it. notes: about how the cases read so far were read.
+    findings: what was odd when the folder was opened (``data.findings.Finding``). alter: changes the array of each
+    image as it is read, such as a scanner shift of `partition`; None for images as they are.
     """
 
     name: str
@@ -76,6 +83,8 @@ class Dataset:
     file_ending: str = ".png"
     note: str = ""
     allow_geometry_mismatch: float = 0.0
+    objects: Objects = "auto"
+    findings: tuple[Any, ...] = ()
     alter: Callable[[Case, NDArray], NDArray] | None = None
     notes: CaseNotes = field(default_factory=CaseNotes, repr=False)
     by_id: Mapping[str, Case] = field(init=False, repr=False, compare=False)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from medvfm_jax.data.findings import Findings, named
+from medvfm_jax.data.names import check_text, shown
 from medvfm_jax.data.records import BadDataset, Dataset
 from medvfm_jax.images.reading import SUFFIXES, stem_of, suffix_of
 
@@ -53,25 +55,46 @@ def read_table(path: Path) -> SiteTable:
                     f"{path} has the columns {sorted(columns)}; expected file, site and maybe patient."
                 )
             for row in reader:
-                named = Path((row["file"] or "").strip())
-                if not named.name:
+                file_name = (row["file"] or "").strip()
+                if not file_name:
                     raise BadDataset(f"{path} has a row without a file name in line {reader.line_num}.")
-                case = stem_of(named) if suffix_of(named) in SUFFIXES else named.name
-                patient, site = (row.get("patient") or "").strip(), (row["site"] or "").strip()
-                if rows.setdefault(case, (patient, site or ONE_SITE)) != (patient, site or ONE_SITE):
-                    raise BadDataset(f"{path} has two different rows for '{case}'; keep one.")
+                if any(c in "/\\" for c in file_name):
+                    raise BadDataset(
+                        f"{path} names the file {shown(file_name)} in line {reader.line_num}; expected the name of an "
+                        "image without folders."
+                    )
+                patient, site = (row.get("patient") or "").strip(), (row["site"] or "").strip() or ONE_SITE
+                check_text(site, path, "site")
+                if patient:
+                    check_text(patient, path, "patient")
+                as_path = Path(file_name)
+                case = stem_of(as_path) if suffix_of(as_path) in SUFFIXES else file_name
+                if rows.setdefault(case, (patient, site)) != (patient, site):
+                    raise BadDataset(f"{path} has two different rows for {shown(case)}; keep one.")
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise BadDataset(f"{path} cannot be read ({error}); expected a table with commas.") from error
     return SiteTable(rows)
 
 
-def check_sites(table: SiteTable, cases: set[str], path: Path) -> None:
-    """Raise BadDataset if the table of this file leaves some cases out, which would split them blindly."""
-    missing = sorted(c for c in cases if table.name_of(c) not in table.rows) if table is not NO_SITES else []
+def check_sites(table: SiteTable, cases: set[str], path: Path, found: Findings | None = None) -> None:
+    """Refuse a table that leaves some cases out, which would split them blindly; raises BadDataset.
+
+    Rows without an image are counted.
+    """
+    if table is NO_SITES:
+        return
+    found = found or Findings()
+    missing = sorted(c for c in cases if table.name_of(c) not in table.rows)
     if missing:
-        raise BadDataset(
+        error = BadDataset(
             f"{path} does not mention {len(missing)} of the images, such as '{missing[0]}'; "
             "add them, or remove the file."
+        )
+        found.error("sites", error, missing)
+    rest = sorted(set(table.rows) - {table.name_of(case) for case in cases})
+    if rest:
+        found.note(
+            "sites", f"{len(rest)} of {len(table.rows)} rows in {path} have no image: {named(rest)}", rest
         )
 
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from medvfm_jax.data.names import shown
 from medvfm_jax.data.records import BadDataset, Dataset
 from medvfm_jax.types import MedvfmError
 
@@ -134,7 +135,7 @@ def _from_file(dataset: Dataset, fold: int) -> tuple[list[str], list[str], list[
         chosen = folds[fold] if fold >= 0 else [][fold]  # no counting from the end
         train, val = list(map(str, chosen["train"])), list(map(str, chosen["val"]))
         test = list(map(str, chosen.get("test", [])))
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise BadSplit(
             f'{path} cannot be read ({error}); expected [{{"train": [...], "val": [...]}}, ...].'
         ) from error
@@ -142,7 +143,7 @@ def _from_file(dataset: Dataset, fold: int) -> tuple[list[str], list[str], list[
         raise BadSplit(f"{path} has {len(folds)} folds; there is no fold {fold}.") from error
     unknown = sorted({*train, *val, *test} - set(dataset.by_id))
     if unknown:
-        raise BadDataset(f"{path} names the case '{unknown[0]}', which {dataset.folder} does not have.")
+        raise BadDataset(f"{path} names the case {shown(unknown[0])}, which {dataset.folder} does not have.")
     return train, val, test
 
 

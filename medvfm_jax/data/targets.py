@@ -85,11 +85,6 @@ def semantic_target(frame: Frame, label: NDArray, lookup: NDArray) -> NDArray[np
     return target
 
 
-def object_map(label: NDArray, instances: NDArray | None, wanted: NDArray) -> NDArray:
-    """(H, W) -> number of the object at each pixel, 0 for none: an instance, or the region of one class."""
-    return np.where(np.isin(label, wanted), label if instances is None else instances, 0)
-
-
 def promptable_target(
     rng: np.random.Generator, frame: Frame, label: NDArray, objects: NDArray, config: PromptConfig
 ) -> tuple[Prompts, NDArray[np.float32], NDArray[np.float32]]:

@@ -22,6 +22,7 @@ from medvfm_jax.fetch import cache_dir
 from medvfm_jax.train import checkpoint, hooks, run_directory
 from medvfm_jax.train.assemble import delta_metadata
 from medvfm_jax.train.config import EvaluateConfig
+from medvfm_jax.train.data_check import lines
 from medvfm_jax.train.early_stopping import EarlyStopping
 from medvfm_jax.train.embedding_cache import EmbeddingCache, embed, make_cache
 from medvfm_jax.train.evaluate import Subject, readable, score_cases
@@ -64,7 +65,7 @@ def federate(config: FederateConfig, display: ProgressDisplay | None = None) -> 
         display = display or stack.enter_context(ProgressDisplay(title="federate"))
         run_directory.refuse_existing(config.out, config.resume)
         stack.enter_context(run_directory.locked(config.out))
-        run = resolve(config)
+        run = resolve(config, display)
         _check_names(run)
         RoundStep(
             run, make_loss(run.adapted, run.record["resolved"]["objective"])
@@ -90,10 +91,8 @@ def _announce(run: FederatedRun, say: Callable[[str], None]) -> None:
     say(f"{config.model} with {config.preset}, {run.algorithm}: {run.size}")
     for client in run.clients:
         say(f"{client.name}: {len(client.patients)} patients, {client.samples} images or slices to train on")
-    for message in run.skipped.values():
-        say(f"skipped: {message}")
-    for line in run.source.dataset.notes.lines():
-        say(f"note: {line}")
+    for line in lines(run.checked, run.source.split):
+        say(line)
     if run.privacy is not None:
         say(
             f"noise multiplier {run.privacy.privacy.noise_multiplier:.3f}: {run.privacy.statement(config.rounds)}"
@@ -261,8 +260,8 @@ def _score(run: FederatedRun, models: Models, prompt: str, say: Callable[[str], 
         skip_bad=config.skip_bad,
         save_predictions=True,
     )
-    skipped: dict[str, str] = {}
-    cases = readable(dataset, _first_of_each(run), skipped, settings)
+    console = Console(stderr=True, highlight=False)
+    cases, checked = readable(dataset, _first_of_each(run), settings, console)
     label = f"{config.preset}, {run.algorithm}"
     asked = "box" if prompt == "mixed" else prompt
     subject = Subject(config.model, label, run.base, run.adapted, models.shared, asked)
@@ -277,8 +276,7 @@ def _score(run: FederatedRun, models: Models, prompt: str, say: Callable[[str], 
         return of_client(run.index_of(case.site) if jax.tree.leaves(models.own) else None)
 
     out = config.out / run_directory.SCORES
-    console = Console(stderr=True, highlight=False)
-    score_cases(settings, out, run.source, cases, skipped, subject, predictor_of, console)
+    score_cases(settings, out, run.source, cases, checked, subject, predictor_of, console)
     say(f"scores: {out}")
     return out
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from medvfm_jax import local_paths
-from medvfm_jax.train.config import AdaptConfig, Augment, BadConfig, PromptChoice, require
+from medvfm_jax.train.config import AdaptConfig, Augment, BadConfig, ObjectChoice, PromptChoice, require
 from medvfm_jax.train.embedding_cache import Tier
 from medvfm_jax.train.optimizer import ScheduleName
 
@@ -83,6 +83,8 @@ class FederateConfig:
     """Prompts simulated from the labels; `none` trains a prompt-free model with one output per label."""
     prompts_per_image: int = 4
     """Prompts per image and step, sampled from its labels or instances."""
+    objects: ObjectChoice | None = None
+    """What one simulated prompt is about: instances, components or labels; the default is that of `adapt`."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """Optimiser of the clients, started anew each round; scaffold, fednova and qfedavg are defined for SGD only."""
     learning_rate: float | None = None
@@ -137,6 +139,8 @@ class FederateConfig:
     allow_geometry_mismatch: float = 0.0
     """Accept label maps of the right shape whose headers place a corner up to so many mm from where their image has
     it. Up to a twentieth of a voxel, which is rounding, is always accepted; both are counted and said."""
+    follow_links: bool = False
+    """Accept image and label files that symbolic links, or paths in dataset.json, place outside the data folder."""
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning; raises BadConfig, BadPath."""

@@ -10,6 +10,7 @@ import jax
 
 from medvfm_jax.adapters import AdaptedModel, Count, count, presets
 from medvfm_jax.data import Dataset, Split, open_dataset, split
+from medvfm_jax.data.check import DatasetCheck
 from medvfm_jax.data.partition import (
     Partition,
     assign,
@@ -32,6 +33,8 @@ from medvfm_jax.federated.privacy_plan import PrivacyPlan, plan
 from medvfm_jax.federated.records import Codec
 from medvfm_jax.train.assemble import Base, adapter_config, for_prompt, load_base, with_adapter
 from medvfm_jax.train.config import to_json
+from medvfm_jax.train.data_check import about, check_split, recorded_objects
+from medvfm_jax.train.progress import ProgressDisplay
 from medvfm_jax.train.training_data import SplitData, data_digest
 from medvfm_jax.types import Delta
 
@@ -49,6 +52,7 @@ class FederatedRun(NamedTuple):
     base: Base
     adapted: AdaptedModel
     source: SplitData
+    checked: DatasetCheck
     clients: list[ClientData]
     sites: list[ClientData]
     delta: Delta
@@ -62,25 +66,25 @@ class FederatedRun(NamedTuple):
     steps: int
     rate: float
 
-    @property
-    def skipped(self) -> dict[str, str]:
-        """{case: why} of unreadable cases that were left out."""
-        return {case: why for site in self.sites for case, why in site.data.skipped.items()}
-
     def index_of(self, site: str) -> int | None:
         """Which client's model a site uses; None: the shared one, as the site took no part."""
         names = [client.name for client in self.clients]
         return 0 if names == [EVERYBODY] else names.index(site) if site in names else None
 
 
-def resolve(config: FederateConfig) -> FederatedRun:
-    """Open data and weights, divide the patients, choose algorithm, codec and noise. Raises MedvfmError."""
+def resolve(config: FederateConfig, display: ProgressDisplay | None = None) -> FederatedRun:
+    """Open data and weights, check every case, divide the patients, choose algorithm, codec and noise.
+
+    display: shows how far the check is. Raises MedvfmError.
+    """
+    display = display or ProgressDisplay(title="federate")
     name, entry, options = _algorithm(config)
     codec_options = read_options(config.codec_set, _codec_defaults(config.codec), f"codec {config.codec}")
     down_options = read_options(
         config.down_codec_set, _codec_defaults(config.down_codec), f"codec {config.down_codec}"
     )
     source, partition = divide(config)
+    checked = check_split(source, skip_bad=config.skip_bad, track=display.track, say=display.say)
     base = load_base(
         config.model,
         classes=source.dataset.classes,
@@ -90,6 +94,7 @@ def resolve(config: FederateConfig) -> FederatedRun:
         offline=config.offline,
     )
     prompt = config.local().resolved_prompt(base.model.spec.task)
+    checked = about(checked, prompt)
     base = for_prompt(base, prompt, source.dataset.classes)
     adapter = _adapter(config, base)
     adapted = with_adapter(base, adapter)
@@ -106,7 +111,9 @@ def resolve(config: FederateConfig) -> FederatedRun:
     record = to_json(config) | {
         "resolved": {
             "data": str(source.dataset.folder.resolve()),
+            "checked": checked.record(),
             "prompt": prompt,
+            "objects": recorded_objects(source.dataset, prompt),
             "adapter": adapter,
             "algorithm": name,
             "algorithm_options": options,
@@ -130,7 +137,7 @@ def resolve(config: FederateConfig) -> FederatedRun:
     codec = _with_memory(config, make_codec(config.codec, **codec_options), delta, codec_options)
     size = count(delta, base.params)
     return FederatedRun(
-        config, record, base, adapted, source, clients, sites, delta, size, name, entry, options, codec,
+        config, record, base, adapted, source, checked, clients, sites, delta, size, name, entry, options, codec,
         _down(config, down_options), privacy, steps, rate,
     )  # fmt: skip
 
@@ -142,7 +149,11 @@ def divide(config: FederateConfig) -> tuple[SplitData, Partition]:
     Raises BadDataset, BadPartition, BadSplit, BadFederation.
     """
     dataset = open_dataset(
-        config.data, offline=config.offline, allow_geometry_mismatch=config.allow_geometry_mismatch
+        config.data,
+        offline=config.offline,
+        allow_geometry_mismatch=config.allow_geometry_mismatch,
+        follow_links=config.follow_links,
+        objects=config.objects,
     )
     dataset = dataset if config.sites is None else with_sites(dataset, config.sites)
     digest = data_digest(dataset)

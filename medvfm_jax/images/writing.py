@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 
-from medvfm_jax.images.geometry import slanted
 from medvfm_jax import local_paths
+from medvfm_jax.images.geometry import slanted
 from medvfm_jax.images.image import BadImage, Image
 from medvfm_jax.images.reading import NIFTI, suffix_of
 

@@ -39,8 +39,18 @@ def _holdings(value: Any) -> bool:
     )
 
 
+def _checked(value: Any) -> bool:
+    """What `medvfm check` found, see ``data.check.DatasetCheck.record``."""
+    return value is None or (
+        isinstance(value, dict)
+        and isinstance(value.get("findings"), list)
+        and all(isinstance(row, dict) and isinstance(row.get("message"), str) for row in value["findings"])
+    )
+
+
 _RESOLVED: dict[str, Rule] = {
     "adapter": _table(_anything),
+    "checked": _checked,
     "algorithm_options": _table(_scalar),
     "codec_options": _table(_scalar),
     "down_codec_options": _table(_scalar),
@@ -83,9 +93,8 @@ def damaged_scores(scores: Mapping[str, Any]) -> str | None:
         rows = scores.get(name) or []
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             return name
-    lines = scores.get("data_notes") or []
-    if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
-        return "data_notes"
+    if not _checked(scores.get("checked")):
+        return "checked"
     for row in scores.get("summary") or ():
         if not isinstance(row.get("metric"), str) or not isinstance(row.get("label"), str):
             return "summary"
@@ -93,7 +102,7 @@ def damaged_scores(scores: Mapping[str, Any]) -> str | None:
     named = all(row.get("label") is not None and (row.get("case") or row.get("patient")) for row in rows)
     if not named or _mixed(rows):
         return "cases"
-    lists = ("summary", "cases", "overlays", "skipped", "provenance", "empty", "data_notes")
+    lists = ("summary", "cases", "overlays", "skipped", "provenance", "empty", "checked")
     return next((name for name, value in scores.items() if name not in lists and not _scalar(value)), None)
 
 

@@ -87,7 +87,8 @@ def notes(run: RunRecord) -> list[str]:
             f"The {scores['metric_profile']} profile reproduces published conventions; its numbers compare only with "
             "numbers made the same way."
         )
-    found += [f"{line}." for line in scores.get("data_notes") or ()]
+    checked = (scores.get("checked") or {}).get("findings") or ()
+    found += [f"{row['message'].rstrip('.')}." for row in checked if row.get("severity") == "note"]
     skipped = len(scores.get("skipped") or ())
     if skipped:
         cases = words.counted(skipped, "case was", "cases were")

@@ -11,6 +11,7 @@ import jax
 
 from medvfm_jax.adapters import AdaptedModel, Count, count, touches_encoder
 from medvfm_jax.data import usual_augmentation
+from medvfm_jax.data.check import DatasetCheck
 from medvfm_jax.fetch import cache_dir
 from medvfm_jax.train import checkpoint, hooks, run_directory
 from medvfm_jax.train.assemble import (
@@ -22,6 +23,7 @@ from medvfm_jax.train.assemble import (
     with_adapter,
 )
 from medvfm_jax.train.config import AdaptConfig, to_json
+from medvfm_jax.train.data_check import about, check_split, lines, recorded_objects
 from medvfm_jax.train.early_stopping import EarlyStopping
 from medvfm_jax.train.embedding_cache import EmbeddingCache, embed, make_cache
 from medvfm_jax.train.loop import Loader, MappedLoader, fit
@@ -57,6 +59,7 @@ class _Run(NamedTuple):
     base: Base
     adapted: AdaptedModel
     data: TrainingData
+    checked: DatasetCheck
     delta: Delta
     size: Count
     placement: Placement
@@ -79,14 +82,14 @@ def adapt(
         if placement.process == 0:
             run_directory.refuse_existing(config.out, config.resume)
             stack.enter_context(run_directory.locked(config.out))
-        run = _resolve(config, placement, accumulate)
+        run = _resolve(config, placement, accumulate, display)
         if placement.process == 0:
             run_directory.claim(config.out, run.record, config.resume)
         _announce(run, display.say)
         return _train(run, display)
 
 
-def _resolve(config: AdaptConfig, placement: Placement, accumulate: int) -> _Run:
+def _resolve(config: AdaptConfig, placement: Placement, accumulate: int, display: ProgressDisplay) -> _Run:
     source = open_split(
         config.data,
         seed=config.seed,
@@ -95,7 +98,10 @@ def _resolve(config: AdaptConfig, placement: Placement, accumulate: int) -> _Run
         train_cases=config.train_cases,
         offline=config.offline,
         allow_geometry_mismatch=config.allow_geometry_mismatch,
+        follow_links=config.follow_links,
+        objects=config.objects,
     )
+    checked = check_split(source, skip_bad=config.skip_bad, track=display.track, say=display.say)
     classes, labels = source.dataset.classes, dict(source.dataset.labels)
     base = load_base(
         config.model,
@@ -107,6 +113,7 @@ def _resolve(config: AdaptConfig, placement: Placement, accumulate: int) -> _Run
         keep=config.keep,
     )
     prompt = config.resolved_prompt(base.model.spec.task)
+    checked = about(checked, prompt)
     base = for_prompt(base, prompt, classes)
     data = training_data(source, base.model.spec, prompt, config)
     adapter = adapter_config(config.adapter, base, config.set)
@@ -116,7 +123,9 @@ def _resolve(config: AdaptConfig, placement: Placement, accumulate: int) -> _Run
     record = to_json(config) | {
         "resolved": {
             "data": str(source.dataset.folder.resolve()),
+            "checked": checked.record(),
             "prompt": prompt,
+            "objects": recorded_objects(source.dataset, prompt),
             "adapter": adapter,
             "learning_rate": config.resolved_learning_rate(),
             "objective": config.resolved_objective(base.model.spec.task),
@@ -130,7 +139,7 @@ def _resolve(config: AdaptConfig, placement: Placement, accumulate: int) -> _Run
         "placement": placement.describe() | {"accumulate": accumulate},
     }
     base = base._replace(params=placement.keep(base.params))
-    return _Run(config, record, base, adapted, data, delta, size, placement)
+    return _Run(config, record, base, adapted, data, checked, delta, size, placement)
 
 
 def _announce(run: _Run, say: Callable[[str], None]) -> None:
@@ -138,10 +147,8 @@ def _announce(run: _Run, say: Callable[[str], None]) -> None:
     prompt = "no prompts" if resolved["prompt"] == "none" else f"{resolved['prompt']} prompts"
     say(f"{config.model} with {config.adapter}, {prompt}: {run.size}")
     say(run.data.describe())
-    for message in run.data.skipped.values():
-        say(f"skipped: {message}")
-    for line in run.data.source.dataset.notes.lines():
-        say(f"note: {line}")
+    for line in lines(run.checked, run.data.source.split):
+        say(line)
 
 
 def _train(run: _Run, display: ProgressDisplay) -> RunResult:

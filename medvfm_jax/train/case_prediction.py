@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from medvfm_jax.data import Dataset, LoadedCase, PromptConfig
-from medvfm_jax.data.targets import object_map, simulate
+from medvfm_jax.data.objects import object_map, objects_of
+from medvfm_jax.data.targets import simulate
 from medvfm_jax.images import plane, slices, stack
 from medvfm_jax.images.geometry import slice_axis
 from medvfm_jax.images.intensity import volume_to_unit
@@ -43,8 +44,8 @@ def predict_case(
 ) -> CasePrediction:
     """Predict every slice. prompt: "none", or "box" or "point" made from the reference of each object.
 
-    An object is an instance where the case has an instance map, else all pixels of a class in the slice; of
-    overlapping masks the most probable one counts. Slices without reference objects get no prompt, and so no
+    What an object is says ``data.objects``: an instance, a connected piece of a class in the slice, or all of a class
+    there; of overlapping masks the most probable one counts. Slices without reference objects get no prompt, and so no
     prediction.
     """
     pictures = pictures_of(dataset, case)
@@ -53,16 +54,17 @@ def predict_case(
     wanted = np.array([value for value in dataset.labels.values() if value > 0])
     config = PromptConfig(prompt, jitter=0.0, centre=True)
     rng = np.random.default_rng([seed, zlib.crc32(case.case.id.encode())])
+    how = objects_of(dataset)
+    told_apart = how == "instances"
     references = planes_of(case, case.label)
-    objects = references if case.instances is None else planes_of(case, case.instances)
+    numbered = planes_of(case, case.instances) if told_apart else [None] * len(references)
     found, classes = [], []
-    for picture, label, numbers in zip(pictures, references, objects, strict=True):
-        numbers = object_map(label, None if case.instances is None else numbers, wanted)
-        map_ = _objects_in(predictor, picture, numbers, config, rng)
+    for picture, label, numbers in zip(pictures, references, numbered, strict=True):
+        objects = object_map(label, numbers, wanted, how)
+        map_ = _objects_in(predictor, picture, objects, config, rng)
         found.append(map_)
-        classes.append(_class_of(numbers, label)[map_])
-    instances = None if case.instances is None else _stacked(found, case)
-    return CasePrediction(_stacked(classes, case), instances)
+        classes.append(_class_of(objects, label)[map_])
+    return CasePrediction(_stacked(classes, case), _stacked(found, case) if told_apart else None)
 
 
 def _objects_in(

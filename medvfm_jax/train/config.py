@@ -13,6 +13,7 @@ from medvfm_jax.types import MedvfmError
 
 PromptChoice = Literal["auto", "none", "box", "point", "mixed"]
 Augment = Literal["auto", "none", "flips", "upright", "full"]
+ObjectChoice = Literal["instances", "components", "labels"]
 
 # Learning rates that worked for AdamW on LiteMedSAM; large for small deltas, small for whole models.
 _LEARNING_RATE = {"full": 1e-4, "decoder": 3e-4, "samed": 5e-4, "med_sa": 5e-4, "context": 5e-4}
@@ -42,6 +43,10 @@ class AdaptConfig:
     prompt: PromptChoice = "auto"
     """Prompts simulated from the labels; `none` trains a prompt-free model with one output per label, as
     SAMed does. `auto`: none for samed and for models without prompts, box otherwise."""
+    objects: ObjectChoice | None = None
+    """What one simulated prompt is about: `instances` of instance maps, connected `components` of each class, or
+    `labels`: all of a class in a picture or slice. By default instances where all cases have maps, else components
+    for pictures and labels for volumes."""
     steps: int = 400
     """Optimiser steps."""
     batch_size: int = 4
@@ -103,6 +108,8 @@ class AdaptConfig:
     allow_geometry_mismatch: float = 0.0
     """Accept label maps of the right shape whose headers place a corner up to so many mm from where their image has
     it. Up to a twentieth of a voxel, which is rounding, is always accepted; both are counted and said."""
+    follow_links: bool = False
+    """Accept image and label files that symbolic links, or paths in dataset.json, place outside the data folder."""
     tensorboard: bool = False
     """Write scalars for TensorBoard too, into --out/tensorboard."""
 
@@ -198,6 +205,9 @@ class EvaluateConfig:
     """Cases to score. A run has its own split; without one, the split that `adapt` would make with --seed."""
     prompt: Literal["auto", "none", "box", "point"] = "auto"
     """Prompts simulated from the reference; `auto`: as in training, box for a model as it is."""
+    objects: ObjectChoice | None = None
+    """What one simulated prompt is about: instances, components or labels; by default as in training, and as for
+    `adapt` for a model as it is."""
     profile: str = "strict"
     """Metric profile: strict, nnunet, transunet_compat, medsam_compat."""
     flips: bool = False
@@ -223,6 +233,8 @@ class EvaluateConfig:
     allow_geometry_mismatch: float = 0.0
     """Accept label maps of the right shape whose headers place a corner up to so many mm from where their image has
     it. Up to a twentieth of a voxel, which is rounding, is always accepted; both are counted and said."""
+    follow_links: bool = False
+    """Accept image and label files that symbolic links, or paths in dataset.json, place outside the data folder."""
     out: Path | None = None
     """Where scores go; by default RUN/scores.json (RUN/scores_SPLIT.json for another split than test), and
     runs/MODEL_DATA/scores.json for a model as it is."""

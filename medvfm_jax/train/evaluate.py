@@ -1,7 +1,7 @@
 """`evaluate`: scores of a run, or of a model as it is, on whole cases, with patient-level intervals."""
 
-import math
 import contextlib
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +11,10 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from medvfm_jax.adapters import AdaptedModel, count
-from medvfm_jax.data import BadCase, Case, Dataset, LoadedCase, read_case
+from medvfm_jax.data import Case, Dataset, LoadedCase, read_case
+from medvfm_jax.data.check import DatasetCheck, check_dataset
+from medvfm_jax.data.names import file_of
+from medvfm_jax.data.objects import as_before, objects_of
 from medvfm_jax.images import read_labels, write_mask
 from medvfm_jax.local_paths import file_word
 from medvfm_jax.metrics import profiles, score_case, summarise
@@ -19,6 +22,7 @@ from medvfm_jax.train import run_directory, staging
 from medvfm_jax.train.assemble import Base, load_adapted, load_base, with_adapter
 from medvfm_jax.train.case_prediction import predict_case
 from medvfm_jax.train.config import BadConfig, EvaluateConfig
+from medvfm_jax.train.data_check import about, lines, refuse_bad
 from medvfm_jax.train.overlay_cases import write_overlays
 from medvfm_jax.train.predict import Predictor
 from medvfm_jax.train.progress import tracked
@@ -61,16 +65,16 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> dict[str
     # In a run directory the names are ours.
     _refuse_foreign(out, config.save_predictions and config.out is not None)
     names = getattr(source.split, config.split) if config.split != "all" else sorted(source.dataset.by_id)
-    skipped: dict[str, str] = {}
-    cases = readable(source.dataset, names, skipped, config)
-    for line in source.dataset.notes.lines():
-        console.print(f"note: {line}", markup=False)
+    cases, checked = readable(source.dataset, names, config, console)
     subject = _subject(config, run, source)
+    checked = about(checked, subject.prompt)
+    for line in lines(checked):
+        console.print(line, markup=False)
     if "point" in subject.prompt and "point" not in subject.base.model.spec.prompts and not subject.delta:
         console.print(f"warning: {subject.name} was not trained with point prompts; scores will be poor")
     run_directory.make_folder(out.parent)
     predictor = Predictor(subject.adapted, subject.base.params, subject.delta, flips=config.flips)
-    return score_cases(config, out, source, cases, skipped, subject, lambda case: predictor, console)
+    return score_cases(config, out, source, cases, checked, subject, lambda case: predictor, console)
 
 
 def score_cases(
@@ -78,7 +82,7 @@ def score_cases(
     out: Path,
     source: SplitData,
     cases: list[Case],
-    skipped: Mapping[str, str],
+    checked: DatasetCheck,
     subject: Subject,
     predictor_of: Callable[[Case], Predictor],
     console: Console,
@@ -98,7 +102,7 @@ def score_cases(
         for case in tracked(cases, "evaluate", console):
             loaded = read_case(source.dataset, case)
             rows += _score(config, subject, source.dataset, loaded, predictor_of(case), predictions)
-        scores = _scores(config, subject, source, rows, skipped)
+        scores = _scores(config, subject, source, rows, checked)
         if stage is not None:
             scores["predictions"] = predictions.name
             scores["overlays"] = write_overlays(
@@ -165,15 +169,21 @@ def _same_data(config: EvaluateConfig, run: Mapping[str, Any] | None) -> bool:
 
 def _data(config: EvaluateConfig, run: Mapping[str, Any] | None) -> SplitData:
     own = _same_data(config, run)
-    return open_split(
+    source = open_split(
         config.data if config.data is not None else run["resolved"]["data"],
         seed=config.seed,
         val=config.val_fraction,
         test=config.test_fraction,
         offline=config.offline,
         allow_geometry_mismatch=config.allow_geometry_mismatch or (_allowed(run) if own else 0.0),
+        follow_links=config.follow_links or (own and run.get("follow_links", False)),
+        objects=config.objects or (own and run["resolved"].get("objects")) or None,
         given=run["resolved"]["split"] if own else None,
     )
+    resolved = run["resolved"] if own else {}
+    if own and config.objects is None and not resolved.get("objects") and resolved["prompt"] != "none":
+        source = source._replace(dataset=as_before(source.dataset))
+    return source
 
 
 def _allowed(run: Mapping[str, Any]) -> float:
@@ -183,24 +193,23 @@ def _allowed(run: Mapping[str, Any]) -> float:
 
 
 def readable(
-    dataset: Dataset, names: list[str], skipped: dict[str, str], config: EvaluateConfig
-) -> list[Case]:
-    """Cases that can be scored; the first bad one raises BadCase unless it may be skipped."""
-    found: list[Case] = []
-    for name in names[: config.cases]:
-        try:
-            if read_case(dataset, name).label is None:
-                raise BadCase(f"Case '{name}' in {dataset.folder} has no reference; it cannot be scored.")
-            found.append(dataset.case(name))
-        except BadCase as error:
-            if not config.skip_bad:
-                raise
-            skipped[name] = str(error)
+    dataset: Dataset, names: list[str], config: EvaluateConfig, console: Console
+) -> tuple[list[Case], DatasetCheck]:
+    """Cases that can be scored, and what was found; a bad one raises BadCase unless it may be skipped."""
+    checked = check_dataset(
+        dataset,
+        cases=names[: config.cases],
+        track=lambda items: tracked(items, "check", console),
+        say=lambda text: console.print(text, markup=False),
+    )
+    refuse_bad(checked, dataset, config.skip_bad)
+    bad = checked.bad_cases()
+    found = [dataset.case(name) for name in checked.facts if name not in bad]
     if not found:
         raise BadConfig(
             f"The {config.split} split of {dataset.folder} has no case to score; choose another --split."
         )
-    return found
+    return found, checked
 
 
 def _subject(config: EvaluateConfig, run: Mapping[str, Any] | None, source: SplitData) -> Subject:
@@ -280,7 +289,7 @@ def _score(
 
 
 def _file(folder: Path, case: Case, dataset: Dataset) -> Path:
-    return folder / f"{case.id}{'.nii.gz' if dataset.dimension == 3 else '.png'}"
+    return file_of(folder, case.id, ".nii.gz" if dataset.dimension == 3 else ".png")
 
 
 def reread(dataset: Dataset, name: str, folder: Path) -> tuple[LoadedCase, NDArray]:
@@ -303,7 +312,7 @@ def _scores(
     subject: Subject,
     source: SplitData,
     rows: list[dict[str, Any]],
-    skipped: Mapping[str, str],
+    checked: DatasetCheck,
 ) -> dict[str, Any]:
     size = count(subject.delta, subject.base.params)
     trained = (
@@ -317,6 +326,7 @@ def _scores(
         "model": subject.name if subject.adapter is None else f"{subject.name} + {subject.adapter}",
         "prompt": subject.prompt,
         "prompt_source": None if subject.prompt == "none" else "the reference of each slice",
+        "objects": None if subject.prompt == "none" else objects_of(source.dataset),
         "flips": config.flips,
         "data": source.dataset.name,
         "licence": source.dataset.licence,
@@ -324,8 +334,8 @@ def _scores(
         **summarise(rows, seed=config.seed),
         "cases": rows,
         "overlays": [],
-        "data_notes": source.dataset.notes.lines(),
-        "skipped": [{"case": case, "why": why} for case, why in skipped.items()],
+        "skipped": [{"case": case, "why": why} for case, why in checked.bad_cases().items()],
+        "checked": checked.record(),
         "provenance": provenance(
             seed=config.seed,
             weights_sha256=subject.base.fingerprint,

@@ -1,5 +1,6 @@
 """The cases a reader should look at: the best, the median and the worst of each label, as small arrays."""
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from medvfm_jax.data import Dataset, LoadedCase
 from medvfm_jax.images.intensity import to_unit
 from medvfm_jax.images.writing import write_npz
 from medvfm_jax.train.case_prediction import pictures_of, planes_of
+
+_LONGEST = 150  # characters of a file name
 
 Read = Callable[[str], tuple[LoadedCase, NDArray]]  # case name -> the case, its predicted class indices
 
@@ -46,12 +49,7 @@ def write_overlays(
         for rank, row in choose(rows, label).items():
             case, prediction = read(row["case"])
             image, reference, predicted = slice_to_show(dataset, case, prediction, value)
-            # Names come from the data: no separators, no names too long, none twice.
-            safe = f"{label:.40}_{rank}_{row['case']:.60}"
-            safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in safe)
-            while safe in used:
-                safe += "_"
-            used.add(safe)
+            safe = _file_name(f"{label}_{rank}_{row['case']}")
             arrays = {"image": image, "reference": reference, "prediction": predicted}
             write_npz(folder / f"{safe}.npz", arrays)
             entries.append(
@@ -64,6 +62,12 @@ def write_overlays(
                 }
             )
     return entries
+
+
+def _file_name(text: str) -> str:
+    """Words as the name of a file, another one for other words."""
+    safe = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in text)[:_LONGEST]
+    return safe if safe == text else f"{safe}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def slice_to_show(

@@ -11,6 +11,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from medvfm_jax.printable import printable
 from medvfm_jax.train.loop import StepEnd
 
+_Item = TypeVar("_Item")
+
 _SECONDS_BETWEEN_LINES = 10.0
 _SMOOTHING = 0.9  # of the loss and the speed that are shown; the metrics file has every value
 
@@ -38,6 +40,10 @@ class ProgressDisplay:
     def say(self, text: str) -> None:
         """Print one line."""
         self._console.print(printable(text), markup=False)
+
+    def track(self, items: Sequence[_Item], title: str) -> Iterator[_Item]:
+        """The items one by one, showing how many are done; see ``tracked``."""
+        return tracked(items, title, self._console)
 
     def __call__(self, end: StepEnd) -> None:
         """Show a step."""
@@ -82,9 +88,6 @@ class ProgressDisplay:
 
 def _smooth(before: float | None, now: float) -> float:
     return now if before is None else _SMOOTHING * before + (1 - _SMOOTHING) * now
-
-
-_Item = TypeVar("_Item")
 
 
 def tracked(items: Sequence[_Item], title: str, console: Console) -> Iterator[_Item]:

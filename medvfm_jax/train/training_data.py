@@ -8,6 +8,7 @@ import numpy as np
 
 from medvfm_jax.data import Dataset, Example, PromptConfig, Split, examples, make_loader, open_dataset, split
 from medvfm_jax.data.loader import Loader
+from medvfm_jax.data.records import Objects
 from medvfm_jax.train.config import AdaptConfig
 from medvfm_jax.train.provenance import digest_files
 from medvfm_jax.train.validation import ValidationSet
@@ -93,10 +94,21 @@ def open_split(
     train_cases: int | None = None,
     offline: bool = False,
     allow_geometry_mismatch: float = 0.0,
+    follow_links: bool = False,
+    objects: Objects | None = None,
     given: Mapping[str, Any] | None = None,
 ) -> SplitData:
-    """Open a dataset and split it by patient, or as ``given`` (the record of an earlier run)."""
-    dataset = open_dataset(data, offline=offline, allow_geometry_mismatch=allow_geometry_mismatch)
+    """Open a dataset and split it by patient, or as ``given`` (the record of an earlier run).
+
+    follow_links, objects: see ``data.open_dataset``.
+    """
+    dataset = open_dataset(
+        data,
+        offline=offline,
+        allow_geometry_mismatch=allow_geometry_mismatch,
+        follow_links=follow_links,
+        objects=objects,
+    )
     if given is not None:
         for case in [case for part in given.values() for case in part]:
             dataset.case(case)  # says which one is missing

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 
 from medvfm_jax.data import PromptConfig
+from medvfm_jax.data.objects import object_map
 from medvfm_jax.data.phantoms import disc_instances
-from medvfm_jax.data.targets import EXACT, BadPromptConfig, object_map, promptable_target, semantic_target
+from medvfm_jax.data.targets import EXACT, BadPromptConfig, promptable_target, semantic_target
 from medvfm_jax.images import box_of, centre_point, frame_of, from_model_points, to_target
 from medvfm_jax.types import (
     ABSENT,
@@ -108,10 +109,12 @@ def test_a_picture_that_nobody_labelled_has_no_target():
 
 def test_objects_are_instances_or_the_regions_of_classes():
     label = np.array([[0, 1, 2], [IGNORE, 2, 1]])
-    np.testing.assert_array_equal(object_map(label, None, np.array([1, 2])), [[0, 1, 2], [0, 2, 1]])
-    np.testing.assert_array_equal(object_map(label, None, np.array([2])), [[0, 0, 2], [0, 2, 0]])
+    np.testing.assert_array_equal(object_map(label, None, np.array([1, 2]), "labels"), [[0, 1, 2], [0, 2, 1]])
+    np.testing.assert_array_equal(object_map(label, None, np.array([2]), "labels"), [[0, 0, 2], [0, 2, 0]])
     instances = np.array([[9, 4, 5], [6, 5, 7]])
-    np.testing.assert_array_equal(object_map(label, instances, np.array([2])), [[0, 0, 5], [0, 5, 0]])
+    np.testing.assert_array_equal(
+        object_map(label, instances, np.array([2]), "instances"), [[0, 0, 5], [0, 5, 0]]
+    )
 
 
 # Prompts

@@ -138,7 +138,7 @@ def test_labels_that_lie_elsewhere_are_refused_unless_allowed(elsewhere, fake, t
     with pytest.raises(BadCase, match="5 mm apart"):
         evaluate(EvaluateConfig(**settings, allow_geometry_mismatch=4.9))
     scores = evaluate(EvaluateConfig(**settings, allow_geometry_mismatch=5.1))
-    (line,) = scores["data_notes"]
+    (line,) = [row["message"] for row in scores["checked"]["findings"] if row["kind"] == "reading"]
     assert line.startswith("1 case")
     assert line.endswith("(by at most 5 mm)")
     assert scores["n_cases"] == 1

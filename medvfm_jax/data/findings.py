@@ -1,0 +1,51 @@
+"""What is odd about a dataset: errors, which stop the work, and notes, which are counted and said."""
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+from medvfm_jax.data.names import shown
+from medvfm_jax.data.records import BadDataset
+
+_NAMED = 3  # names in a message
+
+
+class Finding(NamedTuple):
+    """kind: a few words, the same for all of its kind. message: one sentence. cases: names of those concerned."""
+
+    kind: str
+    severity: Literal["error", "note"]
+    message: str
+    cases: tuple[str, ...] = ()
+
+    def record(self) -> dict[str, Any]:
+        """As JSON can hold it; of many names the first ones."""
+        return {
+            "kind": self.kind, "severity": self.severity, "message": self.message, "count": max(1, len(self.cases)),
+            "cases": list(self.cases[:20]),
+        }  # fmt: skip
+
+
+class Findings:
+    """Collects what is found while a dataset is opened. strict: the first error raises instead."""
+
+    def __init__(self, *, strict: bool = True):
+        self._strict, self._found = strict, []
+
+    def error(self, kind: str, error: BadDataset, cases: Sequence[str] = ()) -> None:
+        """Raise it if strict, else keep it; the caller goes on without what is wrong."""
+        if self._strict:
+            raise error
+        self._found.append(Finding(kind, "error", str(error), tuple(cases)))
+
+    def note(self, kind: str, message: str, cases: Sequence[str] = ()) -> None:
+        """Keep something that the user should know and that stops nothing."""
+        self._found.append(Finding(kind, "note", message, tuple(cases)))
+
+    def __iter__(self):
+        return iter(self._found)
+
+
+def named(names: Sequence[object]) -> str:
+    """The first names for a message: "'a', 'b', 'c' and 7 more"."""
+    text = ", ".join(map(shown, names[:_NAMED]))
+    return text if len(names) <= _NAMED else f"{text} and {len(names) - _NAMED} more"

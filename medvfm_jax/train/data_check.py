@@ -1,0 +1,62 @@
+"""The check of a dataset before a run: what is odd is said and recorded, a bad case stops the run or is skipped."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from medvfm_jax.data import BadCase
+from medvfm_jax.data.check import ABOUT_PROMPTS, DatasetCheck, check_dataset
+from medvfm_jax.data.objects import objects_of
+from medvfm_jax.data.records import Dataset
+from medvfm_jax.train.training_data import SplitData
+
+Track = Callable[[Sequence[Any], str], Iterable[Any]]
+
+
+def check_split(
+    source: SplitData, *, skip_bad: bool, track: Track, say: Callable[[str], None]
+) -> DatasetCheck:
+    """Read every case of every part of the split, the test too. Raises BadCase unless bad cases may be skipped."""
+    names = sorted({case for cases in source.split for case in cases})
+    found = check_dataset(
+        source.dataset, source.split, names, track=lambda items: track(items, "check"), say=say
+    )
+    refuse_bad(found, source.dataset, skip_bad)
+    return found
+
+
+def about(found: DatasetCheck, prompt: str) -> DatasetCheck:
+    """What concerns a run with these prompts: without any, nothing about what prompts would be drawn around."""
+    if prompt != "none":
+        return found
+    return found._replace(findings=tuple(f for f in found.findings if f.kind not in ABOUT_PROMPTS))
+
+
+def refuse_bad(found: DatasetCheck, dataset: Dataset, skip_bad: bool) -> None:
+    """Raise BadCase with the first problem and the number of others, unless bad cases may be skipped."""
+    errors = found.errors
+    if not errors or skip_bad:
+        return
+    first = errors[0].message
+    if len(errors) > 1:
+        rest = f"{len(errors) - 1} more problem{'s' if len(errors) > 2 else ''}"
+        first = f"{first.rstrip('.')}; {rest}: medvfm check --data {dataset.folder} names all."
+    raise BadCase(first)
+
+
+def lines(found: DatasetCheck, split: Any = None) -> list[str]:
+    """What the user is told at the start of a run: each note, and each case that is skipped."""
+    part = {case: name for name, cases in (split._asdict() if split else {}).items() for case in cases}
+    skipped = [
+        f"skipped{f' ({part[case]})' if case in part else ''}: {why}"
+        for case, why in found.bad_cases().items()
+    ]
+    return [f"note: {note.message}" for note in found.notes] + skipped
+
+
+def recorded_objects(dataset: Dataset, prompt: str) -> str | None:
+    """What prompts are about, for the record of a run; None where there are none, and for instances.
+
+    Runs made before there was a choice have no such entry, and used instances wherever there were any.
+    """
+    how = None if prompt == "none" else objects_of(dataset)
+    return None if how == "instances" else how
