@@ -10,6 +10,7 @@ from medvfm_jax.data import make_phantom_dataset
 from medvfm_jax.federated import BadFederation
 from medvfm_jax.federated.cohort import EVERYBODY, RoundLoader, cohort
 from medvfm_jax.federated.federated_run import divide
+from medvfm_jax.federated.privacy.secret_randomness import draw_secret
 from medvfm_jax.types import ModelSpec
 from tests.federated.small_federation import small
 
@@ -32,6 +33,8 @@ def clients_of(config, names=None, prompt="box"):
 
 
 def loader(clients, config, steps=2, **settings):
+    if config.dp_epsilon is not None:
+        settings.setdefault("secret", draw_secret(7))
     return RoundLoader(
         clients, config, steps, lambda number: 1 / (1 + number), lambda batch: batch, "none", **settings
     )
