@@ -158,8 +158,8 @@ class FederateConfig:
         require(0 < self.dp_delta < 1, "dp_delta", self.dp_delta, "between 0 and 1")
         require(self.dp_clip > 0, "dp_clip", self.dp_clip, "positive")
         require(self.dp_seed is None or self.dp_seed >= 0, "dp_seed", self.dp_seed, "at least 0")
-        for name in ("dp_seed", "dp_log_unprotected"):
-            if self.dp_epsilon is None and getattr(self, name) not in (None, False):
+        for name, off in (("dp_seed", None), ("dp_log_unprotected", False)):
+            if self.dp_epsilon is None and getattr(self, name) is not off:
                 raise BadConfig(
                     f"{name}={getattr(self, name)} is about privacy; add --dp-epsilon or leave it out."
                 )
