@@ -53,7 +53,7 @@ def test_eight_hospitals_and_four_and_a_half_million_parameters_are_drowned():
     assert predicted.drowned
     assert predicted.ratio == pytest.approx(712, rel=0.01)
     sentence = predicted.sentence()
-    for words in ("4500000 parameters", "712 times as much", "Noise drowns", "--dp-unit patient"):
+    for words in ("4500000 parameters", "712 times as much", "Noise drowns", "--dp-unit patient,"):
         assert words in sentence
     fits = predicted.parameters_that_fit
     assert f"at most {fits} trained parameters" in sentence

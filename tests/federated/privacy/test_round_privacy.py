@@ -15,6 +15,7 @@ from medvfm_jax.federated.privacy.gaussian import gaussian_epsilon
 from medvfm_jax.federated.privacy.patient_level import PatientBatch, patient_value_and_grad
 from medvfm_jax.federated.records import AdaptiveClip, Privacy, Shard
 from medvfm_jax.federated.rounds import make_round
+from tests.federated.quadratics import quick_jit
 
 N, D = 5, 6
 DELTA = {"w": jnp.zeros(D)}
@@ -80,12 +81,11 @@ def test_an_audit_of_the_round_stays_below_what_its_noise_promises():
 def test_the_share_of_clipped_clients_is_measured():
     federation = make_round(fedavg(loss, optax.sgd(1.0)), privacy=Privacy(1.0, 1.0, 4.0))
     data = shard([0.5, 2.0, 0.7, 3.0, 9.0])  # an update is as long as its target is far
+    step = quick_jit(federation.round)
     server, clients = federation.init(DELTA, data)
     for present, share in (([1, 1, 1, 1, 0], 0.5), ([1, 1, 1, 1, 1], 0.6), ([0] * 5, 0.0)):
         steps = jnp.ones(N, jnp.int32)
-        *_, metrics = federation.round(
-            server, clients, data, jnp.asarray(present, bool), steps, jax.random.key(0)
-        )
+        *_, metrics = step(server, clients, data, jnp.asarray(present, bool), steps, jax.random.key(0))
         assert float(metrics.extra["clipped"]) == pytest.approx(share)
 
 
@@ -98,9 +98,9 @@ def test_clipped_patients_are_counted_and_a_broken_one_does_not_stop_its_hospita
     slices = jnp.asarray(lengths[..., None, None] * np.eye(D)[0], jnp.float32)
     mask = jnp.ones((2, 1, 3, 1), bool).at[0, 0, 2].set(False)
     data = Shard(PatientBatch(slices, mask), jnp.ones(2))
-    federation = make_round(algorithm)
+    federation = make_round(algorithm, backend="loop")
     server, clients = federation.init(DELTA, data)
-    after, _, metrics = federation.round(
+    after, _, metrics = quick_jit(federation.round)(
         server, clients, data, jnp.ones(2, bool), jnp.ones(2, jnp.int32), jax.random.key(0)
     )
     # Of 2 + 3 patients those at 2.0 and at NaN are clipped; means are over clients.
