@@ -57,8 +57,10 @@ class NoisePrediction(NamedTuple):
             return found
         fewer = f"at most {self.parameters_that_fit} trained parameters (a smaller --preset)"
         if self.unit == "client":
-            more = f"at least {self.clients_that_suffice} clients, protecting patients instead (--dp-unit "
-                "patient, whose noise is averaged over steps and hospitals)"
+            more = (
+                f"at least {self.clients_that_suffice} clients, protecting patients instead (--dp-unit patient, whose "
+                "noise is averaged over steps and hospitals)"
+            )
         else:
             more = (
                 f"more patients in a step (--batch-size, {self.expected:g} now) at hospitals that have more"
