@@ -67,7 +67,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "flap_sam": {"preset": "flap_sam"},
     "ffa_lora_dp": {
         "algorithm": "ffa_lora", "preset": "lora", "set": DECODER_LORA, "codec": "int8", "dp_epsilon": 8.0,
-        "dp_unit": "patient",
+        "dp_unit": "patient", "dp_log_unprotected": True,  # for the seconds of a round
     },
 }  # fmt: skip
 

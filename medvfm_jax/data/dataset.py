@@ -48,8 +48,9 @@ def open_dataset(
     A folder is nnU-Net v2 (``dataset.json``, ``imagesTr``, ``labelsTr``) or plain (``images/``, ``masks/``,
     ``instances/``); either may have a ``sites.csv``. Nothing but names, and the values in plain masks, is
     looked at here; ``read_case`` checks a case. allow_geometry_mismatch: accept label maps of the right
-    shape with corners up to so many mm from their image's. follow_links: files may lie outside the folder. objects: what one prompt is
-    about, see ``data.objects``. found: collects errors that would be raised. Raises BadDataset.
+    shape with corners up to so many mm from their image's. follow_links: files may lie outside the folder.
+    objects: what one prompt is about, see ``data.objects``. found: collects errors that would be raised.
+    Raises BadDataset.
     """
     if str(source) in BUILTIN and not Path(source).exists():
         source = BUILTIN[str(source)](offline=offline)

@@ -19,7 +19,7 @@ from medvfm_jax.federated.algorithms.independent import independent
 from medvfm_jax.federated.errors import BadFederation
 from medvfm_jax.federated.lora_aggregation import factors_of, names_of_a, names_of_b
 from medvfm_jax.federated.personal_parts import join_personal
-from medvfm_jax.federated.records import Algorithm, Server, Tree
+from medvfm_jax.federated.records import Algorithm, Server, Shard, Tree
 
 HEAD = r".*/(output_hypernetworks_mlps_\d+|head)/.*"  # what makes masks out of features: a client's own in fedper
 
@@ -184,6 +184,38 @@ def fitted(name: str, entry: Entry, options: Mapping[str, Any], delta: Tree) -> 
     if not jax.tree.leaves(shared):
         raise BadFederation(f"{name} shares nothing: its pattern for personal parts matches the whole model.")
     return entry
+
+
+def noised_numbers(
+    entry: Entry, options: Mapping[str, Any], delta: Tree, unit: Literal["client", "patient"]
+) -> int:
+    """Numbers that are clipped and noised together: those of an upload, or of a gradient with unit patient."""
+    optimizer = 1.0 if entry.plain_sgd else optax.sgd(1.0)
+    algorithm = entry.make(_any_loss, optimizer, **options)
+    server = jax.eval_shape(
+        lambda d: Server(*_without_round(algorithm.init_server(d)), jnp.float32(1.0)), delta
+    )
+    state = jax.eval_shape(algorithm.init_client, delta, jnp.uint32(0))
+    if unit == "patient":  # averages only: what is shared and what is personal trains, the rest is frozen
+        return _size((server.delta, state))
+    shard = Shard(jnp.zeros((1, 1)), jnp.ones(()))
+    work = (server, state, shard, jnp.ones(1, bool), jax.random.key(0))
+    return _size(jax.eval_shape(algorithm.client_update, *work)[1].upload)
+
+
+def _any_loss(delta: Tree, batch: Tree, key: Any) -> Any:
+    """A loss that only shapes are asked of."""
+    del key
+    return sum(x.sum() for x in jax.tree.leaves(delta)) + batch.sum()
+
+
+def _without_round(first: tuple[Tree, Tree]) -> tuple[Tree, Any, Tree]:
+    received, state = first
+    return received, jnp.int32(0), state
+
+
+def _size(tree: Tree) -> int:
+    return sum(x.size for x in jax.tree.leaves(tree))
 
 
 def models_of(own: Own, start: Tree, server: Server, states: Tree) -> Models:

@@ -1,7 +1,9 @@
 """The clients of a run and the data of each round: who takes part, which images, as one stacked ``Shard``.
 
 Everything of a round follows from the seed, the round and the name of the client, so a run goes on exactly without
-storing more than the number of the round, and leaving a client out changes nothing for the others.
+storing more than the number of the round, and leaving a client out changes nothing for the others.  With privacy a
+secret takes the place of the seed, because amplification by sampling assumes that nobody knows who was drawn; it is
+part of the loader's state.
 """
 
 import zlib
@@ -16,6 +18,7 @@ from medvfm_jax.data import Example, make_loader
 from medvfm_jax.federated.errors import BadFederation
 from medvfm_jax.federated.federate_config import FederateConfig
 from medvfm_jax.federated.privacy.patient_level import PatientBatch
+from medvfm_jax.federated.privacy.secret_randomness import Secret
 from medvfm_jax.federated.records import Shard, Tree
 from medvfm_jax.train.training_data import SplitData, TrainingData, training_data
 from medvfm_jax.types import Batch, ModelSpec
@@ -81,7 +84,9 @@ class RoundLoader:
 
     steps: local steps of a round.  rate: round -> factor on the learning rate.  prepare: what is done to each batch,
     such as replacing images by cached embeddings.  rates: batches of patients, drawn independently (Poisson) with
-    these rates per client, see `privacy_plan.plan`, instead of images in shuffled order.
+    these rates per client, see `privacy_plan.plan`, instead of images in shuffled order.  secret: of a private run.
+
+    Raises BadFederation for privacy without a secret.
     """
 
     def __init__(
@@ -93,7 +98,13 @@ class RoundLoader:
         prepare: Callable[[Batch], Batch],
         augment: str,
         rates: Mapping[str, float] | None = None,
+        secret: Secret | None = None,
     ):
+        if (secret is None) != (config.dp_epsilon is None):
+            raise BadFederation(
+                "A private run, and no other, draws its samples from a secret: give both or neither."
+            )
+        self._secret = secret
         self._clients, self._config, self._steps, self._rate = clients, config, steps, rate
         self._prepare, self._augment, self._rates = prepare, augment, rates
         largest = max(len(examples) for client in clients for examples in client.patients.values())
@@ -116,15 +127,25 @@ class RoundLoader:
         rates = np.full(len(self._clients), self._rate(number), np.float32)
         return RoundData(Shard(_stack(batches), samples, rates), self._participation(number))
 
-    def get_state(self) -> dict[str, int]:
-        """Position."""
-        return {"round": self._round}
+    def get_state(self) -> dict[str, Any]:
+        """Position, and the secret of a private run: for a checkpoint alone."""
+        secret = {} if self._secret is None else {"secret": self._secret.data.hex()}
+        return {"round": self._round} | secret
 
-    def set_state(self, state: dict[str, int]) -> None:
-        """Return to a position."""
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Return to a position. Raises BadFederation if it lacks the secret of a private run."""
+        if self._secret is not None:
+            if "secret" not in state:
+                raise BadFederation(
+                    "This run drew its noise from the seed in config.json, as earlier versions did, so it is not "
+                    "private: start a new one."
+                )
+            self._secret = Secret(bytes.fromhex(state["secret"]))
         self._round = int(state["round"])
 
     def _rng(self, purpose: int, client: str, number: int) -> np.random.Generator:
+        if self._secret is not None:
+            return self._secret.generator("data", purpose, client, number)
         return np.random.default_rng([self._config.seed, purpose, zlib.crc32(client.encode()), number])
 
     def _participation(self, number: int) -> NDArray[np.bool_]:

@@ -16,7 +16,9 @@ from medvfm_jax.federated.cohort import EVERYBODY, RoundLoader
 from medvfm_jax.federated.errors import BadFederation
 from medvfm_jax.federated.federate_config import FederateConfig
 from medvfm_jax.federated.federated_run import FederatedRun, resolve
-from medvfm_jax.federated.round_hooks import RoundLine, RoundLog, site_validation
+from medvfm_jax.federated.privacy import Secret, draw_secret
+from medvfm_jax.federated.privacy_plan import validates
+from medvfm_jax.federated.round_hooks import RoundLine, RoundLog, recorder, site_validation
 from medvfm_jax.federated.round_step import RoundStep
 from medvfm_jax.fetch import cache_dir
 from medvfm_jax.train import checkpoint, hooks, run_directory
@@ -30,6 +32,7 @@ from medvfm_jax.train.loop import StepEnd, fit
 from medvfm_jax.train.optimizer import make_schedule
 from medvfm_jax.train.predict import Predictor
 from medvfm_jax.train.progress import ProgressDisplay
+from medvfm_jax.train.state import TrainState
 from medvfm_jax.train.task import make_loss, make_overlap
 from medvfm_jax.types import Batch, Delta
 from medvfm_jax.weights import artifacts
@@ -90,13 +93,19 @@ def _announce(run: FederatedRun, say: Callable[[str], None]) -> None:
     config = run.config
     say(f"{config.model} with {config.preset}, {run.algorithm}: {run.size}")
     for client in run.clients:
-        say(f"{client.name}: {len(client.patients)} patients, {client.samples} images or slices to train on")
+        holds = f": {len(client.patients)} patients, {client.samples} images or slices to train on"
+        say(f"{client.name}{holds if run.tells_all else ' trains'}")
     for line in lines(run.checked, run.source.split):
         say(line)
     if run.privacy is not None:
         say(
             f"noise multiplier {run.privacy.privacy.noise_multiplier:.3f}: {run.privacy.statement(config.rounds)}"
         )
+        say(f"{'warning: ' if run.noise.drowned else ''}{run.noise.sentence()}")
+        if config.validate_every and not validates(config, run.entry.own):
+            say(
+                "no validation: scores of models that clients keep without noise tell who took part in a round"
+            )
 
 
 def _train(run: FederatedRun, display: ProgressDisplay) -> tuple[Models, int, float | None]:
@@ -109,10 +118,11 @@ def _train(run: FederatedRun, display: ProgressDisplay) -> tuple[Models, int, fl
     objective = run.record["resolved"]["objective"]
     loss = make_loss(run.adapted, objective, cached=cache is not None)
     rate = _rate(config)
-    loader = _loader(run, rate, prepare, cached=cache is not None)
+    secret = None if run.privacy is None else draw_secret(config.dp_seed)
+    loader = _loader(run, rate, prepare, cached=cache is not None, secret=secret)
     step = RoundStep(run, loss)
-    state = step.init(next(loader))
-    loader.set_state({"round": 0})
+    state = step.init(next(loader), None if secret is None else secret.key("rounds"))
+    loader.set_state(loader.get_state() | {"round": 0})
     stopping = EarlyStopping(patience=0)
     found = checkpoint.read(folder / run_directory.CHECKPOINTS, state, run.base.fingerprint, display.say)
     run_directory.truncate_metrics(folder, found.step if found else 0, display.say)
@@ -121,10 +131,11 @@ def _train(run: FederatedRun, display: ProgressDisplay) -> tuple[Models, int, fl
         state, stopping = found.state, found.stopping
         display.say(f"resuming at round {found.step} of {config.rounds}")
 
-    record = hooks.to_file(folder)
-    score = site_validation(run, loss, make_overlap(run.adapted, cached=cache is not None), prepare)
-    validation = None
-    if score is not None and config.validate_every:
+    record = recorder(run)
+    score = validation = None
+    if validates(config, run.entry.own):
+        score = site_validation(run, loss, make_overlap(run.adapted, cached=cache is not None), prepare)
+    if score is not None:
         validation = hooks.Validation(score, config.validate_every, stopping, record)
     keep = hooks.Checkpoints(
         folder / run_directory.CHECKPOINTS,
@@ -133,6 +144,7 @@ def _train(run: FederatedRun, display: ProgressDisplay) -> tuple[Models, int, fl
         lambda: validation.stopping if validation else stopping,
         config.checkpoint_every,
         config.checkpoint_seconds,
+        private=secret is not None,
     )
     list_of_hooks = [
         RoundLog(run, record, rate),
@@ -145,10 +157,31 @@ def _train(run: FederatedRun, display: ProgressDisplay) -> tuple[Models, int, fl
     if cache is not None and (damage := cache.describe_damage()):
         display.say(damage)
     stopping = validation.stopping if validation else stopping
+    if secret is not None:
+        _forget_secret(run, state, loader, stopping)
     if run.privacy is not None or stopping.delta is None:  # choosing a round by scores would not be private
         return state.delta, int(state.step), None
     display.say(f"kept the models of round {stopping.step}, validation Dice {stopping.best:.4f}")
     return stopping.delta, int(state.step), stopping.best
+
+
+def _forget_secret(
+    run: FederatedRun, state: TrainState, loader: RoundLoader, stopping: EarlyStopping
+) -> None:
+    """Leave one checkpoint, with another secret: the run is over, and nobody shall ever take its noise off."""
+    other = draw_secret()
+    checkpoint.write(
+        run.config.out / run_directory.CHECKPOINTS,
+        checkpoint.Checkpoint(
+            state._replace(key=other.key("rounds")),
+            loader.get_state() | {"secret": other.data.hex()},
+            stopping,
+            run.record,
+            run.base.fingerprint,
+        ),
+        private=True,
+        kept=1,
+    )
 
 
 def _unchanged(batch: Batch) -> Batch:
@@ -158,7 +191,8 @@ def _unchanged(batch: Batch) -> Batch:
 def _shown(run: FederatedRun, display: ProgressDisplay) -> Callable[[StepEnd], None]:
     """The progress bar, in images."""
     images = run.steps * run.config.batch_size
-    return lambda end: display(end._replace(examples=images * int(end.metrics["participants"])))
+    expected = round(run.config.participation * len(run.clients))  # a private run does not tell who came
+    return lambda end: display(end._replace(examples=images * int(end.metrics.get("participants", expected))))
 
 
 def _rate(config: FederateConfig) -> Callable[[int], float]:
@@ -177,7 +211,11 @@ def _cache(run: FederatedRun) -> EmbeddingCache | None:
 
 
 def _loader(
-    run: FederatedRun, rate: Callable[[int], float], prepare: Callable[[Batch], Batch], cached: bool
+    run: FederatedRun,
+    rate: Callable[[int], float],
+    prepare: Callable[[Batch], Batch],
+    cached: bool,
+    secret: Secret | None,
 ) -> RoundLoader:
     config = run.config
     augment = config.augment
@@ -186,7 +224,7 @@ def _loader(
             "none" if cached or config.patient_privacy else usual_augmentation(run.source.dataset.dimension)
         )
     rates = run.privacy.rates if config.patient_privacy else None
-    return RoundLoader(run.clients, config, run.steps, rate, prepare, augment, rates)
+    return RoundLoader(run.clients, config, run.steps, rate, prepare, augment, rates, secret)
 
 
 def _finish(

@@ -60,6 +60,12 @@ class FederateConfig:
     """delta of (epsilon, delta)-differential privacy; choose it below one in the number of units."""
     dp_clip: float = 1.0
     """l2 norm to which an update (client) or a gradient (patient) is clipped."""
+    dp_seed: int | None = None
+    """Make noise and samples from this number instead of the operating system's randomness, for tests: whoever reads
+    the number can take the noise off, so the run is not private, and says so."""
+    dp_log_unprotected: bool = False
+    """Record what the noise does not cover and a private run otherwise leaves out: losses, norms, who took part, who
+    was excluded, the share that was clipped, what each client holds, times. The statement of privacy says so."""
     dp_slices: int = 4
     """Slices of a patient in one step, at most, with patient-level privacy; drawn at random from all it has."""
     partition: PartitionName = "site"
@@ -129,7 +135,7 @@ class FederateConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Number format of the computation; parameters stay float32."""
     seed: int = 0
-    """Seed of partition, split, sampling, noise and initial values."""
+    """Seed of partition, split, initial values and, without privacy, of sampling: noise has no public seed."""
     weights: Path | None = None
     """File with the base weights, for models that are not fetched automatically."""
     offline: bool = False
@@ -158,6 +164,12 @@ class FederateConfig:
         require(self.dp_epsilon is None or self.dp_epsilon > 0, "dp_epsilon", self.dp_epsilon, "positive")
         require(0 < self.dp_delta < 1, "dp_delta", self.dp_delta, "between 0 and 1")
         require(self.dp_clip > 0, "dp_clip", self.dp_clip, "positive")
+        require(self.dp_seed is None or self.dp_seed >= 0, "dp_seed", self.dp_seed, "at least 0")
+        for name, off in (("dp_seed", None), ("dp_log_unprotected", False)):
+            if self.dp_epsilon is None and getattr(self, name) is not off:
+                raise BadConfig(
+                    f"{name}={getattr(self, name)} is about privacy; add --dp-epsilon or leave it out."
+                )
         require(self.cases is None or self.cases >= 1, "cases", self.cases, "at least 1")
         if self.dp_epsilon is not None and self.algorithm in ("local", "centralised"):
             raise BadConfig(

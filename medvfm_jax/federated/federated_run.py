@@ -29,6 +29,7 @@ from medvfm_jax.federated.cohort import EVERYBODY, ClientData, cohort
 from medvfm_jax.federated.errors import BadFederation
 from medvfm_jax.federated.federate_config import FederateConfig
 from medvfm_jax.federated.feedback import diana, diana_rate, ef21, error_feedback
+from medvfm_jax.federated.noise_prediction import NoisePrediction, predict_noise
 from medvfm_jax.federated.privacy_plan import PrivacyPlan, plan
 from medvfm_jax.federated.records import Codec
 from medvfm_jax.train.assemble import Base, adapter_config, for_prompt, load_base, with_adapter
@@ -44,7 +45,7 @@ class FederatedRun(NamedTuple):
 
     record: config.json.  source: its sites are the clients, its split is that of the whole run.  clients: who trains.
     sites: whose models are validated, the same but for centralised training.  delta: at the start.  steps: local
-    steps of a round.  rate: learning rate of the first round.
+    steps of a round.  rate: learning rate of the first round.  noise: what to expect of the noise, if there is any.
     """
 
     config: FederateConfig
@@ -65,6 +66,12 @@ class FederatedRun(NamedTuple):
     privacy: PrivacyPlan | None
     steps: int
     rate: float
+    noise: NoisePrediction | None
+
+    @property
+    def tells_all(self) -> bool:
+        """Whether exact numbers about the training data may be shown and recorded."""
+        return self.privacy is None or self.config.dp_log_unprotected
 
     def index_of(self, site: str) -> int | None:
         """Which client's model a site uses; None: the shared one, as the site took no part."""
@@ -106,12 +113,18 @@ def resolve(config: FederateConfig, display: ProgressDisplay | None = None) -> F
     sites = cohort(source, base.model.spec, prompt, config, trained)
     clients = cohort(source, base.model.spec, prompt, config, [EVERYBODY]) if name == "centralised" else sites
     training = sorted({example.case for client in clients for example in client.data.train})
-    privacy = plan(config, {client.name: len(client.patients) for client in clients})
+    privacy = plan(config, {client.name: len(client.patients) for client in clients}, entry.own)
+    noise = None
+    if privacy is not None:
+        numbers = algorithm_catalog.noised_numbers(entry, options, delta, config.dp_unit)
+        noise = predict_noise(privacy, numbers, len(clients), config.participation)
+    tells_all = privacy is None or config.dp_log_unprotected
+    whole_split = source.split_record()
     rate = config.resolved_learning_rate(entry.plain_sgd)
     record = to_json(config) | {
         "resolved": {
             "data": str(source.dataset.folder.resolve()),
-            "checked": checked.record(),
+            "checked": checked.record() if tells_all else None,
             "prompt": prompt,
             "objects": recorded_objects(source.dataset, prompt),
             "adapter": adapter,
@@ -125,12 +138,14 @@ def resolve(config: FederateConfig, display: ProgressDisplay | None = None) -> F
             "labels": dict(source.dataset.labels),
             "fingerprint": base.fingerprint,
             "data_sha256": source.sha256,
-            "split": source.split_record(),
-            "holdings": [h._asdict() for h in holdings(source.dataset, training)],
-            "training_patients": {client.name: len(client.patients) for client in clients},
+            # Under privacy nothing says who was trained on; evaluation needs the cases held out.
+            "split": whole_split if tells_all else whole_split | {"train": []},
+            "holdings": [h._asdict() for h in holdings(source.dataset, training)] if tells_all else [],
+            "training_patients": {c.name: len(c.patients) for c in clients} if tells_all else {},
             "shifts": {client: shift._asdict() for client, shift in partition.shifts.items()},
             "noise_multiplier": None if privacy is None else privacy.privacy.noise_multiplier,
             "privacy": None if privacy is None else privacy.statement(config.rounds),
+            "noise": None if noise is None else noise.record(),
         }
     }
     steps = config.local_steps * (len(sites) if name == "centralised" else 1)
@@ -138,7 +153,7 @@ def resolve(config: FederateConfig, display: ProgressDisplay | None = None) -> F
     size = count(delta, base.params)
     return FederatedRun(
         config, record, base, adapted, source, checked, clients, sites, delta, size, name, entry, options, codec,
-        _down(config, down_options), privacy, steps, rate,
+        _down(config, down_options), privacy, steps, rate, noise,
     )  # fmt: skip
 
 

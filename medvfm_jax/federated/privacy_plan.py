@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
+from medvfm_jax.federated.algorithm_catalog import Own
 from medvfm_jax.federated.federate_config import FederateConfig
 from medvfm_jax.federated.privacy import Guarantee, account, with_epsilon
+from medvfm_jax.federated.privacy.client_level import update_multiplier
 from medvfm_jax.federated.records import Privacy
 
 
@@ -15,12 +17,21 @@ class PrivacyPlan(NamedTuple):
     privacy: for ``make_round`` (unit client) or for the gradient of each client (unit patient).
     rates: client -> share of its patients expected in a step; with unit client one rate for all, under "".
     steps: noisy sums per round and unit: 1 with unit client, the local steps with unit patient.
+    seed: the number that noise and samples are made from, None for the operating system's randomness.
+    exposed: what the run leaves behind that the noise does not cover.
     """
 
     privacy: Privacy
     rates: Mapping[str, float]
     steps: int
     delta: float
+    seed: int | None = None
+    exposed: tuple[str, ...] = ()
+
+    @property
+    def multiplier(self) -> float:
+        """Noise multiplier of what is released."""
+        return update_multiplier(self.privacy)
 
     @property
     def worst(self) -> str:
@@ -33,7 +44,7 @@ class PrivacyPlan(NamedTuple):
         return _account(self.privacy, rounds * self.steps, self.delta, rate)
 
     def statement(self, rounds: int) -> str:
-        """One sentence on unit, neighbouring relation, sampling, and what it does not cover."""
+        """Unit, neighbouring relation, sampling, and everything recorded that the guarantee does not cover."""
         found = self.guarantee(rounds)
         text = str(found)
         if self.privacy.unit == "patient":
@@ -41,17 +52,25 @@ class PrivacyPlan(NamedTuple):
                 "every round", "every step"
             )
             text += f"; of those trained on, at '{self.worst}', the client where it is weakest"
-            text += "; the numbers of images, which weigh the hospitals, count as public"
-        return f"{text}; losses and validation scores shown during the run are exact and not covered"
+            text += (
+                "; numbers of patients and images of a hospital, which set rates and weights, count as public"
+            )
+        text += f"; recorded and not covered: {'; '.join(self.exposed)}"
+        if self.seed is None:
+            return text
+        return (
+            f"NOT PRIVATE: noise and samples were made from --dp-seed {self.seed}, so whoever knows this number can "
+            f"take the noise off. With secret randomness it would be: {text}"
+        )
 
 
-def plan(config: FederateConfig, patients: Mapping[str, int]) -> PrivacyPlan | None:
+def plan(config: FederateConfig, patients: Mapping[str, int], own: Own = "nothing") -> PrivacyPlan | None:
     """The least noise with which all rounds stay within ``dp_epsilon``; None if no privacy was asked for.
 
     patients: client -> number of its training patients.  Unit patient: a hospital draws each patient independently
     with rate batch_size / patients in every step (all of them where it has fewer), so the expected batch is a public
     constant; all hospitals use the noise that the one with the largest rate needs.  Unit client: each client is drawn
-    with rate ``participation``.  Raises BadPrivacy, MissingPrivacyExtra.
+    with rate ``participation``.  own: what of the model stays at the client.  Raises BadPrivacy, MissingPrivacyExtra.
     """
     if config.dp_epsilon is None:
         return None
@@ -70,7 +89,38 @@ def plan(config: FederateConfig, patients: Mapping[str, int]) -> PrivacyPlan | N
         rate=rate,
         accountant=_accountant(rate),
     )
-    return PrivacyPlan(privacy, rates, steps, config.dp_delta)
+    return PrivacyPlan(privacy, rates, steps, config.dp_delta, config.dp_seed, exposed(config, own))
+
+
+def validates(config: FederateConfig, own: Own) -> bool:
+    """Whether scores of validation may be recorded.
+
+    With unit client not those of models that keep a part without noise: a client's score would change exactly in the
+    rounds it took part in, which amplification assumes hidden.
+    """
+    unnoised = config.client_privacy and own != "nothing"
+    return bool(config.validate_every) and (config.dp_log_unprotected or not unnoised)
+
+
+def exposed(config: FederateConfig, own: Own) -> tuple[str, ...]:
+    """What a private run leaves behind that its noise does not cover, in words."""
+    found = ["config.json (cases held out for validation and test, digest of all images)"]
+    if validates(config, own) and config.val_fraction > 0:
+        found.append("validation scores of each site in metrics.jsonl, exact and about its held-out patients")
+    if config.score:
+        found.append("scores and masks of the test patients")
+    if config.client_privacy and own != "nothing":
+        found.append("what each client keeps (personal.safetensors) and all scores made with it")
+    found.append(
+        "checkpoints, which hold the clients' states and, until the run has ended, the secret of the noise"
+    )
+    if config.dp_log_unprotected:
+        found.append(
+            "and, as asked for with --dp-log-unprotected, exact losses and norms, who took part and who was excluded "
+            "in which round (which the sampling assumes hidden), the share that was clipped, what each client holds, "
+            "and times of rounds"
+        )
+    return tuple(found)
 
 
 @lru_cache(maxsize=4096)

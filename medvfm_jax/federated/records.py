@@ -50,16 +50,21 @@ class Report(NamedTuple):
     weight (): weight in the mean; 1 for every client when privacy is on.
     loss (): mean local loss, a metric.
     public: scalars that depend on the schedule only (step counts), averaged exactly; never compressed or noised.
+    measured: further metrics, {name: ()}, averaged over clients; they never leave a hospital on a network.
     """
 
     upload: Tree
     weight: Array
     loss: Array
     public: Tree = ()
+    measured: Tree = ()
 
 
 class Cohort(NamedTuple):
     """What an algorithm may know about a round when it aggregates.
+
+    With privacy ``weights``, ``present`` and ``public`` are None: they are exact and follow from who came, so nothing
+    that is released may depend on them.  What is left is public or random.
 
     weights (n,): weights of the uploads, 0 where none arrived or it was excluded.  present (n,) bool.
     fraction (): participants / population; with privacy the expected, public number.
@@ -67,10 +72,10 @@ class Cohort(NamedTuple):
     key: for randomness of the server.
     """
 
-    weights: Array
-    present: Array
+    weights: Array | None
+    present: Array | None
     fraction: Array
-    public: Tree
+    public: Tree | None
     key: Array
 
 
@@ -84,6 +89,8 @@ class Algorithm(NamedTuple):
         uploads stacked (n, ...) (zeros where none arrived) if it is "stack", as robust rules need.
     measure(server, uploads stacked, weights (n,)) -> dict of scalars reported with the round, or None.
     download(server) -> what a client receives, for counting bits; None: ``server.delta``.
+    exact: what ``aggregate`` reads of a round beside the mean of the uploads and public constants, in words; "" for
+        nothing.  Noise on the mean does not cover it, so with client-level privacy such an algorithm is refused.
     """
 
     init_server: Callable[[Tree], tuple[Tree, Tree]]
@@ -93,6 +100,7 @@ class Algorithm(NamedTuple):
     reduction: Reduction = "mean"
     measure: Callable[[Server, Tree, Array], dict[str, Array]] | None = None
     download: Callable[[Server], Tree] | None = None
+    exact: str = ""
 
 
 class Codec(NamedTuple):
@@ -126,7 +134,8 @@ class Privacy(NamedTuple):
 
     Clipping comes after decoding (rounding or a residual could exceed the bound), weights are uniform, and
     ``expected_clients`` is public and fixed, so the divisor reveals nothing.  Losses, norms and counts reported
-    with a round are exact: they are for the simulator's eyes and are not private.
+    with a round are exact: they are for the simulator's eyes and are not private; `round_step` passes on none of them.
+    The noise is as secret as the round's key: draw that with `privacy.draw_secret`, never from a seed that is recorded.
     """
 
     clip: float
@@ -140,7 +149,8 @@ class Privacy(NamedTuple):
 class Metrics(NamedTuple):
     """One round in numbers.  Scalars unless a shape is given; means are over the clients that counted.
 
-    Bits are float32 totals over clients: an int32 would overflow at 256 MiB.
+    Bits are float32 totals over clients: an int32 would overflow at 256 MiB.  With privacy they are those of the
+    expected number of clients, which tells nothing about who came.
     """
 
     loss: Array

@@ -7,13 +7,22 @@ import numpy as np
 
 from medvfm_jax.federated.algorithm_catalog import Models, model_of
 from medvfm_jax.federated.federated_run import FederatedRun
-from medvfm_jax.train.hooks import Recorder, Validation
+from medvfm_jax.train.hooks import Recorder, Validation, to_file
 from medvfm_jax.train.loop import StepEnd
 from medvfm_jax.train.step import LossFn
 from medvfm_jax.train.validation import Overlap, make_validation
 from medvfm_jax.types import Batch
 
 Score = Callable[[Models], dict[str, float]]
+_CLOCK = ("seconds", "time")
+
+
+def recorder(run: FederatedRun) -> Recorder:
+    """Lines of the metrics file; of a private run without times, which follow from who was drawn."""
+    write = to_file(run.config.out)
+    if run.tells_all:
+        return write
+    return lambda line: write({name: value for name, value in line.items() if name not in _CLOCK})
 
 
 def site_validation(
@@ -49,6 +58,9 @@ class RoundLog:
 
     {"step": rounds so far, "loss", "loss/CLIENT" of those that took part, "participants", "excluded": names,
     "upload_bytes" and "download_bytes" of all clients in this round, "epsilon" spent so far, "lr", "seconds", "time"}.
+    With privacy "clipped", the share of units whose contribution was cut, and of all this only what is public: traffic,
+    with unit client that of the expected number of clients, "epsilon" and "lr", unless the settings ask for all.
+    "excluded" is public with unit patient; times never are, see `recorder`.
     """
 
     def __init__(self, run: FederatedRun, record: Recorder, rate: Callable[[int], float]):
@@ -57,14 +69,16 @@ class RoundLog:
     def __call__(self, end: StepEnd) -> None:
         """Write the line."""
         names = [client.name for client in self._run.clients]
-        joined = [name for name in names if end.metrics[f"joined/{name}"]]
-        excluded = excluded_clients(end.metrics, names)
-        each = {f"loss/{name}": end.metrics[f"loss/{name}"] for name in joined if name not in excluded}
+        run, excluded = self._run, excluded_clients(end.metrics, names)
+        joined = [name for name in names if end.metrics.get(f"joined/{name}") and name not in excluded]
+        each = {f"loss/{name}": end.metrics[f"loss/{name}"] for name in joined}
         plain = {name: value for name, value in end.metrics.items() if "/" not in name}
-        line = {"step": end.step, **plain, **each, "excluded": excluded}
-        if self._run.privacy is not None:
-            line["epsilon"] = self._run.privacy.guarantee(end.step).epsilon
-        line |= {"lr": self._run.rate * self._rate(end.step - 1), "seconds": round(end.seconds, 3)}
+        line = {"step": end.step, **plain, **each}
+        if run.tells_all or run.config.patient_privacy:
+            line["excluded"] = excluded
+        if run.privacy is not None:
+            line["epsilon"] = run.privacy.guarantee(end.step).epsilon
+        line |= {"lr": run.rate * self._rate(end.step - 1), "seconds": round(end.seconds, 3)}
         self._record(line | {"time": round(time.time(), 3)})
 
 
@@ -84,7 +98,8 @@ class RoundLine:
         every = run.config.validate_every
         if not end.last and (not every or end.step % every):
             return
-        parts = [f"round {end.step}/{end.steps}", f"loss {numbers['loss']:.4f}"]
+        parts = [f"round {end.step}/{end.steps}"]
+        parts += [f"loss {numbers['loss']:.4f}"] if "loss" in numbers else []
         if self._validation is not None:
             parts.append(_sites(self._validation.latest))
         if any(self._bytes):
@@ -95,8 +110,8 @@ class RoundLine:
 
 
 def excluded_clients(metrics: Mapping[str, float], names: Sequence[str]) -> list[str]:
-    """Clients whose update of a round was not finite."""
-    return [name for name in names if metrics[f"excluded/{name}"]]
+    """Clients whose update of a round was not finite; none where a private run does not tell."""
+    return [name for name in names if metrics.get(f"excluded/{name}")]
 
 
 def _sites(latest: Mapping[str, float]) -> str:

@@ -10,6 +10,7 @@ from jax import Array
 
 from medvfm_jax.federated.algorithm_catalog import models_of, with_gradient
 from medvfm_jax.federated.cohort import RoundData
+from medvfm_jax.federated.errors import BadFederation
 from medvfm_jax.federated.federate_config import FederateConfig
 from medvfm_jax.federated.federated_run import FederatedRun
 from medvfm_jax.federated.privacy.patient_level import patient_value_and_grad
@@ -21,7 +22,7 @@ from medvfm_jax.train.state import TrainState
 from medvfm_jax.train.step import LossFn
 from medvfm_jax.types import Params
 
-PER_CLIENT = ("loss", "joined", "excluded")  # numbers of a round that are logged as "loss/NAME"
+PER_CLIENT = ("loss", "joined")  # numbers of a round that are named "loss/NAME", beside "excluded/NAME"
 
 
 class RoundStep:
@@ -29,7 +30,8 @@ class RoundStep:
 
     A state holds the models (`algorithm_catalog.Models`) as its delta, server and clients as its optimizer's state,
     and the number of rounds as its step.  Base weights are an argument of the program, neither copied per client nor
-    constants in it.  Raises BadFederation for an algorithm, codecs and privacy that do not fit together.
+    constants in it.  Of a private run only public numbers come out, unless its settings ask for all.  Raises
+    BadFederation for an algorithm, codecs and privacy that do not fit together.
     """
 
     def __init__(self, run: FederatedRun, loss: LossFn):
@@ -37,14 +39,23 @@ class RoundStep:
         self._federation(run.base.params)
         self._round = jax.jit(self._compute)
 
-    def init(self, first: RoundData) -> TrainState:
-        """State before the first round; of ``first`` only the shapes matter."""
+    def init(self, first: RoundData, key: Array | None = None) -> TrainState:
+        """State before the first round; of ``first`` only the shapes matter.
+
+        key: of all randomness in the rounds, None for one from the run's seed.  A private run needs one from a secret:
+        whoever knows the key takes the noise off.  Raises BadFederation for a private run without.
+        """
         run = self._run
+        if key is None:
+            if run.privacy is not None:
+                raise BadFederation(
+                    "A private run needs a secret key: the seed of its settings is no secret."
+                )
+            key = jax.random.fold_in(jax.random.key(run.config.seed), 2)
         server, clients = self._federation(run.base.params).init(run.delta, first.shard)
         # Without weak types, so that the first round and those after a checkpoint share a program.
         server, clients = jax.tree.map(lambda x: jnp.asarray(x, x.dtype), (server, clients))
         models = models_of(run.entry.own, run.delta, server, clients.state)
-        key = jax.random.fold_in(jax.random.key(run.config.seed), 2)
         return TrainState(models, (server, clients), jnp.zeros((), jnp.int32), key)
 
     def __call__(self, state: TrainState, data: RoundData) -> tuple[TrainState, dict[str, Array]]:
@@ -65,17 +76,28 @@ class RoundStep:
         return models, server, clients, state.step + 1, numbers
 
     def _numbers(self, metrics: Metrics, participation: Array) -> dict[str, Array]:
-        each = {"loss": metrics.client_loss, "excluded": metrics.excluded, "joined": participation}
+        """Numbers of a round that may be shown and recorded; nothing else of it leaves the program."""
+        traffic = {
+            "upload_bytes": metrics.upload_bits / 8,
+            "download_bytes": metrics.download_bits / 8,
+        }
+        excluded = {f"excluded/{c.name}": metrics.excluded[i] for i, c in enumerate(self._run.clients)}
+        if not self._run.tells_all:
+            # Whether an update is finite follows from noisy gradients where patients are protected, else from data.
+            return traffic | (excluded if self._run.config.patient_privacy else {})
+        extra = dict(metrics.extra)
+        if "patients" in extra:
+            patients, clipped = extra.pop("patients"), extra.pop("clipped_patients")
+            extra["clipped"] = clipped / jnp.maximum(patients, jnp.finfo(patients.dtype).tiny)
+        each = {"loss": metrics.client_loss, "joined": participation}
         named = {
             f"{what}/{client.name}": each[what][i]
             for what in PER_CLIENT
             for i, client in enumerate(self._run.clients)
         }
-        return metrics.extra | named | {
+        return extra | named | excluded | traffic | {
             "loss": metrics.loss,
             "upload_norm": metrics.upload_norm,
-            "upload_bytes": metrics.upload_bits / 8,
-            "download_bytes": metrics.download_bits / 8,
             "participants": metrics.participants,
         }  # fmt: skip
 

@@ -50,6 +50,7 @@ class _Sums(NamedTuple):
     weight: Array
     norm: Array
     loss: Array
+    measured: Tree
     vote: Array  # see `clip_vote`
     one: Array
 
@@ -121,7 +122,7 @@ def make_round(
         public = jax.tree.map(lambda p: p * weight, report.public)
         mean_upload = weighted if algorithm.reduction == "mean" else ()
         ones = jnp.ones_like(norm)
-        sums = _Sums(mean_upload, public, weight, norm, report.loss, vote, ones)
+        sums = _Sums(mean_upload, public, weight, norm, report.loss, report.measured, vote, ones)
         kept = (report.loss, weight, upload if keep_uploads else (), report.public)
         sums, kept = select(counts, (sums, kept), zeros_like((sums, kept)))
         client = select(counts, moved, client)
@@ -153,7 +154,7 @@ def make_round(
             upload, public = average(sums.upload), average(sums.public)
         else:
             noise_key = jax.random.fold_in(round_key, _NOISE)
-            upload, public = noisy_mean(sums.upload, server.clip, privacy, noise_key), average(sums.public)
+            upload, public = noisy_mean(sums.upload, server.clip, privacy, noise_key), None
 
         expected = sums.one if privacy is None else privacy.expected_clients
         cohort = Cohort(
@@ -163,6 +164,8 @@ def make_round(
             public,
             jax.random.fold_in(round_key, _SERVER),
         )
+        if privacy is not None:  # what follows from who came is exact: an algorithm that reads it fails here
+            cohort = cohort._replace(weights=None, present=None, public=None)
         new = algorithm.aggregate(server, upload, cohort)
         if down is not None:
             down_key = jax.random.fold_in(round_key, _DOWN)
@@ -174,13 +177,18 @@ def make_round(
             bound_key = jax.random.fold_in(round_key, _BOUND)
             new = new._replace(clip=next_bound(server.clip, sums.vote, privacy, bound_key))
         extra = {} if algorithm.measure is None else algorithm.measure(server, each.upload, each.weight)
+        extra = extra | dict(_divide(sums.measured, sums.one))
+        if privacy is not None:
+            extra["clipped"] = _divide(0.5 * sums.one - sums.vote, sums.one)  # votes are +-1/2
+        sent = jnp.asarray(expected, jnp.float32)
+        asked = participation.sum().astype(jnp.float32) if privacy is None else sent
         upload_shapes = _report_shapes(algorithm, server, clients.state, data).upload
         metrics = Metrics(
             loss=_divide(sums.loss, sums.one),
             client_loss=each.loss,
             upload_norm=_divide(sums.norm, sums.one),
-            upload_bits=float(bits(codec, upload_shapes)) * sums.one.astype(jnp.float32),
-            download_bits=_download_bits(algorithm, down, server, participation, population or n),
+            upload_bits=float(bits(codec, upload_shapes)) * sent,
+            download_bits=_download_bits(algorithm, down, server, asked, population or n),
             participants=sums.one,
             dropped=(participation & dropped).sum(),
             excluded=each.excluded,
@@ -237,6 +245,12 @@ def _check(algorithm: Algorithm, privacy: Privacy | None, down: Codec | None) ->
             "This algorithm looks at every upload (a robust rule, stacked factors or distillation), so noise on their "
             "sum would protect nobody: leave privacy out or choose an algorithm that averages."
         )
+    if algorithm.exact:
+        raise BadFederation(
+            f"What this algorithm's server makes of a round depends on {algorithm.exact}, which noise on the mean does "
+            "not cover: with client-level privacy choose an algorithm whose server needs the mean alone, such as "
+            "fedavg, fedprox, fedadam or scaffold, or protect patients (--dp-unit patient) with fedavg or fedprox."
+        )
 
 
 def _divide(total: Tree, divisor: Array) -> Tree:
@@ -250,12 +264,12 @@ def _report_shapes(algorithm: Algorithm, server: Server, states: Tree, data: Sha
 
 
 def _download_bits(
-    algorithm: Algorithm, down: Codec | None, server: Server, participation: Array, population: int
+    algorithm: Algorithm, down: Codec | None, server: Server, asked: Array, population: int
 ) -> Array:
     """Whole deltas to those taking part, or a compressed step to everybody, who began with the whole delta."""
     download = algorithm.download or (lambda server: server.delta)
     whole = float(message_bits(jax.eval_shape(download, server)))
     if down is None:
-        return whole * participation.sum().astype(jnp.float32)
+        return whole * asked
     step = float(bits(down, server.delta))
     return jnp.where(server.round == 0, whole, step).astype(jnp.float32) * population

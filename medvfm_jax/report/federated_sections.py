@@ -64,10 +64,41 @@ def federation(run: RunRecord) -> str:
             ("sent to the server", up),
             ("sent to the clients", down),
             ("privacy", resolved.get("privacy")),
+            ("noise", (resolved.get("noise") or {}).get("sentence")),
+            ("share clipped", _clipped(run)),
         ],
         code=("its options",),
     )
-    return section("Federation", body, "A simulation on one computer: traffic is what a network would carry.")
+    return section(
+        "Federation",
+        body,
+        _warnings(run) + "A simulation on one computer: traffic is what a network would carry.",
+    )
+
+
+def _warnings(run: RunRecord) -> str:
+    """What a reader must not miss about privacy."""
+    config, found = run.config, []
+    if config.get("dp_seed") is not None:
+        found.append(f"This run is not private: its noise was made from --dp-seed {text(config['dp_seed'])}.")
+    if config.get("dp_log_unprotected"):
+        found.append(
+            "Numbers that the noise does not cover were recorded, as asked for with --dp-log-unprotected."
+        )
+    if (config["resolved"].get("noise") or {}).get("drowned"):
+        found.append("Noise drowns the signal.")
+    return "".join(f"<b>{sentence}</b> " for sentence in found)
+
+
+def _clipped(run: RunRecord) -> str | None:
+    """Mean share of the units whose contribution was cut to the clipping bound; None without privacy."""
+    if not run.config.get("dp_epsilon"):
+        return None
+    shares = [value for _, value in _points(run, "clipped")]
+    if not shares:
+        return "not recorded, as noise does not cover it: --dp-log-unprotected records it"
+    unit = "patients in a step" if run.config.get("dp_unit") == "patient" else "clients in a round"
+    return f"{sum(shares) / len(shares):.0%} of the {unit}, {shares[-1]:.0%} in the last round"
 
 
 def _codec(config: Mapping[str, Any], way: str) -> str | None:
@@ -98,7 +129,9 @@ def clients(run: RunRecord) -> str:
     shifts = run.config["resolved"].get("shifts") or {}
     if shifts:
         lead += " Each client has a scanner of its own: intensities are changed by gamma, gain and bias."
-    return section("Clients", chart + table if held else "", lead)
+    private = "What each client holds is not recorded in a private run; --dp-log-unprotected records it."
+    missing = private if run.config.get("dp_epsilon") else ""
+    return section("Clients", chart + table if held else "", lead, missing)
 
 
 def rounds(run: RunRecord) -> str:
@@ -201,6 +234,8 @@ def _privacy(run: RunRecord) -> str:
     epsilon = run.config.get("dp_epsilon")
     if not is_number(epsilon):
         return words.NOTHING
+    if run.config.get("dp_seed") is not None:
+        return "not private<small>noise from --dp-seed</small>"
     return f"ε {epsilon:g}<small>{text(_UNITS.get(run.config.get('dp_unit'), ''))}</small>"
 
 

@@ -56,6 +56,7 @@ _RESOLVED: dict[str, Rule] = {
     "down_codec_options": _table(_scalar),
     "holdings": _holdings,
     "labels": _table(_scalar),
+    "noise": _table(_scalar),
     "shifts": _table(_table(_scalar)),
     "split": _table(_scalars),
     "trained": _table(_scalar),

@@ -58,9 +58,10 @@ class Checkpoint(NamedTuple):
         return int(self.state.step)
 
 
-def write(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Commit a checkpoint below ``folder`` and drop all but the last two; returns its folder.
+def write(folder: Path, checkpoint: Checkpoint, private: bool = False, kept: int = KEPT) -> Path:
+    """Commit a checkpoint below ``folder`` and drop all but the last ``kept``; returns its folder.
 
+    private: it holds a secret, so nobody but the user may read it.
     Raises CheckpointError (full disk, no permission); those committed before are then untouched.
     """
     target = folder / f"step_{checkpoint.step:08d}"
@@ -69,10 +70,11 @@ def write(folder: Path, checkpoint: Checkpoint) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob(".step_*.tmp"):  # of a process killed while writing
             shutil.rmtree(leftover, ignore_errors=True)
-        temporary.mkdir()
+        temporary.mkdir(mode=0o700 if private else 0o777)
         payload = save(_flatten(checkpoint.state, checkpoint.stopping.delta))
-        _write_file(temporary / _ARRAYS, payload)
-        _write_file(temporary / _MANIFEST, _manifest(checkpoint, payload).encode())
+        mode = 0o600 if private else 0o666
+        _write_file(temporary / _ARRAYS, payload, mode)
+        _write_file(temporary / _MANIFEST, _manifest(checkpoint, payload).encode(), mode)
         _sync_folder(temporary)
         if target.exists():  # the same step again, for example when a finished run is resumed
             shutil.rmtree(target)
@@ -81,7 +83,7 @@ def write(folder: Path, checkpoint: Checkpoint) -> Path:
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(_explain(error, target)) from error
-    for old in _committed(folder)[KEPT:]:
+    for old in _committed(folder)[kept:]:
         shutil.rmtree(old, ignore_errors=True)
     return target
 
@@ -234,8 +236,8 @@ def _is_loader_state(value: Any) -> bool:
     return True
 
 
-def _write_file(path: Path, payload: bytes) -> None:
-    with open(path, "wb") as file:
+def _write_file(path: Path, payload: bytes, mode: int) -> None:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
         file.write(payload)
         file.flush()
         os.fsync(file.fileno())

@@ -114,6 +114,7 @@ class Checkpoints:
     stopping: gives the early-stopping record to store, that of the Validation hook before this one.
     fetch: brings a state to the host where it is divided over devices, with the help of all processes, of which one
     ``writes``; wall times differ between them, so ``seconds`` must then be infinite.
+    private: the state holds a secret, see `checkpoint.write`.
     """
 
     def __init__(
@@ -126,9 +127,10 @@ class Checkpoints:
         seconds: float = 60.0,
         fetch: Callable[[TrainState], TrainState] = lambda state: state,
         writes: bool = True,
+        private: bool = False,
     ):
         self._folder, self._config, self._fingerprint = folder, dict(config), fingerprint
-        self._fetch, self._writes = fetch, writes
+        self._fetch, self._writes, self._private = fetch, writes, private
         self._stopping, self._every, self._seconds = stopping, every, seconds
         self._last = time.monotonic()
 
@@ -144,5 +146,6 @@ class Checkpoints:
                 checkpoint.Checkpoint(
                     state, end.loader_state, self._stopping(), self._config, self._fingerprint
                 ),
+                self._private,
             )
         self._last = time.monotonic()

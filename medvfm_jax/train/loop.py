@@ -135,9 +135,9 @@ def _with_positions(loader: Loader) -> Iterator[tuple[Any, Any]]:
 def _refuse_non_finite(metrics: dict[str, float], step: int) -> None:
     if metrics.pop("finite", 1.0) == 1.0:
         return
-    what = "loss" if not _is_finite(metrics["loss"]) else "gradient"
+    what = "loss" if not _is_finite(metrics.get("loss", 0.0)) else "gradient"
     raise NonFiniteLoss(
-        f"The {what} is not finite at step {step} (loss {metrics['loss']}, gradient norm "
+        f"The {what} is not finite at step {step} (loss {metrics.get('loss')}, gradient norm "
         f"{metrics.get('grad_norm')}); lower --learning-rate or look for broken images; "
         "nothing of this step was kept."
     )

@@ -42,7 +42,6 @@ def write_overlays(
     (H, W) bool.
     """
     entries: list[dict[str, Any]] = []
-    used: set[str] = set()
     for label, value in dataset.labels.items():
         if value == 0:
             continue

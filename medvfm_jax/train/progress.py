@@ -47,7 +47,8 @@ class ProgressDisplay:
 
     def __call__(self, end: StepEnd) -> None:
         """Show a step."""
-        self._loss = _smooth(self._loss, end.metrics["loss"])
+        if "loss" in end.metrics:  # a private run does not show it
+            self._loss = _smooth(self._loss, end.metrics["loss"])
         # The first step compiles; its speed says nothing about the rest.
         if self._seen:
             self._speed = _smooth(self._speed, end.examples / max(end.seconds, 1e-9))
@@ -76,8 +77,9 @@ class ProgressDisplay:
         return f"{self._title} {end.step}/{end.steps}  {numbers}".rstrip()
 
     def _describe(self, end: StepEnd) -> str:
-        speed = "" if self._speed is None else f"  {self._speed:.1f} images/s"
-        return f"loss {self._loss:.4f}{speed}"
+        loss = [] if self._loss is None else [f"loss {self._loss:.4f}"]
+        speed = [] if self._speed is None else [f"{self._speed:.1f} images/s"]
+        return "  ".join([*loss, *speed])
 
     def _remaining(self, end: StepEnd) -> str:
         if self._speed is None or end.last:

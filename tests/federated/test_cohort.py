@@ -10,6 +10,7 @@ from medvfm_jax.data import make_phantom_dataset
 from medvfm_jax.federated import BadFederation
 from medvfm_jax.federated.cohort import EVERYBODY, RoundLoader, cohort
 from medvfm_jax.federated.federated_run import divide
+from medvfm_jax.federated.privacy.secret_randomness import draw_secret
 from medvfm_jax.types import ModelSpec
 from tests.federated.small_federation import small
 
@@ -32,6 +33,8 @@ def clients_of(config, names=None, prompt="box"):
 
 
 def loader(clients, config, steps=2, **settings):
+    if config.dp_epsilon is not None:
+        settings.setdefault("secret", draw_secret(7))
     return RoundLoader(
         clients, config, steps, lambda number: 1 / (1 + number), lambda batch: batch, "none", **settings
     )
@@ -147,6 +150,31 @@ def test_nobody_may_come_where_the_accountant_assumes_independent_draws(cells, t
 
 def loader_participation(clients, config, number):
     return loader(clients, config)._participation(number)
+
+
+def test_samples_of_a_private_run_come_from_its_secret_and_go_on_with_it(cells, tmp_path):
+    config = small(cells, tmp_path, participation=0.5, val_fraction=0.0, dp_epsilon=8.0)
+    clients = clients_of(config)
+
+    def drawn(of):
+        return [(fingerprints(r.shard.batches.image), r.participation.tolist()) for r in rounds(of, 12)]
+
+    def same(a, b):
+        return all(np.array_equal(x[0], y[0]) and x[1] == y[1] for x, y in zip(a, b))
+
+    first, other = (loader(clients, config, secret=draw_secret()) for _ in range(2))
+    state = first.get_state()
+    expected = drawn(first)
+    assert not same(expected, drawn(other))  # the same seed in config.json, other samples
+    assert [who for _, who in expected] != [who for _, who in drawn(other)]
+    other.set_state(state)
+    assert same(expected, drawn(other))
+    with pytest.raises(BadFederation, match="it is not private: start a new one"):
+        other.set_state({"round": 1})
+    with pytest.raises(BadFederation, match="draws its samples from a secret: give both or neither"):
+        loader(clients, config, secret=None)
+    with pytest.raises(BadFederation, match="give both or neither"):
+        loader(clients, dataclasses.replace(config, dp_epsilon=None), secret=draw_secret())
 
 
 def test_centralised_training_has_everything(cells, tmp_path):

@@ -129,6 +129,8 @@ RESUMED: dict[str, dict] = {
         "dp_epsilon": 8.0,
         "dp_unit": "patient",
         "batch_size": 6,  # everybody in every step, for which the accountant is quick
+        "dp_seed": 1,  # two runs are compared; test_private_runs.py resumes one with a secret
+        "dp_log_unprotected": True,
         "algorithm": "fedper",
         "val_fraction": 0.0,
         "algorithm_set": ("personal=.*/output_hypernetworks_mlps_0/.*",),
@@ -223,6 +225,12 @@ def test_patients_are_protected_as_far_as_was_asked_for(cells, tmp_path):
     assert result.val_dice is None  # the last round is kept: choosing one would look at patients
     assert "of one patient (add or remove one)" in result.privacy
     assert lines[0]["upload_bytes"] < lines[0]["download_bytes"] / 3
+    # Whether an update is finite follows from noisy gradients; losses and times do not.
+    assert set(lines[0]) == {"step", "upload_bytes", "download_bytes", "excluded", "epsilon", "lr"}
+    validated = [line for line in read_metrics(result.folder) if "val_dice" in line]
+    assert "val_dice/dark" in validated[0]
+    assert "time" not in validated[0]
+    assert "validation scores of each site in metrics.jsonl, exact" in result.privacy
     assert artifacts.load_delta(result.delta)[1]["privacy"] == record_of(result.folder)["resolved"]["privacy"]
 
 

@@ -9,6 +9,7 @@ from medvfm_jax.federated.federate_config import FederateConfig
 from medvfm_jax.federated.privacy.accounting import _dp_accounting
 from medvfm_jax.federated.privacy.gaussian import gaussian_epsilon
 from medvfm_jax.federated.privacy_plan import plan
+from medvfm_jax.train.config import BadConfig
 
 CONFIG = FederateConfig("data", out=Path("x"), rounds=10, local_steps=3, batch_size=4, dp_epsilon=8.0)
 PATIENTS = {"large": 200, "small": 8}
@@ -38,6 +39,36 @@ def test_clients_that_all_take_part_follow_the_closed_form_and_need_no_extra(mon
         "not covered",
     ):
         assert words in text
+
+
+def test_the_statement_names_what_is_recorded_and_not_covered():
+    text = plan(CONFIG, PATIENTS).statement(10)
+    assert "recorded and not covered: config.json (cases held out" in text
+    for words in ("validation scores of each site", "scores and masks of the test patients", "checkpoints"):
+        assert words in text
+    for words in ("dp-log-unprotected", "NOT PRIVATE", "personal.safetensors"):
+        assert words not in text
+    silent = plan(with_settings(score=False, validate_every=0), PATIENTS).statement(10)
+    assert "test patients" not in silent
+    assert "validation scores" not in silent
+    asked = plan(with_settings(dp_log_unprotected=True), PATIENTS, "part").statement(10)
+    assert "as asked for with --dp-log-unprotected, exact losses and norms, who took part" in asked
+    assert "personal.safetensors" in asked
+    # Scores of models without noise would tell who took part, so they need the flag.
+    assert "validation scores" in asked
+    assert "validation scores" not in plan(CONFIG, PATIENTS, "part").statement(10)
+    patient = plan(with_settings(dp_unit="patient", batch_size=200), PATIENTS, "part").statement(10)
+    assert "numbers of patients and images of a hospital" in patient
+    assert "validation scores" in patient
+    assert "personal.safetensors" not in patient
+
+
+def test_a_run_from_a_number_says_that_it_is_not_private():
+    text = plan(with_settings(dp_seed=3), PATIENTS).statement(10)
+    assert text.startswith("NOT PRIVATE: noise and samples were made from --dp-seed 3")
+    for setting in ({"dp_seed": 0}, {"dp_log_unprotected": True}):
+        with pytest.raises(BadConfig, match="is about privacy; add --dp-epsilon"):
+            with_settings(dp_epsilon=None, **setting)
 
 
 def test_patients_are_accounted_for_by_step_and_by_the_hospital_that_draws_them_most_often():

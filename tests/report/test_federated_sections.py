@@ -88,6 +88,31 @@ def test_the_federation_says_how_traffic_and_privacy_came_about():
     assert silent["compression of the updates"] == "identity"
 
 
+def test_what_privacy_does_not_cover_is_said():
+    private = {"dp_epsilon": 8.0, "dp_unit": "patient"}
+    noise = {"sentence": "the noise is 9 times as much", "drowned": True}
+    shown = Page(federated_sections.federation(run(**private, resolved={"noise": noise, "holdings": []})))
+    table = dict(shown.tables[0])
+    assert table["noise"] == noise["sentence"]
+    assert (
+        table["share clipped"] == "not recorded, as noise does not cover it: --dp-log-unprotected records it"
+    )
+    assert "Noise drowns the signal." in shown.text
+    assert "not private" not in shown.text
+    clients = Page(federated_sections.clients(run(**private, resolved={"holdings": []}))).text
+    assert "What each client holds is not recorded in a private run" in clients
+
+    lines = [{"step": 1, "clipped": 0.25}, {"step": 2, "clipped": 0.75}]
+    asked = run(lines=lines, **private, dp_seed=0, dp_log_unprotected=True)
+    shown = Page(federated_sections.federation(asked))
+    assert dict(shown.tables[0])["share clipped"] == "50% of the patients in a step, 75% in the last round"
+    assert "This run is not private: its noise was made from --dp-seed 0." in shown.text
+    assert "as asked for with --dp-log-unprotected" in shown.text
+    rows = Page(federated_sections.side_by_side([asked, plain()])).tables[0]
+    assert rows[-1][1] == "not privatenoise from --dp-seed"
+    assert "share clipped" not in dict(Page(federated_sections.federation(run())).tables[0])
+
+
 def test_clients_are_a_table_and_bars_as_long_as_their_images():
     html = federated_sections.clients(run())
     table = Page(html).tables[0]

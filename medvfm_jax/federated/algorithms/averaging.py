@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from medvfm_jax.federated.local_training import Loss, ValueAndGrad, local_steps
+from medvfm_jax.federated.local_training import Loss, ValueAndGrad, local_steps, observed
 from medvfm_jax.federated.personal_parts import NOTHING, Chosen, join_personal, split_like, split_personal
 from medvfm_jax.federated.records import Algorithm, Cohort, Report, Server, Shard, Tree
 from medvfm_jax.federated.tree_math import add, scale, subtract
@@ -103,7 +103,9 @@ def averaging(
         correct = prox if mu else None
         delta, value = local_steps(gradient(local_loss), optimizer, start, shard, step_mask, key, correct)
         shared, own = split_like(delta, server.delta)
-        return own, Report(subtract(shared, server.delta), shard.samples.astype(value.dtype), value)
+        loss_value, measured = observed(value)
+        weight = shard.samples.astype(loss_value.dtype)
+        return own, Report(subtract(shared, server.delta), weight, loss_value, measured=measured)
 
     def aggregate(server: Server, mean: Tree, cohort: Cohort) -> Server:
         del cohort

@@ -14,7 +14,8 @@ def fednova(loss: Loss, learning_rate: float, momentum: float = 0.0, mu: float =
     """x <- x + tau_eff sum_i p_i (y_i - x) / |a_i|_1, tau_eff = sum_i p_i |a_i|_1, after local SGD.
 
     |a_i|_1 of ``effort``; a client's own rate factor counts as effort too.  Use momentum or the proximal term mu,
-    not both: the paper gives no formula for their combination.
+    not both: the paper gives no formula for their combination.  tau_eff is an exact mean over those who came, so this
+    does not go with client-level privacy: noise would be multiplied by it, and be missing when nobody came.
 
     Raises ValueError for both at once.
     """
@@ -43,6 +44,7 @@ def fednova(loss: Loss, learning_rate: float, momentum: float = 0.0, mu: float =
         lambda delta, client_id: (),
         client_update,
         aggregate,
+        exact="the mean effort of those who came",
     )
 
 

@@ -45,13 +45,15 @@ class Progress(NamedTuple):
     """What the server keeps between rounds, and on disk.
 
     accepted (n,) int32: the last round whose update of each site entered the aggregate, -1 for none.
-    key (2,) uint32: key data of the run; with it a resumed run draws the same noise.  run: 32 hexadecimal digits.
+    key (2,) uint32: key data of the run, from which the keys of sites and rounds follow.  run: 32 hexadecimal digits.
+    noise (2,) uint32: key data of the noise, which nothing that is sent depends on; () without privacy.
     """
 
     server: Server
     accepted: np.ndarray
     key: np.ndarray
     run: str
+    noise: np.ndarray | tuple = ()
 
 
 class Request(NamedTuple):
@@ -80,20 +82,25 @@ class RoundRecord(NamedTuple):
 class Coordinator(NamedTuple):
     """The server as pure functions, from ``make_coordinator``.
 
-    begin(key) -> Progress.  hello(progress, node) -> bytes.  admit(progress, node, reply) -> name of the site.
+    begin(key, noise=None) -> Progress; noise: a key of the noise for tests, None for the operating system's randomness.
+    hello(progress, node) -> bytes.  admit(progress, node, reply) -> name of the site.
     ask(progress, {site: node}) -> Request.
     finish(progress, request, {node: bytes, or a sentence}) -> (Progress, RoundRecord).
     save(folder, progress) and restore(folder) -> Progress or None.
+    forget(folder, progress) -> Progress with another key of the noise, as the only checkpoint: for the end of a run.
+    private: whether noise is added, here or by the sites for their patients: then no loss is told.
     """
 
     sites: tuple[str, ...]
-    begin: Callable[[Array], Progress]
+    begin: Callable[..., Progress]
     hello: Callable[[Progress, int], bytes]
     admit: Callable[[Progress, int, bytes], str]
     ask: Callable[[Progress, Mapping[str, int]], Request]
     finish: Callable[[Progress, Request, Mapping[int, bytes | str]], tuple[Progress, RoundRecord]]
     save: Callable[[Path, Progress], None]
     restore: Callable[[Path], Progress | None]
+    forget: Callable[[Path, Progress], Progress]
+    private: bool
 
 
 def make_coordinator(
@@ -107,7 +114,8 @@ def make_coordinator(
     """Build the server of a federation.
 
     sites: {name: number of samples it declared}, or names alone; the position is the client's id.
-    fewest: with fewer usable answers a round changes nothing.
+    fewest: with fewer usable answers a round changes nothing; with privacy every round that was asked releases its
+        noise, as a round without noise would tell who was missing.
     largest_weight: of one site in the mean, which it states itself every round; above it, it is refused.  None: the
         number it declared, or what the algorithm gives to every site alike.  ``math.inf`` believes whatever a site
         claims: one of them can then make the model its own.
@@ -132,12 +140,16 @@ def make_coordinator(
     def header(progress: Progress, kind: str, **fields: object) -> Header:
         return Header(kind, shapes.federation, progress.run, int(progress.server.round), **fields)
 
-    def begin(key: Array) -> Progress:
-        if key.shape or key.dtype != jax.random.key(0, impl=KEY_IMPLEMENTATION).dtype:
-            raise BadFederation(f"The run needs one key of the kind {KEY_IMPLEMENTATION}.")
+    def begin(key: Array, noise: Array | None = None) -> Progress:
+        for one in (key,) if noise is None else (key, noise):
+            if one.shape or one.dtype != jax.random.key(0, impl=KEY_IMPLEMENTATION).dtype:
+                raise BadFederation(f"The run needs one key of the kind {KEY_IMPLEMENTATION}.")
         server = first_server(task.algorithm, task.delta, privacy.clip if privacy else math.inf)
         accepted = np.full(len(sites), -1, np.int32)
-        return Progress(server, accepted, np.asarray(jax.random.key_data(key)), secrets.token_hex(16))
+        return Progress(server, accepted, _data(key), secrets.token_hex(16), new_noise(noise))
+
+    def new_noise(noise: Array | None = None) -> np.ndarray | tuple:
+        return () if privacy is None else _data(random_key() if noise is None else noise)
 
     def hello(progress: Progress, node: int) -> bytes:
         return encode(header(progress, "hello", node=node))
@@ -156,7 +168,7 @@ def make_coordinator(
         leaves = named_leaves(progress.server)
         leaves = {name: leaves[name] for name in shapes.download.server}
         common, contents = write_payload(leaves), layout(shapes.download)
-        round_key = jax.random.fold_in(_key(progress), progress.server.round)
+        round_key = jax.random.fold_in(_key(progress.key), progress.server.round)
         messages = {}
         for site, node in nodes.items():
             row = sites.index(site)
@@ -184,19 +196,19 @@ def make_coordinator(
         asked = np.isin(np.arange(len(sites)), [sites.index(site) for site in request.nodes])
         arrived = np.isin(np.arange(len(sites)), list(reports))
         new, metrics, excluded = progress, None, []
-        if arrived.sum() >= fewest:
+        if privacy is not None or arrived.sum() >= fewest:
             server, _, metrics = simulated(
                 progress.server,
                 Client((), (), np.arange(len(sites), dtype=np.uint32)),
                 _stacked(shapes, reports, len(sites)),
                 asked,
                 np.ones(len(sites), np.int32),
-                _key(progress),
+                _key(progress.key if privacy is None else progress.noise),
                 asked & ~arrived,
             )
             excluded = name_excluded(metrics, sites)
             refused |= dict.fromkeys(excluded, "Its update is not finite once it is decoded.")
-            if int(metrics.participants) >= fewest:
+            if privacy is not None or int(metrics.participants) >= fewest:
                 if not all_finite(server.delta):
                     raise BadFederation(
                         f"Round {progress.server.round} made the model infinite although every update was finite: "
@@ -205,7 +217,8 @@ def make_coordinator(
                 counted = arrived & ~np.asarray(metrics.excluded)
                 accepted = np.where(counted, progress.server.round, progress.accepted).astype(np.int32)
                 metrics = jax.device_get(metrics)
-                metrics = metrics._replace(upload_bits=np.float32(bits * float(metrics.participants)))
+                sent = float(metrics.participants) if privacy is None else privacy.expected_clients
+                metrics = metrics._replace(upload_bits=np.float32(bits * sent))
                 new = progress._replace(server=jax.device_get(server), accepted=accepted)
             else:
                 metrics = None
@@ -234,7 +247,8 @@ def make_coordinator(
         if not found:
             return None
         key = jax.ShapeDtypeStruct((2,), np.uint32)
-        stored = Progress(shapes.server, jax.ShapeDtypeStruct((len(sites),), np.int32), key, ())
+        accepted = jax.ShapeDtypeStruct((len(sites),), np.int32)
+        stored = Progress(shapes.server, accepted, key, (), () if privacy is None else key)
         # Any size, so that a checkpoint of another federation is called so and not too large.
         message = read_message(found[-1], found[-1].stat().st_size)
         try:
@@ -244,7 +258,18 @@ def make_coordinator(
             raise BadMessage(f"{found[-1]}: {error}") from error
         return progress._replace(run=message.header.run)
 
-    return Coordinator(sites, begin, hello, admit, ask, finish, save, restore)
+    private = privacy is not None or shapes.noisy
+
+    def forget(folder: Path, progress: Progress) -> Progress:
+        if privacy is None:
+            return progress
+        progress = progress._replace(noise=new_noise())
+        save(folder, progress)
+        for old in _checkpoints(folder)[:-1]:
+            old.unlink(missing_ok=True)
+        return progress
+
+    return Coordinator(sites, begin, hello, admit, ask, finish, save, restore, forget, private)
 
 
 def random_key() -> Array:
@@ -349,8 +374,12 @@ def _check_not_failed(found: Header, node: int) -> None:
         raise BadMessage(f"The site reports: {REASONS.get(found.reason, 'an unknown reason')}.")
 
 
-def _key(progress: Progress) -> Array:
-    return jax.random.wrap_key_data(jnp.asarray(progress.key), impl=KEY_IMPLEMENTATION)
+def _key(data: np.ndarray) -> Array:
+    return jax.random.wrap_key_data(jnp.asarray(data), impl=KEY_IMPLEMENTATION)
+
+
+def _data(key: Array) -> np.ndarray:
+    return np.asarray(jax.random.key_data(key))
 
 
 def _checkpoints(folder: Path) -> list[Path]:

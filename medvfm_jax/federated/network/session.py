@@ -59,9 +59,10 @@ def run_session(
 ) -> Progress:
     """Run until ``rounds`` rounds are done, from the last checkpoint in ``folder`` if there is one.
 
-    key: of a new run, None for one from the operating system; a resumed run has its own.
+    key: of a new run, None for one from the operating system; a resumed run has its own.  Noise never comes from it.
     fewest: sites that must be connected before a round is asked.
-    Every round is a line of ``folder/metrics.jsonl`` and a checkpoint.
+    Every round is a line of ``folder/metrics.jsonl`` and a checkpoint.  With privacy the line says nothing that the
+    noise does not cover; the log names sites that were left out.  At the end the key of the noise is forgotten.
 
     Raises BadFederation if too few sites come or answer; the checkpoint of the last good round is then in place.
     """
@@ -78,7 +79,7 @@ def run_session(
             new, record = coordinator.finish(
                 progress, request, transport.exchange(request.messages, patience.answer)
             )
-            _report(folder, record, attempt)
+            _report(folder, record, attempt, coordinator.private)
             if record.metrics is not None:
                 break
         else:
@@ -89,7 +90,7 @@ def run_session(
             )
         progress = new
         coordinator.save(folder, progress)
-    return progress
+    return coordinator.forget(folder, progress)
 
 
 class _Present(NamedTuple):
@@ -157,21 +158,22 @@ def _greet(
         _LOG.info("%s has joined as node %d", site, node)
 
 
-def _report(folder: Path, record: RoundRecord, attempt: int) -> None:
+def _report(folder: Path, record: RoundRecord, attempt: int, private: bool) -> None:
     loss = None if record.metrics is None else float(record.metrics.loss)
-    line = {
-        "round": record.round,
-        "attempt": attempt,
-        "loss": loss,
-        "arrived": record.arrived,
-        "refused": record.refused,
-        "missing": record.missing,
-        "upload_bytes": record.upload_bytes,
-        "download_bytes": record.download_bytes,
-        "time": round(time.time(), 3),
-    }
+    line = {"round": record.round, "attempt": attempt}
+    if not private:
+        line |= {
+            "loss": loss,
+            "arrived": record.arrived,
+            "refused": record.refused,
+            "missing": record.missing,
+            "upload_bytes": record.upload_bytes,
+            "download_bytes": record.download_bytes,
+            "time": round(time.time(), 3),
+        }
     append_metrics(folder, line)
     outcome = "too few, nothing changed" if loss is None else f"mean loss {loss:.4f}"
+    outcome = "noise added" if private else outcome
     _LOG.info(
         "round %d: %d of %d sites, %s, %d bytes up, %d down",
         record.round,

@@ -4,8 +4,13 @@ A site's own state (control variates, error feedback, personal parts) counts onl
 update made with it.  So two states are kept on disk, the last accepted one and the one of the last answer; the next
 message says which of them is in force.  A lost answer, a round that is asked again and a restart of either side
 therefore leave the same numbers as a run without them.
+
+Where the work adds noise that protects patients, its key comes from a secret of this site, in ``noise.secret`` in its
+folder: the server must not be able to take the noise off what it receives.  A question that is repeated is answered
+with the same noise, any other one with noise of its own.  The exact loss is then not sent either: it is given as 0.
 """
 
+import hashlib
 import logging
 import re
 from collections.abc import Callable, Mapping
@@ -40,6 +45,7 @@ from medvfm_jax.federated.network.task import (
     first_client,
     received_server,
 )
+from medvfm_jax.federated.privacy.secret_randomness import Secret, secret_in
 from medvfm_jax.federated.records import Client, Server, Shard
 from medvfm_jax.federated.rounds import client_work
 from medvfm_jax.federated.tree_math import all_finite
@@ -70,7 +76,8 @@ class Site(NamedTuple):
 
     name: as the server's list of sites knows it.
     shard: round number -> (`Shard`, mask (steps,) bool or count of the steps to make); the same for the same round.
-    folder: where this site keeps its state, a file per run; nobody else needs to read it.
+    folder: where this site keeps its state, a file per run, and the secret of its noise; nobody else may read it.
+        What ``shard`` draws at random for patient-level privacy must come from that secret too (`noise_secret`).
     """
 
     task: Task
@@ -132,6 +139,19 @@ def make_site(site: Site) -> Callable[[int, bytes], bytes]:
     return answer
 
 
+def noise_secret(folder: Path) -> Secret:
+    """The secret of a site, drawn when it is first asked for."""
+    return secret_in(folder / "noise.secret")
+
+
+def _own_key(site: Site, message: Message) -> np.ndarray:
+    """Key data (2,) uint32 of this site for this very question: another delta must never get the same noise."""
+    asked = message.header
+    question = hashlib.sha256(message.payload).hexdigest()
+    key = noise_secret(site.folder).key("work", asked.run, asked.round, asked.client, question)
+    return np.asarray(jax.random.key_data(key))
+
+
 def failure(node: int) -> bytes:
     """The reply of a node that cannot even set up its site; the reason is in its log."""
     return encode(Header("failed", "0" * 64, "0" * 32, node=node, reason="error"))
@@ -159,10 +179,12 @@ def _do(site: Site, shapes: Contract, work: Callable, message: Message) -> Uploa
     if not mask.any():
         raise SiteFailed("no_steps", "There is no data for this round.")
     server = received_server(shapes, download.server)._replace(round=jnp.int32(asked.round))
-    moved, upload, healthy = work(server, client, shard, mask, download.key)
+    key = _own_key(site, message) if shapes.noisy else download.key
+    moved, upload, healthy = work(server, client, shard, mask, key)
     if not healthy:
         raise SiteFailed("not_finite", "The update is not finite; look at the data and the learning rate.")
     _keep(site, asked, _Kept(client, moved))
+    upload = upload._replace(loss=jnp.zeros_like(upload.loss)) if shapes.noisy else upload
     return jax.device_get(upload)
 
 

@@ -15,6 +15,7 @@ from medvfm_jax.federated.errors import BadFederation
 from medvfm_jax.federated.network.layouts import digest, layout
 from medvfm_jax.federated.network.messages import VERSION
 from medvfm_jax.federated.personal_parts import leaf_name
+from medvfm_jax.federated.privacy.client_level import draws_private_noise
 from medvfm_jax.federated.records import Algorithm, Client, Codec, Report, Server, Shard, Tree
 
 KEY_IMPLEMENTATION = "threefry2x32"  # named on both sides: a node may have another default
@@ -39,7 +40,8 @@ class Task(NamedTuple):
 class Download(NamedTuple):
     """What a site receives in a round: the leaves of the server that its work reads, by name, and its random key.
 
-    key (2,) uint32: of this client and this round only; the server's own key, from which its noise comes, stays there.
+    key (2,) uint32: of this client and this round only.  The server's noise comes from another key, and a site whose
+    work makes noise of its own does not use this one (`Contract.noisy`).
     """
 
     server: dict[str, Array]
@@ -47,7 +49,7 @@ class Download(NamedTuple):
 
 
 class Upload(NamedTuple):
-    """What a site sends in a round: a `Report` whose upload is the codec's message."""
+    """What a site sends in a round: a `Report` whose upload is the codec's message, without what else was measured."""
 
     message: Tree
     weight: Array
@@ -56,7 +58,10 @@ class Upload(NamedTuple):
 
 
 class Contract(NamedTuple):
-    """Shapes of everything that is exchanged or stored, from ``contract(task)``; nothing is computed."""
+    """Shapes of everything that is exchanged or stored, from ``contract(task)``; nothing is computed.
+
+    noisy: whether a site's work makes noise that protects its patients.
+    """
 
     server: Server
     client: Client
@@ -64,6 +69,7 @@ class Contract(NamedTuple):
     download: Download
     upload: Upload
     federation: str  # digest of all that must agree
+    noisy: bool
 
 
 def contract(task: Task) -> Contract:
@@ -73,14 +79,15 @@ def contract(task: Task) -> Contract:
     """
     algorithm = task.algorithm
     server, state, *_ = work = _work(task)
-    _, report = jax.eval_shape(algorithm.client_update, *work)
+    report = jax.eval_shape(algorithm.client_update, *work)[1]._replace(measured=())
+    program = _program(algorithm, work)
     residual = jax.eval_shape(task.codec.init, report.upload)
     client = Client(state, residual, jax.ShapeDtypeStruct((), jnp.uint32))
-    download = Download(_leaves_read(algorithm, work), jax.ShapeDtypeStruct((2,), jnp.uint32))
+    download = Download(_leaves_read(program, server), jax.ShapeDtypeStruct((2,), jnp.uint32))
     message = message_shapes(task.codec, report.upload)
     upload = Upload(message, report.weight, report.loss, report.public)
     agreed = [VERSION, layout(download), layout(upload), layout(client), dict(task.settings)]
-    return Contract(server, client, report, download, upload, digest(agreed))
+    return Contract(server, client, report, download, upload, digest(agreed), draws_private_noise(program))
 
 
 def _work(task: Task) -> tuple:
@@ -145,17 +152,21 @@ def received_server(shapes: Contract, leaves: Mapping[str, Array]) -> Server:
     return jax.tree.unflatten(structure, filled)
 
 
-def _leaves_read(algorithm: Algorithm, work: tuple) -> dict[str, Any]:
-    """Leaves of the server on which the result of a client's work depends: moments of its optimizer are not sent."""
+def _program(algorithm: Algorithm, work: tuple) -> Jaxpr:
+    """A client's work as a traced program; its first inputs are the leaves of the server."""
     server, *rest = work
     leaves, structure = jax.tree.flatten(server)
 
     def flat(leaves: list, *rest: Any) -> Any:
         return algorithm.client_update(jax.tree.unflatten(structure, leaves), *rest)
 
-    needed = _inputs_needed(jax.make_jaxpr(flat)(leaves, *rest).jaxpr)
+    return jax.make_jaxpr(flat)(leaves, *rest).jaxpr
+
+
+def _leaves_read(program: Jaxpr, server: Server) -> dict[str, Any]:
+    """Leaves of the server on which the result of a client's work depends: moments of its optimizer are not sent."""
     named = named_leaves(server)
-    return {name: named[name] for name, read in zip(named, needed) if read}
+    return {name: named[name] for name, read in zip(named, _inputs_needed(program)) if read}
 
 
 def _inputs_needed(jaxpr: Jaxpr) -> list[bool]:

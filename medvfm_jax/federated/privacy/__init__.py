@@ -10,6 +10,7 @@ from medvfm_jax.federated.privacy.patient_level import (
     patient_gradient,
     patient_value_and_grad,
 )
+from medvfm_jax.federated.privacy.secret_randomness import Secret, draw_secret, secret_in
 
 __all__ = [
     "Audit",
@@ -18,14 +19,17 @@ __all__ = [
     "Membership",
     "MissingPrivacyExtra",
     "PatientBatch",
+    "Secret",
     "account",
     "canary_scores",
     "canary_update",
+    "draw_secret",
     "epsilon_lower_bound",
     "group_by_patient",
     "loss_attack",
     "patient_gradient",
     "patient_value_and_grad",
     "per_patient",
+    "secret_in",
     "with_epsilon",
 ]

@@ -10,10 +10,13 @@ between floating-point numbers can leak (Mironov, CCS 2012), which the integer n
 """
 
 import math
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from medvfm_jax.federated.privacy.errors import BadPrivacy
 from medvfm_jax.federated.records import Privacy, Tree
@@ -35,10 +38,28 @@ def noisy_mean(total: Tree, bound: Array | float, privacy: Privacy, key: Array) 
     def release(k: Array, x: Array) -> Array:
         # In float32 at least: noise drawn in bfloat16 has 256 values per octave.
         wide = jnp.promote_types(x.dtype, jnp.float32)
-        noise = jnp.asarray(bound, wide) * multiplier * jax.random.normal(k, x.shape, wide)
+        noise = jnp.asarray(bound, wide) * multiplier * private_normal(k, x.shape, wide)
         return ((x.astype(wide) + noise) / privacy.expected_clients).astype(x.dtype)
 
     return jax.tree.unflatten(structure, [release(k, x) for k, x in zip(keys[: len(leaves)], leaves)])
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def private_normal(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+    """Normal numbers that hide somebody; by the name of this function `draws_private_noise` finds them in a program."""
+    return jax.random.normal(key, shape, dtype)
+
+
+def draws_private_noise(jaxpr: Jaxpr) -> bool:
+    """Whether a traced program makes noise of privacy, so that its key must be its owner's secret."""
+    if any(equation.params.get("name") == private_normal.__name__ for equation in jaxpr.eqns):
+        return True
+    parts = jax.tree.leaves(
+        [list(equation.params.values()) for equation in jaxpr.eqns],
+        is_leaf=lambda x: isinstance(x, Jaxpr | ClosedJaxpr),
+    )
+    inner = [part.jaxpr if isinstance(part, ClosedJaxpr) else part for part in parts]
+    return any(draws_private_noise(part) for part in inner if isinstance(part, Jaxpr))
 
 
 def clip_vote(norm: Array, bound: Array) -> Array:

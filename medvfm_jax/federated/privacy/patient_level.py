@@ -17,6 +17,7 @@ import numpy as np
 from jax import Array
 
 from medvfm_jax.federated.backends import vary_like
+from medvfm_jax.federated.local_training import Observed
 from medvfm_jax.federated.privacy.client_level import noisy_mean
 from medvfm_jax.federated.privacy.clipping import clip_by_norm, global_norm
 from medvfm_jax.federated.privacy.errors import BadPrivacy
@@ -33,7 +34,7 @@ class PatientBatch(NamedTuple):
 class PatientMetrics(NamedTuple):
     """Of one step, each () float32. Exact, so not private: for the hospital's own eyes."""
 
-    loss: Array  # mean over patients of their mean slice loss
+    loss: Array  # mean over patients of their mean slice loss, 0 where it is not finite
     clipped: Array  # fraction of patients whose gradient was longer than the clip
     patients: Array
 
@@ -70,7 +71,8 @@ def patient_gradient(
         present = mask.any()
         long = present & ~(global_norm(gradient) <= privacy.clip)  # a NaN counts as clipped: it is dropped
         gradient = jax.tree.map(lambda g: jnp.where(present, g, 0), gradient)
-        counts = (jnp.where(present, value, 0), long, present)
+        # A loss that is not finite must not stop the client: one patient would then decide about a whole update.
+        counts = (jnp.where(present & jnp.isfinite(value), value, 0), long, present)
         return clip_by_norm(gradient, privacy.clip), PatientMetrics(*(jnp.float32(x) for x in counts))
 
     def gradient(delta: Tree, batch: PatientBatch, key: Array) -> tuple[PatientMetrics, Tree]:
@@ -101,13 +103,18 @@ def patient_gradient(
 
 def patient_value_and_grad(
     loss: Callable[[Tree, Tree, Array], Array], privacy: Privacy, microbatch: int | None = None
-) -> Callable[[Tree, PatientBatch, Array], tuple[Array, Tree]]:
-    """`patient_gradient` with the loss alone, where local training asks for a value-and-gradient function."""
+) -> Callable[[Tree, PatientBatch, Array], tuple[Observed, Tree]]:
+    """`patient_gradient` as a value-and-gradient function for local training.
+
+    Measured beside the loss: "patients" of a step and "clipped_patients" among them, numbers whose means over steps and
+    clients give the share that was clipped. Like the loss they are exact, so not private.
+    """
     gradient = patient_gradient(loss, privacy, microbatch)
 
-    def value_and_grad(delta: Tree, batch: PatientBatch, key: Array) -> tuple[Array, Tree]:
+    def value_and_grad(delta: Tree, batch: PatientBatch, key: Array) -> tuple[Observed, Tree]:
         metrics, private = gradient(delta, batch, key)
-        return metrics.loss, private
+        counts = {"patients": metrics.patients, "clipped_patients": metrics.clipped * metrics.patients}
+        return Observed(metrics.loss, counts), private
 
     return value_and_grad
 

@@ -47,7 +47,7 @@ def test_same_server_and_metrics(name: str, tmp_path: Path) -> None:
     schedule = [[True] * 3, [True, False, True], [True] * 3]
     server, metrics = simulate(what, privacy, schedule)
     network = Loopback(what, tmp_path, privacy=privacy)
-    progress = network.coordinator.begin(KEY)
+    progress = network.coordinator.begin(KEY, KEY if privacy else None)
     for arrived, wanted in zip(schedule, metrics):
         lost = {site for site, here in zip(SITES, arrived) if not here}
         progress, record = network.round(

@@ -102,7 +102,10 @@ def test_a_patient_that_is_not_finite_is_left_out(batch, gradient):
 
 def test_without_clipping_it_is_the_gradient_of_the_mean_patient_loss(batch):
     privacy = PRIVACY._replace(clip=1e6)
-    value, private = jax.jit(patient_value_and_grad(loss, privacy))(DELTA, batch, jax.random.key(0))
+    (value, measured), private = jax.jit(patient_value_and_grad(loss, privacy))(
+        DELTA, batch, jax.random.key(0)
+    )
+    assert (measured["patients"], measured["clipped_patients"]) == (5, 0)
     np.testing.assert_allclose(flat(private), by_hand(batch, np.inf)[0] / 5.0, rtol=1e-5, atol=1e-7)
     errors = (batch.slices["x"] @ np.asarray(DELTA["w"]) + 0.05 - batch.slices["y"]) ** 2 / 2
     means = [errors[p][batch.mask[p]].mean() for p in range(P) if batch.mask[p].any()]

@@ -1,5 +1,7 @@
 """What a whole round, not only its parts, lets one client change."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,11 +9,13 @@ import optax
 import pytest
 
 from medvfm_jax.federated.algorithms import fedavg
+from medvfm_jax.federated.algorithms.averaging import averaging
 from medvfm_jax.federated.privacy.canary_audit import canary_scores, epsilon_lower_bound
 from medvfm_jax.federated.privacy.gaussian import gaussian_epsilon
 from medvfm_jax.federated.privacy.patient_level import PatientBatch, patient_value_and_grad
 from medvfm_jax.federated.records import AdaptiveClip, Privacy, Shard
 from medvfm_jax.federated.rounds import make_round
+from tests.federated.quadratics import quick_jit
 
 N, D = 5, 6
 DELTA = {"w": jnp.zeros(D)}
@@ -72,6 +76,39 @@ def test_an_audit_of_the_round_stays_below_what_its_noise_promises():
     )  # the clip binds: 3 clips became 1
     audit = epsilon_lower_bound(present, absent, 1e-5)
     assert 0.8 < audit.epsilon < gaussian_epsilon(1e-5, 1.0)
+
+
+def test_the_share_of_clipped_clients_is_measured():
+    federation = make_round(fedavg(loss, optax.sgd(1.0)), privacy=Privacy(1.0, 1.0, 4.0))
+    data = shard([0.5, 2.0, 0.7, 3.0, 9.0])  # an update is as long as its target is far
+    step = quick_jit(federation.round)
+    server, clients = federation.init(DELTA, data)
+    for present, share in (([1, 1, 1, 1, 0], 0.5), ([1, 1, 1, 1, 1], 0.6), ([0] * 5, 0.0)):
+        steps = jnp.ones(N, jnp.int32)
+        *_, metrics = step(server, clients, data, jnp.asarray(present, bool), steps, jax.random.key(0))
+        assert float(metrics.extra["clipped"]) == pytest.approx(share)
+
+
+def test_clipped_patients_are_counted_and_a_broken_one_does_not_stop_its_hospital():
+    """Gradients at 0 are minus the mean of a patient's slices; one patient's image is not finite."""
+    patient = Privacy(1.0, 1e-9, 2.0, unit="patient")
+    gradient = partial(patient_value_and_grad, privacy=patient)
+    algorithm = averaging(loss, optax.sgd(1.0), optax.sgd(1.0), gradient=gradient)
+    lengths = np.array([[[0.5, 2.0, 3.0]], [[0.2, 0.3, np.nan]]])  # clients, steps, patients
+    slices = jnp.asarray(lengths[..., None, None] * np.eye(D)[0], jnp.float32)
+    mask = jnp.ones((2, 1, 3, 1), bool).at[0, 0, 2].set(False)
+    data = Shard(PatientBatch(slices, mask), jnp.ones(2))
+    federation = make_round(algorithm, backend="loop")
+    server, clients = federation.init(DELTA, data)
+    after, _, metrics = quick_jit(federation.round)(
+        server, clients, data, jnp.ones(2, bool), jnp.ones(2, jnp.int32), jax.random.key(0)
+    )
+    # Of 2 + 3 patients those at 2.0 and at NaN are clipped; means are over clients.
+    assert metrics.extra["patients"] == 2.5
+    assert metrics.extra["clipped_patients"] == 1.0
+    assert not metrics.excluded.any()
+    moved = ((0.5 + 1.0) / 2 + (0.2 + 0.3) / 2) / 2
+    np.testing.assert_allclose(after.delta["w"], moved * np.eye(D)[0], atol=1e-6)
 
 
 def test_patients_are_protected_inside_a_federated_client():
