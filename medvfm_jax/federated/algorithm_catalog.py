@@ -108,7 +108,7 @@ ENTRIES: Mapping[str, Entry] = {
     "trimmed_mean": Entry(_robust(robust.trimmed_mean), {"trim": 0.2}),
     "krum": Entry(_robust(robust.krum), {"byzantine": 1}),
     "multi_krum": Entry(_robust(robust.multi_krum), {"byzantine": 1, "chosen": 3}),
-    "geometric_median": Entry(_robust(robust.geometric_median), {"iterations": 3, "smoothing": 1e-6}),
+    "geometric_median": Entry(_robust(robust.geometric_median), {"iterations": 100, "tolerance": 1e-6}),
     "local": Entry(independent, own="all"),
     "centralised": Entry(independent, own="all"),
 }

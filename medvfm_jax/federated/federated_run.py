@@ -278,7 +278,9 @@ def _with_memory(config: FederateConfig, codec: Codec, delta: Delta, options: Ma
         return ef21(codec)
     omega = guarantee(config.codec, delta, **options).omega
     if omega is None:
+        able = [name for name in CODECS if name != "identity" and guarantee(name, delta).omega is not None]
         raise BadFederation(
-            f"DIANA needs an unbiased codec, and {config.codec} is none; use ef21 or error_feedback."
+            f"DIANA needs an unbiased codec, and {config.codec} with these options is none; choose --codec from "
+            f"{', '.join(able)}, or use --memory ef21 or error_feedback."
         )
     return diana(codec, diana_rate(omega))

@@ -87,7 +87,11 @@ def test_from_words_to_a_report(medvfm, cells, tmp_path, monkeypatch):
             {"codec": "top_k", "codec_set": "share=1"},
             "codec top_k has no option 'share'; its options: fraction",
         ),
-        ({"codec": "top_k", "memory": "diana"}, "DIANA needs an unbiased codec, and top_k is none"),
+        ({"codec": "top_k", "memory": "diana"}, "DIANA needs an unbiased codec, and top_k with these"),
+        (
+            {"codec": "drive", "memory": "diana"},
+            "drive with these options is none; choose --codec from rand_k, uniform",
+        ),
         ({"memory": "ef21"}, "memory=ef21 remembers the error of a codec"),
         ({"rounds": 0}, "rounds is 0; expected at least 1"),
         ({"participation": 0}, "participation is 0.0; expected above 0 and at most 1"),

@@ -1,5 +1,6 @@
 """Robust rules: exact on small examples, deaf to a fifth of bad clients, blind to absent ones."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from scipy.optimize import minimize
 
 from medvfm_jax.federated.algorithms import fedavg, feddf, fednova
 from medvfm_jax.federated.errors import BadFederation
@@ -35,7 +37,10 @@ RULES = {
 
 def apply(rule: Callable, points: np.ndarray, present: np.ndarray | None = None) -> np.ndarray:
     present = np.ones(len(points), bool) if present is None else present
-    return np.asarray(rule(jnp.asarray(points), jnp.asarray(present, float), jnp.asarray(present)))
+    return np.asarray(compiled(rule)(jnp.asarray(points), jnp.asarray(present, float), jnp.asarray(present)))
+
+
+compiled = functools.cache(jax.jit)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -73,9 +78,102 @@ def test_krum_scores_and_choice() -> None:
 
 def test_geometric_median_is_stationary() -> None:
     """sum_i (x_i - z) / |x_i - z| = 0."""
-    z = apply(geometric_median(500), POINTS)
+    z = apply(geometric_median(500, 1e-15), POINTS)
     away = POINTS - z
     np.testing.assert_allclose((away / np.linalg.norm(away, axis=1, keepdims=True)).sum(0), 0, atol=1e-13)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_geometric_median_is_the_least_sum_of_distances(seed: int) -> None:
+    """Against a general minimiser, with weights, points that coincide and one that is the solution."""
+    rng = np.random.default_rng(seed)
+    points, weights = rng.normal(3, 1, (9, 4)), rng.uniform(0.5, 2, 9)
+    points[1] = points[0]
+    if seed == 3:
+        weights[:2] = 20.0  # more than half of the weight is at one point
+
+    def total(z: np.ndarray) -> float:
+        return float(weights @ np.linalg.norm(points - z, axis=1))
+
+    z = np.asarray(geometric_median(1000, 1e-12)(jnp.asarray(points), jnp.asarray(weights), np.ones(9, bool)))
+    want = minimize(total, points.mean(0), method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-12})
+    assert total(z) <= want.fun + 1e-9
+    np.testing.assert_allclose(z, want.x, atol=1e-4)
+    if seed == 3:
+        np.testing.assert_array_equal(z, points[0])
+
+
+def test_geometric_median_leaves_a_point_on_which_it_starts() -> None:
+    """The coordinate-wise median is an upload, one that does not solve the problem."""
+    points = np.array([[0.0, 0.0], [1.0, 10.0], [-1.0, 10.0], [2.0, -1.0], [-2.0, -1.0]])
+    np.testing.assert_array_equal(np.median(points, axis=0), points[0])
+    z = apply(geometric_median(500, 1e-15), points)
+    away = points - z
+    np.testing.assert_allclose((away / np.linalg.norm(away, axis=1, keepdims=True)).sum(0), 0, atol=1e-12)
+    assert 0.1 < z[1] < 10
+
+
+N_ALL = 11
+BREAKDOWN = {  # rule and the number of bad clients of eleven that it bears
+    "median": (coordinate_median, 5),
+    "trimmed": (trimmed_mean(0.46), 5),
+    "krum": (krum(4), 4),
+    "multi_krum": (multi_krum(4, 5), 4),
+    "rfa": (geometric_median(), 5),
+}
+ATTACKS: dict[str, Callable] = {
+    "zeros": lambda honest: np.zeros_like(honest[0]),
+    "large": lambda honest: np.full_like(honest[0], 1e12),
+    "sign": lambda honest: -10 * honest.mean(0),
+    "copies": lambda honest: honest[honest.sum(1).argmax()],
+    "a little": lambda honest: honest.mean(0) - 1.5 * honest.std(0),
+}
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("rule", BREAKDOWN)
+def test_as_many_bad_clients_as_stated_keep_the_aggregate_near_the_honest_ones(
+    rule: str, attack: str
+) -> None:
+    """Closed forms: the box of honest values (median, trimmed mean); Minsker's radius; for Krum the honest radius and
+    sqrt((n - f - 2) / (n - 2 f - 1)) times the honest diameter, as a chosen bad upload has that many honest neighbours.
+    """
+    combine, bad = BREAKDOWN[rule]
+    for seed in range(5):
+        honest = np.random.default_rng(seed).normal(5, 1, (N_ALL - bad, 6))
+        points = np.concatenate([np.broadcast_to(ATTACKS[attack](honest), (bad, 6)), honest])
+        z = apply(combine, points)
+        if rule in ("median", "trimmed"):
+            assert (honest.min(0) - 1e-12 <= z).all()
+            assert (z <= honest.max(0) + 1e-12).all()
+            continue
+        centre = honest.mean(0)
+        radius = np.linalg.norm(honest - centre, axis=1).max()
+        if rule == "rfa":
+            share = bad / N_ALL
+            limit = radius * (1 - share) / np.sqrt(1 - 2 * share)
+        else:
+            diameter = np.linalg.norm(honest[:, None] - honest[None], axis=-1).max()
+            limit = radius + diameter * np.sqrt((N_ALL - bad - 2) / (N_ALL - 2 * bad - 1))
+        assert np.linalg.norm(z - centre) <= limit
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("rule", BREAKDOWN)
+def test_uploads_that_are_not_finite_are_as_if_they_had_not_come(rule: str, value: float) -> None:
+    """To the rule, whatever is in an absent row; in a round they are excluded and counted."""
+    combine, _ = BREAKDOWN[rule]
+    honest = np.random.default_rng(0).normal(5, 1, (N_ALL, 6))
+    points = np.concatenate([np.full((2, 6), value), honest])
+    present = np.arange(len(points)) >= 2
+    np.testing.assert_allclose(apply(combine, points, present), apply(combine, honest), rtol=1e-12)
+
+
+def test_a_round_excludes_what_is_not_finite_before_the_rule() -> None:
+    data = shard(cohort(5), 1)._replace(rate=jnp.asarray([np.nan, np.inf, 1, 1, 1]))
+    server, _, metrics = run(robust(fedavg(loss, optax.sgd(0.1)), geometric_median()), data, 1)
+    assert metrics.excluded.tolist() == [True, True, False, False, False]
+    assert np.isfinite(server.delta["w"]).all()
 
 
 def test_a_robust_round_holds_where_the_mean_is_carried_away() -> None:
@@ -101,5 +199,7 @@ def test_what_cannot_be_combined_is_refused() -> None:
         jax.eval_shape(krum(4), POINTS, np.ones(7), ALL)
     with pytest.raises(BadFederation, match="trim"):
         trimmed_mean(0.5)
+    with pytest.raises(BadFederation, match="tolerance positive, not 3 and 0"):
+        geometric_median(3, 0.0)
     with pytest.raises(BadFederation, match="own way"):
         robust(feddf(loss, optax.sgd(0.1), lambda d, b: b, jnp.ones((1, 1))), coordinate_median)

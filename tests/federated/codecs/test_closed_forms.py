@@ -11,6 +11,7 @@ from medvfm_jax.federated.codecs import (
     count_sketch,
     drive,
     flattened,
+    guarantee,
     hadamard,
     natural,
     powersgd,
@@ -167,7 +168,7 @@ def test_rotation_saves_bits_where_one_entry_stands_out() -> None:
 
 
 def test_drive_is_exact_along_the_update_and_near_its_limits() -> None:
-    """Unbiased scale: <decoded, x> = |x|^2 in every draw, error pi/2 - 1; least squares: error 1 - 2/pi."""
+    """Exact along x: <decoded, x> = |x|^2 in every draw, error pi/2 - 1; least squares: error 1 - 2/pi."""
     x = np.random.default_rng(3).normal(size=1024).astype(np.float32)
     norm = float((x.astype(np.float64) ** 2).sum())
     codec = drive()
@@ -179,9 +180,25 @@ def test_drive_is_exact_along_the_update_and_near_its_limits() -> None:
         jax.jit(jax.vmap(along))(jax.random.split(jax.random.key(0), 20)), norm, rtol=1e-5
     )
     assert squared_errors(codec, x, 100).sum(axis=1).mean() / norm == pytest.approx(np.pi / 2 - 1, rel=0.03)
-    assert squared_errors(drive(unbiased=False), x, 100).sum(axis=1).mean() / norm == pytest.approx(
+    assert squared_errors(drive(exact_along=False), x, 100).sum(axis=1).mean() / norm == pytest.approx(
         1 - 2 / np.pi, rel=0.03
     )
+
+
+def test_drive_is_biased_and_says_so() -> None:
+    """Small noise around a spike arrives larger than it is, whichever scale: no guarantee of being unbiased."""
+    x = 0.01 * np.random.default_rng(0).normal(size=64).astype(np.float32)
+    x[3] = 1.0
+    codec = drive()
+    decode = jax.jit(jax.vmap(lambda key: codec.decode(codec.encode(key, (), jnp.asarray(x))[0], x)))
+    decoded = np.asarray(decode(jax.random.split(jax.random.key(0), 8192)), np.float64)
+    noise = np.delete(np.arange(64), 3)
+    slope = decoded[:, noise] @ x[noise] / (x[noise] @ x[noise])
+    assert slope.mean() - 1 > 5 * slope.std() / np.sqrt(len(slope))
+    for options in ({}, {"exact_along": False}, {"rounds": 9}):
+        assert guarantee("drive", x, **options).omega is None
+    assert guarantee("count_sketch", x).omega is not None
+    assert guarantee("count_sketch", x, seed=3).omega is None  # the same collisions in every message
 
 
 def test_powersgd_falls_to_the_optimum_with_its_warm_start() -> None:

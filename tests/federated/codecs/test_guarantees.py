@@ -54,6 +54,8 @@ def vectors() -> dict[str, np.ndarray]:
         "two entries": np.eye(1, SIZE, 30)[0] - 0.5 * np.eye(1, SIZE, 40)[0],
         "three quarters": 0.75 * np.eye(1, SIZE, 7)[0] + 1.5 * np.eye(1, SIZE, 130)[0],
         "zero": np.zeros(SIZE),
+        "spike among noise": np.where(np.arange(SIZE) == 30, 1, 0.01 * rng.normal(size=SIZE)),
+        "ties": rng.integers(-2, 3, SIZE) / 2,
     }
 
 
