@@ -25,7 +25,23 @@ def local_steps(
     key: Array,
     correct: Correction | None = None,
 ) -> tuple[Tree, Array]:
-    """Make one optimizer step per batch where ``step_mask`` (steps,) is set -> (delta, mean loss ()).
+    """`local_steps_from` a new state of the optimizer -> (delta, mean loss ())."""
+    state = optimizer.init(start)
+    delta, _, loss = local_steps_from(value_and_grad, optimizer, state, start, shard, step_mask, key, correct)
+    return delta, loss
+
+
+def local_steps_from(
+    value_and_grad: ValueAndGrad,
+    optimizer: optax.GradientTransformation,
+    state: Tree,
+    start: Tree,
+    shard: Shard,
+    step_mask: Array,
+    key: Array,
+    correct: Correction | None = None,
+) -> tuple[Tree, Tree, Array]:
+    """Make one optimizer step per batch where ``step_mask`` (steps,) is set -> (delta, state, mean loss ()).
 
     ``correct`` changes the gradient (proximal terms, control variates); updates are scaled by ``shard.rate``.
     Step i uses the key ``fold_in(key, i)``.
@@ -41,10 +57,10 @@ def local_steps(
 
     first = jax.tree.map(lambda x: x[0], shard.batches)
     value, _ = jax.eval_shape(value_and_grad, start, first, key)
-    carry = (start, optimizer.init(start), jnp.zeros((), value.dtype))
+    carry = (start, state, jnp.zeros((), value.dtype))
     xs = (shard.batches, step_mask, jnp.arange(step_mask.shape[0]))
-    (delta, _, total), _ = jax.lax.scan(step, vary_like(carry, step_mask), xs)
-    return delta, total / jnp.maximum(step_mask.sum(), 1)
+    (delta, state, total), _ = jax.lax.scan(step, vary_like(carry, step_mask), xs)
+    return delta, state, total / jnp.maximum(step_mask.sum(), 1)
 
 
 def scale_by_rate(updates: Tree, shard: Shard) -> Tree:

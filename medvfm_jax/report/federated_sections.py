@@ -57,6 +57,7 @@ def federation(run: RunRecord) -> str:
             ("system or adapter", config.get("preset")),
             ("rounds", config.get("rounds")),
             ("local steps in a round", config.get("local_steps")),
+            ("local optimizer", _optimizer(run)),
             ("share of clients in a round", config.get("participation")),
             ("site left out", config.get("leave_out")),
             ("compression of the updates", _codec(config, "")),
@@ -68,6 +69,14 @@ def federation(run: RunRecord) -> str:
         code=("its options",),
     )
     return section("Federation", body, "A simulation on one computer: traffic is what a network would carry.")
+
+
+def _optimizer(run: RunRecord) -> str | None:
+    """Whether clients keep the state of their optimizer; older runs do not say."""
+    keeps = run.config.get("keep_optimizer")
+    if keeps is None:
+        return None
+    return "kept from round to round" if keeps else "started anew each round"
 
 
 def _codec(config: Mapping[str, Any], way: str) -> str | None:
