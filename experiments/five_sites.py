@@ -3,7 +3,13 @@
 python -m experiments.five_sites --data DATA/dsb2018 --out runs/five_sites
 
 Sites with fewer than 11 images are left out, which leaves five. Every row is a run directory of `medvfm federate`
-per seed, and per site left out; a row that is there is kept, one that was interrupted goes on where it was.
+per seed, and per site left out; a row that is there is kept, one that was interrupted goes on where it was. Some rows
+alone are put into the table that is there, if it was made with the same settings:
+
+python -m experiments.five_sites --data DATA/dsb2018 --out runs/five_sites --rows local centralised --left-out
+
+Every algorithm starts the clients' optimizer anew each round; local_kept and centralised_kept keep Adam's moments over
+the whole run.
 
 Measured (results/five_sites.json; three seeds; box prompts; 6 rounds of 5 steps of 2 images with 2 boxes each; the
 first 4 test images of each site and the 2 of E, n = 18; intervals over images, so those of a single site are wide).
@@ -47,6 +53,7 @@ import tyro
 from rich.console import Console
 
 from medvfm_jax import compilation_cache, cpu, report
+from medvfm_jax.federated.algorithm_catalog import BASELINES
 from medvfm_jax.federated.federate import federate
 from medvfm_jax.federated.federate_config import FederateConfig
 from medvfm_jax.federated.federated_run import divide
@@ -54,12 +61,15 @@ from medvfm_jax.federated.site_scores import over_sites, site_scores, worst_site
 from medvfm_jax.metrics import compare
 from medvfm_jax.train import run_directory
 from medvfm_jax.train.provenance import device, versions
+from medvfm_jax.types import MedvfmError
 
 DECODER_LORA = (r"lora.at=mask_decoder/transformer/.*attn.*/(q|v)_proj", "lora.slices=none")
 # Deltas of the decoder train on cached embeddings; fedmsa and flap_sam also adapt the encoder.
 ROWS: dict[str, dict[str, Any]] = {
     "local": {"algorithm": "local"},
     "centralised": {"algorithm": "centralised"},
+    "local_kept": {"algorithm": "local", "keep_optimizer": True},
+    "centralised_kept": {"algorithm": "centralised", "keep_optimizer": True},
     "fedavg": {"algorithm": "fedavg"},
     "fedprox": {"algorithm": "fedprox", "algorithm_set": ("mu=0.01",)},
     "scaffold": {"algorithm": "scaffold"},
@@ -70,6 +80,14 @@ ROWS: dict[str, dict[str, Any]] = {
         "dp_unit": "patient", "dp_log_unprotected": True,  # for the seconds of a round
     },
 }  # fmt: skip
+
+
+_SAME = ("model", "seeds", "rounds", "local_steps", "batch_size", "prompts", "min_patients", "cases")
+_DIFFERS = "{} was made with {} {}, these rows with {}: name another file with --results, or make all rows."
+
+
+class BadTable(MedvfmError):
+    """A row does not belong into the table that is there."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +121,7 @@ class Plan:
     cases: int | None = 4
     """Score the first so many test images of each site only."""
     results: Path = Path(__file__).parent / "results" / "five_sites.json"
-    """File for the table."""
+    """File for the table; rows that are not made stay in it."""
 
 
 def run(plan: Plan) -> None:
@@ -113,7 +131,7 @@ def run(plan: Plan) -> None:
     console = Console(highlight=False)
     for row, seed, site in jobs(plan):
         _make(plan, row, seed, site, console)
-    table = _table(plan)
+    table = _with_rows_before(plan, _table(plan))
     plan.results.parent.mkdir(parents=True, exist_ok=True)
     run_directory.write_json(plan.results, table)
     report.write([_folder(plan, row, plan.seeds[0]) for row in plan.rows], plan.out / "comparison.html")
@@ -153,6 +171,11 @@ def _config(plan: Plan, row: str, seed: int, site: str | None) -> FederateConfig
 def _make(plan: Plan, row: str, seed: int, site: str | None, console: Console) -> None:
     folder = _folder(plan, row, seed, site)
     if (folder / "seconds.json").exists():
+        before = run_directory.read_json(folder / run_directory.CONFIG)
+        wanted = ROWS[row].get("keep_optimizer", False)
+        # A run that does not say so is older: only the baselines kept their optimizer's state then.
+        if before.get("keep_optimizer", ROWS[row].get("algorithm") in BASELINES) != wanted:
+            raise BadTable(f"{folder} was made with another --keep-optimizer; delete it and make it again.")
         return
     console.print(f"\n{folder.name}", markup=False)
     start = time.perf_counter()
@@ -180,6 +203,36 @@ def _table(plan: Plan) -> dict[str, Any]:
         "rows": rows,
         "left_out": left_out,
         "paired_dice": _paired(plan),
+    }
+
+
+def _with_rows_before(plan: Plan, table: dict[str, Any]) -> dict[str, Any]:
+    """The table with the rows of the file that were not made now; raises BadTable for other settings or data.
+
+    A paired difference stays if both of its rows do: what a row was compared with may have been made anew.
+    """
+    if not plan.results.exists():
+        return table
+    before = run_directory.read_json(plan.results)
+    if not set(before["rows"]) - set(table["rows"]):
+        return table
+    for name in ("profile", "data_sha256"):
+        if before[name] != table[name]:
+            raise BadTable(_DIFFERS.format(plan.results, name, before[name], table[name]))
+    for name in _SAME:
+        if before["plan"][name] != table["plan"][name]:
+            raise BadTable(_DIFFERS.format(plan.results, name, before["plan"][name], table["plan"][name]))
+    made = set(table["rows"])
+    paired = {
+        name: found for name, found in before["paired_dice"].items() if not made & set(name.split(" minus "))
+    }
+    rows = {row: (before["rows"] | table["rows"]).get(row) for row in ROWS}
+    return table | {
+        "plan": table["plan"] | {"rows": [row for row, found in rows.items() if found]},
+        "made_last": sorted(made),
+        "rows": {row: found for row, found in rows.items() if found},
+        "left_out": before["left_out"] | table["left_out"],
+        "paired_dice": paired | table["paired_dice"],
     }
 
 

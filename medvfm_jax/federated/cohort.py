@@ -41,10 +41,15 @@ class ClientData(NamedTuple):
 
 
 class RoundData(NamedTuple):
-    """shard: leaves (n, ...); participation (n,) bool."""
+    """The k rows of a round: who takes part, in order, then padding.
+
+    shard: leaves (k, ...); padding repeats the first row.  participation (k,) bool.  rows (k,) int32: number of each
+    row's client, for padding the number of all clients.
+    """
 
     shard: Shard
     participation: NDArray[np.bool_]
+    rows: NDArray[np.int32]
 
 
 def cohort(
@@ -79,12 +84,28 @@ def _at(source: SplitData, cases: Sequence[str], client: str) -> tuple[str, ...]
     return tuple(case for case in cases if source.dataset.case(case).site == client)
 
 
+def cohort_size(count: int, clients: int, independent: bool = False, multiple: int = 1) -> int:
+    """Rows of a round of ``count`` out of ``clients``, of few different numbers, so that few programs are compiled.
+
+    independent: the count differs from round to round, so it is padded to 1, 2, 3, 4, 6, 8, 12, 16, ..., at most all.
+    multiple: what the rows are divided over.
+    """
+    size = max(count, 1)
+    if independent:
+        power = 1 << (size - 1).bit_length()
+        size = min(power * 3 // 4 if power >= 4 and size <= power * 3 // 4 else power, clients)
+    return -(-size // multiple) * multiple
+
+
 class RoundLoader:
-    """Endless rounds, from any round on; every leaf of a round has a leading axis over clients.
+    """Endless rounds, from any round on; every leaf of a round has a leading axis over those who take part.
+
+    Only their images are loaded.
 
     steps: local steps of a round.  rate: round -> factor on the learning rate.  prepare: what is done to each batch,
     such as replacing images by cached embeddings.  rates: batches of patients, drawn independently (Poisson) with
     these rates per client, see `privacy_plan.plan`, instead of images in shuffled order.  secret: of a private run.
+    multiple: of which the number of rows is one, for a mesh.
 
     Raises BadFederation for privacy without a secret.
     """
@@ -99,6 +120,7 @@ class RoundLoader:
         augment: str,
         rates: Mapping[str, float] | None = None,
         secret: Secret | None = None,
+        multiple: int = 1,
     ):
         if (secret is None) != (config.dp_epsilon is None):
             raise BadFederation(
@@ -107,6 +129,7 @@ class RoundLoader:
         self._secret = secret
         self._clients, self._config, self._steps, self._rate = clients, config, steps, rate
         self._prepare, self._augment, self._rates = prepare, augment, rates
+        self._multiple = multiple
         largest = max(len(examples) for client in clients for examples in client.patients.values())
         self._slices = min(config.dp_slices, largest)
         self._round = 0
@@ -115,17 +138,26 @@ class RoundLoader:
         """The data of the next round."""
         number = self._round
         self._round += 1
+        chosen = np.flatnonzero(self._participation(number))
+        clients = [self._clients[row] for row in chosen] or list(
+            self._clients[:1]
+        )  # shapes even if nobody comes
         if self._rates is None:
-            batches = [self._images(client, number) for client in self._clients]
+            batches = [self._images(client, number) for client in clients]
         else:
-            draws = [self._draw(client, number) for client in self._clients]
+            draws = [self._draw(client, number) for client in clients]
             most = max(1, *(len(step) for draw in draws for step in draw))
             # Of few different sizes, so that few programs are compiled.
             capacity = 1 << (most - 1).bit_length()
-            batches = [self._patients(c, number, draw, capacity) for c, draw in zip(self._clients, draws)]
-        samples = np.array([client.samples for client in self._clients], np.float32)
-        rates = np.full(len(self._clients), self._rate(number), np.float32)
-        return RoundData(Shard(_stack(batches), samples, rates), self._participation(number))
+            batches = [self._patients(c, number, draw, capacity) for c, draw in zip(clients, draws)]
+        n, independent = len(self._clients), self._config.client_privacy
+        size = cohort_size(len(chosen), n, independent, self._multiple)
+        rows = np.full(size, n, np.int32)
+        rows[: len(chosen)] = chosen
+        padding = size - len(clients)
+        samples = np.array([client.samples for client in clients + clients[:1] * padding], np.float32)
+        rates = np.full(size, self._rate(number), np.float32)
+        return RoundData(Shard(_stack(batches + batches[:1] * padding), samples, rates), rows < n, rows)
 
     def get_state(self) -> dict[str, Any]:
         """Position, and the secret of a private run: for a checkpoint alone."""

@@ -13,6 +13,7 @@ from medvfm_jax.adapters import touches_encoder
 from medvfm_jax.data import Case, usual_augmentation
 from medvfm_jax.federated.algorithm_catalog import Models, model_of
 from medvfm_jax.federated.cohort import EVERYBODY, RoundLoader
+from medvfm_jax.federated.cohort_placement import CohortPlacement
 from medvfm_jax.federated.errors import BadFederation
 from medvfm_jax.federated.federate_config import FederateConfig
 from medvfm_jax.federated.federated_run import FederatedRun, resolve
@@ -59,23 +60,26 @@ class FederateResult(NamedTuple):
     scores: Path | None
 
 
-def federate(config: FederateConfig, display: ProgressDisplay | None = None) -> FederateResult:
+def federate(
+    config: FederateConfig, display: ProgressDisplay | None = None, placement: CohortPlacement | None = None
+) -> FederateResult:
     """Train as configured, in ``config.out``; with ``resume`` continue exactly where it was.
 
+    placement: divides clients over the devices of a mesh; may change when a run is resumed.
     Raises MedvfmError for everything a user can cause: settings, data, weights, a run directory in use, a full disk.
     """
     with contextlib.ExitStack() as stack:
         display = display or stack.enter_context(ProgressDisplay(title="federate"))
         run_directory.refuse_existing(config.out, config.resume)
         stack.enter_context(run_directory.locked(config.out))
-        run = resolve(config, display)
+        placement, run = placement or CohortPlacement(), resolve(config, display)
         _check_names(run)
-        RoundStep(
-            run, make_loss(run.adapted, run.record["resolved"]["objective"])
-        )  # refuses before anything is left
+        run.record["placement"] = placement.describe()
+        loss = make_loss(run.adapted, run.record["resolved"]["objective"])
+        RoundStep(run, loss, placement)  # refuses before anything is left
         run_directory.claim(config.out, run.record, config.resume)
         _announce(run, display.say)
-        models, rounds, val_dice = _train(run, display)
+        models, rounds, val_dice = _train(run, placement, display)
         return _finish(run, models, rounds, val_dice, display.say)
 
 
@@ -108,7 +112,9 @@ def _announce(run: FederatedRun, say: Callable[[str], None]) -> None:
             )
 
 
-def _train(run: FederatedRun, display: ProgressDisplay) -> tuple[Models, int, float | None]:
+def _train(
+    run: FederatedRun, placement: CohortPlacement, display: ProgressDisplay
+) -> tuple[Models, int, float | None]:
     """-> models to keep, rounds made, validation Dice of those models."""
     config, folder = run.config, run.config.out
     cache = _cache(run)
@@ -119,8 +125,8 @@ def _train(run: FederatedRun, display: ProgressDisplay) -> tuple[Models, int, fl
     loss = make_loss(run.adapted, objective, cached=cache is not None)
     rate = _rate(config)
     secret = None if run.privacy is None else draw_secret(config.dp_seed)
-    loader = _loader(run, rate, prepare, cached=cache is not None, secret=secret)
-    step = RoundStep(run, loss)
+    loader = _loader(run, placement, rate, prepare, cached=cache is not None, secret=secret)
+    step = RoundStep(run, loss, placement)
     state = step.init(next(loader), None if secret is None else secret.key("rounds"))
     loader.set_state(loader.get_state() | {"round": 0})
     stopping = EarlyStopping(patience=0)
@@ -136,7 +142,11 @@ def _train(run: FederatedRun, display: ProgressDisplay) -> tuple[Models, int, fl
     if validates(config, run.entry.own):
         score = site_validation(run, loss, make_overlap(run.adapted, cached=cache is not None), prepare)
     if score is not None:
-        validation = hooks.Validation(score, config.validate_every, stopping, record)
+
+        def score_there(models: Models) -> dict[str, float]:
+            return score(models if placement.mesh is None else placement.fetch(models))
+
+        validation = hooks.Validation(score_there, config.validate_every, stopping, record, placement.fetch)
     keep = hooks.Checkpoints(
         folder / run_directory.CHECKPOINTS,
         run.record,
@@ -212,6 +222,7 @@ def _cache(run: FederatedRun) -> EmbeddingCache | None:
 
 def _loader(
     run: FederatedRun,
+    placement: CohortPlacement,
     rate: Callable[[int], float],
     prepare: Callable[[Batch], Batch],
     cached: bool,
@@ -224,7 +235,8 @@ def _loader(
             "none" if cached or config.patient_privacy else usual_augmentation(run.source.dataset.dimension)
         )
     rates = run.privacy.rates if config.patient_privacy else None
-    return RoundLoader(run.clients, config, run.steps, rate, prepare, augment, rates, secret)
+    multiple = placement.multiple
+    return RoundLoader(run.clients, config, run.steps, rate, prepare, augment, rates, secret, multiple)
 
 
 def _finish(

@@ -92,7 +92,10 @@ class FederateConfig:
     objects: ObjectChoice | None = None
     """What one simulated prompt is about: instances, components or labels; the default is that of `adapt`."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    """Optimiser of the clients, started anew each round; scaffold, fednova and qfedavg are defined for SGD only."""
+    """Optimiser of the clients; scaffold, fednova and qfedavg are defined for SGD only."""
+    keep_optimizer: bool = False
+    """Keep each client's optimiser state (Adam's moments) from round to round; by default every algorithm starts it
+    anew in each round, `local` and `centralised` too."""
     learning_rate: float | None = None
     """Learning rate of the first round; the default depends on the adapter, and is 0.01 for SGD."""
     schedule: ScheduleName = "cosine"
@@ -118,6 +121,9 @@ class FederateConfig:
     """Rounds between validations; 0 never validates. The model of the best round is kept, with privacy the last."""
     validation_images: int = 8
     """Images (slices) of each client that a validation looks at, at most."""
+    measure_every: int = 10
+    """Rounds between measurements that need every update of a round in memory (the aggregation error of LoRA
+    algorithms); 0 never measures."""
     checkpoint_every: int = 1
     """Rounds between checkpoints."""
     checkpoint_seconds: float = 60.0
@@ -170,6 +176,7 @@ class FederateConfig:
                 raise BadConfig(
                     f"{name}={getattr(self, name)} is about privacy; add --dp-epsilon or leave it out."
                 )
+        require(self.measure_every >= 0, "measure_every", self.measure_every, "at least 0")
         require(self.cases is None or self.cases >= 1, "cases", self.cases, "at least 1")
         if self.dp_epsilon is not None and self.algorithm in ("local", "centralised"):
             raise BadConfig(
@@ -179,6 +186,8 @@ class FederateConfig:
             raise BadConfig(
                 f"memory={self.memory} remembers the error of a codec; add --codec int8 or another."
             )
+        if self.keep_optimizer and self.optimizer == "sgd":
+            raise BadConfig("Plain SGD has no state to keep between rounds; leave --keep-optimizer out.")
         if self.patient_privacy and self.augment not in ("auto", "none"):
             raise BadConfig("Patient-level privacy trains on images as they are; use --augment none.")
 

@@ -38,7 +38,25 @@ def local_steps(
     key: Array,
     correct: Correction | None = None,
 ) -> tuple[Tree, Tree]:
-    """Make one optimizer step per batch where ``step_mask`` (steps,) is set -> (delta, mean of the values).
+    """`local_steps_from` a new state of the optimizer -> (delta, mean of the values)."""
+    state = optimizer.init(start)
+    delta, _, value = local_steps_from(
+        value_and_grad, optimizer, state, start, shard, step_mask, key, correct
+    )
+    return delta, value
+
+
+def local_steps_from(
+    value_and_grad: ValueAndGrad,
+    optimizer: optax.GradientTransformation,
+    state: Tree,
+    start: Tree,
+    shard: Shard,
+    step_mask: Array,
+    key: Array,
+    correct: Correction | None = None,
+) -> tuple[Tree, Tree, Tree]:
+    """Make one optimizer step per batch where ``step_mask`` (steps,) is set -> (delta, state, mean of the values).
 
     A value is what the gradient returns beside the gradient: a loss (), or a tree of such scalars (`Observed`).
 
@@ -57,10 +75,10 @@ def local_steps(
 
     first = jax.tree.map(lambda x: x[0], shard.batches)
     value, _ = jax.eval_shape(value_and_grad, start, first, key)
-    carry = (start, optimizer.init(start), jax.tree.map(lambda x: jnp.zeros((), x.dtype), value))
+    carry = (start, state, jax.tree.map(lambda x: jnp.zeros((), x.dtype), value))
     xs = (shard.batches, step_mask, jnp.arange(step_mask.shape[0]))
-    (delta, _, total), _ = jax.lax.scan(step, vary_like(carry, step_mask), xs)
-    return delta, jax.tree.map(lambda x: x / jnp.maximum(step_mask.sum(), 1), total)
+    (delta, state, total), _ = jax.lax.scan(step, vary_like(carry, step_mask), xs)
+    return delta, state, jax.tree.map(lambda x: x / jnp.maximum(step_mask.sum(), 1), total)
 
 
 def scale_by_rate(updates: Tree, shard: Shard) -> Tree:

@@ -1,20 +1,24 @@
 """One round of a run as one compiled program: training state and data of the round -> the next state and numbers."""
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 
-from medvfm_jax.federated.algorithm_catalog import models_of, with_gradient
+from medvfm_jax.federated.algorithm_catalog import Models, models_of, with_gradient
 from medvfm_jax.federated.cohort import RoundData
+from medvfm_jax.federated.cohort_placement import CohortPlacement
 from medvfm_jax.federated.errors import BadFederation
 from medvfm_jax.federated.federate_config import FederateConfig
 from medvfm_jax.federated.federated_run import FederatedRun
+from medvfm_jax.federated.kept_optimizer import kept, without_optimizer
 from medvfm_jax.federated.privacy.patient_level import patient_value_and_grad
-from medvfm_jax.federated.records import Algorithm, Federation, Metrics, Tree
+from medvfm_jax.federated.records import Algorithm, Client, Federation, Metrics, Server, Tree
 from medvfm_jax.federated.rounds import make_round
 from medvfm_jax.federated.tree_math import all_finite
 from medvfm_jax.train.optimizer import make_optimizer
@@ -29,15 +33,23 @@ class RoundStep:
     """``init(first) -> state`` and ``step(state, data) -> (state, metrics)``, as `train.loop.fit` wants them.
 
     A state holds the models (`algorithm_catalog.Models`) as its delta, server and clients as its optimizer's state,
-    and the number of rounds as its step.  Base weights are an argument of the program, neither copied per client nor
-    constants in it.  Of a private run only public numbers come out, unless its settings ask for all.  Raises
-    BadFederation for an algorithm, codecs and privacy that do not fit together.
+    and the number of rounds as its step.  A round computes the rows of the clients that take part.  Base weights are an
+    argument of the program, neither copied per client nor constants in it.  Of a private run only public numbers come
+    out, unless its settings ask for all.
+
+    Raises BadFederation for an algorithm, codecs, privacy and a placement that do not fit together.
     """
 
-    def __init__(self, run: FederatedRun, loss: LossFn):
-        self._run, self._loss = run, loss
-        self._federation(run.base.params)
-        self._round = jax.jit(self._compute)
+    def __init__(self, run: FederatedRun, loss: LossFn, placement: CohortPlacement | None = None):
+        self._run, self._loss, self._placement = run, loss, placement or CohortPlacement()
+        self._placement.check(run.config, len(run.clients))
+        self._federation(run.base.params)  # refuses
+        algorithm = self._algorithm(run.base.params)
+        self._stacks_to_measure = algorithm.reduction == "mean" and algorithm.measure is not None
+        self._params = None
+        self._round = jax.jit(
+            self._compute, static_argnums=0, donate_argnums=(2, 3), out_shardings=self._placement.results()
+        )
 
     def init(self, first: RoundData, key: Array | None = None) -> TrainState:
         """State before the first round; of ``first`` only the shapes matter.
@@ -45,43 +57,93 @@ class RoundStep:
         key: of all randomness in the rounds, None for one from the run's seed.  A private run needs one from a secret:
         whoever knows the key takes the noise off.  Raises BadFederation for a private run without.
         """
-        run = self._run
+        run, n = self._run, len(self._run.clients)
         if key is None:
             if run.privacy is not None:
                 raise BadFederation(
                     "A private run needs a secret key: the seed of its settings is no secret."
                 )
             key = jax.random.fold_in(jax.random.key(run.config.seed), 2)
-        server, clients = self._federation(run.base.params).init(run.delta, first.shard)
-        # Without weak types, so that the first round and those after a checkpoint share a program.
-        server, clients = jax.tree.map(lambda x: jnp.asarray(x, x.dtype), (server, clients))
-        models = models_of(run.entry.own, run.delta, server, clients.state)
+        everybody = jax.tree.map(lambda x: jax.ShapeDtypeStruct((n, *x.shape[1:]), x.dtype), first.shard)
+        server, clients = self._federation(run.base.params, mesh=False).init(run.delta, everybody)
+        # Copies, because a round consumes (donates) them, and without weak types, so that the first round and those
+        # after a checkpoint share a program.
+        server, clients = jax.tree.map(lambda x: jnp.array(x, x.dtype, copy=True), (server, clients))
+        models = self._models(server, clients, run.delta)
         return TrainState(models, (server, clients), jnp.zeros((), jnp.int32), key)
 
     def __call__(self, state: TrainState, data: RoundData) -> tuple[TrainState, dict[str, Array]]:
-        """One round."""
-        delta, server, clients, step, metrics = self._round(
-            self._run.base.params, self._run.delta, state, data
+        """One round; ``state`` is consumed.  States of clients that take no part stay where they are."""
+        where = self._placement
+        if self._params is None:
+            self._params = where.put_params(self._run.base.params)
+        (server, clients), rows = state.opt_state, data.rows
+        everybody = where.mesh is None and np.array_equal(rows, np.arange(len(self._run.clients)))
+        cohort = clients if everybody else where.put_rows(_rows_of(where.put_home(clients), rows))
+        server, cohort, (step, numbers) = self._round(
+            self._measured(state),
+            self._params,
+            where.put_shared(server),
+            cohort,
+            *where.put_shared((state.step, state.key)),
+            self._put(data),
         )
-        return TrainState(delta, (server, clients), step, state.key), metrics
+        clients = cohort if everybody else _with_rows(where.put_home(clients), where.put_home(cohort), rows)
+        models = self._models(server, clients, self._run.delta)
+        return TrainState(models, (server, clients), step, state.key), numbers
 
-    def _compute(self, params: Params, start: Tree, state: TrainState, data: RoundData) -> tuple[Any, ...]:
+    def lower(self, state: TrainState, data: RoundData) -> jax.stages.Lowered:
+        """The program of a round of this size, to ask for its memory."""
         server, clients = state.opt_state
-        steps = jnp.full(data.participation.shape, self._run.steps)
-        server, clients, metrics = self._federation(params).round(
-            server, clients, data.shard, data.participation, steps, state.key
-        )
-        models = models_of(self._run.entry.own, start, server, clients.state)
-        numbers = self._numbers(metrics, data.participation) | {"finite": all_finite(models)}
-        return models, server, clients, state.step + 1, numbers
+        arguments = self._run.base.params, server, _rows_of(clients, data.rows), state.step, state.key, data
+        return self._round.lower(self._measured(state), *arguments)
 
-    def _numbers(self, metrics: Metrics, participation: Array) -> dict[str, Array]:
+    def _compute(
+        self,
+        measured: bool,
+        params: Params,
+        server: Server,
+        cohort: Client,
+        step: Array,
+        key: Array,
+        data: RoundData,
+    ) -> tuple[Server, Client, tuple[Array, dict[str, Array]]]:
+        steps = jnp.full(data.participation.shape, self._run.steps)
+        with self._known_mesh():
+            server, cohort, metrics = self._federation(params).round(
+                server, cohort, data.shard, data.participation, steps, key, measured=measured
+            )
+        moved = self._models(server, cohort, jax.tree.map(lambda x: None, self._run.delta))
+        numbers = self._numbers(metrics, data) | {"finite": all_finite(moved)}
+        return server, cohort, (step + 1, numbers)
+
+    def _measured(self, state: TrainState) -> bool:
+        """Whether the algorithm's measure, for which uploads that are only summed must be kept, is due."""
+        every = self._run.config.measure_every
+        return not self._stacks_to_measure or (every > 0 and int(state.step) % every == 0)
+
+    def _models(self, server: Server, clients: Client, start: Tree) -> Models:
+        return models_of(self._run.entry.own, start, server, without_optimizer(clients.state))
+
+    def _put(self, data: RoundData) -> RoundData:
+        where = self._placement
+        shard = where.put_data(data.shard, divisible=not self._run.config.patient_privacy)
+        return RoundData(shard, where.put_rows(data.participation), where.put_shared(data.rows))
+
+    def _known_mesh(self) -> AbstractContextManager[Any]:
+        """Kernels that the compiler cannot divide must know the mesh to divide themselves."""
+        mesh = self._placement.mesh
+        return nullcontext() if mesh is None else jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+
+    def _numbers(self, metrics: Metrics, data: RoundData) -> dict[str, Array]:
         """Numbers of a round that may be shown and recorded; nothing else of it leaves the program."""
         traffic = {
             "upload_bytes": metrics.upload_bits / 8,
             "download_bytes": metrics.download_bits / 8,
         }
-        excluded = {f"excluded/{c.name}": metrics.excluded[i] for i, c in enumerate(self._run.clients)}
+        each = {"loss": metrics.client_loss, "excluded": metrics.excluded, "joined": data.participation}
+        each = {what: self._of_all(rows, data.rows) for what, rows in each.items()}
+        excluded = {f"excluded/{c.name}": each["excluded"][i] for i, c in enumerate(self._run.clients)}
         if not self._run.tells_all:
             # Whether an update is finite follows from noisy gradients where patients are protected, else from data.
             return traffic | (excluded if self._run.config.patient_privacy else {})
@@ -89,7 +151,6 @@ class RoundStep:
         if "patients" in extra:
             patients, clipped = extra.pop("patients"), extra.pop("clipped_patients")
             extra["clipped"] = clipped / jnp.maximum(patients, jnp.finfo(patients.dtype).tiny)
-        each = {"loss": metrics.client_loss, "joined": participation}
         named = {
             f"{what}/{client.name}": each[what][i]
             for what in PER_CLIENT
@@ -101,27 +162,39 @@ class RoundStep:
             "participants": metrics.participants,
         }  # fmt: skip
 
-    def _federation(self, params: Params) -> Federation:
+    def _of_all(self, values: Array, rows: Array) -> Array:
+        """Values (k,) of the rows of a round -> (n,), zero for who is absent."""
+        return jnp.zeros(len(self._run.clients), values.dtype).at[rows].set(values, mode="drop")
+
+    def _federation(self, params: Params, mesh: bool = True) -> Federation:
         config, privacy = self._run.config, self._run.privacy
-        backend = config.backend
+        mesh, backend, chunk = self._placement.mesh if mesh else None, config.backend, config.chunk
         if backend == "auto":
             backend = "loop" if jax.default_backend() == "cpu" else "vmap"
+        if mesh is not None:
+            backend, chunk = "shard_map", 1 if backend == "loop" else chunk
         central = privacy.privacy if privacy is not None and config.client_privacy else None
         return make_round(
             self._algorithm(params),
             self._run.codec,
             central,
             backend,
-            chunk=config.chunk,
-            down=self._run.down,
+            mesh,
+            chunk,
+            len(self._run.clients),
+            self._run.down,
         )
 
     def _algorithm(self, params: Params) -> Algorithm:
         run, entry, make = self._run, self._run.entry, self._run.entry.make
         if entry.plain_sgd:
+            if run.config.keep_optimizer:
+                kept(optax.sgd(run.rate), run.algorithm)  # refuses
             return make(partial(self._batch_loss, params), run.rate, **run.options)
         config = run.config
         optimizer = _optimizer(config, run.rate)
+        if config.keep_optimizer:
+            optimizer = kept(optimizer, run.algorithm)
         if not config.patient_privacy:
             return make(partial(self._batch_loss, params), optimizer, **run.options)
         microbatch = 1 if jax.default_backend() == "cpu" else None
@@ -135,6 +208,18 @@ class RoundStep:
 
     def _slice_loss(self, params: Params, delta: Tree, one: Tree, key: Array) -> Array:
         return self._loss(params, delta, jax.tree.map(lambda x: x[None], one), key)[0]
+
+
+@jax.jit
+def _rows_of(clients: Client, rows: Array) -> Client:
+    """Leaves (n, ...) -> (k, ...); padding repeats the last client."""
+    return jax.tree.map(lambda x: x.at[rows].get(mode="clip"), clients)
+
+
+@partial(jax.jit, donate_argnums=0)
+def _with_rows(clients: Client, cohort: Client, rows: Array) -> Client:
+    """Leaves (n, ...) with the rows (k, ...) of a round in their places."""
+    return jax.tree.map(lambda x, new: x.at[rows].set(new, mode="drop"), clients, cohort)
 
 
 def _optimizer(config: FederateConfig, rate: float) -> optax.GradientTransformation:

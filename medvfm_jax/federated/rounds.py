@@ -4,7 +4,7 @@ Client states and data are stacked on a leading client axis.  All randomness of 
 ``fold_in(fold_in(key, r), id of i)``, so no result depends on the backend, on chunking or on the order of clients.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -76,12 +76,15 @@ def make_round(
     population: int | None = None,
     down: Codec | None = None,
 ) -> Federation:
-    """Build ``init(delta, data)`` and ``round(server, clients, data, participation, steps, key, dropped=None)``.
+    """Build ``init(delta, data)`` and ``round(server, clients, data, participation, steps, key, dropped=None,
+    measured=True)``.
 
     participation (n,) bool: who was chosen.  steps (n, steps) bool or (n,) int: which local steps a client makes.
     dropped (n,) bool: who vanished in mid-round; to the server and to its own state such a client was absent.
     A chosen client without a single step, or whose upload, loss or new state is not finite, does not count either;
     the latter is reported in ``Metrics.excluded``.  ``population`` is N where only a cohort's rows are passed in.
+    Rows that are absent cost nothing with the backend "loop"; elsewhere pass only the rows of those taking part.
+    measured (static): without it ``Algorithm.measure`` is left out, and uploads that are only summed are not kept.
     down: compresses the server's step as ``codec`` does a client's, for algorithms that broadcast ``server.delta``.
     Its message goes to every client of the population, taking part or not, so that all hold the same delta.
 
@@ -90,7 +93,6 @@ def make_round(
     codec = codec or identity()
     map_clients = client_map(backend, mesh, chunk)
     _check(algorithm, privacy, down)
-    keep_uploads = algorithm.reduction == "stack" or algorithm.measure is not None
 
     def init(delta: Tree, data: Shard) -> tuple[Server, Client]:
         received, state = algorithm.init_server(delta)
@@ -105,7 +107,7 @@ def make_round(
         residual = jax.tree.map(lambda x: jnp.broadcast_to(x, (n, *x.shape)), residual)
         return place(server, mesh), place(Client(states, residual, ids), mesh, AXIS)
 
-    def run_client(shared: tuple[Server, Array], one: tuple) -> tuple[_Sums, _Each]:
+    def run_client(keep_uploads: bool, shared: tuple[Server, Array], one: tuple) -> tuple[_Sums, _Each]:
         (server, key), (client, shard, takes_part, step_mask) = shared, one
         key = jax.random.fold_in(key, client.id)
         moved, report, message = client_work(algorithm, codec, server, client, shard, step_mask, key)
@@ -137,6 +139,7 @@ def make_round(
         steps: Array,
         key: Array,
         dropped: Array | None = None,
+        measured: bool = True,
     ) -> tuple[Server, Client, Metrics]:
         n = participation.shape[0]
         step_mask = as_step_mask(steps, data)
@@ -145,16 +148,11 @@ def make_round(
         chex.assert_type([participation, step_mask, dropped], bool)
         round_key = jax.random.fold_in(key, server.round)
         arrived = participation & ~dropped
-        sums, each = map_clients(run_client, (server, round_key), (clients, data, arrived, step_mask))
-
-        average = partial(_divide, divisor=sums.weight)
-        if algorithm.reduction == "stack":
-            upload, public = each.upload, each.public
-        elif privacy is None:
-            upload, public = average(sums.upload), average(sums.public)
-        else:
-            noise_key = jax.random.fold_in(round_key, _NOISE)
-            upload, public = noisy_mean(sums.upload, server.clip, privacy, noise_key), None
+        measure = algorithm.measure if measured else None
+        run = partial(run_client, algorithm.reduction == "stack" or measure is not None)
+        run = _skipping_absent(run) if backend == "loop" else run
+        sums, each = map_clients(run, (server, round_key), (clients, data, arrived, step_mask))
+        upload, public = _reduced(algorithm, privacy, server, sums, each, round_key)
 
         expected = sums.one if privacy is None else privacy.expected_clients
         cohort = Cohort(
@@ -176,7 +174,7 @@ def make_round(
         else:
             bound_key = jax.random.fold_in(round_key, _BOUND)
             new = new._replace(clip=next_bound(server.clip, sums.vote, privacy, bound_key))
-        extra = {} if algorithm.measure is None else algorithm.measure(server, each.upload, each.weight)
+        extra = {} if measure is None else measure(server, each.upload, each.weight)
         extra = extra | dict(_divide(sums.measured, sums.one))
         if privacy is not None:
             extra["clipped"] = _divide(0.5 * sums.one - sums.vote, sums.one)  # votes are +-1/2
@@ -197,6 +195,40 @@ def make_round(
         return new._replace(round=server.round + 1), each.client, metrics
 
     return Federation(init, round_)
+
+
+def _reduced(
+    algorithm: Algorithm, privacy: Privacy | None, server: Server, sums: _Sums, each: _Each, round_key: Array
+) -> tuple[Tree, Tree]:
+    """What the server gets of a round -> (upload, public numbers): every upload, their mean, or their noisy mean.
+
+    With noise there are no public numbers: an exact mean over those who came would say who came.
+    """
+    if algorithm.reduction == "stack":
+        return each.upload, each.public
+    if privacy is None:
+        return _divide(sums.upload, sums.weight), _divide(sums.public, sums.weight)
+    noise_key = jax.random.fold_in(round_key, _NOISE)
+    return noisy_mean(sums.upload, server.clip, privacy, noise_key), None
+
+
+def _skipping_absent(run: Callable[..., tuple[_Sums, _Each]]) -> Callable[..., tuple[_Sums, _Each]]:
+    """The same sums, but a client that is absent or makes no step is not computed; not for use under ``vmap``."""
+    run = jax.jit(run)  # traced once for its shapes and its branch
+
+    def run_or_skip(shared: tuple[Server, Array], one: tuple) -> tuple[_Sums, _Each]:
+        _, _, takes_part, step_mask = one
+        sums, each = jax.eval_shape(run, shared, one)
+        nothing = sums, each._replace(client=())
+
+        def absent(shared: tuple[Server, Array], one: tuple) -> tuple[_Sums, _Each]:
+            del shared
+            sums, each = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), nothing)
+            return sums, each._replace(client=one[0])
+
+        return jax.lax.cond(takes_part & step_mask.any(), run, absent, shared, one)
+
+    return run_or_skip
 
 
 def client_work(

@@ -57,6 +57,7 @@ def federation(run: RunRecord) -> str:
             ("system or adapter", config.get("preset")),
             ("rounds", config.get("rounds")),
             ("local steps in a round", config.get("local_steps")),
+            ("local optimizer", _optimizer(run)),
             ("share of clients in a round", config.get("participation")),
             ("site left out", config.get("leave_out")),
             ("compression of the updates", _codec(config, "")),
@@ -99,6 +100,14 @@ def _clipped(run: RunRecord) -> str | None:
         return "not recorded, as noise does not cover it: --dp-log-unprotected records it"
     unit = "patients in a step" if run.config.get("dp_unit") == "patient" else "clients in a round"
     return f"{sum(shares) / len(shares):.0%} of the {unit}, {shares[-1]:.0%} in the last round"
+
+
+def _optimizer(run: RunRecord) -> str | None:
+    """Whether clients keep the state of their optimizer; older runs do not say."""
+    keeps = run.config.get("keep_optimizer")
+    if keeps is None:
+        return None
+    return "kept from round to round" if keeps else "started anew each round"
 
 
 def _codec(config: Mapping[str, Any], way: str) -> str | None:

@@ -24,13 +24,8 @@ CONFIG, METRICS, CHECKPOINTS, DELTA, SCORES = (
     "config.json", "metrics.jsonl", "checkpoints", "delta.safetensors", "scores.json",
 )  # fmt: skip
 _LOCK = ".lock"
-_FREE_TO_CHANGE = (
-    "resume",
-    "out",
-    "placement",
-    "keep",
-    "checked",
-)  # what does not change what a run computes
+# Settings that do not change what a run computes.
+_FREE_TO_CHANGE = ("resume", "out", "placement", "keep", "measure_every", "checked")
 _RESOLVED = "resolved"  # what data, weights and defaults made of the settings
 
 

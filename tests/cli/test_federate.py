@@ -1,14 +1,21 @@
 """`medvfm federate`: what it takes, prints, leaves and refuses."""
 
+import os
+import signal
 import sys
 from dataclasses import fields
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
 import medvfm_jax.cli.federate as command
 from medvfm_jax.federated.federate import FederateResult
 from medvfm_jax.federated.federate_config import FederateConfig
+from medvfm_jax.train import checkpoint
+from medvfm_jax.train.run_directory import read_json, read_metrics
+from medvfm_jax.weights import artifacts
 from tests.cli.commands import contents, options
 from tests.federated.small_federation import SMALL, build_models_once
 
@@ -93,6 +100,19 @@ def test_from_words_to_a_report(medvfm, cells, tmp_path, monkeypatch):
             "drive with these options is none; choose --codec from rand_k, uniform",
         ),
         ({"memory": "ef21"}, "memory=ef21 remembers the error of a codec"),
+        (
+            {"algorithm": "scaffold", "keep_optimizer": True},
+            "scaffold cannot keep the optimizer's state between",
+        ),
+        ({"optimizer": "sgd", "keep_optimizer": True}, "Plain SGD has no state to keep between rounds"),
+        ({"rules": "fsdp"}, "say which with --mesh"),
+        ({"mesh": "clients=3"}, "The mesh clients=3,data=1,model=1 needs 3 devices and there are 8"),
+        ({"mesh": "clients=4,data=2"}, "4 devices on its axis clients and the run has 2 clients"),
+        ({"mesh": "clients=1,data=8"}, "step of 2 images cannot be divided over 8 devices"),
+        (
+            {"mesh": "clients=2,data=2,model=2", "dp_epsilon": 8, "dp_unit": "patient"},
+            "leave data=2 out of the mesh",
+        ),
         ({"rounds": 0}, "rounds is 0; expected at least 1"),
         ({"participation": 0}, "participation is 0.0; expected above 0 and at most 1"),
         ({"leave_out": "nowhere"}, "no client 'nowhere' to leave out; the clients are bright, dark"),
@@ -124,6 +144,59 @@ def test_what_does_not_fit_is_one_sentence_and_leaves_nothing(
     build_models_once(monkeypatch)
     medvfm(*words(cells, tmp_path / "run", **settings)).refused(sentence)
     assert not (tmp_path / "run").exists()
+
+
+MESH = {
+    "partition": "patient", "clients": 5, "test_fraction": 0, "score": False, "rounds": 2, "algorithm": "scaffold",
+    "learning_rate": 0.1, "participation": 0.8, "checkpoint_every": 1,
+}  # fmt: skip
+
+
+def rounds_of(folder):
+    clock = ("time", "seconds")
+    return [{k: v for k, v in line.items() if k not in clock} for line in read_metrics(folder)]
+
+
+def test_clients_over_a_mesh_give_the_numbers_of_one_device_and_go_on_over_another(
+    medvfm, cells, tmp_path, monkeypatch
+):
+    """Four of five clients over two devices, two parts of each step, then over four; weights divided at first."""
+    build_models_once(monkeypatch)
+    words_of = {name: words(cells, tmp_path / name, **MESH) for name in ("one", "mesh")}
+    assert medvfm(*words_of["one"]).code == 0
+    mesh = "clients=2,data=2,model=2", "--rules", "fsdp"
+    stop_after_a_round(monkeypatch)
+    assert medvfm(*words_of["mesh"], "--mesh", *mesh).code == 130
+    monkeypatch.undo()
+    build_models_once(monkeypatch)
+    assert rounds_of(tmp_path / "mesh") != []
+    assert not (tmp_path / "mesh" / "delta.safetensors").exists()
+    result = medvfm(*words_of["mesh"], "--mesh", "clients=4,model=2", "--resume")
+    assert result.code == 0, result.err
+    one, mesh = (rounds_of(tmp_path / name) for name in words_of)
+    assert [line.keys() for line in one] == [line.keys() for line in mesh]
+    for a, b in zip(one, mesh, strict=True):
+        for name, value in a.items():
+            assert b[name] == (
+                value if isinstance(value, list) else pytest.approx(value, rel=1e-4, abs=1e-7)
+            ), name
+    deltas = [artifacts.load_delta(tmp_path / name / "delta.safetensors")[0] for name in words_of]
+    for a, b in zip(*map(jax.tree.leaves, deltas), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)
+    record = read_json(tmp_path / "mesh" / "config.json")
+    assert record["placement"] == {"mesh": {"clients": 2, "data": 2, "model": 2}, "rules": "fsdp"}
+    assert record["keep_optimizer"] is False
+
+
+def stop_after_a_round(monkeypatch):
+    """Ask the process to end while it writes the checkpoint of the first round."""
+    write = checkpoint.write
+
+    def write_and_interrupt(folder, written):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return write(folder, written)
+
+    monkeypatch.setattr(checkpoint, "write", write_and_interrupt)
 
 
 def test_without_the_extra_privacy_by_sampling_is_one_sentence(medvfm, cells, tmp_path, monkeypatch):

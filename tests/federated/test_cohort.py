@@ -8,7 +8,7 @@ import pytest
 
 from medvfm_jax.data import make_phantom_dataset
 from medvfm_jax.federated import BadFederation
-from medvfm_jax.federated.cohort import EVERYBODY, RoundLoader, cohort
+from medvfm_jax.federated.cohort import EVERYBODY, RoundLoader, cohort, cohort_size
 from medvfm_jax.federated.federated_run import divide
 from medvfm_jax.federated.privacy.secret_randomness import draw_secret
 from medvfm_jax.types import ModelSpec
@@ -187,3 +187,49 @@ def test_a_client_without_anything_to_train_on_is_refused(cells, tmp_path):
     config = small(cells, tmp_path, partition="quantity", clients=6, alpha=0.05, seed=3)
     with pytest.raises(BadFederation, match="has no patient left to train on after validation and test"):
         clients_of(config)
+
+
+def test_cohorts_come_in_few_sizes():
+    independent = [cohort_size(count, 32, independent=True) for count in range(33)]
+    assert sorted(set(independent)) == [1, 2, 3, 4, 6, 8, 12, 16, 24, 32]
+    assert all(count <= size <= max(1, 1.5 * count) for count, size in enumerate(independent))
+    assert [cohort_size(count, 32) for count in (0, 1, 5, 31, 32)] == [
+        1,
+        1,
+        5,
+        31,
+        32,
+    ]  # always the same number comes
+    assert [cohort_size(count, 5, independent=True) for count in range(6)] == [1, 1, 2, 3, 4, 5]
+    assert [cohort_size(count, 10, True, multiple=4) for count in (0, 4, 5, 9, 10)] == [4, 4, 8, 12, 12]
+
+
+@pytest.mark.parametrize("rates", [None, dict.fromkeys(("client_0", "client_1", "client_2"), 0.7)])
+def test_only_who_takes_part_is_loaded_with_the_same_images_as_among_all(cells, tmp_path, monkeypatch, rates):
+    config = small(cells, tmp_path, partition="patient", clients=3, val_fraction=0.0)
+    clients = clients_of(config)
+    everybody = next(loader(clients, config, rates=rates))
+    some = loader(clients, config, rates=rates, multiple=4)
+    monkeypatch.setattr(some, "_participation", lambda number: np.array([False, True, True]))
+    loaded, load = [], some._load
+    monkeypatch.setattr(
+        some, "_load", lambda client, *rest: loaded.append(client.name) or load(client, *rest)
+    )
+    found = next(some)
+    assert loaded == ["client_1", "client_2"]
+    assert found.rows.tolist() == [1, 2, 3, 3]
+    assert found.participation.tolist() == [True, True, False, False]
+    assert everybody.rows.tolist() == [0, 1, 2]
+    assert found.shard.samples.tolist() == [clients[i].samples for i in (1, 2, 1, 1)]
+    if rates is None:
+        first_two = jax.tree.map(lambda x: x[:2], found.shard)
+        equal(first_two, jax.tree.map(lambda x: x[1:], everybody.shard))
+
+
+def test_a_round_to_which_nobody_comes_has_one_row_of_padding(cells, tmp_path, monkeypatch):
+    config = small(cells, tmp_path, val_fraction=0.0, dp_epsilon=8.0)
+    empty = loader(clients_of(config), config)
+    monkeypatch.setattr(empty, "_participation", lambda number: np.zeros(2, bool))
+    found = next(empty)
+    assert (found.rows.tolist(), found.participation.tolist()) == ([2], [False])
+    assert found.shard.batches.image.shape[:3] == (1, 2, 2)

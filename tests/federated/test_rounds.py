@@ -1,5 +1,7 @@
 """What a round guarantees: who counts, who does not, and that order, splitting and interruption do not matter."""
 
+from functools import partial
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from medvfm_jax.federated.algorithms import fedavg, fednova, scaffold
+from medvfm_jax.federated.algorithms import fedavg, fedit, fednova, scaffold
 from medvfm_jax.federated.codecs.wire import message_bits
 from medvfm_jax.federated.errors import BadFederation
 from medvfm_jax.federated.privacy.client_level import clip_vote, next_bound, update_multiplier
@@ -232,3 +234,72 @@ def test_public_numbers_are_weighted_by_samples() -> None:
     server, _, _ = quick_jit(federation.round)(server, clients, shard, *masks, cheap_key(0))
     weights = np.asarray(shard.samples) * (steps > 0)
     assert float(server.delta["w"]) == pytest.approx(-np.average(steps, weights=weights))
+
+
+GATHERED = {
+    "fedavg": lambda: fedavg(loss, optax.adam(0.05)),
+    "scaffold": lambda: scaffold(loss, LEARNING_RATE),
+    "fednova": lambda: fednova(loss, LEARNING_RATE),
+}
+
+
+@pytest.mark.parametrize("name", GATHERED)
+@pytest.mark.parametrize("privacy", [None, Privacy(0.5, 0.3, 6.0)], ids=["clear", "private"])
+def test_the_rows_of_a_cohort_give_the_same_bits_as_all_rows_with_masks(
+    name: str, privacy: Privacy | None
+) -> None:
+    """Loop: three of eight clients at other positions, with a row of padding, beside all eight with a mask."""
+    if name == "fednova" and privacy is not None:
+        pytest.skip("its effort is no public number")
+    who = np.isin(np.arange(N), [1, 4, 6])
+    all_rows = Cohort(make_round(GATHERED[name](), rounding(), privacy, "loop"))
+    rows = Cohort(make_round(GATHERED[name](), rounding(), privacy, "loop", population=N))
+    want = all_rows.run(who=who)
+    server, clients = all_rows.init(delta(), data())
+    at = np.array([1, 4, 6, 0])
+    state = server, row(clients, at)
+    got = rows.run(row(data(), at), who[at], np.full(4, STEPS), state=state)
+    chex.assert_trees_all_equal(got[0], want[0])
+    chex.assert_trees_all_equal(got[1], row(want[1], at))
+    assert (got[2].loss, got[2].upload_bits, got[2].download_bits) == want[2][:1] + want[2][3:5]
+
+
+def test_who_is_absent_is_not_computed_one_after_the_other() -> None:
+    """A host callback in the loss counts the steps that are really made."""
+    made = []
+
+    def counted(delta: Tree, batch: tuple, key: jax.Array) -> jax.Array:
+        jax.debug.callback(lambda: made.append(1))
+        return loss(delta, batch, key)
+
+    federation = make_round(fedavg(counted, optax.sgd(0.1)), backend="loop")
+    state = federation.init(delta(), data())
+    step = quick_jit(federation.round)
+    for present, steps, expected in ((2, STEPS, 2 * STEPS), (N, STEPS, N * STEPS), (0, STEPS, 0), (N, 0, 0)):
+        made.clear()
+        masks = jnp.arange(N) < present, jnp.full(N, steps)
+        jax.block_until_ready(step(*state, data(), *masks, cheap_key(0)))
+        jax.effects_barrier()
+        assert len(made) == expected
+
+
+def test_a_round_that_is_not_measured_streams_its_sum() -> None:
+    """FedIT's aggregation error needs all uploads at once; without it 32 clients take the memory of one."""
+
+    def bowl(delta: Tree, batch: tuple, key: jax.Array) -> jax.Array:
+        return sum((x**2).sum() for x in jax.tree.leaves(delta)) * batch[0].sum()
+
+    federation = make_round(fedit(bowl, optax.sgd(0.1)), backend="loop")
+    start = {"site": {"a": jnp.ones((512, 4)), "b": jnp.ones((4, 512))}}
+    many = data()._replace(batches=(jnp.ones((32, 1, 1)),), samples=jnp.ones(32), rate=None)
+    state = jax.eval_shape(federation.init, start, many)
+    masks = jnp.ones(32, bool), jnp.ones(32, int)
+
+    def temporary(measured: bool) -> int:
+        one_round = partial(federation.round, measured=measured)
+        lowered = jax.jit(one_round).lower(*state, many, *masks, cheap_key(0))
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary(False) < temporary(True) / 4
+    plain = jax.eval_shape(partial(federation.round, measured=False), *state, many, *masks, cheap_key(0))
+    assert plain[2].extra == {}

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from medvfm_jax.federated.local_training import Loss, ValueAndGrad, local_steps, observed
+from medvfm_jax.federated.kept_optimizer import KeptOptimizer, KeptState
+from medvfm_jax.federated.local_training import Loss, ValueAndGrad, local_steps_from, observed
 from medvfm_jax.federated.personal_parts import NOTHING, Chosen, join_personal, split_like, split_personal
 from medvfm_jax.federated.records import Algorithm, Cohort, Report, Server, Shard, Tree
 from medvfm_jax.federated.tree_math import add, scale, subtract
@@ -77,8 +78,10 @@ def averaging(
     """Average the changes of shared leaves; the server optimizer gets minus their mean.
 
     ``personal`` leaves stay with their client, ``frozen`` ones keep their first value everywhere; neither is sent.
-    ``gradient`` turns a loss into value and gradient, ``measure`` looks at the uploads of a round.
+    ``gradient`` turns a loss into value and gradient, ``measure`` looks at the uploads of a round.  With a
+    `KeptOptimizer` a client's optimizer goes on where its last round ended.
     """
+    keeps = isinstance(optimizer, KeptOptimizer)
 
     def init_server(delta: Tree) -> tuple[Tree, Tree]:
         trained, still = split_personal(delta, frozen)
@@ -87,12 +90,16 @@ def averaging(
 
     def init_client(delta: Tree, client_id: Array) -> Tree:
         del client_id
-        return split_personal(split_personal(delta, frozen)[0], personal)[1]
+        trained = split_personal(delta, frozen)[0]
+        own = split_personal(trained, personal)[1]
+        return KeptState(own, optimizer.init(trained)) if keeps else own
 
     def client_update(
         server: Server, own: Tree, shard: Shard, step_mask: Array, key: Array
     ) -> tuple[Tree, Report]:
+        own, state = own if keeps else (own, None)
         start = join_personal(server.delta, own)
+        state = state if keeps else optimizer.init(start)
 
         def prox(grads: Tree, delta: Tree) -> Tree:
             return add(grads, scale(mu, subtract(delta, start)))
@@ -101,10 +108,13 @@ def averaging(
             return loss(join_personal(delta, server.state.frozen), batch, key)
 
         correct = prox if mu else None
-        delta, value = local_steps(gradient(local_loss), optimizer, start, shard, step_mask, key, correct)
+        delta, state, value = local_steps_from(
+            gradient(local_loss), optimizer, state, start, shard, step_mask, key, correct
+        )
         shared, own = split_like(delta, server.delta)
         loss_value, measured = observed(value)
         weight = shard.samples.astype(loss_value.dtype)
+        own = KeptState(own, state) if keeps else own
         return own, Report(subtract(shared, server.delta), weight, loss_value, measured=measured)
 
     def aggregate(server: Server, mean: Tree, cohort: Cohort) -> Server:

@@ -89,8 +89,12 @@ def patient_gradient(
         chunks = jax.tree.map(lambda x: x.reshape(-1, width, *x.shape[1:]), (batch.slices, batch.mask, keys))
 
         def add_chunk(total: tuple, chunk: tuple) -> tuple[tuple, None]:
-            terms = jax.vmap(one_patient, in_axes=(None, 0, 0, 0))(delta, *chunk)
-            return jax.tree.map(lambda t, x: t + x.sum(axis=0, dtype=t.dtype), total, terms), None
+            def add_patients(total: tuple) -> tuple:
+                terms = jax.vmap(one_patient, in_axes=(None, 0, 0, 0))(delta, *chunk)
+                return jax.tree.map(lambda t, x: t + x.sum(axis=0, dtype=t.dtype), total, terms)
+
+            # A batch is padded to one of few sizes; what is only padding adds nothing and is not differentiated.
+            return jax.lax.cond(chunk[1].any(), add_patients, lambda total: total, total), None
 
         zeros = (jax.tree.map(jnp.zeros_like, delta), PatientMetrics(*[jnp.float32(0)] * 3))
         (summed, metrics), _ = jax.lax.scan(add_chunk, vary_like(zeros, batch.mask), chunks)

@@ -182,3 +182,28 @@ def test_the_capacity_is_the_least_that_is_safe():
     assert delta_with_overflow(0.0, 1e-6, 1e-8) == pytest.approx(1e-6 + 2e-8)
     with pytest.raises(BadPrivacy, match="cannot size a batch"):
         capacity_for(0.0, 10, 1)
+
+
+def test_padding_patients_are_not_differentiated_and_change_no_bit(batch):
+    """A host callback counts the slices whose loss is computed, one patient at a time."""
+    seen = []
+
+    def counted(delta, example, key):
+        jax.debug.callback(lambda: seen.append(1))
+        return loss(delta, example, key)
+
+    present = batch.mask.any(1)
+    padded = jax.tree.map(lambda x: np.concatenate([x[present], np.zeros_like(x[:3])]), batch)
+    noisy = PRIVACY._replace(noise_multiplier=1.0)
+    small = jax.jit(patient_gradient(counted, noisy, microbatch=1))
+    exact = small(DELTA, jax.tree.map(lambda x: x[: present.sum()], padded), jax.random.key(3))
+    jax.block_until_ready(exact)
+    jax.effects_barrier()
+    count = len(seen)
+    assert count == present.sum() * S
+    seen.clear()
+    found = small(DELTA, padded, jax.random.key(3))
+    jax.block_until_ready(found)
+    jax.effects_barrier()
+    assert len(seen) == count
+    jax.tree.map(np.testing.assert_array_equal, found, exact)

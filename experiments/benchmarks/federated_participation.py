@@ -1,0 +1,106 @@
+"""What a round costs when 1 to 32 of 32 clients take part: processor time with its data, and memory of the program.
+
+    python -m experiments.benchmarks.federated_participation [--rounds 5]
+
+The round of `medvfm federate` (`RoundLoader` and `RoundStep`) on the small test model and pictures drawn by the
+program, whole images in every step, clients one after the other as on every CPU, and SCAFFOLD, whose clients keep a
+state. Processor time of the whole process, so that other programs beside it count little; the median over rounds,
+all sizes in turn; compiled before. A share of one means: proportional to the clients that take part.
+
+Writes experiments/results/benchmark_federated_participation.json.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.benchmarks.harness import limit_threads
+from experiments.benchmarks.table import environment
+from medvfm_jax.data import make_phantom_dataset
+from medvfm_jax.federated.cohort import RoundLoader
+from medvfm_jax.federated.federate_config import FederateConfig
+from medvfm_jax.federated.federated_run import resolve
+from medvfm_jax.federated.round_step import RoundStep
+from medvfm_jax.train.task import make_loss
+
+CLIENTS = 32
+SIZES = (1, 2, 4, 8, 16, 32)
+RESULT = Path(__file__).parents[1] / "results" / "benchmark_federated_participation.json"
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--local-steps", type=int, default=10)
+    parser.add_argument("--out", type=Path, default=RESULT)
+    args = parser.parse_args()
+    limit_threads(1)
+    with tempfile.TemporaryDirectory(prefix="medvfm-bench-") as folder:
+        data = make_phantom_dataset(Path(folder) / "cells", "cells", 2 * CLIENTS, size=64)
+        runs = {size: _rounds(data, Path(folder) / f"run{size}", size, args.local_steps) for size in SIZES}
+        memory = {size: next(run) for size, run in runs.items()}
+        seconds = {size: [] for size in SIZES}
+        for _ in range(args.rounds):
+            for size, run in runs.items():
+                seconds[size].append(next(run))
+    whole = float(np.median(seconds[CLIENTS])) / CLIENTS
+    rows = [
+        {
+            "participants": size,
+            "clients": CLIENTS,
+            "cpu_seconds": round(float(np.median(times)), 4),
+            "share_of_proportional": round(float(np.median(times)) / (size * whole), 3),
+            **memory[size],
+        }
+        for size, times in seconds.items()
+    ]
+    result = {
+        "benchmark": "experiments.benchmarks.federated_participation",
+        "rounds": args.rounds,
+        "local_steps": args.local_steps,
+        "environment": environment(1),
+        "rows": rows,
+    }
+    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    for row in rows:
+        print(row)
+
+
+def _rounds(data: Path, out: Path, participants: int, local_steps: int) -> Iterator[Any]:
+    """First the memory of the compiled program, then the processor seconds of one round after the other."""
+    config = FederateConfig(
+        data=str(data), out=out, model="sam-tiny-test", preset="decoder", prompt="box", partition="patient",
+        clients=CLIENTS, participation=participants / CLIENTS, local_steps=local_steps, batch_size=2, val_fraction=0.0,
+        test_fraction=0.0, algorithm="scaffold", embeddings="off", augment="none",
+    )  # fmt: skip
+    run = resolve(config)
+    step = RoundStep(run, make_loss(run.adapted, run.record["resolved"]["objective"]))
+    loader = RoundLoader(run.clients, config, run.steps, lambda number: 1.0, lambda batch: batch, "none")
+    first = next(loader)
+    state = step.init(first)
+    program = step.lower(state, first).compile().memory_analysis()
+    state, _ = jax.block_until_ready(step(state, first))
+    yield {
+        "data_bytes": sum(x.nbytes for x in jax.tree.leaves(first.shard)),
+        "program_temporary_bytes": program.temp_size_in_bytes,
+        "program_argument_bytes": program.argument_size_in_bytes,
+        "aliased_bytes": program.alias_size_in_bytes,
+    }
+    while True:
+        start = time.process_time()
+        state, _ = jax.block_until_ready(step(state, next(loader)))
+        yield time.process_time() - start
+
+
+if __name__ == "__main__":
+    main()

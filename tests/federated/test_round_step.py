@@ -1,0 +1,123 @@
+"""A round computes who takes part: the same bits as all rows with masks, few programs, donated states."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from medvfm_jax.data import make_phantom_dataset
+from medvfm_jax.federated import algorithm_catalog
+from medvfm_jax.federated.cohort import RoundLoader
+from medvfm_jax.federated.errors import BadFederation
+from medvfm_jax.federated.federated_run import resolve
+from medvfm_jax.federated.kept_optimizer import KEEPING, KeptState, kept
+from medvfm_jax.federated.round_step import RoundStep
+from medvfm_jax.train.task import make_loss
+from tests.federated.small_federation import build_models_once, small
+from tests.train.small_runs import programs_kept
+
+CLIENTS = 4
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory):
+    return make_phantom_dataset(tmp_path_factory.mktemp("cells") / "cells", "cells", 8, size=16)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def surroundings(tmp_path_factory):
+    base = tmp_path_factory.getbasetemp()
+    with pytest.MonkeyPatch.context() as patch, programs_kept(base / "compiled_round_step"):
+        build_models_once(patch)
+        yield
+
+
+def step_of(cells, out, **settings):
+    """(step, loader whose participation is that of a list, which images were loaded)."""
+    config = small(
+        cells, out, partition="patient", clients=CLIENTS, val_fraction=0.0, test_fraction=0.0, local_steps=1,
+        batch_size=1, prompts_per_image=1, **settings,
+    )  # fmt: skip
+    run, loaded = resolve(config), []
+    loss = make_loss(run.adapted, run.record["resolved"]["objective"])
+
+    def prepare(batch):
+        loaded.append(batch)
+        return batch
+
+    loader = RoundLoader(run.clients, config, run.steps, lambda number: 1.0, prepare, "none")
+    return RoundStep(run, loss), loader, loaded
+
+
+def coming(loader, monkeypatch, *rounds):
+    """Let these clients come in these rounds."""
+    chosen = [np.isin(np.arange(CLIENTS), who) for who in rounds]
+    monkeypatch.setattr(loader, "_participation", lambda number: chosen[number])
+
+
+def leaves(tree):
+    return [np.array(x) for x in jax.tree.leaves(tree)]
+
+
+def test_rounds_of_any_cohort_need_few_programs_load_who_comes_and_consume_the_state(
+    cells, tmp_path, monkeypatch
+):
+    step, loader, loaded = step_of(cells, tmp_path, dp_epsilon=8.0, algorithm="scaffold")
+    rounds = ([1, 3], [2], [], [0, 2], [3], [1, 2])
+    coming(loader, monkeypatch, *rounds)
+    state = step.init(next(loader))
+    loader.set_state({"round": 0})
+    loaded.clear()
+    for who in rounds:
+        before, old = leaves(state.opt_state[1].state), state
+        data = next(loader)
+        assert len(loaded) == max(len(who), 1)  # batches of one local step, for shapes even if nobody comes
+        loaded.clear()
+        server = leaves(state.opt_state[0].delta)
+        state, numbers = step(state, data)
+        assert all(
+            x.is_deleted() for x in jax.tree.leaves(old.opt_state) if isinstance(x, jax.Array) and x.size
+        )
+        moved = [
+            i for i in range(CLIENTS)
+            if any((x[i] != y[i]).any() for x, y in zip(before, leaves(state.opt_state[1].state), strict=True))
+        ]  # fmt: skip
+        assert moved == who
+        names = [f"client_{i}" for i in range(CLIENTS)]
+        assert [i for i, name in enumerate(names) if numbers[f"joined/{name}"]] == who
+        assert [i for i, name in enumerate(names) if numbers[f"loss/{name}"] > 0] == who
+        assert any((x != y).any() for x, y in zip(server, leaves(state.opt_state[0].delta), strict=True))
+    assert step._round._cache_size() == 2  # cohorts of one and of two
+
+
+def test_server_and_clients_share_memory_with_those_of_the_next_round(cells, tmp_path, monkeypatch):
+    step, loader, _ = step_of(cells, tmp_path, algorithm="scaffold")
+    coming(loader, monkeypatch, [0, 2])
+    data = next(loader)
+    state = step.init(data)
+    memory = step.lower(state, data).compile().memory_analysis()
+    server, clients = state.opt_state
+    own = sum(x.nbytes for x in jax.tree.leaves(clients.state)) * 2 // CLIENTS
+    assert memory.alias_size_in_bytes >= own + sum(
+        x.nbytes for x in jax.tree.leaves((server.delta, server.state))
+    )
+
+
+def test_who_can_keep_an_optimizer_and_who_refuses(cells, tmp_path):
+    for name in ("scaffold", "feddyn", "ditto", "rolora"):
+        with pytest.raises(BadFederation, match=f"{name} cannot keep the optimizer's state"):
+            kept(None, name)
+    with pytest.raises(BadFederation, match="fednova cannot keep"):
+        step_of(cells, tmp_path, algorithm="fednova", keep_optimizer=True)
+
+
+@pytest.mark.parametrize("name", KEEPING)
+def test_every_algorithm_on_the_list_has_the_state_at_the_client(name):
+
+    entry = algorithm_catalog.get(name)
+    delta = {"site": {"a": jnp.ones((3, 2)), "b": jnp.zeros((2, 3))}, "head": {"w": jnp.ones(2)}}
+    algorithm = entry.make(lambda delta, batch, key: 0.0, kept(optax.adam(1.0), name), **entry.options)
+    state = algorithm.init_client(delta, jnp.uint32(0))
+    assert isinstance(state, KeptState)
+    assert jax.tree.leaves(state.optimizer)
