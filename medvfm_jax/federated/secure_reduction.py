@@ -9,17 +9,19 @@ threshold answers; below it, the round has no sum and changes nothing.
 What stays visible to the server: who answered, the losses and norms that a run logs, and the sum itself.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
+from medvfm_jax.federated.codecs.compose import identity
 from medvfm_jax.federated.errors import BadFederation
 from medvfm_jax.federated.privacy import discrete
-from medvfm_jax.federated.records import Tree
+from medvfm_jax.federated.records import Algorithm, Codec, Cohort, Report, Tree
 from medvfm_jax.federated.secure_aggregation import fixed_point_scale, from_field, masked, to_field, unmask
 
 Noise = Literal["none", "discrete_gaussian", "skellam"]
@@ -33,15 +35,18 @@ class SecureSum(NamedTuple):
     encode(key, rotation_key, upload, weight ()) -> (values (d,) uint32 in [0, 2^bits), fits () bool): False where the
         update lies outside the range of the grid; such a client is left out and named, not cut to size.
     decode(rotation_key, total (d,) uint32, like) -> the mean update, with the structure of ``like``.
-    bits: per coordinate on the wire.  threshold: fewer answers than this open no sum.
-    noise: whether ``encode`` adds the client's share of the noise, so that nobody else may add any.
+    bits: per coordinate on the wire.  clients: in a round, at most.  threshold: fewer answers than this open no sum.
+    noise: what ``encode`` adds as the client's share of the noise, so that nobody else may add any; "none" for nothing.
+    settings: everything both sides must agree on, for a digest.
     """
 
     encode: Callable[[Array, Array, Tree, Array], tuple[Array, Array]]
     decode: Callable[[Array, Array, Tree], Tree]
     bits: int
+    clients: int
     threshold: int
-    noise: bool
+    noise: Noise
+    settings: Mapping[str, str | int | float | None]
 
 
 def fixed_point(
@@ -72,12 +77,20 @@ def fixed_point(
         by = values[-1] if divisor is None else divisor
         return restore((values[:-1] / jnp.where(by > 0, by, 1)).astype(flat.dtype))
 
-    return SecureSum(encode, decode, 32, threshold, noise=False)
+    settings = {
+        "clients": clients,
+        "threshold": threshold,
+        "reach": reach,
+        "heaviest": heaviest,
+        "divisor": divisor,
+    }
+    return SecureSum(encode, decode, 32, clients, threshold, "none", settings)
 
 
 def distributed_noise(mechanism: discrete.Discrete, threshold: int) -> SecureSum:
     """Sum of updates that carry their own noise, see `privacy.discrete`; every client of a round must add it."""
-    _check(int(mechanism.privacy.expected_clients), threshold)
+    privacy, clients = mechanism.privacy, int(mechanism.privacy.expected_clients)
+    _check(clients, threshold)
 
     def encode(key: Array, rotation_key: Array, upload: Tree, weight: Array) -> tuple[Array, Array]:
         del weight  # privacy weighs all alike
@@ -86,7 +99,51 @@ def distributed_noise(mechanism: discrete.Discrete, threshold: int) -> SecureSum
     def decode(rotation_key: Array, total: Array, like: Tree) -> Tree:
         return discrete.decode_sum(mechanism, rotation_key, total, like)
 
-    return SecureSum(encode, decode, mechanism.bits, threshold, noise=True)
+    noise: Noise = "skellam" if mechanism.noise == "skellam" else "discrete_gaussian"
+    settings = {
+        "clients": clients,
+        "threshold": threshold,
+        "clip": privacy.clip,
+        "noise_multiplier": privacy.noise_multiplier,
+        "scale": mechanism.scale,
+        "bits": mechanism.bits,
+        "noise": noise,
+    }
+    return SecureSum(encode, decode, mechanism.bits, clients, threshold, noise, settings)
+
+
+SERVER = np.uint32(2**32 - 3)  # no client has this id; of the randomness of aggregation
+
+
+def secure_cohort(secure: SecureSum, answered: Array, population: int, round_key: Array) -> Cohort:
+    """What an algorithm may know when it aggregates: who answered, unless their noise is to hide that.
+
+    With distributed noise every sum has the same divisor, so the share of those that came is a public constant too.
+    """
+    key = jax.random.fold_in(round_key, SERVER)
+    if secure.noise != "none":
+        return Cohort(None, None, jnp.float32(secure.clients / population), None, key)
+    here = jnp.asarray(answered)
+    return Cohort(here.astype(jnp.float32), here, here.sum().astype(jnp.float32) / population, (), key)
+
+
+def check_summable(algorithm: Algorithm, codec: Codec, report: Report) -> None:
+    """Raise BadFederation unless a round of this algorithm needs nothing of the uploads but their mean."""
+    if algorithm.reduction != "mean":
+        raise BadFederation(
+            "Secure aggregation opens a sum alone, and this algorithm looks at every upload: leave it out or choose an "
+            "algorithm that averages."
+        )
+    if jax.tree.leaves(report.public):
+        raise BadFederation(
+            "This algorithm averages more than updates (step counts), which secure aggregation does not carry: choose "
+            "fedavg or another that averages updates alone."
+        )
+    if codec is not identity():
+        raise BadFederation(
+            "A compressed update cannot be added up under masks: leave --codec and --memory out with secure "
+            "aggregation."
+        )
 
 
 def _check(clients: int, threshold: int) -> None:

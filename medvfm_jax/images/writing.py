@@ -69,8 +69,11 @@ def write_npz(path: str | Path, arrays: Mapping[str, NDArray]) -> None:
     write_atomically(Path(path), _bytes(lambda buffer: np.savez_compressed(buffer, **arrays)))
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name, force it to disk, rename it. Raises BadImage; nothing is left."""
+def write_atomically(path: Path, content: bytes, mode: int | None = None) -> None:
+    """Write a file under a temporary name, force it to disk, rename it; ``mode``: permissions, None for the usual ones.
+
+    Raises BadImage; nothing is left.
+    """
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +82,7 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
+        os.chmod(temporary, 0o666 & ~_umask() if mode is None else mode)
         os.replace(temporary, path)
     except OSError as error:
         if temporary is not None:

@@ -19,7 +19,8 @@ from jax import Array
 
 from medvfm_jax.federated.errors import BadFederation
 from medvfm_jax.federated.network.layouts import layout, payload_bytes, read_payload, write_payload
-from medvfm_jax.federated.network.messages import BadMessage, Header, Message, decode, encode, expect
+from medvfm_jax.federated.network.messages import BadMessage, Header, decode, encode, expect
+from medvfm_jax.federated.network.secure_site import OutOfRange, SecureSite
 from medvfm_jax.federated.network.storage import read_message, write_message
 from medvfm_jax.federated.network.task import (
     KEY_IMPLEMENTATION,
@@ -31,7 +32,7 @@ from medvfm_jax.federated.network.task import (
     first_client,
     received_server,
 )
-from medvfm_jax.federated.records import Client, Server, Shard
+from medvfm_jax.federated.records import Client, Report, Server, Shard
 from medvfm_jax.federated.rounds import client_work
 from medvfm_jax.federated.tree_math import all_finite
 from medvfm_jax.types import MedvfmError
@@ -44,6 +45,7 @@ REASONS: Mapping[str, str] = {
     "state": "it does not hold the state that the server accepted from it",
     "no_steps": "it has no data for this round",
     "not_finite": "its update is not finite",
+    "range": "its update lies outside the range that secure aggregation was given",
     "error": "its local work failed; its own log says why",
 }
 
@@ -86,6 +88,10 @@ def make_site(site: Site) -> Callable[[int, bytes], bytes]:
     shapes = contract(site.task)
     work = jax.jit(_local_work(site.task))
     limit = payload_bytes(shapes.download)
+    secure = None
+    if site.task.secure is not None:
+        secure = SecureSite(site.task.secure, shapes.secure, site.folder)
+        limit = secure.limit
 
     def answer(node: int, request: bytes) -> bytes:
         run = "0" * 32
@@ -97,13 +103,23 @@ def make_site(site: Site) -> Callable[[int, bytes], bytes]:
             expect(asked, federation=shapes.federation, node=node)
             if asked.kind == "hello":
                 return encode(reply._replace(kind="here"))
-            expect(asked, kind="work", site=site.name)
-            upload = _do(site, shapes, work, message)
-            _LOG.info("round %d: update sent, %d bytes", asked.round, payload_bytes(shapes.upload))
-            done = reply._replace(kind="done", accepted=asked.accepted, layout=layout(upload))
-            return encode(done, write_payload(upload))
+            expect(asked, site=site.name)
+            if secure is None:
+                expect(asked, kind="work")
+                download = read_payload(message.payload, asked.layout, shapes.download)
+                kind, sent = "done", _do(site, shapes, work, asked, download)
+            else:
+                kind, sent = secure.answer(
+                    message, lambda download: _report(_do(site, shapes, work, asked, download))
+                )
+            if kind == "done":
+                _LOG.info("round %d: update sent, %d bytes", asked.round, payload_bytes(sent))
+            done = reply._replace(kind=kind, accepted=asked.accepted, layout=layout(sent))
+            return encode(done, write_payload(sent))
         except SiteFailed as error:
             reason, sentence = error.reason, str(error)
+        except OutOfRange as error:
+            reason, sentence = "range", str(error)
         except BadMessage as error:
             reason, sentence = "message", str(error)
         except MedvfmError as error:
@@ -135,9 +151,12 @@ def _local_work(task: Task) -> Callable[..., tuple[Client, Upload, Array]]:
     return work
 
 
-def _do(site: Site, shapes: Contract, work: Callable, message: Message) -> Upload:
-    asked = message.header
-    download: Download = read_payload(message.payload, asked.layout, shapes.download)
+def _report(upload: Upload) -> Report:
+    """Of an upload that was not compressed."""
+    return Report(upload.message, upload.weight, upload.loss, upload.public)
+
+
+def _do(site: Site, shapes: Contract, work: Callable, asked: Header, download: Download) -> Upload:
     client = _state_in_force(site, shapes, asked)
     shard, mask = site.shard(asked.round)
     mask = _as_mask(shard, mask)

@@ -7,9 +7,9 @@ from medvfm_jax.images.writing import write_atomically
 
 
 def write_message(path: Path, data: bytes) -> None:
-    """Replace a file in one step; its folder is made, closed to other users.  Raises MedvfmError (full disk)."""
+    """Replace a file in one step; it and its folder, which is made, are closed to other users.  Raises MedvfmError."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_atomically(path, data)
+    write_atomically(path, data, 0o600)
 
 
 def read_message(path: Path, payload_limit: int) -> Message | None:
