@@ -23,6 +23,7 @@ COMMANDS = {
     "federate": "one model from the images of several hospitals, which share updates instead of images",
     "evaluate": "score a run, or a model as it is, with patient-level intervals",
     "segment": "masks of pictures and volumes, from boxes, clicks or a delta that needs none",
+    "audit": "what a run gives away: a canary against its noise, an attack by losses on its patients",
     "report": "one HTML page for one run, or several side by side",
     "plan": "whether a training step fits a TPU slice or this machine, and how fast it would be",
     "bench": "how fast this machine is with these models, beside its own matrix product",

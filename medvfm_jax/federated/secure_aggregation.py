@@ -76,14 +76,18 @@ def fixed_point_scale(bound: float, clients: int) -> float:
     return 2.0 ** np.floor(np.log2(((2**31 - 1) / clients - 1) / bound))
 
 
-def masked(values: Array, client: Array, self_seed: Array, pair_seeds: Array) -> Array:
+def masked(
+    values: Array, client: Array, self_seed: Array, pair_seeds: Array, joined: Array | None = None
+) -> Array:
     """values (d,) uint32, client () int, self_seed (2,) and pair_seeds (n, 2) uint32 -> masked message (d,) uint32.
 
-    `pair_seeds[j]` is what this client shares with client j; its own row is ignored.
+    `pair_seeds[j]` is what this client shares with client j; its own row is ignored, and so are those of clients that
+    are not in the round at all: joined (n,) bool, None for all.
     """
     n = pair_seeds.shape[0]
     sign = jnp.where(jnp.arange(n) > client, jnp.uint32(1), jnp.uint32(2**32 - 1))
     sign = jnp.where(jnp.arange(n) == client, jnp.uint32(0), sign)
+    sign = sign if joined is None else jnp.where(joined, sign, jnp.uint32(0))
 
     def add(total: Array, term: tuple[Array, Array]) -> tuple[Array, None]:
         seed, factor = term
@@ -93,23 +97,30 @@ def masked(values: Array, client: Array, self_seed: Array, pair_seeds: Array) ->
     return jax.lax.scan(add, start, (pair_seeds, sign))[0]
 
 
-def unmask(total: Array, answered: Array, self_seeds: Array, pair_seeds: Array) -> Array:
+def unmask(
+    total: Array, answered: Array, self_seeds: Array, pair_seeds: Array, joined: Array | None = None
+) -> Array:
     """Sum of the messages that arrived (d,) uint32 -> sum of their values (d,) uint32.
 
     answered (n,) bool; self_seeds (n, 2), pair_seeds (n, n, 2) uint32, of which only rows of clients that answered
     (self) and of clients that did not (pairs) are used: the others may hold anything, and the server does not know
-    them.
+    them.  joined (n,) bool: who is in the round at all, None for all.
     """
     length = total.shape[0]
     answered, self_seeds, pair_seeds = map(jnp.asarray, (answered, self_seeds, pair_seeds))
+    gone = ~answered if joined is None else joined & ~answered
+
+    def less(total: Array, needed: Array, factor: Array, seed: Array) -> Array:
+        """Without a stream, which is made only if it is needed: of n² pairs few are."""
+        return jax.lax.cond(needed, lambda: total - factor * _stream(seed, length), lambda: total)
 
     def one_self(total: Array, i: Array) -> tuple[Array, None]:
-        return total - answered[i] * _stream(self_seeds[i], length), None
+        return less(total, answered[i], jnp.uint32(1), self_seeds[i]), None
 
     def one_pair(total: Array, pair: Array) -> tuple[Array, None]:
         i, j = pair  # j answered, i did not: j's message still holds their mask
-        factor = jnp.where(i > j, jnp.uint32(1), jnp.uint32(2**32 - 1)) * (answered[j] & ~answered[i])
-        return total - factor * _stream(pair_seeds[i, j], length), None
+        sign = jnp.where(i > j, jnp.uint32(1), jnp.uint32(2**32 - 1))
+        return less(total, answered[j] & gone[i], sign, pair_seeds[i, j]), None
 
     n = answered.shape[0]
     pairs = jnp.stack(jnp.meshgrid(jnp.arange(n), jnp.arange(n), indexing="ij"), -1).reshape(-1, 2)
@@ -219,26 +230,3 @@ _masked, _unmask = jax.jit(masked), jax.jit(unmask)
 def _words(seed: int) -> np.ndarray:
     """Seed below 2^61 -> its two 32-bit words (2,) uint32, a threefry key."""
     return np.array([seed >> 32, seed & 0xFFFFFFFF], np.uint32)
-
-
-# --- all of it inside a round ----------------------------------------------------------------------------------
-
-
-def secure_sum(values: Array, answered: Array, key: Array) -> tuple[Array, Array]:
-    """values (n, d) uint32, answered (n,) bool -> sum of the rows that answered (d,) uint32, messages (n, d) uint32.
-
-    The masks of the protocol without its key exchange and shares, for use in a compiled round: seeds are drawn from
-    `key`. Rows of clients that did not answer never enter the sum, their pairwise masks are removed.
-    """
-    n = values.shape[0]
-    self_seeds, drawn = (jax.random.bits(k, (n, *shape), jnp.uint32) for k, shape in _seed_shapes(key, n))
-    upper = jnp.triu(jnp.ones((n, n), bool), 1)[..., None]
-    pair_seeds = jnp.where(upper, drawn, drawn.transpose(1, 0, 2))  # s_ij = s_ji
-    messages = jax.lax.map(lambda x: masked(*x), (values, jnp.arange(n), self_seeds, pair_seeds))
-    total = jnp.where(answered[:, None], messages, 0).sum(axis=0, dtype=jnp.uint32)
-    return unmask(total, answered, self_seeds, pair_seeds), messages
-
-
-def _seed_shapes(key: Array, n: int) -> list[tuple[Array, tuple[int, ...]]]:
-    self_key, pair_key = jax.random.split(key)
-    return [(self_key, (2,)), (pair_key, (n, 2))]

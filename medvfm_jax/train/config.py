@@ -2,8 +2,9 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from medvfm_jax import local_paths
 from medvfm_jax.train.embedding_cache import Tier
@@ -14,6 +15,7 @@ from medvfm_jax.types import MedvfmError
 PromptChoice = Literal["auto", "none", "box", "point", "mixed"]
 Augment = Literal["auto", "none", "flips", "upright", "full"]
 ObjectChoice = Literal["instances", "components", "labels"]
+_Config = TypeVar("_Config")
 
 # Learning rates that worked for AdamW on LiteMedSAM; large for small deltas, small for whole models.
 _LEARNING_RATE = {"full": 1e-4, "decoder": 3e-4, "samed": 5e-4, "med_sa": 5e-4, "context": 5e-4}
@@ -259,6 +261,24 @@ def to_json(config: Any) -> dict[str, Any]:
         n: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v
         for n, v in record.items()
     }
+
+
+def from_json(kind: type[_Config], record: Mapping[str, Any]) -> _Config:
+    """The settings of a run from its ``config.json``; one that did not exist when it was made has its default.
+
+    Raises BadConfig for a value that ``kind`` refuses.
+    """
+    found = {}
+    for field in dataclasses.fields(kind):
+        if field.name in record:
+            value = record[field.name]
+            value = tuple(value) if isinstance(value, list) else value
+            is_path = field.type in (Path, Path | None)
+            found[field.name] = Path(value) if is_path and value is not None else value
+    try:
+        return kind(**found)
+    except TypeError as error:
+        raise BadConfig(f"The settings of a run are incomplete or of another kind: {error}.") from error
 
 
 def require(holds: bool, name: str, value: object, expected: str) -> None:

@@ -36,9 +36,14 @@ def require(holds: bool, codec: str, option: str, value: object, expected: str) 
         raise InvalidCodec(f"codec {codec}: {option} is {value}, expected {expected}")
 
 
+_IDENTITY = Codec(
+    lambda update: (), lambda key, state, update: (update, state), lambda message, like: message
+)
+
+
 def identity() -> Codec:
-    """Send the update as it is."""
-    return Codec(lambda update: (), lambda key, state, update: (update, state), lambda message, like: message)
+    """Send the update as it is; always the same record, so that it can be recognised."""
+    return _IDENTITY
 
 
 def leafwise(encode: Callable[[Array, Array], Tree], decode: Callable[[Tree, Array], Array]) -> Codec:

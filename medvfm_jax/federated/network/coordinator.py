@@ -22,11 +22,13 @@ from medvfm_jax.federated.codecs.wire import message_bits
 from medvfm_jax.federated.errors import BadFederation
 from medvfm_jax.federated.network.layouts import layout, payload_bytes, read_payload, write_payload
 from medvfm_jax.federated.network.messages import SITE_NAME, BadMessage, Header, decode, encode, expect
+from medvfm_jax.federated.network.secure_round import Exchange, Opened, SecureServer
 from medvfm_jax.federated.network.site import REASONS
 from medvfm_jax.federated.network.storage import read_message, write_message
 from medvfm_jax.federated.network.task import (
     KEY_IMPLEMENTATION,
     Contract,
+    Download,
     Task,
     Upload,
     contract,
@@ -36,6 +38,7 @@ from medvfm_jax.federated.network.task import (
 )
 from medvfm_jax.federated.records import Algorithm, Client, Metrics, Privacy, Report, Server, Shard, Tree
 from medvfm_jax.federated.rounds import make_round, name_excluded
+from medvfm_jax.federated.secure_reduction import SecureSum, secure_cohort
 from medvfm_jax.federated.tree_math import all_finite
 
 _KEPT = 2  # checkpoints
@@ -86,6 +89,8 @@ class Coordinator(NamedTuple):
     hello(progress, node) -> bytes.  admit(progress, node, reply) -> name of the site.
     ask(progress, {site: node}) -> Request.
     finish(progress, request, {node: bytes, or a sentence}) -> (Progress, RoundRecord).
+    round(progress, {site: node}, exchange, seconds) -> (Progress, RoundRecord): all of a round, ``ask`` and ``finish``
+        with one exchange, or the four of secure aggregation.
     save(folder, progress) and restore(folder) -> Progress or None.
     forget(folder, progress) -> Progress with another key of the noise, as the only checkpoint: for the end of a run.
     private: whether noise is added, here or by the sites for their patients: then no loss is told.
@@ -97,6 +102,7 @@ class Coordinator(NamedTuple):
     admit: Callable[[Progress, int, bytes], str]
     ask: Callable[[Progress, Mapping[str, int]], Request]
     finish: Callable[[Progress, Request, Mapping[int, bytes | str]], tuple[Progress, RoundRecord]]
+    round: Callable[[Progress, Mapping[str, int], Exchange, float], tuple[Progress, RoundRecord]]
     save: Callable[[Path, Progress], None]
     restore: Callable[[Path], Progress | None]
     forget: Callable[[Path, Progress], Progress]
@@ -136,6 +142,9 @@ def make_coordinator(
     simulated = jax.jit(federation.round)
     open_upload = partial(_open_upload, shapes, _decoder(task, shapes), largest)
     bits = message_bits(shapes.upload.message)
+    aggregate = jax.jit(partial(_aggregate_sum, task.algorithm, task.secure))
+    if task.secure is not None:
+        _check_secure(task.secure, len(sites), privacy)
 
     def header(progress: Progress, kind: str, **fields: object) -> Header:
         return Header(kind, shapes.federation, progress.run, int(progress.server.round), **fields)
@@ -164,15 +173,20 @@ def make_coordinator(
             raise BadMessage(f"It says it is {found.site}, whose key is that of another node.")
         return found.site
 
-    def ask(progress: Progress, nodes: Mapping[str, int]) -> Request:
+    def leaves_of(progress: Progress) -> dict[str, Array]:
         leaves = named_leaves(progress.server)
-        leaves = {name: leaves[name] for name in shapes.download.server}
-        common, contents = write_payload(leaves), layout(shapes.download)
+        return {name: leaves[name] for name in shapes.download.server}
+
+    def key_of(progress: Progress, row: int) -> np.ndarray:
         round_key = jax.random.fold_in(_key(progress.key), progress.server.round)
+        return np.asarray(jax.random.key_data(jax.random.fold_in(round_key, np.uint32(row))))
+
+    def ask(progress: Progress, nodes: Mapping[str, int]) -> Request:
+        common, contents = write_payload(leaves_of(progress)), layout(shapes.download)
         messages = {}
         for site, node in nodes.items():
             row = sites.index(site)
-            key = np.asarray(jax.random.key_data(jax.random.fold_in(round_key, np.uint32(row))))
+            key = key_of(progress, row)
             accepted = int(progress.accepted[row])
             fields = {"node": node, "site": site, "client": row, "accepted": accepted, "layout": contents}
             messages[node] = encode(header(progress, "work", **fields), common + write_payload(key))
@@ -233,6 +247,48 @@ def make_coordinator(
         )
         return new, record
 
+    def plain_round(
+        progress: Progress, nodes: Mapping[str, int], exchange: Exchange, seconds: float
+    ) -> tuple[Progress, RoundRecord]:
+        request = ask(progress, nodes)
+        return finish(progress, request, exchange(request.messages, seconds))
+
+    def secure_round(
+        progress: Progress, nodes: Mapping[str, int], exchange: Exchange, seconds: float
+    ) -> tuple[Progress, RoundRecord]:
+        node_of = {sites.index(site): node for site, node in nodes.items()}
+
+        def head(kind: str, row: int) -> Header:
+            who = {"node": node_of[row], "site": sites[row], "client": row}
+            return header(progress, kind, **who, accepted=int(progress.accepted[row]))
+
+        server = SecureServer(task.secure, shapes.secure, node_of, head, _check_reply, exchange, seconds)
+        leaves = leaves_of(progress)
+        downloads = {row: Download(leaves, key_of(progress, row)) for row in node_of}
+        opened = server.round(downloads, shapes.report.upload)
+        new, metrics = progress, None
+        if opened.mean is not None:
+            answered = np.isin(np.arange(len(sites)), list(opened.answered))
+            moved = aggregate(progress.server, opened.mean, answered, _key(progress.key))
+            if not all_finite(moved.delta):
+                raise BadFederation(
+                    f"Round {progress.server.round} made the model infinite although every update was finite: "
+                    "lower the server's learning rate and resume from the last checkpoint."
+                )
+            accepted = np.where(answered, progress.server.round, progress.accepted).astype(np.int32)
+            new = progress._replace(server=jax.device_get(moved), accepted=accepted)
+            metrics = _secure_metrics(opened, len(sites))
+        record = RoundRecord(
+            int(progress.server.round),
+            metrics,
+            tuple(sites[row] for row in sorted(opened.answered)),
+            {sites[row]: why for row, why in opened.refused.items()},
+            tuple(sites[row] for row in opened.missing),
+            opened.upload_bytes,
+            opened.download_bytes,
+        )
+        return new, record
+
     def save(folder: Path, progress: Progress) -> None:
         stored = progress._replace(run=())
         head = header(progress, "server", layout=layout(stored))
@@ -258,7 +314,7 @@ def make_coordinator(
             raise BadMessage(f"{found[-1]}: {error}") from error
         return progress._replace(run=message.header.run)
 
-    private = privacy is not None or shapes.noisy
+    private = privacy is not None or shapes.noisy or (task.secure is not None and task.secure.noise != "none")
 
     def forget(folder: Path, progress: Progress) -> Progress:
         if privacy is None:
@@ -269,7 +325,10 @@ def make_coordinator(
             old.unlink(missing_ok=True)
         return progress
 
-    return Coordinator(sites, begin, hello, admit, ask, finish, save, restore, forget, private)
+    run_round = plain_round if task.secure is None else secure_round
+    return Coordinator(
+        sites, begin, hello, admit, ask, finish, run_round, save, restore, forget, private
+    )
 
 
 def random_key() -> Array:
@@ -320,6 +379,36 @@ def _check_sites(sites: Sequence[str], nodes: Mapping[str, int] | str | None) ->
     if without or len(set(nodes.values())) < len(nodes):
         what = f"no node is given for '{without[0]}'" if without else "two sites have the same node"
         raise BadFederation(f"Every site needs a node of its own: {what}.")
+def _check_secure(secure: SecureSum, sites: int, privacy: Privacy | None) -> None:
+    if secure.clients != sites:
+        raise BadFederation(
+            f"Secure aggregation was set up for {secure.clients} sites and there are {sites}."
+        )
+    if privacy is not None:
+        raise BadFederation(
+            "With secure aggregation the sites add the noise: give the task secure_reduction.distributed_noise, and no "
+            "privacy here."
+        )
+
+
+def _aggregate_sum(
+    algorithm: Algorithm, secure: SecureSum | None, server: Server, mean: Tree, answered: Array, key: Array
+) -> Server:
+    """The end of a round from the mean of its updates; answered (n,) bool."""
+    round_key = jax.random.fold_in(key, server.round)
+    cohort = secure_cohort(secure, answered, answered.shape[0], round_key)
+    return algorithm.aggregate(server, mean, cohort)._replace(round=server.round + 1)
+
+
+def _secure_metrics(opened: Opened, sites: int) -> Metrics:
+    """What a server can say of a round whose updates it has not seen; NaN for the rest."""
+    losses = np.array([opened.losses.get(row, 0.0) for row in range(sites)], np.float32)
+    mean = np.float32(np.mean(list(opened.losses.values())) if opened.losses else np.nan)
+    unknown, count = np.float32(np.nan), np.float32(len(opened.answered))
+    return Metrics(
+        mean, losses, unknown, np.float32(8 * opened.upload_bytes), np.float32(8 * opened.download_bytes), count,
+        np.int32(len(opened.missing)), np.zeros(sites, bool), {},
+    )  # fmt: skip
 
 
 def _of_arrived(algorithm: Algorithm) -> Algorithm:
@@ -356,15 +445,20 @@ def _open_upload(
         raise BadMessage(reply)
     message = decode(reply, payload_bytes(shapes.upload))
     found = message.header
-    fields = ("federation", "run", "round", "node", "site", "client")
-    _check_not_failed(found, wanted.node)
-    expect(found, **{field: getattr(wanted, field) for field in fields}, kind="done")
+    _check_reply(found, wanted)
     upload: Upload = read_payload(message.payload, found.layout, shapes.upload)
     if not 0 <= float(upload.weight) <= largest[wanted.site]:
         raise BadMessage(
             f"The site claims the weight {float(upload.weight):g}; 0 to {largest[wanted.site]:g} is possible."
         )
     return Report(jax.device_get(decoded(upload.message)), upload.weight, upload.loss, upload.public)
+
+
+def _check_reply(found: Header, wanted: Header) -> None:
+    """Raise BadMessage for a failure, and unless the reply is of the site, round and kind that were asked for."""
+    _check_not_failed(found, wanted.node)
+    fields = ("federation", "run", "round", "node", "site", "client", "kind")
+    expect(found, **{field: getattr(wanted, field) for field in fields})
 
 
 def _check_not_failed(found: Header, node: int) -> None:

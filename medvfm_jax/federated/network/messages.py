@@ -23,7 +23,10 @@ _PREFIX = struct.Struct("<6sHIQ")
 _DIGEST = hashlib.sha256().digest_size
 OVERHEAD = _PREFIX.size + _DIGEST
 
-KINDS = ("hello", "here", "work", "done", "failed", "server", "site")
+KINDS = (
+    "hello", "here", "work", "done", "failed", "server", "site",
+    "join", "keys", "deal", "dealt", "reveal", "revealed", "secrets",
+)  # fmt: skip
 
 
 class BadMessage(BadFederation):
@@ -33,7 +36,8 @@ class BadMessage(BadFederation):
 class Header(NamedTuple):
     """What a message is about; every field is always sent.
 
-    kind: "hello" and "work" go to a site, "here", "done" and "failed" come back; "server" and "site" lie on disk.
+    kind: "hello" and "work" go to a site, "here", "done" and "failed" come back; "server", "site" and "secrets" lie on
+        disk; for the others see ``secure_messages``.
     federation: digest of what all nodes must agree on (`Task`).  run: 32 hexadecimal digits, drawn once per run.
     round: of the server.  node: number of the receiving or answering node.  site: its name.  client: its row.
     accepted: the last round whose update of this site entered the aggregate, -1 for none.

@@ -75,10 +75,7 @@ def run_session(
     while int(progress.server.round) < rounds:
         for attempt in range(patience.tries):
             nodes = _gather(coordinator, progress, transport, present, patience, fewest)
-            request = coordinator.ask(progress, nodes)
-            new, record = coordinator.finish(
-                progress, request, transport.exchange(request.messages, patience.answer)
-            )
+            new, record = coordinator.round(progress, nodes, transport.exchange, patience.answer)
             _report(folder, record, attempt, coordinator.private)
             if record.metrics is not None:
                 break

@@ -25,15 +25,8 @@ from jax import Array
 
 from medvfm_jax.federated.errors import BadFederation
 from medvfm_jax.federated.network.layouts import layout, payload_bytes, read_payload, write_payload
-from medvfm_jax.federated.network.messages import (
-    SITE_NAME,
-    BadMessage,
-    Header,
-    Message,
-    decode,
-    encode,
-    expect,
-)
+from medvfm_jax.federated.network.messages import SITE_NAME, BadMessage, Header, decode, encode, expect
+from medvfm_jax.federated.network.secure_site import OutOfRange, SecureSite
 from medvfm_jax.federated.network.storage import read_message, write_message
 from medvfm_jax.federated.network.task import (
     KEY_IMPLEMENTATION,
@@ -46,7 +39,7 @@ from medvfm_jax.federated.network.task import (
     received_server,
 )
 from medvfm_jax.federated.privacy.secret_randomness import Secret, secret_in
-from medvfm_jax.federated.records import Client, Server, Shard
+from medvfm_jax.federated.records import Client, Report, Server, Shard
 from medvfm_jax.federated.rounds import client_work
 from medvfm_jax.federated.tree_math import all_finite
 from medvfm_jax.types import MedvfmError
@@ -59,6 +52,7 @@ REASONS: Mapping[str, str] = {
     "state": "it does not hold the state that the server accepted from it",
     "no_steps": "it has no data for this round",
     "not_finite": "its update is not finite",
+    "range": "its update lies outside the range that secure aggregation was given",
     "error": "its local work failed; its own log says why",
 }
 
@@ -108,6 +102,10 @@ def make_site(site: Site) -> Callable[[int, bytes], bytes]:
     shapes = contract(site.task)
     work = jax.jit(_local_work(site.task))
     limit = payload_bytes(shapes.download)
+    secure = None
+    if site.task.secure is not None:
+        secure = SecureSite(site.task.secure, shapes.secure, site.folder)
+        limit = secure.limit
 
     def answer(node: int, request: bytes) -> bytes:
         run = "0" * 32
@@ -119,13 +117,23 @@ def make_site(site: Site) -> Callable[[int, bytes], bytes]:
             expect(asked, federation=shapes.federation, node=node)
             if asked.kind == "hello":
                 return encode(reply._replace(kind="here"))
-            expect(asked, kind="work", site=site.name)
-            upload = _do(site, shapes, work, message)
-            _LOG.info("round %d: update sent, %d bytes", asked.round, payload_bytes(shapes.upload))
-            done = reply._replace(kind="done", accepted=asked.accepted, layout=layout(upload))
-            return encode(done, write_payload(upload))
+            expect(asked, site=site.name)
+            if secure is None:
+                expect(asked, kind="work")
+                download = read_payload(message.payload, asked.layout, shapes.download)
+                kind, sent = "done", _do(site, shapes, work, asked, download)
+            else:
+                kind, sent = secure.answer(
+                    message, lambda download: _report(_do(site, shapes, work, asked, download))
+                )
+            if kind == "done":
+                _LOG.info("round %d: update sent, %d bytes", asked.round, payload_bytes(sent))
+            done = reply._replace(kind=kind, accepted=asked.accepted, layout=layout(sent))
+            return encode(done, write_payload(sent))
         except SiteFailed as error:
             reason, sentence = error.reason, str(error)
+        except OutOfRange as error:
+            reason, sentence = "range", str(error)
         except BadMessage as error:
             reason, sentence = "message", str(error)
         except MedvfmError as error:
@@ -144,10 +152,9 @@ def noise_secret(folder: Path) -> Secret:
     return secret_in(folder / "noise.secret")
 
 
-def _own_key(site: Site, message: Message) -> np.ndarray:
+def _own_key(site: Site, asked: Header, download: Download) -> np.ndarray:
     """Key data (2,) uint32 of this site for this very question: another delta must never get the same noise."""
-    asked = message.header
-    question = hashlib.sha256(message.payload).hexdigest()
+    question = hashlib.sha256(write_payload(download)).hexdigest()
     key = noise_secret(site.folder).key("work", asked.run, asked.round, asked.client, question)
     return np.asarray(jax.random.key_data(key))
 
@@ -170,16 +177,19 @@ def _local_work(task: Task) -> Callable[..., tuple[Client, Upload, Array]]:
     return work
 
 
-def _do(site: Site, shapes: Contract, work: Callable, message: Message) -> Upload:
-    asked = message.header
-    download: Download = read_payload(message.payload, asked.layout, shapes.download)
+def _report(upload: Upload) -> Report:
+    """Of an upload that was not compressed."""
+    return Report(upload.message, upload.weight, upload.loss, upload.public)
+
+
+def _do(site: Site, shapes: Contract, work: Callable, asked: Header, download: Download) -> Upload:
     client = _state_in_force(site, shapes, asked)
     shard, mask = site.shard(asked.round)
     mask = _as_mask(shard, mask)
     if not mask.any():
         raise SiteFailed("no_steps", "There is no data for this round.")
     server = received_server(shapes, download.server)._replace(round=jnp.int32(asked.round))
-    key = _own_key(site, message) if shapes.noisy else download.key
+    key = _own_key(site, asked, download) if shapes.noisy else download.key
     moved, upload, healthy = work(server, client, shard, mask, key)
     if not healthy:
         raise SiteFailed("not_finite", "The update is not finite; look at the data and the learning rate.")

@@ -14,9 +14,11 @@ from medvfm_jax.federated.codecs.wire import message_shapes
 from medvfm_jax.federated.errors import BadFederation
 from medvfm_jax.federated.network.layouts import digest, layout
 from medvfm_jax.federated.network.messages import VERSION
+from medvfm_jax.federated.network.secure_messages import SecureShapes, secure_shapes
 from medvfm_jax.federated.personal_parts import leaf_name
 from medvfm_jax.federated.privacy.client_level import draws_private_noise
 from medvfm_jax.federated.records import Algorithm, Client, Codec, Report, Server, Shard, Tree
+from medvfm_jax.federated.secure_reduction import SecureSum, check_summable
 
 KEY_IMPLEMENTATION = "threefry2x32"  # named on both sides: a node may have another default
 
@@ -28,6 +30,7 @@ class Task(NamedTuple):
     example: one client's `Shard` for one round, arrays or shapes.  Sites may have other numbers of steps and other
         batch sizes, as long as the update has the same shapes.
     settings: whatever else must be equal, such as learning rates and the fingerprint of the base weights.
+    secure: secure aggregation of the updates; ``secure.clients`` is the number of sites.
     """
 
     algorithm: Algorithm
@@ -35,6 +38,7 @@ class Task(NamedTuple):
     example: Shard
     codec: Codec = identity()
     settings: Mapping[str, str | int | float | bool | None] = {}
+    secure: SecureSum | None = None
 
 
 class Download(NamedTuple):
@@ -70,12 +74,14 @@ class Contract(NamedTuple):
     upload: Upload
     federation: str  # digest of all that must agree
     noisy: bool
+    secure: SecureShapes | None = None
 
 
 def contract(task: Task) -> Contract:
     """Derive the shapes of all messages by abstract evaluation, and the digest that every message carries.
 
-    Raises BadFederation for a codec whose receiver has to remember every sender.
+    Raises BadFederation for a codec whose receiver has to remember every sender, and for what secure aggregation
+    cannot add up.
     """
     algorithm = task.algorithm
     server, state, *_ = work = _work(task)
@@ -87,7 +93,12 @@ def contract(task: Task) -> Contract:
     message = message_shapes(task.codec, report.upload)
     upload = Upload(message, report.weight, report.loss, report.public)
     agreed = [VERSION, layout(download), layout(upload), layout(client), dict(task.settings)]
-    return Contract(server, client, report, download, upload, digest(agreed), draws_private_noise(program))
+    noisy, secure = draws_private_noise(program), None
+    if task.secure is not None:
+        check_summable(algorithm, task.codec, report)
+        secure = secure_shapes(task.secure, download, report.upload, () if noisy else report.loss)
+        agreed.append(dict(task.secure.settings))
+    return Contract(server, client, report, download, upload, digest(agreed), noisy, secure)
 
 
 def _work(task: Task) -> tuple:

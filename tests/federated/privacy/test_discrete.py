@@ -6,11 +6,10 @@ from jax.sharding import Mesh, PartitionSpec
 from scipy import stats
 
 from medvfm_jax.federated.privacy.discrete import Discrete, choose, decode_sum, encode, round_within, unwrap
-from medvfm_jax.federated.privacy.discrete_accounting import account_discrete
+from medvfm_jax.federated.privacy.discrete_accounting import account_discrete, discrete_with_epsilon
 from medvfm_jax.federated.privacy.discrete_noise import discrete_gaussian, discrete_gaussian_pmf, skellam
 from medvfm_jax.federated.privacy.errors import BadPrivacy
 from medvfm_jax.federated.records import Privacy
-from medvfm_jax.federated.secure_aggregation import secure_sum
 
 N, D = 8, 1000
 BITS = 6  # so few that rounding is a visible part of the error
@@ -55,6 +54,31 @@ def test_too_coarse_a_grid_is_charged_for_and_sampling_amplifies():
     assert coarse == sorted(coarse, reverse=True)
     with pytest.raises(BadPrivacy, match='"zero out one", not "add or remove one"'):
         account_discrete(mechanism._replace(privacy=Privacy(1.0, 1.0, 8)), rounds=1, delta=1e-5)
+
+
+@pytest.mark.parametrize("noise", ["gaussian", "skellam"])
+def test_clients_that_drop_out_take_their_noise_with_them(noise):
+    """Of n = 8 shares of noise 5 are left: as if the multiplier were z √(5/8) on the same grid."""
+    privacy = PRIVACY._replace(noise_multiplier=4.0)
+    mechanism = Discrete(privacy, D, 200.0, 16, noise)
+    weaker = mechanism._replace(privacy=privacy._replace(noise_multiplier=4.0 * np.sqrt(5 / 8)))
+    found = account_discrete(mechanism, rounds=5, delta=1e-5, answered=5).epsilon
+    assert found == pytest.approx(account_discrete(weaker, rounds=5, delta=1e-5).epsilon, rel=1e-6)
+    assert found > 1.2 * account_discrete(mechanism, rounds=5, delta=1e-5).epsilon
+    with pytest.raises(BadPrivacy, match="9 of 8 clients"):
+        account_discrete(mechanism, rounds=5, delta=1e-5, answered=9)
+
+
+@pytest.mark.parametrize("noise", ["gaussian", "skellam"])
+def test_the_least_noise_for_an_epsilon(noise):
+    wanted = {"rounds": 10, "delta": 1e-5, "answered": 5}
+    found = discrete_with_epsilon(PRIVACY, 6.0, size=D, noise=noise, **wanted)
+    assert 5.95 < account_discrete(found, **wanted).epsilon <= 6.0
+    z = found.privacy.noise_multiplier
+    less = choose(PRIVACY._replace(noise_multiplier=z / 1.01), D, 16, noise)
+    assert account_discrete(less, **wanted).epsilon > 6.0
+    with pytest.raises(BadPrivacy, match="use more bits"):
+        discrete_with_epsilon(PRIVACY, 1e-4, size=D, bits=5, **wanted)
 
 
 def test_the_scale_is_the_one_whose_sum_just_fits():
@@ -195,11 +219,8 @@ def test_the_sum_wraps_as_rarely_as_chosen(mechanism, messages):
     assert np.mean(np.asarray(few) != true) > 0.5
 
 
-def test_it_composes_with_secure_aggregation(mechanism, messages):
-    """The server learns the same sum from masked messages, and modulo 2^b only b bits of each travel."""
-    sent = jnp.asarray(messages[False][0])
-    total, _ = jax.jit(secure_sum)(sent, np.ones(N, bool), jax.random.key(4))
-    np.testing.assert_array_equal(total, messages[False][0].sum(axis=0, dtype=np.uint32))
+def test_it_composes_with_secure_aggregation(mechanism):
+    """Modulo 2^b only b bits of each message travel; the sum of masked ones: tests/federated/test_secure_reduction."""
     short = encode(
         mechanism._replace(bits=BITS), jax.random.key(3), ROTATION, {"w": client_updates(False)[0]}
     )

@@ -1,0 +1,200 @@
+"""Rounds with secure aggregation over the loopback network: the right mean, whoever vanishes, and no update seen."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+pytest.importorskip("cryptography")
+from medvfm_jax.federated import algorithms as alg
+from medvfm_jax.federated import codecs
+from medvfm_jax.federated.errors import BadFederation
+from medvfm_jax.federated.network import secure_messages
+from medvfm_jax.federated.network.layouts import layout, payload_bytes, read_payload, write_payload
+from medvfm_jax.federated.network.messages import decode, encode
+from medvfm_jax.federated.network.session import run_session
+from medvfm_jax.federated.network.task import contract
+from medvfm_jax.federated.privacy.discrete import choose
+from medvfm_jax.federated.records import Privacy
+from medvfm_jax.federated.secure_reduction import distributed_noise, fixed_point
+from tests.federated.cases import delta, loss
+from tests.federated.network.loopback import KEY, NODES, SITES, Loopback, simulate, task
+
+GRID = fixed_point(3, 2, reach=4.0, heaviest=100.0)
+
+
+def secure_task(algorithm=None, secure=GRID):
+    return task(algorithm or alg.fedavg(loss, optax.sgd(0.05)))._replace(secure=secure)
+
+
+class Net(Loopback):
+    """`Loopback` whose rounds run through ``Coordinator.round``; every message is kept."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.seen = []
+
+    def run(self, progress, lose=(), tamper=None):
+        """lose: pairs (site, kind of message that does not reach it)."""
+        names = {node: site for site, node in NODES.items()}
+
+        def exchange(messages, seconds):
+            kinds = {node: decode(data, 2**30).header.kind for node, data in messages.items()}
+            heard = {n: m for n, m in messages.items() if (names[n], kinds[n]) not in lose}
+            replies = self.deliver(heard, tamper)
+            self.seen += [(names[n], kinds[n], heard[n], replies.get(n)) for n in heard]
+            return replies
+
+        return self.coordinator.round(progress, dict(NODES), exchange, 1.0)
+
+
+def close(server, expected):
+    for a, b in zip(jax.tree.leaves(server.delta), jax.tree.leaves(expected.delta), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-6)
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    return Net(secure_task(), tmp_path_factory.mktemp("sites"))
+
+
+@pytest.fixture
+def net(compiled):
+    """Every run has a number of its own, so sites keep nothing of one test for the next."""
+    compiled.seen.clear()
+    return compiled
+
+
+@pytest.fixture(scope="module")
+def expected(compiled):
+    """The simulator's server after one round, by who arrived, and after two rounds of all."""
+    one = {row: simulate(compiled.task, None, [list(row)])[0] for row in [(True,) * 3, (True, True, False)]}
+    return one | {"two": simulate(compiled.task, None, [[True] * 3] * 2)[0]}
+
+
+def test_rounds_are_those_of_the_simulator_to_the_resolution_of_the_grid(net, expected):
+    progress = net.coordinator.begin(KEY)
+    for _ in range(2):
+        progress, record = net.run(progress)
+        assert set(record.arrived) == set(SITES)
+        assert np.isfinite(record.metrics.loss)
+    close(progress.server, expected["two"])
+
+
+@pytest.mark.parametrize("kind", ["join", "deal", "work", "reveal"])
+def test_a_site_may_vanish_at_any_step(net, expected, kind):
+    progress, record = net.run(net.coordinator.begin(KEY), lose=[("south", kind)])
+    gone = kind != "reveal"  # whose update arrived is in the sum all the same
+    close(progress.server, expected[True, True, not gone])
+    assert ("south" in record.arrived) == (not gone)
+    assert record.missing == (("south",) if gone else ())
+
+
+def test_below_the_threshold_nothing_changes_and_the_round_can_be_tried_again(net, expected):
+    progress = net.coordinator.begin(KEY)
+    same, record = net.run(progress, lose=[("south", "work"), ("east", "work")])
+    assert record.metrics is None
+    assert same is progress
+    progress, record = net.run(progress)
+    assert len(record.arrived) == 3
+    close(progress.server, expected[True, True, True])
+
+
+def test_the_server_sees_no_update(net):
+    """What a site sends differs from its update everywhere, and from run to run, as uniform noise does."""
+    messages = []
+    shapes = contract(net.task)
+    for _ in range(2):
+        net.run(net.coordinator.begin(KEY))
+        reply = decode(next(r for s, k, _, r in net.seen if (s, k) == ("north", "work")), 2**30)
+        messages.append(read_payload(reply.payload, reply.header.layout, shapes.secure.masked).values)
+        net.seen.clear()
+    assert (messages[0] != messages[1]).all()
+    # A site of another federation cannot be mistaken for one of this: the digests differ.
+    assert contract(net.task).federation != contract(net.task._replace(secure=None)).federation
+    # Entries of an update are of the order of 0.1: on the grid all near zero or near 2^32.
+    spread = np.abs(messages[0].astype(np.int64) - 2**31)
+    assert spread.min() < 2**28 or len(spread) < 20
+
+
+def secrets_of(net, site, run):
+    return net.folder / site / f"{run}.secrets"
+
+
+def test_what_a_site_keeps_is_its_own_and_gone_after_the_round(net):
+    progress = net.coordinator.begin(KEY)
+    net.run(progress, lose=[("north", "reveal")])
+    waiting, done = (secrets_of(net, site, progress.run) for site in ("north", "south"))
+    assert waiting.stat().st_mode & 0o077 == 0
+    shapes = contract(net.task).secure.kept
+    kept = {}
+    for path in (waiting, done):
+        message = decode(path.read_bytes(), payload_bytes(shapes))
+        kept[path] = read_payload(message.payload, message.header.layout, shapes)
+    assert kept[waiting].secrets.any()
+    assert kept[waiting].shares.any()
+    assert not kept[done].secrets.any()
+    assert not kept[done].shares.any()
+
+
+@pytest.mark.parametrize("kind", ["deal", "work", "reveal"])
+def test_no_step_is_answered_twice(net, kind):
+    """A second answer to another list, another set or with another update would expose this site."""
+    net.run(net.coordinator.begin(KEY))
+    request = next(m for s, k, m, _ in net.seen if (s, k) == ("east", kind))
+    reply = decode(net.answers[NODES["east"]](NODES["east"], request), 2**30)
+    assert (reply.header.kind, reply.header.reason) == ("failed", "message")
+    assert reply.payload == b""
+
+
+def test_a_set_too_small_to_hide_anybody_is_not_revealed(net):
+    """Were shares revealed for a set of one, the server would have that one's update."""
+    net.run(net.coordinator.begin(KEY), lose=[("east", "reveal")])
+    request = next(m for s, k, m, _ in net.seen if (s, k) == ("north", "reveal"))
+    honest = decode(request, 2**30)
+    payload = secure_messages.Answered(np.array([True, False, False]))
+    head = honest.header._replace(node=NODES["east"], site="east", client=1, layout=layout(payload))
+    reply = decode(net.answers[NODES["east"]](NODES["east"], encode(head, write_payload(payload))), 2**30)
+    assert (reply.header.kind, reply.header.reason) == ("failed", "message")
+
+
+def test_an_update_outside_the_range_leaves_its_site_out_by_name(tmp_path):
+    net = Net(secure_task(secure=fixed_point(3, 2, reach=4.0, heaviest=1e-3)), tmp_path)
+    _, record = net.run(net.coordinator.begin(KEY))
+    assert record.metrics is None
+    assert set(record.refused) == set(SITES)
+    assert "outside the range" in record.refused["north"]
+
+
+def test_noise_of_the_sites_is_in_the_mean(tmp_path):
+    """With no signal left (clip 1e-6) the step is noise of the predicted size, fresh in every run."""
+    size = sum(np.size(leaf) for leaf in jax.tree.leaves(delta()))
+    privacy = Privacy(1e-6, 1e6, 3, neighbours="zero out one")
+    mechanism = choose(privacy, size, 16)
+    steps = []
+    for name in "ab":
+        net = Net(secure_task(secure=distributed_noise(mechanism, 2)), tmp_path / name)
+        progress, record = net.run(net.coordinator.begin(KEY))
+        assert np.isnan(record.metrics.loss)  # losses are not noised, so none is sent
+        moved = jax.tree.map(lambda a, b: np.asarray(a - b).ravel(), progress.server.delta, delta())
+        steps.append(np.concatenate(jax.tree.leaves(moved)))
+    expected = 1e-6 * 1e6 / 3
+    assert np.std(np.concatenate(steps)) == pytest.approx(expected, rel=0.5)
+    assert (steps[0] != steps[1]).all()
+
+
+def test_a_session_runs_on_it(net, expected, tmp_path):
+    progress = run_session(net.coordinator, net.transport(), 2, tmp_path / "server", key=KEY)
+    assert int(progress.server.round) == 2
+    close(progress.server, expected["two"])
+
+
+def test_what_cannot_be_added_up_is_refused(tmp_path):
+    with pytest.raises(BadFederation, match="cannot be added up"):
+        contract(secure_task()._replace(codec=codecs.int8()))
+    with pytest.raises(BadFederation, match="looks at every upload"):
+        contract(secure_task(alg.fedavg(loss, optax.sgd(0.1))._replace(reduction="stack")))
+    with pytest.raises(BadFederation, match="for 4 sites and there are 3"):
+        Net(secure_task(secure=fixed_point(4, 3, 4.0)), tmp_path)
+    with pytest.raises(BadFederation, match="the sites add the noise"):
+        Net(secure_task(), tmp_path, privacy=Privacy(1.0, 1.0, 3))

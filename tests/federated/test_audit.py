@@ -1,0 +1,121 @@
+"""The audit of finished runs: what it finds in them, what it refuses."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from medvfm_jax.data import make_phantom_dataset
+from medvfm_jax.federated import audit as module
+from medvfm_jax.federated.audit import AuditConfig, audit
+from medvfm_jax.federated.federate import federate
+from medvfm_jax.federated.privacy import loss_attack
+from medvfm_jax.train.adapt import adapt
+from medvfm_jax.train.config import AdaptConfig, BadConfig
+from medvfm_jax.weights import artifacts
+from tests.federated.small_federation import SMALL, build_models_once, small
+from tests.train.small_runs import programs_kept
+
+WANTED = {"val_fraction": 0.0, "test_fraction": 0.34, "rounds": 2, "score": False}
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory):
+    return make_phantom_dataset(tmp_path_factory.mktemp("cells") / "cells", "cells", 12, size=32)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def surroundings(tmp_path_factory):
+    base = tmp_path_factory.getbasetemp()
+    with pytest.MonkeyPatch.context() as patch, programs_kept(base / "compiled_audit"):
+        patch.setenv("MEDVFM_CACHE", str(base / "medvfm_cache"))
+        build_models_once(patch)
+        yield
+
+
+@pytest.fixture(scope="module")
+def private(cells, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "private"
+    return federate(small(cells, out, dp_epsilon=2.0, dp_unit="client", **WANTED)).folder
+
+
+def test_a_private_run_is_held_against_its_claim(private, monkeypatch):
+    found = audit(AuditConfig(private))
+    canary, members = found["canary"], found["membership"]
+    assert canary["claimed_epsilon"] == pytest.approx(2.0, rel=0.02)
+    assert 0 < canary["lower_bound"] < 2 < canary["largest_possible"]
+    assert not canary["contradicts"]
+    assert (members["loss"]["members"], members["loss"]["others"]) == (8, 4)
+    e = np.exp(canary["claimed_epsilon"])
+    assert members["allowed_advantage"] == pytest.approx((e - 1 + 2e-5) / (e + 1))
+    assert json.loads((private / "audit.json").read_text()) == {k: v for k, v in found.items() if k != "file"}
+
+    # A mechanism with a tenth of the noise that was promised.
+    honest = module.plan
+
+    def careless(config, patients):
+        found = honest(config, patients)
+        weak = found.privacy._replace(noise_multiplier=found.privacy.noise_multiplier / 10)
+        return _Claims(found._replace(privacy=weak), found)
+
+    monkeypatch.setattr(module, "plan", careless)
+    again = audit(AuditConfig(private, out=private / "again.json"))
+    assert again["canary"]["contradicts"]
+    few = audit(AuditConfig(private, trials=20, out=private / "few.json"))["canary"]
+    assert few["largest_possible"] < 2
+    assert not few["contradicts"]
+
+
+class _Claims:
+    """The noise of one plan with the claim of another."""
+
+    def __init__(self, noise, claim):
+        self.privacy, self.steps, self.guarantee = noise.privacy, noise.steps, claim.guarantee
+
+
+def test_losses_are_those_of_the_split_of_the_run_and_their_change_that_of_training(cells, tmp_path):
+    """Members are the patients trained on, others those of the test; without training nothing changes."""
+    config = AdaptConfig(
+        str(cells), model=SMALL["model"], adapter="linear", prompt="box", steps=2, batch_size=2, prompts_per_image=2,
+        val_fraction=0.0, test_fraction=0.34, validate_every=0, out=tmp_path / "run",
+    )  # fmt: skip
+    adapt(config)
+    seen = {}
+    real = module._losses
+
+    def spy(audited, model, source, cases, *rest):
+        seen[cases] = real(audited, model, source, cases, *rest)
+        return seen[cases]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_losses", spy)
+        found = audit(AuditConfig(config.out))
+    split = json.loads((config.out / "config.json").read_text())["resolved"]["split"]
+    assert list(seen) == [tuple(split["train"]), tuple(split["test"])]
+    assert found["canary"] is None
+    members, others = (seen[tuple(split[name])][0] for name in ("train", "test"))
+    assert found["membership"]["loss"]["auc"] == loss_attack(members, others).auc
+    # The change of loss is the loss minus that of the delta the run began with, so it is zero for that one.
+    delta, about = artifacts.load_delta(config.out / "delta.safetensors")
+    loaded = module.load_adapted(config.out / "delta.safetensors", model=None, dtype="float32")
+    start = loaded.adapted.init(jax.random.fold_in(jax.random.key(config.seed), 1), loaded.base.params)
+    artifacts.save_delta(config.out / "delta.safetensors", start, about)
+    assert jax.tree.structure(start) == jax.tree.structure(delta)
+    untouched = audit(AuditConfig(config.out))["membership"]["loss_change"]
+    assert (untouched["auc"], untouched["advantage"]) == (0.5, 0.0)
+
+
+def test_what_cannot_be_audited_is_refused(cells, private, tmp_path):
+    alone = federate(small(cells, tmp_path / "alone", algorithm="local", **WANTED)).folder
+    (alone / "delta.safetensors").touch()  # as if it had one
+    with pytest.raises(BadConfig, match="trained every site alone"):
+        audit(AuditConfig(alone))
+    record = json.loads((private / "config.json").read_text())
+    record["resolved"]["data_sha256"] = "0" * 64
+    (private / "config.json").write_text(json.dumps(record))
+    with pytest.raises(BadConfig, match="are not those"):
+        audit(AuditConfig(private, trials=20))
+    with pytest.raises(BadConfig, match="trials is 3"):
+        dataclasses.replace(AuditConfig(private), trials=3)
