@@ -24,7 +24,7 @@ from medvfm_jax.train.training_data import SplitData, TrainingData, training_dat
 from medvfm_jax.types import Batch, ModelSpec
 
 EVERYBODY = "everybody"  # the one client of centralised training
-_IMAGES, _PATIENTS, _CLIENTS = range(3)  # purposes of random numbers
+_IMAGES, _PATIENTS, _CLIENTS, _DROPOUT = range(4)  # purposes of random numbers
 
 
 class ClientData(NamedTuple):
@@ -44,12 +44,13 @@ class RoundData(NamedTuple):
     """The k rows of a round: who takes part, in order, then padding.
 
     shard: leaves (k, ...); padding repeats the first row.  participation (k,) bool.  rows (k,) int32: number of each
-    row's client, for padding the number of all clients.
+    row's client, for padding the number of all clients.  dropped (k,) bool: who vanishes before its update arrives.
     """
 
     shard: Shard
     participation: NDArray[np.bool_]
     rows: NDArray[np.int32]
+    dropped: NDArray[np.bool_]
 
 
 def cohort(
@@ -150,14 +151,15 @@ class RoundLoader:
             # Of few different sizes, so that few programs are compiled.
             capacity = 1 << (most - 1).bit_length()
             batches = [self._patients(c, number, draw, capacity) for c, draw in zip(clients, draws)]
-        n, independent = len(self._clients), self._config.client_privacy
+        n, independent = len(self._clients), self._independent
         size = cohort_size(len(chosen), n, independent, self._multiple)
         rows = np.full(size, n, np.int32)
         rows[: len(chosen)] = chosen
         padding = size - len(clients)
         samples = np.array([client.samples for client in clients + clients[:1] * padding], np.float32)
         rates = np.full(size, self._rate(number), np.float32)
-        return RoundData(Shard(_stack(batches + batches[:1] * padding), samples, rates), rows < n, rows)
+        shard = Shard(_stack(batches + batches[:1] * padding), samples, rates)
+        return RoundData(shard, rows < n, rows, self._dropped(number, rows))
 
     def get_state(self) -> dict[str, Any]:
         """Position, and the secret of a private run: for a checkpoint alone."""
@@ -183,11 +185,24 @@ class RoundLoader:
     def _participation(self, number: int) -> NDArray[np.bool_]:
         n, share = len(self._clients), self._config.participation
         rng = self._rng(_CLIENTS, "", number)
-        if self._config.client_privacy:
+        if self._independent:
             return rng.random(n) < share  # what the accountant assumes; nobody at all is possible
         chosen = np.zeros(n, bool)
-        chosen[rng.permutation(n)[: max(1, round(share * n))]] = True
+        chosen[rng.permutation(n)[: self._config.in_round(n)]] = True
         return chosen
+
+    @property
+    def _independent(self) -> bool:
+        """Whether each client is drawn for itself; noise of the clients needs a fixed number of them."""
+        return self._config.client_privacy and not self._config.distributed_noise
+
+    def _dropped(self, number: int, rows: NDArray[np.int32]) -> NDArray[np.bool_]:
+        """Who of these rows vanishes in mid-round."""
+        n, share = len(self._clients), self._config.dropout
+        if not share:
+            return np.zeros(rows.shape, bool)
+        gone = np.append(self._rng(_DROPOUT, "", number).random(n) < share, False)
+        return gone[rows]
 
     def _images(self, client: ClientData, number: int) -> Batch:
         """Leaves (steps, batch, ...): the next images of an endless sequence of shuffled epochs."""

@@ -1,6 +1,7 @@
 """What `federate` can be asked for: one frozen record, the same for Python and the command line."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +11,7 @@ from medvfm_jax.train.embedding_cache import Tier
 from medvfm_jax.train.optimizer import ScheduleName
 
 PartitionName = Literal["site", "patient", "dirichlet", "quantity", "intensity"]
+DpNoise = Literal["central", "discrete_gaussian", "skellam"]
 MemoryName = Literal["none", "error_feedback", "ef21", "diana"]
 
 
@@ -66,6 +68,20 @@ class FederateConfig:
     dp_log_unprotected: bool = False
     """Record what the noise does not cover and a private run otherwise leaves out: losses, norms, who took part, who
     was excluded, the share that was clipped, what each client holds, times. The statement of privacy says so."""
+    dp_noise: DpNoise = "central"
+    """Who adds the noise of unit client: the server (central), or each client its share in whole numbers
+    (discrete_gaussian, skellam), so that nobody has to be trusted; the latter needs --secure-aggregation."""
+    dp_bits: int = 16
+    """Bits of each number a client sends with distributed noise; the sum is known modulo 2 to this power."""
+    secure_aggregation: bool = False
+    """The server opens the sum of a round alone, never an update (a simulation of its arithmetic, see docs/hospital.md
+    for hospitals); algorithms that average updates, without a codec."""
+    secure_threshold: float = 0.67
+    """Share of the clients of a round that must answer, above one half; with fewer the round has no sum."""
+    secure_reach: float = 8.0
+    """Largest absolute value of an update that secure aggregation can carry; a client beyond it is left out by name."""
+    dropout: float = 0.0
+    """Probability with which a client of a round vanishes before its update arrives."""
     dp_slices: int = 4
     """Slices of a patient in one step, at most, with patient-level privacy; drawn at random from all it has."""
     partition: PartitionName = "site"
@@ -176,6 +192,20 @@ class FederateConfig:
                 raise BadConfig(
                     f"{name}={getattr(self, name)} is about privacy; add --dp-epsilon or leave it out."
                 )
+        require(2 <= self.dp_bits <= 32, "dp_bits", self.dp_bits, "2 to 32")
+        require(
+            0.5 < self.secure_threshold <= 1,
+            "secure_threshold",
+            self.secure_threshold,
+            "above 0.5, at most 1",
+        )
+        require(self.secure_reach > 0, "secure_reach", self.secure_reach, "positive")
+        require(0 <= self.dropout < 1, "dropout", self.dropout, "at least 0 and below 1")
+        if self.dp_noise != "central" and not (self.secure_aggregation and self.client_privacy):
+            raise BadConfig(
+                f"dp_noise={self.dp_noise} is noise of the clients, which only a sum opened by secure aggregation "
+                "holds: add --secure-aggregation, --dp-epsilon and --dp-unit client."
+            )
         require(self.measure_every >= 0, "measure_every", self.measure_every, "at least 0")
         require(self.cases is None or self.cases >= 1, "cases", self.cases, "at least 1")
         if self.dp_epsilon is not None and self.algorithm in ("local", "centralised"):
@@ -200,6 +230,20 @@ class FederateConfig:
     def client_privacy(self) -> bool:
         """Whether noise protects each client."""
         return self.dp_epsilon is not None and self.dp_unit == "client"
+
+    @property
+    def distributed_noise(self) -> bool:
+        """Whether the clients add the noise, so that their number in a round is fixed."""
+        return self.client_privacy and self.dp_noise != "central"
+
+    def in_round(self, clients: int) -> int:
+        """How many of the clients are chosen in a round, where the number is fixed."""
+        return max(1, round(self.participation * clients))
+
+    def least_answers(self, clients: int) -> int:
+        """How many of the clients of a round must answer for secure aggregation to open their sum."""
+        chosen = self.in_round(clients)
+        return min(chosen, max(math.ceil(self.secure_threshold * chosen), chosen // 2 + 1))
 
     def local(self) -> AdaptConfig:
         """The settings of one client's training, which checks what `adapt` checks. Raises BadConfig."""

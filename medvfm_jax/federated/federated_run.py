@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import json
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -32,6 +33,7 @@ from medvfm_jax.federated.feedback import diana, diana_rate, ef21, error_feedbac
 from medvfm_jax.federated.noise_prediction import NoisePrediction, predict_noise
 from medvfm_jax.federated.privacy_plan import PrivacyPlan, plan
 from medvfm_jax.federated.records import Codec
+from medvfm_jax.federated.secure_reduction import SecureSum, distributed_noise, fixed_point
 from medvfm_jax.train.assemble import Base, adapter_config, for_prompt, load_base, with_adapter
 from medvfm_jax.train.config import to_json
 from medvfm_jax.train.data_check import about, check_split, recorded_objects
@@ -46,6 +48,7 @@ class FederatedRun(NamedTuple):
     record: config.json.  source: its sites are the clients, its split is that of the whole run.  clients: who trains.
     sites: whose models are validated, the same but for centralised training.  delta: at the start.  steps: local
     steps of a round.  rate: learning rate of the first round.  noise: what to expect of the noise, if there is any.
+    secure: secure aggregation, None without.
     """
 
     config: FederateConfig
@@ -67,6 +70,7 @@ class FederatedRun(NamedTuple):
     steps: int
     rate: float
     noise: NoisePrediction | None
+    secure: SecureSum | None
 
     @property
     def tells_all(self) -> bool:
@@ -113,10 +117,12 @@ def resolve(config: FederateConfig, display: ProgressDisplay | None = None) -> F
     sites = cohort(source, base.model.spec, prompt, config, trained)
     clients = cohort(source, base.model.spec, prompt, config, [EVERYBODY]) if name == "centralised" else sites
     training = sorted({example.case for client in clients for example in client.data.train})
-    privacy = plan(config, {client.name: len(client.patients) for client in clients}, entry.own)
+    numbers = 0
+    if config.dp_epsilon is not None:
+        numbers = algorithm_catalog.noised_numbers(entry, options, delta, config.dp_unit)
+    privacy = plan(config, {client.name: len(client.patients) for client in clients}, entry.own, numbers)
     noise = None
     if privacy is not None:
-        numbers = algorithm_catalog.noised_numbers(entry, options, delta, config.dp_unit)
         noise = predict_noise(privacy, numbers, len(clients), config.participation)
     tells_all = privacy is None or config.dp_log_unprotected
     whole_split = source.split_record()
@@ -153,7 +159,7 @@ def resolve(config: FederateConfig, display: ProgressDisplay | None = None) -> F
     size = count(delta, base.params)
     return FederatedRun(
         config, record, base, adapted, source, checked, clients, sites, delta, size, name, entry, options, codec,
-        _down(config, down_options), privacy, steps, rate, noise,
+        _down(config, down_options), privacy, steps, rate, noise, _secure(config, name, clients, privacy),
     )  # fmt: skip
 
 
@@ -211,6 +217,23 @@ def _partition(config: FederateConfig, dataset: Dataset) -> Partition:
         return quantity(dataset, n, config.alpha, seed, config.min_patients)
     even = by_patient(dataset, n, seed)
     return intensity(even, config.shift, seed) if config.partition == "intensity" else even
+
+
+def _secure(
+    config: FederateConfig, algorithm: str, clients: list[ClientData], privacy: PrivacyPlan | None
+) -> SecureSum | None:
+    if not config.secure_aggregation:
+        return None
+    if algorithm in BASELINES:
+        raise BadFederation(f"algorithm={algorithm} sends nothing; leave --secure-aggregation out.")
+    n = len(clients)
+    if privacy is not None and privacy.mechanism is not None:
+        return distributed_noise(privacy.mechanism, privacy.answered)
+    if config.client_privacy:  # any number of clients may come; noise goes on the sum
+        threshold = max(math.ceil(config.secure_threshold * n), n // 2 + 1)
+        return fixed_point(n, threshold, config.dp_clip, divisor=1.0)
+    heaviest = max(client.samples for client in clients)
+    return fixed_point(config.in_round(n), config.least_answers(n), config.secure_reach, heaviest)
 
 
 def _adapter(config: FederateConfig, base: Base) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from medvfm_jax.federated.algorithm_catalog import Own
 from medvfm_jax.federated.federate_config import FederateConfig
 from medvfm_jax.federated.privacy import Guarantee, account, with_epsilon
 from medvfm_jax.federated.privacy.client_level import update_multiplier
+from medvfm_jax.federated.privacy.discrete import Discrete
+from medvfm_jax.federated.privacy.discrete_accounting import account_discrete, discrete_with_epsilon
 from medvfm_jax.federated.records import Privacy
 
 
@@ -19,6 +21,8 @@ class PrivacyPlan(NamedTuple):
     steps: noisy sums per round and unit: 1 with unit client, the local steps with unit patient.
     seed: the number that noise and samples are made from, None for the operating system's randomness.
     exposed: what the run leaves behind that the noise does not cover.
+    mechanism: of noise that the clients add, None for central noise; ``answered``: the fewest of a round whose shares
+        of it are in a sum, which is what the accounting assumes of every round.
     """
 
     privacy: Privacy
@@ -27,6 +31,8 @@ class PrivacyPlan(NamedTuple):
     delta: float
     seed: int | None = None
     exposed: tuple[str, ...] = ()
+    mechanism: Discrete | None = None
+    answered: int = 0
 
     @property
     def multiplier(self) -> float:
@@ -40,6 +46,8 @@ class PrivacyPlan(NamedTuple):
 
     def guarantee(self, rounds: int, client: str | None = None) -> Guarantee:
         """What holds after so many rounds, for the patients of one client or of the worst."""
+        if self.mechanism is not None:
+            return account_discrete(self.mechanism, rounds=rounds, delta=self.delta, answered=self.answered)
         rate = self.rates[self.worst if client is None else client]
         return _account(self.privacy, rounds * self.steps, self.delta, rate)
 
@@ -55,6 +63,12 @@ class PrivacyPlan(NamedTuple):
             text += (
                 "; numbers of patients and images of a hospital, which set rates and weights, count as public"
             )
+        if self.mechanism is not None:
+            n = int(self.privacy.expected_clients)
+            text += (
+                f"; noise added by the clients ({self.mechanism.noise}, {self.mechanism.bits} bits), with the shares "
+                f"of {self.answered} of {n} clients of a round, below which secure aggregation opens no sum"
+            )
         text += f"; recorded and not covered: {'; '.join(self.exposed)}"
         if self.seed is None:
             return text
@@ -64,13 +78,17 @@ class PrivacyPlan(NamedTuple):
         )
 
 
-def plan(config: FederateConfig, patients: Mapping[str, int], own: Own = "nothing") -> PrivacyPlan | None:
+def plan(
+    config: FederateConfig, patients: Mapping[str, int], own: Own = "nothing", numbers: int = 0
+) -> PrivacyPlan | None:
     """The least noise with which all rounds stay within ``dp_epsilon``; None if no privacy was asked for.
 
     patients: client -> number of its training patients.  Unit patient: a hospital draws each patient independently
     with rate batch_size / patients in every step (all of them where it has fewer), so the expected batch is a public
     constant; all hospitals use the noise that the one with the largest rate needs.  Unit client: each client is drawn
-    with rate ``participation``.  own: what of the model stays at the client.  Raises BadPrivacy, MissingPrivacyExtra.
+    with rate ``participation``; where the clients add the noise, a fixed number of them, with no amplification claimed.
+    own: what of the model stays at the client.  numbers: of an upload, for noise of the clients.
+    Raises BadPrivacy, MissingPrivacyExtra.
     """
     if config.dp_epsilon is None:
         return None
@@ -80,6 +98,8 @@ def plan(config: FederateConfig, patients: Mapping[str, int], own: Own = "nothin
     else:
         expected, steps = config.participation * len(patients), 1
         rates = {"": config.participation}
+    if config.distributed_noise:
+        return _distributed(config, len(patients), own, numbers)
     rate = max(rates.values())
     privacy = with_epsilon(
         Privacy(config.dp_clip, 1.0, expected, unit=config.dp_unit),
@@ -90,6 +110,24 @@ def plan(config: FederateConfig, patients: Mapping[str, int], own: Own = "nothin
         accountant=_accountant(rate),
     )
     return PrivacyPlan(privacy, rates, steps, config.dp_delta, config.dp_seed, exposed(config, own))
+
+
+def _distributed(config: FederateConfig, clients: int, own: Own, numbers: int) -> PrivacyPlan:
+    chosen, answered = config.in_round(clients), config.least_answers(clients)
+    mechanism = discrete_with_epsilon(
+        Privacy(config.dp_clip, 1.0, chosen, neighbours="zero out one"),
+        config.dp_epsilon,
+        size=numbers,
+        rounds=config.rounds,
+        delta=config.dp_delta,
+        answered=answered,
+        bits=config.dp_bits,
+        noise="gaussian" if config.dp_noise == "discrete_gaussian" else "skellam",
+    )
+    exposes = exposed(config, own)
+    return PrivacyPlan(
+        mechanism.privacy, {"": 1.0}, 1, config.dp_delta, config.dp_seed, exposes, mechanism, answered
+    )
 
 
 def validates(config: FederateConfig, own: Own) -> bool:

@@ -15,6 +15,10 @@ from medvfm_jax.types import Batch
 
 Score = Callable[[Models], dict[str, float]]
 _CLOCK = ("seconds", "time")
+_UNUSABLE = {
+    False: "its update was not finite",
+    True: "its update was not finite or beyond --secure-reach",
+}
 
 
 def recorder(run: FederatedRun) -> Recorder:
@@ -93,7 +97,7 @@ class RoundLine:
         """Say it."""
         numbers, run = end.metrics, self._run
         for name in excluded_clients(numbers, [client.name for client in run.clients]):
-            self._say(f"round {end.step}: {name} left out, its update was not finite")
+            self._say(f"round {end.step}: {name} left out, {_UNUSABLE[run.secure is not None]}")
         self._bytes = [self._bytes[0] + numbers["upload_bytes"], self._bytes[1] + numbers["download_bytes"]]
         every = run.config.validate_every
         if not end.last and (not every or end.step % every):

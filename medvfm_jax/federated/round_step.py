@@ -111,7 +111,7 @@ class RoundStep:
         steps = jnp.full(data.participation.shape, self._run.steps)
         with self._known_mesh():
             server, cohort, metrics = self._federation(params).round(
-                server, cohort, data.shard, data.participation, steps, key, measured=measured
+                server, cohort, data.shard, data.participation, steps, key, data.dropped, measured
             )
         moved = self._models(server, cohort, jax.tree.map(lambda x: None, self._run.delta))
         numbers = self._numbers(metrics, data) | {"finite": all_finite(moved)}
@@ -128,7 +128,8 @@ class RoundStep:
     def _put(self, data: RoundData) -> RoundData:
         where = self._placement
         shard = where.put_data(data.shard, divisible=not self._run.config.patient_privacy)
-        return RoundData(shard, where.put_rows(data.participation), where.put_shared(data.rows))
+        dropped = where.put_rows(data.dropped)
+        return RoundData(shard, where.put_rows(data.participation), where.put_shared(data.rows), dropped)
 
     def _known_mesh(self) -> AbstractContextManager[Any]:
         """Kernels that the compiler cannot divide must know the mesh to divide themselves."""
@@ -160,6 +161,7 @@ class RoundStep:
             "loss": metrics.loss,
             "upload_norm": metrics.upload_norm,
             "participants": metrics.participants,
+            "dropped": metrics.dropped,
         }  # fmt: skip
 
     def _of_all(self, values: Array, rows: Array) -> Array:
@@ -173,7 +175,8 @@ class RoundStep:
             backend = "loop" if jax.default_backend() == "cpu" else "vmap"
         if mesh is not None:
             backend, chunk = "shard_map", 1 if backend == "loop" else chunk
-        central = privacy.privacy if privacy is not None and config.client_privacy else None
+        at_server = config.client_privacy and not config.distributed_noise
+        central = privacy.privacy if at_server else None
         return make_round(
             self._algorithm(params),
             self._run.codec,
@@ -183,6 +186,7 @@ class RoundStep:
             chunk,
             len(self._run.clients),
             self._run.down,
+            self._run.secure,
         )
 
     def _algorithm(self, params: Params) -> Algorithm:

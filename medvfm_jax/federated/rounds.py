@@ -37,15 +37,24 @@ from medvfm_jax.federated.records import (
     Shard,
     Tree,
 )
+from medvfm_jax.federated.secure_reduction import (
+    SecureSum,
+    check_summable,
+    least_answers,
+    open_sum,
+    secure_cohort,
+    send,
+)
 from medvfm_jax.federated.tree_math import all_finite, select, zeros_like
 
-_NOISE, _BOUND, _SERVER, _DOWN = (np.uint32(2**32 - 1 - i) for i in range(4))  # no client has these ids
+# Purposes of the server's random numbers; no client has these ids.
+_NOISE, _BOUND, _SERVER, _DOWN, _MASK, _ROTATION = (np.uint32(2**32 - 1 - i) for i in range(6))
 
 
 class _Sums(NamedTuple):
     """One client's terms of the sums over the cohort; all zero if it does not count."""
 
-    upload: Tree  # weighted; () when the algorithm wants a stack
+    upload: Tree  # weighted, or masked integers; () when the algorithm wants a stack
     public: Tree  # weighted
     weight: Array
     norm: Array
@@ -75,6 +84,7 @@ def make_round(
     chunk: int | None = None,
     population: int | None = None,
     down: Codec | None = None,
+    secure: SecureSum | None = None,
 ) -> Federation:
     """Build ``init(delta, data)`` and ``round(server, clients, data, participation, steps, key, dropped=None,
     measured=True)``.
@@ -87,12 +97,15 @@ def make_round(
     measured (static): without it ``Algorithm.measure`` is left out, and uploads that are only summed are not kept.
     down: compresses the server's step as ``codec`` does a client's, for algorithms that broadcast ``server.delta``.
     Its message goes to every client of the population, taking part or not, so that all hold the same delta.
+    secure: secure aggregation: of the uploads only the sum of masked integers is used, see ``secure_reduction``.  With
+    fewer answers than its threshold the round has no sum; a client whose upload does not fit is excluded.
 
     Raises BadFederation for parts that do not fit together.
     """
     codec = codec or identity()
     map_clients = client_map(backend, mesh, chunk)
     _check(algorithm, privacy, down)
+    _check_secure(secure, privacy)
 
     def init(delta: Tree, data: Shard) -> tuple[Server, Client]:
         received, state = algorithm.init_server(delta)
@@ -103,18 +116,27 @@ def make_round(
         n = data.samples.shape[0]
         ids = jnp.arange(n, dtype=jnp.uint32)
         states = jax.vmap(partial(algorithm.init_client, delta))(ids)
-        residual = codec.init(_report_shapes(algorithm, server, states, data).upload)
+        report = _report_shapes(algorithm, server, states, data)
+        if secure is not None:
+            check_summable(algorithm, codec, report)
+        residual = codec.init(report.upload)
         residual = jax.tree.map(lambda x: jnp.broadcast_to(x, (n, *x.shape)), residual)
         return place(server, mesh), place(Client(states, residual, ids), mesh, AXIS)
 
     def run_client(keep_uploads: bool, shared: tuple[Server, Array], one: tuple) -> tuple[_Sums, _Each]:
-        (server, key), (client, shard, takes_part, step_mask) = shared, one
-        key = jax.random.fold_in(key, client.id)
+        (server, round_key, ids, joined), (client, shard, takes_part, step_mask, row) = shared, one
+        key = jax.random.fold_in(round_key, client.id)
         moved, report, message = client_work(algorithm, codec, server, client, shard, step_mask, key)
         upload = codec.decode(message, report.upload)
         norm = optax.tree.norm(upload)
         # A lossy codec may hide a NaN, so what was there before it counts as well.
         healthy = all_finite((report, moved.state, norm, optax.tree.norm(report.upload)))
+        if secure is not None:
+            plain = clip_by_norm(upload, server.clip) if privacy is not None else upload
+            weight = report.weight if privacy is None else jnp.ones_like(report.weight)
+            rotation_key = jax.random.fold_in(round_key, _ROTATION)
+            values, fits = secure.encode(jax.random.fold_in(key, _ROTATION), rotation_key, plain, weight)
+            healthy &= fits
         takes_part = takes_part & step_mask.any()
         counts = takes_part & healthy
         weight, vote = report.weight, clip_vote(norm, server.clip)
@@ -123,6 +145,8 @@ def make_round(
         weighted = jax.tree.map(lambda u: u * weight.astype(u.dtype), upload)
         public = jax.tree.map(lambda p: p * weight, report.public)
         mean_upload = weighted if algorithm.reduction == "mean" else ()
+        if secure is not None:
+            mean_upload = send(secure, values, row, ids, joined, jax.random.fold_in(round_key, _MASK))
         ones = jnp.ones_like(norm)
         sums = _Sums(mean_upload, public, weight, norm, report.loss, report.measured, vote, ones)
         kept = (report.loss, weight, upload if keep_uploads else (), report.public)
@@ -151,8 +175,20 @@ def make_round(
         measure = algorithm.measure if measured else None
         run = partial(run_client, algorithm.reduction == "stack" or measure is not None)
         run = _skipping_absent(run) if backend == "loop" else run
-        sums, each = map_clients(run, (server, round_key), (clients, data, arrived, step_mask))
-        upload, public = _reduced(algorithm, privacy, server, sums, each, round_key)
+        rows = jnp.arange(n)
+        shared = (server, round_key, clients.id, participation)
+        sums, each = map_clients(run, shared, (clients, data, arrived, step_mask, rows))
+        upload_shapes = _report_shapes(algorithm, server, clients.state, data).upload
+        if secure is None:
+            upload, public = _reduced(algorithm, privacy, server, sums, each, round_key)
+            enough = sums.weight > 0
+        else:
+            answered = each.weight > 0
+            like = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), upload_shapes)
+            enough, upload = _opened(
+                secure, privacy, server, sums.upload, (clients.id, participation, answered), round_key, like
+            )
+            public = ()
 
         expected = sums.one if privacy is None else privacy.expected_clients
         cohort = Cohort(
@@ -162,6 +198,8 @@ def make_round(
             public,
             jax.random.fold_in(round_key, _SERVER),
         )
+        if secure is not None and secure.noise != "none":
+            cohort = secure_cohort(secure, answered, population or n, round_key)
         if privacy is not None:  # what follows from who came is exact: an algorithm that reads it fails here
             cohort = cohort._replace(weights=None, present=None, public=None)
         new = algorithm.aggregate(server, upload, cohort)
@@ -170,7 +208,7 @@ def make_round(
             sent, _, residual = compressed_step(down, down_key, server.residual, server.delta, new.delta)
             new = new._replace(delta=sent, residual=residual)
         if privacy is None:  # with privacy, noise must be released even if nobody came
-            new = select(sums.weight > 0, new, server)
+            new = select(enough, new, server)
         else:
             bound_key = jax.random.fold_in(round_key, _BOUND)
             new = new._replace(clip=next_bound(server.clip, sums.vote, privacy, bound_key))
@@ -180,12 +218,12 @@ def make_round(
             extra["clipped"] = _divide(0.5 * sums.one - sums.vote, sums.one)  # votes are +-1/2
         sent = jnp.asarray(expected, jnp.float32)
         asked = participation.sum().astype(jnp.float32) if privacy is None else sent
-        upload_shapes = _report_shapes(algorithm, server, clients.state, data).upload
+        each_sends = bits(codec, upload_shapes) if secure is None else secure.bits * sums.upload.size
         metrics = Metrics(
             loss=_divide(sums.loss, sums.one),
             client_loss=each.loss,
             upload_norm=_divide(sums.norm, sums.one),
-            upload_bits=float(bits(codec, upload_shapes)) * sent,
+            upload_bits=float(each_sends) * sent,
             download_bits=_download_bits(algorithm, down, server, asked, population or n),
             participants=sums.one,
             dropped=(participation & dropped).sum(),
@@ -212,12 +250,36 @@ def _reduced(
     return noisy_mean(sums.upload, server.clip, privacy, noise_key), None
 
 
+def _opened(
+    secure: SecureSum,
+    privacy: Privacy | None,
+    server: Server,
+    total: Array,
+    who: tuple[Array, Array, Array],
+    round_key: Array,
+    like: Tree,
+) -> tuple[Array, Tree]:
+    """Sum of masked integers -> (whether enough answered, the mean of their updates, with central noise if asked for).
+
+    who: ids, who joined and who answered (n,).
+    """
+    ids, joined, answered = who
+    enough = answered.sum() >= least_answers(secure, joined.sum())
+    total = open_sum(secure, total, ids, joined, answered, jax.random.fold_in(round_key, _MASK))
+    mean = secure.decode(jax.random.fold_in(round_key, _ROTATION), total, like)
+    if privacy is None:
+        return enough, mean
+    # `secure` divides by one here: noise belongs on the sum, and is released whoever came.
+    summed = select(enough, mean, zeros_like(mean))
+    return enough, noisy_mean(summed, server.clip, privacy, jax.random.fold_in(round_key, _NOISE))
+
+
 def _skipping_absent(run: Callable[..., tuple[_Sums, _Each]]) -> Callable[..., tuple[_Sums, _Each]]:
     """The same sums, but a client that is absent or makes no step is not computed; not for use under ``vmap``."""
     run = jax.jit(run)  # traced once for its shapes and its branch
 
     def run_or_skip(shared: tuple[Server, Array], one: tuple) -> tuple[_Sums, _Each]:
-        _, _, takes_part, step_mask = one
+        _, _, takes_part, step_mask, _ = one
         sums, each = jax.eval_shape(run, shared, one)
         nothing = sums, each._replace(client=())
 
@@ -282,6 +344,13 @@ def _check(algorithm: Algorithm, privacy: Privacy | None, down: Codec | None) ->
             f"What this algorithm's server makes of a round depends on {algorithm.exact}, which noise on the mean does "
             "not cover: with client-level privacy choose an algorithm whose server needs the mean alone, such as "
             "fedavg, fedprox, fedadam or scaffold, or protect patients (--dp-unit patient) with fedavg or fedprox."
+        )
+
+
+def _check_secure(secure: SecureSum | None, privacy: Privacy | None) -> None:
+    if secure is not None and privacy is not None and secure.noise != "none":
+        raise BadFederation(
+            "The clients add the noise already: give the round either central privacy or distributed noise, not both."
         )
 
 

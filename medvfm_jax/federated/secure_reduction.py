@@ -112,7 +112,7 @@ def distributed_noise(mechanism: discrete.Discrete, threshold: int) -> SecureSum
     return SecureSum(encode, decode, mechanism.bits, clients, threshold, noise, settings)
 
 
-SERVER = np.uint32(2**32 - 3)  # no client has this id; of the randomness of aggregation
+SERVER = np.uint32(2**32 - 3)  # no client has this id; of the randomness of aggregation, as in `rounds`
 
 
 def secure_cohort(secure: SecureSum, answered: Array, population: int, round_key: Array) -> Cohort:
@@ -152,6 +152,11 @@ def _check(clients: int, threshold: int) -> None:
             f"Secure aggregation needs a threshold above half of the {clients} clients of a round and at most all, not "
             f"{threshold}: below half, a server could ask two groups and unmask a single update."
         )
+
+
+def least_answers(secure: SecureSum, joined: Array) -> Array:
+    """Number that joined () -> the answers without which there is no sum (); two at least, for one is no sum."""
+    return jnp.maximum(2, -(-joined * secure.threshold // secure.clients))
 
 
 def send(secure: SecureSum, values: Array, row: Array, ids: Array, joined: Array, mask_key: Array) -> Array:

@@ -326,9 +326,7 @@ def make_coordinator(
         return progress
 
     run_round = plain_round if task.secure is None else secure_round
-    return Coordinator(
-        sites, begin, hello, admit, ask, finish, run_round, save, restore, forget, private
-    )
+    return Coordinator(sites, begin, hello, admit, ask, finish, run_round, save, restore, forget, private)
 
 
 def random_key() -> Array:
@@ -379,6 +377,8 @@ def _check_sites(sites: Sequence[str], nodes: Mapping[str, int] | str | None) ->
     if without or len(set(nodes.values())) < len(nodes):
         what = f"no node is given for '{without[0]}'" if without else "two sites have the same node"
         raise BadFederation(f"Every site needs a node of its own: {what}.")
+
+
 def _check_secure(secure: SecureSum, sites: int, privacy: Privacy | None) -> None:
     if secure.clients != sites:
         raise BadFederation(
