@@ -18,9 +18,8 @@ from rich.console import Console
 from medvfm_jax.adapters import AdaptedModel
 from medvfm_jax.data import PromptConfig, make_loader
 from medvfm_jax.federated import canary_release
-from medvfm_jax.federated.codecs import make_codec
 from medvfm_jax.federated.federate_config import FederateConfig
-from medvfm_jax.federated.federated_run import divide
+from medvfm_jax.federated.federated_run import FederatedRun, resolve
 from medvfm_jax.federated.privacy import (
     canary_scores,
     canary_update,
@@ -30,7 +29,6 @@ from medvfm_jax.federated.privacy import (
 )
 from medvfm_jax.federated.privacy.errors import BadPrivacy
 from medvfm_jax.federated.privacy.membership import largest_advantage, largest_auc, true_positive_rate
-from medvfm_jax.federated.privacy_plan import PrivacyPlan, plan
 from medvfm_jax.train import run_directory
 from medvfm_jax.train.assemble import load_adapted
 from medvfm_jax.train.config import AdaptConfig, BadConfig, from_json, require
@@ -38,6 +36,7 @@ from medvfm_jax.train.progress import tracked
 from medvfm_jax.train.task import make_loss
 from medvfm_jax.train.training_data import SplitData, open_split, training_data
 from medvfm_jax.types import Delta, Params
+from medvfm_jax.weights import artifacts
 
 FILE = "audit.json"
 _FALSE_POSITIVES = 0.1  # at which the share of patients found is stated
@@ -75,6 +74,20 @@ class AuditConfig:
         require(self.slices >= 1, "slices", self.slices, "at least 1")
 
 
+class _Run(NamedTuple):
+    """What is attacked; before: the delta it started from.  federated: the run as it was resolved, if it was one."""
+
+    adapted: AdaptedModel
+    params: Params
+    delta: Delta
+    before: Delta
+    objective: str
+    prompt: str
+    source: SplitData
+    settings: AdaptConfig
+    federated: FederatedRun | None
+
+
 def audit(config: AuditConfig, console: Console | None = None) -> dict[str, Any]:
     """Audit a run -> {"canary": None without privacy, "membership", "file"}; written to ``config.out``.
 
@@ -82,36 +95,36 @@ def audit(config: AuditConfig, console: Console | None = None) -> dict[str, Any]
     """
     console = console or Console(stderr=True, highlight=False)
     record = run_directory.finished(config.run)
-    federated = "rounds" in record
-    if federated and record["resolved"]["algorithm"] == "local":
-        raise BadConfig(f"{config.run} trained every site alone; there is no shared model to audit.")
-    privacy = None
-    if federated:
-        settings = from_json(FederateConfig, record)
-        privacy = plan(settings, record["resolved"]["training_patients"])
+    run = _federated(config, record) if "rounds" in record else _adapted(config, record)
+    if run.source.sha256 != record["resolved"]["data_sha256"]:
+        raise BadConfig(
+            f"The images in {run.source.dataset.folder} are not those {config.run} was trained on; bring them back to "
+            "audit it."
+        )
+    private = run.federated is not None and run.federated.privacy is not None
     found = {
         "run": str(config.run),
-        "canary": None if privacy is None else canary(config, settings, record, privacy),
-        "membership": _membership(config, record, federated, privacy, console),
+        "canary": canary(config, run.federated) if private else None,
+        "membership": _membership(config, run, console),
     }
     out = config.run / FILE if config.out is None else config.out
     run_directory.write_json(out, found)
     return run_directory.finite(found) | {"file": str(out)}
 
 
-def canary(
-    config: AuditConfig, settings: FederateConfig, record: dict[str, Any], privacy: PrivacyPlan
-) -> dict[str, Any]:
-    """Lower bound on the epsilon of all rounds of a run, beside what it claims.
+def canary(config: AuditConfig, run: FederatedRun) -> dict[str, Any]:
+    """Lower bound on the epsilon of all rounds of a private run, beside what it claims.
 
     The canary is a random direction of ten times the clip, so that a mechanism that does not clip is found.
     """
+    settings, privacy = run.config, run.privacy
     rounds, claimed = settings.rounds, privacy.guarantee(settings.rounds)
-    if settings.patient_privacy:
+    if privacy.mechanism is not None:
+        release = canary_release.noisy_sum_release(privacy.mechanism, privacy.answered, rounds)
+    elif settings.patient_privacy:
         release = canary_release.patient_release(privacy.privacy, rounds * privacy.steps, claimed.rate)
     else:
-        codec = make_codec(settings.codec, **record["resolved"]["codec_options"])
-        release = canary_release.client_release(privacy.privacy, codec, rounds, claimed.rate)
+        release = canary_release.client_release(privacy.privacy, run.codec, rounds, claimed.rate)
     trials = config.trials or _enough(claimed.epsilon, config.confidence)
     like = canary_release.zeros()
     key = jax.random.key(config.seed)
@@ -145,24 +158,29 @@ def _enough(epsilon: float, confidence: float) -> int:
     return int(min(max(2000, wanted), 100_000))
 
 
-class _Model(NamedTuple):
-    """What is attacked; before: the delta it started from."""
+def _federated(config: AuditConfig, record: dict[str, Any]) -> _Run:
+    if record["resolved"]["algorithm"] == "local":
+        raise BadConfig(f"{config.run} trained every site alone; there is no shared model to audit.")
+    settings = dataclasses.replace(
+        from_json(FederateConfig, record),
+        data=record["resolved"]["data"],
+        weights=config.weights or (record["weights"] and Path(record["weights"])),
+        offline=config.offline,
+    )
+    run = resolve(settings)
+    delta, metadata = artifacts.load_delta(config.run / run_directory.DELTA)
+    artifacts.check_base(metadata, run.base.params)
+    # Whoever was left out is another hospital, not an equal of those trained on.
+    split = run.source.split
+    test = [case for case in split.test if run.source.dataset.case(case).site != settings.leave_out]
+    source = run.source._replace(split=split._replace(test=tuple(test)))
+    objective, prompt = record["resolved"]["objective"], metadata["prompt"]
+    local = settings.local()
+    return _Run(run.adapted, run.base.params, delta, run.delta, objective, prompt, source, local, run)
 
-    adapted: AdaptedModel
-    params: Params
-    delta: Delta
-    before: Delta
-    objective: str
 
-
-def _membership(
-    config: AuditConfig,
-    record: dict[str, Any],
-    federated: bool,
-    privacy: PrivacyPlan | None,
-    console: Console,
-) -> dict[str, Any]:
-    """Losses of training patients against those of test patients, as they are and relative to before training."""
+def _adapted(config: AuditConfig, record: dict[str, Any]) -> _Run:
+    settings = from_json(AdaptConfig, record)
     weights = config.weights or (record["weights"] and Path(record["weights"]))
     loaded = load_adapted(
         config.run / run_directory.DELTA,
@@ -171,94 +189,70 @@ def _membership(
         file=weights,
         offline=config.offline,
     )
-    source, settings = _data(config, record, federated)
-    key = jax.random.fold_in(jax.random.key(record["seed"]), 1)  # as `adapt` and `federate` start
+    source = open_split(
+        record["resolved"]["data"],
+        seed=settings.seed,
+        val=settings.val_fraction,
+        test=settings.test_fraction,
+        offline=config.offline,
+        allow_geometry_mismatch=settings.allow_geometry_mismatch,
+        follow_links=settings.follow_links,
+        objects=record["resolved"].get("objects"),
+        given=record["resolved"]["split"],
+    )
+    key = jax.random.fold_in(jax.random.key(settings.seed), 1)  # as `adapt` starts
     before = loaded.adapted.init(key, loaded.base.params)
-    objective = record["resolved"]["objective"]
-    model = _Model(loaded.adapted, loaded.base.params, loaded.delta, before, objective)
-    prompt, split = loaded.metadata["prompt"], source.split
-    if not split.test:
+    objective, prompt = record["resolved"]["objective"], loaded.metadata["prompt"]
+    params = loaded.base.params
+    return _Run(loaded.adapted, params, loaded.delta, before, objective, prompt, source, settings, None)
+
+
+def _membership(config: AuditConfig, run: _Run, console: Console) -> dict[str, Any]:
+    """Losses of training patients against those of test patients, as they are and relative to before training."""
+    if not run.source.split.test:
         raise BadConfig(f"{config.run} kept no patient for the test, so there is nobody to compare with.")
-    groups = {
-        name: _losses(config, model, source, cases, prompt, settings, console, f"losses of {name}")
-        for name, cases in (("members", split.train), ("others", split.test))
-    }
+    split = run.source.split
+    members, others = (
+        _losses(config, run, cases, console, title)
+        for title, cases in (("losses of members", split.train), ("losses of others", split.test))
+    )
     found = {}
     for kind, column in (("loss", 0), ("loss_change", 1)):
-        members, others = groups["members"][column], groups["others"][column]
-        attack = loss_attack(members, others)
+        attack = loss_attack(members[column], others[column])
         found[kind] = attack._asdict() | {
             "found_at": _FALSE_POSITIVES,
-            "found": true_positive_rate(members, others, _FALSE_POSITIVES),
+            "found": true_positive_rate(members[column], others[column], _FALSE_POSITIVES),
         }
-    if privacy is not None:
-        claimed = privacy.guarantee(settings.rounds if federated else 0)
+    if run.federated is not None and run.federated.privacy is not None:
+        claimed = run.federated.privacy.guarantee(run.federated.config.rounds)
         found["allowed_auc"] = largest_auc(claimed.epsilon, claimed.delta)
         found["allowed_advantage"] = largest_advantage(claimed.epsilon, claimed.delta)
     return found
 
 
-def _data(
-    config: AuditConfig, record: dict[str, Any], federated: bool
-) -> tuple[SplitData, AdaptConfig | FederateConfig]:
-    """The data of the run, with its own split and, in a federation, its own clients. Raises BadConfig if changed."""
-    if federated:
-        settings = from_json(FederateConfig, record)
-        source, _ = divide(
-            dataclasses.replace(settings, data=record["resolved"]["data"], offline=config.offline)
-        )
-        # Whoever was left out is another hospital, not an equal of those trained on.
-        test = [case for case in source.split.test if source.dataset.case(case).site != settings.leave_out]
-        source = source._replace(split=source.split._replace(test=tuple(test)))
-    else:
-        settings = from_json(AdaptConfig, record)
-        source = open_split(
-            record["resolved"]["data"],
-            seed=settings.seed,
-            val=settings.val_fraction,
-            test=settings.test_fraction,
-            offline=config.offline,
-            allow_geometry_mismatch=settings.allow_geometry_mismatch,
-            given=record["resolved"]["split"],
-        )
-    if source.sha256 != record["resolved"]["data_sha256"]:
-        raise BadConfig(
-            f"The images in {source.dataset.folder} are not those {config.run} was trained on; bring them back to "
-            "audit it."
-        )
-    return source, settings
-
-
 def _losses(
-    config: AuditConfig,
-    model: _Model,
-    source: SplitData,
-    cases: Sequence[str],
-    prompt: str,
-    settings: AdaptConfig | FederateConfig,
-    console: Console,
-    title: str,
+    config: AuditConfig, run: _Run, cases: Sequence[str], console: Console, title: str
 ) -> tuple[NDArray, NDArray]:
     """-> mean loss of each patient (P,), and how much it changed with training (P,)."""
-    local = settings.local() if isinstance(settings, FederateConfig) else settings
-    own = source._replace(split=source.split._replace(train=tuple(cases), val=()))
-    data = training_data(own, model.adapted.spec, prompt, local)
+    dataset = run.source.dataset
+    own = run.source._replace(split=run.source.split._replace(train=tuple(cases), val=()))
+    data = training_data(own, run.adapted.spec, run.prompt, run.settings)
     exact = data.prompts and PromptConfig(data.prompts.kind, data.prompts.count, jitter=0.0, centre=True)
-    loss = jax.jit(make_loss(model.adapted, model.objective))
+    loss = jax.jit(make_loss(run.adapted, run.objective))
     by_patient: dict[str, list] = {}
     for example in data.train:
-        by_patient.setdefault(source.dataset.case(example.case).patient, []).append(example)
+        by_patient.setdefault(dataset.case(example.case).patient, []).append(example)
     chosen = _spread(list(by_patient), config.patients)
     owners, values, changes = [], [], []
     for patient in tracked(chosen, title, console):
         loader = make_loader(
-            source.dataset, _spread(by_patient[patient], config.slices), data.spec, data.task,
+            dataset, _spread(by_patient[patient], config.slices), data.spec, data.task,
             batch_size=1, seed=config.seed, prompts=exact, shuffle=False, epochs=1, threads=0,
         )  # fmt: skip
         for batch in loader:
             now, before = (
-                float(loss(model.params, delta, batch, jax.random.key(0))[0])
-                for delta in (model.delta, model.before)
+                float(loss(run.params, delta, batch, jax.random.key(0))[0])
+                for delta in (run.delta, run.before)
             )
             owners.append(patient)
             values.append(now)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from medvfm_jax.federated.privacy import PatientBatch, patient_gradient
+from medvfm_jax.federated.privacy.discrete import Discrete, decode_sum, encode
 from medvfm_jax.federated.records import Algorithm, Codec, Cohort, Privacy, Report, Server, Shard, Tree
 from medvfm_jax.federated.rounds import make_round
 
@@ -47,6 +48,30 @@ def client_release(privacy: Privacy, codec: Codec, rounds: int, rate: float) -> 
 
         (server, _), _ = jax.lax.scan(one, jax.tree.map(lambda x: jnp.asarray(x, x.dtype), start), joins)
         return server.delta
+
+    return release
+
+
+def noisy_sum_release(mechanism: Discrete, answered: int, rounds: int) -> Release:
+    """``release(key, update) -> sum of the means of all rounds`` where the clients add the noise.
+
+    One of the ``answered`` clients holds the canary, the others nothing but their noise.  The grid is that of the run,
+    for as many entries as the canary has.
+    """
+
+    def release(key: Array, update: Tree) -> Tree:
+        size = sum(x.size for x in jax.tree.leaves(update))
+        small = mechanism._replace(size=size)
+        nothing = jax.tree.map(jnp.zeros_like, update)
+
+        def one(total: Tree, key: Array) -> tuple[Tree, None]:
+            rotation_key, *keys = jax.random.split(key, answered + 1)
+            sent = [encode(small, k, rotation_key, nothing if i else update) for i, k in enumerate(keys)]
+            mean = decode_sum(small, rotation_key, sum(sent), update)
+            return jax.tree.map(jnp.add, total, mean), None
+
+        start = jax.tree.map(jnp.zeros_like, update)
+        return jax.lax.scan(one, start, jax.random.split(key, rounds))[0]
 
     return release
 

@@ -53,14 +53,14 @@ def test_a_private_run_is_held_against_its_claim(private, monkeypatch):
     assert json.loads((private / "audit.json").read_text()) == {k: v for k, v in found.items() if k != "file"}
 
     # A mechanism with a tenth of the noise that was promised.
-    honest = module.plan
+    honest = module.resolve
 
-    def careless(config, patients):
-        found = honest(config, patients)
-        weak = found.privacy._replace(noise_multiplier=found.privacy.noise_multiplier / 10)
-        return _Claims(found._replace(privacy=weak), found)
+    def careless(config):
+        run = honest(config)
+        weak = run.privacy.privacy._replace(noise_multiplier=run.privacy.privacy.noise_multiplier / 10)
+        return run._replace(privacy=_Claims(run.privacy._replace(privacy=weak), run.privacy))
 
-    monkeypatch.setattr(module, "plan", careless)
+    monkeypatch.setattr(module, "resolve", careless)
     again = audit(AuditConfig(private, out=private / "again.json"))
     assert again["canary"]["contradicts"]
     few = audit(AuditConfig(private, trials=20, out=private / "few.json"))["canary"]
@@ -72,7 +72,8 @@ class _Claims:
     """The noise of one plan with the claim of another."""
 
     def __init__(self, noise, claim):
-        self.privacy, self.steps, self.guarantee = noise.privacy, noise.steps, claim.guarantee
+        self.privacy, self.steps, self.mechanism = noise.privacy, noise.steps, None
+        self.guarantee = claim.guarantee
 
 
 def test_losses_are_those_of_the_split_of_the_run_and_their_change_that_of_training(cells, tmp_path):
@@ -85,8 +86,8 @@ def test_losses_are_those_of_the_split_of_the_run_and_their_change_that_of_train
     seen = {}
     real = module._losses
 
-    def spy(audited, model, source, cases, *rest):
-        seen[cases] = real(audited, model, source, cases, *rest)
+    def spy(audited, run, cases, *rest):
+        seen[cases] = real(audited, run, cases, *rest)
         return seen[cases]
 
     with pytest.MonkeyPatch.context() as patch:

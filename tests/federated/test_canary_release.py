@@ -6,9 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from medvfm_jax.federated.canary_release import client_release, patient_release, zeros
+from medvfm_jax.federated.canary_release import client_release, noisy_sum_release, patient_release, zeros
 from medvfm_jax.federated.codecs import make_codec
 from medvfm_jax.federated.privacy import account, canary_scores, canary_update, epsilon_lower_bound
+from medvfm_jax.federated.privacy.discrete import choose
 from medvfm_jax.federated.records import Privacy
 
 CLIP, Z, EXPECTED, ROUNDS, TRIALS = 0.7, 2.0, 4.0, 3, 3000
@@ -43,6 +44,14 @@ def test_a_canary_counts_its_clip_over_the_expected_number_in_each_sum(release):
     claimed = account(privacy("client"), rounds=ROUNDS, delta=1e-5, accountant="exact").epsilon
     found = epsilon_lower_bound(present, absent, 1e-5)
     assert 0.2 < found.epsilon < claimed
+
+
+def test_noise_of_the_clients_is_in_the_score():
+    """Three of four answer: one clip over the fixed four, and three shares of the noise of a round."""
+    mechanism = choose(privacy("client")._replace(neighbours="zero out one"), 64, 16)
+    present, absent = scores(noisy_sum_release(mechanism, 3, ROUNDS))
+    assert present.mean() - absent.mean() == pytest.approx(ROUNDS / EXPECTED, rel=0.12)
+    assert absent.std() == pytest.approx(Z * np.sqrt(ROUNDS * 3 / 4) / EXPECTED, rel=0.04)
 
 
 def test_too_little_noise_is_found():
