@@ -101,6 +101,8 @@ class _Reader:
         for field, value in self.fields(data):
             if field == TENSOR_DIMS:
                 shape += _numbers(value, MAX_DIMENSIONS + 1 - len(shape))
+                if len(shape) > MAX_DIMENSIONS:
+                    raise ValueError(f"{shortened(name) or 'a tensor'} claims more than {MAX_DIMENSIONS} axes")
             elif field == TENSOR_TYPE:
                 if value not in DTYPES:
                     raise ValueError(
