@@ -139,7 +139,7 @@ def stored(path, arrays, text=TEXT):
     [
         (np.array([1, np.nan], np.float32), "holds NaN or infinite values"),
         (np.array([1, -np.inf], np.float32), "holds NaN or infinite values"),
-        (np.array([1e300]), "too large for float32"),
+        (np.array([1e300]), "holds values too large for float32"),
         (np.ones(2, np.int32), "holds int32 where floating-point"),
         (np.ones(2, bool), "holds bool where floating-point"),
     ],

@@ -144,7 +144,7 @@ def test_a_number_where_bytes_belong_allocates_nothing(tmp_path, number):
     assert peak_bytes(path)[1] < 1 << 20
 
 
-@pytest.mark.parametrize("dims", [[2**62] * 200_000, [1] * 200_000, [2**20, 2**20], [0, 2**62]])
+@pytest.mark.parametrize("dims", [[2**62] * 50_000, [1] * 50_000, [2**20, 2**20], [0, 2**62]])
 def test_shapes_are_refused_before_they_are_multiplied(tmp_path, dims):
     path = tmp_path / "m.onnx"
     for packed in (True, False):

@@ -26,8 +26,10 @@ def entry(monkeypatch):
     calls = []
 
     def install(**changes):
-        fields = {"sha256": DIGEST, "size": len(CONTENT)} | changes
-        found = registry.Entry("x", "https://example.org/x.pth?a=1", "sam-b", "MIT", ("box",), **fields)
+        fields = {"model": "sam-b", "sha256": DIGEST, "size": len(CONTENT)} | changes
+        found = registry.Entry(
+            "x", "https://example.org/x.pth?a=1", licence="MIT", prompts=("box",), **fields
+        )
         monkeypatch.setattr(registry, "_BY_NAME", {"x": found})
         return found
 

@@ -293,7 +293,7 @@ def test_keys_that_become_equal_are_refused(tmp_path):
         torch_zip.read(write_zip(tmp_path / "x.pth", b"\x80\x02}(" + item + item + b"u.", {}))
 
 
-@pytest.mark.parametrize("key", ["k" * 20_000_000, "a name " * 3_000_000])
+@pytest.mark.parametrize("key", ["k" * 2_000_000, "a name " * 300_000])
 def test_a_key_of_megabytes_is_not_printed_whole(tmp_path, key):
     for content in ({key: 1, "w": view(Storage("0", np.ones(2, np.float32)), 0, (2,), (1,))}, {key: 1}):
         path = write_zip(tmp_path / "x.pth", dumps(content), {"0": np.ones(2, np.float32).tobytes()})
