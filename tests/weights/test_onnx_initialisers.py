@@ -103,6 +103,7 @@ def test_damaged_files_are_one_sentence(tmp_path):
         (model(tensor("w", normal(4, 4))[:-3]), "ends early"),
         (model(field(5, field(1, 9) + field(2, 1) + field(8, "w") + field(9, b"1234"))), "claims shape"),
         (model(tensor("w", normal(2), kind=99)), "unknown element type 99"),
+        (model(field(5, field(1, 1) + field(2, b"1234") + field(8, "w"))), "unknown element type"),
         (model(node("Add", ["a", "b"], "c")), "no weights inside"),
         (field(1, 8), "no graph"),
     ):
