@@ -10,7 +10,9 @@ from medvfm_jax import json_text, local_paths
 from medvfm_jax.report.overlays import draw
 from medvfm_jax.report.record_shapes import damaged_scores, damaged_settings
 from medvfm_jax.train import run_directory
+from medvfm_jax.train.assemble import check_run
 from medvfm_jax.types import MedvfmError
+from medvfm_jax.weights import artifacts
 
 _LARGEST_PICTURE = 200_000_000  # bytes, of the file and of what is in it
 
@@ -61,7 +63,8 @@ def load(path: Path) -> RunRecord:
     """Run directory, or a scores file that `evaluate --out` wrote -> record.
 
     Raises NothingToReport when the path does not exist, holds neither settings nor scores nor metrics, or
-    holds a file that cannot be read or has another shape than `adapt` and `evaluate` write.
+    holds a file that cannot be read or has another shape than `adapt` and `evaluate` write; ForeignDelta and
+    BadDelta for a delta that the run did not make.
     """
     path = Path(path)
     local_paths.check(path, "The run to report on")
@@ -79,6 +82,9 @@ def load(path: Path) -> RunRecord:
             f"{path / run_directory.CONFIG} is not what adapt writes: '{wrong:.80}' is damaged; restore the file, or "
             "move it away to report without it."
         )
+    if "resolved" in config and (folder / run_directory.DELTA).is_file():
+        delta = folder / run_directory.DELTA
+        check_run(config, artifacts.read_metadata(delta), delta)
     metrics, damaged = _metrics(path) if path.is_dir() else ([], [])
     if path.is_dir() and not (scores or config or metrics):
         raise NothingToReport(

@@ -101,8 +101,12 @@ class _Reader:
         for field, value in self.fields(data):
             if field == TENSOR_DIMS:
                 shape += _numbers(value, MAX_DIMENSIONS + 1 - len(shape))
+                if len(shape) > MAX_DIMENSIONS:
+                    raise ValueError(
+                        f"{shortened(name) or 'a tensor'} claims more than {MAX_DIMENSIONS} axes"
+                    )
             elif field == TENSOR_TYPE:
-                if value not in DTYPES:
+                if not isinstance(value, int) or value not in DTYPES:
                     raise ValueError(
                         f"{shortened(name) or 'a tensor'} has the unknown element type {value!r:.40}"
                     )

@@ -1,5 +1,8 @@
 import hashlib
 import json
+import signal
+import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -127,3 +130,23 @@ def test_only_https():
     with pytest.raises(FetchError, match="not an https address"):
         require_secure("http://example.org/x.pth")
     require_secure("https://example.org/x.pth")
+
+
+def test_a_killed_download_is_continued_and_leaves_nothing(server, tmp_path):
+    """SIGKILL in the middle: the part stays, and the next process asks for the rest of it."""
+    target = tmp_path / "f"
+    script = (
+        "import sys, time; from pathlib import Path; from medvfm_jax.fetch import download\n"
+        "def pause(have, total): have < 500_000 or (print('half', flush=True), time.sleep(600))\n"
+        "download(sys.argv[1], Path(sys.argv[2]), sha256=sys.argv[3], progress=pause)"
+    )
+    words = [sys.executable, "-c", script, server.url, str(target), DIGEST]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "half\n"
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    part = target.with_name("f.part").stat().st_size
+    assert part > 0
+    assert download(server.url, target, sha256=DIGEST).read_bytes() == CONTENT
+    assert server.log == [None, f"bytes={part}-"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".f.lock", "f"]

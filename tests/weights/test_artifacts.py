@@ -1,4 +1,5 @@
 import errno
+import json
 
 import jax.numpy as jnp
 import ml_dtypes
@@ -123,3 +124,47 @@ def test_check_base():
         artifacts.check_base({"base": "sam-b", "fingerprint": "00"}, params)
     with pytest.raises(WrongBaseWeights, match="does not say"):
         artifacts.check_base({}, params)
+
+
+TEXT = json.dumps(METADATA)
+
+
+def stored(path, arrays, text=TEXT):
+    save_file(arrays, path, {"format": artifacts.FORMAT, "medvfm": text})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (np.array([1, np.nan], np.float32), "holds NaN or infinite values"),
+        (np.array([1, -np.inf], np.float32), "holds NaN or infinite values"),
+        (np.array([1e300]), "holds values too large for float32"),
+        (np.ones(2, np.int32), "holds int32 where floating-point"),
+        (np.ones(2, bool), "holds bool where floating-point"),
+    ],
+)
+def test_arrays_that_no_training_makes_are_neither_read_nor_written(tmp_path, value, words):
+    path = stored(tmp_path / "d.safetensors", {"m:a": value})
+    with pytest.raises(BadDelta, match=f"m:a {words}"):
+        artifacts.load_delta(path)
+    with pytest.raises(BadDelta, match=f"m:a {words}"):
+        artifacts.save_delta(tmp_path / "new.safetensors", {"m": {"a": value}}, METADATA)
+    assert not (tmp_path / "new.safetensors").exists()
+
+
+def test_an_array_within_an_array_is_refused(tmp_path):
+    one = np.ones(2, np.float32)
+    with pytest.raises(BadDelta, match="lies within another array"):
+        artifacts.load_delta(stored(tmp_path / "d.safetensors", {"m:a": one, "m:a:b": one}))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[1]", "null", "7", "{", '{"a":' * 100_000, json.dumps({"classes": "2"}), json.dumps({"classes": True}),
+     json.dumps({"prompt": ["box"]}), json.dumps({"labels": {"a": "b"}}), json.dumps({"adapter": [1]}),
+     json.dumps({"seed": 2**70}), json.dumps({"base": None})],
+)  # fmt: skip
+def test_metadata_that_no_training_writes_are_refused(tmp_path, text):
+    with pytest.raises((BadDelta, BadCheckpoint), match="metadata of the delta"):
+        artifacts.load_delta(stored(tmp_path / "d.safetensors", {"m:a": np.ones(2, np.float32)}, text))

@@ -5,7 +5,7 @@ import pytest
 from medvfm_jax.models import catalog
 from medvfm_jax.weights import artifacts, export, load, registry, safetensors_files
 from medvfm_jax.weights.fitting import fitting_models
-from medvfm_jax.weights.port import PortError
+from medvfm_jax.weights.port import PortError, PortTable, Row, to_jax
 from medvfm_jax.weights.torch_opcodes import BadCheckpoint, UnsafeCheckpoint
 from medvfm_jax.weights.tree import flatten
 from tests.weights.torch_files import Named, dumps, save, write_zip
@@ -107,3 +107,41 @@ def test_fitting_models(tmp_path):
     assert fits == []
     assert "as lite-tiny-test" in str(nearest)
     assert nearest.unused_sources == ("image_encoder.neck.1.bais",)
+
+
+@pytest.mark.parametrize("kind", ["own", "torch", "pth"])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda a: a * np.float32(np.nan), "holds NaN or infinite values"),
+        (lambda a: a.astype(np.int32), "holds int32 where floating-point numbers were expected"),
+        (lambda a: np.full(a.shape, 1e300), "holds values too large for float32"),
+    ],
+)
+def test_every_source_is_checked_alike(tmp_path, kind, change, words):
+    params = random_params("vit-tiny-test")
+    state = flatten(params["params"]) if kind == "own" else export.torch_state(params)
+    key = next(name for name in state if name.endswith("bias"))
+    state[key] = change(state[key])
+    path = tmp_path / ("x.pth" if kind == "pth" else "x.safetensors")
+    if kind == "pth":
+        save(path, state)
+    else:
+        safetensors_files.write(path, state, {"format": "medvfm-params" if kind == "own" else "pt"})
+    with pytest.raises(PortError, match=f"{key} {words}"):
+        load("vit-tiny-test", path)
+    if kind == "own" or "NaN" not in words:  # to try every model of the family takes seconds
+        return
+    fits, error = fitting_models(path)
+    assert fits == []
+    assert words in str(error)
+
+
+def test_keys_that_become_equal_without_a_prefix_are_refused(tmp_path):
+    table = PortTable("t", (Row(("a.weight",), "a/kernel", "none"),), prefixes=("vit.",))
+    one = np.ones(2, np.float32)
+    target = {"params": {"a": {"kernel": one}}}
+    for state in ({"vit.a.weight": one, "a.weight": 0 * one}, {"a.weight": 0 * one, "vit.a.weight": one}):
+        with pytest.raises(BadCheckpoint, match=r"are both a\.weight"):
+            to_jax(table, state, target)
+    np.testing.assert_array_equal(to_jax(table, {"vit.a.weight": one}, target)["params"]["a"]["kernel"], one)

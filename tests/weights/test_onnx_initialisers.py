@@ -1,3 +1,6 @@
+import time
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -100,6 +103,7 @@ def test_damaged_files_are_one_sentence(tmp_path):
         (model(tensor("w", normal(4, 4))[:-3]), "ends early"),
         (model(field(5, field(1, 9) + field(2, 1) + field(8, "w") + field(9, b"1234"))), "claims shape"),
         (model(tensor("w", normal(2), kind=99)), "unknown element type 99"),
+        (model(field(5, field(1, 1) + field(2, b"1234") + field(8, "w"))), "unknown element type"),
         (model(node("Add", ["a", "b"], "c")), "no weights inside"),
         (field(1, 8), "no graph"),
     ):
@@ -108,3 +112,57 @@ def test_damaged_files_are_one_sentence(tmp_path):
             onnx_initialisers.read(path)
     with pytest.raises(BadCheckpoint, match="No such file"):
         onnx_initialisers.read(tmp_path / "missing.onnx")
+
+
+def peak_bytes(path):
+    """(error sentence, bytes allocated at most, seconds of this process) of reading a file that is refused."""
+    tracemalloc.start()
+    start = time.process_time()
+    with pytest.raises(BadCheckpoint) as caught:
+        onnx_initialisers.read(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return str(caught.value), peak, time.process_time() - start
+
+
+@pytest.mark.parametrize("number", [8, 1, 2, 4])
+def test_a_number_where_bytes_belong_allocates_nothing(tmp_path, number):
+    """bytes(2**32) are four gigabytes of zeros."""
+    path = tmp_path / "m.onnx"
+    for outer in (5, 1):  # an initialiser, a node
+        path.write_bytes(field(7, field(outer, field(number, 2**32))))
+        assert path.stat().st_size < 20
+        if (outer, number) not in (
+            (5, 1),
+            (5, 2),
+            (5, 4),
+            (1, 8),
+        ):  # where a number belongs, or nothing is read
+            sentence, peak, _ = peak_bytes(path)
+            assert "a number where a message was expected" in sentence
+            assert peak < 1 << 20
+    path.write_bytes(field(7, 2**32))
+    assert peak_bytes(path)[1] < 1 << 20
+
+
+@pytest.mark.parametrize("dims", [[2**62] * 50_000, [1] * 50_000, [2**20, 2**20], [0, 2**62]])
+def test_shapes_are_refused_before_they_are_multiplied(tmp_path, dims):
+    path = tmp_path / "m.onnx"
+    for packed in (True, False):
+        shape = field(1, b"".join(map(varint, dims))) if packed else b"".join(field(1, n) for n in dims)
+        path.write_bytes(model(field(5, shape + field(2, 1) + field(8, "w") + field(9, b"1234"))))
+        sentence, peak, seconds = peak_bytes(path)
+        assert "claims" in sentence
+        assert peak < 8 << 20
+        assert seconds < 20  # the product over a million axes takes hours
+
+
+def test_two_tensors_for_one_name_are_refused(tmp_path):
+    path = tmp_path / "m.onnx"
+    path.write_bytes(model(tensor("w", normal(2)), tensor("w", normal(2))))
+    with pytest.raises(BadCheckpoint, match="two tensors are called 'w'"):
+        onnx_initialisers.read(path)
+    parts = [tensor("a.bias", normal(4)), tensor("a.weight", normal(4, 4)), tensor("onnx::M", normal(4, 4))]
+    path.write_bytes(model(*parts, node("MatMul", ["x", "onnx::M"], "y"), node("Add", ["a.bias", "y"], "z")))
+    with pytest.raises(BadCheckpoint, match=r"are both a\.weight"):
+        onnx_initialisers.read(path)

@@ -1,11 +1,20 @@
 import hashlib
 import re
+import signal
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 
 from medvfm_jax.fetch import FetchError, WrongDigest
+from medvfm_jax.fetch.cache import remove_leftovers
 from medvfm_jax.models import catalog
-from medvfm_jax.weights import registry
+from medvfm_jax.weights import export, registry
+from medvfm_jax.weights.port import PortError
+from medvfm_jax.weights.torch_opcodes import BadCheckpoint
+from tests.weights.test_load import random_params
+from tests.weights.torch_files import save
 
 CONTENT = b"weights" * 100
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -17,8 +26,10 @@ def entry(monkeypatch):
     calls = []
 
     def install(**changes):
-        fields = {"sha256": DIGEST, "size": len(CONTENT)} | changes
-        found = registry.Entry("x", "https://example.org/x.pth?a=1", "sam-b", "MIT", ("box",), **fields)
+        fields = {"model": "sam-b", "sha256": DIGEST, "size": len(CONTENT)} | changes
+        found = registry.Entry(
+            "x", "https://example.org/x.pth?a=1", licence="MIT", prompts=("box",), **fields
+        )
         monkeypatch.setattr(registry, "_BY_NAME", {"x": found})
         return found
 
@@ -87,20 +98,102 @@ def test_from_file(entry, tmp_path):
     assert entry.calls == []
 
 
-def test_unknown_digest_is_trusted_once_and_then_held_to(entry, tmp_path, capsys):
-    found = entry(sha256=None, size=None)
+@pytest.fixture
+def unrecorded(entry, tmp_path, monkeypatch):
+    """An entry without a recorded digest; (file with its model's parameters, the cached path)."""
+    found = entry(sha256=None, size=None, model="vit-tiny-test")
+    export.save_torch(tmp_path / "right.pth", random_params("vit-tiny-test"), {})
+    content = (tmp_path / "right.pth").read_bytes()
+
+    def download(url, target, *, examine, sha256, **options):
+        entry.calls.append((url, {"sha256": sha256}))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+        examine(target)
+        return target
+
+    monkeypatch.setattr(registry, "download", download)
+    return tmp_path / "right.pth", registry.cached_path(found)
+
+
+def test_unknown_digest_is_trusted_once_and_then_held_to(unrecorded, capsys):
+    right, _ = unrecorded
+    digest = hashlib.sha256(right.read_bytes()).hexdigest()
     path = registry.fetch("x")
-    assert DIGEST in capsys.readouterr().err
-    assert path.with_name("x.pth.sha256").read_text() == f"{DIGEST}  x.pth\n"
+    assert digest in capsys.readouterr().err
+    record = path.with_name("x.pth.sha256")
+    assert record.read_text() == f"{digest}  x.pth\n"
     registry.fetch("x")
     assert capsys.readouterr().err == ""
     path.write_bytes(b"changed")
-    with pytest.raises(WrongDigest):
+    with pytest.raises(WrongDigest, match=re.escape(f"delete {path} and {record}, and run")):
         registry.fetch("x")
-    path.unlink()
-    registry.fetch("x")
-    assert entry.calls[-1][1]["sha256"] == DIGEST  # a second download must be the same file
-    assert found.filename == "x.pth"
+
+
+@pytest.mark.parametrize("kind", ["page", "another model", "not finite", "integers"])
+def test_a_wrong_file_without_a_recorded_digest_leaves_nothing(unrecorded, tmp_path, cache, kind):
+    right, _ = unrecorded
+    params = random_params("lite-tiny-test" if kind == "another model" else "vit-tiny-test")
+    state = export.torch_state(params)
+    key = sorted(state)[0]
+    if kind == "not finite":
+        state[key] = np.full_like(state[key], np.nan)
+    if kind == "integers":
+        state[key] = state[key].astype(np.int32)
+    wrong = save(tmp_path / "wrong.pth", state)
+    if kind == "page":
+        wrong.write_bytes(b"<!DOCTYPE html><html>no such page</html>")
+    with pytest.raises((BadCheckpoint, PortError), match=re.escape(str(wrong))):
+        registry.fetch("x", source=wrong)
+    assert not cache.exists()
+    assert registry.fetch("x", source=right).read_bytes() == right.read_bytes()
+
+
+def test_the_digest_does_not_outlive_its_file(unrecorded, tmp_path):
+    """Once the first file is deleted, another good one is taken; while it is there, both files are named."""
+    right, target = unrecorded
+    other = tmp_path / "other.pth"
+    export.save_torch(other, random_params("vit-tiny-test"), {"source": "another copy"})
+    registry.fetch("x", source=other)
+    record = target.with_name("x.pth.sha256")
+    with pytest.raises(WrongDigest, match=re.escape(f"delete {target} and {record}")):
+        registry.fetch("x", source=right)
+    assert target.read_bytes() == other.read_bytes()
+    target.unlink()
+    registry.fetch("x", source=right)
+    assert record.read_text().split()[0] == hashlib.sha256(right.read_bytes()).hexdigest()
+
+
+SLOW_COPY = """
+import shutil, sys, time
+from pathlib import Path
+from medvfm_jax.cli.main import main
+from medvfm_jax.weights import registry
+
+def slow(source, target):
+    Path(target).write_bytes(Path(source).read_bytes()[:1000])
+    print("half", flush=True)
+    time.sleep(600)
+
+shutil.copyfile = slow
+registry._BY_NAME = {"x": registry.Entry("x", "https://example.org/x.pth", "vit-tiny-test", "MIT", ("none",))}
+main(["weights", "get", "x", "--from", sys.argv[1]])
+"""
+
+
+def test_a_killed_get_leaves_no_temporary_file_for_ever(unrecorded):
+    right, target = unrecorded
+    process = subprocess.Popen([sys.executable, "-c", SLOW_COPY, right], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "half\n"
+    living = list(target.parent.glob(".*.tmp"))
+    remove_leftovers(target)
+    assert list(target.parent.glob(".*.tmp")) == living  # of a process that lives
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert [path.stat().st_size for path in living] == [1000]
+    registry.fetch("x", source=right)
+    left = sorted(path.name for path in target.parent.iterdir())
+    assert left == [".x.pth.lock", "x.pth", "x.pth.sha256"]
 
 
 def test_identify():

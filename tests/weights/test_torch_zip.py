@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from medvfm_jax.weights import torch_zip
+from medvfm_jax.weights.read import read_state
 from medvfm_jax.weights.torch_zip import BadCheckpoint, UnsafeCheckpoint
 from tests.weights.torch_files import Named, Storage, dumps, parameter, save, view, write_zip
 
@@ -240,3 +241,68 @@ def test_entries_that_are_no_tensors_are_named(tmp_path):
     path = save(tmp_path / "y.pth", {"w": np.ones(2, np.float32)}, lambda t: {"generator": t, "step": 1})
     with pytest.raises(BadCheckpoint, match="entries are generator, step"):
         torch_zip.read(path)
+
+
+def attempt(tmp_path, tensor, data):
+    return torch_zip.read(write_zip(tmp_path / "x.pth", dumps({"w": tensor}), {"0": data.tobytes()}))
+
+
+def test_huge_strides_and_shapes_are_refused(tmp_path):
+    data = np.ones(8, np.float32)
+    storage = Storage("0", data)
+    for shape, strides in (
+        ((2, 4), (2**62, 1)),
+        ((2,), (2**200,)),
+        ((2**63,), (0,)),
+        ((0, 2**62), (1, 1)),
+        ((2,) * 32, (0,) * 32),
+        ((100_000,), (0,)),  # views of one number, more of them than the file has bytes
+    ):
+        with pytest.raises(BadCheckpoint, match=r"claims shape|reaches element"):
+            attempt(tmp_path, view(storage, 0, shape, strides), data)
+    read = attempt(tmp_path, view(storage, 0, (1, 8), (2**200, 1)), data)  # a stride that is never used
+    np.testing.assert_array_equal(read["w"], data[None])
+
+
+def test_a_zip_file_of_a_newer_kind_is_a_sentence(tmp_path):
+    path = save(tmp_path / "x.pth", {"w": np.ones(2, np.float32)})
+    data = bytearray(path.read_bytes())
+    data[data.index(b"PK\x01\x02") + 6] = 99  # version needed to extract: 9.9
+    path.write_bytes(data)
+    with pytest.raises(BadCheckpoint, match=r"newer kind \(zip file version 9\.9\)"):
+        torch_zip.read(path)
+
+
+def test_records_that_overlap_are_refused(tmp_path):
+    """Many records of the same megabyte would be checked one after the other for ever."""
+    path = save(tmp_path / "x.pth", {"w": np.ones(100, np.float32)})
+    data = path.read_bytes()
+    entry = data.index(b"PK\x01\x02", data.index(b"archive/byteorder", data.index(b"PK\x01\x02")))
+    claimed = (len(data)).to_bytes(4, "little")
+    path.write_bytes(data[: entry + 20] + claimed + claimed + data[entry + 28 :])
+    with pytest.raises(BadCheckpoint, match="claim more bytes than the file has"):
+        torch_zip.read(path)
+
+
+def test_keys_that_become_equal_are_refused(tmp_path):
+    state = {"module.a.weight": np.ones(2, np.float32), "a.weight": np.zeros(2, np.float32)}
+    with pytest.raises(BadCheckpoint, match=r"module\.a\.weight and a\.weight are both a\.weight"):
+        torch_zip.read(save(tmp_path / "x.pth", state))
+    item = b"X\x01\x00\x00\x00wN"
+    with pytest.raises(BadCheckpoint, match="'w' is there twice"):
+        torch_zip.read(write_zip(tmp_path / "x.pth", b"\x80\x02}(" + item + item + b"u.", {}))
+
+
+@pytest.mark.parametrize("key", ["k" * 2_000_000, "a name " * 300_000])
+def test_a_key_of_megabytes_is_not_printed_whole(tmp_path, key):
+    for content in ({key: 1, "w": view(Storage("0", np.ones(2, np.float32)), 0, (2,), (1,))}, {key: 1}):
+        path = write_zip(tmp_path / "x.pth", dumps(content), {"0": np.ones(2, np.float32).tobytes()})
+        with pytest.raises(BadCheckpoint, match="characters") as caught:
+            torch_zip.read(path)
+        assert len(str(caught.value)) < 1500
+
+
+def test_a_path_longer_than_the_system_allows_is_a_sentence(tmp_path):
+    for suffix in (".pth", ".safetensors", ".onnx"):
+        with pytest.raises(BadCheckpoint, match="File name too long"):
+            read_state(tmp_path / ("n" * 300 + suffix))
