@@ -8,9 +8,13 @@ _NAMED = 3
 
 
 class CaseNotes:
-    """note -> the cases it holds for, each with a displacement in mm where the note is about one."""
+    """note -> the cases it holds for, each with a displacement in mm where the note is about one.
 
-    def __init__(self) -> None:
+    unit: what a case is called in the lines.
+    """
+
+    def __init__(self, unit: str = "case") -> None:
+        self._unit = unit
         self._found: dict[str, dict[str, float]] = {}
         self._lock = threading.Lock()  # cases are read by several threads
 
@@ -23,12 +27,12 @@ class CaseNotes:
     def lines(self) -> list[str]:
         """One line per note, with how many cases, the first of them, and the largest displacement."""
         with self._lock:
-            return [_line(note, cases) for note, cases in sorted(self._found.items())]
+            return [_line(self._unit, note, cases) for note, cases in sorted(self._found.items())]
 
 
-def _line(note: str, cases: dict[str, float]) -> str:
+def _line(unit: str, note: str, cases: dict[str, float]) -> str:
     names = sorted(cases)
     shown = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
     largest = max(cases.values())
     far = f" (by at most {largest:.3g} mm)" if largest else ""
-    return f"{len(names)} case{'s' if len(names) > 1 else ''} ({shown}): {note}{far}"
+    return f"{len(names)} {unit}{'s' if len(names) > 1 else ''} ({shown}): {note}{far}"
