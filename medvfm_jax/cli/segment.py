@@ -118,7 +118,7 @@ def _warn(args: SegmentArgs, segmenter: Segmenter, images: Sequence[Image]) -> N
 
 def _say_notes(images: Sequence[Image]) -> None:
     """What is to be known about how the images were read: once for all they hold for."""
-    notes = CaseNotes()
+    notes = CaseNotes("image")
     for image in images:
         for note in image.notes:
             notes.add(note, str(image.path))

@@ -9,9 +9,13 @@ ALLOWED = "label map or further channel displaced from its image, as --allow-geo
 
 
 class CaseNotes:
-    """note -> the cases it holds for, each with a displacement in mm where the note is about one."""
+    """note -> the cases it holds for, each with a displacement in mm where the note is about one.
 
-    def __init__(self) -> None:
+    unit: what a case is called in the lines.
+    """
+
+    def __init__(self, unit: str = "case") -> None:
+        self._unit = unit
         self._found: dict[str, dict[str, float]] = {}
         self._lock = threading.Lock()  # cases are read by several threads
 
@@ -31,12 +35,12 @@ class CaseNotes:
     def lines(self) -> list[str]:
         """One line per note."""
         with self._lock:
-            return [line_of(note, cases) for note, cases in sorted(self._found.items())]
+            return [line_of(note, cases, self._unit) for note, cases in sorted(self._found.items())]
 
 
-def line_of(note: str, cases: Mapping[str, float]) -> str:
-    """A note and {case: displacement} -> how many cases, the first of them, the note, the largest displacement."""
+def line_of(note: str, cases: Mapping[str, float], unit: str = "case") -> str:
+    """A note and {case: displacement} -> how many, the first of them, the note, the largest displacement."""
     names, largest = sorted(cases), max(cases.values())
     shown = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
     far = f" (by at most {largest:.3g} mm)" if largest else ""
-    return f"{len(cases)} case{'s' if len(cases) > 1 else ''} ({shown}): {note}{far}"
+    return f"{len(cases)} {unit}{'s' if len(cases) > 1 else ''} ({shown}): {note}{far}"

@@ -185,7 +185,7 @@ def _check_grid(dataset: Dataset, case: Case, image: Image, reference: Image, pa
         if found.rounded:
             dataset.notes.add(ROUNDED, case.id, found.distance)
         return
-    if found.distance <= dataset.allow_geometry_mismatch:
+    if image.grid == reference.grid and found.distance <= dataset.allow_geometry_mismatch:
         dataset.notes.add(ALLOWED, case.id, found.distance)
         return
     raise GeometryMismatch(

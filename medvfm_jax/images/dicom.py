@@ -45,8 +45,8 @@ def read_dicom(path: Path, max_bytes: int) -> Image:
     files = [file for file in (_open(name, max_bytes) for name in names) if file is not None]
     if not files:
         raise BadImage(f"{path} holds no DICOM images; expected the files of one series.")
-    image = _volume(files, path, max_bytes)
     left_out = others + len(names) - len(files)
+    image = _volume(files, path, max_bytes)
     return image._replace(notes=(*image.notes, LEFT_OUT)) if left_out else image
 
 
@@ -81,7 +81,7 @@ def _picture(file: _File) -> Image:
     return Image(pixels, header.frames[0].spacing, None, header.path)
 
 
-def _volume(files: Sequence[_File], path: Path, max_bytes: int) -> Image:
+def _volume(files: list[_File], path: Path, max_bytes: int) -> Image:
     first = files[0].header
     series = Counter(file.header.series for file in files)
     if len(series) > 1:
@@ -104,10 +104,26 @@ def _volume(files: Sequence[_File], path: Path, max_bytes: int) -> Image:
             f"{path} has slices of different size, orientation or pixel spacing; expected one stack."
         )
     affine, order = _stack(path, positions, directions[0], spacing[0], first.thickness)
-    array = np.concatenate([_pixels(file) for file in files])[order]  # (Z, rows, columns, C)
-    array = np.ascontiguousarray(_bright(first, array).transpose(2, 1, 0, 3))
+    array = _bright(first, _gathered(files, np.argsort(order)))
     notes = (SLANTED,) if slanted(affine, array.shape[:3]) else ()
     return Image(array, spacing_of(affine), affine, path, notes)
+
+
+def _gathered(files: list[_File], places: NDArray[np.intp]) -> NDArray:
+    """(X, Y, Z, C): the frames of the files, one after the other, each at its place along Z.
+
+    Takes the files out of the list, because pydicom keeps what it has decoded.
+    """
+    array, at = np.empty(0, np.uint8), len(places)
+    while files:
+        pixels = _pixels(files.pop()).transpose(2, 1, 0, 3)
+        if not array.size:
+            array = np.empty((*pixels.shape[:2], len(places), pixels.shape[3]), pixels.dtype)
+        if pixels.dtype != array.dtype:
+            array = array.astype(np.promote_types(array.dtype, pixels.dtype))
+        at -= pixels.shape[2]
+        array[:, :, places[at : at + pixels.shape[2]]] = pixels
+    return array
 
 
 def _check_complete(path: Path, frames: Sequence[Frame], files: int) -> None:

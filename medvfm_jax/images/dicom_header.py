@@ -87,9 +87,11 @@ def read_header(path: Path, dataset: Any, max_bytes: int) -> Header | None:
     check_size(path, shape, np.dtype(f"u{size}"), max_bytes)
     with decoding(path, KIND):
         frames = _frames(dataset, shape[0])
-        thickness = _first(
-            dataset, dataset, None, "PixelMeasuresSequence", "SpacingBetweenSlices", 1
-        ) or _first(dataset, dataset, None, "PixelMeasuresSequence", "SliceThickness", 1)
+        shared = _item(dataset, "SharedFunctionalGroupsSequence")
+        depths = [
+            _first(dataset, None, shared, "PixelMeasuresSequence", keyword, 1)
+            for keyword in ("SpacingBetweenSlices", "SliceThickness")
+        ]
     if len(frames) != shape[0]:
         raise damaged(path, KIND, f"{shape[0]} frames, but functional groups of {len(frames)}")
     header = Header(
@@ -99,7 +101,7 @@ def read_header(path: Path, dataset: Any, max_bytes: int) -> Header | None:
         photometric,
         series,
         frames,
-        thickness[0] if thickness else None,
+        next((depth[0] for depth in depths if depth and depth[0]), None),
     )
     return header._replace(dtype=np.dtype(np.float32)) if header.rescaled else header
 

@@ -12,7 +12,6 @@ TURNED = "turned or mirrored as the EXIF orientation says, as viewers show them;
 TWO_FORMS = "qform and sform place the voxels differently; the sform was used"
 SLANTED = "slices lie at a slant (tilted gantry), which a qform cannot say; masks get an sform only"
 LEFT_OUT = "files of the folder that are no DICOM images were left out"
-CHANNELS = "pages are channels, as the file says"
 
 
 class BadImage(MedvfmError, ValueError):

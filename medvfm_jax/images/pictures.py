@@ -64,18 +64,18 @@ def _check(path: Path, max_bytes: int) -> bool:
     with decoding(path, _KIND):
         try:
             with Pillow.open(path, formats=FORMATS) as picture:
-                size, mode, deep, png = (
-                    picture.size,
-                    picture.mode,
-                    is_deep_png(picture),
-                    picture.format == "PNG",
-                )
+                size, mode, deep = picture.size, picture.mode, is_deep_png(picture)
+                png, count = picture.format == "PNG", getattr(picture, "n_frames", 1)
         except UnidentifiedImageError as error:
             raise BadImage(
                 f"{path} is not a PNG, JPEG or BMP image, or its beginning is damaged; convert it or get it again."
             ) from error
         except Pillow.DecompressionBombError as error:
             raise too_many_pixels(path) from error
+    if png and count > 1:
+        raise BadImage(
+            f"{path} is a film of {count} pictures; save the one that counts as a file of its own."
+        )
     check_page(path, size, mode, max_bytes, deep=deep)
     if png:
         with decoding(path, _KIND), Pillow.open(path, formats=("PNG",)) as picture:

@@ -147,9 +147,8 @@ def _check_file(path: Path) -> bool:
 
 def _read_npy(path: Path, max_bytes: int) -> Image:
     with decoding(path, "file with an array, or holds objects"):
-        array = np.load(
-            path, mmap_mode="r", allow_pickle=False
-        )  # the header alone; the size is checked first
+        # The header alone; the size is checked before the numbers are read.
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
         if isinstance(array, np.lib.npyio.NpzFile):
             array.close()
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "buif" or not 2 <= array.ndim <= 4:

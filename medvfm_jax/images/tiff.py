@@ -17,7 +17,7 @@ from PIL import UnidentifiedImageError
 
 from medvfm_jax.images.budget import check_extent, check_size
 from medvfm_jax.images.decoding import decoding
-from medvfm_jax.images.image import CHANNELS, TURNED, BadImage, Image
+from medvfm_jax.images.image import TURNED, BadImage, Image
 from medvfm_jax.images.pictures import Convert, check_page, colours, indices, one_channel, too_many_pixels
 from medvfm_jax.images.tiff_spacing import spacing_of_stack
 
@@ -135,8 +135,6 @@ def _read(path: Path, max_bytes: int, convert: Convert) -> Image:
     notes = (TURNED,) if layout.orientation != 1 else ()
     if layout.length("Z") > 1:  # (Z, H, W, C)
         return Image(np.ascontiguousarray(array.transpose(2, 1, 0, 3)), layout.spacing, None, path, notes)
-    if layout.length("C") > 1:
-        notes = (*notes, CHANNELS)
     return Image(array[0], None, None, path, notes)
 
 

@@ -37,11 +37,12 @@ def test_every_setting_of_the_python_interface_is_an_option(medvfm):
 
 def test_words_become_settings(medvfm, asked, tmp_path):
     result = medvfm("adapt", "--data", "d", "--out", tmp_path / "r", "--set", "lora.rank=8", "--set", "lora.alpha=4",
-                    "--learning-rate", "1e-4", "--train-cases", 5, "--skip-bad", "--weights", "w.pth")  # fmt: skip
+                    "--learning-rate", "1e-4", "--train-cases", 5, "--skip-bad", "--weights", "w.pth",
+                    "--allow-geometry-mismatch", 0.5)  # fmt: skip
     assert result == (0, f"next: medvfm evaluate --run {tmp_path / 'r'}\n", "")
     expected = AdaptConfig(
         "d", out=tmp_path / "r", set=("lora.rank=8", "lora.alpha=4"), learning_rate=1e-4, train_cases=5,
-        skip_bad=True, weights=Path("w.pth"),
+        skip_bad=True, weights=Path("w.pth"), allow_geometry_mismatch=0.5,
     )  # fmt: skip
     assert asked == [expected]
 

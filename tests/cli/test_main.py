@@ -134,6 +134,7 @@ def command(monkeypatch):
         (OSError(errno.EROFS, "x", "a/b"), 1, "file system of a/b is read-only"),
         (OSError(errno.ENOENT, "x", "a/b"), 1, "no such file or folder: a/b"),
         (OSError(errno.EISDIR, "x", "a/b"), 1, "a/b is a folder, a file was expected"),
+        (OSError(errno.ENAMETOOLONG, "x", "a" * 300), 1, "the name of a file or folder is too long"),
         (OSError(errno.ENOTDIR, "x", "a/b"), 1, "a/b is a file, a folder was expected"),
         (OSError(errno.EPIPE, "x"), 1, "the program reading this output closed it"),
         (RuntimeError("... No space left on device ..."), 1, "the disk is full"),

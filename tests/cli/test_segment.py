@@ -16,6 +16,7 @@ from medvfm_jax.images.intensity import volume_to_unit
 from medvfm_jax.train.segment import Segmenter
 from tests.cli.commands import LITE, SAM, contents, save_random_delta
 from tests.images.png_files import deep_png
+from tests.images.tiff_files import imagej
 from tests.train.plain_models import SIZE, inside_box
 from tests.train.plain_segmenter import segmenter
 
@@ -270,9 +271,7 @@ def picture_file(folder, kind):
         (folder / "d.png").write_bytes(deep_png(rgb.astype(np.uint16) * 250))
         return folder / "d.png"
     if kind == "five channels":
-        pages = [Pillow.fromarray(grey)] + [Pillow.fromarray(255 - grey)] * 4
-        pages[0].save(folder / "s.tif", save_all=True, append_images=pages[1:])
-        return folder / "s.tif"
+        return imagej(folder / "s.tif", np.stack([grey] + [255 - grey] * 4), "CYX")
     if kind in ("two channels", "four channels"):
         np.save(folder / "a.npy", np.stack([grey] * (2 if kind == "two channels" else 4), -1))
         return folder / "a.npy"
@@ -308,6 +307,33 @@ def rim_and_core(image, prompts):
 
 
 LABELS = {"background": 0, "rim": 1, "core": 2}
+
+
+def test_a_turned_photograph_gets_its_mask_as_viewers_show_it_and_a_word_about_it(medvfm, plain, tmp_path):
+    """Stored SIZE x 10; EXIF 6 shows it 10 x SIZE. The box, drawn on what is shown, comes back there."""
+    exif = Pillow.Exif()
+    exif[0x0112] = 6
+    stored = np.full((SIZE, 10), 255, np.uint8)
+    for name in ("a.jpg", "b.jpg"):
+        Pillow.fromarray(stored).save(tmp_path / name, exif=exif)
+    box = ("--box", 3, 2, 10, 7)
+    images = (tmp_path / "a.jpg", tmp_path / "b.jpg")
+    result = medvfm("segment", *images, "--model", SAM, *box, "--out", tmp_path / "masks")
+    mask = pixels(tmp_path / "masks" / "a.png")
+    assert mask.shape == (10, SIZE)
+    assert np.argwhere(mask).min(0).tolist() == [2, 3]
+    assert result.err.count("EXIF") == 1  # once for both
+    assert result.err.startswith("warning: 2 images (")
+
+
+def test_a_stack_of_slices_in_a_tiff_is_a_volume(medvfm, plain, tmp_path):
+    stack = np.random.default_rng(0).integers(120, 220, (3, SIZE, SIZE)).astype(np.uint8)
+    imagej(tmp_path / "a.tif", stack, "ZYX", spacing=4.0, unit="mm")
+    words = ("--model", SAM, *BOX, "--slice", 1, "--out", tmp_path / "masks")
+    medvfm("segment", tmp_path / "a.tif", *words)
+    mask = nibabel.load(tmp_path / "masks" / "a.nii.gz")
+    assert np.flatnonzero(np.asarray(mask.dataobj).any((0, 1))).tolist() == [1]
+    np.testing.assert_allclose(mask.header.get_zooms(), (0.5, 0.5, 4))
 
 
 def test_without_prompts_a_picture_gets_the_classes_by_name(medvfm, plain, tmp_path):

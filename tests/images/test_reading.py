@@ -49,6 +49,21 @@ def test_jpeg_float_tiff_bilevel_and_grey_with_alpha(tmp_path):
     np.testing.assert_array_equal(read(tmp_path / "la.png").array[..., 0], grey)
 
 
+def test_a_film_in_a_png_is_refused(tmp_path):
+    pages = [Pillow.fromarray(RNG.integers(0, 255, (6, 5)).astype(np.uint8)) for _ in range(3)]
+    pages[0].save(tmp_path / "a.png", save_all=True, append_images=pages[1:])
+    with pytest.raises(BadImage, match="film of 3 pictures"):
+        read(tmp_path / "a.png")
+
+
+def test_a_file_is_read_as_what_it_is_whatever_its_suffix(tmp_path):
+    array = RNG.integers(0, 255, (6, 5, 3)).astype(np.uint8)
+    Pillow.fromarray(array).save(tmp_path / "a.tif", "PNG")
+    Pillow.fromarray(array).save(tmp_path / "a.png", "TIFF")
+    for name in ("a.tif", "a.png"):
+        np.testing.assert_array_equal(read(tmp_path / name).array, array)
+
+
 def test_palette_pictures_are_colours_as_images_and_indices_as_labels(tmp_path):
     indices = RNG.integers(0, 3, (6, 5)).astype(np.uint8)
     picture = Pillow.fromarray(indices, mode="L")

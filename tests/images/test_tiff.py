@@ -4,7 +4,6 @@ import tifffile
 from PIL import Image as Pillow
 
 from medvfm_jax.images import BadImage, read, read_labels, slices
-from medvfm_jax.images.image import CHANNELS
 from medvfm_jax.images.reading import holds_volume
 from tests.images.tiff_files import bare, imagej, ome
 
@@ -22,10 +21,10 @@ def test_slices_make_a_volume_in_the_order_of_the_pages(tmp_path, write):
 
 
 @pytest.mark.parametrize("write", [imagej, ome])
-def test_channels_make_one_picture_and_say_so(tmp_path, write):
+def test_channels_make_one_picture(tmp_path, write):
     image = read(write(tmp_path / "a.tif", STACK[:3], "CYX"))
     np.testing.assert_array_equal(image.array, STACK[:3].transpose(1, 2, 0))
-    assert image.notes == (CHANNELS,)
+    assert image.notes == ()
     assert not holds_volume(tmp_path / "a.tif")
 
 

@@ -78,12 +78,14 @@ def test_prompts_few_patients_compatibility_profiles_and_skipped_cases_are_noted
         rows=case_rows(patients=4),
         metric_profile="transunet_compat",
         skipped=[{"case": "a", "why": "cut off"}],
+        data_notes=["2 cases (b, c): displaced (by at most 0.0031 mm)"],
     )
     notes = " ".join(sections.notes(record(found)))
     assert "box prompts were made from the reference of each slice" in notes
     assert "Only 4 patients" in notes
     assert "transunet_compat profile reproduces published conventions" in notes
     assert "1 case was skipped" in notes
+    assert "2 cases (b, c): displaced (by at most 0.0031 mm)." in notes
     assert sections.notes(record(scores(rows=case_rows(patients=1)))) == [
         "There is only one patient, so there are no intervals."
     ]

@@ -16,6 +16,8 @@ from medvfm_jax.train.config import AdaptConfig, BadConfig, EvaluateConfig, to_j
         ({"model": "unet"}, "--adapter full"),
         ({"train_cases": 0}, "train_cases"),
         ({"warmup": 1.5}, "warmup"),
+        ({"allow_geometry_mismatch": -0.5}, "allow_geometry_mismatch is -0.5; expected a number of mm"),
+        ({"allow_geometry_mismatch": float("inf")}, "allow_geometry_mismatch"),
     ],
 )
 def test_settings_without_meaning_are_refused(change, message):
@@ -42,7 +44,14 @@ def test_a_model_without_prompts_takes_none():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{}, {"run": Path("a"), "model": "m"}, {"model": "m"}, {"run": Path("a"), "delta": Path("d")}]
+    "wrong",
+    [
+        {},
+        {"run": Path("a"), "model": "m"},
+        {"model": "m"},
+        {"run": Path("a"), "delta": Path("d")},
+        {"run": Path("a"), "allow_geometry_mismatch": -1.0},
+    ],
 )
 def test_what_to_evaluate_must_be_clear(wrong):
     with pytest.raises(BadConfig):
