@@ -23,15 +23,16 @@ KEPT = {
 # Marks the moment at which a module is about to be imported, and holds the process there.
 HELD = """
 import sys, time
+_, module, *words = sys.argv
 class Held:
     def find_spec(self, name, path=None, target=None):
-        if name == sys.argv[1]:
+        if name == module:
             sys.meta_path.remove(self)
             print("held", flush=True)
             time.sleep(60)
 sys.meta_path.insert(0, Held())
 from medvfm_jax.__main__ import main
-sys.argv = ["medvfm", *sys.argv[2:]]
+sys.argv = ["medvfm", *words]
 sys.exit(main())
 """
 
@@ -46,9 +47,13 @@ def signalled_at(module, number, *words, cwd):
         cwd=cwd,
         env=os.environ | {"PYTHONPATH": str(Path(medvfm_jax.__file__).parents[1])},
     )
-    assert process.stdout.readline() == "held\n"
-    process.send_signal(number)
-    out, err = process.communicate(timeout=PATIENCE)
+    try:
+        assert process.stdout.readline() == "held\n"
+        process.send_signal(number)
+        out, err = process.communicate(timeout=PATIENCE)
+    finally:
+        process.kill()
+        process.wait()
     return process.returncode, out, err
 
 
@@ -63,7 +68,11 @@ def test_before_the_command_line_is_there(number, tmp_path):
 def test_while_a_command_is_imported(name, tmp_path):
     number = signal.SIGTERM if len(name) % 2 else signal.SIGINT
     code, sentence = KEPT[number]
-    assert signalled_at(f"medvfm_jax.cli.{name}", number, name, cwd=tmp_path) == (code, "", sentence)
+    assert signalled_at(f"medvfm_jax.cli.{name}", number, name, "--help", cwd=tmp_path) == (
+        code,
+        "",
+        sentence,
+    )
     assert list(tmp_path.iterdir()) == []
 
 
