@@ -192,12 +192,11 @@ def noised_numbers(
     """Numbers that are clipped and noised together: those of an upload, or of a gradient with unit patient."""
     optimizer = 1.0 if entry.plain_sgd else optax.sgd(1.0)
     algorithm = entry.make(_any_loss, optimizer, **options)
-    server = jax.eval_shape(
-        lambda d: Server(*_without_round(algorithm.init_server(d)), jnp.float32(1.0)), delta
-    )
+    received, memory = jax.eval_shape(algorithm.init_server, delta)
     state = jax.eval_shape(algorithm.init_client, delta, jnp.uint32(0))
     if unit == "patient":  # averages only: what is shared and what is personal trains, the rest is frozen
-        return _size((server.delta, state))
+        return _size((received, state))
+    server = Server(received, jnp.int32(0), memory, jnp.float32(1))
     shard = Shard(jnp.zeros((1, 1)), jnp.ones(()))
     work = (server, state, shard, jnp.ones(1, bool), jax.random.key(0))
     return _size(jax.eval_shape(algorithm.client_update, *work)[1].upload)
@@ -207,11 +206,6 @@ def _any_loss(delta: Tree, batch: Tree, key: Any) -> Any:
     """A loss that only shapes are asked of."""
     del key
     return sum(x.sum() for x in jax.tree.leaves(delta)) + batch.sum()
-
-
-def _without_round(first: tuple[Tree, Tree]) -> tuple[Tree, Any, Tree]:
-    received, state = first
-    return received, jnp.int32(0), state
 
 
 def _size(tree: Tree) -> int:

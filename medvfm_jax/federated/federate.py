@@ -188,8 +188,8 @@ def _forget_secret(
             stopping,
             run.record,
             run.base.fingerprint,
+            private=True,
         ),
-        private=True,
         kept=1,
     )
 

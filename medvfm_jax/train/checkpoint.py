@@ -44,6 +44,7 @@ class Checkpoint(NamedTuple):
     """Everything needed to continue: state, loader position, early stopping, what it belongs to.
 
     loader_state: what the loader's ``get_state`` gave, bytes or anything JSON can hold.
+    private: it holds a secret, so nobody but the user may read its files.
     """
 
     state: TrainState
@@ -51,6 +52,7 @@ class Checkpoint(NamedTuple):
     stopping: EarlyStopping
     config: dict[str, Any]
     fingerprint: str
+    private: bool = False
 
     @property
     def step(self) -> int:
@@ -58,10 +60,9 @@ class Checkpoint(NamedTuple):
         return int(self.state.step)
 
 
-def write(folder: Path, checkpoint: Checkpoint, private: bool = False, kept: int = KEPT) -> Path:
+def write(folder: Path, checkpoint: Checkpoint, kept: int = KEPT) -> Path:
     """Commit a checkpoint below ``folder`` and drop all but the last ``kept``; returns its folder.
 
-    private: it holds a secret, so nobody but the user may read it.
     Raises CheckpointError (full disk, no permission); those committed before are then untouched.
     """
     target = folder / f"step_{checkpoint.step:08d}"
@@ -70,9 +71,9 @@ def write(folder: Path, checkpoint: Checkpoint, private: bool = False, kept: int
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob(".step_*.tmp"):  # of a process killed while writing
             shutil.rmtree(leftover, ignore_errors=True)
-        temporary.mkdir(mode=0o700 if private else 0o777)
+        temporary.mkdir(mode=0o700 if checkpoint.private else 0o777)
         payload = save(_flatten(checkpoint.state, checkpoint.stopping.delta))
-        mode = 0o600 if private else 0o666
+        mode = 0o600 if checkpoint.private else 0o666
         _write_file(temporary / _ARRAYS, payload, mode)
         _write_file(temporary / _MANIFEST, _manifest(checkpoint, payload).encode(), mode)
         _sync_folder(temporary)

@@ -114,7 +114,7 @@ class Checkpoints:
     stopping: gives the early-stopping record to store, that of the Validation hook before this one.
     fetch: brings a state to the host where it is divided over devices, with the help of all processes, of which one
     ``writes``; wall times differ between them, so ``seconds`` must then be infinite.
-    private: the state holds a secret, see `checkpoint.write`.
+    private: the state holds a secret, see `checkpoint.Checkpoint`.
     """
 
     def __init__(
@@ -144,8 +144,12 @@ class Checkpoints:
             checkpoint.write(
                 self._folder,
                 checkpoint.Checkpoint(
-                    state, end.loader_state, self._stopping(), self._config, self._fingerprint
+                    state,
+                    end.loader_state,
+                    self._stopping(),
+                    self._config,
+                    self._fingerprint,
+                    self._private,
                 ),
-                self._private,
             )
         self._last = time.monotonic()

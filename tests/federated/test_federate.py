@@ -103,10 +103,10 @@ def interrupted_run(config, monkeypatch, after):
     """The run of ``config``, asked to end while it writes the checkpoint of round ``after``, then resumed."""
     write = checkpoint.write
 
-    def write_and_interrupt(folder, written):
+    def write_and_interrupt(folder, written, *rest, **more):
         if written.step == after:
             os.kill(os.getpid(), signal.SIGTERM)
-        return write(folder, written)
+        return write(folder, written, *rest, **more)
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "write", write_and_interrupt)

@@ -40,6 +40,13 @@ def same(a, b):
     assert jax.tree.structure(a) == jax.tree.structure(b)
 
 
+def test_a_checkpoint_with_a_secret_is_closed_to_others_and_can_be_the_only_one(tmp_path):
+    checkpoint.write(tmp_path, make(1))
+    path = checkpoint.write(tmp_path, make(2)._replace(private=True), kept=1)
+    assert [p.name for p in tmp_path.iterdir()] == ["step_00000002"]
+    assert sorted(p.stat().st_mode & 0o777 for p in (path, *path.iterdir())) == [0o600, 0o600, 0o700]
+
+
 @pytest.mark.parametrize("loader_state", [b"\x00\xff", {"position": 3, "of": [1, 2]}, None])
 def test_round_trip_is_exact(tmp_path, loader_state):
     stopping = EarlyStopping(3).update(0.7, 2, toy.delta() | {"scale": {"b": jnp.array([0.1, 1 / 3])}})
