@@ -5,7 +5,7 @@
 The round of `medvfm federate` (`RoundLoader` and `RoundStep`) on the small test model and pictures drawn by the
 program, the decoder on cached embeddings (encoded before), clients one after the other as on every CPU, and SCAFFOLD,
 whose clients keep a state. Processor time of the whole process, so that other programs beside it count little; the
-median over rounds, all sizes in turn; compiled before. A share of one means: proportional to the clients that take part.
+median over rounds, all sizes in turn; compiled before. A share of one means: proportional to those that take part.
 
 Writes experiments/results/benchmark_federated_participation.json.
 """
