@@ -29,6 +29,8 @@ flap_sam     1      0.852  0.833 to 0.871  -               0.608  21.18   160
 ffa_lora_dp  3      0.801  0.761 to 0.812  0.786 to 0.817  0.579  0.05    42
 ===========  =====  =====  ==============  ==============  =====  ======  ===
 
+In this table local and centralised kept Adam's moments over the whole run, as local_kept and centralised_kept do now.
+
 Dice: mean over sites; MB up: of all clients in a round; s: per round, median over its rounds, longer where other
 programs ran. The same images, first seed, Dice minus local training: fedmsa +0.020 (+0.003 to +0.038), flap_sam
 +0.019 (-0.000 to +0.037), fedavg -0.008 (-0.027 to +0.008), scaffold -0.016 (-0.026 to -0.006), ffa_lora_dp -0.050

@@ -27,7 +27,7 @@ def asked(monkeypatch):
     """The settings `federate` was called with, instead of a run."""
     seen = []
 
-    def federate(config, display):
+    def federate(config, display, placement):
         seen.append(config)
         delta, scores = config.out / "delta.safetensors", config.out / "scores.json" if config.score else None
         return FederateResult(config.out, delta, None, 3, 0.5, 10.0, 20.0, None, scores)
@@ -37,7 +37,10 @@ def asked(monkeypatch):
 
 
 def words(data, out, **settings):
-    return ["federate", *options(**(SMALL | ONE_ROUND | {"data": data, "out": out} | settings))]
+    settings = SMALL | ONE_ROUND | {"data": data, "out": out} | settings
+    switches = {name: value for name, value in settings.items() if isinstance(value, bool)}
+    named = [f"--{'' if on else 'no-'}{name.replace('_', '-')}" for name, on in switches.items()]
+    return ["federate", *options(**{n: v for n, v in settings.items() if n not in switches}), *named]
 
 
 def test_every_setting_of_the_python_interface_is_an_option(medvfm):

@@ -13,9 +13,7 @@ from medvfm_jax.federated.errors import BadFederation
 from medvfm_jax.federated.federated_run import resolve
 from medvfm_jax.federated.kept_optimizer import KEEPING, KeptState, kept
 from medvfm_jax.federated.round_step import RoundStep
-from medvfm_jax.train.task import make_loss
 from tests.federated.small_federation import build_models_once, small
-from tests.train.small_runs import programs_kept
 
 CLIENTS = 4
 
@@ -27,8 +25,8 @@ def cells(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def surroundings(tmp_path_factory):
-    base = tmp_path_factory.getbasetemp()
-    with pytest.MonkeyPatch.context() as patch, programs_kept(base / "compiled_round_step"):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MEDVFM_CACHE", str(tmp_path_factory.getbasetemp() / "medvfm_cache"))
         build_models_once(patch)
         yield
 
@@ -40,14 +38,20 @@ def step_of(cells, out, **settings):
         batch_size=1, prompts_per_image=1, **settings,
     )  # fmt: skip
     run, loaded = resolve(config), []
-    loss = make_loss(run.adapted, run.record["resolved"]["objective"])
 
     def prepare(batch):
         loaded.append(batch)
         return batch
 
     loader = RoundLoader(run.clients, config, run.steps, lambda number: 1.0, prepare, "none")
-    return RoundStep(run, loss), loader, loaded
+    return RoundStep(run, bowl), loader, loaded
+
+
+def bowl(params, delta, batch, key):
+    """A loss that compiles at once: |delta - mean of the images|^2."""
+    del params, key
+    value = sum(((leaf - batch.image.mean()) ** 2).sum() for leaf in jax.tree.leaves(delta))
+    return value, {}
 
 
 def coming(loader, monkeypatch, *rounds):

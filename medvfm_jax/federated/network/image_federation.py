@@ -22,6 +22,7 @@ from medvfm_jax.federated import algorithm_catalog
 from medvfm_jax.federated.codecs import make_codec
 from medvfm_jax.federated.errors import BadFederation
 from medvfm_jax.federated.feedback import error_feedback
+from medvfm_jax.federated.kept_optimizer import kept
 from medvfm_jax.federated.network.coordinator import Progress
 from medvfm_jax.federated.network.site import Site
 from medvfm_jax.federated.network.task import Task
@@ -51,6 +52,8 @@ class ImageFederation:
     codec: str = "int8"
     remember: bool = False
     """Whether each site adds what the codec left out to its next update (error feedback)."""
+    keep_optimizer: bool = False
+    """Whether each site keeps its optimizer's state from round to round instead of starting it anew."""
     local_steps: int = 5
     batch_size: int = 2
     prompts_per_image: int = 4
@@ -176,7 +179,9 @@ def _algorithm(settings: ImageFederation, loss: LossFn, base: Base) -> Algorithm
         return loss(base.params, delta, batch, key)[0]
 
     entry = algorithm_catalog.get(settings.algorithm)
-    trained_by = settings.learning_rate if entry.plain_sgd else make_optimizer(settings.learning_rate)
+    optimizer = make_optimizer(settings.learning_rate)
+    optimizer = kept(optimizer, settings.algorithm) if settings.keep_optimizer else optimizer
+    trained_by = settings.learning_rate if entry.plain_sgd else optimizer
     return entry.make(batch_loss, trained_by, **entry.options)
 
 
