@@ -1,25 +1,29 @@
 """One round of a run as one compiled program: training state and data of the round -> the next state and numbers."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 
+from medvfm_jax.adapters import touches_encoder
 from medvfm_jax.federated.algorithm_catalog import models_of, with_gradient
 from medvfm_jax.federated.cohort import RoundData
 from medvfm_jax.federated.federate_config import FederateConfig
 from medvfm_jax.federated.federated_run import FederatedRun
 from medvfm_jax.federated.privacy.patient_level import patient_value_and_grad
 from medvfm_jax.federated.records import Algorithm, Federation, Metrics, Tree
+from medvfm_jax.federated.representations import make_features, make_logits
 from medvfm_jax.federated.rounds import make_round
 from medvfm_jax.federated.tree_math import all_finite
 from medvfm_jax.train.optimizer import make_optimizer
 from medvfm_jax.train.state import TrainState
 from medvfm_jax.train.step import LossFn
-from medvfm_jax.types import Params
+from medvfm_jax.types import Batch, Params
 
 PER_CLIENT = ("loss", "joined", "excluded")  # numbers of a round that are logged as "loss/NAME"
 
@@ -32,8 +36,17 @@ class RoundStep:
     constants in it.  Raises BadFederation for an algorithm, codecs and privacy that do not fit together.
     """
 
-    def __init__(self, run: FederatedRun, loss: LossFn):
-        self._run, self._loss = run, loss
+    def __init__(
+        self,
+        run: FederatedRun,
+        loss: LossFn,
+        prepare: Callable[[Batch], Batch] | None = None,
+        cached: bool = False,
+    ):
+        """loss, prepare (of every batch) and cached: whether batches hold embeddings instead of images."""
+        self._run, self._loss, self._cached = run, loss, cached
+        public = [prepare(batch) if prepare else batch for batch in run.public]
+        self._public = jax.tree.map(lambda *leaves: np.stack(leaves), *public) if public else None
         self._federation(run.base.params)
         self._round = jax.jit(self._compute)
 
@@ -50,14 +63,16 @@ class RoundStep:
     def __call__(self, state: TrainState, data: RoundData) -> tuple[TrainState, dict[str, Array]]:
         """One round."""
         delta, server, clients, step, metrics = self._round(
-            self._run.base.params, self._run.delta, state, data
+            (self._run.base.params, self._public), self._run.delta, state, data
         )
         return TrainState(delta, (server, clients), step, state.key), metrics
 
-    def _compute(self, params: Params, start: Tree, state: TrainState, data: RoundData) -> tuple[Any, ...]:
+    def _compute(
+        self, fixed: tuple[Params, Tree], start: Tree, state: TrainState, data: RoundData
+    ) -> tuple[Any, ...]:
         server, clients = state.opt_state
         steps = jnp.full(data.participation.shape, self._run.steps)
-        server, clients, metrics = self._federation(params).round(
+        server, clients, metrics = self._federation(*fixed).round(
             server, clients, data.shard, data.participation, steps, state.key
         )
         models = models_of(self._run.entry.own, start, server, clients.state)
@@ -79,14 +94,14 @@ class RoundStep:
             "participants": metrics.participants,
         }  # fmt: skip
 
-    def _federation(self, params: Params) -> Federation:
+    def _federation(self, params: Params, public: Tree = None) -> Federation:
         config, privacy = self._run.config, self._run.privacy
         backend = config.backend
         if backend == "auto":
             backend = "loop" if jax.default_backend() == "cpu" else "vmap"
         central = privacy.privacy if privacy is not None and config.client_privacy else None
         return make_round(
-            self._algorithm(params),
+            self._algorithm(params, public),
             self._run.codec,
             central,
             backend,
@@ -94,8 +109,16 @@ class RoundStep:
             down=self._run.down,
         )
 
-    def _algorithm(self, params: Params) -> Algorithm:
+    def _algorithm(self, params: Params, public: Tree) -> Algorithm:
         run, entry, make = self._run, self._run.entry, self._run.entry.make
+        if entry.takes == "features":
+            features = make_features(run.adapted, touches_encoder(run.delta), self._cached)
+            make = partial(make, features=partial(features, params))
+        elif entry.takes == "logits":
+            logits = partial(make_logits(run.adapted, self._cached), params)
+            make = partial(make, logits=logits, public_batches=public)
+        elif entry.takes == "params":
+            make = partial(make, params=params)
         if entry.plain_sgd:
             return make(partial(self._batch_loss, params), run.rate, **run.options)
         config = run.config
