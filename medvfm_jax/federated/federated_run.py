@@ -134,6 +134,9 @@ def resolve(config: FederateConfig) -> FederatedRun:
             "privacy": None if privacy is None else privacy.statement(config.rounds),
         }
     }
+    if public:
+        images = hashlib.sha256(b"".join(batch.image.tobytes() for batch in public))
+        record["resolved"]["public_images_sha256"] = images.hexdigest()
     steps = config.local_steps * (len(sites) if name == "centralised" else 1)
     codec = _with_memory(config, make_codec(config.codec, **codec_options), delta, codec_options)
     size = count(without_increments(delta), base.params)
