@@ -4,7 +4,7 @@
 >>> algorithm = entry.make(loss, optax.adamw(1e-3), mu=0.1)
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -16,6 +16,8 @@ from medvfm_jax.adapters.serialise import did_you_mean
 from medvfm_jax.federated import algorithms, personalise, robust
 from medvfm_jax.federated.algorithms.averaging import AveragingState, averaging
 from medvfm_jax.federated.algorithms.independent import independent
+from medvfm_jax.federated.algorithms.low_rank_exact import BaseChange
+from medvfm_jax.federated.base_increments import on_increments, with_increments, without_increments
 from medvfm_jax.federated.errors import BadFederation
 from medvfm_jax.federated.lora_aggregation import factors_of, names_of_a, names_of_b
 from medvfm_jax.federated.personal_parts import join_personal
@@ -33,7 +35,10 @@ class Entry(NamedTuple):
     formula is about SGD.  options: name -> default.  own: what of the model stays at the client.  needs: "lora" if it
     is about low-rank factors.  by_gradient(options) -> arguments of ``averaging`` that make the same algorithm, for a
     gradient of one's own such as patient-level privacy; None if it is no average of changes.  needs_clients: whether
-    it takes the option ``clients``, their number.
+    it takes the option ``clients``, their number.  on_base: it changes frozen weights, so the adapter needs the parts
+    of ``base_increments``.  takes: an argument of ``make`` beside loss and optimizer, a function of the model:
+    "features" of a batch for a contrast, or "logits" with "public_batches" of unlabelled images, or "params", the
+    frozen weights.  instance_mixing: as ``systems.System``.
     """
 
     make: Callable[..., Algorithm]
@@ -43,6 +48,9 @@ class Entry(NamedTuple):
     needs: Literal["", "lora"] = ""
     by_gradient: Callable[..., dict[str, Any]] | None = None
     needs_clients: bool = False
+    on_base: bool = False
+    takes: Literal["", "features", "logits", "params"] = ""
+    instance_mixing: bool = False
 
 
 class Models(NamedTuple):
@@ -61,6 +69,22 @@ def _robust(rule: Callable[..., robust.Rule]) -> Callable[..., Algorithm]:
         return robust.robust(algorithms.fedavg(loss, optimizer), rule(**options))
 
     return make
+
+
+def _moon(loss: Any, optimizer: Any, features: Any = None, **options: Any) -> Algorithm:
+    return algorithms.moon(loss, features, optimizer, **options)
+
+
+def _feddf(
+    loss: Any,
+    optimizer: Any,
+    logits: Any = None,
+    public_batches: Any = None,
+    server_rate: float = 1e-3,
+    server_steps: int = 8,
+) -> Algorithm:
+    del server_steps  # the number of public batches
+    return algorithms.feddf(loss, optimizer, logits, public_batches, optax.adam(server_rate))
 
 
 _SERVER = {"server_rate": 0.1, "tau": 1e-3}
@@ -101,14 +125,20 @@ ENTRIES: Mapping[str, Entry] = {
         algorithms.fedsa_lora, own="part", needs="lora", by_gradient=_plain(personal=names_of_b)
     ),
     "rolora": Entry(algorithms.rolora, needs="lora"),
-    "hetlora": Entry(algorithms.hetlora, {"prune": 1.0, "penalty": 0.0}, needs="lora"),
-    "flexlora": Entry(algorithms.flexlora, needs="lora"),
+    "hetlora": Entry(algorithms.hetlora, {"ranks": (), "prune": 1.0, "penalty": 0.0}, needs="lora"),
+    "flexlora": Entry(algorithms.flexlora, {"ranks": ()}, needs="lora"),
+    "flora": Entry(
+        on_increments(algorithms.flora), {"ranks": ()}, needs="lora", needs_clients=True, on_base=True
+    ),
+    "fedex_lora": Entry(on_increments(algorithms.fedex_lora), needs="lora", needs_clients=True, on_base=True),
     "lora_fair": Entry(algorithms.lora_fair, {"ridge": 0.01}, needs="lora"),
     "median": Entry(_robust(lambda: robust.coordinate_median)),
     "trimmed_mean": Entry(_robust(robust.trimmed_mean), {"trim": 0.2}),
     "krum": Entry(_robust(robust.krum), {"byzantine": 1}),
     "multi_krum": Entry(_robust(robust.multi_krum), {"byzantine": 1, "chosen": 3}),
     "geometric_median": Entry(_robust(robust.geometric_median), {"iterations": 100, "tolerance": 1e-6}),
+    "moon": Entry(_moon, {"mu": 1.0, "temperature": 0.5}, takes="features"),
+    "feddf": Entry(_feddf, {"server_rate": 1e-3, "server_steps": 8}, takes="logits"),
     "local": Entry(independent, own="all"),
     "centralised": Entry(independent, own="all"),
 }
@@ -130,7 +160,7 @@ def names() -> tuple[str, ...]:
 def read_options(assignments: Iterable[str], defaults: Mapping[str, Any], what: str) -> dict[str, Any]:
     """Texts "mu=0.1" over defaults -> all options, each of the type of its default; raises BadFederation.
 
-    A default of None stands for a whole number or nothing.
+    A default of None stands for a whole number or nothing, () for whole numbers with commas between them.
     """
     options = dict(defaults)
     for name, text in parse_assignments(assignments).items():
@@ -138,8 +168,33 @@ def read_options(assignments: Iterable[str], defaults: Mapping[str, Any], what: 
             known = ", ".join(defaults) or "none"
             raise BadFederation(f"{what} has no option '{name}'; its options: {known}.")
         default = defaults[name]
+        if default == ():
+            options[name] = tuple(typed(part, int, f"{what}: {name}") for part in text.split(","))
+            continue
         options[name] = typed(text, int | None if default is None else type(default), f"{what}: {name}")
     return options
+
+
+def with_ranks(options: Mapping[str, Any], delta: Tree, clients: Sequence[str]) -> dict[str, Any]:
+    """Options with ``ranks`` checked, one per client in order of name; none given: everybody has the adapter's rank.
+
+    Raises BadFederation for another number of ranks than of clients, and for ranks that the adapter does not have.
+    """
+    if not options.get("ranks", None):
+        return dict(options) | ({"ranks": None} if "ranks" in options else {})
+    ranks, names = options["ranks"], ", ".join(clients)
+    if len(ranks) != len(clients):
+        raise BadFederation(
+            f"ranks has {len(ranks)} values for {len(clients)} clients; give one for each of {names}, in this order."
+        )
+    most = max(f.a.shape[-1] for f in factors_of(without_increments(delta)).values())
+    for client, rank in zip(clients, ranks, strict=True):
+        if not 1 <= rank <= most:
+            raise BadFederation(
+                f"ranks gives client '{client}' the rank {rank}; the adapter's factors have ranks from 1 to {most} "
+                "(lora.rank)."
+            )
+    return dict(options)
 
 
 def with_gradient(entry: Entry, name: str, gradient: Callable[[Any], Any]) -> Callable[..., Algorithm]:
@@ -221,6 +276,8 @@ def models_of(own: Own, start: Tree, server: Server, states: Tree) -> Models:
     shared = server.delta
     if isinstance(server.state, AveragingState):
         shared = join_personal(shared, server.state.frozen)
+    if isinstance(server.state, BaseChange):
+        shared = with_increments(shared, server.state.dense)
     shared = join_personal(shared, start)
     if own == "nothing":
         return Models(shared, jax.tree.map(lambda x: None, start))

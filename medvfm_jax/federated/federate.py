@@ -2,11 +2,12 @@
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from numpy.typing import NDArray
 from rich.console import Console
 
 from medvfm_jax.adapters import touches_encoder
@@ -21,6 +22,7 @@ from medvfm_jax.federated.privacy import Secret, draw_secret
 from medvfm_jax.federated.privacy_plan import validates
 from medvfm_jax.federated.round_hooks import RoundLine, RoundLog, recorder, site_validation
 from medvfm_jax.federated.round_step import RoundStep
+from medvfm_jax.federated.systems.feddpa_inference import InstanceMixed, references_of
 from medvfm_jax.fetch import cache_dir
 from medvfm_jax.train import checkpoint, hooks, run_directory
 from medvfm_jax.train.assemble import delta_metadata
@@ -39,6 +41,7 @@ from medvfm_jax.types import Batch, Delta
 from medvfm_jax.weights import artifacts
 
 PERSONAL = "personal.safetensors"
+REFERENCES = "references"  # beside the leaves of a client: what InstanceMixed compares an image with
 
 
 class FederateResult(NamedTuple):
@@ -126,7 +129,7 @@ def _train(
     rate = _rate(config)
     secret = None if run.privacy is None else draw_secret(config.dp_seed)
     loader = _loader(run, placement, rate, prepare, cached=cache is not None, secret=secret)
-    step = RoundStep(run, loss, placement)
+    step = RoundStep(run, loss, placement, prepare, cached=cache is not None)
     state = step.init(next(loader), None if secret is None else secret.key("rounds"))
     loader.set_state(loader.get_state() | {"round": 0})
     stopping = EarlyStopping(patience=0)
@@ -253,12 +256,15 @@ def _finish(
         artifacts.save_delta(delta, shared, metadata)
         say(f"shared model: {delta}")
     own = {} if run.clients[0].name == EVERYBODY else _personal(run, models)
+    references = _references(run, models)
+    for name, found in references.items():
+        own[name] = own.get(name, {}) | {REFERENCES: found}
     if own:
         personal = folder / PERSONAL
         artifacts.save_delta(personal, own, metadata)
         say(f"what each client keeps: {personal}")
     if config.score:
-        scores = _score(run, models, metadata["prompt"], say)
+        scores = _score(run, models, references, metadata["prompt"], say)
     up, down = _traffic(folder, say)
     statement = None if run.privacy is None else run.privacy.statement(rounds)
     return FederateResult(folder, delta, personal, rounds, val_dice, up, down, statement, scores)
@@ -300,7 +306,24 @@ def _without_none(tree: Any) -> Any:
     return {name: child for name, child in kept.items() if jax.tree.leaves(child)}
 
 
-def _score(run: FederatedRun, models: Models, prompt: str, say: Callable[[str], None]) -> Path:
+def _references(run: FederatedRun, models: Models) -> dict[str, NDArray]:
+    """{client: features of its training images with which an image is compared}, of systems that mix per image."""
+    if not run.entry.instance_mixing:
+        return {}
+    params, seed = run.base.params, run.config.seed
+    return {
+        client.name: references_of(run.adapted, params, model_of(models, i), client.data, seed)
+        for i, client in enumerate(run.clients)
+    }
+
+
+def _score(
+    run: FederatedRun,
+    models: Models,
+    references: Mapping[str, NDArray],
+    prompt: str,
+    say: Callable[[str], None],
+) -> Path:
     """Scores of the test patients, each with the model that its site uses."""
     config, dataset = run.config, run.source.dataset
     settings = EvaluateConfig(
@@ -320,7 +343,15 @@ def _score(run: FederatedRun, models: Models, prompt: str, say: Callable[[str], 
 
     @functools.cache
     def of_client(index: int | None) -> Predictor:
-        return shared.with_delta(model_of(models, index))
+        delta = model_of(models, index)
+        if index is None or not references:
+            return shared.with_delta(delta)
+        return mixed().of_client(delta, references[run.clients[index].name])
+
+    @functools.cache
+    def mixed() -> InstanceMixed:
+        first = next(iter(references.values()))
+        return InstanceMixed(run.adapted, run.base.params, model_of(models, 0), first)
 
     def predictor_of(case: Case) -> Predictor:
         return of_client(run.index_of(case.site) if jax.tree.leaves(models.own) else None)

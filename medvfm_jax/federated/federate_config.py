@@ -28,12 +28,14 @@ class FederateConfig:
     algorithm: str = "auto"
     """How updates are combined: fedavg, fedprox, scaffold, ...; `local` and `centralised` are the baselines.
     `auto`: that of the system given as --preset, else fedavg."""
+    public_data: Path | None = None
+    """Folder with unlabelled images at the server, on which feddf distils the ensemble of the clients."""
     preset: str = "decoder"
     """What trains: an adapter preset (decoder, samed, lora, ...) or a published system (fedsam, fedmsa, flap_sam)."""
     set: tuple[str, ...] = ()
     """Options of the adapter, for example lora.rank=8; may be given several times."""
     algorithm_set: tuple[str, ...] = ()
-    """Options of the algorithm, for example mu=0.1; may be given several times."""
+    """Options of the algorithm, for example mu=0.1, or ranks=2,4,8 (one per client); may be given several times."""
     rounds: int = 20
     """Rounds of exchange."""
     local_steps: int = 5

@@ -4,7 +4,7 @@ import hashlib
 import inspect
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +25,7 @@ from medvfm_jax.data.partition import (
 from medvfm_jax.data.sites import with_sites
 from medvfm_jax.federated import algorithm_catalog, systems
 from medvfm_jax.federated.algorithm_catalog import BASELINES, Entry, read_options
+from medvfm_jax.federated.base_increments import adapter_with_increments, without_increments
 from medvfm_jax.federated.codecs import CODECS, guarantee, make_codec
 from medvfm_jax.federated.cohort import EVERYBODY, ClientData, cohort
 from medvfm_jax.federated.errors import BadFederation
@@ -32,6 +33,7 @@ from medvfm_jax.federated.federate_config import FederateConfig
 from medvfm_jax.federated.feedback import diana, diana_rate, ef21, error_feedback
 from medvfm_jax.federated.noise_prediction import NoisePrediction, predict_noise
 from medvfm_jax.federated.privacy_plan import PrivacyPlan, plan
+from medvfm_jax.federated.public_images import public_batches
 from medvfm_jax.federated.records import Codec
 from medvfm_jax.federated.secure_reduction import SecureSum, distributed_noise, fixed_point
 from medvfm_jax.train.assemble import Base, adapter_config, for_prompt, load_base, with_adapter
@@ -39,7 +41,7 @@ from medvfm_jax.train.config import to_json
 from medvfm_jax.train.data_check import about, check_split, recorded_objects
 from medvfm_jax.train.progress import ProgressDisplay
 from medvfm_jax.train.training_data import SplitData, data_digest
-from medvfm_jax.types import Delta
+from medvfm_jax.types import Batch, Delta
 
 
 class FederatedRun(NamedTuple):
@@ -48,7 +50,7 @@ class FederatedRun(NamedTuple):
     record: config.json.  source: its sites are the clients, its split is that of the whole run.  clients: who trains.
     sites: whose models are validated, the same but for centralised training.  delta: at the start.  steps: local
     steps of a round.  rate: learning rate of the first round.  noise: what to expect of the noise, if there is any.
-    secure: secure aggregation, None without.
+    secure: secure aggregation, None without.  public: unlabelled batches at the server, or none.
     """
 
     config: FederateConfig
@@ -71,6 +73,7 @@ class FederatedRun(NamedTuple):
     rate: float
     noise: NoisePrediction | None
     secure: SecureSum | None
+    public: list[Batch]
 
     @property
     def tells_all(self) -> bool:
@@ -107,13 +110,18 @@ def resolve(config: FederateConfig, display: ProgressDisplay | None = None) -> F
     prompt = config.local().resolved_prompt(base.model.spec.task)
     checked = about(checked, prompt)
     base = for_prompt(base, prompt, source.dataset.classes)
-    adapter = _adapter(config, base)
+    adapter, key = _adapter(config, base), jax.random.fold_in(jax.random.key(config.seed), 1)
+    if entry.on_base:
+        shapes = jax.eval_shape(with_adapter(base, adapter).init, key, base.params)
+        adapter = adapter_with_increments(adapter, shapes)
     adapted = with_adapter(base, adapter)
-    delta = adapted.init(jax.random.fold_in(jax.random.key(config.seed), 1), base.params)
+    delta = adapted.init(key, base.params)
     trained = [site for site in partition.clients if site != config.leave_out]
     if entry.needs_clients:
         options |= {"clients": len(trained)}
+    options = algorithm_catalog.with_ranks(options, delta, trained)
     entry = algorithm_catalog.fitted(name, entry, options, delta)
+    public = _public(config, entry, options, base, source.dataset)
     sites = cohort(source, base.model.spec, prompt, config, trained)
     clients = cohort(source, base.model.spec, prompt, config, [EVERYBODY]) if name == "centralised" else sites
     training = sorted({example.case for client in clients for example in client.data.train})
@@ -154,12 +162,15 @@ def resolve(config: FederateConfig, display: ProgressDisplay | None = None) -> F
             "noise": None if noise is None else noise.record(),
         }
     }
+    if public:
+        images = hashlib.sha256(b"".join(batch.image.tobytes() for batch in public))
+        record["resolved"]["public_images_sha256"] = images.hexdigest()
     steps = config.local_steps * (len(sites) if name == "centralised" else 1)
     codec = _with_memory(config, make_codec(config.codec, **codec_options), delta, codec_options)
-    size = count(delta, base.params)
+    size = count(without_increments(delta), base.params)
     return FederatedRun(
         config, record, base, adapted, source, checked, clients, sites, delta, size, name, entry, options, codec,
-        _down(config, down_options), privacy, steps, rate, noise, _secure(config, name, clients, privacy),
+        _down(config, down_options), privacy, steps, rate, noise, _secure(config, name, clients, privacy), public,
     )  # fmt: skip
 
 
@@ -252,8 +263,7 @@ def _algorithm(config: FederateConfig) -> tuple[str, Entry, dict[str, Any]]:
         known = ", ".join((*presets.names(), *systems.names()))
         raise BadFederation(f"There is no preset or system '{config.preset}'; choose from {known}.")
     if config.algorithm == "auto" and config.preset in systems.names():
-        make = systems.get(config.preset).algorithm
-        name, entry = _entry_of(config.preset, make)
+        name, entry = _entry_of(config.preset, systems.get(config.preset))
     else:
         name = "fedavg" if config.algorithm == "auto" else config.algorithm
         entry = algorithm_catalog.get(name)
@@ -270,14 +280,38 @@ def _algorithm(config: FederateConfig) -> tuple[str, Entry, dict[str, Any]]:
     return name, entry, read_options(config.algorithm_set, entry.options, f"algorithm {name}")
 
 
-def _entry_of(name: str, make: Callable[..., Any]) -> tuple[str, Entry]:
+def _entry_of(name: str, system: systems.System) -> tuple[str, Entry]:
     """An algorithm of the catalogue under its own name, or a system's own under the system's."""
+    make = system.algorithm
     for known, entry in algorithm_catalog.ENTRIES.items():
         if entry.make is make:
             return known, entry
     parameters = list(inspect.signature(make).parameters.values())
-    options = {p.name: p.default for p in parameters if p.default is not p.empty}
-    return name, Entry(make, options, own="part", needs_clients=any(p.name == "clients" for p in parameters))
+    options = {p.name: p.default for p in parameters if p.default is not p.empty and p.name != "params"}
+    needs_clients = any(p.name == "clients" for p in parameters)
+    takes = "params" if any(p.name == "params" for p in parameters) else ""
+    mixing = system.instance_mixing
+    return name, Entry(
+        make, options, own="part", needs_clients=needs_clients, takes=takes, instance_mixing=mixing
+    )
+
+
+def _public(
+    config: FederateConfig, entry: Entry, options: Mapping[str, Any], base: Base, dataset: Dataset
+) -> list[Batch]:
+    if entry.takes != "logits":
+        if config.public_data is not None:
+            raise BadFederation("Only feddf learns from public images; leave --public-data out.")
+        return []
+    if config.public_data is None:
+        raise BadFederation(
+            "feddf distils at the server on unlabelled images; give a folder with some as --public-data."
+        )
+    steps = options["server_steps"]
+    if steps < 1:
+        raise BadFederation(f"feddf: server_steps must be at least 1, not {steps}.")
+    spec, channels = base.model.spec, dataset.channel_names
+    return public_batches(config.public_data, spec, channels, steps, config.batch_size, config.seed)
 
 
 def _codec_defaults(name: str) -> Mapping[str, Any]:

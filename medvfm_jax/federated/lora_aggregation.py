@@ -50,12 +50,17 @@ def factors_of(delta: Tree) -> dict[str, Factors]:
 
 def replace_factors(delta: Tree, pairs: dict[str, Factors]) -> Tree:
     """Put pairs, named as by ``factors_of``, back into a delta."""
-    leaves = {}
+    leaves: dict[str, Array] = {}
     for pair, factors in pairs.items():
-        head, _, last = pair.rpartition("/")
-        for kind, leaf in zip("ab", factors, strict=True):
-            leaves["/".join(filter(None, [head, kind + last.removeprefix("ab")]))] = leaf
+        leaves |= leaves_of_pair(pair, factors)
     return jax.tree.map_with_path(lambda path, leaf: leaves.get(leaf_name(path), leaf), delta)
+
+
+def leaves_of_pair(pair: str, factors: Factors) -> dict[str, Array]:
+    """Pair "site/ab_q" -> its leaves {"site/a_q": a, "site/b_q": b}."""
+    head, _, last = pair.rpartition("/")
+    names = ("/".join(filter(None, [head, kind + last.removeprefix("ab")])) for kind in "ab")
+    return dict(zip(names, factors, strict=True))
 
 
 def names_of_a(delta: Tree) -> frozenset[str]:

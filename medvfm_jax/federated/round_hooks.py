@@ -7,11 +7,12 @@ import numpy as np
 
 from medvfm_jax.federated.algorithm_catalog import Models, model_of
 from medvfm_jax.federated.federated_run import FederatedRun
+from medvfm_jax.federated.systems.feddpa import HALF, mix
 from medvfm_jax.train.hooks import Recorder, Validation, to_file
 from medvfm_jax.train.loop import StepEnd
 from medvfm_jax.train.step import LossFn
 from medvfm_jax.train.validation import Overlap, make_validation
-from medvfm_jax.types import Batch
+from medvfm_jax.types import Batch, Delta
 
 Score = Callable[[Models], dict[str, float]]
 _CLOCK = ("seconds", "time")
@@ -46,7 +47,7 @@ def site_validation(
         return None
 
     def score(models: Models) -> dict[str, float]:
-        found = {name: of_site(model_of(models, run.index_of(name))) for name, of_site in scores.items()}
+        found = {name: of_site(_validated(run, models, name)) for name, of_site in scores.items()}
         dice = {f"dice/{name}": value["dice"] for name, value in found.items()}
         known = [value for value in dice.values() if np.isfinite(value)]
         losses = [value["loss"] for value in found.values() if np.isfinite(value["loss"])]
@@ -55,6 +56,12 @@ def site_validation(
         return {"dice": float(np.mean(known)), "loss": float(np.mean(losses)), "worst": min(known)} | dice
 
     return score
+
+
+def _validated(run: FederatedRun, models: Models, site: str) -> Delta:
+    """The model of a site; where images are mixed one by one, the half-half mix of which its local part learns."""
+    delta = model_of(models, run.index_of(site))
+    return mix(delta, HALF) if run.entry.instance_mixing else delta
 
 
 class RoundLog:

@@ -1,5 +1,6 @@
 """One round of a run as one compiled program: training state and data of the round -> the next state and numbers."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import optax
 from jax import Array
 
+from medvfm_jax.adapters import touches_encoder
 from medvfm_jax.federated.algorithm_catalog import Models, models_of, with_gradient
 from medvfm_jax.federated.cohort import RoundData
 from medvfm_jax.federated.cohort_placement import CohortPlacement
@@ -19,12 +21,13 @@ from medvfm_jax.federated.federated_run import FederatedRun
 from medvfm_jax.federated.kept_optimizer import kept, without_optimizer
 from medvfm_jax.federated.privacy.patient_level import patient_value_and_grad
 from medvfm_jax.federated.records import Algorithm, Client, Federation, Metrics, Server, Tree
+from medvfm_jax.federated.representations import make_features, make_logits
 from medvfm_jax.federated.rounds import make_round
 from medvfm_jax.federated.tree_math import all_finite
 from medvfm_jax.train.optimizer import make_optimizer
 from medvfm_jax.train.state import TrainState
 from medvfm_jax.train.step import LossFn
-from medvfm_jax.types import Params
+from medvfm_jax.types import Batch, Params
 
 PER_CLIENT = ("loss", "joined")  # numbers of a round that are named "loss/NAME", beside "excluded/NAME"
 
@@ -40,11 +43,22 @@ class RoundStep:
     Raises BadFederation for an algorithm, codecs, privacy and a placement that do not fit together.
     """
 
-    def __init__(self, run: FederatedRun, loss: LossFn, placement: CohortPlacement | None = None):
-        self._run, self._loss, self._placement = run, loss, placement or CohortPlacement()
+    def __init__(
+        self,
+        run: FederatedRun,
+        loss: LossFn,
+        placement: CohortPlacement | None = None,
+        prepare: Callable[[Batch], Batch] | None = None,
+        cached: bool = False,
+    ):
+        """loss, prepare (of every batch) and cached: whether batches hold embeddings instead of images."""
+        self._run, self._loss, self._cached = run, loss, cached
+        self._placement = placement or CohortPlacement()
         self._placement.check(run.config, len(run.clients))
+        public = [prepare(batch) if prepare else batch for batch in run.public]
+        self._public = jax.tree.map(lambda *leaves: np.stack(leaves), *public) if public else None
         self._federation(run.base.params)  # refuses
-        algorithm = self._algorithm(run.base.params)
+        algorithm = self._algorithm(run.base.params, None)
         self._stacks_to_measure = algorithm.reduction == "mean" and algorithm.measure is not None
         self._params = None
         self._round = jax.jit(
@@ -82,7 +96,7 @@ class RoundStep:
         cohort = clients if everybody else where.put_rows(_rows_of(where.put_home(clients), rows))
         server, cohort, (step, numbers) = self._round(
             self._measured(state),
-            self._params,
+            (self._params, where.put_shared(self._public)),
             where.put_shared(server),
             cohort,
             *where.put_shared((state.step, state.key)),
@@ -95,13 +109,14 @@ class RoundStep:
     def lower(self, state: TrainState, data: RoundData) -> jax.stages.Lowered:
         """The program of a round of this size, to ask for its memory."""
         server, clients = state.opt_state
-        arguments = self._run.base.params, server, _rows_of(clients, data.rows), state.step, state.key, data
+        fixed = self._run.base.params, self._public
+        arguments = fixed, server, _rows_of(clients, data.rows), state.step, state.key, data
         return self._round.lower(self._measured(state), *arguments)
 
     def _compute(
         self,
         measured: bool,
-        params: Params,
+        fixed: tuple[Params, Tree],
         server: Server,
         cohort: Client,
         step: Array,
@@ -110,7 +125,7 @@ class RoundStep:
     ) -> tuple[Server, Client, tuple[Array, dict[str, Array]]]:
         steps = jnp.full(data.participation.shape, self._run.steps)
         with self._known_mesh():
-            server, cohort, metrics = self._federation(params).round(
+            server, cohort, metrics = self._federation(*fixed).round(
                 server, cohort, data.shard, data.participation, steps, key, data.dropped, measured
             )
         moved = self._models(server, cohort, jax.tree.map(lambda x: None, self._run.delta))
@@ -168,7 +183,7 @@ class RoundStep:
         """Values (k,) of the rows of a round -> (n,), zero for who is absent."""
         return jnp.zeros(len(self._run.clients), values.dtype).at[rows].set(values, mode="drop")
 
-    def _federation(self, params: Params, mesh: bool = True) -> Federation:
+    def _federation(self, params: Params, public: Tree = None, mesh: bool = True) -> Federation:
         config, privacy = self._run.config, self._run.privacy
         mesh, backend, chunk = self._placement.mesh if mesh else None, config.backend, config.chunk
         if backend == "auto":
@@ -178,7 +193,7 @@ class RoundStep:
         at_server = config.client_privacy and not config.distributed_noise
         central = privacy.privacy if at_server else None
         return make_round(
-            self._algorithm(params),
+            self._algorithm(params, public),
             self._run.codec,
             central,
             backend,
@@ -189,8 +204,16 @@ class RoundStep:
             self._run.secure,
         )
 
-    def _algorithm(self, params: Params) -> Algorithm:
+    def _algorithm(self, params: Params, public: Tree) -> Algorithm:
         run, entry, make = self._run, self._run.entry, self._run.entry.make
+        if entry.takes == "features":
+            features = make_features(run.adapted, touches_encoder(run.delta), self._cached)
+            make = partial(make, features=partial(features, params))
+        elif entry.takes == "logits":
+            logits = partial(make_logits(run.adapted, self._cached), params)
+            make = partial(make, logits=logits, public_batches=public)
+        elif entry.takes == "params":
+            make = partial(make, params=params)
         if entry.plain_sgd:
             if run.config.keep_optimizer:
                 kept(optax.sgd(run.rate), run.algorithm)  # refuses

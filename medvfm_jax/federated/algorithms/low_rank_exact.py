@@ -1,11 +1,13 @@
 """Federated LoRA whose server looks at every pair: FLoRA, FlexLoRA, FedEx-LoRA, LoRA-FAIR.
 
 FLoRA and FedEx-LoRA change the frozen base as well: their loss is ``loss(delta, base, batch, key)`` with ``base`` a
-dict {site: dense increment (..., in, out)} of what ``a @ b`` of that site is added to, kept in ``Server.state``.
+dict {site: dense increment (..., in, out)} of what ``a @ b`` of that site is added to, kept in ``Server.state`` as
+``BaseChange``; ``base_increments`` makes such a loss from any loss on whole deltas.
 None of them goes with privacy, whose noise is on a sum.
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +30,13 @@ from medvfm_jax.federated.lora_aggregation import (
 )
 from medvfm_jax.federated.records import Algorithm, Cohort, Report, Server, Shard, Tree
 
+
+class BaseChange(NamedTuple):
+    """What was added to the frozen base: {site as in ``factors_of``: dense increment (..., in, out)}."""
+
+    dense: dict[str, Array]
+
+
 LossOnBase = Callable[[Tree, dict[str, Array], Tree, Array], Array]  # (delta, base, batch, key) -> ()
 
 
@@ -44,14 +53,14 @@ def flora(
     """
 
     def aggregate(server: Server, uploads: Tree, cohort: Cohort) -> Server:
-        pairs, base = factors_of(uploads), server.state
+        pairs, base = factors_of(uploads), server.state.dense
         base = {site: base[site] + product(stack(f, cohort.weights)) for site, f in pairs.items()}
         averaged = _mean(uploads, cohort.weights)
         fresh = {
             site: _fresh(jax.random.fold_in(cohort.key, i), f)
             for i, (site, f) in enumerate(factors_of(averaged).items())
         }
-        return server._replace(delta=replace_factors(averaged, fresh), state=base)
+        return server._replace(delta=replace_factors(averaged, fresh), state=BaseChange(base))
 
     return _stacking(
         loss, optimizer, aggregate, _zero_base, ranks, download=lambda s: _with_stack(s, clients)
@@ -65,9 +74,9 @@ def fedex_lora(loss: LossOnBase, optimizer: optax.GradientTransformation, client
     """
 
     def aggregate(server: Server, uploads: Tree, cohort: Cohort) -> Server:
-        pairs, base = factors_of(uploads), server.state
+        pairs, base = factors_of(uploads), server.state.dense
         base = {site: base[site] + product(residual(f, cohort.weights)) for site, f in pairs.items()}
-        return server._replace(delta=_mean(uploads, cohort.weights), state=base)
+        return server._replace(delta=_mean(uploads, cohort.weights), state=BaseChange(base))
 
     return _stacking(loss, optimizer, aggregate, _zero_base, download=lambda s: _with_stack(s, clients))
 
@@ -86,7 +95,7 @@ def flexlora(
         }
         return server._replace(delta=replace_factors(_mean(uploads, cohort.weights), best))
 
-    return _stacking(_without_base(loss), optimizer, aggregate, lambda delta: (), ranks)
+    return _stacking(_without_base(loss), optimizer, aggregate, lambda delta: BaseChange({}), ranks)
 
 
 def lora_fair(loss: Loss, optimizer: optax.GradientTransformation, ridge: float = 0.01) -> Algorithm:
@@ -99,7 +108,7 @@ def lora_fair(loss: Loss, optimizer: optax.GradientTransformation, ridge: float 
             fixed[site] = Factors(centre.a, centre.b + fair_correction(f, cohort.weights, ridge))
         return server._replace(delta=replace_factors(_mean(uploads, cohort.weights), fixed))
 
-    return _stacking(_without_base(loss), optimizer, aggregate, lambda delta: ())
+    return _stacking(_without_base(loss), optimizer, aggregate, lambda delta: BaseChange({}))
 
 
 def _stacking(
@@ -116,7 +125,7 @@ def _stacking(
         server: Server, own: RankState, shard: Shard, step_mask: Array, key: Array
     ) -> tuple[RankState, Report]:
         def local_loss(delta: Tree, batch: Tree, key: Array) -> Array:
-            return loss(delta, server.state, batch, key)
+            return loss(delta, server.state.dense, batch, key)
 
         start = restrict(server.delta, own.rank)
         delta, value = local_steps(jax.value_and_grad(local_loss), optimizer, start, shard, step_mask, key)
@@ -137,10 +146,9 @@ def _without_base(loss: Loss) -> LossOnBase:
     return lambda delta, base, batch, key: loss(delta, batch, key)
 
 
-def _zero_base(delta: Tree) -> dict[str, Array]:
-    return {
-        site: jnp.zeros((*f.a.shape[:-1], f.b.shape[-1]), f.a.dtype) for site, f in factors_of(delta).items()
-    }
+def _zero_base(delta: Tree) -> BaseChange:
+    pairs = factors_of(delta).items()
+    return BaseChange({site: jnp.zeros((*f.a.shape[:-1], f.b.shape[-1]), f.a.dtype) for site, f in pairs})
 
 
 def _mean(uploads: Tree, weights: Array) -> Tree:

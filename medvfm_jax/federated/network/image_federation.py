@@ -179,6 +179,11 @@ def _algorithm(settings: ImageFederation, loss: LossFn, base: Base) -> Algorithm
         return loss(base.params, delta, batch, key)[0]
 
     entry = algorithm_catalog.get(settings.algorithm)
+    if entry.on_base or entry.takes or entry.needs_clients:
+        raise BadFederation(
+            f"{settings.algorithm} changes the base weights or needs more than a loss, which a federation over a "
+            "network does not offer; simulate it with medvfm federate."
+        )
     optimizer = make_optimizer(settings.learning_rate)
     optimizer = kept(optimizer, settings.algorithm) if settings.keep_optimizer else optimizer
     trained_by = settings.learning_rate if entry.plain_sgd else optimizer

@@ -1,7 +1,7 @@
 """Published federated systems of foundation models, as presets over the same rounds.
 
-``get(name)`` gives one as an adapter and an algorithm.  FedPFT changes the model itself and FeSViBS its loss: they are
-functions, in ``fedpft`` and ``fesvibs``.
+``get(name)`` gives one as an adapter and an algorithm.  FeSViBS classifies with a divided model: it is a function, in
+``fesvibs``, as is FedPFT's distillation, in ``fedpft``.
 """
 
 from medvfm_jax.federated.systems import fedpft, fesvibs

@@ -18,6 +18,7 @@ from medvfm_jax.federated.records import Algorithm
 from medvfm_jax.federated.systems.f3ocus import f3ocus
 from medvfm_jax.federated.systems.feddpa import feddpa_adapter, feddpa_f, feddpa_t
 from medvfm_jax.federated.systems.fedms import fedms, fedms_adapter
+from medvfm_jax.federated.systems.fedpft_rounds import fedpft, fedpft_adapter
 from medvfm_jax.federated.systems.fedpia import fedpia
 from medvfm_jax.federated.systems.flap_sam import flap_sam_adapter
 from medvfm_jax.federated.systems.pfedpg import pfedpg
@@ -30,7 +31,8 @@ class System(NamedTuple):
 
     description: one line, with its source.
     adapter(spec) -> JSON-able configuration from which ``adapters.from_config`` builds the adapter.
-    algorithm(loss, optimizer, **options) -> Algorithm for ``make_round``; every option has a default.
+    algorithm(loss, optimizer, **options) -> Algorithm for ``make_round``; every option has a default.  One that is
+        called ``params`` takes the frozen weights.
     interpretation: what is a reading of ours where the paper, or what we know of it, does not say; "" if nothing.
     """
 
@@ -38,6 +40,8 @@ class System(NamedTuple):
     adapter: Callable[[ModelSpec], dict[str, Any]]
     algorithm: Callable[..., Algorithm]
     interpretation: str
+    instance_mixing: bool = False
+    """Whether every image is predicted with a mixture of its own of the global and the local model (``feddpa``)."""
 
 
 def _preset(name: str) -> Callable[[ModelSpec], dict[str, Any]]:
@@ -46,7 +50,8 @@ def _preset(name: str) -> Callable[[ModelSpec], dict[str, Any]]:
 
 _FEDDPA = (
     "Published on text models; the local adapter is the global one plus a second low-rank adapter; rank 8 on queries "
-    "and values of the image encoder; cosine similarities are cut off at 0 and 1."
+    "and values of the image encoder; an image is compared with five training images by the mean of its embedding, "
+    "and cosine similarities are cut off at 0; rounds are validated under the half-half mix of training."
 )
 
 SYSTEMS: Mapping[str, System] = {
@@ -65,11 +70,11 @@ SYSTEMS: Mapping[str, System] = {
         "As fedsam; the prompt encoder stays frozen, which the release sends along.",
     ),
     "flap_sam": System(
-        "LoRA in the attention of encoder and decoder; of the rest only the decoder's upscaling and hypernetworks are "
-        "tuned; all averaged (FLAP-SAM, Asokan et al. 2024)",
+        "LoRA in the attention of encoder and decoder; of the rest only the decoder's upscaling, hypernetworks and "
+        "mask tokens are tuned; all averaged (FLAP-SAM, Asokan et al. 2024)",
         flap_sam_adapter,
         fedavg,
-        "LoRA is on queries and values, unscaled. We do not know the rank; 32 comes nearest to the published traffic, "
+        "One LoRA of rank 32 on queries and values, unscaled, the release's default rank; the published traffic is "
         "66.1 times (LoRA alone) and 48.9 times (all) less than full tuning: here 68.5 and 46.8 on SAM ViT-B.",
     ),
     "feddpa_f": System(
@@ -78,6 +83,7 @@ SYSTEMS: Mapping[str, System] = {
         feddpa_adapter,
         feddpa_f,
         _FEDDPA,
+        instance_mixing=True,
     ),
     "feddpa_t": System(
         "a global LoRA, averaged, and a local one per client trained in every round, mixed for every instance "
@@ -85,6 +91,7 @@ SYSTEMS: Mapping[str, System] = {
         feddpa_adapter,
         feddpa_t,
         _FEDDPA,
+        instance_mixing=True,
     ),
     "promptfl": System(
         "only prompt tokens trained and averaged (after PromptFL, Guo et al. 2023)",
@@ -100,6 +107,14 @@ SYSTEMS: Mapping[str, System] = {
         pfedpg,
         "One cross-attention with one head, zero values at the start; SAM's token embeddings stand for prompts and its "
         "last linear layers for the head.",
+    ),
+    "fedpft": System(
+        "clients tune a proxy with the strongest half of the encoder's feed-forward neurons, which are chosen anew "
+        "between rounds (FedPFT, Peng et al. 2024)",
+        fedpft_adapter,
+        fedpft,
+        "All parameters of the proxy are tuned; of the alignments only the choice of neurons is part of a run, "
+        "distillation on public images is not.",
     ),
     "fedpia": System(
         "bottleneck adapters, permuted by optimal transport before they are averaged and before a client blends them "

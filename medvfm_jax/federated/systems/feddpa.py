@@ -2,8 +2,12 @@
 
 Source: Yang et al. 2024, "Dual-Personalizing Adapter for Federated Foundation Models" (published on text models):
 W x + (1 - w) global(x) + w local(x), w by the likeness of an instance to the client's training data.
+As in its code (Lydia-yang/FedDPA): the local adapter trains under w = 1/2 with the global one as received, before the
+global one trains alone (main.py, fed_utils/client.py); at inference w is half the mean cosine similarity to five
+training instances, by the features of the local model (GlobalModel_generated.py).
 Interpretation: local(x) = global(x) + own(x) with a second low-rank adapter "own", so that local training starts from
-the global adapter and a site computes W x + global(x) + w own(x).  The delta is ``{"global_lora": ..., "local_lora":
+the global adapter and a site computes W x + global(x) + w own(x); the features of an image are the mean of its
+embedding.  The delta is ``{"global_lora": ..., "local_lora":
 ..., further shared parts}`` with "own" under "local_lora"; as it is, it is the local model.
 """
 
@@ -21,13 +25,15 @@ from medvfm_jax.federated.local_training import Loss, local_steps
 from medvfm_jax.federated.lora_aggregation import Factors, factors_of, replace_factors
 from medvfm_jax.federated.personal_parts import join_personal, split_personal
 from medvfm_jax.federated.records import Algorithm, Cohort, Report, Server, Shard, Tree
-from medvfm_jax.federated.tree_math import add, select, zeros_like
+from medvfm_jax.federated.tree_math import select, zeros_like
 from medvfm_jax.mesh_axes import vary_like
 from medvfm_jax.types import ModelSpec
 
 GLOBAL, LOCAL = "global_lora", "local_lora"
 OWN = rf"{LOCAL}/.*"
 RANK = 8
+HALF = 0.5  # w in training, and the largest w at inference
+INSTANCES = 5  # training images of a client that an image is compared with
 
 
 def feddpa_adapter(spec: ModelSpec, rank: int = RANK) -> dict[str, Any]:
@@ -69,9 +75,9 @@ def feddpa_f(loss: Loss, optimizer: optax.GradientTransformation, global_rounds:
 
 
 def feddpa_t(loss: Loss, optimizer: optax.GradientTransformation) -> Algorithm:
-    """In every round train the global adapter alone, to be averaged, and the local one on top of the client's result.
+    """In every round train the local adapter beside the global one as received, then the global one to be averaged.
 
-    Both phases use all batches of the round, so a local step costs two backward passes.
+    The first round has no local phase.  Both use all batches of the round: a local step costs two backward passes.
     """
     base = _federated(loss, optimizer)
 
@@ -80,8 +86,8 @@ def feddpa_t(loss: Loss, optimizer: optax.GradientTransformation) -> Algorithm:
     ) -> tuple[Tree, Report]:
         global_key, local_key = jax.random.split(key)
         _, report = base.client_update(server, _nothing(own), shard, step_mask, global_key)
-        trained = add(server.delta, report.upload)
-        own, _ = _local(loss, optimizer, trained, own, shard, step_mask, local_key)
+        later = step_mask & (server.round > 0)
+        own, _ = _local(loss, optimizer, server.delta, own, shard, later, local_key)
         return own, report
 
     return base._replace(client_update=client_update)
@@ -99,11 +105,11 @@ def mix(delta: Tree, weight: Array | float) -> Tree:
     return {**delta, LOCAL: replace_factors(delta[LOCAL], pairs)}
 
 
-def instance_weight(features: Array, local_features: Array, scale: float = 1.0) -> Array:
+def instance_weight(features: Array, local_features: Array, scale: float = HALF) -> Array:
     """Features (d,) of an instance, (S, d) of the client's training images -> w () in [0, 1].
 
     ``scale`` times the mean cosine similarity, cut off at 0 and 1 (the cut is an interpretation): an instance unlike
-    what the client trained on gets the global adapter.  The features are those of the frozen model.
+    what the client trained on gets the global adapter.
     """
     unit, local_unit = (
         x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12) for x in (features, local_features)
@@ -143,10 +149,10 @@ def _local(
     step_mask: Array,
     key: Array,
 ) -> tuple[Tree, Array]:
-    """Train what is own, with everything shared frozen -> (own, mean loss)."""
+    """Train what is own in the half-half mix, with everything shared frozen -> (own, mean loss)."""
 
     def local_loss(own: Tree, batch: Tree, key: Array) -> Array:
-        return loss(join_personal(shared, own), batch, key)
+        return loss(mix(join_personal(shared, own), HALF), batch, key)
 
     return local_steps(jax.value_and_grad(local_loss), optimizer, own, shard, step_mask, key)
 

@@ -7,14 +7,15 @@ from medvfm_jax.types import ModelSpec
 
 RANK = 32
 DECODER_ATTENTION = r"mask_decoder/transformer/.*attn.*/(q|v)_proj"
-LAST_LAYERS = r"mask_decoder/(output_upscaling_\d+|output_hypernetworks_mlps_\d+)/.*"
+LAST_LAYERS = r"mask_decoder/(output_upscaling_\d+|output_hypernetworks_mlps_\d+|mask_tokens)/.*"
 
 
 def flap_sam_adapter(spec: ModelSpec, rank: int = RANK) -> dict[str, Any]:
-    """Configuration: LoRA on q and v of encoder and mask decoder; upscaling and hypernetworks tuned in full.
+    """Configuration: LoRA on q and v of encoder and decoder; upscaling, hypernetworks and mask tokens tuned in full.
 
     Models without a mask decoder get the encoder's part.  Source: Asokan et al. 2024, "A federated learning-friendly
-    approach for parameter-efficient fine-tuning of SAM in 3D segmentation", figure 1.
+    approach for parameter-efficient fine-tuning of SAM in 3D segmentation", figure 1; the default rank and the names
+    of what trains are those of its release (BioMedIA-MBZUAI/FLAP-SAM, train.py).
     """
     encoder = presets.config("lora", spec, {"lora.rank": rank})["parts"]["lora"]
     parts: dict[str, Any] = {"encoder_lora": encoder}

@@ -108,7 +108,7 @@ def test_fedsa_shares_a_and_keeps_b(local: Factors) -> None:
 
 def test_flora_puts_the_exact_mean_product_into_the_base_and_starts_afresh(local: Factors) -> None:
     server, _, metrics = one_round(alg.flora(loss_on_base, SGD, N))
-    np.testing.assert_allclose(server.state["fc/ab"], mean_product(local), atol=1e-14)
+    np.testing.assert_allclose(server.state.dense["fc/ab"], mean_product(local), atol=1e-14)
     np.testing.assert_array_equal(server.delta["fc"]["b"], 0)
     assert 0 < np.abs(server.delta["fc"]["a"]).max() <= WIDE**-0.5
     assert np.abs(server.delta["fc"]["a"] - START_A).min() > 0
@@ -124,12 +124,14 @@ def test_flora_with_different_ranks_uses_only_what_each_client_has(local: Factor
         error = a @ b - TARGETS[0]
         a, b = a - 0.1 * error @ b.T, b - 0.1 * a.T @ error
     want = mean_product(local) + SHARE[0] * (a @ b - local.a[0] @ local.b[0])
-    np.testing.assert_allclose(server.state["fc/ab"], want, atol=1e-14)
+    np.testing.assert_allclose(server.state.dense["fc/ab"], want, atol=1e-14)
 
 
 def test_fedex_adds_to_the_base_what_the_mean_misses(local: Factors) -> None:
     server, _, _ = one_round(alg.fedex_lora(loss_on_base, SGD, N))
-    np.testing.assert_allclose(server.state["fc/ab"] + product(server.delta), mean_product(local), atol=1e-14)
+    np.testing.assert_allclose(
+        server.state.dense["fc/ab"] + product(server.delta), mean_product(local), atol=1e-14
+    )
     np.testing.assert_allclose(server.delta["fc"]["a"], np.tensordot(SHARE, local.a, 1), rtol=1e-12)
 
 
@@ -138,7 +140,7 @@ def test_the_base_is_seen_by_the_next_round() -> None:
     server, _, _ = one_round(
         alg.flora(loss_on_base, optax.sgd(0.5), N), 500, delta=start(0.0), steps=jnp.ones(N, int)
     )
-    np.testing.assert_allclose(server.state["fc/ab"], np.tensordot(SHARE, TARGETS, 1), atol=1e-10)
+    np.testing.assert_allclose(server.state.dense["fc/ab"], np.tensordot(SHARE, TARGETS, 1), atol=1e-10)
 
 
 def test_flexlora_is_the_truncated_svd_of_the_mean_product(local: Factors) -> None:

@@ -49,7 +49,8 @@ def test_loop_and_vmap_agree_and_something_is_learnt(name: str) -> None:
     chex.assert_trees_all_close(by_loop, by_vmap, rtol=1e-9, atol=1e-11)
     assert losses[1] < losses[0]
     assert int(by_vmap[2].participants) == N - 1
-    assert by_vmap[2].download_bits == (N - 1) * message_bits(by_vmap[0].delta)
+    whole = (N - 1) * message_bits(by_vmap[0].delta)
+    assert by_vmap[2].download_bits < whole if name == "fedpft" else by_vmap[2].download_bits == whole
 
 
 @pytest.mark.slow
@@ -96,6 +97,7 @@ def test_published_sizes_on_sam_vit_b() -> None:
     assert {path.split("/")[1].rstrip("0123") for path in flap["last_layers"]} == {
         "output_upscaling_",
         "output_hypernetworks_mlps_",
+        "mask_tokens",
     }
     assert count(full) / low_rank == pytest.approx(66.1, rel=0.05)
     assert count(full) / count(flap) == pytest.approx(48.9, rel=0.05)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax import Array
 
 from medvfm_jax.federated import BadFederation, Privacy
 from medvfm_jax.federated.algorithms import fedavg
@@ -18,10 +19,11 @@ from medvfm_jax.federated.systems.feddpa import (
     instance_weight,
     mix,
 )
-from tests.federated.systems.tiny import DIM, SPEC, TOKENS, case, leaf_names, rounds, tiny
+from tests.federated.systems.tiny import DIM, SPEC, STEPS, TOKENS, case, data, leaf_names, rounds, tiny
 
 pytestmark = pytest.mark.usefixtures("x64")
-SGD = optax.sgd(0.05)
+RATE = 0.05
+SGD = optax.sgd(RATE)
 
 
 def moved(delta: dict) -> dict:
@@ -57,8 +59,8 @@ def test_one_linear_site_is_mixed_convexly() -> None:
 
 def test_instances_like_the_training_images_get_the_local_adapter() -> None:
     one, two = jnp.eye(3)[0], jnp.eye(3)[1]
-    assert float(instance_weight(5 * one, jnp.stack([one, 2 * one]))) == pytest.approx(1)
-    assert float(instance_weight(one, jnp.stack([one, two]))) == pytest.approx(0.5)
+    assert float(instance_weight(5 * one, jnp.stack([one, 2 * one]))) == pytest.approx(0.5)
+    assert float(instance_weight(one, jnp.stack([one, two]), scale=1.0)) == pytest.approx(0.5)
     assert float(instance_weight(one, jnp.stack([one, two]), scale=0.5)) == pytest.approx(0.25)
     assert float(instance_weight(-one, one[None])) == 0
 
@@ -77,6 +79,28 @@ def test_the_global_adapter_is_that_of_fedavg_in_both_variants() -> None:
         assert not any(LOCAL in name for name in leaf_names(server.delta))
         assert metrics.upload_bits == want[2].upload_bits
         assert np.any(clients.state[LOCAL]["image_encoder/blocks_0/attn/qkv"]["b_q"]) == local_moves
+
+
+def test_a_local_adapter_learns_in_the_half_half_mix_with_the_global_one_as_received() -> None:
+    """In the second round of FedDPA-T and of FedDPA-F after one global round, with the same starting point."""
+    start = case(feddpa_adapter(SPEC, 2))
+    for algorithm in (feddpa_t(start.loss, SGD), feddpa_f(start.loss, SGD, global_rounds=1)):
+        first = rounds(algorithm, start.delta, 1)
+        chex.assert_trees_all_equal(
+            first[1].state[LOCAL], jax.tree.map(lambda x: np.stack([x] * 4), start.delta[LOCAL])
+        )
+        second = rounds(algorithm, start.delta, 1, state=first)
+        shard, own = data(), start.delta[LOCAL]
+        for k in range(STEPS):
+            batch = jax.tree.map(lambda x: x[1, k], shard.batches)  # noqa: B023, used at once
+
+            def loss(own: dict) -> Array:
+                mixed = mix({GLOBAL: first[0].delta[GLOBAL], LOCAL: own}, 0.5)  # noqa: B023
+                return start.loss(mixed, batch, None)  # noqa: B023
+
+            own = jax.tree.map(lambda d, g: d - RATE * g, own, jax.jit(jax.grad(loss))(own))
+        found = jax.tree.map(lambda x: x[1], second[1].state[LOCAL])
+        chex.assert_trees_all_close(found, own, rtol=1e-9, atol=1e-12)
 
 
 def test_the_second_phase_trains_local_adapters_and_sends_nothing() -> None:

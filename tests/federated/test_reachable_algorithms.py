@@ -1,0 +1,113 @@
+"""Whole runs of algorithms that need more than a loss: ranks per client, increments of the base, features, public data.
+
+Each on the smallest model, two sites and two rounds: it runs, and what it leaves can be evaluated.
+"""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from medvfm_jax.data import make_phantom_dataset
+from medvfm_jax.federated import BadFederation
+from medvfm_jax.federated.federate import PERSONAL, REFERENCES, federate
+from medvfm_jax.federated.federated_run import resolve
+from medvfm_jax.federated.lora_aggregation import factors_of, product
+from medvfm_jax.federated.systems.feddpa import INSTANCES
+from medvfm_jax.train import EvaluateConfig, evaluate, run_directory
+from medvfm_jax.train.run_directory import read_metrics
+from medvfm_jax.weights import artifacts
+from tests.federated.small_federation import build_models_once, small
+from tests.federated.test_federate import interrupted_run
+from tests.train.small_runs import programs_kept
+
+LORA = {"preset": "lora", "set": ("lora.rank=2",)}
+RANKS = ("ranks=1,2",)
+CASES: dict[str, dict] = {
+    "hetlora": {"algorithm": "hetlora", "algorithm_set": RANKS} | LORA,
+    "flexlora": {"algorithm": "flexlora", "algorithm_set": RANKS} | LORA,
+    "flora": {"algorithm": "flora", "algorithm_set": RANKS} | LORA,
+    "fedex_lora": {"algorithm": "fedex_lora"} | LORA,
+    "moon": {"algorithm": "moon"},
+    "feddf": {"algorithm": "feddf", "algorithm_set": ("server_steps=2",)},
+    "feddpa_t": {"preset": "feddpa_t"},
+    "fedpft": {"preset": "fedpft"},
+}
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory):
+    """Six pictures of 32 × 32 pixels at two sites."""
+    return make_phantom_dataset(tmp_path_factory.mktemp("cells") / "cells", "cells", 6, size=32)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def surroundings(tmp_path_factory):
+    base = tmp_path_factory.getbasetemp()
+    with pytest.MonkeyPatch.context() as patch, programs_kept(base / "compiled_federated"):
+        patch.setenv("MEDVFM_CACHE", str(base / "medvfm_cache"))
+        build_models_once(patch)
+        yield
+
+
+def settings(name, cells):
+    public = {"public_data": cells / "images"} if name == "feddf" else {}
+    plain = {"rounds": 2, "local_steps": 1, "val_fraction": 0.0, "test_fraction": 0.34}
+    return plain | CASES[name] | public
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_runs_and_what_it_leaves_can_be_evaluated(name, cells, tmp_path):
+    result = federate(small(cells, tmp_path / "run", **settings(name, cells)))
+    lines = [line for line in read_metrics(result.folder) if "upload_bytes" in line]
+    assert [(line["step"], line["participants"], line["excluded"]) for line in lines] == [
+        (1, 2, []),
+        (2, 2, []),
+    ]
+    delta, metadata = artifacts.load_delta(result.delta)
+    assert metadata["algorithm"] == name
+    scores = json.loads(result.scores.read_text())
+    if name == "feddpa_t":  # evaluate takes the shared model
+        own, _ = artifacts.load_delta(result.personal)
+        assert {client: kept[REFERENCES].shape for client, kept in own.items()} == {
+            "bright": (2, 256), "dark": (2, 256)
+        }  # fmt: skip
+        assert INSTANCES > 2
+        assert any(np.any(leaf) for leaf in jax.tree.leaves(own["dark"]["local_lora"]))
+    else:
+        again = evaluate(EvaluateConfig(run=result.folder, out=tmp_path / "scores.json"))
+        assert again["cases"] == scores["cases"]
+    if name in ("flora", "fedex_lora"):
+        pairs = factors_of(delta)
+        grown = [np.linalg.matrix_rank(product(f), tol=1e-9) for n, f in pairs.items() if "_increment/" in n]
+        assert max(grown) >= 1
+        assert name != "flora" or max(grown) > 2  # two rounds: more than the factors alone could hold
+
+
+@pytest.mark.parametrize(
+    ("wanted", "sentence"),
+    [
+        (
+            {"algorithm": "hetlora", "algorithm_set": ("ranks=1,2,2",)} | LORA,
+            "ranks has 3 values for 2 clients",
+        ),
+        ({"algorithm": "flora", "algorithm_set": ("ranks=1,3",)} | LORA, "gives client 'dark' the rank 3"),
+        ({"algorithm": "flora"}, "needs an adapter of the LoRA kind"),
+        ({"algorithm": "feddf"}, "give a folder with some as --public-data"),
+        ({"public_data": "."}, "Only feddf learns from public images"),
+    ],
+)
+def test_what_is_missing_is_named(wanted, sentence, cells, tmp_path):
+    with pytest.raises(BadFederation, match=sentence):
+        resolve(small(cells, tmp_path / "run", val_fraction=0.0, test_fraction=0.34, **wanted))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["flora", "hetlora", "moon", "feddf", "feddpa_t", "fedpft"])
+def test_an_interrupted_run_ends_with_the_same_bits(name, cells, tmp_path, monkeypatch):
+    wanted = settings(name, cells) | {"score": False}
+    whole = federate(small(cells, tmp_path / "whole", **wanted))
+    resumed = interrupted_run(small(cells, tmp_path / "resumed", **wanted), monkeypatch, 1)
+    for file in (run_directory.DELTA, *([PERSONAL] if whole.personal else [])):
+        assert (whole.folder / file).read_bytes() == (resumed.folder / file).read_bytes()
