@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from medvfm_jax.data import PromptConfig
-from medvfm_jax.data.phantoms import disc_instances
 from medvfm_jax.data.objects import object_map
+from medvfm_jax.data.phantoms import disc_instances
 from medvfm_jax.data.targets import EXACT, BadPromptConfig, promptable_target, semantic_target
 from medvfm_jax.images import box_of, centre_point, frame_of, from_model_points, to_target
 from medvfm_jax.types import (
@@ -76,7 +76,9 @@ def test_objects_are_instances_or_the_regions_of_classes():
     np.testing.assert_array_equal(object_map(label, None, np.array([1, 2]), "labels"), [[0, 1, 2], [0, 2, 1]])
     np.testing.assert_array_equal(object_map(label, None, np.array([2]), "labels"), [[0, 0, 2], [0, 2, 0]])
     instances = np.array([[9, 4, 5], [6, 5, 7]])
-    np.testing.assert_array_equal(object_map(label, instances, np.array([2]), "instances"), [[0, 0, 5], [0, 5, 0]])
+    np.testing.assert_array_equal(
+        object_map(label, instances, np.array([2]), "instances"), [[0, 0, 5], [0, 5, 0]]
+    )
 
 
 # Prompts
@@ -150,7 +152,7 @@ def test_padding_and_unlabelled_pixels_are_ignored_in_every_target():
     label, objects = discs(size=64)
     label, objects = label[:40], objects[:40]
     label = np.where(np.arange(64) >= 48, IGNORE, label)
-    objects = object_map(label, objects, np.array([1]))
+    objects = object_map(label, objects, np.array([1]), "instances")
     frame, _, target, weight = target_of(label, objects, PromptConfig("box", 4))
     assert frame.scaled == (20, 32)
     assert weight.any()
