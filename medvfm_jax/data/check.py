@@ -10,7 +10,7 @@ import numpy as np
 
 from medvfm_jax.data import check_cache
 from medvfm_jax.data.case_notes import line_of
-from medvfm_jax.data.findings import Finding, named
+from medvfm_jax.data.findings import Finding, counted, named
 from medvfm_jax.data.inspection import CaseFacts, inspect_case
 from medvfm_jax.data.names import shown
 from medvfm_jax.data.objects import MANY_PIECES, objects_of
@@ -115,10 +115,10 @@ def _of_cases(facts: Mapping[str, CaseFacts]) -> list[Finding]:
     empty = [case for case, found in facts.items() if found.pixels and not any(found.pixels[1:])]
     notes = []
     if constant:
-        message = f"{len(constant)} images have the same value everywhere: {named(constant)}"
+        message = f"the same value everywhere in {counted(len(constant), 'image')}: {named(constant)}"
         notes.append(Finding("constant image", "note", message, tuple(constant)))
     if empty:
-        message = f"{len(empty)} of {len(facts)} label maps have nothing but background: {named(empty)}"
+        message = f"nothing but background in {len(empty)} of {len(facts)} label maps: {named(empty)}"
         notes.append(Finding("empty label", "note", message, tuple(empty)))
     read: dict[str, dict[str, float]] = defaultdict(dict)
     for case, found in facts.items():
@@ -174,7 +174,9 @@ def _patients(dataset: Dataset) -> list[Finding]:
     several = sorted(patient for patient, found in sites.items() if len(found) > 1)
     if not several:
         return []
-    message = f"{len(several)} patients are at several sites and count for the first: {named(several)}"
+    message = (
+        f"at several sites, counting for the first: {counted(len(several), 'patient')}: {named(several)}"
+    )
     return [Finding("patient at several sites", "note", message, tuple(several))]
 
 
@@ -201,8 +203,8 @@ def _spacings(facts: Mapping[str, CaseFacts]) -> list[Finding]:
     middle = " × ".join(f"{value:.3g}" for value in median)
     shown_ = " × ".join(f"{value:.3g}" for value in known[far[0]])
     message = (
-        f"{len(far)} spacings are more than {_OUTLIER:g} times off the median of {middle} mm: {named(far)} "
-        f"({shown_} mm)"
+        f"spacing more than {_OUTLIER:g} times off the median of {middle} mm in {counted(len(far), 'case')}: "
+        f"{named(far)} ({shown_} mm)"
     )
     return [Finding("spacing outlier", "note", message, tuple(far))]
 
@@ -216,7 +218,9 @@ def _channels(facts: Mapping[str, CaseFacts]) -> list[Finding]:
         return []
     usual = max(counts, key=lambda count: len(counts[count]))
     others = sorted(case for count, cases in counts.items() if count != usual for case in cases)
-    words = ", ".join(f"{len(cases)} images with {count}" for count, cases in sorted(counts.items()))
+    words = ", ".join(
+        f"{counted(len(cases), 'image')} with {count}" for count, cases in sorted(counts.items())
+    )
     return [
         Finding(
             "channels", "note", f"the number of channels differs: {words} ({named(others)})", tuple(others)
@@ -230,7 +234,7 @@ def _labels(dataset: Dataset, facts: Mapping[str, CaseFacts]) -> list[Finding]:
         return []
     total = np.sum(known, axis=0)
     never = [name for name, index in dataset.labels.items() if index and total[index] == 0]
-    message = f"{len(never)} labels never occur: {named(never)}"
+    message = f"never occurring: {counted(len(never), 'label')}: {named(never)}"
     return [Finding("label never occurs", "note", message)] if never else []
 
 

@@ -45,6 +45,11 @@ class Findings:
         return iter(self._found)
 
 
+def counted(number: int, word: str) -> str:
+    """ "1 case", "3 cases"."""
+    return f"{number:,} {word}{'' if number == 1 else 's'}"
+
+
 def named(names: Sequence[object]) -> str:
     """The first names for a message: "'a', 'b', 'c' and 7 more"."""
     text = ", ".join(map(shown, names[:_NAMED]))

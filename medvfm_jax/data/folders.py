@@ -96,7 +96,7 @@ def _by_stem(folder: Path, kind: str, found: Findings, follow_links: bool) -> di
             check_inside(path, folder, follow_links)
             check_name(stem, path.parent)
         except BadDataset as error:
-            found.error("path", error, [stem])
+            found.error("name or path", error, [stem])
             continue
         if stem in files:
             error = BadDataset(

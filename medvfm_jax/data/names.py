@@ -31,10 +31,10 @@ class OutsideFolder(BadDataset):
 def check_name(name: str, where: Path | str) -> str:
     """The name, if it may become the name of a file; ``where`` it stands, for the message. Raises BadName."""
     wrong = _wrong(name)
-    if wrong is None and (name.startswith(".") or name.endswith((".", " "))):
-        wrong = "begins or ends with a dot, or ends with a space"
     if wrong is None and any(c in "/\\" for c in name):
         wrong = "contains a path separator"
+    if wrong is None and (name.startswith(".") or name.endswith((".", " "))):
+        wrong = "begins or ends with a dot, or ends with a space"
     if wrong is None and name.split(".")[0].lower() in _DEVICES:
         wrong = "is the name of a device"
     if wrong is not None:
@@ -72,6 +72,11 @@ def shown(name: object) -> str:
     return f"'{text}'" if len(text) <= _LONGEST_SHOWN else f"'{text[:_LONGEST_SHOWN]}...'"
 
 
+def path_text(path: Path) -> str:
+    """A path that comes out of a file as a message can show it."""
+    return str(path) if str(path).isprintable() and len(str(path)) <= LONGEST else shown(path)
+
+
 def check_inside(path: Path, folder: Path, follow_links: bool) -> Path:
     """The path, if it lies in the folder once all symbolic links are followed; raises OutsideFolder.
 
@@ -82,8 +87,8 @@ def check_inside(path: Path, folder: Path, follow_links: bool) -> Path:
     real, root = os.path.realpath(path), os.path.realpath(folder)
     if os.path.commonpath([real, root]) != root:
         raise OutsideFolder(
-            f"{shown(path)} leads out of {folder}; copy the file into the folder, or say with --follow-links that the "
-            "dataset may read files elsewhere."
+            f"{path_text(path)} leads out of {folder}; copy the file into the folder, or allow with --follow-links "
+            "that files elsewhere are read."
         )
     return path
 

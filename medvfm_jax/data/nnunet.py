@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from medvfm_jax.data.findings import Findings, named
-from medvfm_jax.data.names import check_inside, check_name, check_text, shown
+from medvfm_jax.data.findings import Findings, counted, named
+from medvfm_jax.data.names import check_inside, check_name, check_text, path_text, shown
 from medvfm_jax.data.records import BadDataset, Case, Dataset, whole_number
 from medvfm_jax.data.sites import NO_SITES, SiteTable
 from medvfm_jax.images.reading import NIFTI, SUFFIXES, suffix_of
@@ -71,7 +71,7 @@ class _WrongChannels(BadDataset):
 
 def _kind(error: BadDataset) -> str:
     kinds = {_MissingFile: "image without label", _WrongChannels: "channels"}
-    return kinds.get(type(error), "path")
+    return kinds.get(type(error), "name or path")
 
 
 def _check_case(
@@ -87,12 +87,7 @@ def _check_case(
         check_inside(path, folder, follow_links)
     missing = next((p for p in (*images, label) if not p.is_file()), None)
     if missing is not None:
-        raise _MissingFile(f"Case '{name}' has no file {_shown_path(missing)}.")
-
-
-def _shown_path(path: Path) -> str:
-    """A path from a table as a message can show it."""
-    return str(path) if str(path).isprintable() else shown(path)
+        raise _MissingFile(f"Case '{name}' has no file {path_text(missing)}.")
 
 
 def _ending(folder: Path, info: dict[str, Any]) -> str:
@@ -127,8 +122,8 @@ def _count(
         others = [path.name for path in unused if path.name not in (*same, *siblings)]
         if siblings and ending in NIFTI:
             error = BadDataset(
-                f"{folder / kind} has .nii beside .nii.gz: {len(siblings)} files do not end in {ending} "
-                f"({named(siblings)}) and would not be used; convert or remove them."
+                f"{folder / kind} has .nii beside .nii.gz: not in {ending}, so not used, would be "
+                f"{counted(len(siblings), 'file')} ({named(siblings)}); convert or remove them."
             )
             found.error("two formats", error, siblings)
         elif siblings:
@@ -144,7 +139,7 @@ def _count(
         if others:
             found.note(
                 "unused files",
-                f"{len(others)} files in {folder / kind} are not used: {named(others)}",
+                f"not used: {counted(len(others), 'file')} in {folder / kind}: {named(others)}",
                 others,
             )
 
@@ -263,7 +258,7 @@ def _listed(folder: Path, info: dict[str, Any], found: Findings) -> dict[str, tu
                 f"{folder / 'dataset.json'} has a 'dataset' table without images and label for each case "
                 f"(see {shown(case)})."
             )
-            found.error("path", error, [case])
+            found.error("name or path", error, [case])
             continue
         *images, label = (folder / path for path in paths)
         files[case] = (images, label)

@@ -125,9 +125,9 @@ def test_only_slices_with_an_object_can_be_prompted(tmp_path):
 
 
 def square(side, area):
-    """One object of this many pixels in a square picture."""
+    """One connected object of this many pixels in a square picture."""
     mask = np.zeros(side * side, np.uint8)
-    mask[np.arange(area) * 2] = 1
+    mask[:area] = 1
     return mask.reshape(side, side)
 
 
@@ -154,7 +154,9 @@ def test_the_largest_object_counts_not_all_together(tmp_path):
     two = np.zeros((64, 64), np.uint8)  # 12 pixels each, where 16 make one of the logits
     two[:3, :4], two[:3, 40:44] = 1, 2
     one_region = plain_folder(tmp_path / "region", {"a": two > 0})
-    assert len(examples(open_dataset(one_region), ["a"], SPEC, "promptable")) == 1
+    assert len(examples(open_dataset(one_region, objects="labels"), ["a"], SPEC, "promptable")) == 1
+    with pytest.raises(NoExamples):  # two pieces, each too small
+        examples(open_dataset(one_region), ["a"], SPEC, "promptable")
 
     classes = plain_folder(tmp_path / "classes", {"a": two})
     numbers = plain_folder(tmp_path / "instances", {"a": two > 0})

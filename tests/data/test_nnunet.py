@@ -100,12 +100,15 @@ def test_names_without_a_channel_number_are_cases_too(tmp_path):
     assert [case.id for case in open_dataset(folder).cases] == ["hippocampus_001"]
 
 
-def test_a_dataset_table_may_lead_anywhere(tmp_path):
+def test_a_dataset_table_may_lead_anywhere_if_the_user_says_so(tmp_path):
     folder = nnunet_folder(tmp_path / "d")
     elsewhere = save_volume(tmp_path / "raw" / "scan.nii.gz", np.zeros((5, 4, 3), np.int16))
     table = {"x": {"images": [str(elsewhere)], "label": "labelsTr/a.nii.gz"}}
     write_info(folder, dataset=table)
-    dataset = open_dataset(folder)
+    with pytest.raises(BadDataset) as caught:
+        open_dataset(folder)
+    assert_one_sentence(caught, elsewhere, "leads out of", "--follow-links")
+    dataset = open_dataset(folder, follow_links=True)
     assert [case.id for case in dataset.cases] == ["x"]
     assert dataset.case("x").images == (elsewhere,)
     assert read_case(dataset, "x").label.shape == (5, 4, 3)
@@ -113,7 +116,7 @@ def test_a_dataset_table_may_lead_anywhere(tmp_path):
     table["x"]["images"] = [str(tmp_path / "raw" / "gone.nii.gz")]
     write_info(folder, dataset=table)
     with pytest.raises(BadDataset) as caught:
-        open_dataset(folder)
+        open_dataset(folder, follow_links=True)
     assert_one_sentence(caught, "'x'", tmp_path / "raw" / "gone.nii.gz")
 
 

@@ -187,7 +187,7 @@ def test_padding_and_unlabelled_pixels_are_ignored_in_every_target():
     label, objects = discs(size=64)
     label, objects = label[:40], objects[:40]
     label = np.where(np.arange(64) >= 48, IGNORE, label)
-    objects = object_map(label, objects, np.array([1]))
+    objects = object_map(label, objects, np.array([1]), "instances")
     frame, _, target, weight = target_of(label, objects, PromptConfig("box", 4))
     assert frame.scaled == (20, 32)
     assert weight.any()

@@ -105,10 +105,21 @@ def test_a_bad_case_stops_the_run_before_it_starts_unless_it_may_be_skipped(fini
     assert adapt(small(folder, tmp_path / "run", skip_bad=True)).step == 6
 
 
+def test_a_bad_test_case_is_found_before_the_training(finished, spoilt, tmp_path):
+    split = resolved(finished.folder)["split"]
+    with pytest.raises(BadCase, match=f"{split['test'][0]}.*1 more problem: medvfm check"):
+        adapt(small(spoilt(split, "test"), tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_training_and_validation_never_look_at_the_test_cases(finished, spoilt, tmp_path):
     split = resolved(finished.folder)["split"]
     folder = spoilt(split, "test")
-    result = adapt(small(folder, tmp_path / "run"))
+    result = adapt(small(folder, tmp_path / "run", skip_bad=True))
+    found = resolved(result.folder)["checked"]["findings"]
+    assert [(f["kind"], f["cases"]) for f in found if f["severity"] == "error"] == [
+        ("unusable image", [name]) for name in sorted(split["test"])
+    ]
     expected, _ = artifacts.load_delta(finished.delta)
     found, _ = artifacts.load_delta(result.delta)
     jax.tree.map(np.testing.assert_array_equal, found, expected)

@@ -1,0 +1,191 @@
+import json
+import os
+
+import numpy as np
+import pytest
+
+from medvfm_jax.data import check_cache, make_phantom_dataset, open_dataset, split
+from medvfm_jax.data.check import check_dataset
+from medvfm_jax.data.findings import Findings
+from medvfm_jax.data.inspection import CaseFacts, inspect_case
+from medvfm_jax.data.splits import Split
+from tests.data.planted_problems import PLANTED, plant
+from tests.data.small_folders import nnunet_folder, plain_folder, save_picture, save_volume
+
+CHECKS = np.indices((6, 5)).sum(0) % 2
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    """What is found in the folder with one problem of each kind."""
+    folder = tmp_path_factory.mktemp("planted")
+    dataset = open_dataset(plant(folder / "d", folder / "outside.nii.gz"), found=Findings(strict=False))
+    return check_dataset(dataset, cached=False)
+
+
+@pytest.mark.parametrize(("severity", "kind", "words"), PLANTED)
+def test_each_planted_problem_is_named(planted, severity, kind, words):
+    matching = [f for f in planted.findings if f.kind == kind and all(word in f.message for word in words)]
+    assert [f.severity for f in matching] == [severity], [
+        f.message for f in planted.findings if f.kind == kind
+    ]
+    assert "\n" not in matching[0].message
+
+
+def test_nothing_else_is_said_and_errors_come_first(planted):
+    assert len(planted.findings) == len(PLANTED)
+    severities = [f.severity for f in planted.findings]
+    assert severities == sorted(severities)
+    assert set(planted.bad_cases()) == {
+        "cut",
+        "nan",
+        "hollow",
+        "fraction",
+        "shape",
+        "moved",
+        "seven",
+        "times",
+    }
+    assert json.loads(json.dumps(planted.record()))["cases"] == 15
+
+
+def test_a_good_folder_gives_no_finding_and_the_right_numbers(tmp_path):
+    dataset = open_dataset(nnunet_folder(tmp_path / "d", values=(0, 1, 1, 2)))
+    found = check_dataset(dataset, split(dataset, val=0, test=0.5))
+    assert found.findings == ()
+    facts = found.facts["b"]
+    assert (facts.grid, facts.channels, facts.type, facts.low, facts.high) == (
+        (5, 4, 3),
+        1,
+        "int16",
+        100,
+        159,
+    )
+    np.testing.assert_allclose(facts.spacing, (2, 1.5, 4), rtol=1e-6)
+    assert (facts.pixels, facts.unlabelled) == ((15, 30, 15), 0)
+    assert CaseFacts.of(json.loads(json.dumps(facts.record()))) == facts
+
+
+def test_all_problems_of_a_case_are_named(tmp_path):
+    folder = nnunet_folder(tmp_path / "d")
+    (folder / "imagesTr" / "a_0000.nii.gz").write_bytes(b"")
+    (folder / "labelsTr" / "a.nii.gz").write_bytes(b"cut")
+    facts = inspect_case(open_dataset(folder), open_dataset(folder).case("a"))
+    assert [problem.kind for problem in facts.problems] == ["unusable image", "unusable label map"]
+
+
+def test_images_without_mask_and_masks_without_image_are_counted_and_named(tmp_path):
+    folder = plain_folder(tmp_path, dict.fromkeys("abcdefg", CHECKS))
+    for name in "bcdef":
+        (folder / "masks" / f"{name}.png").unlink()
+    save_picture(folder / "images" / "a.png", np.zeros((6, 5, 3), np.uint8))
+    found = check_dataset(open_dataset(folder))
+    message = f"5 of 7 images in {folder} have no mask and are left out: 'b', 'c', 'd' and 2 more"
+    assert {f.kind: f.message for f in found.notes} == {
+        "image without label": message,
+        "constant image": "the same value everywhere in 1 image: 'a'",
+        "channels": "the number of channels differs: 1 image with 1, 1 image with 3 ('g')",
+    }
+
+
+def test_unused_files_and_two_formats_in_labels(tmp_path):
+    folder = nnunet_folder(tmp_path / "d")
+    save_picture(folder / "imagesTr" / "preview.png", CHECKS.astype(np.uint8))
+    assert [f.message for f in open_dataset(folder).findings] == [
+        f"not used: 1 file in {folder / 'imagesTr'}: 'preview.png'"
+    ]
+    save_volume(folder / "labelsTr" / "a.nii", np.zeros((5, 4, 3), np.uint8))
+    with pytest.raises(Exception, match=r"\.nii beside \.nii\.gz: .* would be 1 file \('a\.nii'\)"):
+        open_dataset(folder)
+
+
+def test_the_same_image_in_training_and_test_is_no_test(tmp_path):
+    folder = plain_folder(tmp_path, dict.fromkeys("abc", CHECKS), images={"c": CHECKS.astype(np.uint8)})
+    dataset = open_dataset(folder)
+    (note,) = check_dataset(dataset, Split(("a",), ("c",), ("b",))).notes
+    assert note.message == (
+        "the same image 2 times, in different parts of the split, so the test is no test: 'a' (train), 'b' (test)"
+    )
+    (note,) = check_dataset(dataset, Split(("a", "b"), (), ("c",))).notes
+    assert note.message == "the same image 2 times: 'a' (train), 'b' (train)"
+    kinds = [f.kind for f in check_dataset(dataset, Split(("a", "b"), (), ())).notes]
+    assert kinds == ["split", "duplicate image"]
+
+
+def test_one_box_around_many_pieces_is_warned_about(tmp_path):
+    mask = np.zeros((12, 12), np.uint8)
+    mask[::3, ::3] = 1
+    folder = plain_folder(tmp_path, {"a": mask})
+    assert check_dataset(open_dataset(folder)).findings == ()
+    (note,) = check_dataset(open_dataset(folder, objects="labels")).notes
+    assert note.message == (
+        "foreground falls into 16 pieces per picture and one box is drawn around all of them; --objects components "
+        "draws one around each"
+    )
+
+
+# What is kept between checks
+
+
+@pytest.fixture
+def cells(tmp_path):
+    return make_phantom_dataset(tmp_path / "cells", "cells", 4, size=16)
+
+
+def counting(monkeypatch):
+    read = []
+    monkeypatch.setattr(
+        "medvfm_jax.data.check.inspect_case",
+        lambda dataset, case: read.append(case.id) or inspect_case(dataset, case),
+    )
+    return read
+
+
+def test_a_case_is_read_again_when_one_of_its_files_changes_and_only_then(cells, monkeypatch):
+    read = counting(monkeypatch)
+    first = check_dataset(open_dataset(cells))
+    assert sorted(read) == [f"cell_{i:03d}" for i in range(4)]
+    read.clear()
+    assert check_dataset(open_dataset(cells)) == first
+    assert read == []
+    for kind, name in (("images", "cell_001"), ("masks", "cell_002"), ("instances", "cell_003")):
+        path = cells / kind / f"{name}.png"
+        os.utime(path, ns=(1, path.stat().st_mtime_ns + 1))
+        assert check_dataset(open_dataset(cells)) == first
+        assert read == [name]
+        read.clear()
+    (cells / "images" / "cell_000.png").write_bytes(b"")
+    assert list(check_dataset(open_dataset(cells)).bad_cases()) == ["cell_000"]
+    check_dataset(open_dataset(cells), cached=False)
+    assert len(read) == 5
+
+
+@pytest.mark.parametrize(
+    "damage", [b"", b"{", b"[1]", b'{"sha256": "x", "found": {}}', "flip", "deep", "other facts"]
+)
+def test_a_damaged_cache_is_not_used_and_said(cells, monkeypatch, damage):
+    first, said = check_dataset(open_dataset(cells)), []
+    for path in check_cache.cache_file().parent.glob("*.json"):
+        content = path.read_bytes()
+        if damage == "flip":
+            content = content.replace(b"16", b"17")
+        elif damage == "deep":
+            content = b"[" * 100_000
+        elif damage == "other facts":
+            check_cache.store(path, dict.fromkeys(json.loads(content)["found"], "text"))
+            content = path.read_bytes()
+        else:
+            content = damage
+        path.write_bytes(content)
+    read = counting(monkeypatch)
+    dataset = open_dataset(cells)
+    again = check_dataset(dataset, say=said.append)
+    assert len(read) == 4
+    assert again.facts == first.facts
+    assert [text.split(";")[0] for text in said] == ["what earlier checks found is damaged and not used"]
+
+
+def test_a_cache_that_cannot_be_written_is_no_obstacle(cells, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MEDVFM_CACHE", str(tmp_path / "file"))
+    assert len(check_dataset(open_dataset(cells)).facts) == 4
