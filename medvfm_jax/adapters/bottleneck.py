@@ -64,4 +64,7 @@ def bottleneck(
 def _standardise(x: Array) -> Array:
     """Zero mean and unit variance over the last axis, computed in float32, epsilon 1e-5."""
     exact = x.astype(jnp.float32)
-    return jax.nn.standardize(exact, axis=-1, epsilon=1e-5).astype(x.dtype)
+    exact = exact - exact.mean(
+        -1, keepdims=True
+    )  # two passes: jax.nn.standardize loses digits of a large mean
+    return (exact * jax.lax.rsqrt(jnp.square(exact).mean(-1, keepdims=True) + 1e-5)).astype(x.dtype)

@@ -19,7 +19,7 @@ class EvaluateArgs(EvaluateConfig):
 
     Example: medvfm evaluate --model lite-medsam --data data/dsb2018 --out zero_shot.json
 
-    Every score comes with its metric profile, n, a 95 % interval (bootstrap over patients) and the number of
+    Every score comes with its metric profile, n, a 95 % interval (over patients) and the number of
     empty masks. Scores of a run go into its directory, for medvfm report.
     """
 

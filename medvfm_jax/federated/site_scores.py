@@ -6,7 +6,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from medvfm_jax.metrics.bootstrap import percentile_interval, resample_counts, resampled_means
+from medvfm_jax.metrics.bootstrap import (
+    bounds_of,
+    interval,
+    method,
+    percentile_interval,
+    resample_counts,
+    resampled_means,
+    t_interval,
+)
 from medvfm_jax.metrics.cases import INSTANCES
 from medvfm_jax.metrics.summary import score_table
 
@@ -15,7 +23,7 @@ OVER_SITES = "mean over sites"
 
 
 class SiteScore(NamedTuple):
-    """mean over the patients of a site; low, high: 95 % bootstrap interval, None for one patient; n patients."""
+    """mean over the patients of a site; low, high: 95 % interval (`metrics.bootstrap`), None for one; n patients."""
 
     site: str
     mean: float
@@ -29,21 +37,34 @@ def site_scores(rows: Sequence[Mapping[str, Any]], metric: str = "dice", seed: i
 
     A patient's score is its mean over the labels it has; object-level rows count only if there are no others.
     """
-    return [_score(site, values, _draws(values, seed)) for site, values in _by_site(rows, metric).items()]
+    return [
+        SiteScore(
+            site,
+            float(values.mean()),
+            *interval(values, seed, _DRAWS, bounds=bounds_of(metric)),
+            len(values),
+        )
+        for site, values in _by_site(rows, metric).items()
+    ]
 
 
 def over_sites(rows: Sequence[Mapping[str, Any]], metric: str = "dice", seed: int = 0) -> SiteScore | None:
     """Mean of the means of the sites, each site counting once; the interval draws patients within each site.
 
-    It says how sure the mean over these very sites is, nothing about other sites.  None without any score.
+    It is Student's t if any site has few patients, and there is none if a site has only one.  It says how sure the
+    mean over these very sites is, nothing about other sites.  None without any score.
     """
     sites = _by_site(rows, metric)
     if not sites:
         return None
-    draws = np.mean([_draws(values, seed + i) for i, values in enumerate(sites.values())], axis=0)
     mean = float(np.mean([values.mean() for values in sites.values()]))
-    known = all(len(values) > 1 for values in sites.values())
-    low, high = percentile_interval(draws, 0.95) if known else (None, None)
+    fewest, low, high = min(map(len, sites.values())), None, None
+    if method(fewest) == "t":
+        parts = [(values - values.mean()) / len(values) / len(sites) for values in sites.values()]
+        low, high = t_interval(mean, parts, bounds=bounds_of(metric))
+    elif method(fewest) == "bootstrap":
+        draws = [_draws(values, seed + i) for i, values in enumerate(sites.values())]
+        low, high = percentile_interval(np.mean(draws, axis=0))
     return SiteScore(OVER_SITES, mean, low, high, sum(map(len, sites.values())))
 
 
@@ -65,8 +86,3 @@ def _by_site(rows: Sequence[Mapping[str, Any]], metric: str) -> dict[str, NDArra
 
 def _draws(values: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
     return resampled_means(values[:, None], resample_counts(len(values), _DRAWS, seed))[:, 0]
-
-
-def _score(site: str, values: NDArray[np.float64], draws: NDArray[np.float64]) -> SiteScore:
-    low, high = percentile_interval(draws, 0.95) if len(values) > 1 else (None, None)
-    return SiteScore(site, float(values.mean()), low, high, len(values))

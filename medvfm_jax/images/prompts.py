@@ -118,13 +118,16 @@ def correction_click(
 
 
 def check_query(query: Query, shape: tuple[int, int]) -> None:
-    """Raise BadPrompt if a box is inverted or outside an image of shape (H, W), or a point lies outside."""
+    """Raise BadPrompt for an inverted box, what lies outside an image of shape (H, W), and unknown labels.
+
+    A box has at least one pixel: x0 = x1 is one pixel wide.
+    """
     height, width = shape
     if query.box is not None:
         x0, y0, x1, y1 = (float(v) for v in query.box)
         box = f"The box {x0:g} {y0:g} {x1:g} {y1:g}"
-        if not np.isfinite([x0, y0, x1, y1]).all() or x1 <= x0 or y1 <= y0:
-            raise BadPrompt(f"{box} is inverted or empty; expected X0 Y0 X1 Y1 with X0 < X1 and Y0 < Y1.")
+        if not np.isfinite([x0, y0, x1, y1]).all() or x1 < x0 or y1 < y0:
+            raise BadPrompt(f"{box} is inverted; expected X0 Y0 X1 Y1 with X0 <= X1 and Y0 <= Y1.")
         if x0 < 0 or y0 < 0 or x1 > width or y1 > height:
             raise BadPrompt(
                 f"{box} reaches outside the image, which is {width} pixels wide and {height} high; "
@@ -135,6 +138,18 @@ def check_query(query: Query, shape: tuple[int, int]) -> None:
             raise BadPrompt(
                 f"The point {x:g} {y:g} lies outside the image, which is {width} pixels wide and {height} high."
             )
+    _check_labels(query)
+
+
+def _check_labels(query: Query) -> None:
+    points, labels = np.asarray(query.points).reshape(-1, 2), np.asarray(query.labels).reshape(-1)
+    if len(points) != len(labels):
+        raise BadPrompt(f"{len(points)} points have {len(labels)} labels; every point needs one.")
+    wrong = labels[~np.isin(labels, (BACKGROUND, FOREGROUND))]
+    if len(wrong):
+        raise BadPrompt(
+            f"A point has the label {wrong[0]:g}; expected {FOREGROUND} inside the object or {BACKGROUND} outside."
+        )
 
 
 def make_prompts(frame: Frame, queries: Sequence[Query | None], *, slots: int | None = None) -> Prompts:
@@ -142,7 +157,7 @@ def make_prompts(frame: Frame, queries: Sequence[Query | None], *, slots: int | 
 
     P is ``slots``, or what the largest query needs. A query without a box gets the one padding point (label
     -1) that SAM appends; slots left over, and all slots of None, are ABSENT. Raises BadPrompt if a query needs
-    more than ``slots``.
+    more than ``slots`` or has a label that is neither 0 nor 1.
     """
     needed = max([q.slots for q in queries if q is not None], default=2)
     slots = needed if slots is None else slots
@@ -153,6 +168,7 @@ def make_prompts(frame: Frame, queries: Sequence[Query | None], *, slots: int | 
     for i, query in enumerate(queries):
         if query is None:
             continue
+        _check_labels(query)
         n = len(query.points)
         points[i, :n], labels[i, :n] = to_model_points(frame, query.points), query.labels
         if query.box is None:

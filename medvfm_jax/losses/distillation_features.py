@@ -6,6 +6,7 @@ of the two may differ, the docstring says so; all others need equal shapes.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from jax import Array
 
@@ -51,11 +52,16 @@ def fitnets(student: Array, teacher: Array, regressor: Array | None = None) -> A
 
 
 def attention_transfer(student: Array, teacher: Array, *, power: int = 2) -> Array:
-    """Features (h, w, c_s) and (h, w, c_t) -> ‖Q_s / ‖Q_s‖ - Q_t / ‖Q_t‖‖², Q = Σ_c |F_c|^power.
+    """Features (h, w, c_s) and (h, w, c_t) -> mean over positions of (Q_s / ‖Q_s‖ - Q_t / ‖Q_t‖)², Q = Σ_c |F_c|^power.
 
-    Channels may differ. Published weight about 1000 for the mean over positions. With `power` 4 these are
-    EMKD's importance maps. Source: Zagoruyko and Komodakis, ICLR 2017.
+    Channels may differ. Published weight about 1000. Source: Zagoruyko and Komodakis, ICLR 2017, and their code,
+    which takes the mean where the paper writes a norm.
     """
+    return attention_distance(student, teacher, power=power) / np.prod(np.shape(student)[:-1])
+
+
+def attention_distance(student: Array, teacher: Array, *, power: int) -> Array:
+    """The same summed over positions, ‖Q_s / ‖Q_s‖ - Q_t / ‖Q_t‖‖²; with `power` 4 EMKD's importance maps."""
 
     def attention(features: Array) -> Array:
         # Scaled to a largest value of 1 first: the fourth power of small features would drown in rounding.

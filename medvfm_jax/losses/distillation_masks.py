@@ -45,11 +45,16 @@ def dice_semimetric(
 ) -> Array:
     """Mask logits (h, w) of both -> 1 - (‖x‖₁ + ‖y‖₁ - ‖x - y‖₁) / (‖x‖₁ + ‖y‖₁), x = σ(s), y = σ(t).
 
-    Equals soft Dice for a hard teacher and is 0 only at x = y. Source: Wang et al., MICCAI 2023.
+    Equals soft Dice for a hard teacher and is 0 only at x = y, where its gradient is 0 too.
+    Source: Wang et al., MICCAI 2023.
     """
     x, y, weight = _probabilities(student, teacher, valid)
     size = jnp.sum((x + y) * weight)
-    return jnp.sum(jnp.abs(x - y) * weight) / (size + smooth)
+    apart = x - y
+    apart = apart * jnp.sign(
+        apart
+    )  # the slope of JAX's |0| is 1, which would move a student that has arrived
+    return jnp.sum(apart * weight) / (size + smooth)
 
 
 def mask_distillation(

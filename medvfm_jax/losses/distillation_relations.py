@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax import Array
 
-from medvfm_jax.losses.distillation_features import attention_transfer
+from medvfm_jax.losses.distillation_features import attention_distance
 from medvfm_jax.losses.distillation_logits import hinton
 from medvfm_jax.losses.predictions import weighted_mean
 from medvfm_jax.types import IGNORE
@@ -180,7 +180,7 @@ def emkd(
 ) -> Array:
     """Logits (C, H, W), features (h, w, c), target (h, w) -> α · logits + β₁ · importance + β₂ · regions.
 
-    Efficient medical knowledge distillation: `hinton`, `attention_transfer` of power 4 and
+    Efficient medical knowledge distillation: `hinton`, `attention_distance` of power 4 and
     `region_affinity`; the target is at the features' resolution. Source: Qin et al., IEEE TMI 2021
     with its weights.
     """
@@ -188,6 +188,6 @@ def emkd(
     classes = student_logits.shape[0]
     return (
         alpha * hinton(student_logits, teacher_logits, temperature=temperature)
-        + beta_importance * attention_transfer(student_features, teacher_features, power=4)
+        + beta_importance * attention_distance(student_features, teacher_features, power=4)
         + beta_region * region_affinity(student_features, teacher_features, target, classes)
     )

@@ -1,7 +1,62 @@
-"""Bootstrap intervals with the patient as the unit that is drawn."""
+"""Intervals of means with the patient as the unit: Student's t for few patients, the bootstrap for many.
+
+Of a handful of patients the percentile bootstrap is too sure: its 95 % cover the mean of a Dice-like distribution
+in 78 % of samples of 4, 88 % of 10, 92 % of 20. Student's t covers it in 92 to 95 % of them all, although scores are
+skewed; tests/metrics/test_bootstrap.py has the table. Neither helps where one patient in ten fails and a sample
+holds none of them.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import special
+
+FEW = 30  # patients: fewer get Student's t
+Method = Literal["t", "bootstrap"]
+Bounds = tuple[float, float]
+_WORDS = {"t": "Student's t over patients", "bootstrap": "bootstrap over patients"}
+_DISTANCES = {"hd", "hd95", "assd"}
+_SHARES = {"dice", "iou", "nsd", "aji", "pq", "sq", "dq"}
+
+
+def method(n: int) -> Method | None:
+    """How the interval of the mean of n patients is computed; None: fewer than two have none."""
+    if n < 2:
+        return None
+    return "t" if n < FEW else "bootstrap"
+
+
+def methods_in_words(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Summary rows -> what their intervals are. Rows of before there were two kinds are of the bootstrap."""
+    used = dict.fromkeys(row.get("interval", "bootstrap") for row in rows if row.get("low") is not None)
+    return " or ".join(_WORDS[name] for name in used if name in _WORDS) or "none of fewer than two patients"
+
+
+def bounds_of(metric: str, *, difference: bool = False) -> Bounds:
+    """Values that a score can have, or the difference of two: intervals are cut there."""
+    if metric in _SHARES or metric.startswith("f1_"):
+        return (-1.0, 1.0) if difference else (0.0, 1.0)
+    return (0.0, np.inf) if metric in _DISTANCES and not difference else (-np.inf, np.inf)
+
+
+def t_interval(
+    mean: float, parts: Sequence[NDArray], level: float = 0.95, bounds: Bounds = (-np.inf, np.inf)
+) -> tuple[float, float]:
+    """A mean, and for each group of patients what each of them adds to it (n_g,) -> interval, cut at the bounds.
+
+    What n patients with values v add to their mean is (v - mean) / n. Every group has two patients or more; the
+    degrees of freedom are Welch's and Satterthwaite's, n - 1 for a single group.
+    """
+    sizes = np.array([len(part) for part in parts])
+    variances = np.array([np.sum(part**2) for part in parts]) * sizes / (sizes - 1)
+    total = variances.sum()
+    if total == 0:
+        return mean, mean
+    freedom = total**2 / np.sum(variances**2 / (sizes - 1))
+    half = float(special.stdtrit(freedom, (1 + level) / 2) * np.sqrt(total))
+    return max(mean - half, bounds[0]), min(mean + half, bounds[1])
 
 
 def resample_counts(n: int, n_boot: int, seed: int) -> NDArray[np.float64]:
@@ -30,11 +85,19 @@ def percentile_interval(samples: NDArray, level: float = 0.95) -> tuple[float | 
 
 
 def interval(
-    values: NDArray, seed: int = 0, n_boot: int = 2000, level: float = 0.95
+    values: NDArray,
+    seed: int = 0,
+    n_boot: int = 2000,
+    level: float = 0.95,
+    bounds: Bounds = (-np.inf, np.inf),
 ) -> tuple[float | None, float | None]:
     """One value per patient (n,), NaN for undefined -> interval of their mean (None: fewer than two)."""
     values = np.asarray(values, float)
-    if np.count_nonzero(~np.isnan(values)) < 2:
+    values = values[~np.isnan(values)]
+    if method(len(values)) is None:
         return None, None
+    if method(len(values)) == "t":
+        mean = float(values.mean())
+        return t_interval(mean, [(values - mean) / len(values)], level, bounds)
     counts = resample_counts(len(values), n_boot, seed)
     return percentile_interval(resampled_means(values[:, None], counts)[:, 0], level)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medvfm_jax.metrics.bootstrap import interval
+from medvfm_jax.metrics.bootstrap import bounds_of, interval, method
 from medvfm_jax.metrics.cases import INSTANCES
 from medvfm_jax.metrics.summary import score_table
 from medvfm_jax.types import MedvfmError
@@ -31,9 +31,9 @@ def compare(
 
     A patient's difference is the mean, over `label` or over all labels defined in both runs, of b - a.
     Returns {"metric", "label", "n" patients compared, "mean_a", "mean_b", "difference", "low", "high" (95 %
-    bootstrap over patients), "p_permutation" (two-sided sign flip; exact up to 14 patients, else 20,000
-    drawn flips), "exact", "p_wilcoxon" (signed rank, zeros dropped), "left_out_a", "left_out_b" (patients
-    only one run could score)}. Raises `NothingInCommon`.
+    interval), "interval" ("t" or "bootstrap", see `metrics.bootstrap`), "p_permutation" (two-sided sign flip;
+    exact up to 14 patients, else 20,000 drawn flips), "exact", "p_wilcoxon" (signed rank, zeros dropped),
+    "left_out_a", "left_out_b" (patients only one run could score)}. Raises `NothingInCommon`.
     """
     cells_a, cells_b = _cells(rows_a, metric, label), _cells(rows_b, metric, label)
     common: dict[str, list[tuple[float, float]]] = {}
@@ -47,7 +47,7 @@ def compare(
         )
     a, b = np.array([np.mean(pairs, axis=0) for pairs in common.values()]).T
     difference = b - a
-    low, high = interval(difference, seed, n_boot)
+    low, high = interval(difference, seed, n_boot, bounds=bounds_of(metric, difference=True))
     p_permutation, exact = sign_flip_test(difference, seed)
     return {
         "metric": metric,
@@ -58,6 +58,7 @@ def compare(
         "difference": float(difference.mean()),
         "low": low,
         "high": high,
+        "interval": method(len(common)),
         "p_permutation": p_permutation,
         "exact": exact,
         "p_wilcoxon": wilcoxon_test(difference),

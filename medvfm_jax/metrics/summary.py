@@ -1,7 +1,7 @@
 """Many cases -> the summary table: mean, median, patient-level 95 % interval, n, empty masks.
 
 The unit is the patient: cases of one patient are averaged first, so that a patient with many scans counts
-once, and the bootstrap draws patients. "all" is the mean over the labels of their means.
+once. "all" is the mean over the labels of their means.
 """
 
 import math
@@ -11,7 +11,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from medvfm_jax.metrics.bootstrap import percentile_interval, resample_counts, resampled_means
+from medvfm_jax.metrics.bootstrap import (
+    bounds_of,
+    method,
+    percentile_interval,
+    resample_counts,
+    resampled_means,
+    t_interval,
+)
 from medvfm_jax.metrics.cases import INSTANCES
 from medvfm_jax.types import MedvfmError
 
@@ -82,8 +89,9 @@ def summarise(
 ) -> dict[str, Any]:
     """Rows of `score_case` with "patient" or "case" added -> {"summary": [...], "empty": {...}, ...}.
 
-    A summary row: {"metric", "label", "mean", "low", "high", "n" (patients with a value), "n_cases",
-    "median"}; `low` and `high` bound the percentile bootstrap interval (None for fewer than two patients).
+    A summary row: {"metric", "label", "mean", "low", "high", "interval", "n" (patients with a value),
+    "n_cases", "median"}; `low` and `high` bound the interval, whose kind `interval` names: "t", "bootstrap", or
+    None for fewer than two patients (see `metrics.bootstrap`).
     "empty" counts the (case, label) pairs by which mask was empty. Raises `IncompleteRow`.
     """
     patients = dict.fromkeys(patient_of(row) for row in rows)
@@ -96,10 +104,8 @@ def summarise(
         if len([label for label in table.labels if label != INSTANCES]) > 1:
             summary.append(_over_labels(table, draws, level))
         for k, label in enumerate(table.labels):
-            values = table.values[:, k]
-            values = values[~np.isnan(values)]
-            if values.size:
-                numbers = _row(float(values.mean()), values, draws[:, k], level)
+            if not np.isnan(table.values[:, k]).all():
+                numbers = _row(metric, table.values[:, k : k + 1], draws[:, k], level)
                 summary.append(
                     {"metric": metric, "label": label} | numbers | {"n_cases": int(table.cases[k])}
                 )
@@ -114,9 +120,21 @@ def summarise(
     }
 
 
-def _row(mean: float, values: NDArray, draws: NDArray, level: float) -> dict[str, Any]:
-    low, high = percentile_interval(draws, level) if len(values) > 1 else (None, None)
-    return {"mean": mean, "low": low, "high": high, "n": len(values), "median": float(np.median(values))}
+def _row(metric: str, values: NDArray, draws: NDArray, level: float) -> dict[str, Any]:
+    """Values (patients, labels), bootstrap means (n_boot,) -> the numbers of one row, of the mean over labels."""
+    values = values[:, ~np.isnan(values).all(0)]
+    of_labels = np.nanmean(values, axis=0)
+    mean = float(of_labels.mean())
+    per_patient = _mean_over_labels(values)
+    scored = ~np.isnan(per_patient)
+    n, low, high = int(scored.sum()), None, None
+    if method(n) == "t":
+        each = (values - of_labels) / (~np.isnan(values)).sum(0) / len(of_labels)
+        low, high = t_interval(mean, [np.nansum(each[scored], axis=1)], level, bounds_of(metric))
+    elif method(n) == "bootstrap":
+        low, high = percentile_interval(draws, level)
+    numbers = {"mean": mean, "low": low, "high": high, "interval": method(n), "n": n}
+    return numbers | {"median": float(np.median(per_patient[scored]))}
 
 
 def _mean_over_labels(values: NDArray) -> NDArray[np.float64]:
@@ -130,9 +148,5 @@ def _mean_over_labels(values: NDArray) -> NDArray[np.float64]:
 
 def _over_labels(table: ScoreTable, draws: NDArray, level: float) -> dict[str, Any]:
     keep = [k for k, label in enumerate(table.labels) if label != INSTANCES]
-    values = table.values[:, keep]
-    per_patient = _mean_over_labels(values)
-    per_patient = per_patient[~np.isnan(per_patient)]
-    of_labels = [np.nanmean(column) for column in values.T if not np.isnan(column).all()]
-    numbers = _row(float(np.mean(of_labels)), per_patient, _mean_over_labels(draws[:, keep]), level)
+    numbers = _row(table.metric, table.values[:, keep], _mean_over_labels(draws[:, keep]), level)
     return {"metric": table.metric, "label": ALL} | numbers | {"n_cases": int(table.cases[keep].max())}

@@ -18,6 +18,7 @@ from einops import rearrange, reduce, repeat
 from jax import Array
 
 from medvfm_jax.models.interpolation import resize
+from medvfm_jax.models.layers import layer_norm
 from medvfm_jax.types import MedvfmError
 
 
@@ -37,7 +38,7 @@ class ConvUnit(nn.Module):
     def __call__(self, x: Array) -> Array:
         size, rate = (self.kernel_size,) * 2, (self.rate,) * 2
         x = nn.Conv(self.width, size, kernel_dilation=rate, use_bias=False, dtype=self.dtype, name="conv")(x)
-        return nn.gelu(nn.LayerNorm(1e-6, dtype=self.dtype, name="norm")(x), approximate=False)
+        return nn.gelu(layer_norm("norm", 1e-6, self.dtype)(x), approximate=False)
 
 
 class LastProjection(nn.Module):
@@ -149,7 +150,7 @@ class FPNNeck(nn.Module):
             maps.append(nn.gelu(down(maps[-1]), approximate=False))
         pyramid = FeaturePyramid(self.width, self.dtype, name="pyramid")(maps)
         fused = sum(enlarge(m, (h, w)) for m in pyramid)
-        fused = nn.gelu(nn.LayerNorm(1e-6, dtype=self.dtype, name="norm")(fused), approximate=False)
+        fused = nn.gelu(layer_norm("norm", 1e-6, self.dtype)(fused), approximate=False)
         return LastProjection(c, self.zero_init, self.dtype, name="last")(fused)
 
 
@@ -182,7 +183,7 @@ class CrossScaleAttention(nn.Module):
             conv = nn.Conv(features, (size, size), self.stride, dtype=self.dtype, name=f"scale_{size}")
             embedded.append(conv(squeezed))
         tokens = rearrange(jnp.concatenate(embedded, axis=-1), "h w c -> (h w) c")
-        tokens = nn.LayerNorm(1e-6, dtype=self.dtype, name="norm")(tokens)
+        tokens = layer_norm("norm", 1e-6, self.dtype)(tokens)
         queries = rearrange(squeezed, "h w c -> (h w) c")
         split = "n (heads d) -> heads n d"
         q = rearrange(nn.Dense(self.width, dtype=self.dtype, name="q")(queries), split, heads=self.heads)

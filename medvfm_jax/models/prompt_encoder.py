@@ -43,9 +43,10 @@ class RandomPositions(nn.Module):
 class PromptEncoder(nn.Module):
     """Prompts -> sparse tokens (Q, P, dim), their presence (Q, P), dense map (Q or 1, h, w, dim).
 
-    A token whose label is PAD has no position; an ABSENT one is not there for the decoder.  ``None`` as
-    prompts gives no sparse tokens, (1, 0, dim).  The dense map has one entry for all Q without a mask prompt,
-    whose side is 4 times the grid's.
+    A token whose label is PAD has no position; an ABSENT one is not there for the decoder. Labels outside the table
+    cannot be refused in a compiled program, which takes another entry for them: `images.make_prompts` refuses them.
+    ``None`` as prompts gives no sparse tokens, (1, 0, dim).  The dense map has one entry for all Q without a mask
+    prompt, whose side is 4 times the grid's.
     """
 
     dim: int

@@ -65,6 +65,7 @@ class ConvNorm(nn.Module):
             group_size=1 if per_channel else None,
             epsilon=1e-5,
             reduction_axes=(-3, -2, -1),
+            use_fast_variance=False,  # one pass loses digits where the mean is large
             dtype=config.dtype,
             name="norm",
         )

@@ -22,6 +22,7 @@ from jax import Array
 
 from medvfm_jax.models.backend import backend as current_backend
 from medvfm_jax.models.interpolation import resize
+from medvfm_jax.models.layers import LayerNorm, layer_norm
 from medvfm_jax.models.model import Model
 from medvfm_jax.types import MedvfmError, ModelSpec, Params
 
@@ -145,8 +146,8 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        def norm(name: str) -> nn.LayerNorm:
-            return nn.LayerNorm(self.config.norm_eps, dtype=self.config.dtype, name=name)
+        def norm(name: str) -> LayerNorm:
+            return layer_norm(name, self.config.norm_eps, self.config.dtype)
 
         def scaled(y: Array, name: str) -> Array:
             return LayerScale(name=name)(y) if self.config.layer_scale else y
@@ -195,7 +196,7 @@ class ViT(nn.Module):
             block = nn.remat(Block) if config.remat else Block
             for i in range(config.depth):
                 x = block(config, name=f"blocks_{i}")(x)
-        return nn.LayerNorm(config.norm_eps, dtype=config.dtype, name="norm")(x)
+        return layer_norm("norm", config.norm_eps, config.dtype)(x)
 
 
 def interpolate_pos_embed(

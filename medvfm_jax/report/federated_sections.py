@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from medvfm_jax.federated.site_scores import OVER_SITES, SiteScore, over_sites, site_scores, worst_site
+from medvfm_jax.metrics.bootstrap import FEW
 from medvfm_jax.report import words
 from medvfm_jax.report.charts import Interval, Series, curves, intervals
 from medvfm_jax.report.holdings_chart import holdings_chart
@@ -200,7 +201,10 @@ def side_by_side(runs: Sequence[RunRecord]) -> str:
     body.append(f'<tr><td class="text">traffic of a round, up and down</td>{traffic}</tr>')
     private = "".join(f"<td>{_privacy(run)}</td>" for run, _ in scored)
     body.append(f'<tr><td class="text">privacy</td>{private}</tr>')
-    lead = "Dice: mean, 95 % interval (bootstrap over the patients of a site) and number of patients."
+    lead = (
+        f"Dice: mean, 95 % interval over the patients of a site (Student's t below {FEW} of them, else bootstrap) and "
+        "number of patients."
+    )
     table = f'<table><thead><tr><th class="text">site</th>{head}</tr></thead><tbody>{"".join(body)}</tbody></table>'
     return section("Site by site", f'<div class="scroll" tabindex="0">{table}</div>', lead)
 

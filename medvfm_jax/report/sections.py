@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from medvfm_jax.data import mni152
+from medvfm_jax.metrics.bootstrap import methods_in_words
 from medvfm_jax.report import words
 from medvfm_jax.report.charts import Series, curves
 from medvfm_jax.report.run_record import RunRecord
@@ -116,7 +117,8 @@ def scores(run: RunRecord) -> str:
     profile = record.get("metric_profile", "")
     explained = _PROFILES.get(profile, "")
     lead = (
-        "Each cell: mean, 95 % interval (bootstrap over patients), number of patients and median. Metric profile "
+        f"Each cell: mean, 95 % interval ({text(methods_in_words(record.get('summary') or ()))}), number of patients "
+        "and median. Metric profile "
         f"<b>{text(profile)}</b>{': ' + text(explained) if explained else ''}."
     )
     body = scores_table(record)

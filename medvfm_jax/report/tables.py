@@ -206,7 +206,7 @@ def _difference_row(first: str, second: str, metric: str, found: Mapping[str, An
 
 
 def _reading(metric: str, found: Mapping[str, Any]) -> str:
-    """A verdict only where interval and sign-flip test agree: of a few patients the bootstrap is too sure."""
+    """A verdict only where interval and sign-flip test agree."""
     low, high = found["low"], found["high"]
     if low is None or high is None:
         return '<span class="muted">too few patients</span>'

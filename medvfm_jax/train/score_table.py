@@ -6,6 +6,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from medvfm_jax.metrics.bootstrap import methods_in_words
+
 _DISTANCES = ("hd", "hd95", "assd")
 
 
@@ -40,7 +42,7 @@ def number(value: float | None, metric: str) -> str:
 
 
 def interval(row: Mapping[str, Any]) -> str:
-    """Bounds of the bootstrap interval, or "-" without one."""
+    """Bounds of the interval, or "-" without one."""
     if row["low"] is None:
         return "-"
     return f"{number(row['low'], row['metric'])} to {number(row['high'], row['metric'])}"
@@ -49,7 +51,8 @@ def interval(row: Mapping[str, Any]) -> str:
 def _caption(scores: Mapping[str, Any]) -> str:
     empty = scores["empty"]
     text = (
-        f"n = {scores['n_patients']} patients, {scores['n_cases']} cases; interval: bootstrap over patients; "
+        f"n = {scores['n_patients']} patients, {scores['n_cases']} cases; interval: "
+        f"{methods_in_words(scores['summary'])}; "
         f"empty: {empty['reference']} reference, {empty['prediction']} prediction, {empty['both']} both"
     )
     skipped = len(scores.get("skipped", ()))

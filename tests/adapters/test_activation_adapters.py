@@ -50,6 +50,9 @@ def test_normalised_bottleneck_ignores_offset_and_gain_of_its_input() -> None:
     delta = perturbed(adapter.init(KEY, net.apply, params, X))
     out = adapter.wrap(net.apply)(params, delta, X)
     chex.assert_trees_all_close(adapter.wrap(net.apply)(params, delta, 3 * X + 7), out, atol=1e-4)
+    chex.assert_trees_all_close(
+        adapter.wrap(net.apply)(params, delta, X + 1000), out, atol=1e-3
+    )  # float32 has 6e-5
 
 
 def test_med_sa_adapter_has_the_published_size() -> None:
@@ -62,10 +65,14 @@ def test_med_sa_adapter_has_the_published_size() -> None:
 
 def test_scale_shift_merges_through_a_norm_and_refuses_without_bias() -> None:
     adapter = scale_shift("layers_.*")
-    params = params_of(NET)
+    params = perturbed(params_of(NET))  # biases that are not zero
     delta = perturbed(adapter.init(KEY, NET.apply, params, X))
     out = adapter.wrap(NET.apply)(params, delta, X)
-    chex.assert_trees_all_close(NET.apply(adapter.merge(params, delta), X), out, atol=1e-5)
+    merged = adapter.merge(params, delta)
+    chex.assert_trees_all_close(NET.apply(merged, X), out, atol=1e-5)
+    for layer, site in delta.items():  # b (1 + s) + t
+        bias = params["params"][layer]["bias"] * (1 + site["scale"]) + site["shift"]
+        chex.assert_trees_all_close(merged["params"][layer]["bias"], bias)
     bare = nn.Sequential([nn.Dense(8, use_bias=False)])
     params = params_of(bare)
     with pytest.raises(NotMergeable, match=r"layers_0 \(needs a kernel or norm scale with a bias"):

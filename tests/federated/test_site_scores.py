@@ -16,10 +16,11 @@ def test_each_site_has_its_mean_its_interval_and_its_patients():
     assert (a.site, a.n, b.site, b.n) == ("a", 3, "b", 5)
     assert a.mean == a.low == a.high == pytest.approx(0.9)
     assert b.mean == pytest.approx(0.7)
-    # The bootstrap of a mean has the deviation sd / sqrt(n); 95 % of a normal one lie within 1.96 of it.
-    half = 1.96 * np.std([0.5, 0.6, 0.7, 0.8, 0.9]) / np.sqrt(5)
-    assert b.low == pytest.approx(0.7 - half, abs=0.02)
-    assert b.high == pytest.approx(0.7 + half, abs=0.02)
+    half = (
+        2.7764 * np.std([0.5, 0.6, 0.7, 0.8, 0.9], ddof=1) / np.sqrt(5)
+    )  # Student's t of four degrees of freedom
+    assert b.low == pytest.approx(0.7 - half, abs=1e-4)
+    assert b.high == pytest.approx(0.7 + half, abs=1e-4)
     assert worst_site([a, b]) == b
 
 
@@ -29,8 +30,17 @@ def test_over_sites_every_site_counts_once_however_many_patients_it_has():
     assert score.mean == pytest.approx((0.9 + 0.7) / 2)
     assert score.n == 8
     b = site_scores(ROWS)[1]
-    assert score.high - score.low == pytest.approx((b.high - b.low) / 2, rel=0.1)
+    assert score.high - score.low == pytest.approx((b.high - b.low) / 2)  # those of a are equal
     assert over_sites([]) is None
+
+
+def test_scores_end_at_one_and_many_patients_get_the_bootstrap():
+    (score,) = site_scores([row("s", "p", 0.7), row("s", "q", 0.9)])
+    assert (score.low, score.high) == (0.0, 1.0)
+    values = np.random.default_rng(0).beta(9, 1.5, 80)
+    (score,) = site_scores([row("s", str(i), v) for i, v in enumerate(values)])
+    half = 1.96 * values.std() / np.sqrt(80)
+    assert (score.high - score.low) / 2 == pytest.approx(half, rel=0.1)
 
 
 def test_patients_not_cases_count_and_labels_are_averaged_within_them():

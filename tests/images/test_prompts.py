@@ -134,7 +134,7 @@ def test_prompts_have_sams_labels_and_one_static_shape():
     ("box", "words"),
     [
         ((10, 5, 5, 9), "inverted"),
-        ((5, 5, 5, 9), "inverted"),
+        ((5, 9, 9, 5), "inverted"),
         ((-1, 5, 5, 9), "outside"),
         ((1, 5, 31, 9), "outside"),
         ((1, 5, 9, 21), "outside"),
@@ -145,6 +145,27 @@ def test_boxes_without_a_meaning_are_refused(box, words):
     with pytest.raises(BadPrompt, match=words):
         check_query(Query(np.array(box, float)), (20, 30))
     check_query(Query(np.array([0, 0, 30, 20])), (20, 30))
+
+
+@pytest.mark.parametrize(
+    "where", [(slice(3, 4), slice(10, 21)), (slice(3, 8), slice(10, 11)), (slice(3, 4), slice(9, 10))]
+)
+def test_the_box_of_an_object_one_pixel_wide_is_a_box(where):
+    query = Query(box_of(_mask((20, 30), *where)))
+    assert query.box.tolist() == [where[1].start, where[0].start, where[1].stop - 1, where[0].stop - 1]
+    check_query(query, (20, 30))
+    assert make_prompts(frame_of(SPEC, 20, 30), [query]).labels.tolist() == [[2, 3]]
+
+
+@pytest.mark.parametrize("labels", [[2], [-1], [3], [7], [-2], [0.5], [1, 1], []])
+def test_labels_of_points_are_inside_or_outside_and_one_for_each(labels):
+    query = Query(None, np.array([[3.0, 2]]), np.array(labels))
+    for refuse in (
+        lambda: check_query(query, (20, 30)),
+        lambda: make_prompts(frame_of(SPEC, 20, 30), [query]),
+    ):
+        with pytest.raises(BadPrompt, match="label"):
+            refuse()
 
 
 def test_points_outside_are_refused():

@@ -67,7 +67,17 @@ def test_attention_ignores_scale_and_the_order_of_channels(power, features):
     expected = attention_transfer(student, teacher, power=power)
     for changed in (1e-3 * student, 1e3 * student, student[..., ::-1], -student):
         np.testing.assert_allclose(attention_transfer(changed, teacher, power=power), expected, rtol=1e-4)
-    assert 0.0 < float(expected) < 2.0  # two unit vectors in the positive quadrant
+    positions = np.prod(student.shape[:2])
+    assert (
+        0.0 < float(expected) < 2.0 / positions
+    )  # the mean over positions; two unit vectors in the positive quadrant
+
+
+def test_attention_transfer_closed_form():
+    # Q = (9, 16) and (25, 0) with two positions: unit vectors (9, 16) / √337 and (1, 0).
+    student, teacher = jnp.array([[[3.0], [4.0]]]), jnp.array([[[5.0], [0.0]]])
+    expected = np.mean((np.array([9, 16]) / np.sqrt(337) - [1, 0]) ** 2)
+    np.testing.assert_allclose(attention_transfer(student, teacher), expected, rtol=1e-5)
 
 
 def test_cwd_ignores_a_shift_of_each_channel(features):
@@ -82,6 +92,11 @@ def test_cwd_closed_form():
     student, teacher = jnp.array([[[0.0], [0.0]]]), jnp.array([[[np.log(3.0)], [0.0]]])
     expected = 0.75 * np.log(0.75 / 0.5) + 0.25 * np.log(0.25 / 0.5)
     np.testing.assert_allclose(cwd(student, teacher, temperature=1.0), expected, rtol=1e-5)
+    # Twice the logits at twice the temperature are the same distributions, and the loss is τ² as large.
+    np.testing.assert_allclose(cwd(2 * student, 2 * teacher, temperature=2.0), 4 * expected, rtol=1e-5)
+    # The mean over channels.
+    student, teacher = (jnp.concatenate([x, jnp.zeros_like(x)], -1) for x in (student, teacher))
+    np.testing.assert_allclose(cwd(student, teacher, temperature=1.0), expected / 2, rtol=1e-5)
 
 
 def test_pkd_is_one_minus_pearson(features):

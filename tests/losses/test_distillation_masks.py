@@ -30,6 +30,18 @@ def test_semimetric_is_zero_at_a_soft_teacher_where_soft_dice_is_not_smallest():
         assert float(dice_semimetric(logit(jnp.array(other)), logit(y))) > 0.01
 
 
+def test_semimetric_is_flat_at_the_teacher_and_steep_beside_it():
+    teacher = logit(jnp.array([0.6, 0.2, 0.9, 0.5]))
+    gradient = jax.grad(dice_semimetric)
+    np.testing.assert_array_equal(gradient(teacher, teacher), np.zeros(4))
+    # Beside it: d/dx of |x - y| / (x + y) summed is sign / size - distance / size², times the sigmoid's slope.
+    student = teacher + jnp.array([0.5, -0.5, 0.0, 0.0])
+    x, y = jax.nn.sigmoid(student), jax.nn.sigmoid(teacher)
+    size, distance = (x + y).sum(), jnp.abs(x - y).sum()
+    expected = (jnp.array([1.0, -1.0, 0.0, 0.0]) / size - distance / size**2) * x * (1 - x)
+    np.testing.assert_allclose(gradient(student, teacher), expected, rtol=1e-4)
+
+
 def test_semimetric_is_soft_dice_for_a_hard_teacher(masks):
     student, teacher = masks
     hard = jnp.where(teacher > 0, 50.0, -50.0)

@@ -105,6 +105,15 @@ def test_rkd_by_hand():
     even = jnp.array([[0.0, 0.0], [1.0, 0.0], [0.5, np.sqrt(0.75)]])
     expected = np.mean(0.5 * (np.array([3, 4, 5]) / 4 - 1) ** 2)
     np.testing.assert_allclose(rkd_distance(right, even), expected, rtol=1e-5)
+    np.testing.assert_allclose(rkd_distance(7 * right, 5 * even), expected, rtol=1e-5)
+    # Differences beyond 1 count linearly.
+    lone = jnp.zeros((9, 2)).at[0, 0].set(1.0)  # 8 of 36 distances are 1, so divided by their mean 4.5 and 0
+    ring = jnp.eye(9)  # all distances equal
+    expected = (8 * (3.5 - 0.5) + 28 * 0.5) / 36
+    np.testing.assert_allclose(rkd_distance(lone, ring), expected, rtol=1e-4)
+    # The mean is part of what is differentiated: along the points themselves nothing changes.
+    slope = jax.jvp(lambda x: rkd_distance(x, even), (right,), (right,))[1]
+    np.testing.assert_allclose(slope, 0, atol=1e-6)
     expected = np.mean(0.5 * (np.array([0.0, 0.6, 0.8]) - 0.5) ** 2)
     np.testing.assert_allclose(rkd_angle(right, even), expected, rtol=1e-4)
 

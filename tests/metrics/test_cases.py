@@ -81,6 +81,21 @@ def test_transunet_distances_ignore_the_spacing():
     assert score_case(*pair, LABELS, SPACING, "transunet_compat")[0]["iou"] is None
 
 
+def test_transunet_pools_both_directions_before_the_percentile():
+    # A bar one pixel high, of which the prediction has the first half: the other is 1 to 10 pixels away.
+    reference, prediction = np.zeros((2, 3, 40), int)
+    reference[1, :20] = 1
+    prediction[1, :10] = 1
+    towards = np.concatenate([np.zeros(10), np.arange(1, 11)])  # from the reference to the prediction
+    back = np.zeros(10)
+    pooled = np.percentile(np.concatenate([towards, back]), 95)
+    assert pooled != pytest.approx(max(np.percentile(towards, 95), np.percentile(back, 95)))
+    (row,) = score_case(reference, prediction, LABELS, None, "transunet_compat")
+    assert row["hd95"] == pytest.approx(pooled)
+    (row,) = score_case(reference, prediction, LABELS, None, "nnunet")
+    assert row["hd95"] == pytest.approx(pooled)
+
+
 def test_medsam_sets_nsd_to_zero_in_a_case_of_low_mean_dice():
     # Long and thin: shifted by one pixel in each direction, the masks share little but their boundaries
     # are near.

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from medvfm_jax.metrics import IncompleteRow, summarise
-from medvfm_jax.metrics.bootstrap import interval, resample_counts, resampled_means
+from medvfm_jax.metrics.bootstrap import resample_counts, resampled_means
 
 
 def rows(values, label="organ", **more):
@@ -41,7 +41,7 @@ def test_the_patient_is_the_unit():
     assert row["mean"] == pytest.approx(0.7)
     assert (row["n"], row["n_cases"]) == (2, 4)
     assert (summary["n_patients"], summary["n_cases"]) == (2, 4)
-    assert (row["low"], row["high"]) == (pytest.approx(0.5), pytest.approx(0.9))
+    assert (row["low"], row["high"]) == (0, 1)  # of two patients nothing is known: 0.7 ± 12.7 · 0.2
 
 
 def test_all_is_the_mean_of_the_label_means():
@@ -90,12 +90,3 @@ def test_every_resample_draws_n_patients():
     lonely = resampled_means(np.array([[np.nan], [1.0]]), np.array([[2.0, 0.0], [1.0, 1.0]]))
     assert math.isnan(lonely[0, 0])
     assert lonely[1, 0] == 1.0
-
-
-def test_interval_covers_the_truth_about_as_often_as_it_says():
-    rng = np.random.default_rng(0)
-    hits = 0
-    for trial in range(200):
-        low, high = interval(rng.normal(0.0, 1.0, 40), seed=trial, n_boot=400)
-        hits += low <= 0.0 <= high
-    assert 0.88 <= hits / 200 <= 0.99

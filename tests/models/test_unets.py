@@ -53,6 +53,16 @@ def test_normalisation_is_over_the_pixels_of_a_channel_or_of_a_group(norm, axes)
     np.testing.assert_allclose(y.std(axes), 1.0, atol=1e-3)
 
 
+def test_normalisation_keeps_its_digits_far_from_zero():
+    module = ConvNorm(UNetConfig(classes=1), width=8)
+    x = jax.random.normal(jax.random.key(0), (8, 8, 3))
+    params = module.init(jax.random.key(1), x)
+    # A centre tap only, so that nothing depends on the border, whose output is 1000 and more.
+    centre = jnp.zeros_like(params["params"]["conv"]["kernel"]).at[1, 1].set(1.0)
+    params["params"]["conv"]["kernel"] = centre
+    np.testing.assert_allclose(module.apply(params, x + 1000.0), module.apply(params, x), atol=1e-3)
+
+
 def test_upsampling_places_each_of_the_four_outputs():
     config = UNetConfig(classes=1)
     x = jnp.arange(4.0).reshape(2, 2, 1)

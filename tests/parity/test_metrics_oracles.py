@@ -117,6 +117,14 @@ def test_strict_and_nnunet_profiles_are_the_oracles_they_name():
     assert nnunet["assd"] == pytest.approx(medpy.assd(prediction, reference, spacing))
     compat = score_masks(reference, prediction, spacing, "transunet_compat")
     assert compat["hd95"] == pytest.approx(medpy.hd95(prediction, reference))
+    # A mask cut in half: the two directions have other percentiles than both together.
+    half = reference.copy()
+    half[int(np.nonzero(reference)[0].mean()) :] = False
+    for profile, steps in (("transunet_compat", (1.0, 1.0)), ("nnunet", spacing)):
+        theirs = medpy.hd95(half, reference, steps)
+        assert score_masks(reference, half, spacing, profile)["hd95"] == pytest.approx(theirs)
+        apart = surface_distances(reference, half, steps, "voxel")
+        assert hausdorff_percentile(apart) != pytest.approx(theirs, rel=0.01)
     slab = [mask[..., None] for mask in (reference, prediction)]
     theirs = deepmind.compute_surface_distances(*slab, (1.0, 1.0, 1.0))
     medsam = score_masks(reference, prediction, spacing, "medsam_compat")

@@ -162,7 +162,7 @@ def test_the_model_is_compiled_once_per_number_of_prompts():
         ("promptable", volume(), [box(1, 1, 4, 4)], 4, BadConfig, "volume of 4 slices"),
         ("promptable", volume(), [box(1, 1, 4, 4)], -1, BadConfig, "volume of 4 slices"),
         ("promptable", volume((20, 9, 4)), [box(1, 1, 4, 10)], 1, BadPrompt, "20 pixels wide and 9 high"),
-        ("promptable", picture(WHITE), [box(4, 1, 1, 4)], None, BadPrompt, "inverted or empty"),
+        ("promptable", picture(WHITE), [box(4, 1, 1, 4)], None, BadPrompt, "is inverted"),
         ("promptable", picture(WHITE), [box(1, 1, 4, 17)], None, BadPrompt, "reaches outside"),
         ("promptable", picture(WHITE), [click(17, 3)], None, BadPrompt, "point 17 3 lies outside"),
         ("semantic", picture(WHITE), [box(1, 1, 4, 4)], None, BadConfig, "segments without prompts"),

@@ -129,7 +129,10 @@ def _forward(module: Any, x: Array) -> Array:
     activation = getattr(module, "activation", gelu)
     if "norm" in node:  # TinyViT's network begins with its norm
         exact = x.astype(jnp.promote_types(dtype, jnp.float32))
-        exact = jax.nn.standardize(exact, axis=-1, epsilon=1e-5)
+        exact = exact - exact.mean(
+            -1, keepdims=True
+        )  # two passes: jax.nn.standardize loses digits of a large mean
+        exact = exact * jax.lax.rsqrt(jnp.square(exact).mean(-1, keepdims=True) + 1e-5)
         x = (exact * node["norm"]["scale"] + node["norm"]["bias"]).astype(dtype)
     hidden = activation(x @ node[one]["kernel"].astype(dtype) + node[one]["bias"].astype(dtype))
     return hidden @ node[two]["kernel"].astype(dtype) + node[two]["bias"].astype(dtype)
