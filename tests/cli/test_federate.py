@@ -160,6 +160,7 @@ def rounds_of(folder):
     return [{k: v for k, v in line.items() if k not in clock} for line in read_metrics(folder)]
 
 
+@pytest.mark.slow
 def test_clients_over_a_mesh_give_the_numbers_of_one_device_and_go_on_over_another(
     medvfm, cells, tmp_path, monkeypatch
 ):

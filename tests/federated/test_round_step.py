@@ -9,10 +9,12 @@ import pytest
 from medvfm_jax.data import make_phantom_dataset
 from medvfm_jax.federated import algorithm_catalog
 from medvfm_jax.federated.cohort import RoundLoader
+from medvfm_jax.federated.cohort_placement import CohortPlacement
 from medvfm_jax.federated.errors import BadFederation
 from medvfm_jax.federated.federated_run import resolve
 from medvfm_jax.federated.kept_optimizer import KEEPING, KeptState, kept
 from medvfm_jax.federated.round_step import RoundStep
+from medvfm_jax.parallel import make_mesh, preset
 from tests.federated.small_federation import build_models_once, small
 
 CLIENTS = 4
@@ -31,11 +33,11 @@ def surroundings(tmp_path_factory):
         yield
 
 
-def step_of(cells, out, **settings):
+def step_of(cells, out, placement=None, **settings):
     """(step, loader whose participation is that of a list, which images were loaded)."""
     config = small(
         cells, out, partition="patient", clients=CLIENTS, val_fraction=0.0, test_fraction=0.0, local_steps=1,
-        batch_size=1, prompts_per_image=1, **settings,
+        batch_size=2, prompts_per_image=1, **settings,
     )  # fmt: skip
     run, loaded = resolve(config), []
 
@@ -43,8 +45,11 @@ def step_of(cells, out, **settings):
         loaded.append(batch)
         return batch
 
-    loader = RoundLoader(run.clients, config, run.steps, lambda number: 1.0, prepare, "none")
-    return RoundStep(run, bowl), loader, loaded
+    placement = placement or CohortPlacement()
+    loader = RoundLoader(
+        run.clients, config, run.steps, lambda number: 1.0, prepare, "none", multiple=placement.multiple
+    )
+    return RoundStep(run, bowl, placement), loader, loaded
 
 
 def bowl(params, delta, batch, key):
@@ -106,6 +111,29 @@ def test_server_and_clients_share_memory_with_those_of_the_next_round(cells, tmp
     assert memory.alias_size_in_bytes >= own + sum(
         x.nbytes for x in jax.tree.leaves((server.delta, server.state))
     )
+
+
+def test_over_a_mesh_three_of_four_clients_give_the_numbers_of_one_device(cells, tmp_path, monkeypatch):
+    """One row of padding over four devices, images of a step over two; a state goes on over another mesh."""
+    found = {}
+    for name, sizes in {
+        "one": (None, None),
+        "mesh": ("clients=4,data=2", "clients=2,data=2,model=2"),
+    }.items():
+        state = None
+        for number, mesh in enumerate(sizes):
+            where = mesh and CohortPlacement(make_mesh(mesh), preset("fsdp"), "fsdp")
+            step, loader, _ = step_of(cells, tmp_path, where, algorithm="scaffold")
+            coming(loader, monkeypatch, [0, 2, 3], [1, 2, 3])
+            loader.set_state({"round": number})
+            data = next(loader)
+            assert len(data.rows) == (4 if where else 3)
+            start = step.init(data) if state is None else jax.tree.map(jnp.array, state)
+            state, numbers = step(start, data)
+            state = jax.device_get(state)
+        found[name] = state.delta, state.opt_state, numbers
+    for a, b in zip(*map(jax.tree.leaves, found.values()), strict=True):
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-5, atol=1e-7)
 
 
 def test_who_can_keep_an_optimizer_and_who_refuses(cells, tmp_path):
