@@ -6,6 +6,7 @@ page; tifffile reads both and names the axes: Z slices, C channels, T times, S s
 
 import math
 import re
+import struct
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from PIL import Image as Pillow
 from PIL import UnidentifiedImageError
 
 from medvfm_jax.images.budget import check_extent, check_size
-from medvfm_jax.images.decoding import decoding
+from medvfm_jax.images.decoding import damaged, decoding
 from medvfm_jax.images.image import TURNED, BadImage, Image
 from medvfm_jax.images.pictures import Convert, check_page, colours, indices, one_channel, too_many_pixels
 from medvfm_jax.images.tiff_spacing import spacing_of_stack
@@ -25,6 +26,7 @@ SUFFIXES = (".tif", ".tiff")
 _KIND = "TIFF file"
 _PARTS = re.compile(r'<(?:\w+:)?UUID\s[^>]*FileName="([^"]*)"')
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_MOST_PAGES = 100_000
 _ALPHA = (1, 2)  # of ExtraSamples
 _PLAIN = {1: "none", 8: "Deflate", 32946: "Deflate"}  # compressions tifffile undoes without further packages
 
@@ -86,6 +88,7 @@ def is_stack(path: Path) -> bool:
 
 def layout_of(path: Path) -> Layout:
     """What the headers say, without reading pixels. Raises BadImage."""
+    _check_chain(path)
     with decoding(path, _KIND), tifffile.TiffFile(path, _multifile=False) as file:
         # _multifile: OME-XML may name other files, anywhere; only this one is asked for.
         parts = set(_PARTS.findall(file.ome_metadata or ""))
@@ -118,6 +121,30 @@ def layout_of(path: Path) -> Layout:
             orientation=int(orientation) if orientation in range(2, 9) else 1,
             spacing=spacing_of_stack(file, page) if "Z" in first.axes else None,
         )
+
+
+def _check_chain(path: Path) -> None:
+    """Refuse a file whose directories lead back to one another: tifffile follows some such rings for ever."""
+    seen: set[int] = set()
+    with decoding(path, _KIND), open(path, "rb") as file:
+        head = file.read(16)
+        order, big = "<" if head[:2] == b"II" else ">", head[2:4] in (b"+\0", b"\0+")
+        # Number of entries, length of an entry, offset of the next directory: classic TIFF, BigTIFF.
+        count, entry, link = ("Q", 20, "Q") if big else ("H", 12, "I")
+        (at,) = struct.unpack_from(order + link, head, 8 if big else 4)
+        while at and at not in seen:
+            seen.add(at)
+            file.seek(at)
+            start = file.read(struct.calcsize(count))
+            if len(start) < struct.calcsize(count):
+                break  # beyond the end, where readers stop as well
+            file.seek(at + len(start) + entry * struct.unpack(order + count, start)[0])
+            end = file.read(struct.calcsize(link))
+            if len(end) < struct.calcsize(link):
+                break
+            (at,) = struct.unpack(order + link, end)
+            if at in seen or len(seen) > _MOST_PAGES:
+                raise damaged(path, _KIND, "its directories form a ring, or are more than can be followed")
 
 
 def _read(path: Path, max_bytes: int, convert: Convert) -> Image:

@@ -1,3 +1,5 @@
+import struct
+
 import numpy as np
 import pytest
 import tifffile
@@ -129,3 +131,18 @@ def test_an_ome_file_that_points_to_others_is_refused_and_they_are_not_opened(tm
     (tmp_path / "secret.tif").unlink()
     with pytest.raises(BadImage, match="one of 2 files"):
         read(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("target", range(3))
+def test_directories_that_lead_back_to_one_another_are_refused(tmp_path, target):
+    """In tifffile some such rings are followed for ever."""
+    path = imagej(tmp_path / "a.tif", STACK[:3], "ZYX")
+    with tifffile.TiffFile(path) as file:
+        offsets = [page.offset for page in file.pages]
+        tags, order = len(file.pages[2].tags), file.byteorder
+    content = bytearray(path.read_bytes())
+    at = offsets[2] + 2 + 12 * tags
+    content[at : at + 4] = struct.pack(f"{order}I", offsets[target])
+    path.write_bytes(bytes(content))
+    with pytest.raises(BadImage, match="form a ring"):
+        read(path)
