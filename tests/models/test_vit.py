@@ -183,6 +183,6 @@ def test_norms_keep_their_digits_where_the_residual_stream_is_far_from_zero(scan
     moved = unflatten_dict(flat | {place: flat[place] + 1000.0})
     cls, expected = encode_tokens(model, params, image)
     far_cls, far = encode_tokens(model, {"params": moved}, image)
-    # float32 numbers of 1000 are 6e-5 apart; variances in one pass are off by 1e-2 there.
-    np.testing.assert_allclose(far, expected, atol=2e-3)
-    np.testing.assert_allclose(far_cls, cls, atol=2e-3)
+    # float32 numbers of 1000 are 6e-5 apart, which is 0.006 here; variances in one pass are lost altogether.
+    np.testing.assert_allclose(far, expected, atol=2e-2)
+    np.testing.assert_allclose(far_cls, cls, atol=2e-2)
