@@ -57,7 +57,12 @@ def settings(name, cells):
     return plain | CASES[name] | public
 
 
-@pytest.mark.parametrize("name", CASES)
+QUICK = ("flora", "feddpa_t")  # what differs most from an average; the others are slow
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n in CASES]
+)
 def test_it_runs_and_what_it_leaves_can_be_evaluated(name, cells, tmp_path):
     result = federate(small(cells, tmp_path / "run", **settings(name, cells)))
     lines = [line for line in read_metrics(result.folder) if "upload_bytes" in line]
