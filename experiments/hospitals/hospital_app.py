@@ -6,15 +6,23 @@ A node's own settings: ``--node-config 'site="north" data="/data/cells" state="/
 a local file with the base weights.
 """
 
+import logging
 from pathlib import Path
 from typing import Any
 
 from medvfm_jax.federated.errors import BadFederation
 from medvfm_jax.federated.flower_app import Session, client_app, log_to_terminal, server_app
 from medvfm_jax.federated.network import Patience, Progress, Site, make_coordinator
-from medvfm_jax.federated.network.image_federation import ImageFederation, assemble, image_site, save_result
+from medvfm_jax.federated.network.image_federation import (
+    ImageFederation,
+    assemble,
+    image_site,
+    named_numbers,
+    save_result,
+)
 
 log_to_terminal()
+_LOG = logging.getLogger("medvfm_jax.hospitals")
 
 
 def _site(node: dict[str, Any], run: dict[str, Any]) -> Site:
@@ -25,12 +33,14 @@ def _site(node: dict[str, Any], run: dict[str, Any]) -> Site:
 
 def _session(run: dict[str, Any]) -> Session:
     assembled = assemble(ImageFederation.read(run))
-    folder, nodes = Path(run["folder"]), _numbers("sites", run["sites"])
-    images = _numbers("images", run["images"])
+    folder, nodes = Path(run["folder"]), named_numbers("sites", run["sites"])
+    images = named_numbers("images", run["images"])
     if images.keys() != nodes.keys():
         raise BadFederation("images must name the same sites as sites: how many images each has declared.")
     declared = {site: images[site] for site in nodes}
     coordinator = make_coordinator(assembled.task, declared, fewest=run["fewest"], nodes=nodes)
+    if assembled.guarantee is not None:
+        _LOG.info("the sites add noise: %s", assembled.guarantee)
     patience = Patience(
         answer=60 * run["answer-minutes"], joining=60 * run["joining-minutes"], greeting=600.0
     )
@@ -39,13 +49,6 @@ def _session(run: dict[str, Any]) -> Session:
         save_result(assembled, progress, folder / "delta.safetensors")
 
     return Session(coordinator, run["rounds"], folder, patience=patience, fewest=run["fewest"], done=done)
-
-
-def _numbers(setting: str, text: str) -> dict[str, int]:
-    pairs = [pair.partition("=") for pair in text.split()]
-    if not pairs or not all(name and number.isdigit() for name, _, number in pairs):
-        raise BadFederation(f"{setting} is '{text}', expected \"name=number ...\", one for each hospital.")
-    return {name: int(number) for name, _, number in pairs}
 
 
 client = client_app(_site)

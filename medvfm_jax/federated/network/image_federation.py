@@ -4,6 +4,7 @@ A hospital brings a folder of labelled images; the coordinator brings none.
 """
 
 import dataclasses
+import math
 import zlib
 from collections.abc import Mapping
 from functools import partial
@@ -25,8 +26,11 @@ from medvfm_jax.federated.feedback import error_feedback
 from medvfm_jax.federated.kept_optimizer import kept
 from medvfm_jax.federated.network.coordinator import Progress
 from medvfm_jax.federated.network.site import Site
-from medvfm_jax.federated.network.task import Task
-from medvfm_jax.federated.records import Algorithm, Shard, Tree
+from medvfm_jax.federated.network.task import Contract, Task, contract
+from medvfm_jax.federated.privacy import Guarantee
+from medvfm_jax.federated.privacy.discrete_accounting import account_discrete, discrete_with_epsilon
+from medvfm_jax.federated.records import Algorithm, Privacy, Shard, Tree
+from medvfm_jax.federated.secure_reduction import SecureSum, distributed_noise, fixed_point
 from medvfm_jax.train.assemble import Base, adapter_config, for_prompt, load_base, with_adapter
 from medvfm_jax.train.config import AdaptConfig
 from medvfm_jax.train.optimizer import make_optimizer
@@ -35,6 +39,11 @@ from medvfm_jax.train.task import make_loss
 from medvfm_jax.train.training_data import TrainingData, open_split, training_data
 from medvfm_jax.types import Batch, Delta, ModelSpec, Prompts
 from medvfm_jax.weights import artifacts
+
+# Settings that say something with secure aggregation alone.
+_SECURE = frozenset((
+    "secure", "images", "secure_share", "secure_reach", "noise", "noise_epsilon", "noise_delta", "noise_clip", "rounds",
+))  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +61,24 @@ class ImageFederation:
     codec: str = "int8"
     remember: bool = False
     """Whether each site adds what the codec left out to its next update (error feedback)."""
+    secure: bool = False
+    """Whether the server opens only the sum of the updates (secure aggregation); needs codec "identity"."""
+    images: str = ""
+    """With secure aggregation: "name=number ..." of images that each site declared."""
+    secure_share: float = 0.67
+    """Share of the sites that must answer for a sum to be opened, above one half."""
+    secure_reach: float = 8.0
+    """Largest absolute value of an update that the sum can carry; a site beyond it is left out by name."""
+    noise: str = "none"
+    """Noise that the sites add in whole numbers, "discrete_gaussian" or "skellam", so that what the server opens is
+    differentially private for each site; "none" for none."""
+    noise_epsilon: float = 8.0
+    """epsilon over all ``rounds``, with the noise of as many sites as must answer."""
+    noise_delta: float = 1e-5
+    noise_clip: float = 1.0
+    """l2 norm to which a site's update is clipped."""
+    rounds: int = 20
+    """Rounds that the noise is made for."""
     keep_optimizer: bool = False
     """Whether each site keeps its optimizer's state from round to round instead of starting it anew."""
     local_steps: int = 5
@@ -88,13 +115,14 @@ class ImageFederation:
 
 
 class Assembled(NamedTuple):
-    """A federation whose weights are in memory."""
+    """A federation whose weights are in memory; guarantee: what noise of the sites amounts to after all rounds."""
 
     settings: ImageFederation
     base: Base
     adapted: AdaptedModel
     adapter: dict[str, Any]
     task: Task
+    guarantee: Guarantee | None = None
 
 
 def assemble(settings: ImageFederation, weights: Path | None = None, offline: bool = False) -> Assembled:
@@ -108,7 +136,8 @@ def assemble(settings: ImageFederation, weights: Path | None = None, offline: bo
     adapted = with_adapter(base, adapter)
     delta = adapted.init(jax.random.fold_in(jax.random.key(settings.seed), 1), base.params)
     codec = make_codec(settings.codec)
-    agreed = dataclasses.asdict(settings) | {"weights": base.fingerprint}
+    agreed = {name: value for name, value in vars(settings).items() if settings.secure or name not in _SECURE}
+    agreed |= {"weights": base.fingerprint}
     loss = make_loss(adapted, _local(settings).resolved_objective(base.model.spec.task))
     task = Task(
         _algorithm(settings, loss, base),
@@ -117,7 +146,43 @@ def assemble(settings: ImageFederation, weights: Path | None = None, offline: bo
         error_feedback(codec) if settings.remember else codec,
         agreed,
     )
-    return Assembled(settings, base, adapted, adapter, task)
+    if not settings.secure:
+        if settings.noise != "none":
+            raise BadFederation(f"noise={settings.noise} is noise of the sites: it needs secure = true.")
+        return Assembled(settings, base, adapted, adapter, task)
+    secure, guarantee = _secure(settings, contract(task))
+    return Assembled(settings, base, adapted, adapter, task._replace(secure=secure), guarantee)
+
+
+def _secure(settings: ImageFederation, shapes: Contract) -> tuple[SecureSum, Guarantee | None]:
+    """Secure aggregation as configured, and with noise of the sites what it guarantees."""
+    declared = named_numbers("images", settings.images)
+    n = len(declared)
+    answered = max(math.ceil(settings.secure_share * n), n // 2 + 1)
+    if settings.noise == "none":
+        return fixed_point(n, answered, settings.secure_reach, float(max(declared.values()))), None
+    if settings.noise not in ("discrete_gaussian", "skellam"):
+        raise BadFederation(f"noise is {settings.noise!r}, expected none, discrete_gaussian or skellam.")
+    rounds, delta = settings.rounds, settings.noise_delta
+    mechanism = discrete_with_epsilon(
+        Privacy(settings.noise_clip, 1.0, n, neighbours="zero out one"),
+        settings.noise_epsilon,
+        size=sum(x.size for x in jax.tree.leaves(shapes.report.upload)),
+        rounds=rounds,
+        delta=delta,
+        answered=answered,
+        noise="skellam" if settings.noise == "skellam" else "gaussian",
+    )
+    guarantee = account_discrete(mechanism, rounds=rounds, delta=delta, answered=answered)
+    return distributed_noise(mechanism, answered), guarantee
+
+
+def named_numbers(setting: str, text: str) -> dict[str, int]:
+    """ "name=number ..." -> {name: number}; raises BadFederation naming the setting."""
+    pairs = [pair.partition("=") for pair in text.split()]
+    if not pairs or not all(name and number.isdigit() for name, _, number in pairs):
+        raise BadFederation(f"{setting} is '{text}', expected \"name=number ...\", one for each hospital.")
+    return {name: int(number) for name, _, number in pairs}
 
 
 def image_site(assembled: Assembled, name: str, data: str, folder: Path) -> Site:

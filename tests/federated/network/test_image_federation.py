@@ -77,6 +77,54 @@ def test_a_round_trains_and_its_result_is_a_delta_file(
     assert loaded.metadata["rounds"] == 1
 
 
+def test_a_round_whose_updates_the_server_never_sees(
+    assembled: Assembled, cells: Path, tmp_path: Path
+) -> None:
+    """From settings alone: the same delta as a plain round without a codec, to the resolution of the grid."""
+    pytest.importorskip("cryptography")
+    nodes, results = {"north": 3, "east": 4}, []
+    for secure in (False, True):
+        settings = dataclasses.replace(SMALL, codec="identity", secure=secure, images="north=50 east=50")
+        chosen = assemble(settings)
+        answers = {
+            nodes[name]: make_site(image_site(chosen, name, str(cells), tmp_path / f"{name}{secure}"))
+            for name in SITES
+        }
+        coordinator = make_coordinator(chosen.task, dict.fromkeys(SITES, 50), nodes=nodes)
+
+        def exchange(messages: dict, seconds: float, answers: dict = answers) -> dict:
+            return {node: answers[node](node, message) for node, message in messages.items()}
+
+        progress, record = coordinator.round(coordinator.begin(KEY), nodes, exchange, 1.0)
+        assert (set(record.arrived), record.refused) == (set(SITES), {})
+        results.append(progress.server.delta)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *results)
+
+
+def test_noise_of_the_sites_keeps_what_the_settings_promise(assembled: Assembled) -> None:
+    del assembled  # its cache of programs and weights is in force
+    settings = dataclasses.replace(
+        SMALL,
+        codec="identity",
+        secure=True,
+        images="a=5 b=5 c=9",
+        noise="skellam",
+        noise_epsilon=4.0,
+        rounds=3,
+    )
+    made = assemble(settings)
+    assert 3.9 < made.guarantee.epsilon <= 4.0
+    assert (made.guarantee.rounds, made.task.secure.threshold, made.task.secure.noise) == (3, 3, "skellam")
+    for changed, sentence in (
+        ({"secure": False}, "needs secure = true"),
+        ({"codec": "int8"}, "cannot be added up"),
+        ({"noise": "laplace"}, "noise is 'laplace'"),
+        ({"images": ""}, "one for each hospital"),
+    ):
+        with pytest.raises(BadFederation, match=sentence):
+            contract(assemble(dataclasses.replace(settings, **changed)).task)
+
+
 def test_the_images_of_a_round_follow_from_seed_site_and_round(
     assembled: Assembled, cells: Path, tmp_path: Path
 ) -> None:
@@ -109,7 +157,7 @@ def test_data_with_other_names_is_refused(assembled: Assembled, cells: Path, tmp
 def test_settings_are_read_from_a_flat_table() -> None:
     table = {"local-steps": 3, "learning-rate": 1, "rounds": 20, "remember": True, "sites": "a b"}
     settings = ImageFederation.read(table)
-    assert settings == ImageFederation(local_steps=3, learning_rate=1.0, remember=True)
+    assert settings == ImageFederation(local_steps=3, learning_rate=1.0, remember=True, rounds=20)
     for name, value in (("local-steps", "3"), ("local-steps", True), ("remember", 1), ("model", 5)):
         with pytest.raises(BadFederation, match=f"{name.replace('-', '_')} is {value!r}, expected"):
             ImageFederation.read({name: value})
