@@ -38,7 +38,7 @@ from medvfm_jax.train.training_data import SplitData, open_split, training_data
 from medvfm_jax.types import Delta, Params
 from medvfm_jax.weights import artifacts
 
-FILE = "audit.json"
+FILE = "audit.json"  # as report.run_record.AUDIT
 _FALSE_POSITIVES = 0.1  # at which the share of patients found is stated
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from medvfm_jax import __version__, local_paths
 from medvfm_jax.report import federated_sections, sections
+from medvfm_jax.report.audit_section import audit
 from medvfm_jax.report.charts import Interval, intervals
 from medvfm_jax.report.run_record import NothingToReport, RunRecord, load
 from medvfm_jax.report.style import CSS, SCRIPT
@@ -86,7 +87,7 @@ this is research software, not a medical device.</footer>
 
 
 def _one_run(run: RunRecord) -> str:
-    return sections.one_run(run, federated_sections.one_run(run))
+    return sections.one_run(run, federated_sections.one_run(run) + audit(run))
 
 
 def _notes(runs: Sequence[RunRecord]) -> str:

@@ -81,6 +81,29 @@ def damaged_settings(config: Mapping[str, Any]) -> str | None:
     return None
 
 
+_CANARY = ("claimed_epsilon", "lower_bound", "confidence", "largest_possible", "trials")
+_ATTACK = ("auc", "advantage", "members", "others")
+
+
+def damaged_audit(found: Mapping[str, Any]) -> str | None:
+    """audit.json -> name of the first part that has another shape than `audit` gives it, None if all is well."""
+    if not found:
+        return None
+    canary, membership = found.get("canary"), found.get("membership")
+    if canary is not None and not (isinstance(canary, dict) and all(_number(canary.get(n)) for n in _CANARY)):
+        return "canary"
+    if not isinstance(membership, dict):
+        return "membership"
+    for name in ("loss", "loss_change"):
+        row = membership.get(name)
+        if not isinstance(row, dict) or not all(_number(row.get(n)) for n in _ATTACK):
+            return f"membership.{name}"
+        if row.get("auc_error") is not None and not _number(row["auc_error"]):
+            return f"membership.{name}.auc_error"
+    allowed = [membership.get(name) for name in ("allowed_auc", "allowed_advantage")]
+    return None if allowed == [None, None] or all(map(_number, allowed)) else "membership.allowed_auc"
+
+
 def damaged_scores(scores: Mapping[str, Any]) -> str | None:
     """scores.json -> name of the first part that has another shape than `evaluate` gives it, None if all is well."""
     provenance = scores.get("provenance")

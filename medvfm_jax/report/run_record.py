@@ -8,12 +8,13 @@ import numpy as np
 
 from medvfm_jax import json_text, local_paths
 from medvfm_jax.report.overlays import draw
-from medvfm_jax.report.record_shapes import damaged_scores, damaged_settings
+from medvfm_jax.report.record_shapes import damaged_audit, damaged_scores, damaged_settings
 from medvfm_jax.train import run_directory
 from medvfm_jax.train.assemble import check_run
 from medvfm_jax.types import MedvfmError
 from medvfm_jax.weights import artifacts
 
+AUDIT = "audit.json"
 _LARGEST_PICTURE = 200_000_000  # bytes, of the file and of what is in it
 
 
@@ -35,7 +36,7 @@ class RunRecord(NamedTuple):
     """A run as the report sees it; `scores`, `config` and `metrics` may be empty.
 
     damaged: numbers of the lines of metrics.jsonl that hold no record and are left out.  unread: how many of the
-    overlays that the scores name could not be read.
+    overlays that the scores name could not be read.  audit: what `medvfm audit` found, may be empty.
     """
 
     name: str
@@ -46,6 +47,7 @@ class RunRecord(NamedTuple):
     overlays: list[Overlay]
     damaged: tuple[int, ...] = ()
     unread: int = 0
+    audit: Mapping[str, Any] = {}
 
     @property
     def trained(self) -> Mapping[str, Any]:
@@ -96,7 +98,8 @@ def load(path: Path) -> RunRecord:
     name = path.resolve().name if path.is_dir() else f"{path.resolve().parent.name}/{path.stem}"
     overlays = _overlays(folder, scores)
     unread = len(scores.get("overlays") or ()) - len(overlays)
-    return RunRecord(name, folder, config, metrics, scores, overlays, tuple(damaged), unread)
+    audit = _audit(path / AUDIT) if path.is_dir() else {}
+    return RunRecord(name, folder, config, metrics, scores, overlays, tuple(damaged), unread, audit)
 
 
 def _object(path: Path) -> dict[str, Any]:
@@ -120,6 +123,16 @@ def _scores(path: Path) -> dict[str, Any]:
             f"{path} is not what evaluate writes: '{damaged:.80}' is damaged; evaluate the run again."
         )
     return {key: part for key, part in scores.items() if part is not None}
+
+
+def _audit(path: Path) -> dict[str, Any]:
+    found = _object(path)
+    damaged = damaged_audit(found)
+    if damaged:
+        raise NothingToReport(
+            f"{path} is not what audit writes: '{damaged:.80}' is damaged; audit the run again, or move the file away."
+        )
+    return found
 
 
 def _metrics(folder: Path) -> tuple[list[dict[str, Any]], list[int]]:
