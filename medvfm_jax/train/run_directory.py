@@ -22,13 +22,7 @@ CONFIG, METRICS, CHECKPOINTS, DELTA, SCORES = (
     "config.json", "metrics.jsonl", "checkpoints", "delta.safetensors", "scores.json",
 )  # fmt: skip
 _LOCK = ".lock"
-_FREE_TO_CHANGE = (
-    "resume",
-    "out",
-    "placement",
-    "keep",
-    "checked",
-)  # what does not change what a run computes
+_FREE_TO_CHANGE = ("resume", "out", "placement", "keep", "checked")  # does not change what a run computes
 _RESOLVED = "resolved"  # what data, weights and defaults made of the settings
 
 
