@@ -1,14 +1,18 @@
 import dataclasses
+import sys
 
 import numpy as np
 import pytest
 
 from medvfm_jax.data import BadCase, open_dataset
 from medvfm_jax.data.check import check_dataset
+from medvfm_jax.data.objects import objects_of
+from medvfm_jax.train.config import EvaluateConfig
 from medvfm_jax.train.data_check import about, check_split, lines, recorded_objects, refuse_bad
 from medvfm_jax.train.training_data import open_split
 from tests.data.small_folders import plain_folder
 
+evaluate_module = sys.modules["medvfm_jax.train.evaluate"]  # the name is that of the function
 MASK = np.eye(6, dtype=np.uint8)
 
 
@@ -65,3 +69,16 @@ def test_what_prompts_are_about_is_recorded_where_it_is_not_what_it_always_was(f
     assert recorded_objects(dataset, "none") is None
     assert recorded_objects(dataset, "box") == "components"
     assert recorded_objects(dataclasses.replace(dataset, objects="labels"), "point") == "labels"
+
+
+@pytest.mark.parametrize(
+    ("recorded", "asked", "expected"),
+    [("components", None, "components"), (None, None, "labels"), (None, "components", "components")],
+)
+def test_a_run_is_scored_with_the_objects_it_was_trained_on(folder, tmp_path, recorded, asked, expected):
+    """A run of masks alone from before there was a choice asked for one box per class."""
+    split = {"train": list("abcd"), "val": ["e"], "test": ["f"]}
+    resolved = {"data": str(folder), "prompt": "box", "split": split, "objects": recorded}
+    config = EvaluateConfig(run=tmp_path / "run", objects=asked)
+    source = evaluate_module._data(config, {"resolved": resolved})
+    assert objects_of(source.dataset) == expected
