@@ -27,7 +27,7 @@ from medvfm_jax.fetch import cache_dir
 from medvfm_jax.train import checkpoint, hooks, run_directory
 from medvfm_jax.train.assemble import delta_metadata
 from medvfm_jax.train.config import EvaluateConfig
-from medvfm_jax.train.data_check import lines
+from medvfm_jax.train.data_check import about, lines
 from medvfm_jax.train.early_stopping import EarlyStopping
 from medvfm_jax.train.embedding_cache import EmbeddingCache, embed, make_cache
 from medvfm_jax.train.evaluate import Subject, readable, score_cases
@@ -357,7 +357,7 @@ def _score(
         return of_client(run.index_of(case.site) if jax.tree.leaves(models.own) else None)
 
     out = config.out / run_directory.SCORES
-    score_cases(settings, out, run.source, cases, checked, subject, predictor_of, console)
+    score_cases(settings, out, run.source, cases, about(checked, asked), subject, predictor_of, console)
     say(f"scores: {out}")
     return out
 

@@ -181,7 +181,7 @@ def _data(config: EvaluateConfig, run: Mapping[str, Any] | None) -> SplitData:
         given=run["resolved"]["split"] if own else None,
     )
     resolved = run["resolved"] if own else {}
-    if own and config.objects is None and not resolved.get("objects") and resolved["prompt"] != "none":
+    if own and config.objects is None and not resolved.get("objects") and resolved.get("prompt") != "none":
         source = source._replace(dataset=as_before(source.dataset))
     return source
 

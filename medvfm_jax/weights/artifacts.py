@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 import medvfm_jax
+from medvfm_jax import local_paths
 from medvfm_jax.printable import shortened
 from medvfm_jax.types import Delta, MedvfmError, Params
 from medvfm_jax.weights import safetensors_files
@@ -41,6 +42,7 @@ def save_delta(path: Path | str, delta: Delta, metadata: Mapping[str, Any]) -> N
     configuration).  Raises BadDelta for something that is no nested dict of finite floating-point arrays,
     FetchError if the disk is full or not writable.
     """
+    local_paths.check(path, "The file to write")
     arrays = {}
     for parts, value in _leaves(delta):
         key = SEPARATOR.join(parts)

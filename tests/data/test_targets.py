@@ -85,7 +85,7 @@ def test_a_logit_labelled_in_part_gets_the_shares_of_that_part_if_it_is_half():
     label[1:4, 4:8] = IGNORE  # of the second three quarters
     target = semantic_target(frame_of(SPEC, 64, 64), label, np.arange(2))
     np.testing.assert_array_equal(target[:, 0, :3].T, [[0.5, 0.5], [IGNORE, IGNORE], [1, 0]])
-    objects = object_map(label, None, np.array([1]))
+    objects = object_map(label, None, np.array([1]), "labels")
     _, _, mask, weight = target_of(label, objects, PromptConfig(count=1))
     assert not weight.any()  # 4 pixels in logits that count are less than one logit
     objects[8:16, 8:16] = label[8:16, 8:16] = 1

@@ -13,6 +13,7 @@ from medvfm_jax.federated.cohort_placement import CohortPlacement
 from medvfm_jax.federated.errors import BadFederation
 from medvfm_jax.federated.federated_run import resolve
 from medvfm_jax.federated.kept_optimizer import KEEPING, KeptState, kept
+from medvfm_jax.federated.privacy import draw_secret
 from medvfm_jax.federated.round_step import RoundStep
 from medvfm_jax.parallel import make_mesh, preset
 from tests.federated.small_federation import build_models_once, small
@@ -46,9 +47,11 @@ def step_of(cells, out, placement=None, **settings):
         return batch
 
     placement = placement or CohortPlacement()
+    secret = None if run.privacy is None else draw_secret(0)
     loader = RoundLoader(
-        run.clients, config, run.steps, lambda number: 1.0, prepare, "none", multiple=placement.multiple
-    )
+        run.clients, config, run.steps, lambda number: 1.0, prepare, "none", secret=secret,
+        multiple=placement.multiple,
+    )  # fmt: skip
     return RoundStep(run, bowl, placement), loader, loaded
 
 
@@ -72,11 +75,12 @@ def leaves(tree):
 def test_rounds_of_any_cohort_need_few_programs_load_who_comes_and_consume_the_state(
     cells, tmp_path, monkeypatch
 ):
-    step, loader, loaded = step_of(cells, tmp_path, dp_epsilon=8.0, algorithm="scaffold")
+    private = {"dp_epsilon": 8.0, "dp_log_unprotected": True}
+    step, loader, loaded = step_of(cells, tmp_path, algorithm="scaffold", **private)
     rounds = ([1, 3], [2], [], [0, 2], [3], [1, 2])
     coming(loader, monkeypatch, *rounds)
-    state = step.init(next(loader))
-    loader.set_state({"round": 0})
+    state = step.init(next(loader), draw_secret(0).key("rounds"))
+    loader.set_state(loader.get_state() | {"round": 0})
     loaded.clear()
     for who in rounds:
         before, old = leaves(state.opt_state[1].state), state

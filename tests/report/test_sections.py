@@ -78,7 +78,12 @@ def test_prompts_few_patients_compatibility_profiles_and_skipped_cases_are_noted
         rows=case_rows(patients=4),
         metric_profile="transunet_compat",
         skipped=[{"case": "a", "why": "cut off"}],
-        data_notes=["2 cases (b, c): displaced (by at most 0.0031 mm)"],
+        checked={
+            "cases": 3,
+            "findings": [
+                {"severity": "note", "message": "2 cases (b, c): displaced (by at most 0.0031 mm)"},
+            ],
+        },
     )
     notes = " ".join(sections.notes(record(found)))
     assert "box prompts were made from the reference of each slice" in notes

@@ -224,6 +224,9 @@ def run(tmp_path):
         "adapter": adapter,
         "prompt": "mixed",
         "classes": 2,
+        "data": str(tmp_path),
+        "data_sha256": "0" * 64,
+        "split": {"train": [], "val": [], "test": []},
     }
     record["resolved"]["labels"] = {"background": 0, "cell": 1}
     run_directory.write_json(folder / run_directory.CONFIG, record)

@@ -1,0 +1,84 @@
+import dataclasses
+import sys
+
+import numpy as np
+import pytest
+
+from medvfm_jax.data import BadCase, open_dataset
+from medvfm_jax.data.check import check_dataset
+from medvfm_jax.data.objects import objects_of
+from medvfm_jax.train.config import EvaluateConfig
+from medvfm_jax.train.data_check import about, check_split, lines, recorded_objects, refuse_bad
+from medvfm_jax.train.training_data import open_split
+from tests.data.small_folders import plain_folder
+
+evaluate_module = sys.modules["medvfm_jax.train.evaluate"]  # the name is that of the function
+MASK = np.eye(6, dtype=np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Six pictures without instance maps."""
+    rng = np.random.default_rng(0)
+    images = {name: rng.integers(0, 255, (6, 6)).astype(np.uint8) for name in "abcdef"}
+    return plain_folder(tmp_path / "d", dict.fromkeys("abcdef", MASK), images=images)
+
+
+def test_every_part_is_read_and_the_first_problem_raised_with_the_number_of_others(folder):
+    source = open_split(str(folder), seed=0, val=0.2, test=0.3)
+    said = []
+    settings = {"track": lambda items, title: items, "say": said.append}
+    assert set(check_split(source, skip_bad=False, **settings).facts) == set("abcdef")
+    bad = sorted((source.split.test[0], source.split.val[0]))
+    for name in bad:
+        (folder / "images" / f"{name}.png").write_bytes(b"")
+    with pytest.raises(BadCase) as caught:
+        check_split(source, skip_bad=False, **settings)
+    first = f"{folder / 'images' / bad[0]}.png is empty (0 bytes)"
+    assert str(caught.value).startswith(first)
+    assert str(caught.value).endswith(f"; 1 more problem: medvfm check --data {folder} names all.")
+    found = check_split(source, skip_bad=True, **settings)
+    assert [line.split(":")[0] for line in lines(found, source.split)] == [
+        f"skipped ({'test' if name in source.split.test else 'val'})" for name in bad
+    ]
+    assert said == []
+
+
+def test_one_problem_is_said_as_it_is(folder):
+    (folder / "images" / "c.png").write_bytes(b"")
+    dataset = open_dataset(folder)
+    found = check_dataset(dataset)
+    with pytest.raises(BadCase) as caught:
+        refuse_bad(found, dataset, skip_bad=False)
+    assert str(caught.value) == found.bad_cases()["c"]
+
+
+def test_a_run_without_prompts_hears_nothing_about_them(folder):
+    mask = np.zeros((12, 12), np.uint8)
+    mask[::3, ::3] = 1
+    plain_folder(folder, {"a": mask})
+    dataset = open_dataset(folder, objects="labels")
+    found = check_dataset(dataset, cases=["a"])
+    assert [f.kind for f in about(found, "box").findings] == ["many pieces"]
+    assert lines(about(found, "box"))[0].startswith("note: foreground falls into 16 pieces")
+    assert about(found, "none").findings == ()
+
+
+def test_what_prompts_are_about_is_recorded_where_it_is_not_what_it_always_was(folder):
+    dataset = open_dataset(folder)
+    assert recorded_objects(dataset, "none") is None
+    assert recorded_objects(dataset, "box") == "components"
+    assert recorded_objects(dataclasses.replace(dataset, objects="labels"), "point") == "labels"
+
+
+@pytest.mark.parametrize(
+    ("recorded", "asked", "expected"),
+    [("components", None, "components"), (None, None, "labels"), (None, "components", "components")],
+)
+def test_a_run_is_scored_with_the_objects_it_was_trained_on(folder, tmp_path, recorded, asked, expected):
+    """A run of masks alone from before there was a choice asked for one box per class."""
+    split = {"train": list("abcd"), "val": ["e"], "test": ["f"]}
+    resolved = {"data": str(folder), "prompt": "box", "split": split, "objects": recorded}
+    config = EvaluateConfig(run=tmp_path / "run", objects=asked)
+    source = evaluate_module._data(config, {"resolved": resolved})
+    assert objects_of(source.dataset) == expected
