@@ -84,7 +84,7 @@ def _operating_system(error: BaseException) -> str | None:
             return f"{error.filename or 'a path'} is a file, a folder was expected; check the path"
         case errno.ENAMETOOLONG:
             name = str(error.filename or "a path")
-            return f"the name of a file or folder is too long for the file system ({name[:60]}...); choose a shorter one"
+            return f"the name of a file or folder is too long for the file system ({name[:40]}...); choose another"
         case errno.ELOOP:
             return f"{error.filename or 'a path'} is a link that leads back to itself; check the path"
         case errno.EPIPE:
