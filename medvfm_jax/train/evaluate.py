@@ -68,11 +68,11 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> dict[str
     cases, checked = readable(source.dataset, names, config, console)
     subject = _subject(config, run, source)
     checked = about(checked, subject.prompt)
-    for line in lines(checked):
-        console.print(line, markup=False)
     if "point" in subject.prompt and "point" not in subject.base.model.spec.prompts and not subject.delta:
         console.print(f"warning: {subject.name} was not trained with point prompts; scores will be poor")
     run_directory.make_folder(out.parent)
+    for line in lines(checked):
+        console.print(line, markup=False, soft_wrap=True)
     predictor = Predictor(subject.adapted, subject.base.params, subject.delta, flips=config.flips)
     return score_cases(config, out, source, cases, checked, subject, lambda case: predictor, console)
 
@@ -200,7 +200,7 @@ def readable(
         dataset,
         cases=names[: config.cases],
         track=lambda items: tracked(items, "check", console),
-        say=lambda text: console.print(text, markup=False),
+        say=lambda text: console.print(text, markup=False, soft_wrap=True),
     )
     refuse_bad(checked, dataset, config.skip_bad)
     bad = checked.bad_cases()

@@ -60,9 +60,14 @@ def test_the_scores_of_a_real_run_as_json_are_those_that_are_written(medvfm, sco
     assert [p.suffix for p in (scored / "predictions").iterdir()] == [".png"] * written["n_cases"]
 
 
-def test_a_table_for_people_and_one_object_for_programs(medvfm, run, plain):
+def said(cells):
+    """What every command says about the phantom cells."""
+    return f"note: numbers in the 6 masks of {cells}: 0 background, 255 foreground\n"
+
+
+def test_a_table_for_people_and_one_object_for_programs(medvfm, run, cells, plain):
     result = medvfm("evaluate", "--run", run)
-    assert (result.code, result.err) == (0, "")
+    assert (result.code, result.err) == (0, said(cells))
     written = json.loads((run / "scores.json").read_text())
     assert f"{SAM} + linear, box prompts from the reference" in result.out
     (dice,) = (row for row in written["summary"] if (row["metric"], row["label"]) == ("dice", "foreground"))
@@ -70,7 +75,7 @@ def test_a_table_for_people_and_one_object_for_programs(medvfm, run, plain):
     assert 0.6 < dice["mean"] < 1  # full boxes around discs
     assert result.out.splitlines()[-1] == f"scores: {run / 'scores.json'}; next: medvfm report {run}"
     again = medvfm("evaluate", "--run", run, "--json")
-    assert again.err == ""
+    assert again.err == said(cells)
     changed = ("provenance", "file")
     assert {k: v for k, v in again.json.items() if k not in changed} == {
         k: v for k, v in written.items() if k not in changed
@@ -162,14 +167,15 @@ def test_an_unreadable_case_may_be_skipped_and_is_counted(medvfm, cells, plain, 
     assert record["n_cases"] == 5
 
 
-def test_an_interrupted_evaluation_leaves_no_scores_and_can_be_repeated(medvfm, run, monkeypatch):
+def test_an_interrupted_evaluation_leaves_no_scores_and_can_be_repeated(medvfm, run, cells, monkeypatch):
     class Interrupted(Everything):
         def label_map(self, *_):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(MODULE, "Predictor", Interrupted)
     result = medvfm("evaluate", "--run", run)
-    assert (result.code, result.err) == (130, "medvfm: interrupted; what was committed so far is kept\n")
+    interrupted = "medvfm: interrupted; what was committed so far is kept\n"
+    assert (result.code, result.err) == (130, said(cells) + interrupted)
     assert not (run / "scores.json").exists()
     monkeypatch.setattr(MODULE, "Predictor", Everything)
     assert medvfm("evaluate", "--run", run).code == 0
