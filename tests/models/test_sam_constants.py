@@ -15,8 +15,9 @@ def epsilons(name):
     """Path of every layer norm -> its epsilon."""
     found, model = {}, build(name)
     params, spec = jax.eval_shape(model.init, jax.random.key(0)), model.spec
-    image, low = jnp.zeros((spec.input_size, spec.input_size, 3)), spec.logits_size
-    prompts = Prompts(jnp.zeros((1, 1, 2)), jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, low, low, 1)))
+    given, low = [jnp.zeros((spec.input_size, spec.input_size, 3))], spec.logits_size
+    if spec.task == "promptable":
+        given.append(Prompts(jnp.zeros((1, 1, 2)), jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, low, low, 1))))
 
     def note(call, args, kwargs, context):
         if isinstance(context.module, LayerNorm):
@@ -24,7 +25,7 @@ def epsilons(name):
         return call(*args, **kwargs)
 
     with nn.intercept_methods(note):
-        jax.eval_shape(model.apply, params, image, prompts)
+        jax.eval_shape(model.apply, params, *given)
     return found
 
 
@@ -35,6 +36,14 @@ def test_epsilons_are_those_of_the_released_code():
     assert found == expected
     parts = ("image_encoder", "neck", "mask_downscaling", "transformer", "output_upscaling")
     assert all(any(part in path for path in found) for part in parts)
+
+
+def test_epsilons_of_the_other_encoders_are_those_of_their_code():
+    """TinyViT's blocks have PyTorch's 1e-5, its neck SAM's; ViT and DINOv2 1e-6."""
+    of_tiny = {path: e for path, e in epsilons("lite-tiny-test").items() if path.startswith("image_encoder")}
+    assert of_tiny == {path: 1e-6 if "neck" in path else 1e-5 for path in of_tiny}
+    assert len(set(of_tiny.values())) == 2
+    assert set(epsilons("vit-tiny-test").values()) == {1e-6}
 
 
 def test_a_small_input_sees_the_epsilon():
@@ -57,3 +66,11 @@ def test_points_are_centres_of_pixels():
     np.testing.assert_allclose(
         sparse[0, 1], np.asarray(tables["not_a_point_embed"]["embedding"])[0], atol=1e-6
     )
+
+
+def test_positions_of_the_embedding_are_centres_of_its_cells():
+    encoder = PromptEncoder(dim=8, image_size=64, grid=(2, 4))
+    positions, params = encoder.init_with_output(jax.random.key(0), method="image_positions")
+    matrix = np.asarray(params["params"]["pe_layer"]["positional_encoding_gaussian_matrix"], float)
+    angle = 2 * np.pi * ((2 * np.array([2.5 / 4, 1.5 / 2]) - 1) @ matrix)  # row 1, column 2; x before y
+    np.testing.assert_allclose(positions[1, 2], np.concatenate([np.sin(angle), np.cos(angle)]), atol=1e-5)
