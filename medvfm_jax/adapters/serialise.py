@@ -9,6 +9,7 @@ from typing import Any
 from medvfm_jax.adapters.bottleneck import bottleneck
 from medvfm_jax.adapters.context_blocks import context_block
 from medvfm_jax.adapters.core import Adapter, chain
+from medvfm_jax.adapters.early_exit import block_exit, residual_convolutions
 from medvfm_jax.adapters.errors import BadAdapterConfig
 from medvfm_jax.adapters.lora import lora
 from medvfm_jax.adapters.lora_experts import lora_experts
@@ -24,6 +25,8 @@ KINDS: Mapping[str, Callable[..., Adapter]] = {
     "scale_shift": scale_shift,
     "prompt_tokens": prompt_tokens,
     "context": context_block,
+    "block_exit": block_exit,
+    "residual_convolutions": residual_convolutions,
 }
 
 

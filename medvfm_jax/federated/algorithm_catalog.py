@@ -38,7 +38,7 @@ class Entry(NamedTuple):
     it takes the option ``clients``, their number.  on_base: it changes frozen weights, so the adapter needs the parts
     of ``base_increments``.  takes: an argument of ``make`` beside loss and optimizer, a function of the model:
     "features" of a batch for a contrast, or "logits" with "public_batches" of unlabelled images, or "params", the
-    frozen weights.  instance_mixing: as ``systems.System``.
+    frozen weights, or "split", the model in three parts.  instance_mixing: as ``systems.System``.
     """
 
     make: Callable[..., Algorithm]
@@ -49,7 +49,7 @@ class Entry(NamedTuple):
     by_gradient: Callable[..., dict[str, Any]] | None = None
     needs_clients: bool = False
     on_base: bool = False
-    takes: Literal["", "features", "logits", "params"] = ""
+    takes: Literal["", "features", "logits", "params", "split"] = ""
     instance_mixing: bool = False
 
 

@@ -287,9 +287,9 @@ def _entry_of(name: str, system: systems.System) -> tuple[str, Entry]:
         if entry.make is make:
             return known, entry
     parameters = list(inspect.signature(make).parameters.values())
-    options = {p.name: p.default for p in parameters if p.default is not p.empty and p.name != "params"}
+    takes = next((p.name for p in parameters if p.name in ("params", "split")), "")
+    options = {p.name: p.default for p in parameters if p.default is not p.empty and p.name != takes}
     needs_clients = any(p.name == "clients" for p in parameters)
-    takes = "params" if any(p.name == "params" for p in parameters) else ""
     mixing = system.instance_mixing
     return name, Entry(
         make, options, own="part", needs_clients=needs_clients, takes=takes, instance_mixing=mixing

@@ -89,6 +89,8 @@ class Algorithm(NamedTuple):
         uploads stacked (n, ...) (zeros where none arrived) if it is "stack", as robust rules need.
     measure(server, uploads stacked, weights (n,)) -> dict of scalars reported with the round, or None.
     download(server) -> what a client receives, for counting bits; None: ``server.delta``.
+    traffic(server, state, shard) -> bits a client sends in one local step, and as many receives, from shapes, where the
+        server computes a part of each step; None: uploads and downloads are what crosses.
     exact: what ``aggregate`` reads of a round beside the mean of the uploads and public constants, in words; "" for
         nothing.  Noise on the mean does not cover it, so with client-level privacy such an algorithm is refused.
     """
@@ -101,6 +103,7 @@ class Algorithm(NamedTuple):
     measure: Callable[[Server, Tree, Array], dict[str, Array]] | None = None
     download: Callable[[Server], Tree] | None = None
     exact: str = ""
+    traffic: Callable[[Server, Tree, Shard], float] | None = None
 
 
 class Codec(NamedTuple):

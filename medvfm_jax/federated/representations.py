@@ -1,4 +1,4 @@
-"""What algorithms see of a model beside its loss: features of a batch (MOON), logits over classes (FedDF)."""
+"""What algorithms see of a model beside its loss: features (MOON), logits over classes (FedDF), its parts (FeSViBS)."""
 
 from collections.abc import Callable
 
@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from medvfm_jax.adapters import AdaptedModel
-from medvfm_jax.train.task import predictor
+from medvfm_jax.adapters import AdaptedModel, at, tap
+from medvfm_jax.federated.systems.fesvibs import PATCH_EMBED, SplitModel
+from medvfm_jax.train.task import make_loss, predictor
 from medvfm_jax.types import Batch, Delta, Params, Prompts
 
 
@@ -50,3 +51,23 @@ def make_logits(adapted: AdaptedModel, cached: bool) -> Callable[[Params, Delta,
         return jax.vmap(one)(batch.image, batch.prompts)
 
     return logits
+
+
+def make_split(adapted: AdaptedModel, params: Params, objective: str) -> SplitModel:
+    """Cut a model after the patch embedding and after the image encoder, for ``systems.fesvibs``.
+
+    objective: as in ``make_loss``; of a part's program nothing is left but what its results need.
+    """
+    size = adapted.spec.input_size
+    given = at(PATCH_EMBED, "around", lambda key, site: {}, lambda slot, call, x: slot["patches"])
+    encode, patch = given.wrap(adapted.encode, strict=False), tap(adapted.encode, PATCH_EMBED)
+    scored = make_loss(adapted, objective, cached=True)
+
+    def stem(delta: Delta, images: Array) -> Array:
+        return jax.vmap(lambda image: patch(params, delta, image)[1][PATCH_EMBED])(images)
+
+    def blocks(delta: Delta, patches: Array) -> Array:
+        blank = jnp.zeros((size, size, 3), patches.dtype)  # the patches are there already
+        return jax.vmap(lambda x: encode(params, {PATCH_EMBED: {"patches": x}}, delta, blank))(patches)
+
+    return SplitModel(stem, blocks, lambda delta, batch, key: scored(params, delta, batch, key)[0])

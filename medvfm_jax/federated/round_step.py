@@ -21,7 +21,7 @@ from medvfm_jax.federated.federated_run import FederatedRun
 from medvfm_jax.federated.kept_optimizer import kept, without_optimizer
 from medvfm_jax.federated.privacy.patient_level import patient_value_and_grad
 from medvfm_jax.federated.records import Algorithm, Client, Federation, Metrics, Server, Tree
-from medvfm_jax.federated.representations import make_features, make_logits
+from medvfm_jax.federated.representations import make_features, make_logits, make_split
 from medvfm_jax.federated.rounds import make_round
 from medvfm_jax.federated.tree_math import all_finite
 from medvfm_jax.train.optimizer import make_optimizer
@@ -194,7 +194,7 @@ class RoundStep:
         central = privacy.privacy if at_server else None
         return make_round(
             self._algorithm(params, public),
-            self._run.codec,
+            None if config.codec == "identity" else self._run.codec,
             central,
             backend,
             mesh,
@@ -214,6 +214,9 @@ class RoundStep:
             make = partial(make, logits=logits, public_batches=public)
         elif entry.takes == "params":
             make = partial(make, params=params)
+        elif entry.takes == "split":
+            objective = run.record["resolved"]["objective"]
+            make = partial(make, split=make_split(run.adapted, params, objective))
         if entry.plain_sgd:
             if run.config.keep_optimizer:
                 kept(optax.sgd(run.rate), run.algorithm)  # refuses

@@ -6,7 +6,7 @@ Client states and data are stacked on a leading client axis.  All randomness of 
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -102,6 +102,7 @@ def make_round(
 
     Raises BadFederation for parts that do not fit together.
     """
+    _check_split(algorithm, codec, privacy, down, secure)
     codec = codec or identity()
     map_clients = client_map(backend, mesh, chunk)
     _check(algorithm, privacy, down)
@@ -218,13 +219,20 @@ def make_round(
             extra["clipped"] = _divide(0.5 * sums.one - sums.vote, sums.one)  # votes are +-1/2
         sent = jnp.asarray(expected, jnp.float32)
         asked = participation.sum().astype(jnp.float32) if privacy is None else sent
-        each_sends = bits(codec, upload_shapes) if secure is None else secure.bits * sums.upload.size
+        if algorithm.traffic is None:
+            each_sends = bits(codec, upload_shapes) if secure is None else secure.bits * sums.upload.size
+            upload_bits = float(each_sends) * sent
+            download_bits = _download_bits(algorithm, down, server, asked, population or n)
+        else:
+            of_step = algorithm.traffic(server, *_one_client(clients.state, data))
+            upload_bits = of_step * (step_mask & (each.weight > 0)[:, None]).sum(dtype=jnp.float32)
+            download_bits = of_step * (step_mask & participation[:, None]).sum(dtype=jnp.float32)
         metrics = Metrics(
             loss=_divide(sums.loss, sums.one),
             client_loss=each.loss,
             upload_norm=_divide(sums.norm, sums.one),
-            upload_bits=float(each_sends) * sent,
-            download_bits=_download_bits(algorithm, down, server, asked, population or n),
+            upload_bits=upload_bits,
+            download_bits=download_bits,
             participants=sums.one,
             dropped=(participation & dropped).sum(),
             excluded=each.excluded,
@@ -347,6 +355,16 @@ def _check(algorithm: Algorithm, privacy: Privacy | None, down: Codec | None) ->
         )
 
 
+def _check_split(algorithm: Algorithm, *parts: Any) -> None:
+    """Refuse what changes or protects uploads that a split algorithm never sends."""
+    if algorithm.traffic is not None and any(part is not None for part in parts):
+        raise BadFederation(
+            "The server computes a part of every step of this algorithm from the patches of the clients' images, which "
+            "cross as they are: leave codecs, privacy and secure aggregation out, or choose an algorithm whose clients "
+            "send updates."
+        )
+
+
 def _check_secure(secure: SecureSum | None, privacy: Privacy | None) -> None:
     if secure is not None and privacy is not None and secure.noise != "none":
         raise BadFederation(
@@ -359,9 +377,14 @@ def _divide(total: Tree, divisor: Array) -> Tree:
 
 
 def _report_shapes(algorithm: Algorithm, server: Server, states: Tree, data: Shard) -> Report:
-    state, shard = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (states, data))
+    state, shard = _one_client(states, data)
     mask = jax.ShapeDtypeStruct(jax.tree.leaves(shard.batches)[0].shape[:1], bool)
     return jax.eval_shape(algorithm.client_update, server, state, shard, mask, jax.random.key(0))[1]
+
+
+def _one_client(states: Tree, data: Shard) -> tuple[Tree, Shard]:
+    """Shapes of one client's state and data."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (states, data))
 
 
 def _download_bits(

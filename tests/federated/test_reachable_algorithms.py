@@ -14,9 +14,12 @@ from medvfm_jax.federated import BadFederation
 from medvfm_jax.federated.federate import PERSONAL, REFERENCES, federate
 from medvfm_jax.federated.federated_run import resolve
 from medvfm_jax.federated.lora_aggregation import factors_of, product
+from medvfm_jax.federated.round_step import RoundStep
 from medvfm_jax.federated.systems.feddpa import INSTANCES
+from medvfm_jax.federated.systems.fesvibs import block_of
 from medvfm_jax.train import EvaluateConfig, evaluate, run_directory
 from medvfm_jax.train.run_directory import read_metrics
+from medvfm_jax.train.task import make_loss
 from medvfm_jax.weights import artifacts
 from tests.federated.small_federation import build_models_once, small
 from tests.federated.test_federate import interrupted_run
@@ -33,6 +36,7 @@ CASES: dict[str, dict] = {
     "feddf": {"algorithm": "feddf", "algorithm_set": ("server_steps=2",)},
     "feddpa_t": {"preset": "feddpa_t"},
     "fedpft": {"preset": "fedpft"},
+    "fesvibs": {"preset": "fesvibs"},
 }
 
 
@@ -80,6 +84,14 @@ def test_it_runs_and_what_it_leaves_can_be_evaluated(name, cells, tmp_path):
         }  # fmt: skip
         assert INSTANCES > 2
         assert any(np.any(leaf) for leaf in jax.tree.leaves(own["dark"]["local_lora"]))
+    elif name == "fesvibs":  # scores are of the clients' own decoders and blocks
+        own, _ = artifacts.load_delta(result.personal)
+        assert set(own) == {"bright", "dark"}
+        assert all(1 <= block_of(kept) <= 4 for kept in own.values())
+        assert block_of(delta) == 4
+        decoders = [kept["weights"]["mask_decoder/mask_tokens"]["embedding"] for kept in own.values()]
+        assert not np.array_equal(*decoders)
+        assert lines[0]["upload_bytes"] == 2 * 1 * 2 * 4 * (4 * 4 * 16 + 4 * 4 * 32)
     else:
         again = evaluate(EvaluateConfig(run=result.folder, out=tmp_path / "scores.json"))
         assert again["cases"] == scores["cases"]
@@ -101,6 +113,7 @@ def test_it_runs_and_what_it_leaves_can_be_evaluated(name, cells, tmp_path):
         ({"algorithm": "flora"}, "needs an adapter of the LoRA kind"),
         ({"algorithm": "feddf"}, "give a folder with some as --public-data"),
         ({"public_data": "."}, "Only feddf learns from public images"),
+        ({"preset": "fesvibs", "model": "lite-tiny-test"}, "choose --model from sam-b, sam-l, sam-h, medsam"),
     ],
 )
 def test_what_is_missing_is_named(wanted, sentence, cells, tmp_path):
@@ -108,8 +121,20 @@ def test_what_is_missing_is_named(wanted, sentence, cells, tmp_path):
         resolve(small(cells, tmp_path / "run", val_fraction=0.0, test_fraction=0.34, **wanted))
 
 
+def test_fesvibs_is_run_in_parts_and_refuses_what_its_traffic_would_not_pass(cells, tmp_path):
+    wanted = {"preset": "fesvibs", "val_fraction": 0.0, "test_fraction": 0.34}
+    run = resolve(small(cells, tmp_path / "run", algorithm_set=("last_block=3",), **wanted))
+    assert (run.algorithm, run.entry.takes, run.entry.own) == ("fesvibs", "split", "part")
+    assert run.options == {"first_block": 1, "last_block": 3}
+    RoundStep(run, make_loss(run.adapted, "medsam"))
+    for more in ({"codec": "int8"}, {"down_codec": "int8"}, {"secure_aggregation": True}):
+        changed = resolve(small(cells, tmp_path / "run", **wanted, **more))
+        with pytest.raises(BadFederation, match="leave codecs, privacy and secure aggregation out"):
+            RoundStep(changed, make_loss(run.adapted, "medsam"))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["flora", "hetlora", "moon", "feddf", "feddpa_t", "fedpft"])
+@pytest.mark.parametrize("name", ["flora", "hetlora", "moon", "feddf", "feddpa_t", "fedpft", "fesvibs"])
 def test_an_interrupted_run_ends_with_the_same_bits(name, cells, tmp_path, monkeypatch):
     wanted = settings(name, cells) | {"score": False}
     whole = federate(small(cells, tmp_path / "whole", **wanted))

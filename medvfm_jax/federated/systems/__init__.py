@@ -1,10 +1,9 @@
 """Published federated systems of foundation models, as presets over the same rounds.
 
-``get(name)`` gives one as an adapter and an algorithm.  FeSViBS classifies with a divided model: it is a function, in
-``fesvibs``, as is FedPFT's distillation, in ``fedpft``.
+``get(name)`` gives one as an adapter and an algorithm.  FedPFT's distillation is for Python alone, in ``fedpft``.
 """
 
-from medvfm_jax.federated.systems import fedpft, fesvibs
+from medvfm_jax.federated.systems import fedpft
 from medvfm_jax.federated.systems.catalog import System, describe, get, names
 from medvfm_jax.federated.systems.feddpa import instance_weight, mix
 
@@ -12,7 +11,6 @@ __all__ = [
     "System",
     "describe",
     "fedpft",
-    "fesvibs",
     "get",
     "instance_weight",
     "mix",

@@ -20,6 +20,7 @@ from medvfm_jax.federated.systems.feddpa import feddpa_adapter, feddpa_f, feddpa
 from medvfm_jax.federated.systems.fedms import fedms, fedms_adapter
 from medvfm_jax.federated.systems.fedpft_rounds import fedpft, fedpft_adapter
 from medvfm_jax.federated.systems.fedpia import fedpia
+from medvfm_jax.federated.systems.fesvibs import fesvibs, fesvibs_adapter
 from medvfm_jax.federated.systems.flap_sam import flap_sam_adapter
 from medvfm_jax.federated.systems.pfedpg import pfedpg
 from medvfm_jax.federated.systems.prompt_federation import prompts_adapter, prompts_and_head_adapter
@@ -32,7 +33,7 @@ class System(NamedTuple):
     description: one line, with its source.
     adapter(spec) -> JSON-able configuration from which ``adapters.from_config`` builds the adapter.
     algorithm(loss, optimizer, **options) -> Algorithm for ``make_round``; every option has a default.  One that is
-        called ``params`` takes the frozen weights.
+        called ``params`` takes the frozen weights, one called ``split`` the model in three parts.
     interpretation: what is a reading of ours where the paper, or what we know of it, does not say; "" if nothing.
     """
 
@@ -115,6 +116,14 @@ SYSTEMS: Mapping[str, System] = {
         fedpft,
         "All parameters of the proxy are tuned; of the alignments only the choice of neurons is part of a run, "
         "distillation on public images is not.",
+    ),
+    "fesvibs": System(
+        "the encoder's blocks at the server, left after one drawn anew for every client and round; patch embedding and "
+        "mask decoder at the client (FeSViBS, Almalik et al. 2023)",
+        fesvibs_adapter,
+        fesvibs,
+        "Published for classification: here the projection keeps the map of tokens and the tail is the mask decoder; "
+        "clients train in parallel on copies of the server's part; SAM's ViT encoders only.",
     ),
     "fedpia": System(
         "bottleneck adapters, permuted by optimal transport before they are averaged and before a client blends them "

@@ -1,208 +1,187 @@
 """FeSViBS: a transformer split between hospitals and server, trained from the tokens of a block drawn every round.
 
 Source: Almalik et al. 2023, "FeSViBS: Federated Split Learning of Vision Transformer with Block Sampling" (MICCAI).
-A client runs the patch embedding and the tail (norm and linear layer), which are its own; the server the blocks up to
-the drawn one and a projection of its patch tokens to a pseudo class token.
+A client runs the patch embedding and the tail, which are its own; the server the blocks up to the drawn one and a
+projection of its tokens.  Patches go up and the tail's input comes down, gradients the other way.
 As in its code (faresmalik/FeSViBS, models.py and FeSViBS.py): a client's block is drawn once per round, from 1 to 6
 unless asked otherwise, and its model is tested with that block; the projection is a residual pair of 3 x 3
-convolutions, normalised, then the mean over positions; blocks are averaged with equal weights.
+convolutions, normalised; blocks are averaged with equal weights.
+
+Interpretation for segmentation, where the release classifies: the projection keeps the map of tokens (h, w, d), which
+the release averages over positions to a pseudo class token, and has no last ReLU, so that a pretrained neck sees at the
+start what it was trained on; the encoder's neck follows at the server, and the tail is the mask decoder.
 Interpretation: normalisation over the positions of an image in the place of batch statistics, no dropout; clients
-train in parallel on copies of the server's part, so the projection is averaged too, where the code trains one in turn.
+train in parallel on copies of the server's part, so projection and neck are averaged too, where the code trains one in
+turn.  A client that never took part, and whoever is no client, leaves after the last block that may be drawn.
 """
 
+import math
+import re
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
 
-from medvfm_jax.adapters import at, tap
+from medvfm_jax.federated.algorithms.averaging import AveragingState
 from medvfm_jax.federated.errors import BadFederation
-from medvfm_jax.federated.local_training import local_steps
-from medvfm_jax.federated.personal_parts import join_personal, split_like, split_personal
+from medvfm_jax.federated.local_training import Loss, local_steps
+from medvfm_jax.federated.personal_parts import join_personal, leaf_name, split_like, split_personal
 from medvfm_jax.federated.records import Algorithm, Cohort, Report, Server, Shard, Tree
-from medvfm_jax.federated.systems.fedpft import BLOCKS
-from medvfm_jax.federated.systems.layers import natural_order
 from medvfm_jax.federated.tree_math import add, subtract
+from medvfm_jax.models.catalog import SAM_ENCODERS
+from medvfm_jax.types import Batch, ModelSpec
 
-STEM, PROJECTION, TAIL = "stem", "projection", "tail"
-OWN = rf"({STEM}|{TAIL})/.*"
-PATCH_EMBED = r"image_encoder/patch_embed"
+WEIGHTS, EXIT, PROJECTION = "weights", "exit", "projection"
+LAST_BLOCK = 6
+PATCH_EMBED = "image_encoder/patch_embed"
+_OPEN = re.compile(rf"{EXIT}/image_encoder/blocks_(\d+)/open")
+OWN = rf"{WEIGHTS}/({PATCH_EMBED}|mask_decoder)/.*|{_OPEN.pattern}"
 
 
 class SplitModel(NamedTuple):
-    """A transformer cut after its patch embedding; ``stem`` runs at the client, ``blocks`` at the server.
+    """The model in three parts; a client runs ``stem`` and ``tail``, the server ``blocks``.  All see the whole delta.
 
-    stem(delta, image) -> patches.  blocks(delta, patches) -> patch tokens after every block (L, h, w, d).
+    stem(delta, images (B, S, S, 3)) -> patches (B, h, w, d).  blocks(delta, patches) -> embeddings (B, h, w, c).
+    tail(delta, batch with embeddings as its images, key) -> loss ().
     """
 
     stem: Callable[[Tree, Array], Array]
     blocks: Callable[[Tree, Array], Array]
+    tail: Callable[[Tree, Batch, Array], Array]
 
 
-class OwnModel(NamedTuple):
-    """What a client keeps: its parts of the delta, and the block () int32, from 1, of its last round."""
+def fesvibs_adapter(spec: ModelSpec) -> dict[str, Any]:
+    """Configuration: all of encoder and mask decoder as increments, an exit at every block, the projection.
 
-    delta: Tree
-    block: Array
+    Raises BadFederation for a model whose encoder is no plain ViT with a neck.
+    """
+    if spec.name not in SAM_ENCODERS:
+        raise BadFederation(
+            f"fesvibs leaves the image encoder after a block drawn from equal ones, which that of {spec.name} does not "
+            f"have before a mask decoder; choose --model from {', '.join(SAM_ENCODERS)}."
+        )
+    parts = {
+        WEIGHTS: {"kind": "tune", "at": r"(image_encoder|mask_decoder)/.*"},
+        EXIT: {"kind": "block_exit", "at": r"image_encoder/blocks_\d+", "last": LAST_BLOCK},
+        PROJECTION: {"kind": "residual_convolutions", "at": "image_encoder/neck_0"},
+    }
+    return {"kind": "chain", "preset": "fesvibs", "parts": parts}
 
 
 def fesvibs(
-    model: SplitModel, optimizer: optax.GradientTransformation, first_block: int = 1, last_block: int = 6
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    split: SplitModel | None = None,
+    first_block: int = 1,
+    last_block: int = LAST_BLOCK,
 ) -> Algorithm:
-    """Split learning of images (B, S, S, 3) with labels (B,) int; block numbers count from 1.
+    """Split learning with a block drawn once per client and round; block numbers count from 1.
 
-    The delta is {"projection", "tail" (``init_head``), "stem" if the patch embedding trains, other parts: the
-    server's}.  A model with fewer blocks than ``last_block`` draws among those it has.  Raises BadFederation.
+    split: executes each step as client and server do, and counts what crosses; None takes the same gradient of
+    ``loss``.  A model with fewer blocks than ``last_block`` draws among those it has.  Raises BadFederation.
     """
     if not 1 <= first_block <= last_block:
         raise BadFederation(
             f"fesvibs: blocks from {first_block} to {last_block} are no range that starts at 1."
         )
+    trained = optax.chain(
+        optimizer,
+        optax.stateless(lambda updates, delta: _map_open(updates, lambda x, number: jnp.zeros_like(x))),
+    )
+
+    def gradient(delta: Tree, batch: Batch, key: Array) -> tuple[Array, Tree]:
+        if split is None:
+            return jax.value_and_grad(loss)(delta, batch, key)
+        return split_gradient(split, delta, batch, key)
+
+    def init_server(delta: Tree) -> tuple[Tree, AveragingState]:
+        depth = len(_exits(delta))
+        if depth < first_block:
+            raise BadFederation(
+                f"fesvibs: the delta has exits at {depth} blocks, so none can be drawn from {first_block} on; build it "
+                "with fesvibs_adapter for a model of that depth."
+            )
+        return split_personal(delta, OWN)[0], AveragingState((), _exits_only(leave_after(delta, last_block)))
 
     def client_update(
-        server: Server, own: OwnModel, shard: Shard, step_mask: Array, key: Array
-    ) -> tuple[OwnModel, Report]:
-        start = join_personal(server.delta, own.delta)
-        images = jax.tree.map(lambda x: x[0], shard.batches)[0]
-        depth = jax.eval_shape(lambda x: model.blocks(start, model.stem(start, x)), images[0]).shape[0]
-        if first_block > depth:
-            raise BadFederation(f"fesvibs: the model has {depth} blocks, so none from {first_block} on.")
+        server: Server, own: Tree, shard: Shard, step_mask: Array, key: Array
+    ) -> tuple[Tree, Report]:
         draw_key, key = jax.random.split(key)
-        block = jax.random.randint(draw_key, (), first_block, min(last_block, depth) + 1, jnp.int32)
-
-        def gradient(delta: Tree, batch: tuple[Array, Array], key: Array) -> tuple[Array, Tree]:
-            del key
-            return split_gradient(model, delta, batch, block)
-
-        delta, value = local_steps(gradient, optimizer, start, shard, step_mask, key)
+        most = min(last_block, len(_exits(own)))
+        block = jax.random.randint(draw_key, (), first_block, most + 1, jnp.int32)
+        start = join_personal(server.delta, leave_after(own, block))
+        delta, value = local_steps(gradient, trained, start, shard, step_mask, key)
         shared, kept = split_like(delta, server.delta)
-        report = Report(subtract(shared, server.delta), jnp.ones_like(value), value)
-        return OwnModel(kept, block), report
+        return kept, Report(subtract(shared, server.delta), jnp.ones_like(value), value)
 
     def aggregate(server: Server, mean: Tree, cohort: Cohort) -> Server:
         del cohort
         return server._replace(delta=add(server.delta, mean))
 
+    def traffic(server: Server, own: Tree, shard: Shard) -> float:
+        def crossing(delta: Tree, images: Array) -> tuple[Array, Array]:
+            patches = split.stem(delta, images[0])
+            return patches, split.blocks(delta, patches)
+
+        start = join_personal(server.delta, own)
+        return split_bits(*jax.eval_shape(crossing, start, shard.batches.image))
+
     return Algorithm(
-        lambda delta: (split_personal(delta, OWN)[0], ()),
-        lambda delta, client_id: OwnModel(split_personal(delta, OWN)[1], jnp.int32(first_block)),
+        init_server,
+        lambda delta, client_id: leave_after(split_personal(delta, OWN)[1], last_block),
         client_update,
         aggregate,
+        traffic=None if split is None else traffic,
     )
 
 
-def split_gradient(
-    model: SplitModel, delta: Tree, batch: tuple[Array, Array], block: Array
-) -> tuple[Array, Tree]:
-    """One step as client and server execute it -> (cross-entropy, gradient of the delta).
+def split_gradient(split: SplitModel, delta: Tree, batch: Batch, key: Array) -> tuple[Array, Tree]:
+    """One step as client and server execute it -> (loss, gradient of the delta).
 
-    Up go patches and, later, the gradient of the pseudo class tokens; down these tokens and the gradient of the
-    patches: ``split_bits``.  Neither side needs the other's parameters.
+    Neither side needs the other's parameters: the gradient of each part is zero in those of the others.
     """
-    images, labels = batch
-    patches, client_back = jax.vjp(lambda d: jax.vmap(lambda x: model.stem(d, x))(images), delta)
+    patches, stem_back = jax.vjp(lambda d: split.stem(d, batch.image), delta)
     # Here the patches cross to the server.
-    token, server_back = jax.vjp(lambda d, p: server_part(model, d, p, block), delta, patches)
-    # Here the pseudo class tokens cross to the client, which has the labels.
-    value, tail_back = jax.vjp(lambda d, t: cross_entropy(classify(d, t), labels), delta, token)
-    of_tail, of_token = tail_back(jnp.ones_like(value))
-    of_server, of_patches = server_back(of_token)
-    (of_stem,) = client_back(of_patches)
+    embeddings, server_back = jax.vjp(split.blocks, delta, patches)
+    # Here the embeddings cross to the client, which has prompts and labels.
+    value, tail_back = jax.vjp(lambda d, e: split.tail(d, batch._replace(image=e), key), delta, embeddings)
+    of_tail, of_embeddings = tail_back(jnp.ones_like(value))
+    of_server, of_patches = server_back(of_embeddings)
+    (of_stem,) = stem_back(of_patches)
     return value, jax.tree.map(lambda *parts: sum(parts), of_tail, of_server, of_stem)
 
 
-def server_part(model: SplitModel, delta: Tree, patches: Array, block: Array) -> Array:
-    """Patches (B, ...) -> pseudo class tokens (B, d) of block number ``block`` (), from 1."""
-    tokens = jax.vmap(lambda p: model.blocks(delta, p))(patches)
-    drawn = jax.lax.dynamic_index_in_dim(tokens, block - 1, 1, keepdims=False)
-    return jax.vmap(lambda t: pseudo_class_token(delta[PROJECTION], t))(drawn)
+def split_bits(patches: Any, embeddings: Any) -> float:
+    """Bits that one client sends in one step, and as many receives: patches and gradients of embeddings, and back."""
+    return float(sum(8 * math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in (patches, embeddings)))
 
 
-def predict(model: SplitModel, delta: Tree, image: Array, block: Array) -> Array:
-    """Logits (classes,) of one image, by the block of the client's last round."""
-    return classify(delta, server_part(model, delta, model.stem(delta, image)[None], block)[0])
+def leave_after(delta: Tree, block: Array | int) -> Tree:
+    """The delta with blocks number 1 to ``block`` () open and the later ones closed."""
+    return _map_open(delta, lambda x, number: jnp.full_like(x, number <= block))
 
 
-def classify(delta: Tree, token: Array) -> Array:
-    """Pseudo class token (..., d) -> logits (..., classes)."""
-    tail = delta[TAIL]
-    normed = jax.nn.standardize(token, axis=-1, epsilon=1e-6) * tail["scale"] + tail["shift"]
-    return normed @ tail["kernel"] + tail["bias"]
+def block_of(delta: Tree) -> Array:
+    """The number () of the block that a delta leaves the encoder after."""
+    return sum((x > 0.5).sum(dtype=jnp.int32) for x in _exits(delta))
 
 
-def cross_entropy(logits: Array, labels: Array) -> Array:
-    """Mean over images."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+def _exits(delta: Tree) -> list[Array]:
+    return jax.tree.leaves(_exits_only(delta))
 
 
-def pseudo_class_token(projection: Tree, tokens: Array) -> Array:
-    """Patch tokens of a block (h, w, d) -> (d,): relu(tokens + two convolutions of them), mean over positions."""
-    hidden = jax.nn.relu(_normed(_conv(tokens, projection["first"])))
-    hidden = _normed(_conv(hidden, projection["second"])) * projection["scale"] + projection["shift"]
-    return jax.nn.relu(tokens + hidden).mean(axis=(-3, -2))
+def _exits_only(delta: Tree) -> Tree:
+    return split_personal(delta, _OPEN.pattern)[1]
 
 
-def init_head(key: Array, width: int, classes: int) -> Tree:
-    """Parts "projection" and "tail" of the delta for tokens of ``width`` features; the convolutions begin silent."""
-    first, second, last = jax.random.split(key, 3)
+def _map_open(tree: Tree, change: Callable[[Array, int], Array]) -> Tree:
+    """Change what opens a block, given the block's number; other leaves stay."""
 
-    def kernel(key: Array) -> Array:
-        return jax.random.normal(key, (3, 3, width, width)) * (9 * width / 2) ** -0.5
+    def changed(path: tuple, leaf: Array) -> Array:
+        found = _OPEN.fullmatch(leaf_name(path))
+        return leaf if found is None else change(leaf, int(found[1]) + 1)
 
-    none = jnp.zeros(width)
-    projection = {"first": kernel(first), "second": kernel(second), "scale": none, "shift": none}
-    tail = {
-        "scale": jnp.ones(width),
-        "shift": none,
-        "kernel": jax.random.normal(last, (width, classes)) * width**-0.5,
-        "bias": jnp.zeros(classes),
-    }
-    return {PROJECTION: projection, TAIL: tail}
-
-
-def split_model(
-    apply_fn: Callable, image: tuple[int, int, int], blocks: str = BLOCKS, patch_embed: str = PATCH_EMBED
-) -> tuple[Callable, Callable]:
-    """Cut a plain ViT, or one wrapped by an adapter, after its patch embedding.
-
-    image: shape (S, S, 3).  -> stem(*inputs, image) patches (h, w, d), and blocks(*inputs, patches) (L, h, w, d), the
-    patch tokens after every block; ``inputs`` are those of ``apply_fn`` before the image.
-    """
-    injected = at(patch_embed, "around", lambda key, site: {}, lambda delta, call, x: delta["patches"])
-
-    def stem(*inputs: Tree) -> Array:
-        _, taps = tap(apply_fn, patch_embed)(*inputs)
-        return taps[patch_embed]
-
-    def server(*inputs: Tree) -> Array:
-        params, *others, patches = inputs
-        wrapped = injected.wrap(apply_fn, strict=False)
-        slots = {patch_embed: {"patches": patches}}
-        _, taps = tap(wrapped, blocks)(params, slots, *others, jnp.zeros(image, patches.dtype))
-        h, w, _ = patches.shape
-        kept = [taps[name][-h * w :] for name in sorted(taps, key=natural_order)]
-        return jnp.stack([x.reshape(h, w, -1) for x in kept])
-
-    return stem, server
-
-
-def split_bits(tokens: int, width: int, images: int, bits: int = 32) -> int:
-    """Bits one client and the server exchange for one step on ``images`` images.
-
-    Patch embeddings up and their gradients down (tokens x width), pseudo class tokens down and their gradients up.
-    """
-    return 2 * images * (tokens + 1) * width * bits
-
-
-def _conv(x: Array, kernel: Array) -> Array:
-    out = jax.lax.conv_general_dilated(
-        x[None], kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-    return out[0]
-
-
-def _normed(x: Array) -> Array:
-    return jax.nn.standardize(x, axis=(-3, -2), epsilon=1e-5)
+    return jax.tree.map_with_path(changed, tree)

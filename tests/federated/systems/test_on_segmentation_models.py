@@ -20,13 +20,18 @@ from medvfm_jax.models.model import Model
 from medvfm_jax.train.task import make_loss
 from medvfm_jax.types import Batch, ModelSpec, Prompts
 from tests.federated.quadratics import quick_jit
-from tests.federated.systems.test_catalog import OPTIONS, is_personal
+from tests.federated.systems.test_catalog import OPTIONS, is_personal, taken_by
 from tests.federated.systems.test_fedpft import drawn
 from tests.federated.systems.tiny import leaf_names
 
 pytestmark = pytest.mark.slow
 N, STEPS, BATCH = 2, 1, 2
 KEY = jax.random.key(0)
+
+
+def pairs(*models: str) -> list[tuple[str, str]]:
+    """Models and the systems they fit."""
+    return [(model, name) for model in models for name in taken_by(model)]
 
 
 def data(spec: ModelSpec) -> Shard:
@@ -68,8 +73,7 @@ def run(model: Model, algorithm: Algorithm, delta: Tree, count: int = 3) -> tupl
     return *state, losses
 
 
-@pytest.mark.parametrize("name", systems.names())
-@pytest.mark.parametrize("model", ["lite-tiny-test", "sam-tiny-test"])
+@pytest.mark.parametrize(("model", "name"), pairs("lite-tiny-test", "sam-tiny-test"))
 def test_every_system_trains_a_promptable_model(model: str, name: str) -> None:
     model, system = models.build(model), systems.get(name)
     params = drawn(model)
@@ -84,8 +88,7 @@ def test_every_system_trains_a_promptable_model(model: str, name: str) -> None:
     assert 0 < metrics.upload_bits <= N * 32 * sum(x.size for x in jax.tree.leaves(delta))
 
 
-@pytest.mark.parametrize("name", systems.names())
-@pytest.mark.parametrize("model", ["lite-medsam", "sam-b"])
+@pytest.mark.parametrize(("model", "name"), pairs("lite-medsam", "sam-b"))
 def test_a_round_on_the_shapes_of_published_models(model: str, name: str) -> None:
     """Traced, not run: what goes up and down, for two clients."""
     model, system = models.build(model), systems.get(name)
