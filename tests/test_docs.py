@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from medvfm_jax.cli.main import COMMANDS, parse
+from medvfm_jax.cli.main import COMMANDS, GLOBAL_FLAGS, parse
 
 ROOT = Path(__file__).parent.parent
 GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "tpu/README.md"]
@@ -23,7 +23,7 @@ def commands():
 
 @pytest.mark.parametrize("arguments", commands())
 def test_a_command_in_a_guide_parses(arguments):
-    name, *rest = arguments
+    name, *rest = [word for word in arguments if word not in GLOBAL_FLAGS]
     assert name in COMMANDS
     arguments_type = getattr(importlib.import_module(f"medvfm_jax.cli.{name}"), f"{name.capitalize()}Args")
     assert parse(arguments_type, rest, f"medvfm {name}") is not None

@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 from medvfm_jax.federated import BadFederation, algorithm_catalog, make_round, systems
-from medvfm_jax.federated.algorithms import fedavg
+from medvfm_jax.federated.algorithms import fedavg, moon
 from medvfm_jax.federated.records import Algorithm, Privacy
 from tests.federated import cases
 from tests.federated.quadratics import quick_jit
@@ -52,6 +52,8 @@ ADDED = ("fedavg", "fedprox", "fedsharp", "fedavgm", "fedper", "fedbn", "fedrep"
 
 def build(name: str) -> Algorithm:
     entry = algorithm_catalog.get(name)
+    if name == "moon":
+        return moon(cases.quiet_loss, lambda d, batch: cases.outputs(d, batch[0]), cases.SGD)
     if entry.takes or entry.needs_clients:  # more than a loss: as other tests build them
         return cases.EVERY[name]()
     options = dict(entry.options) | PATTERNS.get(name, {})

@@ -4,12 +4,14 @@ import json
 import shutil
 import time
 
+import numpy as np
 import pytest
 
 from medvfm_jax.report import load, render
 from medvfm_jax.train import run_directory
 from medvfm_jax.train.run_directory import CONFIG, METRICS, SCORES
 from medvfm_jax.types import MedvfmError
+from medvfm_jax.weights import artifacts
 from tests.json_mutations import variants
 from tests.report import test_federated_sections as federated_sections
 from tests.report.synthetic_run import write_run
@@ -56,7 +58,7 @@ def readers(run):
 
 def try_all(run, count, seed):
     tried, refused = 0, 0
-    (run / run_directory.DELTA).touch()
+    artifacts.save_delta(run / run_directory.DELTA, {"layer": {"bias": np.zeros(1, np.float32)}}, {})
     for name in (CONFIG, SCORES, METRICS):
         good = (run / name).read_bytes()
         if name == METRICS:
