@@ -1,6 +1,7 @@
 """What is odd about a dataset: errors, which stop the work, and notes, which are counted and said."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from medvfm_jax.data.names import shown
@@ -43,6 +44,13 @@ class Findings:
 
     def __iter__(self):
         return iter(self._found)
+
+
+def note_unused(folder: Path, names: Sequence[str], found: Findings) -> None:
+    """Note files, and folders in a folder, that nobody reads."""
+    if names:
+        message = f"not used: {counted(len(names), 'file')} in {folder}: {named(names)}"
+        found.note("unused files", message, names)
 
 
 def counted(number: int, word: str) -> str:

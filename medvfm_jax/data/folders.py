@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from medvfm_jax.data.findings import Findings, named
+from medvfm_jax.data.findings import Findings, named, note_unused
 from medvfm_jax.data.mask_values import ONE_CLASS, scheme_of
 from medvfm_jax.data.names import check_inside, check_name
 from medvfm_jax.data.records import BadDataset, Case, Dataset
@@ -88,8 +88,12 @@ def _by_stem(folder: Path, kind: str, found: Findings, follow_links: bool) -> di
     if not (folder / kind).is_dir():
         return {}
     files: dict[str, Path] = {}
+    unused: list[str] = []
     for path in sorted((folder / kind).iterdir()):
-        if path.name.startswith(".") or suffix_of(path) not in SUFFIXES:
+        if path.name.startswith("."):
+            continue
+        if path.is_dir() or suffix_of(path) not in SUFFIXES:
+            unused.append(path.name)
             continue
         stem = stem_of(path)
         try:
@@ -105,6 +109,7 @@ def _by_stem(folder: Path, kind: str, found: Findings, follow_links: bool) -> di
             )
             found.error("two formats", error, [stem])
         files.setdefault(stem, path)
+    note_unused(folder / kind, unused, found)
     return files
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from medvfm_jax.data.findings import Findings, counted, named
+from medvfm_jax.data.findings import Findings, counted, named, note_unused
 from medvfm_jax.data.names import check_inside, check_name, check_text, path_text, shown
 from medvfm_jax.data.records import BadDataset, Case, Dataset, whole_number
 from medvfm_jax.data.sites import NO_SITES, SiteTable
@@ -136,12 +136,19 @@ def _count(
             found.error("label without image", error, [name[: -len(ending)] for name in same])
         elif same:
             others += same
-        if others:
-            found.note(
-                "unused files",
-                f"not used: {counted(len(others), 'file')} in {folder / kind}: {named(others)}",
-                others,
-            )
+        others += _unreadable(folder / kind)
+        note_unused(folder / kind, others, found)
+
+
+def _unreadable(folder: Path) -> list[str]:
+    """Folders, and files of other kinds, where images are expected."""
+    if not folder.is_dir():
+        return []
+    return sorted(
+        p.name
+        for p in folder.iterdir()
+        if not p.name.startswith(".") and (p.is_dir() or suffix_of(p) not in SUFFIXES)
+    )
 
 
 def _image_files(folder: Path) -> list[Path]:

@@ -30,7 +30,7 @@ from medvfm_jax.federated.privacy import (
 from medvfm_jax.federated.privacy.errors import BadPrivacy
 from medvfm_jax.federated.privacy.membership import largest_advantage, largest_auc, true_positive_rate
 from medvfm_jax.train import run_directory
-from medvfm_jax.train.assemble import load_adapted
+from medvfm_jax.train.assemble import check_run, load_adapted
 from medvfm_jax.train.config import AdaptConfig, BadConfig, from_json, require
 from medvfm_jax.train.progress import tracked
 from medvfm_jax.train.task import make_loss
@@ -91,7 +91,8 @@ class _Run(NamedTuple):
 def audit(config: AuditConfig, console: Console | None = None) -> dict[str, Any]:
     """Audit a run -> {"canary": None without privacy, "membership", "file"}; written to ``config.out``.
 
-    Raises MedvfmError: no finished run, one without a shared model, data or weights that have changed.
+    What it finds is exact and about the patients trained on, so no guarantee of the run covers it.
+    Raises MedvfmError: no finished run, one without a shared model, a foreign delta, data or weights that have changed.
     """
     console = console or Console(stderr=True, highlight=False)
     record = run_directory.finished(config.run)
@@ -161,6 +162,8 @@ def _enough(epsilon: float, confidence: float) -> int:
 def _federated(config: AuditConfig, record: dict[str, Any]) -> _Run:
     if record["resolved"]["algorithm"] == "local":
         raise BadConfig(f"{config.run} trained every site alone; there is no shared model to audit.")
+    file = config.run / run_directory.DELTA
+    check_run(record, artifacts.read_metadata(file), file)
     settings = dataclasses.replace(
         from_json(FederateConfig, record),
         data=record["resolved"]["data"],
@@ -168,7 +171,7 @@ def _federated(config: AuditConfig, record: dict[str, Any]) -> _Run:
         offline=config.offline,
     )
     run = resolve(settings)
-    delta, metadata = artifacts.load_delta(config.run / run_directory.DELTA)
+    delta, metadata = artifacts.load_delta(file)
     artifacts.check_base(metadata, run.base.params)
     # Whoever was left out is another hospital, not an equal of those trained on.
     split = run.source.split
@@ -180,10 +183,12 @@ def _federated(config: AuditConfig, record: dict[str, Any]) -> _Run:
 
 
 def _adapted(config: AuditConfig, record: dict[str, Any]) -> _Run:
+    file = config.run / run_directory.DELTA
+    check_run(record, artifacts.read_metadata(file), file)
     settings = from_json(AdaptConfig, record)
     weights = config.weights or (record["weights"] and Path(record["weights"]))
     loaded = load_adapted(
-        config.run / run_directory.DELTA,
+        file,
         model=None,
         dtype=record["dtype"],
         file=weights,

@@ -13,7 +13,10 @@ def audit(run: RunRecord) -> str:
     if not run.audit:
         return ""
     rows = [*_canary(run.audit["canary"]), *_membership(run.audit["membership"])]
-    lead = "Two attacks on this run (medvfm audit). What withstands them is not proven private: stronger ones exist."
+    lead = (
+        "Two attacks on this run (medvfm audit). What withstands them is not proven private: stronger ones exist. "
+        "These numbers are exact and about the patients trained on: no differential privacy covers them."
+    )
     return section("Audit", facts(rows), lead)
 
 

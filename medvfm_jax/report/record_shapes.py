@@ -122,6 +122,8 @@ def damaged_scores(scores: Mapping[str, Any]) -> str | None:
     for row in scores.get("summary") or ():
         if not isinstance(row.get("metric"), str) or not isinstance(row.get("label"), str):
             return "summary"
+        if not all(row.get(n) is None or _number(row[n]) for n in ("mean", "low", "high", "median", "n")):
+            return "summary"
     rows = scores.get("cases") or []
     named = all(row.get("label") is not None and (row.get("case") or row.get("patient")) for row in rows)
     if not named or _mixed(rows):

@@ -11,13 +11,28 @@ from scipy.special import expit, softmax
 
 from medvfm_jax.adapters import AdaptedModel
 from medvfm_jax.images import Query, flip_prompts, make_prompts, preprocess, restore
-from medvfm_jax.types import ABSENT, BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, Delta, Params, Prompts
+from medvfm_jax.types import ABSENT, BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, Delta, MedvfmError, Params, Prompts
 
 _CHUNK = 8  # prompts decoded at once; fewer are padded to a power of two, so that few programs are compiled
 _NO_FLIP, _ALL_FLIPS = ((False, False),), ((False, False), (True, False), (False, True), (True, True))
 _CORNERS = np.array([BOX_TOP_LEFT, BOX_BOTTOM_RIGHT])
 
 Flip = tuple[bool, bool]  # left-right, up-down
+
+
+class NotFinite(MedvfmError):
+    """A model gives numbers that are not finite, of which no mask can be made."""
+
+
+def finite_logits(logits: Any, model: str) -> NDArray[np.float32]:
+    """Logits as numpy; raises NotFinite: a mask made of NaN is empty, which reads as "nothing found"."""
+    logits = np.asarray(logits)
+    if not np.isfinite(logits).all():
+        raise NotFinite(
+            f"{model} gives numbers that are not finite for this picture; its weights or delta are damaged or the "
+            "training diverged: use others, or lower the learning rate and train again."
+        )
+    return logits
 
 
 class Predictor:
@@ -48,7 +63,7 @@ class Predictor:
         total: Any = 0.0
         for flip in self._flips:
             embedding, frame = self._embed(_flipped(picture, flip, (1, 0)))
-            logits = np.asarray(self._decode(*self._weights, embedding, None))
+            logits = finite_logits(self._decode(*self._weights, embedding, None), self._spec.name)
             total = total + _flipped(softmax(restore(frame, logits), axis=0), flip, (2, 1))
         return total.argmax(0).astype(np.int32)
 
@@ -64,6 +79,7 @@ class Predictor:
                 moved = [_flip_query(query, shape, flip) for query in some]
                 prompts = _padded(make_prompts(frame, moved, slots=slots))
                 logits = np.asarray(self._decode(*self._weights, embedding, prompts))[: len(some), 0]
+                logits = finite_logits(logits, self._spec.name)
                 total = total + _flipped(expit(restore(frame, logits)), flip, (2, 1))
             yield from total / len(embedded)
 

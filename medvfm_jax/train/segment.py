@@ -15,6 +15,7 @@ from medvfm_jax.images.intensity import volume_to_unit
 from medvfm_jax.train import run_directory
 from medvfm_jax.train.assemble import Loaded, load_adapted, load_base, spec_of, with_adapter
 from medvfm_jax.train.config import BadConfig
+from medvfm_jax.train.predict import finite_logits
 from medvfm_jax.types import Prediction, PromptKind
 
 
@@ -135,7 +136,7 @@ class Segmenter:
         prepared, frame = preprocess(self._spec, picture)
         prompts = make_prompts(frame, queries) if queries else None
         low: Prediction = self._apply(*self._weights, prepared, prompts)
-        logits = restore(frame, np.asarray(low.logits))
+        logits = restore(frame, finite_logits(low.logits, self._spec.name))
         if self.semantic:
             return Segmented(logits.argmax(0).astype(np.int32), logits, np.asarray(low.logits))
         iou = np.asarray(low.iou)

@@ -88,6 +88,24 @@ def test_images_without_mask_and_masks_without_image_are_counted_and_named(tmp_p
     }
 
 
+def test_files_of_other_kinds_and_folders_in_folders_are_named(tmp_path):
+    """An image that nobody reads is one image less to train on."""
+    plain = plain_folder(tmp_path / "p", dict.fromkeys("ab", CHECKS))
+    (plain / "images" / "c.webp").write_bytes(b"RIFF")
+    (plain / "images" / "more").mkdir()
+    (plain / "masks" / "notes.txt").write_text("x")
+    said = [f.message for f in open_dataset(plain).findings if f.kind == "unused files"]
+    assert said == [
+        f"not used: 2 files in {plain / 'images'}: 'c.webp', 'more'",
+        f"not used: 1 file in {plain / 'masks'}: 'notes.txt'",
+    ]
+    folder = nnunet_folder(tmp_path / "d")
+    (folder / "labelsTr" / "more").mkdir()
+    assert [f.message for f in open_dataset(folder).findings] == [
+        f"not used: 1 file in {folder / 'labelsTr'}: 'more'"
+    ]
+
+
 def test_unused_files_and_two_formats_in_labels(tmp_path):
     folder = nnunet_folder(tmp_path / "d")
     save_picture(folder / "imagesTr" / "preview.png", CHECKS.astype(np.uint8))

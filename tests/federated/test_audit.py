@@ -13,6 +13,7 @@ from medvfm_jax.federated.audit import AuditConfig, audit
 from medvfm_jax.federated.federate import federate
 from medvfm_jax.federated.privacy import loss_attack
 from medvfm_jax.train.adapt import adapt
+from medvfm_jax.train.assemble import ForeignDelta
 from medvfm_jax.train.config import AdaptConfig, BadConfig
 from medvfm_jax.weights import artifacts
 from tests.federated.small_federation import SMALL, build_models_once, small
@@ -114,6 +115,10 @@ def test_what_cannot_be_audited_is_refused(cells, private, tmp_path):
     with pytest.raises(BadConfig, match="trained every site alone"):
         audit(AuditConfig(alone))
     record = json.loads((private / "config.json").read_text())
+    foreign = record | {"resolved": record["resolved"] | {"classes": 5}}
+    (private / "config.json").write_text(json.dumps(foreign))
+    with pytest.raises(ForeignDelta, match="its classes is 2"):
+        audit(AuditConfig(private, trials=20))
     record["resolved"]["data_sha256"] = "0" * 64
     (private / "config.json").write_text(json.dumps(record))
     with pytest.raises(BadConfig, match="are not those"):

@@ -1,3 +1,4 @@
+import jax
 import numpy as np
 import pytest
 from scipy.special import expit, logit, softmax
@@ -5,7 +6,7 @@ from scipy.special import expit, logit, softmax
 from medvfm_jax import weights
 from medvfm_jax.adapters import adapt_model, chain
 from medvfm_jax.images import Query
-from medvfm_jax.train.predict import Predictor
+from medvfm_jax.train.predict import NotFinite, Predictor, finite_logits
 from medvfm_jax.types import Prediction
 from tests.train.plain_models import SIZE, channels, coordinates, inside_box, leaning, plain_model, ramp
 
@@ -149,6 +150,17 @@ def test_the_label_map_takes_the_most_probable_mask_above_one_half(boxes):
 def test_values_and_queries_must_be_as_many(boxes):
     with pytest.raises(ValueError, match=r"shorter|longer"):
         boxes[0].label_map(picture(), [box_query(BOXES[0])], [1, 2])
+
+
+def test_numbers_that_are_not_finite_are_no_empty_mask():
+    """NaN is no mask at all, not "nothing found"."""
+    for bad in (np.nan, np.inf):
+        with pytest.raises(NotFinite, match="not finite for this picture"):
+            finite_logits(np.array([0.0, bad]), "some-model")
+    model, params = weights.load("sam-tiny-test")
+    broken = Predictor(adapt_model(chain(), model), jax.tree.map(lambda x: x * np.float32(1e38), params), {})
+    with pytest.raises(NotFinite, match="sam-tiny-test"):
+        broken.label_map(np.zeros((20, 30, 3), np.uint8), [Query(box=(2, 3, 10, 12))], [1])
 
 
 def test_padding_changes_nothing_in_a_real_decoder():
