@@ -151,7 +151,7 @@ def _is_path(value: Any) -> bool:
 _SETTINGS: dict[str, Callable[[Any], bool]] = {
     "weights": lambda value: value is None or _is_path(value),
     "dtype": lambda value: value in ("float32", "bfloat16"),
-    "seed": lambda value: type(value) is int,
+    "seed": lambda value: value is None or type(value) is int,
     "allow_geometry_mismatch": lambda value: value is None or isinstance(value, bool | int | float),
     "resolved.data": _is_path,
     "resolved.data_sha256": lambda value: isinstance(value, str),
