@@ -163,7 +163,8 @@ GOOD = {
     ("name", "value"),
     [
         ("weights", 5), ("weights", "gs://x"), ("weights", "a\0b"), ("weights", ""), ("weights", "n" * 300),
-        ("dtype", None), ("dtype", ["float32"]), ("dtype", "float64"), ("allow_geometry_mismatch", "yes"), ("seed", "x"), ("seed", True),
+        ("dtype", None), ("dtype", ["float32"]), ("dtype", "float64"), ("allow_geometry_mismatch", "yes"),
+     ("seed", "x"), ("seed", True),
         ("resolved", None), ("resolved", [1]), ("resolved.data", None), ("resolved.data", 5),
         ("resolved.data_sha256", 7), ("resolved.split", {}), ("resolved.split", {"train": [], "val": [], "test": [5]}),
         ("resolved.split", {"train": [], "val": [], "test": "ab"}),
