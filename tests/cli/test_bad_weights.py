@@ -86,7 +86,10 @@ def test_the_malicious_file_of_these_tests_is_one(tmp_path):
     assert (tmp_path / "pwned").exists()
 
 
-def test_training_on_bad_weights_leaves_no_run_behind(medvfm, cells, tmp_path):
+def test_training_on_bad_weights_leaves_no_run_behind(medvfm, cells, tmp_path, tmp_path_factory, monkeypatch):
+    monkeypatch.setenv(
+        "MEDVFM_CACHE", str(tmp_path_factory.mktemp("cache"))
+    )  # what others checked says nothing here
     for kind in ("malicious", "cut"):
         path, words = weight_file(tmp_path, kind)
         medvfm(*adapt_words(cells, tmp_path / "run", weights=path)).refused(words, code=1)

@@ -166,7 +166,9 @@ def test_metrics_that_do_not_fit_are_one_sentence(in_process, tmp_path, monkeypa
     append = Failing(open, 5)  # four steps and a validation
 
     def opened(path, mode="r", *others):
-        return (append if mode == "a" and Path(path).name == "metrics.jsonl" else open)(path, mode, *others)
+        return (append if mode.startswith("a") and Path(path).name == "metrics.jsonl" else open)(
+            path, mode, *others
+        )
 
     with monkeypatch.context() as patch:
         patch.setattr(run_directory, "open", opened, raising=False)

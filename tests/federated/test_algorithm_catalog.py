@@ -94,8 +94,9 @@ def test_local_training_is_plain_training_and_sends_nothing():
 
     @jax.jit
     def train(i):
-        delta, state = cases.delta(), optimizer.init(cases.delta())
+        delta = cases.delta()
         for _ in range(3):
+            state = optimizer.init(delta)  # started anew in every round
             for k in range(cases.STEPS):
                 batch = jax.tree.map(lambda x: x[i, k], data.batches)  # noqa: B023, traced at once
                 updates, state = optimizer.update(jax.grad(cases.quiet_loss)(delta, batch, KEY), state, delta)

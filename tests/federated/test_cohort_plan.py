@@ -39,7 +39,7 @@ def test_a_round_works_as_much_as_its_steps(round_of_16):
 def test_twice_the_clients_have_the_weights_once(round_of_16):
     """Per device four clients instead of two: their images and nothing of the size of the model."""
     more = plan_cohort(dataclasses.replace(TINY, clients=32, global_batch=32, local_steps=3))
-    images = 2 * 3 * 4 * (32 * 32 * 3 + 8 * 8 + 1)
+    images = 2 * 3 * 4 * (32 * 32 * 3 + 2 * 8 * 8 + 1)  # targets: shares of two classes
     grown = more.memory.arguments - round_of_16.memory.arguments
     assert images - 64 <= grown <= images + 64
     assert more.memory.temporaries - round_of_16.memory.temporaries < 4 * more.total / 2

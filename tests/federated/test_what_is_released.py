@@ -147,5 +147,9 @@ def test_systems_are_refused_or_need_the_mean_alone(name):
         with pytest.raises(BadFederation, match="looks at every upload"):
             jax.eval_shape(a_round)
         return
+    if name == "fesvibs":  # patches cross as they are; it needs an encoder that this model has not
+        with pytest.raises(BadFederation, match="leaves the image encoder after a block"):
+            jax.eval_shape(a_round)
+        return
     before, after = jax.eval_shape(a_round)
     assert jax.tree.structure(after) == jax.tree.structure(before)
