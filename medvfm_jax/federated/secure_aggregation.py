@@ -1,57 +1,22 @@
-"""Secure aggregation, simulated faithfully: the server sees masked messages and learns their sum, nothing else.
+"""The arithmetic of secure aggregation inside a compiled round: masks that cancel in the sum of those that answered.
 
 Client i of n sends y_i = q_i + PRG(b_i) + Σ_{j>i} PRG(s_ij) - Σ_{j<i} PRG(s_ij) mod 2^32. The pairwise masks cancel in
-the sum. The server removes PRG(b_i) of clients that answered and the unpaired masks of clients that did not; it
-reconstructs what it needs from Shamir shares, of which any t of n suffice and t - 1 say nothing.
+the sum. The server removes PRG(b_i) of clients that answered and the unpaired masks of clients that did not.
 
-**Not secure.** The protocol is followed step by step, its building blocks are toys: masks come from threefry, which
-is not a cryptographic generator, and keys are agreed in the multiplicative group modulo 2^61 - 1, which is small
-enough to break. A deployment needs AES-CTR or ChaCha20, X25519, authenticated channels, and shares encrypted for
-their receivers. What this is for: the exact arithmetic, the cost, dropout, and privacy mechanisms on top of the sum.
+**A simulation.** Masks come from threefry, which is not a cryptographic generator, and seeds from a key of the round.
+What this is for: exact arithmetic, cost, dropout, and privacy mechanisms on top of the sum. Between hospitals keys are
+agreed on and shares sealed by `network.secure_protocol`.
 
-Arithmetic on updates is uint32, pure and jittable; keys and shares live on the host.
+Arithmetic on updates is uint32, pure and jittable.
 Source: Bonawitz et al., Practical Secure Aggregation for Privacy-Preserving Machine Learning, CCS 2017.
 """
-
-import secrets as system_random
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from medvfm_jax.federated.secret_sharing import PRIME, BelowThreshold, reconstruct, share
 from medvfm_jax.types import MedvfmError
-
-_GENERATOR = 37  # of the multiplicative group modulo PRIME
-
-Draw = Callable[[int], int]  # Draw(k): an integer uniform in [0, k)
-
-
-class RefusedShares(MedvfmError):
-    """A client was asked for shares that would expose somebody's message."""
-
-
-class Client(NamedTuple):
-    """The secrets of one client for one round; a client may mask one message with them, never two."""
-
-    index: int
-    secret_key: int
-    public_key: int
-    self_seed: int
-
-
-class Server(NamedTuple):
-    """What the server ends with: the sum mod 2^32, and the seeds it had to reconstruct."""
-
-    total: Array  # (d,) uint32
-    self_seeds: dict[int, int]  # of clients that answered
-    secret_keys: dict[int, int]  # of clients that did not
-
-
-# --- arithmetic on updates -------------------------------------------------------------------------------------
 
 
 def to_field(values: Array) -> Array:
@@ -131,102 +96,3 @@ def unmask(
 def _stream(seed: Array, length: int) -> Array:
     """PRG: seed (2,) uint32 -> (length,) uint32."""
     return jax.random.bits(jax.random.wrap_key_data(seed, impl="threefry2x32"), (length,), jnp.uint32)
-
-
-# --- the protocol ----------------------------------------------------------------------------------------------
-
-
-def new_client(index: int, draw: Draw = system_random.randbelow) -> Client:
-    """Round 0 of the protocol: fresh secrets and the public key the client advertises."""
-    secret_key = 1 + draw(PRIME - 2)
-    return Client(index, secret_key, pow(_GENERATOR, secret_key, PRIME), draw(PRIME))
-
-
-def agree(secret_key: int, public_key: int) -> int:
-    """Diffie-Hellman: both sides get the same seed s_ij from one secret key and the other's public key."""
-    return pow(public_key, secret_key, PRIME)
-
-
-def deal(client: Client, clients: int, threshold: int, draw: Draw = system_random.randbelow) -> dict:
-    """Round 1: {receiver: {"self": share of b_i, "key": share of the secret key}}.
-
-    The threshold must be above half of the clients: otherwise a server could ask two disjoint groups, one for each
-    kind of share, and unmask a single message.
-    """
-    if not clients / 2 < threshold <= clients:
-        raise MedvfmError(
-            f"the threshold {threshold} must be above half of the {clients} clients and at most all"
-        )
-    self_shares = share(client.self_seed, clients, threshold, draw=draw)
-    key_shares = share(client.secret_key, clients, threshold, draw=draw)
-    return {j: {"self": self_shares[j], "key": key_shares[j]} for j in range(clients)}
-
-
-def mask_message(client: Client, public_keys: Mapping[int, int], values: Array) -> Array:
-    """Round 2: values (d,) int32 or uint32 -> the message (d,) uint32 the server receives."""
-    values = to_field(values) if values.dtype == jnp.int32 else values
-    pairs = {j: agree(client.secret_key, key) for j, key in public_keys.items()}
-    seeds = np.stack([_words(pairs[j]) for j in range(len(public_keys))])
-    return _masked(values, client.index, _words(client.self_seed), seeds)
-
-
-class Holder:
-    """One client's shares of everybody's secrets, and the one answer it gives about them."""
-
-    def __init__(self, index: int, shares: Mapping[int, Mapping[str, int]]):
-        self._index, self._shares, self._answered = index, dict(shares), None
-
-    def reveal(self, answered: frozenset[int]) -> dict[int, int]:
-        """Round 3: shares of b_i of clients that answered, of the secret keys of those that did not.
-
-        Asked again about another set, a client refuses: both kinds of one client would expose its message.
-        """
-        if self._answered not in (None, answered):
-            raise RefusedShares(
-                f"client {self._index} has already revealed shares for {sorted(self._answered)} and is asked for "
-                f"{sorted(answered)}; it answers once a round"
-            )
-        self._answered = answered
-        return {i: s["self" if i in answered else "key"] for i, s in self._shares.items()}
-
-
-def open_sum(
-    messages: Mapping[int, Array],
-    public_keys: Mapping[int, int],
-    revealed: Mapping[int, Mapping],
-    threshold: int,
-) -> Server:
-    """Messages of the clients that answered and the shares somebody revealed about them -> their sum.
-
-    `revealed`: {holder: {client: share}}. Raises BelowThreshold if fewer than `threshold` messages or holders are
-    there.
-    """
-    if len(messages) < threshold:
-        raise BelowThreshold(
-            f"{len(messages)} messages arrived, {threshold} are needed; this round has no sum"
-        )
-    clients = range(len(public_keys))
-    secrets = {i: reconstruct({h: s[i] for h, s in revealed.items()}, threshold) for i in clients}
-    n = len(public_keys)
-    self_seeds, pair_seeds = np.zeros((n, 2), np.uint32), np.zeros((n, n, 2), np.uint32)
-    for i in clients:
-        if i in messages:
-            self_seeds[i] = _words(secrets[i])
-        else:
-            pair_seeds[i] = [_words(agree(secrets[i], public_keys[j])) for j in clients]
-    answered = np.array([i in messages for i in clients])
-    total = jnp.stack(list(messages.values())).sum(axis=0, dtype=jnp.uint32)
-    total = _unmask(total, answered, self_seeds, pair_seeds)
-    return Server(
-        total,
-        {i: s for i, s in secrets.items() if i in messages},
-        {i: s for i, s in secrets.items() if i not in messages},
-    )
-
-
-_masked, _unmask = jax.jit(masked), jax.jit(unmask)
-
-
-def _words(seed: int) -> np.ndarray:
-    """Seed below 2^61 -> its two 32-bit words (2,) uint32, a threefry key."""
-    return np.array([seed >> 32, seed & 0xFFFFFFFF], np.uint32)
