@@ -35,11 +35,12 @@ class Result(NamedTuple):
         return record
 
     def refused(self, *words: str, code: int | None = None) -> str:
-        """The one sentence of a command that failed; it must hold the words."""
+        """The one sentence of a command that failed, after notes if any; it must hold the words."""
         assert self.code in ((1, 2) if code is None else (code,)), self
         assert self.out == "", self
-        assert self.err.startswith("medvfm: "), self
-        assert self.err.count("\n") == 1, self
+        *before, sentence = self.err.splitlines()
+        assert all(line.startswith("note: ") for line in before), self
+        assert sentence.startswith("medvfm: "), self
         assert "Traceback" not in self.err
         assert "unexpected" not in self.err, self
         for word in words:

@@ -72,7 +72,8 @@ def test_what_has_no_cases_or_no_split_is_an_error_too(medvfm, tmp_path, kind):
     assert result.out.splitlines()[-1].split("; ")[0].endswith("1 error, 0 notes")
 
 
-def test_a_damaged_cache_is_said_and_a_fresh_check_reads_again(medvfm, cells):
+def test_a_damaged_cache_is_said_and_a_fresh_check_reads_again(medvfm, cells, tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDVFM_CACHE", str(tmp_path / "cache"))  # other tests share the usual one
     medvfm("check", "--data", cells)
     for path in check_cache.cache_file().parent.glob("*.json"):
         path.write_text("{")

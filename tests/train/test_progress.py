@@ -60,8 +60,8 @@ def test_speed_leaves_out_the_first_step_and_gives_the_time_that_is_left(clock):
 
 def test_what_is_said_is_printed_as_it_is_on_one_line():
     stream = io.StringIO()
-    ProgressDisplay(stream).say("[bold]" + "x" * 300 + " [/nonsense]")
-    assert stream.getvalue() == "[bold]" + "x" * 300 + " [/nonsense]\n"
+    ProgressDisplay(stream).say("[bold]" + " word" * 60 + " [/nonsense]")
+    assert stream.getvalue() == "[bold]" + " word" * 60 + " [/nonsense]\n"
 
 
 def test_a_terminal_gets_a_bar_that_ends_with_the_display():
