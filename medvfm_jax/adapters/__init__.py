@@ -1,6 +1,5 @@
 """Adapt a frozen model: functions at chosen modules, whose arrays (the delta) are the only thing trained."""
 
-from medvfm_jax.adapters import presets
 from medvfm_jax.adapters.bottleneck import bottleneck
 from medvfm_jax.adapters.context import context
 from medvfm_jax.adapters.context_blocks import context_block
@@ -49,7 +48,6 @@ __all__ = [
     "from_config",
     "lora",
     "lora_experts",
-    "presets",
     "prompt_tokens",
     "scale_shift",
     "tap",

@@ -1,9 +1,8 @@
 """Rebuild an adapter from its JSON-able configuration, as kept beside a stored delta."""
 
-import difflib
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from medvfm_jax.adapters.bottleneck import bottleneck
@@ -16,6 +15,7 @@ from medvfm_jax.adapters.lora_experts import lora_experts
 from medvfm_jax.adapters.prompt_tokens import prompt_tokens
 from medvfm_jax.adapters.scale_shift import scale_shift
 from medvfm_jax.adapters.tune import tune
+from medvfm_jax.catalog import did_you_mean
 
 KINDS: Mapping[str, Callable[..., Adapter]] = {
     "tune": tune,
@@ -77,11 +77,3 @@ def _from_config(config: Mapping[str, Any]) -> Adapter:
         return KINDS[kind](**options)
     except (TypeError, ValueError, KeyError, AttributeError, OverflowError, re.error) as error:
         raise BadAdapterConfig(f"{kind} cannot be made with {options!r:.200} ({error}).") from error
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return ", the nearest is 'rank'" or ", known are ..." to end an error with."""
-    known = list(known)
-    if near := difflib.get_close_matches(name, known, n=1, cutoff=0.6):
-        return f", the nearest is '{near[0]}'"
-    return f", known are {', '.join(known)}"

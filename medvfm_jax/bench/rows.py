@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medvfm_jax.adapters import adapt_model, presets
+from medvfm_jax import systems
+from medvfm_jax.adapters import adapt_model
 from medvfm_jax.bench.config import RowName
 from medvfm_jax.data import PromptConfig, examples, make_loader, make_phantom_dataset, open_dataset
 from medvfm_jax.data.loader import Loader
@@ -22,7 +23,7 @@ from medvfm_jax.parallel.flops import training_flops
 from medvfm_jax.train.optimizer import make_optimizer, make_schedule
 from medvfm_jax.train.state import init_state
 from medvfm_jax.train.step import make_step
-from medvfm_jax.train.task import DEFAULT_OBJECTIVE, make_loss
+from medvfm_jax.train.task import make_loss
 from medvfm_jax.types import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, Batch, ModelSpec, Params, Prompts
 
 MEASURES: Mapping[RowName, str] = {
@@ -105,8 +106,8 @@ def _loader(given: Subject, batch_size: int) -> Row:
 
 def _step(given: Subject, adapter: str, batch: Batch, *, cached: bool) -> Row:
     """An optimiser step as `adapt` makes it: on a CPU one image after the other."""
-    adapted = adapt_model(presets.build(adapter, given.model), given.model)
-    loss = make_loss(adapted, DEFAULT_OBJECTIVE[given.spec.task], cached=cached)
+    adapted = adapt_model(systems.adapter(adapter, given.model), given.model)
+    loss = make_loss(adapted, systems.get(adapter).objective[given.spec.task], cached=cached)
     optimizer = make_optimizer(make_schedule("constant", 1e-6, 1000, 0))
     images = len(batch.image)
     step = make_step(loss, optimizer, images if jax.default_backend() == "cpu" else 1)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from medvfm_jax.adapters.option_values import parse_assignments, typed
-from medvfm_jax.adapters.serialise import did_you_mean
+from medvfm_jax.catalog import did_you_mean
 from medvfm_jax.federated import algorithms, personalise, robust
 from medvfm_jax.federated.algorithms.averaging import AveragingState, averaging
 from medvfm_jax.federated.algorithms.independent import independent
@@ -38,7 +38,7 @@ class Entry(NamedTuple):
     it takes the option ``clients``, their number.  on_base: it changes frozen weights, so the adapter needs the parts
     of ``base_increments``.  takes: an argument of ``make`` beside loss and optimizer, a function of the model:
     "features" of a batch for a contrast, or "logits" with "public_batches" of unlabelled images, or "params", the
-    frozen weights, or "split", the model in three parts.  instance_mixing: as ``systems.System``.
+    frozen weights, or "split", the model in three parts.  instance_mixing: as ``systems.FederatedSystem``.
     """
 
     make: Callable[..., Algorithm]

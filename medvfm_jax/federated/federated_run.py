@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from medvfm_jax.adapters import AdaptedModel, Count, count, presets
+from medvfm_jax.adapters import AdaptedModel, Count, count
+from medvfm_jax.catalog import did_you_mean
 from medvfm_jax.data import Dataset, Split, open_dataset, split
 from medvfm_jax.data.check import DatasetCheck
 from medvfm_jax.data.partition import (
@@ -36,7 +37,8 @@ from medvfm_jax.federated.privacy_plan import PrivacyPlan, plan
 from medvfm_jax.federated.public_images import public_batches
 from medvfm_jax.federated.records import Codec
 from medvfm_jax.federated.secure_reduction import SecureSum, distributed_noise, fixed_point
-from medvfm_jax.train.assemble import Base, adapter_config, for_prompt, load_base, with_adapter
+from medvfm_jax.systems import System, get, names
+from medvfm_jax.train.assemble import Base, adapter_config, load_base, transformed, with_adapter
 from medvfm_jax.train.config import to_json
 from medvfm_jax.train.data_check import about, check_split, recorded_objects
 from medvfm_jax.train.progress import ProgressDisplay
@@ -107,10 +109,13 @@ def resolve(config: FederateConfig, display: ProgressDisplay | None = None) -> F
         file=config.weights,
         offline=config.offline,
     )
-    prompt = config.local().resolved_prompt(base.model.spec.task)
+    system = _system(config)
+    prompt = config.local().resolved_prompt(system, base.model.spec.task)
     checked = about(checked, prompt)
-    base = for_prompt(base, prompt, source.dataset.classes)
-    adapter, key = _adapter(config, base), jax.random.fold_in(jax.random.key(config.seed), 1)
+    change = system.transform(base.model.spec, prompt, source.dataset.classes)
+    base = transformed(base, change)
+    adapter = adapter_config(config.preset, system, base, config.set)
+    key = jax.random.fold_in(jax.random.key(config.seed), 1)
     if entry.on_base:
         shapes = jax.eval_shape(with_adapter(base, adapter).init, key, base.params)
         adapter = adapter_with_increments(adapter, shapes)
@@ -134,20 +139,21 @@ def resolve(config: FederateConfig, display: ProgressDisplay | None = None) -> F
         noise = predict_noise(privacy, numbers, len(clients), config.participation)
     tells_all = privacy is None or config.dp_log_unprotected
     whole_split = source.split_record()
-    rate = config.resolved_learning_rate(entry.plain_sgd)
+    rate = config.resolved_learning_rate(system, entry.plain_sgd)
     record = to_json(config) | {
         "resolved": {
             "data": str(source.dataset.folder.resolve()),
             "checked": checked.record() if tells_all else None,
             "prompt": prompt,
             "objects": recorded_objects(source.dataset, prompt),
+            "transform": change,
             "adapter": adapter,
             "algorithm": name,
             "algorithm_options": options,
             "codec_options": codec_options,
             "down_codec_options": down_options,
             "learning_rate": rate,
-            "objective": config.local().resolved_objective(base.model.spec.task),
+            "objective": config.local().resolved_objective(system, base.model.spec.task),
             "classes": source.dataset.classes,
             "labels": dict(source.dataset.labels),
             "fingerprint": base.fingerprint,
@@ -247,21 +253,15 @@ def _secure(
     return fixed_point(config.in_round(n), config.least_answers(n), config.secure_reach, heaviest)
 
 
-def _adapter(config: FederateConfig, base: Base) -> dict[str, Any]:
-    if config.preset not in systems.names():
-        return adapter_config(config.preset, base, config.set)
-    if config.set:
-        raise BadFederation(
-            f"The system {config.preset} fixes its adapter; leave --set out, or choose a preset."
-        )
-    return systems.get(config.preset).adapter(base.model.spec)
+def _system(config: FederateConfig) -> System:
+    return systems.get(config.preset).system if config.preset in systems.SYSTEMS else get(config.preset)
 
 
 def _algorithm(config: FederateConfig) -> tuple[str, Entry, dict[str, Any]]:
     """Name, entry and options; "auto" is the algorithm of the system, else FedAvg."""
-    if config.preset not in (*presets.names(), *systems.names()):
-        known = ", ".join((*presets.names(), *systems.names()))
-        raise BadFederation(f"There is no preset or system '{config.preset}'; choose from {known}.")
+    known = (*names(), *systems.names())
+    if config.preset not in known:
+        raise BadFederation(f"There is no system '{config.preset}'{did_you_mean(config.preset, known)}.")
     if config.algorithm == "auto" and config.preset in systems.names():
         name, entry = _entry_of(config.preset, systems.get(config.preset))
     else:
@@ -280,7 +280,7 @@ def _algorithm(config: FederateConfig) -> tuple[str, Entry, dict[str, Any]]:
     return name, entry, read_options(config.algorithm_set, entry.options, f"algorithm {name}")
 
 
-def _entry_of(name: str, system: systems.System) -> tuple[str, Entry]:
+def _entry_of(name: str, system: systems.FederatedSystem) -> tuple[str, Entry]:
     """An algorithm of the catalogue under its own name, or a system's own under the system's."""
     make = system.algorithm
     for known, entry in algorithm_catalog.ENTRIES.items():

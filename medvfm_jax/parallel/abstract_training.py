@@ -8,17 +8,18 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from medvfm_jax.adapters import Count, adapt_model, count, presets
+from medvfm_jax import systems
+from medvfm_jax.adapters import Count, adapt_model, count
 from medvfm_jax.models import catalog
 from medvfm_jax.models.model import Model
-from medvfm_jax.models.semantic import to_semantic
+from medvfm_jax.models.transforms import transform
 from medvfm_jax.parallel.errors import BadPlan
 from medvfm_jax.parallel.rules import Rules
 from medvfm_jax.parallel.shardings import batch_shardings, param_shardings, shard_step, state_shardings
 from medvfm_jax.train.optimizer import make_optimizer, make_schedule
 from medvfm_jax.train.state import TrainState, init_state
 from medvfm_jax.train.step import LossFn, Step, make_step
-from medvfm_jax.train.task import DEFAULT_OBJECTIVE, make_loss
+from medvfm_jax.train.task import make_loss
 from medvfm_jax.types import Batch, Params, Prompts
 
 KEEP = tuple(catalog.KEEP)
@@ -78,13 +79,13 @@ def abstract_training(config: Training) -> Abstract:
     if config.global_batch % config.accumulate:
         raise BadPlan(f"A batch of {config.global_batch} cannot be cut into {config.accumulate} equal parts.")
     model, params = _model(config)
-    assignments = presets.parse_assignments(config.set)
-    adapted = adapt_model(presets.build(config.adapter, model, **assignments), model)
+    assignments = systems.parse_assignments(config.set)
+    adapted = adapt_model(systems.adapter(config.adapter, model, **assignments), model)
     key = jax.eval_shape(lambda: jax.random.key(0))
     delta = jax.eval_shape(adapted.init, key, params)
     optimizer = make_optimizer(make_schedule("cosine", 1e-4, 1000, 50))
     state = jax.eval_shape(functools.partial(init_state, optimizer=optimizer), delta, key=key)
-    loss = make_loss(adapted, DEFAULT_OBJECTIVE[model.spec.task])
+    loss = make_loss(adapted, systems.get(config.adapter).objective[model.spec.task])
     step = make_step(loss, optimizer, config.accumulate)
     return Abstract(loss, step, params, state, _batch(config, model), optimizer, count(delta, params))
 
@@ -117,17 +118,17 @@ def _model(config: Training) -> tuple[Model, Params]:
             f"Model '{config.model}' gives features, not masks; choose one that segments, like sam-b."
         )
     params = jax.eval_shape(model.init, jax.eval_shape(lambda: jax.random.key(0)))
-    if model.spec.task == "semantic" or config.prompts_per_image:
-        return model, params
-    converted: list[Model] = []
+    prompt = "box" if config.prompts_per_image else "none"
+    change = systems.get(config.adapter).transform(model.spec, prompt, config.classes)
+    found: list[Model] = []
 
     def convert(params: Params) -> Params:
-        semantic, params = to_semantic(model, params, config.classes)
-        converted.append(semantic)
+        model_, params = transform(change, model, params)
+        found.append(model_)
         return params
 
     params = jax.eval_shape(convert, params)
-    return converted[0], params
+    return found[0], params
 
 
 def _batch(config: Training, model: Model) -> Batch:

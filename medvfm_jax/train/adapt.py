@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from medvfm_jax import systems
 from medvfm_jax.adapters import AdaptedModel, Count, count, touches_encoder
 from medvfm_jax.data import usual_augmentation
 from medvfm_jax.data.check import DatasetCheck
@@ -18,8 +19,8 @@ from medvfm_jax.train.assemble import (
     Base,
     adapter_config,
     delta_metadata,
-    for_prompt,
     load_base,
+    transformed,
     with_adapter,
 )
 from medvfm_jax.train.config import AdaptConfig, to_json
@@ -90,6 +91,7 @@ def adapt(
 
 
 def _resolve(config: AdaptConfig, placement: Placement, accumulate: int, display: ProgressDisplay) -> _Run:
+    system = systems.get(config.adapter)
     source = open_split(
         config.data,
         seed=config.seed,
@@ -112,11 +114,12 @@ def _resolve(config: AdaptConfig, placement: Placement, accumulate: int, display
         offline=config.offline,
         keep=config.keep,
     )
-    prompt = config.resolved_prompt(base.model.spec.task)
+    prompt = config.resolved_prompt(system, base.model.spec.task)
     checked = about(checked, prompt)
-    base = for_prompt(base, prompt, classes)
+    change = system.transform(base.model.spec, prompt, classes)
+    base = transformed(base, change)
     data = training_data(source, base.model.spec, prompt, config)
-    adapter = adapter_config(config.adapter, base, config.set)
+    adapter = adapter_config(config.adapter, system, base, config.set)
     adapted = with_adapter(base, adapter)
     delta = adapted.init(jax.random.fold_in(jax.random.key(config.seed), 1), base.params)
     size = count(delta, base.params)
@@ -126,9 +129,10 @@ def _resolve(config: AdaptConfig, placement: Placement, accumulate: int, display
             "checked": checked.record(),
             "prompt": prompt,
             "objects": recorded_objects(source.dataset, prompt),
+            "transform": change,
             "adapter": adapter,
-            "learning_rate": config.resolved_learning_rate(),
-            "objective": config.resolved_objective(base.model.spec.task),
+            "learning_rate": config.resolved_learning_rate(system),
+            "objective": config.resolved_objective(system, base.model.spec.task),
             "trained": {"parameters": size.trained, "total": size.total, "bytes": size.bytes},
             "classes": classes,
             "labels": labels,
@@ -155,7 +159,7 @@ def _train(run: _Run, display: ProgressDisplay) -> RunResult:
     config, folder, placement = run.config, run.config.out, run.placement
     writes, together = placement.process == 0, placement.processes > 1
     schedule = make_schedule(
-        config.schedule, config.resolved_learning_rate(), config.steps, config.warmup_steps()
+        config.schedule, run.record["resolved"]["learning_rate"], config.steps, config.warmup_steps()
     )
     optimizer = make_optimizer(schedule, config.weight_decay, config.clip_norm or None)
     cache = _cache(run)

@@ -7,19 +7,27 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from medvfm_jax import weights
-from medvfm_jax.adapters import AdaptedModel, adapt_model, chain, from_config, presets
+from medvfm_jax import systems, weights
+from medvfm_jax.adapters import AdaptedModel, adapt_model, chain, from_config
 from medvfm_jax.data import Dataset
 from medvfm_jax.models import catalog
 from medvfm_jax.models.model import Model
-from medvfm_jax.models.semantic import to_semantic
+from medvfm_jax.models.transforms import transform
+from medvfm_jax.systems import System
 from medvfm_jax.train.config import BadConfig
 from medvfm_jax.train.run_directory import CONFIG
 from medvfm_jax.types import Delta, MedvfmError, ModelSpec, Params
 from medvfm_jax.weights import artifacts
 
 FROM_SCRATCH = "unet"
-RESOLVED = ("fingerprint", "adapter", "prompt", "classes", "labels")  # of a run, stored with its delta
+RESOLVED = (
+    "fingerprint",
+    "transform",
+    "adapter",
+    "prompt",
+    "classes",
+    "labels",
+)  # of a run, stored with its delta
 
 
 class ForeignDelta(MedvfmError):
@@ -66,7 +74,7 @@ def load_adapted(
     seed = metadata.get("seed", 0)
     base = load_base(name, classes=classes, seed=seed, dtype=dtype, file=file, offline=offline)
     artifacts.check_base(metadata, base.params)
-    base = for_prompt(base, metadata["prompt"], classes)
+    base = transformed(base, stored_transform(metadata, base.model.spec))
     adapted = with_adapter(base, metadata["adapter"])
     expected = jax.eval_shape(adapted.init, jax.random.key(0), base.params)
     artifacts.check_arrays(arrays, expected, delta)
@@ -138,12 +146,17 @@ def spec_of(name: str) -> ModelSpec:
     return spec
 
 
-def for_prompt(base: Base, prompt: str, classes: int) -> Base:
-    """Turn a promptable model into a prompt-free one if ``prompt`` is "none"; classes include the background."""
-    if base.model.spec.task == "promptable" and prompt == "none":
-        model, params = to_semantic(base.model, base.params, classes)
-        return Base(model, params, base.fingerprint)
-    return base
+def transformed(base: Base, config: Mapping[str, Any] | None) -> Base:
+    """The model as a system transforms it, see ``models.transforms``; None changes nothing."""
+    model, params = transform(config, base.model, base.params)
+    return Base(model, params, base.fingerprint)
+
+
+def stored_transform(metadata: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any] | None:
+    """The transform of a delta's model; files from before it was stored know prompts and classes only."""
+    if "transform" in metadata:
+        return metadata["transform"]
+    return systems.prompt_free_on_request(spec, metadata["prompt"], metadata["classes"])
 
 
 def with_adapter(base: Base, adapter: Mapping[str, Any] | None) -> AdaptedModel:
@@ -151,9 +164,9 @@ def with_adapter(base: Base, adapter: Mapping[str, Any] | None) -> AdaptedModel:
     return adapt_model(chain() if adapter is None else from_config(adapter), base.model)
 
 
-def adapter_config(preset: str, base: Base, assignments: tuple[str, ...]) -> dict[str, Any]:
-    """JSON configuration of a preset with "part.option=value" assignments."""
-    return presets.config(preset, base.model.spec, presets.parse_assignments(assignments))
+def adapter_config(name: str, system: System, base: Base, assignments: tuple[str, ...]) -> dict[str, Any]:
+    """JSON configuration of a system's adapter with "part.option=value" assignments."""
+    return systems.configure(name, system, base.model.spec, systems.parse_assignments(assignments))
 
 
 def delta_metadata(model: str, preset: str, record: Mapping[str, Any], dataset: Dataset) -> dict[str, Any]:

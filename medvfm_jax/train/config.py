@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from medvfm_jax import local_paths
+from medvfm_jax.systems import System
 from medvfm_jax.train.embedding_cache import Tier
 from medvfm_jax.train.optimizer import ScheduleName
-from medvfm_jax.train.task import DEFAULT_OBJECTIVE
 from medvfm_jax.types import MedvfmError
 
 PromptChoice = Literal["auto", "none", "box", "point", "mixed"]
@@ -17,9 +17,7 @@ Augment = Literal["auto", "none", "flips", "upright", "full"]
 ObjectChoice = Literal["instances", "components", "labels"]
 _Config = TypeVar("_Config")
 
-# Learning rates that worked for AdamW on LiteMedSAM; large for small deltas, small for whole models.
-_LEARNING_RATE = {"full": 1e-4, "decoder": 3e-4, "samed": 5e-4, "med_sa": 5e-4, "context": 5e-4}
-_FROM_SCRATCH, _OTHER = 1e-3, 1e-3
+_FROM_SCRATCH = 1e-3  # learning rate of the U-Net
 
 
 class BadConfig(MedvfmError, ValueError):
@@ -152,7 +150,7 @@ class AdaptConfig:
                 "them random; use --adapter full with --model unet."
             )
 
-    def resolved_prompt(self, task: str) -> PromptChoice:
+    def resolved_prompt(self, system: System, task: str) -> PromptChoice:
         """The prompt that "auto" stands for; raises BadConfig if the model's task does not allow it."""
         if task == "semantic":
             if self.prompt in ("auto", "none"):
@@ -160,23 +158,21 @@ class AdaptConfig:
             raise BadConfig(
                 f"Model '{self.model}' takes no prompts; use --prompt none instead of {self.prompt}."
             )
-        if self.prompt == "auto":
-            return "none" if self.adapter == "samed" else "box"
-        return self.prompt
+        return system.prompts if self.prompt == "auto" else self.prompt
 
-    def resolved_objective(self, task: str) -> str:
+    def resolved_objective(self, system: System, task: str) -> str:
         """The loss that "auto" stands for; raises BadConfig if it rates masks of prompts and there are none."""
         if self.objective == "sam" and task == "semantic":
             raise BadConfig(
                 "objective=sam rates the masks of prompts, and there are none; use --objective samed or medsam."
             )
-        return DEFAULT_OBJECTIVE[task] if self.objective == "auto" else self.objective
+        return system.objective[task] if self.objective == "auto" else self.objective
 
-    def resolved_learning_rate(self) -> float:
-        """The learning rate, given or by adapter."""
+    def resolved_learning_rate(self, system: System) -> float:
+        """The learning rate, given or by system."""
         if self.learning_rate is not None:
             return self.learning_rate
-        return _FROM_SCRATCH if self.model == "unet" else _LEARNING_RATE.get(self.adapter, _OTHER)
+        return _FROM_SCRATCH if self.model == "unet" else system.learning_rate
 
     def resolved_accumulate(self, backend: str, devices: int = 1) -> int:
         """Parts of a batch, given or by the backend's name ("cpu", "gpu", "tpu"); devices: that share each part.

@@ -41,7 +41,6 @@ _OBJECTIVES: Mapping[str, Callable[..., Any]] = {
     "samed": on_prediction(_samed),
     "sam": sam_loss,
 }
-DEFAULT_OBJECTIVE = {"promptable": "medsam", "semantic": "samed"}
 
 
 def make_loss(adapted: Adapted, objective: str, *, cached: bool = False) -> LossFn:

@@ -7,8 +7,8 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
 
-from medvfm_jax import models
-from medvfm_jax.adapters import WrongSite, adapt_model, count, presets
+from medvfm_jax import models, systems
+from medvfm_jax.adapters import WrongSite, adapt_model, count
 from medvfm_jax.adapters.lora_kernels import Qkv
 from medvfm_jax.models.model import Model
 from tests.adapters.jaxpr_equations import shapes_in
@@ -19,7 +19,7 @@ KEY = jax.random.key(0)
 def shapes_of(name: str, preset: str, **overrides: object) -> tuple[Model, dict, dict]:
     model = models.build(name)
     params = jax.eval_shape(model.init, KEY)
-    adapted = adapt_model(presets.build(preset, model, **overrides), model)
+    adapted = adapt_model(systems.adapter(preset, model, **overrides), model)
     return model, params, jax.eval_shape(adapted.init, KEY, params)
 
 
@@ -74,7 +74,7 @@ def test_qkv_is_laid_out_as_the_spec_says(name: str) -> None:
 
 def test_no_frozen_kernel_is_batched_or_gets_a_gradient_in_a_cohort() -> None:
     model, params, delta = shapes_of("lite-tiny-test", "lora")
-    adapted = adapt_model(presets.build("lora", model), model)
+    adapted = adapt_model(systems.adapter("lora", model), model)
 
     def loss(d: dict, p: dict, image: Array) -> Array:
         return (adapted.encode(p, d, image) ** 2).sum()

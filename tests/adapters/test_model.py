@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from medvfm_jax import systems
 from medvfm_jax.adapters import (
     NoSuchSite,
     adapt_model,
@@ -12,7 +13,6 @@ from medvfm_jax.adapters import (
     count,
     delta_leaves,
     lora,
-    presets,
     touches_encoder,
     tune,
 )
@@ -24,7 +24,7 @@ from tests.adapters.toy_vit import perturbed
 @pytest.mark.parametrize("layout", ["fused", "head_major"])
 def test_apply_is_decode_of_encode_and_merge_agrees(layout: str) -> None:
     model, params = toy_sam(layout)
-    adapted = adapt_model(presets.build("samed", model), model)
+    adapted = adapt_model(systems.adapter("samed", model), model)
 
     @jax.jit
     def run(key: jax.Array) -> tuple:
@@ -45,7 +45,7 @@ def test_apply_is_decode_of_encode_and_merge_agrees(layout: str) -> None:
 
 def test_encode_ignores_the_decoder_and_decode_the_encoder() -> None:
     model, params = toy_sam()
-    adapted = adapt_model(presets.build("samed", model), model)
+    adapted = adapt_model(systems.adapter("samed", model), model)
 
     @jax.jit
     def run(key: jax.Array) -> tuple:
@@ -64,15 +64,15 @@ def test_encode_ignores_the_decoder_and_decode_the_encoder() -> None:
 
 def test_a_delta_of_another_model_is_an_error() -> None:
     (fused, params), (tiny, tiny_params) = toy_sam("fused"), toy_sam("head_major")
-    delta = adapt_model(presets.build("lora", tiny), tiny).init(KEY, tiny_params)
-    adapted = adapt_model(presets.build("lora", fused), fused)
+    delta = adapt_model(systems.adapter("lora", tiny), tiny).init(KEY, tiny_params)
+    adapted = adapt_model(systems.adapter("lora", fused), fused)
     with pytest.raises(NoSuchSite, match=r"another model.*layers_1/attn/qkv"):
         adapted.encode(params, delta, IMAGE)
 
 
 def test_gradients_of_a_batch_of_images_and_of_a_cohort_of_deltas() -> None:
     model, params = toy_sam()
-    adapted = adapt_model(presets.build("samed", model), model)
+    adapted = adapt_model(systems.adapter("samed", model), model)
     images = jnp.stack([IMAGE, -IMAGE])
 
     def loss(d: dict, image: jax.Array) -> jax.Array:

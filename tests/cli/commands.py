@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from medvfm_jax import systems
 from medvfm_jax.train import assemble
 from medvfm_jax.weights import artifacts
 
@@ -76,12 +77,20 @@ def contents(folder: Path) -> dict[str, bytes | None]:
 def save_random_delta(path: Path, model: str, file: Path, labels: dict[str, int], **metadata) -> Path:
     """A prompt-free delta of the last layer with random numbers, for the base weights in a file."""
     base = assemble.load_base(model, classes=len(labels), seed=0, dtype="float32", file=file)
-    semantic = assemble.for_prompt(base, "none", len(labels))
-    adapter = assemble.adapter_config("linear", semantic, ())
+    change = systems.get("linear").transform(base.model.spec, "none", len(labels))
+    semantic = assemble.transformed(base, change)
+    adapter = systems.adapter_config("linear", semantic.model)
     shapes = jax.eval_shape(assemble.with_adapter(semantic, adapter).init, jax.random.key(0), semantic.params)
     rng = np.random.default_rng(0)
     delta = jax.tree.map(lambda s: rng.normal(size=s.shape, scale=2).astype(np.float32), shapes)
     about = {"base": model, "fingerprint": base.fingerprint, "adapter": adapter, "prompt": "none"}
-    about |= {"classes": len(labels), "labels": labels, "preset": "linear", "seed": 0, "channel_names": []}
+    about |= {
+        "transform": change,
+        "classes": len(labels),
+        "labels": labels,
+        "preset": "linear",
+        "seed": 0,
+        "channel_names": [],
+    }
     artifacts.save_delta(path, delta, about | metadata)
     return path

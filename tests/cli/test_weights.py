@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from medvfm_jax import weights
+from medvfm_jax import systems, weights
 from medvfm_jax.cli.main import main
 from medvfm_jax.train import assemble
 from medvfm_jax.weights import safetensors_files
@@ -77,8 +77,8 @@ def test_malicious_file(capsys, tmp_path):
 def adapted_run(folder, preset, prompt, classes=1):
     """A finished run directory with a random delta."""
     base = assemble.load_base(MODEL, classes=classes, seed=0, dtype="float32")
-    config = assemble.adapter_config(preset, base, ())
-    base = assemble.for_prompt(base, prompt, classes)
+    config = systems.adapter_config(preset, base.model)
+    base = assemble.transformed(base, systems.get(preset).transform(base.model.spec, prompt, classes))
     adapted = assemble.with_adapter(base, config)
     shapes = jax.eval_shape(adapted.init, jax.random.key(0), base.params)
     rng = np.random.default_rng(0)

@@ -14,6 +14,7 @@ from scipy import stats
 from medvfm_jax.federated import BadFederation, algorithm_catalog, make_round, systems
 from medvfm_jax.federated.algorithms import fedavg, moon
 from medvfm_jax.federated.records import Algorithm, Privacy
+from medvfm_jax.systems import configure
 from tests.federated import cases
 from tests.federated.quadratics import quick_jit
 from tests.federated.systems import tiny
@@ -137,7 +138,7 @@ def test_systems_are_refused_or_need_the_mean_alone(name):
     system = systems.get(name)
 
     def a_round():
-        case, data = tiny.case(system.adapter(tiny.SPEC)), tiny.data()
+        case, data = tiny.case(configure(name, system.system, tiny.SPEC)), tiny.data()
         federation = make_round(system.algorithm(case.loss, optax.sgd(0.1)), privacy=PRIVACY, backend="loop")
         server, clients = federation.init(case.delta, data)
         masks = jnp.ones(tiny.N, bool), jnp.full(tiny.N, tiny.STEPS)

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medvfm_jax import losses
-from medvfm_jax.adapters import adapt_model, presets
+from medvfm_jax import losses, systems
+from medvfm_jax.adapters import adapt_model
 from medvfm_jax.models import build, to_semantic
 from medvfm_jax.models.sam import BUFFERS
 from medvfm_jax.models.semantic import DAMPING, NotConvertible
@@ -133,7 +133,7 @@ def test_samed_starts_as_the_semantic_model_and_parts_its_twins(tiny):
     """Six classes: the second and the sixth are one until the loss, which knows them apart, has a say."""
     model, params, embedding = tiny
     semantic, converted = to_semantic(model, params, 6)
-    adapted = adapt_model(presets.build("samed", semantic), semantic)
+    adapted = adapt_model(systems.adapter("samed", semantic), semantic)
     low = model.spec.logits_size
     target = np.zeros((low, low), np.int32)
     target[: low // 2, : low // 2] = 5

@@ -7,7 +7,8 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from medvfm_jax.adapters import AdaptedModel, adapt_model, presets
+from medvfm_jax import systems
+from medvfm_jax.adapters import AdaptedModel, adapt_model
 from medvfm_jax.models import catalog
 from medvfm_jax.models.semantic import to_semantic
 from medvfm_jax.parallel import Rules, batch_shardings, param_shardings, shard_step, state_shardings
@@ -31,7 +32,7 @@ def small(adapter: str) -> Small:
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     params = jax.tree.map(lambda s: rng.normal(0, 0.2, s.shape).astype(np.float32), shapes)
     model, params = to_semantic(model, params, CLASSES)
-    adapted = adapt_model(presets.build(adapter, model), model)
+    adapted = adapt_model(systems.adapter(adapter, model), model)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
     delta = adapted.init(jax.random.key(1), params)
     return Small(adapted, params, optimizer, init_state(delta, optimizer, jax.random.key(2)))

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from medvfm_jax import systems
 from medvfm_jax.train.config import AdaptConfig, BadConfig, EvaluateConfig, to_json
 
 
@@ -35,12 +36,14 @@ def test_settings_without_meaning_are_refused(change, message):
     ],
 )
 def test_what_auto_means(settings, task, expected):
-    assert AdaptConfig(data="x", **settings).resolved_prompt(task) == expected
+    config = AdaptConfig(data="x", **settings)
+    assert config.resolved_prompt(systems.get(config.adapter), task) == expected
 
 
 def test_a_model_without_prompts_takes_none():
+    config = AdaptConfig(data="x", model="unet", adapter="full", prompt="box")
     with pytest.raises(BadConfig, match="takes no prompts"):
-        AdaptConfig(data="x", model="unet", adapter="full", prompt="box").resolved_prompt("semantic")
+        config.resolved_prompt(systems.get("full"), "semantic")
 
 
 @pytest.mark.parametrize(

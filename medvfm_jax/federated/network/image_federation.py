@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from medvfm_jax import local_paths
+from medvfm_jax import local_paths, systems
 from medvfm_jax.adapters import AdaptedModel
 from medvfm_jax.data import Dataset, PromptConfig, make_loader
 from medvfm_jax.federated import algorithm_catalog
@@ -31,7 +31,7 @@ from medvfm_jax.federated.privacy import Guarantee
 from medvfm_jax.federated.privacy.discrete_accounting import account_discrete, discrete_with_epsilon
 from medvfm_jax.federated.records import Algorithm, Privacy, Shard, Tree
 from medvfm_jax.federated.secure_reduction import SecureSum, distributed_noise, fixed_point
-from medvfm_jax.train.assemble import Base, adapter_config, for_prompt, load_base, with_adapter
+from medvfm_jax.train.assemble import Base, adapter_config, load_base, transformed, with_adapter
 from medvfm_jax.train.config import AdaptConfig
 from medvfm_jax.train.optimizer import make_optimizer
 from medvfm_jax.train.step import LossFn
@@ -120,6 +120,7 @@ class Assembled(NamedTuple):
     settings: ImageFederation
     base: Base
     adapted: AdaptedModel
+    transform: dict[str, Any] | None
     adapter: dict[str, Any]
     task: Task
     guarantee: Guarantee | None = None
@@ -131,14 +132,16 @@ def assemble(settings: ImageFederation, weights: Path | None = None, offline: bo
     base = load_base(
         settings.model, classes=classes, seed=settings.seed, dtype="float32", file=weights, offline=offline
     )
-    base = for_prompt(base, settings.prompt, classes)
-    adapter = adapter_config(settings.preset, base, ())
+    system = systems.get(settings.preset)
+    change = system.transform(base.model.spec, settings.prompt, classes)
+    base = transformed(base, change)
+    adapter = adapter_config(settings.preset, system, base, ())
     adapted = with_adapter(base, adapter)
     delta = adapted.init(jax.random.fold_in(jax.random.key(settings.seed), 1), base.params)
     codec = make_codec(settings.codec)
     agreed = {name: value for name, value in vars(settings).items() if settings.secure or name not in _SECURE}
     agreed |= {"weights": base.fingerprint}
-    loss = make_loss(adapted, _local(settings).resolved_objective(base.model.spec.task))
+    loss = make_loss(adapted, _local(settings).resolved_objective(system, base.model.spec.task))
     task = Task(
         _algorithm(settings, loss, base),
         delta,
@@ -149,9 +152,9 @@ def assemble(settings: ImageFederation, weights: Path | None = None, offline: bo
     if not settings.secure:
         if settings.noise != "none":
             raise BadFederation(f"noise={settings.noise} is noise of the sites: it needs secure = true.")
-        return Assembled(settings, base, adapted, adapter, task)
+        return Assembled(settings, base, adapted, change, adapter, task)
     secure, guarantee = _secure(settings, contract(task))
-    return Assembled(settings, base, adapted, adapter, task._replace(secure=secure), guarantee)
+    return Assembled(settings, base, adapted, change, adapter, task._replace(secure=secure), guarantee)
 
 
 def _secure(settings: ImageFederation, shapes: Contract) -> tuple[SecureSum, Guarantee | None]:
@@ -203,6 +206,7 @@ def save_result(assembled: Assembled, progress: Progress, path: Path) -> None:
     metadata = {
         "base": settings.model,
         "fingerprint": assembled.base.fingerprint,
+        "transform": assembled.transform,
         "adapter": assembled.adapter,
         "preset": settings.preset,
         "classes": len(settings.numbered_labels),

@@ -21,7 +21,10 @@ from medvfm_jax.federated.local_training import Loss, local_steps
 from medvfm_jax.federated.personal_parts import leaf_name
 from medvfm_jax.federated.records import Algorithm, Cohort, Report, Server, Shard, Tree
 from medvfm_jax.federated.systems.layers import layer_of, layers_of, scale_layers
+from medvfm_jax.federated.systems.record import FederatedSystem
 from medvfm_jax.federated.tree_math import add, subtract
+from medvfm_jax.systems import System
+from medvfm_jax.systems import get as system
 
 
 class LayerChoice(NamedTuple):
@@ -180,3 +183,16 @@ def objective(importance: Array, chosen: Array, diversity: float) -> Array:
     counts = chosen.sum(0)
     uneven = ((counts - counts.mean()) ** 2).sum() / clients
     return jnp.where(chosen, importance, 0).sum() - diversity * uneven
+
+
+SYSTEM = FederatedSystem(
+    System(
+        description="every client trains a few layers, chosen by their tangent kernels and spread by the server "
+        "(F3OCUS, Saha et al. 2024)",
+        source="https://arxiv.org/abs/2411.11912",
+        adapter=system("med_sa").adapter,
+        differences="The two objectives are one weighted sum, ascended by exchanges instead of meta-heuristics; the "
+        "kernel is of single images' losses; the choice of a round uses the importance of the one before.",
+    ),
+    f3ocus,
+)

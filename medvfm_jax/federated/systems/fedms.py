@@ -6,21 +6,22 @@ Interpretation: experts are low-rank updates of one backbone, mixed at every sit
 first, evenly over ``ramp`` rounds of either stage.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
 
-from medvfm_jax.adapters.presets import QKV
 from medvfm_jax.federated.algorithms.averaging import averaging
 from medvfm_jax.federated.errors import BadFederation
 from medvfm_jax.federated.local_training import Loss
 from medvfm_jax.federated.personal_parts import join_personal, split_personal
 from medvfm_jax.federated.records import Algorithm, Cohort, Report, Server, Shard, Tree
 from medvfm_jax.federated.systems.layers import layers_of, scale_layers
+from medvfm_jax.federated.systems.record import FederatedSystem
 from medvfm_jax.federated.tree_math import select, zeros_like
+from medvfm_jax.systems import System
+from medvfm_jax.systems.places import QKV
+from medvfm_jax.systems.record import Parts
 from medvfm_jax.types import ModelSpec
 
 LOCAL = r"(.*/)?[ab]_local"
@@ -28,11 +29,10 @@ GATE = r"(.*/)?gate(_bias)?"
 RANK = 4
 
 
-def fedms_adapter(spec: ModelSpec, rank: int = RANK) -> dict[str, Any]:
-    """Configuration of two experts and a gate at every qkv of the image encoder."""
+def fedms_parts(spec: ModelSpec, rank: int = RANK) -> Parts:
+    """Parts: two experts and a gate at every qkv of the image encoder."""
     del spec
-    experts = {"kind": "lora_experts", "rank": rank, "alpha": None, "at": QKV}
-    return {"kind": "chain", "preset": "fedms", "parts": {"experts": experts}}
+    return {"experts": {"kind": "lora_experts", "rank": rank, "alpha": None, "at": QKV}}
 
 
 def fedms(
@@ -90,3 +90,16 @@ def activate(updates: Tree, stage_round: Array, ramp: int) -> Tree:
     awake = jnp.clip(-(-count * (stage_round + 1) // ramp), 1, count)
     factors = (jnp.arange(count) >= count - awake).astype(jnp.float32)
     return join_personal(scale_layers(experts, layers, factors), gates)
+
+
+SYSTEM = FederatedSystem(
+    System(
+        description="a global low-rank expert first, then a local one and an averaged gate, layers activated one by "
+        "one (FedMS, Wu et al. 2023)",
+        source="https://arxiv.org/abs/2312.15926",
+        adapter=fedms_parts,
+        differences="Experts are mixed at every site and token instead of whole models; layers wake from the last to "
+        "the first over a fixed number of rounds.",
+    ),
+    fedms,
+)

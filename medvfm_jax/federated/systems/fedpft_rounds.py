@@ -8,7 +8,6 @@ model, and the strongest neurons of that are chosen.  Distillation on images (``
 """
 
 import re
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +19,11 @@ from medvfm_jax.federated.errors import BadFederation
 from medvfm_jax.federated.local_training import Loss, local_steps
 from medvfm_jax.federated.records import Algorithm, Cohort, Report, Server, Shard, Tree
 from medvfm_jax.federated.systems.proxy_ffn import Selection
+from medvfm_jax.federated.systems.record import FederatedSystem
 from medvfm_jax.federated.tree_math import add, select, subtract
+from medvfm_jax.systems import System
+from medvfm_jax.systems.places import tuned
+from medvfm_jax.systems.record import Parts
 from medvfm_jax.types import ModelSpec, Params
 
 PART = "proxy"
@@ -30,10 +33,10 @@ _FIRST = re.compile(r"(image_encoder/.*)/(lin|fc)1")
 Networks = dict[str, tuple[str, str]]  # path of a feed-forward network -> modules of W1 and W2
 
 
-def fedpft_adapter(spec: ModelSpec) -> dict[str, Any]:
-    """Configuration: every parameter of encoder and mask decoder as an increment."""
+def fedpft_parts(spec: ModelSpec) -> Parts:
+    """Parts: every parameter of encoder and mask decoder as an increment."""
     del spec
-    return {"kind": "chain", "preset": "fedpft", "parts": {PART: {"kind": "tune", "at": _TRAINED}}}
+    return {PART: tuned(_TRAINED)}
 
 
 def fedpft(
@@ -150,3 +153,16 @@ def _spread(like: Tree, proxy: Tree, selection: Selection) -> Tree:
             "kernel": jnp.zeros_like(full[two]["kernel"]).at[kept].set(second["kernel"]),
         }
     return {**proxy, PART: modules}
+
+
+SYSTEM = FederatedSystem(
+    System(
+        description="clients tune a proxy with the strongest half of the encoder's feed-forward neurons, which are "
+        "chosen anew between rounds (FedPFT, Peng et al. 2024)",
+        source="https://arxiv.org/abs/2404.11536",
+        adapter=fedpft_parts,
+        differences="All parameters of the proxy are tuned; of the alignments only the choice of neurons is part of a "
+        "run, distillation on public images is not.",
+    ),
+    fedpft,
+)

@@ -15,7 +15,10 @@ from medvfm_jax.federated.local_training import Loss, local_steps
 from medvfm_jax.federated.personal_parts import join_personal, split_personal
 from medvfm_jax.federated.records import Algorithm, Cohort, Report, Server, Shard, Tree
 from medvfm_jax.federated.systems.neuron_alignment import align, barycentre, neuron_leaves
+from medvfm_jax.federated.systems.record import FederatedSystem
 from medvfm_jax.federated.tree_math import add, subtract
+from medvfm_jax.systems import System
+from medvfm_jax.systems import get as system
 
 
 def fedpia(
@@ -68,3 +71,16 @@ def fedpia(
         return {"distance_before_alignment": squared(deltas), "distance_after_alignment": squared(aligned)}
 
     return Algorithm(init_server, init_client, client_update, aggregate, reduction="stack", measure=measure)
+
+
+SYSTEM = FederatedSystem(
+    System(
+        description="bottleneck adapters, permuted by optimal transport before they are averaged and before a client "
+        "blends them with its own (FedPIA, Saha et al. 2024)",
+        source="https://arxiv.org/abs/2412.14424",
+        adapter=system("med_sa").adapter,
+        differences="Transport between single neurons, barycentre from the last global adapter, integration by "
+        "blending weights; the mask decoder is averaged.",
+    ),
+    fedpia,
+)

@@ -30,8 +30,11 @@ from medvfm_jax.federated.errors import BadFederation
 from medvfm_jax.federated.local_training import Loss, local_steps
 from medvfm_jax.federated.personal_parts import join_personal, leaf_name, split_like, split_personal
 from medvfm_jax.federated.records import Algorithm, Cohort, Report, Server, Shard, Tree
+from medvfm_jax.federated.systems.record import FederatedSystem
 from medvfm_jax.federated.tree_math import add, subtract
 from medvfm_jax.models.catalog import SAM_ENCODERS
+from medvfm_jax.systems import System
+from medvfm_jax.systems.record import Parts
 from medvfm_jax.types import Batch, ModelSpec
 
 WEIGHTS, EXIT, PROJECTION = "weights", "exit", "projection"
@@ -53,8 +56,8 @@ class SplitModel(NamedTuple):
     tail: Callable[[Tree, Batch, Array], Array]
 
 
-def fesvibs_adapter(spec: ModelSpec) -> dict[str, Any]:
-    """Configuration: all of encoder and mask decoder as increments, an exit at every block, the projection.
+def fesvibs_parts(spec: ModelSpec) -> Parts:
+    """Parts: all of encoder and mask decoder as increments, an exit at every block, the projection.
 
     Raises BadFederation for a model whose encoder is no plain ViT with a neck.
     """
@@ -63,12 +66,11 @@ def fesvibs_adapter(spec: ModelSpec) -> dict[str, Any]:
             f"fesvibs leaves the image encoder after a block drawn from equal ones, which that of {spec.name} does not "
             f"have before a mask decoder; choose --model from {', '.join(SAM_ENCODERS)}."
         )
-    parts = {
+    return {
         WEIGHTS: {"kind": "tune", "at": r"(image_encoder|mask_decoder)/.*"},
         EXIT: {"kind": "block_exit", "at": r"image_encoder/blocks_\d+", "last": LAST_BLOCK},
         PROJECTION: {"kind": "residual_convolutions", "at": "image_encoder/neck_0"},
     }
-    return {"kind": "chain", "preset": "fesvibs", "parts": parts}
 
 
 def fesvibs(
@@ -102,7 +104,7 @@ def fesvibs(
         if depth < first_block:
             raise BadFederation(
                 f"fesvibs: the delta has exits at {depth} blocks, so none can be drawn from {first_block} on; build it "
-                "with fesvibs_adapter for a model of that depth."
+                "with fesvibs_parts for a model of that depth."
             )
         return split_personal(delta, OWN)[0], AveragingState((), _exits_only(leave_after(delta, last_block)))
 
@@ -185,3 +187,16 @@ def _map_open(tree: Tree, change: Callable[[Array, int], Array]) -> Tree:
         return leaf if found is None else change(leaf, int(found[1]) + 1)
 
     return jax.tree.map_with_path(changed, tree)
+
+
+SYSTEM = FederatedSystem(
+    System(
+        description="the encoder's blocks at the server, left after one drawn anew for every client and round; patch "
+        "embedding and mask decoder at the client (FeSViBS, Almalik et al. 2023)",
+        source="https://arxiv.org/abs/2306.14638",
+        adapter=fesvibs_parts,
+        differences="Published for classification: here the projection keeps the map of tokens and the tail is the "
+        "mask decoder; clients train in parallel on copies of the server's part; SAM's ViT encoders only.",
+    ),
+    fesvibs,
+)

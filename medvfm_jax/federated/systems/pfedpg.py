@@ -18,7 +18,10 @@ from medvfm_jax.federated.errors import BadFederation
 from medvfm_jax.federated.local_training import Loss, local_steps
 from medvfm_jax.federated.personal_parts import Chosen, join_personal, split_like, split_personal
 from medvfm_jax.federated.records import Algorithm, Cohort, Report, Server, Shard, Tree
+from medvfm_jax.federated.systems.prompt_federation import prompt_and_head_parts
+from medvfm_jax.federated.systems.record import FederatedSystem
 from medvfm_jax.federated.tree_math import scale, subtract
+from medvfm_jax.systems import System
 
 HEAD = r"head/.*"
 
@@ -117,7 +120,7 @@ def init_generator(key: Array, base: Tree, clients: int, width: int, slots: int)
     """Random projections and descriptors for prompts ``base``; the values are zero."""
     leaves, structure = jax.tree.flatten(base)
     if not leaves or any(leaf.ndim < 2 for leaf in leaves):
-        raise BadFederation("pfedpg: prompts must be arrays (tokens, d); build them with prompts_adapter.")
+        raise BadFederation("pfedpg: prompts must be arrays (tokens, d); build them with prompt_parts.")
     bank_key, *keys = jax.random.split(key, 1 + 2 * len(leaves))
     dtype = leaves[0].dtype
 
@@ -145,3 +148,16 @@ def generate(base: Tree, generator: Generator, number: Array) -> Tree:
         return tokens + jax.nn.softmax(logits, axis=-1) @ (own @ value)
 
     return jax.tree.map(one, base, generator.query, generator.key, generator.value)
+
+
+SYSTEM = FederatedSystem(
+    System(
+        description="prompts that a generator at the server makes for every client, heads at the client "
+        "(pFedPG, Yang et al. 2023)",
+        source="https://arxiv.org/abs/2308.15367",
+        adapter=prompt_and_head_parts,
+        differences="One cross-attention with one head, zero values at the start; SAM's token embeddings stand for "
+        "prompts and its last linear layers for the head.",
+    ),
+    pfedpg,
+)

@@ -7,7 +7,9 @@ embeddings of its own prompt encoder and mask decoder.
 
 from typing import Any
 
-from medvfm_jax.adapters import presets
+from medvfm_jax.systems import get as system
+from medvfm_jax.systems.places import LAST_LINEAR, tuned
+from medvfm_jax.systems.record import Parts
 from medvfm_jax.types import ModelSpec
 
 PROMPTS = "prompts"
@@ -17,20 +19,18 @@ SAM_TOKENS = (
 )
 
 
-def prompts_adapter(spec: ModelSpec) -> dict[str, Any]:
-    """Configuration: only prompt tokens (plain ViT) or the token embeddings (SAM, increments) are trained."""
-    return {"kind": "chain", "preset": "promptfl", "parts": {PROMPTS: _prompts(spec)}}
+def prompt_parts(spec: ModelSpec) -> Parts:
+    """Parts: only prompt tokens (plain ViT) or the token embeddings (SAM, increments) are trained."""
+    return {PROMPTS: _prompts(spec)}
 
 
-def prompts_and_head_adapter(spec: ModelSpec) -> dict[str, Any]:
-    """As ``prompts_adapter``, and the last linear layers of the mask decoder as a part "head"."""
-    parts = {PROMPTS: _prompts(spec)}
-    if spec.task != "features":
-        parts = {"head": presets.config("linear", spec)["parts"]["head"], **parts}
-    return {"kind": "chain", "preset": "pfedpg", "parts": parts}
+def prompt_and_head_parts(spec: ModelSpec) -> Parts:
+    """As ``prompt_parts``, and the last linear layers of the mask decoder as a part "head"."""
+    head = {} if spec.task == "features" else {"head": tuned(LAST_LINEAR)}
+    return {**head, PROMPTS: _prompts(spec)}
 
 
 def _prompts(spec: ModelSpec) -> dict[str, Any]:
     if spec.task == "features":
-        return presets.config("vpt", spec)["parts"]["prompts"]
-    return {"kind": "tune", "at": SAM_TOKENS}
+        return system("vpt").adapter(spec)["prompts"]
+    return tuned(SAM_TOKENS)

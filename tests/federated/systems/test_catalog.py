@@ -15,6 +15,7 @@ from medvfm_jax.federated import BadFederation, systems
 from medvfm_jax.federated.codecs.wire import message_bits
 from medvfm_jax.federated.systems import fesvibs
 from medvfm_jax.models.catalog import SAM_ENCODERS
+from medvfm_jax.systems import configure
 from tests.federated.systems.tiny import SPEC, N, case, leaf_names, rounds, shapes_of
 from tests.federated.test_backends import mesh
 
@@ -56,7 +57,7 @@ def taken_by(model: str) -> list[str]:
 )
 def test_loop_and_vmap_agree_and_something_is_learnt(name: str) -> None:
     system = systems.get(name)
-    start = case(system.adapter(SPEC))
+    start = case(configure(name, system.system, SPEC))
     algorithm = system.algorithm(start.loss, optax.sgd(0.05), **OPTIONS.get(name, {}))
     absent_3 = np.arange(N) != 3
     losses: list[float] = []
@@ -74,7 +75,7 @@ def test_loop_and_vmap_agree_and_something_is_learnt(name: str) -> None:
 @pytest.mark.parametrize("name", ON_THE_TOY)
 def test_clients_over_devices_give_the_same(name: str) -> None:
     system = systems.get(name)
-    start = case(system.adapter(SPEC))
+    start = case(configure(name, system.system, SPEC))
     algorithm = system.algorithm(start.loss, optax.sgd(0.05), **OPTIONS.get(name, {}))
     one, many = (
         rounds(algorithm, start.delta, 2, **p) for p in ({}, {"backend": "shard_map", "mesh": mesh(N)})
@@ -89,7 +90,7 @@ def test_every_system_finds_its_sites_in_every_kind_of_model(model: str) -> None
     built, found = models.build(model), {}
     for name in taken_by(model):
         system = systems.get(name)
-        config = system.adapter(built.spec)
+        config = configure(name, system.system, built.spec)
         assert json.loads(json.dumps(config)) == config
         parts = json.dumps(config["parts"])
         found[parts] = delta = found.get(parts) or shapes_of(name, built)

@@ -13,13 +13,24 @@ from medvfm_jax.federated.algorithms import fedavg
 from medvfm_jax.federated.systems.feddpa import (
     GLOBAL,
     LOCAL,
-    feddpa_adapter,
     feddpa_f,
+    feddpa_parts,
     feddpa_t,
     instance_weight,
     mix,
 )
-from tests.federated.systems.tiny import DIM, SPEC, STEPS, TOKENS, case, data, leaf_names, rounds, tiny
+from tests.federated.systems.tiny import (
+    DIM,
+    SPEC,
+    STEPS,
+    TOKENS,
+    case,
+    chain_of,
+    data,
+    leaf_names,
+    rounds,
+    tiny,
+)
 
 pytestmark = pytest.mark.usefixtures("x64")
 RATE = 0.05
@@ -32,7 +43,7 @@ def moved(delta: dict) -> dict:
 
 
 def test_weight_zero_is_the_global_model_and_one_the_local_model() -> None:
-    start = case(feddpa_adapter(SPEC, 2))
+    start = case(chain_of(feddpa_parts(SPEC, 2)))
     model, params = tiny()
     adapted, delta = start.adapter.wrap(model.encode), moved(start.delta)
     x = jnp.asarray(np.random.default_rng(1).normal(size=(TOKENS, DIM)))
@@ -47,7 +58,7 @@ def test_weight_zero_is_the_global_model_and_one_the_local_model() -> None:
 
 def test_one_linear_site_is_mixed_convexly() -> None:
     """The product of a site is (1 - w) global + w local."""
-    delta = moved(case(feddpa_adapter(SPEC, 2)).delta)
+    delta = moved(case(chain_of(feddpa_parts(SPEC, 2))).delta)
     site = "image_encoder/blocks_0/attn/qkv"
 
     def product(d: dict) -> np.ndarray:
@@ -66,7 +77,7 @@ def test_instances_like_the_training_images_get_the_local_adapter() -> None:
 
 
 def test_the_global_adapter_is_that_of_fedavg_in_both_variants() -> None:
-    start = case(feddpa_adapter(SPEC, 2))
+    start = case(chain_of(feddpa_parts(SPEC, 2)))
     silent = jax.tree.map(jnp.zeros_like, start.delta[LOCAL])
     plain = fedavg(lambda d, b, k: start.loss({**d, LOCAL: silent}, b, k), SGD)
     want = rounds(plain, {GLOBAL: start.delta[GLOBAL]})
@@ -83,7 +94,7 @@ def test_the_global_adapter_is_that_of_fedavg_in_both_variants() -> None:
 
 def test_a_local_adapter_learns_in_the_half_half_mix_with_the_global_one_as_received() -> None:
     """In the second round of FedDPA-T and of FedDPA-F after one global round, with the same starting point."""
-    start = case(feddpa_adapter(SPEC, 2))
+    start = case(chain_of(feddpa_parts(SPEC, 2)))
     for algorithm in (feddpa_t(start.loss, SGD), feddpa_f(start.loss, SGD, global_rounds=1)):
         first = rounds(algorithm, start.delta, 1)
         chex.assert_trees_all_equal(
@@ -104,7 +115,7 @@ def test_a_local_adapter_learns_in_the_half_half_mix_with_the_global_one_as_rece
 
 
 def test_the_second_phase_trains_local_adapters_and_sends_nothing() -> None:
-    start = case(feddpa_adapter(SPEC, 2))
+    start = case(chain_of(feddpa_parts(SPEC, 2)))
     algorithm = feddpa_f(start.loss, SGD, global_rounds=1)
     before = rounds(algorithm, start.delta, 1)
     losses: list[float] = []
@@ -119,7 +130,7 @@ def test_the_second_phase_trains_local_adapters_and_sends_nothing() -> None:
 
 
 def test_noise_does_not_move_the_global_adapter_once_it_is_final() -> None:
-    start = case(feddpa_adapter(SPEC, 2))
+    start = case(chain_of(feddpa_parts(SPEC, 2)))
     private = {"privacy": Privacy(1.0, 0.5, 4.0)}
     algorithm = feddpa_f(start.loss, SGD, global_rounds=1)
     before = rounds(algorithm, start.delta, 1, **private)
@@ -129,7 +140,7 @@ def test_noise_does_not_move_the_global_adapter_once_it_is_final() -> None:
 
 
 def test_bad_options_and_deltas_are_refused() -> None:
-    start = case(feddpa_adapter(SPEC, 2))
+    start = case(chain_of(feddpa_parts(SPEC, 2)))
     with pytest.raises(BadFederation, match="global_rounds must be at least 1"):
         feddpa_f(start.loss, SGD, global_rounds=0)
     with pytest.raises(BadFederation, match="parts 'global_lora' and 'local_lora'"):

@@ -4,11 +4,12 @@ import jax
 import numpy as np
 
 from medvfm_jax.adapters import adapt_model, from_config
-from medvfm_jax.federated.systems.feddpa import LOCAL, feddpa_adapter, mix
+from medvfm_jax.federated.systems.feddpa import LOCAL, feddpa_parts, mix
 from medvfm_jax.federated.systems.feddpa_inference import InstanceMixed
 from medvfm_jax.images import Query, preprocess
 from medvfm_jax.models import build
 from medvfm_jax.train.predict import Predictor
+from tests.federated.systems.tiny import chain_of
 
 QUERY = Query(np.array([4, 4, 20, 20], np.float32))
 
@@ -16,7 +17,7 @@ QUERY = Query(np.array([4, 4, 20, 20], np.float32))
 def test_every_picture_has_its_own_mixture():
     model = build("lite-tiny-test")
     params = jax.jit(model.init)(jax.random.key(0))
-    adapted = adapt_model(from_config(feddpa_adapter(model.spec, 2)), model)
+    adapted = adapt_model(from_config(chain_of(feddpa_parts(model.spec, 2))), model)
     rng = np.random.default_rng(0)
     delta = jax.tree.map(
         lambda x: (x + 0.3 * rng.normal(size=x.shape)).astype(np.float32),

@@ -9,8 +9,8 @@ import pytest
 
 from medvfm_jax.federated import BadFederation, Privacy
 from medvfm_jax.federated.algorithms import fedit
-from medvfm_jax.federated.systems.fedms import activate, fedms, fedms_adapter
-from tests.federated.systems.tiny import SPEC, N, case, leaf_names, rounds
+from medvfm_jax.federated.systems.fedms import activate, fedms, fedms_parts
+from tests.federated.systems.tiny import SPEC, N, case, chain_of, leaf_names, rounds
 
 pytestmark = pytest.mark.usefixtures("x64")
 SGD = optax.sgd(0.05)
@@ -18,7 +18,7 @@ SITE = "image_encoder/blocks_1/attn/qkv"
 
 
 def test_the_first_stage_is_federated_lora() -> None:
-    start = case(fedms_adapter(SPEC, 2))
+    start = case(chain_of(fedms_parts(SPEC, 2)))
     lora = case({"kind": "lora", "rank": 2, "alpha": None, "at": "image_encoder/.*/qkv"})
     factors = {
         site: {"a": arrays["a_global"], "b": arrays["b_global"]}
@@ -35,7 +35,7 @@ def test_the_first_stage_is_federated_lora() -> None:
 
 
 def test_the_second_stage_trains_local_experts_and_an_averaged_gate() -> None:
-    start = case(fedms_adapter(SPEC, 2))
+    start = case(chain_of(fedms_parts(SPEC, 2)))
     algorithm = fedms(start.loss, SGD, global_rounds=1, ramp=1)
     before = rounds(algorithm, start.delta, 1)
     losses = [float(before[2].loss)]
@@ -67,7 +67,7 @@ def test_layers_wake_from_the_last_to_the_first_and_the_gate_never_sleeps() -> N
 
 
 def test_a_sleeping_layer_is_neither_trained_nor_moved() -> None:
-    start = case(fedms_adapter(SPEC, 2))
+    start = case(chain_of(fedms_parts(SPEC, 2)))
     server, *_ = rounds(fedms(start.loss, SGD, global_rounds=4, ramp=4), start.delta, 2)
     first, last = (f"image_encoder/blocks_{i}/attn/qkv" for i in (0, 1))
     assert not server.delta["experts"][first]["b_global"].any()
@@ -77,7 +77,7 @@ def test_a_sleeping_layer_is_neither_trained_nor_moved() -> None:
 
 def test_noise_reaches_only_what_is_trained() -> None:
     """Stage 1 with one layer of two awake, then stage 2: the gate alone is shared and moves."""
-    start = case(fedms_adapter(SPEC, 2))
+    start = case(chain_of(fedms_parts(SPEC, 2)))
     private = {"privacy": Privacy(1.0, 0.5, 4.0)}
     algorithm = fedms(start.loss, SGD, global_rounds=1, ramp=2)
     one = rounds(algorithm, start.delta, 1, **private)

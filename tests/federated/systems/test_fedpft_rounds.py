@@ -8,10 +8,10 @@ import pytest
 
 from medvfm_jax.adapters import from_config
 from medvfm_jax.federated import BadFederation, Shard, make_round
-from medvfm_jax.federated.systems.fedpft_rounds import PART, fedpft, fedpft_adapter
+from medvfm_jax.federated.systems.fedpft_rounds import PART, fedpft, fedpft_parts
 from medvfm_jax.federated.systems.proxy_ffn import cut, plug_back, proxy_apply, select_neurons
 from tests.federated.quadratics import quick_jit
-from tests.federated.systems.tiny import BATCH, DIM, SPEC, STEPS, TOKENS, tiny
+from tests.federated.systems.tiny import BATCH, DIM, SPEC, STEPS, TOKENS, chain_of, tiny
 
 pytestmark = pytest.mark.usefixtures("x64")
 RNG = np.random.default_rng(0)
@@ -23,7 +23,7 @@ SHARD = Shard((X, Y), jnp.asarray([1.0, 3.0]))
 
 def setting():
     model, params = tiny()
-    adapter = from_config(fedpft_adapter(SPEC))
+    adapter = from_config(chain_of(fedpft_parts(SPEC)))
     return model, params, adapter, adapter.init(jax.random.key(0), model.encode, params, X[0, 0, 0])
 
 

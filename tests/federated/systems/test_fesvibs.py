@@ -18,7 +18,7 @@ from medvfm_jax.federated.systems.fesvibs import (
     SplitModel,
     block_of,
     fesvibs,
-    fesvibs_adapter,
+    fesvibs_parts,
     leave_after,
     split_gradient,
 )
@@ -26,6 +26,7 @@ from medvfm_jax.train.task import make_loss
 from medvfm_jax.types import Batch, Prompts
 from tests.federated.cases import cheap_key
 from tests.federated.quadratics import quick_jit
+from tests.federated.systems.tiny import chain_of
 from tests.federated.test_backends import mesh
 
 RNG = np.random.default_rng(0)
@@ -177,7 +178,7 @@ def test_what_does_not_fit_is_refused() -> None:
         fesvibs(whole, optax.sgd(0.1), MODEL, first_block=5).init_server(start())
     for name in ("lite-tiny-test", "vit-tiny-test"):
         with pytest.raises(BadFederation, match="choose --model from sam-b, sam-l, sam-h, medsam"):
-            fesvibs_adapter(models.build(name).spec)
+            fesvibs_parts(models.build(name).spec)
     with pytest.raises(BadFederation, match="leave codecs, privacy and secure aggregation out"):
         make_round(fesvibs(whole, optax.sgd(0.1), MODEL), codec=codecs.int8())
 
@@ -186,7 +187,7 @@ def real_split(block: int) -> tuple:
     """A small SAM in three parts and in one, a delta with everything moved, and one batch."""
     model = models.build("sam-tiny-test")
     params, spec = jax.jit(model.init)(jax.random.key(0)), model.spec
-    adapted = adapt_model(from_config(fesvibs_adapter(spec)), model)
+    adapted = adapt_model(from_config(chain_of(fesvibs_parts(spec))), model)
     delta = adapted.init(jax.random.key(1), params)
     delta = jax.tree.map(lambda x: x + 0.02 * RNG.normal(size=x.shape).astype(x.dtype), delta)
     delta = leave_after(delta, block)

@@ -11,12 +11,14 @@ import pytest
 from jax import Array
 
 from medvfm_jax import models
-from medvfm_jax.adapters import adapt_model, from_config, presets
+from medvfm_jax.adapters import adapt_model, from_config
 from medvfm_jax.federated import Shard, algorithms, make_round, systems
 from medvfm_jax.federated.records import Algorithm, Tree
 from medvfm_jax.federated.systems.fedpft import distil
 from medvfm_jax.federated.systems.proxy_ffn import cut, plug_back, proxy_apply, select_neurons
 from medvfm_jax.models.model import Model
+from medvfm_jax.systems import adapter as adapter_of
+from medvfm_jax.systems import configure
 from medvfm_jax.train.task import make_loss
 from medvfm_jax.types import Batch, ModelSpec, Prompts
 from tests.federated.quadratics import quick_jit
@@ -77,7 +79,7 @@ def run(model: Model, algorithm: Algorithm, delta: Tree, count: int = 3) -> tupl
 def test_every_system_trains_a_promptable_model(model: str, name: str) -> None:
     model, system = models.build(model), systems.get(name)
     params = drawn(model)
-    adapted = adapt_model(from_config(system.adapter(model.spec)), model)
+    adapted = adapt_model(from_config(configure(name, system.system, model.spec)), model)
     delta = adapted.init(KEY, params)
     algorithm = system.algorithm(loss_of(adapted, params), optax.adam(5e-4), **OPTIONS.get(name, {}))
     server, clients, metrics, losses = run(model, algorithm, delta)
@@ -93,7 +95,7 @@ def test_a_round_on_the_shapes_of_published_models(model: str, name: str) -> Non
     """Traced, not run: what goes up and down, for two clients."""
     model, system = models.build(model), systems.get(name)
     params = jax.eval_shape(model.init, KEY)
-    adapted = adapt_model(from_config(system.adapter(model.spec)), model)
+    adapted = adapt_model(from_config(configure(name, system.system, model.spec)), model)
     delta = jax.eval_shape(adapted.init, KEY, params)
     scored, shard = make_loss(adapted, "medsam"), jax.eval_shape(lambda: data(model.spec))
 
@@ -123,7 +125,7 @@ def test_a_distilled_proxy_is_tuned_and_plugged_back(name: str) -> None:
     small = model._replace(
         encode=proxy_apply(model.encode, selection), apply=proxy_apply(model.apply, selection)
     )
-    adapted = adapt_model(presets.build("samed", model), small)
+    adapted = adapt_model(adapter_of("samed", model), small)
     delta = adapted.init(KEY, proxy)
     *_, losses = result = run(model, algorithms.fedavg(loss_of(adapted, proxy), optax.adam(3e-3)), delta)
     assert losses[-1] < losses[0]

@@ -13,6 +13,7 @@ from medvfm_jax.adapters import Adapter, adapt_model, from_config
 from medvfm_jax.federated import Shard, make_round, systems
 from medvfm_jax.federated.records import Algorithm, Tree
 from medvfm_jax.models.model import Model
+from medvfm_jax.systems import configure
 from medvfm_jax.types import ModelSpec
 from tests.federated.cases import cheap_key
 from tests.federated.quadratics import quick_jit
@@ -55,6 +56,11 @@ class Root(nn.Module):
 
     def __call__(self, x: Array) -> Array:
         return self.image_encoder(x)
+
+
+def chain_of(parts: dict) -> dict:
+    """The configuration of an adapter out of its parts."""
+    return {"kind": "chain", "parts": parts}
 
 
 class Case(NamedTuple):
@@ -135,6 +141,6 @@ def leaf_names(tree: Tree) -> list[str]:
 
 def shapes_of(name: str, model: Model) -> Tree:
     """Shapes of the delta of a system on a model of the catalogue."""
-    adapter = from_config(systems.get(name).adapter(model.spec))
+    adapter = from_config(configure(name, systems.get(name).system, model.spec))
     params = jax.eval_shape(model.init, jax.random.key(0))
     return jax.eval_shape(adapt_model(adapter, model).init, jax.random.key(0), params)

@@ -1,4 +1,4 @@
-"""Presets: what they train on both layouts, overrides, and that their configuration rebuilds them."""
+"""What single systems train on both layouts, overrides of their options, and their stored configuration."""
 
 import json
 
@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from medvfm_jax import systems
 from medvfm_jax.adapters import (
     BadAdapterConfig,
     NoSuchSite,
@@ -16,7 +17,6 @@ from medvfm_jax.adapters import (
     chain,
     count,
     from_config,
-    presets,
     to_config,
     touches_encoder,
     tune,
@@ -32,7 +32,7 @@ SPEC = ModelSpec("any", 16, (4, 4, DIM), 4)
 
 def deltas_of(name: str, layout: str, **overrides: object) -> dict:
     model, params = toy_sam(layout)
-    adapted = adapt_model(presets.build(name, model, **overrides), model)
+    adapted = adapt_model(systems.adapter(name, model, **overrides), model)
     return jax.eval_shape(adapted.init, KEY, params)
 
 
@@ -56,7 +56,7 @@ def test_samed_trains_q_and_v_of_the_encoder_decoder_and_prompt_encoder(layout: 
 
 def test_lora_of_sam_vit_b_has_the_published_size() -> None:
     """12 blocks, q and v, rank 4, width 768: 147,456 parameters (SAMed)."""
-    options = presets.config("lora", SPEC)["parts"]["lora"]
+    options = systems.adapter_config("lora", SPEC)["parts"]["lora"]
     assert (options["rank"], options["alpha"], options["slices"]) == (4, None, "qv")
     assert 12 * len(options["slices"]) * 2 * options["rank"] * 768 == 147_456
 
@@ -69,13 +69,13 @@ def test_med_sa_sites_and_weights(layout: str) -> None:
     assert {path.split("/")[0] for path in delta["decoder"]} == {"mask_decoder"}
     chex.assert_shape(jax.tree.leaves([s["down"] for s in delta["space"].values()]), (DIM, DIM // 4))
     model, _ = toy_sam(layout)
-    parts = presets.config("med_sa", model)["parts"]
+    parts = systems.adapter_config("med_sa", model)["parts"]
     assert (parts["space"].get("scale", 1.0), parts["mlp"]["scale"]) == (1.0, 0.5)
     assert parts["mlp"].get("normalise", False) == (layout == "head_major")
 
 
-def test_what_each_preset_touches() -> None:
-    encoder = {name: touches_encoder(deltas_of(name, "fused", **small(name))) for name in sam_presets()}
+def test_what_each_system_touches() -> None:
+    encoder = {name: touches_encoder(deltas_of(name, "fused", **small(name))) for name in sam_systems()}
     assert {name for name, touched in encoder.items() if not touched} == {"decoder", "linear"}
     assert set(deltas_of("linear", "fused")["head"]) == {
         f"mask_decoder/output_hypernetworks_mlps_{m}/layers_2" for m in range(4)
@@ -87,8 +87,8 @@ def test_what_each_preset_touches() -> None:
     assert names == {"qkv", "proj", "fc1", "fc2", "norm1", "norm2"}
 
 
-def sam_presets() -> list[str]:
-    return [name for name in presets.names() if name != "vpt"]
+def sam_systems() -> list[str]:
+    return [name for name in systems.names() if name != "vpt"]
 
 
 def small(name: str) -> dict:
@@ -96,12 +96,12 @@ def small(name: str) -> dict:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_presets_start_as_the_model_and_their_config_rebuilds_them(layout: str) -> None:
+def test_systems_start_as_the_model_and_their_config_rebuilds_them(layout: str) -> None:
     model, params = toy_sam(layout)
     names = ["samed", "med_sa", "ssf", "context"] if layout == "fused" else ["samed", "med_sa"]
-    adapters = {name: presets.build(name, model, **small(name)) for name in names}
+    adapters = {name: systems.adapter(name, model, **small(name)) for name in names}
     for name, adapter in adapters.items():
-        config = presets.config(name, model, small(name))
+        config = systems.adapter_config(name, model, small(name))
         adapters[name] = from_config(json.loads(json.dumps(config)))
         assert to_config(adapters[name]) == to_config(adapter)
 
@@ -123,31 +123,31 @@ def test_presets_start_as_the_model_and_their_config_rebuilds_them(layout: str) 
         assert jnp.abs(moved - base).max() > 1e-3
 
 
-def test_presets_of_a_plain_vit_leave_out_the_decoder() -> None:
+def test_systems_of_a_plain_vit_leave_out_the_decoder() -> None:
     model = build_vit("vit-tiny-test")
     params = jax.eval_shape(model.init, KEY)
     for name, parts in {"samed": {"lora"}, "vpt": {"prompts"}, "med_sa": {"space", "mlp"}}.items():
-        delta = adapt_model(presets.build(name, model), model).init(KEY, params)
+        delta = adapt_model(systems.adapter(name, model), model).init(KEY, params)
         assert set(delta) == parts
         assert touches_encoder(delta)
     scanned = build_vit("vit-tiny-test", scan_blocks=True)
     params = jax.eval_shape(scanned.init, KEY)
-    delta = adapt_model(presets.build("vpt", scanned, **{"prompts.n": 3}), scanned).init(KEY, params)
+    delta = adapt_model(systems.adapter("vpt", scanned, **{"prompts.n": 3}), scanned).init(KEY, params)
     chex.assert_shape(delta["prompts"]["image_encoder/blocks/block_0"]["tokens"], (2, 3, 16))
 
 
-def test_presets_that_do_not_fit_say_so() -> None:
+def test_systems_that_do_not_fit_say_so() -> None:
     model, params = toy_sam()
     with pytest.raises(WrongSite, match=r"not on \(tokens, d\)"):
-        adapt_model(presets.build("vpt", model), model).init(KEY, params)
+        adapt_model(systems.adapter("vpt", model), model).init(KEY, params)
     vit = build_vit("vit-tiny-test")
     with pytest.raises(NoSuchSite, match="matches no parameter"):
-        adapt_model(presets.build("linear", vit), vit).init(KEY, jax.eval_shape(vit.init, KEY))
+        adapt_model(systems.adapter("linear", vit), vit).init(KEY, jax.eval_shape(vit.init, KEY))
 
 
 def test_overrides_have_types() -> None:
     texts = ["lora.rank=8", "lora.alpha=16", "lora.slices=none", "lora.rank_stabilised=yes", "decoder.at=a=b"]
-    parts = presets.config("samed", SPEC, presets.parse_assignments(texts))["parts"]
+    parts = systems.adapter_config("samed", SPEC, systems.parse_assignments(texts))["parts"]
     lora = parts["lora"]
     assert (lora["rank"], lora["alpha"], lora["slices"], lora["rank_stabilised"]) == (8, 16.0, None, True)
     assert isinstance(lora["alpha"], float)
@@ -161,7 +161,7 @@ QKV = "image_encoder/blocks_0/attn/qkv"
 @pytest.mark.parametrize(
     ("name", "overrides", "message"),
     [
-        ("sammed", {}, "no preset 'sammed', the nearest is 'samed'"),
+        ("sammed", {}, "There is no system 'sammed', the nearest is 'samed'"),
         ("samed", {"lora.rnak": 8}, "no option 'lora.rnak', the nearest is 'lora.rank'"),
         ("samed", {"rank": 8}, "the nearest is 'lora.rank'"),
         ("decoder", {"zzz": 8}, "known are decoder.at"),
@@ -175,13 +175,13 @@ QKV = "image_encoder/blocks_0/attn/qkv"
 )
 def test_wrong_overrides_name_the_nearest(name: str, overrides: dict, message: str) -> None:
     with pytest.raises(BadAdapterConfig, match=message):
-        presets.build(name, SPEC, **overrides)
+        systems.adapter(name, SPEC, **overrides)
 
 
 def test_text_that_is_no_assignment_is_refused() -> None:
     for text in ("lora.rank", "=8"):
         with pytest.raises(BadAdapterConfig, match=r"write part\.option=value"):
-            presets.parse_assignments([text])
+            systems.parse_assignments([text])
 
 
 @pytest.mark.parametrize(
@@ -208,8 +208,8 @@ def test_custom_adapters_have_no_configuration() -> None:
 
 def test_descriptions_cover_every_preset() -> None:
     assert (
-        set(presets.describe())
-        == set(presets.names())
+        set(systems.describe())
+        == set(systems.names())
         >= {
             "samed",
             "med_sa",

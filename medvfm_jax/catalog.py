@@ -1,0 +1,56 @@
+"""Things that are chosen by name: look one up, list them, and name the nearest to a name that is not there."""
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TypeVar
+
+from medvfm_jax.types import MedvfmError
+
+_T = TypeVar("_T")
+
+
+class Catalog(Mapping[str, _T]):
+    """name -> record, read-only and in the order given; every record has a ``description`` of one line.
+
+    >>> "samed" in SYSTEMS, SYSTEMS["samed"].description, SYSTEMS.names(), SYSTEMS.describe()
+    """
+
+    def __init__(self, kind: str, records: Mapping[str, _T], error: type[MedvfmError]):
+        """kind: what is in it, in one word or two. error: raised for a name that is not."""
+        self._kind, self._records, self._error = kind, dict(records), error
+
+    def __getitem__(self, name: str) -> _T:
+        """Return a record by name; raises the error of the catalog, with the nearest name."""
+        try:
+            return self._records[name]
+        except (KeyError, TypeError):
+            shown = f"{name!s:.80}"
+            raise self._error(f"There is no {self._kind} '{shown}'{did_you_mean(shown, self)}.") from None
+
+    def __contains__(self, name: object) -> bool:
+        """Whether the name is in the catalog."""
+        return isinstance(name, str) and name in self._records
+
+    def __iter__(self) -> Iterator[str]:
+        """Names."""
+        return iter(self._records)
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._records)
+
+    def names(self) -> tuple[str, ...]:
+        """All names."""
+        return tuple(self._records)
+
+    def describe(self) -> dict[str, str]:
+        """{name: one line on what it is and where it comes from}."""
+        return {name: record.description for name, record in self._records.items()}
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ", the nearest is 'rank'" or ", known are ..." to end an error with."""
+    known = list(known)
+    if near := difflib.get_close_matches(name, known, n=1, cutoff=0.6):
+        return f", the nearest is '{near[0]}'"
+    return f", known are {', '.join(known)}"

@@ -1,0 +1,40 @@
+"""Transforms that turn a model into another before it is adapted, rebuilt from their JSON-able configuration.
+
+A configuration, {"kind": "prompt_free", "classes": 3}, is stored with a delta, so that the delta's model can be
+built again.  A new transform is one function and one line in ``KINDS``.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from medvfm_jax.catalog import did_you_mean
+from medvfm_jax.models.model import Model
+from medvfm_jax.models.semantic import to_semantic
+from medvfm_jax.types import MedvfmError, Params
+
+KINDS: Mapping[str, Callable[..., tuple[Model, Params]]] = {"prompt_free": to_semantic}
+
+
+class BadTransform(MedvfmError, ValueError):
+    """A configuration of a transform that cannot be used."""
+
+
+def transform(config: Mapping[str, Any] | None, model: Model, params: Params) -> tuple[Model, Params]:
+    """(Model, params) -> (Model, params) as ``config`` says; None changes nothing.
+
+    params may be traced, so that ``jax.eval_shape`` gives the shapes of those that come out.
+    Raises BadTransform for an unknown kind or option, and what the transform raises (NotConvertible).
+    """
+    if config is None:
+        return model, params
+    kind = config.get("kind") if isinstance(config, Mapping) else None
+    if not isinstance(kind, str) or kind not in KINDS:
+        shown = f"{kind!s:.80}"
+        raise BadTransform(f"There is no transform of a model '{shown}'{did_you_mean(shown, KINDS)}.")
+    options = {name: value for name, value in config.items() if name != "kind"}
+    try:
+        inspect.signature(KINDS[kind]).bind(model, params, **options)
+    except TypeError as error:
+        raise BadTransform(f"The transform '{kind}' does not take these options: {error}.") from None
+    return KINDS[kind](model, params, **options)

@@ -1,0 +1,38 @@
+"""Every system by name; a new one is a file with a ``SYSTEM`` and a line here."""
+
+from medvfm_jax.adapters.errors import BadAdapterConfig
+from medvfm_jax.catalog import Catalog
+from medvfm_jax.systems import bitfit, context, decoder, full, linear, lora, med_sa, samed, ssf, vpt
+from medvfm_jax.systems.record import System
+
+SYSTEMS: Catalog[System] = Catalog(
+    "system",
+    {
+        "samed": samed.SYSTEM,
+        "med_sa": med_sa.SYSTEM,
+        "lora": lora.SYSTEM,
+        "decoder": decoder.SYSTEM,
+        "linear": linear.SYSTEM,
+        "full": full.SYSTEM,
+        "ssf": ssf.SYSTEM,
+        "bitfit": bitfit.SYSTEM,
+        "vpt": vpt.SYSTEM,
+        "context": context.SYSTEM,
+    },
+    BadAdapterConfig,
+)
+
+
+def get(name: str) -> System:
+    """Return a system by name; raises BadAdapterConfig with the nearest name."""
+    return SYSTEMS[name]
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of all systems."""
+    return SYSTEMS.names()
+
+
+def describe() -> dict[str, str]:
+    """Return {name: one line on what the system does and where it comes from}."""
+    return SYSTEMS.describe()

@@ -1,0 +1,33 @@
+"""Where systems put their adapters: patterns of module and parameter paths that fit all models of the catalogue."""
+
+from typing import Any
+
+from medvfm_jax.systems.record import Parts
+from medvfm_jax.types import ModelSpec
+
+DECODER = r"mask_decoder/.*"
+DECODER_AND_PROMPT_ENCODER = r"(mask_decoder|prompt_encoder)/.*"
+LAST_LINEAR = r"mask_decoder/(output_hypernetworks_mlps_\d+/layers_2|head)/(kernel|bias)"
+QKV = r"image_encoder/(.*/)?attn/qkv"
+ATTENTION = r"image_encoder/(.*/)?attn"
+MLP = r"image_encoder/(.*/)?mlp"
+LINEAR_AND_NORM = r"image_encoder/(.*/)?(qkv|proj|lin1|lin2|fc1|fc2|norm\d?)"
+VIT_BLOCK = r"image_encoder/(blocks_\d+|blocks/block_\d+|layers_\d+/blocks_\d+)"
+
+
+def tuned(at: str) -> dict[str, Any]:
+    """Options of a part that tunes parameters."""
+    return {"kind": "tune", "at": at}
+
+
+def tuned_decoder(spec: ModelSpec, at: str = DECODER) -> Parts:
+    """The mask decoder tuned, where the model has one."""
+    return {} if spec.task == "features" else {"decoder": tuned(at)}
+
+
+def lora_on_qv(spec: ModelSpec, rank: int = 4) -> dict[str, Any]:
+    """Options of LoRA without a scale on queries and values of the image encoder."""
+    place: dict[str, Any] = {"layout": spec.qkv_layout}
+    if spec.qkv_layout == "head_major":
+        place["head_dim"] = spec.head_dim
+    return {"kind": "lora", "rank": rank, "alpha": None, "at": QKV, "slices": "qv", **place}
