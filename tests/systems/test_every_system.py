@@ -46,7 +46,7 @@ PROMPTABLE = [name for name in NAMES if FACTS[name].model != "vit-tiny-test"]
 
 
 def shapes_of(name, **options):
-    """(adapted model, shapes of its parameters, shapes of its delta, what it is applied to) on a model of the catalog."""
+    """(adapted model, shapes of its parameters and its delta, what it is applied to) on a model of the catalog."""
     model = models.build(FACTS[name].model, **options)
     params = jax.eval_shape(model.init, KEY)
     adapted = adapt_model(systems.adapter(name, model, **FACTS[name].options), model)
