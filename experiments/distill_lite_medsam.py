@@ -49,8 +49,8 @@ from medvfm_jax.distill import (
 from medvfm_jax.images import Query, box_of, make_prompts, preprocess, restore
 from medvfm_jax.losses import embedding_cosine, embedding_mse
 from medvfm_jax.models.model import Model
-from medvfm_jax.models.sam import Sam, as_model
-from medvfm_jax.models.tiny_vit import TinyViT, TinyViTConfig
+from medvfm_jax.models.sam.root import Sam, as_model
+from medvfm_jax.models.sam.tiny_vit import TinyViT, TinyViTConfig
 from medvfm_jax.types import Params
 from medvfm_jax.weights import fingerprint, load, safetensors_files
 from medvfm_jax.weights.export import save_own

@@ -20,7 +20,8 @@ unet_all     none              345       0.860 (0.835 to 0.882)  0.538 (0.492 to
 Adapted minus U-Net, the same images: +0.003 (-0.008 to +0.014) Dice with 16 training images, a draw, and +0.025
 (+0.017 to +0.035) with all; objects are told apart better in both.  HD95 in pixels is
 no better with 16: 13.5 against 10.5, and 13.4 against 15.3 with all.  With boxes 16 images are worth +0.057 (+0.048 to
-+0.066).  Before the start of the class tokens was mended (models/semantic.py), with 120 steps, samed_few had 0.517.
++0.066).  Before the start of the class tokens was mended (models/sam/prompt_free.py), with 120 steps, samed_few had
+0.517.
 The table was made before the samed objective took SAMed's Dice constant (train/task.py), which is
 about classes absent from an image; no image here lacks one.
 """

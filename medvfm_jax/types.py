@@ -80,7 +80,6 @@ class ModelSpec:
     prompts: tuple[PromptKind, ...] = ("box",)  # the kinds the weights were trained for
     task: Literal["promptable", "semantic", "features"] = "promptable"
     classes: int = 1  # semantic: number of output channels, background included
-    parameters: int = 0
     licence: str = "unknown"
     notes: str = ""
     qkv_layout: Literal["fused", "head_major"] = "fused"  # columns of attn/qkv: [q|k|v], or [q|k|v] per head

@@ -67,8 +67,7 @@ class BenchConfig:
 
 def spec_of(name: str) -> ModelSpec:
     """What a model is; raises UnknownModel, and BadBench for one that takes no prompts."""
-    options = {"classes": 2} if name == "unet" else {}  # any number would do
-    spec = catalog.build(name, **options).spec
+    spec = catalog.MODELS[name].spec
     if spec.task != "promptable":
         raise BadBench(
             f"Model '{name}' takes no prompts; the rows are for models that do, such as lite-medsam."

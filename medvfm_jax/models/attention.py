@@ -125,7 +125,7 @@ def grid_attention(
     heads, tokens, d = q.shape
     how = how or formulation(tokens)
     if (kernel := _tpu_kernel(how, 1, d, rows, columns)) is not None:
-        from medvfm_jax.models import flash_attention, flash_heads
+        from medvfm_jax.models.kernels import flash_attention, flash_heads
 
         table = vary_like(flash_heads.position_table(rows, columns, kernel, q.dtype), q)
         out = flash_attention.on_grid(*(_fill_rows(x, kernel) for x in (q, k, v)), table, kernel)
@@ -195,7 +195,7 @@ def map_attention(
     window = len(rows)
     how = how or formulation(window**2)
     if (kernel := _tpu_kernel(how, heads, channels // (3 * heads), rows, columns)) is not None:
-        from medvfm_jax.models import flash_attention, flash_heads
+        from medvfm_jax.models.kernels import flash_attention, flash_heads
 
         table = flash_heads.position_table(rows, columns, kernel, qkv.dtype)
         fill, table = vary_like((fill.astype(qkv.dtype), table), qkv)
@@ -210,7 +210,7 @@ def _tpu_kernel(how: Formulation, heads: int, d: int, rows: Array, columns: Arra
     """The kernel for a grid of rows (h, h, d) and columns (w, w, d), or None if another form serves it."""
     if how.kernels != "tpu":
         return None
-    from medvfm_jax.models import flash_heads  # on TPUs only: importing Pallas takes a second
+    from medvfm_jax.models.kernels import flash_heads  # on TPUs only: importing Pallas takes a second
 
     kernel = flash_heads.Kernel(len(rows), len(columns), heads, d, how.interpret)
     return kernel if kernel.fits else None
@@ -220,7 +220,7 @@ def _on_gpu(how: Formulation, q: Array, k: Array, v: Array, by_row: Array, by_co
     """``_attend`` by a GPU's kernel, or None if another form serves it."""
     if how.kernels != "gpu":
         return None
-    from medvfm_jax.models import gpu_attention
+    from medvfm_jax.models.kernels import gpu_attention
 
     kernel = gpu_attention.Kernel(by_row.shape[-1], by_column.shape[-1], q.shape[-1], how.interpret)
     if not kernel.fits:

@@ -1,11 +1,16 @@
 """The record every backbone is handed around as: a few pure functions and a description."""
 
 from collections.abc import Callable
+from math import prod
 from typing import Any, NamedTuple
 
+import jax
 from jax import Array
 
 from medvfm_jax.types import ModelSpec, Params, Prediction
+
+# Fixed numbers of the checkpoints (batch-norm statistics, SAM's random frequencies), not counted as parameters.
+BUFFERS = ("mean", "var", "positional_encoding_gaussian_matrix")
 
 
 class Model(NamedTuple):
@@ -28,6 +33,12 @@ class Model(NamedTuple):
     init: Callable[[Array], Params]
     spec: ModelSpec
     root: Any = None
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers training could change; traces ``init``."""
+        shapes = jax.tree_util.tree_leaves_with_path(jax.eval_shape(self.init, jax.random.key(0)))
+        return sum(prod(leaf.shape) for path, leaf in shapes if path[-1].key not in BUFFERS)
 
     def __repr__(self) -> str:
         return f"Model({self.spec.name}, {self.spec.input_size} px, task={self.spec.task})"

@@ -10,7 +10,7 @@ from typing import Any
 
 from medvfm_jax.catalog import did_you_mean
 from medvfm_jax.models.model import Model
-from medvfm_jax.models.semantic import to_semantic
+from medvfm_jax.models.sam.prompt_free import to_semantic
 from medvfm_jax.types import MedvfmError, Params
 
 KINDS: Mapping[str, Callable[..., tuple[Model, Params]]] = {"prompt_free": to_semantic}

@@ -102,17 +102,18 @@ def lower(training: Abstract, rules: Rules, mesh: Mesh) -> jax.stages.Lowered:
 
 
 def _model(config: Training) -> tuple[Model, Params]:
-    options: dict[str, Any] = {"dtype": jnp.dtype(config.dtype), "image_size": config.image_size}
-    if config.model in catalog.SAM_ENCODERS:
-        options |= {
-            "remat": catalog.KEEP[config.keep],
-            "scan_blocks": not config.unrolled,
-        }
-    elif config.model in catalog.VIT_VARIANTS:
-        options |= {"scan_blocks": not config.unrolled}
-    elif config.model == "unet":
-        options = {"dtype": options["dtype"], "classes": config.classes}
-    model = catalog.build(config.model, **options)
+    options: dict[str, Any] = {
+        "dtype": jnp.dtype(config.dtype),
+        "image_size": config.image_size,
+        "remat": catalog.KEEP[config.keep],
+        "scan_blocks": not config.unrolled,
+        "classes": config.classes,
+    }
+    takes = catalog.MODELS[config.model].options
+    model = catalog.build(
+        config.model,
+        **{name: value for name, value in options.items() if name in takes and value is not None},
+    )
     if model.spec.task == "features":
         raise BadPlan(
             f"Model '{config.model}' gives features, not masks; choose one that segments, like sam-b."

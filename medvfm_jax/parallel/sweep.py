@@ -9,7 +9,7 @@ would leave its devices to do the same work twice; parts are 1, 2, 4, ... up to 
 import dataclasses
 import math
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +48,7 @@ def candidates(config: PlanConfig, devices: int) -> list[PlanConfig]:
             continue
         rules = ("tensor",) if model > 1 else ("replicated", "fsdp") if data > 1 else ("replicated",)
         parts = [2**i for i in range((batch // data).bit_length()) if batch // data % 2**i == 0]
-        keeping = KEEP if config.model in catalog.SAM_ENCODERS else KEEP[:1]
+        keeping = KEEP if "remat" in catalog.MODELS[config.model].options else KEEP[:1]
         mesh = f"data={data}" + (f",model={model}" if model > 1 else "")
         found += [
             dataclasses.replace(config, mesh=mesh, rules=rule, accumulate=part, keep=keep)
@@ -150,5 +150,4 @@ def _attempt(way: PlanConfig, compile_one: Callable[[PlanConfig], Plan]) -> Outc
 
 def _heads(model: str) -> int:
     """Heads per block of the image encoder, 1 where the rules for a model axis know no blocks."""
-    known: Mapping[str, Any] = {**catalog.SAM_ENCODERS, **catalog.VIT_VARIANTS}
-    return known[model].heads if model in known else 1
+    return catalog.MODELS[model].heads

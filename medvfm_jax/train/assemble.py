@@ -11,6 +11,7 @@ from medvfm_jax import systems, weights
 from medvfm_jax.adapters import AdaptedModel, adapt_model, chain, from_config
 from medvfm_jax.data import Dataset
 from medvfm_jax.models import catalog
+from medvfm_jax.models.entry import ModelEntry
 from medvfm_jax.models.model import Model
 from medvfm_jax.models.transforms import transform
 from medvfm_jax.systems import System
@@ -19,7 +20,6 @@ from medvfm_jax.train.run_directory import CONFIG
 from medvfm_jax.types import Delta, MedvfmError, ModelSpec, Params
 from medvfm_jax.weights import artifacts
 
-FROM_SCRATCH = "unet"
 RESOLVED = (
     "fingerprint",
     "transform",
@@ -119,12 +119,12 @@ def load_base(
     spec_of(name)
     options: dict[str, Any] = {"dtype": jnp.bfloat16} if dtype == "bfloat16" else {}
     if keep != "everything":
-        if weights.registry.model_of(name) not in catalog.SAM_ENCODERS:
+        if "remat" not in entry_of(name).options:
             raise BadConfig(
                 f"Model '{name}' keeps everything for the backward pass; leave --keep {keep} out."
             )
         options["remat"] = catalog.KEEP[keep]
-    if name == FROM_SCRATCH and file is None:
+    if entry_of(name).start == "random" and file is None:
         model = catalog.build(name, classes=classes, **options)
         params = model.init(jax.random.key(seed))
     else:
@@ -132,13 +132,17 @@ def load_base(
     return Base(model, params, artifacts.fingerprint(params))
 
 
+def entry_of(name: str) -> ModelEntry:
+    """What is known of the model that weights, or a model, of this name are for; raises UnknownModel."""
+    return catalog.MODELS[weights.registry.model_of(name)]
+
+
 def spec_of(name: str) -> ModelSpec:
     """What a model is, before its weights are fetched.
 
     Raises UnknownModel, and BadConfig for a model that gives features instead of masks.
     """
-    options = {"classes": 2} if name == FROM_SCRATCH else {}  # any number would do
-    spec = catalog.build(weights.registry.model_of(name), **options).spec
+    spec = entry_of(name).spec
     if spec.task == "features":
         raise BadConfig(
             f"Model '{name}' gives features, not masks; choose one that segments, like lite-medsam."

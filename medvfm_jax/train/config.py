@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from medvfm_jax import local_paths
+from medvfm_jax.models.catalog import MODELS
 from medvfm_jax.systems import System
 from medvfm_jax.train.embedding_cache import Tier
 from medvfm_jax.train.optimizer import ScheduleName
@@ -17,7 +18,7 @@ Augment = Literal["auto", "none", "flips", "upright", "full"]
 ObjectChoice = Literal["instances", "components", "labels"]
 _Config = TypeVar("_Config")
 
-_FROM_SCRATCH = 1e-3  # learning rate of the U-Net
+_FROM_SCRATCH = 1e-3  # learning rate of a model that starts from random weights
 
 
 class BadConfig(MedvfmError, ValueError):
@@ -144,10 +145,10 @@ class AdaptConfig:
                 f"accumulate={self.accumulate} does not divide batch_size={self.batch_size}; make the "
                 "batch size a multiple of it."
             )
-        if self.model == "unet" and self.adapter != "full":
+        if _from_scratch(self.model) and self.adapter != "full":
             raise BadConfig(
-                f"A U-Net starts from random weights, so adapter={self.adapter!r} would leave most of "
-                "them random; use --adapter full with --model unet."
+                f"Model '{self.model}' starts from random weights, so adapter={self.adapter!r} would leave most of "
+                f"them random; use --adapter full with --model {self.model}."
             )
 
     def resolved_prompt(self, system: System, task: str) -> PromptChoice:
@@ -172,14 +173,14 @@ class AdaptConfig:
         """The learning rate, given or by system."""
         if self.learning_rate is not None:
             return self.learning_rate
-        return _FROM_SCRATCH if self.model == "unet" else system.learning_rate
+        return _FROM_SCRATCH if _from_scratch(self.model) else system.learning_rate
 
     def resolved_accumulate(self, backend: str, devices: int = 1) -> int:
         """Parts of a batch, given or by the backend's name ("cpu", "gpu", "tpu"); devices: that share each part.
 
-        XLA's CPU backend does 3x3 convolutions many times slower inside a loop, so a U-Net gets whole batches.
+        A CPU is faster with one image after the other, but for models that say otherwise (``ModelEntry``).
         """
-        one_by_one = backend == "cpu" and self.model != "unet"
+        one_by_one = backend == "cpu" and not (self.model in MODELS and MODELS[self.model].whole_batches)
         return self.accumulate or (max(1, self.batch_size // devices) if one_by_one else 1)
 
     def warmup_steps(self) -> int:
@@ -248,6 +249,10 @@ class EvaluateConfig:
             raise BadConfig("A run has its own delta: give --delta with --model, not with --run.")
         require_distance(self.allow_geometry_mismatch)
         require(self.cases is None or self.cases >= 1, "cases", self.cases, "at least 1")
+
+
+def _from_scratch(model: str) -> bool:
+    return model in MODELS and MODELS[model].start == "random"
 
 
 def to_json(config: Any) -> dict[str, Any]:

@@ -11,15 +11,8 @@ from medvfm_jax.models import catalog
 from medvfm_jax.weights.port import PortError, PortTable, check, to_jax
 from medvfm_jax.weights.read import OWN_FORMAT, read_state
 from medvfm_jax.weights.soundness import unsound, wrong_values
-from medvfm_jax.weights.tables import TABLES, choose
+from medvfm_jax.weights.tables import choose
 from medvfm_jax.weights.tree import collection, flatten, unflatten
-
-UNTRAINED = ("unet",)  # trained from scratch by nature
-FAMILIES = {table.name: tuple(catalog.VIT_VARIANTS) for table in TABLES} | {
-    "sam": tuple(catalog.SAM_ENCODERS),
-    "hf_sam": tuple(catalog.SAM_ENCODERS),
-    "tiny_vit_sam": tuple(catalog.TINY_VITS),
-}
 
 
 def port_file(file: Path | str, target_shapes: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,13 +37,7 @@ def fitting_models(file: Path | str) -> tuple[list[str], PortError | None]:
     state, metadata = read_state(file)
     own = metadata.get("format") == OWN_FORMAT
     table = choose(state)
-    written_for = metadata.get("model")  # our own files say it; then its relatives are all that can fit
-    related = (
-        [names for names in FAMILIES.values() if written_for in names] if own else [FAMILIES[table.name]]
-    )
-    for name in related[0] if related else catalog.names():
-        if name in UNTRAINED:
-            continue
+    for name in _related(metadata.get("model")) if own else _read_by(table):
         targets = jax.eval_shape(catalog.build(name).init, jax.random.key(0))
         try:
             if own:
@@ -63,6 +50,18 @@ def fitting_models(file: Path | str) -> tuple[list[str], PortError | None]:
         else:
             fits.append(name)
     return fits, None if fits else nearest
+
+
+def _related(model: str | None) -> list[str]:
+    """Our own files say which model they were written for; then its relatives are all that can fit."""
+    trained = [name for name, entry in catalog.MODELS.items() if entry.start != "random"]
+    if model not in catalog.MODELS:
+        return trained
+    return [name for name in trained if catalog.MODELS[name].family == catalog.MODELS[model].family]
+
+
+def _read_by(table: PortTable) -> list[str]:
+    return [name for name, entry in catalog.MODELS.items() if table.name in entry.tables]
 
 
 def _distance(error: PortError) -> int:

@@ -13,10 +13,8 @@ from medvfm_jax.models import catalog, scan
 from medvfm_jax.models.model import Model
 from medvfm_jax.types import Params
 from medvfm_jax.weights import registry
-from medvfm_jax.weights.fitting import UNTRAINED, port_file
+from medvfm_jax.weights.fitting import port_file
 from medvfm_jax.weights.tree import collection, flatten, unflatten
-
-TEST_SUFFIX = "-tiny-test"
 
 
 def load(
@@ -31,10 +29,10 @@ def load(
     Raises UnknownWeights, FetchError, WrongDigest, BadCheckpoint, UnsafeCheckpoint, PortError.
     """
     model_name = registry.model_of(name)
-    model = catalog.build(model_name, **options)
-    if file is None and name in UNTRAINED:
+    model, start = catalog.build(model_name, **options), catalog.MODELS[model_name].start
+    if file is None and start == "random":
         return model, jax.jit(model.init)(jax.random.key(0))
-    if file is None and name.endswith(TEST_SUFFIX):
+    if file is None and start == "fixed":
         return model, _test_params(jax.eval_shape(model.init, jax.random.key(0)))
     if file is None:
         with fetch.bar(name) as progress:

@@ -3,7 +3,7 @@
 import pytest
 
 from medvfm_jax.bench.config import ROW_NAMES, BadBench, BenchConfig, spec_of
-from medvfm_jax.models.catalog import UnknownModel
+from medvfm_jax.models.errors import UnknownModel
 
 
 def test_small_models_have_all_rows_and_large_ones_are_encoded_unless_asked_for_more():

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medvfm_jax.models import flash_heads, gpu_attention
 from medvfm_jax.models.attention import (
     GPU,
     PLAIN,
@@ -18,7 +17,8 @@ from medvfm_jax.models.attention import (
     map_attention,
     relative_positions,
 )
-from medvfm_jax.models.flash_heads import Kernel
+from medvfm_jax.models.kernels import flash_heads, gpu_attention
+from medvfm_jax.models.kernels.flash_heads import Kernel
 
 KERNELS = {how.kernels: replace(how, interpret=True) for how in (TPU, GPU)}
 both = pytest.mark.parametrize("kernels", KERNELS.values(), ids=KERNELS)

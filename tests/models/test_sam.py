@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from medvfm_jax.models import BadModelOption, UnknownModel, build
-from medvfm_jax.models.prompt_encoder import BadPrompts
+from medvfm_jax.models.sam.prompt_encoder import BadPrompts
 from medvfm_jax.types import ABSENT, PAD, Prompts
 
 BOX = Prompts(jnp.array([[[4.0, 5.0], [20.0, 22.0]]]), jnp.array([[2, 3]]))

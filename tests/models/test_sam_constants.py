@@ -7,7 +7,7 @@ import numpy as np
 
 from medvfm_jax.models import build
 from medvfm_jax.models.layers import LayerNorm
-from medvfm_jax.models.prompt_encoder import PromptEncoder
+from medvfm_jax.models.sam.prompt_encoder import PromptEncoder
 from medvfm_jax.types import Prompts
 
 

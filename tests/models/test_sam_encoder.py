@@ -5,11 +5,10 @@ import numpy as np
 import pytest
 
 from medvfm_jax.models import build, scan
-from medvfm_jax.models.catalog import SAM_ENCODERS
-from medvfm_jax.models.sam_encoder import Attention
+from medvfm_jax.models.sam.encoder import Attention
 from tests.adapters.jaxpr_equations import products_with
 
-CONFIG = SAM_ENCODERS["sam-tiny-test"]
+CONFIG = build("sam-tiny-test").root.encoder.config
 
 
 def moved(params):
@@ -97,4 +96,4 @@ def test_another_image_size_uses_the_same_parameters(tiny):
     ("name", "parameters"), [("sam-b", 93_735_472), ("sam-l", 312_342_832), ("sam-h", 641_090_608)]
 )
 def test_published_parameter_counts(name, parameters):
-    assert build(name).spec.parameters == parameters
+    assert build(name).parameters == parameters

@@ -8,8 +8,8 @@ import pytest
 from medvfm_jax import losses, systems
 from medvfm_jax.adapters import adapt_model
 from medvfm_jax.models import build, to_semantic
-from medvfm_jax.models.sam import BUFFERS
-from medvfm_jax.models.semantic import DAMPING, NotConvertible
+from medvfm_jax.models.sam.prompt_free import DAMPING, NotConvertible
+from medvfm_jax.models.sam.root import BUFFERS
 from medvfm_jax.types import Prompts
 
 HYPERNETWORK = "output_hypernetworks_mlps_"
@@ -118,7 +118,7 @@ def test_every_class_starts_with_the_parameters_of_a_mask_and_the_rest_stays(nam
     target = jax.eval_shape(semantic.init, jax.random.key(0))
     assert jax.tree.map(jnp.shape, converted) == jax.tree.map(jnp.shape, target)
     counted = jax.tree_util.tree_leaves_with_path(converted)
-    assert semantic.spec.parameters == sum(leaf.size for path, leaf in counted if path[-1].key not in BUFFERS)
+    assert semantic.parameters == sum(leaf.size for path, leaf in counted if path[-1].key not in BUFFERS)
     assert (semantic.spec.task, semantic.spec.classes) == ("semantic", classes)
     out = jax.eval_shape(semantic.apply, converted, jnp.zeros((model.spec.input_size,) * 2 + (3,)))
     assert out.logits.shape == (classes, model.spec.logits_size, model.spec.logits_size)

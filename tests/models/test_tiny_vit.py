@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from medvfm_jax.models import build
-from medvfm_jax.models.tiny_vit import Attention, offset_index
+from medvfm_jax.models.sam.tiny_vit import Attention, offset_index
 
 
 def test_offset_index_is_symmetric_and_counts_rows_then_columns():
@@ -46,8 +46,9 @@ def test_head_major_columns():
 
 
 def test_published_sizes():
-    lite, mobile = build("lite-medsam").spec, build("mobile-sam").spec
+    models = build("lite-medsam"), build("mobile-sam")
+    lite, mobile = (model.spec for model in models)
     assert (lite.input_size, lite.embedding, lite.logits_size) == (256, (64, 64, 256), 256)
     assert (mobile.input_size, mobile.embedding, mobile.logits_size) == (1024, (64, 64, 256), 256)
-    assert lite.parameters == 5_726_740 + 6_220 + 4_058_340
-    assert mobile.parameters == 10_130_092 - (320 * 2 + 320 * 1000 + 1000)  # without its unused head
+    assert models[0].parameters == 5_726_740 + 6_220 + 4_058_340
+    assert models[1].parameters == 10_130_092 - (320 * 2 + 320 * 1000 + 1000)  # without its unused head

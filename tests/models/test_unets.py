@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from medvfm_jax.models.unets import BadUNet, ConvNorm, UNetConfig, Upsample, build_unet
+from medvfm_jax.models.unet.modules import BadUNet, ConvNorm, UNetConfig, Upsample, build_unet
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def test_shapes_and_spec():
     assert prediction.iou is None
     assert jax.eval_shape(model.encode, params, jnp.zeros((256, 256, 3))).shape == model.spec.embedding
     assert (model.spec.task, model.spec.classes) == ("semantic", 5)
-    assert 1_900_000 < model.spec.parameters < 2_000_000
+    assert 1_900_000 < model.parameters < 2_000_000
 
 
 def test_apply_is_decode_of_encode_and_only_the_head_is_in_the_decoder(small):

@@ -4,8 +4,15 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from medvfm_jax.models import vit
-from medvfm_jax.models.vit import BadImageSize, NoDecoder, UnknownVariant, attend, build_vit, encode_tokens
+from medvfm_jax.models.vit import modules as vit
+from medvfm_jax.models.vit.modules import (
+    BadImageSize,
+    NoDecoder,
+    UnknownVariant,
+    attend,
+    build_vit,
+    encode_tokens,
+)
 
 PUBLISHED_SIZES = {  # without the classification head; DINOv2's mask token is taken off
     "vit-b": 85_798_656,
@@ -26,7 +33,7 @@ def tiny():
 
 @pytest.mark.parametrize(("variant", "size"), PUBLISHED_SIZES.items())
 def test_parameter_counts_are_those_of_the_published_models(variant, size):
-    assert build_vit(variant).spec.parameters == size
+    assert build_vit(variant).parameters == size
 
 
 def test_paths_follow_timm(tiny):

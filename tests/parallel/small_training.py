@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from medvfm_jax import systems
 from medvfm_jax.adapters import AdaptedModel, adapt_model
 from medvfm_jax.models import catalog
-from medvfm_jax.models.semantic import to_semantic
+from medvfm_jax.models.sam.prompt_free import to_semantic
 from medvfm_jax.parallel import Rules, batch_shardings, param_shardings, shard_step, state_shardings
 from medvfm_jax.train import TrainState, init_state, make_loss, make_step
 from medvfm_jax.types import Batch, Params

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import pytest
 
-from medvfm_jax.models.catalog import UnknownModel
+from medvfm_jax.models.errors import UnknownModel
 from medvfm_jax.parallel import sweep as module
 from medvfm_jax.parallel.abstract_training import KEEP
 from medvfm_jax.parallel.chips import TPUS

@@ -9,7 +9,7 @@ import pytest
 from flax.traverse_util import unflatten_dict
 
 from medvfm_jax.models.interpolation import resize
-from medvfm_jax.models.vit import VARIANTS, FeatureExtractor, ViTConfig, interpolate_pos_embed
+from medvfm_jax.models.vit.modules import VARIANTS, FeatureExtractor, ViTConfig, interpolate_pos_embed
 
 pytestmark = pytest.mark.parity
 

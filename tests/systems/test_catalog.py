@@ -21,7 +21,7 @@ from medvfm_jax.adapters import (
     touches_encoder,
     tune,
 )
-from medvfm_jax.models.vit import build_vit
+from medvfm_jax.models.vit.modules import build_vit
 from medvfm_jax.types import ModelSpec
 from tests.adapters.toy_sam import BOX, DIM, IMAGE, KEY, toy_sam
 from tests.adapters.toy_vit import perturbed

@@ -11,7 +11,7 @@ import pytest
 import medvfm_jax.train.adapt  # noqa: F401, the module, which the function of the same name hides
 from medvfm_jax.adapters import BadAdapterConfig
 from medvfm_jax.data import BadCase, BadDataset
-from medvfm_jax.models.catalog import UnknownModel
+from medvfm_jax.models.errors import UnknownModel
 from medvfm_jax.train import BadConfig, adapt, run_directory
 from medvfm_jax.train.run_directory import RunExists, RunInUse
 from medvfm_jax.types import MedvfmError

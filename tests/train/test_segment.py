@@ -6,7 +6,7 @@ import pytest
 from medvfm_jax import weights
 from medvfm_jax.images import BadPrompt, Image, Query
 from medvfm_jax.images.intensity import volume_to_unit, window
-from medvfm_jax.models.catalog import UnknownModel
+from medvfm_jax.models.errors import UnknownModel
 from medvfm_jax.train import BadConfig, assemble, run_directory
 from medvfm_jax.train.run_directory import RunError
 from medvfm_jax.train.segment import load_segmenter
@@ -279,7 +279,7 @@ def test_a_run_that_has_not_ended_is_refused(run, tmp_path):
         (None, BadConfig, "needs --run RUN, --delta FILE or --model NAME"),
         ("unet", BadConfig, "as it is gives no masks; adapt it first"),
         ("dinov2-s", BadConfig, "gives features, not masks"),
-        ("sam-bb", UnknownModel, "no model 'sam-bb'; did you mean sam-b"),
+        ("sam-bb", UnknownModel, "no model 'sam-bb', the nearest is 'sam-b'"),
     ],
 )
 def test_a_model_without_masks_is_refused_before_its_weights_are_fetched(model, error, message, monkeypatch):

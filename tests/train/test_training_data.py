@@ -12,7 +12,7 @@ from medvfm_jax.train.config import AdaptConfig
 from medvfm_jax.train.training_data import data_digest, open_split, training_data
 from medvfm_jax.types import ABSENT
 
-SPEC = catalog.SPECS["lite-tiny-test"]  # 32 pixels in, 32 out
+SPEC = catalog.MODELS["lite-tiny-test"].spec  # 32 pixels in, 32 out
 
 
 @pytest.fixture(scope="module")

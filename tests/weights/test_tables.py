@@ -81,7 +81,7 @@ def test_reference_dumps_fit_our_models_exactly(reference_data, model, dump):
     plan = check(choose(state), state, jax.eval_shape(built.init, jax.random.key(0)))
     buffers = ("running_mean", "running_var", "gaussian_matrix")  # PyTorch does not count these either
     trained = [key for (key,), _ in plan.values() if not key.endswith(buffers)]
-    assert built.spec.parameters == sum(int(np.prod(state[key].shape)) for key in trained)
+    assert built.parameters == sum(int(np.prod(state[key].shape)) for key in trained)
 
 
 def test_another_grid_and_class_count_is_named(reference_data):

@@ -32,7 +32,7 @@ from medvfm_jax.federated.personal_parts import join_personal, leaf_name, split_
 from medvfm_jax.federated.records import Algorithm, Cohort, Report, Server, Shard, Tree
 from medvfm_jax.federated.systems.record import FederatedSystem
 from medvfm_jax.federated.tree_math import add, subtract
-from medvfm_jax.models.catalog import SAM_ENCODERS
+from medvfm_jax.models.catalog import MODELS
 from medvfm_jax.systems import System
 from medvfm_jax.systems.record import Parts
 from medvfm_jax.types import Batch, ModelSpec
@@ -61,10 +61,11 @@ def fesvibs_parts(spec: ModelSpec) -> Parts:
 
     Raises BadFederation for a model whose encoder is no plain ViT with a neck.
     """
-    if spec.name not in SAM_ENCODERS:
+    fitting = [name for name, entry in MODELS.items() if entry.family == "sam"]
+    if spec.name not in fitting:
         raise BadFederation(
             f"fesvibs leaves the image encoder after a block drawn from equal ones, which that of {spec.name} does not "
-            f"have before a mask decoder; choose --model from {', '.join(SAM_ENCODERS)}."
+            f"have before a mask decoder; choose --model from {', '.join(fitting)}."
         )
     return {
         WEIGHTS: {"kind": "tune", "at": r"(image_encoder|mask_decoder)/.*"},

@@ -14,7 +14,7 @@ from medvfm_jax import models
 from medvfm_jax.federated import BadFederation, systems
 from medvfm_jax.federated.codecs.wire import message_bits
 from medvfm_jax.federated.systems import fesvibs
-from medvfm_jax.models.catalog import SAM_ENCODERS
+from medvfm_jax.models.catalog import MODELS
 from medvfm_jax.systems import configure
 from tests.federated.systems.tiny import SPEC, N, case, leaf_names, rounds, shapes_of
 from tests.federated.test_backends import mesh
@@ -48,7 +48,7 @@ def is_personal(leaf: str) -> bool:
 
 def taken_by(model: str) -> list[str]:
     """Systems that a model fits."""
-    return [name for name in systems.names() if model in SAM_ENCODERS or name not in NEEDS_SAM]
+    return [name for name in systems.names() if MODELS[model].family == "sam" or name not in NEEDS_SAM]
 
 
 @pytest.mark.usefixtures("x64")

@@ -10,7 +10,6 @@ Sources: Dosovitskiy et al. 2021 (ViT), Touvron et al. 2021 (LayerScale), Oquab 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from math import prod
 from types import MappingProxyType
 from typing import Any
 
@@ -279,9 +278,7 @@ def build_vit(
     def init(key: Array) -> Params:
         return root.init(key, jnp.zeros((size, size, 3), jnp.float32))
 
-    shapes = jax.eval_shape(init, jax.random.key(0))
-    parameters = sum(prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
-    return Model(encode, decode, apply, init, _spec(variant, config, size, parameters))
+    return Model(encode, decode, apply, init, spec_of(variant, config, size))
 
 
 def encode_tokens(model: Model, params: Params, image: Array, **kw: Any) -> tuple[Array, Array]:
@@ -289,7 +286,8 @@ def encode_tokens(model: Model, params: Params, image: Array, **kw: Any) -> tupl
     return model.encode(params, image, method="encode_tokens", **kw)
 
 
-def _spec(variant: str, config: ViTConfig, size: int, parameters: int) -> ModelSpec:
+def spec_of(variant: str, config: ViTConfig, size: int) -> ModelSpec:
+    """What a variant is at an image size."""
     grid = size // config.patch_size
     is_dino = variant.startswith("dinov2")
     return ModelSpec(
@@ -303,7 +301,6 @@ def _spec(variant: str, config: ViTConfig, size: int, parameters: int) -> ModelS
         std=(0.229, 0.224, 0.225) if is_dino else (0.5, 0.5, 0.5),
         prompts=("none",),
         task="features",
-        parameters=parameters,
         licence="Apache-2.0",
         qkv_layout="fused",
         head_dim=config.dim // config.heads,

@@ -1,22 +1,17 @@
 """Segment Anything as one root module, whatever its image encoder, and as a ``Model``."""
 
-import dataclasses
-from math import prod
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import flatten_dict
 from jax import Array
 
-from medvfm_jax.models.mask_decoder import MaskDecoder
 from medvfm_jax.models.model import Model
-from medvfm_jax.models.prompt_encoder import PromptEncoder
+from medvfm_jax.models.sam.mask_decoder import MaskDecoder
+from medvfm_jax.models.sam.prompt_encoder import PromptEncoder
 from medvfm_jax.types import ModelSpec, Params, Prediction, Prompts
 
-# Fixed numbers of the checkpoints, not counted as parameters.
-BUFFERS = ("mean", "var", "positional_encoding_gaussian_matrix")
 MASKS = 4  # mask tokens of the promptable model
 
 
@@ -63,7 +58,7 @@ class Sam(nn.Module):
 
 
 def as_model(sam: Sam) -> Model:
-    """The pure functions of a root module; the parameter count of its spec is filled in."""
+    """The pure functions of a root module."""
     size, low = sam.spec.input_size, sam.spec.logits_size
 
     def encode(params: Params, image: Array, **kw: Any) -> Array:
@@ -87,9 +82,7 @@ def as_model(sam: Sam) -> Model:
 
     # Compiled, the forward pass that Linen runs to find the parameters is dropped as unused.
     init = jax.jit(initialise)
-    shapes = flatten_dict(jax.eval_shape(init, jax.random.key(0)))
-    count = sum(prod(leaf.shape) for path, leaf in shapes.items() if path[-1] not in BUFFERS)
-    return Model(encode, decode, apply, init, dataclasses.replace(sam.spec, parameters=count), sam)
+    return Model(encode, decode, apply, init, sam.spec, sam)
 
 
 def _light_key(key: Array) -> Array:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from medvfm_jax.models.model import Model
-from medvfm_jax.models.sam import Sam, as_model
+from medvfm_jax.models.sam.root import Sam, as_model
 from medvfm_jax.types import MedvfmError, Params
 
 DAMPING = (

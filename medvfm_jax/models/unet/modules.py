@@ -9,11 +9,9 @@ patterns written for SAM (``mask_decoder/.*``) train the classifier alone.
 """
 
 from dataclasses import dataclass
-from math import prod
 from typing import Any, Literal
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from einops import rearrange, reduce
 from jax import Array
@@ -191,8 +189,12 @@ def build_unet(
     def init(key: Array) -> Params:
         return root.init(key, jnp.zeros((image_size, image_size, 3), jnp.float32))
 
-    shapes = jax.eval_shape(init, jax.random.key(0))
-    spec = ModelSpec(
+    return Model(encode, decode, apply, init, spec_of(config, image_size))
+
+
+def spec_of(config: UNetConfig, image_size: int) -> ModelSpec:
+    """What a U-Net is at an image size."""
+    return ModelSpec(
         name="unet",
         input_size=image_size,
         embedding=(image_size, image_size, config.width(0)),
@@ -201,12 +203,10 @@ def build_unet(
         normalise="minmax",
         prompts=("none",),
         task="semantic",
-        classes=classes,
-        parameters=sum(prod(leaf.shape) for leaf in jax.tree.leaves(shapes)),
+        classes=config.classes,
         licence="Apache-2.0",
         notes="no pretrained weights: the baseline that is trained from scratch",
     )
-    return Model(encode, decode, apply, init, spec)
 
 
 def _check(config: UNetConfig, image_size: int) -> None:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.experimental import pallas as pl
 
-from medvfm_jax.models.flash_heads import LANES, Kernel, attend, attend_gradient, zero_when
+from medvfm_jax.models.kernels.flash_heads import LANES, Kernel, attend, attend_gradient, zero_when
 
 
 def windows_kernel(

@@ -15,9 +15,14 @@ from jax import Array
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from medvfm_jax.models.flash_heads import Kernel, attend, attend_gradient, key_coordinates, zero_when
-from medvfm_jax.models.flash_windows import number, strip_shape, windows_gradient_kernel, windows_kernel
-from medvfm_jax.models.kernel_batches import over_batches
+from medvfm_jax.models.kernels.batches import over_batches
+from medvfm_jax.models.kernels.flash_heads import Kernel, attend, attend_gradient, key_coordinates, zero_when
+from medvfm_jax.models.kernels.flash_windows import (
+    number,
+    strip_shape,
+    windows_gradient_kernel,
+    windows_kernel,
+)
 
 _VMEM = 100 * 2**20  # bytes on the chip a kernel may take, of 128 MiB
 

@@ -20,7 +20,7 @@ from jax import Array
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from medvfm_jax.models.kernel_batches import over_batches
+from medvfm_jax.models.kernels.batches import over_batches
 from medvfm_jax.models.layers import costly
 
 QUERIES = 64  # per block

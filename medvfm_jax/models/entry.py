@@ -1,0 +1,37 @@
+"""What the package knows of a model before it is built."""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+from medvfm_jax.models.model import Model
+from medvfm_jax.types import ModelSpec
+
+
+class ModelEntry(NamedTuple):
+    """A model of the catalog; nothing here needs a trace or a weight.
+
+    family: name of its folder's variant: sam, tiny_vit_sam, vit, unet.
+    spec: at the image size the weights were trained for.
+    build(**options) -> Model; options: the names it takes.
+    tables: names of the port tables (``weights.tables``) that read its checkpoints.
+    start: weights are "published", "random" (trained from scratch), or "fixed" numbers of a test model.
+    heads: of a block of the image encoder, 1 where blocks cannot be divided by heads.
+    group: blocks of a kind that ``scan_blocks`` stacks together.
+    whole_batches: a CPU is faster with a whole batch than with one image after the other.
+    """
+
+    family: str
+    spec: ModelSpec
+    build: Callable[..., Model]
+    options: tuple[str, ...]
+    tables: tuple[str, ...] = ()
+    start: Literal["published", "random", "fixed"] = "published"
+    heads: int = 1
+    group: int = 1
+    whole_batches: bool = False
+
+    @property
+    def description(self) -> str:
+        """Family, input size, task and licence in one line."""
+        spec = self.spec
+        return f"{self.family}, {spec.input_size} px, {spec.task}, {spec.licence}"

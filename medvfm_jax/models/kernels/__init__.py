@@ -1,0 +1,1 @@
+"""Own kernels behind ``attention``: Pallas for TPUs and GPUs; imported only where they run."""

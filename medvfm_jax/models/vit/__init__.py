@@ -1,0 +1,5 @@
+"""Plain vision transformers for features: ViT, DINOv2."""
+
+from medvfm_jax.models.vit.entries import ENTRIES
+
+__all__ = ["ENTRIES"]

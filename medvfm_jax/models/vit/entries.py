@@ -1,0 +1,23 @@
+"""Plain vision transformers by name."""
+
+from collections.abc import Mapping
+from functools import partial
+
+from medvfm_jax.models.entry import ModelEntry
+from medvfm_jax.models.vit.modules import VARIANTS, build_vit, spec_of
+
+_TABLES = ("vit", "hf_vit", "hf_vit_5", "hf_dinov2", "hf_dinov2_5")
+_OPTIONS = ("image_size", "scan_blocks", "remat", "dtype", "interpolate_offset")
+
+ENTRIES: Mapping[str, ModelEntry] = {
+    name: ModelEntry(
+        "vit",
+        spec_of(name, config, config.pretrain_size),
+        partial(build_vit, name),
+        _OPTIONS,
+        _TABLES,
+        start="fixed" if name.endswith("-test") else "published",
+        heads=config.heads,
+    )
+    for name, config in VARIANTS.items()
+}
