@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -80,10 +81,25 @@ def federate(
         run.record["placement"] = placement.describe()
         loss = make_loss(run.adapted, run.record["resolved"]["objective"])
         RoundStep(run, loss, placement)  # refuses before anything is left
+        run.record.update(_nonce(run))
         run_directory.claim(config.out, run.record, config.resume)
         _announce(run, display.say)
         models, rounds, val_dice = _train(run, placement, display)
         return _finish(run, models, rounds, val_dice, display.say)
+
+
+def _nonce(run: FederatedRun) -> dict[str, str]:
+    """A random word in the settings of a run whose noise is secret, the same when it is continued.
+
+    Two such runs with the same settings make two deltas, which their digests of the settings then tell apart; and
+    whoever has the delta alone cannot check a guess of the data against the digest.
+    """
+    if run.privacy is None or run.config.dp_seed is not None:
+        return {}
+    path = run.config.out / run_directory.CONFIG
+    if not path.exists():
+        return {"nonce": secrets.token_hex(16)}
+    return {name: value for name, value in run_directory.read_record(path).items() if name == "nonce"}
 
 
 def _check_names(run: FederatedRun) -> None:
@@ -247,7 +263,7 @@ def _finish(
 ) -> FederateResult:
     config, folder = run.config, run.config.out
     models = jax.device_get(models)
-    metadata = delta_metadata(config.model, config.preset, run.record, run.source.dataset)
+    metadata = delta_metadata(config.model, config.preset, folder, run.source.dataset)
     metadata |= {"algorithm": run.algorithm, "privacy": run.record["resolved"]["privacy"]}
     shared = _shared(run, models)
     delta = personal = scores = None

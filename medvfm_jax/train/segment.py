@@ -42,6 +42,7 @@ class Segmenter:
     def __init__(self, loaded: Loaded, *, multimask: bool = False):
         self._spec, self._weights = loaded.base.model.spec, (loaded.base.params, jax.device_put(loaded.delta))
         self._trained = loaded.metadata or {}
+        self.note = loaded.note  # what could not be checked about the delta
         options = {"multimask": True} if multimask else {}
         self._apply = jax.jit(lambda *inputs: loaded.adapted.apply(*inputs, **options))
 

@@ -150,6 +150,7 @@ _KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "seed": (lambda value: type(value) is int and -(2**63) <= value < 2**63, "a whole number"),
     "labels": (_label_table, "a table of labels"),
     "channel_names": (_words, "a list of names"),
+    "settings_sha256": (lambda value: isinstance(value, str), "a digest"),
     "preset": (lambda value: isinstance(value, str | None), "the name of a preset"),
 }
 

@@ -20,6 +20,7 @@ from medvfm_jax.federated.privacy.client_level import noisy_mean
 from medvfm_jax.federated.records import Privacy
 from medvfm_jax.federated.rounds import _NOISE
 from medvfm_jax.train import checkpoint
+from medvfm_jax.train.assemble import ForeignDelta, check_run
 from medvfm_jax.train.run_directory import read_metrics
 from medvfm_jax.weights import artifacts
 from tests.federated.small_federation import build_models_once, small
@@ -133,6 +134,20 @@ def test_noise_cannot_be_taken_off_with_what_is_recorded(watched, seeded):
     assert sorted(broken)[1] > 1.2
     assert seeded.privacy.startswith(f"NOT PRIVATE: noise and samples were made from --dp-seed {DP_SEED}")
     assert artifacts.load_delta(seeded.delta)[1]["privacy"].startswith("NOT PRIVATE")
+
+
+def test_two_private_runs_with_the_same_settings_are_told_apart(watched, seeded, cells, tmp_path):
+    """Their noise differs and so do their deltas; a run with --dp-seed can be made again and needs no word."""
+    result, _ = watched
+    again = federate(small(cells, tmp_path / "again", **PRIVATE))
+    records = [record_of(folder) for folder in (result.folder, again.folder)]
+    assert all(len(record["nonce"]) == 32 for record in records)
+    assert records[0] | {"out": "", "nonce": ""} == records[1] | {"out": "", "nonce": ""}
+    with pytest.raises(ForeignDelta, match="not made with the settings"):
+        check_run(records[0], artifacts.read_metadata(again.delta), again.delta)
+    assert check_run(records[1], artifacts.read_metadata(again.delta), again.delta) == ""
+    assert "nonce" not in record_of(seeded.folder)
+    assert records[0]["nonce"] not in json.dumps(artifacts.read_metadata(result.delta))
 
 
 def spellings(secret):
