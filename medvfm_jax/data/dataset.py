@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from medvfm_jax.data import folders, mni152, nnunet
 from medvfm_jax.data.case_notes import ALLOWED, ROUNDED
-from medvfm_jax.data.findings import Findings
+from medvfm_jax.data.findings import Findings, counted
 from medvfm_jax.data.names import check_inside
 from medvfm_jax.data.records import (
     BadCase,
@@ -85,8 +85,8 @@ def open_dataset(
 def read_case(dataset: Dataset, case: Case | str) -> LoadedCase:
     """Read image, label map and instance map of a case, and check that they belong together.
 
-    Raises BadCase if a file cannot be read, GeometryMismatch if shapes or affines differ, UnknownLabel for
-    values the dataset does not declare.
+    Raises BadCase if a file cannot be read or all objects lie outside the classes, GeometryMismatch if shapes or affines
+    differ, UnknownLabel for values the dataset does not declare.
     """
     case = dataset.case(case) if isinstance(case, str) else case
     try:
@@ -99,6 +99,8 @@ def read_case(dataset: Dataset, case: Case | str) -> LoadedCase:
         image = image._replace(array=dataset.alter(case, image.array))
     if label is None and instances is not None:
         label = (instances > 0).astype(np.int32)
+    elif instances is not None:
+        check_overlap(case, label, instances)
     return LoadedCase(case, image, label, instances)
 
 
@@ -171,6 +173,20 @@ def read_instances(dataset: Dataset, case: Case, image: Image) -> NDArray[np.int
             f"and 1, 2, ... up to {_LARGEST_NUMBER:,}."
         )
     return numbers
+
+
+def check_overlap(case: Case, label: NDArray[np.int32], numbers: NDArray[np.int32]) -> None:
+    """Raise BadCase if there are objects and none lies in a class of the label map.
+
+    label: class indices or IGNORE, numbers: of objects, both of the same shape. What lies outside in part is no error.
+    """
+    objects = numbers > 0
+    if objects.any() and not (objects & (label != 0)).any():
+        count, foreground = len(distinct_values(numbers[objects])), int((label > 0).sum())
+        raise BadCase(
+            f"{case.instances} does not belong to {case.label}: {counted(count, 'object')}, none with a pixel among "
+            f"the {counted(foreground, 'pixel')} of the classes; export both from the same image."
+        )
 
 
 def _note(dataset: Dataset, case: Case, image: Image) -> None:

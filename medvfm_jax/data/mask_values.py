@@ -16,6 +16,7 @@ from medvfm_jax.images.reading import distinct_values, suffix_of
 _MOST_CLASSES = 64  # more distinct values, or larger ones among several, are instance numbers or grey levels
 _UNLABELLED = 255  # among class numbers of one file, the customary value for pixels nobody labelled
 _THREADS = 2
+UNCLEAR_MASKS = "mask convention"  # kind of the finding
 _LOSSY = (".jpg", ".jpeg")
 
 
@@ -54,7 +55,8 @@ def scheme_of(folder: Path, masks: Sequence[Path], found: Findings) -> LabelSche
         try:
             _refuse_unclear(folder, per_file, values)
         except UnclearMasks as error:
-            found.error("mask convention", error)
+            found.error(UNCLEAR_MASKS, error)
+            return _several(others)  # for those who go on; nobody is told what it would mean
         scheme = _several(others)
     _say(folder, scheme, len(masks), found)
     return scheme

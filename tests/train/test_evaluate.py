@@ -63,12 +63,12 @@ def test_scores_say_what_was_measured_on_what(scored, cells):
     assert origin["trained"] == resolved(folder)["trained"]
 
 
-def changed_settings(folder, copy, **resolved):
+def changed_settings(folder, copy, resolved=None, **settings):
     """A copy of a run with other words in its config.json."""
     shutil.copytree(folder, copy)
     record = json.loads((copy / "config.json").read_text())
-    record["resolved"] |= resolved
-    (copy / "config.json").write_text(json.dumps(record))
+    record["resolved"] |= resolved or {}
+    (copy / "config.json").write_text(json.dumps(record | settings))
     return copy
 
 
@@ -80,16 +80,16 @@ def test_data_other_than_the_run_was_trained_on_is_noticed(scored, cells, tmp_pa
     first = next(iter((tmp_path / "changed" / "images").glob(f"{resolved(folder)['split']['train'][0]}.*")))
     Pillow.fromarray(255 - np.asarray(Pillow.open(first))).save(first)
     for name, warned in (("same", False), ("changed", True)):
-        run = changed_settings(folder, tmp_path / f"run_{name}", data=str(tmp_path / name))
+        run = changed_settings(folder, tmp_path / f"run_{name}", {"data": str(tmp_path / name)})
         console = Console(file=io.StringIO(), width=200)
         assert evaluate(EvaluateConfig(run=run), console)["summary"] == before["summary"]
         assert ("not those the run was trained on" in console.file.getvalue()) == warned
 
 
 def test_a_delta_of_other_settings_is_told_from_the_runs_own(scored, tmp_path):
-    """Model, adapter, prompt, labels and seed agree; another learning rate makes another delta all the same."""
+    """Model, adapter, prompt, labels and seed agree; another warm-up makes another delta all the same."""
     folder, _ = scored
-    run = changed_settings(folder, tmp_path / "run", learning_rate=0.5)
+    run = changed_settings(folder, tmp_path / "run", warmup=0.5)
     with pytest.raises(
         ForeignDelta, match=r"was not made with the settings that config\.json beside it holds"
     ):
