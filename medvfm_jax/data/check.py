@@ -10,13 +10,14 @@ import numpy as np
 
 from medvfm_jax.data import check_cache
 from medvfm_jax.data.case_notes import line_of
-from medvfm_jax.data.findings import Finding, counted, named
+from medvfm_jax.data.findings import Finding, named
 from medvfm_jax.data.inspection import CaseFacts, inspect_case
 from medvfm_jax.data.mask_values import UNCLEAR_MASKS
 from medvfm_jax.data.names import shown
 from medvfm_jax.data.objects import MANY_PIECES, objects_of
 from medvfm_jax.data.records import BadDataset, Dataset
 from medvfm_jax.data.splits import Split
+from medvfm_jax.printable import counted
 
 ABOUT_PROMPTS = ("many pieces", "objects")  # kinds that concern nobody who simulates no prompts
 _OUTLIER = 2.0  # a spacing this many times larger or smaller than the median of the dataset
@@ -142,7 +143,9 @@ def _in_no_part(dataset: Dataset, split: Split | None) -> list[Finding]:
     unused = sorted(set(dataset.by_id) - set().union(*split)) if split is not None else []
     if not unused:
         return []
-    message = f"{len(unused)} of {len(dataset.cases)} cases are in no part of the split: {named(unused)}"
+    message = (
+        f"in no part of the split: {len(unused)} of {counted(len(dataset.cases), 'case')}: {named(unused)}"
+    )
     return [Finding("split", "note", message, tuple(unused))]
 
 

@@ -1,5 +1,6 @@
 import json
 import os
+import time
 
 import numpy as np
 import pytest
@@ -251,6 +252,22 @@ def test_a_case_is_read_again_when_one_of_its_files_changes_and_only_then(cells,
     assert list(check_dataset(open_dataset(cells)).bad_cases()) == ["cell_000"]
     check_dataset(open_dataset(cells), cached=False)
     assert len(read) == 5
+
+
+def test_a_file_replaced_with_its_old_times_is_read_again(cells, monkeypatch):
+    """Same path, size, inode and modification time; the time of the last change of the inode tells."""
+    path = cells / "masks" / "cell_000.png"
+    before, known = path.stat(), check_cache.key_of(path)
+    check_dataset(open_dataset(cells))
+    read = counting(monkeypatch)
+    time.sleep(0.05)  # longer than a tick of the clock of the file system
+    path.write_bytes(path.read_bytes()[::-1])
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = path.stat()
+    assert all(getattr(before, name) == getattr(after, name) for name in ("st_size", "st_ino", "st_mtime_ns"))
+    assert check_cache.key_of(path) != known
+    assert list(check_dataset(open_dataset(cells)).bad_cases()) == ["cell_000"]
+    assert len(read) == 1
 
 
 @pytest.mark.parametrize(
