@@ -25,6 +25,7 @@ from medvfm_jax.federated.round_hooks import RoundLine, RoundLog, recorder, site
 from medvfm_jax.federated.round_step import RoundStep
 from medvfm_jax.federated.systems.feddpa_inference import InstanceMixed, references_of
 from medvfm_jax.fetch import cache_dir
+from medvfm_jax.printable import counted
 from medvfm_jax.train import checkpoint, hooks, run_directory
 from medvfm_jax.train.assemble import delta_metadata
 from medvfm_jax.train.config import EvaluateConfig
@@ -116,7 +117,7 @@ def _announce(run: FederatedRun, say: Callable[[str], None]) -> None:
     config = run.config
     say(f"{config.model} with {config.preset}, {run.algorithm}: {run.size}")
     for client in run.clients:
-        holds = f": {len(client.patients)} patients, {client.samples} images or slices to train on"
+        holds = f": {counted(len(client.patients), 'patient')}, {client.samples} images or slices to train on"
         say(f"{client.name}{holds if run.tells_all else ' trains'}")
     for line in lines(run.checked, run.source.split):
         say(line)

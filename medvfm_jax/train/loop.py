@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 
+from medvfm_jax.printable import counted
 from medvfm_jax.train.interruption import deferred
 from medvfm_jax.train.state import TrainState
 from medvfm_jax.types import MedvfmError
@@ -99,7 +100,7 @@ def fit(
         while taken < steps:
             if following is None:
                 raise LoaderExhausted(
-                    f"The data ended after {taken} of {steps} steps; let the loader repeat or take fewer."
+                    f"The data ended after {taken} of {counted(steps, 'step')}; let the loader repeat or take fewer."
                 )
             (batch, loader_state), start = following, time.perf_counter()
             state, on_device = step(state, batch)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from medvfm_jax import json_text, local_paths
+from medvfm_jax.printable import counted
 from medvfm_jax.train.settings_record import FREE_TO_CHANGE, RESOLVED, contradiction
 from medvfm_jax.types import MedvfmError
 
@@ -330,7 +331,7 @@ def _check_record(record: Mapping[str, Any]) -> None:
 def describe_damage(path: Path, damaged: list[int]) -> str:
     """ "X has 2 damaged lines (3, 7)", for whoever leaves them out to say so."""
     shown = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
-    return f"{path} has {len(damaged)} damaged line{'s' * (len(damaged) > 1)} ({shown})"
+    return f"{path} has {counted(len(damaged), 'damaged line')} ({shown})"
 
 
 def truncate_metrics(folder: Path, step: int, say: Callable[[str], None]) -> None:

@@ -182,7 +182,7 @@ def test_what_does_not_fit_is_refused_before_the_model_runs(task, image, queries
 
 def test_a_delta_sees_as_many_channels_as_it_was_trained_on():
     model = segmenter(above_half, "semantic", channel_names=("T1", "T2"))
-    with pytest.raises(BadConfig, match=r"v\.nii\.gz has 1 channels; .* trained on 2 \(T1, T2\)"):
+    with pytest.raises(BadConfig, match=r"v\.nii\.gz has 1 channel; .* trained on 2 \(T1, T2\)"):
         model(volume())
     assert model(volume(channels=2)).labels.any()
 
