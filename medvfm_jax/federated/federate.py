@@ -219,10 +219,11 @@ def _unchanged(batch: Batch) -> Batch:
 
 
 def _shown(run: FederatedRun, display: ProgressDisplay) -> Callable[[StepEnd], None]:
-    """The progress bar, in images."""
+    """The progress bar, in images; of a private run without times, which follow from how many clients were drawn."""
+    if not run.tells_all:
+        return lambda end: display(end._replace(seconds=None))
     images = run.steps * run.config.batch_size
-    expected = round(run.config.participation * len(run.clients))  # a private run does not tell who came
-    return lambda end: display(end._replace(examples=images * int(end.metrics.get("participants", expected))))
+    return lambda end: display(end._replace(examples=images * int(end.metrics["participants"])))
 
 
 def _rate(config: FederateConfig) -> Callable[[int], float]:

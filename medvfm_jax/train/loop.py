@@ -59,7 +59,8 @@ class StepEnd(NamedTuple):
     """What a hook sees after a step.
 
     step: steps taken so far; steps: planned. loader_state: position after this step's batch.
-    metrics: numbers on the host. examples, seconds: of this step. last: nothing follows.
+    metrics: numbers on the host. examples, seconds: of this step; None where a display shall not show times. last:
+    nothing follows.
     """
 
     step: int
@@ -68,7 +69,7 @@ class StepEnd(NamedTuple):
     loader_state: Any
     metrics: dict[str, float]
     examples: int
-    seconds: float
+    seconds: float | None
     last: bool
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from medvfm_jax.train.config import AdaptConfig, BadConfig, EvaluateConfig, to_json
+from medvfm_jax.train.config import AdaptConfig, BadConfig, EvaluateConfig, from_json, to_json
 
 
 @pytest.mark.parametrize(
