@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from pathlib import Path
 from typing import Any, NoReturn
 
 DEEPEST = 64  # levels; what this package writes has about ten
@@ -44,6 +45,21 @@ def parse(text: bytes | str) -> Any:
         except UnicodeEncodeError as error:
             raise BadJson("it holds half a character") from error
     return value
+
+
+def read(path: Path) -> Any:
+    """The value in a file; raises BadJson as ``parse`` does, and for a file that cannot be read."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise BadJson(error.strerror or "the file system does not give it") from error
+    return parse(data)
+
+
+def shown(value: Any) -> str:
+    """A value as JSON writes it, for a message: cut off."""
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 40 else f"{text[:40]}..."
 
 
 def parse_object(text: bytes | str) -> dict[str, Any]:

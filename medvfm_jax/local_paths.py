@@ -11,8 +11,12 @@ from typing import Any
 
 from medvfm_jax.types import MedvfmError
 
-# Path("gs://a") is "gs:/a". A drive of Windows is one letter.
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
+# Path("gs://a") is "gs:/a", and Path("gs://") is "gs:". A drive of Windows is one letter.
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(?:/+(.*))?", re.DOTALL)
+_LOCAL = (
+    "file",
+    "hdfs",
+)  # with a third slash more often than with a host: what was given cannot be told from a Path
 _LONGEST_NAME, _LONGEST_PATH = 255, 4095  # bytes, of all common file systems
 
 
@@ -28,8 +32,10 @@ def check(path: str | Path, what: str = "The path") -> None:
     text = str(path)
     found = _SCHEME.fullmatch(text)
     if found is not None:
+        as_given = "://" in text or found[1].lower() in _LOCAL
+        shown = text if as_given else f"{found[1]}://{found[2] or ''}"
         raise BadPath(
-            f"{what} is {found[1]}://{found[2]:.200}, and {found[1]}:// is not supported: give a path on a disk of "
+            f"{what} is {shown:.200}, and {found[1]}:// is not supported: give a path on a disk of "
             "this machine, such as a mounted bucket, and copy the files where they belong."
         )
     if "\0" in text:
@@ -50,7 +56,7 @@ def check_all(settings: Any) -> None:
         value = getattr(settings, field.name)
         for part in value if isinstance(value, tuple | list) else (value,):
             if isinstance(part, PurePath) or (isinstance(part, str) and _SCHEME.fullmatch(part)):
-                check(part, field.name)
+                check(part, field.name.rstrip("_"))
 
 
 def file_word(name: str) -> str:

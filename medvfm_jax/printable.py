@@ -23,3 +23,8 @@ def shortened(text: str, longest: int = LONGEST_NAME) -> str:
         return text
     end = longest // 4
     return f"{text[: longest - end]}...({len(text)} characters)...{text[-end:]}"
+
+
+def counted(number: int, word: str) -> str:
+    """ "1 case", "3 cases", "1,000 cases"."""
+    return f"{number:,} {word}{'' if number == 1 else 's'}"

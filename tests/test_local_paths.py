@@ -15,7 +15,11 @@ from medvfm_jax.types import MedvfmError
         ("gs://bucket/run", "gs://bucket/run"),
         (Path("gs://bucket/run"), "gs://bucket/run"),
         ("s3://b", "s3://b"),
-        ("file:///tmp/x", "file://tmp/x"),
+        ("file:///tmp/x", "file:///tmp/x"),
+        ("hdfs:///", "hdfs:///"),
+        (Path("hdfs:///"), "hdfs:"),
+        (Path("hdfs:///data/x"), "hdfs:/data/x"),
+        (Path("gs://"), "gs://"),
         ("hdfs+x.y-1://h/p", "hdfs+x.y-1://h/p"),
     ],
 )
@@ -47,6 +51,7 @@ class Settings:
     out: Path | None = None
     images: tuple[Path, ...] = ()
     data: str = "cells"
+    from_: Path | None = None
     steps: int = 1
 
 
@@ -57,11 +62,12 @@ class Settings:
         ("images", (Path("a"), Path("s3://x"))),
         ("data", "gs://x"),
         ("out", Path("a" * 300)),
+        ("from_", Path("gs://x")),  # an option named like a word of Python
     ],
 )
 def test_every_path_of_a_record_is_checked_and_named(changed, value):
     check_all(Settings(Path("a"), (Path("b"),), "a" * 300))  # a text that is no path may be long
-    with pytest.raises(BadPath, match=f"^{changed} is "):
+    with pytest.raises(BadPath, match=f"^{changed.rstrip('_')} is "):
         check_all(Settings(**{changed: value}))
 
 

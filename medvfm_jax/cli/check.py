@@ -13,7 +13,7 @@ from rich.table import Table
 
 from medvfm_jax.cli import console
 from medvfm_jax.data import Dataset, Split, open_dataset, split
-from medvfm_jax.data.check import DatasetCheck, check_dataset
+from medvfm_jax.data.check import DatasetCheck, check_dataset, has_unclear_masks
 from medvfm_jax.data.findings import Finding, Findings
 from medvfm_jax.data.inspection import CaseFacts
 from medvfm_jax.train.config import ObjectChoice
@@ -89,7 +89,7 @@ def _tell(
         groups = {"all": sorted(found.facts)}
         groups |= {_PARTS[name]: list(cases) for name, cases in (parts._asdict() if parts else {}).items()}
         sizes = [_sizes(dataset, name, cases, found.facts) for name, cases in groups.items()]
-        labels = _labels(dataset, found.facts)
+        labels = [] if has_unclear_masks(dataset.findings) else _labels(dataset, found.facts)
     record = {
         "data": data, "errors": len(found.errors), "notes": len(found.notes), "seconds": round(seconds, 3),
         "findings": [f._asdict() for f in found.findings], "parts": sizes, "labels": labels,

@@ -10,6 +10,7 @@ import numpy as np
 
 from medvfm_jax import weights
 from medvfm_jax.adapters.lora_kernels import Qkv
+from medvfm_jax.cli import console
 from medvfm_jax.cli.targets import check_target
 from medvfm_jax.fetch import sha256_of
 from medvfm_jax.train import assemble, run_directory
@@ -48,6 +49,8 @@ def export_run(
     if file is None and record is not None and record.get("weights"):
         file = Path(record["weights"])
     loaded = assemble.load_adapted(path, model=None, dtype="float32", file=file, run=record)
+    if loaded.note:
+        console.warn(loaded.note)
     delta, metadata, params = loaded.delta, loaded.metadata, loaded.base.params
     adapter, name = metadata["adapter"], metadata["base"]
     merged = loaded.adapted.merge(params, delta)

@@ -104,6 +104,8 @@ def _outline(image: Image) -> Image:
 
 
 def _warn(args: SegmentArgs, segmenter: Segmenter, images: Sequence[Image]) -> None:
+    if segmenter.note:
+        console.warn(segmenter.note)
     if args.point and "point" not in segmenter.prompts:
         what = args.model if args.delta is None and args.run is None else "this delta"
         console.warn(

@@ -11,6 +11,7 @@ from medvfm_jax import fetch, weights
 from medvfm_jax.cli import console
 from medvfm_jax.cli.errors import BadUsage
 from medvfm_jax.cli.targets import check_target
+from medvfm_jax.printable import counted
 from medvfm_jax.types import MedvfmError
 from medvfm_jax.weights import registry
 
@@ -153,7 +154,7 @@ def _verify(args: Verify) -> None:
         raise NoFit(f"{error}")
     console.result(
         record,
-        f"{args.file}: {record['bytes']} bytes, sha256 {digest}\n"
+        f"{args.file}: {counted(record['bytes'], 'byte')}, sha256 {digest}\n"
         f"  {'the published ' + known.name if known else 'not among the published files with a known digest'}\n"
         f"  fits {_enumerate(fits)}",
     )

@@ -10,12 +10,14 @@ import numpy as np
 
 from medvfm_jax.data import check_cache
 from medvfm_jax.data.case_notes import line_of
-from medvfm_jax.data.findings import Finding, counted, named
+from medvfm_jax.data.findings import Finding, named
 from medvfm_jax.data.inspection import CaseFacts, inspect_case
+from medvfm_jax.data.mask_values import UNCLEAR_MASKS
 from medvfm_jax.data.names import shown
 from medvfm_jax.data.objects import MANY_PIECES, objects_of
 from medvfm_jax.data.records import BadDataset, Dataset
 from medvfm_jax.data.splits import Split
+from medvfm_jax.printable import counted
 
 ABOUT_PROMPTS = ("many pieces", "objects")  # kinds that concern nobody who simulates no prompts
 _OUTLIER = 2.0  # a spacing this many times larger or smaller than the median of the dataset
@@ -66,14 +68,21 @@ def check_dataset(
     """
     names = sorted(dataset.by_id) if cases is None else list(cases)
     facts = _inspect(dataset, names, track, say, cached)
+    unclear = has_unclear_masks(dataset.findings)
     findings = [
         *dataset.findings,
-        *_of_cases(facts),
+        *_of_cases(facts, unclear),
         *_in_no_part(dataset, split),
         *_between(dataset, facts, split),
+        *([] if unclear else [*_labels(dataset, facts), *_pieces(dataset, facts), *_objects(facts)]),
     ]
     findings.sort(key=lambda finding: finding.severity != "error")  # stable
     return DatasetCheck(facts, tuple(findings))
+
+
+def has_unclear_masks(findings: Iterable[Finding]) -> bool:
+    """Whether nobody knows what the numbers in the masks mean, so that nothing can be said about labels."""
+    return any(finding.kind == UNCLEAR_MASKS and finding.severity == "error" for finding in findings)
 
 
 def _inspect(
@@ -104,8 +113,8 @@ def _inspect(
     return {name: found[name] for name in names}
 
 
-def _of_cases(facts: Mapping[str, CaseFacts]) -> list[Finding]:
-    """Each problem of each case, and the notes about single cases together."""
+def _of_cases(facts: Mapping[str, CaseFacts], unclear: bool) -> list[Finding]:
+    """Each problem of each case, and the notes about single cases together; ``unclear``: without those on labels."""
     errors = [
         Finding(problem.kind, "error", problem.message, (case,))
         for case, found in facts.items()
@@ -117,7 +126,7 @@ def _of_cases(facts: Mapping[str, CaseFacts]) -> list[Finding]:
     if constant:
         message = f"the same value everywhere in {counted(len(constant), 'image')}: {named(constant)}"
         notes.append(Finding("constant image", "note", message, tuple(constant)))
-    if empty:
+    if empty and not unclear:
         message = f"nothing but background in {len(empty)} of {len(facts)} label maps: {named(empty)}"
         notes.append(Finding("empty label", "note", message, tuple(empty)))
     read: dict[str, dict[str, float]] = defaultdict(dict)
@@ -134,7 +143,9 @@ def _in_no_part(dataset: Dataset, split: Split | None) -> list[Finding]:
     unused = sorted(set(dataset.by_id) - set().union(*split)) if split is not None else []
     if not unused:
         return []
-    message = f"{len(unused)} of {len(dataset.cases)} cases are in no part of the split: {named(unused)}"
+    message = (
+        f"in no part of the split: {len(unused)} of {counted(len(dataset.cases), 'case')}: {named(unused)}"
+    )
     return [Finding("split", "note", message, tuple(unused))]
 
 
@@ -142,7 +153,7 @@ def _between(dataset: Dataset, facts: Mapping[str, CaseFacts], split: Split | No
     """What only a comparison of cases shows."""
     return [
         *_duplicates(dataset, facts, split), *_patients(dataset), *_names(dataset), *_spacings(facts),
-        *_channels(facts), *_labels(dataset, facts), *_pieces(dataset, facts),
+        *_channels(facts),
     ]  # fmt: skip
 
 
@@ -257,4 +268,39 @@ def _pieces(dataset: Dataset, facts: Mapping[str, CaseFacts]) -> list[Finding]:
                 "--objects components draws one around each"
             )
             findings.append(Finding("many pieces", "note", message))
+    return findings
+
+
+def _objects(facts: Mapping[str, CaseFacts]) -> list[Finding]:
+    """Where instance maps and label maps differ: training and scores of classes follow the label maps."""
+    found = {case: f.agreement for case, f in facts.items() if f.agreement is not None}
+    outside = {case: a for case, a in found.items() if a.outside}
+    uncovered = {case: a for case, a in found.items() if a.uncovered}
+    several = {case: a for case, a in found.items() if a.several}
+    findings = []
+
+    def note(kind: str, message: str, cases: Mapping[str, Any]) -> None:
+        message = f"{message}, in {counted(len(cases), 'case')}: {named(list(cases))}"
+        findings.append(Finding(kind, "note", message, tuple(cases)))
+
+    if outside:
+        pixels, lost = (sum(getattr(a, name) for a in outside.values()) for name in ("outside", "lost"))
+        wholly = f"; {counted(lost, 'object')} wholly, so no prompt is about {'it' if lost == 1 else 'them'}"
+        message = (
+            f"{counted(pixels, 'pixel')} of objects in instances/ are background in masks/ and taken as such"
+        )
+        note("instances outside masks", message + (wholly if lost else ""), outside)
+    if uncovered:
+        pixels = counted(sum(a.uncovered for a in uncovered.values()), "pixel")
+        message = (
+            f"{pixels} of classes in masks/ belong to no object in instances/, so no prompt is about them"
+        )
+        note("masks without instances", message, uncovered)
+    if several:
+        objects = counted(sum(a.several for a in several.values()), "object")
+        note(
+            "instances in several classes",
+            f"{objects} in instances/ with pixels of several classes in masks/",
+            several,
+        )
     return findings

@@ -11,7 +11,7 @@ from typing import Any
 import medvfm_jax
 from medvfm_jax.fetch import cache_dir
 
-_FORMAT = 2
+_FORMAT = 3
 _LARGEST = 256 << 20  # bytes of a file that can be ours
 
 
@@ -27,9 +27,10 @@ def key_of(*paths: Path | None) -> str | None:
     try:
         for path in paths:
             state = None if path is None else path.stat()
-            words.append(
-                None if state is None else (str(path), state.st_size, state.st_mtime_ns, state.st_ino)
-            )
+            # The time of the last change of the inode as well: no program sets it, so a file that was replaced and
+            # given its old modification time is known.
+            times = () if state is None else (state.st_mtime_ns, state.st_ctime_ns)
+            words.append(None if state is None else (str(path), state.st_size, *times, state.st_ino))
     except OSError:
         return None
     return hashlib.sha256(repr(words).encode(errors="replace")).hexdigest()[:32]

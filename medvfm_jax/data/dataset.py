@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from medvfm_jax.data import folders, mni152, nnunet
 from medvfm_jax.data.case_notes import ALLOWED, ROUNDED
-from medvfm_jax.data.findings import Findings
+from medvfm_jax.data.findings import Findings, note_hidden
 from medvfm_jax.data.names import check_inside
 from medvfm_jax.data.records import (
     BadCase,
@@ -27,6 +27,7 @@ from medvfm_jax.images import BadImage, Image, read, read_labels
 from medvfm_jax.images.geometry import Mismatch, mismatch
 from medvfm_jax.images.image import TURNED
 from medvfm_jax.images.reading import distinct_values
+from medvfm_jax.printable import counted
 from medvfm_jax.types import IGNORE
 
 _LARGEST_NUMBER = 1 << 20  # of an object; tables are made for all numbers below the largest
@@ -74,6 +75,7 @@ def open_dataset(
             "or nnU-Net's dataset.json, imagesTr/ and labelsTr/."
         )
     check_sites(sites, set(dataset.by_id), folder / "sites.csv", found)
+    note_hidden(folder, found)
     return dataclasses.replace(
         dataset,
         allow_geometry_mismatch=allow_geometry_mismatch,
@@ -85,8 +87,8 @@ def open_dataset(
 def read_case(dataset: Dataset, case: Case | str) -> LoadedCase:
     """Read image, label map and instance map of a case, and check that they belong together.
 
-    Raises BadCase if a file cannot be read, GeometryMismatch if shapes or affines differ, UnknownLabel for
-    values the dataset does not declare.
+    Raises BadCase if a file cannot be read or all objects lie outside the classes, GeometryMismatch if shapes or
+    affines differ, UnknownLabel for values the dataset does not declare.
     """
     case = dataset.case(case) if isinstance(case, str) else case
     try:
@@ -99,6 +101,8 @@ def read_case(dataset: Dataset, case: Case | str) -> LoadedCase:
         image = image._replace(array=dataset.alter(case, image.array))
     if label is None and instances is not None:
         label = (instances > 0).astype(np.int32)
+    elif instances is not None:
+        check_overlap(case, label, instances)
     return LoadedCase(case, image, label, instances)
 
 
@@ -117,9 +121,10 @@ def read_image(dataset: Dataset, case: Case) -> Image:
     colours = not first.is_volume and len(case.images) == 1 and len(names) <= 1
     if count != expected and not colours:
         shape = f"shape {first.array.shape}: " if first.is_volume else ""
+        times = " or time points" if shape and count > 1 else ""
         where = f"dataset.json names {len(names)} ({', '.join(names)})" if names else f"expected {expected}"
         raise WrongChannels(
-            f"Case '{case.id}' in {dataset.folder} has {shape}{count} channels{' or time points' if shape else ''}; "
+            f"Case '{case.id}' in {dataset.folder} has {shape}{counted(count, 'channel')}{times}; "
             f"{where}. Store one file per channel, or keep one time point."
         )
     if (dataset.dimension == 3) != first.is_volume:
@@ -145,7 +150,7 @@ def read_label(dataset: Dataset, case: Case, image: Image) -> NDArray[np.int32]:
         count = int(np.isin(raw, unknown).sum())
         shown = ", ".join(map(str, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
         raise UnknownLabel(
-            f"{case.label} has {count:,} pixels with the value {shown}, which {_where_declared(dataset)} does "
+            f"{case.label} has {counted(count, 'pixel')} with the value {shown}, which {_where_declared(dataset)} does "
             f"not declare; expected {', '.join(map(str, sorted(known)))}."
         )
     values = np.array(sorted(known))
@@ -171,6 +176,20 @@ def read_instances(dataset: Dataset, case: Case, image: Image) -> NDArray[np.int
             f"and 1, 2, ... up to {_LARGEST_NUMBER:,}."
         )
     return numbers
+
+
+def check_overlap(case: Case, label: NDArray[np.int32], numbers: NDArray[np.int32]) -> None:
+    """Raise BadCase if there are objects and none lies in a class of the label map.
+
+    label: class indices or IGNORE, numbers: of objects, both of the same shape. What lies outside in part is no error.
+    """
+    objects = numbers > 0
+    if objects.any() and not (objects & (label != 0)).any():
+        count, foreground = len(distinct_values(numbers[objects])), int((label > 0).sum())
+        raise BadCase(
+            f"{case.instances} does not belong to {case.label}: {counted(count, 'object')}, none with a pixel among "
+            f"the {counted(foreground, 'pixel')} of the classes; export both from the same image."
+        )
 
 
 def _note(dataset: Dataset, case: Case, image: Image) -> None:

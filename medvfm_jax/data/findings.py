@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 from medvfm_jax.data.names import shown
 from medvfm_jax.data.records import BadDataset
+from medvfm_jax.printable import counted
 
 _NAMED = 3  # names in a message
 
@@ -53,9 +54,19 @@ def note_unused(folder: Path, names: Sequence[str], found: Findings) -> None:
         found.note("unused files", message, names)
 
 
-def counted(number: int, word: str) -> str:
-    """ "1 case", "3 cases"."""
-    return f"{number:,} {word}{'' if number == 1 else 's'}"
+def note_hidden(folder: Path, found: Findings) -> None:
+    """Note files and folders with a leading dot, in the folder of a dataset and in those of its images."""
+    read = (folder, *(folder / name for name in ("images", "masks", "instances", "imagesTr", "labelsTr")))
+    names = sorted(
+        path.relative_to(folder).as_posix()
+        for part in read
+        if part.is_dir()
+        for path in part.iterdir()
+        if path.name.startswith(".")
+    )
+    if names:
+        message = f"hidden files are not read: {counted(len(names), 'name')} with a leading dot in {folder}"
+        found.note("hidden files", f"{message}: {named(names)}", names)
 
 
 def named(names: Sequence[object]) -> str:

@@ -32,11 +32,11 @@ def open_folder(
     if not images:
         raise BadDataset(f"{folder / 'images'} has no images; expected {', '.join(SUFFIXES)}.")
     reference = masks or instances
-    for files, what in ((masks, "mask"), (instances, "instance map")):
+    for files, what in ((masks, "a mask"), (instances, "an instance map")):
         orphans = sorted(set(files) - set(images))
         if orphans:
             error = BadDataset(
-                f"{folder} has a {what} but no image for {named(orphans)} ({len(orphans)} such)."
+                f"{folder} has {what} but no image for {named(orphans)} ({len(orphans)} such)."
             )
             found.error("label without image", error, orphans)
     names = sorted(set(images) & set(reference))

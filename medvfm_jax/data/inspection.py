@@ -1,12 +1,13 @@
 """Everything that can be said about one case from its files alone, errors included."""
 
 import hashlib
+from collections import Counter
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medvfm_jax.data.dataset import read_image, read_instances, read_label
+from medvfm_jax.data.dataset import check_overlap, read_image, read_instances, read_label
 from medvfm_jax.data.objects import pieces
 from medvfm_jax.data.records import BadCase, Case, Dataset, GeometryMismatch, UnknownLabel, WrongChannels
 from medvfm_jax.images import BadImage, Image, read_labels
@@ -24,12 +25,26 @@ class Problem(NamedTuple):
     message: str
 
 
+class Agreement(NamedTuple):
+    """How an instance map and a label map of the same case differ; pixels nobody labelled count for neither.
+
+    outside: pixels of objects on the background. lost: objects wholly there. uncovered: pixels of a class that no
+    object has. several: objects in more than one class.
+    """
+
+    outside: int
+    lost: int
+    uncovered: int
+    several: int
+
+
 class CaseFacts(NamedTuple):
     """What was found in a case; of an image or label map that cannot be read, nothing.
 
     grid: (H, W) or (X, Y, Z). spacing: mm, None if unknown. low, high: smallest and largest intensity. digest: of the
     pixels. pixels: per class index. unlabelled: pixels no score looks at. pieces: per foreground class, see
-    ``objects.pieces``. instances: number of objects, None without a map. notes: about how it was read, each with a
+    ``objects.pieces``. instances: number of objects, None without a map. agreement: of them with the label map, None
+    without both. notes: about how it was read, each with a
     displacement in mm where it is about one (``case_notes``).
     """
 
@@ -45,11 +60,13 @@ class CaseFacts(NamedTuple):
     unlabelled: int = 0
     pieces: tuple[float, ...] = ()
     instances: int | None = None
+    agreement: "Agreement | None" = None
     notes: tuple[tuple[str, float], ...] = ()
 
     def record(self) -> dict[str, Any]:
         """As JSON can hold it."""
         return self._asdict() | {
+            "agreement": None if self.agreement is None else list(self.agreement),
             "problems": [list(problem) for problem in self.problems],
             "notes": [list(note) for note in self.notes],
         }
@@ -67,6 +84,7 @@ class CaseFacts(NamedTuple):
             float(record["low"]), float(record["high"]), str(record["digest"]), numbers("pixels", int) or (),
             int(record["unlabelled"]), numbers("pieces", float) or (),
             None if record["instances"] is None else int(record["instances"]),
+            None if record["agreement"] is None else Agreement(*map(int, record["agreement"])),
             tuple((str(note), float(displacement)) for note, displacement in record["notes"]),
         )  # fmt: skip
 
@@ -97,12 +115,28 @@ def inspect_case(dataset: Dataset, case: Case) -> CaseFacts:
             facts = facts._replace(instances=len(set(distinct_values(numbers)) - {0}))
             if case.label is None:
                 facts = facts._replace(**_of_label(dataset, (numbers > 0).astype(np.int32), image))
+            elif label is not None:
+                attempt("instance map", check_overlap, case, label, numbers)
+                facts = facts._replace(agreement=_agreement(dataset, label, numbers))
     if case.label is None and case.instances is None:
         message = (
             f"Case '{case.id}' in {dataset.folder} has no reference; it can be neither trained on nor scored."
         )
         problems.append(Problem("image without label", message))
     return facts._replace(problems=tuple(problems), notes=dataset.notes.of(case.id))
+
+
+def _agreement(dataset: Dataset, label: NDArray[np.int32], numbers: NDArray[np.int32]) -> Agreement:
+    objects = numbers > 0
+    classes = [set(distinct_values(numbers[label == index])) - {0} for index in range(1, dataset.classes)]
+    elsewhere = set(distinct_values(numbers[label != 0])) - {0}
+    outside = objects & (label == 0)
+    return Agreement(
+        int(outside.sum()),
+        len(set(distinct_values(numbers[outside])) - elsewhere),
+        int(((label > 0) & ~objects).sum()),
+        sum(count > 1 for count in Counter(number for found in classes for number in found).values()),
+    )
 
 
 def _of_image(image: Image) -> dict[str, Any]:

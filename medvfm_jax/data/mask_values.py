@@ -1,21 +1,23 @@
 """What the numbers in the masks of a plain folder stand for: decided over all files at once, or refused."""
 
-import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from medvfm_jax import json_text
 from medvfm_jax.data import check_cache
 from medvfm_jax.data.findings import Findings, named
 from medvfm_jax.data.names import check_text
 from medvfm_jax.data.records import BadDataset, whole_number
 from medvfm_jax.images import BadImage, read_labels
 from medvfm_jax.images.reading import distinct_values, suffix_of
+from medvfm_jax.printable import counted
 
 _MOST_CLASSES = 64  # more distinct values, or larger ones among several, are instance numbers or grey levels
 _UNLABELLED = 255  # among class numbers of one file, the customary value for pixels nobody labelled
 _THREADS = 2
+UNCLEAR_MASKS = "mask convention"  # kind of the finding
 _LOSSY = (".jpg", ".jpeg")
 
 
@@ -54,7 +56,8 @@ def scheme_of(folder: Path, masks: Sequence[Path], found: Findings) -> LabelSche
         try:
             _refuse_unclear(folder, per_file, values)
         except UnclearMasks as error:
-            found.error("mask convention", error)
+            found.error(UNCLEAR_MASKS, error)
+            return _several(others)  # for those who go on; nobody is told what it would mean
         scheme = _several(others)
     _say(folder, scheme, len(masks), found)
     return scheme
@@ -88,8 +91,8 @@ def _refuse_unclear(folder: Path, per_file: Mapping[Path, set[int]], values: Seq
     if alone and rest:
         other = sorted(set().union(*(per_file[path] for path in rest)) - {0, _UNLABELLED})
         raise UnclearMasks(
-            f"{masks} mixes conventions: {len(alone)} files have 0 and 255 ({named(alone)}), {len(rest)} have "
-            f"{_listed(other)} ({named([path.name for path in rest])}); {remedy}"
+            f"{masks} mixes conventions: {counted(len(alone), 'file')} with 0 and 255 ({named(alone)}), {len(rest)} "
+            f"with {_listed(other)} ({named([path.name for path in rest])}); {remedy}"
             f"{', with 255 as ignore if it means not labelled' if other else ''}."
         )
     if max(classes) > _MOST_CLASSES:
@@ -111,18 +114,18 @@ def _say(folder: Path, scheme: LabelScheme, files: int, found: Findings) -> None
         return
     meaning = [f"{value} {name}" for name, value in zip(scheme.labels, scheme.values, strict=True)]
     meaning += [f"{scheme.ignore} not labelled"] if scheme.ignore is not None else []
-    found.note("mask values", f"numbers in the {files} masks of {folder}: {', '.join(meaning)}")
+    found.note("mask values", f"numbers in {counted(files, 'mask')} of {folder}: {', '.join(meaning)}")
 
 
 def _declared(path: Path) -> LabelScheme:
     try:
-        table = {
-            check_text(str(name), path, "label"): whole_number(value)
-            for name, value in json.loads(path.read_text(encoding="utf-8")).items()
-        }
+        found = json_text.read(path)
+        if not isinstance(found, dict):
+            raise json_text.BadJson(f"it holds {json_text.shown(found)}")
+        table = {check_text(name, path, "label"): whole_number(value) for name, value in found.items()}
     except BadDataset:
         raise
-    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+    except ValueError as error:
         raise BadDataset(f'{path} cannot be read ({error}); expected {{"background": 0, ...}}.') from error
     ignore = table.pop("ignore", None)
     ordered = sorted(table.items(), key=lambda item: item[1])

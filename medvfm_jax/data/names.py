@@ -53,6 +53,16 @@ def check_text(text: str, where: Path | str, what: str) -> str:
     return text
 
 
+def check_site(name: str, where: Path | str) -> str:
+    """The name of a site, under which a federation stores what the site keeps. Raises BadName."""
+    check_text(name, where, "site")
+    if name.startswith(".") or any(c in "/\\" for c in name):
+        raise BadName(
+            f"{where} has a site named {shown(name)}, which begins with a dot or contains a path separator; rename it."
+        )
+    return name
+
+
 def _wrong(text: str) -> str | None:
     if not text.strip():
         return "is empty"

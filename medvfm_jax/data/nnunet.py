@@ -4,17 +4,18 @@ v2: ``dataset.json``, ``imagesTr/CASE_0000.nii.gz`` (one file per channel), ``la
 v1 and Decathlon: ``modality`` instead of ``channel_names``, labels as number -> name.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from medvfm_jax.data.findings import Findings, counted, named, note_unused
+from medvfm_jax import json_text
+from medvfm_jax.data.findings import Findings, named, note_unused
 from medvfm_jax.data.names import check_inside, check_name, check_text, path_text, shown
 from medvfm_jax.data.records import BadDataset, Case, Dataset, whole_number
 from medvfm_jax.data.sites import NO_SITES, SiteTable
 from medvfm_jax.images.reading import NIFTI, SUFFIXES, suffix_of
+from medvfm_jax.printable import counted
 
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 
@@ -40,7 +41,7 @@ def open_nnunet(
     channels = _channel_names(folder, info)
     ending = _ending(folder, info)
     listed = _listed(folder, info, found)
-    files = listed or _found(folder, ending, found)
+    files = listed or _found(folder, info, ending, found)
     if not files:
         raise BadDataset(f"{folder / 'imagesTr'} has no '*{ending}' images; expected CASE_0000{ending}.")
     cases = []
@@ -80,14 +81,22 @@ def _check_case(
     check_name(name, folder)
     if not images or (channels and len(images) not in (1, len(channels))):
         raise _WrongChannels(
-            f"Case '{name}' in {folder} has {len(images)} channel files; dataset.json names {len(channels)} "
-            f"channels ({', '.join(channels)})."
+            f"Case '{name}' in {folder} has {counted(len(images), 'channel file')}; dataset.json names "
+            f"{counted(len(channels), 'channel')} ({', '.join(channels)})."
         )
     for path in (*images, label):
         check_inside(path, folder, follow_links)
     missing = next((p for p in (*images, label) if not p.is_file()), None)
     if missing is not None:
-        raise _MissingFile(f"Case '{name}' has no file {path_text(missing)}.")
+        numbered = images[0].name.startswith(f"{name}_0000")
+        remedy = (
+            ""
+            if numbered
+            else f"; an image is named after its label, LABEL_0000{suffix_of(images[0])}: rename it"
+        )
+        raise _MissingFile(
+            f"Case '{name}' has no file {path_text(missing)}{remedy if missing == label else ''}."
+        )
 
 
 def _ending(folder: Path, info: dict[str, Any]) -> str:
@@ -110,10 +119,11 @@ def _count(
     """Whatever lies in the folders without becoming a case."""
     used = {path for images, label in files.values() for path in (*images, label)}
     expected = info.get("numTraining")
-    if isinstance(expected, int) and expected != len(files):
+    if expected not in (None, len(files)):
         found.note(
             "number of cases",
-            f"{folder / 'dataset.json'} says numTraining={expected}; {len(files)} cases are here",
+            f"{folder / 'dataset.json'} says numTraining={expected}; {counted(len(files), 'case')} "
+            f"{'is' if len(files) == 1 else 'are'} here",
         )
     for kind in ("imagesTr", "labelsTr"):
         unused = [path for path in _image_files(folder / kind) if path not in used]
@@ -159,12 +169,25 @@ def _image_files(folder: Path) -> list[Path]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        info = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        info = json_text.read(path)
+    except json_text.BadJson as error:
         raise BadDataset(f"{path} cannot be read ({error}); expected JSON.") from error
     if not isinstance(info, dict) or not isinstance(info.get("labels"), dict):
         raise BadDataset(f'{path} has no \'labels\'; expected a table like {{"background": 0, "liver": 1}}.')
+    for name, (kinds, what) in _KINDS.items():
+        value = info.get(name)
+        if value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
+            raise BadDataset(f"{path} has the {name} {json_text.shown(value)}; expected {what}.")
     return info
+
+
+_KINDS = {
+    "numTraining": (int, "a number of cases"),
+    "dataset": (dict, "a table of images and label for each case"),
+    "channel_names": (dict | list, 'a table of channel names like {"0": "T1", "1": "T2"}'),
+    "modality": (dict | list, 'a table of channel names like {"0": "T1", "1": "T2"}'),
+    **dict.fromkeys(("name", "licence", "license", "note", "file_ending"), (str, "a text")),
+}
 
 
 def _labels(folder: Path, info: dict[str, Any]) -> tuple[dict[str, int], tuple[int, ...], int | None]:
@@ -208,36 +231,60 @@ def _labels(folder: Path, info: dict[str, Any]) -> tuple[dict[str, int], tuple[i
 
 def _channel_names(folder: Path, info: dict[str, Any]) -> tuple[str, ...]:
     table = info.get("channel_names") or info.get("modality") or {}
-    if isinstance(table, list):
-        return tuple(map(str, table))
     try:
-        return tuple(str(name) for _, name in sorted(table.items(), key=lambda item: int(item[0])))
-    except (AttributeError, ValueError) as error:
+        in_order = sorted(table.items(), key=lambda item: int(item[0])) if isinstance(table, dict) else None
+    except ValueError:
+        in_order = [("", None)]
+    names = table if in_order is None else [name for _, name in in_order]
+    if not all(isinstance(name, str) for name in names):
         raise BadDataset(
             f'{folder / "dataset.json"} has channel names that are no table like {{"0": "T1", "1": "T2"}}.'
-        ) from error
+        )
+    return tuple(check_text(name, folder / "dataset.json", "channel") for name in names)
 
 
 def _guess_ending(images: Path) -> str:
-    found = (
-        sorted(suffix_of(p) for p in images.iterdir() if suffix_of(p) in SUFFIXES) if images.is_dir() else []
-    )
+    found = sorted(map(suffix_of, _image_files(images)))
     return found[0] if found else ".nii.gz"
 
 
-def _found(folder: Path, ending: str, found: Findings) -> dict[str, tuple[list[Path], Path]]:
+def _found(
+    folder: Path, info: dict[str, Any], ending: str, found: Findings
+) -> dict[str, tuple[list[Path], Path]]:
     """Case -> channel files in order, label file; from the names in imagesTr."""
     images = folder / "imagesTr"
     if not images.is_dir():
         raise BadDataset(f"{folder} has a dataset.json but no folder imagesTr.")
     cases: dict[str, dict[int, Path]] = {}
+    labels, without_number = folder / "labelsTr", []
     for path in sorted(images.iterdir()):
         if path.name.startswith(".") or not path.name.lower().endswith(ending.lower()):
             continue
         stem = path.name[: -len(ending)]
         match = _CHANNEL.fullmatch(stem)
+        if (
+            match
+            and (labels / f"{stem}{ending}").is_file()
+            and not (labels / f"{match['case']}{ending}").is_file()
+        ):
+            match = None  # "scan_0007" is a case of that name, as its label says, and not channel 7 of "scan"
+        if match is None:
+            without_number.append(path.name)
         case, channel = (match["case"], int(match["channel"])) if match else (stem, 0)
-        cases.setdefault(case, {})[channel] = path
+        first = cases.setdefault(case, {}).setdefault(channel, path)
+        if first is not path:
+            error = BadDataset(
+                f"Case {shown(case)} in {images} has two files for channel 0 ({first.name}, {path.name}); remove one, "
+                f"or rename them to NAME_0000{ending} with two names."
+            )
+            found.error("two formats", error, [case])
+    if without_number and "channel_names" in info:  # the Decathlon has no such numbers
+        found.note(
+            "channel number",
+            f"no channel number in the names of {counted(len(without_number), 'image')} in {images}, taken for channel "
+            f"0: {named(without_number)}; nnU-Net wants NAME_0000{ending}, so rename them",
+            without_number,
+        )
     for case, channels in list(cases.items()):
         if sorted(channels) != list(range(len(channels))):
             error = BadDataset(
@@ -245,7 +292,6 @@ def _found(folder: Path, ending: str, found: Findings) -> dict[str, tuple[list[P
             )
             found.error("channels", error, [case])
             del cases[case]
-    labels = folder / "labelsTr"
     return {c: ([files[i] for i in sorted(files)], labels / f"{c}{ending}") for c, files in cases.items()}
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from medvfm_jax import json_text
 from medvfm_jax.data.case_notes import CaseNotes
 from medvfm_jax.images import Image
 from medvfm_jax.types import MedvfmError
@@ -36,9 +37,13 @@ class UnknownLabel(BadCase):
 
 
 def whole_number(value: Any) -> int:
-    """A label value as JSON gives it -> int; TypeError or ValueError for anything but a whole number."""
-    if not np.isfinite(float(value)) or int(value) != float(value):
-        raise ValueError(f"{value} is not a whole number")
+    """A label value as JSON gives it -> int; ValueError, a clause for a message, for anything but a whole number."""
+    try:
+        number = float("nan") if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = float("nan")
+    if not np.isfinite(number) or int(value) != number:
+        raise ValueError(f"{json_text.shown(value)} is no whole number")
     return int(value)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from medvfm_jax.data.findings import Findings, named
-from medvfm_jax.data.names import check_text, shown
+from medvfm_jax.data.names import check_site, check_text, shown
 from medvfm_jax.data.records import BadDataset, Dataset
 from medvfm_jax.images.reading import SUFFIXES, stem_of, suffix_of
 
@@ -52,7 +52,8 @@ def read_table(path: Path) -> SiteTable:
             columns = set(reader.fieldnames or ())
             if not {"file", "site"} <= columns:
                 raise BadDataset(
-                    f"{path} has the columns {sorted(columns)}; expected file, site and maybe patient."
+                    f"{path} has the columns {', '.join(sorted(columns)) or 'of an empty file'}; expected file, site "
+                    "and maybe patient."
                 )
             for row in reader:
                 file_name = (row["file"] or "").strip()
@@ -64,7 +65,7 @@ def read_table(path: Path) -> SiteTable:
                         "image without folders."
                     )
                 patient, site = (row.get("patient") or "").strip(), (row["site"] or "").strip() or ONE_SITE
-                check_text(site, path, "site")
+                check_site(site, path)
                 if patient:
                     check_text(patient, path, "patient")
                 as_path = Path(file_name)
@@ -72,7 +73,9 @@ def read_table(path: Path) -> SiteTable:
                 if rows.setdefault(case, (patient, site)) != (patient, site):
                     raise BadDataset(f"{path} has two different rows for {shown(case)}; keep one.")
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise BadDataset(f"{path} cannot be read ({error}); expected a table with commas.") from error
+        why = f"byte {error.start} is not UTF-8" if isinstance(error, UnicodeDecodeError) else error
+        why = error.strerror or why if isinstance(error, OSError) else why
+        raise BadDataset(f"{path} cannot be read ({why}); expected a table with commas.") from error
     return SiteTable(rows)
 
 

@@ -1,13 +1,14 @@
 """Training, validation and test cases: by patient, every site in each part, the same for the same seed."""
 
-import json
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from medvfm_jax import json_text
 from medvfm_jax.data.names import shown
 from medvfm_jax.data.records import BadDataset, Dataset
+from medvfm_jax.printable import counted
 from medvfm_jax.types import MedvfmError
 
 NNUNET_SEED, NNUNET_FOLDS = 12345, 5
@@ -66,7 +67,9 @@ def split(
             )
         train_patients = train_patients[:n_train]
     if not train_patients:
-        raise BadSplit(f"{dataset.folder} has {len(everyone)} cases, too few to leave any for training.")
+        raise BadSplit(
+            f"{dataset.folder} has {counted(len(everyone), 'case')}, too few to leave any for training."
+        )
     listed = set(everyone) if given is None else set().union(*given)
     parts = (
         tuple(c.id for c in dataset.cases if c.id in listed and c.patient in chosen)
@@ -105,7 +108,7 @@ def nnunet_folds(
     """
     names = sorted(cases)
     if not 2 <= folds <= len(names):
-        raise BadSplit(f"{len(names)} cases cannot be cut into {folds} folds.")
+        raise BadSplit(f"{counted(len(names), 'case')} cannot be cut into {folds} folds.")
     order = np.arange(len(names))
     np.random.RandomState(seed).shuffle(order)
     parts = np.array_split(order, folds)
@@ -130,21 +133,31 @@ def _from_file(dataset: Dataset, fold: int) -> tuple[list[str], list[str], list[
     path = dataset.folder / "splits_final.json"
     if not path.is_file():
         return None
+    expected = 'expected [{"train": [...], "val": [...]}, ...]'
     try:
-        folds = json.loads(path.read_text(encoding="utf-8"))
-        chosen = folds[fold] if fold >= 0 else [][fold]  # no counting from the end
-        train, val = list(map(str, chosen["train"])), list(map(str, chosen["val"]))
-        test = list(map(str, chosen.get("test", [])))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        folds = json_text.read(path)
+    except json_text.BadJson as error:
+        raise BadSplit(f"{path} cannot be read ({error}); {expected}.") from error
+    if not isinstance(folds, list):
+        raise BadSplit(f"{path} holds {json_text.shown(folds)}; {expected}.")
+    if not 0 <= fold < len(folds):  # no counting from the end
+        raise BadSplit(f"{path} has {counted(len(folds), 'fold')}; there is no fold {fold}.")
+    if not _is_fold(folds[fold]):
         raise BadSplit(
-            f'{path} cannot be read ({error}); expected [{{"train": [...], "val": [...]}}, ...].'
-        ) from error
-    except IndexError as error:
-        raise BadSplit(f"{path} has {len(folds)} folds; there is no fold {fold}.") from error
+            f"{path} has {json_text.shown(folds[fold])} as fold {fold}; {expected}, of names of cases."
+        )
+    train, val, test = (list(map(str, folds[fold].get(part, []))) for part in ("train", "val", "test"))
     unknown = sorted({*train, *val, *test} - set(dataset.by_id))
     if unknown:
         raise BadDataset(f"{path} names the case {shown(unknown[0])}, which {dataset.folder} does not have.")
     return train, val, test
+
+
+def _is_fold(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(part, list) and all(isinstance(name, str | int) for name in part)
+        for part in (value.get("train"), value.get("val"), value.get("test", []))
+    )
 
 
 def _check_disjoint(dataset: Dataset, *parts: Sequence[str]) -> None:

@@ -96,6 +96,9 @@ def audit(config: AuditConfig, console: Console | None = None) -> dict[str, Any]
     """
     console = console or Console(stderr=True, highlight=False)
     record = run_directory.finished(config.run)
+    file = config.run / run_directory.DELTA
+    if note := check_run(record, artifacts.read_metadata(file), file):
+        console.print(f"warning: {note}", markup=False, soft_wrap=True)
     run = _federated(config, record) if "rounds" in record else _adapted(config, record)
     if run.source.sha256 != record["resolved"]["data_sha256"]:
         raise BadConfig(
@@ -163,7 +166,6 @@ def _federated(config: AuditConfig, record: dict[str, Any]) -> _Run:
     if record["resolved"]["algorithm"] == "local":
         raise BadConfig(f"{config.run} trained every site alone; there is no shared model to audit.")
     file = config.run / run_directory.DELTA
-    check_run(record, artifacts.read_metadata(file), file)
     settings = dataclasses.replace(
         from_json(FederateConfig, record),
         data=record["resolved"]["data"],
@@ -184,7 +186,6 @@ def _federated(config: AuditConfig, record: dict[str, Any]) -> _Run:
 
 def _adapted(config: AuditConfig, record: dict[str, Any]) -> _Run:
     file = config.run / run_directory.DELTA
-    check_run(record, artifacts.read_metadata(file), file)
     settings = from_json(AdaptConfig, record)
     weights = config.weights or (record["weights"] and Path(record["weights"]))
     loaded = load_adapted(

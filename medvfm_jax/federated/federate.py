@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from medvfm_jax.federated.round_hooks import RoundLine, RoundLog, recorder, site
 from medvfm_jax.federated.round_step import RoundStep
 from medvfm_jax.federated.systems.feddpa_inference import InstanceMixed, references_of
 from medvfm_jax.fetch import cache_dir
+from medvfm_jax.printable import counted
 from medvfm_jax.train import checkpoint, hooks, run_directory
 from medvfm_jax.train.assemble import delta_metadata
 from medvfm_jax.train.config import EvaluateConfig
@@ -80,10 +82,25 @@ def federate(
         run.record["placement"] = placement.describe()
         loss = make_loss(run.adapted, run.record["resolved"]["objective"])
         RoundStep(run, loss, placement)  # refuses before anything is left
+        run.record.update(_nonce(run))
         run_directory.claim(config.out, run.record, config.resume)
         _announce(run, display.say)
         models, rounds, val_dice = _train(run, placement, display)
         return _finish(run, models, rounds, val_dice, display.say)
+
+
+def _nonce(run: FederatedRun) -> dict[str, str]:
+    """A random word in the settings of a run whose noise is secret, the same when it is continued.
+
+    Two such runs with the same settings make two deltas, which their digests of the settings then tell apart; and
+    whoever has the delta alone cannot check a guess of the data against the digest.
+    """
+    if run.privacy is None or run.config.dp_seed is not None:
+        return {}
+    path = run.config.out / run_directory.CONFIG
+    if not path.exists():
+        return {"nonce": secrets.token_hex(16)}
+    return {name: value for name, value in run_directory.read_record(path).items() if name == "nonce"}
 
 
 def _check_names(run: FederatedRun) -> None:
@@ -100,7 +117,7 @@ def _announce(run: FederatedRun, say: Callable[[str], None]) -> None:
     config = run.config
     say(f"{config.model} with {config.preset}, {run.algorithm}: {run.size}")
     for client in run.clients:
-        holds = f": {len(client.patients)} patients, {client.samples} images or slices to train on"
+        holds = f": {counted(len(client.patients), 'patient')}, {client.samples} images or slices to train on"
         say(f"{client.name}{holds if run.tells_all else ' trains'}")
     for line in lines(run.checked, run.source.split):
         say(line)
@@ -202,10 +219,11 @@ def _unchanged(batch: Batch) -> Batch:
 
 
 def _shown(run: FederatedRun, display: ProgressDisplay) -> Callable[[StepEnd], None]:
-    """The progress bar, in images."""
+    """The progress bar, in images; of a private run without times, which follow from how many clients were drawn."""
+    if not run.tells_all:
+        return lambda end: display(end._replace(seconds=None))
     images = run.steps * run.config.batch_size
-    expected = round(run.config.participation * len(run.clients))  # a private run does not tell who came
-    return lambda end: display(end._replace(examples=images * int(end.metrics.get("participants", expected))))
+    return lambda end: display(end._replace(examples=images * int(end.metrics["participants"])))
 
 
 def _rate(config: FederateConfig) -> Callable[[int], float]:
@@ -247,7 +265,7 @@ def _finish(
 ) -> FederateResult:
     config, folder = run.config, run.config.out
     models = jax.device_get(models)
-    metadata = delta_metadata(config.model, config.preset, run.record, run.source.dataset)
+    metadata = delta_metadata(config.model, config.preset, folder, run.source.dataset)
     metadata |= {"algorithm": run.algorithm, "privacy": run.record["resolved"]["privacy"]}
     shared = _shared(run, models)
     delta = personal = scores = None

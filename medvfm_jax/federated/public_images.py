@@ -25,7 +25,8 @@ def public_batches(
     """
     if not folder.is_dir():
         raise BadFederation(f"--public-data {folder} is no folder; give one with unlabelled images.")
-    files = sorted(p for p in folder.iterdir() if p.is_file() and suffix_of(p) in SUFFIXES)
+    visible = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+    files = [p for p in visible if p.is_file() and suffix_of(p) in SUFFIXES]
     if not files:
         raise BadFederation(f"--public-data {folder} holds no image ({', '.join(SUFFIXES)}).")
     order = np.random.default_rng(seed).permutation(len(files))

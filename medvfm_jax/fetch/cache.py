@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from medvfm_jax import local_paths
+from medvfm_jax.printable import counted
 from medvfm_jax.types import MedvfmError
 
 try:
@@ -63,7 +64,7 @@ def verify(path: Path, sha256: str | None, size: int | None) -> str:
     actual_size = path.stat().st_size
     if size is not None and actual_size != size:
         raise WrongDigest(
-            f"{path} has {actual_size} bytes where {size} were expected: it is truncated or another file; "
+            f"{path} has {counted(actual_size, 'byte')} where {size} were expected: it is truncated or another file; "
             f"{remedy}."
         )
     actual = sha256_of(path)

@@ -11,6 +11,7 @@ from http.client import HTTPException
 from pathlib import Path
 
 from medvfm_jax.fetch.cache import FetchError, WrongDigest, explain, lock, publish, verify
+from medvfm_jax.printable import counted
 from medvfm_jax.types import MedvfmError
 
 Progress = Callable[[int, int | None], None]  # (bytes so far, bytes in all or None)
@@ -113,7 +114,7 @@ def _transfer(url: str, part: Path, size: int | None, digest_known: bool, progre
         total = have + int(length) if length and length.isdigit() else size
         if size is not None and total is not None and total != size:
             raise WrongDigest(
-                f"{url} offers {total} bytes where {size} were expected: it is not the recorded file."
+                f"{url} offers {counted(total, 'byte')} where {size} were expected: it is not the recorded file."
             )
         _save_tag(part, url, response.headers.get("ETag"))
         with open(part, "ab" if resumed else "wb") as file:

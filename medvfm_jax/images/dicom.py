@@ -44,7 +44,9 @@ def read_dicom(path: Path, max_bytes: int) -> Image:
     names, others = _listed(path)
     files = [file for file in (_open(name, max_bytes) for name in names) if file is not None]
     if not files:
-        raise BadImage(f"{path} holds no DICOM images; expected the files of one series.")
+        raise BadImage(
+            f"{path} is a folder without DICOM images; expected a picture, or a folder with the files of one series."
+        )
     left_out = others + len(names) - len(files)
     image = _volume(files, path, max_bytes)
     return image._replace(notes=(*image.notes, LEFT_OUT)) if left_out else image

@@ -14,6 +14,7 @@ from medvfm_jax.images.budget import check_extent, check_size
 from medvfm_jax.images.decoding import SILENT, damaged, decoding
 from medvfm_jax.images.geometry import ROUNDING, displacement, slanted, spacing_of
 from medvfm_jax.images.image import SLANTED, TWO_FORMS, BadImage, Image
+from medvfm_jax.printable import counted
 
 _KIND = "NIfTI file"
 _HEADERS = (nibabel.Nifti1Header, nibabel.Nifti2Header)
@@ -44,7 +45,7 @@ def read_nifti(path: Path, max_bytes: int) -> Image:
         affine = np.array(header.get_best_affine(), np.float64)
     shape = layout.shape[:3] + tuple(n for n in layout.shape[3:] if n != 1)  # vectors are (X, Y, Z, 1, C)
     if not 2 <= len(shape) <= 4:
-        raise BadImage(f"{path} has {len(shape)} axes {shape}; expected (X, Y, Z) or (X, Y, Z, channels).")
+        raise BadImage(f"{path} has shape {shape}; expected (X, Y, Z) or (X, Y, Z, channels).")
     shape = (*shape, 1) if len(shape) == 2 else shape
     check_extent(path, shape[:3])
     if layout.dtype.kind not in "buif":
@@ -106,7 +107,7 @@ def _check_length(path: Path, layout: _Layout) -> None:
     size = path.stat().st_size
     most = size * _DEFLATE if path.name.lower().endswith(".gz") else size
     if needed > most:
-        raise damaged(path, _KIND, f"its header promises {needed:,} bytes; the file has {size:,}")
+        raise damaged(path, _KIND, f"its header promises {counted(needed, 'byte')}; the file has {size:,}")
 
 
 def _scaled(array: NDArray, layout: _Layout) -> NDArray[np.float32]:

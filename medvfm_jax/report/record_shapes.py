@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from medvfm_jax import local_paths
+
 Rule = Callable[[Any], bool]
 
 
@@ -16,6 +18,16 @@ def _scalars(value: Any) -> bool:
 
 def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _path(value: Any) -> bool:
+    if value is not None and not isinstance(value, str):
+        return False
+    try:
+        local_paths.check(value or "")
+    except local_paths.BadPath:
+        return False
+    return True
 
 
 def _table(of: Rule) -> Rule:
@@ -48,7 +60,9 @@ def _checked(value: Any) -> bool:
     )
 
 
+_PATHS = ("data", "weights", "out", "sites", "public_data")
 _RESOLVED: dict[str, Rule] = {
+    "data": _path,
     "adapter": _table(_anything),
     "checked": _checked,
     "algorithm_options": _table(_scalar),
@@ -69,6 +83,8 @@ def damaged_settings(config: Mapping[str, Any]) -> str | None:
     for name, value in config.items():
         if name in ("resolved", "placement"):
             holds: Rule = _table(_anything)
+        elif name in _PATHS:
+            holds = _path
         else:
             holds = (
                 _scalars if isinstance(value, list) and (name == "set" or name.endswith("_set")) else _scalar
@@ -106,6 +122,9 @@ def damaged_audit(found: Mapping[str, Any]) -> str | None:
 
 def damaged_scores(scores: Mapping[str, Any]) -> str | None:
     """scores.json -> name of the first part that has another shape than `evaluate` gives it, None if all is well."""
+    missing = next((name for name in ("summary", "cases") if not isinstance(scores.get(name), list)), None)
+    if missing is not None:
+        return missing
     provenance = scores.get("provenance")
     parts = {"provenance": provenance, "empty": scores.get("empty")}
     if isinstance(provenance, dict):

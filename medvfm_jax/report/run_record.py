@@ -1,5 +1,6 @@
 """What is on disk of a run -> one record; parts that are missing stay empty, broken parts are an error."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,8 @@ from medvfm_jax.report.overlays import draw
 from medvfm_jax.report.record_shapes import damaged_audit, damaged_scores, damaged_settings
 from medvfm_jax.train import run_directory
 from medvfm_jax.train.assemble import check_run
+from medvfm_jax.train.evaluate import FORMAT
+from medvfm_jax.train.settings_record import contradiction
 from medvfm_jax.types import MedvfmError
 from medvfm_jax.weights import artifacts
 
@@ -37,6 +40,7 @@ class RunRecord(NamedTuple):
 
     damaged: numbers of the lines of metrics.jsonl that hold no record and are left out.  unread: how many of the
     overlays that the scores name could not be read.  audit: what `medvfm audit` found, may be empty.
+    unproven: what could not be checked about the delta, "" for nothing.
     """
 
     name: str
@@ -48,6 +52,7 @@ class RunRecord(NamedTuple):
     damaged: tuple[int, ...] = ()
     unread: int = 0
     audit: Mapping[str, Any] = {}
+    unproven: str = ""
 
     @property
     def trained(self) -> Mapping[str, Any]:
@@ -84,9 +89,15 @@ def load(path: Path) -> RunRecord:
             f"{path / run_directory.CONFIG} is not what adapt writes: '{wrong:.80}' is damaged; restore the file, or "
             "move it away to report without it."
         )
+    if odd := contradiction(config):
+        raise NothingToReport(
+            f"{path / run_directory.CONFIG} contradicts itself: {odd}; restore the file, or move it away to report "
+            "without it."
+        )
+    unproven = ""
     if "resolved" in config and (folder / run_directory.DELTA).is_file():
         delta = folder / run_directory.DELTA
-        check_run(config, artifacts.read_metadata(delta), delta)
+        unproven = check_run(config, artifacts.read_metadata(delta), delta)
     metrics, damaged = _metrics(path) if path.is_dir() else ([], [])
     if path.is_dir() and not (scores or config or metrics):
         raise NothingToReport(
@@ -99,7 +110,7 @@ def load(path: Path) -> RunRecord:
     overlays = _overlays(folder, scores)
     unread = len(scores.get("overlays") or ()) - len(overlays)
     audit = _audit(path / AUDIT) if path.is_dir() else {}
-    return RunRecord(name, folder, config, metrics, scores, overlays, tuple(damaged), unread, audit)
+    return RunRecord(name, folder, config, metrics, scores, overlays, tuple(damaged), unread, audit, unproven)
 
 
 def _object(path: Path) -> dict[str, Any]:
@@ -115,8 +126,20 @@ def _object(path: Path) -> dict[str, Any]:
 
 
 def _scores(path: Path) -> dict[str, Any]:
-    """The scores, checked far enough that a page can be written from them."""
+    """The scores, checked far enough that a page can be written from them; {} if there is no file."""
     scores = _object(path)
+    if not path.is_file():
+        return {}
+    if "format" not in scores and "summary" not in scores:
+        raise NothingToReport(
+            f"{path} holds no scores; give a run directory or a file that evaluate wrote, or move this one away."
+        )
+    if scores.get("format") != FORMAT:
+        has = f"format {json.dumps(scores['format'])[:40]}" if "format" in scores else "no format"
+        raise NothingToReport(
+            f"{path} has {has} where this version of medvfm reads format {FORMAT}: report with the version that wrote "
+            "it, or evaluate the run again."
+        )
     damaged = damaged_scores(scores)
     if damaged:
         raise NothingToReport(

@@ -94,6 +94,8 @@ def notes(run: RunRecord) -> list[str]:
     if skipped:
         cases = words.counted(skipped, "case was", "cases were")
         found.append(f"{cases} skipped and not scored; the section Cases says why.")
+    if run.unproven:
+        found.append(f"{run.unproven}.")
     if run.unread:
         pictures = words.counted(run.unread, "overlay that the scores name", "overlays that the scores name")
         found.append(f"{pictures} could not be read; evaluate the run again to write them anew.")

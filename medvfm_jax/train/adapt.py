@@ -267,8 +267,8 @@ def _finish(run: _Run, state: TrainState, stopping: EarlyStopping, say: Callable
     folder = run.config.out
     delta = stopping.delta if stopping.delta is not None else run.placement.fetch(state.delta)
     path = folder / run_directory.DELTA
-    metadata = delta_metadata(run.config.model, run.config.adapter, run.record, run.data.source.dataset)
     if run.placement.process == 0:
+        metadata = delta_metadata(run.config.model, run.config.adapter, folder, run.data.source.dataset)
         artifacts.save_delta(path, delta, metadata)
     kept = None if stopping.delta is None else stopping.best
     if kept is not None:

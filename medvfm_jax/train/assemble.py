@@ -16,18 +16,14 @@ from medvfm_jax.models.model import Model
 from medvfm_jax.models.transforms import transform
 from medvfm_jax.systems import System
 from medvfm_jax.train.config import BadConfig
-from medvfm_jax.train.run_directory import CONFIG
+from medvfm_jax.train.run_directory import CONFIG, read_record
+from medvfm_jax.train.settings_record import settings_digest
 from medvfm_jax.types import Delta, MedvfmError, ModelSpec, Params
 from medvfm_jax.weights import artifacts
 
-RESOLVED = (
-    "fingerprint",
-    "transform",
-    "adapter",
-    "prompt",
-    "classes",
-    "labels",
-)  # of a run, stored with its delta
+SETTINGS = "settings_sha256"  # in the metadata of a delta
+# Of a run, stored with its delta.
+RESOLVED = ("fingerprint", "transform", "adapter", "prompt", "classes", "labels")
 
 
 class ForeignDelta(MedvfmError):
@@ -43,12 +39,16 @@ class Base(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """An adapted model; delta is empty and metadata None for a model as it is. metadata: see `artifacts`."""
+    """An adapted model; delta is empty and metadata None for a model as it is. metadata: see `artifacts`.
+
+    note: what could not be checked about the delta, "" for nothing.
+    """
 
     base: Base
     adapted: AdaptedModel
     delta: Delta
     metadata: Mapping[str, Any] | None
+    note: str = ""
 
 
 def load_adapted(
@@ -68,8 +68,7 @@ def load_adapted(
     """
     arrays, metadata = artifacts.load_delta(delta)
     artifacts.require(metadata, ("base", "fingerprint", "adapter", "prompt", "classes"), delta)
-    if run is not None:
-        check_run(run, metadata, delta)
+    note = "" if run is None else check_run(run, metadata, delta)
     name, classes = model or metadata["base"], metadata["classes"]
     seed = metadata.get("seed", 0)
     base = load_base(name, classes=classes, seed=seed, dtype=dtype, file=file, offline=offline)
@@ -78,11 +77,14 @@ def load_adapted(
     adapted = with_adapter(base, metadata["adapter"])
     expected = jax.eval_shape(adapted.init, jax.random.key(0), base.params)
     artifacts.check_arrays(arrays, expected, delta)
-    return Loaded(base, adapted, arrays, metadata)
+    return Loaded(base, adapted, arrays, metadata, note)
 
 
-def check_run(run: Mapping[str, Any], metadata: Mapping[str, Any], delta: Path) -> None:
-    """Raise ForeignDelta unless the run (its ``config.json``) made the delta with this metadata."""
+def check_run(run: Mapping[str, Any], metadata: Mapping[str, Any], delta: Path) -> str:
+    """Raise ForeignDelta unless the run (its ``config.json``) made the delta with this metadata.
+
+    -> a sentence if the delta is too old to say which settings it was made with, "" if all was compared.
+    """
     resolved = run.get("resolved")
     if not isinstance(resolved, Mapping) or "model" not in run:
         raise ForeignDelta(
@@ -97,6 +99,18 @@ def check_run(run: Mapping[str, Any], metadata: Mapping[str, Any], delta: Path) 
                 f"{delta} was not made by the run it lies in: its {name} is {theirs!r:.80}, {CONFIG} says "
                 f"{ours!r:.80}. Put the run's own delta back, or give this one alone with --delta."
             )
+    made_with = metadata.get(SETTINGS)
+    if made_with is None:
+        return (
+            f"{delta} does not say which settings it was made with, as deltas of earlier versions do not: one of "
+            "another run with the same model, adapter and labels could not be told from it"
+        )
+    if made_with != settings_digest(run):
+        raise ForeignDelta(
+            f"{delta} was not made with the settings that {CONFIG} beside it holds: it is of another run, or {CONFIG} "
+            "was changed. Put back what belongs together, or give the delta alone with --delta."
+        )
+    return ""
 
 
 def load_base(
@@ -173,13 +187,18 @@ def adapter_config(name: str, system: System, base: Base, assignments: tuple[str
     return systems.configure(name, system, base.model.spec, systems.parse_assignments(assignments))
 
 
-def delta_metadata(model: str, preset: str, record: Mapping[str, Any], dataset: Dataset) -> dict[str, Any]:
-    """What a run (its ``config.json``) stores with its delta, from which ``load_adapted`` builds the model again."""
+def delta_metadata(model: str, preset: str, folder: Path, dataset: Dataset) -> dict[str, Any]:
+    """What the run in ``folder`` stores with its delta, from which ``load_adapted`` builds the model again.
+
+    Its ``config.json`` decides, which a run that was continued did not write anew.  Raises RunError.
+    """
+    record = read_record(folder / CONFIG)
     resolved = record["resolved"]
     return {
         "base": model,
         "preset": preset,
         "seed": record["seed"],
+        SETTINGS: settings_digest(record),
         "channel_names": list(dataset.channel_names),
         **{name: resolved[name] for name in RESOLVED},
     }

@@ -22,6 +22,7 @@ import safetensors
 from safetensors.numpy import load, save
 
 from medvfm_jax import json_text
+from medvfm_jax.printable import counted
 from medvfm_jax.train.early_stopping import EarlyStopping
 from medvfm_jax.train.state import TrainState
 from medvfm_jax.types import MedvfmError
@@ -120,8 +121,8 @@ def read(
         )
     if candidates:
         raise CheckpointError(
-            f"All {len(candidates)} checkpoints in {folder} are damaged; delete that folder to train "
-            "from the beginning."
+            f"{folder} has {counted(len(candidates), 'checkpoint')} and none that is intact; delete that folder to "
+            "train from the beginning."
         )
     return None
 
@@ -205,8 +206,14 @@ def _verified(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         if hashlib.sha256(payload).hexdigest() != content["sha256"]:
             raise _Damaged(f"{_ARRAYS} has another digest than {_MANIFEST} records")
         return content, load(payload)
-    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
-        raise _Damaged(f"{type(error).__name__}: {error}") from error
+    except OSError as error:
+        raise _Damaged(
+            f"{Path(error.filename or path).name}: {error.strerror or 'it cannot be read'}"
+        ) from error
+    except KeyError as error:
+        raise _Damaged(f"{_MANIFEST} has no {error.args[0]!r:.40}") from error
+    except (ValueError, TypeError, safetensors.SafetensorError) as error:
+        raise _Damaged(f"{_MANIFEST} or {_ARRAYS} is not what a run writes: {error}") from error
 
 
 def _check_content(content: Any) -> None:

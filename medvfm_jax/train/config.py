@@ -276,10 +276,15 @@ def from_json(kind: type[_Config], record: Mapping[str, Any]) -> _Config:
             value = tuple(value) if isinstance(value, list) else value
             is_path = field.type in (Path, Path | None)
             found[field.name] = Path(value) if is_path and value is not None else value
+    required = [field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING]
+    if missing := [name for name in required if name not in found]:
+        raise BadConfig(f"The settings of a run are incomplete: there is no {' and no '.join(missing)}.")
     try:
         return kind(**found)
     except TypeError as error:
-        raise BadConfig(f"The settings of a run are incomplete or of another kind: {error}.") from error
+        raise BadConfig(
+            "The settings of a run have a value of another kind than this setting takes."
+        ) from error
 
 
 def require(holds: bool, name: str, value: object, expected: str) -> None:

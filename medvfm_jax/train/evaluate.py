@@ -66,7 +66,7 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> dict[str
     _refuse_foreign(out, config.save_predictions and config.out is not None)
     names = getattr(source.split, config.split) if config.split != "all" else sorted(source.dataset.by_id)
     cases, checked = readable(source.dataset, names, config, console)
-    subject = _subject(config, run, source)
+    subject = _subject(config, run, source, console)
     checked = about(checked, subject.prompt)
     if "point" in subject.prompt and "point" not in subject.base.model.spec.prompts and not subject.delta:
         console.print(f"warning: {subject.name} was not trained with point prompts; scores will be poor")
@@ -212,7 +212,9 @@ def readable(
     return found, checked
 
 
-def _subject(config: EvaluateConfig, run: Mapping[str, Any] | None, source: SplitData) -> Subject:
+def _subject(
+    config: EvaluateConfig, run: Mapping[str, Any] | None, source: SplitData, console: Console
+) -> Subject:
     file = config.delta if run is None else config.run / run_directory.DELTA
     if file is None:
         return _as_it_is(config, source)
@@ -221,6 +223,8 @@ def _subject(config: EvaluateConfig, run: Mapping[str, Any] | None, source: Spli
     loaded = load_adapted(
         file, model=config.model, dtype=dtype, file=weights, offline=config.offline, run=run
     )
+    if loaded.note:
+        console.print(f"warning: {loaded.note}", markup=False, soft_wrap=True)
     metadata = loaded.metadata
     artifacts.require(metadata, ("labels", "preset"), file)
     prompt = _prompt(config, metadata["prompt"])

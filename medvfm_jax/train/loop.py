@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 
+from medvfm_jax.printable import counted
 from medvfm_jax.train.interruption import deferred
 from medvfm_jax.train.state import TrainState
 from medvfm_jax.types import MedvfmError
@@ -58,7 +59,8 @@ class StepEnd(NamedTuple):
     """What a hook sees after a step.
 
     step: steps taken so far; steps: planned. loader_state: position after this step's batch.
-    metrics: numbers on the host. examples, seconds: of this step. last: nothing follows.
+    metrics: numbers on the host. examples, seconds: of this step; None where a display shall not show times. last:
+    nothing follows.
     """
 
     step: int
@@ -67,7 +69,7 @@ class StepEnd(NamedTuple):
     loader_state: Any
     metrics: dict[str, float]
     examples: int
-    seconds: float
+    seconds: float | None
     last: bool
 
 
@@ -99,7 +101,7 @@ def fit(
         while taken < steps:
             if following is None:
                 raise LoaderExhausted(
-                    f"The data ended after {taken} of {steps} steps; let the loader repeat or take fewer."
+                    f"The data ended after {taken} of {counted(steps, 'step')}; let the loader repeat or take fewer."
                 )
             (batch, loader_state), start = following, time.perf_counter()
             state, on_device = step(state, batch)

@@ -46,11 +46,11 @@ class ProgressDisplay:
         return tracked(items, title, self._console)
 
     def __call__(self, end: StepEnd) -> None:
-        """Show a step."""
+        """Show a step; without its seconds neither speed nor time."""
         if "loss" in end.metrics:  # a private run does not show it
             self._loss = _smooth(self._loss, end.metrics["loss"])
         # The first step compiles; its speed says nothing about the rest.
-        if self._seen:
+        if self._seen and end.seconds is not None:
             self._speed = _smooth(self._speed, end.examples / max(end.seconds, 1e-9))
         self._seen += 1
         if self._console.is_terminal:
@@ -63,10 +63,10 @@ class ProgressDisplay:
 
     def _draw(self, end: StepEnd) -> None:
         if self._bar is None:
+            times = () if end.seconds is None else (TimeElapsedColumn(), TimeRemainingColumn())
             self._bar = Progress(
                 TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
-                TextColumn("{task.fields[numbers]}"), TimeElapsedColumn(), TimeRemainingColumn(),
-                console=self._console,
+                TextColumn("{task.fields[numbers]}"), *times, console=self._console,
             )  # fmt: skip
             self._bar.start()
             self._task = self._bar.add_task(self._title, total=end.steps, completed=end.step - 1, numbers="")

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from medvfm_jax import json_text, local_paths
+from medvfm_jax.printable import counted
+from medvfm_jax.train.settings_record import FREE_TO_CHANGE, RESOLVED, contradiction
 from medvfm_jax.types import MedvfmError
 
 try:
@@ -24,9 +26,6 @@ CONFIG, METRICS, CHECKPOINTS, DELTA, SCORES = (
     "config.json", "metrics.jsonl", "checkpoints", "delta.safetensors", "scores.json",
 )  # fmt: skip
 _LOCK = ".lock"
-# Settings that do not change what a run computes.
-_FREE_TO_CHANGE = ("resume", "out", "placement", "keep", "measure_every", "checked")
-_RESOLVED = "resolved"  # what data, weights and defaults made of the settings
 
 
 class RunError(MedvfmError):
@@ -126,6 +125,11 @@ def finished(folder: Path) -> dict[str, Any]:
                 f"{folder / CONFIG} is not what a run writes: '{name}' is missing or damaged; restore the file from a "
                 "copy, or train again into another folder."
             )
+    if odd := contradiction(record):
+        raise RunError(
+            f"{folder / CONFIG} contradicts itself: {odd}; restore the file from a copy, or train again into another "
+            "folder."
+        )
     return record
 
 
@@ -186,17 +190,17 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[st
 
     A setting that did not exist when the run was started does not differ while it is off.
     """
-    names = sorted((before.keys() | now.keys()) - {*_FREE_TO_CHANGE, _RESOLVED})
+    names = sorted((before.keys() | now.keys()) - {*FREE_TO_CHANGE, RESOLVED})
     changed = [
         (n, before.get(n), now.get(n))
         for n in names
         if before.get(n) != now.get(n) and (n in before or now[n])
     ]
-    if changed or before.get(_RESOLVED) == now.get(_RESOLVED):
+    if changed or before.get(RESOLVED) == now.get(RESOLVED):
         return changed
-    then, resolved = before.get(_RESOLVED), now.get(_RESOLVED)
+    then, resolved = before.get(RESOLVED), now.get(RESOLVED)
     if not isinstance(then, dict) or not isinstance(resolved, dict):
-        return [(_RESOLVED, then, resolved)]
+        return [(RESOLVED, then, resolved)]
     return _changes(then, resolved)
 
 
@@ -280,9 +284,9 @@ def append_metrics(folder: Path, record: Mapping[str, Any]) -> None:
 
 
 def read_metrics(folder: Path, damaged: list[int] | None = None) -> list[dict[str, Any]]:
-    """The records of ``metrics.jsonl``; what follows the last line end was cut off by a kill and is left out.
+    """The records of ``metrics.jsonl``; a record behind the last line end was cut off by a kill and is left out.
 
-    damaged: takes the numbers, from 1, of whole lines that hold no record; without it the first one is refused.
+    damaged: takes the numbers, from 1, of lines that hold no record; without it the first one is refused.
     Raises RunError, also for a file that cannot be read.
     """
     path = folder / METRICS
@@ -296,11 +300,10 @@ def read_metrics(folder: Path, damaged: list[int] | None = None) -> list[dict[st
     for number, line in enumerate(lines, 1):
         try:
             record = json_text.parse_object(line)
-            if "step" in record and not _is_step(record["step"]):
-                raise json_text.BadJson("its step is no whole number")
+            _check_record(record)
             records.append(record)
         except json_text.BadJson as error:
-            if number == len(lines):  # not ended: cut off, or nothing at all
+            if number == len(lines) and _begins_record(line):  # cut off by a kill, or nothing at all
                 continue
             if damaged is None:
                 raise RunError(
@@ -310,14 +313,25 @@ def read_metrics(folder: Path, damaged: list[int] | None = None) -> list[dict[st
     return records
 
 
-def _is_step(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+def _begins_record(line: bytes) -> bool:
+    """Whether a line that is no record may be the beginning of one."""
+    return not line or (line.startswith(b"{") and not line.endswith(b"}"))
+
+
+def _check_record(record: Mapping[str, Any]) -> None:
+    """Raise BadJson unless the step is a whole number and nothing is a text where numbers are recorded."""
+    step = record.get("step", 0)
+    if type(step) is not int or step < 0:
+        raise json_text.BadJson("its step is no whole number")
+    text = next((name for name, value in record.items() if isinstance(value, str)), None)
+    if text is not None:
+        raise json_text.BadJson(f"its {text!r:.40} is no number")
 
 
 def describe_damage(path: Path, damaged: list[int]) -> str:
     """ "X has 2 damaged lines (3, 7)", for whoever leaves them out to say so."""
     shown = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
-    return f"{path} has {len(damaged)} damaged line{'s' * (len(damaged) > 1)} ({shown})"
+    return f"{path} has {counted(len(damaged), 'damaged line')} ({shown})"
 
 
 def truncate_metrics(folder: Path, step: int, say: Callable[[str], None]) -> None:

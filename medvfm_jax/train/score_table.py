@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from medvfm_jax.metrics.bootstrap import methods_in_words
+from medvfm_jax.printable import counted
 
 _DISTANCES = ("hd", "hd95", "assd")
 
@@ -51,7 +52,7 @@ def interval(row: Mapping[str, Any]) -> str:
 def _caption(scores: Mapping[str, Any]) -> str:
     empty = scores["empty"]
     text = (
-        f"n = {scores['n_patients']} patients, {scores['n_cases']} cases; interval: "
+        f"n = {counted(scores['n_patients'], 'patient')}, {counted(scores['n_cases'], 'case')}; interval: "
         f"{methods_in_words(scores['summary'])}; "
         f"empty: {empty['reference']} reference, {empty['prediction']} prediction, {empty['both']} both"
     )

@@ -12,6 +12,7 @@ from medvfm_jax import local_paths
 from medvfm_jax.images import Image, Query, check_query, make_prompts, plane, preprocess, restore, stack
 from medvfm_jax.images.geometry import slice_axis
 from medvfm_jax.images.intensity import volume_to_unit
+from medvfm_jax.printable import counted
 from medvfm_jax.train import run_directory
 from medvfm_jax.train.assemble import Loaded, load_adapted, load_base, spec_of, with_adapter
 from medvfm_jax.train.config import BadConfig
@@ -42,6 +43,7 @@ class Segmenter:
     def __init__(self, loaded: Loaded, *, multimask: bool = False):
         self._spec, self._weights = loaded.base.model.spec, (loaded.base.params, jax.device_put(loaded.delta))
         self._trained = loaded.metadata or {}
+        self.note = loaded.note  # what could not be checked about the delta
         options = {"multimask": True} if multimask else {}
         self._apply = jax.jit(lambda *inputs: loaded.adapted.apply(*inputs, **options))
 
@@ -106,7 +108,7 @@ class Segmenter:
         name, count = self._spec.name, image.array.shape[-1]
         if len(self.channels) > 1 and count != len(self.channels):
             raise BadConfig(
-                f"{image.path} has {count} channels; the delta was trained on {len(self.channels)} "
+                f"{image.path} has {counted(count, 'channel')}; the delta was trained on {len(self.channels)} "
                 f"({', '.join(self.channels)})."
             )
         if self.semantic and queries:
@@ -124,8 +126,8 @@ class Segmenter:
             count = image.grid[axis]
             if index is None or not 0 <= index < count:
                 raise BadConfig(
-                    f"{image.path} is a volume of {count} slices: say which one the prompts belong to, --slice "
-                    f"0 to {count - 1}."
+                    f"{image.path} is a volume of {counted(count, 'slice')}: say which one the prompts belong to, "
+                    f"--slice 0 to {count - 1}."
                 )
             width, height = (n for a, n in enumerate(image.grid) if a != axis)
             shape = (height, width)

@@ -9,6 +9,7 @@ import numpy as np
 from medvfm_jax.data import Dataset, Example, PromptConfig, Split, examples, make_loader, open_dataset, split
 from medvfm_jax.data.loader import Loader
 from medvfm_jax.data.records import Objects
+from medvfm_jax.printable import counted
 from medvfm_jax.train.config import AdaptConfig
 from medvfm_jax.train.provenance import digest_files
 from medvfm_jax.train.validation import ValidationSet
@@ -76,10 +77,11 @@ class TrainingData(NamedTuple):
     def describe(self) -> str:
         """One line for the user."""
         dataset, cut = self.source.dataset, self.source.split
-        kind = "images" if dataset.dimension == 2 else "slices"
+        kind = "image" if dataset.dimension == 2 else "slice"
+        train, val = (counted(len(examples), kind) for examples in (self.train, self.val))
         text = (
-            f"{dataset.name}: {len(cut.train)} cases to train on ({len(self.train)} {kind}), {len(cut.val)} for "
-            f"validation ({len(self.val)} {kind}), {len(cut.test)} for the test; labels: "
+            f"{dataset.name}: {counted(len(cut.train), 'case')} to train on ({train}), {len(cut.val)} for validation "
+            f"({val}), {len(cut.test)} for the test; labels: "
             f"{', '.join(name for name, value in dataset.labels.items() if value)}"
         )
         return text + (f"; {len(self.skipped)} unreadable cases skipped" if self.skipped else "")

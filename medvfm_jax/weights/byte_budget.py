@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from medvfm_jax.printable import shortened
+from medvfm_jax.printable import counted, shortened
 from medvfm_jax.weights.torch_opcodes import MAX_DIMENSIONS, BadCheckpoint
 
 LONGEST_KEY = 1000  # characters; the longest parameter name of any model here has about 80
@@ -39,13 +39,13 @@ class ByteBudget:
             if size > self.file_bytes:
                 raise BadCheckpoint(
                     f"{self.where}: {shortened(key)} claims shape {tuple(shape)}, which is absurdly large for a "
-                    f"file of {self.file_bytes} bytes."
+                    f"file of {counted(self.file_bytes, 'byte')}."
                 )
         if 0 in shape:
             return 0
         self._left -= size
         if self._left < 0:
             raise BadCheckpoint(
-                f"{self.where}: its tensors claim more bytes than the file of {self.file_bytes} bytes holds."
+                f"{self.where}: its tensors claim more bytes than the file of {counted(self.file_bytes, 'byte')} holds."
             )
         return size // itemsize

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from medvfm_jax.printable import shortened
+from medvfm_jax.printable import counted, shortened
 from medvfm_jax.weights.byte_budget import ByteBudget
 from medvfm_jax.weights.torch_opcodes import MAX_DIMENSIONS, BadCheckpoint
 
@@ -121,7 +121,7 @@ class _Reader:
             raise ValueError(f"{shortened(name) or 'a tensor'} has no element type")
         if self.budget.elements(name, shape, dtype.itemsize) * dtype.itemsize != len(raw):
             raise ValueError(
-                f"{shortened(name) or 'a tensor'} claims shape {tuple(shape)} but has {len(raw)} bytes"
+                f"{shortened(name) or 'a tensor'} claims shape {tuple(shape)} but has {counted(len(raw), 'byte')}"
             )
         return name, np.frombuffer(raw, dtype).reshape(shape)
 

@@ -14,7 +14,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from medvfm_jax.printable import shortened
+from medvfm_jax.printable import counted, shortened
 from medvfm_jax.weights.byte_budget import ByteBudget
 from medvfm_jax.weights.soundness import renamed
 from medvfm_jax.weights.torch_opcodes import BadCheckpoint, Tensor, UnsafeCheckpoint, read_pickle
@@ -191,7 +191,7 @@ class _Records:
         if storage.elements * dtype.itemsize != len(data):
             raise BadCheckpoint(
                 f"{self.path}: the storage of {key} claims {storage.elements} {dtype.name} elements "
-                f"but has {len(data)} bytes."
+                f"but has {counted(len(data), 'byte')}."
             )
         if count == 0:
             return np.zeros(tensor.shape, dtype)

@@ -124,7 +124,7 @@ def test_a_run_says_what_trains_and_continues_from_itself(medvfm, trained, cells
         f"{SAM} with linear, box prompts: 528 parameters train, 0.72 % of the model's 73,372"
     )
     assert lines[1].startswith(
-        "cells: 4 cases to train on (4 images), 1 for validation (1 images), 1 for the test"
+        "cells: 4 cases to train on (4 images), 1 for validation (1 image), 1 for the test"
     )
     assert "resuming at step 2 of 2" in lines
     assert lines[-1] == f"next: medvfm evaluate --run {run}"

@@ -43,7 +43,7 @@ def test_get_refuses_the_wrong_file(capsys, tmp_path):
     (tmp_path / "x.pth").write_bytes(b"x")
     code, out, err = run(capsys, "get", "sam-b", "--from", tmp_path / "x.pth")
     assert (code, out) == (1, "")
-    assert "1 bytes where 375042383" in err
+    assert "1 byte where 375042383" in err
     assert run(capsys, "get", "nothing")[0] == 1
     assert run(capsys, "get")[0] == 2
 

@@ -1,10 +1,11 @@
 import json
 import os
+import time
 
 import numpy as np
 import pytest
 
-from medvfm_jax.data import check_cache, make_phantom_dataset, open_dataset, split
+from medvfm_jax.data import BadCase, check_cache, make_phantom_dataset, open_dataset, read_case, split
 from medvfm_jax.data.check import check_dataset
 from medvfm_jax.data.findings import Findings
 from medvfm_jax.data.inspection import CaseFacts, inspect_case
@@ -86,6 +87,81 @@ def test_images_without_mask_and_masks_without_image_are_counted_and_named(tmp_p
         "constant image": "the same value everywhere in 1 image: 'a'",
         "channels": "the number of channels differs: 1 image with 1, 1 image with 3 ('g')",
     }
+
+
+def with_instances(folder, masks, instances):
+    plain_folder(folder, masks)
+    for name, numbers in instances.items():
+        save_picture(folder / "instances" / f"{name}.png", np.asarray(numbers, np.uint16))
+    return open_dataset(folder)
+
+
+MASK = np.zeros((6, 5), np.uint8)
+MASK[:2], MASK[4:] = 1, 1  # 20 pixels in two bands
+
+
+def test_instance_maps_are_compared_with_masks(tmp_path):
+    """Training takes of an object what lies in a class, and draws no prompt where no object is."""
+    fits = np.where(MASK, [[1], [1], [0], [0], [2], [2]], 0)
+    wide, lost, bare = fits.copy(), fits.copy(), fits.copy()
+    wide[2] = 1  # 5 pixels beyond the mask
+    lost[3, :3] = 7  # an object of 3 pixels outside
+    bare[bare == 2] = 0  # 10 pixels without an object
+    none = np.zeros_like(fits)
+    maps = {"fits": fits, "wide": wide, "lost": lost, "bare": bare, "none": none}
+    dataset = with_instances(tmp_path, dict.fromkeys(maps, MASK), maps)
+    found = check_dataset(dataset)
+    assert found.errors == []
+    assert {f.kind: (f.message, f.cases) for f in found.notes if f.kind != "duplicate image"} == {
+        "instances outside masks": (
+            "8 pixels of objects in instances/ are background in masks/ and taken as such; 1 object wholly, so no "
+            "prompt is about it, in 2 cases: 'lost', 'wide'", ("lost", "wide"),
+        ),
+        "masks without instances": (
+            "30 pixels of classes in masks/ belong to no object in instances/, so no prompt is about them, in 2 cases: "
+            "'bare', 'none'", ("bare", "none"),
+        ),
+    }  # fmt: skip
+    assert found.facts["fits"].agreement == (0, 0, 0, 0)
+    assert CaseFacts.of(json.loads(json.dumps(found.facts["lost"].record()))) == found.facts["lost"]
+
+
+def test_an_instance_map_of_another_image_is_an_error_for_check_and_for_training(tmp_path):
+    elsewhere, larger = np.where(MASK, 0, 4), np.ones((6, 6), np.uint16)
+    masks = {"a": MASK, "b": MASK, "c": MASK, "d": 0 * MASK}
+    dataset = with_instances(tmp_path, masks, {"a": MASK, "b": elsewhere, "c": larger, "d": 0 * MASK})
+    found = check_dataset(dataset)
+    assert [(f.kind, f.cases) for f in found.errors] == [
+        ("unusable instance map", ("b",)),
+        ("geometry", ("c",)),
+    ]
+    sentence = (
+        "instances/b.png does not belong to TMP/masks/b.png: 1 object, none with a pixel among the 20 pixels of the "
+        "classes; export both from the same image."
+    )
+    assert sentence in found.errors[0].message.replace(f"{tmp_path}/masks", "TMP/masks")
+    assert "shape (6, 6) against (6, 5)" in found.errors[1].message
+    for case in "bc":
+        with pytest.raises(BadCase):
+            read_case(dataset, case)
+    assert read_case(dataset, "a").instances.sum() == 20
+
+
+def test_objects_in_several_classes_and_pixels_nobody_labelled(tmp_path):
+    """255 beside classes is not labelled: an object there is neither outside nor lost."""
+    mask = np.array([[1, 1, 2, 2, 255, 0]] * 4, np.uint8)
+    numbers = np.array([[1, 1, 1, 2, 3, 0]] * 4)
+    found = check_dataset(with_instances(tmp_path, {"a": mask}, {"a": numbers}))
+    assert found.facts["a"].agreement == (0, 0, 0, 1)
+    (note,) = [f for f in found.notes if f.kind == "instances in several classes"]
+    assert note.message == "1 object in instances/ with pixels of several classes in masks/, in 1 case: 'a'"
+
+
+def test_nothing_is_said_about_labels_where_nobody_knows_what_the_numbers_mean(tmp_path):
+    masks = {"a": 255 * CHECKS, "b": 255 * CHECKS, "c": CHECKS}
+    found = check_dataset(open_dataset(plain_folder(tmp_path, masks), found=Findings(strict=False)))
+    assert [f.kind for f in found.errors] == ["mask convention"]
+    assert {f.kind for f in found.notes} == {"duplicate image"}
 
 
 def test_files_of_other_kinds_and_folders_in_folders_are_named(tmp_path):
@@ -176,6 +252,22 @@ def test_a_case_is_read_again_when_one_of_its_files_changes_and_only_then(cells,
     assert list(check_dataset(open_dataset(cells)).bad_cases()) == ["cell_000"]
     check_dataset(open_dataset(cells), cached=False)
     assert len(read) == 5
+
+
+def test_a_file_replaced_with_its_old_times_is_read_again(cells, monkeypatch):
+    """Same path, size, inode and modification time; the time of the last change of the inode tells."""
+    path = cells / "masks" / "cell_000.png"
+    before, known = path.stat(), check_cache.key_of(path)
+    check_dataset(open_dataset(cells))
+    read = counting(monkeypatch)
+    time.sleep(0.05)  # longer than a tick of the clock of the file system
+    path.write_bytes(path.read_bytes()[::-1])
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = path.stat()
+    assert all(getattr(before, name) == getattr(after, name) for name in ("st_size", "st_ino", "st_mtime_ns"))
+    assert check_cache.key_of(path) != known
+    assert list(check_dataset(open_dataset(cells)).bad_cases()) == ["cell_000"]
+    assert len(read) == 1
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from medvfm_jax.data import BadDataset, UnknownLabel, open_dataset, read_case
+from medvfm_jax.data.check import check_dataset
 from medvfm_jax.types import IGNORE
 from tests.data.small_folders import assert_one_sentence, plain_folder, save_picture, save_volume
 
@@ -61,9 +62,12 @@ def test_labels_json_gives_names_in_the_order_of_their_values_and_is_binding(tmp
     ("content", "words"),
     [
         ("{", "cannot be read"),
-        ("[0, 1]", "cannot be read"),
-        ('{"background": 0, "cell": "one"}', "cannot be read"),
-        ('{"background": 0, "cell": 1.5}', "cannot be read"),
+        ("[1]", "cannot be read (it holds [1])"),
+        ("7", "cannot be read (it holds 7)"),
+        ('{"background": 0, "cell": "one"}', 'cannot be read ("one" is no whole number)'),
+        ('{"background": 0, "cell": 1.5}', "cannot be read (1.5 is no whole number)"),
+        ('{"background": 0, "cell": [1]}', "cannot be read ([1] is no whole number)"),
+        ('{"background": 0, "cell": true}', "cannot be read (true is no whole number)"),
         ('{"background": 0, "cell": Infinity}', "cannot be read"),
         ('{"background": 0}', "at least one other label"),
         ('{"background": 0, "ignore": 255}', "at least one other label"),
@@ -132,6 +136,26 @@ def test_other_files_are_none_of_our_business(tmp_path):
     dataset = open_dataset(folder)
     assert [case.id for case in dataset.cases] == ["a"]
     assert dataset.licence == "CC0 1.0"
+
+
+def test_hidden_files_are_counted_once_and_are_no_errors(tmp_path):
+    folder = plain_folder(tmp_path, {"a": CHECKS})
+    for name in (".DS_Store", "images/.foo.png", "masks/._a.png", "masks/.tmp"):
+        (folder / name).write_bytes(b"x")
+    (folder / ".git").mkdir()
+    notes = [f for f in open_dataset(folder).findings if f.kind == "hidden files"]
+    assert [f.message for f in notes] == [
+        f"hidden files are not read: 5 names with a leading dot in {folder}: '.DS_Store', '.git', 'images/.foo.png' "
+        "and 2 more"
+    ]
+    assert check_dataset(open_dataset(folder), cached=False).errors == []
+
+
+def test_orphans_are_named_in_good_grammar(tmp_path):
+    folder = plain_folder(tmp_path, {"a": CHECKS})
+    save_picture(folder / "instances" / "b.png", CHECKS.astype(np.uint8))
+    with pytest.raises(BadDataset, match=r"has an instance map but no image for 'b' \(1 such\)"):
+        open_dataset(folder)
 
 
 def test_one_name_twice_is_refused(tmp_path):

@@ -25,7 +25,7 @@ def test_255_alone_in_some_files_and_classes_in_others_are_not_mixed(tmp_path, o
     with pytest.raises(UnclearMasks) as caught:
         open_dataset(folder)
     assert_one_sentence(
-        caught, folder / "masks", "2 files have 0 and 255", "white_1.png", "small.png", "labels.json"
+        caught, folder / "masks", "2 files with 0 and 255", "white_1.png", "small.png", "labels.json"
     )
 
 
@@ -93,7 +93,14 @@ def test_compression_changes_numbers(tmp_path):
 )
 def test_what_was_decided_is_said(tmp_path, mask, said):
     notes = [f.message for f in open_dataset(plain_folder(tmp_path, {"a": mask, "b": mask})).findings]
-    assert notes == ([] if said is None else [f"numbers in the 2 masks of {tmp_path}: {said}"])
+    assert notes == ([] if said is None else [f"numbers in 2 masks of {tmp_path}: {said}"])
+
+
+def test_one_mask_is_one_mask(tmp_path):
+    (note,) = open_dataset(plain_folder(tmp_path, {"a": CHECKS * 255})).findings
+    assert note.message == f"numbers in 1 mask of {tmp_path}: 0 background, 255 foreground"
+    with pytest.raises(UnclearMasks, match="1 file with 0 and 255"):
+        open_dataset(plain_folder(tmp_path / "two", {"a": CHECKS * 255, "b": CHECKS}))
 
 
 def test_a_changed_mask_is_looked_at_again(tmp_path):

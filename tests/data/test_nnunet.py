@@ -100,6 +100,66 @@ def test_names_without_a_channel_number_are_cases_too(tmp_path):
     assert [case.id for case in open_dataset(folder).cases] == ["hippocampus_001"]
 
 
+def named_like(folder, names, **changes):
+    """A folder whose images have these names instead of NAME_0000.nii.gz."""
+    nnunet_folder(folder, names, **changes)
+    for name in names:
+        (folder / "imagesTr" / f"{name}_0000.nii.gz").rename(folder / "imagesTr" / f"{name}.nii.gz")
+    return folder
+
+
+def test_names_without_a_channel_number_are_counted_with_the_remedy(tmp_path):
+    folder = named_like(tmp_path / "d", ("a", "b"))
+    dataset = open_dataset(folder)
+    assert [case.id for case in dataset.cases] == ["a", "b"]
+    assert [(f.kind, f.severity, f.message) for f in dataset.findings] == [
+        (
+            "channel number",
+            "note",
+            f"no channel number in the names of 2 images in {folder / 'imagesTr'}, taken for channel 0: 'a.nii.gz', "
+            "'b.nii.gz'; nnU-Net wants NAME_0000.nii.gz, so rename them",
+        )
+    ]
+    write_info(folder, remove=("channel_names",), modality={"0": "MRI"})  # the Decathlon names them so
+    assert open_dataset(folder).findings == ()
+
+
+def test_a_number_of_a_case_is_no_channel(tmp_path):
+    """scan_0001 and scan_0002 with labels of these names are two cases, not two channels of "scan"."""
+    dataset = open_dataset(named_like(tmp_path / "d", ("scan_0001", "scan_0002")))
+    assert [(case.id, len(case.images)) for case in dataset.cases] == [("scan_0001", 1), ("scan_0002", 1)]
+    assert [f.kind for f in dataset.findings] == ["channel number"]
+    assert read_case(dataset, "scan_0002").image.array.max() == 159
+
+
+def test_an_image_with_another_name_than_its_label_is_told_how_to_be_named(tmp_path):
+    folder = nnunet_folder(tmp_path / "d")
+    (folder / "imagesTr" / "a_0000.nii.gz").rename(folder / "imagesTr" / "a_00.nii.gz")
+    with pytest.raises(BadDataset) as caught:
+        open_dataset(folder)
+    assert_one_sentence(caught, "'a_00'", "an image is named after its label, LABEL_0000.nii.gz: rename it")
+
+
+def test_two_files_for_one_channel_are_not_overwritten(tmp_path):
+    folder = nnunet_folder(tmp_path / "d")
+    save_volume(folder / "imagesTr" / "a.nii.gz", np.zeros((5, 4, 3), np.int16))
+    with pytest.raises(BadDataset) as caught:
+        open_dataset(folder)
+    assert_one_sentence(caught, "'a'", "two files for channel 0 (a.nii.gz, a_0000.nii.gz)", "remove one")
+
+
+def test_hidden_files_in_an_nnunet_folder_are_counted_and_decide_nothing(tmp_path):
+    folder = nnunet_folder(tmp_path / "d")
+    write_info(folder, remove=("file_ending",))
+    for name in ("imagesTr/.a.png", "labelsTr/._a.nii.gz", ".DS_Store"):
+        (folder / name).write_bytes(b"left by a Mac")
+    dataset = open_dataset(folder)
+    assert (len(dataset.cases), dataset.file_ending) == (2, ".nii.gz")
+    assert [f.message.split(" in ")[0] for f in dataset.findings] == [
+        "hidden files are not read: 3 names with a leading dot"
+    ]
+
+
 def test_a_dataset_table_may_lead_anywhere_if_the_user_says_so(tmp_path):
     folder = nnunet_folder(tmp_path / "d")
     elsewhere = save_volume(tmp_path / "raw" / "scan.nii.gz", np.zeros((5, 4, 3), np.int16))
@@ -131,7 +191,18 @@ def test_a_dataset_table_may_lead_anywhere_if_the_user_says_so(tmp_path):
         ({"labels": {"background": 0, "organ": "one"}}, "not whole numbers"),
         ({"labels": {"background": 0, "organ": 1.5}}, "not whole numbers"),
         ({"labels": {"background": 0, "organ": None}}, "not whole numbers"),
-        ({"labels": {"background": 0, "organ": float("inf")}}, "not whole numbers"),
+        ({"labels": {"background": 0, "organ": float("inf")}}, "it holds Infinity"),
+        ({"numTraining": "five"}, 'has the numTraining "five"; expected a number of cases'),
+        ({"numTraining": True}, "has the numTraining true"),
+        ({"numTraining": [2]}, "has the numTraining [2]"),
+        ({"dataset": [1]}, "has the dataset [1]; expected a table"),
+        ({"channel_names": [1]}, "channel names"),
+        ({"channel_names": {"0": 1}}, "channel names"),
+        ({"channel_names": {"0": "a\nb"}}, "has a channel named"),
+        ({"channel_names": 7}, "has the channel_names 7"),
+        ({"name": ["x"]}, 'has the name ["x"]; expected a text'),
+        ({"licence": 3}, "has the licence 3"),
+        ({"file_ending": [".png"]}, 'has the file_ending [".png"]'),
         ({"labels": {"0": "background", "1": "organ", "2": "organ"}}, "two labels the same name"),
         ({"labels": {"background": 0, "organ": 1, "tumour": 1}}, "two labels the same value"),
         ({"labels": {"background": 0, "organ": 1, "ignore": 1}}, "two labels the same value"),

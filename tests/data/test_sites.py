@@ -64,13 +64,19 @@ def test_a_table_that_leaves_images_out_is_refused(tmp_path, table):
 @pytest.mark.parametrize(
     ("table", "words"),
     [
-        ("image,hospital\na.png,Oslo\n", "['hospital', 'image']"),
+        ("image,hospital\na.png,Oslo\n", "has the columns hospital, image;"),
         ("file;site\na.png;Oslo\n", "expected file, site"),
-        ("", "[]"),
+        ("", "of an empty file"),
+        (
+            "file,site\na.png,../../S0\n",
+            "a site named '../../S0', which begins with a dot or contains a path separator",
+        ),
+        ("file,site\na.png,a\\b\n", "a site named 'a\\b'"),
+        ("file,site\na.png,.S0\n", "a site named '.S0'"),
         ("file,site\n,Oslo\n", "line 2"),
         ("site,file\nOslo\n", "line 2"),
         ("file,site\na.png,Oslo\na,Bern\nb,Bern\n", "two different rows for 'a'"),
-        (b"file,site\na.png,\xd8stfold\n", "cannot be read"),
+        (b"file,site\na.png,\xd8stfold\n", "cannot be read (byte 16 is not UTF-8)"),
     ],
 )
 def test_a_table_that_makes_no_sense_is_refused(tmp_path, table, words):

@@ -185,13 +185,28 @@ def test_a_file_that_names_a_missing_case_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", "{}", "[1]", '[["c0"]]', '[{"train": ["c0"]}]', '[{"train": 1, "val": 2}]', '["ab"]']
+    ("content", "said"),
+    [
+        ("", "cannot be read (it is not JSON, "),
+        ("{", "cannot be read (it is not JSON, "),
+        ("{}", "holds {}"),
+        ('{"a": [[[]]]}', 'holds {"a": [[[]]]}'),
+        ("[1]", "has 1 as fold 0"),
+        ('[["c0"]]', 'has ["c0"] as fold 0'),
+        ('[{"train": ["c0"]}]', 'has {"train": ["c0"]} as fold 0'),
+        ('[{"train": 1, "val": 2}]', 'has {"train": 1, "val": 2} as fold 0'),
+        ('[{"train": ["c0"], "val": [["c1"]]}]', "as fold 0"),
+        ('["ab"]', 'has "ab" as fold 0'),
+    ],
 )
-def test_a_damaged_file_is_refused(tmp_path, content):
+def test_a_damaged_file_is_refused(tmp_path, content, said):
     write_folds(tmp_path, content)
     with pytest.raises(BadSplit) as caught:
         split(numbered(tmp_path, 4))
-    assert_one_sentence(caught, tmp_path / "splits_final.json", "cannot be read")
+    assert_one_sentence(
+        caught, tmp_path / "splits_final.json", said, 'expected [{"train": [...], "val": [...]}, ...]'
+    )
+    assert not any(word in str(caught.value) for word in ("object", "subscript", "indices", "(0)"))
 
 
 @pytest.mark.parametrize("fold", [1, 5, -1])
@@ -199,7 +214,7 @@ def test_a_fold_that_is_not_there_is_refused(tmp_path, fold):
     write_folds(tmp_path, [{"train": ["c0", "c1"], "val": ["c2"]}])
     with pytest.raises(BadSplit) as caught:
         split(numbered(tmp_path, 4), fold=fold)
-    assert_one_sentence(caught, tmp_path / "splits_final.json", "1 folds", f"no fold {fold}")
+    assert_one_sentence(caught, tmp_path / "splits_final.json", "has 1 fold;", f"no fold {fold}")
 
 
 # scikit-learn 1.9.1: [t.tolist() for _, t in KFold(5, shuffle=True, random_state=12345).split(range(n))]

@@ -4,9 +4,11 @@ Whoever regenerates the noise from what is recorded must fail, and must succeed 
 """
 
 import dataclasses
+import io
 import json
 import os
 import signal
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +16,15 @@ import numpy as np
 import pytest
 
 from medvfm_jax.data import make_phantom_dataset
-from medvfm_jax.federated.federate import federate
+from medvfm_jax.federated.federate import _shown, federate
 from medvfm_jax.federated.privacy import Secret, draw_secret
 from medvfm_jax.federated.privacy.client_level import noisy_mean
 from medvfm_jax.federated.records import Privacy
 from medvfm_jax.federated.rounds import _NOISE
 from medvfm_jax.train import checkpoint
+from medvfm_jax.train.assemble import ForeignDelta, check_run
+from medvfm_jax.train.loop import StepEnd
+from medvfm_jax.train.progress import ProgressDisplay
 from medvfm_jax.train.run_directory import read_metrics
 from medvfm_jax.weights import artifacts
 from tests.federated.small_federation import build_models_once, small
@@ -133,6 +138,34 @@ def test_noise_cannot_be_taken_off_with_what_is_recorded(watched, seeded):
     assert sorted(broken)[1] > 1.2
     assert seeded.privacy.startswith(f"NOT PRIVATE: noise and samples were made from --dp-seed {DP_SEED}")
     assert artifacts.load_delta(seeded.delta)[1]["privacy"].startswith("NOT PRIVATE")
+
+
+def test_two_private_runs_with_the_same_settings_are_told_apart(watched, seeded, cells, tmp_path):
+    """Their noise differs and so do their deltas; a run with --dp-seed can be made again and needs no word."""
+    result, _ = watched
+    again = federate(small(cells, tmp_path / "again", **PRIVATE))
+    records = [record_of(folder) for folder in (result.folder, again.folder)]
+    assert all(len(record["nonce"]) == 32 for record in records)
+    assert records[0] | {"out": "", "nonce": ""} == records[1] | {"out": "", "nonce": ""}
+    with pytest.raises(ForeignDelta, match="not made with the settings"):
+        check_run(records[0], artifacts.read_metadata(again.delta), again.delta)
+    assert check_run(records[1], artifacts.read_metadata(again.delta), again.delta) == ""
+    assert "nonce" not in record_of(seeded.folder)
+    assert records[0]["nonce"] not in json.dumps(artifacts.read_metadata(result.delta))
+
+
+@pytest.mark.parametrize("tells_all", [False, True])
+def test_the_progress_of_a_private_run_shows_no_time_of_a_round(tells_all):
+    """A round takes as long as there are clients in it, and amplification assumes that nobody knows how many."""
+    run = SimpleNamespace(tells_all=tells_all, steps=5, config=SimpleNamespace(batch_size=2))
+    stream = io.StringIO()
+    metrics = {"participants": 3.0, "loss": 1.0} if tells_all else {}
+    with ProgressDisplay(stream, "federate") as display:
+        show = _shown(run, display)
+        for number in (1, 2, 3):
+            show(StepEnd(number, 3, None, None, metrics, 1, 2.0, number == 3))
+    last = stream.getvalue().splitlines()[-1]
+    assert last == ("federate 3/3  loss 1.0000  15.0 images/s" if tells_all else "federate 3/3")
 
 
 def spellings(secret):

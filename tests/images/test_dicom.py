@@ -59,7 +59,9 @@ def test_damaged_files_and_empty_folders(tmp_path):
         with pytest.raises(BadImage, match=r"b\.dcm"):
             read(tmp_path / "b.dcm")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(BadImage, match="no DICOM"):
+    with pytest.raises(
+        BadImage, match="empty is a folder without DICOM images; expected a picture, or a folder"
+    ):
         read(tmp_path / "empty")
     with pytest.raises(BadImage, match="cannot be read"):
         read(tmp_path / "c.dcm")

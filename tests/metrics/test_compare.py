@@ -21,6 +21,14 @@ def test_sign_flips_are_exact_for_few_patients():
     assert sign_flip_test(d)[0] == pytest.approx(peer.pvalue)
 
 
+def test_a_pattern_counts_as_extreme_if_it_is_as_far_but_for_rounding():
+    """(0.1, 0.2, 0.3): two of eight patterns. A pattern that is a millionth less far does not count."""
+    assert sign_flip_test(np.array([0.1, 0.2, 0.3])) == (0.25, True)
+    for few in ([0.1] * 3, [0.1, 0.3, 0.7], [1.1, 2.2, 3.3, 4.4, 5.5, 6.6, 7.7]):
+        assert sign_flip_test(np.array(few)) == (2 / 2 ** len(few), True)
+    assert sign_flip_test(np.array([1.0, 5e-7])) == (0.5, True)
+
+
 def test_drawn_sign_flips_approach_the_t_test_and_never_reach_zero():
     d = np.random.default_rng(1).normal(0.25, 1.0, 60)
     p, exact = sign_flip_test(d)

@@ -114,6 +114,9 @@ def test_tolerance_is_inclusive_whatever_the_rounding():
     d = surface_distances(square(10, 10), square(13, 10), (0.7, 0.7))
     assert normalised_surface_distance(d, 2.1) == 1.0
     assert normalised_surface_distance(d, 2.09) < 1.0
+    assert normalised_surface_distance(d, 2.1 * (1 - 1e-6)) < 1.0  # what is a millionth beyond is beyond
+    d = surface_distances(square(10, 10), square(13, 10), (0.1, 0.1))
+    assert normalised_surface_distance(d, 0.3) == 1.0  # three steps of 0.1 are 0.30000000000000004
 
 
 @pytest.mark.parametrize("definition", DEFINITIONS)

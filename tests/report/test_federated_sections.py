@@ -19,6 +19,7 @@ HELD = [
 def settings(**changes) -> dict:
     record = config(preset="decoder", rounds=3, local_steps=5, participation=1.0, codec="int8", memory="ef21")
     record.pop("adapter")
+    record["resolved"]["adapter"] |= {"preset": "decoder"}
     record["resolved"] |= {
         "algorithm": "fedprox", "algorithm_options": {"mu": 0.1}, "holdings": HELD, "shifts": {},
         "privacy": None,

@@ -7,7 +7,10 @@ import pytest
 
 from medvfm_jax.report import NothingToReport, load
 from medvfm_jax.report.sections import notes
+from medvfm_jax.train.assemble import RESOLVED, SETTINGS, ForeignDelta
+from medvfm_jax.train.settings_record import settings_digest
 from medvfm_jax.types import MedvfmError
+from medvfm_jax.weights import artifacts
 from tests.report.synthetic_run import arrays, change_scores, pixels, scores, write_run
 
 
@@ -45,6 +48,26 @@ def test_a_run_is_read_as_it_was_written(whole):
         ("anterior", "best", 0.9), ("anterior", "median", 0.8), ("anterior", "worst", pytest.approx(0.7)),
     ]  # fmt: skip
     assert all(pixels(o.png).shape == (480, 480, 3) for o in record.overlays)
+
+
+def test_records_of_a_run_alone_are_no_scores(run):
+    (run / "metrics.jsonl").write_bytes(b"[" * 100_000)
+    assert "metrics.jsonl holds no record of a run" in refused(run)
+
+
+def test_a_delta_that_does_not_say_its_settings_is_said_and_one_of_other_settings_refused(run):
+    config = json.loads((run / "config.json").read_text())
+    metadata = {"base": config["model"], "seed": 0}
+    metadata |= {name: config["resolved"][name] for name in RESOLVED}
+    delta = {"layer": {"bias": np.zeros(1, np.float32)}}
+    artifacts.save_delta(run / "delta.safetensors", delta, metadata)
+    assert any("does not say which settings it was made with" in note for note in notes(load(run)))
+    own = metadata | {SETTINGS: settings_digest(config)}
+    artifacts.save_delta(run / "delta.safetensors", delta, own)
+    assert not any("settings" in note for note in notes(load(run)))
+    (run / "config.json").write_text(json.dumps(config | {"steps": 100}))
+    with pytest.raises(ForeignDelta, match="not made with the settings"):
+        load(run)
 
 
 def test_summary_rows_are_those_over_all_labels_or_the_only_ones(whole):
@@ -140,6 +163,56 @@ def with_provenance(**changes) -> dict:
 def test_scores_of_another_shape_are_refused_by_name(run, changes, named):
     change_scores(run, **changes)
     assert f"'{named}' is damaged" in refused(run)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ({"step": None}, "holds no scores"),
+        (scores() | {"format": 99}, "has format 99 where this version of medvfm reads format 1"),
+        (scores() | {"format": "1"}, 'has format "1" where'),
+        ({"summary": [], "cases": []}, "has no format where"),
+        ({"format": 1, "summary": []}, "'cases' is damaged"),
+        ({"format": 1, "cases": []}, "'summary' is damaged"),
+        ({}, "holds no scores"),
+    ],
+)
+def test_scores_that_are_none_or_of_another_version_are_refused(run, content, why):
+    (run / "scores.json").write_text(json.dumps(content))
+    sentence = refused(run)
+    assert why in sentence
+    assert "scores.json" in sentence
+
+
+@pytest.mark.parametrize("name", ["weights", "data", "out", "sites"])
+def test_settings_with_a_path_elsewhere_are_refused(run, name):
+    settings = json.loads((run / "config.json").read_text())
+    for path in ("gs://bucket/weights.pth", "a\0b", 7):
+        (run / "config.json").write_text(json.dumps(settings | {name: path}))
+        assert f"config.json is not what adapt writes: '{name}' is damaged" in refused(run)
+    (run / "config.json").write_text(json.dumps(settings | {name: "weights.pth"}))
+    assert load(run).config[name] == "weights.pth"
+
+
+def test_settings_that_contradict_each_other_are_refused(run):
+    settings = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(settings | {"adapter": "lora"}))
+    expected = "config.json contradicts itself: its adapter is 'lora' and resolved.adapter is that of 'samed'"
+    assert expected in refused(run)
+
+
+@pytest.mark.parametrize(
+    "line", [b"[" * 100_000, b'{"step": null, "loss": 1}', b'{"step": 3, "loss": "low"}', b"7"]
+)
+@pytest.mark.parametrize("end", [b"", b"\n"])
+def test_a_line_of_metrics_that_is_no_record_is_counted_wherever_it_stands(run, line, end):
+    """Only the beginning of a record was cut off by a kill."""
+    with open(run / "metrics.jsonl", "ab") as file:
+        file.write(line + end)
+    record = load(run)
+    assert len(record.metrics) == 208
+    assert record.damaged == (209,)
+    assert any("1 line of metrics.jsonl" in note for note in notes(record))
 
 
 def test_settings_of_another_shape_are_refused(run):

@@ -98,7 +98,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path, name
 
 def test_if_all_are_damaged_training_does_not_silently_start_again(tmp_path):
     (checkpoint.write(tmp_path, make(1)) / "manifest.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="All 1 checkpoints"):
+    with pytest.raises(CheckpointError, match="has 1 checkpoint and none that is intact"):
         checkpoint.read(tmp_path, fresh(), "base", lambda _: None)
 
 

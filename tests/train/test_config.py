@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from medvfm_jax import systems
-from medvfm_jax.train.config import AdaptConfig, BadConfig, EvaluateConfig, to_json
+from medvfm_jax.train.config import AdaptConfig, BadConfig, EvaluateConfig, from_json, to_json
 
 
 @pytest.mark.parametrize(
@@ -66,3 +66,10 @@ def test_settings_survive_json():
     record = json.loads(json.dumps(to_json(config)))
     assert (record["out"], record["set"], record["steps"]) == ("a/b", ["lora.rank=8"], config.steps)
     assert AdaptConfig(**record | {"out": Path(record["out"]), "set": tuple(record["set"])}) == config
+
+
+def test_settings_of_a_run_that_are_incomplete_are_said_in_the_words_of_the_settings():
+    with pytest.raises(BadConfig, match=r"are incomplete: there is no data\.$"):
+        from_json(AdaptConfig, {"steps": 3})
+    with pytest.raises(BadConfig, match=r"have a value of another kind than this setting takes\.$"):
+        from_json(AdaptConfig, {"data": "d", "steps": "three"})

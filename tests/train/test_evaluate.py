@@ -14,6 +14,7 @@ import medvfm_jax.train.evaluate  # noqa: F401, the module, which the function o
 from medvfm_jax.data import open_dataset, read_case
 from medvfm_jax.metrics import profiles
 from medvfm_jax.train import BadConfig, EvaluateConfig, adapt, evaluate, run_directory
+from medvfm_jax.train.assemble import ForeignDelta
 from medvfm_jax.train.evaluate import LabelsDiffer
 from medvfm_jax.weights import artifacts
 from tests.train.half_predictor import HalfPredictor
@@ -62,16 +63,48 @@ def test_scores_say_what_was_measured_on_what(scored, cells):
     assert origin["trained"] == resolved(folder)["trained"]
 
 
-def test_data_other_than_the_run_was_trained_on_is_noticed(scored, tmp_path):
+def changed_settings(folder, copy, resolved=None, **settings):
+    """A copy of a run with other words in its config.json."""
+    shutil.copytree(folder, copy)
+    record = json.loads((copy / "config.json").read_text())
+    record["resolved"] |= resolved or {}
+    (copy / "config.json").write_text(json.dumps(record | settings))
+    return copy
+
+
+def test_data_other_than_the_run_was_trained_on_is_noticed(scored, cells, tmp_path):
+    """The data may move, which config.json is told by hand; what is in them may not change unnoticed."""
     folder, before = scored
-    shutil.copytree(folder, tmp_path / "run")
-    record = json.loads((tmp_path / "run" / "config.json").read_text())
-    record["resolved"]["data_sha256"] = "0" * 64
-    (tmp_path / "run" / "config.json").write_text(json.dumps(record))
-    for run, warned in ((folder, False), (tmp_path / "run", True)):
+    shutil.copytree(cells, tmp_path / "same")
+    shutil.copytree(cells, tmp_path / "changed")
+    first = next(iter((tmp_path / "changed" / "images").glob(f"{resolved(folder)['split']['train'][0]}.*")))
+    Pillow.fromarray(255 - np.asarray(Pillow.open(first))).save(first)
+    for name, warned in (("same", False), ("changed", True)):
+        run = changed_settings(folder, tmp_path / f"run_{name}", {"data": str(tmp_path / name)})
         console = Console(file=io.StringIO(), width=200)
         assert evaluate(EvaluateConfig(run=run), console)["summary"] == before["summary"]
         assert ("not those the run was trained on" in console.file.getvalue()) == warned
+
+
+def test_a_delta_of_other_settings_is_told_from_the_runs_own(scored, tmp_path):
+    """Model, adapter, prompt, labels and seed agree; another warm-up makes another delta all the same."""
+    folder, _ = scored
+    run = changed_settings(folder, tmp_path / "run", warmup=0.5)
+    with pytest.raises(
+        ForeignDelta, match=r"was not made with the settings that config\.json beside it holds"
+    ):
+        evaluate(EvaluateConfig(run=run))
+
+
+def test_a_delta_of_earlier_versions_is_accepted_and_that_is_said(scored, tmp_path):
+    folder, before = scored
+    run = shutil.copytree(folder, tmp_path / "run")
+    delta, metadata = artifacts.load_delta(run / "delta.safetensors")
+    del metadata["settings_sha256"]
+    artifacts.save_delta(run / "delta.safetensors", delta, metadata)
+    console = Console(file=io.StringIO(), width=200)
+    assert evaluate(EvaluateConfig(run=run), console)["summary"] == before["summary"]
+    assert "does not say which settings it was made with" in console.file.getvalue()
 
 
 def test_the_scores_are_those_of_the_predictions_that_were_written(scored, cells):

@@ -95,3 +95,14 @@ def test_tracked_on_a_terminal_gives_the_same_items():
     console = Console(file=Terminal(), force_terminal=True)
     assert list(tracked([3, 1, 2], "evaluate", console)) == [3, 1, 2]
     assert "evaluate" in console.file.getvalue()
+
+
+@pytest.mark.parametrize("stream", [io.StringIO(), Terminal()])
+def test_without_seconds_neither_speed_nor_time_is_shown(clock, stream):
+    with ProgressDisplay(stream, "federate") as display:
+        for step in range(1, 5):
+            display(end(step, 4)._replace(seconds=None))
+            clock.now += 60
+    text = stream.getvalue()
+    assert "4/4" in text
+    assert not any(word in text for word in ("images/s", " left", " min", ":"))

@@ -45,6 +45,26 @@ def test_a_command_refused_before_it_wrote_anything_leaves_no_trace(tmp_path):
     assert folder.exists()
 
 
+def test_a_finished_run_whose_settings_contradict_each_other_is_refused(tmp_path):
+    split = {"train": [], "val": [], "test": []}
+    resolved = {
+        "data": "d",
+        "data_sha256": "0",
+        "split": split,
+        "prompt": "box",
+        "adapter": {"preset": "lora"},
+    }
+    record = {"weights": None, "dtype": "float32", "seed": 0, "adapter": "lora", "prompt": "auto"}
+    (tmp_path / runs.DELTA).touch()
+    runs.write_json(tmp_path / runs.CONFIG, record | {"resolved": resolved})
+    assert runs.finished(tmp_path)["adapter"] == "lora"
+    runs.write_json(tmp_path / runs.CONFIG, record | {"resolved": resolved, "adapter": "samed"})
+    with pytest.raises(
+        RunError, match=r"config\.json contradicts itself: its adapter is 'samed' and resolved"
+    ):
+        runs.finished(tmp_path)
+
+
 def test_files_that_belong_to_no_run_are_left_alone(tmp_path):
     runs.refuse_existing(tmp_path / "new", resume=False)
     (tmp_path / ".config.json.1.tmp").write_text("cut off by a kill")

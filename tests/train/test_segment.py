@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from medvfm_jax.models.errors import UnknownModel
 from medvfm_jax.train import BadConfig, assemble, run_directory
 from medvfm_jax.train.run_directory import RunError
 from medvfm_jax.train.segment import load_segmenter
+from medvfm_jax.train.settings_record import settings_digest
 from medvfm_jax.types import Prediction
 from medvfm_jax.weights import WrongBaseWeights, artifacts
 from tests.train.plain_models import SIZE, channels, inside_box
@@ -179,7 +182,7 @@ def test_what_does_not_fit_is_refused_before_the_model_runs(task, image, queries
 
 def test_a_delta_sees_as_many_channels_as_it_was_trained_on():
     model = segmenter(above_half, "semantic", channel_names=("T1", "T2"))
-    with pytest.raises(BadConfig, match=r"v\.nii\.gz has 1 channels; .* trained on 2 \(T1, T2\)"):
+    with pytest.raises(BadConfig, match=r"v\.nii\.gz has 1 channel; .* trained on 2 \(T1, T2\)"):
         model(volume())
     assert model(volume(channels=2)).labels.any()
 
@@ -249,6 +252,20 @@ def test_a_delta_that_another_run_made_is_refused(run, name, value):
     delta, metadata = artifacts.load_delta(run / run_directory.DELTA)
     artifacts.save_delta(run / run_directory.DELTA, delta, metadata | {name: value})
     with pytest.raises(assemble.ForeignDelta, match=f"not made by the run it lies in: its {name} is"):
+        load_segmenter(run=run)
+
+
+def test_a_delta_made_with_other_settings_is_refused_and_one_that_does_not_say_is_told(run):
+    delta, metadata = artifacts.load_delta(run / run_directory.DELTA)
+    record = run_directory.read_record(run / run_directory.CONFIG)
+    old = load_segmenter(run=run)
+    assert "does not say which settings it was made with" in old.note
+    own = metadata | {assemble.SETTINGS: settings_digest(record)}
+    artifacts.save_delta(run / run_directory.DELTA, delta, own)
+    assert load_segmenter(run=run).note == ""
+    assert load_segmenter(delta=run / run_directory.DELTA, weights=Path(record["weights"])).note == ""
+    run_directory.write_json(run / run_directory.CONFIG, record | {"steps": 17})
+    with pytest.raises(assemble.ForeignDelta, match=r"not made with the settings that config\.json"):
         load_segmenter(run=run)
 
 
