@@ -62,7 +62,9 @@ def _from_config(config: Mapping[str, Any]) -> Adapter:
     if kind == "chain":
         if not isinstance(options.get("parts"), Mapping):
             raise BadAdapterConfig("a chain needs parts: {name: configuration}.")
-        return chain(**{name: _from_config(part) for name, part in options["parts"].items()})
+        parts = {name: _from_config(part) for name, part in options["parts"].items()}
+        # Files of earlier versions have the parts sorted by name; those that change parameters go first.
+        return chain(**dict(sorted(parts.items(), key=lambda part: "params" not in part[1].levels)))
     if not isinstance(kind, str) or kind not in KINDS:
         shown = f"{kind!s:.80}"
         raise BadAdapterConfig(f"no adapter kind '{shown}'{did_you_mean(shown, [*KINDS, 'chain'])}.")

@@ -16,7 +16,7 @@ from medvfm_jax.data import Dataset, Split, open_dataset, split
 from medvfm_jax.data.check import DatasetCheck, check_dataset, has_unclear_masks
 from medvfm_jax.data.findings import Finding, Findings
 from medvfm_jax.data.inspection import CaseFacts
-from medvfm_jax.train.config import ObjectChoice
+from medvfm_jax.train.config import ObjectChoice, require_distance
 from medvfm_jax.train.progress import tracked
 from medvfm_jax.types import MedvfmError
 
@@ -47,10 +47,14 @@ class CheckArgs:
     """Read all cases again, whatever earlier checks found."""
     offline: bool = False
     """Never touch the network."""
-    allow_geometry_mismatch: bool = False
-    """Accept label maps of the right shape whose headers place them elsewhere in space than their images."""
+    allow_geometry_mismatch: float = 0.0
+    """Accept label maps whose headers place a corner up to so many mm from where their image has it, as `adapt`."""
     follow_links: bool = False
     """Accept image and label files that symbolic links, or paths in dataset.json, place outside the data folder."""
+
+    def __post_init__(self) -> None:
+        """Refuse what has no meaning; raises BadConfig."""
+        require_distance(self.allow_geometry_mismatch)
 
 
 def run(args: CheckArgs) -> int:

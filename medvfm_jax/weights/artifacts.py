@@ -51,7 +51,8 @@ def save_delta(path: Path | str, delta: Delta, metadata: Mapping[str, Any]) -> N
         arrays[key] = np.asarray(value)
         if problem := unsound(arrays[key]):
             raise BadDelta(f"{path} was not written: {key} {problem}; the training went wrong before.")
-    text = json.dumps({"medvfm_jax": medvfm_jax.__version__, **metadata}, sort_keys=True)
+    # In the order given: that of the parts of an adapter matters.
+    text = json.dumps({"medvfm_jax": medvfm_jax.__version__, **metadata})
     safetensors_files.write(path, arrays, {"format": FORMAT, "medvfm": text})
 
 
@@ -127,8 +128,8 @@ def check_arrays(delta: Delta, expected: Mapping[str, Any], path: Path | str) ->
             )
 
 
-def _integer(low: int) -> Callable[[Any], bool]:
-    return lambda value: type(value) is int and low <= value < 2**31
+def _integer(low: int, above: int = 2**31) -> Callable[[Any], bool]:
+    return lambda value: type(value) is int and low <= value < above
 
 
 def _label_table(value: Any) -> bool:
@@ -144,7 +145,7 @@ _KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "fingerprint": (lambda value: isinstance(value, str), "a digest"),
     "adapter": (lambda value: isinstance(value, dict | None), "the configuration of an adapter"),
     "prompt": (lambda value: value in PROMPTS, f"one of {', '.join(PROMPTS)}"),
-    "classes": (_integer(1), "a number of classes"),
+    "classes": (_integer(1, 2**16 + 1), "a number of classes"),
     "seed": (lambda value: type(value) is int and -(2**63) <= value < 2**63, "a whole number"),
     "labels": (_label_table, "a table of labels"),
     "channel_names": (_words, "a list of names"),

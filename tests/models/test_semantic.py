@@ -9,7 +9,7 @@ from medvfm_jax import losses, systems
 from medvfm_jax.adapters import adapt_model
 from medvfm_jax.models import build, to_semantic
 from medvfm_jax.models.sam.prompt_free import DAMPING, NotConvertible
-from medvfm_jax.models.sam.root import BUFFERS
+from medvfm_jax.models.model import BUFFERS
 from medvfm_jax.types import Prompts
 
 HYPERNETWORK = "output_hypernetworks_mlps_"
@@ -166,7 +166,7 @@ def test_samed_starts_as_the_semantic_model_and_parts_its_twins(tiny):
 
 def test_what_cannot_convert_says_so(tiny):
     model, params, _ = tiny
-    with pytest.raises(NotConvertible, match=r"at least two classes .* not 1\."):
+    with pytest.raises(NotConvertible, match=r"from 2 to 65536 classes .* not 1\."):
         to_semantic(model, params, 1)
     semantic, converted = to_semantic(model, params, 2)
     with pytest.raises(NotConvertible, match="'lite-tiny-test' is semantic: only promptable"):

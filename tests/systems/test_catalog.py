@@ -219,3 +219,10 @@ def test_descriptions_cover_every_preset() -> None:
             "full",
         }
     )
+
+
+def test_parts_that_an_earlier_version_sorted_by_name_are_put_in_order() -> None:
+    config = systems.adapter_config("context", SPEC)
+    stored = {**config, "parts": dict(sorted(config["parts"].items()))}
+    assert list(stored["parts"]) == ["context", "decoder"]
+    assert list(from_config(stored).config["parts"]) == ["decoder", "context"]

@@ -21,6 +21,9 @@ DAMPING = (
 )
 
 
+MOST_CLASSES = 65_536  # what a label map of 16 bits can hold
+
+
 class NotConvertible(MedvfmError, ValueError):
     """The model has no mask tokens to turn into classes."""
 
@@ -36,13 +39,13 @@ def to_semantic(model: Model, params: Params, classes: int) -> tuple[Model, Para
     other, so one that is missing or there twice is noticed by all.  The prompt encoder stays whole, though only
     ``no_mask_embed`` and the positions are used, so that an export is complete; the IoU head goes.
 
-    Raises NotConvertible for a model that is not promptable or fewer than two classes.
+    Raises NotConvertible for a model that is not promptable, fewer than two classes or too many.
     """
     if model.spec.task != "promptable" or model.root is None:
         raise NotConvertible(f"Model '{model.spec.name}' is {model.spec.task}: only promptable ones convert.")
-    if classes < 2:
+    if type(classes) is not int or not 2 <= classes <= MOST_CLASSES:
         raise NotConvertible(
-            f"A semantic model needs at least two classes with the background, not {classes}."
+            f"A semantic model needs from 2 to {MOST_CLASSES} classes with the background, not {classes!r:.80}."
         )
     return _semantic(model.root, model.spec, classes), _expand(params, classes)
 
