@@ -114,8 +114,8 @@ SYSTEMS: Mapping[str, System] = {
         "between rounds (FedPFT, Peng et al. 2024)",
         fedpft_adapter,
         fedpft,
-        "All parameters of the proxy are tuned; of the alignments only the choice of neurons is part of a run, "
-        "distillation on public images is not.",
+        "All parameters of the proxy are tuned; of the two alignments there is the choice of neurons between rounds and "
+        "no distillation of layers on public images: the proxy starts with the full model's neurons as they are.",
     ),
     "fesvibs": System(
         "the encoder's blocks at the server, left after one drawn anew for every client and round; patch embedding and "
