@@ -16,7 +16,8 @@ def global_norm(tree: Tree) -> Array:
     if not leaves:
         return jnp.float32(0)
     each = jnp.stack([jnp.max(jnp.abs(x), initial=0.0) for x in leaves])
-    largest = each[jnp.argmax(each)]  # NaN first; `max` is compiled leaf by leaf into every division, see `all_finite`
+    # NaN comes first in argmax, too.  `max` would be compiled leaf by leaf into every division, see `all_finite`.
+    largest = each[jnp.argmax(each)]
     divisor = jnp.where(jnp.isfinite(largest) & (largest > 0), largest, 1)
     return divisor * jnp.sqrt(sum(jnp.sum(jnp.square(x / divisor)) for x in leaves))
 
