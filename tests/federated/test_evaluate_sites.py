@@ -12,6 +12,7 @@ from medvfm_jax.federated import BadFederation
 from medvfm_jax.federated.evaluate_sites import evaluate
 from medvfm_jax.federated.federate import federate
 from medvfm_jax.federated.model_files import merged
+from medvfm_jax.report.record_shapes import damaged_scores
 from medvfm_jax.train import EvaluateConfig, run_directory
 from medvfm_jax.train import evaluate as evaluate_shared
 from medvfm_jax.weights import artifacts
@@ -53,6 +54,8 @@ def test_each_case_is_scored_with_the_model_of_its_site(personalised, tmp_path):
     assert again["scored_by"] == scores["scored_by"] == of_every_case(scores)
     written = json.loads((tmp_path / "scores.json").read_text())
     assert written["scored_by"] == again["scored_by"]
+    assert damaged_scores(written) is None, "the report takes it"
+    assert damaged_scores(written | {"scored_by": {"case": 3}}) == "scored_by"
 
 
 def test_another_part_of_a_site_changes_the_scores_of_this_site_alone(personalised, tmp_path):

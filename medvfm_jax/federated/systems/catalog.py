@@ -114,7 +114,7 @@ SYSTEMS: Mapping[str, System] = {
         "between rounds (FedPFT, Peng et al. 2024)",
         fedpft_adapter,
         fedpft,
-        "All parameters of the proxy are tuned; of the two alignments there is the choice of neurons between rounds and "
+        "All parameters of the proxy are tuned; of the two alignments there is the choice of neurons between rounds, "
         "no distillation of layers on public images: the proxy starts with the full model's neurons as they are.",
     ),
     "fesvibs": System(
