@@ -1,6 +1,6 @@
 """What a round costs when 1 to 32 of 32 clients take part: processor time with its data, and memory of the program.
 
-    python -m experiments.benchmarks.federated_participation [--rounds 5]
+    python -m experiments.benchmarks.federated_participation [--rounds 5] [--sizes 1,4,32]
 
 The round of `medvfm federate` (`RoundLoader` and `RoundStep`) on the small test model and pictures drawn by the
 program, the decoder on cached embeddings (encoded before), clients one after the other as on every CPU, and SCAFFOLD,
@@ -24,6 +24,7 @@ import numpy as np
 
 from experiments.benchmarks.harness import limit_threads
 from experiments.benchmarks.table import environment
+from medvfm_jax import compilation_cache
 from medvfm_jax.data import make_phantom_dataset
 from medvfm_jax.federated.cohort import RoundLoader
 from medvfm_jax.federated.federate_config import FederateConfig
@@ -44,18 +45,23 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--local-steps", type=int, default=10)
+    parser.add_argument(
+        "--sizes", default=",".join(map(str, SIZES)), help="how many take part; all 32 always do"
+    )
     parser.add_argument("--out", type=Path, default=RESULT)
     args = parser.parse_args()
+    sizes = sorted({*map(int, args.sizes.split(",")), CLIENTS})
     limit_threads(1)
+    compilation_cache.enable()  # a program is asked for its memory, then run: compiled once
     with tempfile.TemporaryDirectory(prefix="medvfm-bench-") as folder:
         data = make_phantom_dataset(Path(folder) / "cells", "cells", 2 * CLIENTS, size=64)
         caches: list[EmbeddingCache] = []  # one for all sizes, filled by the first round of everybody
         runs = {
             size: _rounds(data, Path(folder) / f"run{size}", size, args.local_steps, caches)
-            for size in reversed(SIZES)
+            for size in reversed(sizes)
         }
         memory = {size: next(run) for size, run in runs.items()}
-        seconds = {size: [] for size in SIZES}
+        seconds = {size: [] for size in sizes}
         for _ in range(args.rounds):
             for size, run in runs.items():
                 seconds[size].append(next(run))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from rich.console import Console
 
 from medvfm_jax.cli import console
-from medvfm_jax.train import evaluate
+from medvfm_jax.federated.evaluate_sites import evaluate
 from medvfm_jax.train.config import EvaluateConfig
 from medvfm_jax.train.score_table import show
 
@@ -20,7 +20,8 @@ class EvaluateArgs(EvaluateConfig):
     Example: medvfm evaluate --model lite-medsam --data data/dsb2018 --out zero_shot.json
 
     Every score comes with its metric profile, n, a 95 % interval (over patients) and the number of
-    empty masks. Scores of a run go into its directory, for medvfm report.
+    empty masks. Scores of a run go into its directory, for medvfm report. In a federated run whose
+    sites keep a part of the model, each case is scored with the model of its site, and the scores say so.
     """
 
 

@@ -19,6 +19,7 @@ from medvfm_jax.federated.cohort_placement import CohortPlacement
 from medvfm_jax.federated.errors import BadFederation
 from medvfm_jax.federated.federate_config import FederateConfig
 from medvfm_jax.federated.federated_run import FederatedRun, resolve
+from medvfm_jax.federated.model_files import REFERENCES, SHARED_MODEL, own_model
 from medvfm_jax.federated.privacy import Secret, draw_secret
 from medvfm_jax.federated.privacy_plan import validates
 from medvfm_jax.federated.round_hooks import RoundLine, RoundLog, recorder, site_validation
@@ -41,9 +42,6 @@ from medvfm_jax.train.state import TrainState
 from medvfm_jax.train.task import make_loss, make_overlap
 from medvfm_jax.types import Batch, Delta
 from medvfm_jax.weights import artifacts
-
-PERSONAL = "personal.safetensors"
-REFERENCES = "references"  # beside the leaves of a client: what InstanceMixed compares an image with
 
 
 class FederateResult(NamedTuple):
@@ -278,7 +276,7 @@ def _finish(
     for name, found in references.items():
         own[name] = own.get(name, {}) | {REFERENCES: found}
     if own:
-        personal = folder / PERSONAL
+        personal = folder / run_directory.PERSONAL
         artifacts.save_delta(personal, own, metadata)
         say(f"what each client keeps: {personal}")
     if config.score:
@@ -371,11 +369,19 @@ def _score(
         first = next(iter(references.values()))
         return InstanceMixed(run.adapted, run.base.params, model_of(models, 0), first)
 
+    keeps = bool(jax.tree.leaves(models.own)) and run.clients[0].name != EVERYBODY
+
     def predictor_of(case: Case) -> Predictor:
         return of_client(run.index_of(case.site) if jax.tree.leaves(models.own) else None)
 
+    def model(case: Case) -> str:
+        return SHARED_MODEL if run.index_of(case.site) is None else own_model(case.site)
+
     out = config.out / run_directory.SCORES
-    score_cases(settings, out, run.source, cases, about(checked, asked), subject, predictor_of, console)
+    names = {case.id: model(case) for case in cases} if keeps else None
+    score_cases(
+        settings, out, run.source, cases, about(checked, asked), subject, predictor_of, console, names
+    )
     say(f"scores: {out}")
     return out
 

@@ -119,11 +119,6 @@ def truncate(factors: Factors, rank: int) -> Factors:
     return Factors(a, b)
 
 
-def singular_values(factors: Factors) -> Array:
-    """Singular values (..., min(in, r, out)) of ``a @ b``, largest first."""
-    return _small_svd(factors)[3]
-
-
 def product_norm(factors: Factors) -> Array:
     """Frobenius norm (...) of ``a @ b``, from the triangular parts."""
     r_a = jnp.linalg.qr(factors.a, mode="r")

@@ -1,13 +1,11 @@
-"""Where voxels lie: spacing, grids, the axis to slice along, resampling with its affine."""
+"""Where voxels lie: spacing, grids, the axis to slice along."""
 
 from typing import NamedTuple
 
-import nibabel
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
-from medvfm_jax.images.image import BadImage, Image
+from medvfm_jax.images.image import Image
 
 ROUNDING = 0.05  # of a voxel edge: what rewriting a header moves a corner by
 _EXACT = 1e-3  # of a voxel edge: as good as nothing
@@ -82,75 +80,6 @@ def mismatch(a: Image, b: Image) -> Mismatch:
     if not np.allclose(ours, theirs, rtol=1e-3):
         return Mismatch(f"spacing {_numbers(ours)} mm against {_numbers(theirs)} mm, {far}", distance)
     return Mismatch(f"position or direction ({far})", distance)
-
-
-def resample(image: Image, spacing: tuple[float, float, float], *, labels: bool = False) -> Image:
-    """Volume -> the same field of view with another spacing (mm); order 3, or nearest for label maps.
-
-    The outer edges of the volume stay where they are, up to half a voxel of rounding. Raises BadImage for
-    pictures, which have no spacing.
-    """
-    if image.affine is None or image.spacing is None:
-        raise BadImage("A picture without spacing cannot be resampled to millimetres.")
-    if min(spacing) <= 0:
-        raise BadImage(f"A spacing of {spacing} mm is not positive.")
-    factor = np.asarray(image.spacing) / np.asarray(spacing)
-    shape = np.maximum(1, np.round(np.asarray(image.grid) * factor)).astype(int)
-    ratio = np.asarray(spacing) / np.asarray(image.spacing)  # exactly the spacing asked for
-    offset = ratio / 2 - 0.5  # centre of the first new voxel, in old voxel indices
-    array = _resampled(image.array, ratio, offset, tuple(shape), 0 if labels else 3)
-    affine = image.affine.copy()
-    affine[:3, :3] = image.affine[:3, :3] * ratio
-    affine[:3, 3] = image.affine[:3, :3] @ offset + image.affine[:3, 3]
-    return Image(array, tuple(float(s) for s in spacing), affine, image.path)
-
-
-def onto_grid(image: Image, like: Image, *, labels: bool = False) -> Image:
-    """Volume -> the same content on the grid of ``like``; 0 outside its field of view. Raises BadImage."""
-    if image.affine is None or like.affine is None:
-        raise BadImage("Only volumes with an affine can be moved onto another grid.")
-    mapping = np.linalg.inv(image.affine) @ like.affine
-    order = 0 if labels else 3
-    channels = [
-        ndimage.affine_transform(
-            image.array[..., c].astype(np.float32 if order else image.array.dtype),
-            mapping[:3, :3], mapping[:3, 3], like.grid, order=order, mode="constant",
-        )
-        for c in range(image.array.shape[-1])
-    ]  # fmt: skip
-    return Image(np.stack(channels, -1), like.spacing, like.affine, image.path)
-
-
-def to_canonical(image: Image) -> Image:
-    """Volume -> the same voxels with axes pointing right, anterior, superior (RAS+), by flips and swaps."""
-    if image.affine is None:
-        return image
-    orientation = nibabel.io_orientation(image.affine)
-    array = nibabel.apply_orientation(image.array, orientation)
-    affine = image.affine @ nibabel.orientations.inv_ornt_aff(orientation, image.grid)
-    return Image(np.ascontiguousarray(array), spacing_of(affine), affine, image.path)
-
-
-def from_canonical(array: NDArray, like: Image) -> NDArray:
-    """Undo ``to_canonical``: array (X, Y, Z, ...) in RAS+ order -> the axis order of ``like``."""
-    if like.affine is None:
-        return array
-    there = nibabel.io_orientation(like.affine)
-    back = nibabel.orientations.ornt_transform(nibabel.orientations.axcodes2ornt("RAS"), there)
-    return np.ascontiguousarray(nibabel.apply_orientation(array, back))
-
-
-def _resampled(
-    array: NDArray, ratio: NDArray, offset: NDArray, shape: tuple[int, ...], order: int
-) -> NDArray:
-    kind = np.float32 if order else array.dtype
-    channels = [
-        ndimage.affine_transform(
-            array[..., c].astype(kind), ratio, offset, output_shape=shape, order=order, mode="nearest"
-        )
-        for c in range(array.shape[-1])
-    ]
-    return np.stack(channels, -1)
 
 
 def _numbers(values: tuple[float, ...]) -> str:

@@ -138,6 +138,9 @@ def damaged_scores(scores: Mapping[str, Any]) -> str | None:
             return name
     if not _checked(scores.get("checked")):
         return "checked"
+    models = scores.get("scored_by", {})
+    if not isinstance(models, dict) or not all(isinstance(name, str) for name in models.values()):
+        return "scored_by"
     for row in scores.get("summary") or ():
         if not isinstance(row.get("metric"), str) or not isinstance(row.get("label"), str):
             return "summary"
@@ -147,7 +150,7 @@ def damaged_scores(scores: Mapping[str, Any]) -> str | None:
     named = all(row.get("label") is not None and (row.get("case") or row.get("patient")) for row in rows)
     if not named or _mixed(rows):
         return "cases"
-    lists = ("summary", "cases", "overlays", "skipped", "provenance", "empty", "checked")
+    lists = ("summary", "cases", "overlays", "skipped", "provenance", "empty", "checked", "scored_by")
     return next((name for name, value in scores.items() if name not in lists and not _scalar(value)), None)
 
 

@@ -49,16 +49,40 @@ class Subject(NamedTuple):
     prompt: str
 
 
-def evaluate(config: EvaluateConfig, console: Console | None = None) -> dict[str, Any]:
+class Choice(NamedTuple):
+    """The predictor of a case, and a name for its model."""
+
+    predictor: Predictor
+    model: str
+
+
+class Sites(NamedTuple):
+    """How a run of several sites is evaluated; ``federated.evaluate_sites`` has it.
+
+    data(config, run) -> the run's own data, divided among its sites.
+    choose(config, run, subject, shared) -> case -> the model that its site uses, None if all use the shared one.
+    """
+
+    data: Callable[[EvaluateConfig, Mapping[str, Any]], SplitData]
+    choose: Callable[[EvaluateConfig, Mapping[str, Any], Subject, Predictor], Callable[[Case], Choice] | None]
+
+
+def evaluate(
+    config: EvaluateConfig, console: Console | None = None, sites: Sites | None = None
+) -> dict[str, Any]:
     """Predict the cases of a split slice by slice, stack them on their own grid, score; write scores.json.
 
-    Returns what was written, and where: "file". Raises MedvfmError: settings, data (all cases are read before
-    the first prediction), weights, a delta made for other weights.
+    sites: for federated runs, see ``federated.evaluate_sites``, which gives them; without, every case is predicted with
+    the shared model.  Returns what was written, and where: "file". Raises MedvfmError: settings, data (all cases are
+    read before the first prediction), weights, a delta made for other weights.
     """
     console = console or Console(stderr=True, highlight=False)
     profiles.get(config.profile)
     run = _run_record(config)
-    source = _data(config, run)
+    sites = sites if run is not None and "rounds" in run else None
+    if sites is None and run is not None and (config.run / run_directory.PERSONAL).is_file():
+        console.print("warning: every case is scored with the shared model, none with that of its site")
+    source = _data(config, run, sites)
     if _same_data(config, run) and run["resolved"]["data_sha256"] != source.sha256:
         console.print("warning: the files of the dataset are not those the run was trained on", markup=False)
     out = scores_path(config, source, run)
@@ -74,7 +98,15 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> dict[str
     for line in lines(checked):
         console.print(line, markup=False, soft_wrap=True)
     predictor = Predictor(subject.adapted, subject.base.params, subject.delta, flips=config.flips)
-    return score_cases(config, out, source, cases, checked, subject, lambda case: predictor, console)
+    choose = None if sites is None else sites.choose(config, run, subject, predictor)
+    if choose is None:
+        return score_cases(config, out, source, cases, checked, subject, lambda case: predictor, console)
+    for site, model in sorted({case.site: choose(case).model for case in cases}.items()):
+        console.print(f"{site}: scored with {model}", markup=False, soft_wrap=True)
+    names = {case.id: choose(case).model for case in cases}
+    return score_cases(
+        config, out, source, cases, checked, subject, lambda case: choose(case).predictor, console, names
+    )
 
 
 def score_cases(
@@ -86,10 +118,12 @@ def score_cases(
     subject: Subject,
     predictor_of: Callable[[Case], Predictor],
     console: Console,
+    models: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Predict and score cases, each with the predictor chosen for it; write the scores, return them with "file".
 
     predictor_of: a federation has sites with models of their own; ``subject`` says what all of them are.
+    models: {case: name of the model that predicts it}, recorded as "scored_by" where there are several.
     """
     rows, was_killed = [], staging.is_left_over(out)
     with contextlib.ExitStack() as stack:
@@ -103,6 +137,8 @@ def score_cases(
             loaded = read_case(source.dataset, case)
             rows += _score(config, subject, source.dataset, loaded, predictor_of(case), predictions)
         scores = _scores(config, subject, source, rows, checked)
+        if models is not None:
+            scores["scored_by"] = dict(models)
         if stage is not None:
             scores["predictions"] = predictions.name
             scores["overlays"] = write_overlays(
@@ -167,26 +203,32 @@ def _same_data(config: EvaluateConfig, run: Mapping[str, Any] | None) -> bool:
     return config.data is None or Path(config.data).resolve() == Path(run["resolved"]["data"]).resolve()
 
 
-def _data(config: EvaluateConfig, run: Mapping[str, Any] | None) -> SplitData:
+def _data(config: EvaluateConfig, run: Mapping[str, Any] | None, sites: Sites | None) -> SplitData:
     own = _same_data(config, run)
+    if own and sites is not None:
+        return _as_recorded(config, run["resolved"], sites.data(config, run))
     source = open_split(
         config.data if config.data is not None else run["resolved"]["data"],
         seed=config.seed,
         val=config.val_fraction,
         test=config.test_fraction,
         offline=config.offline,
-        allow_geometry_mismatch=config.allow_geometry_mismatch or (_allowed(run) if own else 0.0),
+        allow_geometry_mismatch=config.allow_geometry_mismatch or (allowed_mismatch(run) if own else 0.0),
         follow_links=config.follow_links or (own and run.get("follow_links", False)),
         objects=config.objects or (own and run["resolved"].get("objects")) or None,
         given=run["resolved"]["split"] if own else None,
     )
-    resolved = run["resolved"] if own else {}
-    if own and config.objects is None and not resolved.get("objects") and resolved.get("prompt") != "none":
-        source = source._replace(dataset=as_before(source.dataset))
+    return _as_recorded(config, run["resolved"], source) if own else source
+
+
+def _as_recorded(config: EvaluateConfig, resolved: Mapping[str, Any], source: SplitData) -> SplitData:
+    """The data of a run with objects as they were before runs recorded what they are."""
+    if config.objects is None and not resolved.get("objects") and resolved.get("prompt") != "none":
+        return source._replace(dataset=as_before(source.dataset))
     return source
 
 
-def _allowed(run: Mapping[str, Any]) -> float:
+def allowed_mismatch(run: Mapping[str, Any]) -> float:
     """Millimetres a run allowed; records from before the option had a number say true for any distance."""
     recorded = run.get("allow_geometry_mismatch", 0.0)
     return math.inf if recorded is True else float(recorded)

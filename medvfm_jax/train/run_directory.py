@@ -22,6 +22,7 @@ try:
 except ImportError:  # Windows: two writers are then not told apart
     fcntl = None
 
+PERSONAL = "personal.safetensors"  # what each client of a federated run keeps for itself
 CONFIG, METRICS, CHECKPOINTS, DELTA, SCORES = (
     "config.json", "metrics.jsonl", "checkpoints", "delta.safetensors", "scores.json",
 )  # fmt: skip

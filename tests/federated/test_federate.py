@@ -11,7 +11,7 @@ import pytest
 
 from medvfm_jax.data import make_phantom_dataset
 from medvfm_jax.federated.cohort import RoundLoader
-from medvfm_jax.federated.federate import PERSONAL, federate
+from medvfm_jax.federated.federate import federate
 from medvfm_jax.federated.federated_run import resolve
 from medvfm_jax.federated.round_step import RoundStep
 from medvfm_jax.federated.site_scores import site_scores
@@ -145,7 +145,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(cells, tmp_path, monkeypatch
     settings = RESUMED[name] | {"score": False}
     whole = federate(small(cells, tmp_path / "whole", **settings))
     resumed = interrupted_run(small(cells, tmp_path / "resumed", **settings), monkeypatch, 1)
-    for file in (run_directory.DELTA, *([PERSONAL] if whole.personal else [])):
+    for file in (run_directory.DELTA, *([run_directory.PERSONAL] if whole.personal else [])):
         assert (whole.folder / file).read_bytes() == (resumed.folder / file).read_bytes()
     clock = ("time", "seconds")
     logs = [

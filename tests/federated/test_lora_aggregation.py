@@ -21,7 +21,6 @@ from medvfm_jax.federated.lora_aggregation import (
     product_norm,
     replace_factors,
     residual,
-    singular_values,
     stack,
     truncate,
 )
@@ -74,7 +73,6 @@ def test_truncation_is_the_best_approximation(factors: Factors) -> None:
     """Eckart-Young: the error is the tail of the singular values, and equals the dense truncated SVD."""
     stacked = stack(factors, jnp.asarray(WEIGHTS))
     u, s, v = np.linalg.svd(dense(factors))
-    np.testing.assert_allclose(singular_values(stacked)[:, :6], s[:, :6], rtol=1e-12)
     for rank in (1, 3, 8):
         best = truncate(stacked, rank)
         assert best.a.shape == (LAYERS, WIDE, rank)

@@ -11,17 +11,18 @@ import pytest
 
 from medvfm_jax.data import make_phantom_dataset
 from medvfm_jax.federated import BadFederation
-from medvfm_jax.federated.federate import PERSONAL, REFERENCES, federate
+from medvfm_jax.federated.federate import federate
 from medvfm_jax.federated.federated_run import resolve
 from medvfm_jax.federated.lora_aggregation import factors_of, product
+from medvfm_jax.federated.model_files import REFERENCES
 from medvfm_jax.federated.round_step import RoundStep
 from medvfm_jax.federated.systems.feddpa import INSTANCES
-from medvfm_jax.federated.systems.fesvibs import block_of
 from medvfm_jax.train import EvaluateConfig, evaluate, run_directory
 from medvfm_jax.train.run_directory import read_metrics
 from medvfm_jax.train.task import make_loss
 from medvfm_jax.weights import artifacts
 from tests.federated.small_federation import build_models_once, small
+from tests.federated.systems.open_blocks import block_of
 from tests.federated.test_federate import interrupted_run
 from tests.train.small_runs import programs_kept
 
@@ -139,5 +140,5 @@ def test_an_interrupted_run_ends_with_the_same_bits(name, cells, tmp_path, monke
     wanted = settings(name, cells) | {"score": False}
     whole = federate(small(cells, tmp_path / "whole", **wanted))
     resumed = interrupted_run(small(cells, tmp_path / "resumed", **wanted), monkeypatch, 1)
-    for file in (run_directory.DELTA, *([PERSONAL] if whole.personal else [])):
+    for file in (run_directory.DELTA, *([run_directory.PERSONAL] if whole.personal else [])):
         assert (whole.folder / file).read_bytes() == (resumed.folder / file).read_bytes()

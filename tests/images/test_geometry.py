@@ -1,19 +1,13 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from medvfm_jax.images import BadImage, Image
+from medvfm_jax.images import Image
 from medvfm_jax.images.geometry import (
     displacement,
-    from_canonical,
     mismatch,
-    onto_grid,
-    resample,
     slanted,
     slice_axis,
     spacing_of,
-    to_canonical,
 )
 
 
@@ -93,53 +87,3 @@ def test_a_slant_is_told_from_a_turn():
     assert slanted(tilted, (10, 10, 10))
     tilted[1, 2] = 1e-4  # 0.001 mm from the first slice to the last
     assert not slanted(tilted, (10, 10, 10))
-
-
-@given(st.permutations([0, 1, 2]), st.tuples(*[st.sampled_from([1, -1])] * 3))
-@settings(max_examples=48, deadline=None)
-def test_canonical_orientation_there_and_back(order, signs):
-    array = np.random.default_rng(0).integers(0, 9, (3, 4, 5))
-    image = volume(array, turned(order, signs))
-    canonical = to_canonical(image)
-    assert (np.diag(canonical.affine)[:3] > 0).all()
-    np.testing.assert_array_equal(from_canonical(canonical.array, image), image.array)
-    # a voxel keeps its place in the patient
-    index = np.argwhere(canonical.array[..., 0] == canonical.array.max())[0]
-    position = canonical.affine @ [*index, 1]
-    back = np.rint(np.linalg.inv(image.affine) @ position).astype(int)[:3]
-    assert image.array[tuple(back)][0] == canonical.array.max()
-
-
-def test_resampling_keeps_positions():
-    """A linear function of the position in mm is still that function afterwards, away from the border."""
-    affine = turned((1, 0, 2), (1, -1, 1), (1.0, 2.0, 3.0))
-    index = np.stack(np.meshgrid(*(np.arange(n) for n in (24, 16, 14)), indexing="ij"), -1)
-    image = volume((index @ affine[:3, :3].T + affine[:3, 3]) @ [0.3, -0.2, 0.1], affine)
-    new = resample(image, (1.5, 1.5, 2.0))
-    assert new.spacing == (1.5, 1.5, 2.0)
-    assert spacing_of(new.affine) == pytest.approx((1.5, 1.5, 2.0))
-    assert new.grid == (16, 21, 21)
-    index = np.stack(np.meshgrid(*(np.arange(n) for n in new.grid), indexing="ij"), -1)
-    expected = (index @ new.affine[:3, :3].T + new.affine[:3, 3]) @ [0.3, -0.2, 0.1]
-    middle = (slice(5, -5),) * 3
-    np.testing.assert_allclose(new.array[..., 0][middle], expected[middle], atol=0.02)
-
-
-def test_resampled_labels_stay_labels_and_keep_their_volume():
-    labels = np.zeros((20, 20, 10), np.int32)
-    labels[5:15, 5:15, 2:8] = 7
-    image = volume(labels, np.diag([1, 1, 2, 1]))
-    new = resample(image, (0.5, 0.5, 1.0), labels=True)
-    assert set(np.unique(new.array)) == {0, 7}
-    assert (new.array == 7).sum() * 0.25 == pytest.approx((labels == 7).sum() * 2.0)
-    back = onto_grid(new, image, labels=True)
-    np.testing.assert_array_equal(back.array, image.array)
-
-
-def test_what_cannot_be_resampled():
-    with pytest.raises(BadImage, match="spacing"):
-        resample(Image(np.zeros((4, 4, 1))), (1, 1, 1))
-    with pytest.raises(BadImage, match="not positive"):
-        resample(volume(np.zeros((4, 4, 4)), np.eye(4)), (1, 0, 1))
-    with pytest.raises(BadImage, match="affine"):
-        onto_grid(Image(np.zeros((4, 4, 1))), volume(np.zeros((4, 4, 4)), np.eye(4)))

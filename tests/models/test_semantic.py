@@ -8,8 +8,8 @@ import pytest
 from medvfm_jax import losses, systems
 from medvfm_jax.adapters import adapt_model
 from medvfm_jax.models import build, to_semantic
-from medvfm_jax.models.sam.prompt_free import DAMPING, NotConvertible
 from medvfm_jax.models.model import BUFFERS
+from medvfm_jax.models.sam.prompt_free import DAMPING, NotConvertible
 from medvfm_jax.types import Prompts
 
 HYPERNETWORK = "output_hypernetworks_mlps_"

@@ -15,7 +15,9 @@ def global_norm(tree: Tree) -> Array:
     leaves = [x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in jax.tree.leaves(tree)]
     if not leaves:
         return jnp.float32(0)
-    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(x), initial=0.0) for x in leaves]))
+    each = jnp.stack([jnp.max(jnp.abs(x), initial=0.0) for x in leaves])
+    # NaN comes first in argmax, too.  `max` would be compiled leaf by leaf into every division, see `all_finite`.
+    largest = each[jnp.argmax(each)]
     divisor = jnp.where(jnp.isfinite(largest) & (largest > 0), largest, 1)
     return divisor * jnp.sqrt(sum(jnp.sum(jnp.square(x / divisor)) for x in leaves))
 

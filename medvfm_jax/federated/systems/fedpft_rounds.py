@@ -1,10 +1,13 @@
 """FedPFT as an algorithm of rounds: clients train the proxy, the server keeps the full model and chooses neurons anew.
 
-Source and what is interpretation: see ``fedpft``.  The proxy is simulated in the full model: neurons that were cut have
-no way out (their rows of W2 are zero) and nothing of them moves, which gives the numbers of a client that has only the
-proxy (``proxy_ffn.cut`` and ``proxy_apply``).  What is sent either way is the proxy's size.
-Of the paper's two alignments a run has the one without data: between rounds what was learnt is plugged into the full
-model, and the strongest neurons of that are chosen.  Distillation on images (``fedpft.distil``) is for Python.
+Source: Peng et al. 2024, "FedPFT: Federated Proxy Fine-Tuning of Foundation Models" (IJCAI): the proxy keeps attention
+and norms and the strongest neurons of every feed-forward network, those with the largest |(W1[:, j], W2[j, :])|_2.
+The proxy is simulated in the full model: neurons that were cut have no way out (their rows of W2 are zero) and nothing
+of them moves, which gives the numbers of a client that has only the proxy.  What is sent is the proxy's size.
+Of the paper's two alignments there is the one without data: between rounds what was learnt is plugged into the full
+model, and the strongest neurons of that are chosen.  The distillation of the proxy's layers from those of the full
+model (relative errors of block outputs and of W1 W2, before the federation) is not there: the proxy starts with the
+full model's neurons as they are.
 """
 
 import re
@@ -18,7 +21,6 @@ from medvfm_jax.adapters.parameter_paths import node_at
 from medvfm_jax.federated.errors import BadFederation
 from medvfm_jax.federated.local_training import Loss, local_steps
 from medvfm_jax.federated.records import Algorithm, Cohort, Report, Server, Shard, Tree
-from medvfm_jax.federated.systems.proxy_ffn import Selection
 from medvfm_jax.federated.systems.record import FederatedSystem
 from medvfm_jax.federated.tree_math import add, select, subtract
 from medvfm_jax.systems import System
@@ -30,6 +32,7 @@ PART = "proxy"
 _TRAINED = r"(image_encoder|mask_decoder)/.*"
 _FIRST = re.compile(r"(image_encoder/.*)/(lin|fc)1")
 
+Selection = dict[str, Array]  # path of a feed-forward network -> numbers of its kept neurons (k,), ascending
 Networks = dict[str, tuple[str, str]]  # path of a feed-forward network -> modules of W1 and W2
 
 
@@ -161,8 +164,9 @@ SYSTEM = FederatedSystem(
         "chosen anew between rounds (FedPFT, Peng et al. 2024)",
         source="https://arxiv.org/abs/2404.11536",
         adapter=fedpft_parts,
-        differences="All parameters of the proxy are tuned; of the alignments only the choice of neurons is part of a "
-        "run, distillation on public images is not.",
+        differences="All parameters of the proxy are tuned; of the two alignments there is the choice of neurons "
+        "between rounds, no distillation of layers on public images: the proxy starts with the full model's neurons as "
+        "they are.",
     ),
     fedpft,
 )

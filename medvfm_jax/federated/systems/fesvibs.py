@@ -167,11 +167,6 @@ def leave_after(delta: Tree, block: Array | int) -> Tree:
     return _map_open(delta, lambda x, number: jnp.full_like(x, number <= block))
 
 
-def block_of(delta: Tree) -> Array:
-    """The number () of the block that a delta leaves the encoder after."""
-    return sum((x > 0.5).sum(dtype=jnp.int32) for x in _exits(delta))
-
-
 def _exits(delta: Tree) -> list[Array]:
     return jax.tree.leaves(_exits_only(delta))
 

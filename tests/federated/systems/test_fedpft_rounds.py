@@ -9,8 +9,8 @@ import pytest
 from medvfm_jax.adapters import from_config
 from medvfm_jax.federated import BadFederation, Shard, make_round
 from medvfm_jax.federated.systems.fedpft_rounds import PART, fedpft, fedpft_parts
-from medvfm_jax.federated.systems.proxy_ffn import cut, plug_back, proxy_apply, select_neurons
 from tests.federated.quadratics import quick_jit
+from tests.federated.systems.proxy_ffn import cut, plug_back, proxy_apply, select_neurons
 from tests.federated.systems.tiny import BATCH, DIM, SPEC, STEPS, TOKENS, chain_of, tiny
 
 pytestmark = pytest.mark.usefixtures("x64")

@@ -16,7 +16,6 @@ from medvfm_jax.federated.records import Algorithm
 from medvfm_jax.federated.representations import make_split
 from medvfm_jax.federated.systems.fesvibs import (
     SplitModel,
-    block_of,
     fesvibs,
     fesvibs_parts,
     leave_after,
@@ -26,6 +25,7 @@ from medvfm_jax.train.task import make_loss
 from medvfm_jax.types import Batch, Prompts
 from tests.federated.cases import cheap_key
 from tests.federated.quadratics import quick_jit
+from tests.federated.systems.open_blocks import block_of
 from tests.federated.systems.tiny import chain_of
 from tests.federated.test_backends import mesh
 

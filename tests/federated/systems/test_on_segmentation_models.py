@@ -12,18 +12,15 @@ from jax import Array
 
 from medvfm_jax import models
 from medvfm_jax.adapters import adapt_model, from_config
-from medvfm_jax.federated import Shard, algorithms, make_round, systems
+from medvfm_jax.federated import Shard, make_round, systems
 from medvfm_jax.federated.records import Algorithm, Tree
-from medvfm_jax.federated.systems.fedpft import distil
-from medvfm_jax.federated.systems.proxy_ffn import cut, plug_back, proxy_apply, select_neurons
 from medvfm_jax.models.model import Model
-from medvfm_jax.systems import adapter as adapter_of
 from medvfm_jax.systems import configure
 from medvfm_jax.train.task import make_loss
 from medvfm_jax.types import Batch, ModelSpec, Prompts
 from tests.federated.quadratics import quick_jit
 from tests.federated.systems.test_catalog import OPTIONS, is_personal, taken_by
-from tests.federated.systems.test_fedpft import drawn
+from tests.federated.systems.test_proxy_ffn import drawn
 from tests.federated.systems.tiny import leaf_names
 
 pytestmark = pytest.mark.slow
@@ -113,22 +110,3 @@ def test_a_round_on_the_shapes_of_published_models(model: str, name: str) -> Non
     assert sent.items() <= known.items()
     assert all(is_personal(leaf) for leaf in set(known) - set(sent))
     assert all(x.shape[0] == N for x in jax.tree.leaves(clients))
-
-
-@pytest.mark.parametrize("name", ["lite-tiny-test", "sam-tiny-test"])
-def test_a_distilled_proxy_is_tuned_and_plugged_back(name: str) -> None:
-    model = models.build(name)
-    params = drawn(model)
-    selection = select_neurons(params, 0.5)
-    images = data(model.spec).batches.image[:, 0]
-    proxy = distil(model.encode, params, cut(params, selection), selection, images, optax.adam(1e-3))
-    small = model._replace(
-        encode=proxy_apply(model.encode, selection), apply=proxy_apply(model.apply, selection)
-    )
-    adapted = adapt_model(adapter_of("samed", model), small)
-    delta = adapted.init(KEY, proxy)
-    *_, losses = result = run(model, algorithms.fedavg(loss_of(adapted, proxy), optax.adam(3e-3)), delta)
-    assert losses[-1] < losses[0]
-    full = plug_back(params, adapted.merge(proxy, result[0].delta), selection)
-    chex.assert_trees_all_equal_shapes(full, params)
-    chex.assert_tree_all_finite(full)

@@ -1,4 +1,6 @@
-"""Smaller feed-forward networks inside a transformer: choose neurons, cut them out, put them back.
+"""A client that really has only FedPFT's proxy, against which the simulated one is tested.
+
+Smaller feed-forward networks inside a transformer: choose neurons, cut them out, put them back.
 
 A feed-forward network is a module with two linear layers, lin1 and lin2 or fc1 and fc2, W1 (d, m) and W2 (m, d); all
 plain ViT, SAM and TinyViT blocks of ``models`` have one.  Its m hidden neurons can be cut down to k, which leaves a
@@ -110,17 +112,6 @@ def proxy_apply(apply_fn: ApplyFn, selection: Selection) -> ApplyFn:
 def ffns_of(params: Params, selection: Selection) -> dict[str, Ffn]:
     """Parameters of the selected networks, by path."""
     return {path: node_at(params["params"], path) for path in selection}
-
-
-def with_ffns(params: Params, ffns: Mapping[str, Ffn]) -> Params:
-    """Replace the parameters of networks, by path."""
-    return fold(params, ffns, lambda old, new: new)
-
-
-def product(ffn: Ffn) -> Array:
-    """W1 W2 (d, d) of one network."""
-    first, second = _kernels(ffn)
-    return first @ second
 
 
 def _forward(module: Any, x: Array) -> Array:

@@ -1,27 +1,17 @@
-"""FedPFT: a proxy of all neurons is the model; what a proxy learns goes back and nothing else moves."""
+"""The proxy that FedPFT is tested against: one of all neurons is the model; what it learns goes back alone."""
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from jax import Array
 
 from medvfm_jax import models
-from medvfm_jax.adapters import from_config
-from medvfm_jax.federated import BadFederation, algorithms
-from medvfm_jax.federated.systems.fedpft import block_error, distil, neuron_error, realign
-from medvfm_jax.federated.systems.proxy_ffn import (
-    cut,
-    ffns_of,
-    find_ffns,
-    plug_back,
-    proxy_apply,
-    select_neurons,
-)
+from medvfm_jax.federated import BadFederation
 from medvfm_jax.models.model import Model
-from tests.federated.systems.tiny import DIM, TOKENS, rounds, tiny
+from tests.federated.systems.proxy_ffn import cut, ffns_of, find_ffns, plug_back, proxy_apply, select_neurons
+from tests.federated.systems.tiny import DIM, TOKENS, tiny
 
 KEY = jax.random.key(0)
 PATHS = [f"image_encoder/blocks_{i}/mlp" for i in range(2)]
@@ -89,7 +79,6 @@ def test_the_strongest_neurons_are_kept_and_dead_ones_are_not_missed() -> None:
         return hidden @ ffn["fc2"]["kernel"] + ffn["fc2"]["bias"]
 
     np.testing.assert_allclose(run(small), run(node), rtol=1e-12)
-    assert float(neuron_error({"f": node}, {"f": small})) == pytest.approx(0, abs=1e-20)
 
 
 @pytest.mark.usefixtures("x64")
@@ -106,53 +95,6 @@ def test_cut_and_plug_back_are_inverse_and_cut_neurons_keep_theirs() -> None:
         np.testing.assert_array_equal(new["fc2"]["kernel"][gone], old["fc2"]["kernel"][gone])
         np.testing.assert_array_equal(new["fc1"]["kernel"][:, kept], old["fc1"]["kernel"][:, kept] + 1)
         np.testing.assert_array_equal(new["fc2"]["bias"], old["fc2"]["bias"] + 1)
-
-
-@pytest.mark.usefixtures("x64")
-def test_distilled_layers_come_nearer_to_the_full_ones() -> None:
-    model, params = tiny()
-    selection = select_neurons(params, 4)
-    proxy = cut(params, selection)
-    images = jnp.asarray(np.random.default_rng(2).normal(size=(60, 8, TOKENS, DIM)))
-    trained = distil(model.encode, params, proxy, selection, images, optax.adam(1e-2))
-    small = proxy_apply(model.encode, selection)
-
-    def error(proxy: dict) -> float:
-        one = lambda x: block_error(model.encode, params, small, proxy, x)  # noqa: E731
-        return float(jax.vmap(one)(images[0]).mean())
-
-    assert error(trained) < 0.5 * error(proxy)
-    full = ffns_of(params, selection)
-    assert neuron_error(full, ffns_of(trained, selection)) < neuron_error(full, ffns_of(proxy, selection))
-    moved = jax.tree.map(lambda x, y: bool((x != y).any()), trained, proxy)
-    attention = moved["params"]["image_encoder"]["blocks_0"]["attn"]
-    assert not any(jax.tree.leaves(attention)), "only feed-forward networks are distilled"
-
-
-@pytest.mark.usefixtures("x64")
-def test_a_round_on_the_proxy_and_back() -> None:
-    """Clients tune the proxy's networks; the full model gets them, and is cut again."""
-    model, params = tiny()
-    selection = select_neurons(params, 3)
-    proxy = cut(params, selection)
-    adapter = from_config({"kind": "tune", "at": ".*/mlp/.*"})
-    adapted = adapter.wrap(proxy_apply(model.encode, selection))
-
-    def loss(delta: dict, batch: tuple, key: Array) -> Array:
-        del key
-        found = jax.vmap(lambda x: adapted(proxy, delta, x))(batch[0])
-        return ((found - batch[1]) ** 2).mean()
-
-    delta = adapter.init(KEY, model.encode, proxy, jnp.zeros((TOKENS, DIM)))
-    by_vmap = rounds(algorithms.fedavg(loss, optax.sgd(0.1)), delta)
-    by_loop = rounds(algorithms.fedavg(loss, optax.sgd(0.1)), delta, backend="loop")
-    chex.assert_trees_all_close(by_loop, by_vmap, rtol=1e-9, atol=1e-12)
-    assert by_vmap[2].upload_bits == 4 * 64 * 2 * (2 * 3 * DIM + 3 + DIM)
-    learnt = adapter.merge(proxy, by_vmap[0].delta)
-    full, chosen, again = realign(params, learnt, selection)
-    assert {path: len(kept) for path, kept in chosen.items()} == dict.fromkeys(PATHS, 3)
-    chex.assert_trees_all_equal(full, plug_back(params, learnt, selection))
-    chex.assert_trees_all_equal(again, cut(full, chosen))
 
 
 @pytest.mark.usefixtures("x64")
