@@ -7,8 +7,8 @@ import pytest
 from tests.cli.test_path_options import commands
 
 SHARED = (
-    "allow_geometry_mismatch", "follow_links", "offline", "skip_bad", "objects", "val_fraction", "test_fraction", "seed",
-    "weights", "overwrite", "tensorboard",
+    "allow_geometry_mismatch", "follow_links", "offline", "skip_bad", "objects", "val_fraction", "test_fraction",
+    "seed", "weights", "overwrite", "tensorboard",
 )  # fmt: skip
 
 
