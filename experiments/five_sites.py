@@ -57,10 +57,10 @@ from rich.console import Console
 from medvfm_jax import compilation_cache, cpu, report
 from medvfm_jax.federated.algorithm_catalog import BASELINES
 from medvfm_jax.federated.federate import federate
-from medvfm_jax.federated.federate_config import FederateConfig
 from medvfm_jax.federated.federated_run import divide
 from medvfm_jax.federated.site_scores import over_sites, site_scores, worst_site
 from medvfm_jax.metrics import compare
+from medvfm_jax.settings.federate import FederateConfig
 from medvfm_jax.train import run_directory
 from medvfm_jax.train.provenance import device, versions
 from medvfm_jax.types import MedvfmError

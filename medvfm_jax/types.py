@@ -1,12 +1,15 @@
 """The words everyone uses: records that cross the floors of the package."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
-
-from jax import Array
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from medvfm_jax.printable import printable
+
+if TYPE_CHECKING:
+    from jax import Array
 
 Params = Mapping[str, Any]  # what Linen's apply takes: {"params": {...}}
 Delta = dict[str, Any]  # the only thing that is trained: a nested dict of arrays

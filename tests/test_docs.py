@@ -25,7 +25,9 @@ def commands():
 def test_a_command_in_a_guide_parses(arguments):
     name, *rest = [word for word in arguments if word not in GLOBAL_FLAGS]
     assert name in COMMANDS
-    arguments_type = getattr(importlib.import_module(f"medvfm_jax.cli.{name}"), f"{name.capitalize()}Args")
+    arguments_type = getattr(
+        importlib.import_module(f"medvfm_jax.cli.options.{name}"), f"{name.capitalize()}Args"
+    )
     assert parse(arguments_type, rest, f"medvfm {name}") is not None
 
 

@@ -19,7 +19,7 @@ from medvfm_jax import cpu
 from medvfm_jax.bench.machine import memory_mib
 
 if TYPE_CHECKING:
-    from medvfm_jax.bench.config import RowName
+    from medvfm_jax.settings.bench import RowName
 
 ROOT = Path(medvfm_jax.__file__).parents[1]
 

@@ -10,8 +10,10 @@ import jax
 
 from medvfm_jax.bench import machine, peer, rows
 from medvfm_jax.bench.alone import alone
-from medvfm_jax.bench.config import BenchConfig, RowName, spec_of
 from medvfm_jax.bench.turns import take_turns, timed
+from medvfm_jax.models import catalog
+from medvfm_jax.settings.bench import BadBench, BenchConfig, RowName
+from medvfm_jax.types import ModelSpec
 
 Key = tuple[str, RowName]
 _PRODUCT, _COPY = "product", "copy"
@@ -176,3 +178,13 @@ def _result(
         peer_over_ours=ratio,
         note="; ".join(words) or None,
     )
+
+
+def spec_of(name: str) -> ModelSpec:
+    """What a model is; raises UnknownModel, and BadBench for one that takes no prompts."""
+    spec = catalog.MODELS[name].spec
+    if spec.task != "promptable":
+        raise BadBench(
+            f"Model '{name}' takes no prompts; the rows are for models that do, such as lite-medsam."
+        )
+    return spec

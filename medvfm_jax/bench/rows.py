@@ -14,12 +14,12 @@ import numpy as np
 
 from medvfm_jax import systems
 from medvfm_jax.adapters import adapt_model
-from medvfm_jax.bench.config import RowName
 from medvfm_jax.data import PromptConfig, examples, make_loader, make_phantom_dataset, open_dataset
 from medvfm_jax.data.loader import Loader
 from medvfm_jax.models import catalog
 from medvfm_jax.models.model import Model
 from medvfm_jax.parallel.flops import training_flops
+from medvfm_jax.settings.bench import RowName
 from medvfm_jax.train.optimizer import make_optimizer, make_schedule
 from medvfm_jax.train.state import init_state
 from medvfm_jax.train.step import make_step

@@ -4,44 +4,17 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
-from typing import Literal, TextIO
+from dataclasses import fields
+from typing import TextIO
 
 import jax
-import tyro
 
 from medvfm_jax.cli import console
+from medvfm_jax.cli.options.adapt import AdaptArgs
 from medvfm_jax.parallel import BadMesh, BadProcesses, OverMesh, make_mesh, preset, start_processes
+from medvfm_jax.settings.adapt import AdaptConfig
 from medvfm_jax.train import adapt
-from medvfm_jax.train.config import AdaptConfig
 from medvfm_jax.train.progress import ProgressDisplay
-
-
-@dataclass(frozen=True)
-class AdaptArgs(AdaptConfig):
-    """Adapt a model to a folder of labelled images, training a fraction of its parameters.
-
-    Example: medvfm adapt --data data/dsb2018 --model lite-medsam --adapter samed --set lora.rank=8 --out runs/a
-
-    Kill it at any moment and give the same command with --resume: the result has the same bits on CPU.
-    """
-
-    set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Option of the adapter, for example lora.rank=8; may be given several times."""
-    mesh: str | None = None
-    """Train over several devices: `all`, or how many on each axis, for example data=4,model=2. May change when a run
-    is resumed."""
-    rules: Literal["replicated", "fsdp", "tensor"] = "replicated"
-    """With --mesh, where the weights are: whole on every device, divided over data, blocks divided over model."""
-    distributed: bool = False
-    """One process per host, all started with this command, --out on a disk that they share; found automatically on TPU
-    slices, under Slurm and Open MPI."""
-    coordinator: str | None = None
-    """With --distributed elsewhere: host:port of process 0."""
-    processes: int | None = None
-    """With --coordinator: how many processes there are."""
-    process: int | None = None
-    """With --coordinator: the number of this process, from 0."""
 
 
 def run(args: AdaptArgs) -> int:

@@ -4,18 +4,18 @@ import json
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from medvfm_jax.bench.config import BenchConfig
 from medvfm_jax.bench.measure import BenchResult, RowResult, bench
 from medvfm_jax.cli import console
+from medvfm_jax.cli.options.bench import BenchArgs
 from medvfm_jax.cli.targets import check_target
 from medvfm_jax.images.writing import write_atomically
+from medvfm_jax.settings.bench import BenchConfig
 from medvfm_jax.train.progress import tracked
 
 _COLUMNS = (
@@ -30,27 +30,6 @@ _COLUMNS = (
     "PyTorch s",
     "ratio",
 )
-
-
-@dataclass(frozen=True)
-class BenchArgs(BenchConfig):
-    """Time encoding, segmenting, training and loading on this machine, beside its own matrix product.
-
-    Example: medvfm bench --out bench.json
-
-    Example: medvfm bench --models lite-medsam sam-b --rounds 5
-
-    Example: medvfm bench --quick --rows encode loader
-
-    Everything runs once per round in rotating order, and medians are shown. In a clone with the [parity] extra PyTorch
-    takes turns; the ratio is its time over ours, above 1 is faster than PyTorch. docs/performance.md says what
-    each column means and what limits it. Minutes; close other programs.
-    """
-
-    out: Path | None = None
-    """JSON file to write, with the seconds of every round."""
-    overwrite: bool = False
-    """Replace --out if it exists."""
 
 
 def run(args: BenchArgs) -> int:

@@ -3,7 +3,6 @@
 import sys
 import time
 from collections.abc import Mapping, Sequence, Sized
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,49 +11,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from medvfm_jax.cli import console
+from medvfm_jax.cli.options.check import CheckArgs
 from medvfm_jax.data import Dataset, Split, open_dataset, split
 from medvfm_jax.data.check import DatasetCheck, check_dataset, has_unclear_masks
 from medvfm_jax.data.findings import Finding, Findings
 from medvfm_jax.data.inspection import CaseFacts
-from medvfm_jax.train.config import ObjectChoice, require_distance
 from medvfm_jax.train.progress import tracked
 from medvfm_jax.types import MedvfmError
 
 _PARTS = {"train": "training", "val": "validation", "test": "test"}
-
-
-@dataclass(frozen=True)
-class CheckArgs:
-    """Read every case of a data folder and say what is wrong with it, before anything is trained on it.
-
-    Example: medvfm check --data data/dsb2018
-
-    Errors would stop adapt, federate and evaluate; notes stop nothing, and should be known. The exit code is 1 with
-    errors, 0 with notes alone. What was found in a case is kept until one of its files changes.
-    """
-
-    data: str
-    """Folder with labelled images (nnU-Net v2, or images/ and masks/), or the name of a built-in dataset."""
-    objects: ObjectChoice | None = None
-    """What simulated prompts would be about, as for `adapt`."""
-    val_fraction: float = 0.15
-    """Share of the patients used for validation."""
-    test_fraction: float = 0.2
-    """Share of the patients kept for the test."""
-    seed: int = 0
-    """Seed of the split."""
-    fresh: bool = False
-    """Read all cases again, whatever earlier checks found."""
-    offline: bool = False
-    """Never touch the network."""
-    allow_geometry_mismatch: float = 0.0
-    """Accept label maps whose headers place a corner up to so many mm from where their image has it, as `adapt`."""
-    follow_links: bool = False
-    """Accept image and label files that symbolic links, or paths in dataset.json, place outside the data folder."""
-
-    def __post_init__(self) -> None:
-        """Refuse what has no meaning; raises BadConfig."""
-        require_distance(self.allow_geometry_mismatch)
 
 
 def run(args: CheckArgs) -> int:

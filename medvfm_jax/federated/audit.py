@@ -18,7 +18,6 @@ from rich.console import Console
 from medvfm_jax.adapters import AdaptedModel
 from medvfm_jax.data import PromptConfig, make_loader
 from medvfm_jax.federated import canary_release
-from medvfm_jax.federated.federate_config import FederateConfig
 from medvfm_jax.federated.federated_run import FederatedRun, resolve
 from medvfm_jax.federated.privacy import (
     canary_scores,
@@ -29,9 +28,12 @@ from medvfm_jax.federated.privacy import (
 )
 from medvfm_jax.federated.privacy.errors import BadPrivacy
 from medvfm_jax.federated.privacy.membership import largest_advantage, largest_auc, true_positive_rate
+from medvfm_jax.settings.adapt import AdaptConfig
+from medvfm_jax.settings.audit import AuditConfig
+from medvfm_jax.settings.federate import FederateConfig
+from medvfm_jax.settings.records import BadConfig, from_json
 from medvfm_jax.train import run_directory
 from medvfm_jax.train.assemble import check_run, load_adapted
-from medvfm_jax.train.config import AdaptConfig, BadConfig, from_json, require
 from medvfm_jax.train.progress import tracked
 from medvfm_jax.train.task import make_loss
 from medvfm_jax.train.training_data import SplitData, open_split, training_data
@@ -40,38 +42,6 @@ from medvfm_jax.weights import artifacts
 
 FILE = "audit.json"  # as report.run_record.AUDIT
 _FALSE_POSITIVES = 0.1  # at which the share of patients found is stated
-
-
-@dataclasses.dataclass(frozen=True)
-class AuditConfig:
-    """Measure what a finished run gives away about its patients."""
-
-    run: Path
-    """Run directory of `adapt` or `federate`."""
-    out: Path | None = None
-    """File to write; by default audit.json in the run, where `report` finds it."""
-    trials: int | None = None
-    """Runs of the mechanism with the canary, and as many without it; more give a tighter lower bound. By default enough
-    to refute the claim of the run, at most 100000."""
-    confidence: float = 0.95
-    """With which the lower bound on epsilon holds."""
-    patients: int | None = None
-    """Patients of each group whose losses are computed, at most, spread evenly; by default all."""
-    slices: int = 8
-    """Slices of a patient whose losses are averaged, at most, spread evenly."""
-    weights: Path | None = None
-    """File with the base weights, if the run was made with one that has moved."""
-    seed: int = 0
-    """Seed of the canary and of its trials."""
-    offline: bool = False
-    """Never touch the network."""
-
-    def __post_init__(self) -> None:
-        """Refuse what has no meaning; raises BadConfig."""
-        require(self.trials is None or self.trials >= 20, "trials", self.trials, "at least 20")
-        require(0 < self.confidence < 1, "confidence", self.confidence, "between 0 and 1")
-        require(self.patients is None or self.patients >= 2, "patients", self.patients, "at least 2")
-        require(self.slices >= 1, "slices", self.slices, "at least 1")
 
 
 class _Run(NamedTuple):

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from medvfm_jax.data import Example, make_loader
 from medvfm_jax.federated.errors import BadFederation
-from medvfm_jax.federated.federate_config import FederateConfig
 from medvfm_jax.federated.privacy.patient_level import PatientBatch
 from medvfm_jax.federated.privacy.secret_randomness import Secret
 from medvfm_jax.federated.records import Shard, Tree
+from medvfm_jax.settings.federate import FederateConfig
 from medvfm_jax.train.training_data import SplitData, TrainingData, training_data
 from medvfm_jax.types import Batch, ModelSpec
 

@@ -12,11 +12,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from medvfm_jax.federated.errors import BadFederation
-from medvfm_jax.federated.federate_config import FederateConfig
 from medvfm_jax.federated.records import Shard, Tree
 from medvfm_jax.mesh_axes import CLIENTS, DATA
 from medvfm_jax.parallel.rules import Rules
 from medvfm_jax.parallel.shardings import param_shardings
+from medvfm_jax.settings.federate import FederateConfig
 from medvfm_jax.types import Params
 
 

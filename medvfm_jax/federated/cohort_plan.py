@@ -4,7 +4,6 @@ The round is that of ``make_round`` with FedAvg and AdamW, clients divided over 
 Base weights are one argument of the program, whole on every device or divided over "data": no client has a copy.
 """
 
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,25 +19,14 @@ from medvfm_jax.mesh_axes import CLIENTS, DATA
 from medvfm_jax.parallel.abstract_training import Abstract, abstract_training
 from medvfm_jax.parallel.errors import BadPlan
 from medvfm_jax.parallel.flops import Flops
-from medvfm_jax.parallel.plan import Plan, PlanConfig, Work, compile_for, count_flops
+from medvfm_jax.parallel.plan import Plan, Work, compile_for, count_flops
 from medvfm_jax.parallel.rules import preset
 from medvfm_jax.parallel.shardings import param_shardings
+from medvfm_jax.settings.plan import CohortPlanConfig
 from medvfm_jax.train.optimizer import make_optimizer
 from medvfm_jax.types import Params
 
 _RATE = 1e-4
-
-
-@dataclass(frozen=True)
-class CohortPlanConfig(PlanConfig):
-    """A round of FedAvg; ``global_batch`` counts the images of one local step, of all clients together."""
-
-    clients: int = 1
-    """Clients of a round."""
-    local_steps: int = 1
-    """Optimizer steps of each client in a round."""
-    at_once: int = 1
-    """Clients that a device computes at the same time; the others wait."""
 
 
 def plan_cohort(config: CohortPlanConfig) -> Plan:

@@ -11,13 +11,14 @@ from rich.console import Console
 
 from medvfm_jax.data import Case, Split
 from medvfm_jax.federated.errors import BadFederation
-from medvfm_jax.federated.federate_config import FederateConfig
 from medvfm_jax.federated.federated_run import divide
 from medvfm_jax.federated.model_files import REFERENCES, SHARED_MODEL, merged, own_model
 from medvfm_jax.federated.systems.feddpa_inference import InstanceMixed
+from medvfm_jax.settings.evaluate import EvaluateConfig
+from medvfm_jax.settings.federate import FederateConfig
+from medvfm_jax.settings.records import from_json
 from medvfm_jax.train import run_directory
 from medvfm_jax.train.assemble import check_run
-from medvfm_jax.train.config import EvaluateConfig, from_json
 from medvfm_jax.train.evaluate import Choice, Sites, Subject, allowed_mismatch
 from medvfm_jax.train.evaluate import evaluate as evaluate_one
 from medvfm_jax.train.predict import Predictor

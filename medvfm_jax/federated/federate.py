@@ -17,7 +17,6 @@ from medvfm_jax.federated.algorithm_catalog import Models, model_of
 from medvfm_jax.federated.cohort import EVERYBODY, RoundLoader
 from medvfm_jax.federated.cohort_placement import CohortPlacement
 from medvfm_jax.federated.errors import BadFederation
-from medvfm_jax.federated.federate_config import FederateConfig
 from medvfm_jax.federated.federated_run import FederatedRun, resolve
 from medvfm_jax.federated.model_files import REFERENCES, SHARED_MODEL, own_model
 from medvfm_jax.federated.privacy import Secret, draw_secret
@@ -27,9 +26,10 @@ from medvfm_jax.federated.round_step import RoundStep
 from medvfm_jax.federated.systems.feddpa_inference import InstanceMixed, references_of
 from medvfm_jax.fetch import cache_dir
 from medvfm_jax.printable import counted
+from medvfm_jax.settings.evaluate import EvaluateConfig
+from medvfm_jax.settings.federate import FederateConfig
 from medvfm_jax.train import checkpoint, hooks, run_directory
 from medvfm_jax.train.assemble import delta_metadata
-from medvfm_jax.train.config import EvaluateConfig
 from medvfm_jax.train.data_check import about, lines
 from medvfm_jax.train.early_stopping import EarlyStopping
 from medvfm_jax.train.embedding_cache import EmbeddingCache, embed, make_cache

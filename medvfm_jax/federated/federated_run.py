@@ -30,16 +30,16 @@ from medvfm_jax.federated.base_increments import adapter_with_increments, withou
 from medvfm_jax.federated.codecs import CODECS, guarantee, make_codec
 from medvfm_jax.federated.cohort import EVERYBODY, ClientData, cohort
 from medvfm_jax.federated.errors import BadFederation
-from medvfm_jax.federated.federate_config import FederateConfig
 from medvfm_jax.federated.feedback import diana, diana_rate, ef21, error_feedback
 from medvfm_jax.federated.noise_prediction import NoisePrediction, predict_noise
 from medvfm_jax.federated.privacy_plan import PrivacyPlan, plan
 from medvfm_jax.federated.public_images import public_batches
 from medvfm_jax.federated.records import Codec
 from medvfm_jax.federated.secure_reduction import SecureSum, distributed_noise, fixed_point
+from medvfm_jax.settings.federate import FederateConfig
+from medvfm_jax.settings.records import to_json
 from medvfm_jax.systems import System, get, names
-from medvfm_jax.train.assemble import Base, adapter_config, load_base, transformed, with_adapter
-from medvfm_jax.train.config import to_json
+from medvfm_jax.train.assemble import Base, adapter_config, entry_of, load_base, transformed, with_adapter
 from medvfm_jax.train.data_check import about, check_split, recorded_objects
 from medvfm_jax.train.progress import ProgressDisplay
 from medvfm_jax.train.training_data import SplitData, data_digest
@@ -139,7 +139,7 @@ def resolve(config: FederateConfig, display: ProgressDisplay | None = None) -> F
         noise = predict_noise(privacy, numbers, len(clients), config.participation)
     tells_all = privacy is None or config.dp_log_unprotected
     whole_split = source.split_record()
-    rate = config.resolved_learning_rate(system, entry.plain_sgd)
+    rate = config.resolved_learning_rate(system, entry_of(config.model), entry.plain_sgd)
     record = to_json(config) | {
         "resolved": {
             "data": str(source.dataset.folder.resolve()),

@@ -5,12 +5,12 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from medvfm_jax.federated.algorithm_catalog import Own
-from medvfm_jax.federated.federate_config import FederateConfig
 from medvfm_jax.federated.privacy import Guarantee, account, with_epsilon
 from medvfm_jax.federated.privacy.client_level import update_multiplier
 from medvfm_jax.federated.privacy.discrete import Discrete
 from medvfm_jax.federated.privacy.discrete_accounting import account_discrete, discrete_with_epsilon
 from medvfm_jax.federated.records import Privacy
+from medvfm_jax.settings.federate import FederateConfig
 
 
 class PrivacyPlan(NamedTuple):

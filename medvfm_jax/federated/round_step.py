@@ -16,7 +16,6 @@ from medvfm_jax.federated.algorithm_catalog import Models, models_of, with_gradi
 from medvfm_jax.federated.cohort import RoundData
 from medvfm_jax.federated.cohort_placement import CohortPlacement
 from medvfm_jax.federated.errors import BadFederation
-from medvfm_jax.federated.federate_config import FederateConfig
 from medvfm_jax.federated.federated_run import FederatedRun
 from medvfm_jax.federated.kept_optimizer import kept, without_optimizer
 from medvfm_jax.federated.privacy.patient_level import patient_value_and_grad
@@ -24,6 +23,7 @@ from medvfm_jax.federated.records import Algorithm, Client, Federation, Metrics,
 from medvfm_jax.federated.representations import make_features, make_logits, make_split
 from medvfm_jax.federated.rounds import make_round
 from medvfm_jax.federated.tree_math import all_finite
+from medvfm_jax.settings.federate import FederateConfig
 from medvfm_jax.train.optimizer import make_optimizer
 from medvfm_jax.train.state import TrainState
 from medvfm_jax.train.step import LossFn

@@ -1,8 +1,7 @@
 """A training step and the shapes of what it takes, for a model nobody loads: no array of it ever exists."""
 
 import functools
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ from medvfm_jax.models.transforms import transform
 from medvfm_jax.parallel.errors import BadPlan
 from medvfm_jax.parallel.rules import Rules
 from medvfm_jax.parallel.shardings import batch_shardings, param_shardings, shard_step, state_shardings
+from medvfm_jax.settings.plan import Training
 from medvfm_jax.train.optimizer import make_optimizer, make_schedule
 from medvfm_jax.train.state import TrainState, init_state
 from medvfm_jax.train.step import LossFn, Step, make_step
@@ -23,36 +23,6 @@ from medvfm_jax.train.task import make_loss
 from medvfm_jax.types import Batch, Params, Prompts
 
 KEEP = tuple(catalog.KEEP)
-
-
-@dataclass(frozen=True)
-class Training:
-    """What is trained, and how much at once."""
-
-    model: str = "sam-b"
-    """Model to adapt; no weights are needed."""
-    adapter: str = "samed"
-    """What trains: samed, med_sa, lora, decoder, linear, full, ssf, bitfit, vpt, context."""
-    set: tuple[str, ...] = ()
-    """Option of the adapter, for example lora.rank=8; may be given several times."""
-    global_batch: int = 8
-    """Images per step, over all devices."""
-    accumulate: int = 1
-    """Parts a batch is cut into to save memory."""
-    prompts_per_image: int = 0
-    """Box prompts per image; 0: prompt-free with --classes outputs, as SAMed."""
-    classes: int = 2
-    """Outputs of a prompt-free model, background included."""
-    image_size: int | None = None
-    """Pixels along one side; by default those of the model."""
-    dtype: str = "bfloat16"
-    """Number format of the computation; parameters stay float32."""
-    keep: Literal["nothing", "products", "everything"] = "nothing"
-    """What SAM keeps of a group of blocks for the backward pass: its input alone, also the results of products and
-    attention kernels, or everything; the rest is computed again. Other models keep everything."""
-    unrolled: bool = False
-    """Compile every block of SAM or ViT on its own, instead of one that a loop runs over: takes longer, and saves
-    copying what a loop keeps for the backward pass."""
 
 
 class Abstract(NamedTuple):

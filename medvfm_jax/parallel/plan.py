@@ -19,30 +19,18 @@ from jax.sharding import Mesh
 from medvfm_jax.adapters import Count
 from medvfm_jax.mesh_axes import CLIENTS, DATA
 from medvfm_jax.models.backend import compiling_for
-from medvfm_jax.parallel.abstract_training import Abstract, Training, abstract_training, lower
+from medvfm_jax.parallel.abstract_training import Abstract, abstract_training, lower
 from medvfm_jax.parallel.chips import Chip
 from medvfm_jax.parallel.flops import Flops, training_flops
 from medvfm_jax.parallel.hlo import Program, analyse
 from medvfm_jax.parallel.mesh import make_mesh
 from medvfm_jax.parallel.rules import preset
 from medvfm_jax.parallel.topologies import devices_of
+from medvfm_jax.settings.plan import PlanConfig
 
 Advice = Callable[[Any, Mesh, Count], str]
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-
-
-@dataclass(frozen=True)
-class PlanConfig(Training):
-    """A training step and the devices it is compiled for."""
-
-    topology: str = "cpu"
-    """`cpu`, this machine; a TPU slice such as v5e:16x16 (extra [tpu]) or GPUs such as h100:8 or, on 4 hosts,
-    h100:4x8 (extra [cuda]), which need not be here."""
-    mesh: str | None = None
-    """Devices per mesh axis, for example data=64,model=4; by default all on data."""
-    rules: str = "replicated"
-    """Where parameters live: replicated, fsdp (divided over data), tensor (blocks divided over model)."""
 
 
 @dataclass(frozen=True)

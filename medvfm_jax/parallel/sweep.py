@@ -18,8 +18,9 @@ import jax
 from medvfm_jax.models import catalog
 from medvfm_jax.parallel.abstract_training import KEEP, abstract_training
 from medvfm_jax.parallel.errors import BadPlan
-from medvfm_jax.parallel.plan import Plan, PlanConfig, plan
+from medvfm_jax.parallel.plan import Plan, plan
 from medvfm_jax.parallel.topologies import devices_of
+from medvfm_jax.settings.plan import PlanConfig
 from medvfm_jax.types import MedvfmError
 
 

@@ -1,8 +1,10 @@
 """Training and evaluation: state, step, loop, checkpoints, run directories, `adapt`."""
 
+from medvfm_jax.settings.adapt import AdaptConfig
+from medvfm_jax.settings.evaluate import EvaluateConfig
+from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.train.adapt import RunResult, adapt
 from medvfm_jax.train.checkpoint import Checkpoint, CheckpointError, WrongCheckpoint
-from medvfm_jax.train.config import AdaptConfig, BadConfig, EvaluateConfig
 from medvfm_jax.train.early_stopping import EarlyStopping
 from medvfm_jax.train.embedding_cache import EmbeddingCache
 from medvfm_jax.train.evaluate import evaluate

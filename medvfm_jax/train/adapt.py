@@ -14,16 +14,18 @@ from medvfm_jax.adapters import AdaptedModel, Count, count, touches_encoder
 from medvfm_jax.data import usual_augmentation
 from medvfm_jax.data.check import DatasetCheck
 from medvfm_jax.fetch import cache_dir
+from medvfm_jax.settings.adapt import AdaptConfig
+from medvfm_jax.settings.records import to_json
 from medvfm_jax.train import checkpoint, hooks, run_directory
 from medvfm_jax.train.assemble import (
     Base,
     adapter_config,
     delta_metadata,
+    entry_of,
     load_base,
     transformed,
     with_adapter,
 )
-from medvfm_jax.train.config import AdaptConfig, to_json
 from medvfm_jax.train.data_check import about, check_split, lines, recorded_objects
 from medvfm_jax.train.early_stopping import EarlyStopping
 from medvfm_jax.train.embedding_cache import EmbeddingCache, embed, make_cache
@@ -78,7 +80,9 @@ def adapt(
     with contextlib.ExitStack() as stack:
         display = display or stack.enter_context(ProgressDisplay(title="adapt"))
         placement = placement or OneDevice()
-        accumulate = config.resolved_accumulate(jax.default_backend(), placement.parts)
+        entry = entry_of(config.model)
+        config.check_model(entry)
+        accumulate = config.resolved_accumulate(entry, jax.default_backend(), placement.parts)
         placement.check_batch(config.batch_size, accumulate)
         if placement.process == 0:
             run_directory.refuse_existing(config.out, config.resume)
@@ -131,7 +135,7 @@ def _resolve(config: AdaptConfig, placement: Placement, accumulate: int, display
             "objects": recorded_objects(source.dataset, prompt),
             "transform": change,
             "adapter": adapter,
-            "learning_rate": config.resolved_learning_rate(system),
+            "learning_rate": config.resolved_learning_rate(system, entry_of(config.model)),
             "objective": config.resolved_objective(system, base.model.spec.task),
             "trained": {"parameters": size.trained, "total": size.total, "bytes": size.bytes},
             "classes": classes,

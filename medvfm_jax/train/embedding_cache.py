@@ -14,16 +14,15 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
 from numpy.typing import NDArray
 
 from medvfm_jax import __version__
+from medvfm_jax.settings.adapt import Tier
 from medvfm_jax.types import Batch
-
-Tier = Literal["auto", "memory", "disk", "off"]
 
 MEMORY_LIMIT = 1 << 30  # bytes of embeddings kept in memory
 _DISK_RESERVE = 4 << 30  # bytes of free disk the cache never takes

@@ -18,10 +18,11 @@ from medvfm_jax.data.objects import as_before, objects_of
 from medvfm_jax.images import read_labels, write_mask
 from medvfm_jax.local_paths import file_word
 from medvfm_jax.metrics import profiles, score_case, summarise
+from medvfm_jax.settings.evaluate import EvaluateConfig
+from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.train import run_directory, staging
 from medvfm_jax.train.assemble import Base, load_adapted, load_base, with_adapter
 from medvfm_jax.train.case_prediction import predict_case
-from medvfm_jax.train.config import BadConfig, EvaluateConfig
 from medvfm_jax.train.data_check import about, lines, refuse_bad
 from medvfm_jax.train.overlay_cases import write_overlays
 from medvfm_jax.train.predict import Predictor

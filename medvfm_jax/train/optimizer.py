@@ -1,12 +1,9 @@
 """The optimiser of every run: AdamW on a warmed-up schedule, gradients clipped by global norm."""
 
-from typing import Literal
-
 import optax
 
+from medvfm_jax.settings.adapt import ScheduleName
 from medvfm_jax.types import MedvfmError
-
-ScheduleName = Literal["cosine", "poly", "linear", "constant"]
 
 
 class BadSchedule(MedvfmError, ValueError):

@@ -13,9 +13,9 @@ from medvfm_jax.images import Image, Query, check_query, make_prompts, plane, pr
 from medvfm_jax.images.geometry import slice_axis
 from medvfm_jax.images.intensity import volume_to_unit
 from medvfm_jax.printable import counted
+from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.train import run_directory
 from medvfm_jax.train.assemble import Loaded, load_adapted, load_base, spec_of, with_adapter
-from medvfm_jax.train.config import BadConfig
 from medvfm_jax.train.predict import finite_logits
 from medvfm_jax.types import Prediction, PromptKind
 

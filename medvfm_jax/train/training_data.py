@@ -10,7 +10,7 @@ from medvfm_jax.data import Dataset, Example, PromptConfig, Split, examples, mak
 from medvfm_jax.data.loader import Loader
 from medvfm_jax.data.records import Objects
 from medvfm_jax.printable import counted
-from medvfm_jax.train.config import AdaptConfig
+from medvfm_jax.settings.adapt import AdaptConfig
 from medvfm_jax.train.provenance import digest_files
 from medvfm_jax.train.validation import ValidationSet
 from medvfm_jax.types import ModelSpec

@@ -2,8 +2,9 @@
 
 import pytest
 
-from medvfm_jax.bench.config import ROW_NAMES, BadBench, BenchConfig, spec_of
+from medvfm_jax.bench.measure import spec_of
 from medvfm_jax.models.errors import UnknownModel
+from medvfm_jax.settings.bench import ROW_NAMES, BadBench, BenchConfig
 
 
 def test_small_models_have_all_rows_and_large_ones_are_encoded_unless_asked_for_more():

@@ -5,8 +5,8 @@ import contextlib
 import pytest
 
 from medvfm_jax.bench import machine, measure, peer, rows
-from medvfm_jax.bench.config import BadBench, BenchConfig
 from medvfm_jax.bench.measure import bench
+from medvfm_jax.settings.bench import BadBench, BenchConfig
 
 MODEL = "lite-tiny-test"
 SECONDS = {"encode": 2.0, "loader": 0.5, "product": 0.1, "copy": 0.2}

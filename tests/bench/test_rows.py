@@ -7,8 +7,8 @@ import pytest
 
 from medvfm_jax.bench import rows
 from medvfm_jax.bench.alone import alone
-from medvfm_jax.bench.config import ROW_NAMES
 from medvfm_jax.models import catalog
+from medvfm_jax.settings.bench import ROW_NAMES
 
 TINY = "lite-tiny-test"
 

@@ -5,8 +5,8 @@ import json
 import pytest
 
 import medvfm_jax.cli.bench as command
-from medvfm_jax.bench.config import BenchConfig
 from medvfm_jax.bench.measure import BenchResult, RowResult
+from medvfm_jax.settings.bench import BenchConfig
 
 
 def row(name, **changes):

@@ -12,7 +12,7 @@ import pytest
 
 import medvfm_jax.cli.federate as command
 from medvfm_jax.federated.federate import FederateResult
-from medvfm_jax.federated.federate_config import FederateConfig
+from medvfm_jax.settings.federate import FederateConfig
 from medvfm_jax.train import checkpoint
 from medvfm_jax.train.run_directory import read_json, read_metrics
 from medvfm_jax.weights import artifacts

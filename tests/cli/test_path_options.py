@@ -11,10 +11,10 @@ import pytest
 
 from medvfm_jax import report
 from medvfm_jax.cli.main import COMMANDS
-from medvfm_jax.federated.federate_config import FederateConfig
 from medvfm_jax.images.image import Image
 from medvfm_jax.images.writing import write_mask
 from medvfm_jax.local_paths import BadPath
+from medvfm_jax.settings.federate import FederateConfig
 from medvfm_jax.train import AdaptConfig, EvaluateConfig, run_directory
 from medvfm_jax.train.segment import load_segmenter
 from medvfm_jax.weights import artifacts
@@ -25,7 +25,7 @@ REMOTE = "gs://bucket/x"
 def commands():
     """(words, dataclass of its arguments) of every command and subcommand."""
     for name in COMMANDS:
-        kind = getattr(importlib.import_module(f"medvfm_jax.cli.{name}"), f"{name.capitalize()}Args")
+        kind = getattr(importlib.import_module(f"medvfm_jax.cli.options.{name}"), f"{name.capitalize()}Args")
         if dataclasses.is_dataclass(kind):
             yield (name,), kind
             continue

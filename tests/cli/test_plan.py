@@ -5,11 +5,11 @@ import dataclasses
 import pytest
 
 import medvfm_jax.cli.plan as command
-from medvfm_jax.federated.cohort_plan import CohortPlanConfig
 from medvfm_jax.parallel.flops import Flops
 from medvfm_jax.parallel.hlo import Collective, Hotspot, Program
-from medvfm_jax.parallel.plan import Memory, Plan, PlanConfig, Speed
+from medvfm_jax.parallel.plan import Memory, Plan, Speed
 from medvfm_jax.parallel.sweep import Outcome
+from medvfm_jax.settings.plan import CohortPlanConfig, PlanConfig
 
 FITS = Plan(
     PlanConfig(model="sam-h", topology="v5e:16x16", global_batch=1024),

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from experiments.benchmarks import torch_rows
 from experiments.benchmarks.harness import Work
-from medvfm_jax.bench.config import ROW_NAMES
+from medvfm_jax.settings.bench import ROW_NAMES
 
 WORK = Work(Path(), None, 1, 1024, False)
 

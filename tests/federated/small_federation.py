@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from medvfm_jax.federated.federate_config import FederateConfig
+from medvfm_jax.settings.federate import FederateConfig
 from medvfm_jax.train import assemble
 
 SMALL = {

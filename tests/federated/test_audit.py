@@ -9,12 +9,14 @@ import pytest
 
 from medvfm_jax.data import make_phantom_dataset
 from medvfm_jax.federated import audit as module
-from medvfm_jax.federated.audit import AuditConfig, audit
+from medvfm_jax.federated.audit import audit
 from medvfm_jax.federated.federate import federate
 from medvfm_jax.federated.privacy import loss_attack
+from medvfm_jax.settings.adapt import AdaptConfig
+from medvfm_jax.settings.audit import AuditConfig
+from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.train.adapt import adapt
 from medvfm_jax.train.assemble import ForeignDelta
-from medvfm_jax.train.config import AdaptConfig, BadConfig
 from medvfm_jax.weights import artifacts
 from tests.federated.small_federation import SMALL, build_models_once, small
 from tests.train.small_runs import programs_kept

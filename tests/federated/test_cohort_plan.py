@@ -6,9 +6,10 @@ import jax
 import pytest
 
 from medvfm_jax.adapters import Count
-from medvfm_jax.federated.cohort_plan import CohortPlanConfig, _advise, plan_cohort
+from medvfm_jax.federated.cohort_plan import _advise, plan_cohort
 from medvfm_jax.parallel import BadMesh, BadPlan, make_mesh
-from medvfm_jax.parallel.plan import PlanConfig, plan
+from medvfm_jax.parallel.plan import plan
+from medvfm_jax.settings.plan import CohortPlanConfig, PlanConfig
 
 TINY = CohortPlanConfig(
     "sam-tiny-test", "linear", image_size=32, dtype="float32", clients=16, global_batch=16, mesh="clients=8"

@@ -1,7 +1,7 @@
 import pytest
 
 from medvfm_jax import systems
-from medvfm_jax.federated.federate_config import FederateConfig
+from medvfm_jax.settings.federate import FederateConfig
 
 
 @pytest.mark.parametrize(("optimizer", "plain_sgd"), [("sgd", False), ("adamw", True)])

@@ -10,11 +10,11 @@ import optax
 import pytest
 
 from medvfm_jax.federated.algorithm_catalog import get, noised_numbers
-from medvfm_jax.federated.federate_config import FederateConfig
 from medvfm_jax.federated.noise_prediction import predict_noise
 from medvfm_jax.federated.privacy.client_level import noisy_mean
 from medvfm_jax.federated.privacy.patient_level import PatientBatch, patient_gradient
 from medvfm_jax.federated.privacy_plan import plan
+from medvfm_jax.settings.federate import FederateConfig
 from tests.federated import cases
 
 CONFIG = FederateConfig("data", out=Path("x"), rounds=20, dp_epsilon=8.0, dp_clip=0.3)

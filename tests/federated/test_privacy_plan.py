@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from medvfm_jax.federated.federate_config import FederateConfig
 from medvfm_jax.federated.privacy.accounting import _dp_accounting
 from medvfm_jax.federated.privacy.gaussian import gaussian_epsilon
 from medvfm_jax.federated.privacy_plan import plan
-from medvfm_jax.train.config import BadConfig
+from medvfm_jax.settings.federate import FederateConfig
+from medvfm_jax.settings.records import BadConfig
 
 CONFIG = FederateConfig("data", out=Path("x"), rounds=10, local_steps=3, batch_size=4, dp_epsilon=8.0)
 PATIENTS = {"large": 200, "small": 8}

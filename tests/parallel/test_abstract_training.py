@@ -1,8 +1,9 @@
 import jax
 import pytest
 
-from medvfm_jax.parallel.abstract_training import Training, abstract_training
+from medvfm_jax.parallel.abstract_training import abstract_training
 from medvfm_jax.parallel.errors import BadPlan
+from medvfm_jax.settings.plan import Training
 from medvfm_jax.types import Prompts
 
 

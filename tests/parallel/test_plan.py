@@ -18,8 +18,9 @@ from medvfm_jax.parallel.errors import BadMesh, BadPlan, BadRules
 from medvfm_jax.parallel.flops import Flops
 from medvfm_jax.parallel.gpus import BOARDS, chip_of
 from medvfm_jax.parallel.hlo import Collective, Program
-from medvfm_jax.parallel.plan import PlanConfig, advise_step, estimate, out_of_memory, plan
+from medvfm_jax.parallel.plan import advise_step, estimate, out_of_memory, plan
 from medvfm_jax.parallel.topologies import devices_of
+from medvfm_jax.settings.plan import PlanConfig
 
 CHIP = Chip("test", flops=100.0, hbm=1000, bandwidth=10.0, ici=5.0, clock=2.0, dimensions=2, pod=4)
 TINY = {"model": "sam-tiny-test", "adapter": "linear", "image_size": 32}

@@ -11,8 +11,9 @@ from medvfm_jax.parallel.abstract_training import KEEP
 from medvfm_jax.parallel.chips import TPUS
 from medvfm_jax.parallel.errors import BadPlan, BadRules
 from medvfm_jax.parallel.flops import Flops
-from medvfm_jax.parallel.plan import Memory, Plan, PlanConfig, Speed
+from medvfm_jax.parallel.plan import Memory, Plan, Speed
 from medvfm_jax.parallel.sweep import candidates, ranked, sweep, words
+from medvfm_jax.settings.plan import PlanConfig
 
 TINY = PlanConfig(model="sam-tiny-test", adapter="linear", image_size=32, global_batch=8)
 
@@ -165,7 +166,7 @@ def test_words_compile_the_same_candidate_again():
     import shlex
 
     from medvfm_jax.cli.arguments import parse
-    from medvfm_jax.cli.plan import PlanArgs
+    from medvfm_jax.cli.options.plan import PlanArgs
 
     parsed = parse(PlanArgs, shlex.split(words(config)), "medvfm plan")
     assert all(getattr(parsed, f.name) == getattr(config, f.name) for f in dataclasses.fields(PlanConfig))

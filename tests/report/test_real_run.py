@@ -8,8 +8,9 @@ import pytest
 from medvfm_jax.data.phantoms import make_phantom_dataset
 from medvfm_jax.models import catalog
 from medvfm_jax.report import load, write
+from medvfm_jax.settings.adapt import AdaptConfig
+from medvfm_jax.settings.evaluate import EvaluateConfig
 from medvfm_jax.train.adapt import adapt
-from medvfm_jax.train.config import AdaptConfig, EvaluateConfig
 from medvfm_jax.train.evaluate import evaluate
 from medvfm_jax.train.provenance import versions
 from tests.report import synthetic_run

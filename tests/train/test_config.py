@@ -4,7 +4,9 @@ from pathlib import Path
 import pytest
 
 from medvfm_jax import systems
-from medvfm_jax.train.config import AdaptConfig, BadConfig, EvaluateConfig, from_json, to_json
+from medvfm_jax.settings.adapt import AdaptConfig
+from medvfm_jax.settings.evaluate import EvaluateConfig
+from medvfm_jax.settings.records import BadConfig, from_json, to_json
 
 
 @pytest.mark.parametrize(

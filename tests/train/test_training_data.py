@@ -8,7 +8,7 @@ from PIL import Image as Pillow
 
 from medvfm_jax.data import BadCase, BadDataset, NoExamples, make_phantom_dataset
 from medvfm_jax.models import catalog
-from medvfm_jax.train.config import AdaptConfig
+from medvfm_jax.settings.adapt import AdaptConfig
 from medvfm_jax.train.training_data import data_digest, open_split, training_data
 from medvfm_jax.types import ABSENT
 

@@ -31,8 +31,8 @@ from medvfm_jax.federated.privacy import Guarantee
 from medvfm_jax.federated.privacy.discrete_accounting import account_discrete, discrete_with_epsilon
 from medvfm_jax.federated.records import Algorithm, Privacy, Shard, Tree
 from medvfm_jax.federated.secure_reduction import SecureSum, distributed_noise, fixed_point
+from medvfm_jax.settings.adapt import AdaptConfig
 from medvfm_jax.train.assemble import Base, adapter_config, load_base, transformed, with_adapter
-from medvfm_jax.train.config import AdaptConfig
 from medvfm_jax.train.optimizer import make_optimizer
 from medvfm_jax.train.step import LossFn
 from medvfm_jax.train.task import make_loss

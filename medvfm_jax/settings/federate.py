@@ -3,13 +3,15 @@
 import dataclasses
 import math
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from medvfm_jax import local_paths
-from medvfm_jax.systems import System
-from medvfm_jax.train.config import AdaptConfig, Augment, BadConfig, ObjectChoice, PromptChoice, require
-from medvfm_jax.train.embedding_cache import Tier
-from medvfm_jax.train.optimizer import ScheduleName
+from medvfm_jax.settings.adapt import AdaptConfig, Augment, ObjectChoice, PromptChoice, ScheduleName, Tier
+from medvfm_jax.settings.records import BadConfig, require
+
+if TYPE_CHECKING:
+    from medvfm_jax.models.entry import ModelEntry
+    from medvfm_jax.systems import System
 
 PartitionName = Literal["site", "patient", "dirichlet", "quantity", "intensity"]
 DpNoise = Literal["central", "discrete_gaussian", "skellam"]
@@ -254,8 +256,8 @@ class FederateConfig:
         shared = {name: value for name, value in vars(self).items() if name in names}
         return AdaptConfig(adapter=self.preset, steps=max(self.rounds * self.local_steps, 1), **shared)
 
-    def resolved_learning_rate(self, system: System, plain_sgd: bool) -> float:
+    def resolved_learning_rate(self, system: "System", entry: "ModelEntry", plain_sgd: bool) -> float:
         """The learning rate, given or by optimiser and system."""
         if self.learning_rate is None and (plain_sgd or self.optimizer == "sgd"):
             return 0.01  # at 0.1 SCAFFOLD diverges on the decoder of LiteMedSAM (experiments.five_sites)
-        return self.local().resolved_learning_rate(system)
+        return self.local().resolved_learning_rate(system, entry)

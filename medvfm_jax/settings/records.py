@@ -1,0 +1,59 @@
+"""Settings as frozen records: what has no meaning is refused, and JSON holds them."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from medvfm_jax.types import MedvfmError
+
+_Config = TypeVar("_Config")
+
+
+class BadConfig(MedvfmError, ValueError):
+    """Settings that contradict each other or have no meaning."""
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """Settings as JSON can hold them."""
+    record = dataclasses.asdict(config)
+    return {
+        n: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v
+        for n, v in record.items()
+    }
+
+
+def from_json(kind: type[_Config], record: Mapping[str, Any]) -> _Config:
+    """The settings of a run from its ``config.json``; one that did not exist when it was made has its default.
+
+    Raises BadConfig for a value that ``kind`` refuses.
+    """
+    found = {}
+    for field in dataclasses.fields(kind):
+        if field.name in record:
+            value = record[field.name]
+            value = tuple(value) if isinstance(value, list) else value
+            is_path = field.type in (Path, Path | None)
+            found[field.name] = Path(value) if is_path and value is not None else value
+    required = [field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING]
+    if missing := [name for name in required if name not in found]:
+        raise BadConfig(f"The settings of a run are incomplete: there is no {' and no '.join(missing)}.")
+    try:
+        return kind(**found)
+    except TypeError as error:
+        raise BadConfig(
+            "The settings of a run have a value of another kind than this setting takes."
+        ) from error
+
+
+def require(holds: bool, name: str, value: object, expected: str) -> None:
+    """Raise BadConfig about a setting unless ``holds``."""
+    if not holds:
+        raise BadConfig(f"{name} is {value}; expected {expected}.")
+
+
+def require_distance(allow_geometry_mismatch: float) -> None:
+    """Raise BadConfig unless the option is a distance in mm."""
+    fine = 0 <= allow_geometry_mismatch < math.inf
+    require(fine, "allow_geometry_mismatch", allow_geometry_mismatch, "a number of mm, 0 or more")
