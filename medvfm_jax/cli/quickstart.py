@@ -16,7 +16,7 @@ from medvfm_jax.images.writing import write_atomically
 from medvfm_jax.report.overlays import draw
 from medvfm_jax.report.picture import Panel, grid
 from medvfm_jax.train import AdaptConfig, EvaluateConfig, adapt, evaluate, run_directory
-from medvfm_jax.train.evaluate import reread
+from medvfm_jax.train.evaluation import reread
 from medvfm_jax.train.overlay_cases import choose, slice_to_show
 from medvfm_jax.train.progress import ProgressDisplay
 

@@ -11,7 +11,6 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
@@ -81,6 +80,8 @@ def slabs() -> list[tuple[int, int]]:
 
 def write_slabs(folder: Path, paths: dict[str, Path]) -> None:
     """Write the slabs of the three maps as an nnU-Net v2 dataset into an existing folder."""
+    import nibabel  # takes half a second
+
     template = nibabel.load(paths["t1"])
     t1, grey, white = (np.asarray(nibabel.load(paths[key]).dataobj) for key in ("t1", "gm", "wm"))
     labels = tissue_labels(grey, white)

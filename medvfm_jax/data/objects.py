@@ -9,7 +9,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from medvfm_jax.data.findings import named
 from medvfm_jax.data.records import BadDataset, Dataset
@@ -74,6 +73,8 @@ def components(mask: NDArray[np.bool_], axis: int | None = None) -> tuple[NDArra
     if axis is not None:
         for end in (0, 2):
             structure[(slice(None),) * axis + (end,)] = False
+    from scipy import ndimage  # takes a third of a second
+
     return ndimage.label(mask, structure, output=np.int32)
 
 
@@ -83,6 +84,8 @@ def pieces(label: NDArray, classes: int, axis: int | None) -> list[float]:
     label: (H, W), or (X, Y, Z) that is cut along ``axis``.
     """
     found = []
+    from scipy import ndimage
+
     boxes = ndimage.find_objects(np.maximum(label, 0), max_label=classes - 1)
     for value, box in enumerate(boxes, 1):
         if box is None:

@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 from typing import Literal
 
-import nibabel
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Pillow
@@ -86,6 +85,8 @@ def _volumes(folder: Path, n: int, size: int, seed: int) -> None:
             (folder / "imagesTr" / f"case_{i:03d}_0000.nii.gz", image.astype(np.int16)),
             (folder / "labelsTr" / f"case_{i:03d}.nii.gz", labels),
         ):
+            import nibabel  # takes half a second
+
             nibabel.save(nibabel.Nifti1Image(array, affine), path)
     info = {
         "channel_names": {"0": "MRI"}, "labels": {"background": 0, "shell": 1, "core": 2},

@@ -5,7 +5,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from medvfm_jax.images import (
     Frame,
@@ -94,6 +93,8 @@ def promptable_target(
     """
     labelled = labelled_share(frame, label)
     chosen = rng.permutation(_shown(frame, labelled > 0, objects))[: config.count]
+    from scipy import ndimage  # takes a third of a second
+
     boxes = ndimage.find_objects(objects)
     queries: list[Query | None] = [None] * config.count
     for i, number in enumerate(chosen):

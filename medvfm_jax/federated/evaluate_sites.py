@@ -19,8 +19,8 @@ from medvfm_jax.settings.federate import FederateConfig
 from medvfm_jax.settings.records import from_json
 from medvfm_jax.train import run_directory
 from medvfm_jax.train.assemble import check_run
-from medvfm_jax.train.evaluate import Choice, Sites, Subject, allowed_mismatch
-from medvfm_jax.train.evaluate import evaluate as evaluate_one
+from medvfm_jax.train.evaluation import Choice, Sites, Subject, allowed_mismatch
+from medvfm_jax.train.evaluation import evaluate as evaluate_one
 from medvfm_jax.train.predict import Predictor
 from medvfm_jax.train.training_data import SplitData
 from medvfm_jax.weights import artifacts

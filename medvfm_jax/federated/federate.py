@@ -33,7 +33,7 @@ from medvfm_jax.train.assemble import delta_metadata
 from medvfm_jax.train.data_check import about, lines
 from medvfm_jax.train.early_stopping import EarlyStopping
 from medvfm_jax.train.embedding_cache import EmbeddingCache, embed, make_cache
-from medvfm_jax.train.evaluate import Subject, readable, score_cases
+from medvfm_jax.train.evaluation import Subject, readable, score_cases
 from medvfm_jax.train.loop import StepEnd, fit
 from medvfm_jax.train.optimizer import make_schedule
 from medvfm_jax.train.predict import Predictor

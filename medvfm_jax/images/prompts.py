@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from medvfm_jax.images.frame import Frame, to_model_points
 from medvfm_jax.types import (
@@ -89,6 +88,8 @@ def centre_point(mask: NDArray) -> NDArray[np.float32]:
         raise BadPrompt("An empty mask has no centre; leave such images out.")
     # Only the box around the mask matters; one pixel around it makes the image border a border of the mask.
     x0, y0, x1, y1 = box_of(mask).astype(int)
+    from scipy import ndimage  # takes a third of a second
+
     depth = ndimage.distance_transform_edt(np.pad(mask[y0 : y1 + 1, x0 : x1 + 1], 1))[1:-1, 1:-1]
     y, x = np.unravel_index(np.argmax(depth), depth.shape)
     return np.array([x0 + x, y0 + y], np.float32)
@@ -106,6 +107,8 @@ def correction_click(
     candidates: list[tuple[int, int, int]] = []
     regions = {}
     for label, error in ((FOREGROUND, reference & ~prediction), (BACKGROUND, prediction & ~reference)):
+        from scipy import ndimage
+
         regions[label], _ = ndimage.label(error)
         sizes = np.bincount(regions[label].reshape(-1))[1:]
         candidates += [(int(size), label, number) for number, size in enumerate(sizes, start=1)]

@@ -9,7 +9,6 @@ from medvfm_jax.images import pictures, tiff
 from medvfm_jax.images.budget import budget, check_extent, check_size
 from medvfm_jax.images.decoding import decoding, unreadable
 from medvfm_jax.images.image import BadImage, Image
-from medvfm_jax.images.nifti import read_nifti
 
 NIFTI = (".nii", ".nii.gz")
 SUFFIXES = (*pictures.SUFFIXES, *tiff.SUFFIXES, *NIFTI, ".npy")
@@ -124,6 +123,8 @@ def _read(path: Path, max_bytes: int) -> Image:
             tiff.read_tiff(path, max_bytes) if tiff.is_tiff(path) else pictures.read_picture(path, max_bytes)
         )
     if suffix in NIFTI:
+        from medvfm_jax.images.nifti import read_nifti  # nibabel takes half a second
+
         return read_nifti(path, max_bytes)
     if suffix == ".npy":
         return _read_npy(path, max_bytes)

@@ -10,12 +10,14 @@ input pixels from the outer edge of the first one, so pixel j itself covers [j, 
 """
 
 from functools import lru_cache
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from einops import rearrange
 from numpy.typing import NDArray
-from scipy import sparse
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 Filter = Literal["area", "linear"]
 
@@ -23,7 +25,7 @@ Filter = Literal["area", "linear"]
 @lru_cache(maxsize=256)
 def matrix(
     size: int, out: int, filter: Filter, start: float = 0.0, length: float | None = None
-) -> sparse.csr_array:
+) -> "sparse.csr_array":
     """Weights (out, size), rows summing to one; see the module for what start and length mean."""
     length = float(size) if length is None else length
     step = length / out
@@ -45,6 +47,8 @@ def matrix(
     weights /= weights.sum(1, keepdims=True)
     rows = np.broadcast_to(np.arange(out)[:, None], columns.shape)
     keep = weights > 0
+    from scipy import sparse  # takes a third of a second
+
     return sparse.csr_array(
         (weights[keep].astype(np.float32), (rows[keep], columns[keep])), shape=(out, size)
     )

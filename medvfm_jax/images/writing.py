@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-import nibabel
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Pillow
@@ -57,6 +56,8 @@ def encode_mask(path: Path, labels: NDArray, like: Image) -> bytes:
             raise BadImage(f"{path.name} holds labels of 32 bits; these go from {low} to {high}.")
         volume = labels if labels.ndim == 3 else labels[..., None]
         affine = _affine_of(like)
+        import nibabel  # takes half a second, which a picture need not wait for
+
         nifti = nibabel.Nifti1Image(volume.astype(fits[0]), affine)
         nifti.header.set_xyzt_units("mm")
         nifti.set_sform(affine, code=1)

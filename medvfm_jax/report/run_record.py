@@ -12,7 +12,7 @@ from medvfm_jax.report.overlays import draw
 from medvfm_jax.report.record_shapes import damaged_audit, damaged_scores, damaged_settings
 from medvfm_jax.train import run_directory
 from medvfm_jax.train.assemble import check_run
-from medvfm_jax.train.evaluate import FORMAT
+from medvfm_jax.train.evaluation import FORMAT
 from medvfm_jax.train.settings_record import contradiction
 from medvfm_jax.types import MedvfmError
 from medvfm_jax.weights import artifacts

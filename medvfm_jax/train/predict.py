@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, softmax
 
 from medvfm_jax.adapters import AdaptedModel
 from medvfm_jax.images import Query, flip_prompts, make_prompts, preprocess, restore
@@ -60,15 +59,19 @@ class Predictor:
 
     def classes(self, picture: NDArray) -> NDArray[np.int32]:
         """Picture (H, W, C) -> class index (H, W) of a prompt-free model."""
+        from scipy import special  # takes a third of a second, which `segment` need not wait for
+
         total: Any = 0.0
         for flip in self._flips:
             embedding, frame = self._embed(_flipped(picture, flip, (1, 0)))
             logits = finite_logits(self._decode(*self._weights, embedding, None), self._spec.name)
-            total = total + _flipped(softmax(restore(frame, logits), axis=0), flip, (2, 1))
+            total = total + _flipped(special.softmax(restore(frame, logits), axis=0), flip, (2, 1))
         return total.argmax(0).astype(np.int32)
 
     def masks(self, picture: NDArray, queries: Sequence[Query]) -> Iterator[NDArray[np.float32]]:
         """Picture (H, W, C), Q queries in its pixels -> Q probabilities (H, W), in order."""
+        from scipy import special
+
         shape = picture.shape[:2]
         embedded = [(flip, *self._embed(_flipped(picture, flip, (1, 0)))) for flip in self._flips]
         slots = max((query.slots for query in queries), default=2)
@@ -80,7 +83,7 @@ class Predictor:
                 prompts = _padded(make_prompts(frame, moved, slots=slots))
                 logits = np.asarray(self._decode(*self._weights, embedding, prompts))[: len(some), 0]
                 logits = finite_logits(logits, self._spec.name)
-                total = total + _flipped(expit(restore(frame, logits)), flip, (2, 1))
+                total = total + _flipped(special.expit(restore(frame, logits)), flip, (2, 1))
             yield from total / len(embedded)
 
     def label_map(

@@ -10,7 +10,7 @@ import pytest
 
 import medvfm_jax.cli.adapt as command
 from medvfm_jax.train import AdaptConfig
-from medvfm_jax.train.adapt import RunResult
+from medvfm_jax.train.adaptation import RunResult
 from medvfm_jax.weights import artifacts
 from tests.cli.commands import SAM, adapt_words, contents
 

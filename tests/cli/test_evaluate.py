@@ -2,17 +2,15 @@
 
 import json
 import shutil
-import sys
 
 import numpy as np
 import pytest
 
 import medvfm_jax.cli.evaluate as command
-import medvfm_jax.train.evaluate  # noqa: F401, the module, which the function of the same name hides
-from medvfm_jax.train import EvaluateConfig
+from medvfm_jax.train import EvaluateConfig, evaluation
 from tests.cli.commands import SAM, contents
 
-MODULE = sys.modules["medvfm_jax.train.evaluate"]
+MODULE = evaluation
 
 
 class Everything:

@@ -1,12 +1,12 @@
 """Every file a command writes, on a disk that is full: one sentence, nothing half-written, old files as they were."""
 
 import shutil
-import sys
 
 import numpy as np
 import pytest
 
 import medvfm_jax.cli.segment as segment_command
+from medvfm_jax.train import evaluation
 from tests.cli.commands import SAM, adapt_words, contents
 from tests.train.plain_models import inside_box
 from tests.train.plain_segmenter import segmenter
@@ -49,7 +49,7 @@ def test_scores_on_a_full_disk(medvfm, trained, disk, monkeypatch):
         def label_map(self, picture, *_):
             return np.zeros(picture.shape[:2], np.int32)
 
-    monkeypatch.setattr(sys.modules["medvfm_jax.train.evaluate"], "Predictor", Nothing)
+    monkeypatch.setattr(evaluation, "Predictor", Nothing)
     run = shutil.copytree(trained, disk.folder / "run")
     disk.fill()
     before = contents(disk.folder)

@@ -7,7 +7,17 @@ import pytest
 
 from medvfm_jax.cli.main import COMMANDS
 
-HEAVY = ("jax", "flax", "numpy", "optax", "grain", "nibabel", "scipy", "medvfm_jax.models", "medvfm_jax.train")
+HEAVY = (
+    "jax",
+    "flax",
+    "numpy",
+    "optax",
+    "grain",
+    "nibabel",
+    "scipy",
+    "medvfm_jax.models",
+    "medvfm_jax.train",
+)
 ASK = """
 import sys
 from medvfm_jax.cli.main import main

@@ -15,7 +15,7 @@ from medvfm_jax.federated.privacy import loss_attack
 from medvfm_jax.settings.adapt import AdaptConfig
 from medvfm_jax.settings.audit import AuditConfig
 from medvfm_jax.settings.records import BadConfig
-from medvfm_jax.train.adapt import adapt
+from medvfm_jax.train.adaptation import adapt
 from medvfm_jax.train.assemble import ForeignDelta
 from medvfm_jax.weights import artifacts
 from tests.federated.small_federation import SMALL, build_models_once, small

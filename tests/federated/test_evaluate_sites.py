@@ -1,7 +1,6 @@
 """`evaluate --run` of a personalised run: each case with the model of its site, which the scores name."""
 
 import json
-import sys
 
 import jax
 import numpy as np
@@ -13,7 +12,7 @@ from medvfm_jax.federated.evaluate_sites import evaluate
 from medvfm_jax.federated.federate import federate
 from medvfm_jax.federated.model_files import merged
 from medvfm_jax.report.record_shapes import damaged_scores
-from medvfm_jax.train import EvaluateConfig, run_directory
+from medvfm_jax.train import EvaluateConfig, evaluation, run_directory
 from medvfm_jax.train import evaluate as evaluate_shared
 from medvfm_jax.weights import artifacts
 from tests.federated.small_federation import build_models_once, small
@@ -78,7 +77,7 @@ def test_another_part_of_a_site_changes_the_scores_of_this_site_alone(personalis
 
 
 def test_whoever_scores_with_the_shared_model_alone_is_told(personalised, tmp_path, monkeypatch, capsys):
-    module = sys.modules["medvfm_jax.train.evaluate"]
+    module = evaluation
     monkeypatch.setattr(module, "score_cases", lambda *given: {})  # said before anything is scored
     evaluate_shared(EvaluateConfig(run=personalised.folder, out=tmp_path / "scores.json"))
     assert "every case is scored with the shared model" in " ".join(capsys.readouterr().err.split())

@@ -1,18 +1,16 @@
 """`adapt` over a mesh: the losses of one device, and a run that goes on over other devices with the same data."""
 
-import sys
-
 import jax
 import numpy as np
 import pytest
 
 from medvfm_jax.data import make_phantom_dataset
 from medvfm_jax.parallel import BadMesh, OverMesh, make_mesh, preset
-from medvfm_jax.train import AdaptConfig, adapt
+from medvfm_jax.train import AdaptConfig, adapt, adaptation
 from medvfm_jax.train.loop import fit
 from medvfm_jax.train.run_directory import read_json, read_metrics
 
-MODULE = sys.modules["medvfm_jax.train.adapt"]  # which the function of the same name hides
+MODULE = adaptation
 STEPS = 4
 
 

@@ -1,12 +1,11 @@
 """Whole runs on small phantoms, made once, and compiled programs shared between them."""
 
 import shutil
-import sys
 
 import pytest
 
 from medvfm_jax.data import make_phantom_dataset
-from medvfm_jax.train import adapt
+from medvfm_jax.train import adapt, evaluation
 from tests.train.half_predictor import HalfPredictor
 from tests.train.small_runs import build_models_once, programs_kept, small
 
@@ -58,5 +57,5 @@ def own_run(finished, tmp_path):
 def fake(monkeypatch):
     """`evaluate` predicts half of each object, without a model."""
     monkeypatch.setattr(HalfPredictor, "made", 0)
-    monkeypatch.setattr(sys.modules["medvfm_jax.train.evaluate"], "Predictor", HalfPredictor)
+    monkeypatch.setattr(evaluation, "Predictor", HalfPredictor)
     return HalfPredictor

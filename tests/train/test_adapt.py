@@ -1,20 +1,18 @@
 import json
-import sys
 
 import jax
 import numpy as np
 import pytest
 
-import medvfm_jax.train.adapt  # noqa: F401, the module, which the function of the same name hides
 from medvfm_jax.data import open_dataset
 from medvfm_jax.models import catalog
 from medvfm_jax.settings.records import BadConfig
-from medvfm_jax.train import NonFiniteLoss, adapt, assemble, run_directory
+from medvfm_jax.train import NonFiniteLoss, adapt, adaptation, assemble, run_directory
 from medvfm_jax.train.run_directory import read_metrics
 from medvfm_jax.weights import artifacts, load
 from tests.train.small_runs import SMALL, small
 
-MODULE = sys.modules["medvfm_jax.train.adapt"]
+MODULE = adaptation
 
 
 def delta_bytes(result):

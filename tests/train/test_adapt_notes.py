@@ -3,7 +3,7 @@ from types import SimpleNamespace
 from medvfm_jax.data.check import DatasetCheck
 from medvfm_jax.data.findings import Finding
 from medvfm_jax.federated.federate import _announce as announce_federate
-from medvfm_jax.train.adapt import _announce as announce_adapt
+from medvfm_jax.train.adaptation import _announce as announce_adapt
 
 
 def test_what_was_noticed_about_the_cases_is_said_once_before_training():

@@ -2,23 +2,21 @@
 
 import json
 import shutil
-import sys
 
 import jax
 import numpy as np
 import pytest
 
-import medvfm_jax.train.adapt  # noqa: F401, the module, which the function of the same name hides
 from medvfm_jax.adapters import BadAdapterConfig
 from medvfm_jax.data import BadCase, BadDataset
 from medvfm_jax.models.errors import UnknownModel
-from medvfm_jax.train import BadConfig, adapt, run_directory
+from medvfm_jax.train import BadConfig, adapt, adaptation, run_directory
 from medvfm_jax.train.run_directory import RunExists, RunInUse
 from medvfm_jax.types import MedvfmError
 from medvfm_jax.weights import artifacts
 from tests.train.small_runs import resolved, small
 
-MODULE = sys.modules["medvfm_jax.train.adapt"]
+MODULE = adaptation
 
 
 def test_an_existing_run_is_refused_before_anything_is_read_and_left_as_it_is(finished, cells, monkeypatch):

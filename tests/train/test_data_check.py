@@ -1,5 +1,4 @@
 import dataclasses
-import sys
 
 import numpy as np
 import pytest
@@ -8,11 +7,12 @@ from medvfm_jax.data import BadCase, open_dataset
 from medvfm_jax.data.check import check_dataset
 from medvfm_jax.data.objects import objects_of
 from medvfm_jax.settings.evaluate import EvaluateConfig
+from medvfm_jax.train import evaluation
 from medvfm_jax.train.data_check import about, check_split, lines, recorded_objects, refuse_bad
 from medvfm_jax.train.training_data import open_split
 from tests.data.small_folders import plain_folder
 
-evaluate_module = sys.modules["medvfm_jax.train.evaluate"]  # the name is that of the function
+evaluate_module = evaluation
 MASK = np.eye(6, dtype=np.uint8)
 
 

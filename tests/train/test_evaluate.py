@@ -1,7 +1,6 @@
 import io
 import json
 import shutil
-import sys
 
 import jax
 import nibabel
@@ -10,17 +9,16 @@ import pytest
 from PIL import Image as Pillow
 from rich.console import Console
 
-import medvfm_jax.train.evaluate  # noqa: F401, the module, which the function of the same name hides
 from medvfm_jax.data import open_dataset, read_case
 from medvfm_jax.metrics import profiles
-from medvfm_jax.train import BadConfig, EvaluateConfig, adapt, evaluate, run_directory
+from medvfm_jax.train import BadConfig, EvaluateConfig, adapt, evaluate, evaluation, run_directory
 from medvfm_jax.train.assemble import ForeignDelta
-from medvfm_jax.train.evaluate import LabelsDiffer
+from medvfm_jax.train.evaluation import LabelsDiffer
 from medvfm_jax.weights import artifacts
 from tests.train.half_predictor import HalfPredictor
 from tests.train.small_runs import resolved, small
 
-MODULE = sys.modules["medvfm_jax.train.evaluate"]
+MODULE = evaluation
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import io
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import jax
@@ -13,16 +12,15 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-import medvfm_jax.train.evaluate  # noqa: F401, the module, which the function of the same name hides
 from medvfm_jax.data import BadCase, make_phantom_dataset
-from medvfm_jax.train import BadConfig, EvaluateConfig, adapt, evaluate, run_directory, staging
+from medvfm_jax.train import BadConfig, EvaluateConfig, adapt, evaluate, evaluation, run_directory, staging
 from medvfm_jax.train.run_directory import RunError
 from medvfm_jax.types import MedvfmError
 from medvfm_jax.weights import WrongBaseWeights, load, save_own
 from tests.train.half_predictor import HalfPredictor
 from tests.train.small_runs import resolved, small
 
-MODULE = sys.modules["medvfm_jax.train.evaluate"]
+MODULE = evaluation
 
 
 @pytest.mark.parametrize(
@@ -213,7 +211,7 @@ def test_an_evaluation_that_was_interrupted_leaves_nothing_and_can_be_repeated(
             evaluate(EvaluateConfig(run=own_run, out=out))
         assert sorted(p.name for p in folder.iterdir()) == before
         assert evaluate(EvaluateConfig(run=own_run, out=out))["n_cases"] == 2
-        sys.modules["medvfm_jax.train.evaluate"].Predictor.count = 0
+        evaluation.Predictor.count = 0
 
 
 def test_an_evaluation_that_was_interrupted_leaves_the_scores_and_predictions_before_as_they_were(
