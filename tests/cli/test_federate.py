@@ -90,7 +90,7 @@ def test_from_words_to_a_report(medvfm, cells, tmp_path, monkeypatch):
     ("settings", "sentence"),
     [
         ({"algorithm": "fedprx"}, "no algorithm 'fedprx', the nearest is 'fedprox'"),
-        ({"preset": "fedmsaa"}, "no preset or system 'fedmsaa'; choose from samed,"),
+        ({"preset": "fedmsaa"}, "no system 'fedmsaa', the nearest is 'fedmsa'"),
         ({"algorithm_set": "mu=1"}, "algorithm fedavg has no option 'mu'; its options: server_rate"),
         ({"codec": "int9"}, "there is no codec 'int9'"),
         (
@@ -138,7 +138,10 @@ def test_from_words_to_a_report(medvfm, cells, tmp_path, monkeypatch):
         ({"min_patients": 4}, "No site of"),
         ({"partition": "patient", "clients": 7}, "6 patients of"),
         ({"sites": "nowhere.csv"}, "nowhere.csv cannot be read"),
-        ({"preset": "fedsam", "set": "full.at=x"}, "The system fedsam fixes its adapter; leave --set out"),
+        (
+            {"preset": "fedsam", "set": "full.to=x"},
+            "'fedsam' has no option 'full.to', the nearest is 'full.at'",
+        ),
     ],
 )
 def test_what_does_not_fit_is_one_sentence_and_leaves_nothing(

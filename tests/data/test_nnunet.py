@@ -252,7 +252,7 @@ def test_a_missing_last_channel_is_found_when_the_case_is_read(tmp_path):
     dataset = open_dataset(folder)
     with pytest.raises(BadCase) as caught:
         read_case(dataset, "a")
-    assert_one_sentence(caught, "'a'", "1 channels", "T0, T1")
+    assert_one_sentence(caught, "'a'", "1 channel", "T0, T1")
     assert read_case(dataset, "b").image.array.shape[-1] == 2
 
 

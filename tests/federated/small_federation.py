@@ -1,7 +1,7 @@
 """The smallest federated run there is: two sites of phantom cells, the last layers of a decoder, two rounds."""
 
 import functools
-import sys
+import importlib
 from pathlib import Path
 
 import pytest
@@ -25,4 +25,4 @@ def small(data: Path, out: Path, **settings) -> FederateConfig:
 def build_models_once(patch: pytest.MonkeyPatch) -> None:
     """Keep the test model of earlier runs; building it takes a large part of a small run."""
     for module in ("train.assemble", "train.evaluation", "federated.federated_run"):
-        patch.setattr(sys.modules[f"medvfm_jax.{module}"], "load_base", _load_base)
+        patch.setattr(importlib.import_module(f"medvfm_jax.{module}"), "load_base", _load_base)

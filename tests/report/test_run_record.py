@@ -58,7 +58,7 @@ def test_records_of_a_run_alone_are_no_scores(run):
 def test_a_delta_that_does_not_say_its_settings_is_said_and_one_of_other_settings_refused(run):
     config = json.loads((run / "config.json").read_text())
     metadata = {"base": config["model"], "seed": 0}
-    metadata |= {name: config["resolved"][name] for name in RESOLVED}
+    metadata |= {name: config["resolved"].get(name) for name in RESOLVED}
     delta = {"layer": {"bias": np.zeros(1, np.float32)}}
     artifacts.save_delta(run / "delta.safetensors", delta, metadata)
     assert any("does not say which settings it was made with" in note for note in notes(load(run)))

@@ -1,8 +1,8 @@
 """The smallest run there is, and two ways to repeat it without paying again for what does not change."""
 
 import functools
+import importlib
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,5 +58,5 @@ def programs_kept(folder: Path) -> Iterator[None]:
 
 def build_models_once(patch: pytest.MonkeyPatch) -> None:
     """Keep the test models of earlier runs; building one takes a third of a small run."""
-    for module in ("assemble", "adapt", "evaluate"):
-        patch.setattr(sys.modules[f"medvfm_jax.train.{module}"], "load_base", _load_base)
+    for module in ("assemble", "adaptation", "evaluation"):
+        patch.setattr(importlib.import_module(f"medvfm_jax.train.{module}"), "load_base", _load_base)

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from medvfm_jax import systems
+from medvfm_jax.models.catalog import MODELS
 from medvfm_jax.settings.adapt import AdaptConfig
 from medvfm_jax.settings.evaluate import EvaluateConfig
 from medvfm_jax.settings.records import BadConfig, from_json, to_json
@@ -16,7 +17,6 @@ from medvfm_jax.settings.records import BadConfig, from_json, to_json
         ({"learning_rate": -1.0}, "learning_rate is -1.0"),
         ({"val_fraction": 0.6, "test_fraction": 0.5}, "nothing is left"),
         ({"batch_size": 4, "accumulate": 3}, "does not divide"),
-        ({"model": "unet"}, "--adapter full"),
         ({"train_cases": 0}, "train_cases"),
         ({"warmup": 1.5}, "warmup"),
         ({"allow_geometry_mismatch": -0.5}, "allow_geometry_mismatch is -0.5; expected a number of mm"),
@@ -26,6 +26,13 @@ from medvfm_jax.settings.records import BadConfig, from_json, to_json
 def test_settings_without_meaning_are_refused(change, message):
     with pytest.raises(BadConfig, match=message):
         AdaptConfig(data="x", **change)
+
+
+def test_a_model_that_starts_from_random_weights_is_trained_whole():
+    with pytest.raises(BadConfig, match="--adapter full with --model unet"):
+        AdaptConfig(data="x", model="unet").check_model(MODELS["unet"])
+    AdaptConfig(data="x", model="unet", adapter="full").check_model(MODELS["unet"])
+    AdaptConfig(data="x").check_model(MODELS["lite-medsam"])
 
 
 @pytest.mark.parametrize(
