@@ -60,7 +60,7 @@ def test_the_scores_of_a_real_run_as_json_are_those_that_are_written(medvfm, sco
 
 def said(cells):
     """What every command says about the phantom cells."""
-    return f"note: numbers in the 6 masks of {cells}: 0 background, 255 foreground\n"
+    return f"note: numbers in 6 masks of {cells}: 0 background, 255 foreground\n"
 
 
 def test_a_table_for_people_and_one_object_for_programs(medvfm, run, cells, plain):
@@ -133,7 +133,7 @@ def test_scores_replace_scores_and_nothing_else(medvfm, run, plain, tmp_path):
         (("--run", "RUN", "--data", "NOWHERE"), 1, "is not a folder"),
         (("--model", SAM, "--data", "CELLS", "--prompt", "none"), 1, "gives no labels of its own"),
         (("--model", "vit-tiny-test", "--data", "CELLS"), 1, "gives features, not masks"),
-        (("--model", "sam-tiny-tset", "--data", "CELLS"), 1, "did you mean sam-tiny-test"),
+        (("--model", "sam-tiny-tset", "--data", "CELLS"), 1, "the nearest is 'sam-tiny-test'"),
     ],
 )
 def test_what_cannot_be_scored_is_one_sentence(

@@ -68,7 +68,7 @@ def test_before_the_command_line_is_there(number, tmp_path):
 def test_while_a_command_is_imported(name, tmp_path):
     number = signal.SIGTERM if len(name) % 2 else signal.SIGINT
     code, sentence = KEPT[number]
-    assert signalled_at(f"medvfm_jax.cli.{name}", number, name, "--help", cwd=tmp_path) == (
+    assert signalled_at(f"medvfm_jax.cli.options.{name}", number, name, "--help", cwd=tmp_path) == (
         code,
         "",
         sentence,

@@ -187,7 +187,7 @@ def test_everything_that_is_missing_is_a_sentence(tmp_path):
     for sentence in ("There are no scores yet", "There is no learning curve", "known once the run has been"):
         assert sentence in text
     (run / "config.json").unlink()
-    (run / "scores.json").write_text('{"summary": [], "cases": []}')
+    (run / "scores.json").write_text('{"format": 1, "summary": [], "cases": []}')
     text = Page(render([load(run)])).text
     for sentence in (
         "Nothing could be scored",
@@ -200,9 +200,8 @@ def test_everything_that_is_missing_is_a_sentence(tmp_path):
 
 def test_parts_that_are_null_are_like_parts_that_are_missing(run):
     keys = json.loads((run / "scores.json").read_text())
-    (run / "scores.json").write_text(json.dumps(dict.fromkeys(keys)))
-    assert "There are no scores yet" in Page(render([load(run)])).text
-    (run / "scores.json").write_text(json.dumps(dict.fromkeys(keys) | {"format": 1}))
+    nothing = dict.fromkeys(keys) | {"format": 1, "summary": [], "cases": []}
+    (run / "scores.json").write_text(json.dumps(nothing))
     assert "Nothing could be scored" in Page(render([load(run)])).text
 
 

@@ -1,0 +1,118 @@
+"""docs/methods.md: every method of the package, from its own records and docstrings.
+
+python -m experiments.methods_page
+
+A test holds the page against the records, so that a new method cannot be missing from it.
+"""
+
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from medvfm_jax import losses, systems
+from medvfm_jax.adapters.serialise import KINDS
+from medvfm_jax.federated import algorithm_catalog
+from medvfm_jax.federated import systems as federated_systems
+from medvfm_jax.federated.codecs.catalog import CODECS
+from medvfm_jax.losses import distillation
+from medvfm_jax.models.catalog import MODELS
+
+PAGE = Path(__file__).parent.parent / "docs" / "methods.md"
+_HEAD = """# Methods
+
+Made from the package's records by `python -m experiments.methods_page`; do not edit. Where the column of differences is empty none
+is known to us. What was measured with these methods is in the README and in docs/performance.md.
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    return "\n".join([_HEAD, *_systems(), *_federated(), *_algorithms(), *_codecs(), *_adapters(), *_models(), *_losses()])
+
+
+def _systems() -> list[str]:
+    rows = [
+        (f"`{name}`", s.description, _link(s.source), s.differences) for name, s in systems.SYSTEMS.items()
+    ]
+    columns = ("name", "what trains", "source", "differs from it")
+    return _section("Systems: `medvfm adapt --adapter NAME`, `medvfm federate --preset NAME`", columns, rows)
+
+
+def _federated() -> list[str]:
+    rows = [
+        (f"`{name}`", s.description, _link(s.system.source), s.system.differences)
+        for name, s in federated_systems.SYSTEMS.items()
+    ]
+    columns = ("name", "what it does", "source", "differs from it")
+    return _section("Federated systems: `medvfm federate --preset NAME`", columns, rows)
+
+
+def _algorithms() -> list[str]:
+    rows = [
+        (f"`{name}`", _first_line(_unwrapped(entry.make)), _options(entry.options))
+        for name, entry in algorithm_catalog.ENTRIES.items()
+    ]
+    title = "Federated algorithms: `medvfm federate --algorithm NAME --algorithm-set OPTION=VALUE`"
+    return _section(title, ("name", "what it does", "options"), rows)
+
+
+def _codecs() -> list[str]:
+    rows = [
+        (f"`{name}`", _first_line(entry.make), _options(entry.options)) for name, entry in CODECS.items()
+    ]
+    title = "Codecs: `medvfm federate --codec NAME --codec-set OPTION=VALUE`"
+    return _section(title, ("name", "what it does", "options"), rows)
+
+
+def _adapters() -> list[str]:
+    rows = [(f"`{name}`", _first_line(make)) for name, make in KINDS.items()]
+    return _section("Adapters: parts of a system, and `medvfm_jax.adapters`", ("kind", "what it does"), rows)
+
+
+def _models() -> list[str]:
+    rows = [
+        (f"`{name}`", e.family, f"{e.spec.input_size}", e.spec.task, ", ".join(e.spec.prompts), e.spec.licence)
+        for name, e in MODELS.items()
+        if not name.endswith("-test")
+    ]
+    columns = ("name", "family", "pixels", "task", "prompts", "licence")
+    return _section("Models: `--model NAME`", columns, rows)
+
+
+def _losses() -> list[str]:
+    rows = [
+        (f"`{name}`", _first_line(getattr(module, name)), where)
+        for where, module in (("`medvfm_jax.losses`", losses), ("`medvfm_jax.losses.distillation`", distillation))
+        for name in sorted(module.__all__)
+        if inspect.isfunction(getattr(module, name))
+    ]
+    return _section("Losses, from Python", ("name", "what it is", "where"), rows)
+
+
+def _section(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    lines = ["| " + " | ".join(row) + " |" for row in ([*columns], ["---"] * len(columns), *cells)]
+    return [f"## {title}", "", *lines, ""]
+
+
+def _link(source: str) -> str:
+    return f"[{source.removeprefix('https://').removeprefix('arxiv.org/abs/')}]({source})"
+
+
+def _options(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"`{name}={value}`" for name, value in options.items())
+
+
+def _unwrapped(make: Any) -> Any:
+    return inspect.unwrap(make)
+
+
+def _first_line(function: Any) -> str:
+    """The first sentence of a docstring."""
+    text = " ".join((inspect.getdoc(function) or "").split("\n\n")[0].split())
+    return text.rstrip(".")
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
