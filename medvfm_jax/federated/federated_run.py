@@ -3,7 +3,6 @@
 import hashlib
 import inspect
 import json
-import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -240,9 +239,6 @@ def _secure(
     n = len(clients)
     if privacy is not None and privacy.mechanism is not None:
         return distributed_noise(privacy.mechanism, privacy.answered)
-    if config.client_privacy:  # any number of clients may come; noise goes on the sum
-        threshold = max(math.ceil(config.secure_threshold * n), n // 2 + 1)
-        return fixed_point(n, threshold, config.dp_clip, divisor=1.0)
     heaviest = max(client.samples for client in clients)
     return fixed_point(config.in_round(n), config.least_answers(n), config.secure_reach, heaviest)
 

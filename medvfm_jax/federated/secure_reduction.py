@@ -49,9 +49,7 @@ class SecureSum(NamedTuple):
     settings: Mapping[str, str | int | float | None]
 
 
-def fixed_point(
-    clients: int, threshold: int, reach: float, heaviest: float = 1.0, divisor: float | None = None
-) -> SecureSum:
+def fixed_point(clients: int, threshold: int, reach: float, heaviest: float = 1.0) -> SecureSum:
     """Weighted mean of at most ``clients`` updates on a grid of 32 bits.
 
     reach: largest absolute value of an entry of weight / heaviest × update; the grid is as fine as the sum allows,
@@ -74,15 +72,13 @@ def fixed_point(
         del rotation_key
         flat, restore = ravel_pytree(like)
         values = from_field(total).astype(jnp.float32) / scale
-        by = values[-1] if divisor is None else divisor
-        return restore((values[:-1] / jnp.where(by > 0, by, 1)).astype(flat.dtype))
+        return restore((values[:-1] / jnp.where(values[-1] > 0, values[-1], 1)).astype(flat.dtype))
 
     settings = {
         "clients": clients,
         "threshold": threshold,
         "reach": reach,
         "heaviest": heaviest,
-        "divisor": divisor,
     }
     return SecureSum(encode, decode, 32, clients, threshold, "none", settings)
 

@@ -72,16 +72,6 @@ def test_the_weighted_mean_is_that_of_those_who_answered(joined, answered):
     assert stats.kstest(np.asarray(values[0]) / 2**32, "uniform").pvalue < 1e-12
 
 
-def test_the_divisor_may_be_a_public_constant():
-    secure = sr.fixed_point(N, 3, reach=1.0, divisor=10.0)
-    values = [secure.encode(jax.random.key(i), ROTATION, jax.tree.map(lambda x: 0.1 * jnp.sign(x), u), 1.0)[0]
-              for i, u in enumerate(updates())]  # fmt: skip
-    joined = np.array([1, 1, 1, 1, 0], bool)
-    mean = secure.decode(ROTATION, opened(secure, values, joined, joined)[1], LIKE)
-    expected = sum(0.1 * np.sign(np.asarray(u["a"])) for u in updates()[:4]) / 10
-    np.testing.assert_allclose(mean["a"], expected, atol=1e-7)
-
-
 def test_what_lies_outside_the_grid_does_not_fit():
     secure = sr.fixed_point(N, 3, reach=2.0)
     for bad in (2.1, -2.1, np.inf, np.nan):

@@ -187,15 +187,30 @@ def _do(site: Site, shapes: Contract, work: Callable, asked: Header, download: D
     shard, mask = site.shard(asked.round)
     mask = _as_mask(shard, mask)
     if not mask.any():
-        raise SiteFailed("no_steps", "There is no data for this round.")
+        return _nothing(site, shapes, asked, client, "no_steps", "There is no data for this round.")
     server = received_server(shapes, download.server)._replace(round=jnp.int32(asked.round))
     key = _own_key(site, asked, download) if shapes.noisy else download.key
     moved, upload, healthy = work(server, client, shard, mask, key)
     if not healthy:
-        raise SiteFailed("not_finite", "The update is not finite; look at the data and the learning rate.")
+        sentence = "The update is not finite; look at the data and the learning rate."
+        return _nothing(site, shapes, asked, client, "not_finite", sentence)
     _keep(site, asked, _Kept(client, moved))
     upload = upload._replace(loss=jnp.zeros_like(upload.loss)) if shapes.noisy else upload
     return jax.device_get(upload)
+
+
+def _nothing(
+    site: Site, shapes: Contract, asked: Header, client: Client, reason: str, sentence: str
+) -> Upload:
+    """A round to which this site has nothing to add: raises SiteFailed, unless it adds noise to what it sends.
+
+    Then it sends that noise alone: whether a sum is opened must not depend on the data of any site.
+    """
+    if site.task.secure is None or site.task.secure.noise == "none":
+        raise SiteFailed(reason, sentence)
+    _LOG.warning("round %d: nothing but noise is sent. %s", asked.round, sentence)
+    _keep(site, asked, _Kept(client, client))
+    return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes.upload)
 
 
 def _as_mask(shard: Shard, steps: Array | int) -> np.ndarray:

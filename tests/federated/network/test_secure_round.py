@@ -17,8 +17,8 @@ from medvfm_jax.federated.network.task import contract
 from medvfm_jax.federated.privacy.discrete import choose
 from medvfm_jax.federated.records import Privacy
 from medvfm_jax.federated.secure_reduction import distributed_noise, fixed_point
-from tests.federated.cases import delta, loss
-from tests.federated.network.loopback import KEY, NODES, SITES, Loopback, simulate, task
+from tests.federated.cases import STEPS, data, delta, loss
+from tests.federated.network.loopback import KEY, NODES, SITES, Loopback, rows, simulate, task
 
 GRID = fixed_point(3, 2, reach=4.0, heaviest=100.0)
 
@@ -181,6 +181,25 @@ def test_noise_of_the_sites_is_in_the_mean(tmp_path):
     expected = 1e-6 * 1e6 / 3
     assert np.std(np.concatenate(steps)) == pytest.approx(expected, rel=0.5)
     assert (steps[0] != steps[1]).all()
+
+
+@pytest.mark.parametrize("failure", ["not finite", "no data"])
+def test_a_site_with_nothing_to_add_sends_its_noise(tmp_path, failure):
+    """All three must answer: were it left out there would be no sum, and its data would show in that."""
+    size = sum(np.size(leaf) for leaf in jax.tree.leaves(delta()))
+    mechanism = choose(Privacy(1.0, 1e-3, 3, neighbours="zero out one"), size, 24)
+
+    def shards(row, round_):
+        shard = rows(data(), row)
+        if row == 1 and failure == "not finite":
+            shard = shard._replace(batches=jax.tree.map(lambda x: np.nan * x, shard.batches))
+        return shard, 0 if row == 1 and failure == "no data" else STEPS
+
+    net = Net(secure_task(secure=distributed_noise(mechanism, 3)), tmp_path, shards=shards)
+    progress, record = net.run(net.coordinator.begin(KEY))
+    assert set(record.arrived) == set(SITES)
+    moved = jax.tree.map(lambda a, b: np.asarray(a - b).ravel(), progress.server.delta, delta())
+    assert 0.01 < np.linalg.norm(np.concatenate(jax.tree.leaves(moved))) < 1
 
 
 def test_a_session_runs_on_it(net, expected, tmp_path):
