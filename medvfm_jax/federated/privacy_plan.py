@@ -51,6 +51,16 @@ class PrivacyPlan(NamedTuple):
         rate = self.rates[self.worst if client is None else client]
         return _account(self.privacy, rounds * self.steps, self.delta, rate)
 
+    @property
+    def no_secret(self) -> str | None:
+        """Why nothing is private about this run, whatever its noise: None unless that came from a known number."""
+        if self.seed is None:
+            return None
+        return (
+            f"NOT PRIVATE: noise and samples were made from --dp-seed {self.seed}, so whoever knows this number can "
+            "take the noise off."
+        )
+
     def statement(self, rounds: int) -> str:
         """Unit, neighbouring relation, sampling, and everything recorded that the guarantee does not cover."""
         found = self.guarantee(rounds)
@@ -70,12 +80,9 @@ class PrivacyPlan(NamedTuple):
                 f"of {self.answered} of {n} clients of a round, below which secure aggregation opens no sum"
             )
         text += f"; recorded and not covered: {'; '.join(self.exposed)}"
-        if self.seed is None:
+        if self.no_secret is None:
             return text
-        return (
-            f"NOT PRIVATE: noise and samples were made from --dp-seed {self.seed}, so whoever knows this number can "
-            f"take the noise off. With secret randomness it would be: {text}"
-        )
+        return f"{self.no_secret} With secret randomness it would be: {text}"
 
 
 def plan(
