@@ -169,7 +169,8 @@ def resolve(config: FederateConfig, display: ProgressDisplay | None = None) -> F
     size = count(without_increments(delta), base.params)
     return FederatedRun(
         config, record, base, adapted, source, checked, clients, sites, delta, size, name, entry, options, codec,
-        _down(config, down_options), privacy, steps, rate, noise, _secure(config, name, clients, privacy), public,
+        _down(config, down_options), privacy, steps, rate, noise,
+        _secure(config, name, entry, options, clients, privacy), public,
     )  # fmt: skip
 
 
@@ -230,7 +231,12 @@ def _partition(config: FederateConfig, dataset: Dataset) -> Partition:
 
 
 def _secure(
-    config: FederateConfig, algorithm: str, clients: list[ClientData], privacy: PrivacyPlan | None
+    config: FederateConfig,
+    algorithm: str,
+    entry: Entry,
+    options: Mapping[str, Any],
+    clients: list[ClientData],
+    privacy: PrivacyPlan | None,
 ) -> SecureSum | None:
     if not config.secure_aggregation:
         return None
@@ -239,7 +245,8 @@ def _secure(
     n = len(clients)
     if privacy is not None and privacy.mechanism is not None:
         return distributed_noise(privacy.mechanism, privacy.answered)
-    heaviest = max(client.samples for client in clients)
+    alike = algorithm_catalog.outline(entry, options).weights == "equal"
+    heaviest = 1.0 if alike else float(max(client.samples for client in clients))
     return fixed_point(config.in_round(n), config.least_answers(n), config.secure_reach, heaviest)
 
 

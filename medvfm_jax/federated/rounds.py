@@ -21,7 +21,13 @@ from medvfm_jax.federated.codecs.compose import identity
 from medvfm_jax.federated.codecs.wire import bits, message_bits
 from medvfm_jax.federated.errors import BadFederation
 from medvfm_jax.federated.feedback import compressed_step
-from medvfm_jax.federated.privacy.client_level import clip_vote, next_bound, noisy_mean, update_multiplier
+from medvfm_jax.federated.privacy.client_level import (
+    clip_vote,
+    next_bound,
+    noisy_mean,
+    refuse_models,
+    update_multiplier,
+)
 from medvfm_jax.federated.privacy.clipping import clip_by_norm
 from medvfm_jax.federated.records import (
     Algorithm,
@@ -122,7 +128,7 @@ def make_round(
         states = jax.vmap(partial(algorithm.init_client, delta))(ids)
         report = _report_shapes(algorithm, server, states, data)
         if secure is not None:
-            check_summable(algorithm, codec, report)
+            check_summable(secure, algorithm, codec, report)
         residual = codec.init(report.upload)
         residual = jax.tree.map(lambda x: jnp.broadcast_to(x, (n, *x.shape)), residual)
         return place(server, mesh), place(Client(states, residual, ids), mesh, AXIS)
@@ -341,6 +347,7 @@ def _check(algorithm: Algorithm, privacy: Privacy | None, down: Codec | None) ->
             "This algorithm looks at every upload (a robust rule, stacked factors or distillation), so noise on their "
             "sum would protect nobody: leave privacy out or choose an algorithm that averages."
         )
+    refuse_models(algorithm)
     if algorithm.exact:
         raise BadFederation(
             f"What this algorithm's server makes of a round depends on {algorithm.exact}, which noise on the mean does "

@@ -33,7 +33,6 @@ from medvfm_jax.federated.network.task import (
     Upload,
     contract,
     first_server,
-    fixed_weight,
     named_leaves,
 )
 from medvfm_jax.federated.records import Algorithm, Client, Metrics, Privacy, Report, Server, Shard, Tree
@@ -342,9 +341,8 @@ def _largest_weights(
         if not largest_weight > 0:
             raise BadFederation(f"largest_weight is {largest_weight}, expected a positive number.")
         return dict.fromkeys(sites, float(largest_weight))
-    alike = fixed_weight(task)
-    if alike is not None:
-        return dict.fromkeys(sites, alike)
+    if task.algorithm.weights == "equal":
+        return dict.fromkeys(sites, 1.0)
     if not isinstance(sites, Mapping):
         raise BadFederation(
             "Nobody has said how much a site may count: give sites as {name: number of samples it declared}, or "

@@ -135,6 +135,7 @@ def fesvibs(
         client_update,
         aggregate,
         traffic=None if split is None else traffic,
+        weights="equal",
     )
 
 
