@@ -243,6 +243,11 @@ def _secure(
     if algorithm in BASELINES:
         raise BadFederation(f"algorithm={algorithm} sends nothing; leave --secure-aggregation out.")
     n = len(clients)
+    if config.in_round(n) < 2:
+        raise BadFederation(
+            f"participation={config.participation:g} of {n} clients is one client in a round, whose sum would be its "
+            "update, so no round could ever have one: raise --participation, or leave --secure-aggregation out."
+        )
     if privacy is not None and privacy.mechanism is not None:
         return distributed_noise(privacy.mechanism, privacy.answered)
     alike = algorithm_catalog.outline(entry, options).weights == "equal"

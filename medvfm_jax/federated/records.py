@@ -171,6 +171,7 @@ class Metrics(NamedTuple):
     dropped: Array  # clients that began the round and vanished
     excluded: Array  # (n,) bool, clients whose upload was not finite
     extra: dict[str, Array]
+    summed: Array | bool = True  # False: too few answered for secure aggregation, so nobody counted
 
 
 class Federation(NamedTuple):

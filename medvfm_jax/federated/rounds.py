@@ -105,8 +105,9 @@ def make_round(
     down: compresses the server's step as ``codec`` does a client's, for algorithms that broadcast ``server.delta``.
     Its message goes to every client of the population, taking part or not, so that all hold the same delta.
     secure: secure aggregation: of the uploads only the sum of masked integers is used, see ``secure_reduction``.  With
-    fewer answers than its threshold the round has no sum; a client whose upload does not fit is excluded.  Where the
-    clients add the noise, one whose upload is not finite sends its noise alone, so that data do not decide who answers.
+    fewer answers than its threshold the round has no sum and changes nothing, no client's state either; a client whose
+    upload does not fit is excluded.  Where the clients add the noise, one whose upload is not finite sends its noise
+    alone, so that data do not decide who answers.
 
     Raises BadFederation for parts that do not fit together.
     """
@@ -201,8 +202,13 @@ def make_round(
             who = clients.id, participation, each.answered
             enough, upload = _opened(secure, sums.upload, who, round_key, like)
             public = ()
+            # Without a sum nobody counted: neither in the numbers, nor for its own state.
+            counted = sums, each.loss, each.weight
+            sums, loss, weight = select(enough, counted, zeros_like(counted))
+            each = each._replace(client=select(enough, each.client, clients), loss=loss, weight=weight)
 
-        expected = sums.one if privacy is None else privacy.expected_clients
+        came = sums.one if secure is None else each.answered.sum().astype(sums.one.dtype)
+        expected = came if privacy is None else privacy.expected_clients
         cohort = Cohort(
             each.weight,
             each.weight > 0,
@@ -248,6 +254,7 @@ def make_round(
             dropped=(participation & dropped).sum(),
             excluded=each.excluded,
             extra=extra,
+            summed=True if secure is None else enough,
         )
         return new._replace(round=server.round + 1), each.client, metrics
 

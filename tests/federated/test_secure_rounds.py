@@ -74,10 +74,29 @@ def test_a_round_is_the_plain_one_whoever_is_absent_or_vanishes(backend):
 def test_below_the_threshold_there_is_no_sum():
     dropped = ~ALL
     dropped[: CLIENTS - CLIENTS // 2] = True  # a half is left, one less than is needed
-    server, _ = masked()(ALL, dropped)
+    server, metrics = masked()(ALL, dropped)
     assert not step(server).any()
+    assert not metrics.summed
+    assert (metrics.participants, metrics.loss, metrics.dropped) == (0, 0, CLIENTS - CLIENTS // 2)
+    assert not metrics.client_loss.any()
+    assert metrics.upload_bits == 32 * (SIZE + 1) * (CLIENTS // 2)  # was sent all the same
     dropped[0] = False
     assert step(masked()(ALL, dropped)[0]).any()
+
+
+def test_without_a_sum_no_client_has_moved():
+    """SCAFFOLD: the server's control variate stays the mean of the clients', as it must."""
+    secure = fixed_point(CLIENTS, CLIENTS // 2 + 1, 64.0)
+    federation = make_round(alg.scaffold(loss, 0.05), backend="loop", secure=secure)
+    server, clients = federation.init(delta(), data())
+    round_ = quick_jit(federation.round)
+    for gone in (CLIENTS // 2, CLIENTS // 2 - 1, CLIENTS // 2 + 1):  # no sum, a sum, no sum
+        dropped = np.arange(CLIENTS) < gone
+        server, clients, metrics = round_(server, clients, data(), ALL, np.full(CLIENTS, STEPS), KEY, dropped)
+        assert bool(metrics.summed) == (gone < CLIENTS // 2)
+        for total, each in zip(*map(jax.tree.leaves, (server.state, clients.state)), strict=True):
+            np.testing.assert_allclose(total, each.mean(0), atol=1e-5)
+    assert any(np.abs(x).max() > 1e-2 for x in jax.tree.leaves(clients.state))
 
 
 def test_a_client_beyond_the_range_is_left_out_by_name():
