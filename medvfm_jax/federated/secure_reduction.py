@@ -39,6 +39,7 @@ class SecureSum(NamedTuple):
     bits: per coordinate on the wire.  clients: in a round, at most.  threshold: fewer answers than this open no sum.
     noise: what ``encode`` adds as the client's share of the noise, so that nobody else may add any; "none" for nothing.
     heaviest: bound on every weight, a public number; with noise all weigh alike.
+    rounds: that the noise was made for, None for any number; a site answers no others.
     settings: everything both sides must agree on, for a digest.
     """
 
@@ -50,6 +51,7 @@ class SecureSum(NamedTuple):
     noise: Noise
     settings: Mapping[str, str | int | float | None]
     heaviest: float = 1.0
+    rounds: int | None = None
 
 
 def fixed_point(clients: int, threshold: int, reach: float, heaviest: float = 1.0) -> SecureSum:
@@ -88,8 +90,11 @@ def fixed_point(clients: int, threshold: int, reach: float, heaviest: float = 1.
     return SecureSum(encode, decode, 32, clients, threshold, "none", settings, heaviest)
 
 
-def distributed_noise(mechanism: discrete.Discrete, threshold: int) -> SecureSum:
-    """Sum of updates that carry their own noise, see `privacy.discrete`; every client of a round must add it."""
+def distributed_noise(mechanism: discrete.Discrete, threshold: int, rounds: int | None = None) -> SecureSum:
+    """Sum of updates that carry their own noise, see `privacy.discrete`; every client of a round must add it.
+
+    rounds: whose sums the guarantee is about.
+    """
     privacy, clients = mechanism.privacy, int(mechanism.privacy.expected_clients)
     _check(clients, threshold)
 
@@ -109,8 +114,9 @@ def distributed_noise(mechanism: discrete.Discrete, threshold: int) -> SecureSum
         "scale": mechanism.scale,
         "bits": mechanism.bits,
         "noise": noise,
+        "rounds": rounds,
     }
-    return SecureSum(encode, decode, mechanism.bits, clients, threshold, noise, settings)
+    return SecureSum(encode, decode, mechanism.bits, clients, threshold, noise, settings, rounds=rounds)
 
 
 SERVER = np.uint32(2**32 - 3)  # no client has this id; of the randomness of aggregation, as in `rounds`

@@ -175,7 +175,7 @@ def _secure(settings: ImageFederation, task: Task) -> tuple[SecureSum, Guarantee
         noise="skellam" if settings.noise == "skellam" else "gaussian",
     )
     guarantee = account_discrete(mechanism, rounds=rounds, delta=delta, answered=answered)
-    return distributed_noise(mechanism, answered), guarantee
+    return distributed_noise(mechanism, answered, rounds), guarantee
 
 
 def named_numbers(setting: str, text: str) -> dict[str, int]:

@@ -26,6 +26,7 @@ from jax import Array
 from medvfm_jax.federated.errors import BadFederation
 from medvfm_jax.federated.network.layouts import layout, payload_bytes, read_payload, write_payload
 from medvfm_jax.federated.network.messages import SITE_NAME, BadMessage, Header, decode, encode, expect
+from medvfm_jax.federated.network.secure_messages import RoundSpent
 from medvfm_jax.federated.network.secure_site import OutOfRange, SecureSite
 from medvfm_jax.federated.network.storage import read_message, write_message
 from medvfm_jax.federated.network.task import (
@@ -53,6 +54,7 @@ REASONS: Mapping[str, str] = {
     "no_steps": "it has no data for this round",
     "not_finite": "its update is not finite",
     "range": "its update lies outside the range that secure aggregation was given",
+    "spent": "it has revealed its part of this round already",
     "error": "its local work failed; its own log says why",
 }
 
@@ -134,6 +136,8 @@ def make_site(site: Site) -> Callable[[int, bytes], bytes]:
             reason, sentence = error.reason, str(error)
         except OutOfRange as error:
             reason, sentence = "range", str(error)
+        except RoundSpent as error:
+            reason, sentence = "spent", str(error)
         except BadMessage as error:
             reason, sentence = "message", str(error)
         except MedvfmError as error:
