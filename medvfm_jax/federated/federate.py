@@ -146,6 +146,8 @@ def _train(
         loader.set_state(found.loader_state)
         state, stopping = found.state, found.stopping
         display.say(f"resuming at round {found.step} of {config.rounds}")
+    elif secret is not None:
+        _remember_secret(run, state, loader, stopping)
 
     record = recorder(run)
     score = validation = None
@@ -185,23 +187,29 @@ def _train(
     return stopping.delta, int(state.step), stopping.best
 
 
+def _remember_secret(
+    run: FederatedRun, state: TrainState, loader: RoundLoader, stopping: EarlyStopping
+) -> None:
+    """A checkpoint before the first round: resumed after a kill, a round must not be released with other noise too."""
+    _write_checkpoint(run, state, loader.get_state(), stopping, kept=checkpoint.KEPT)
+
+
 def _forget_secret(
     run: FederatedRun, state: TrainState, loader: RoundLoader, stopping: EarlyStopping
 ) -> None:
     """Leave one checkpoint, with another secret: the run is over, and nobody shall ever take its noise off."""
     other = draw_secret()
-    checkpoint.write(
-        run.config.out / run_directory.CHECKPOINTS,
-        checkpoint.Checkpoint(
-            state._replace(key=other.key("rounds")),
-            loader.get_state() | {"secret": other.data.hex()},
-            stopping,
-            run.record,
-            run.base.fingerprint,
-            private=True,
-        ),
-        kept=1,
-    )
+    state = state._replace(key=other.key("rounds"))
+    _write_checkpoint(run, state, loader.get_state() | {"secret": other.data.hex()}, stopping, kept=1)
+
+
+def _write_checkpoint(
+    run: FederatedRun, state: TrainState, loader_state: Mapping[str, Any], stopping: EarlyStopping, kept: int
+) -> None:
+    """Of a private run, beside those of the hook."""
+    fingerprint, folder = run.base.fingerprint, run.config.out / run_directory.CHECKPOINTS
+    written = checkpoint.Checkpoint(state, loader_state, stopping, run.record, fingerprint, private=True)
+    checkpoint.write(folder, written, kept)
 
 
 def _unchanged(batch: Batch) -> Batch:
