@@ -159,6 +159,11 @@ def exposed(config: FederateConfig, own: Own) -> tuple[str, ...]:
     found.append(
         "checkpoints, which hold the clients' states and, until the run has ended, the secret of the noise"
     )
+    if config.embeddings in ("auto", "disk") and (config.patient_privacy or config.participation < 1):
+        found.append(
+            "where the encoder is frozen, embeddings on disk (--embeddings disk, or more than fit in memory), whose "
+            "times tell who was drawn first; --embeddings memory keeps none"
+        )
     if config.dp_log_unprotected:
         found.append(
             "and, as asked for with --dp-log-unprotected, exact losses and norms, who took part and who was excluded "
