@@ -28,7 +28,9 @@ is known to us. What was measured with these methods is in the README and in doc
 
 def page() -> str:
     """The whole page."""
-    return "\n".join([_HEAD, *_systems(), *_federated(), *_algorithms(), *_codecs(), *_adapters(), *_models(), *_losses()])
+    return "\n".join(
+        [_HEAD, *_systems(), *_federated(), *_algorithms(), *_codecs(), *_adapters(), *_models(), *_losses()]
+    )
 
 
 def _systems() -> list[str]:
@@ -58,9 +60,7 @@ def _algorithms() -> list[str]:
 
 
 def _codecs() -> list[str]:
-    rows = [
-        (f"`{name}`", _first_line(entry.make), _options(entry.options)) for name, entry in CODECS.items()
-    ]
+    rows = [(f"`{name}`", _first_line(entry.make), _options(entry.options)) for name, entry in CODECS.items()]
     title = "Codecs: `medvfm federate --codec NAME --codec-set OPTION=VALUE`"
     return _section(title, ("name", "what it does", "options"), rows)
 
@@ -72,7 +72,14 @@ def _adapters() -> list[str]:
 
 def _models() -> list[str]:
     rows = [
-        (f"`{name}`", e.family, f"{e.spec.input_size}", e.spec.task, ", ".join(e.spec.prompts), e.spec.licence)
+        (
+            f"`{name}`",
+            e.family,
+            f"{e.spec.input_size}",
+            e.spec.task,
+            ", ".join(e.spec.prompts),
+            e.spec.licence,
+        )
         for name, e in MODELS.items()
         if not name.endswith("-test")
     ]
@@ -83,7 +90,10 @@ def _models() -> list[str]:
 def _losses() -> list[str]:
     rows = [
         (f"`{name}`", _first_line(getattr(module, name)), where)
-        for where, module in (("`medvfm_jax.losses`", losses), ("`medvfm_jax.losses.distillation`", distillation))
+        for where, module in (
+            ("`medvfm_jax.losses`", losses),
+            ("`medvfm_jax.losses.distillation`", distillation),
+        )
         for name in sorted(module.__all__)
         if inspect.isfunction(getattr(module, name))
     ]

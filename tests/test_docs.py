@@ -71,3 +71,13 @@ def test_the_python_of_the_adapter_guide_gives_a_working_adapter():
     exec(compile(code, "own-adapter.md", "exec"), scope)
     assert scope["delta"]["gate"]
     assert all(path.endswith("/mlp") for path in scope["delta"]["gate"])
+
+
+def test_the_guide_for_hospitals_counts_the_words_that_a_failing_site_may_say():
+    from medvfm_jax.federated.network.site import REASONS
+
+    number = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")[len(REASONS)]
+    guide = (ROOT / "docs/hospital.md").read_text(encoding="utf-8")
+    assert f"the coordinator gets one of {number} words" in guide
+    listed = re.search(r"The coordinator sees one of:(.*?)\.\n", guide, re.DOTALL)[1]
+    assert len(re.findall(r"\*[^*]+\*", listed)) == len(REASONS)

@@ -16,7 +16,8 @@ def run(args: AuditArgs) -> int:
     """Attack, print what was found, write audit.json; 1 if the claim is refuted."""
     config = AuditConfig(**{field.name: getattr(args, field.name) for field in fields(AuditConfig)})
     found = audit(config, Console(file=sys.stderr, highlight=False))
-    lines = [*_canary(found["canary"]), *_membership(found["membership"])]
+    warning = [] if found["not_private"] is None else [found["not_private"]]
+    lines = [*warning, *_canary(found["canary"]), *_membership(found["membership"])]
     console.result(found, "\n".join([*lines, f"audit: {found['file']}; next: medvfm report {config.run}"]))
     return int(found["canary"] is not None and found["canary"]["contradicts"])
 
@@ -29,10 +30,11 @@ def _canary(found: dict[str, Any] | None) -> list[str]:
         verdict = (
             f"so few trials show at most {found['largest_possible']:.3g} and cannot refute it; raise --trials"
         )
-    return [
+    lines = [
         f"canary ({found['unit']}): epsilon is at least {found['lower_bound']:.3g} with confidence "
         f"{found['confidence']:g}, {found['claimed_epsilon']:.3g} is claimed: {verdict} ({found['trials']} trials each)"
     ]
+    return lines if found["left_out"] is None else [*lines, f"the canary did not try: {found['left_out']}"]
 
 
 def _membership(found: dict[str, Any]) -> list[str]:

@@ -212,14 +212,17 @@ def with_gradient(entry: Entry, name: str, gradient: Callable[[Any], Any]) -> Ca
     return make
 
 
+def outline(entry: Entry, options: Mapping[str, Any]) -> Algorithm:
+    """The algorithm of an entry without a model: for its shapes and for what it says of itself."""
+    return entry.make(_any_loss, 1.0 if entry.plain_sgd else optax.sgd(1.0), **options)
+
+
 def fitted(name: str, entry: Entry, options: Mapping[str, Any], delta: Tree) -> Entry:
     """The entry for this delta: a system keeps a part at the client only where its server's delta lacks one.
 
     Raises BadFederation for an algorithm whose parts are not in the delta.
     """
-    algorithm = entry.make(
-        lambda delta, batch, key: None, 1.0 if entry.plain_sgd else optax.sgd(1.0), **options
-    )
+    algorithm = outline(entry, options)
     shared, state = jax.eval_shape(algorithm.init_server, delta)
     kept = jax.eval_shape(algorithm.init_client, delta, jnp.uint32(0))
     complete = len(jax.tree.leaves((shared, getattr(state, "frozen", ())))) == len(jax.tree.leaves(delta))
@@ -245,8 +248,7 @@ def noised_numbers(
     entry: Entry, options: Mapping[str, Any], delta: Tree, unit: Literal["client", "patient"]
 ) -> int:
     """Numbers that are clipped and noised together: those of an upload, or of a gradient with unit patient."""
-    optimizer = 1.0 if entry.plain_sgd else optax.sgd(1.0)
-    algorithm = entry.make(_any_loss, optimizer, **options)
+    algorithm = outline(entry, options)
     received, memory = jax.eval_shape(algorithm.init_server, delta)
     state = jax.eval_shape(algorithm.init_client, delta, jnp.uint32(0))
     if unit == "patient":  # averages only: what is shared and what is personal trains, the rest is frozen

@@ -59,7 +59,10 @@ class _Run(NamedTuple):
 
 
 def audit(config: AuditConfig, console: Console | None = None) -> dict[str, Any]:
-    """Audit a run -> {"canary": None without privacy, "membership", "file"}; written to ``config.out``.
+    """Audit a run -> {"not_private", "canary", "membership", "file"}; written to ``config.out``.
+
+    not_private: why the claim does not hold whatever the canary shows, None if nothing is known.  canary: None without
+    privacy.
 
     What it finds is exact and about the patients trained on, so no guarantee of the run covers it.
     Raises MedvfmError: no finished run, one without a shared model, a foreign delta, data or weights that have changed.
@@ -78,6 +81,7 @@ def audit(config: AuditConfig, console: Console | None = None) -> dict[str, Any]
     private = run.federated is not None and run.federated.privacy is not None
     found = {
         "run": str(config.run),
+        "not_private": run.federated.privacy.no_secret if private else None,
         "canary": canary(config, run.federated) if private else None,
         "membership": _membership(config, run, console),
     }
@@ -90,10 +94,13 @@ def canary(config: AuditConfig, run: FederatedRun) -> dict[str, Any]:
     """Lower bound on the epsilon of all rounds of a private run, beside what it claims.
 
     The canary is a random direction of ten times the clip, so that a mechanism that does not clip is found.
+    "left_out" says what of the mechanism was not run.
     """
     settings, privacy = run.config, run.privacy
     rounds, claimed = settings.rounds, privacy.guarantee(settings.rounds)
+    left_out = None
     if privacy.mechanism is not None:
+        left_out = canary_release.MASKS
         release = canary_release.noisy_sum_release(privacy.mechanism, privacy.answered, rounds)
     elif settings.patient_privacy:
         release = canary_release.patient_release(privacy.privacy, rounds * privacy.steps, claimed.rate)
@@ -117,6 +124,7 @@ def canary(config: AuditConfig, run: FederatedRun) -> dict[str, Any]:
         "largest_possible": perfect.epsilon,  # with so many trials, had every guess been right
         "contradicts": found.contradicts(claimed.epsilon),
         "trials": trials,
+        "left_out": left_out,
         "hits": list(found.hits),
         "false_alarms": list(found.false_alarms),
     }

@@ -1,9 +1,9 @@
 """The mechanism of a run as an adversary sees it: all its rounds with a canary as one client or patient more.
 
-Clipping, codec, sampling, noise and masks are those of the run; what they are applied to is small, the canary alone:
+Clipping, codec, sampling and noise are those of the run; what they are applied to is small, the canary alone:
 what the others send only shifts the scores of both kinds of runs, and noise is added entry by entry, so a few dozen
 entries show what millions would.  The aggregation that follows (moments, momentum, an exact average of factors) is
-post-processing, which cannot make a release less private, and is left out.
+post-processing, which cannot make a release less private, and is left out, and so are masks (`MASKS`).
 """
 
 from collections.abc import Callable
@@ -18,6 +18,10 @@ from medvfm_jax.federated.records import Algorithm, Codec, Cohort, Privacy, Repo
 from medvfm_jax.federated.rounds import make_round
 
 ENTRIES = 64  # of the canary
+MASKS = (
+    "masks of secure aggregation, which cancel in the sum to the last bit, and rounds in which more than the fewest "
+    "clients answer, whose sum holds more noise"
+)
 
 Release = Callable[[Array, Tree], Tree]
 

@@ -21,7 +21,7 @@ from medvfm_jax.federated.federated_run import FederatedRun, resolve
 from medvfm_jax.federated.model_files import REFERENCES, SHARED_MODEL, own_model
 from medvfm_jax.federated.privacy import Secret, draw_secret
 from medvfm_jax.federated.privacy_plan import validates
-from medvfm_jax.federated.round_hooks import RoundLine, RoundLog, recorder, site_validation
+from medvfm_jax.federated.round_hooks import NO_SUM, RoundLine, RoundLog, recorder, site_validation
 from medvfm_jax.federated.round_step import RoundStep
 from medvfm_jax.federated.systems.feddpa_inference import InstanceMixed, references_of
 from medvfm_jax.fetch import cache_dir
@@ -119,6 +119,13 @@ def _announce(run: FederatedRun, say: Callable[[str], None]) -> None:
         say(f"{client.name}{holds if run.tells_all else ' trains'}")
     for line in lines(run.checked, run.source.split):
         say(line)
+    if run.secure is not None:
+        expected = (1 - config.dropout) * run.secure.clients
+        if expected < run.secure.threshold:
+            say(
+                f"warning: with dropout={config.dropout:g} about {expected:.3g} of {run.secure.clients} clients answer "
+                f"in a round and {run.secure.threshold} must, so many rounds will have no sum"
+            )
     if run.privacy is not None:
         say(
             f"noise multiplier {run.privacy.privacy.noise_multiplier:.3f}: {run.privacy.statement(config.rounds)}"
@@ -154,6 +161,8 @@ def _train(
         loader.set_state(found.loader_state)
         state, stopping = found.state, found.stopping
         display.say(f"resuming at round {found.step} of {config.rounds}")
+    elif secret is not None:
+        _remember_secret(run, state, loader, stopping)
 
     record = recorder(run)
     score = validation = None
@@ -193,23 +202,29 @@ def _train(
     return stopping.delta, int(state.step), stopping.best
 
 
+def _remember_secret(
+    run: FederatedRun, state: TrainState, loader: RoundLoader, stopping: EarlyStopping
+) -> None:
+    """A checkpoint before the first round: resumed after a kill, a round must not be released with other noise too."""
+    _write_checkpoint(run, state, loader.get_state(), stopping, kept=checkpoint.KEPT)
+
+
 def _forget_secret(
     run: FederatedRun, state: TrainState, loader: RoundLoader, stopping: EarlyStopping
 ) -> None:
     """Leave one checkpoint, with another secret: the run is over, and nobody shall ever take its noise off."""
     other = draw_secret()
-    checkpoint.write(
-        run.config.out / run_directory.CHECKPOINTS,
-        checkpoint.Checkpoint(
-            state._replace(key=other.key("rounds")),
-            loader.get_state() | {"secret": other.data.hex()},
-            stopping,
-            run.record,
-            run.base.fingerprint,
-            private=True,
-        ),
-        kept=1,
-    )
+    state = state._replace(key=other.key("rounds"))
+    _write_checkpoint(run, state, loader.get_state() | {"secret": other.data.hex()}, stopping, kept=1)
+
+
+def _write_checkpoint(
+    run: FederatedRun, state: TrainState, loader_state: Mapping[str, Any], stopping: EarlyStopping, kept: int
+) -> None:
+    """Of a private run, beside those of the hook."""
+    fingerprint, folder = run.base.fingerprint, run.config.out / run_directory.CHECKPOINTS
+    written = checkpoint.Checkpoint(state, loader_state, stopping, run.record, fingerprint, private=True)
+    checkpoint.write(folder, written, kept)
 
 
 def _unchanged(batch: Batch) -> Batch:
@@ -282,6 +297,7 @@ def _finish(
     if config.score:
         scores = _score(run, models, references, metadata["prompt"], say)
     up, down = _traffic(folder, say)
+    _say_without_sum(folder, say)
     statement = None if run.privacy is None else run.privacy.statement(rounds)
     return FederateResult(folder, delta, personal, rounds, val_dice, up, down, statement, scores)
 
@@ -295,6 +311,16 @@ def _traffic(folder: Path, say: Callable[[str], None]) -> tuple[float, float]:
         say(f"{run_directory.describe_damage(path, damaged)}: their rounds are missing in the sum of bytes")
     up, down = ([line.get(f"{way}_bytes") for line in lines] for way in ("upload", "download"))
     return tuple(sum(x for x in way if isinstance(x, int | float)) for way in (up, down))
+
+
+def _say_without_sum(folder: Path, say: Callable[[str], None]) -> None:
+    """How many rounds secure aggregation could not open, if any."""
+    opened = [not line[NO_SUM] for line in run_directory.read_metrics(folder, []) if NO_SUM in line]
+    if not all(opened):
+        say(
+            f"{opened.count(False)} of {len(opened)} rounds had no sum, because too few clients answered: they changed "
+            "nothing"
+        )
 
 
 def _shared(run: FederatedRun, models: Models) -> Delta | None:

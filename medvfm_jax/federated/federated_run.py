@@ -3,7 +3,6 @@
 import hashlib
 import inspect
 import json
-import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -176,7 +175,8 @@ def resolve(config: FederateConfig, display: ProgressDisplay | None = None) -> F
     size = count(without_increments(delta), base.params)
     return FederatedRun(
         config, record, base, adapted, source, checked, clients, sites, delta, size, name, entry, options, codec,
-        _down(config, down_options), privacy, steps, rate, noise, _secure(config, name, clients, privacy), public,
+        _down(config, down_options), privacy, steps, rate, noise,
+        _secure(config, name, entry, options, clients, privacy), public,
     )  # fmt: skip
 
 
@@ -237,19 +237,27 @@ def _partition(config: FederateConfig, dataset: Dataset) -> Partition:
 
 
 def _secure(
-    config: FederateConfig, algorithm: str, clients: list[ClientData], privacy: PrivacyPlan | None
+    config: FederateConfig,
+    algorithm: str,
+    entry: Entry,
+    options: Mapping[str, Any],
+    clients: list[ClientData],
+    privacy: PrivacyPlan | None,
 ) -> SecureSum | None:
     if not config.secure_aggregation:
         return None
     if algorithm in BASELINES:
         raise BadFederation(f"algorithm={algorithm} sends nothing; leave --secure-aggregation out.")
     n = len(clients)
+    if config.in_round(n) < 2:
+        raise BadFederation(
+            f"participation={config.participation:g} of {n} clients is one client in a round, whose sum would be its "
+            "update, so no round could ever have one: raise --participation, or leave --secure-aggregation out."
+        )
     if privacy is not None and privacy.mechanism is not None:
         return distributed_noise(privacy.mechanism, privacy.answered)
-    if config.client_privacy:  # any number of clients may come; noise goes on the sum
-        threshold = max(math.ceil(config.secure_threshold * n), n // 2 + 1)
-        return fixed_point(n, threshold, config.dp_clip, divisor=1.0)
-    heaviest = max(client.samples for client in clients)
+    alike = algorithm_catalog.outline(entry, options).weights == "equal"
+    heaviest = 1.0 if alike else float(max(client.samples for client in clients))
     return fixed_point(config.in_round(n), config.least_answers(n), config.secure_reach, heaviest)
 
 

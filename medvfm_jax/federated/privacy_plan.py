@@ -51,6 +51,16 @@ class PrivacyPlan(NamedTuple):
         rate = self.rates[self.worst if client is None else client]
         return _account(self.privacy, rounds * self.steps, self.delta, rate)
 
+    @property
+    def no_secret(self) -> str | None:
+        """Why nothing is private about this run, whatever its noise: None unless that came from a known number."""
+        if self.seed is None:
+            return None
+        return (
+            f"NOT PRIVATE: noise and samples were made from --dp-seed {self.seed}, so whoever knows this number can "
+            "take the noise off."
+        )
+
     def statement(self, rounds: int) -> str:
         """Unit, neighbouring relation, sampling, and everything recorded that the guarantee does not cover."""
         found = self.guarantee(rounds)
@@ -70,12 +80,9 @@ class PrivacyPlan(NamedTuple):
                 f"of {self.answered} of {n} clients of a round, below which secure aggregation opens no sum"
             )
         text += f"; recorded and not covered: {'; '.join(self.exposed)}"
-        if self.seed is None:
+        if self.no_secret is None:
             return text
-        return (
-            f"NOT PRIVATE: noise and samples were made from --dp-seed {self.seed}, so whoever knows this number can "
-            f"take the noise off. With secret randomness it would be: {text}"
-        )
+        return f"{self.no_secret} With secret randomness it would be: {text}"
 
 
 def plan(
@@ -152,6 +159,11 @@ def exposed(config: FederateConfig, own: Own) -> tuple[str, ...]:
     found.append(
         "checkpoints, which hold the clients' states and, until the run has ended, the secret of the noise"
     )
+    if config.embeddings in ("auto", "disk") and (config.patient_privacy or config.participation < 1):
+        found.append(
+            "where the encoder is frozen, embeddings on disk (--embeddings disk, or more than fit in memory), whose "
+            "times tell who was drawn first; --embeddings memory keeps none"
+        )
     if config.dp_log_unprotected:
         found.append(
             "and, as asked for with --dp-log-unprotected, exact losses and norms, who took part and who was excluded "

@@ -11,6 +11,7 @@ from jax import Array
 Tree = Any
 Reduction = Literal["mean", "stack"]
 Backend = Literal["vmap", "loop", "shard_map"]
+Weights = Literal["samples", "equal", "upload"]
 
 
 class Shard(NamedTuple):
@@ -93,6 +94,9 @@ class Algorithm(NamedTuple):
         server computes a part of each step; None: uploads and downloads are what crosses.
     exact: what ``aggregate`` reads of a round beside the mean of the uploads and public constants, in words; "" for
         nothing.  Noise on the mean does not cover it, so with client-level privacy such an algorithm is refused.
+    weights: what ``Report.weight`` is: the client's samples, 1 for every client, or a number that follows from its
+        upload and has no public bound, which a grid of whole numbers (secure aggregation) needs.
+    uploads: a change, zero if nothing was learnt, or the model itself, which clipping would cut to nothing.
     """
 
     init_server: Callable[[Tree], tuple[Tree, Tree]]
@@ -104,6 +108,8 @@ class Algorithm(NamedTuple):
     download: Callable[[Server], Tree] | None = None
     exact: str = ""
     traffic: Callable[[Server, Tree, Shard], float] | None = None
+    weights: Weights = "samples"
+    uploads: Literal["change", "model"] = "change"
 
 
 class Codec(NamedTuple):
@@ -165,6 +171,7 @@ class Metrics(NamedTuple):
     dropped: Array  # clients that began the round and vanished
     excluded: Array  # (n,) bool, clients whose upload was not finite
     extra: dict[str, Array]
+    summed: Array | bool = True  # False: too few answered for secure aggregation, so nobody counted
 
 
 class Federation(NamedTuple):

@@ -50,6 +50,21 @@ def coordinate_median(points: Array, weights: Array, present: Array) -> Array:
     return (ordered[low] + ordered[jnp.minimum(high, len(points) - 1)]) / 2
 
 
+def weighted_median(points: Array, weights: Array, present: Array) -> Array:
+    """Median by weight of every coordinate: half of the weight on either side; where all weigh alike, the median.
+
+    Where a half ends exactly between two values, their mean.  points (n, D), weights and present (n,) -> (D,).
+    """
+    masked = jnp.where(present[:, None], points, jnp.inf)
+    order = jnp.argsort(masked, axis=0)
+    ordered = jnp.take_along_axis(masked, order, axis=0)
+    below = jnp.cumsum(jnp.where(present, weights, 0)[order], axis=0)
+    low, high = (
+        jnp.argmax(reached, axis=0)[None] for reached in (2 * below >= below[-1], 2 * below > below[-1])
+    )
+    return ((jnp.take_along_axis(ordered, low, 0) + jnp.take_along_axis(ordered, high, 0)) / 2)[0]
+
+
 def trimmed_mean(trim: float = 0.2) -> Rule:
     """Mean of every coordinate without its floor(trim m) largest and smallest of m values (Yin et al. 2018).
 
@@ -112,10 +127,10 @@ def krum_scores(points: Array, present: Array, byzantine: int) -> Array:
 def geometric_median(iterations: int = 100, tolerance: float = 1e-6) -> Rule:
     """The point z with the least sum_i p_i |y_i - z| (RFA, Pillutla et al. 2022).
 
-    Weiszfeld's steps from the median of every coordinate, which less than half of the clients cannot move far, until
-    a step is below ``tolerance`` times the median distance of the uploads, at most ``iterations``.  At a point that
-    coincides with uploads the step is that of Vardi and Zhang (2000), so it is not held fast by them.  If uploads
-    with the share a < 1/2 of the weight are bad and the others lie within r of any point c, then
+    Weiszfeld's steps from the weighted median of every coordinate, which less than half of the weight cannot move far,
+    until a step is below ``tolerance`` times the weighted median distance of the uploads, at most ``iterations``.  At a
+    point that coincides with uploads the step is that of Vardi and Zhang (2000), so it is not held fast by them.  If
+    uploads with the share a < 1/2 of the weight are bad and the others lie within r of any point c, then
     |z - c| <= r (1 - a) / sqrt(1 - 2 a) (Minsker 2015, lemma 2.1).  The weights are the clients' numbers of samples.
 
     Raises BadFederation for less than one iteration or a tolerance that is not positive.
@@ -129,7 +144,7 @@ def geometric_median(iterations: int = 100, tolerance: float = 1e-6) -> Rule:
 
 
 def _weiszfeld(iterations: int, tolerance: float, points: Array, weights: Array, present: Array) -> Array:
-    start = coordinate_median(points, weights, present)
+    start = weighted_median(points, weights, present)
     points = jnp.where(present[:, None], points, 0)
     weights = jnp.where(present, weights, 0).astype(points.dtype)
     rounding = 8 * jnp.finfo(points.dtype).eps
@@ -138,8 +153,8 @@ def _weiszfeld(iterations: int, tolerance: float, points: Array, weights: Array,
         return jnp.linalg.norm(points - z, axis=-1)
 
     def scale(distance: Array) -> Array:
-        """The median distance, which bad uploads cannot make large."""
-        return coordinate_median(distance[:, None], weights, present)[0]
+        """The median distance by weight, which bad uploads with less than half of it cannot make large."""
+        return weighted_median(distance[:, None], weights, present)[0]
 
     def pulls(z: Array, distance: Array) -> tuple[Array, Array]:
         """Weights of the uploads over their distance, and the weight of those that coincide with z."""

@@ -15,7 +15,9 @@ from medvfm_jax.train.validation import Overlap, make_validation
 from medvfm_jax.types import Batch, Delta
 
 Score = Callable[[Models], dict[str, float]]
+NO_SUM = "no_sum"
 _CLOCK = ("seconds", "time")
+_WITHOUT_SUM = (NO_SUM, "participants", "dropped", "upload_bytes", "download_bytes")
 _UNUSABLE = {
     False: "its update was not finite",
     True: "its update was not finite or beyond --secure-reach",
@@ -71,6 +73,7 @@ class RoundLog:
     "upload_bytes" and "download_bytes" of all clients in this round, "epsilon" spent so far, "lr", "seconds", "time"}.
     With privacy "clipped", the share of units whose contribution was cut, and of all this only what is public: traffic,
     with unit client that of the expected number of clients, "epsilon" and "lr", unless the settings ask for all.
+    With secure aggregation "no_sum": whether too few answered, so that there is no loss and nothing changed.
     "excluded" is public with unit patient; times never are, see `recorder`.
     """
 
@@ -84,6 +87,11 @@ class RoundLog:
         joined = [name for name in names if end.metrics.get(f"joined/{name}") and name not in excluded]
         each = {f"loss/{name}": end.metrics[f"loss/{name}"] for name in joined}
         plain = {name: value for name, value in end.metrics.items() if "/" not in name}
+        if NO_SUM in plain:
+            plain[NO_SUM] = bool(plain[NO_SUM])
+        if plain.get(NO_SUM):
+            plain = {name: value for name, value in plain.items() if name in _WITHOUT_SUM}
+            joined, each = [], {}
         line = {"step": end.step, **plain, **each}
         if run.tells_all or run.config.patient_privacy:
             line["excluded"] = excluded
@@ -106,11 +114,14 @@ class RoundLine:
         for name in excluded_clients(numbers, [client.name for client in run.clients]):
             self._say(f"round {end.step}: {name} left out, {_UNUSABLE[run.secure is not None]}")
         self._bytes = [self._bytes[0] + numbers["upload_bytes"], self._bytes[1] + numbers["download_bytes"]]
+        if numbers.get(NO_SUM):
+            self._say(f"round {end.step}: no sum, because too few clients answered; nothing changed")
         every = run.config.validate_every
         if not end.last and (not every or end.step % every):
             return
         parts = [f"round {end.step}/{end.steps}"]
-        parts += [f"loss {numbers['loss']:.4f}"] if "loss" in numbers else []
+        if "loss" in numbers and not numbers.get(NO_SUM):
+            parts.append(f"loss {numbers['loss']:.4f}")
         if self._validation is not None:
             parts.append(_sites(self._validation.latest))
         if any(self._bytes):

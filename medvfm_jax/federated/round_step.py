@@ -157,6 +157,8 @@ class RoundStep:
             "upload_bytes": metrics.upload_bits / 8,
             "download_bytes": metrics.download_bits / 8,
         }
+        if self._run.secure is not None:
+            traffic["no_sum"] = ~metrics.summed
         each = {"loss": metrics.client_loss, "excluded": metrics.excluded, "joined": data.participation}
         each = {what: self._of_all(rows, data.rows) for what, rows in each.items()}
         excluded = {f"excluded/{c.name}": each["excluded"][i] for i, c in enumerate(self._run.clients)}

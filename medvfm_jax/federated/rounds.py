@@ -21,7 +21,13 @@ from medvfm_jax.federated.codecs.compose import identity
 from medvfm_jax.federated.codecs.wire import bits, message_bits
 from medvfm_jax.federated.errors import BadFederation
 from medvfm_jax.federated.feedback import compressed_step
-from medvfm_jax.federated.privacy.client_level import clip_vote, next_bound, noisy_mean, update_multiplier
+from medvfm_jax.federated.privacy.client_level import (
+    clip_vote,
+    next_bound,
+    noisy_mean,
+    refuse_models,
+    update_multiplier,
+)
 from medvfm_jax.federated.privacy.clipping import clip_by_norm
 from medvfm_jax.federated.records import (
     Algorithm,
@@ -70,6 +76,7 @@ class _Each(NamedTuple):
     client: Client
     loss: Array
     weight: Array
+    answered: Array  # with secure aggregation: whether its masked integers are in the sum
     excluded: Array
     upload: Tree  # () unless the algorithm wants a stack or a measurement
     public: Tree
@@ -98,7 +105,9 @@ def make_round(
     down: compresses the server's step as ``codec`` does a client's, for algorithms that broadcast ``server.delta``.
     Its message goes to every client of the population, taking part or not, so that all hold the same delta.
     secure: secure aggregation: of the uploads only the sum of masked integers is used, see ``secure_reduction``.  With
-    fewer answers than its threshold the round has no sum; a client whose upload does not fit is excluded.
+    fewer answers than its threshold the round has no sum and changes nothing, no client's state either; a client whose
+    upload does not fit is excluded.  Where the clients add the noise, one whose upload is not finite sends its noise
+    alone, so that data do not decide who answers.
 
     Raises BadFederation for parts that do not fit together.
     """
@@ -107,6 +116,7 @@ def make_round(
     map_clients = client_map(backend, mesh, chunk)
     _check(algorithm, privacy, down)
     _check_secure(secure, privacy)
+    own_noise = secure is not None and secure.noise != "none"
 
     def init(delta: Tree, data: Shard) -> tuple[Server, Client]:
         received, state = algorithm.init_server(delta)
@@ -119,7 +129,7 @@ def make_round(
         states = jax.vmap(partial(algorithm.init_client, delta))(ids)
         report = _report_shapes(algorithm, server, states, data)
         if secure is not None:
-            check_summable(algorithm, codec, report)
+            check_summable(secure, algorithm, codec, report)
         residual = codec.init(report.upload)
         residual = jax.tree.map(lambda x: jnp.broadcast_to(x, (n, *x.shape)), residual)
         return place(server, mesh), place(Client(states, residual, ids), mesh, AXIS)
@@ -132,14 +142,16 @@ def make_round(
         norm = optax.tree.norm(upload)
         # A lossy codec may hide a NaN, so what was there before it counts as well.
         healthy = all_finite((report, moved.state, norm, optax.tree.norm(report.upload)))
-        if secure is not None:
-            plain = clip_by_norm(upload, server.clip) if privacy is not None else upload
-            weight = report.weight if privacy is None else jnp.ones_like(report.weight)
-            rotation_key = jax.random.fold_in(round_key, _ROTATION)
-            values, fits = secure.encode(jax.random.fold_in(key, _ROTATION), rotation_key, plain, weight)
-            healthy &= fits
         takes_part = takes_part & step_mask.any()
+        if secure is not None:
+            plain = select(healthy, upload, zeros_like(upload)) if own_noise else upload
+            rotation_key = jax.random.fold_in(round_key, _ROTATION)
+            values, fits = secure.encode(
+                jax.random.fold_in(key, _ROTATION), rotation_key, plain, report.weight
+            )
+            healthy &= fits
         counts = takes_part & healthy
+        answers = takes_part if own_noise else counts
         weight, vote = report.weight, clip_vote(norm, server.clip)
         if privacy is not None:
             upload, weight = clip_by_norm(upload, server.clip), jnp.ones_like(weight)
@@ -152,9 +164,11 @@ def make_round(
         sums = _Sums(mean_upload, public, weight, norm, report.loss, report.measured, vote, ones)
         kept = (report.loss, weight, upload if keep_uploads else (), report.public)
         sums, kept = select(counts, (sums, kept), zeros_like((sums, kept)))
+        if secure is not None:
+            sums = sums._replace(upload=select(answers, mean_upload, zeros_like(mean_upload)))
         client = select(counts, moved, client)
         loss, weight, upload, public = kept
-        return sums, _Each(client, loss, weight, takes_part & ~healthy, upload, public)
+        return sums, _Each(client, loss, weight, answers, takes_part & ~healthy, upload, public)
 
     def round_(
         server: Server,
@@ -184,14 +198,17 @@ def make_round(
             upload, public = _reduced(algorithm, privacy, server, sums, each, round_key)
             enough = sums.weight > 0
         else:
-            answered = each.weight > 0
             like = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), upload_shapes)
-            enough, upload = _opened(
-                secure, privacy, server, sums.upload, (clients.id, participation, answered), round_key, like
-            )
+            who = clients.id, participation, each.answered
+            enough, upload = _opened(secure, sums.upload, who, round_key, like)
             public = ()
+            # Without a sum nobody counted: neither in the numbers, nor for its own state.
+            counted = sums, each.loss, each.weight
+            sums, loss, weight = select(enough, counted, zeros_like(counted))
+            each = each._replace(client=select(enough, each.client, clients), loss=loss, weight=weight)
 
-        expected = sums.one if privacy is None else privacy.expected_clients
+        came = sums.one if secure is None else each.answered.sum().astype(sums.one.dtype)
+        expected = came if privacy is None else privacy.expected_clients
         cohort = Cohort(
             each.weight,
             each.weight > 0,
@@ -199,8 +216,8 @@ def make_round(
             public,
             jax.random.fold_in(round_key, _SERVER),
         )
-        if secure is not None and secure.noise != "none":
-            cohort = secure_cohort(secure, answered, population or n, round_key)
+        if own_noise:
+            cohort = secure_cohort(secure, each.answered, population or n, round_key)
         if privacy is not None:  # what follows from who came is exact: an algorithm that reads it fails here
             cohort = cohort._replace(weights=None, present=None, public=None)
         new = algorithm.aggregate(server, upload, cohort)
@@ -237,6 +254,7 @@ def make_round(
             dropped=(participation & dropped).sum(),
             excluded=each.excluded,
             extra=extra,
+            summed=True if secure is None else enough,
         )
         return new._replace(round=server.round + 1), each.client, metrics
 
@@ -259,27 +277,16 @@ def _reduced(
 
 
 def _opened(
-    secure: SecureSum,
-    privacy: Privacy | None,
-    server: Server,
-    total: Array,
-    who: tuple[Array, Array, Array],
-    round_key: Array,
-    like: Tree,
+    secure: SecureSum, total: Array, who: tuple[Array, Array, Array], round_key: Array, like: Tree
 ) -> tuple[Array, Tree]:
-    """Sum of masked integers -> (whether enough answered, the mean of their updates, with central noise if asked for).
+    """Sum of masked integers -> (whether enough answered, the mean of their updates).
 
     who: ids, who joined and who answered (n,).
     """
     ids, joined, answered = who
     enough = answered.sum() >= least_answers(secure, joined.sum())
     total = open_sum(secure, total, ids, joined, answered, jax.random.fold_in(round_key, _MASK))
-    mean = secure.decode(jax.random.fold_in(round_key, _ROTATION), total, like)
-    if privacy is None:
-        return enough, mean
-    # `secure` divides by one here: noise belongs on the sum, and is released whoever came.
-    summed = select(enough, mean, zeros_like(mean))
-    return enough, noisy_mean(summed, server.clip, privacy, jax.random.fold_in(round_key, _NOISE))
+    return enough, secure.decode(jax.random.fold_in(round_key, _ROTATION), total, like)
 
 
 def _skipping_absent(run: Callable[..., tuple[_Sums, _Each]]) -> Callable[..., tuple[_Sums, _Each]]:
@@ -347,6 +354,7 @@ def _check(algorithm: Algorithm, privacy: Privacy | None, down: Codec | None) ->
             "This algorithm looks at every upload (a robust rule, stacked factors or distillation), so noise on their "
             "sum would protect nobody: leave privacy out or choose an algorithm that averages."
         )
+    refuse_models(algorithm)
     if algorithm.exact:
         raise BadFederation(
             f"What this algorithm's server makes of a round depends on {algorithm.exact}, which noise on the mean does "
@@ -366,9 +374,12 @@ def _check_split(algorithm: Algorithm, *parts: Any) -> None:
 
 
 def _check_secure(secure: SecureSum | None, privacy: Privacy | None) -> None:
-    if secure is not None and privacy is not None and secure.noise != "none":
+    """A sum that is opened above a threshold and is nothing below it changes by many clips with one client more."""
+    if secure is not None and privacy is not None:
         raise BadFederation(
-            "The clients add the noise already: give the round either central privacy or distributed noise, not both."
+            "Noise of the server does not protect what secure aggregation opens, because one client more may decide "
+            "whether there is a sum at all: let each client add its share of the noise (--dp-noise discrete_gaussian "
+            "or skellam; secure_reduction.distributed_noise and no privacy), or leave secure aggregation out."
         )
 
 

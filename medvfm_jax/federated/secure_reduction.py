@@ -21,6 +21,7 @@ from jax.flatten_util import ravel_pytree
 from medvfm_jax.federated.codecs.compose import identity
 from medvfm_jax.federated.errors import BadFederation
 from medvfm_jax.federated.privacy import discrete
+from medvfm_jax.federated.privacy.client_level import refuse_models
 from medvfm_jax.federated.records import Algorithm, Codec, Cohort, Report, Tree
 from medvfm_jax.federated.secure_aggregation import fixed_point_scale, from_field, masked, to_field, unmask
 
@@ -37,6 +38,8 @@ class SecureSum(NamedTuple):
     decode(rotation_key, total (d,) uint32, like) -> the mean update, with the structure of ``like``.
     bits: per coordinate on the wire.  clients: in a round, at most.  threshold: fewer answers than this open no sum.
     noise: what ``encode`` adds as the client's share of the noise, so that nobody else may add any; "none" for nothing.
+    heaviest: bound on every weight, a public number; with noise all weigh alike.
+    rounds: that the noise was made for, None for any number; a site answers no others.
     settings: everything both sides must agree on, for a digest.
     """
 
@@ -47,17 +50,19 @@ class SecureSum(NamedTuple):
     threshold: int
     noise: Noise
     settings: Mapping[str, str | int | float | None]
+    heaviest: float = 1.0
+    rounds: int | None = None
 
 
-def fixed_point(
-    clients: int, threshold: int, reach: float, heaviest: float = 1.0, divisor: float | None = None
-) -> SecureSum:
+def fixed_point(clients: int, threshold: int, reach: float, heaviest: float = 1.0) -> SecureSum:
     """Weighted mean of at most ``clients`` updates on a grid of 32 bits.
 
     reach: largest absolute value of an entry of weight / heaviest × update; the grid is as fine as the sum allows,
-    s = 2^⌊log₂((2^31 / n - 1) / reach)⌋ points per unit, so the mean of n updates of equal weight is off by at most
-    1 / s.  heaviest: bound on every weight, a public number.  divisor: of the sum, a public constant, as privacy needs
-    it; None divides by the sum of the weights, which is added in the same way as one more coordinate.
+    s = 2^⌊log₂((2^31 / n - 1) / max(reach, 1))⌋ points per unit.  heaviest: bound on every weight, a public number, at
+    best the largest one that there is.  The sum of the weights is one more coordinate.
+
+    A mean m of k updates is off by less than (1 + |m|) (k / s) / (W - k / s) in every entry, W the sum of
+    weight / heaviest, beside the rounding of float32; by less than 1 / s where all have the largest weight.
     """
     _check(clients, threshold)
     scale = fixed_point_scale(max(reach, 1.0), clients)
@@ -66,7 +71,7 @@ def fixed_point(
         del rotation_key
         share = jnp.float32(weight) / heaviest
         flat = jnp.append(share * ravel_pytree(upload)[0].astype(jnp.float32), share)
-        fits = (jnp.abs(flat) <= max(reach, 1.0)).all()
+        fits = (jnp.abs(flat) <= max(reach, 1.0)).all() & (share <= 1)
         whole = jnp.floor(flat * scale + jax.random.uniform(key, flat.shape))
         return to_field(jnp.where(fits, whole, 0).astype(jnp.int32)), fits
 
@@ -74,21 +79,22 @@ def fixed_point(
         del rotation_key
         flat, restore = ravel_pytree(like)
         values = from_field(total).astype(jnp.float32) / scale
-        by = values[-1] if divisor is None else divisor
-        return restore((values[:-1] / jnp.where(by > 0, by, 1)).astype(flat.dtype))
+        return restore((values[:-1] / jnp.where(values[-1] > 0, values[-1], 1)).astype(flat.dtype))
 
     settings = {
         "clients": clients,
         "threshold": threshold,
         "reach": reach,
         "heaviest": heaviest,
-        "divisor": divisor,
     }
-    return SecureSum(encode, decode, 32, clients, threshold, "none", settings)
+    return SecureSum(encode, decode, 32, clients, threshold, "none", settings, heaviest)
 
 
-def distributed_noise(mechanism: discrete.Discrete, threshold: int) -> SecureSum:
-    """Sum of updates that carry their own noise, see `privacy.discrete`; every client of a round must add it."""
+def distributed_noise(mechanism: discrete.Discrete, threshold: int, rounds: int | None = None) -> SecureSum:
+    """Sum of updates that carry their own noise, see `privacy.discrete`; every client of a round must add it.
+
+    rounds: whose sums the guarantee is about.
+    """
     privacy, clients = mechanism.privacy, int(mechanism.privacy.expected_clients)
     _check(clients, threshold)
 
@@ -108,8 +114,9 @@ def distributed_noise(mechanism: discrete.Discrete, threshold: int) -> SecureSum
         "scale": mechanism.scale,
         "bits": mechanism.bits,
         "noise": noise,
+        "rounds": rounds,
     }
-    return SecureSum(encode, decode, mechanism.bits, clients, threshold, noise, settings)
+    return SecureSum(encode, decode, mechanism.bits, clients, threshold, noise, settings, rounds=rounds)
 
 
 SERVER = np.uint32(2**32 - 3)  # no client has this id; of the randomness of aggregation, as in `rounds`
@@ -127,8 +134,11 @@ def secure_cohort(secure: SecureSum, answered: Array, population: int, round_key
     return Cohort(here.astype(jnp.float32), here, here.sum().astype(jnp.float32) / population, (), key)
 
 
-def check_summable(algorithm: Algorithm, codec: Codec, report: Report) -> None:
-    """Raise BadFederation unless a round of this algorithm needs nothing of the uploads but their mean."""
+def check_summable(secure: SecureSum, algorithm: Algorithm, codec: Codec, report: Report) -> None:
+    """Raise BadFederation unless a round of this algorithm needs nothing of the uploads but a mean that fits the grid.
+
+    Raises BadPrivacy where the clients add noise and what they upload must not be clipped.
+    """
     if algorithm.reduction != "mean":
         raise BadFederation(
             "Secure aggregation opens a sum alone, and this algorithm looks at every upload: leave it out or choose an "
@@ -138,6 +148,18 @@ def check_summable(algorithm: Algorithm, codec: Codec, report: Report) -> None:
         raise BadFederation(
             "This algorithm averages more than updates (step counts), which secure aggregation does not carry: choose "
             "fedavg or another that averages updates alone."
+        )
+    if secure.noise != "none":
+        refuse_models(algorithm)
+    elif algorithm.weights == "upload":
+        raise BadFederation(
+            "The weights of this algorithm follow from what clients upload and have no bound that is known before, as "
+            "the grid of secure aggregation needs: leave it out or choose an algorithm that weighs by images."
+        )
+    elif algorithm.weights == "equal" and secure.heaviest != 1:
+        raise BadFederation(
+            f"This algorithm counts every client as 1, and the grid is made for weights up to {secure.heaviest:g}, "
+            "beside which an update would be lost: make it with heaviest=1."
         )
     if codec is not identity():
         raise BadFederation(

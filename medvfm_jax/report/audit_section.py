@@ -12,7 +12,9 @@ def audit(run: RunRecord) -> str:
     """Both attacks with what they allow to say; "" for a run that was not audited."""
     if not run.audit:
         return ""
-    rows = [*_canary(run.audit["canary"]), *_membership(run.audit["membership"])]
+    warning = run.audit.get("not_private")  # files of before have none
+    rows = [("secret", warning)] if warning else []
+    rows += [*_canary(run.audit["canary"]), *_membership(run.audit["membership"])]
     lead = (
         "Two attacks on this run (medvfm audit). What withstands them is not proven private: stronger ones exist. "
         "These numbers are exact and about the patients trained on: no differential privacy covers them."
@@ -26,11 +28,12 @@ def _canary(found: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     verdict = "REFUTED: an error in the program" if found["contradicts"] else "not contradicted"
     if found["largest_possible"] <= found["claimed_epsilon"]:
         verdict = f"cannot be refuted by so few trials, which show at most {found['largest_possible']:.3g}"
+    left_out = f"; not tried: {found['left_out']}" if found.get("left_out") else ""
     return [
         (
             "canary",
             f"epsilon at least {found['lower_bound']:.3g} (confidence {found['confidence']:g}, {found['trials']} "
-            f"trials each); {found['claimed_epsilon']:.3g} is claimed: {verdict}",
+            f"trials each); {found['claimed_epsilon']:.3g} is claimed: {verdict}{left_out}",
         )
     ]
 

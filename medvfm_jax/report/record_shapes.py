@@ -106,8 +106,12 @@ def damaged_audit(found: Mapping[str, Any]) -> str | None:
     if not found:
         return None
     canary, membership = found.get("canary"), found.get("membership")
+    if not isinstance(found.get("not_private"), str | None):
+        return "not_private"
     if canary is not None and not (isinstance(canary, dict) and all(_number(canary.get(n)) for n in _CANARY)):
         return "canary"
+    if canary is not None and not isinstance(canary.get("left_out"), str | None):
+        return "canary.left_out"
     if not isinstance(membership, dict):
         return "membership"
     for name in ("loss", "loss_change"):

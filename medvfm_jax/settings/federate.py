@@ -211,6 +211,12 @@ class FederateConfig:
                 f"dp_noise={self.dp_noise} is noise of the clients, which only a sum opened by secure aggregation "
                 "holds: add --secure-aggregation, --dp-epsilon and --dp-unit client."
             )
+        if self.client_privacy and self.secure_aggregation and not self.distributed_noise:
+            raise BadConfig(
+                "Central noise does not protect what secure aggregation opens, because one client more may decide "
+                "whether a round has a sum at all: add --dp-noise discrete_gaussian or skellam, or leave "
+                "--secure-aggregation out."
+            )
         require(self.measure_every >= 0, "measure_every", self.measure_every, "at least 0")
         require(self.cases is None or self.cases >= 1, "cases", self.cases, "at least 1")
         if self.dp_epsilon is not None and self.algorithm in ("local", "centralised"):

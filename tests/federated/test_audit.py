@@ -41,7 +41,7 @@ def surroundings(tmp_path_factory):
 @pytest.fixture(scope="module")
 def private(cells, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "private"
-    return federate(small(cells, out, dp_epsilon=2.0, dp_unit="client", **WANTED)).folder
+    return federate(small(cells, out, dp_epsilon=2.0, dp_unit="client", dp_seed=5, **WANTED)).folder
 
 
 def test_a_private_run_is_held_against_its_claim(private, monkeypatch):
@@ -50,6 +50,7 @@ def test_a_private_run_is_held_against_its_claim(private, monkeypatch):
     assert canary["claimed_epsilon"] == pytest.approx(2.0, rel=0.02)
     assert 0 < canary["lower_bound"] < 2 < canary["largest_possible"]
     assert not canary["contradicts"]
+    assert found["not_private"].startswith("NOT PRIVATE: noise and samples were made from --dp-seed 5")
     assert (members["loss"]["members"], members["loss"]["others"]) == (8, 4)
     e = np.exp(canary["claimed_epsilon"])
     assert members["allowed_advantage"] == pytest.approx((e - 1 + 2e-5) / (e + 1))
@@ -66,6 +67,7 @@ def test_a_private_run_is_held_against_its_claim(private, monkeypatch):
     monkeypatch.setattr(module, "resolve", careless)
     again = audit(AuditConfig(private, out=private / "again.json"))
     assert again["canary"]["contradicts"]
+    assert again["not_private"] is None
     few = audit(AuditConfig(private, trials=20, out=private / "few.json"))["canary"]
     assert few["largest_possible"] < 2
     assert not few["contradicts"]
@@ -76,6 +78,7 @@ class _Claims:
 
     def __init__(self, noise, claim):
         self.privacy, self.steps, self.mechanism = noise.privacy, noise.steps, None
+        self.no_secret = None
         self.guarantee = claim.guarantee
 
 

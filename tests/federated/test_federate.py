@@ -11,6 +11,7 @@ import pytest
 
 from medvfm_jax.data import make_phantom_dataset
 from medvfm_jax.federated.cohort import RoundLoader
+from medvfm_jax.federated.errors import BadFederation
 from medvfm_jax.federated.federate import federate
 from medvfm_jax.federated.federated_run import resolve
 from medvfm_jax.federated.round_step import RoundStep
@@ -268,3 +269,26 @@ def test_a_diverging_client_is_left_out_and_named(cells, tmp_path, capsys):
     assert rounds_of(result.folder)[0]["excluded"] == SITES
     assert not any(leaf.any() for leaf in jax.tree.leaves(artifacts.load_delta(result.delta)[0]))
     assert "round 1: dark left out, its update was not finite" in capsys.readouterr().err
+
+
+def test_rounds_without_a_sum_are_told_and_counted(cells, tmp_path, capsys):
+    """Nearly everybody vanishes, so nothing is opened: no loss counts, no model moves, and all of it is said."""
+    lonely = {"secure_aggregation": True, "score": False, "val_fraction": 0.0, "rounds": 2, "local_steps": 1}
+    config = small(cells, tmp_path / "run", dropout=0.999, **lonely)
+    result = federate(config)
+    said = capsys.readouterr()
+    text = " ".join((said.out + said.err).split())
+    assert "must, so many rounds will have no sum" in text
+    assert "round 1: no sum, because too few clients answered; nothing changed" in text
+    assert "2 of 2 rounds had no sum" in text
+    assert "loss 0" not in text
+    lines = run_directory.read_metrics(result.folder)
+    assert [(line["no_sum"], line["participants"], "loss" in line) for line in lines] == [
+        (True, 0, False)
+    ] * 2
+    delta = artifacts.load_delta(result.delta)[0]
+    jax.tree.map(np.testing.assert_array_equal, delta, dict(resolve(config).delta))
+
+    with pytest.raises(BadFederation, match="no round could ever have one"):
+        federate(small(cells, tmp_path / "alone", participation=0.5, **lonely))
+    assert not (tmp_path / "alone" / "config.json").exists()

@@ -7,7 +7,7 @@ import pytest
 
 from medvfm_jax.federated.privacy.accounting import _dp_accounting
 from medvfm_jax.federated.privacy.gaussian import gaussian_epsilon
-from medvfm_jax.federated.privacy_plan import plan
+from medvfm_jax.federated.privacy_plan import exposed, plan
 from medvfm_jax.settings.federate import FederateConfig
 from medvfm_jax.settings.records import BadConfig
 
@@ -100,3 +100,17 @@ def test_a_drawn_share_of_the_clients_needs_less_noise():
     assert drawn.privacy.expected_clients == 2.0
     assert drawn.privacy.noise_multiplier < everyone.privacy.noise_multiplier
     assert "with rate 0.25" in drawn.statement(2)
+
+
+def test_embeddings_on_disk_are_named_where_who_was_drawn_is_hidden():
+    """Times of their files give the order of drawing."""
+    named = [
+        any("embeddings on disk" in part for part in exposed(with_settings(**settings), "nothing"))
+        for settings in (
+            {"dp_unit": "patient", "embeddings": "disk"},
+            {"participation": 0.5},
+            {"dp_unit": "patient", "embeddings": "memory"},
+            {"embeddings": "disk"},  # all clients in every round
+        )
+    ]
+    assert named == [True, True, False, False]

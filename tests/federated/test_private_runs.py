@@ -200,7 +200,8 @@ def test_an_interrupted_private_run_goes_on_with_its_own_secret(watched, cells, 
     write, seen = checkpoint.write, []
 
     def write_and_interrupt(folder, written, *args, **kwargs):
-        os.kill(os.getpid(), signal.SIGTERM)
+        if written.step:
+            os.kill(os.getpid(), signal.SIGTERM)
         found = write(folder, written, *args, **kwargs)
         seen.extend(path.stat().st_mode & 0o777 for path in (found, *found.iterdir()))
         return found
@@ -210,7 +211,7 @@ def test_an_interrupted_private_run_goes_on_with_its_own_secret(watched, cells, 
         patch.setattr("medvfm_jax.federated.federate.draw_secret", Drawn(secret))
         with pytest.raises(KeyboardInterrupt):
             federate(config)
-    assert sorted(seen) == [0o600, 0o600, 0o700]
+    assert sorted(seen) == [0o600] * 4 + [0o700] * 2  # before the first round and after it
     for path in config.out.rglob("*"):
         if path.is_file() and "checkpoints" not in path.parts:
             assert not [word for word in spellings(secret) if word in path.read_bytes()], path
@@ -218,6 +219,29 @@ def test_an_interrupted_private_run_goes_on_with_its_own_secret(watched, cells, 
     assert resumed.delta.read_bytes() == whole.delta.read_bytes()
     again = federate(dataclasses.replace(config, resume=True))  # a finished run needs no secret
     assert again.delta.read_bytes() == whole.delta.read_bytes()
+
+
+def test_killed_before_its_first_checkpoint_it_goes_on_with_the_same_noise(
+    watched, cells, tmp_path, monkeypatch
+):
+    """A round that was told already must not be released once more with other noise: epsilon counts it once."""
+    whole, secret = watched
+    config = small(cells, tmp_path / "run", **PRIVATE)
+    write = checkpoint.write
+
+    def killed(folder, written, *args, **kwargs):
+        if written.step:
+            raise KeyboardInterrupt  # as SIGKILL would: round 1 is in metrics.jsonl, and nothing more is written
+        return write(folder, written, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write", killed)
+        patch.setattr("medvfm_jax.federated.federate.draw_secret", Drawn(secret))
+        with pytest.raises(KeyboardInterrupt):
+            federate(config)
+    assert [line["step"] for line in rounds_of(config.out)] == [1]
+    resumed = federate(dataclasses.replace(config, resume=True))
+    assert resumed.delta.read_bytes() == whole.delta.read_bytes()
 
 
 def rounds_of(folder):

@@ -20,6 +20,7 @@ from medvfm_jax.federated.robust import (
     multi_krum,
     robust,
     trimmed_mean,
+    weighted_median,
 )
 from tests.federated.quadratics import cohort, loss, run, shard
 
@@ -101,6 +102,30 @@ def test_geometric_median_is_the_least_sum_of_distances(seed: int) -> None:
     np.testing.assert_allclose(z, want.x, atol=1e-4)
     if seed == 3:
         np.testing.assert_array_equal(z, points[0])
+
+
+@pytest.mark.parametrize("far", [1e2, 1e8])
+def test_many_bad_clients_of_little_weight_are_held_to_the_bound(far) -> None:
+    """Seven of eleven are bad and have 26 % of the weight: medians by count would be theirs."""
+    good = np.random.default_rng(0).normal(3, 0.1, (4, 5))
+    points = np.concatenate([good, np.full((7, 5), far)]).astype(np.float32)
+    weights = np.r_[np.full(4, 10.0), np.full(7, 2.0)].astype(np.float32)
+    z = np.asarray(geometric_median()(jnp.asarray(points), jnp.asarray(weights), np.ones(11, bool)))
+    centre, share = good.mean(0), 14 / 54
+    radius = np.linalg.norm(good - centre, axis=1).max()
+    assert np.linalg.norm(z - centre) <= radius * (1 - share) / np.sqrt(1 - 2 * share)
+
+
+def test_the_weighted_median_has_half_of_the_weight_on_either_side() -> None:
+    points = jnp.asarray([[5.0], [1.0], [2.0], [9.0], [-7.0]])
+    present = jnp.asarray([True, True, True, True, False])
+    for weights, expected in (
+        ([1, 1, 1, 1, 9], 3.5),
+        ([1, 9, 1, 1, 9], 1.0),
+        ([2, 1, 1, 1, 9], 5.0),
+        ([1, 2, 1, 2, 9], 3.5),
+    ):
+        assert weighted_median(points, jnp.asarray(weights, jnp.float32), present) == expected
 
 
 def test_geometric_median_leaves_a_point_on_which_it_starts() -> None:

@@ -9,10 +9,17 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 from scipy import stats
 
+from medvfm_jax.federated import make_round
 from medvfm_jax.federated import secure_reduction as sr
+from medvfm_jax.federated.codecs.compose import identity
 from medvfm_jax.federated.errors import BadFederation
+from medvfm_jax.federated.network.task import first_server
 from medvfm_jax.federated.privacy.discrete import choose
+from medvfm_jax.federated.privacy.errors import BadPrivacy
 from medvfm_jax.federated.records import Privacy
+from medvfm_jax.federated.secure_aggregation import fixed_point_scale
+from tests.federated import cases
+from tests.federated.quadratics import quick_jit
 
 N, D = 5, 3000
 IDS = jnp.array([7, 0, 3, 12, 12], jnp.uint32)  # the last two are one client, and a padded row beside it
@@ -72,14 +79,81 @@ def test_the_weighted_mean_is_that_of_those_who_answered(joined, answered):
     assert stats.kstest(np.asarray(values[0]) / 2**32, "uniform").pvalue < 1e-12
 
 
-def test_the_divisor_may_be_a_public_constant():
-    secure = sr.fixed_point(N, 3, reach=1.0, divisor=10.0)
-    values = [secure.encode(jax.random.key(i), ROTATION, jax.tree.map(lambda x: 0.1 * jnp.sign(x), u), 1.0)[0]
-              for i, u in enumerate(updates())]  # fmt: skip
-    joined = np.array([1, 1, 1, 1, 0], bool)
-    mean = secure.decode(ROTATION, opened(secure, values, joined, joined)[1], LIKE)
-    expected = sum(0.1 * np.sign(np.asarray(u["a"])) for u in updates()[:4]) / 10
-    np.testing.assert_allclose(mean["a"], expected, atol=1e-7)
+def reports(make, images):
+    """-> (algorithm, reports of all clients after a round, uploads of the same clients without a step)."""
+    algorithm, shard = make(), cases.data()
+    shard = shard._replace(samples=images)
+    server = first_server(algorithm, cases.delta())
+    states = jax.vmap(lambda i: algorithm.init_client(cases.delta(), i))(jnp.arange(cases.N))
+
+    def work(mask):
+        one = lambda state, shard: algorithm.client_update(server, state, shard, mask, cases.cheap_key(1))[1]  # noqa: E731
+        return jax.vmap(one)(states, shard)
+
+    work = quick_jit(work)
+    steps = np.ones(cases.STEPS, bool)
+    return algorithm, jax.device_get(work(steps)), jax.device_get(work(~steps)).upload
+
+
+@pytest.mark.parametrize("name", cases.AVERAGING)
+def test_a_mean_is_as_exact_as_promised_whatever_the_weights_are(name):
+    """Of every algorithm that is admitted: the weights are what it says, and so is the error, with 5000 images too."""
+    images = jnp.asarray([5000.0, 4000, 2500, 4500, 60, 3000, 1, 4999])
+    algorithm, found, still = reports(cases.AVERAGING[name], images)
+    heaviest = {"samples": 5000.0, "equal": 1.0, "upload": 1.0}[algorithm.weights]
+    reach = max(8.0, *(float(np.abs(x).max()) for x in jax.tree.leaves(found.upload)))  # qfedavg: 1 / rate
+    secure = sr.fixed_point(cases.N, 5, reach, heaviest)
+    if name in ("hetlora", "fednova"):
+        with pytest.raises(BadFederation, match="no bound" if name == "hetlora" else "averages more"):
+            sr.check_summable(secure, algorithm, identity(), found)
+        assert name != "hetlora" or len(set(found.weight.tolist())) > 1
+        assert (algorithm.uploads == "model") == bool(np.any(still["site"]["a"]))
+        return
+    sr.check_summable(secure, algorithm, identity(), found)
+    np.testing.assert_array_equal(
+        found.weight, images if algorithm.weights == "samples" else np.ones(cases.N)
+    )
+    assert algorithm.uploads == "change"
+    without_step = {
+        k: v for k, v in still.items() if k != "size"
+    }  # qfedavg: a sum of losses beside its change
+    assert not any(np.any(x) for x in jax.tree.leaves(without_step))
+
+    keys = jax.random.split(KEY, cases.N)
+    values, fits = jax.vmap(secure.encode, (0, None, 0, 0))(keys, ROTATION, found.upload, found.weight)
+    assert fits.all()
+    like = jax.tree.map(lambda x: jnp.zeros(x.shape[1:]), found.upload)
+    mean = secure.decode(ROTATION, values.sum(0, dtype=jnp.uint32), like)
+    share = np.asarray(found.weight, float) / found.weight.sum()
+    grid = fixed_point_scale(reach, cases.N)
+    whole, step = found.weight.sum() / heaviest, cases.N / grid
+    for got, sent in zip(jax.tree.leaves(mean), jax.tree.leaves(found.upload), strict=True):
+        expected = np.tensordot(share, np.asarray(sent, float), 1)
+        bound = (1 + np.abs(expected)) * step / (whole - step) if algorithm.weights == "samples" else 1 / grid
+        assert (np.abs(got - expected) <= bound + 3 * 2.0**-24 * np.abs(sent).max()).all()
+
+
+def test_a_grid_for_images_is_refused_where_all_count_alike():
+    """At 5000 images an update of weight 1 would be lost in the rounding."""
+    algorithm, found, _ = reports(cases.AVERAGING["scaffold"], jnp.ones(cases.N))
+    with pytest.raises(BadFederation, match="weights up to 5000"):
+        sr.check_summable(sr.fixed_point(cases.N, 5, 8.0, 5000.0), algorithm, identity(), found)
+
+
+def test_where_clients_add_noise_they_must_upload_changes():
+    """Clipping would cut the model itself."""
+    noisy = sr.distributed_noise(choose(Privacy(1.0, 1.0, 4), 8, 16), 3)
+    algorithm, found, _ = reports(cases.AVERAGING["hetlora"], jnp.ones(cases.N))
+    with pytest.raises(BadPrivacy, match="cut the model itself"):
+        sr.check_summable(noisy, algorithm, identity(), found)
+    with pytest.raises(BadPrivacy, match="cut the model itself"):
+        make_round(algorithm, privacy=Privacy(1.0, 1.0, 4))
+
+
+def test_nobody_counts_more_than_the_heaviest():
+    secure = sr.fixed_point(N, 3, reach=8.0, heaviest=40.0)
+    fits = [bool(secure.encode(KEY, ROTATION, {"w": jnp.zeros(2)}, w)[1]) for w in (40.0, 40.1)]
+    assert fits == [True, False]
 
 
 def test_what_lies_outside_the_grid_does_not_fit():

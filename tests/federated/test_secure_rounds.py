@@ -74,10 +74,29 @@ def test_a_round_is_the_plain_one_whoever_is_absent_or_vanishes(backend):
 def test_below_the_threshold_there_is_no_sum():
     dropped = ~ALL
     dropped[: CLIENTS - CLIENTS // 2] = True  # a half is left, one less than is needed
-    server, _ = masked()(ALL, dropped)
+    server, metrics = masked()(ALL, dropped)
     assert not step(server).any()
+    assert not metrics.summed
+    assert (metrics.participants, metrics.loss, metrics.dropped) == (0, 0, CLIENTS - CLIENTS // 2)
+    assert not metrics.client_loss.any()
+    assert metrics.upload_bits == 32 * (SIZE + 1) * (CLIENTS // 2)  # was sent all the same
     dropped[0] = False
     assert step(masked()(ALL, dropped)[0]).any()
+
+
+def test_without_a_sum_no_client_has_moved():
+    """SCAFFOLD: the server's control variate stays the mean of the clients', as it must."""
+    secure = fixed_point(CLIENTS, CLIENTS // 2 + 1, 64.0)
+    federation = make_round(alg.scaffold(loss, 0.05), backend="loop", secure=secure)
+    server, clients = federation.init(delta(), data())
+    round_ = quick_jit(federation.round)
+    for gone in (CLIENTS // 2, CLIENTS // 2 - 1, CLIENTS // 2 + 1):  # no sum, a sum, no sum
+        dropped = np.arange(CLIENTS) < gone
+        server, clients, metrics = round_(server, clients, data(), ALL, np.full(CLIENTS, STEPS), KEY, dropped)
+        assert bool(metrics.summed) == (gone < CLIENTS // 2)
+        for total, each in zip(*map(jax.tree.leaves, (server.state, clients.state)), strict=True):
+            np.testing.assert_allclose(total, each.mean(0), atol=1e-5)
+    assert any(np.abs(x).max() > 1e-2 for x in jax.tree.leaves(clients.state))
 
 
 def test_a_client_beyond_the_range_is_left_out_by_name():
@@ -91,15 +110,26 @@ def test_a_client_beyond_the_range_is_left_out_by_name():
     np.testing.assert_allclose(step(server), step(plain()(present)[0]), atol=3e-6)
 
 
-def test_central_noise_is_that_of_a_plain_private_round():
-    """The same noise on the same sum, so the releases differ by the grid alone; also when nobody answers."""
-    privacy = Privacy(0.05, 1.0, CLIENTS / 2)
-    secure = fixed_point(CLIENTS, CLIENTS // 2 + 1, privacy.clip, divisor=1.0)
-    in_masks, without = compiled(privacy=privacy, secure=secure), compiled(privacy=privacy)
-    for present in (ALL, ~ALL):
-        a, b = (step(once(present)[0]) for once in (in_masks, without))
-        np.testing.assert_allclose(a, b, atol=1e-6)
-        assert b.std() > 0.01
+def test_central_noise_is_refused():
+    """One client more could decide whether a sum is opened, and so move what is released by many clips."""
+    privacy = Privacy(1.0, 1.0, CLIENTS)
+    for noise in (grid(), distributed_noise(choose(privacy, SIZE, 16), CLIENTS)):
+        with pytest.raises(BadFederation, match="add its share of the noise"):
+            make_round(algorithm(), privacy=privacy, secure=noise)
+
+
+def test_where_clients_add_noise_one_that_is_not_finite_sends_its_noise():
+    """All must answer: were it left out there would be no sum, and its data would show in that."""
+    privacy = Privacy(1.0, 1e-3, CLIENTS, neighbours="zero out one")
+    once = compiled(secure=distributed_noise(choose(privacy, SIZE, 24), CLIENTS))
+    batches = jax.tree.map(lambda x: np.asarray(x).copy(), data().batches)
+    jax.tree.leaves(batches)[0][2] = np.nan
+    whole, _ = once()
+    without, metrics = once(shard=data()._replace(batches=batches))
+    assert metrics.excluded.tolist() == [i == 2 for i in range(CLIENTS)]
+    assert metrics.participants == CLIENTS - 1
+    assert np.isfinite(step(without)).all()
+    assert np.linalg.norm(step(without)) > 0.5 * np.linalg.norm(step(whole)) > 0.01
 
 
 def test_noise_of_the_clients_has_the_size_that_was_promised():
@@ -114,10 +144,6 @@ def test_noise_of_the_clients_has_the_size_that_was_promised():
 
 
 def test_what_does_not_go_together_is_refused():
-    privacy = Privacy(1.0, 1.0, CLIENTS, neighbours="zero out one")
-    noisy = distributed_noise(choose(privacy, SIZE, 16), CLIENTS)
-    with pytest.raises(BadFederation, match="not both"):
-        make_round(algorithm(), privacy=privacy, secure=noisy)
     stack = algorithm()._replace(reduction="stack")
     with pytest.raises(BadFederation, match="looks at every upload"):
         make_round(stack, secure=grid()).init(delta(), data())

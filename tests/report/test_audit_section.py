@@ -29,6 +29,8 @@ def test_both_attacks_are_told_with_what_they_allow_to_say(tmp_path):
     for words in ("epsilon at least 2.5", "8 is claimed: not contradicted", "AUC 0.610 ± 0.050", "AUC 0.900"):
         assert words in text
     assert page({}, tmp_path) == ""
+    assert "NOT PRIVATE: a known seed" in page(FOUND | {"not_private": "NOT PRIVATE: a known seed"}, tmp_path)
+    assert "not tried: masks" in page(FOUND | {"canary": CANARY | {"left_out": "masks"}}, tmp_path)
     assert "REFUTED" in page(FOUND | {"canary": CANARY | {"contradicts": True}}, tmp_path)
     assert "show at most 3" in page(FOUND | {"canary": CANARY | {"largest_possible": 3.0}}, tmp_path)
     assert "no differential privacy" in page(FOUND | {"canary": None}, tmp_path)
@@ -39,6 +41,8 @@ def test_both_attacks_are_told_with_what_they_allow_to_say(tmp_path):
     [
         (FOUND | {"canary": [1]}, "canary"),
         (FOUND | {"canary": CANARY | {"trials": "many"}}, "canary"),
+        (FOUND | {"canary": CANARY | {"left_out": 1}}, "canary.left_out"),
+        (FOUND | {"not_private": 1}, "not_private"),
         (FOUND | {"membership": None}, "membership"),
         ({"canary": None, "membership": {"loss": ATTACK}}, "membership.loss_change"),
         (FOUND | {"membership": FOUND["membership"] | {"allowed_auc": "a"}}, "membership.allowed_auc"),

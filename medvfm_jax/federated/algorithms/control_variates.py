@@ -43,4 +43,5 @@ def scaffold(loss: Loss, learning_rate: float, server_rate: float = 1.0) -> Algo
         client_update,
         aggregate,
         download=lambda server: (server.delta, server.state),
+        weights="equal",
     )

@@ -37,4 +37,5 @@ def feddyn(loss: Loss, optimizer: optax.GradientTransformation, alpha: float = 0
         lambda delta, client_id: zeros_like(delta),
         client_update,
         aggregate,
+        weights="equal",
     )

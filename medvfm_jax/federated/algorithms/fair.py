@@ -37,7 +37,9 @@ def qfedavg(loss: Loss, learning_rate: float, q: float = 1.0) -> Algorithm:
         size = jnp.where(mean["size"] > 0, mean["size"], jnp.inf)  # noise may leave nothing to divide by
         return server._replace(delta=subtract(server.delta, scale(1 / size, mean["step"])))
 
-    return Algorithm(lambda delta: (delta, ()), lambda delta, client_id: (), client_update, aggregate)
+    return Algorithm(
+        lambda delta: (delta, ()), lambda delta, client_id: (), client_update, aggregate, weights="equal"
+    )
 
 
 def _mean_loss(loss: Loss, delta: Tree, shard: Shard, step_mask: Array, key: Array) -> Array:

@@ -135,6 +135,8 @@ def hetlora(
         client_update,
         lambda server, mean, cohort: server._replace(delta=mean),
         measure=lambda server, uploads, weights: aggregation_error(uploads, weights),
+        weights="upload",
+        uploads="model",
     )
 
 

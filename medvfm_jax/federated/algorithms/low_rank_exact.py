@@ -137,6 +137,7 @@ def _stacking(
         client_update,
         aggregate,
         reduction="stack",
+        uploads="model",
         measure=lambda server, uploads, weights: aggregation_error(uploads, weights),
         download=download,
     )

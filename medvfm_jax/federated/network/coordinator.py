@@ -22,6 +22,7 @@ from medvfm_jax.federated.codecs.wire import message_bits
 from medvfm_jax.federated.errors import BadFederation
 from medvfm_jax.federated.network.layouts import layout, payload_bytes, read_payload, write_payload
 from medvfm_jax.federated.network.messages import SITE_NAME, BadMessage, Header, decode, encode, expect
+from medvfm_jax.federated.network.secure_messages import RoundSpent
 from medvfm_jax.federated.network.secure_round import Exchange, Opened, SecureServer
 from medvfm_jax.federated.network.site import REASONS
 from medvfm_jax.federated.network.storage import read_message, write_message
@@ -33,7 +34,6 @@ from medvfm_jax.federated.network.task import (
     Upload,
     contract,
     first_server,
-    fixed_weight,
     named_leaves,
 )
 from medvfm_jax.federated.records import Algorithm, Client, Metrics, Privacy, Report, Server, Shard, Tree
@@ -69,7 +69,8 @@ class Request(NamedTuple):
 class RoundRecord(NamedTuple):
     """One round over the network.  Bytes are those of whole messages, headers included, both ways over all sites.
 
-    metrics: as of the simulator, `Metrics.excluded` among them; None if too few sites arrived and nothing changed.
+    metrics: as of the simulator, `Metrics.excluded` among them; None if too few sites arrived and nothing changed; the
+        server then goes on to the next round only where too many have revealed their shares of this one before.
     refused: {site: sentence} of answers that were not used.  missing: sites that were asked and did not answer.
     """
 
@@ -278,6 +279,8 @@ def make_coordinator(
             accepted = np.where(answered, progress.server.round, progress.accepted).astype(np.int32)
             new = progress._replace(server=jax.device_get(moved), accepted=accepted)
             metrics = _secure_metrics(opened, len(sites))
+        elif opened.spent:
+            new = progress._replace(server=progress.server._replace(round=progress.server.round + 1))
         record = RoundRecord(
             int(progress.server.round),
             metrics,
@@ -342,9 +345,8 @@ def _largest_weights(
         if not largest_weight > 0:
             raise BadFederation(f"largest_weight is {largest_weight}, expected a positive number.")
         return dict.fromkeys(sites, float(largest_weight))
-    alike = fixed_weight(task)
-    if alike is not None:
-        return dict.fromkeys(sites, alike)
+    if task.algorithm.weights == "equal":
+        return dict.fromkeys(sites, 1.0)
     if not isinstance(sites, Mapping):
         raise BadFederation(
             "Nobody has said how much a site may count: give sites as {name: number of samples it declared}, or "
@@ -465,7 +467,8 @@ def _check_not_failed(found: Header, node: int) -> None:
     """A site that failed may not have read of which run and round it was asked, so only its node is compared."""
     if found.kind == "failed":
         expect(found, node=node)
-        raise BadMessage(f"The site reports: {REASONS.get(found.reason, 'an unknown reason')}.")
+        kind = RoundSpent if found.reason == "spent" else BadMessage
+        raise kind(f"The site reports: {REASONS.get(found.reason, 'an unknown reason')}.")
 
 
 def _key(data: np.ndarray) -> Array:

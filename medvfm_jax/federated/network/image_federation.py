@@ -26,7 +26,7 @@ from medvfm_jax.federated.feedback import error_feedback
 from medvfm_jax.federated.kept_optimizer import kept
 from medvfm_jax.federated.network.coordinator import Progress
 from medvfm_jax.federated.network.site import Site
-from medvfm_jax.federated.network.task import Contract, Task, contract
+from medvfm_jax.federated.network.task import Task, contract
 from medvfm_jax.federated.privacy import Guarantee
 from medvfm_jax.federated.privacy.discrete_accounting import account_discrete, discrete_with_epsilon
 from medvfm_jax.federated.records import Algorithm, Privacy, Shard, Tree
@@ -153,31 +153,32 @@ def assemble(settings: ImageFederation, weights: Path | None = None, offline: bo
         if settings.noise != "none":
             raise BadFederation(f"noise={settings.noise} is noise of the sites: it needs secure = true.")
         return Assembled(settings, base, adapted, change, adapter, task)
-    secure, guarantee = _secure(settings, contract(task))
+    secure, guarantee = _secure(settings, task)
     return Assembled(settings, base, adapted, change, adapter, task._replace(secure=secure), guarantee)
 
 
-def _secure(settings: ImageFederation, shapes: Contract) -> tuple[SecureSum, Guarantee | None]:
+def _secure(settings: ImageFederation, task: Task) -> tuple[SecureSum, Guarantee | None]:
     """Secure aggregation as configured, and with noise of the sites what it guarantees."""
     declared = named_numbers("images", settings.images)
     n = len(declared)
     answered = max(math.ceil(settings.secure_share * n), n // 2 + 1)
     if settings.noise == "none":
-        return fixed_point(n, answered, settings.secure_reach, float(max(declared.values()))), None
+        heaviest = 1.0 if task.algorithm.weights == "equal" else float(max(declared.values()))
+        return fixed_point(n, answered, settings.secure_reach, heaviest), None
     if settings.noise not in ("discrete_gaussian", "skellam"):
         raise BadFederation(f"noise is {settings.noise!r}, expected none, discrete_gaussian or skellam.")
     rounds, delta = settings.rounds, settings.noise_delta
     mechanism = discrete_with_epsilon(
         Privacy(settings.noise_clip, 1.0, n, neighbours="zero out one"),
         settings.noise_epsilon,
-        size=sum(x.size for x in jax.tree.leaves(shapes.report.upload)),
+        size=sum(x.size for x in jax.tree.leaves(contract(task).report.upload)),
         rounds=rounds,
         delta=delta,
         answered=answered,
         noise="skellam" if settings.noise == "skellam" else "gaussian",
     )
     guarantee = account_discrete(mechanism, rounds=rounds, delta=delta, answered=answered)
-    return distributed_noise(mechanism, answered), guarantee
+    return distributed_noise(mechanism, answered, rounds), guarantee
 
 
 def named_numbers(setting: str, text: str) -> dict[str, int]:

@@ -10,12 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from medvfm_jax.federated.network.messages import BadMessage
 from medvfm_jax.federated.network.secure_protocol import SEALED, SECRET, SHARE
 from medvfm_jax.federated.records import Tree
 from medvfm_jax.federated.secure_reduction import SecureSum
 
 JOIN, KEYS, DEAL, DEALT, REVEAL, REVEALED = "join", "keys", "deal", "dealt", "reveal", "revealed"
 STAGES = ("keys shown", "shares dealt", "update sent", "shares revealed")
+
+
+class RoundSpent(BadMessage):
+    """A site has revealed its shares of this round, or of a later one, and never joins it again."""
 
 
 class Keys(NamedTuple):

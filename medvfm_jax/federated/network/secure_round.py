@@ -1,7 +1,8 @@
 """The server's side of a round with secure aggregation: four exchanges, after which it knows one sum.
 
 Sites that do not answer one of them are left out of what follows.  With fewer than the threshold in any of them the
-round has no sum and changes nothing; it is then asked again from the beginning, with new secrets everywhere.
+round has no sum and changes nothing; it is then asked again from the beginning, with new secrets everywhere.  Unless so
+many sites have revealed their shares of it, to a server that stopped before it saved the sum, that there can be none.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,6 +29,7 @@ class Opened(NamedTuple):
 
     answered: rows whose update is in the mean.  refused {row: sentence} and missing: of those that were asked.
     upload_bytes and download_bytes: of all messages.
+    spent: whether no sum of this round can ever be opened, because too many sites have revealed their shares of it.
     """
 
     mean: Tree | None
@@ -37,6 +39,7 @@ class Opened(NamedTuple):
     missing: tuple[int, ...]
     upload_bytes: int
     download_bytes: int
+    spent: bool = False
 
 
 class SecureServer:
@@ -60,6 +63,7 @@ class SecureServer:
         self._header, self._check, self._exchange, self._seconds = header, check, exchange, seconds
         self._refused: dict[int, str] = {}
         self._missing: list[int] = []
+        self._spent: set[int] = set()
         self._bytes = [0, 0]
 
     def round(self, downloads: Mapping[int, Tree], like: Tree) -> Opened:
@@ -140,6 +144,8 @@ class SecureServer:
                 found[row] = read_payload(message.payload, message.header.layout, shapes)
             except BadMessage as error:
                 self._refused[row] = str(error)
+                if isinstance(error, messages.RoundSpent):
+                    self._spent.add(row)
         return found
 
     def _nothing(self) -> Opened:
@@ -149,7 +155,8 @@ class SecureServer:
         # Who sent an update and then vanished is in the sum all the same.
         missing = tuple(row for row in self._missing if row not in answered)
         refused = {row: why for row, why in self._refused.items() if row not in answered or mean is None}
-        return Opened(mean, answered, losses, refused, missing, *self._bytes)
+        spent = self._secure.clients - len(self._spent) < self._secure.threshold
+        return Opened(mean, answered, losses, refused, missing, *self._bytes, spent)
 
 
 def _mask(n: int, rows: object) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 What it must remember between them is in ``RUN.secrets`` beside its state: a node may be a process per message.  Secrets
 serve one round; asked to join again, a site begins anew with others, so a round that is tried again exposes nothing.
+Once it has revealed shares it never joins that round again, nor one before it: more than half of the sites must reveal
+for a sum, so there is at most one sum of a round, with one draw of the noise, whatever the server forgets.
 """
 
 import hashlib
@@ -64,11 +66,30 @@ class SecureSite:
         return "done", self._send(asked, kept, message, train)
 
     def _join(self, asked: Header) -> messages.Keys:
+        self._refuse_spent(asked)
         own, shapes = protocol.new_secrets(), self._shapes.kept
         kept = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
         self._keep(asked, kept._replace(secrets=messages.table(dict(enumerate(own)), shapes.secrets)))
         public = dict(enumerate(protocol.public_keys(own)))
         return messages.Keys(messages.table(public, self._shapes.keys.keys))
+
+    def _refuse_spent(self, asked: Header) -> None:
+        rounds = self._secure.rounds
+        if rounds is not None and asked.round >= rounds:
+            raise BadMessage(
+                f"Round {asked.round} was asked for, and the noise was made for {rounds} rounds, counted from 0: more "
+                "would cost more epsilon than was agreed on."
+            )
+        stored = self._stored(asked)
+        if stored is None:
+            return
+        header, kept = stored
+        revealed = messages.STAGES[int(kept.stage)] == "shares revealed"
+        if asked.round < header.round + revealed:
+            raise messages.RoundSpent(
+                f"Round {asked.round} was asked for after this site had revealed its shares of it, or joined a later "
+                "one: a second sum would undo what the first one hides."
+            )
 
     def _deal(self, asked: Header, kept: Kept, message: Message) -> messages.Dealt:
         listed = self._read(message, self._shapes.listed)
@@ -143,12 +164,20 @@ class SecureSite:
         return read_payload(message.payload, message.header.layout, shapes)
 
     def _kept(self, asked: Header) -> Kept:
-        stored = read_message(self._path(asked), payload_bytes(self._shapes.kept))
+        stored = self._stored(asked)
         if stored is None:
             raise BadMessage("This site was not asked to join this round.")
-        wanted = {field: getattr(asked, field) for field in ("federation", "run", "round", "site", "client")}
+        header, kept = stored
+        expect(header, round=asked.round)
+        return kept
+
+    def _stored(self, asked: Header) -> tuple[Header, Kept] | None:
+        stored = read_message(self._path(asked), payload_bytes(self._shapes.kept))
+        if stored is None:
+            return None
+        wanted = {field: getattr(asked, field) for field in ("federation", "run", "site", "client")}
         expect(stored.header, kind="secrets", **wanted)
-        return read_payload(stored.payload, stored.header.layout, self._shapes.kept)
+        return stored.header, read_payload(stored.payload, stored.header.layout, self._shapes.kept)
 
     def _keep(self, asked: Header, kept: Kept) -> None:
         header = Header(

@@ -61,8 +61,9 @@ def run_session(
 
     key: of a new run, None for one from the operating system; a resumed run has its own.  Noise never comes from it.
     fewest: sites that must be connected before a round is asked.
-    Every round is a line of ``folder/metrics.jsonl`` and a checkpoint.  With privacy the line says nothing that the
-    noise does not cover; the log names sites that were left out.  At the end the key of the noise is forgotten.
+    Every round is a line of ``folder/metrics.jsonl``, with "no_sum" where nothing changed, and a checkpoint.  With
+    privacy the line says nothing that the noise does not cover; the log names sites that were left out.  At the end the
+    key of the noise is forgotten.
 
     Raises BadFederation if too few sites come or answer; the checkpoint of the last good round is then in place.
     """
@@ -77,7 +78,7 @@ def run_session(
             nodes = _gather(coordinator, progress, transport, present, patience, fewest)
             new, record = coordinator.round(progress, nodes, transport.exchange, patience.answer)
             _report(folder, record, attempt, coordinator.private)
-            if record.metrics is not None:
+            if int(new.server.round) > record.round:
                 break
         else:
             raise BadFederation(
@@ -158,6 +159,7 @@ def _greet(
 def _report(folder: Path, record: RoundRecord, attempt: int, private: bool) -> None:
     loss = None if record.metrics is None else float(record.metrics.loss)
     line = {"round": record.round, "attempt": attempt}
+    line |= {"no_sum": True} if record.metrics is None else {}
     if not private:
         line |= {
             "loss": loss,
@@ -169,8 +171,8 @@ def _report(folder: Path, record: RoundRecord, attempt: int, private: bool) -> N
             "time": round(time.time(), 3),
         }
     append_metrics(folder, line)
-    outcome = "too few, nothing changed" if loss is None else f"mean loss {loss:.4f}"
-    outcome = "noise added" if private else outcome
+    outcome = "noise added" if private else f"mean loss {loss:.4f}" if loss is not None else ""
+    outcome = "too few, nothing changed" if record.metrics is None else outcome
     _LOG.info(
         "round %d: %d of %d sites, %s, %d bytes up, %d down",
         record.round,

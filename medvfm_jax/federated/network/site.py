@@ -26,6 +26,7 @@ from jax import Array
 from medvfm_jax.federated.errors import BadFederation
 from medvfm_jax.federated.network.layouts import layout, payload_bytes, read_payload, write_payload
 from medvfm_jax.federated.network.messages import SITE_NAME, BadMessage, Header, decode, encode, expect
+from medvfm_jax.federated.network.secure_messages import RoundSpent
 from medvfm_jax.federated.network.secure_site import OutOfRange, SecureSite
 from medvfm_jax.federated.network.storage import read_message, write_message
 from medvfm_jax.federated.network.task import (
@@ -53,6 +54,7 @@ REASONS: Mapping[str, str] = {
     "no_steps": "it has no data for this round",
     "not_finite": "its update is not finite",
     "range": "its update lies outside the range that secure aggregation was given",
+    "spent": "it has revealed its part of this round already",
     "error": "its local work failed; its own log says why",
 }
 
@@ -134,6 +136,8 @@ def make_site(site: Site) -> Callable[[int, bytes], bytes]:
             reason, sentence = error.reason, str(error)
         except OutOfRange as error:
             reason, sentence = "range", str(error)
+        except RoundSpent as error:
+            reason, sentence = "spent", str(error)
         except BadMessage as error:
             reason, sentence = "message", str(error)
         except MedvfmError as error:
@@ -187,15 +191,30 @@ def _do(site: Site, shapes: Contract, work: Callable, asked: Header, download: D
     shard, mask = site.shard(asked.round)
     mask = _as_mask(shard, mask)
     if not mask.any():
-        raise SiteFailed("no_steps", "There is no data for this round.")
+        return _nothing(site, shapes, asked, client, "no_steps", "There is no data for this round.")
     server = received_server(shapes, download.server)._replace(round=jnp.int32(asked.round))
     key = _own_key(site, asked, download) if shapes.noisy else download.key
     moved, upload, healthy = work(server, client, shard, mask, key)
     if not healthy:
-        raise SiteFailed("not_finite", "The update is not finite; look at the data and the learning rate.")
+        sentence = "The update is not finite; look at the data and the learning rate."
+        return _nothing(site, shapes, asked, client, "not_finite", sentence)
     _keep(site, asked, _Kept(client, moved))
     upload = upload._replace(loss=jnp.zeros_like(upload.loss)) if shapes.noisy else upload
     return jax.device_get(upload)
+
+
+def _nothing(
+    site: Site, shapes: Contract, asked: Header, client: Client, reason: str, sentence: str
+) -> Upload:
+    """A round to which this site has nothing to add: raises SiteFailed, unless it adds noise to what it sends.
+
+    Then it sends that noise alone: whether a sum is opened must not depend on the data of any site.
+    """
+    if site.task.secure is None or site.task.secure.noise == "none":
+        raise SiteFailed(reason, sentence)
+    _LOG.warning("round %d: nothing but noise is sent. %s", asked.round, sentence)
+    _keep(site, asked, _Kept(client, client))
+    return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes.upload)
 
 
 def _as_mask(shard: Shard, steps: Array | int) -> np.ndarray:

@@ -95,7 +95,7 @@ def contract(task: Task) -> Contract:
     agreed = [VERSION, layout(download), layout(upload), layout(client), dict(task.settings)]
     noisy, secure = draws_private_noise(program), None
     if task.secure is not None:
-        check_summable(algorithm, task.codec, report)
+        check_summable(task.secure, algorithm, task.codec, report)
         secure = secure_shapes(task.secure, download, report.upload, () if noisy else report.loss)
         agreed.append(dict(task.secure.settings))
     return Contract(server, client, report, download, upload, digest(agreed), noisy, secure)
@@ -108,25 +108,6 @@ def _work(task: Task) -> tuple:
     shard = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), task.example)
     mask = jax.ShapeDtypeStruct(jax.tree.leaves(shard.batches)[0].shape[:1], bool)
     return server, state, shard, mask, jax.eval_shape(jax.random.key, 0)
-
-
-def fixed_weight(task: Task) -> float | None:
-    """The weight that every site has in the mean where the algorithm counts all alike (SCAFFOLD, FedDyn).
-
-    None where it depends on a site's data, such as the number of its samples.
-    """
-    leaves, structure = jax.tree.flatten(_work(task))
-
-    def weight(*leaves: Array) -> Array:
-        return task.algorithm.client_update(*jax.tree.unflatten(structure, leaves))[1].weight
-
-    if any(_inputs_needed(jax.make_jaxpr(weight)(*leaves).jaxpr)):
-        return None
-    numbers = [
-        jax.random.key(0) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else np.zeros(x.shape, x.dtype)
-        for x in leaves
-    ]
-    return float(jax.jit(weight)(*numbers))
 
 
 def first_server(algorithm: Algorithm, delta: Tree, clip: float = np.inf) -> Server:

@@ -19,7 +19,7 @@ from jax import Array
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from medvfm_jax.federated.privacy.errors import BadPrivacy
-from medvfm_jax.federated.records import Privacy, Tree
+from medvfm_jax.federated.records import Algorithm, Privacy, Tree
 
 
 def noisy_mean(total: Tree, bound: Array | float, privacy: Privacy, key: Array) -> Tree:
@@ -60,6 +60,15 @@ def draws_private_noise(jaxpr: Jaxpr) -> bool:
     )
     inner = [part.jaxpr if isinstance(part, ClosedJaxpr) else part for part in parts]
     return any(draws_private_noise(part) for part in inner if isinstance(part, Jaxpr))
+
+
+def refuse_models(algorithm: Algorithm) -> None:
+    """Raise BadPrivacy for an algorithm whose clients upload the model itself, whoever adds the noise."""
+    if algorithm.uploads == "model":
+        raise BadPrivacy(
+            "Clients of this algorithm upload their factors and not what they changed, so clipping would cut the model "
+            "itself: with client-level privacy choose an algorithm that averages changes, such as fedit or ffa_lora."
+        )
 
 
 def clip_vote(norm: Array, bound: Array) -> Array:

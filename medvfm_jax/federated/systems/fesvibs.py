@@ -138,6 +138,7 @@ def fesvibs(
         client_update,
         aggregate,
         traffic=None if split is None else traffic,
+        weights="equal",
     )
 
 

@@ -17,7 +17,7 @@ from medvfm_jax.federated.feedback import ef21
 from medvfm_jax.federated.network.coordinator import Progress, make_coordinator
 from medvfm_jax.federated.network.messages import BadMessage, decode, encode
 from medvfm_jax.federated.network.site import Site, make_site
-from medvfm_jax.federated.network.task import contract, fixed_weight
+from medvfm_jax.federated.network.task import contract
 from medvfm_jax.federated.records import Algorithm, Privacy
 from medvfm_jax.types import MedvfmError
 from tests.federated.cases import SGD, STEPS, data, loss
@@ -209,8 +209,6 @@ def test_a_site_counts_for_what_it_declared_and_no_more(tmp_path: Path) -> None:
 
 def test_where_all_sites_count_alike_none_can_count_more(tmp_path: Path) -> None:
     """SCAFFOLD gives everybody the weight 1: nothing is declared, and 1.5 is refused."""
-    assert fixed_weight(SCAFFOLD) == 1.0
-    assert fixed_weight(task(alg.fedavg(loss, SGD))) is None
     heavy = Loopback(SCAFFOLD._replace(algorithm=_with_weight(1.5)), tmp_path)
     heavy.coordinator = make_coordinator(SCAFFOLD, SITES, nodes=NODES)
     _, record = heavy.round(heavy.coordinator.begin(KEY))

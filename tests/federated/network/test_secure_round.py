@@ -17,8 +17,8 @@ from medvfm_jax.federated.network.task import contract
 from medvfm_jax.federated.privacy.discrete import choose
 from medvfm_jax.federated.records import Privacy
 from medvfm_jax.federated.secure_reduction import distributed_noise, fixed_point
-from tests.federated.cases import delta, loss
-from tests.federated.network.loopback import KEY, NODES, SITES, Loopback, simulate, task
+from tests.federated.cases import STEPS, data, delta, loss
+from tests.federated.network.loopback import KEY, NODES, SITES, Loopback, rows, simulate, task
 
 GRID = fixed_point(3, 2, reach=4.0, heaviest=100.0)
 
@@ -181,6 +181,61 @@ def test_noise_of_the_sites_is_in_the_mean(tmp_path):
     expected = 1e-6 * 1e6 / 3
     assert np.std(np.concatenate(steps)) == pytest.approx(expected, rel=0.5)
     assert (steps[0] != steps[1]).all()
+
+
+def test_a_server_that_forgets_gets_no_second_sum_of_a_round(tmp_path, caplog):
+    """Twenty sums of one round would have twenty draws of the noise: epsilon 59 where 8 was promised."""
+    size = sum(np.size(leaf) for leaf in jax.tree.leaves(delta()))
+    mechanism = choose(Privacy(1.0, 1.0, 3, neighbours="zero out one"), size, 16)
+    net = Net(secure_task(secure=distributed_noise(mechanism, 2, rounds=2)), tmp_path / "sites")
+    start = net.coordinator.begin(KEY)
+    net.coordinator.save(tmp_path / "server", start)
+    first, record = net.run(start)
+    assert record.metrics is not None
+    # Stopped before it saved: the same round is asked again, and left out, for no site reveals it twice.
+    restored = net.coordinator.restore(tmp_path / "server")
+    again, record = net.run(restored)
+    assert record.metrics is None
+    assert all("has revealed its part of this round already" in why for why in record.refused.values())
+    assert set(record.refused) == set(SITES)
+    assert int(again.server.round) == 1
+    jax.tree.map(np.testing.assert_array_equal, again.server.delta, start.server.delta)
+    second, record = net.run(again)
+    assert (record.round, set(record.arrived)) == (1, set(SITES))
+    # The noise was made for two rounds: no site answers a third, whoever asks.
+    for progress in (second, first._replace(server=first.server._replace(round=np.int32(2)))):
+        same, record = net.run(progress)
+        assert same is progress
+        assert set(record.refused) == set(SITES)
+    assert "the noise was made for 2 rounds" in caplog.text
+
+
+def test_where_one_site_has_revealed_the_others_go_on_without_it(net):
+    """East's shares reached a server that stopped; two of three sites are still enough, and one cannot end a round."""
+    progress = net.coordinator.begin(KEY)
+    net.run(progress, lose=[("north", "reveal"), ("south", "reveal")])
+    _, record = net.run(progress)
+    assert record.arrived == ("north", "south")
+    assert "has revealed its part" in record.refused["east"]
+
+
+@pytest.mark.parametrize("failure", ["not finite", "no data"])
+def test_a_site_with_nothing_to_add_sends_its_noise(tmp_path, failure):
+    """All three must answer: were it left out there would be no sum, and its data would show in that."""
+    size = sum(np.size(leaf) for leaf in jax.tree.leaves(delta()))
+    mechanism = choose(Privacy(1.0, 1e-3, 3, neighbours="zero out one"), size, 24)
+
+    def shards(row, round_):
+        shard = rows(data(), row)
+        if row == 1 and failure == "not finite":
+            shard = shard._replace(batches=jax.tree.map(lambda x: np.nan * x, shard.batches))
+        return shard, 0 if row == 1 and failure == "no data" else STEPS
+
+    net = Net(secure_task(secure=distributed_noise(mechanism, 3)), tmp_path, shards=shards)
+    progress, record = net.run(net.coordinator.begin(KEY))
+    assert set(record.arrived) == set(SITES)
+    moved = jax.tree.map(lambda a, b: np.asarray(a - b).ravel(), progress.server.delta, delta())
+    assert 0.01 < np.linalg.norm(np.concatenate(jax.tree.leaves(moved))) < 1
 
 
 def test_a_session_runs_on_it(net, expected, tmp_path):
