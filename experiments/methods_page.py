@@ -15,22 +15,20 @@ from medvfm_jax.adapters.serialise import KINDS
 from medvfm_jax.federated import algorithm_catalog
 from medvfm_jax.federated import systems as federated_systems
 from medvfm_jax.federated.codecs.catalog import CODECS
-from medvfm_jax.losses import distillation
 from medvfm_jax.models.catalog import MODELS
 
 PAGE = Path(__file__).parent.parent / "docs" / "methods.md"
 _HEAD = """# Methods
 
-Made from the package's records by `python -m experiments.methods_page`; do not edit. Where the column of differences is empty none
-is known to us. What was measured with these methods is in the README and in docs/performance.md.
+Made from the package's records by `python -m experiments.methods_page`; do not edit. Where the column of differences is
+empty none is known to us. What was measured with these methods is in the README and in docs/performance.md.
 """
 
 
 def page() -> str:
     """The whole page."""
-    return "\n".join(
-        [_HEAD, *_systems(), *_federated(), *_algorithms(), *_codecs(), *_adapters(), *_models(), *_losses()]
-    )
+    sections = (_systems, _federated, _algorithms, _codecs, _adapters, _models, _losses)
+    return "\n".join([_HEAD, *(line for section in sections for line in section())])
 
 
 def _systems() -> list[str]:
@@ -52,7 +50,7 @@ def _federated() -> list[str]:
 
 def _algorithms() -> list[str]:
     rows = [
-        (f"`{name}`", _first_line(_unwrapped(entry.make)), _options(entry.options))
+        (f"`{name}`", _first_line(entry.make), _options(entry.options))
         for name, entry in algorithm_catalog.ENTRIES.items()
     ]
     title = "Federated algorithms: `medvfm federate --algorithm NAME --algorithm-set OPTION=VALUE`"
@@ -89,15 +87,11 @@ def _models() -> list[str]:
 
 def _losses() -> list[str]:
     rows = [
-        (f"`{name}`", _first_line(getattr(module, name)), where)
-        for where, module in (
-            ("`medvfm_jax.losses`", losses),
-            ("`medvfm_jax.losses.distillation`", distillation),
-        )
-        for name in sorted(module.__all__)
-        if inspect.isfunction(getattr(module, name))
+        (f"`{name}`", _first_line(getattr(losses, name)))
+        for name in sorted(losses.__all__)
+        if inspect.isfunction(getattr(losses, name))
     ]
-    return _section("Losses, from Python", ("name", "what it is", "where"), rows)
+    return _section("Losses: `medvfm_jax.losses`, from Python", ("name", "what it is"), rows)
 
 
 def _section(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -112,10 +106,6 @@ def _link(source: str) -> str:
 
 def _options(options: Mapping[str, Any]) -> str:
     return ", ".join(f"`{name}={value}`" for name, value in options.items())
-
-
-def _unwrapped(make: Any) -> Any:
-    return inspect.unwrap(make)
 
 
 def _first_line(function: Any) -> str:

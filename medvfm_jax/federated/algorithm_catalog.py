@@ -64,10 +64,11 @@ def _plain(**arguments: Any) -> Callable[..., dict[str, Any]]:
     return lambda: {"server_optimizer": optax.sgd(1.0)} | arguments
 
 
-def _robust(rule: Callable[..., robust.Rule]) -> Callable[..., Algorithm]:
+def _robust(rule: Callable[..., robust.Rule], described_by: Any = None) -> Callable[..., Algorithm]:
     def make(loss: Any, optimizer: Any, **options: Any) -> Algorithm:
         return robust.robust(algorithms.fedavg(loss, optimizer), rule(**options))
 
+    make.__doc__ = (described_by or rule).__doc__
     return make
 
 
@@ -85,6 +86,14 @@ def _feddf(
 ) -> Algorithm:
     del server_steps  # the number of public batches
     return algorithms.feddf(loss, optimizer, logits, public_batches, optax.adam(server_rate))
+
+
+def _centralised(loss: Any, optimizer: Any) -> Algorithm:
+    """One client with the images of all: what training in one place reaches."""
+    return independent(loss, optimizer)
+
+
+_moon.__doc__, _feddf.__doc__ = algorithms.moon.__doc__, algorithms.feddf.__doc__
 
 
 _SERVER = {"server_rate": 0.1, "tau": 1e-3}
@@ -132,7 +141,7 @@ ENTRIES: Mapping[str, Entry] = {
     ),
     "fedex_lora": Entry(on_increments(algorithms.fedex_lora), needs="lora", needs_clients=True, on_base=True),
     "lora_fair": Entry(algorithms.lora_fair, {"ridge": 0.01}, needs="lora"),
-    "median": Entry(_robust(lambda: robust.coordinate_median)),
+    "median": Entry(_robust(lambda: robust.coordinate_median, robust.coordinate_median)),
     "trimmed_mean": Entry(_robust(robust.trimmed_mean), {"trim": 0.2}),
     "krum": Entry(_robust(robust.krum), {"byzantine": 1}),
     "multi_krum": Entry(_robust(robust.multi_krum), {"byzantine": 1, "chosen": 3}),
@@ -140,7 +149,7 @@ ENTRIES: Mapping[str, Entry] = {
     "moon": Entry(_moon, {"mu": 1.0, "temperature": 0.5}, takes="features"),
     "feddf": Entry(_feddf, {"server_rate": 1e-3, "server_steps": 8}, takes="logits"),
     "local": Entry(independent, own="all"),
-    "centralised": Entry(independent, own="all"),
+    "centralised": Entry(_centralised, own="all"),
 }
 BASELINES = ("local", "centralised")
 

@@ -73,6 +73,7 @@ def on_increments(make: Callable[..., Algorithm]) -> Callable[..., Algorithm]:
             init_client=lambda delta, client_id: inner.init_client(without_increments(delta), client_id),
         )
 
+    made.__doc__ = make.__doc__
     return made
 
 
