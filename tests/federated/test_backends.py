@@ -16,6 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from medvfm_jax.federated.algorithms import fedavg
 from medvfm_jax.federated.backends import AXIS, client_map, place
 from medvfm_jax.federated.errors import BadFederation
+from medvfm_jax.federated.privacy.errors import BadPrivacy
 from medvfm_jax.federated.records import Privacy, Server, Tree
 from medvfm_jax.federated.rounds import make_round
 from tests.federated.cases import AVERAGING, EVERY, LOOKING, SGD, STEPS, N, cheap_key, data, delta, loss
@@ -61,6 +62,10 @@ def test_backends_agree(name: str, privacy: Privacy | None) -> None:
         return
     if privacy is not None and EVERY[name]().exact:
         with pytest.raises(BadFederation, match="which noise on the mean does not cover"):
+            make_round(EVERY[name](), rounding(), privacy)
+        return
+    if privacy is not None and EVERY[name]().uploads == "model":
+        with pytest.raises(BadPrivacy, match="clipping would cut the model"):
             make_round(EVERY[name](), rounding(), privacy)
         return
     want = results(name, privacy, chunk=3)
