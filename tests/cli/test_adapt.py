@@ -105,13 +105,18 @@ def test_json_is_one_object(medvfm, asked, tmp_path):
         (("--steps", 0), "steps is 0; expected at least 1"),
         (("--val-fraction", 0.6, "--test-fraction", 0.5), "nothing is left to train on"),
         (("--accumulate", 3), "accumulate=3 does not divide batch_size=4"),
-        (("--model", "unet"), "use --adapter full with --model unet"),
         (("--learning-rate", -1), "learning_rate is -1.0; expected positive"),
     ],
 )
 def test_settings_without_meaning_are_bad_usage(medvfm, asked, words, sentence):
     medvfm("adapt", "--data", "d", *words).refused(sentence, "medvfm adapt --help", code=2)
     assert asked == []
+
+
+def test_a_model_without_pretrained_weights_is_trained_whole_or_not_at_all(medvfm, cells, tmp_path):
+    words = adapt_words(cells, tmp_path / "run", model="unet", adapter="samed")
+    medvfm(*words).refused("use --adapter full with --model unet", code=1)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_says_what_trains_and_continues_from_itself(medvfm, trained, cells, tmp_path):
@@ -168,7 +173,7 @@ def test_an_existing_run_and_other_files_are_left_alone(medvfm, trained, cells, 
         ("lora", "lora.rank=0", ("rank must be at least 1, not 0",)),
         ("lora", "lora.rank=two", ("lora.rank must be a whole number, not 'two'",)),
         ("lora", "rank", ("'rank' is no setting: write part.option=value",)),
-        ("loar", "lora.rank=3", ("no preset 'loar', the nearest is 'lora'",)),
+        ("loar", "lora.rank=3", ("no system 'loar', the nearest is 'lora'",)),
     ],
 )  # fmt: skip
 def test_an_adapter_that_does_not_fit_names_the_nearest(medvfm, cells, tmp_path, adapter, setting, words):

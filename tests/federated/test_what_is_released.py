@@ -13,6 +13,7 @@ from scipy import stats
 
 from medvfm_jax.federated import BadFederation, algorithm_catalog, make_round, systems
 from medvfm_jax.federated.algorithms import fedavg, moon
+from medvfm_jax.federated.privacy.errors import BadPrivacy
 from medvfm_jax.federated.records import Algorithm, Privacy
 from medvfm_jax.systems import configure
 from tests.federated import cases
@@ -27,6 +28,7 @@ DRAWS = 64
 PATTERNS = {"fedper": {"personal": cases.HEAD}, "fedrep": {"personal": cases.HEAD, "personal_steps": 1}}
 REFUSED = {
     "fednova": "depends on the mean effort of those who came, which noise on the mean does not cover",
+    "hetlora": "clipping would cut the model",
     **dict.fromkeys(
         (
             "flexlora",
@@ -68,7 +70,7 @@ def flat(tree) -> np.ndarray:
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_the_noise_would_not_cover_is_refused(name):
-    with pytest.raises(BadFederation, match=REFUSED[name]):
+    with pytest.raises((BadFederation, BadPrivacy), match=REFUSED[name]):
         make_round(build(name), privacy=PRIVACY)
 
 
