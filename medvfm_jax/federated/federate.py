@@ -236,7 +236,14 @@ def _shown(run: FederatedRun, display: ProgressDisplay) -> Callable[[StepEnd], N
     if not run.tells_all:
         return lambda end: display(end._replace(seconds=None))
     images = run.steps * run.config.batch_size
-    return lambda end: display(end._replace(examples=images * int(end.metrics["participants"])))
+
+    def shown(end: StepEnd) -> None:
+        metrics = dict(end.metrics)
+        if metrics.get(NO_SUM):
+            metrics.pop("loss")  # nobody counted
+        display(end._replace(examples=images * int(metrics["participants"]), metrics=metrics))
+
+    return shown
 
 
 def _rate(config: FederateConfig) -> Callable[[int], float]:

@@ -193,6 +193,13 @@ def test_the_secret_is_in_no_file_once_the_run_is_over(watched):
     assert [path.name for path in (result.folder / "checkpoints").iterdir()] == ["step_00000002"]
 
 
+def assert_same_numbers(one, other):
+    """Bit by bit; the metadata tell private runs apart that were asked for the same."""
+    jax.tree.map(
+        np.testing.assert_array_equal, *(artifacts.load_delta(result.delta)[0] for result in (one, other))
+    )
+
+
 def test_an_interrupted_private_run_goes_on_with_its_own_secret(watched, cells, tmp_path, monkeypatch):
     """The checkpoint alone has the secret, and nobody else may read it; what is drawn at the resumption is not used."""
     whole, secret = watched
@@ -216,9 +223,9 @@ def test_an_interrupted_private_run_goes_on_with_its_own_secret(watched, cells, 
         if path.is_file() and "checkpoints" not in path.parts:
             assert not [word for word in spellings(secret) if word in path.read_bytes()], path
     resumed = federate(dataclasses.replace(config, resume=True))
-    assert resumed.delta.read_bytes() == whole.delta.read_bytes()
+    assert_same_numbers(resumed, whole)
     again = federate(dataclasses.replace(config, resume=True))  # a finished run needs no secret
-    assert again.delta.read_bytes() == whole.delta.read_bytes()
+    assert_same_numbers(again, whole)
 
 
 def test_killed_before_its_first_checkpoint_it_goes_on_with_the_same_noise(
@@ -241,7 +248,7 @@ def test_killed_before_its_first_checkpoint_it_goes_on_with_the_same_noise(
             federate(config)
     assert [line["step"] for line in rounds_of(config.out)] == [1]
     resumed = federate(dataclasses.replace(config, resume=True))
-    assert resumed.delta.read_bytes() == whole.delta.read_bytes()
+    assert_same_numbers(resumed, whole)
 
 
 def rounds_of(folder):
