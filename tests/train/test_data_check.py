@@ -80,5 +80,5 @@ def test_a_run_is_scored_with_the_objects_it_was_trained_on(folder, tmp_path, re
     split = {"train": list("abcd"), "val": ["e"], "test": ["f"]}
     resolved = {"data": str(folder), "prompt": "box", "split": split, "objects": recorded}
     config = EvaluateConfig(run=tmp_path / "run", objects=asked)
-    source = evaluate_module._data(config, {"resolved": resolved})
+    source = evaluate_module._data(config, {"resolved": resolved}, None)
     assert objects_of(source.dataset) == expected
