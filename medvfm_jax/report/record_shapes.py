@@ -64,6 +64,7 @@ _PATHS = ("data", "weights", "out", "sites", "public_data")
 _RESOLVED: dict[str, Rule] = {
     "data": _path,
     "adapter": _table(_anything),
+    "transform": _table(_scalar),
     "checked": _checked,
     "algorithm_options": _table(_scalar),
     "codec_options": _table(_scalar),

@@ -85,6 +85,7 @@ def config(**changes) -> dict:
         "train_cases": 3, "dtype": "float32", "seed": 0,
         "resolved": {
             "data": "/data/Dataset004_Hippocampus", "prompt": "none",
+            "transform": {"kind": "prompt_free", "classes": 3},
             "adapter": {"kind": "chain", "preset": "samed", "parts": {"lora": {"kind": "lora", "rank": 4}}},
             "learning_rate": 1e-3, "objective": "samed", "classes": 3, "labels": LABELS,
             "fingerprint": "79d8c9" + "0" * 58, "data_sha256": "ab" * 32, "split": split,
