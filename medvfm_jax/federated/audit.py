@@ -68,6 +68,7 @@ def audit(config: AuditConfig, console: Console | None = None) -> dict[str, Any]
     Raises MedvfmError: no finished run, one without a shared model, a foreign delta, data or weights that have changed.
     """
     console = console or Console(stderr=True, highlight=False)
+    _refuse_without_shared_model(config.run)
     record = run_directory.finished(config.run)
     file = config.run / run_directory.DELTA
     if note := check_run(record, artifacts.read_metadata(file), file):
@@ -140,9 +141,16 @@ def _enough(epsilon: float, confidence: float) -> int:
     return int(min(max(2000, wanted), 100_000))
 
 
+def _refuse_without_shared_model(run: Path) -> None:
+    """Raise BadConfig for sites that trained alone: they have no delta, which would be taken for an unfinished run."""
+    if not (run / run_directory.CONFIG).exists():
+        return
+    resolved = run_directory.read_record(run / run_directory.CONFIG).get("resolved")
+    if isinstance(resolved, dict) and resolved.get("algorithm") == "local":
+        raise BadConfig(f"{run} trained every site alone; there is no shared model to audit.")
+
+
 def _federated(config: AuditConfig, record: dict[str, Any]) -> _Run:
-    if record["resolved"]["algorithm"] == "local":
-        raise BadConfig(f"{config.run} trained every site alone; there is no shared model to audit.")
     file = config.run / run_directory.DELTA
     settings = dataclasses.replace(
         from_json(FederateConfig, record),

@@ -14,7 +14,10 @@ def test_what_was_noticed_about_the_cases_is_said_once_before_training():
     config = SimpleNamespace(model="m", adapter="lora", preset="lora")
     for announce, run in [
         (announce_adapt, {"record": {"resolved": {"prompt": "box"}}, "data": data}),
-        (announce_federate, {"algorithm": "fedavg", "clients": (), "source": source, "privacy": None}),
+        (
+            announce_federate,
+            {"algorithm": "fedavg", "clients": (), "source": source, "privacy": None, "secure": None},
+        ),
     ]:
         said: list[str] = []
         announce(SimpleNamespace(config=config, size=1, checked=checked, **run), said.append)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medvfm_jax import weights
+from medvfm_jax import systems, weights
 from medvfm_jax.images import BadPrompt, Image, Query
 from medvfm_jax.images.intensity import volume_to_unit, window
 from medvfm_jax.models.errors import UnknownModel
@@ -211,7 +211,7 @@ def run(tmp_path):
     base = assemble.load_base(
         "lite-tiny-test", classes=2, seed=0, dtype="float32", file=tmp_path / "mine.safetensors"
     )
-    adapter = assemble.adapter_config("linear", base, ())
+    adapter = systems.adapter_config("linear", base.model)
     delta = assemble.with_adapter(base, adapter).init(jax.random.key(0), base.params)
     folder = tmp_path / "run"
     artifacts.save_delta(
