@@ -16,7 +16,8 @@ from medvfm_jax.settings.adapt import AdaptConfig
 from medvfm_jax.settings.audit import AuditConfig
 from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.train.adaptation import adapt
-from medvfm_jax.train.assemble import ForeignDelta
+from medvfm_jax.train.assemble import SETTINGS, ForeignDelta
+from medvfm_jax.train.settings_record import settings_digest
 from medvfm_jax.weights import artifacts
 from tests.federated.small_federation import SMALL, build_models_once, small
 from tests.train.small_runs import programs_kept
@@ -125,6 +126,9 @@ def test_what_cannot_be_audited_is_refused(cells, private, tmp_path):
         audit(AuditConfig(private, trials=20))
     record["resolved"]["data_sha256"] = "0" * 64
     (private / "config.json").write_text(json.dumps(record))
+    delta, metadata = artifacts.load_delta(private / "delta.safetensors")
+    metadata = {name: value for name, value in metadata.items() if name != "medvfm_jax"}
+    artifacts.save_delta(private / "delta.safetensors", delta, metadata | {SETTINGS: settings_digest(record)})
     with pytest.raises(BadConfig, match="are not those"):
         audit(AuditConfig(private, trials=20))
     with pytest.raises(BadConfig, match="trials is 3"):
