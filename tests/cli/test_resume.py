@@ -66,6 +66,7 @@ def numbers_of(folder):
     return [{k: v for k, v in r.items() if k not in clock} for r in read_metrics(folder)]
 
 
+@pytest.mark.slow
 def test_killed_five_times_it_ends_with_the_same_bits(start, tmp_path):
     settings = {"steps": 160, "validate_every": 16, "checkpoint_every": 7}
     start(tmp_path / "undisturbed", **settings).finish()

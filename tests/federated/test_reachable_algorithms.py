@@ -62,7 +62,7 @@ def settings(name, cells):
     return plain | CASES[name] | public
 
 
-QUICK = ("flora", "feddpa_t")  # what differs most from an average; the others are slow
+QUICK = ("flora",)  # what differs most from an average; the others are slow
 
 
 @pytest.mark.parametrize(

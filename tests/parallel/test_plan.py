@@ -224,6 +224,7 @@ def test_a_plan_for_this_machine_counts_its_collectives():
     assert found.flops.model > 0
 
 
+@pytest.mark.slow
 def test_divided_weights_travel_and_images_stay(monkeypatch):
     """FSDP: what devices exchange hardly depends on how many images they work on."""
     monkeypatch.setitem(rules.PRESETS, "fsdp", lambda: rules.fsdp(least=0))

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 
 from medvfm_jax.adapters import adapt_model, from_config
 from medvfm_jax.federated.systems.feddpa import LOCAL, feddpa_parts, mix
@@ -14,6 +15,7 @@ from tests.federated.systems.tiny import chain_of
 QUERY = Query(np.array([4, 4, 20, 20], np.float32))
 
 
+@pytest.mark.slow
 def test_every_picture_has_its_own_mixture():
     model = build("lite-tiny-test")
     params = jax.jit(model.init)(jax.random.key(0))
