@@ -37,8 +37,8 @@ from medvfm_jax.federated.records import Codec
 from medvfm_jax.federated.secure_reduction import SecureSum, distributed_noise, fixed_point
 from medvfm_jax.settings.federate import FederateConfig
 from medvfm_jax.settings.records import to_json
-from medvfm_jax.systems import System, get, names
-from medvfm_jax.train.assemble import Base, adapter_config, entry_of, load_base, transformed, with_adapter
+from medvfm_jax.systems import System, configure, get, names, parse_assignments
+from medvfm_jax.train.assemble import Base, entry_of, load_base, transformed, with_adapter
 from medvfm_jax.train.data_check import about, check_split, recorded_objects
 from medvfm_jax.train.progress import ProgressDisplay
 from medvfm_jax.train.training_data import SplitData, data_digest
@@ -113,7 +113,7 @@ def resolve(config: FederateConfig, display: ProgressDisplay | None = None) -> F
     checked = about(checked, prompt)
     change = system.transform(base.model.spec, prompt, source.dataset.classes)
     base = transformed(base, change)
-    adapter = adapter_config(config.preset, system, base, config.set)
+    adapter = configure(config.preset, system, base.model.spec, parse_assignments(config.set))
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
     if entry.on_base:
         shapes = jax.eval_shape(with_adapter(base, adapter).init, key, base.params)

@@ -19,7 +19,6 @@ from medvfm_jax.settings.records import to_json
 from medvfm_jax.train import checkpoint, hooks, run_directory
 from medvfm_jax.train.assemble import (
     Base,
-    adapter_config,
     delta_metadata,
     entry_of,
     load_base,
@@ -123,7 +122,9 @@ def _resolve(config: AdaptConfig, placement: Placement, accumulate: int, display
     change = system.transform(base.model.spec, prompt, classes)
     base = transformed(base, change)
     data = training_data(source, base.model.spec, prompt, config)
-    adapter = adapter_config(config.adapter, system, base, config.set)
+    adapter = systems.configure(
+        config.adapter, system, base.model.spec, systems.parse_assignments(config.set)
+    )
     adapted = with_adapter(base, adapter)
     delta = adapted.init(jax.random.fold_in(jax.random.key(config.seed), 1), base.params)
     size = count(delta, base.params)

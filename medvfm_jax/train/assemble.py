@@ -15,7 +15,6 @@ from medvfm_jax.models.entry import ModelEntry
 from medvfm_jax.models.model import Model
 from medvfm_jax.models.transforms import transform
 from medvfm_jax.settings.records import BadConfig
-from medvfm_jax.systems import System
 from medvfm_jax.train.run_directory import CONFIG, read_record
 from medvfm_jax.train.settings_record import settings_digest
 from medvfm_jax.types import Delta, MedvfmError, ModelSpec, Params
@@ -180,11 +179,6 @@ def stored_transform(metadata: Mapping[str, Any], spec: ModelSpec) -> dict[str, 
 def with_adapter(base: Base, adapter: Mapping[str, Any] | None) -> AdaptedModel:
     """Put an adapter, given by its JSON configuration, around a base model; None changes nothing."""
     return adapt_model(chain() if adapter is None else from_config(adapter), base.model)
-
-
-def adapter_config(name: str, system: System, base: Base, assignments: tuple[str, ...]) -> dict[str, Any]:
-    """JSON configuration of a system's adapter with "part.option=value" assignments."""
-    return systems.configure(name, system, base.model.spec, systems.parse_assignments(assignments))
 
 
 def delta_metadata(model: str, preset: str, folder: Path, dataset: Dataset) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from medvfm_jax import fetch
-from medvfm_jax.models import catalog, scan
+from medvfm_jax.models import catalog
 from medvfm_jax.models.model import Model
 from medvfm_jax.types import Params
 from medvfm_jax.weights import registry
@@ -40,8 +40,7 @@ def load(
     plain = catalog.build(model_name, **{k: v for k, v in options.items() if k != "scan_blocks"})
     params = port_file(file, jax.eval_shape(plain.init, jax.random.key(0)))
     if options.get("scan_blocks"):
-        stacked = jax.eval_shape(model.init, jax.random.key(0))["params"]["image_encoder"]["blocks"]
-        params = scan.stack(params, group=len(stacked))
+        params = catalog.stack_blocks(params, model_name)
     return model, _on_device(params)
 
 

@@ -19,8 +19,9 @@ from medvfm_jax.train.adaptation import adapt
 from medvfm_jax.train.assemble import SETTINGS, ForeignDelta
 from medvfm_jax.train.settings_record import settings_digest
 from medvfm_jax.weights import artifacts
-from tests.federated.small_federation import SMALL, build_models_once, small
-from tests.train.small_runs import programs_kept
+from tests.federated.small_federation import SMALL, small
+
+pytestmark = pytest.mark.usefixtures("small_runs")
 
 WANTED = {"val_fraction": 0.0, "test_fraction": 0.34, "rounds": 2, "score": False}
 
@@ -28,15 +29,6 @@ WANTED = {"val_fraction": 0.0, "test_fraction": 0.34, "rounds": 2, "score": Fals
 @pytest.fixture(scope="module")
 def cells(tmp_path_factory):
     return make_phantom_dataset(tmp_path_factory.mktemp("cells") / "cells", "cells", 12, size=32)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def surroundings(tmp_path_factory):
-    base = tmp_path_factory.getbasetemp()
-    with pytest.MonkeyPatch.context() as patch, programs_kept(base / "compiled_audit"):
-        patch.setenv("MEDVFM_CACHE", str(base / "medvfm_cache"))
-        build_models_once(patch)
-        yield
 
 
 @pytest.fixture(scope="module")

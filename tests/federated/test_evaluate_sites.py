@@ -15,17 +15,9 @@ from medvfm_jax.report.record_shapes import damaged_scores
 from medvfm_jax.train import EvaluateConfig, evaluation, run_directory
 from medvfm_jax.train import evaluate as evaluate_shared
 from medvfm_jax.weights import artifacts
-from tests.federated.small_federation import build_models_once, small
-from tests.train.small_runs import programs_kept
+from tests.federated.small_federation import small
 
-
-@pytest.fixture(scope="module", autouse=True)
-def surroundings(tmp_path_factory):
-    base = tmp_path_factory.getbasetemp()
-    with pytest.MonkeyPatch.context() as patch, programs_kept(base / "compiled_federated"):
-        patch.setenv("MEDVFM_CACHE", str(base / "medvfm_cache"))
-        build_models_once(patch)
-        yield
+pytestmark = pytest.mark.usefixtures("small_runs")
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,9 @@ from medvfm_jax.train import EvaluateConfig, checkpoint, evaluate, run_directory
 from medvfm_jax.train.run_directory import read_metrics
 from medvfm_jax.train.task import make_loss
 from medvfm_jax.weights import artifacts, load
-from tests.federated.small_federation import SMALL, build_models_once, small
-from tests.train.small_runs import programs_kept
+from tests.federated.small_federation import SMALL, small
+
+pytestmark = pytest.mark.usefixtures("small_runs")
 
 SITES = ["bright", "dark"]
 
@@ -30,15 +31,6 @@ SITES = ["bright", "dark"]
 def cells(tmp_path_factory):
     """Twelve pictures of 32 × 32 pixels at two sites."""
     return make_phantom_dataset(tmp_path_factory.mktemp("cells") / "cells", "cells", 12, size=32)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def surroundings(tmp_path_factory):
-    base = tmp_path_factory.getbasetemp()
-    with pytest.MonkeyPatch.context() as patch, programs_kept(base / "compiled_federated"):
-        patch.setenv("MEDVFM_CACHE", str(base / "medvfm_cache"))
-        build_models_once(patch)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -27,8 +27,9 @@ from medvfm_jax.train.loop import StepEnd
 from medvfm_jax.train.progress import ProgressDisplay
 from medvfm_jax.train.run_directory import read_metrics
 from medvfm_jax.weights import artifacts
-from tests.federated.small_federation import build_models_once, small
-from tests.train.small_runs import programs_kept
+from tests.federated.small_federation import small
+
+pytestmark = pytest.mark.usefixtures("small_runs")
 
 PRIVATE = {
     "dp_epsilon": 4.0, "dp_clip": 0.1, "rounds": 2, "score": False, "val_fraction": 0.0, "local_steps": 1, "seed": 3,
@@ -39,15 +40,6 @@ DP_SEED = 5
 @pytest.fixture(scope="module")
 def cells(tmp_path_factory):
     return make_phantom_dataset(tmp_path_factory.mktemp("cells") / "cells", "cells", 12, size=32)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def surroundings(tmp_path_factory):
-    base = tmp_path_factory.getbasetemp()
-    with pytest.MonkeyPatch.context() as patch, programs_kept(base / "compiled_private"):
-        patch.setenv("MEDVFM_CACHE", str(base / "medvfm_cache"))
-        build_models_once(patch)
-        yield
 
 
 class Drawn:

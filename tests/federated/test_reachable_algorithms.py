@@ -21,10 +21,11 @@ from medvfm_jax.train import EvaluateConfig, evaluate, run_directory
 from medvfm_jax.train.run_directory import read_metrics
 from medvfm_jax.train.task import make_loss
 from medvfm_jax.weights import artifacts
-from tests.federated.small_federation import build_models_once, small
+from tests.federated.small_federation import small
 from tests.federated.systems.open_blocks import block_of
 from tests.federated.test_federate import interrupted_run
-from tests.train.small_runs import programs_kept
+
+pytestmark = pytest.mark.usefixtures("small_runs")
 
 LORA = {"preset": "lora", "set": ("lora.rank=2",)}
 RANKS = ("ranks=1,2",)
@@ -45,15 +46,6 @@ CASES: dict[str, dict] = {
 def cells(tmp_path_factory):
     """Six pictures of 32 × 32 pixels at two sites."""
     return make_phantom_dataset(tmp_path_factory.mktemp("cells") / "cells", "cells", 6, size=32)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def surroundings(tmp_path_factory):
-    base = tmp_path_factory.getbasetemp()
-    with pytest.MonkeyPatch.context() as patch, programs_kept(base / "compiled_federated"):
-        patch.setenv("MEDVFM_CACHE", str(base / "medvfm_cache"))
-        build_models_once(patch)
-        yield
 
 
 def settings(name, cells):

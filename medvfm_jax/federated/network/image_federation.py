@@ -32,7 +32,7 @@ from medvfm_jax.federated.privacy.discrete_accounting import account_discrete, d
 from medvfm_jax.federated.records import Algorithm, Privacy, Shard, Tree
 from medvfm_jax.federated.secure_reduction import SecureSum, distributed_noise, fixed_point
 from medvfm_jax.settings.adapt import AdaptConfig
-from medvfm_jax.train.assemble import Base, adapter_config, load_base, transformed, with_adapter
+from medvfm_jax.train.assemble import Base, load_base, transformed, with_adapter
 from medvfm_jax.train.optimizer import make_optimizer
 from medvfm_jax.train.step import LossFn
 from medvfm_jax.train.task import make_loss
@@ -135,7 +135,7 @@ def assemble(settings: ImageFederation, weights: Path | None = None, offline: bo
     system = systems.get(settings.preset)
     change = system.transform(base.model.spec, settings.prompt, classes)
     base = transformed(base, change)
-    adapter = adapter_config(settings.preset, system, base, ())
+    adapter = systems.configure(settings.preset, system, base.model.spec)
     adapted = with_adapter(base, adapter)
     delta = adapted.init(jax.random.fold_in(jax.random.key(settings.seed), 1), base.params)
     codec = make_codec(settings.codec)
