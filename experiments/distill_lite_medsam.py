@@ -21,6 +21,7 @@ images: the cut-out student is close enough for a little training to go far.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import resource
@@ -31,18 +32,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import tyro
 from numpy.typing import NDArray
 
 from medvfm_jax import metrics
+from medvfm_jax.adapters import adapt_model, tune
 from medvfm_jax.data import Dataset, Example, examples, load_example, open_dataset, split
 from medvfm_jax.distill import (
     DecoupledBatch,
     inherit,
     make_decoupled_loss,
-    make_distill_step,
-    only_encoder,
     valid_positions,
     write_embeddings,
 )
@@ -51,6 +50,9 @@ from medvfm_jax.losses import embedding_cosine, embedding_mse
 from medvfm_jax.models.model import Model
 from medvfm_jax.models.sam.root import Sam, as_model
 from medvfm_jax.models.sam.tiny_vit import TinyViT, TinyViTConfig
+from medvfm_jax.train import checkpoint, fit, init_state, make_optimizer, make_schedule, make_step
+from medvfm_jax.train.hooks import Checkpoints
+from medvfm_jax.train.progress import ProgressDisplay
 from medvfm_jax.types import Params
 from medvfm_jax.weights import fingerprint, load, safetensors_files
 from medvfm_jax.weights.export import save_own
@@ -167,38 +169,55 @@ class Evaluation:
         return [metrics.score_masks(m, z > 0, None, profile) | identity for m, z in zip(masks, logits)]
 
 
-def train(
-    config: Config, student: Model, params: Params, images: NDArray, teacher: NDArray, valid: NDArray
-) -> tuple[Params, list[float], float]:
-    """-> trained parameters, the loss of every step, seconds per step after compilation."""
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, max(1, config.steps // 20), config.steps, 0.02 * config.learning_rate
-    )
-    optimizer = only_encoder(
-        optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=config.weight_decay))
-    )
-    init, step = make_distill_step(make_decoupled_loss(student.encode), optimizer, microbatch=1)
-    state, losses, rng = init(params), [], np.random.default_rng(config.seed)
-    started, order = time.monotonic(), np.zeros(0, int)
-    for k in range(config.steps):
-        if len(order) < config.batch_size:
-            order = np.concatenate([order, rng.permutation(len(images))])
-        chosen, order = order[: config.batch_size], order[config.batch_size :]
-        batch = DecoupledBatch(*(jnp.asarray(x[chosen], jnp.float32) for x in (images, teacher, valid)))
-        state, measured = step(state, batch)
-        losses.append(float(measured["mse"]))
-        if k == 0:
-            print(f"first step (with compilation): {time.monotonic() - started:.0f} s", flush=True)
-            started = time.monotonic()
-        elif k % max(1, config.steps // 20) == 0 or k == config.steps - 1:
-            per_step = (time.monotonic() - started) / k
-            left = per_step * (config.steps - 1 - k)
-            print(
-                f"step {k + 1}/{config.steps}  mse {np.mean(losses[-20:]):.5f}  cosine "
-                f"{float(measured['cosine']):.4f}  {config.batch_size / per_step:.2f} images/s  {left:.0f} s left",
-                flush=True,
-            )
-    return state.params, losses, (time.monotonic() - started) / max(1, config.steps - 1)
+class Images:
+    """Batches of images with their teacher's embeddings, each image once per pass; the position counts batches."""
+
+    def __init__(self, config: Config, *arrays: NDArray):
+        self._arrays, self._size, self._seed, self._drawn = arrays, config.batch_size, config.seed, 0
+
+    def __next__(self) -> DecoupledBatch:
+        """The next batch."""
+        first = self._drawn * self._size
+        self._drawn += 1
+        chosen = [self._index(number) for number in range(first, first + self._size)]
+        return DecoupledBatch(*(np.asarray(x[chosen], np.float32) for x in self._arrays))
+
+    def _index(self, number: int) -> int:
+        """Which image comes at this place of an endless row, in which each pass has an order of its own."""
+        turn, place = divmod(number, len(self._arrays[0]))
+        return int(np.random.default_rng((self._seed, turn)).permutation(len(self._arrays[0]))[place])
+
+    def get_state(self) -> int:
+        """How many batches were drawn."""
+        return self._drawn
+
+    def set_state(self, state: int) -> None:
+        """Return to a position."""
+        self._drawn = state
+
+
+def train(config: Config, student: Model, params: Params, loader: Images) -> tuple[Params, list[float]]:
+    """-> trained parameters, the loss of every step taken now; goes on from the last checkpoint in the folder."""
+    schedule = make_schedule("cosine", config.learning_rate, config.steps, max(1, config.steps // 20))
+    optimizer = make_optimizer(schedule, config.weight_decay, 1.0)
+    adapted = adapt_model(tune(r"image_encoder/.*"), student)
+    key = jax.random.key(config.seed)
+    state = init_state(adapted.init(key, params), optimizer, key)
+    folder, base = config.out / "checkpoints", fingerprint(params)
+    found = checkpoint.read(folder, state, base)
+    if found is not None:
+        loader.set_state(found.loader_state)
+        state = found.state
+    step = make_step(make_decoupled_loss(adapted.encode), optimizer, config.batch_size)
+    losses: list[float] = []
+    with ProgressDisplay(title="distil") as display:
+        told = [
+            lambda end: losses.append(end.metrics["mse"]),
+            Checkpoints(folder, json.loads(json.dumps(dataclasses.asdict(config), default=str)), base),
+            display,
+        ]
+        fitted = fit(functools.partial(step, params), state, loader, told, steps=config.steps)
+    return adapted.merge(params, fitted.state.delta), losses
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -234,7 +253,7 @@ def main(config: Config) -> dict[str, Any]:
     evaluate = Evaluation(dataset, testing, teacher, teacher_params, config.boxes_per_image)
     of_teacher = evaluate()
     before = evaluate(lambda image: student.encode(start, image))
-    final, losses, per_step = train(config, student, start, images, embeddings, valid)
+    final, losses = train(config, student, start, Images(config, images, embeddings, valid))
     after = evaluate(lambda image: student.encode(final, image))
     save_own(config.out / "student.safetensors", final, "lite-medsam")
     results = {
@@ -247,7 +266,6 @@ def main(config: Config) -> dict[str, Any]:
         "student_before": before,
         "student_after": after,
         "loss": losses,
-        "seconds_per_step": per_step,
         "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         "minutes": (time.monotonic() - began) / 60,
     }

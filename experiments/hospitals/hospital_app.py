@@ -15,9 +15,9 @@ from medvfm_jax.federated.flower_app import Session, client_app, log_to_terminal
 from medvfm_jax.federated.network import Patience, Progress, Site, make_coordinator
 from medvfm_jax.federated.network.image_federation import (
     ImageFederation,
-    assemble,
     image_site,
     named_numbers,
+    prepare,
     save_result,
 )
 
@@ -27,26 +27,26 @@ _LOG = logging.getLogger("medvfm_jax.hospitals")
 
 def _site(node: dict[str, Any], run: dict[str, Any]) -> Site:
     weights = Path(node["weights"]) if "weights" in node else None
-    assembled = assemble(ImageFederation.read(run), weights, offline=True)
-    return image_site(assembled, node["site"], node["data"], Path(node["state"]))
+    prepared = prepare(ImageFederation.read(run), weights, offline=True)
+    return image_site(prepared, node["site"], node["data"], Path(node["state"]))
 
 
 def _session(run: dict[str, Any]) -> Session:
-    assembled = assemble(ImageFederation.read(run))
+    prepared = prepare(ImageFederation.read(run))
     folder, nodes = Path(run["folder"]), named_numbers("sites", run["sites"])
     images = named_numbers("images", run["images"])
     if images.keys() != nodes.keys():
         raise BadFederation("images must name the same sites as sites: how many images each has declared.")
     declared = {site: images[site] for site in nodes}
-    coordinator = make_coordinator(assembled.task, declared, fewest=run["fewest"], nodes=nodes)
-    if assembled.guarantee is not None:
-        _LOG.info("the sites add noise: %s", assembled.guarantee)
+    coordinator = make_coordinator(prepared.task, declared, fewest=run["fewest"], nodes=nodes)
+    if prepared.guarantee is not None:
+        _LOG.info("the sites add noise: %s", prepared.guarantee)
     patience = Patience(
         answer=60 * run["answer-minutes"], joining=60 * run["joining-minutes"], greeting=600.0
     )
 
     def done(progress: Progress) -> None:
-        save_result(assembled, progress, folder / "delta.safetensors")
+        save_result(prepared, progress, folder / "delta.safetensors")
 
     return Session(coordinator, run["rounds"], folder, patience=patience, fewest=run["fewest"], done=done)
 

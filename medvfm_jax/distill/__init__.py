@@ -2,11 +2,8 @@
 
 from medvfm_jax.distill.decoupled import (
     DecoupledBatch,
-    DistillState,
     EmbeddingMismatch,
     make_decoupled_loss,
-    make_distill_step,
-    only_encoder,
     valid_positions,
     write_embeddings,
 )
@@ -14,14 +11,11 @@ from medvfm_jax.distill.inherit import Inherited, NothingInherited, inherit
 
 __all__ = [
     "DecoupledBatch",
-    "DistillState",
     "EmbeddingMismatch",
     "Inherited",
     "NothingInherited",
     "inherit",
     "make_decoupled_loss",
-    "make_distill_step",
-    "only_encoder",
     "valid_positions",
     "write_embeddings",
 ]

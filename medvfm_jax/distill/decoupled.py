@@ -7,24 +7,20 @@ on it unchanged. Nothing but images is needed: no masks, no prompts. The teacher
 Sources: MobileSAM (Zhang et al. 2023) for the recipe, EdgeSAM (Zhou et al. 2023) for leaving out padding.
 """
 
-import functools
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from einops import rearrange
 from jax import Array
 from numpy.typing import NDArray
 
 from medvfm_jax.losses import embedding_cosine, embedding_mse
-from medvfm_jax.types import MedvfmError, Params
-
-Encode = Callable[[Params, Array], Array]  # (params, image (S, S, 3)) -> embedding (h, w, c), as Model.encode
+from medvfm_jax.train.step import LossFn
+from medvfm_jax.types import Delta, MedvfmError, Params
 
 
 class EmbeddingMismatch(MedvfmError):
@@ -39,14 +35,6 @@ class DecoupledBatch(NamedTuple):
     valid: Array
 
 
-class DistillState(NamedTuple):
-    """What training changes: the student's parameters, the optimizer's state, the number of steps taken."""
-
-    params: Any
-    optimizer: optax.OptState
-    step: Array
-
-
 def valid_positions(height: int, width: int, input_size: int, positions: int) -> NDArray[np.float32]:
     """Content of height × width pixels, top left in the input -> (positions, positions) in {0, 1}.
 
@@ -57,17 +45,23 @@ def valid_positions(height: int, width: int, input_size: int, positions: int) ->
 
 
 def make_decoupled_loss(
-    student_encode: Encode, teacher_encode: Callable[[Array], Array] | None = None
-) -> Callable[[Params, DecoupledBatch], tuple[Array, dict[str, Array]]]:
-    """-> loss(student_params, batch) -> (mean squared error of the embeddings, {"mse", "cosine"}).
+    student_encode: Callable[..., Array], teacher_encode: Callable[[Array], Array] | None = None
+) -> LossFn:
+    """-> ``loss(params, delta, batch, key)`` for ``train.make_step``: mean squared error, {"mse", "cosine", "weight"}.
 
-    The teacher's embeddings come from `batch.teacher`; where that is None, `teacher_encode(image)`,
-    un-batched and with its parameters bound, computes them. Raises `EmbeddingMismatch` when neither is
-    there or the shapes differ.
+    student_encode(params, delta, image), un-batched, as ``AdaptedModel.encode``: what trains is its delta, such as
+    ``tune(r"image_encoder/.*")`` for the whole encoder.  The teacher's embeddings come from ``batch.teacher``; where
+    that is None, ``teacher_encode(image)``, un-batched and with its parameters bound, computes them.
+    Raises EmbeddingMismatch when neither is there or the shapes differ.
+
+    References: MobileSAM (https://arxiv.org/abs/2306.14289), section 3.2; EdgeSAM (https://arxiv.org/abs/2312.06660).
     """
 
-    def loss(params: Params, batch: DecoupledBatch) -> tuple[Array, dict[str, Array]]:
-        student = jax.vmap(student_encode, in_axes=(None, 0))(params, batch.image)
+    def loss(
+        params: Params, delta: Delta, batch: DecoupledBatch, key: Array
+    ) -> tuple[Array, dict[str, Array]]:
+        del key  # nothing is drawn
+        student = jax.vmap(student_encode, in_axes=(None, None, 0))(params, delta, batch.image)
         teacher = batch.teacher
         if teacher is None:
             if teacher_encode is None:
@@ -83,71 +77,10 @@ def make_decoupled_loss(
             )
         mse = jax.vmap(embedding_mse)(student, teacher, batch.valid).mean()
         cosine = jax.vmap(embedding_cosine)(student, teacher, batch.valid).mean()
-        return mse, {"mse": mse, "cosine": jax.lax.stop_gradient(cosine)}
+        weight = jnp.float32(len(batch.image))
+        return mse, {"mse": mse, "cosine": jax.lax.stop_gradient(cosine), "weight": weight}
 
     return loss
-
-
-def only_encoder(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The optimizer for `image_encoder/...` alone: prompt encoder, decoder and batch-norm statistics stay put.
-
-    The statistics are part of the parameters, but as fixed numbers; scale and bias beside them can say the
-    same.
-    """
-
-    def label(path: tuple[Any, ...], _: Any) -> str:
-        keys = [str(getattr(entry, "key", entry)) for entry in path]
-        return "train" if "image_encoder" in keys and keys[-1] not in ("mean", "var") else "keep"
-
-    return optax.multi_transform(
-        {"train": optimizer, "keep": optax.set_to_zero()},
-        lambda params: jax.tree_util.tree_map_with_path(label, params),
-    )
-
-
-def make_distill_step(
-    loss: Callable[[Params, DecoupledBatch], tuple[Array, dict[str, Array]]],
-    optimizer: optax.GradientTransformation,
-    *,
-    microbatch: int | None = None,
-) -> tuple[
-    Callable[[Params], DistillState],
-    Callable[[DistillState, DecoupledBatch], tuple[DistillState, dict[str, Array]]],
-]:
-    """-> (init(params) -> state, step(state, batch) -> (state, metrics)); jitted, state donated.
-
-    `microbatch` images at a time are differentiated and their gradients averaged: the same step in less
-    memory; on CPU, where batches bring no speed, 1 is a good choice. It must divide the batch.
-    """
-
-    def gradients(params: Params, batch: DecoupledBatch) -> tuple[dict[str, Array], Any]:
-        (_, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(params, batch)
-        return metrics, gradient
-
-    def averaged(params: Params, batch: DecoupledBatch) -> tuple[dict[str, Array], Any]:
-        if microbatch is None or microbatch >= len(batch.image):
-            return gradients(params, batch)
-        parts = jax.tree.map(lambda x: rearrange(x, "(n m) ... -> n m ...", m=microbatch), batch)
-        first = jax.eval_shape(gradients, params, jax.tree.map(lambda x: x[0], parts))
-        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
-
-        def add(total: Any, part: DecoupledBatch) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, gradients(params, part)), None
-
-        total, _ = jax.lax.scan(add, zero, parts)
-        return jax.tree.map(lambda x: x * (microbatch / len(batch.image)), total)
-
-    def init(params: Params) -> DistillState:
-        return DistillState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
-
-    @functools.partial(jax.jit, donate_argnums=0)
-    def step(state: DistillState, batch: DecoupledBatch) -> tuple[DistillState, dict[str, Array]]:
-        metrics, gradient = averaged(state.params, batch)
-        updates, moments = optimizer.update(gradient, state.optimizer, state.params)
-        metrics = metrics | {"gradient_norm": optax.global_norm(gradient)}
-        return DistillState(optax.apply_updates(state.params, updates), moments, state.step + 1), metrics
-
-    return init, step
 
 
 def write_embeddings(

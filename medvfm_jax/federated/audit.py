@@ -166,8 +166,7 @@ def _federated(config: AuditConfig, record: dict[str, Any]) -> _Run:
     test = [case for case in split.test if run.source.dataset.case(case).site != settings.leave_out]
     source = run.source._replace(split=split._replace(test=tuple(test)))
     objective, prompt = record["resolved"]["objective"], metadata["prompt"]
-    local = settings.local()
-    return _Run(run.adapted, run.base.params, delta, run.delta, objective, prompt, source, local, run)
+    return _Run(run.adapted, run.base.params, delta, run.delta, objective, prompt, source, settings, run)
 
 
 def _adapted(config: AuditConfig, record: dict[str, Any]) -> _Run:

@@ -72,7 +72,7 @@ def cohort(
                 "--min-patients, or lower the fractions."
             )
         own = source._replace(split=source.split._replace(**chosen))
-        data = training_data(own, spec, prompt, config.local())
+        data = training_data(own, spec, prompt, config)
         patients: dict[str, tuple[Example, ...]] = {}
         for example in data.train:
             patient = source.dataset.case(example.case).patient

@@ -40,6 +40,7 @@ from medvfm_jax.train.predict import Predictor
 from medvfm_jax.train.progress import ProgressDisplay
 from medvfm_jax.train.state import TrainState
 from medvfm_jax.train.task import make_loss, make_overlap
+from medvfm_jax.train.validation import Validation
 from medvfm_jax.types import Batch, Delta
 from medvfm_jax.weights import artifacts
 
@@ -164,7 +165,6 @@ def _train(
     elif secret is not None:
         _remember_secret(run, state, loader, stopping)
 
-    record = recorder(run)
     score = validation = None
     if validates(config, run.entry.own):
         score = site_validation(run, loss, make_overlap(run.adapted, cached=cache is not None), prepare)
@@ -173,27 +173,20 @@ def _train(
         def score_there(models: Models) -> dict[str, float]:
             return score(models if placement.mesh is None else placement.fetch(models))
 
-        validation = hooks.Validation(score_there, config.validate_every, stopping, record, placement.fetch)
+        validation = Validation(score_there, config.validate_every, placement.fetch)
     keep = hooks.Checkpoints(
         folder / run_directory.CHECKPOINTS,
         run.record,
         run.base.fingerprint,
-        lambda: validation.stopping if validation else stopping,
         config.checkpoint_every,
         config.checkpoint_seconds,
         private=secret is not None,
     )
-    list_of_hooks = [
-        RoundLog(run, record, rate),
-        *([validation] if validation else []),
-        keep,
-        RoundLine(run, display.say, validation),
-        _shown(run, display),
-    ]
-    state = fit(step, state, loader, list_of_hooks, steps=config.rounds)
+    told = [RoundLog(run, recorder(run), rate), keep, RoundLine(run, display.say), _shown(run, display)]
+    fitted = fit(step, state, loader, told, steps=config.rounds, validation=validation, stopping=stopping)
+    state, stopping = fitted.state, fitted.stopping
     if cache is not None and (damage := cache.describe_damage()):
         display.say(damage)
-    stopping = validation.stopping if validation else stopping
     if secret is not None:
         _forget_secret(run, state, loader, stopping)
     if run.privacy is not None or stopping.delta is None:  # choosing a round by scores would not be private

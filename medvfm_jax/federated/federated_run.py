@@ -37,8 +37,8 @@ from medvfm_jax.federated.records import Codec
 from medvfm_jax.federated.secure_reduction import SecureSum, distributed_noise, fixed_point
 from medvfm_jax.settings.federate import FederateConfig
 from medvfm_jax.settings.records import to_json
-from medvfm_jax.systems import System, configure, get, names, parse_assignments
-from medvfm_jax.train.assemble import Base, entry_of, load_base, transformed, with_adapter
+from medvfm_jax.systems import System, get, names
+from medvfm_jax.train.assemble import Assembled, Base, assemble, entry_of
 from medvfm_jax.train.data_check import about, check_split, recorded_objects
 from medvfm_jax.train.progress import ProgressDisplay
 from medvfm_jax.train.training_data import SplitData, data_digest
@@ -49,20 +49,18 @@ class FederatedRun(NamedTuple):
     """A run before its first round.
 
     record: config.json.  source: its sites are the clients, its split is that of the whole run.  clients: who trains.
-    sites: whose models are validated, the same but for centralised training.  delta: at the start.  steps: local
+    sites: whose models are validated, the same but for centralised training.  steps: local
     steps of a round.  rate: learning rate of the first round.  noise: what to expect of the noise, if there is any.
     secure: secure aggregation, None without.  public: unlabelled batches at the server, or none.
     """
 
     config: FederateConfig
     record: dict[str, Any]
-    base: Base
-    adapted: AdaptedModel
+    assembled: Assembled
     source: SplitData
     checked: DatasetCheck
     clients: list[ClientData]
     sites: list[ClientData]
-    delta: Delta
     size: Count
     algorithm: str
     entry: Entry
@@ -75,6 +73,21 @@ class FederatedRun(NamedTuple):
     noise: NoisePrediction | None
     secure: SecureSum | None
     public: list[Batch]
+
+    @property
+    def base(self) -> Base:
+        """The model that every client adapts."""
+        return self.assembled.base
+
+    @property
+    def adapted(self) -> AdaptedModel:
+        """The same with its adapter."""
+        return self.assembled.adapted
+
+    @property
+    def delta(self) -> Delta:
+        """Where every client starts."""
+        return self.assembled.delta
 
     @property
     def tells_all(self) -> bool:
@@ -100,26 +113,20 @@ def resolve(config: FederateConfig, display: ProgressDisplay | None = None) -> F
     )
     source, partition = divide(config)
     checked = check_split(source, skip_bad=config.skip_bad, track=display.track, say=display.say)
-    base = load_base(
-        config.model,
+    system = _system(config)
+    assembled = assemble(
+        config,
+        config.preset,
+        system,
         classes=source.dataset.classes,
         seed=config.seed,
-        dtype=config.dtype,
-        file=config.weights,
         offline=config.offline,
     )
-    system = _system(config)
-    prompt = config.local().resolved_prompt(system, base.model.spec.task)
-    checked = about(checked, prompt)
-    change = system.transform(base.model.spec, prompt, source.dataset.classes)
-    base = transformed(base, change)
-    adapter = configure(config.preset, system, base.model.spec, parse_assignments(config.set))
-    key = jax.random.fold_in(jax.random.key(config.seed), 1)
     if entry.on_base:
-        shapes = jax.eval_shape(with_adapter(base, adapter).init, key, base.params)
-        adapter = adapter_with_increments(adapter, shapes)
-    adapted = with_adapter(base, adapter)
-    delta = adapted.init(key, base.params)
+        adapter = adapter_with_increments(assembled.adapter, assembled.delta)
+        assembled = assembled.with_adapter(adapter, config.seed)
+    base, delta, prompt = assembled.base, assembled.delta, assembled.prompt
+    checked = about(checked, prompt)
     trained = [site for site in partition.clients if site != config.leave_out]
     if entry.needs_clients:
         options |= {"clients": len(trained)}
@@ -143,19 +150,15 @@ def resolve(config: FederateConfig, display: ProgressDisplay | None = None) -> F
         "resolved": {
             "data": str(source.dataset.folder.resolve()),
             "checked": checked.record() if tells_all else None,
-            "prompt": prompt,
+            **assembled.record(),
             "objects": recorded_objects(source.dataset, prompt),
-            "transform": change,
-            "adapter": adapter,
             "algorithm": name,
             "algorithm_options": options,
             "codec_options": codec_options,
             "down_codec_options": down_options,
             "learning_rate": rate,
-            "objective": config.local().resolved_objective(system, base.model.spec.task),
             "classes": source.dataset.classes,
             "labels": dict(source.dataset.labels),
-            "fingerprint": base.fingerprint,
             "data_sha256": source.sha256,
             # Under privacy nothing says who was trained on; evaluation needs the cases held out.
             "split": whole_split if tells_all else whole_split | {"train": []},
@@ -174,7 +177,7 @@ def resolve(config: FederateConfig, display: ProgressDisplay | None = None) -> F
     codec = _with_memory(config, make_codec(config.codec, **codec_options), delta, codec_options)
     size = count(without_increments(delta), base.params)
     return FederatedRun(
-        config, record, base, adapted, source, checked, clients, sites, delta, size, name, entry, options, codec,
+        config, record, assembled, source, checked, clients, sites, size, name, entry, options, codec,
         _down(config, down_options), privacy, steps, rate, noise,
         _secure(config, name, entry, options, clients, privacy), public,
     )  # fmt: skip

@@ -8,7 +8,7 @@ import numpy as np
 from medvfm_jax.federated.algorithm_catalog import Models, model_of
 from medvfm_jax.federated.federated_run import FederatedRun
 from medvfm_jax.federated.systems.feddpa import HALF, mix
-from medvfm_jax.train.hooks import Recorder, Validation, to_file
+from medvfm_jax.train.hooks import Recorder, record_scores, to_file
 from medvfm_jax.train.loop import StepEnd
 from medvfm_jax.train.step import LossFn
 from medvfm_jax.train.validation import Overlap, make_validation
@@ -99,13 +99,14 @@ class RoundLog:
             line["epsilon"] = run.privacy.guarantee(end.step).epsilon
         line |= {"lr": run.rate * self._rate(end.step - 1), "seconds": round(end.seconds, 3)}
         self._record(line | {"time": round(time.time(), 3)})
+        record_scores(self._record, end)
 
 
 class RoundLine:
     """Hook: one line for a reader after each validation, after the last round, and for an update left out."""
 
-    def __init__(self, run: FederatedRun, say: Callable[[str], None], validation: Validation | None):
-        self._run, self._say, self._validation = run, say, validation
+    def __init__(self, run: FederatedRun, say: Callable[[str], None]):
+        self._run, self._say = run, say
         self._bytes = [0.0, 0.0]
 
     def __call__(self, end: StepEnd) -> None:
@@ -122,8 +123,8 @@ class RoundLine:
         parts = [f"round {end.step}/{end.steps}"]
         if "loss" in numbers and not numbers.get(NO_SUM):
             parts.append(f"loss {numbers['loss']:.4f}")
-        if self._validation is not None:
-            parts.append(_sites(self._validation.latest))
+        if end.scores is not None:
+            parts.append(_sites(end.scores))
         if any(self._bytes):
             parts.append(f"so far {self._bytes[0] / 1e6:.2f} MB up, {self._bytes[1] / 1e6:.2f} MB down")
         if run.privacy is not None:

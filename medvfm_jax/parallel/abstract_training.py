@@ -1,4 +1,4 @@
-"""A training step and the shapes of what it takes, for a model nobody loads: no array of it ever exists."""
+"""Shape-only training step for planning (``jax.eval_shape``): no array of the model is ever made."""
 
 import functools
 from typing import Any, NamedTuple
@@ -8,14 +8,15 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from medvfm_jax import systems
-from medvfm_jax.adapters import Count, adapt_model, count
+from medvfm_jax.adapters import Count
 from medvfm_jax.models import catalog
 from medvfm_jax.models.model import Model
-from medvfm_jax.models.transforms import transform
 from medvfm_jax.parallel.errors import BadPlan
 from medvfm_jax.parallel.rules import Rules
 from medvfm_jax.parallel.shardings import batch_shardings, param_shardings, shard_step, state_shardings
+from medvfm_jax.settings.groups import ModelConfig
 from medvfm_jax.settings.plan import Training
+from medvfm_jax.train.assemble import Base, adapt_base
 from medvfm_jax.train.optimizer import make_optimizer, make_schedule
 from medvfm_jax.train.state import TrainState, init_state
 from medvfm_jax.train.step import LossFn, Step, make_step
@@ -48,16 +49,17 @@ def abstract_training(config: Training) -> Abstract:
             raise BadPlan(f"{name} is {getattr(config, name)}; expected at least 1.")
     if config.global_batch % config.accumulate:
         raise BadPlan(f"A batch of {config.global_batch} cannot be cut into {config.accumulate} equal parts.")
-    model, params = _model(config)
-    assignments = systems.parse_assignments(config.set)
-    adapted = adapt_model(systems.adapter(config.adapter, model, **assignments), model)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    delta = jax.eval_shape(adapted.init, key, params)
+    base, prompt = _base(config), "box" if config.prompts_per_image else "none"
+    wanted = ModelConfig(model=config.model, set=config.set, prompt=prompt)
+    system = systems.get(config.adapter)
+    assembled = adapt_base(base, wanted, config.adapter, system, classes=config.classes, seed=0)
+    model, params = assembled.base.model, assembled.base.params
     optimizer = make_optimizer(make_schedule("cosine", 1e-4, 1000, 50))
-    state = jax.eval_shape(functools.partial(init_state, optimizer=optimizer), delta, key=key)
-    loss = make_loss(adapted, systems.get(config.adapter).objective[model.spec.task])
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    state = jax.eval_shape(functools.partial(init_state, optimizer=optimizer), assembled.delta, key=key)
+    loss = make_loss(assembled.adapted, assembled.objective)
     step = make_step(loss, optimizer, config.accumulate)
-    return Abstract(loss, step, params, state, _batch(config, model), optimizer, count(delta, params))
+    return Abstract(loss, step, params, state, _batch(config, model), optimizer, assembled.size)
 
 
 def lower(training: Abstract, rules: Rules, mesh: Mesh) -> jax.stages.Lowered:
@@ -71,7 +73,8 @@ def lower(training: Abstract, rules: Rules, mesh: Mesh) -> jax.stages.Lowered:
     return step.trace(training.params, training.state, training.batch).lower()
 
 
-def _model(config: Training) -> tuple[Model, Params]:
+def _base(config: Training) -> Base:
+    """The model and the shapes of its parameters."""
     options: dict[str, Any] = {
         "dtype": jnp.dtype(config.dtype),
         "image_size": config.image_size,
@@ -88,18 +91,7 @@ def _model(config: Training) -> tuple[Model, Params]:
         raise BadPlan(
             f"Model '{config.model}' gives features, not masks; choose one that segments, like sam-b."
         )
-    params = jax.eval_shape(model.init, jax.eval_shape(lambda: jax.random.key(0)))
-    prompt = "box" if config.prompts_per_image else "none"
-    change = systems.get(config.adapter).transform(model.spec, prompt, config.classes)
-    found: list[Model] = []
-
-    def convert(params: Params) -> Params:
-        model_, params = transform(change, model, params)
-        found.append(model_)
-        return params
-
-    params = jax.eval_shape(convert, params)
-    return found[0], params
+    return Base(model, jax.eval_shape(model.init, jax.eval_shape(lambda: jax.random.key(0))), "")
 
 
 def _batch(config: Training, model: Model) -> Batch:

@@ -4,13 +4,12 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from medvfm_jax import local_paths
-from medvfm_jax.settings.adapt import ObjectChoice
-from medvfm_jax.settings.records import BadConfig, require, require_distance
+from medvfm_jax.settings.groups import ObjectChoice, ReadingConfig
+from medvfm_jax.settings.records import BadConfig, require
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(ReadingConfig):
     """Score a run, or a model as it is, on labelled images."""
 
     data: str | None = None
@@ -46,27 +45,17 @@ class EvaluateConfig:
     """File with the base weights, for models that are not fetched automatically."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Number format of the computation."""
-    offline: bool = False
-    """Never touch the network."""
-    skip_bad: bool = False
-    """Skip cases that cannot be read, and count them, instead of stopping."""
-    allow_geometry_mismatch: float = 0.0
-    """Accept label maps of the right shape whose headers place a corner up to so many mm from where their image has
-    it. Up to a twentieth of a voxel, which is rounding, is always accepted; both are counted and said."""
-    follow_links: bool = False
-    """Accept image and label files that symbolic links, or paths in dataset.json, place outside the data folder."""
     out: Path | None = None
     """Where scores go; by default RUN/scores.json (RUN/scores_SPLIT.json for another split than test), and
     runs/MODEL_DATA/scores.json for a model as it is."""
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning; raises BadConfig, BadPath."""
-        local_paths.check_all(self)
+        super().__post_init__()
         if (self.run is None) == (self.model is None):
             raise BadConfig("Evaluate needs either --run RUN or --model NAME, and not both.")
         if self.model is not None and self.data is None:
             raise BadConfig("A model as it is knows no data: add --data FOLDER.")
         if self.run is not None and self.delta is not None:
             raise BadConfig("A run has its own delta: give --delta with --model, not with --run.")
-        require_distance(self.allow_geometry_mismatch)
         require(self.cases is None or self.cases >= 1, "cases", self.cases, "at least 1")

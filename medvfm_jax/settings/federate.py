@@ -5,8 +5,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from medvfm_jax import local_paths
-from medvfm_jax.settings.adapt import AdaptConfig, Augment, ObjectChoice, PromptChoice, ScheduleName, Tier
+from medvfm_jax.settings.groups import Augment, ScheduleName, TrainingConfig
 from medvfm_jax.settings.records import BadConfig, require
 
 if TYPE_CHECKING:
@@ -19,15 +18,12 @@ MemoryName = Literal["none", "error_feedback", "ef21", "diana"]
 
 
 @dataclasses.dataclass(frozen=True)
-class FederateConfig:
+class FederateConfig(TrainingConfig):
     """Adapt a model to the images of several hospitals that share updates instead of images."""
 
-    data: str
-    """Folder with labelled images (nnU-Net v2, or images/ and masks/), or the name of a built-in dataset."""
+    _: dataclasses.KW_ONLY
     sites: Path | None = None
     """Table with the columns file, site and maybe patient; by default sites.csv in the data folder."""
-    model: str = "lite-medsam"
-    """Model to adapt."""
     algorithm: str = "auto"
     """How updates are combined: fedavg, fedprox, scaffold, ...; `local` and `centralised` are the baselines.
     `auto`: that of the system given as --preset, else fedavg."""
@@ -35,8 +31,6 @@ class FederateConfig:
     """Folder with unlabelled images at the server, on which feddf distils the ensemble of the clients."""
     preset: str = "decoder"
     """What trains: an adapter preset (decoder, samed, lora, ...) or a published system (fedsam, fedmsa, flap_sam)."""
-    set: tuple[str, ...] = ()
-    """Options of the adapter, for example lora.rank=8; may be given several times."""
     algorithm_set: tuple[str, ...] = ()
     """Options of the algorithm, for example mu=0.1, or ranks=2,4,8 (one per client); may be given several times."""
     rounds: int = 20
@@ -104,14 +98,6 @@ class FederateConfig:
     """Site whose images nobody trains on; its test patients are scored all the same."""
     out: Path = Path("runs/federate")
     """Run directory to create."""
-    resume: bool = False
-    """Continue the run in --out if there is one; the result has the same bits as an undisturbed run."""
-    prompt: PromptChoice = "auto"
-    """Prompts simulated from the labels; `none` trains a prompt-free model with one output per label."""
-    prompts_per_image: int = 4
-    """Prompts per image and step, sampled from its labels or instances."""
-    objects: ObjectChoice | None = None
-    """What one simulated prompt is about: instances, components or labels; the default is that of `adapt`."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """Optimiser of the clients; scaffold, fednova and qfedavg are defined for SGD only."""
     keep_optimizer: bool = False
@@ -121,23 +107,9 @@ class FederateConfig:
     """Learning rate of the first round; the default depends on the adapter, and is 0.01 for SGD."""
     schedule: ScheduleName = "cosine"
     """How the learning rate falls over the rounds."""
-    weight_decay: float = 0.01
-    """Weight decay of AdamW."""
-    clip_norm: float = 1.0
-    """Largest global norm of a gradient; 0 does not clip."""
-    objective: Literal["auto", "medsam", "samed", "sam"] = "auto"
-    """Loss: `medsam` Dice + cross-entropy, `samed` 0.8 Dice + 0.2 cross-entropy, `sam` 20 focal + Dice + IoU."""
     augment: Augment = "auto"
     """Random changes of the images, as for `adapt`. `auto`: full for pictures, upright for volumes, none where
     embeddings are cached or patients are protected."""
-    embeddings: Tier = "auto"
-    """Where embeddings of a frozen encoder are kept; `disk`: also for later runs, `off`: encode each step."""
-    empty_slices: float = 0.2
-    """Of a training volume's slices without any label, the share to train on; 1 takes them all."""
-    val_fraction: float = 0.15
-    """Share of the patients of each client used for validation."""
-    test_fraction: float = 0.2
-    """Share of the patients of each client kept for the test."""
     validate_every: int = 1
     """Rounds between validations; 0 never validates. The model of the best round is kept, with privacy the last."""
     validation_images: int = 8
@@ -147,8 +119,6 @@ class FederateConfig:
     algorithms); 0 never measures."""
     checkpoint_every: int = 1
     """Rounds between checkpoints."""
-    checkpoint_seconds: float = 60.0
-    """Seconds between checkpoints, whichever comes first."""
     score: bool = True
     """Score the test patients at the end, each with the model of its client; `evaluate` does it later otherwise."""
     cases: int | None = None
@@ -159,26 +129,12 @@ class FederateConfig:
     """Clients one after the other or side by side; `auto`: loop on CPU."""
     chunk: int | None = None
     """Clients side by side at most, for cohorts that do not fit in memory."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Number format of the computation; parameters stay float32."""
     seed: int = 0
     """Seed of partition, split, initial values and, without privacy, of sampling: noise has no public seed."""
-    weights: Path | None = None
-    """File with the base weights, for models that are not fetched automatically."""
-    offline: bool = False
-    """Never touch the network."""
-    skip_bad: bool = False
-    """Skip cases that cannot be read, and count them, instead of stopping."""
-    allow_geometry_mismatch: float = 0.0
-    """Accept label maps of the right shape whose headers place a corner up to so many mm from where their image has
-    it. Up to a twentieth of a voxel, which is rounding, is always accepted; both are counted and said."""
-    follow_links: bool = False
-    """Accept image and label files that symbolic links, or paths in dataset.json, place outside the data folder."""
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning; raises BadConfig, BadPath."""
-        local_paths.check_all(self)
-        self.local()
+        super().__post_init__()
         for name, least in [
             ("rounds", 1),
             ("local_steps", 1),
@@ -256,14 +212,8 @@ class FederateConfig:
         chosen = self.in_round(clients)
         return min(chosen, max(math.ceil(self.secure_threshold * chosen), chosen // 2 + 1))
 
-    def local(self) -> AdaptConfig:
-        """The settings of one client's training, which checks what `adapt` checks. Raises BadConfig."""
-        names = {field.name for field in dataclasses.fields(AdaptConfig)}
-        shared = {name: value for name, value in vars(self).items() if name in names}
-        return AdaptConfig(adapter=self.preset, steps=max(self.rounds * self.local_steps, 1), **shared)
-
-    def resolved_learning_rate(self, system: "System", entry: "ModelEntry", plain_sgd: bool) -> float:
+    def resolved_learning_rate(self, system: "System", entry: "ModelEntry", plain_sgd: bool = False) -> float:
         """The learning rate, given or by optimiser and system."""
         if self.learning_rate is None and (plain_sgd or self.optimizer == "sgd"):
             return 0.01  # at 0.1 SCAFFOLD diverges on the decoder of LiteMedSAM (experiments.five_sites)
-        return self.local().resolved_learning_rate(system, entry)
+        return super().resolved_learning_rate(system, entry)

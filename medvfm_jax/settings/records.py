@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from medvfm_jax import local_paths
 from medvfm_jax.types import MedvfmError
 
 _Config = TypeVar("_Config")
@@ -13,6 +14,14 @@ _Config = TypeVar("_Config")
 
 class BadConfig(MedvfmError, ValueError):
     """Settings that contradict each other or have no meaning."""
+
+
+class Settings:
+    """Base of settings: the ``__post_init__`` of each group checks its own fields and passes on."""
+
+    def __post_init__(self) -> None:
+        """Refuse paths that no system takes; raises BadPath."""
+        local_paths.check_all(self)
 
 
 def to_json(config: Any) -> dict[str, Any]:

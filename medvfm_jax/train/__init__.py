@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from medvfm_jax.train.state import TrainState, init_state
     from medvfm_jax.train.step import make_step
     from medvfm_jax.train.task import make_loss
+    from medvfm_jax.train.training import Run, Trained, resolve, train
 
 _WHERE = {
     "AdaptConfig": "medvfm_jax.settings.adapt",
@@ -28,8 +29,10 @@ _WHERE = {
     "EmbeddingCache": "medvfm_jax.train.embedding_cache",
     "EvaluateConfig": "medvfm_jax.settings.evaluate",
     "NonFiniteLoss": "medvfm_jax.train.loop",
+    "Run": "medvfm_jax.train.training",
     "RunResult": "medvfm_jax.train.adaptation",
     "TrainState": "medvfm_jax.train.state",
+    "Trained": "medvfm_jax.train.training",
     "WrongCheckpoint": "medvfm_jax.train.checkpoint",
     "adapt": "medvfm_jax.train.adaptation",
     "evaluate": "medvfm_jax.train.evaluation",
@@ -39,6 +42,8 @@ _WHERE = {
     "make_optimizer": "medvfm_jax.train.optimizer",
     "make_schedule": "medvfm_jax.train.optimizer",
     "make_step": "medvfm_jax.train.step",
+    "resolve": "medvfm_jax.train.training",
+    "train": "medvfm_jax.train.training",
 }
 __getattr__, __dir__ = lazy.attributes(__name__, _WHERE)
 
@@ -51,8 +56,10 @@ __all__ = [
     "EmbeddingCache",
     "EvaluateConfig",
     "NonFiniteLoss",
+    "Run",
     "RunResult",
     "TrainState",
+    "Trained",
     "WrongCheckpoint",
     "adapt",
     "evaluate",
@@ -62,4 +69,6 @@ __all__ = [
     "make_optimizer",
     "make_schedule",
     "make_step",
+    "resolve",
+    "train",
 ]

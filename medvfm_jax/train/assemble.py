@@ -1,4 +1,4 @@
-"""From names to something that trains: base weights, prompt-free conversion, adapter."""
+"""From settings to something that trains: base weights, transform of the model, adapter, start of the delta."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,13 +8,15 @@ import jax
 import jax.numpy as jnp
 
 from medvfm_jax import systems, weights
-from medvfm_jax.adapters import AdaptedModel, adapt_model, chain, from_config
+from medvfm_jax.adapters import AdaptedModel, Count, adapt_model, chain, count, from_config
 from medvfm_jax.data import Dataset
 from medvfm_jax.models import catalog
 from medvfm_jax.models.entry import ModelEntry
 from medvfm_jax.models.model import Model
 from medvfm_jax.models.transforms import transform
+from medvfm_jax.settings.groups import ModelConfig
 from medvfm_jax.settings.records import BadConfig
+from medvfm_jax.systems import System
 from medvfm_jax.train.run_directory import CONFIG, read_record
 from medvfm_jax.train.settings_record import settings_digest
 from medvfm_jax.types import Delta, MedvfmError, ModelSpec, Params
@@ -30,11 +32,95 @@ class ForeignDelta(MedvfmError):
 
 
 class Base(NamedTuple):
-    """A model ready to be adapted; fingerprint: of its weights as loaded, before any conversion."""
+    """A model to be adapted; fingerprint: of its weights as loaded, before any transform."""
 
     model: Model
     params: Params
     fingerprint: str
+
+
+class Assembled(NamedTuple):
+    """A model with its adapter and what it is trained for; nothing is trained yet.
+
+    base: as the system transforms it.  delta: at the start.  prompt: simulated in training, "none" for none.
+    objective: name of the loss, see ``train.task``.  transform, adapter: JSON-able, from which both are built again.
+    """
+
+    base: Base
+    adapted: AdaptedModel
+    delta: Delta
+    prompt: str
+    objective: str
+    transform: dict[str, Any] | None
+    adapter: dict[str, Any]
+
+    @property
+    def size(self) -> Count:
+        """How many numbers train."""
+        return count(self.delta, self.base.params)
+
+    def with_adapter(self, adapter: dict[str, Any], seed: int) -> "Assembled":
+        """The same with another adapter, given by its JSON-able configuration."""
+        adapted, delta = _with_start(self.base, adapter, seed)
+        return self._replace(adapted=adapted, delta=delta, adapter=adapter)
+
+    def record(self) -> dict[str, Any]:
+        """For ``config.json``."""
+        return {
+            "prompt": self.prompt,
+            "transform": self.transform,
+            "adapter": self.adapter,
+            "objective": self.objective,
+            "fingerprint": self.base.fingerprint,
+        }
+
+
+def assemble(
+    config: ModelConfig,
+    name: str,
+    system: System,
+    *,
+    classes: int,
+    seed: int,
+    offline: bool = False,
+    keep: str = "everything",
+) -> Assembled:
+    """Load the weights and put the system's parts around the model.
+
+    name: of the system, stored with the adapter.  classes: labels with the background.  seed: of initial values.
+    keep: see ``load_base``.  Raises BadConfig, and what weights, transforms and adapters raise.
+    """
+    base = load_base(
+        config.model,
+        classes=classes,
+        seed=seed,
+        dtype=config.dtype,
+        file=config.weights,
+        offline=offline,
+        keep=keep,
+    )
+    return adapt_base(base, config, name, system, classes=classes, seed=seed)
+
+
+def adapt_base(
+    base: Base, config: ModelConfig, name: str, system: System, *, classes: int, seed: int
+) -> Assembled:
+    """The system's parts around a model, as ``assemble``; where ``base.params`` are shapes, so is the delta."""
+    task, spec = base.model.spec.task, base.model.spec
+    prompt = config.resolved_prompt(system, task)
+    transform = system.transform(spec, prompt, classes)
+    base = transformed(base, transform)
+    adapter = systems.configure(name, system, base.model.spec, systems.parse_assignments(config.set))
+    objective = config.resolved_objective(system, base.model.spec.task)
+    adapted, delta = _with_start(base, adapter, seed)
+    return Assembled(base, adapted, delta, prompt, objective, transform, adapter)
+
+
+def _with_start(base: Base, adapter: dict[str, Any], seed: int) -> tuple[AdaptedModel, Delta]:
+    adapted, key = with_adapter(base, adapter), jax.random.fold_in(jax.random.key(seed), 1)
+    if _abstract(base.params):
+        return adapted, jax.eval_shape(adapted.init, key, base.params)
+    return adapted, adapted.init(key, base.params)
 
 
 class Loaded(NamedTuple):
@@ -164,9 +250,26 @@ def spec_of(name: str) -> ModelSpec:
 
 
 def transformed(base: Base, config: Mapping[str, Any] | None) -> Base:
-    """The model as a system transforms it, see ``models.transforms``; None changes nothing."""
-    model, params = transform(config, base.model, base.params)
-    return Base(model, params, base.fingerprint)
+    """The model as a system transforms it, see ``models.transforms``; None changes nothing.
+
+    Parameters that are shapes stay shapes.
+    """
+    if not _abstract(base.params):
+        model, params = transform(config, base.model, base.params)
+        return Base(model, params, base.fingerprint)
+    models: list[Model] = []
+
+    def traced(params: Params) -> Params:
+        model, params = transform(config, base.model, params)
+        models.append(model)
+        return params
+
+    params = jax.eval_shape(traced, base.params)
+    return Base(models[0], params, base.fingerprint)
+
+
+def _abstract(params: Params) -> bool:
+    return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params))
 
 
 def stored_transform(metadata: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any] | None:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medvfm_jax import __version__
-from medvfm_jax.settings.adapt import Tier
+from medvfm_jax.settings.groups import Tier
 from medvfm_jax.types import Batch
 
 MEMORY_LIMIT = 1 << 30  # bytes of embeddings kept in memory

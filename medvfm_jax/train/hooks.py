@@ -1,4 +1,4 @@
-"""Hooks of the training loop: metrics file, TensorBoard scalars, validation, checkpoints."""
+"""Hooks of the training loop: metrics file, TensorBoard scalars, checkpoints."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -10,9 +10,9 @@ import optax
 
 from medvfm_jax.train import checkpoint, run_directory
 from medvfm_jax.train.early_stopping import EarlyStopping
-from medvfm_jax.train.loop import Hook, StepEnd
+from medvfm_jax.train.loop import StepEnd
 from medvfm_jax.train.state import TrainState
-from medvfm_jax.types import Delta, MedvfmError
+from medvfm_jax.types import MedvfmError
 
 Recorder = Callable[[Mapping[str, Any]], None]  # takes one line of metrics
 
@@ -21,21 +21,38 @@ class MissingTensorBoard(MedvfmError, ImportError):
     """Scalars for TensorBoard were asked for, but nothing is installed that can write them."""
 
 
-def log_metrics(record: Recorder, schedule: optax.Schedule, every: int = 1) -> Hook:
-    """Record {"step", "loss", ..., "images_per_s", "lr", "time"}, averaged over ``every`` steps."""
-    since: list[StepEnd] = []
+class MetricsLog:
+    """Hook: record {"step", "loss", ..., "images_per_s", "lr", "time"}, averaged over ``every`` steps, and validations.
 
-    def hook(end: StepEnd) -> None:
-        since.append(end._replace(state=None))
-        if end.step % every and not end.last:
-            return
-        mean = {n: sum(e.metrics[n] for e in since) / len(since) for n in end.metrics}
-        speed = sum(e.examples for e in since) / max(sum(e.seconds for e in since), 1e-9)
-        line = {"step": end.step, **mean, "images_per_s": round(speed, 3)}
-        record(line | {"lr": float(schedule(end.step - 1)), "time": round(time.time(), 3)})
-        since.clear()
+    A validation is a line of its own, {"step", "val_dice", ..., "time"}.
+    """
 
-    return hook
+    def __init__(self, record: Recorder, schedule: optax.Schedule, every: int = 1):
+        self._record, self._schedule, self._every = record, schedule, every
+        self._since: list[StepEnd] = []
+
+    def reads_state(self, step: int, last: bool) -> bool:
+        """Numbers alone."""
+        return False
+
+    def __call__(self, end: StepEnd) -> None:
+        """Take in a step; record the mean if it is due."""
+        since = self._since
+        since.append(end._replace(state=None, stopping=None))
+        if end.step % self._every == 0 or end.last:
+            mean = {n: sum(e.metrics[n] for e in since) / len(since) for n in end.metrics}
+            speed = sum(e.examples for e in since) / max(sum(e.seconds for e in since), 1e-9)
+            line = {"step": end.step, **mean, "images_per_s": round(speed, 3)}
+            self._record(line | {"lr": float(self._schedule(end.step - 1)), "time": round(time.time(), 3)})
+            since.clear()
+        record_scores(self._record, end)
+
+
+def record_scores(record: Recorder, end: StepEnd) -> None:
+    """Record the validation after a step, if there was one."""
+    if end.scores is not None:
+        line = {"step": end.step, **{f"val_{n}": float(v) for n, v in end.scores.items()}}
+        record(line | {"time": round(time.time(), 3)})
 
 
 def to_file(folder: Path) -> Recorder:
@@ -76,42 +93,9 @@ def to_all(*recorders: Recorder) -> Recorder:
     return record
 
 
-class Validation:
-    """Hook: score the delta every ``every`` steps and at the end, keep the best, stop without improvement.
-
-    score: delta -> {"dice": ..., "loss": ...}; logged with the prefix "val_". stopping: the current record.
-    fetch: brings a delta to the host where it is divided over devices.
-    """
-
-    def __init__(
-        self,
-        score: Callable[[Delta], Mapping[str, float]],
-        every: int,
-        stopping: EarlyStopping,
-        record: Recorder,
-        fetch: Callable[[Delta], Delta] = lambda delta: delta,
-    ):
-        self._score, self._every, self._record, self._fetch = score, every, record, fetch
-        self.stopping = stopping
-        self.latest: Mapping[str, float] = {}
-
-    def __call__(self, end: StepEnd) -> bool:
-        """Whether to stop."""
-        if end.step % self._every and not end.last:
-            return False
-        self.latest = self._score(end.state.delta)
-        line = {"step": end.step, **{f"val_{n}": float(v) for n, v in self.latest.items()}}
-        self._record(line | {"time": round(time.time(), 3)})
-        self.stopping = self.stopping.update(
-            float(self.latest["dice"]), end.step, self._fetch(end.state.delta)
-        )
-        return self.stopping.exhausted
-
-
 class Checkpoints:
     """Hook: commit a checkpoint every ``every`` steps, every ``seconds`` of wall time, and at the end.
 
-    stopping: gives the early-stopping record to store, that of the Validation hook before this one.
     fetch: brings a state to the host where it is divided over devices, with the help of all processes, of which one
     ``writes``; wall times differ between them, so ``seconds`` must then be infinite.
     private: the state holds a secret, see `checkpoint.Checkpoint`.
@@ -122,7 +106,6 @@ class Checkpoints:
         folder: Path,
         config: Mapping[str, Any],
         fingerprint: str,
-        stopping: Callable[[], EarlyStopping],
         every: int = 100,
         seconds: float = 60.0,
         fetch: Callable[[TrainState], TrainState] = lambda state: state,
@@ -131,25 +114,23 @@ class Checkpoints:
     ):
         self._folder, self._config, self._fingerprint = folder, dict(config), fingerprint
         self._fetch, self._writes, self._private = fetch, writes, private
-        self._stopping, self._every, self._seconds = stopping, every, seconds
+        self._every, self._seconds = every, seconds
         self._last = time.monotonic()
+
+    def reads_state(self, step: int, last: bool) -> bool:
+        """Whether a checkpoint is due after this step."""
+        late = time.monotonic() - self._last >= self._seconds
+        return step % self._every == 0 or late or last
 
     def __call__(self, end: StepEnd) -> None:
         """Commit a checkpoint if one is due; raises CheckpointError."""
-        late = time.monotonic() - self._last >= self._seconds
-        if end.step % self._every and not late and not end.last:
+        if end.state is None or not self.reads_state(end.step, end.last):
             return
         state = self._fetch(end.state)
         if self._writes:
-            checkpoint.write(
-                self._folder,
-                checkpoint.Checkpoint(
-                    state,
-                    end.loader_state,
-                    self._stopping(),
-                    self._config,
-                    self._fingerprint,
-                    self._private,
-                ),
+            stopping = end.stopping or EarlyStopping(patience=0)
+            committed = checkpoint.Checkpoint(
+                state, end.loader_state, stopping, self._config, self._fingerprint, self._private
             )
+            checkpoint.write(self._folder, committed)
         self._last = time.monotonic()

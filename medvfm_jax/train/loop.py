@@ -1,14 +1,17 @@
 """The training loop: fetch, step, tell the hooks. It knows nothing about models or images."""
 
+import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
 
 from medvfm_jax.printable import counted
+from medvfm_jax.train.early_stopping import EarlyStopping
 from medvfm_jax.train.interruption import deferred
 from medvfm_jax.train.state import TrainState
+from medvfm_jax.train.validation import Validation
 from medvfm_jax.types import MedvfmError
 
 
@@ -58,22 +61,44 @@ class MappedLoader:
 class StepEnd(NamedTuple):
     """What a hook sees after a step.
 
-    step: steps taken so far; steps: planned. loader_state: position after this step's batch.
+    step: steps taken so far; steps: planned. state: None where the hook said that it does not read it.
+    loader_state: position after this step's batch.
     metrics: numbers on the host. examples, seconds: of this step; None where a display shall not show times. last:
-    nothing follows.
+    nothing follows. scores: of the validation after this step, None without one. stopping: early stopping so far.
     """
 
     step: int
     steps: int
-    state: TrainState
+    state: TrainState | None
     loader_state: Any
     metrics: dict[str, float]
     examples: int
     seconds: float | None
     last: bool
+    scores: Mapping[str, float] | None = None
+    stopping: EarlyStopping | None = None
 
 
-Hook = Callable[[StepEnd], bool | None]  # True ends the training after this step
+# True ends the training after this step.  A hook with a method ``reads_state(step, last) -> bool`` gets the state only
+# at steps where that says so; between them its numbers come one step late, so that the device never waits for the host.
+Hook = Callable[[StepEnd], bool | None]
+
+
+class Fitted(NamedTuple):
+    """What training ends with; stopping: the record of validations, None without validation."""
+
+    state: TrainState
+    stopping: EarlyStopping | None
+
+
+class _Taken(NamedTuple):
+    """A step that was given to the device; its metrics may not be there yet."""
+
+    step: int
+    loader_state: Any
+    on_device: dict[str, Any]
+    examples: int
+    started: float
 
 
 def fit(
@@ -83,19 +108,24 @@ def fit(
     hooks: Sequence[Hook] = (),
     *,
     steps: int,
+    validation: Validation | None = None,
+    stopping: EarlyStopping | None = None,
     agree: Callable[[bool], bool] = bool,
-) -> TrainState:
-    """Train until ``state.step`` is ``steps`` or a hook says stop; returns the last state.
+) -> Fitted:
+    """Train until ``state.step`` is ``steps``, a hook says stop, or validations no longer improve.
 
     step: ``(state, batch) -> (state, metrics)``, for example ``functools.partial(make_step(...), params)``.
     agree: where several processes train together, whether any of them was asked to end; then all do.
-    hooks: called after each step in order; once one has asked to stop, those after it see ``last=True``.
+    hooks: called for each step in order, after its validation; once one has asked to stop, those after it see
+    ``last=True``.  stopping: of an earlier part of the run.
     Raises NonFiniteLoss naming the step, LoaderExhausted, KeyboardInterrupt (after SIGTERM its kind Terminated) after
-    the step in progress
-    (the hooks then saw ``last=True``, so a checkpoint was written).
+    the step in progress (the hooks then saw ``last=True``, so a checkpoint was written).
     """
+    if stopping is not None and stopping.exhausted:
+        return Fitted(state, stopping)
     taken = int(state.step)
-    batches = _with_positions(loader)
+    batches, tell = _with_positions(loader), _Teller(steps, hooks)
+    waiting: _Taken | None = None  # nobody reads the state after it
     with deferred() as interrupted:
         following = next(batches, None) if taken < steps else None
         while taken < steps:
@@ -103,26 +133,73 @@ def fit(
                 raise LoaderExhausted(
                     f"The data ended after {taken} of {counted(steps, 'step')}; let the loader repeat or take fewer."
                 )
-            (batch, loader_state), start = following, time.perf_counter()
+            (batch, loader_state), started = following, time.perf_counter()
             state, on_device = step(state, batch)
-            # The device works while the host prepares the next batch; only then is the result waited for.
+            # The device works while the host prepares the next batch and hears of the step before.
             following = next(batches, None) if taken + 1 < steps else None
-            metrics = {name: float(value) for name, value in jax.device_get(on_device).items()}
             taken += 1
+            this = _Taken(taken, loader_state, on_device, _batch_size(batch), started)
             asked_to_end = agree(interrupted())  # asked once: what comes later is for the next step
-            _refuse_non_finite(metrics, taken)
-            end = StepEnd(
-                taken, steps, state, loader_state, metrics, _batch_size(batch),
-                time.perf_counter() - start, taken == steps or asked_to_end,
-            )  # fmt: skip
-            for hook in hooks:
-                if hook(end):
-                    end = end._replace(last=True)
+            last = taken == steps or asked_to_end
+            if waiting is not None:
+                last |= tell(waiting, None, False, None, stopping)
+                waiting = None
+            due = validation is not None and validation.due(taken, last)
+            if not due and not any(_reads_state(hook, taken, last) for hook in hooks) and not last:
+                waiting = this
+                continue
+            metrics = tell.metrics(this)  # refuses a bad step before anybody reads its state
+            scores = None
+            if validation is not None and due:
+                scores, stopping = validation(state, taken, stopping)
+                last |= stopping.exhausted
+            last = tell(this, state, last, scores, stopping, metrics)
             if asked_to_end:
                 raise interrupted.error
-            if end.last:
+            if last:
                 break
-    return state
+    return Fitted(state, stopping)
+
+
+def _reads_state(hook: Hook, step: int, last: bool) -> bool:
+    reads = getattr(hook, "reads_state", None)
+    return reads is None or reads(step, last)
+
+
+class _Teller:
+    """Brings the numbers of a step to the host and passes them on to the hooks."""
+
+    def __init__(self, steps: int, hooks: Sequence[Hook]):
+        self._steps, self._hooks, self._before = steps, hooks, -math.inf
+
+    def metrics(self, taken: _Taken) -> tuple[dict[str, float], float]:
+        """(Numbers of the step, seconds since it began or since those of the step before came); waits for the device.
+
+        Raises NonFiniteLoss.
+        """
+        metrics = {name: float(value) for name, value in jax.device_get(taken.on_device).items()}
+        now, began = time.perf_counter(), max(taken.started, self._before)
+        self._before = now
+        _refuse_non_finite(metrics, taken.step)
+        return metrics, now - began
+
+    def __call__(
+        self,
+        taken: _Taken,
+        state: TrainState | None,
+        last: bool,
+        scores: Mapping[str, float] | None,
+        stopping: EarlyStopping | None,
+        found: tuple[dict[str, float], float] | None = None,
+    ) -> bool:
+        """Whether the step is the last, or one of the hooks wants it to be."""
+        metrics, seconds = found or self.metrics(taken)
+        numbers = (metrics, taken.examples, seconds, last, scores, stopping)
+        end = StepEnd(taken.step, self._steps, state, taken.loader_state, *numbers)
+        for hook in self._hooks:
+            if hook(end):
+                end = end._replace(last=True)
+        return end.last
 
 
 def _with_positions(loader: Loader) -> Iterator[tuple[Any, Any]]:

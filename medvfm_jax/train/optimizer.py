@@ -2,7 +2,7 @@
 
 import optax
 
-from medvfm_jax.settings.adapt import ScheduleName
+from medvfm_jax.settings.groups import ScheduleName
 from medvfm_jax.types import MedvfmError
 
 

@@ -45,6 +45,10 @@ class ProgressDisplay:
         """The items one by one, showing how many are done; see ``tracked``."""
         return tracked(items, title, self._console)
 
+    def reads_state(self, step: int, last: bool) -> bool:
+        """Numbers alone."""
+        return False
+
     def __call__(self, end: StepEnd) -> None:
         """Show a step; without its seconds neither speed nor time."""
         if "loss" in end.metrics:  # a private run does not show it

@@ -10,7 +10,7 @@ from medvfm_jax.data import Dataset, Example, PromptConfig, Split, examples, mak
 from medvfm_jax.data.loader import Loader
 from medvfm_jax.data.records import Objects
 from medvfm_jax.printable import counted
-from medvfm_jax.settings.adapt import AdaptConfig
+from medvfm_jax.settings.groups import TrainingConfig
 from medvfm_jax.train.provenance import digest_files
 from medvfm_jax.train.validation import ValidationSet
 from medvfm_jax.types import ModelSpec
@@ -37,7 +37,7 @@ class TrainingData(NamedTuple):
     spec: ModelSpec
     task: str
     prompts: PromptConfig | None
-    config: AdaptConfig
+    config: TrainingConfig
     train: list[Example]
     val: list[Example]
     skipped: dict[str, str]
@@ -128,7 +128,7 @@ def data_digest(dataset: Dataset) -> str:
     return digest_files(files, dataset.folder)
 
 
-def training_data(source: SplitData, spec: ModelSpec, prompt: str, config: AdaptConfig) -> TrainingData:
+def training_data(source: SplitData, spec: ModelSpec, prompt: str, config: TrainingConfig) -> TrainingData:
     """List and check every training and validation case; raises BadCase unless ``config.skip_bad``."""
     task = "semantic" if prompt == "none" else "promptable"
     prompts = None if prompt == "none" else PromptConfig(prompt, config.prompts_per_image)

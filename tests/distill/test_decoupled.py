@@ -4,27 +4,34 @@ import numpy as np
 import optax
 import pytest
 
+from medvfm_jax.adapters import adapt_model, tune
 from medvfm_jax.distill import (
     DecoupledBatch,
     EmbeddingMismatch,
     make_decoupled_loss,
-    make_distill_step,
-    only_encoder,
     valid_positions,
     write_embeddings,
 )
+from medvfm_jax.models.catalog import build
+from medvfm_jax.train import init_state, make_step
 
 SIZE, POSITIONS, C = 8, 4, 5
+KEY = jax.random.key(0)
 
 
 def encode(params, image):
     """A linear encoder: 2 × 2 patches -> C channels."""
+    return changed(params, {"kernel": 0.0}, image)
+
+
+def changed(params, delta, image):
+    """The same with a delta of its parameters."""
     patches = (
         image.reshape(POSITIONS, 2, POSITIONS, 2, 3)
         .transpose(0, 2, 1, 3, 4)
         .reshape(POSITIONS, POSITIONS, 12)
     )
-    return patches @ params["kernel"]
+    return patches @ (params["kernel"] + delta["kernel"])
 
 
 @pytest.fixture
@@ -35,13 +42,19 @@ def setting():
     return teacher, student, jnp.asarray(rng.normal(size=(3, SIZE, SIZE, 3)), jnp.float32)
 
 
+def loss_of(encode, teacher=None):
+    """(params, batch) -> loss, without a delta."""
+    loss = make_decoupled_loss(encode, teacher)
+    return lambda params, batch: loss(params, {"kernel": 0.0}, batch, KEY)
+
+
 def batch_of(images, teacher=None, valid=None):
     return DecoupledBatch(images, teacher, jnp.ones((3, POSITIONS, POSITIONS)) if valid is None else valid)
 
 
 def test_precomputed_and_computed_teachers_agree(setting):
     teacher, student, images = setting
-    loss = make_decoupled_loss(encode, lambda image: encode(teacher, image))
+    loss = loss_of(changed, lambda image: encode(teacher, image))
     embeddings = jax.vmap(encode, in_axes=(None, 0))(teacher, images)
     there, _ = loss(student, batch_of(images))
     stored, terms = loss(student, batch_of(images, embeddings))
@@ -55,53 +68,60 @@ def test_precomputed_and_computed_teachers_agree(setting):
 
 def test_padding_is_not_learned(setting):
     teacher, student, images = setting
-    loss = make_decoupled_loss(encode, lambda image: encode(teacher, image))
+    loss = loss_of(changed, lambda image: encode(teacher, image))
     valid = jnp.broadcast_to(valid_positions(4, 8, SIZE, POSITIONS), (3, POSITIONS, POSITIONS))
     value, _ = loss(student, batch_of(images, valid=valid))
-    changed = images.at[:, 4:].set(99.0)
-    np.testing.assert_allclose(loss(student, batch_of(changed, valid=valid))[0], value, rtol=1e-6)
+    other = images.at[:, 4:].set(99.0)
+    np.testing.assert_allclose(loss(student, batch_of(other, valid=valid))[0], value, rtol=1e-6)
 
 
 def test_a_linear_student_finds_its_linear_teacher(setting):
     teacher, student, images = setting
-    init, step = make_distill_step(
-        make_decoupled_loss(encode, lambda image: encode(teacher, image)), optax.adam(0.05)
-    )
-    state = init(jax.tree.map(jnp.copy, student))
+    loss, optimizer = make_decoupled_loss(changed, lambda image: encode(teacher, image)), optax.adam(0.05)
+    step = make_step(loss, optimizer)
+    state = init_state(jax.tree.map(jnp.zeros_like, student), optimizer, KEY)
     for _ in range(300):
-        state, metrics = step(state, batch_of(images))
+        state, metrics = step(student, state, batch_of(images))
     assert float(metrics["mse"]) < 1e-4
     assert int(state.step) == 300
-    np.testing.assert_allclose(state.params["kernel"], teacher["kernel"], atol=0.05)
+    np.testing.assert_allclose(student["kernel"] + state.delta["kernel"], teacher["kernel"], atol=0.05)
 
 
-def test_microbatches_make_the_same_step(setting):
+def test_one_image_after_the_other_makes_the_same_step(setting):
     teacher, student, images = setting
-    loss = make_decoupled_loss(encode, lambda image: encode(teacher, image))
-    states = []
-    for microbatch in (None, 1):
-        init, step = make_distill_step(loss, optax.sgd(0.1), microbatch=microbatch)
-        states.append(step(init(jax.tree.map(jnp.copy, student)), batch_of(images)))
-    (whole, of_whole), (parts, of_parts) = states
-    np.testing.assert_allclose(whole.params["kernel"], parts.params["kernel"], rtol=1e-5, atol=1e-6)
-    for name in ("mse", "cosine", "gradient_norm"):
+    loss, optimizer = make_decoupled_loss(changed, lambda image: encode(teacher, image)), optax.sgd(0.1)
+    done = []
+    for parts in (1, 3):
+        state = init_state(jax.tree.map(jnp.zeros_like, student), optimizer, KEY)
+        done.append(make_step(loss, optimizer, parts)(student, state, batch_of(images)))
+    (whole, of_whole), (parts, of_parts) = done
+    np.testing.assert_allclose(whole.delta["kernel"], parts.delta["kernel"], rtol=1e-5, atol=1e-6)
+    for name in ("mse", "cosine", "grad_norm", "weight"):
         np.testing.assert_allclose(of_whole[name], of_parts[name], rtol=1e-5)
 
 
-def test_only_the_encoder_moves_and_not_its_statistics():
-    params = {
-        "params": {
-            "image_encoder": {"bn": {"scale": jnp.ones(2), "mean": jnp.ones(2), "var": jnp.ones(2)}},
-            "mask_decoder": {"kernel": jnp.ones(2)},
-        }
-    }
-    optimizer = only_encoder(optax.adamw(0.1, weight_decay=0.5))
-    updates, _ = optimizer.update(params, optimizer.init(params), params)
-    moved = jax.tree.map(lambda u: bool(jnp.any(u != 0)), updates)["params"]
-    assert moved == {
-        "image_encoder": {"bn": {"scale": True, "mean": False, "var": False}},
-        "mask_decoder": {"kernel": False},
-    }
+def test_what_trains_is_the_encoder_of_a_student_without_its_statistics():
+    """A student is an adapted model like any other: the encoder is its delta, the rest stays frozen."""
+    model = build("lite-tiny-test")
+    params = model.init(KEY)
+    student = adapt_model(tune(r"image_encoder/.*"), model)
+    delta = student.init(KEY, params)
+    assert all(site.startswith("image_encoder") for site in delta)
+    assert not {"mean", "var"} & {name for leaves in delta.values() for name in leaves}
+    size, cells = model.spec.input_size, model.spec.embedding
+    image = jax.random.normal(KEY, (1, size, size, 3))
+    batch = DecoupledBatch(image, jnp.ones((1, *cells)), jnp.ones((1, *cells[:2])))
+    optimizer = optax.adam(1e-3)
+    state = init_state(delta, optimizer, KEY)
+    step, losses = make_step(make_decoupled_loss(student.encode), optimizer), []
+    for _ in range(5):
+        state, metrics = step(params, state, batch)
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < losses[0]
+    whole = student.merge(params, state.delta)
+    np.testing.assert_allclose(
+        model.encode(whole, image[0]), student.encode(params, state.delta, image[0]), atol=1e-5
+    )
 
 
 def test_valid_positions_count_centres_on_the_image():
@@ -143,7 +163,7 @@ def test_too_few_images_leave_no_file(setting, tmp_path):
 def test_mismatches_are_named(setting):
     teacher, student, images = setting
     with pytest.raises(EmbeddingMismatch, match="without a teacher"):
-        make_decoupled_loss(encode)(student, batch_of(images))
-    narrow = make_decoupled_loss(encode, lambda image: encode(teacher, image)[..., :2])
+        loss_of(changed)(student, batch_of(images))
+    narrow = loss_of(changed, lambda image: encode(teacher, image)[..., :2])
     with pytest.raises(EmbeddingMismatch, match="neck"):
         narrow(student, batch_of(images))

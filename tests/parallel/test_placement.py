@@ -6,11 +6,11 @@ import pytest
 
 from medvfm_jax.data import make_phantom_dataset
 from medvfm_jax.parallel import BadMesh, OverMesh, make_mesh, preset
-from medvfm_jax.train import AdaptConfig, adapt, adaptation
+from medvfm_jax.train import AdaptConfig, adapt, training
 from medvfm_jax.train.loop import fit
 from medvfm_jax.train.run_directory import read_json, read_metrics
 
-MODULE = adaptation
+MODULE = training
 STEPS = 4
 
 

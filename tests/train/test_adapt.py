@@ -7,12 +7,12 @@ import pytest
 from medvfm_jax.data import open_dataset
 from medvfm_jax.models import catalog
 from medvfm_jax.settings.records import BadConfig
-from medvfm_jax.train import NonFiniteLoss, adapt, adaptation, assemble, run_directory
+from medvfm_jax.train import NonFiniteLoss, adapt, assemble, run_directory, training
 from medvfm_jax.train.run_directory import read_metrics
 from medvfm_jax.weights import artifacts, load
 from tests.train.small_runs import SMALL, small
 
-MODULE = adaptation
+MODULE = training
 
 
 def delta_bytes(result):

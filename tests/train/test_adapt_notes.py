@@ -13,7 +13,7 @@ def test_what_was_noticed_about_the_cases_is_said_once_before_training():
     data = SimpleNamespace(describe=lambda: "data", source=source)
     config = SimpleNamespace(model="m", adapter="lora", preset="lora")
     for announce, run in [
-        (announce_adapt, {"record": {"resolved": {"prompt": "box"}}, "data": data}),
+        (announce_adapt, {"assembled": SimpleNamespace(prompt="box", size=1), "data": data}),
         (
             announce_federate,
             {"algorithm": "fedavg", "clients": (), "source": source, "privacy": None, "secure": None},

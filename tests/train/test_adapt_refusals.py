@@ -10,13 +10,13 @@ import pytest
 from medvfm_jax.adapters import BadAdapterConfig
 from medvfm_jax.data import BadCase, BadDataset
 from medvfm_jax.models.errors import UnknownModel
-from medvfm_jax.train import BadConfig, adapt, adaptation, run_directory
+from medvfm_jax.train import BadConfig, adapt, run_directory, training
 from medvfm_jax.train.run_directory import RunExists, RunInUse
 from medvfm_jax.types import MedvfmError
 from medvfm_jax.weights import artifacts
 from tests.train.small_runs import resolved, small
 
-MODULE = adaptation
+MODULE = training
 
 
 def test_an_existing_run_is_refused_before_anything_is_read_and_left_as_it_is(finished, cells, monkeypatch):

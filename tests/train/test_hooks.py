@@ -9,27 +9,28 @@ import pytest
 
 from medvfm_jax.train import checkpoint, hooks
 from medvfm_jax.train.early_stopping import EarlyStopping
-from medvfm_jax.train.hooks import Checkpoints, Validation
+from medvfm_jax.train.hooks import Checkpoints, MetricsLog
 from medvfm_jax.train.loop import fit
 from medvfm_jax.train.progress import ProgressDisplay
 from medvfm_jax.train.run_directory import read_metrics
 from medvfm_jax.train.state import init_state
 from medvfm_jax.train.step import make_step
+from medvfm_jax.train.validation import Validation
 from tests.train import toy
 
 OPTIMIZER = optax.adam(0.01)
 STEP = functools.partial(make_step(toy.loss, OPTIMIZER), toy.PARAMS)
 
 
-def run(steps, *list_of_hooks, loader=None, state=None):
+def run(steps, *list_of_hooks, loader=None, state=None, **options):
     state = state or init_state(toy.delta(), OPTIMIZER, jax.random.key(5))
-    return fit(STEP, state, loader or toy.Loader(), list_of_hooks, steps=steps)
+    return fit(STEP, state, loader or toy.Loader(), list_of_hooks, steps=steps, **options)
 
 
 def test_metrics_are_averaged_between_lines_and_the_last_step_is_always_logged(tmp_path):
     each = []
     record = hooks.to_file(tmp_path)
-    run(5, hooks.log_metrics(record, lambda t: 0.1 * t, every=2), lambda e: each.append(e.metrics["loss"]))
+    run(5, MetricsLog(record, lambda t: 0.1 * t, every=2), lambda e: each.append(e.metrics["loss"]))
     lines = read_metrics(tmp_path)
     assert [line["step"] for line in lines] == [2, 4, 5]
     np.testing.assert_allclose(
@@ -42,7 +43,7 @@ def test_metrics_are_averaged_between_lines_and_the_last_step_is_always_logged(t
 def test_tensorboard_gets_the_same_scalars(tmp_path):
     pytest.importorskip("tensorboardX")
     with hooks.to_tensorboard(tmp_path) as record:
-        run(2, hooks.log_metrics(record, lambda t: 0.1))
+        run(2, MetricsLog(record, lambda t: 0.1))
     (events,) = tmp_path.glob("events*")
     content = events.read_bytes()
     assert content.count(b"images_per_s") == 2
@@ -66,17 +67,36 @@ def test_validation_keeps_the_best_delta_and_ends_the_run():
         deltas.append(jax.tree.map(np.array, delta))
         return {"dice": next(scores), "loss": 1.0}
 
-    validation = Validation(score, 2, EarlyStopping(patience=2), lines.append)
-    assert int(run(20, validation).step) == 8
-    assert [(line["step"], line["val_dice"]) for line in lines] == [(2, 0.2), (4, 0.8), (6, 0.7), (8, 0.6)]
-    assert validation.stopping.step == 4
-    jax.tree.map(np.testing.assert_array_equal, validation.stopping.delta, deltas[1])
+    log = MetricsLog(lines.append, lambda t: 0.1)
+    fitted = run(20, log, validation=Validation(score, 2), stopping=EarlyStopping(patience=2))
+    assert int(fitted.state.step) == 8
+    validations = [(line["step"], line["val_dice"]) for line in lines if "val_dice" in line]
+    assert validations == [(2, 0.2), (4, 0.8), (6, 0.7), (8, 0.6)]
+    assert [line["step"] for line in lines] == [1, 2, 2, 3, 4, 4, 5, 6, 6, 7, 8, 8]
+    assert fitted.stopping.step == 4
+    jax.tree.map(np.testing.assert_array_equal, fitted.stopping.delta, deltas[1])
+
+
+def test_a_run_that_no_longer_improved_takes_no_further_step():
+    start = init_state(toy.delta(), OPTIMIZER, jax.random.key(5))
+    over = EarlyStopping(patience=1, waited=1)
+    fitted = run(5, state=start, validation=Validation(lambda delta: {"dice": 1.0}, 1), stopping=over)
+    assert fitted == (start, over)
+
+
+def test_a_checkpoint_holds_the_validation_of_its_own_step(tmp_path):
+    hook = Checkpoints(tmp_path, {}, "base", every=2)
+    scores = iter([0.1, 0.9, 0.5])
+    run(3, hook, validation=Validation(lambda delta: {"dice": next(scores)}, 1))
+    like = init_state(toy.delta(), OPTIMIZER, jax.random.key(5))
+    found = checkpoint.read(tmp_path, like, "base")
+    assert (found.step, found.stopping.step, found.stopping.best) == (3, 2, 0.9)
 
 
 def test_checkpoints_by_steps_by_time_and_at_the_end(tmp_path, monkeypatch):
     written = []
     monkeypatch.setattr(checkpoint, "write", lambda folder, c: written.append(c.step))
-    arguments = (tmp_path, {}, "base", lambda: EarlyStopping(0))
+    arguments = (tmp_path, {}, "base")
     run(7, Checkpoints(*arguments, every=3, seconds=1e9))
     assert written == [3, 6, 7]
     written.clear()
@@ -85,10 +105,10 @@ def test_checkpoints_by_steps_by_time_and_at_the_end(tmp_path, monkeypatch):
 
 
 def test_continuing_from_any_checkpoint_gives_the_bits_of_the_run_that_was_not_stopped(tmp_path):
-    undisturbed = run(9)
+    undisturbed = run(9).state
     for stop in (1, 4, 8):
         folder = tmp_path / str(stop)
-        hook = Checkpoints(folder, {}, "base", lambda: EarlyStopping(0), every=1)
+        hook = Checkpoints(folder, {}, "base", every=1)
 
         def die(end, stop=stop):
             if end.step == stop:
@@ -101,7 +121,7 @@ def test_continuing_from_any_checkpoint_gives_the_bits_of_the_run_that_was_not_s
         assert back.step == stop
         loader = toy.Loader()
         loader.set_state(back.loader_state)
-        resumed = run(9, loader=loader, state=back.state)
+        resumed = run(9, loader=loader, state=back.state).state
         jax.tree.map(np.testing.assert_array_equal, undisturbed.delta, resumed.delta)
         jax.tree.map(np.testing.assert_array_equal, undisturbed.opt_state, resumed.opt_state)
 

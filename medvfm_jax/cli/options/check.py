@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from medvfm_jax.settings.adapt import ObjectChoice
+from medvfm_jax.settings.groups import ObjectChoice
 from medvfm_jax.settings.records import require_distance
 
 

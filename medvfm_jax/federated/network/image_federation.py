@@ -17,7 +17,6 @@ import numpy as np
 from jax import Array
 
 from medvfm_jax import local_paths, systems
-from medvfm_jax.adapters import AdaptedModel
 from medvfm_jax.data import Dataset, PromptConfig, make_loader
 from medvfm_jax.federated import algorithm_catalog
 from medvfm_jax.federated.codecs import make_codec
@@ -31,8 +30,8 @@ from medvfm_jax.federated.privacy import Guarantee
 from medvfm_jax.federated.privacy.discrete_accounting import account_discrete, discrete_with_epsilon
 from medvfm_jax.federated.records import Algorithm, Privacy, Shard, Tree
 from medvfm_jax.federated.secure_reduction import SecureSum, distributed_noise, fixed_point
-from medvfm_jax.settings.adapt import AdaptConfig
-from medvfm_jax.train.assemble import Base, load_base, transformed, with_adapter
+from medvfm_jax.settings.groups import ModelConfig, TrainingConfig
+from medvfm_jax.train.assemble import Assembled, Base, assemble
 from medvfm_jax.train.optimizer import make_optimizer
 from medvfm_jax.train.step import LossFn
 from medvfm_jax.train.task import make_loss
@@ -114,47 +113,41 @@ class ImageFederation:
         return cls(**chosen)
 
 
-class Assembled(NamedTuple):
+class Prepared(NamedTuple):
     """A federation whose weights are in memory; guarantee: what noise of the sites amounts to after all rounds."""
 
     settings: ImageFederation
-    base: Base
-    adapted: AdaptedModel
-    transform: dict[str, Any] | None
-    adapter: dict[str, Any]
+    assembled: Assembled
     task: Task
     guarantee: Guarantee | None = None
 
 
-def assemble(settings: ImageFederation, weights: Path | None = None, offline: bool = False) -> Assembled:
+def prepare(settings: ImageFederation, weights: Path | None = None, offline: bool = False) -> Prepared:
     """Load the base weights (``weights``: a local file) and build the task.  Raises MedvfmError."""
-    classes = len(settings.numbered_labels)
-    base = load_base(
-        settings.model, classes=classes, seed=settings.seed, dtype="float32", file=weights, offline=offline
+    model = ModelConfig(
+        model=settings.model,
+        prompt=settings.prompt,
+        prompts_per_image=settings.prompts_per_image,
+        weights=weights,
     )
-    system = systems.get(settings.preset)
-    change = system.transform(base.model.spec, settings.prompt, classes)
-    base = transformed(base, change)
-    adapter = systems.configure(settings.preset, system, base.model.spec)
-    adapted = with_adapter(base, adapter)
-    delta = adapted.init(jax.random.fold_in(jax.random.key(settings.seed), 1), base.params)
-    codec = make_codec(settings.codec)
+    classes, system = len(settings.numbered_labels), systems.get(settings.preset)
+    assembled = assemble(model, settings.preset, system, classes=classes, seed=settings.seed, offline=offline)
+    base, codec = assembled.base, make_codec(settings.codec)
     agreed = {name: value for name, value in vars(settings).items() if settings.secure or name not in _SECURE}
     agreed |= {"weights": base.fingerprint}
-    loss = make_loss(adapted, _local(settings).resolved_objective(system, base.model.spec.task))
     task = Task(
-        _algorithm(settings, loss, base),
-        delta,
+        _algorithm(settings, make_loss(assembled.adapted, assembled.objective), base),
+        assembled.delta,
         _example(settings, base.model.spec),
         error_feedback(codec) if settings.remember else codec,
         agreed,
     )
-    if not settings.secure:
-        if settings.noise != "none":
-            raise BadFederation(f"noise={settings.noise} is noise of the sites: it needs secure = true.")
-        return Assembled(settings, base, adapted, change, adapter, task)
-    secure, guarantee = _secure(settings, task)
-    return Assembled(settings, base, adapted, change, adapter, task._replace(secure=secure), guarantee)
+    if settings.secure:
+        secure, guarantee = _secure(settings, task)
+        return Prepared(settings, assembled, task._replace(secure=secure), guarantee)
+    if settings.noise != "none":
+        raise BadFederation(f"noise={settings.noise} is noise of the sites: it needs secure = true.")
+    return Prepared(settings, assembled, task)
 
 
 def _secure(settings: ImageFederation, task: Task) -> tuple[SecureSum, Guarantee | None]:
@@ -189,21 +182,27 @@ def named_numbers(setting: str, text: str) -> dict[str, int]:
     return {name: int(number) for name, _, number in pairs}
 
 
-def image_site(assembled: Assembled, name: str, data: str, folder: Path) -> Site:
+def image_site(prepared: Prepared, name: str, data: str, folder: Path) -> Site:
     """A hospital with its folder of images; every image is read once and checked.  Raises MedvfmError."""
-    settings = assembled.settings
+    settings = prepared.settings
     local_paths.check(data, "The folder of the data")
     local_paths.check(folder, "The folder of this site's state")
     source = open_split(data, seed=settings.seed, val=0.0, test=settings.test_fraction)
     _check_names(settings, source.dataset)
-    found = training_data(source, assembled.base.model.spec, settings.prompt, _local(settings))
-    return Site(assembled.task, name, partial(_shard, settings, found, name), folder)
+    local = TrainingConfig(
+        data,
+        prompts_per_image=settings.prompts_per_image,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+    )
+    found = training_data(source, prepared.assembled.base.model.spec, settings.prompt, local)
+    return Site(prepared.task, name, partial(_shard, settings, found, name), folder)
 
 
-def save_result(assembled: Assembled, progress: Progress, path: Path) -> None:
+def save_result(prepared: Prepared, progress: Progress, path: Path) -> None:
     """Write the server's delta as a file for ``medvfm evaluate --delta`` and ``medvfm segment --delta``."""
-    settings = assembled.settings
-    models = algorithm_catalog.models_of("nothing", assembled.task.delta, progress.server, ())
+    settings, assembled = prepared.settings, prepared.assembled
+    models = algorithm_catalog.models_of("nothing", assembled.delta, progress.server, ())
     metadata = {
         "base": settings.model,
         "fingerprint": assembled.base.fingerprint,
@@ -230,18 +229,6 @@ def _check_names(settings: ImageFederation, dataset: Dataset) -> None:
         raise BadFederation(
             f"The channels of {dataset.folder} are {channels}, the federation's are {settings.channel_names}."
         )
-
-
-def _local(settings: ImageFederation) -> AdaptConfig:
-    return AdaptConfig(
-        data="",
-        model=settings.model,
-        adapter=settings.preset,
-        prompt=settings.prompt,
-        prompts_per_image=settings.prompts_per_image,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-    )
 
 
 def _algorithm(settings: ImageFederation, loss: LossFn, base: Base) -> Algorithm:

@@ -12,10 +12,10 @@ from medvfm_jax.data import make_phantom_dataset
 from medvfm_jax.federated.errors import BadFederation
 from medvfm_jax.federated.network import contract, make_coordinator, make_site
 from medvfm_jax.federated.network.image_federation import (
-    Assembled,
     ImageFederation,
-    assemble,
+    Prepared,
     image_site,
+    prepare,
     save_result,
 )
 from medvfm_jax.train.assemble import load_adapted
@@ -39,21 +39,21 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def assembled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Assembled]:
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prepared]:
     base = tmp_path_factory.getbasetemp()
     with pytest.MonkeyPatch.context() as patch, programs_kept(base / "compiled_network"):
         patch.setenv("MEDVFM_CACHE", str(base / "medvfm_cache"))
-        yield assemble(SMALL)
+        yield prepare(SMALL)
 
 
 def test_a_round_trains_and_its_result_is_a_delta_file(
-    assembled: Assembled, cells: Path, tmp_path: Path
+    prepared: Prepared, cells: Path, tmp_path: Path
 ) -> None:
     nodes = {"north": 3, "east": 4}
     answers = {
-        nodes[name]: make_site(image_site(assembled, name, str(cells), tmp_path / name)) for name in SITES
+        nodes[name]: make_site(image_site(prepared, name, str(cells), tmp_path / name)) for name in SITES
     }
-    coordinator = make_coordinator(assembled.task, dict.fromkeys(SITES, 50), nodes=nodes)
+    coordinator = make_coordinator(prepared.task, dict.fromkeys(SITES, 50), nodes=nodes)
     begun = coordinator.begin(KEY)
     request = coordinator.ask(begun, nodes)
     replies = {node: answers[node](node, message) for node, message in request.messages.items()}
@@ -61,31 +61,29 @@ def test_a_round_trains_and_its_result_is_a_delta_file(
     assert record.arrived == SITES
     assert record.metrics.loss > 0
     # The codec is int8: a quarter of the delta's float32, and the frame.
-    sizes = [x.size for x in jax.tree.leaves(assembled.task.delta)]
+    sizes = [x.size for x in jax.tree.leaves(prepared.task.delta)]
     assert all(len(reply) < 2 * sum(sizes) + 4000 for reply in replies.values())
 
     path = tmp_path / "delta.safetensors"
-    save_result(assembled, progress, path)
+    save_result(prepared, progress, path)
     loaded = load_adapted(path, model=None, dtype="float32")
     jax.tree.map(np.testing.assert_array_equal, loaded.delta, progress.server.delta)
     moved = [
         float(np.abs(new - old).max())
-        for new, old in zip(jax.tree.leaves(loaded.delta), jax.tree.leaves(assembled.task.delta))
+        for new, old in zip(jax.tree.leaves(loaded.delta), jax.tree.leaves(prepared.task.delta))
     ]
     assert max(moved) > 1e-3
     assert loaded.metadata["labels"] == {"background": 0, "foreground": 1}
     assert loaded.metadata["rounds"] == 1
 
 
-def test_a_round_whose_updates_the_server_never_sees(
-    assembled: Assembled, cells: Path, tmp_path: Path
-) -> None:
+def test_a_round_whose_updates_the_server_never_sees(prepared: Prepared, cells: Path, tmp_path: Path) -> None:
     """From settings alone: the same delta as a plain round without a codec, to the resolution of the grid."""
     pytest.importorskip("cryptography")
     nodes, results = {"north": 3, "east": 4}, []
     for secure in (False, True):
         settings = dataclasses.replace(SMALL, codec="identity", secure=secure, images="north=50 east=50")
-        chosen = assemble(settings)
+        chosen = prepare(settings)
         answers = {
             nodes[name]: make_site(image_site(chosen, name, str(cells), tmp_path / f"{name}{secure}"))
             for name in SITES
@@ -101,8 +99,8 @@ def test_a_round_whose_updates_the_server_never_sees(
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *results)
 
 
-def test_noise_of_the_sites_keeps_what_the_settings_promise(assembled: Assembled) -> None:
-    del assembled  # its cache of programs and weights is in force
+def test_noise_of_the_sites_keeps_what_the_settings_promise(prepared: Prepared) -> None:
+    del prepared  # its cache of programs and weights is in force
     settings = dataclasses.replace(
         SMALL,
         codec="identity",
@@ -112,7 +110,7 @@ def test_noise_of_the_sites_keeps_what_the_settings_promise(assembled: Assembled
         noise_epsilon=4.0,
         rounds=3,
     )
-    made = assemble(settings)
+    made = prepare(settings)
     assert 3.9 < made.guarantee.epsilon <= 4.0
     assert (made.guarantee.rounds, made.task.secure.threshold, made.task.secure.noise) == (3, 3, "skellam")
     for changed, sentence in (
@@ -122,34 +120,34 @@ def test_noise_of_the_sites_keeps_what_the_settings_promise(assembled: Assembled
         ({"images": ""}, "one for each hospital"),
     ):
         with pytest.raises(BadFederation, match=sentence):
-            contract(assemble(dataclasses.replace(settings, **changed)).task)
+            contract(prepare(dataclasses.replace(settings, **changed)).task)
 
 
 def test_the_images_of_a_round_follow_from_seed_site_and_round(
-    assembled: Assembled, cells: Path, tmp_path: Path
+    prepared: Prepared, cells: Path, tmp_path: Path
 ) -> None:
     """A site that is asked twice does the same work; other sites and rounds see other images."""
-    north, east = (image_site(assembled, name, str(cells), tmp_path) for name in SITES)
+    north, east = (image_site(prepared, name, str(cells), tmp_path) for name in SITES)
     first = np.asarray(north.shard(0)[0].batches.image)
     np.testing.assert_array_equal(first, north.shard(0)[0].batches.image)
     assert not np.array_equal(first, north.shard(1)[0].batches.image)
     assert not np.array_equal(first, east.shard(0)[0].batches.image)
     shard, steps = north.shard(0)
     assert steps == 2
-    assert jax.tree.map(np.shape, shard) == jax.tree.map(np.shape, assembled.task.example)
+    assert jax.tree.map(np.shape, shard) == jax.tree.map(np.shape, prepared.task.example)
 
 
-def test_other_settings_are_another_federation(assembled: Assembled) -> None:
-    settings = dict(assembled.task.settings)
+def test_other_settings_are_another_federation(prepared: Prepared) -> None:
+    settings = dict(prepared.task.settings)
     for name, value in (("learning_rate", 0.02), ("weights", "another")):
-        other = assembled.task._replace(settings=settings | {name: value})
-        assert contract(other).federation != contract(assembled.task).federation
-    assert settings["weights"] == assembled.base.fingerprint
+        other = prepared.task._replace(settings=settings | {name: value})
+        assert contract(other).federation != contract(prepared.task).federation
+    assert settings["weights"] == prepared.assembled.base.fingerprint
 
 
-def test_data_with_other_names_is_refused(assembled: Assembled, cells: Path, tmp_path: Path) -> None:
+def test_data_with_other_names_is_refused(prepared: Prepared, cells: Path, tmp_path: Path) -> None:
     for field, value in (("labels", "background,nucleus"), ("channels", "CT")):
-        changed = assembled._replace(settings=dataclasses.replace(SMALL, **{field: value}))
+        changed = prepared._replace(settings=dataclasses.replace(SMALL, **{field: value}))
         with pytest.raises(BadFederation, match=f"The {field} of .*cells are"):
             image_site(changed, "north", str(cells), tmp_path)
 

@@ -1,0 +1,181 @@
+"""Settings that several commands share, written once; a command inherits the groups it has and adds its own.
+
+Inherited rather than nested, so that the command line and ``config.json`` stay flat, and a function that needs one
+group takes any settings that have it.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from medvfm_jax.settings.records import BadConfig, Settings, require, require_distance
+
+if TYPE_CHECKING:
+    from medvfm_jax.models.entry import ModelEntry
+    from medvfm_jax.systems import System
+
+PromptChoice = Literal["auto", "none", "box", "point", "mixed"]
+Augment = Literal["auto", "none", "flips", "upright", "full"]
+ObjectChoice = Literal["instances", "components", "labels"]
+Tier = Literal["auto", "memory", "disk", "off"]  # where embeddings are kept
+ScheduleName = Literal["cosine", "poly", "linear", "constant"]
+
+_FROM_SCRATCH = 1e-3  # learning rate of a model that starts from random weights
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig(Settings):
+    """Labelled images, and how their patients are split."""
+
+    data: str
+    """Folder with labelled images (nnU-Net v2, or images/ and masks/), or the name of a built-in dataset."""
+    objects: ObjectChoice | None = None
+    """What one simulated prompt is about: `instances` of instance maps, connected `components` of each class, or
+    `labels`: all of a class in a picture or slice. By default instances where all cases have maps, else components
+    for pictures and labels for volumes."""
+    empty_slices: float = 0.2
+    """Of a training volume's slices without any label, the share to train on; 1 takes them all."""
+    val_fraction: float = 0.15
+    """Share of the patients used for validation."""
+    test_fraction: float = 0.2
+    """Share of the patients kept for the test."""
+
+    def __post_init__(self) -> None:
+        """Refuse what has no meaning; raises BadConfig."""
+        super().__post_init__()
+        require(0 <= self.empty_slices <= 1, "empty_slices", self.empty_slices, "between 0 and 1")
+        for name in ("val_fraction", "test_fraction"):
+            require(0 <= getattr(self, name) < 1, name, getattr(self, name), "at least 0 and below 1")
+        total = self.val_fraction + self.test_fraction
+        require(total < 1, "val_fraction + test_fraction", total, "below 1, or nothing is left to train on")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig(Settings):
+    """A model, what is asked of it, and the options of what is put into it."""
+
+    model: str = "lite-medsam"
+    """Model to adapt; `unet` trains a U-Net from scratch (with everything trained, as --adapter full does)."""
+    set: tuple[str, ...] = ()
+    """Options of the adapter, for example lora.rank=8; may be given several times."""
+    prompt: PromptChoice = "auto"
+    """Prompts simulated from the labels; `none` trains a prompt-free model with one output per label, as
+    SAMed does. `auto`: none for samed and for models without prompts, box otherwise."""
+    prompts_per_image: int = 4
+    """Prompts per image and step, sampled from its labels or instances."""
+    objective: Literal["auto", "medsam", "samed", "sam"] = "auto"
+    """Loss: `medsam` Dice + cross-entropy, `samed` 0.8 Dice + 0.2 cross-entropy, `sam` 20 focal + Dice
+    + IoU."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format of the computation; parameters stay float32."""
+    weights: Path | None = None
+    """File with the base weights, for models that are not fetched automatically."""
+
+    def __post_init__(self) -> None:
+        """Refuse what has no meaning; raises BadConfig."""
+        super().__post_init__()
+        require(self.prompts_per_image >= 1, "prompts_per_image", self.prompts_per_image, "at least 1")
+
+    def resolved_prompt(self, system: "System", task: str) -> PromptChoice:
+        """The prompt that "auto" stands for; raises BadConfig if the model's task does not allow it."""
+        if task == "semantic":
+            if self.prompt in ("auto", "none"):
+                return "none"
+            raise BadConfig(
+                f"Model '{self.model}' takes no prompts; use --prompt none instead of {self.prompt}."
+            )
+        return system.prompts if self.prompt == "auto" else self.prompt
+
+    def resolved_objective(self, system: "System", task: str) -> str:
+        """The loss that "auto" stands for; raises BadConfig if it rates masks of prompts and there are none."""
+        if self.objective == "sam" and task == "semantic":
+            raise BadConfig(
+                "objective=sam rates the masks of prompts, and there are none; use --objective samed or medsam."
+            )
+        return system.objective[task] if self.objective == "auto" else self.objective
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimConfig(Settings):
+    """The batches of a step, and the optimiser."""
+
+    batch_size: int = 4
+    """Images per step."""
+    learning_rate: float | None = None
+    """Highest learning rate; the default depends on the adapter."""
+    schedule: ScheduleName = "cosine"
+    """How the learning rate falls after the warm-up."""
+    weight_decay: float = 0.01
+    """Weight decay of AdamW."""
+    clip_norm: float = 1.0
+    """Largest global norm of a gradient; 0 does not clip."""
+    augment: Augment = "auto"
+    """Random changes of the images. `upright`: turned a little, zoomed, shifted, lighter or darker; `full`: mirrored
+    and turned by quarters too. `auto`: full for pictures, upright for volumes, none where embeddings are cached."""
+    embeddings: Tier = "auto"
+    """Where embeddings of a frozen encoder are kept; `disk`: also for later runs, `off`: encode each step."""
+
+    def __post_init__(self) -> None:
+        """Refuse what has no meaning; raises BadConfig."""
+        super().__post_init__()
+        require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
+        rate = self.learning_rate
+        require(rate is None or rate > 0, "learning_rate", rate, "positive")
+        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
+
+    def resolved_learning_rate(self, system: "System", entry: "ModelEntry") -> float:
+        """The learning rate, given or by system; a model that starts from random weights has its own."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return _FROM_SCRATCH if entry.start == "random" else system.learning_rate
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig(Settings):
+    """A run directory, and what is written into it how often."""
+
+    out: Path = Path("runs/adapt")
+    """Run directory to create."""
+    resume: bool = False
+    """Continue the run in --out if there is one; the result has the same bits as an undisturbed run."""
+    validate_every: int = 50
+    """Steps between validations; 0 never validates."""
+    validation_images: int = 64
+    """Images (slices) that a validation looks at, at most."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints."""
+    checkpoint_seconds: float = 60.0
+    """Seconds between checkpoints, whichever comes first."""
+    seed: int = 0
+    """Seed of the split, the sampling, the augmentation and the initial values."""
+
+    def __post_init__(self) -> None:
+        """Refuse what has no meaning; raises BadConfig."""
+        super().__post_init__()
+        for name, least in (("checkpoint_every", 1), ("validate_every", 0), ("validation_images", 1)):
+            require(getattr(self, name) >= least, name, getattr(self, name), f"at least {least}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReadingConfig(Settings):
+    """What may be read, and what is accepted in it."""
+
+    offline: bool = False
+    """Never touch the network."""
+    skip_bad: bool = False
+    """Skip cases that cannot be read, and count them, instead of stopping."""
+    allow_geometry_mismatch: float = 0.0
+    """Accept label maps of the right shape whose headers place a corner up to so many mm from where their image has
+    it. Up to a twentieth of a voxel, which is rounding, is always accepted; both are counted and said."""
+    follow_links: bool = False
+    """Accept image and label files that symbolic links, or paths in dataset.json, place outside the data folder."""
+
+    def __post_init__(self) -> None:
+        """Refuse what has no meaning; raises BadConfig."""
+        super().__post_init__()
+        require_distance(self.allow_geometry_mismatch)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig(ReadingConfig, RunConfig, OptimConfig, ModelConfig, DataConfig):
+    """Training on labelled images, in one place or in several."""

@@ -1,0 +1,210 @@
+"""From settings to a trained delta in memory: `resolve` opens data and weights, `train` takes the steps.
+
+Nothing here knows a run directory; `adapt` adds one, with its checkpoints and metrics, as hooks.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from medvfm_jax import systems
+from medvfm_jax.adapters import touches_encoder
+from medvfm_jax.data import usual_augmentation
+from medvfm_jax.data.check import DatasetCheck
+from medvfm_jax.fetch import cache_dir
+from medvfm_jax.settings.adapt import AdaptConfig
+from medvfm_jax.settings.records import to_json
+from medvfm_jax.train.assemble import Assembled, assemble, entry_of
+from medvfm_jax.train.checkpoint import Checkpoint
+from medvfm_jax.train.data_check import about, check_split, recorded_objects
+from medvfm_jax.train.early_stopping import EarlyStopping
+from medvfm_jax.train.embedding_cache import EmbeddingCache, embed, make_cache
+from medvfm_jax.train.loop import Hook, Loader, MappedLoader, fit
+from medvfm_jax.train.optimizer import make_optimizer, make_schedule
+from medvfm_jax.train.placement import OneDevice, Placement
+from medvfm_jax.train.progress import ProgressDisplay
+from medvfm_jax.train.state import TrainState, init_state
+from medvfm_jax.train.step import LossFn, make_step
+from medvfm_jax.train.task import make_loss, make_overlap
+from medvfm_jax.train.training_data import TrainingData, open_split, training_data
+from medvfm_jax.train.validation import Validation, make_validation
+from medvfm_jax.types import Batch, Delta, Params
+
+
+class Run(NamedTuple):
+    """Everything resolved, nothing trained yet.
+
+    record: the settings and what they were resolved to, as JSON can hold it.  checked: what the data check found.
+    accumulate: parts of a batch, one after the other.
+    """
+
+    config: AdaptConfig
+    record: dict[str, Any]
+    assembled: Assembled
+    data: TrainingData
+    checked: DatasetCheck
+    accumulate: int
+    placement: Placement
+
+    @property
+    def schedule(self) -> optax.Schedule:
+        """Step -> learning rate."""
+        config, rate = self.config, self.record["resolved"]["learning_rate"]
+        return make_schedule(config.schedule, rate, config.steps, config.warmup_steps())
+
+    @property
+    def optimizer(self) -> optax.GradientTransformation:
+        """What turns a gradient of the delta into a step."""
+        return make_optimizer(self.schedule, self.config.weight_decay, self.config.clip_norm or None)
+
+    def start(self) -> TrainState:
+        """The state before the first step."""
+        key = jax.random.fold_in(jax.random.key(self.config.seed), 2)
+        return init_state(self.assembled.delta, self.optimizer, key)
+
+
+class Trained(NamedTuple):
+    """What training leaves.
+
+    delta: of the best validation, without validation the last; on the host.  step: steps taken.
+    val_dice: of the delta kept, None without validation.  state, stopping: to go on from.
+    """
+
+    delta: Delta
+    step: int
+    val_dice: float | None
+    state: TrainState
+    stopping: EarlyStopping
+
+
+def resolve(
+    config: AdaptConfig, placement: Placement | None = None, display: ProgressDisplay | None = None
+) -> Run:
+    """Open data and weights, check every case, build the model with its adapter; nothing is written.
+
+    placement: over many devices and processes, see ``parallel.OverMesh``.  display: shows how far the check is.
+    Raises MedvfmError for what a user can cause: settings, data, weights.
+    """
+    placement, display = placement or OneDevice(), display or ProgressDisplay(title="adapt")
+    entry, system = entry_of(config.model), systems.get(config.adapter)
+    config.check_model(entry)
+    accumulate = config.resolved_accumulate(entry, jax.default_backend(), placement.parts)
+    placement.check_batch(config.batch_size, accumulate)
+    source = open_split(
+        config.data,
+        seed=config.seed,
+        val=config.val_fraction,
+        test=config.test_fraction,
+        train_cases=config.train_cases,
+        offline=config.offline,
+        allow_geometry_mismatch=config.allow_geometry_mismatch,
+        follow_links=config.follow_links,
+        objects=config.objects,
+    )
+    checked = check_split(source, skip_bad=config.skip_bad, track=display.track, say=display.say)
+    classes = source.dataset.classes
+    assembled = assemble(
+        config,
+        config.adapter,
+        system,
+        classes=classes,
+        seed=config.seed,
+        offline=config.offline,
+        keep=config.keep,
+    )
+    prompt, size = assembled.prompt, assembled.size
+    checked = about(checked, prompt)
+    data = training_data(source, assembled.base.model.spec, prompt, config)
+    record = to_json(config) | {
+        "resolved": {
+            "data": str(source.dataset.folder.resolve()),
+            "checked": checked.record(),
+            **assembled.record(),
+            "objects": recorded_objects(source.dataset, prompt),
+            "learning_rate": config.resolved_learning_rate(system, entry),
+            "trained": {"parameters": size.trained, "total": size.total, "bytes": size.bytes},
+            "classes": classes,
+            "labels": dict(source.dataset.labels),
+            "data_sha256": source.sha256,
+            "split": source.split_record(),
+        },
+        "placement": placement.describe() | {"accumulate": accumulate},
+    }
+    kept = assembled.base._replace(params=placement.keep(assembled.base.params))
+    return Run(config, record, assembled._replace(base=kept), data, checked, accumulate, placement)
+
+
+def train(
+    run: Run,
+    hooks: Sequence[Hook] = (),
+    *,
+    start: Checkpoint | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Trained:
+    """Take the steps of a run; nothing is written but by ``hooks``, see ``train.hooks``.
+
+    start: a checkpoint to go on from exactly.  say: told of the embedding cache.
+    Raises NonFiniteLoss, LoaderExhausted, and what hooks raise.
+    """
+    placement, assembled = run.placement, run.assembled
+    cache = _cache(run)
+    if cache is not None:
+        say("the encoder is frozen: each image is encoded once and its embedding kept")
+    loss = make_loss(assembled.adapted, assembled.objective, cached=cache is not None)
+    loader = _loader(run, cache)
+    state, stopping = run.start(), EarlyStopping(run.config.patience)
+    if start is not None:
+        loader.set_state(start.loader_state)
+        state, stopping = start.state, start.stopping
+    optimizer = run.optimizer
+    params, state = placement.put_params(assembled.base.params), placement.put_state(state, optimizer)
+    step = placement.compile(make_step(loss, optimizer, run.accumulate), params, state)
+    validation = _validation(run, params, loss, cache)
+    fitted = fit(
+        step, state, loader, hooks,
+        steps=run.config.steps, validation=validation, stopping=stopping, agree=placement.any,
+    )  # fmt: skip
+    if cache is not None and (damage := cache.describe_damage()):
+        say(damage)
+    state, stopping = fitted
+    best = stopping.delta
+    delta = placement.fetch(state.delta) if best is None else best
+    return Trained(delta, int(state.step), None if best is None else stopping.best, state, stopping)
+
+
+def _cache(run: Run) -> EmbeddingCache | None:
+    """A cache if the delta leaves the encoder alone and images come without random changes."""
+    config, (base, adapted, delta, *_) = run.config, run.assembled
+    if config.embeddings == "off" or config.augment in ("full", "upright") or touches_encoder(delta):
+        return None
+    encode = functools.partial(jax.jit(adapted.encode), jax.device_put(base.params), delta)
+    settings = f"{base.fingerprint} {config.model} {config.dtype}"
+    return make_cache(encode, settings, config.embeddings, cache_dir())
+
+
+def _loader(run: Run, cache: EmbeddingCache | None) -> Loader:
+    augment, placement = run.config.augment, run.placement
+    if augment == "auto":
+        augment = "none" if cache else usual_augmentation(run.data.source.dataset.dimension)
+    loader = run.data.loader(augment, (placement.process, placement.processes))
+    embedded = MappedLoader(loader, lambda batch: embed(batch, cache)) if cache else loader
+    return MappedLoader(embedded, placement.put_share)
+
+
+def _validation(run: Run, params: Params, loss: LossFn, cache: EmbeddingCache | None) -> Validation | None:
+    data, placement = run.data.validation(), run.placement
+    if not run.config.validate_every or not data.batches:
+        return None
+    overlap = make_overlap(run.assembled.adapted, cached=cache is not None)
+
+    def prepare(batch: Batch) -> Batch:
+        return placement.put_whole(embed(batch, cache) if cache else batch)
+
+    def counts(*arguments: Any) -> Any:
+        return placement.fetch(overlap(*arguments))
+
+    score = make_validation(params, loss, counts, data, prepare)
+    return Validation(score, run.config.validate_every, placement.fetch)
