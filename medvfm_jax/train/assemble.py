@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from medvfm_jax import systems, weights
+from medvfm_jax import systems, traces, weights
 from medvfm_jax.adapters import AdaptedModel, Count, adapt_model, chain, count, from_config
 from medvfm_jax.data import Dataset
 from medvfm_jax.models import catalog
@@ -127,6 +127,7 @@ class Loaded(NamedTuple):
     """An adapted model; delta is empty and metadata None for a model as it is. metadata: see `artifacts`.
 
     note: what could not be checked about the delta, "" for nothing.
+    words: what the computation follows from, beside the shapes of the weights; see ``traces``.
     """
 
     base: Base
@@ -134,6 +135,7 @@ class Loaded(NamedTuple):
     delta: Delta
     metadata: Mapping[str, Any] | None
     note: str = ""
+    words: tuple[Any, ...] = ()
 
 
 def load_adapted(
@@ -158,11 +160,15 @@ def load_adapted(
     seed = metadata.get("seed", 0)
     base = load_base(name, classes=classes, seed=seed, dtype=dtype, file=file, offline=offline)
     artifacts.check_base(metadata, base.params)
-    base = transformed(base, stored_transform(metadata, base.model.spec))
+    change = stored_transform(metadata, base.model.spec)
+    base = transformed(base, change)
     adapted = with_adapter(base, metadata["adapter"])
-    expected = jax.eval_shape(adapted.init, jax.random.key(0), base.params)
+    words = (name, dtype, classes, change, metadata["adapter"])
+    expected = traces.shapes(
+        ["delta", *words], lambda: jax.eval_shape(adapted.init, jax.random.key(0), base.params)
+    )
     artifacts.check_arrays(arrays, expected, delta)
-    return Loaded(base, adapted, arrays, metadata, note)
+    return Loaded(base, adapted, arrays, metadata, note, words)
 
 
 def check_run(run: Mapping[str, Any], metadata: Mapping[str, Any], delta: Path) -> str:

@@ -3,13 +3,15 @@
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import TextIO, TypeVar
+from typing import TYPE_CHECKING, TextIO, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn, track
 
 from medvfm_jax.printable import printable
-from medvfm_jax.train.loop import StepEnd
+
+if TYPE_CHECKING:
+    from medvfm_jax.train.loop import StepEnd  # imports optax
 
 _Item = TypeVar("_Item")
 
@@ -49,7 +51,7 @@ class ProgressDisplay:
         """Numbers alone."""
         return False
 
-    def __call__(self, end: StepEnd) -> None:
+    def __call__(self, end: "StepEnd") -> None:
         """Show a step; without its seconds neither speed nor time."""
         if "loss" in end.metrics:  # a private run does not show it
             self._loss = _smooth(self._loss, end.metrics["loss"])
@@ -65,7 +67,7 @@ class ProgressDisplay:
             return
         self._shown = time.monotonic()
 
-    def _draw(self, end: StepEnd) -> None:
+    def _draw(self, end: "StepEnd") -> None:
         if self._bar is None:
             times = () if end.seconds is None else (TimeElapsedColumn(), TimeRemainingColumn())
             self._bar = Progress(
@@ -76,16 +78,16 @@ class ProgressDisplay:
             self._task = self._bar.add_task(self._title, total=end.steps, completed=end.step - 1, numbers="")
         self._bar.update(self._task, completed=end.step, numbers=self._describe(end))
 
-    def _line(self, end: StepEnd) -> str:
+    def _line(self, end: "StepEnd") -> str:
         numbers = f"{self._describe(end)}  {self._remaining(end)}"
         return f"{self._title} {end.step}/{end.steps}  {numbers}".rstrip()
 
-    def _describe(self, end: StepEnd) -> str:
+    def _describe(self, end: "StepEnd") -> str:
         loss = [] if self._loss is None else [f"loss {self._loss:.4f}"]
         speed = [] if self._speed is None else [f"{self._speed:.1f} images/s"]
         return "  ".join([*loss, *speed])
 
-    def _remaining(self, end: StepEnd) -> str:
+    def _remaining(self, end: "StepEnd") -> str:
         if self._speed is None or end.last:
             return ""
         seconds = (end.steps - end.step) * end.examples / self._speed

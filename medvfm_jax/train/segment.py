@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax import Array
 from numpy.typing import NDArray
 
-from medvfm_jax import local_paths
+from medvfm_jax import local_paths, traces
 from medvfm_jax.images import Image, Query, check_query, make_prompts, plane, preprocess, restore, stack
 from medvfm_jax.images.geometry import slice_axis
 from medvfm_jax.images.intensity import volume_to_unit
@@ -17,7 +18,7 @@ from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.train import run_directory
 from medvfm_jax.train.assemble import Loaded, load_adapted, load_base, spec_of, with_adapter
 from medvfm_jax.train.predict import finite_logits
-from medvfm_jax.types import Prediction, PromptKind
+from medvfm_jax.types import Delta, Params, Prediction, PromptKind, Prompts
 
 
 class Segmented(NamedTuple):
@@ -44,8 +45,17 @@ class Segmenter:
         self._spec, self._weights = loaded.base.model.spec, (loaded.base.params, jax.device_put(loaded.delta))
         self._trained = loaded.metadata or {}
         self.note = loaded.note  # what could not be checked about the delta
+        self._words = ["segment", *loaded.words, multimask] if loaded.words else None
+        self._programs: dict[Any, Callable[..., Any]] = {}
         options = {"multimask": True} if multimask else {}
-        self._apply = jax.jit(lambda *inputs: loaded.adapted.apply(*inputs, **options))
+
+        def apply(params: Params, delta: Delta, image: Array, prompts: dict[str, Array]) -> dict[str, Array]:
+            found = loaded.adapted.apply(
+                params, delta, image, Prompts(**prompts) if prompts else None, **options
+            )
+            return {name: value for name, value in found._asdict().items() if value is not None}
+
+        self._apply = apply
 
     @property
     def prompts(self) -> tuple[PromptKind, ...]:
@@ -136,8 +146,8 @@ class Segmenter:
 
     def _picture(self, picture: NDArray, queries: Sequence[Query]) -> Segmented:
         prepared, frame = preprocess(self._spec, picture)
-        prompts = make_prompts(frame, queries) if queries else None
-        low: Prediction = self._apply(*self._weights, prepared, prompts)
+        prompts = make_prompts(frame, queries)._asdict() if queries else {}
+        low = self._predict(prepared, {name: value for name, value in prompts.items() if value is not None})
         logits = restore(frame, finite_logits(low.logits, self._spec.name))
         if self.semantic:
             return Segmented(logits.argmax(0).astype(np.int32), logits, np.asarray(low.logits))
@@ -145,6 +155,13 @@ class Segmenter:
         chosen = logits[np.arange(len(logits)), iou.argmax(1)]  # (Q, H, W)
         labels = np.where(chosen.max(0) > 0, 1 + chosen.argmax(0), 0).astype(np.int32)
         return Segmented(labels, logits, np.asarray(low.logits), iou)
+
+    def _predict(self, image: NDArray, prompts: dict[str, NDArray]) -> Prediction:
+        shape = tuple((name, value.shape) for name, value in prompts.items())
+        if shape not in self._programs:
+            inputs = (*self._weights, image, prompts)
+            self._programs[shape] = traces.program(self._words, self._apply, *inputs)
+        return Prediction(**self._programs[shape](*self._weights, image, prompts))
 
 
 def load_segmenter(
@@ -178,7 +195,7 @@ def load_segmenter(
         if spec_of(model).task != "promptable":
             raise BadConfig(f"{model} as it is gives no masks; adapt it first and give its --run.")
         base = load_base(model, classes=2, seed=0, dtype=dtype, file=weights, offline=offline)
-        loaded = Loaded(base, with_adapter(base, None), {}, None)
+        loaded = Loaded(base, with_adapter(base, None), {}, None, words=(model, dtype))
     if multimask and loaded.base.model.spec.task != "promptable":
         raise BadConfig(
             "This delta segments without prompts and gives one mask per class; leave out --multimask."

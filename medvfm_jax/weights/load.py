@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medvfm_jax import fetch
+from medvfm_jax import fetch, traces
 from medvfm_jax.models import catalog
 from medvfm_jax.models.model import Model
 from medvfm_jax.types import Params
@@ -33,22 +33,31 @@ def load(
     if file is None and start == "random":
         return model, jax.jit(model.init)(jax.random.key(0))
     if file is None and start == "fixed":
-        return model, _test_params(jax.eval_shape(model.init, jax.random.key(0)))
+        return model, _test_params(shapes(model_name, **options))
     if file is None:
         with fetch.bar(name) as progress:
             file = registry.fetch(name, progress, offline=offline)
-    plain = catalog.build(model_name, **{k: v for k, v in options.items() if k != "scan_blocks"})
-    params = port_file(file, jax.eval_shape(plain.init, jax.random.key(0)))
+    params = port_file(file, shapes(model_name, **{k: v for k, v in options.items() if k != "scan_blocks"}))
     if options.get("scan_blocks"):
         params = catalog.stack_blocks(params, model_name)
     return model, _on_device(params)
+
+
+def shapes(name: str, **options: Any) -> dict[str, Any]:
+    """Name of a model -> the shapes of its parameters; traced once, see ``traces``.  Raises UnknownModel."""
+
+    def traced() -> dict[str, Any]:
+        return jax.eval_shape(catalog.build(name, **options).init, jax.random.key(0))
+
+    said = {key: str(jnp.dtype(value)) if key == "dtype" else value for key, value in options.items()}
+    return traces.shapes(["parameters", name, said], traced)
 
 
 def _on_device(params: dict[str, Any]) -> Params:
     """Numpy -> JAX one array at a time, so that there are never two copies of a model."""
     flat = flatten(params)
     params.clear()
-    return unflatten({path: jnp.asarray(flat.pop(path)) for path in list(flat)})
+    return unflatten({path: jax.device_put(flat.pop(path)) for path in list(flat)})
 
 
 def _test_params(shapes: Mapping[str, Any]) -> Params:

@@ -1,0 +1,131 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from medvfm_jax import traces
+
+WORDS = ["a function", {"option": 1}]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDVFM_CACHE", str(tmp_path))
+    return tmp_path / "traced"
+
+
+def counted(function):
+    """The function, and a list that grows when it is traced."""
+    calls = []
+
+    def traced(*inputs):
+        calls.append(1)
+        return function(*inputs)
+
+    return traced, calls
+
+
+def scaled(params, x):
+    return {"y": x @ params["w"] + params["b"]}
+
+
+def inputs(rows=2):
+    rng = np.random.default_rng(0)
+    params = {"w": rng.normal(size=(3, 4)).astype(np.float32), "b": np.ones(4, np.float32)}
+    return params, rng.normal(size=(rows, 3)).astype(np.float32)
+
+
+def test_a_program_is_traced_once_and_computes_the_same_from_disk():
+    function, calls = counted(scaled)
+    first = traces.program(WORDS, function, *inputs())(*inputs())
+    assert len(calls) == 1
+    again = traces.program(WORDS, function, *inputs())(*inputs())
+    assert len(calls) == 1
+    np.testing.assert_array_equal(first["y"], again["y"])
+    params, x = inputs()
+    np.testing.assert_allclose(again["y"], x @ params["w"] + params["b"], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("words", "rows"), [(["a function", {"option": 2}], 2), (WORDS, 5)], ids=["words", "shapes"]
+)
+def test_other_words_and_other_shapes_are_other_programs(words, rows):
+    traces.program(WORDS, scaled, *inputs())
+    function, calls = counted(lambda params, x: {"y": 2 * x})
+    found = traces.program(words, function, *inputs(rows))(*inputs(rows))
+    assert len(calls) == 1
+    np.testing.assert_array_equal(found["y"], 2 * inputs(rows)[1])
+
+
+def test_another_version_of_the_source_traces_anew(monkeypatch):
+    traces.program(WORDS, scaled, *inputs())
+    monkeypatch.setattr(traces, "_size_and_time", lambda file: (1, 2))
+    traces._stamp.cache_clear()
+    function, calls = counted(scaled)
+    try:
+        traces.program(WORDS, function, *inputs())
+    finally:
+        traces._stamp.cache_clear()
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("kind", ["program", "json"])
+@pytest.mark.parametrize("damage", ["flipped", "cut", "empty"])
+def test_damaged_files_are_traced_again_and_replaced(folder, kind, damage):
+    def make():
+        if kind == "json":
+            found = traces.shapes(WORDS, function)
+            return found["w"].shape
+        return traces.program(WORDS, lambda *x: function(*x), *inputs())(*inputs())["y"].shape
+
+    function, calls = counted(
+        (lambda: {"w": jax.ShapeDtypeStruct((2, 3), "float32")}) if kind == "json" else scaled
+    )
+    expected = make()
+    (file,) = folder.rglob(f"*.{kind}")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes({"flipped": bytes(content), "cut": bytes(content[:-7]), "empty": b""}[damage])
+    assert make() == expected
+    assert len(calls) == 2
+    assert make() == expected
+    assert len(calls) == 2
+    assert not list(folder.rglob("*.tmp"))
+
+
+def test_shapes_come_back_as_they_were():
+    made = {"a": {"b": jax.ShapeDtypeStruct((2, 3), jnp.bfloat16)}, "c": jax.ShapeDtypeStruct((), jnp.int32)}
+    assert traces.shapes(WORDS, lambda: made) == made
+    again = traces.shapes(WORDS, lambda: 1 / 0)
+    assert again == made
+    assert list(again) == ["a", "c"]
+
+
+def test_what_cannot_be_exported_runs_all_the_same(folder):
+    def called_back(x):
+        return {
+            "y": jax.pure_callback(lambda x: np.asarray(x) + 1, jax.ShapeDtypeStruct((2,), jnp.float32), x)
+        }
+
+    found = traces.program(WORDS, called_back, np.zeros(2, np.float32))(np.zeros(2, np.float32))
+    np.testing.assert_array_equal(found["y"], [1, 1])
+    assert not list(folder.rglob("*.program"))
+
+
+def test_without_words_nothing_is_kept(folder):
+    found = traces.program(None, scaled, *inputs())(*inputs())
+    assert found["y"].shape == (2, 4)
+    assert not folder.exists()
+
+
+def test_a_folder_that_cannot_be_written_is_no_reason_to_fail(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("MEDVFM_CACHE", str(tmp_path / "file"))
+    assert traces.program(WORDS, scaled, *inputs())(*inputs())["y"].shape == (2, 4)
+
+
+def test_old_generations_are_removed_and_the_newest_stay(folder, monkeypatch):
+    for generation in range(5):
+        monkeypatch.setattr(traces, "_stamp", lambda generation=generation: f"generation-{generation}")
+        traces.shapes(WORDS, lambda: {"a": jax.ShapeDtypeStruct((1,), "float32")})
+    assert {f.name for f in folder.iterdir()} == {"generation-2", "generation-3", "generation-4"}
