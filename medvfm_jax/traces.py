@@ -41,14 +41,17 @@ def shapes(words: Any, compute: Callable[[], Any]) -> Any:
     return found
 
 
-def program(words: Any, function: Callable[..., Any], *inputs: Any) -> Callable[..., Any]:
+def program(
+    words: Any, function: Callable[..., Any], *inputs: Any, announce: Callable[[], None] = lambda: None
+) -> Callable[..., Any]:
     """``function``, compiled for inputs of these shapes; traced only if it was not kept.
 
     words: JSON-able, everything that the function follows from; None keeps nothing.  inputs: nested dictionaries and
-    tuples of arrays or shapes; what the function returns must be of the same kinds.  What cannot be exported is compiled
-    as usual.
+    tuples of arrays or shapes; what the function returns must be of the same kinds.  What cannot be exported is
+    compiled as usual.  announce: called where tracing and compiling lie ahead, which take seconds.
     """
     if words is None:
+        announce()
         return jax.jit(function)
     wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), inputs)
     leaves, tree = jax.tree.flatten(wanted)
@@ -57,6 +60,7 @@ def program(words: Any, function: Callable[..., Any], *inputs: Any) -> Callable[
     if content is not None:
         with contextlib.suppress(Exception):  # of a JAX that reads older programs no more, for example
             return jax.jit(jax.export.deserialize(bytearray(content)).call)
+    announce()
     jitted = jax.jit(function)
     try:
         exported = jax.export.export(jitted)(*wanted)

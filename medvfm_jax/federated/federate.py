@@ -182,6 +182,7 @@ def _train(
         config.checkpoint_seconds,
         private=secret is not None,
     )
+    display.say("compiling the round ...")
     told = [RoundLog(run, recorder(run), rate), keep, RoundLine(run, display.say), _shown(run, display)]
     fitted = fit(step, state, loader, told, steps=config.rounds, validation=validation, stopping=stopping)
     state, stopping = fitted.state, fitted.stopping

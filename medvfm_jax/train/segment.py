@@ -39,9 +39,13 @@ class Segmenter:
     """A model with its delta, compiled once per number of prompts.
 
     multimask: of the three masks SAM offers for an ambiguous prompt, take the one it rates best.
+    say: told when a program has to be compiled first.
     """
 
-    def __init__(self, loaded: Loaded, *, multimask: bool = False):
+    def __init__(
+        self, loaded: Loaded, *, multimask: bool = False, say: Callable[[str], None] = lambda text: None
+    ):
+        self._say = say
         self._spec, self._weights = loaded.base.model.spec, (loaded.base.params, jax.device_put(loaded.delta))
         self._trained = loaded.metadata or {}
         self.note = loaded.note  # what could not be checked about the delta
@@ -160,7 +164,12 @@ class Segmenter:
         shape = tuple((name, value.shape) for name, value in prompts.items())
         if shape not in self._programs:
             inputs = (*self._weights, image, prompts)
-            self._programs[shape] = traces.program(self._words, self._apply, *inputs)
+            self._programs[shape] = traces.program(
+                self._words,
+                self._apply,
+                *inputs,
+                announce=lambda: self._say(f"compiling {self._spec.name} ..."),
+            )
         return Prediction(**self._programs[shape](*self._weights, image, prompts))
 
 
@@ -173,10 +182,12 @@ def load_segmenter(
     dtype: str = "float32",
     offline: bool = False,
     multimask: bool = False,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Segmenter:
     """A model as it is, or with a delta (then ``model`` may be left out), or that of a run directory.
 
-    weights: file of the base weights; a run knows its own, and its number format. Raises BadConfig if there is
+    weights: file of the base weights; a run knows its own, and its number format.  say: see
+    ``Segmenter``.  Raises BadConfig if there is
     nothing to load, or for a model that gives no masks as it is; RunError for a run that has not ended.
     """
     for path in (run, delta, weights):
@@ -200,4 +211,4 @@ def load_segmenter(
         raise BadConfig(
             "This delta segments without prompts and gives one mask per class; leave out --multimask."
         )
-    return Segmenter(loaded, multimask=multimask)
+    return Segmenter(loaded, multimask=multimask, say=say)

@@ -146,7 +146,7 @@ def train(
 ) -> Trained:
     """Take the steps of a run; nothing is written but by ``hooks``, see ``train.hooks``.
 
-    start: a checkpoint to go on from exactly.  say: told of the embedding cache.
+    start: a checkpoint to go on from exactly.  say: told of the embedding cache, and before anything is compiled.
     Raises NonFiniteLoss, LoaderExhausted, and what hooks raise.
     """
     placement, assembled = run.placement, run.assembled
@@ -163,6 +163,7 @@ def train(
     params, state = placement.put_params(assembled.base.params), placement.put_state(state, optimizer)
     step = placement.compile(make_step(loss, optimizer, run.accumulate), params, state)
     validation = _validation(run, params, loss, cache)
+    say("compiling the training step ...")
     fitted = fit(
         step, state, loader, hooks,
         steps=run.config.steps, validation=validation, stopping=stopping, agree=placement.any,
