@@ -6,6 +6,7 @@ A test holds the page against the records, so that a new method cannot be missin
 """
 
 import inspect
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ PAGE = Path(__file__).parent.parent / "docs" / "methods.md"
 _HEAD = """# Methods
 
 Made from the package's records by `python -m experiments.methods_page`; do not edit. Where the column of differences is
-empty none is known to us. What was measured with these methods is in the README and in docs/performance.md.
+empty none is known to us. What was measured: [Results](results.md), [Performance](performance.md).
+How to add one: [Contributing](../CONTRIBUTING.md), [a system](own-system.md), [an algorithm](own-algorithm.md),
+[a codec](own-codec.md).
 """
 
 
@@ -64,8 +67,9 @@ def _codecs() -> list[str]:
 
 
 def _adapters() -> list[str]:
-    rows = [(f"`{name}`", _first_line(make)) for name, make in KINDS.items()]
-    return _section("Adapters: parts of a system, and `medvfm_jax.adapters`", ("kind", "what it does"), rows)
+    rows = [(f"`{name}`", _first_line(make), _references(make)) for name, make in KINDS.items()]
+    columns = ("kind", "what it does", "source")
+    return _section("Adapters: parts of a system, and `medvfm_jax.adapters`", columns, rows)
 
 
 def _models() -> list[str]:
@@ -87,11 +91,11 @@ def _models() -> list[str]:
 
 def _losses() -> list[str]:
     rows = [
-        (f"`{name}`", _first_line(getattr(losses, name)))
+        (f"`{name}`", _first_line(getattr(losses, name)), _references(getattr(losses, name)))
         for name in sorted(losses.__all__)
         if inspect.isfunction(getattr(losses, name))
     ]
-    return _section("Losses: `medvfm_jax.losses`, from Python", ("name", "what it is"), rows)
+    return _section("Losses: `medvfm_jax.losses`, from Python", ("name", "what it is", "source"), rows)
 
 
 def _section(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -106,6 +110,13 @@ def _link(source: str) -> str:
 
 def _options(options: Mapping[str, Any]) -> str:
     return ", ".join(f"`{name}={value}`" for name, value in options.items())
+
+
+def _references(function: Any) -> str:
+    """The links of a docstring."""
+    return ", ".join(
+        _link(link.rstrip(".,;")) for link in re.findall(r"https://\S+", inspect.getdoc(function) or "")
+    )
 
 
 def _first_line(function: Any) -> str:
