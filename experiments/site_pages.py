@@ -112,8 +112,8 @@ def public_names(file: Path) -> dict[str, str]:
 
 
 def public_packages() -> dict[str, Path]:
-    """Every package below medvfm_jax that says what is public: name -> its ``__init__.py``."""
-    files = sorted((ROOT / "medvfm_jax").glob("*/**/__init__.py"))
+    """Every package that says what is public, medvfm_jax itself first: name -> its ``__init__.py``."""
+    files = sorted((ROOT / "medvfm_jax").rglob("__init__.py"))
     return {".".join(file.parent.relative_to(ROOT).parts): file for file in files if public_names(file)}
 
 

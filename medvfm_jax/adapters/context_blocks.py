@@ -7,7 +7,7 @@ from medvfm_jax.models.context import BLOCKS
 
 
 def context_block(block: str, at: str, width: int = 64) -> Adapter:
-    """Put a context block of a name after every matched module; residual and zero at start, see ``context``.
+    """Put a named context block after every matched module; residual and zero at start, see ``context``.
 
     Args:
         block: "aspp", "pyramid", "fpn" or "cross_scale" (``models.context.BLOCKS``).
