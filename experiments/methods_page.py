@@ -19,12 +19,13 @@ from medvfm_jax.federated.codecs.catalog import CODECS
 from medvfm_jax.models.catalog import MODELS
 
 PAGE = Path(__file__).parent.parent / "docs" / "methods.md"
+RESULTS = PAGE.with_name("results.md")
 _HEAD = """# Methods
 
 Made from the package's records by `python -m experiments.methods_page`; do not edit. Where the column of differences is
 empty none is known to us. What was measured: [Results](results.md), [Performance](performance.md).
 How to add one: [Contributing](../CONTRIBUTING.md), [a system](own-system.md), [an algorithm](own-algorithm.md),
-[a codec](own-codec.md).
+[a codec](own-codec.md). Tests lie in the folders of the code: `tests/systems/`, `tests/federated/codecs/`, ...
 """
 
 
@@ -36,34 +37,38 @@ def page() -> str:
 
 def _systems() -> list[str]:
     rows = [
-        (f"`{name}`", s.description, _link(s.source), s.differences) for name, s in systems.SYSTEMS.items()
+        (f"`{name}`", s.description, _link(s.source), s.differences, _measured(name))
+        for name, s in systems.SYSTEMS.items()
     ]
-    columns = ("name", "what trains", "source", "differs from it")
+    columns = ("name", "what trains", "source", "differs from it", "measured")
     return _section("Systems: `medvfm adapt --adapter NAME`, `medvfm federate --preset NAME`", columns, rows)
 
 
 def _federated() -> list[str]:
     rows = [
-        (f"`{name}`", s.description, _link(s.system.source), s.system.differences)
+        (f"`{name}`", s.description, _link(s.system.source), s.system.differences, _measured(name))
         for name, s in federated_systems.SYSTEMS.items()
     ]
-    columns = ("name", "what it does", "source", "differs from it")
+    columns = ("name", "what it does", "source", "differs from it", "measured")
     return _section("Federated systems: `medvfm federate --preset NAME`", columns, rows)
 
 
 def _algorithms() -> list[str]:
     rows = [
-        (f"`{name}`", _first_line(entry.make), _options(entry.options))
+        (f"`{name}`", _first_line(entry.make), _options(entry.options), _measured(name))
         for name, entry in algorithm_catalog.ENTRIES.items()
     ]
     title = "Federated algorithms: `medvfm federate --algorithm NAME --algorithm-set OPTION=VALUE`"
-    return _section(title, ("name", "what it does", "options"), rows)
+    return _section(title, ("name", "what it does", "options", "measured"), rows)
 
 
 def _codecs() -> list[str]:
-    rows = [(f"`{name}`", _first_line(entry.make), _options(entry.options)) for name, entry in CODECS.items()]
+    rows = [
+        (f"`{name}`", _first_line(entry.make), _options(entry.options), _measured(name))
+        for name, entry in CODECS.items()
+    ]
     title = "Codecs: `medvfm federate --codec NAME --codec-set OPTION=VALUE`"
-    return _section(title, ("name", "what it does", "options"), rows)
+    return _section(title, ("name", "what it does", "options", "measured"), rows)
 
 
 def _adapters() -> list[str]:
@@ -110,6 +115,17 @@ def _link(source: str) -> str:
 
 def _options(options: Mapping[str, Any]) -> str:
     return ", ".join(f"`{name}={value}`" for name, value in options.items())
+
+
+def _measured(name: str) -> str:
+    """A link where the page of results has a word about the method."""
+    words = {_bare(word).removesuffix("style") for word in RESULTS.read_text(encoding="utf-8").split()}
+    return f"[yes]({RESULTS.name})" if _bare(name) in words else ""
+
+
+def _bare(word: str) -> str:
+    """FFA-LoRA, `ffa_lora` -> ffalora."""
+    return re.sub(r"[\W_]", "", word).lower()
 
 
 def _references(function: Any) -> str:

@@ -177,9 +177,10 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Links to pages outside docs/ lead to where the site has them, and theirs into docs/ back."""
+    """Links to pages outside docs/ and to tutorials lead to where the site has them, as those from there do."""
     for source, name in OUTSIDE.items():
         markdown = markdown.replace(f"](../{source}", f"]({name}")
+    markdown = re.sub(r"\]\((tutorials/\w+)\.py\)", r"](\1.md)", markdown)
     return markdown.replace("](docs/", "](").replace("](../docs/", "](")
 
 

@@ -5,6 +5,8 @@
 # `sites.csv`; here are the same functions one by one, so that you can change any of them.
 
 # %%
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,15 +23,26 @@ fed = mv.federated
 # [`linear`](../methods.md)). The loss of an algorithm is a function of the delta, a batch and a key.
 
 # %%
-model = mv.models.build("sam-tiny-test")  # mv.load("lite-medsam") for published weights
-params = model.init(jax.random.key(0))
+model, params = mv.load("sam-tiny-test")  # or "lite-medsam", with published weights
 adapted = mv.adapters.adapt_model(mv.systems.adapter("linear", model), model)
 delta = adapted.init(jax.random.key(1), params)
-with_metrics = mv.train.make_loss(adapted, "medsam")
+with_metrics = mv.train.make_loss(adapted, "medsam", cached=True)  # images are embeddings
 
 
 def loss(delta, batch, key):
     return with_metrics(params, delta, batch, key)[0]
+
+
+# %% [markdown]
+# The encoder is frozen, so each hospital encodes its images once and rounds run the decoder alone.
+
+# %%
+encode = jax.jit(functools.partial(model.encode, params))
+
+
+@functools.cache
+def embedding_of(example):
+    return np.asarray(encode(mv.data.example_image(dataset, example, model.spec)[0]))
 
 
 # %% [markdown]
@@ -49,7 +62,7 @@ def batches_of(site):
     cases = [case.id for case in dataset.cases if case.site == site]
     found = mv.data.examples(dataset, cases, model.spec, "promptable")
     loader = mv.data.make_loader(
-        dataset, found, model.spec, "promptable", batch_size=2, seed=0, prompts=prompts
+        dataset, found, model.spec, "promptable", batch_size=2, seed=0, prompts=prompts, image_fn=embedding_of
     )
     return jax.tree.map(lambda *leaves: np.stack(leaves), *[next(loader) for _ in range(STEPS)])
 

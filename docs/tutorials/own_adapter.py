@@ -35,10 +35,9 @@ def channel_gate(pattern):
 # the identity, so the adapted model is the pretrained one.
 
 # %%
-model = mv.models.build("sam-tiny-test")  # mv.load("lite-medsam") for published weights
-params = model.init(jax.random.key(0))
+model, params = mv.load("sam-tiny-test")  # or "lite-medsam", with published weights
 adapter = mv.adapters.chain(
-    last=mv.adapters.tune(r"mask_decoder/output_.*"),
+    decoder=mv.adapters.tune(r"mask_decoder/.*"),
     gate=channel_gate(r"mask_decoder/transformer/layers_\d/mlp"),
 )
 adapted = mv.adapters.adapt_model(adapter, model)
@@ -49,13 +48,25 @@ print(mv.adapters.count(delta, params))
 # ## Data
 #
 # A folder is split by patient and becomes batches of images, box prompts simulated from the reference, and targets.
+# This adapter does not touch the image encoder, so each image is encoded once and `image_fn` gives its embedding in
+# the place of the image; leave that out (and `cached` below) for an adapter of the encoder.
 
 # %%
 dataset = mv.data.open_dataset(mv.data.make_phantom_dataset("cells", n=6, size=32))
 split = mv.data.split(dataset, seed=0)
 train = mv.data.examples(dataset, split.train, model.spec, "promptable")
 prompts = mv.data.PromptConfig("box", count=2)
-loader = mv.data.make_loader(dataset, train, model.spec, "promptable", batch_size=2, seed=0, prompts=prompts)
+encode = jax.jit(functools.partial(model.encode, params))
+
+
+@functools.cache
+def embedding_of(example):
+    return np.asarray(encode(mv.data.example_image(dataset, example, model.spec)[0]))
+
+
+loader = mv.data.make_loader(
+    dataset, train, model.spec, "promptable", batch_size=2, seed=0, prompts=prompts, image_fn=embedding_of
+)
 print(len(split.train), "training cases,", len(split.test), "test cases")
 
 # %% [markdown]
@@ -64,7 +75,7 @@ print(len(split.train), "training cases,", len(split.test), "test cases")
 # `make_step` differentiates the delta alone; `fit` fetches batches, takes steps and tells its hooks.
 
 # %%
-loss = mv.train.make_loss(adapted, "medsam")
+loss = mv.train.make_loss(adapted, "medsam", cached=True)
 optimizer = optax.adamw(0.01)
 step = functools.partial(mv.train.make_step(loss, optimizer), params)
 losses = []

@@ -40,7 +40,9 @@ def test_a_command_in_a_guide_parses(arguments):
 def test_make_targets_in_the_guides_exist():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = {
-        t for guide in GUIDES for t in re.findall(r"`?make ([a-z-]+)", guide.read_text(encoding="utf-8"))
+        t
+        for guide in GUIDES
+        for t in re.findall(r"(?:`|^)make ([a-z-]+)", guide.read_text(encoding="utf-8"), re.MULTILINE)
     }
     assert {"quickstart", "test"} <= named <= targets
 
@@ -50,12 +52,11 @@ def test_the_python_of_the_readme_differentiates():
     import jax
     import jax.numpy as jnp
 
-    from medvfm_jax import models
     from medvfm_jax.types import Prompts
+    from medvfm_jax.weights import load
 
-    model = models.build("lite-tiny-test")
     tiny = f"{code}".replace('mv.load("lite-medsam")', "given")
-    scope = {"given": (model, model.init(jax.random.key(1)))}
+    scope = {"given": load("lite-tiny-test")}
     exec(compile(tiny, "README.md", "exec"), scope)
     box = Prompts(jnp.array([[[4.0, 5.0], [20.0, 22.0]]]), jnp.array([[2, 3]]))
     mask = jnp.zeros((1, 32, 32)).at[:, 5:20, 5:20].set(1)
