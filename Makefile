@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
-.PHONY: quickstart test test-all test-parity test-network lint layers check clean
+.PHONY: quickstart test test-all test-parity test-network lint layers docs wheel check clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -36,6 +36,14 @@ test-all: $(VENV)/.test ## also the slow tests
 test-parity: $(VENV)/.parity ## against PyTorch, transformers and the metric oracles
 	$(BIN)/python -m pytest -q -m parity tests/parity
 
+$(VENV)/.docs: $(VENV)/.core
+	$(PIP) --editable '.[docs]'
+	touch $@
+
+$(VENV)/.release: $(VENV)/.core
+	$(PIP) --editable '.[release]'
+	touch $@
+
 # Flower wants older versions of what others use, so this environment is apart.
 .venv-federated/.done: pyproject.toml constraints-federated.txt
 	$(PYTHON) -m venv .venv-federated
@@ -51,7 +59,14 @@ lint: $(VENV)/.test
 layers: $(VENV)/.test ## the floors of docs/architecture.md
 	$(BIN)/lint-imports
 
-check: test lint layers
+docs: $(VENV)/.docs ## the documentation site in build/site; runs the tutorials, a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+wheel: $(VENV)/.release ## a wheel and a source distribution in dist
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+
+check: test lint layers docs
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build dist *.egg-info

@@ -6,6 +6,7 @@ A test holds the page against the records, so that a new method cannot be missin
 """
 
 import inspect
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,13 @@ from medvfm_jax.federated.codecs.catalog import CODECS
 from medvfm_jax.models.catalog import MODELS
 
 PAGE = Path(__file__).parent.parent / "docs" / "methods.md"
+RESULTS = PAGE.with_name("results.md")
 _HEAD = """# Methods
 
 Made from the package's records by `python -m experiments.methods_page`; do not edit. Where the column of differences is
-empty none is known to us. What was measured with these methods is in the README and in docs/performance.md.
+empty none is known to us. What was measured: [Results](results.md), [Performance](performance.md).
+How to add one: [Contributing](../CONTRIBUTING.md), [a system](own-system.md), [an algorithm](own-algorithm.md),
+[a codec](own-codec.md). Tests lie in the folders of the code: `tests/systems/`, `tests/federated/codecs/`, ...
 """
 
 
@@ -33,39 +37,44 @@ def page() -> str:
 
 def _systems() -> list[str]:
     rows = [
-        (f"`{name}`", s.description, _link(s.source), s.differences) for name, s in systems.SYSTEMS.items()
+        (f"`{name}`", s.description, _link(s.source), s.differences, _measured(name))
+        for name, s in systems.SYSTEMS.items()
     ]
-    columns = ("name", "what trains", "source", "differs from it")
+    columns = ("name", "what trains", "source", "differs from it", "measured")
     return _section("Systems: `medvfm adapt --adapter NAME`, `medvfm federate --preset NAME`", columns, rows)
 
 
 def _federated() -> list[str]:
     rows = [
-        (f"`{name}`", s.description, _link(s.system.source), s.system.differences)
+        (f"`{name}`", s.description, _link(s.system.source), s.system.differences, _measured(name))
         for name, s in federated_systems.SYSTEMS.items()
     ]
-    columns = ("name", "what it does", "source", "differs from it")
+    columns = ("name", "what it does", "source", "differs from it", "measured")
     return _section("Federated systems: `medvfm federate --preset NAME`", columns, rows)
 
 
 def _algorithms() -> list[str]:
     rows = [
-        (f"`{name}`", _first_line(entry.make), _options(entry.options))
+        (f"`{name}`", _first_line(entry.make), _options(entry.options), _measured(name))
         for name, entry in algorithm_catalog.ENTRIES.items()
     ]
     title = "Federated algorithms: `medvfm federate --algorithm NAME --algorithm-set OPTION=VALUE`"
-    return _section(title, ("name", "what it does", "options"), rows)
+    return _section(title, ("name", "what it does", "options", "measured"), rows)
 
 
 def _codecs() -> list[str]:
-    rows = [(f"`{name}`", _first_line(entry.make), _options(entry.options)) for name, entry in CODECS.items()]
+    rows = [
+        (f"`{name}`", _first_line(entry.make), _options(entry.options), _measured(name))
+        for name, entry in CODECS.items()
+    ]
     title = "Codecs: `medvfm federate --codec NAME --codec-set OPTION=VALUE`"
-    return _section(title, ("name", "what it does", "options"), rows)
+    return _section(title, ("name", "what it does", "options", "measured"), rows)
 
 
 def _adapters() -> list[str]:
-    rows = [(f"`{name}`", _first_line(make)) for name, make in KINDS.items()]
-    return _section("Adapters: parts of a system, and `medvfm_jax.adapters`", ("kind", "what it does"), rows)
+    rows = [(f"`{name}`", _first_line(make), _references(make)) for name, make in KINDS.items()]
+    columns = ("kind", "what it does", "source")
+    return _section("Adapters: parts of a system, and `medvfm_jax.adapters`", columns, rows)
 
 
 def _models() -> list[str]:
@@ -87,11 +96,11 @@ def _models() -> list[str]:
 
 def _losses() -> list[str]:
     rows = [
-        (f"`{name}`", _first_line(getattr(losses, name)))
+        (f"`{name}`", _first_line(getattr(losses, name)), _references(getattr(losses, name)))
         for name in sorted(losses.__all__)
         if inspect.isfunction(getattr(losses, name))
     ]
-    return _section("Losses: `medvfm_jax.losses`, from Python", ("name", "what it is"), rows)
+    return _section("Losses: `medvfm_jax.losses`, from Python", ("name", "what it is", "source"), rows)
 
 
 def _section(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -106,6 +115,24 @@ def _link(source: str) -> str:
 
 def _options(options: Mapping[str, Any]) -> str:
     return ", ".join(f"`{name}={value}`" for name, value in options.items())
+
+
+def _measured(name: str) -> str:
+    """A link where the page of results has a word about the method."""
+    words = {_bare(word).removesuffix("style") for word in RESULTS.read_text(encoding="utf-8").split()}
+    return f"[yes]({RESULTS.name})" if _bare(name) in words else ""
+
+
+def _bare(word: str) -> str:
+    """FFA-LoRA, `ffa_lora` -> ffalora."""
+    return re.sub(r"[\W_]", "", word).lower()
+
+
+def _references(function: Any) -> str:
+    """The links of a docstring."""
+    return ", ".join(
+        _link(link.rstrip(".,;")) for link in re.findall(r"https://\S+", inspect.getdoc(function) or "")
+    )
 
 
 def _first_line(function: Any) -> str:

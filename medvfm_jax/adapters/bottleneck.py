@@ -24,12 +24,27 @@ def bottleneck(
 ) -> Adapter:
     """Add ``scale * (gelu(x @ down + down_bias) @ up + up_bias)``: the identity at init, not mergeable.
 
-    x is the module's output for "after" and its input for "parallel".  The bottleneck is ``width`` wide, or
-    ``ratio`` times the input.  down (d, width) starts as in PyTorch, uniform in +-1/sqrt(d); up starts at
-    zero. GELU is exact (erf).  ``normalise`` standardises x over its features first (a LayerNorm without
-    parameters), for modules that get the un-normalised residual stream, such as TinyViT's mlp.
+    x is the module's output for "after" and its input for "parallel". down (d, width) starts as in PyTorch, uniform in
+    +-1/sqrt(d); up starts at zero. GELU is exact (erf).
 
-    Raises BadAdapterConfig unless exactly one of width and ratio is given.
+    Args:
+        at: regular expression of module paths, full match.
+        width: of the bottleneck.
+        ratio: the width as a share of that of x; give either.
+        where: "after" the module or "parallel" to it.
+        scale: of what is added.
+        normalise: standardise x over its features first (a LayerNorm without parameters), for modules that get the
+            un-normalised residual stream, such as TinyViT's mlp.
+
+    Returns:
+        The adapter.
+
+    Raises:
+        BadAdapterConfig: not exactly one of width and ratio, or another position.
+
+    References:
+        Houlsby et al. 2019, https://arxiv.org/abs/1902.00751; parallel: He et al. 2022,
+        https://arxiv.org/abs/2110.04366; Med-SA: Wu et al. 2023, https://arxiv.org/abs/2304.12620
     """
     if (width is None) == (ratio is None):
         raise BadAdapterConfig("bottleneck: give either width or ratio.")

@@ -22,12 +22,24 @@ def context(
 ) -> Adapter:
     """Add a block's output to the output y (h, w, c) of every matched module; the identity at init.
 
-    ``module_factory()`` gives a Linen module (h, w, c) -> (h, w, c).  Its parameters live in the delta under
-    their flattened paths ("last/proj/kernel").  A block with a true ``zero_init`` field is taken to start at
-    zero by itself; any other is multiplied by ``gate`` (c,), zero at init (ReZero, Bachlechner et al. 2021,
-    one number per channel).  Never both: then no gradient would ever leave zero.  Not mergeable.
+    The block's parameters live in the delta under their flattened paths ("last/proj/kernel"). A block with a true
+    ``zero_init`` field is taken to start at zero by itself; any other is multiplied by ``gate`` (c,), zero at init
+    (ReZero, one number per channel). Never both: then no gradient would ever leave zero. Not mergeable.
 
-    Raises WrongSite if y is no (h, w, c), or if the block changes its shape or keeps other state than params.
+    Args:
+        module_factory: () -> Linen module (h, w, c) -> (h, w, c).
+        at: regular expression of module paths, full match.
+        config: JSON-able description, see ``Adapter``.
+
+    Returns:
+        The adapter. Its ``init`` raises WrongSite if y is no (h, w, c), or if the block changes its shape or keeps
+        other state than params.
+
+    Raises:
+        WrongSite: see Returns.
+
+    References:
+        Bachlechner et al. 2021 (ReZero), https://arxiv.org/abs/2003.04887
     """
 
     def init_site(key: Array, site: Site) -> SiteDelta:

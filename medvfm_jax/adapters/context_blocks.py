@@ -7,10 +7,18 @@ from medvfm_jax.models.context import BLOCKS
 
 
 def context_block(block: str, at: str, width: int = 64) -> Adapter:
-    """Put a block of ``models.context.BLOCKS`` with ``width`` inner channels after every matched module.
+    """Put a named context block after every matched module; residual and zero at start, see ``context``.
 
-    ``block`` is "aspp", "pyramid", "fpn" or "cross_scale"; residual and zero at start, see ``context``.
-    Raises BadAdapterConfig for another name.
+    Args:
+        block: "aspp", "pyramid", "fpn" or "cross_scale" (``models.context.BLOCKS``).
+        at: regular expression of module paths, full match.
+        width: inner channels.
+
+    Returns:
+        The adapter.
+
+    Raises:
+        BadAdapterConfig: another block, or a width below 1.
     """
     if block not in BLOCKS:
         raise BadAdapterConfig(f"no context block '{block}', known are {', '.join(BLOCKS)}.")

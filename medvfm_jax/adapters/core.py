@@ -28,13 +28,13 @@ _NEEDS = {"before": ("x",), "after": ("y",), "parallel": ("x", "y"), "around": (
 class Adapter(NamedTuple):
     """Three pure functions and what they act on.
 
-    init(key, apply_fn, params, *inputs, **kw) -> delta: finds its sites abstractly, never runs the model.
-    wrap(apply_fn, strict=True) -> adapted(params, delta, *inputs, **kw).  Strict: every site of the delta
-        must be called, or NoSuchSite is raised; turn it off for a function that reaches only a part of the
-        model.
-    merge(params, delta) -> params of the unadapted model; raises NotMergeable naming the sites.
-    levels: {"params"}, {"modules"} or both; parameters are changed beneath every module, so first in a chain.
-    config: JSON-able description from which ``serialise.from_config`` rebuilds it; None for a custom adapter.
+    Attributes:
+        init: (key, apply_fn, params, *inputs, **kw) -> delta; finds its sites abstractly, never runs the model.
+        wrap: (apply_fn, strict=True) -> adapted(params, delta, *inputs, **kw).  Strict: every site of the delta must be
+            called, or NoSuchSite is raised; turn it off for a function that reaches only a part of the model.
+        merge: (params, delta) -> params of the unadapted model; raises NotMergeable naming the sites.
+        levels: {"params"}, {"modules"} or both; parameters are changed beneath every module, so first in a chain.
+        config: JSON-able description from which ``from_config`` rebuilds it; None for a custom adapter.
     """
 
     init: Callable[..., Delta]
@@ -52,17 +52,26 @@ def at(
     merge_site: Callable[[Params, SiteDelta], Params] | None = None,
     config: Mapping[str, Any] | None = None,
 ) -> Adapter:
-    """Adapt every module whose path fully matches ``pattern``: x (..., in) -> y (..., out).
+    """Adapt every module whose path fully matches a pattern: x (..., in) -> y (..., out).
 
-    ``init_site(key, site)`` returns the site's arrays in float32, without stack axes: those are added here.
-    ``apply_site(delta, x)`` gets the module's input ("before", "parallel") or output ("after") and returns an
-    array; "parallel" adds it to the output.  For "around" it is ``apply_site(delta, call, x)`` where
-    ``call(x)`` runs the frozen module and ``call.module`` is its configuration; there delta comes uncast,
-    in float32.
-    ``merge_site(site_params, delta)`` returns the changed parameters and must broadcast over
-    leading stack axes.
+    Args:
+        pattern: regular expression of module paths, full match.
+        where: "before" the module (on its input), "after" it (on its output), "parallel" (of the input, added to the
+            output), or "around" it.
+        init_site: (key, site) -> the site's arrays in float32, without stack axes: those are added here.
+        apply_site: (delta, x) -> array, of the input or output; for "around" (delta, call, x) -> array, where
+            ``call(x)`` runs the frozen module and ``call.module`` is its configuration; there delta comes uncast, in
+            float32.
+        merge_site: (site_params, delta) -> the changed parameters; must broadcast over leading stack axes. None: the
+            adapter cannot be merged.
+        config: JSON-able description, see ``Adapter``.
 
-    Raises NoSuchSite if nothing matches, WrongSite if a matched module has no single array to adapt.
+    Returns:
+        The adapter. Its ``init`` raises NoSuchSite if nothing matches, WrongSite if a matched module has no single
+        array to adapt.
+
+    Raises:
+        NoSuchSite: from the adapted function, where a site of the delta is not called.
     """
 
     def init(key: Array, apply_fn: ApplyFn, params: Params, *inputs: Any, **kw: Any) -> Delta:
@@ -104,9 +113,17 @@ def at(
 
 
 def chain(**adapters: Adapter) -> Adapter:
-    """Nest adapters, the first innermost; the delta is ``{name: delta}``.
+    """Nest adapters, the first innermost.
 
-    Raises WrongSite if an adapter of parameters (``tune``) comes after one of modules.
+    Args:
+        **adapters: name -> adapter; those that change parameters (``tune``) first.
+
+    Returns:
+        One adapter, whose delta is ``{name: delta}``.
+
+    Raises:
+        WrongSite: an adapter of parameters comes after one of modules.
+        NoSuchSite: from the adapted function, for a delta with other parts.
     """
     levels: frozenset[str] = frozenset()
     for name, adapter in adapters.items():
@@ -149,7 +166,15 @@ def chain(**adapters: Adapter) -> Adapter:
 
 
 def bind(adapted: ApplyFn, delta: Delta) -> ApplyFn:
-    """Fix the delta: ``bound(params, *inputs, **kw)`` is again an ``apply_fn``."""
+    """Fix the delta of an adapted function.
+
+    Args:
+        adapted: (params, delta, *inputs, **kw) -> output.
+        delta: to fix.
+
+    Returns:
+        ``bound(params, *inputs, **kw)``, again an ``apply_fn``.
+    """
     return lambda params, *inputs, **kw: adapted(params, delta, *inputs, **kw)
 
 

@@ -12,7 +12,13 @@ from medvfm_jax.types import Delta, Params
 
 
 class Count(NamedTuple):
-    """How many parameters train, out of how many of the frozen model, and how many bytes the delta is."""
+    """How much trains.
+
+    Attributes:
+        trained: numbers in the delta.
+        total: parameters of the frozen model.
+        bytes: of the delta.
+    """
 
     trained: int
     total: int  # of the frozen model; the arrays that an adapter adds are not in it
@@ -31,9 +37,16 @@ class Count(NamedTuple):
 
 
 def count(delta: Delta, params: Params) -> Count:
-    """Count a delta against its frozen ``params``; arrays or their shapes.
+    """Count a delta against the frozen parameters.
 
     Buffers (batch-norm statistics, SAM's random frequencies) are no parameters and are left out of the total.
+
+    Args:
+        delta: arrays or their shapes.
+        params: arrays or their shapes.
+
+    Returns:
+        What trains, out of how many, and its bytes.
     """
     buffers = statistics(params)
     leaves = leaves_by_path(params["params"])

@@ -12,7 +12,14 @@ _WITHOUT_IMAGE = ("mask_decoder", "prompt_encoder")
 
 
 class DeltaLeaf(NamedTuple):
-    """One array of a delta and where it belongs."""
+    """One array of a delta and where it belongs.
+
+    Attributes:
+        chain: names of the chain's parts that lead to it, outermost first.
+        path: of the module.
+        name: of the array at its site.
+        array: itself.
+    """
 
     chain: tuple[str, ...]  # names of the chain parts around it, outermost first; () without a chain
     path: str  # of the module
@@ -21,14 +28,25 @@ class DeltaLeaf(NamedTuple):
 
 
 def delta_leaves(delta: Delta) -> Iterator[DeltaLeaf]:
-    """Yield every array of a delta, sorted by (chain, path, name)."""
+    """Iterate over the arrays of a delta.
+
+    Args:
+        delta: of any adapter, chains included.
+
+    Yields:
+        Every array, sorted by (chain, path, name).
+    """
     for keys, array in sorted(flatten_dict(delta).items()):
         yield DeltaLeaf(keys[:-2], keys[-2], keys[-1], array)
 
 
 def touches_encoder(delta: Delta) -> bool:
-    """Say whether the delta can change an image embedding, so that embeddings must not be cached.
+    """Say whether a delta can change an image embedding, so that embeddings must not be cached.
 
-    Only sites of the mask decoder and the prompt encoder are known not to; everything else counts.
+    Args:
+        delta: of any adapter.
+
+    Returns:
+        False for sites of the mask decoder and the prompt encoder alone; everything else counts.
     """
     return any(leaf.path.split("/")[0] not in _WITHOUT_IMAGE for leaf in delta_leaves(delta))

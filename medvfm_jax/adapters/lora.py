@@ -36,14 +36,27 @@ def lora(
 ) -> Adapter:
     """Low-rank update ``kernel + scale * a @ b`` of Dense, DenseGeneral, Conv, ConvTranspose; merges exactly.
 
-    The scale is ``alpha / rank``, with ``rank_stabilised`` ``alpha / sqrt(rank)`` (Kalajdzievski 2023), and
-    1 if ``alpha`` is None (SAMed).  a starts uniform in +-1/sqrt(in) (PyTorch's Kaiming default), b at zero.
+    a starts uniform in +-1/sqrt(in) (PyTorch's Kaiming default), b at zero.
 
-    ``slices`` such as "qv" gives each named part of a fused qkv Dense its own pair of factors, as in SAMed
-    (Zhang and Liu 2023).  ``layout`` says where its output columns are: "fused" [q|k|v] (SAM, ViT, DINOv2) or
-    "head_major", per head [q|k|v] of ``head_dim`` each (TinyViT: 32).
+    Args:
+        rank: of the update.
+        alpha: the scale is ``alpha / rank``; None: 1 (SAMed).
+        at: regular expression of module paths, full match.
+        slices: such as "qv": each named part of a fused qkv Dense gets its own pair of factors, as in SAMed.
+        layout: where the output columns of q, k and v are: "fused" [q|k|v] (SAM, ViT, DINOv2) or "head_major", per head
+            [q|k|v] of ``head_dim`` each (TinyViT: 32); ``Model.spec.qkv_layout``.
+        head_dim: with "head_major"; ``Model.spec.head_dim``.
+        rank_stabilised: the scale is ``alpha / sqrt(rank)``.
 
-    Raises BadAdapterConfig; WrongSite at init for modules that are no ungrouped linear map of their input.
+    Returns:
+        The adapter. Its ``init`` raises WrongSite for modules that are no ungrouped linear map of their input.
+
+    Raises:
+        BadAdapterConfig: options that do not fit each other.
+
+    References:
+        Hu et al. 2022, eq. 3, https://arxiv.org/abs/2106.09685; slices: Zhang and Liu 2023 (SAMed),
+        https://arxiv.org/abs/2304.13785; rank_stabilised: Kalajdzievski 2023, https://arxiv.org/abs/2312.03732
     """
     scale = lora_scale(rank, alpha, rank_stabilised)
     qkv = None if slices is None else Qkv(slices, layout, head_dim).check()

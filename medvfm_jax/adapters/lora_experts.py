@@ -22,7 +22,17 @@ def lora_experts(rank: int, alpha: float | None, at: str) -> Adapter:
     (rank, out), gate (in, 2), gate_bias (2,).  The global factors start as in ``lora``, all others at zero: while the
     experts are equal the gate has no effect and the adapter is one LoRA.  Not mergeable.
 
-    Raises BadAdapterConfig; WrongSite at init for other modules.
+    Args:
+        rank: of each expert.
+        alpha: the scale is ``alpha / rank``; None: 1.
+        at: regular expression of module paths, full match.
+
+    Returns:
+        The adapter.
+
+    Raises:
+        BadAdapterConfig: a rank below 1.
+        WrongSite: at init, for modules that are no Dense.
     """
     scale = lora_scale(rank, alpha)
 

@@ -100,7 +100,7 @@ def fan_out(low_rank: Array, b: Array, shape: tuple[int, ...]) -> Array:
 
 @jax.custom_vjp
 def _product(x: Array, w: Array) -> Array:
-    """x (..., k) @ w (k, n) with a gradient of w that reads that of the product as it is: JAX's own, XLA transposes."""
+    """Matrix product x (..., k) @ w (k, n) whose weight gradient needs no transposed cotangent, as XLA's would."""
     return x @ w
 
 

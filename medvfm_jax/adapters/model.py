@@ -15,11 +15,14 @@ from medvfm_jax.types import Delta, ModelSpec, Params, Prediction, Prompts
 class AdaptedModel(NamedTuple):
     """A ``Model`` whose functions take a delta after ``params``; un-batched, batches come from ``jax.vmap``.
 
-    init(key, params) -> delta; params may be shapes only.
-    encode(params, delta, image (S, S, 3), **kw) -> embedding.
-    decode(params, delta, embedding, prompts | None, multimask=False, **kw) -> Prediction.
-    apply(params, delta, image, prompts | None, multimask=False, **kw) -> Prediction.
-    merge(params, delta) -> params for the unadapted model, or NotMergeable.
+    Attributes:
+        init: (key, params) -> delta; params may be shapes only.
+        encode: (params, delta, image (S, S, 3), **kw) -> embedding.
+        decode: (params, delta, embedding, prompts | None, multimask=False, **kw) -> Prediction.
+        apply: (params, delta, image, prompts | None, multimask=False, **kw) -> Prediction.
+        merge: (params, delta) -> params for the unadapted model, or NotMergeable.
+        spec: that of the model.
+        adapter: what adapts it.
     """
 
     init: Callable[[Array, Params], Delta]
@@ -32,10 +35,16 @@ class AdaptedModel(NamedTuple):
 
 
 def adapt_model(adapter: Adapter, model: Model, prompts: Prompts | None = None) -> AdaptedModel:
-    """Adapt all functions of ``model`` at once; every call sees the sites it reaches and ignores the others.
+    """Adapt all functions of a model at once; every call sees the sites it reaches and ignores the others.
 
-    Sites are looked for with one box prompt, or with ``prompts`` (arrays or shapes, without a leading batch
-    axis): give one with a mask to adapt modules of the mask prompt.
+    Args:
+        adapter: what adapts it.
+        model: to adapt.
+        prompts: to look for sites with (arrays or shapes, without a leading batch axis); by default one box. Give one
+            with a mask to adapt modules of the mask prompt.
+
+    Returns:
+        The model with a delta.
     """
 
     def init(key: Array, params: Params) -> Delta:

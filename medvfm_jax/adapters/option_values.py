@@ -11,7 +11,17 @@ _TRUE, _FALSE, _NONE = ("true", "yes", "1"), ("false", "no", "0"), ("none", "nul
 
 
 def parse_assignments(texts: Iterable[str]) -> dict[str, str]:
-    """Split ["lora.rank=8"] into {"lora.rank": "8"}; raise BadAdapterConfig for anything else."""
+    """Split ["lora.rank=8"] into {"lora.rank": "8"}.
+
+    Args:
+        texts: "name=value" each.
+
+    Returns:
+        {name: text of the value}.
+
+    Raises:
+        BadAdapterConfig: a text that is not "name=value".
+    """
     assignments: dict[str, str] = {}
     for text in texts:
         name, equals, value = text.partition("=")

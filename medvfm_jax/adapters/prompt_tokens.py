@@ -15,11 +15,24 @@ from medvfm_jax.adapters.sites import Site
 def prompt_tokens(n: int, at: str) -> Adapter:
     """Put n learned tokens in front of x (tokens, d) at every matched block and take them off behind it.
 
-    With one pattern for all blocks this is the deep form: every block has tokens of its own, normal with
-    deviation 0.02 at init.  Neither the identity at init nor mergeable.  It needs blocks that treat tokens
-    as a set: WrongSite is raised for encoders on a grid (h, w, c) (windows and relative positions have no
-    place for further tokens: SAM, TinyViT) and for blocks that take an attention mask or positions of fixed
-    length.
+    With one pattern for all blocks this is the deep form of visual prompt tuning: every block has tokens of its own,
+    normal with deviation 0.02 at init.  Neither the identity at init nor mergeable.
+
+    Args:
+        n: tokens per block.
+        at: regular expression of the blocks' paths, full match.
+
+    Returns:
+        The adapter.
+
+    Raises:
+        BadAdapterConfig: n below 1.
+        WrongSite: at init, for blocks that do not treat tokens as a set: encoders on a grid (h, w, c) (windows and
+            relative positions have no place for further tokens: SAM, TinyViT) and blocks that take an attention mask or
+            positions of fixed length.
+
+    References:
+        Jia et al. 2022 (VPT), https://arxiv.org/abs/2203.12119
     """
     if n < 1:
         raise BadAdapterConfig(f"prompt_tokens: n must be at least 1, not {n}.")

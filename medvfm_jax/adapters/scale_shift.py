@@ -19,7 +19,20 @@ def scale_shift(at: str, where: Literal["before", "after"] = "after") -> Adapter
     """Scale and shift features (..., d): ``x * (1 + scale) + shift``, both (d,) and zero at init.
 
     After a Dense, convolution or norm with a bias it merges exactly into kernel (or norm scale) and bias.
-    (The paper starts at small random values instead of the identity.)
+
+    Args:
+        at: regular expression of module paths, full match.
+        where: "before" or "after" the module.
+
+    Returns:
+        The adapter.
+
+    Raises:
+        BadAdapterConfig: another position.
+
+    References:
+        Lian et al. 2022 (SSF; it starts at small random values instead of the identity),
+        https://arxiv.org/abs/2210.08823
     """
     if where not in ("before", "after"):
         raise BadAdapterConfig(f"scale_shift: where must be 'before' or 'after', not '{where}'.")

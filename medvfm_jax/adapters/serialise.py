@@ -31,9 +31,16 @@ KINDS: Mapping[str, Callable[..., Adapter]] = {
 
 
 def to_config(adapter: Adapter) -> dict[str, Any]:
-    """Return the JSON-able configuration of an adapter; ``from_config`` gives an equal adapter back.
+    """The JSON-able configuration of an adapter.
 
-    Raises BadAdapterConfig for a custom adapter, whose functions cannot be written down.
+    Args:
+        adapter: of this package's kinds, or a chain of them.
+
+    Returns:
+        What ``from_config`` makes an equal adapter of.
+
+    Raises:
+        BadAdapterConfig: a custom adapter, whose functions cannot be written down.
     """
     if adapter.config is None:
         raise BadAdapterConfig(
@@ -43,10 +50,17 @@ def to_config(adapter: Adapter) -> dict[str, Any]:
 
 
 def from_config(config: Mapping[str, Any]) -> Adapter:
-    """Build the adapter that ``config`` describes: {"kind": "lora", "rank": 4, ...} or a chain of such parts.
+    """Build the adapter that a configuration describes.
 
-    Raises BadAdapterConfig for an unknown kind or option, naming the nearest, and for anything that is no
-    configuration; it may come from a file that nobody here has written.
+    Args:
+        config: {"kind": "lora", "rank": 4, ...}, or {"kind": "chain", "parts": {name: such a part}}; it may come from a
+            file that nobody here has written.
+
+    Returns:
+        The adapter.
+
+    Raises:
+        BadAdapterConfig: an unknown kind or option (the nearest is named), or anything that is no configuration.
     """
     try:
         return _from_config(config)

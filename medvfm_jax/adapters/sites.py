@@ -27,6 +27,15 @@ class Site(NamedTuple):
 
     A module that is called several times (shared weights) is one site: the adapter acts in every call, and
     x and y are those of the first.
+
+    Attributes:
+        path: of the module, "image_encoder/blocks_0/mlp".
+        module: unbound: read its configuration, never call it.
+        params: shapes of its parameters, one slice of the stack.
+        x: shape of the first positional input (None if it has none; a pytree if it is one).
+        y: shape of the output, or of the first of several.
+        stack: axes that lifted transforms put in front of the stored parameters.
+        others: shapes of the further array inputs: masks, positions, keys and values.
     """
 
     path: str
@@ -39,9 +48,20 @@ class Site(NamedTuple):
 
 
 def find_sites(apply_fn: ApplyFn, params: Params, *inputs: Any, **kw: Any) -> dict[str, Site]:
-    """Trace abstractly and return every module called, by path; ``params`` and ``inputs`` may be shapes only.
+    """Trace abstractly and return every module that is called.
 
-    Raises JittedApply, NoSuchSite if ``params`` is not the tree of the one Linen root module called.
+    Args:
+        apply_fn: (params, *inputs, **kw) of one Linen root module.
+        params: arrays or shapes.
+        *inputs: arrays or shapes.
+        **kw: passed on.
+
+    Returns:
+        {module path: site}.
+
+    Raises:
+        JittedApply: the function is jitted and hides its modules.
+        NoSuchSite: ``params`` is not the tree of the one Linen root module called.
     """
     refuse_jitted(apply_fn)
     sites: dict[str, Site] = {}

@@ -13,12 +13,20 @@ from medvfm_jax.types import Params
 
 
 def tap(apply_fn: ApplyFn, pattern: str) -> ApplyFn:
-    """Return ``tapped(params, *inputs, **kw) -> (out, {path: y})``; a module called often gives a tuple of y.
+    """Read the activations of chosen modules, differentiably.
 
-    Inside an ``nn.scan`` y has a leading axis over the layers.  ``apply_fn`` must forward ``mutable`` to
-    Linen's apply; an ``nn.scan`` must list "taps" in its variable_axes.
+    Args:
+        apply_fn: (params, *inputs, **kw) -> out; it must forward ``mutable`` to Linen's apply, and an ``nn.scan`` must
+            list "taps" in its variable_axes.
+        pattern: regular expression of module paths, full match.
 
-    Raises JittedApply, and NoSuchSite if no module matches or a lifted transform drops the collection.
+    Returns:
+        ``tapped(params, *inputs, **kw) -> (out, {path: y})``. A module that is called often gives a tuple of y;
+        inside an ``nn.scan`` y has a leading axis over the layers.
+
+    Raises:
+        JittedApply: the function is jitted and hides its modules.
+        NoSuchSite: from the tapped function, if no module matches or a lifted transform drops the collection.
     """
     refuse_jitted(apply_fn)
 

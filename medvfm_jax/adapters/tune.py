@@ -19,7 +19,7 @@ RANDOM_FEATURES = (
 
 
 def tune(at: str) -> Adapter:
-    """Train the parameters whose path ("module path/name") fully matches ``at``; increments, zero at init.
+    """Train the parameters whose path ("module path/name") fully matches a pattern; increments, zero at init.
 
     Zero is the identity, so proximal terms, clipping and weight decay act on the change, and float32
     increments survive bfloat16 weights.  Numbers that are no parameters in the reference models stay out
@@ -27,7 +27,11 @@ def tune(at: str) -> Adapter:
     ``positional_encoding_gaussian_matrix``, integers.  So ``tune(".*")`` is full fine-tuning and
     ``tune(r".*/bn/(mean|var)")`` still tunes the statistics.
 
-    Raises NoSuchSite with the nearest paths if nothing is left.
+    Args:
+        at: regular expression of parameter paths, full match.
+
+    Returns:
+        The adapter. Its ``init`` raises NoSuchSite with the nearest paths if nothing is left.
     """
 
     def init(key: Array, apply_fn: ApplyFn, params: Params, *inputs: Any, **kw: Any) -> Delta:
@@ -52,7 +56,17 @@ def tune(at: str) -> Adapter:
 
 
 def bias_only(at: str = r"(.*/)?bias") -> Adapter:
-    """Train every bias (BitFit, Ben Zaken et al. 2022)."""
+    """Train every bias (BitFit).
+
+    Args:
+        at: regular expression of parameter paths, full match.
+
+    Returns:
+        The adapter.
+
+    References:
+        Ben Zaken et al. 2022, https://arxiv.org/abs/2106.10199
+    """
     return tune(at)
 
 

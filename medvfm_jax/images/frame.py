@@ -13,10 +13,13 @@ from medvfm_jax.types import IGNORE, ModelSpec
 
 
 class Frame(NamedTuple):
-    """How an image lies in a model's square input: resized to ``scaled``, zeros below and to the right.
+    """How an image lies in a model's square input: resized, zeros below and to the right.
 
-    original, scaled: (height, width) in pixels of the image and of the model's input.
-    input_size, logits_size: sides of the model's input and of its low-resolution logits.
+    Attributes:
+        original: (height, width) of the image.
+        scaled: (height, width) of the image within the model's input.
+        input_size: side of the model's input.
+        logits_size: side of the model's low-resolution logits.
     """
 
     original: tuple[int, int]
@@ -38,7 +41,16 @@ class Frame(NamedTuple):
 
 
 def frame_of(spec: ModelSpec, height: int, width: int) -> Frame:
-    """The frame an image of this size gets: the longest side fitted, or both sides stretched."""
+    """The frame an image of this size gets: the longest side fitted, or both sides stretched.
+
+    Args:
+        spec: of the model.
+        height: of the image, in pixels.
+        width: of the image, in pixels.
+
+    Returns:
+        The frame.
+    """
     size = spec.input_size
     if spec.resize == "stretch":
         scaled = (size, size)
@@ -49,15 +61,25 @@ def frame_of(spec: ModelSpec, height: int, width: int) -> Frame:
 
 
 def preprocess(spec: ModelSpec, image: NDArray) -> tuple[NDArray[np.float32], Frame]:
-    """Picture (H, W, C) or (H, W), any number type -> model input (S, S, 3) float32, Frame.
+    """Picture -> model input.
 
     Greyscale is repeated, of more than three channels the first three are used; ``spec.normalise`` then is
     "minmax": [0, 1] over this image, after resizing (MedSAM, LiteMedSAM);
     "mean_std_255": 0..255 minus ``mean``, divided by ``std`` (SAM); "mean_std_unit": the same on 0..1
-    (ImageNet); "unit": 0..1 as it is.
+    (ImageNet); "unit": 0..1, unchanged.
     What 0..255 or 0..1 means for 16-bit and float images: see ``intensity.to_unit``.
     Resizing averages areas for "minmax" models (OpenCV's INTER_AREA, on which LiteMedSAM was trained, without
-    its rounding to 8 bits) and is linear with antialiasing for the others. Raises BadImage.
+    its rounding to 8 bits) and is linear with antialiasing for the others.
+
+    Args:
+        spec: of the model.
+        image: (H, W, C) or (H, W), any number type.
+
+    Returns:
+        (input (S, S, 3) float32, frame of the image).
+
+    Raises:
+        BadImage: an array of another shape.
     """
     three = three_channels(image)
     frame = frame_of(spec, *three.shape[:2])
@@ -105,10 +127,17 @@ def three_channels(image: NDArray) -> NDArray:
 
 
 def restore(frame: Frame, logits: NDArray) -> NDArray[np.float32]:
-    """Low-resolution logits (..., h, w) -> logits on the image's own grid (..., H, W), float32 numpy.
+    """Low-resolution logits -> logits on the image's own grid.
 
     The padding is cut away and the rest interpolated linearly, in one step (SAM's reference goes through the
     input size first), with antialiasing where the image is smaller than the logits.
+
+    Args:
+        frame: of the image.
+        logits: (..., h, w).
+
+    Returns:
+        (..., H, W) float32 numpy.
     """
     logits = np.asarray(logits, np.float32)
     h, w = logits.shape[-2:]
@@ -119,25 +148,48 @@ def restore(frame: Frame, logits: NDArray) -> NDArray[np.float32]:
 
 
 def to_model_points(frame: Frame, xy: NDArray) -> NDArray[np.float32]:
-    """Points (..., 2) in pixels of the image -> pixels of the model's input.
+    """Points in pixels of the image -> pixels of the model's input.
 
     As in SAM, number i means pixel i, and the model adds the half pixel to its centre; so coordinates scale
     without an offset.
+
+    Args:
+        frame: of the image.
+        xy: (..., 2) in pixels of the image.
+
+    Returns:
+        (..., 2) in pixels of the model's input.
     """
     return (np.asarray(xy, np.float64) * frame.scale).astype(np.float32)
 
 
 def from_model_points(frame: Frame, xy: NDArray) -> NDArray[np.float32]:
-    """Inverse of ``to_model_points``."""
+    """Inverse of ``to_model_points``.
+
+    Args:
+        frame: of the image.
+        xy: (..., 2) in pixels of the model's input.
+
+    Returns:
+        (..., 2) in pixels of the image.
+    """
     return (np.asarray(xy, np.float64) / frame.scale).astype(np.float32)
 
 
 def to_target(frame: Frame, masks: NDArray, fill: float = IGNORE) -> NDArray[np.float32]:
-    """Masks (..., H, W) -> share of each logit that they cover (..., h, w), 0 to 1; the padding becomes ``fill``.
+    """Masks -> share of each logit that they cover, 0 to 1.
 
     The mean over that part of a logit that lies on the image, so areas are conserved and nothing moves. (The pixel
     under a logit's centre would be half a pixel off wherever an even number of pixels makes one logit.) Where a
     logit lies within one pixel, it is 0 or 1. A logit is padding if its centre is, except the first.
+
+    Args:
+        frame: of the image.
+        masks: (..., H, W) on the image's grid.
+        fill: value of the padding.
+
+    Returns:
+        (..., h, w) float32 at the resolution of the logits.
     """
     size, side = frame.logits_size, frame.input_size / frame.logits_size
     centres = (np.arange(size) + 0.5) * side

@@ -21,11 +21,13 @@ class BadImage(MedvfmError, ValueError):
 class Image(NamedTuple):
     """A picture or a volume with its geometry.
 
-    array: picture (H, W, C), row 0 on top; volume (X, Y, Z, C) in the axis order of the NIfTI file.
-    spacing: size of a pixel along each spatial axis of ``array``, in mm; None if the file does not say.
-    affine: voxel index -> position in mm, (4, 4), in NIfTI's RAS+ frame; None for pictures.
-    notes: what a user should know about how the file was read, such as TURNED; the same words for every file,
-    so that a command can count them.
+    Attributes:
+        array: picture (H, W, C), row 0 on top; volume (X, Y, Z, C) in the axis order of the NIfTI file.
+        spacing: size of a pixel along each spatial axis of ``array``, in mm; None if the file does not say.
+        affine: voxel index -> position in mm, (4, 4), in NIfTI's RAS+ frame; None for pictures.
+        path: of the file.
+        notes: what a user should know about how the file was read, such as TURNED; the same words for every file, so
+            that a command can count them.
     """
 
     array: NDArray

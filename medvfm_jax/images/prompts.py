@@ -30,7 +30,10 @@ class BadPrompt(MedvfmError, ValueError):
 class Query(NamedTuple):
     """What is asked about one object: a box, clicks, or both, in pixels of the image.
 
-    box (4,): x0, y0, x1, y1, or None. points (n, 2): x, y. labels (n,): 1 inside the object, 0 outside.
+    Attributes:
+        box: (4,) x0, y0, x1, y1, or None.
+        points: (n, 2) x, y.
+        labels: (n,) 1 inside the object, 0 outside.
     """
 
     box: NDArray | None = None
@@ -44,7 +47,17 @@ class Query(NamedTuple):
 
 
 def box_of(mask: NDArray) -> NDArray[np.float32]:
-    """Mask (H, W) -> tight box (4,) x0, y0, x1, y1. Raises BadPrompt for an empty mask."""
+    """Tight box around a mask.
+
+    Args:
+        mask: (H, W) bool.
+
+    Returns:
+        (4,) x0, y0, x1, y1 in pixels.
+
+    Raises:
+        BadPrompt: the mask is empty.
+    """
     columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
     if len(rows) == 0:
         raise BadPrompt("An empty mask has no box; leave such images out.")
@@ -59,11 +72,21 @@ def jitter_box(
     share: float = 0.02,
     relative: float = 0.25,
 ) -> NDArray[np.float32]:
-    """Box (4,) -> each side moved outwards by a random amount, kept inside an image of shape (H, W).
+    """Each side of a box moved outwards by a random amount, kept inside the image.
 
     The amount is uniform between 0 and ``share`` of the image's longest side (0.02: MedSAM's 20 pixels of
     1024), but at most ``relative`` of the box's own side and at least one pixel, so that a box around a cell
     stays one around that cell.
+
+    Args:
+        rng: for the amounts.
+        box: (4,) x0, y0, x1, y1.
+        shape: (H, W) of the image.
+        share: of the image's longest side.
+        relative: of the box's own side.
+
+    Returns:
+        (4,) x0, y0, x1, y1.
     """
     x0, y0, x1, y1 = box
     limit = share * max(shape)
@@ -74,7 +97,19 @@ def jitter_box(
 
 
 def points_in(rng: np.random.Generator, mask: NDArray, n: int) -> NDArray[np.float32]:
-    """Mask (H, W) -> n of its pixels (n, 2) at random, distinct as far as there are so many; raises BadPrompt."""
+    """Pixels of a mask at random, distinct as far as there are so many.
+
+    Args:
+        rng: for the choice.
+        mask: (H, W) bool.
+        n: their number.
+
+    Returns:
+        (n, 2) x, y.
+
+    Raises:
+        BadPrompt: the mask is empty.
+    """
     where = np.flatnonzero(mask)
     if len(where) == 0:
         raise BadPrompt("An empty mask has no points; leave such images out.")
@@ -83,7 +118,17 @@ def points_in(rng: np.random.Generator, mask: NDArray, n: int) -> NDArray[np.flo
 
 
 def centre_point(mask: NDArray) -> NDArray[np.float32]:
-    """Mask (H, W) -> its pixel (2,) farthest from the border of the mask. Raises BadPrompt if it is empty."""
+    """The pixel of a mask farthest from the mask's border.
+
+    Args:
+        mask: (H, W) bool.
+
+    Returns:
+        (2,) x, y.
+
+    Raises:
+        BadPrompt: the mask is empty.
+    """
     if not mask.any():
         raise BadPrompt("An empty mask has no centre; leave such images out.")
     # Only the box around the mask matters; one pixel around it makes the image border a border of the mask.
@@ -98,10 +143,18 @@ def centre_point(mask: NDArray) -> NDArray[np.float32]:
 def correction_click(
     rng: np.random.Generator, reference: NDArray, prediction: NDArray
 ) -> tuple[NDArray[np.float32], int] | None:
-    """Masks (H, W) -> the click (x, y), label a user would make next, or None if nothing is wrong.
+    """The click a user would make next.
 
-    The centre (largest distance to its border) of the largest connected region that is wrong: label 1 if it
-    belongs to the object and is missing, 0 if it is predicted and does not belong. Ties are broken by ``rng``.
+    The centre (largest distance to its border) of the largest connected region that is wrong.
+
+    Args:
+        rng: breaks ties.
+        reference: (H, W) bool.
+        prediction: (H, W) bool.
+
+    Returns:
+        ((2,) x, y; label): 1 if the region belongs to the object and is missing, 0 if it is predicted and does not
+        belong. None if nothing is wrong.
     """
     reference, prediction = reference.astype(bool), prediction.astype(bool)
     candidates: list[tuple[int, int, int]] = []
@@ -121,9 +174,16 @@ def correction_click(
 
 
 def check_query(query: Query, shape: tuple[int, int]) -> None:
-    """Raise BadPrompt for an inverted box, what lies outside an image of shape (H, W), and unknown labels.
+    """Refuse a query that cannot be meant.
 
     A box has at least one pixel: x0 = x1 is one pixel wide.
+
+    Args:
+        query: in pixels of the image.
+        shape: (H, W) of the image.
+
+    Raises:
+        BadPrompt: an inverted box, a box or click outside the image, or an unknown label.
     """
     height, width = shape
     if query.box is not None:
@@ -156,11 +216,21 @@ def _check_labels(query: Query) -> None:
 
 
 def make_prompts(frame: Frame, queries: Sequence[Query | None], *, slots: int | None = None) -> Prompts:
-    """Q questions about one image -> Prompts (Q, P, 2), (Q, P) in the model's frame, numpy.
+    """Q questions about one image -> prompts in the model's frame.
 
-    P is ``slots``, or what the largest query needs. A query without a box gets the one padding point (label
-    -1) that SAM appends; slots left over, and all slots of None, are ABSENT. Raises BadPrompt if a query needs
-    more than ``slots`` or has a label that is neither 0 nor 1.
+    A query without a box gets the one padding point (label -1) that SAM appends; slots left over, and all slots of
+    None, are ABSENT.
+
+    Args:
+        frame: of the image.
+        queries: in pixels of the image; None asks nothing.
+        slots: P, tokens per prompt; by default what the largest query needs.
+
+    Returns:
+        Points (Q, P, 2) and labels (Q, P), numpy.
+
+    Raises:
+        BadPrompt: a query needs more than ``slots``, or has a label that is neither 0 nor 1.
     """
     needed = max([q.slots for q in queries if q is not None], default=2)
     slots = needed if slots is None else slots
@@ -185,10 +255,20 @@ def make_prompts(frame: Frame, queries: Sequence[Query | None], *, slots: int | 
 def flip_prompts(
     points: NDArray, labels: NDArray, shape: tuple[int, int], *, horizontal: bool, vertical: bool
 ) -> NDArray[np.float32]:
-    """Points (..., P, 2) on an image of shape (H, W) -> the same points on the flipped image.
+    """Points on an image -> the same points on the flipped image.
 
     Pixel i goes to W - 1 - i. The corners of a box are exchanged where needed, so that label 2 stays the top
     left and label 3 the bottom right one.
+
+    Args:
+        points: (..., P, 2).
+        labels: (..., P).
+        shape: (H, W) of the image.
+        horizontal: flip left and right.
+        vertical: flip up and down.
+
+    Returns:
+        (..., P, 2).
     """
     moved = np.array(points, np.float32)
     for axis, (wanted, size) in enumerate(((horizontal, shape[1]), (vertical, shape[0]))):

@@ -16,15 +16,23 @@ DICOM = (".dcm", ".ima")
 
 
 def read(path: str | Path, *, max_bytes: int | None = None) -> Image:
-    """File -> picture (H, W, C) or volume (X, Y, Z, C) with spacing and affine.
+    """Read a picture or a volume, with its spacing and affine.
 
     PNG, JPEG, BMP; TIFF, whose pages are channels or slices as its metadata say; NIfTI, whose scale and
     intercept are applied; ``.npy`` (2-D: a picture; 3-D: a picture if the last axis is 4 or less, else a
     volume; 4-D: a volume with channels); a DICOM file, whatever its name, or a folder with one series, with
     the [dicom] extra. Pictures with an EXIF orientation are turned as viewers show them.
-    max_bytes: refuse what takes more in memory (default: see ``budget``).
-    Raises BadImage for a file that is missing, empty, truncated, damaged in whatever way, smaller than 2 × 2,
-    too large, or that contains NaN or infinite values.
+
+    Args:
+        path: of the file, or the folder of a DICOM series.
+        max_bytes: refuse what takes more in memory (default: see ``budget``).
+
+    Returns:
+        Picture (H, W, C) or volume (X, Y, Z, C).
+
+    Raises:
+        BadImage: a file that is missing, empty, truncated, damaged in whatever way, smaller than 2 × 2, too large, or
+            that contains NaN or infinite values.
     """
     path = Path(path)
     image = _read(path, budget(max_bytes))
@@ -33,9 +41,17 @@ def read(path: str | Path, *, max_bytes: int | None = None) -> Image:
 
 
 def read_labels(path: str | Path, *, max_bytes: int | None = None) -> Image:
-    """File -> label map (H, W, 1) or (X, Y, Z, 1) int32; palette pictures give their indices.
+    """Read a label map; palette pictures give their indices.
 
-    Raises BadImage as ``read`` does, and for values that are not whole numbers or do not fit into int32.
+    Args:
+        path: of the file.
+        max_bytes: refuse what takes more in memory (default: see ``budget``).
+
+    Returns:
+        (H, W, 1) or (X, Y, Z, 1) int32.
+
+    Raises:
+        BadImage: as ``read`` does, and for values that are not whole numbers or do not fit into int32.
     """
     path, limit = Path(path), budget(max_bytes)
     suffix = suffix_of(path)

@@ -10,24 +10,49 @@ from medvfm_jax.images.image import BadImage, Image
 
 
 def plane(array: NDArray, axis: int, index: int) -> NDArray:
-    """Volume (X, Y, Z, ...) -> its slice ``index`` along ``axis`` as a picture (H, W, ...).
+    """One slice of a volume as a picture.
 
     Of the two remaining axes the first runs along the width and the second down, as in the arrays SimpleITK
     gives, on which MedSAM was trained.
+
+    Args:
+        array: (X, Y, Z, ...).
+        axis: along which to cut.
+        index: of the slice.
+
+    Returns:
+        (H, W, ...).
     """
     return np.take(array, index, axis=axis).swapaxes(0, 1)
 
 
 def slices(image: Image, axis: int | None = None) -> Iterator[NDArray]:
-    """Volume (X, Y, Z, C) -> pictures (H, W, C) along ``axis`` (default: ``geometry.slice_axis``)."""
+    """The slices of a volume as pictures.
+
+    Args:
+        image: a volume (X, Y, Z, C).
+        axis: along which to cut; by default that of the largest spacing.
+
+    Yields:
+        (H, W, C), in order.
+    """
     axis = slice_axis(image) if axis is None else axis
     return (plane(image.array, axis, index) for index in range(image.grid[axis]))
 
 
 def stack(pictures: Sequence[NDArray], like: Image, axis: int | None = None) -> NDArray:
-    """Inverse of ``slices`` for label maps: pictures (H, W), in order -> (X, Y, Z) on the grid of ``like``.
+    """Inverse of ``slices`` for label maps.
 
-    Raises BadImage if number or size do not fit.
+    Args:
+        pictures: label maps (H, W), in order.
+        like: the volume they were cut from.
+        axis: along which it was cut; by default that of the largest spacing.
+
+    Returns:
+        (X, Y, Z) on the grid of ``like``.
+
+    Raises:
+        BadImage: number or size do not fit.
     """
     axis = slice_axis(like) if axis is None else axis
     if len(pictures) != like.grid[axis]:

@@ -21,12 +21,19 @@ _NAME = 60  # characters of a file's name in that of its temporary file, which m
 
 
 def write_mask(path: str | Path, labels: NDArray, like: Image) -> None:
-    """Label map (H, W) or (X, Y, Z) -> file, with the geometry of ``like``, replaced in one step.
+    """Write a label map with the geometry of an image, replaced in one step.
 
     ``.png``/``.tif``: 8 bits up to label 255, else 16; ``.nii``/``.nii.gz``: the affine of ``like`` as sform
-    and, unless it is slanted, as qform, the smallest integer type that fits; ``.npy``. Raises BadImage if the
-    shape is not that of ``like``, if a value does not fit, or if the file cannot be written; then nothing is
-    left behind.
+    and, unless it is slanted, as qform, the smallest integer type that fits; ``.npy``.
+
+    Args:
+        path: to write; its suffix decides the format.
+        labels: (H, W) or (X, Y, Z) whole numbers.
+        like: the image they belong to.
+
+    Raises:
+        BadImage: the shape is not that of ``like``, a value does not fit, or the file cannot be written; then
+            nothing is left behind.
     """
     path = Path(path)
     labels = np.asarray(labels)

@@ -21,10 +21,20 @@ def _pair(student: Array, teacher: Array) -> tuple[Array, Array]:
 
 
 def embedding_mse(student: Array, teacher: Array, valid: Array | None = None) -> Array:
-    """Embeddings (h, w, c), valid (h, w) -> mean squared difference over the counted positions.
+    """Mean squared difference of embeddings over the counted positions: the objective of decoupled distillation.
 
-    The objective of decoupled distillation: MobileSAM (Zhang et al. 2023) with every position, EdgeSAM
-    (Zhou et al. 2023) with those that lie on the image and not on its padding.
+    Args:
+        student: embedding (h, w, c).
+        teacher: embedding (h, w, c).
+        valid: (h, w) bool, positions that count: every one in MobileSAM (None), those that lie on the image and not on
+            its padding in EdgeSAM.
+
+    Returns:
+        () loss.
+
+    References:
+        Zhang et al. 2023 (MobileSAM), https://arxiv.org/abs/2306.14289; Zhou et al. 2023 (EdgeSAM),
+        https://arxiv.org/abs/2312.06660
     """
     student, teacher = _pair(student, teacher)
     squared = jnp.mean((student - teacher) ** 2, axis=-1)
@@ -32,7 +42,16 @@ def embedding_mse(student: Array, teacher: Array, valid: Array | None = None) ->
 
 
 def embedding_cosine(student: Array, teacher: Array, valid: Array | None = None) -> Array:
-    """Embeddings (h, w, c), valid (h, w) -> mean cosine similarity of the counted positions; 1 is perfect."""
+    """Mean cosine similarity of the counted positions; 1 is perfect.
+
+    Args:
+        student: embedding (h, w, c).
+        teacher: embedding (h, w, c).
+        valid: (h, w) bool, positions that count; None for all.
+
+    Returns:
+        () similarity, no loss: larger is better.
+    """
     student, teacher = _pair(student, teacher)
     norms = jnp.sum(student**2, -1) * jnp.sum(teacher**2, -1)
     cosine = jnp.sum(student * teacher, -1) * jax.lax.rsqrt(jnp.maximum(norms, _TINY))
@@ -40,10 +59,18 @@ def embedding_cosine(student: Array, teacher: Array, valid: Array | None = None)
 
 
 def fitnets(student: Array, teacher: Array, regressor: Array | None = None) -> Array:
-    """Features (h, w, c_s) and (h, w, c_t), regressor (c_s, c_t) -> ½ mean over positions of ‖r(s) - t‖².
+    """½ mean over positions of ‖r(s) - t‖².
 
-    The regressor is a 1×1 convolution that is trained along; None needs equal channels.
-    Source: Romero et al., ICLR 2015 (there summed over positions).
+    Args:
+        student: features (h, w, c_s).
+        teacher: features (h, w, c_t).
+        regressor: r (c_s, c_t), a 1×1 convolution that is trained along; None needs equal channels.
+
+    Returns:
+        () loss.
+
+    References:
+        Romero et al., ICLR 2015, there summed over positions, https://arxiv.org/abs/1412.6550
     """
     student, teacher = _pair(student, teacher)
     if regressor is not None:
@@ -52,10 +79,19 @@ def fitnets(student: Array, teacher: Array, regressor: Array | None = None) -> A
 
 
 def attention_transfer(student: Array, teacher: Array, *, power: int = 2) -> Array:
-    """Features (h, w, c_s) and (h, w, c_t) -> mean over positions of (Q_s / ‖Q_s‖ - Q_t / ‖Q_t‖)², Q = Σ_c |F_c|^power.
+    """Mean over positions of (Q_s / ‖Q_s‖ - Q_t / ‖Q_t‖)², Q = Σ_c |F_c|^power.
 
-    Channels may differ. Published weight about 1000. Source: Zagoruyko and Komodakis, ICLR 2017, and their code,
-    which takes the mean where the paper writes a norm.
+    Args:
+        student: features (h, w, c_s).
+        teacher: features (h, w, c_t); channels may differ.
+        power: exponent of the channels.
+
+    Returns:
+        () loss; the published weight is about 1000.
+
+    References:
+        Zagoruyko and Komodakis, ICLR 2017, https://arxiv.org/abs/1612.03928, and their code, which takes the mean where
+        the paper writes a norm.
     """
     return attention_distance(student, teacher, power=power) / np.prod(np.shape(student)[:-1])
 
@@ -74,10 +110,20 @@ def attention_distance(student: Array, teacher: Array, *, power: int) -> Array:
 
 
 def cwd(student: Array, teacher: Array, *, temperature: float = 4.0) -> Array:
-    """Features or logits (h, w, c) -> (τ² / c) Σ_c KL over positions of softmax(t_c / τ) ‖ softmax(s_c / τ).
+    """Channel-wise distillation: (τ² / c) Σ_c KL over positions of softmax(t_c / τ) ‖ softmax(s_c / τ).
 
-    Channel-wise distillation; adding a constant to a channel changes nothing. Published weights: 50 for
-    features, 3 for logits. Source: Shu et al., ICCV 2021.
+    Adding a constant to a channel changes nothing.
+
+    Args:
+        student: features or logits (h, w, c).
+        teacher: (h, w, c).
+        temperature: τ.
+
+    Returns:
+        () loss; published weights: 50 for features, 3 for logits.
+
+    References:
+        Shu et al., ICCV 2021, https://arxiv.org/abs/2011.13256
     """
     student, teacher = (rearrange(x, "h w c -> c (h w)") / temperature for x in _pair(student, teacher))
     log_s, log_t = jax.nn.log_softmax(student), jax.nn.log_softmax(teacher)
@@ -85,11 +131,20 @@ def cwd(student: Array, teacher: Array, *, temperature: float = 4.0) -> Array:
 
 
 def pkd(student: Array, teacher: Array) -> Array:
-    """Features (..., c) -> ½ mean squared difference of the normalised channels.
+    """½ mean squared difference of the normalised channels.
 
     Each channel is normalised over all other axes. Equals the mean over channels of 1 - Pearson's r, so
-    scale and offset of a channel do not matter. Pass a batch (B, h, w, c) to normalise over the batch as in
-    the paper. Source: Cao et al., NeurIPS 2022.
+    scale and offset of a channel do not matter.
+
+    Args:
+        student: features (..., c); pass a batch (B, h, w, c) to normalise over the batch as in the paper.
+        teacher: features (..., c).
+
+    Returns:
+        () loss.
+
+    References:
+        Cao et al., NeurIPS 2022, https://arxiv.org/abs/2207.02039
     """
 
     def normalised(features: Array) -> Array:
@@ -102,7 +157,19 @@ def pkd(student: Array, teacher: Array) -> Array:
 
 
 def mgd_init(key: Array, student_channels: int, teacher_channels: int) -> dict[str, Array]:
-    """-> MGD's generator: a 1×1 `align` and two 3×3 convolutions, trained along."""
+    """Start of MGD's generator: a 1×1 `align` and two 3×3 convolutions.
+
+    Args:
+        key: for the numbers.
+        student_channels: c_s.
+        teacher_channels: c_t.
+
+    Returns:
+        {name: array}, trained along with the student.
+
+    References:
+        Yang et al., ECCV 2022, https://arxiv.org/abs/2205.01529
+    """
     keys = jax.random.split(key, 3)
     shapes = {
         "align": (1, 1, student_channels, teacher_channels),
@@ -122,10 +189,23 @@ def mgd(
     mask_ratio: float = 0.75,
     weight: float = 2e-5,
 ) -> Array:
-    """Features (h, w, c_s) and (h, w, c_t) -> weight · ‖G(align(s) · mask) - t‖², positions masked.
+    """Masked generative distillation: weight · ‖G(align(s) · mask) - t‖², positions masked.
 
-    Masked generative distillation: the student must hold enough to rebuild the teacher's features where it is
-    hidden. The defaults are those for segmentation. Source: Yang et al., ECCV 2022.
+    The student must hold enough to rebuild the teacher's features where it is hidden.
+
+    Args:
+        student: features (h, w, c_s).
+        teacher: features (h, w, c_t).
+        generator: G, from `mgd_init`, trained along.
+        key: for the mask.
+        mask_ratio: share of the positions that are hidden; the default is that for segmentation.
+        weight: the default is that for segmentation.
+
+    Returns:
+        () loss.
+
+    References:
+        Yang et al., ECCV 2022, https://arxiv.org/abs/2205.01529
     """
 
     def convolve(x: Array, kernel: Array) -> Array:

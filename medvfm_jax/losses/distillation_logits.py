@@ -28,9 +28,21 @@ def _log_probabilities(student: Array, teacher: Array, temperature: float) -> tu
 
 
 def hinton(student: Array, teacher: Array, valid: Array | None = None, *, temperature: float = 4.0) -> Array:
-    """Logits (C, ...) -> T² · mean KL(softmax(t / T) ‖ softmax(s / T)).
+    """Knowledge distillation: T² · mean KL(softmax(t / T) ‖ softmax(s / T)).
 
-    Source: Hinton et al. 2015. The usual total is α · this + (1 - α) · cross-entropy.
+    The usual total is α · this + (1 - α) · cross-entropy.
+
+    Args:
+        student: logits (C, ...).
+        teacher: logits (C, ...).
+        valid: (...) bool, positions that count; None for all.
+        temperature: T.
+
+    Returns:
+        () loss.
+
+    References:
+        Hinton et al. 2015, https://arxiv.org/abs/1503.02531
     """
     log_s, log_t = _log_probabilities(student, teacher, temperature)
     divergence = jnp.sum(jnp.exp(log_t) * (log_t - log_s), axis=0)
@@ -47,11 +59,23 @@ def _split(log_p: Array, is_target: Array) -> tuple[Array, Array, Array]:
 def decoupled_terms(
     student: Array, teacher: Array, target: Array, valid: Array | None = None, *, temperature: float = 4.0
 ) -> tuple[Array, Array, Array]:
-    """Logits (C, ...), target (...) -> (TCKD, NCKD, teacher's target probability), each (...), without T².
+    """The two parts of a softmax KL divergence, without T².
 
     TCKD = KL of (p_y, 1 - p_y); NCKD = KL of the other classes renormalised; KD = TCKD + (1 - p_y^teacher)
-    · NCKD at every position. Positions that are IGNORE or not `valid` hold 0. Source: Zhao et al., CVPR
-    2022, eq. 6.
+    · NCKD at every position.
+
+    Args:
+        student: logits (C, ...).
+        teacher: logits (C, ...).
+        target: class index (...); IGNORE does not count.
+        valid: (...) bool, positions that count; None for all.
+        temperature: T.
+
+    Returns:
+        (TCKD, NCKD, the teacher's probability of the target), each (...), 0 at positions that do not count.
+
+    References:
+        Zhao et al., CVPR 2022, eq. 6, https://arxiv.org/abs/2203.08679
     """
     log_s, log_t = _log_probabilities(student, teacher, temperature)
     counted = target != IGNORE if valid is None else (target != IGNORE) & (valid > 0)
@@ -72,10 +96,24 @@ def dkd(
     alpha: float = 1.0,
     beta: float = 8.0,
 ) -> Array:
-    """Logits (C, ...), C >= 3, target (...) -> T² · mean(α · TCKD + β · NCKD).
+    """Decoupled knowledge distillation: T² · mean(α · TCKD + β · NCKD).
 
-    Decoupled knowledge distillation: β frees the other classes from the factor 1 - p_y, which is tiny for a
-    sure teacher. Published β: 0.5 to 10. Source: Zhao et al., CVPR 2022, eq. 7.
+    β frees the other classes from the factor 1 - p_y, which is tiny for a sure teacher.
+
+    Args:
+        student: logits (C, ...), C >= 3.
+        teacher: logits (C, ...).
+        target: class index (...); IGNORE does not count.
+        valid: (...) bool, positions that count; None for all.
+        temperature: T.
+        alpha: weight of TCKD, see `decoupled_terms`.
+        beta: weight of NCKD; published 0.5 to 10.
+
+    Returns:
+        () loss.
+
+    References:
+        Zhao et al., CVPR 2022, eq. 7, https://arxiv.org/abs/2203.08679
     """
     tckd, nckd, _ = decoupled_terms(student, teacher, target, valid, temperature=temperature)
     counted = target != IGNORE if valid is None else (target != IGNORE) & (valid > 0)

@@ -26,10 +26,16 @@ def _probabilities(student: Array, teacher: Array, valid: Array | None) -> tuple
 def mask_bce(
     student: Array, teacher: Array, valid: Array | None = None, *, subtract_entropy: bool = False
 ) -> Array:
-    """Mask logits (h, w) of both -> mean BCE(σ(s), σ(t)), smallest at s = t.
+    """Mean binary cross-entropy of σ(s) against σ(t), smallest at s = t.
 
-    There it equals the teacher's entropy; `subtract_entropy` makes it the KL divergence, 0 at s = t, with
-    the same gradient.
+    Args:
+        student: mask logits (h, w).
+        teacher: mask logits (h, w).
+        valid: (h, w) bool, pixels that count; None for all.
+        subtract_entropy: subtract the teacher's entropy, the value at s = t: the KL divergence, with the same gradient.
+
+    Returns:
+        () loss.
     """
     z = jnp.asarray(student, jnp.float32)
     t = jax.lax.stop_gradient(jnp.asarray(teacher, jnp.float32))
@@ -43,10 +49,21 @@ def mask_bce(
 def dice_semimetric(
     student: Array, teacher: Array, valid: Array | None = None, *, smooth: float = 1e-6
 ) -> Array:
-    """Mask logits (h, w) of both -> 1 - (‖x‖₁ + ‖y‖₁ - ‖x - y‖₁) / (‖x‖₁ + ‖y‖₁), x = σ(s), y = σ(t).
+    """1 - (‖x‖₁ + ‖y‖₁ - ‖x - y‖₁) / (‖x‖₁ + ‖y‖₁), x = σ(s), y = σ(t).
 
     Equals soft Dice for a hard teacher and is 0 only at x = y, where its gradient is 0 too.
-    Source: Wang et al., MICCAI 2023.
+
+    Args:
+        student: mask logits (h, w).
+        teacher: mask logits (h, w).
+        valid: (h, w) bool, pixels that count; None for all.
+        smooth: added to numerator and denominator, in pixels.
+
+    Returns:
+        () loss.
+
+    References:
+        Wang et al., MICCAI 2023, https://arxiv.org/abs/2303.16296
     """
     x, y, weight = _probabilities(student, teacher, valid)
     size = jnp.sum((x + y) * weight)
@@ -66,9 +83,21 @@ def mask_distillation(
     dice_weight: float = 1.0,
     hard_teacher: bool = False,
 ) -> Array:
-    """Mask logits (h, w) of both -> weighted sum of `mask_bce` and `dice_semimetric`.
+    """Weighted sum of `mask_bce` and `dice_semimetric`.
 
-    `hard_teacher` binarises the teacher at 0 first; EdgeSAM does so, with both weights 5.
+    Args:
+        student: mask logits (h, w).
+        teacher: mask logits (h, w).
+        valid: (h, w) bool, pixels that count; None for all.
+        bce_weight: of `mask_bce`.
+        dice_weight: of `dice_semimetric`.
+        hard_teacher: binarise the teacher at 0 first; EdgeSAM does so, with both weights 5.
+
+    Returns:
+        () loss.
+
+    References:
+        Zhou et al. 2023 (EdgeSAM), https://arxiv.org/abs/2312.06660
     """
     if hard_teacher:
         teacher = jnp.where(jnp.asarray(teacher) > 0, 1e4, -1e4)
@@ -86,11 +115,23 @@ def mask_weighted(
     foreground: float = 1.0,
     background: float = 0.5,
 ) -> Array:
-    """Features (h, w, c) of both, mask (h, w) in [0, 1] -> foreground · mean + background · mean.
+    """Squared difference of features, foreground · its mean inside the mask + background · its mean outside.
 
-    The means are of the squared difference over channels; each side is divided by its own area, so a small
-    lesion weighs as much as a large organ. The area normalisation follows Yang et al., CVPR 2022 (FGD),
-    without its attention maps.
+    Each side is divided by its own area, so a small lesion weighs as much as a large organ.
+
+    Args:
+        student: features (h, w, c).
+        teacher: features (h, w, c).
+        mask: (h, w) in [0, 1].
+        valid: (h, w) bool, positions that count; None for all.
+        foreground: weight of the mean inside.
+        background: weight of the mean outside.
+
+    Returns:
+        () loss.
+
+    References:
+        Yang et al., CVPR 2022 (FGD, without its attention maps), https://arxiv.org/abs/2111.11837
     """
     student = jnp.asarray(student, jnp.float32)
     teacher = jax.lax.stop_gradient(jnp.asarray(teacher, jnp.float32))

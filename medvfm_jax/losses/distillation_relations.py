@@ -28,9 +28,17 @@ def _unit(x: Array) -> Array:
 
 
 def similarity_preserving(student: Array, teacher: Array) -> Array:
-    """Batch features (B, ...) -> (1 / B²) ‖Ĝ_t - Ĝ_s‖², Ĝ the row-normalised Gram matrix.
+    """(1 / B²) ‖Ĝ_t - Ĝ_s‖², Ĝ the row-normalised Gram matrix of a batch.
 
-    Published weight 3000. Source: Tung and Mori, ICCV 2019.
+    Args:
+        student: features (B, ...).
+        teacher: features (B, ...), of any size.
+
+    Returns:
+        () loss; the published weight is 3000.
+
+    References:
+        Tung and Mori, ICCV 2019, https://arxiv.org/abs/1907.09682
     """
 
     def gram(features: Array) -> Array:
@@ -42,9 +50,17 @@ def similarity_preserving(student: Array, teacher: Array) -> Array:
 
 
 def pixel_affinity(student: Array, teacher: Array) -> Array:
-    """Features (h, w, c) of one image -> mean squared difference of the pixels' cosine similarities (n, n).
+    """Mean squared difference of the pixels' cosine similarities (n, n), n = h · w.
 
-    n = h · w: pool large maps first. Source: Liu et al., CVPR 2019 (structured distillation).
+    Args:
+        student: features (h, w, c_s) of one image; pool large maps first.
+        teacher: features (h, w, c_t).
+
+    Returns:
+        () loss.
+
+    References:
+        Liu et al., CVPR 2019 (structured distillation), https://arxiv.org/abs/1903.04197
     """
 
     def affinity(features: Array) -> Array:
@@ -61,10 +77,19 @@ def _huber(x: Array) -> Array:
 
 
 def rkd_distance(student: Array, teacher: Array) -> Array:
-    """Embeddings (B, c), B >= 2 -> mean over pairs of Huber(‖s_i - s_j‖ / mean - ‖t_i - t_j‖ / mean).
+    """Mean over pairs of Huber(‖s_i - s_j‖ / mean - ‖t_i - t_j‖ / mean).
 
-    Invariant to rotation, shift and scale of either embedding. Published weight 25. Source: Park et al.,
-    CVPR 2019.
+    Invariant to rotation, shift and scale of either embedding.
+
+    Args:
+        student: embeddings (B, c_s), B >= 2.
+        teacher: embeddings (B, c_t).
+
+    Returns:
+        () loss; the published weight is 25.
+
+    References:
+        Park et al., CVPR 2019, https://arxiv.org/abs/1904.05068
     """
 
     def distances(x: Array) -> Array:
@@ -77,10 +102,19 @@ def rkd_distance(student: Array, teacher: Array) -> Array:
 
 
 def rkd_angle(student: Array, teacher: Array) -> Array:
-    """Embeddings (B, c), B >= 3 -> mean over triplets of Huber(cos ∠ s_i s_j s_k - cos ∠ t_i t_j t_k).
+    """Mean over triplets of Huber(cos ∠ s_i s_j s_k - cos ∠ t_i t_j t_k).
 
-    Invariant to rotation, shift and scale of either embedding. Published weight 50. Source: Park et al.,
-    CVPR 2019.
+    Invariant to rotation, shift and scale of either embedding.
+
+    Args:
+        student: embeddings (B, c_s), B >= 3.
+        teacher: embeddings (B, c_t).
+
+    Returns:
+        () loss; the published weight is 50.
+
+    References:
+        Park et al., CVPR 2019, https://arxiv.org/abs/1904.05068
     """
 
     def cosines(x: Array) -> Array:
@@ -101,11 +135,21 @@ def _similarity_kl(student: Array, teacher: Array, temperature: float) -> Array:
 
 
 def cirkd(student: Array, teacher: Array, *, temperature: float = 0.1) -> Array:
-    """Batch features (B, h, w, c) -> mean KL of the similarities of pixels across images.
+    """Mean KL divergence of the similarities of pixels across images.
 
     Each pixel has one distribution over the pixels of each image of the batch: the mini-batch term of
     cross-image relational distillation. Memory (B h w)², so pool large maps first.
-    Source: Yang et al., CVPR 2022.
+
+    Args:
+        student: features (B, h, w, c) of a batch.
+        teacher: features (B, h, w, c').
+        temperature: of the softmax over pixels.
+
+    Returns:
+        () loss.
+
+    References:
+        Yang et al., CVPR 2022, https://arxiv.org/abs/2204.06986
     """
 
     def similarities(features: Array) -> Array:
@@ -117,10 +161,19 @@ def cirkd(student: Array, teacher: Array, *, temperature: float = 0.1) -> Array:
 
 
 def cirkd_memory(student: Array, teacher: Array, bank: Array, *, temperature: float = 0.1) -> Array:
-    """Pixels (n, c), bank (m, c) of past teacher pixels or class means -> mean KL of similarities.
+    """Mean KL divergence of similarities to a memory: the memory terms of CIRKD.
 
-    The memory terms of CIRKD; the student's channels must be projected to the teacher's first.
-    Source: Yang et al., CVPR 2022.
+    Args:
+        student: pixels (n, c); project its channels to the teacher's first.
+        teacher: pixels (n, c).
+        bank: (m, c) past teacher pixels or class means.
+        temperature: of the softmax over the memory.
+
+    Returns:
+        () loss.
+
+    References:
+        Yang et al., CVPR 2022, https://arxiv.org/abs/2204.06986
     """
     student, teacher = _pair(student, teacher)
     bank = _unit(jax.lax.stop_gradient(jnp.asarray(bank, jnp.float32)))
@@ -135,9 +188,19 @@ def _class_means(features: Array, target: Array, classes: int) -> tuple[Array, A
 
 
 def ifvd(student: Array, teacher: Array, target: Array, classes: int) -> Array:
-    """Features (h, w, c), target (h, w) -> mean squared difference of cos(pixel, mean of its class).
+    """Intra-class feature variation: mean squared difference of cos(pixel, mean of its class).
 
-    Intra-class feature variation; IGNORE pixels do not count. Source: Wang et al., ECCV 2020.
+    Args:
+        student: features (h, w, c_s).
+        teacher: features (h, w, c_t).
+        target: class index (h, w); IGNORE does not count.
+        classes: their number.
+
+    Returns:
+        () loss.
+
+    References:
+        Wang et al., ECCV 2020, https://doi.org/10.1007/978-3-030-58571-6_21
     """
     counted = target != IGNORE
     index = jnp.where(counted, target, 0)
@@ -151,10 +214,19 @@ def ifvd(student: Array, teacher: Array, target: Array, classes: int) -> Array:
 
 
 def region_affinity(student: Array, teacher: Array, target: Array, classes: int) -> Array:
-    """Features (h, w, c), target (h, w) -> mean squared difference of cos(mean of class i, of class j).
+    """Mean squared difference of cos(mean of class i, mean of class j) over the pairs i < j that are present.
 
-    Over the pairs i < j of classes that are present; 0 without one. Source: Qin et al., IEEE TMI 2021
-    (EMKD).
+    Args:
+        student: features (h, w, c_s).
+        teacher: features (h, w, c_t).
+        target: class index (h, w); IGNORE does not count.
+        classes: their number.
+
+    Returns:
+        () loss, 0 without a pair.
+
+    References:
+        Qin et al., IEEE TMI 2021 (EMKD), https://arxiv.org/abs/2108.09987
     """
     i, j = jnp.triu_indices(classes, 1)
 
@@ -178,11 +250,24 @@ def emkd(
     weights: tuple[float, float, float] = (0.1, 0.9, 0.9),
     temperature: float = 4.0,
 ) -> Array:
-    """Logits (C, H, W), features (h, w, c), target (h, w) -> α · logits + β₁ · importance + β₂ · regions.
+    """Efficient medical knowledge distillation: α · logits + β₁ · importance + β₂ · regions.
 
-    Efficient medical knowledge distillation: `hinton`, `attention_distance` of power 4 and
-    `region_affinity`; the target is at the features' resolution. Source: Qin et al., IEEE TMI 2021
-    with its weights.
+    The parts are `hinton`, `attention_distance` of power 4 and `region_affinity`.
+
+    Args:
+        student_logits: (C, H, W).
+        teacher_logits: (C, H, W).
+        student_features: (h, w, c_s).
+        teacher_features: (h, w, c_t).
+        target: class index (h, w), at the features' resolution.
+        weights: (α, β₁, β₂), those of the paper.
+        temperature: of the logits.
+
+    Returns:
+        () loss.
+
+    References:
+        Qin et al., IEEE TMI 2021, https://arxiv.org/abs/2108.09987
     """
     alpha, beta_importance, beta_region = weights
     classes = student_logits.shape[0]

@@ -31,7 +31,15 @@ class UnknownLoss(MedvfmError):
 
 
 def weighted_mean(values: Array, weight: Array | None = None) -> Array:
-    """Values (N,), weight (N,) or None -> Σ w v / Σ w; 0 when every weight is 0."""
+    """Σ w v / Σ w; 0 when every weight is 0.
+
+    Args:
+        values: (N,).
+        weight: (N,), or None for ones.
+
+    Returns:
+        () mean.
+    """
     if weight is None:
         return values.mean()
     weight = jnp.asarray(weight, jnp.float32)
@@ -41,11 +49,17 @@ def weighted_mean(values: Array, weight: Array | None = None) -> Array:
 
 
 def weighted(**terms: float | tuple[float, PixelLoss]) -> PixelLoss:
-    """Sum of losses that reports its parts: (logits, target, valid=None) -> (total, {name: term}).
+    """Sum of losses that reports its parts.
 
-    `weighted(dice=0.8, cross_entropy=0.2)` uses the losses of that name; `weighted(mine=(0.5, function))`
-    any function of (logits, target, valid). Raises `UnknownLoss` for a bare weight whose name is not in
-    `NAMED`.
+    Args:
+        **terms: `dice=0.8` a loss of this package by name and its weight; `mine=(0.5, function)` any function of
+            (logits, target, valid).
+
+    Returns:
+        (logits, target, valid=None) -> (total, {name: term}).
+
+    Raises:
+        UnknownLoss: a bare weight whose name is not in `NAMED`.
     """
     parts: dict[str, tuple[float, PixelLoss]] = {}
     for name, term in terms.items():
@@ -76,14 +90,19 @@ def _check_promptable(prediction: Prediction, target: Array) -> None:
 
 
 def on_prediction(loss: PixelLoss) -> PredictionLoss:
-    """(logits, target) -> scalar becomes (prediction, target, weight=None) -> scalar.
+    """Make a loss of logits one of predictions, for both kinds of them.
 
-    Works for both kinds of prediction.
     Semantic: logits (C, h, w), target (h, w) of class indices, or (C, h, w) of shares, which the loss gets as
-    `Shares`: the loss itself; a scalar `weight` of 0 switches the example off.
+    `Shares`: the loss itself; a scalar weight of 0 switches the example off.
     Promptable: logits (Q, M, h, w), target (Q, h, w), weight (Q,): for each prompt the best of its M masks
     (SAM's answer to ambiguous prompts; with M = 1 the only one), then the weighted mean over prompts. Terms
     follow suit.
+
+    Args:
+        loss: (logits, target) -> () or (total, {name: term}).
+
+    Returns:
+        (prediction, target, weight=None) -> the same kind of result.
     """
 
     def pair(logits: Array, target: Target) -> tuple[Array, dict[str, Array]]:
@@ -121,12 +140,28 @@ def sam_loss(
     iou_weight: float = 1.0,
     all_iou: bool = False,
 ) -> tuple[Array, dict[str, Array]]:
-    """Prediction (Q, M, h, w), target (Q, h, w), weight (Q,) -> (scalar, {"focal", "dice", "iou"}).
+    """SAM's objective: focal and Dice of the best mask, and the error of its predicted IoU.
 
-    Per prompt: 20 · focal + dice of each mask, the smallest of the M is kept, plus the squared error of
-    that mask's predicted IoU against the IoU it really has (`all_iou`: the mean over the M masks, as in SAM
-    2). Weighted mean over prompts. Source: Kirillov et al., ICCV 2023, appendix A. Raises
-    `LossShapeMismatch` for other shapes.
+    Per prompt: focal_weight · focal + dice_weight · dice of each mask, the smallest of the M is kept, plus the squared
+    error of that mask's predicted IoU against the IoU it really has. Weighted mean over prompts.
+
+    Args:
+        prediction: logits (Q, M, h, w), iou (Q, M).
+        target: (Q, h, w).
+        weight: (Q,) of the prompts, 0 marks padding; None for ones.
+        focal_weight: of `focal`.
+        dice_weight: of `dice`.
+        iou_weight: of the squared error of the predicted IoU.
+        all_iou: that error as the mean over the M masks, as in SAM 2, instead of the kept one's.
+
+    Returns:
+        (() loss, {"focal", "dice", "iou"}).
+
+    Raises:
+        LossShapeMismatch: other shapes.
+
+    References:
+        Kirillov et al., ICCV 2023, appendix A, https://arxiv.org/abs/2304.02643
     """
     _check_promptable(prediction, target)
     if prediction.iou is None:

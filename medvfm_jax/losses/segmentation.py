@@ -27,7 +27,11 @@ class LossShapeMismatch(MedvfmError):
 
 
 class Shares(NamedTuple):
-    """A target of exclusive classes: of_class (C, h, w), the share of each in a pixel, or IGNORE in all."""
+    """A target of exclusive classes.
+
+    Attributes:
+        of_class: (C, h, w), the share of each class in a pixel, or IGNORE in all.
+    """
 
     of_class: Array
 
@@ -93,10 +97,17 @@ def _expected(values: Array, share: Array) -> Array:
 def cross_entropy(
     logits: Array, target: Target, valid: Array | None = None, *, class_weights: Sequence[float] | None = None
 ) -> Array:
-    """Logits (h, w) | (1, h, w) | (C, h, w), target (h, w) or Shares -> mean cross-entropy in nats.
+    """Mean cross-entropy in nats.
 
-    `class_weights`, one per class (two for a binary mask: background, foreground), turn the mean into the
-    weighted mean Σ w_y nll / Σ w_y, as in PyTorch.
+    Args:
+        logits: (h, w) or (1, h, w) of a binary mask, or (C, h, w) of exclusive classes.
+        target: (h, w): mask or share of it, or class index; or `Shares`.  IGNORE does not count.
+        valid: (h, w) bool, pixels that count; None for all.
+        class_weights: one per class (two for a binary mask: background, foreground); turn the mean into the weighted
+            mean Σ w_y nll / Σ w_y, as in PyTorch.
+
+    Returns:
+        () loss; 0 where no pixel counts.
     """
     z, share, weight = _align(logits, target, valid)
     nll = _pixel_nll(z)
@@ -116,10 +127,19 @@ def focal(
 ) -> Array:
     """Mean over counted pixels of α_y (1 - p_y)^γ (-log p_y).
 
-    `alpha`: a number weighs the foreground of a binary mask with α and its background with 1 - α, and every
-    class but 0 likewise; a sequence gives one weight per class; None weighs nothing (γ = 0 is then the
-    cross-entropy).
-    Source: Lin et al., ICCV 2017, eq. 5.
+    Args:
+        logits: (h, w) or (1, h, w) of a binary mask, or (C, h, w) of exclusive classes.
+        target: (h, w): mask or share of it, or class index; or `Shares`.  IGNORE does not count.
+        valid: (h, w) bool, pixels that count; None for all.
+        gamma: γ; 0 is the cross-entropy, weighted.
+        alpha: a number weighs the foreground of a binary mask with α and its background with 1 - α, and every class but
+            0 likewise; a sequence gives one weight per class; None weighs nothing.
+
+    Returns:
+        () loss.
+
+    References:
+        Lin et al., ICCV 2017, eq. 5, https://arxiv.org/abs/1708.02002
     """
     z, share, weight = _align(logits, target, valid)
     nll = _pixel_nll(z)
@@ -161,9 +181,20 @@ def dice(
 ) -> Array:
     """Soft Dice loss, mean over classes of 1 - (2 Σ p g + s) / (Σ p^k + Σ g^k + s).
 
-    k = 1, or 2 with `squared` (Milletari et al., 3DV 2016; TransUNet, LiteMedSAM). `background=False`
-    leaves class 0 out of a softmax problem. `smooth` in pixels: 1 as in SAM keeps a slope towards empty for
-    an absent class; 1e-5 reproduces MONAI and nnU-Net.
+    Args:
+        logits: (h, w) or (1, h, w) of a binary mask, or (C, h, w) of exclusive classes.
+        target: (h, w): mask or share of it, or class index; or `Shares`.  IGNORE does not count.
+        valid: (h, w) bool, pixels that count; None for all.
+        squared: k = 2 (V-Net; TransUNet, LiteMedSAM) instead of 1.
+        smooth: s, in pixels: 1 as in SAM keeps a slope towards empty for an absent class; 1e-5 reproduces MONAI and
+            nnU-Net.
+        background: False leaves class 0 out of a softmax problem.
+
+    Returns:
+        () loss.
+
+    References:
+        Milletari et al., 3DV 2016, https://arxiv.org/abs/1606.04797
     """
     overlap, size = _dice_sums(logits, target, valid, squared, background)
     return (1.0 - (2.0 * overlap + smooth) / (size + smooth)).mean()
@@ -178,10 +209,24 @@ def dice_over_batch(
     smooth: float = 1.0,
     background: bool = True,
 ) -> Array:
-    """Logits (B, ...), target (B, h, w) -> Dice loss of the batch taken as one image.
+    """Dice loss of a batch taken as one image.
 
     The sums run over the whole batch before the ratio, so an image without the structure is no special case
     (nnU-Net's `batch_dice`); `dice` under `jax.vmap` gives one loss per image instead.
+
+    Args:
+        logits: (B, ...), each as `dice` takes it.
+        target: (B, h, w), or `Shares` with a leading axis.
+        valid: (B, h, w) bool, pixels that count; None for all.
+        squared: see `dice`.
+        smooth: see `dice`.
+        background: see `dice`.
+
+    Returns:
+        () loss.
+
+    References:
+        Isensee et al. 2021 (nnU-Net), https://doi.org/10.1038/s41592-020-01008-z
     """
 
     def sums(z: Array, y: Array, v: Array | None) -> tuple[Array, Array]:
@@ -202,15 +247,39 @@ def dice_ce(
     smooth: float = 1.0,
     background: bool = True,
 ) -> Array:
-    """`dice_weight` · dice + `ce_weight` · cross-entropy; 1:1 as in MedSAM, 0.8:0.2 (squared) as in SAMed."""
+    """`dice_weight` · dice + `ce_weight` · cross-entropy; 1:1 as in MedSAM, 0.8:0.2 (squared) as in SAMed.
+
+    Args:
+        logits: (h, w) or (1, h, w) of a binary mask, or (C, h, w) of exclusive classes.
+        target: (h, w): mask or share of it, or class index; or `Shares`.  IGNORE does not count.
+        valid: (h, w) bool, pixels that count; None for all.
+        dice_weight: of `dice`.
+        ce_weight: of `cross_entropy`.
+        squared: see `dice`.
+        smooth: see `dice`.
+        background: see `dice`.
+
+    Returns:
+        () loss.
+
+    References:
+        Ma et al. 2024 (MedSAM), https://arxiv.org/abs/2304.12306; Zhang and Liu 2023 (SAMed),
+        https://arxiv.org/abs/2304.13785
+    """
     overlap = dice(logits, target, valid, squared=squared, smooth=smooth, background=background)
     return dice_weight * overlap + ce_weight * cross_entropy(logits, target, valid)
 
 
 def mask_iou(logits: Array, target: Array, valid: Array | None = None) -> Array:
-    """Binary logits (h, w), target (h, w) -> IoU of `logits > 0` and `target > 0.5`; no gradient.
+    """IoU of `logits > 0` and `target > 0.5`; no gradient.
 
-    1 if both are empty. A pixel of which the mask covers more than half is one of the mask.
+    Args:
+        logits: (h, w) of a binary mask.
+        target: (h, w), the share of each pixel that the mask covers; more than half is one of the mask.
+        valid: (h, w) bool, pixels that count; None for all.
+
+    Returns:
+        () IoU, 1 if both are empty.
     """
     z, share, weight = _align(logits, target, valid)
     p, g = z[0] > 0, share[1] > 0.5

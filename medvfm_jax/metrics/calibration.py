@@ -10,7 +10,14 @@ from medvfm_jax.types import IGNORE
 
 
 class Reliability(NamedTuple):
-    """Equal-width bins: mean probability, observed frequency, pixels; NaN where a bin is empty."""
+    """Equal-width bins of probability; NaN where a bin is empty.
+
+    Attributes:
+        edges: (bins + 1,).
+        probability: (bins,) mean probability.
+        frequency: (bins,) observed frequency.
+        count: (bins,) pixels.
+    """
 
     edges: NDArray[np.float64]  # (bins + 1,)
     probability: NDArray[np.float64]  # (bins,)
@@ -39,12 +46,20 @@ def _counted(
 def reliability(
     probability: NDArray, target: NDArray, valid: NDArray | None = None, bins: int = 15
 ) -> Reliability:
-    """Probabilities (...) or (C, ...), target (...) -> Reliability.
+    """Mean probability against observed frequency, in bins.
 
-    One probability per pixel: that of the foreground, against how often the pixel is foreground. (C, ...):
-    that of the most likely class, against how often it is right. IGNORE and pixels outside `valid` do not
-    count.
-    Source: Guo et al., ICML 2017.
+    Args:
+        probability: of the foreground (...), against how often the pixel is foreground; or of classes (C, ...): that of
+            the most likely class, against how often it is right.
+        target: mask or class index (...); IGNORE does not count.
+        valid: (...) bool, pixels that count; None for all.
+        bins: of equal width.
+
+    Returns:
+        The bins.
+
+    References:
+        Guo et al., ICML 2017, https://arxiv.org/abs/1706.04599
     """
     p, y = _counted(probability, target, valid)
     confidence, right = (p[0], y > 0) if len(p) == 1 else (p.max(0), p.argmax(0) == y)
@@ -62,7 +77,20 @@ def reliability(
 def expected_calibration_error(
     probability: NDArray, target: NDArray, valid: NDArray | None = None, bins: int = 15
 ) -> float:
-    """Σ_b n_b / n |frequency_b - probability_b|; shapes as in `reliability`; NaN without pixels."""
+    """Σ_b n_b / n |frequency_b - probability_b|, over the bins of `reliability`.
+
+    Args:
+        probability: of the foreground (...), or of classes (C, ...).
+        target: mask or class index (...); IGNORE does not count.
+        valid: (...) bool, pixels that count; None for all.
+        bins: of equal width.
+
+    Returns:
+        The error; NaN without pixels.
+
+    References:
+        Guo et al., ICML 2017, https://arxiv.org/abs/1706.04599
+    """
     table = reliability(probability, target, valid, bins)
     used = table.count > 0
     if not used.any():
@@ -71,9 +99,18 @@ def expected_calibration_error(
 
 
 def brier(probability: NDArray, target: NDArray, valid: NDArray | None = None) -> float:
-    """Mean of (p - y)², or of Σ_c (p_c - y_c)² for class probabilities (C, ...); NaN without pixels.
+    """Brier score: mean of (p - y)², or of Σ_c (p_c - y_c)² for class probabilities.
 
-    Source: Brier 1950 (the class form is his; the foreground form is half of it for two classes).
+    Args:
+        probability: of the foreground (...), or of classes (C, ...).
+        target: mask or class index (...); IGNORE does not count.
+        valid: (...) bool, pixels that count; None for all.
+
+    Returns:
+        The score; NaN without pixels. For two classes the form for classes is twice that of the foreground.
+
+    References:
+        Brier 1950 (the class form), https://doi.org/10.1175/1520-0493(1950)078<0001:VOFEIT>2.0.CO;2
     """
     p, y = _counted(probability, target, valid)
     if not y.size:

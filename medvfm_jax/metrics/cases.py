@@ -26,20 +26,30 @@ def score_case(
     ignore: int | None = None,
     instances: NDArray | tuple[NDArray, NDArray] | None = None,
 ) -> list[Row]:
-    """Label maps (n0, n1[, n2]), {name: value}, spacing in mm -> one dict per label.
+    """Scores of one case: one row per label, under a metric profile.
 
-    A dict holds "label", the scores of the profile ("dice", "iou", "hd", "hd95", "assd", "nsd"; None where
-    excluded or not part of the profile), "volume_reference" and "volume_prediction" in mm² or mm³ (pixels
-    without a spacing), "unit" of the distances ("mm", "pixel", "voxel"), and "empty" (None, "reference",
-    "prediction" or "both": which masks were empty). A value that is a list is a region, the union of its
-    labels. Background (value 0) is not scored. Pixels where the reference is `ignore` or IGNORE belong to
-    neither mask.
+    Background (value 0) is not scored. Pixels where the reference is ``ignore`` or IGNORE belong to neither mask.
 
-    `instances`: the reference instance map, or a pair (reference, predicted); a single map is compared with
-    the connected components of the predicted foreground. Adds a row with label "instances"
-    (`metrics.instance_scores`).
+    Args:
+        reference: label map (n0, n1[, n2]).
+        prediction: label map of the same shape.
+        labels: {name: value}; a value that is a list is a region, the union of its labels.
+        spacing: of each axis, in mm; None: distances are in pixels.
+        profile: name of a metric profile, or the profile.
+        ignore: value in the reference that does not count.
+        instances: the reference instance map, or a pair (reference, predicted); a single map is compared with the
+            connected components of the predicted foreground. Adds a row with label "instances" (`instance_scores`).
 
-    Raises `MaskShapeMismatch`, `BadSpacing`, `UnknownProfile`.
+    Returns:
+        One dict per label: "label", the scores of the profile ("dice", "iou", "hd", "hd95", "assd", "nsd"; None where
+        excluded or not part of the profile), "volume_reference" and "volume_prediction" in mm² or mm³ (pixels without a
+        spacing), "unit" of the distances ("mm", "pixel", "voxel"), and "empty" (None, "reference", "prediction" or
+        "both": which masks were empty).
+
+    Raises:
+        MaskShapeMismatch: the maps differ in shape.
+        BadSpacing: a spacing that is not one positive number per axis.
+        UnknownProfile: no profile of this name.
     """
     rules = get_profile(profile)
     reference, prediction = np.asarray(reference), np.asarray(prediction)
@@ -67,7 +77,22 @@ def score_masks(
     spacing: Sequence[float] | None = None,
     profile: str | Profile = "strict",
 ) -> Row:
-    """Two boolean masks (n0, n1[, n2]) -> the scores of one row of `score_case`, without its label."""
+    """Scores of two masks: one row of `score_case`, without its label.
+
+    Args:
+        reference: (n0, n1[, n2]) bool.
+        prediction: of the same shape.
+        spacing: of each axis, in mm; None: distances are in pixels.
+        profile: name of a metric profile, or the profile.
+
+    Returns:
+        {score: value}, see `score_case`.
+
+    Raises:
+        MaskShapeMismatch: the masks differ in shape.
+        BadSpacing: a spacing that is not one positive number per axis.
+        UnknownProfile: no profile of this name.
+    """
     reference, prediction = np.asarray(reference, bool), np.asarray(prediction, bool)
     overlap.check_shapes(reference, prediction)
     steps = surface.check_spacing(spacing, reference.ndim)

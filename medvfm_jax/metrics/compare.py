@@ -27,13 +27,26 @@ def compare(
     seed: int = 0,
     n_boot: int = 2000,
 ) -> dict[str, Any]:
-    """Score rows of run a and run b -> paired difference b - a over patients, its interval and two p-values.
+    """Paired difference of two runs over patients, its interval and two p-values.
 
-    A patient's difference is the mean, over `label` or over all labels defined in both runs, of b - a.
-    Returns {"metric", "label", "n" patients compared, "mean_a", "mean_b", "difference", "low", "high" (95 %
-    interval), "interval" ("t" or "bootstrap", see `metrics.bootstrap`), "p_permutation" (two-sided sign flip;
-    exact up to 14 patients, else 20,000 drawn flips), "exact", "p_wilcoxon" (signed rank, zeros dropped),
-    "left_out_a", "left_out_b" (patients only one run could score)}. Raises `NothingInCommon`.
+    A patient's difference is the mean, over ``label`` or over all labels defined in both runs, of b - a.
+
+    Args:
+        rows_a: score rows of run a, from `score_case` with "patient" or "case" added.
+        rows_b: of run b.
+        metric: name of the score.
+        label: one label; None for the mean over all.
+        seed: of bootstrap and drawn flips.
+        n_boot: bootstrap samples.
+
+    Returns:
+        {"metric", "label", "n" patients compared, "mean_a", "mean_b", "difference", "low", "high" (95 % interval),
+        "interval" ("t" or "bootstrap", see `metrics.bootstrap`), "p_permutation" (two-sided sign flip; exact up to 14
+        patients, else 20,000 drawn flips), "exact", "p_wilcoxon" (signed rank, zeros dropped), "left_out_a",
+        "left_out_b" (patients only one run could score)}.
+
+    Raises:
+        NothingInCommon: no patient has the score in both runs.
     """
     cells_a, cells_b = _cells(rows_a, metric, label), _cells(rows_b, metric, label)
     common: dict[str, list[tuple[float, float]]] = {}

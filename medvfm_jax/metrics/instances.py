@@ -57,16 +57,32 @@ def _pairs(reference: NDArray, predicted: NDArray) -> _Pairs:
 
 
 def connected_components(mask: NDArray) -> NDArray[np.int32]:
-    """Boolean mask (n0, n1[, n2]) -> label map of its face-connected components, 1, 2, ..."""
+    """Number the face-connected components of a mask.
+
+    Args:
+        mask: (n0, n1[, n2]) bool.
+
+    Returns:
+        Label map of the same shape, 1, 2, ..., 0 outside.
+    """
     return ndimage.label(np.asarray(mask, bool))[0].astype(np.int32)
 
 
 def aggregated_jaccard(reference: NDArray, predicted: NDArray) -> float:
     """Aggregated Jaccard index: Σ_i |G_i ∩ S_k(i)| / (Σ_i |G_i ∪ S_k(i)| + Σ_unused |S|).
 
-    k(i) is the predicted object of largest IoU with reference object i.
-    A predicted object may serve several references, as in the paper. NaN without any object. Source: Kumar
-    et al., IEEE TMI 2017, algorithm 1.
+    k(i) is the predicted object of largest IoU with reference object i; a predicted object may serve several
+    references, as in the paper.
+
+    Args:
+        reference: instance map, 0 between objects.
+        predicted: instance map of the same shape.
+
+    Returns:
+        AJI in [0, 1]; NaN without any object.
+
+    References:
+        Kumar et al., IEEE TMI 2017, algorithm 1, https://doi.org/10.1109/TMI.2017.2677499
     """
     check_shapes(np.asarray(reference), np.asarray(predicted))
     return _aji(_pairs(np.asarray(reference), np.asarray(predicted)))
@@ -94,12 +110,25 @@ def _matched(pairs: _Pairs, threshold: float) -> int:
 def instance_scores(
     reference: NDArray, predicted: NDArray, thresholds: Sequence[float] = (0.5, 0.75)
 ) -> dict[str, float | int | str | None]:
-    """Two instance label maps of one shape -> {"aji", "pq", "sq", "dq", "f1_50", "f1_75", counts, "empty"}.
+    """Object-level scores: AJI, panoptic quality, F1.
 
     "pq" = "sq" · "dq": matched pairs have IoU > 0.5; sq is their mean IoU (0 without any), dq = TP / (TP +
-    FP/2 + FN/2). "f1_τ": the same ratio for IoU > τ, one-to-one. None where neither map has an object.
-    Sources: Kirillov et al., CVPR 2019, eq. 1; Caicedo et al., Cytometry A 2019 (F1 at τ).
-    Raises `MaskShapeMismatch`.
+    FP/2 + FN/2). "f1_τ": the same ratio for IoU > τ, one-to-one.
+
+    Args:
+        reference: instance map, 0 between objects.
+        predicted: instance map of the same shape.
+        thresholds: τ of F1.
+
+    Returns:
+        {"aji", "pq", "sq", "dq", "f1_50", "f1_75", counts, "empty"}; None where neither map has an object.
+
+    Raises:
+        MaskShapeMismatch: the maps differ in shape.
+
+    References:
+        Kirillov et al., CVPR 2019, eq. 1, https://arxiv.org/abs/1801.00868; Caicedo et al., Cytometry A 2019 (F1 at τ),
+        https://doi.org/10.1002/cyto.a.23863
     """
     reference, predicted = np.asarray(reference), np.asarray(predicted)
     check_shapes(reference, predicted)

@@ -48,7 +48,21 @@ class EmptyRule(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Profile:
-    """One convention; the table in this module's docstring is the same thing in words."""
+    """One convention; the table in this module's docstring is the same thing in words.
+
+    Attributes:
+        name: "strict", "nnunet", ...
+        scores: the ones it has.
+        definition: of a boundary, "element" or "voxel".
+        pooled: HD95 over both directions together instead of the larger of the two.
+        unit: of distances.
+        tolerance: of the NSD, in mm (in pixels for images without a spacing).
+        both_empty: what a case scores whose masks are both empty.
+        missed: the same where the prediction is empty and the reference is not.
+        invented: the same where the reference is empty and the prediction is not.
+        slab: measure a 2-D mask as the surface of a volume one voxel thick.
+        nsd_needs_dice: NSD is 0 in a case whose mean Dice is not above this.
+    """
 
     name: str
     scores: tuple[Score, ...]

@@ -87,12 +87,22 @@ def score_table(rows: Sequence[Mapping[str, Any]], metric: str) -> ScoreTable:
 def summarise(
     rows: Sequence[Mapping[str, Any]], seed: int = 0, n_boot: int = 2000, level: float = 0.95
 ) -> dict[str, Any]:
-    """Rows of `score_case` with "patient" or "case" added -> {"summary": [...], "empty": {...}, ...}.
+    """Score rows of many cases -> means with patient-level intervals.
 
-    A summary row: {"metric", "label", "mean", "low", "high", "interval", "n" (patients with a value),
-    "n_cases", "median"}; `low` and `high` bound the interval, whose kind `interval` names: "t", "bootstrap", or
-    None for fewer than two patients (see `metrics.bootstrap`).
-    "empty" counts the (case, label) pairs by which mask was empty. Raises `IncompleteRow`.
+    Args:
+        rows: of `score_case`, with "patient" or "case" added.
+        seed: of the bootstrap.
+        n_boot: bootstrap samples.
+        level: of the intervals.
+
+    Returns:
+        {"summary": rows, "empty": counts, ...}. A summary row: {"metric", "label", "mean", "low", "high", "interval",
+        "n" (patients with a value), "n_cases", "median"}; "low" and "high" bound the interval, whose kind "interval"
+        names: "t", "bootstrap", or None for fewer than two patients (see `metrics.bootstrap`). "empty" counts the
+        (case, label) pairs by which mask was empty.
+
+    Raises:
+        IncompleteRow: a row without its label, or without "patient" and "case".
     """
     patients = dict.fromkeys(patient_of(row) for row in rows)
     cases = {str(row.get("case", row.get("patient"))) for row in rows}

@@ -132,10 +132,25 @@ def surface_distances(
     spacing: Sequence[float] | None = None,
     definition: Definition = "element",
 ) -> SurfaceDistances:
-    """Two boolean masks (n0, n1[, n2]), spacing in mm per axis (None: ones) -> SurfaceDistances.
+    """Distances between the surfaces of two masks.
 
-    Works on the bounding box of both masks, so the cost follows the structures and not the volume. Raises
-    `MaskShapeMismatch` and `BadSpacing`. Sources: Nikolov et al. 2018 (element); MedPy (voxel).
+    Works on the bounding box of both masks, so the cost follows the structures and not the volume.
+
+    Args:
+        reference: (n0, n1[, n2]) bool.
+        prediction: of the same shape.
+        spacing: of each axis, in mm; None: ones.
+        definition: of a surface: "element" (DeepMind's surface-distance) or "voxel" (MedPy).
+
+    Returns:
+        Distances of both directions, with the area each stands for.
+
+    Raises:
+        MaskShapeMismatch: the masks differ in shape.
+        BadSpacing: a spacing that is not one positive number per axis.
+
+    References:
+        Nikolov et al. 2018 (element), https://arxiv.org/abs/1809.04430; MedPy (voxel).
     """
     reference, prediction = np.asarray(reference, bool), np.asarray(prediction, bool)
     check_shapes(reference, prediction)

@@ -21,17 +21,30 @@ MODELS: Catalog[ModelEntry] = Catalog("model", {**sam.ENTRIES, **vit.ENTRIES, **
 
 
 def names() -> tuple[str, ...]:
-    """Every name ``build`` knows; those ending in "-test" are tiny and have no published weights."""
+    """Names of all models.
+
+    Returns:
+        Every name ``build`` knows; those ending in "-test" are tiny and have no published weights.
+    """
     return MODELS.names()
 
 
 def build(name: str, **options: Any) -> Model:
-    """The model without weights.
+    """Make a model, without weights.
 
-    options: ``dtype`` (compute dtype, float32 or bfloat16) and ``image_size`` for all; ``scan_blocks`` for SAM
-    and ViT encoders (blocks stacked, see ``models.scan``); ``remat`` for SAM encoders (True, or
-    "between": only what lies between matrix products is computed again); ``classes``, ``base`` and
-    ``depth`` for the U-Net.  Raises UnknownModel, BadModelOption.
+    Args:
+        name: one of ``names()``.
+        **options: ``dtype`` (compute dtype, float32 or bfloat16) and ``image_size`` for all; ``scan_blocks`` for SAM
+            and ViT encoders (blocks stacked, see ``models.scan``); ``remat`` for SAM encoders (True, or
+            "between": only what lies between matrix products is computed again); ``classes``, ``base`` and
+            ``depth`` for the U-Net.
+
+    Returns:
+        The model; ``model.init(key)`` gives random parameters, ``weights.load`` published ones.
+
+    Raises:
+        UnknownModel: no model of this name; the nearest is named.
+        BadModelOption: an option that the model does not take.
     """
     entry = MODELS[name]
     if unknown := [option for option in options if option not in entry.options]:

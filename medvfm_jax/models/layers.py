@@ -1,4 +1,4 @@
-"""Small layers with PyTorch's conventions: exact GELU, two-pass layer norm, SAM's perceptrons and neck."""
+"""Small layers with PyTorch's conventions: exact GELU, two-pass layer norm, SAM's MLPs and neck."""
 
 import functools
 from typing import Any
@@ -25,7 +25,7 @@ def gelu(x: Array) -> Array:
 
 
 def costly(x: Array) -> Array:
-    """Mark what is cheap to keep for the backward pass beside what it takes to compute again; see ``KEEP_COSTLY``."""
+    """Checkpoint name of what costs more to recompute in the backward pass than to store; see ``KEEP_COSTLY``."""
     return checkpoint_name(x, "costly")
 
 
@@ -35,16 +35,16 @@ KEEP_COSTLY = jax.checkpoint_policies.save_only_these_names("costly")
 
 
 def undivided(x: Array) -> Array:
-    """Keep what belongs to one image whole on its device: where weights are divided, they travel, not activations.
+    """Constrain an activation of one image to be replicated: under FSDP weights are gathered, activations are not.
 
-    Under vmap the images may be divided.  Without a mesh, or inside shard_map, nothing happens.
+    Under vmap the batch axis may still be sharded.  Without a mesh, or inside shard_map, nothing happens.
     """
     return jax.lax.with_sharding_constraint(x, jax.P(*[None] * x.ndim)) if fully_automatic() else x
 
 
 @jax.custom_vjp
 def apart_in_backward(x: Array) -> Array:
-    """Return x; its cotangent is made once, in memory: TPUs' compiler would repeat its product inside the next."""
+    """Identity with an optimisation barrier on its cotangent: else XLA for TPUs fuses its product into the next."""
     return x
 
 
@@ -105,7 +105,7 @@ _normalise.defvjp(_normalise_fwd, _normalise_bwd)
 
 
 class MlpBlock(nn.Module):
-    """SAM's two-layer perceptron with layers ``lin1`` and ``lin2``: x (..., c) -> (..., c)."""
+    """SAM's MLP with layers ``lin1`` and ``lin2``: x (..., c) -> (..., c)."""
 
     hidden: int
     activation: Any = gelu

@@ -16,15 +16,16 @@ BUFFERS = ("mean", "var", "positional_encoding_gaussian_matrix")
 class Model(NamedTuple):
     """A vision model as pure functions of ``params``; images are un-batched, batches come from ``jax.vmap``.
 
-    encode(params, image (S, S, 3), **kw) -> embedding (h, w, c).
-    decode(params, embedding, prompts | None, multimask=False, **kw) -> Prediction.
-    apply(params, image, prompts | None, multimask=False, **kw) -> Prediction; equals decode of encode.
-    init(key) -> params, ``{"params": {...}}`` in float32.
-    spec: what a user must know before using the model.
-    root: the Linen module behind them, for conversions within ``models/``; nobody else needs it.
-
-    All three call one Linen root module, so module paths start with ``image_encoder/`` whichever of them
+    All three functions call one Linen root module, so module paths start with ``image_encoder/`` whichever of them
     runs; ``kw`` goes to Linen's ``apply`` (``mutable=["taps"]``, for example).
+
+    Attributes:
+        encode: (params, image (S, S, 3), **kw) -> embedding (h, w, c).
+        decode: (params, embedding, prompts | None, multimask=False, **kw) -> Prediction.
+        apply: (params, image, prompts | None, multimask=False, **kw) -> Prediction; equals decode of encode.
+        init: (key) -> params, ``{"params": {...}}`` in float32.
+        spec: what a user must know before using the model.
+        root: the Linen module behind them, for conversions within ``models/``; nobody else needs it.
     """
 
     encode: Callable[..., Array]

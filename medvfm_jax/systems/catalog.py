@@ -24,15 +24,33 @@ SYSTEMS: Catalog[System] = Catalog(
 
 
 def get(name: str) -> System:
-    """Return a system by name; raises BadAdapterConfig with the nearest name."""
+    """Look up a system.
+
+    Args:
+        name: of the system.
+
+    Returns:
+        Its record.
+
+    Raises:
+        BadAdapterConfig: no system of this name; the nearest is named.
+    """
     return SYSTEMS[name]
 
 
 def names() -> tuple[str, ...]:
-    """Return the names of all systems."""
+    """Names of all systems.
+
+    Returns:
+        In the order of the catalog.
+    """
     return SYSTEMS.names()
 
 
 def describe() -> dict[str, str]:
-    """Return {name: one line on what the system does and where it comes from}."""
+    """Every system in a line.
+
+    Returns:
+        {name: what the system does and where it comes from}.
+    """
     return SYSTEMS.describe()

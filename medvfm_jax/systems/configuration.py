@@ -18,17 +18,37 @@ __all__ = ["adapter", "adapter_config", "configure", "parse_assignments"]
 
 
 def adapter(name: str, model: Model | ModelSpec, **overrides: Any) -> Adapter:
-    """Return the adapter of a system for a model; overrides as in ``adapter_config``."""
+    """Make the adapter of a system for a model.
+
+    Args:
+        name: of the system.
+        model: or its spec.
+        **overrides: as in ``adapter_config``; names with a dot go in as ``**{"lora.rank": 8}``.
+
+    Returns:
+        The adapter.
+
+    Raises:
+        BadAdapterConfig: see ``adapter_config``.
+    """
     return from_config(adapter_config(name, model, overrides))
 
 
 def adapter_config(
     name: str, model: Model | ModelSpec, overrides: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Return the JSON-able configuration of a system's adapter for a model; ``adapters.from_config`` builds it.
+    """The JSON-able configuration of a system's adapter for a model; ``adapters.from_config`` builds it.
 
-    overrides: "part.option" -> a value or its text, {"lora.rank": "8"}.
-    Raises BadAdapterConfig for an unknown system, part or option (naming the nearest) or a value of another type.
+    Args:
+        name: of the system.
+        model: or its spec.
+        overrides: "part.option" -> a value or its text, {"lora.rank": "8"}.
+
+    Returns:
+        A chain's configuration, with the system's name as "preset".
+
+    Raises:
+        BadAdapterConfig: an unknown system, part or option (the nearest is named), or a value of another type.
     """
     return configure(name, SYSTEMS[name], model if isinstance(model, ModelSpec) else model.spec, overrides)
 
@@ -36,7 +56,20 @@ def adapter_config(
 def configure(
     name: str, system: System, spec: ModelSpec, overrides: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """As ``adapter_config``, for a system that need not be in the catalog."""
+    """As ``adapter_config``, for a system that need not be in the catalog.
+
+    Args:
+        name: to call it by.
+        system: itself.
+        spec: of the model.
+        overrides: as in ``adapter_config``.
+
+    Returns:
+        A chain's configuration, with the name as "preset".
+
+    Raises:
+        BadAdapterConfig: an unknown part or option (the nearest is named), or a value of another type.
+    """
     parts = system.adapter(spec)
     for target, value in (overrides or {}).items():
         part, option, hint = _find_option(name, parts, target)

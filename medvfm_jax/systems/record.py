@@ -11,7 +11,16 @@ BY_TASK: Mapping[str, str] = {"promptable": "medsam", "semantic": "samed"}
 
 
 def prompt_free_on_request(spec: ModelSpec, prompt: str, classes: int) -> dict[str, Any] | None:
-    """The transform of most systems: a promptable model trained without prompts gets one output per class."""
+    """The transform of most systems: a promptable model trained without prompts gets one output per class.
+
+    Args:
+        spec: of the model.
+        prompt: simulated in training, "none" for none.
+        classes: outputs, background included.
+
+    Returns:
+        Configuration for ``models.transforms``, or None: the model is not changed.
+    """
     if spec.task == "promptable" and prompt == "none":
         return {"kind": "prompt_free", "classes": classes}
     return None
@@ -20,14 +29,16 @@ def prompt_free_on_request(spec: ModelSpec, prompt: str, classes: int) -> dict[s
 class System(NamedTuple):
     """A published way to adapt a model, as parts of this library; every part can be overridden in a run.
 
-    description: one line on what it does, with the authors.
-    source: link to the paper.
-    adapter(spec) -> {name of part: JSON-able options with "kind"}, the chain of adapters for a model.
-    transform(spec, prompt, classes) -> configuration for ``models.transforms``, or None: the model stays as it is.
-    prompts: simulated in training where the model takes any and the user does not say.
-    objective: task ("promptable", "semantic") -> name of the loss in ``train.task``.
-    learning_rate: highest one of AdamW that worked for LiteMedSAM.
-    differences: what differs from the publication, or is our interpretation of it; "" if nothing is known.
+    Attributes:
+        description: one line on what it does, with the authors.
+        source: link to the paper.
+        adapter: (spec) -> {name of part: JSON-able options with "kind"}, the chain of adapters for a model.
+        transform: (spec, prompt, classes) -> configuration for ``models.transforms``, or None: the model is not
+            changed.
+        prompts: simulated in training where the model takes any and the user does not say.
+        objective: task ("promptable", "semantic") -> name of the loss in ``train.task``.
+        learning_rate: highest one of AdamW that worked for LiteMedSAM.
+        differences: what differs from the publication, or is our interpretation of it; "" if nothing is known.
     """
 
     description: str

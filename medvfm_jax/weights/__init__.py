@@ -5,9 +5,13 @@ from medvfm_jax.weights.artifacts import WrongBaseWeights, check_base, fingerpri
 from medvfm_jax.weights.export import save_own, save_torch, torch_state
 from medvfm_jax.weights.fitting import fitting_models, port_file
 from medvfm_jax.weights.load import load
+from medvfm_jax.weights.peft import BadPeft, CannotExport, LowRank, load_peft, save_peft
 from medvfm_jax.weights.port import PortError, PortTable, to_jax, to_torch
 
 __all__ = [
+    "BadPeft",
+    "CannotExport",
+    "LowRank",
     "PortError",
     "PortTable",
     "WrongBaseWeights",
@@ -17,11 +21,13 @@ __all__ = [
     "fitting_models",
     "load",
     "load_delta",
+    "load_peft",
     "port",
     "port_file",
     "registry",
     "save_delta",
     "save_own",
+    "save_peft",
     "save_torch",
     "tables",
     "to_jax",

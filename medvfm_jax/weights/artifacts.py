@@ -36,11 +36,17 @@ class BadDelta(MedvfmError):
 
 
 def save_delta(path: Path | str, delta: Delta, metadata: Mapping[str, Any]) -> None:
-    """Write a delta with JSON-able metadata, whole or not at all; format and package version are added.
+    """Write a delta with metadata, whole or not at all; format and package version are added.
 
-    `metadata` should hold "base" (model name), "fingerprint" (see `fingerprint`) and "adapter" (its
-    configuration).  Raises BadDelta for something that is no nested dict of finite floating-point arrays,
-    FetchError if the disk is full or not writable.
+    Args:
+        path: to write.
+        delta: nested dict of finite floating-point arrays.
+        metadata: JSON-able; should hold "base" (model name), "fingerprint" (see `fingerprint`) and "adapter" (its
+            configuration).
+
+    Raises:
+        BadDelta: something that is no such delta.
+        FetchError: the disk is full or not writable.
     """
     local_paths.check(path, "The file to write")
     arrays = {}
@@ -57,9 +63,17 @@ def save_delta(path: Path | str, delta: Delta, metadata: Mapping[str, Any]) -> N
 
 
 def load_delta(path: Path | str) -> tuple[Delta, dict[str, Any]]:
-    """File -> (delta of numpy arrays, all finite, metadata as `check_metadata` wants them).
+    """Read a delta.
 
-    Raises BadCheckpoint, BadDelta.
+    Args:
+        path: of the file.
+
+    Returns:
+        (delta of numpy arrays, all finite; metadata).
+
+    Raises:
+        BadCheckpoint: the file is damaged.
+        BadDelta: it is no delta, or not well-formed.
     """
     arrays, stored = safetensors_files.read(path)
     metadata = _metadata(stored, path)
@@ -155,7 +169,14 @@ _KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def fingerprint(params: Params) -> str:
-    """sha256 over the sorted leaves: path, element type, shape and bytes of each."""
+    """Digest of parameters.
+
+    Args:
+        params: arrays.
+
+    Returns:
+        sha256 over the sorted leaves: path, element type, shape and bytes of each.
+    """
     digest = hashlib.sha256()
     for path, value in sorted(flatten(collection(params)).items()):
         array = np.ascontiguousarray(value)
@@ -165,7 +186,15 @@ def fingerprint(params: Params) -> str:
 
 
 def check_base(metadata: Mapping[str, Any], params: Params) -> None:
-    """Raise WrongBaseWeights unless the delta with this metadata was made for these parameters."""
+    """Check that a delta was made for these parameters.
+
+    Args:
+        metadata: of the delta.
+        params: of the unadapted model.
+
+    Raises:
+        WrongBaseWeights: it was made for others.
+    """
     recorded = metadata.get("fingerprint")
     if not recorded:
         raise WrongBaseWeights(

@@ -16,9 +16,21 @@ from medvfm_jax.weights.tree import collection, flatten, unflatten
 
 
 def port_file(file: Path | str, target_shapes: Mapping[str, Any]) -> dict[str, Any]:
-    """Any readable checkpoint -> {"params": nested float32 numpy arrays} of the target shapes.
+    """Read a checkpoint of a known family into parameters of given shapes.
 
-    The family is told from the keys.  Raises BadCheckpoint, UnsafeCheckpoint, PortError.
+    The family is told from the keys.
+
+    Args:
+        file: ``.pth``, safetensors or ONNX.
+        target_shapes: {"params": nested shapes or arrays}.
+
+    Returns:
+        {"params": nested float32 numpy arrays}.
+
+    Raises:
+        BadCheckpoint: the file is damaged, or no checkpoint.
+        UnsafeCheckpoint: a ``.pth`` file asks for more than arrays.
+        PortError: keys or shapes do not fit.
     """
     state, metadata = read_state(file)
     if metadata.get("format") == OWN_FORMAT:
@@ -29,9 +41,17 @@ def port_file(file: Path | str, target_shapes: Mapping[str, Any]) -> dict[str, A
 
 
 def fitting_models(file: Path | str) -> tuple[list[str], PortError | None]:
-    """Checkpoint -> (names of all catalogue models it fits exactly, the mismatch with the nearest if none).
+    """Which models of the catalogue a checkpoint fits exactly.
 
-    Raises BadCheckpoint, UnsafeCheckpoint.
+    Args:
+        file: ``.pth``, safetensors or ONNX.
+
+    Returns:
+        (names of all models it fits, the mismatch with the nearest if there are none).
+
+    Raises:
+        BadCheckpoint: the file is damaged, or no checkpoint.
+        UnsafeCheckpoint: a ``.pth`` file asks for more than arrays.
     """
     fits, nearest = [], None
     state, metadata = read_state(file)

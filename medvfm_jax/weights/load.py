@@ -20,13 +20,28 @@ from medvfm_jax.weights.tree import collection, flatten, unflatten
 def load(
     name: str, file: Path | str | None = None, *, offline: bool = False, **options: Any
 ) -> tuple[Model, Params]:
-    """Name -> (Model, params {"params": nested float32 arrays}).
+    """Load a model with its weights.
 
-    `file` is read instead of the published file: `.pth`, safetensors or ONNX, under the names of the original
-    release, of transformers, or our own.  `options` go to `models.catalog.build` (scan_blocks, dtype,
-    image_size).  Weights are never random, except where there are none by nature: `unet` and the `*-tiny-test`
-    models start from a fixed seed.
-    Raises UnknownWeights, FetchError, WrongDigest, BadCheckpoint, UnsafeCheckpoint, PortError.
+    Weights are never random, except where there are none by nature: `unet` and the `*-tiny-test` models start from a
+    fixed seed.
+
+    Args:
+        name: of published weights, or of a model.
+        file: to read instead of the published file: `.pth`, safetensors or ONNX, under the names of the original
+            release, of transformers, or our own.
+        offline: never touch the network.
+        **options: go to `models.build` (scan_blocks, dtype, image_size).
+
+    Returns:
+        (model, params {"params": nested float32 arrays}).
+
+    Raises:
+        UnknownWeights: no weights of this name.
+        FetchError: they could not be fetched.
+        WrongDigest: what was fetched is another file.
+        BadCheckpoint: the file is damaged, or no checkpoint.
+        UnsafeCheckpoint: a ``.pth`` file asks for more than arrays.
+        PortError: keys or shapes do not fit the model.
     """
     model_name = registry.model_of(name)
     model, start = catalog.build(model_name, **options), catalog.MODELS[model_name].start

@@ -5,13 +5,16 @@ PEFT computes W x + (lora_alpha / r) * B (A x) with A (r, in) and B (out, r) for
 """
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from medvfm_jax import json_text
 from medvfm_jax.fetch.cache import publish, temporary
+from medvfm_jax.printable import shortened
 from medvfm_jax.types import MedvfmError, Params
 from medvfm_jax.weights import safetensors_files
 from medvfm_jax.weights.port import to_torch
@@ -23,8 +26,18 @@ class CannotExport(MedvfmError):
     """A delta has no equal in the wanted format."""
 
 
+class BadPeft(MedvfmError):
+    """A folder that is no PEFT LoRA adapter, or one of another model."""
+
+
 class LowRank(NamedTuple):
-    """kernel + scale * a @ b, with a (in, rank), b (rank, out)."""
+    """kernel + scale * a @ b.
+
+    Attributes:
+        a: (in, rank).
+        b: (rank, out).
+        scale: factor on the product, lora_alpha / r in PEFT.
+    """
 
     a: np.ndarray
     b: np.ndarray
@@ -34,12 +47,22 @@ class LowRank(NamedTuple):
 def save_peft(
     folder: Path | str, updates: Mapping[str, LowRank], params: Params, base: str, saved: Iterable[str] = ()
 ) -> list[str]:
-    """Module path -> LowRank, written as a PEFT adapter folder; returns the PyTorch names of the Linear layers.
+    """Write low-rank updates as a PEFT adapter folder.
 
-    `params` fix the PyTorch names and hold the values of the root modules in `saved` ("mask_decoder"), which
-    were trained as a whole and are stored as a whole (PEFT's modules_to_save).
-    Raises CannotExport for a site that is no Linear layer in PyTorch or lies in a saved module, FetchError if
-    the folder cannot be written.
+    Args:
+        folder: to write into.
+        updates: module path -> update.
+        params: fix the PyTorch names, and hold the values of what is in `saved`.
+        base: name of the base model, for PEFT's configuration.
+        saved: root modules ("mask_decoder") that were trained as a whole and are stored as a whole (PEFT's
+            modules_to_save).
+
+    Returns:
+        The PyTorch names of the Linear layers.
+
+    Raises:
+        CannotExport: a site is no Linear layer in PyTorch or lies in a saved module.
+        FetchError: the folder cannot be written.
     """
     folder = Path(folder)
     table = own_table(flatten(collection(params)))
@@ -92,3 +115,78 @@ def save_peft(
         part.write_text(json.dumps(config, indent=2) + "\n")
         publish(part, folder / "adapter_config.json")
     return list(ranks)
+
+
+def load_peft(folder: Path | str, params: Params) -> dict[str, LowRank]:
+    """The low-rank updates of a PEFT folder, by our module paths.
+
+    Args:
+        folder: with ``adapter_config.json`` and ``adapter_model.safetensors``, as PEFT writes it.
+        params: of the model that the adapter is for; arrays or shapes.
+
+    Returns:
+        {module path: update}: for ``adapters.lora`` on these modules, the arrays of a delta.
+
+    Raises:
+        BadPeft: no LoRA adapter, one with parts that are no update of a Linear layer of this model, factors that do
+            not fit its kernels, or biases and whole modules that were trained too.
+        BadCheckpoint: the file of arrays is damaged.
+    """
+    folder = Path(folder)
+    config = _config(folder / "adapter_config.json")
+    tensors, _ = safetensors_files.read(folder / "adapter_model.safetensors")
+    kernels = {
+        path: leaf.shape for path, leaf in flatten(collection(params)).items() if path.endswith("/kernel")
+    }
+    table, places = own_table(kernels), {}
+    for path in kernels:
+        try:
+            (source, *others), row = table.sources_of(path)
+        except KeyError:
+            continue
+        if not others and row.layout == "transpose":
+            places[source.removesuffix(".weight")] = path
+    updates = {}
+    for key in sorted(tensors):
+        module, _, end = key.removeprefix("base_model.model.").rpartition(".lora_")
+        if module not in places or end not in ("A.weight", "B.weight"):
+            raise BadPeft(
+                f"{folder}: {shortened(key)} is no low-rank update of a Linear layer of this model; was the adapter "
+                "made for another one, or did it train more than low-rank updates?"
+            )
+        if end == "B.weight":
+            continue
+        path, a = places[module], tensors[key].T
+        b = tensors.get(key.replace("lora_A", "lora_B"), np.zeros((0, 0))).T
+        fan_in, fan_out = kernels[path]
+        if a.shape[0] != fan_in or b.shape != (a.shape[1], fan_out):
+            raise BadPeft(
+                f"{folder}: the factors of {module} are {a.T.shape} and {b.T.shape}, which does not fit a kernel of "
+                f"{fan_in} inputs and {fan_out} outputs."
+            )
+        rank = a.shape[1]
+        alpha = (config.get("alpha_pattern") or {}).get(module, config["lora_alpha"])
+        updates[path.removesuffix("/kernel")] = LowRank(
+            a, b, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+        )
+    return updates
+
+
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        config = json_text.parse_object(path.read_bytes())
+    except OSError as error:
+        raise BadPeft(
+            f"{path} cannot be read ({error.strerror}); a folder that PEFT wrote was expected."
+        ) from error
+    except json_text.BadJson as error:
+        raise BadPeft(f"{path} is damaged: {error}.") from error
+    alpha = config.get("lora_alpha")
+    if config.get("peft_type") != "LORA" or isinstance(alpha, bool) or not isinstance(alpha, int | float):
+        raise BadPeft(f"{path} describes no LoRA adapter (peft_type, lora_alpha); only those can be read.")
+    pattern = config.get("alpha_pattern") or {}
+    if not isinstance(pattern, dict) or not all(isinstance(value, int | float) for value in pattern.values()):
+        raise BadPeft(f"{path}: alpha_pattern is no table of numbers.")
+    if config.get("use_dora") or config.get("fan_in_fan_out"):
+        raise BadPeft(f"{path}: DoRA and transposed layers (use_dora, fan_in_fan_out) cannot be read.")
+    return config

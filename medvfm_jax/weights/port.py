@@ -130,9 +130,12 @@ def _pattern(template: str, words: Mapping[str, str]) -> str:
 class PortTable:
     """All rows of one checkpoint family.
 
-    ignored: source keys (same placeholders) that carry nothing the model needs.
-    aliases: (key, other key) pairs for tied weights; the first may be absent, or must equal the second.
-    prefixes: removed from keys that start with one ("vit." when the encoder sits in a larger model).
+    Attributes:
+        name: of the family.
+        rows: source key(s) -> our path.
+        ignored: source keys (same placeholders) that carry nothing the model needs.
+        aliases: (key, other key) pairs for tied weights; the first may be absent, or must equal the second.
+        prefixes: removed from keys that start with one ("vit." when the encoder sits in a larger model).
     """
 
     name: str
@@ -232,10 +235,22 @@ def to_jax(
     *,
     consume: bool = False,
 ) -> dict[str, Any]:
-    """State dict {key: array} -> {"params": nested float32 numpy arrays} of exactly the target shapes.
+    """State dict -> parameters of exactly the target shapes.
 
-    consume: take every array out of ``state``, a dict, when it has been used, so that there are never two copies of
-    a model.  Raises PortError and BadCheckpoint as `check` does, and PortError when a parameter is not finite.
+    Args:
+        table: of the checkpoint's family.
+        state: {key: array}.
+        target_shapes: {"params": nested shapes or arrays}.
+        where: the file, for messages.
+        consume: take every array out of ``state``, a dict, when it has been used, so that there are never two copies of
+            a model.
+
+    Returns:
+        {"params": nested float32 numpy arrays}.
+
+    Raises:
+        PortError: keys or shapes do not fit, or a parameter is not finite.
+        BadCheckpoint: the state is damaged.
     """
     plan = check(table, state, target_shapes, where)
     keys = {table.bare(key): key for key in state}
@@ -254,9 +269,17 @@ def to_jax(
 
 
 def to_torch(table: PortTable, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """{"params": tree} (or the tree) -> {source key: float array in PyTorch's layout}; inverse of `to_jax`.
+    """Parameters -> state dict; inverse of `to_jax`.
 
-    Raises PortError naming every parameter the table has no row for.
+    Args:
+        table: of the checkpoint's family.
+        params: {"params": tree}, or the tree.
+
+    Returns:
+        {source key: float array in PyTorch's layout}.
+
+    Raises:
+        PortError: parameters that the table has no row for, all of them named.
     """
     state, unknown = {}, []
     for path, value in flatten(collection(params)).items():

@@ -5,7 +5,7 @@ import pytest
 
 from medvfm_jax.weights import safetensors_files
 from medvfm_jax.weights.export import torch_state
-from medvfm_jax.weights.peft import CannotExport, LowRank, save_peft
+from medvfm_jax.weights.peft import BadPeft, CannotExport, LowRank, load_peft, save_peft
 from tests.weights.test_load import random_params
 
 rng = np.random.default_rng(0)
@@ -63,3 +63,55 @@ def test_what_peft_cannot_hold(tmp_path):
     with pytest.raises(CannotExport, match="no low-rank update"):
         save_peft(tmp_path / "p", {}, params, "x")
     assert not (tmp_path / "p").exists()
+
+
+def test_what_was_written_is_read_again(tmp_path):
+    params = random_params("sam-tiny-test")
+    written = {QKV: update(params, QKV, 2, 0.5)[0], LIN1: update(params, LIN1, 3, 1.0)[0]}
+    save_peft(tmp_path, written, params, "sam-tiny-test")
+    read = load_peft(tmp_path, params)
+    assert read.keys() == written.keys()
+    for path, low in written.items():
+        np.testing.assert_array_equal(read[path].a, low.a)
+        np.testing.assert_array_equal(read[path].b, low.b)
+        assert read[path].scale == pytest.approx(low.scale)
+
+
+def test_rank_stabilised_scale_of_a_peft_file(tmp_path):
+    """use_rslora: lora_alpha / sqrt(r); 3 / sqrt(9) = 1 where lora_alpha / r would be 1/3."""
+    params = random_params("sam-tiny-test")
+    save_peft(tmp_path, {QKV: update(params, QKV, 9, 1 / 3)[0]}, params, "sam-tiny-test")
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"use_rslora": True}))
+    assert load_peft(tmp_path, params)[QKV].scale == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"peft_type": "IA3"}, "describes no LoRA"),
+        ({"lora_alpha": "much"}, "describes no LoRA"),
+        ({"alpha_pattern": ["x"]}, "no table of numbers"),
+        ({"use_dora": True}, "DoRA"),
+    ],
+)
+def test_a_peft_configuration_that_cannot_be_read(tmp_path, change, sentence):
+    params = random_params("sam-tiny-test")
+    save_peft(tmp_path, {QKV: update(params, QKV, 2, 1.0)[0]}, params, "sam-tiny-test")
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(BadPeft, match=sentence):
+        load_peft(tmp_path, params)
+
+
+def test_a_peft_file_of_another_model_or_with_more_than_updates(tmp_path):
+    params = random_params("sam-tiny-test")
+    low, _ = update(params, QKV, 2, 1.0)
+    save_peft(tmp_path / "whole", {QKV: low}, params, "x", ["mask_decoder"])
+    with pytest.raises(BadPeft, match="did it train more"):
+        load_peft(tmp_path / "whole", params)
+    save_peft(tmp_path / "wide", {QKV: low._replace(a=np.ones((3, 2), np.float32))}, params, "x")
+    with pytest.raises(BadPeft, match=r"\(2, 3\)"):
+        load_peft(tmp_path / "wide", params)
+    with pytest.raises(BadPeft, match="cannot be read"):
+        load_peft(tmp_path / "nowhere", params)

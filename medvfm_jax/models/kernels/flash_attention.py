@@ -1,4 +1,4 @@
-"""Attention with decomposed relative positions as TPU kernels (Pallas) that keep logits on the chip.
+"""Attention with decomposed relative positions as TPU kernels (Pallas) that keep logits in VMEM.
 
 ``on_grid``: global attention, one head and a few rows of queries per step against all keys.  ``in_windows``: one row of
 windows with all heads per step; windows are cut out of the map inside the kernel and put back there, because as changes
@@ -24,14 +24,14 @@ from medvfm_jax.models.kernels.flash_windows import (
     windows_kernel,
 )
 
-_VMEM = 100 * 2**20  # bytes on the chip a kernel may take, of 128 MiB
+_VMEM = 100 * 2**20  # bytes of VMEM a kernel may take, of 128 MiB
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def on_grid(q: Array, k: Array, v: Array, table: Array, kernel: Kernel) -> Array:
     """Attention of heads on a grid, q, k, v (heads, tokens, d) -> the same; q is unscaled.
 
-    table: see ``flash_heads.position_table``.  Rows of the grid are filled up to ``kernel.across`` tokens; what comes
+    table: see ``flash_heads.position_table``.  Rows of the grid are padded to ``kernel.across`` tokens; what comes
     out for these, and their cotangent, must not be used.
     """
     return _grid(kernel, table, q[None], k[None], v[None])[0]

@@ -1,4 +1,4 @@
-"""Attention of one head with decomposed relative positions, as the body of a TPU kernel: everything is on the chip.
+"""Attention of one head with decomposed relative positions, as the body of a TPU kernel: everything stays in VMEM.
 
 Logits are q' k'^T with
 
@@ -30,7 +30,7 @@ MASKED = -1e9
 
 @dataclass(frozen=True)
 class Kernel:
-    """Static shape of one call.  h, w: the grid of keys, w before it is filled up.  heads: side by side in q, k, v.
+    """Static shape of one call.  h, w: the grid of keys, w before padding.  heads: side by side in q, k, v.
 
     d: of one head.  interpret: run the kernels as plain JAX, anywhere.
     """
@@ -48,12 +48,12 @@ class Kernel:
 
     @property
     def across(self) -> int:
-        """Tokens of one row, filled up."""
+        """Tokens of one row, padded."""
         return -(-self.w // ROWS) * ROWS
 
     @property
     def tokens(self) -> int:
-        """Keys, those that fill up included."""
+        """Keys, padding included."""
         return self.h * self.across
 
     @property

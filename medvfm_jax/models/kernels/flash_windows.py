@@ -19,7 +19,7 @@ from medvfm_jax.models.kernels.flash_heads import LANES, Kernel, attend, attend_
 def windows_kernel(
     qkv_ref, fill_ref, table_ref, keys_ref, out_ref, *strips, kernel: Kernel, height: int
 ) -> None:
-    """A row of windows, (window, width, 3 * c) -> (window, width, c), through float32 strips on the chip."""
+    """A row of windows, (window, width, 3 * c) -> (window, width, c), through float32 strips in VMEM."""
     *inputs, out_strip = strips
     for head in range(kernel.heads):
         for part, strip in enumerate(inputs):
@@ -46,7 +46,7 @@ def windows_gradient_kernel(
     kernel: Kernel,
     height: int,
 ) -> None:
-    """Gradients of qkv, and summed over the rows of windows of what fills them up and of the table."""
+    """Gradients of qkv, and summed over the rows of windows of the padding and of the table."""
     *inputs, g_strip, dq_strip, dk_strip, dv_strip = strips
     outputs = dq_strip, dk_strip, dv_strip
     zero_when(pl.program_id(1) == 0, dfill_ref, dtable_ref)
@@ -85,7 +85,7 @@ def number(width: int, kernel: Kernel) -> int:
 
 
 def strip_shape(width: int, kernel: Kernel) -> tuple[int, int, int]:
-    """Room for a row of windows, of which the last one is filled up too."""
+    """Room for a row of windows, the last one padded."""
     columns = (number(width, kernel) - 1) * kernel.w + kernel.across
     return kernel.h, -(-columns // 8) * 8, -(-kernel.d // LANES) * LANES
 
@@ -123,5 +123,5 @@ def _cut(strip, j: Array, dtype: Any, kernel: Kernel) -> Array:
 
 
 def _paste(strip, j: Array, x: Array, kernel: Kernel) -> None:
-    """Put a window back.  What fills it up lies where the next one, which comes after it, will be."""
+    """Put a window back.  Its padding is overwritten by the next window."""
     strip[:, pl.ds(j * kernel.w, kernel.across), : kernel.d] = x.reshape(kernel.h, kernel.across, kernel.d)

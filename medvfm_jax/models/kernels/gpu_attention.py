@@ -1,4 +1,4 @@
-"""Attention with decomposed relative positions as GPU kernels (Pallas on Triton) that keep logits on the chip.
+"""Attention with decomposed relative positions as GPU kernels (Pallas, Triton); logits in registers and shared memory.
 
 A program takes some queries of one head against all keys, a few rows of the grid at a time, with a running maximum.
 For the gradient the weights are computed again from the logarithm of their sum, once for every block of queries (q and
@@ -31,7 +31,7 @@ MASKED = -1e9
 
 @dataclass(frozen=True)
 class Kernel:
-    """Static shape of one call.  h, w: the grid of keys before it is filled up.  d: of one head."""
+    """Static shape of one call.  h, w: the grid of keys before padding.  d: of one head."""
 
     h: int
     w: int
@@ -40,7 +40,7 @@ class Kernel:
 
     @property
     def fits(self) -> bool:
-        """Whether blocks of this shape stay on the chip."""
+        """Whether blocks of this shape fit into registers and shared memory."""
         return self.width <= 128 and self.across <= 128
 
     @property
@@ -50,7 +50,7 @@ class Kernel:
 
     @property
     def across(self) -> int:
-        """Columns of the grid, filled up."""
+        """Columns of the grid, padded."""
         return max(LEAST, pl.next_power_of_2(self.w))
 
     @property
@@ -60,7 +60,7 @@ class Kernel:
 
     @property
     def down(self) -> int:
-        """Rows of the grid, filled up."""
+        """Rows of the grid, padded."""
         return -(-self.h // self.rows) * self.rows
 
     @property
@@ -70,7 +70,7 @@ class Kernel:
 
     @property
     def queries(self) -> int:
-        """All queries, filled up."""
+        """All queries, padded."""
         return -(-self.h * self.w // QUERIES) * QUERIES
 
 

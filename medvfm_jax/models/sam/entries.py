@@ -21,7 +21,7 @@ _SAM_RULE: Mapping[str, Any] = {
     "prompts": ("box", "point", "mask"),
 }  # fmt: skip
 _BOX_RULE: Mapping[str, Any] = {"normalise": "minmax", "prompts": ("box",)}
-_HIDDEN, _HIDDEN_OF_TESTS = 2048, 64  # of the decoder's perceptron
+_HIDDEN, _HIDDEN_OF_TESTS = 2048, 64  # of the decoder's MLP
 
 
 def _spec(name: str, size: int, grid: int, features: int, **facts: Any) -> ModelSpec:

@@ -29,7 +29,7 @@ class NotConvertible(MedvfmError, ValueError):
 
 
 def to_semantic(model: Model, params: Params, classes: int) -> tuple[Model, Params]:
-    """(promptable Model, params) -> (semantic Model, params) with ``classes`` outputs, background included.
+    """Make a promptable model a semantic one: one output per class, no prompts.
 
     Its ``decode`` ignores prompts (pass None) and gives Prediction(logits (classes, h, w), None).
 
@@ -39,7 +39,16 @@ def to_semantic(model: Model, params: Params, classes: int) -> tuple[Model, Para
     other, so one that is missing or there twice is noticed by all.  The prompt encoder stays whole, though only
     ``no_mask_embed`` and the positions are used, so that an export is complete; the IoU head goes.
 
-    Raises NotConvertible for a model that is not promptable, fewer than two classes or too many.
+    Args:
+        model: promptable.
+        params: its parameters; may be traced.
+        classes: outputs, background included.
+
+    Returns:
+        (semantic model, its parameters).
+
+    Raises:
+        NotConvertible: a model that is not promptable, fewer than two classes or too many.
     """
     if model.spec.task != "promptable" or model.root is None:
         raise NotConvertible(f"Model '{model.spec.name}' is {model.spec.task}: only promptable ones convert.")

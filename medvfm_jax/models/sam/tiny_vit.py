@@ -129,7 +129,7 @@ def offset_index(window: int) -> np.ndarray:
 
 
 class Mlp(nn.Module):
-    """Layer norm and two-layer perceptron, x (..., c) -> (..., c), without the residual."""
+    """Layer norm and MLP, x (..., c) -> (..., c), without the residual."""
 
     hidden: int
     dtype: Any = jnp.float32
@@ -142,7 +142,7 @@ class Mlp(nn.Module):
 
 
 class TinyViTBlock(nn.Module):
-    """Window attention, depthwise convolution, perceptron: x (h, w, c) -> (h, w, c)."""
+    """Window attention, depthwise convolution, MLP: x (h, w, c) -> (h, w, c)."""
 
     heads: int
     window: int

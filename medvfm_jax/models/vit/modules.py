@@ -119,7 +119,7 @@ def attend(q: Array, k: Array, v: Array) -> Array:
 
 
 class Mlp(nn.Module):
-    """Two-layer perceptron with the exact (erf) GELU, x (tokens, dim) -> (tokens, dim)."""
+    """MLP with the exact (erf) GELU, x (tokens, dim) -> (tokens, dim)."""
 
     config: ViTConfig
 

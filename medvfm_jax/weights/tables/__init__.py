@@ -12,13 +12,27 @@ TABLES: tuple[PortTable, ...] = (SAM, TINY_VIT_SAM, VIT, HF_SAM, HF_VIT, HF_VIT_
 
 
 def choose(keys: Iterable[str]) -> PortTable:
-    """The table that knows most of these source keys; the strict check comes when it is used."""
+    """The table that knows most of these source keys; the strict check comes when it is used.
+
+    Args:
+        keys: of a state dict.
+
+    Returns:
+        One of `TABLES`.
+    """
     keys = list(keys)
     return max(TABLES, key=lambda table: table.matches(keys))
 
 
 def own_table(paths: Iterable[str]) -> PortTable:
-    """The table of the original release for a model with these parameter paths."""
+    """The table of the original release for a model with these parameter paths.
+
+    Args:
+        paths: "image_encoder/pos_embed", ...
+
+    Returns:
+        One of `TABLES`.
+    """
     paths = list(paths)
     return max((SAM, TINY_VIT_SAM, VIT), key=lambda table: sum(table.has_row(path) for path in paths))
 
