@@ -30,9 +30,7 @@ def _lora(model, params, data: Examples) -> Run:
     from medvfm_jax.losses import dice_ce
     from medvfm_jax.train.step import make_gradient
 
-    spec = model.spec
-    place = {"layout": "head_major", "head_dim": spec.head_dim} if spec.qkv_layout == "head_major" else {}
-    adapted = adapters.adapt_model(adapters.lora(4, None, QKV, slices="qv", **place), model)
+    adapted = adapters.adapt_model(adapters.lora(4, None, QKV, slices="qv"), model)
     delta = _with_shared_factors(jax.eval_shape(adapted.init, jax.random.key(0), params))
 
     def loss(params, delta, batch, key):

@@ -48,9 +48,7 @@ def measure(name: str, clients: int, chunk: int, rounds: int) -> dict[str, Any]:
 
     model = models.build(name)
     params = jax.jit(model.init)(jax.random.key(0))
-    spec = model.spec
-    place = {"layout": "head_major", "head_dim": spec.head_dim} if spec.qkv_layout == "head_major" else {}
-    adapted = adapters.adapt_model(adapters.lora(4, None, QKV, slices="qv", **place), model)
+    adapted = adapters.adapt_model(adapters.lora(4, None, QKV, slices="qv"), model)
     delta = adapted.init(jax.random.key(1), params)
     loss, data = make_loss(adapted, "medsam"), shard(spec, clients)
     everybody, steps, key = jnp.ones(clients, bool), jnp.ones(clients, jnp.int32), jax.random.key(2)

@@ -30,7 +30,7 @@ def lora(
     alpha: float | None,
     at: str,
     slices: str | None = None,
-    layout: Layout = "fused",
+    layout: Layout | None = None,
     head_dim: int | None = None,
     rank_stabilised: bool = False,
 ) -> Adapter:
@@ -44,8 +44,8 @@ def lora(
         at: regular expression of module paths, full match.
         slices: such as "qv": each named part of a fused qkv Dense gets its own pair of factors, as in SAMed.
         layout: where the output columns of q, k and v are: "fused" [q|k|v] (SAM, ViT, DINOv2) or "head_major", per head
-            [q|k|v] of ``head_dim`` each (TinyViT: 32); ``Model.spec.qkv_layout``.
-        head_dim: with "head_major"; ``Model.spec.head_dim``.
+            [q|k|v] of ``head_dim`` each (TinyViT: 32); None: what ``adapt_model`` finds in ``Model.spec``.
+        head_dim: with "head_major".
         rank_stabilised: the scale is ``alpha / sqrt(rank)``.
 
     Returns:

@@ -18,11 +18,12 @@ class Qkv(NamedTuple):
     """Where the named slices of a fused qkv kernel (in, 3 * width) are; see ``lora``."""
 
     slices: str
-    layout: str
+    layout: str | None
     head_dim: int | None
 
     def width(self, site: Site, width_out: int) -> int:
         """Return the width of one of q, k, v at a site; raise WrongSite if it cannot be such a kernel."""
+        self._layout()
         unit = 3 * (self.head_dim or 1)
         if len(site.params["kernel"].shape) != 2 or width_out % unit:
             heads = f" and head_dim {self.head_dim}" if self.head_dim else ""
@@ -34,7 +35,7 @@ class Qkv(NamedTuple):
 
     def place(self, b: Array, name: str) -> Array:
         """Put b (..., rank, width) at the columns of one slice, zeros elsewhere: (..., rank, 3 * width)."""
-        heads = 1 if self.layout == "fused" else b.shape[-1] // self.head_dim
+        heads = 1 if self._layout() == "fused" else b.shape[-1] // self.head_dim
         parts = [b if name == other else jnp.zeros_like(b) for other in "qkv"]
         split = [rearrange(p, "... r (heads d) -> ... r heads d", heads=heads) for p in parts]
         return rearrange(jnp.stack(split, axis=-2), "... r heads qkv d -> ... r (heads qkv d)")
@@ -43,11 +44,19 @@ class Qkv(NamedTuple):
         """Return itself, or raise BadAdapterConfig for options that no kernel could have."""
         if not self.slices or set(self.slices) - set("qkv") or len(set(self.slices)) != len(self.slices):
             raise BadAdapterConfig(f"lora: slices must be some of the letters q, k, v, not '{self.slices}'.")
-        if self.layout not in ("fused", "head_major"):
+        if self.layout not in ("fused", "head_major", None):
             raise BadAdapterConfig(f"lora: layout must be 'fused' or 'head_major', not '{self.layout}'.")
         if self.layout == "head_major" and not self.head_dim:
             raise BadAdapterConfig("lora: layout 'head_major' needs head_dim, 32 for TinyViT.")
         return self
+
+    def _layout(self) -> str:
+        if self.layout is None:
+            raise BadAdapterConfig(
+                f"lora: where q, k and v are in a fused kernel is not known for slices '{self.slices}'; use "
+                "adapt_model, which knows it of every model, or give layout."
+            )
+        return self.layout
 
 
 def kernel_widths(site: Site) -> tuple[int, int]:

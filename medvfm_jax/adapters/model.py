@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from medvfm_jax.adapters.core import Adapter
+from medvfm_jax.adapters.serialise import fitted
 from medvfm_jax.models.model import Model
 from medvfm_jax.types import Delta, ModelSpec, Params, Prediction, Prompts
 
@@ -46,6 +47,8 @@ def adapt_model(adapter: Adapter, model: Model, prompts: Prompts | None = None) 
     Returns:
         The model with a delta.
     """
+
+    adapter = fitted(adapter, model.spec)
 
     def init(key: Array, params: Params) -> Delta:
         return adapter.init(key, model.apply, params, *example_inputs(model.spec, prompts))

@@ -16,6 +16,7 @@ from medvfm_jax.adapters.prompt_tokens import prompt_tokens
 from medvfm_jax.adapters.scale_shift import scale_shift
 from medvfm_jax.adapters.tune import tune
 from medvfm_jax.catalog import did_you_mean
+from medvfm_jax.types import ModelSpec
 
 KINDS: Mapping[str, Callable[..., Adapter]] = {
     "tune": tune,
@@ -66,6 +67,31 @@ def from_config(config: Mapping[str, Any]) -> Adapter:
         return _from_config(config)
     except RecursionError as error:
         raise BadAdapterConfig("the configuration of the adapter is nested too deep.") from error
+
+
+def fitted(adapter: Adapter, spec: ModelSpec) -> Adapter:
+    """The adapter with what it leaves to the model: where q, k and v are in a fused kernel.
+
+    Args:
+        adapter: as the user built it.
+        spec: of the model to adapt.
+
+    Returns:
+        An equal adapter where nothing was left open; custom adapters as they are.
+    """
+    if adapter.config is None:
+        return adapter
+    config = _fitted(adapter.config, spec)
+    return adapter if config == adapter.config else from_config(config)
+
+
+def _fitted(config: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:
+    if config.get("kind") == "chain":
+        return {**config, "parts": {name: _fitted(part, spec) for name, part in config["parts"].items()}}
+    if config.get("slices") is None or config.get("layout") is not None:
+        return dict(config)
+    head_dim = spec.head_dim if spec.qkv_layout == "head_major" else None
+    return {**config, "layout": spec.qkv_layout, "head_dim": head_dim}
 
 
 def _from_config(config: Mapping[str, Any]) -> Adapter:

@@ -36,7 +36,7 @@ ADAPTERS = {
     "lora_dense": lora(2, 4.0, r".*/(qkv|fc1|fc2)|head"),
     "lora_general": lora(2, 4.0, r".*/attn/out"),
     "lora_conv": lora(2, 4.0, "patch|pointwise|conv3x3"),
-    "lora_slices": lora(2, None, r".*/qkv", slices="qv"),
+    "lora_slices": lora(2, None, r".*/qkv", slices="qv", layout="fused"),
     "bottleneck": bottleneck(BLOCK, 3),
     "parallel": bottleneck(r".*/attn", ratio=0.25, where="parallel", scale=0.5, normalise=True),
     "ssf_after": scale_shift(r".*/(qkv|fc1|norm2)|norm|patch|head"),

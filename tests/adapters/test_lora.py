@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medvfm_jax.adapters import BadAdapterConfig, WrongSite, lora
+from medvfm_jax.adapters import BadAdapterConfig, WrongSite, adapt_model, chain, lora
+from medvfm_jax.models.catalog import build
 from tests.adapters.jaxpr_equations import products_with, shapes_in
 from tests.adapters.toy_vit import IMAGE, KEY, perturbed, toy
 
@@ -103,7 +104,7 @@ def test_patch_embedding_is_multiplied_not_convolved_under_vmap() -> None:
 @pytest.mark.parametrize("slices", [None, "qv"])
 def test_the_merged_weight_is_never_built(slices: str | None) -> None:
     """No intermediate of the kernel's shape in the forward, even under vmap over deltas."""
-    params, adapter = dense_params(), lora(2, 4.0, "layers_0", slices=slices)
+    params, adapter = dense_params(), lora(2, 4.0, "layers_0", slices=slices, layout="fused")
     deltas = jax.vmap(lambda k: adapter.init(k, DENSE.apply, params, TOKENS))(jax.random.split(KEY, 7))
     shapes = shapes_in(jax.vmap(adapter.wrap(DENSE.apply), (None, 0, None)), params, deltas, TOKENS)
     assert not shapes & {(24, 48), (7, 24, 48), (48, 24), (7, 48, 24)}
@@ -112,7 +113,7 @@ def test_the_merged_weight_is_never_built(slices: str | None) -> None:
 @pytest.mark.parametrize("slices", [None, "qv"])
 def test_the_frozen_product_stays_one_unbatched_gemm(slices: str | None) -> None:
     """Gradients of 7 deltas on 7 batches: the kernel enters un-batched and never gets a gradient itself."""
-    params, adapter = dense_params(), lora(2, 4.0, "layers_0", slices=slices)
+    params, adapter = dense_params(), lora(2, 4.0, "layers_0", slices=slices, layout="fused")
     deltas = jax.vmap(lambda k: adapter.init(k, DENSE.apply, params, TOKENS))(jax.random.split(KEY, 7))
     xs = jnp.stack([TOKENS] * 7)
 
@@ -133,11 +134,11 @@ def test_the_frozen_product_stays_one_unbatched_gemm(slices: str | None) -> None
     [
         (lora(2, 4.0, "norm"), "LayerNorm is no Dense"),
         (
-            lora(2, 4.0, "head", slices="qv"),
+            lora(2, 4.0, "head", slices="qv", layout="fused"),
             r"'qv' need a Dense with a multiple of 3 outputs.*\(12, 4\)",
         ),
         (lora(2, 4.0, ".*/qkv", slices="q", layout="head_major", head_dim=5), "head_dim 5 need"),
-        (lora(2, 4.0, "pointwise", slices="q"), "need a Dense"),
+        (lora(2, 4.0, "pointwise", slices="q", layout="fused"), "need a Dense"),
     ],
 )
 def test_modules_it_cannot_adapt_are_named(adapter, message: str) -> None:
@@ -165,3 +166,25 @@ def test_grouped_convolutions_are_refused() -> None:
 def test_bad_options_are_refused_at_once(options: dict, message: str) -> None:
     with pytest.raises(BadAdapterConfig, match=message):
         lora(**({"rank": 2, "alpha": None, "at": "x"} | options))
+
+
+@pytest.mark.parametrize(("name", "expected"), [("lite-tiny-test", "head_major"), ("sam-tiny-test", "fused")])
+def test_a_model_says_where_its_queries_are(name: str, expected: str) -> None:
+    """Hand-written LoRA needs neither layout nor head_dim; alone, or in a chain."""
+    model = build(name)
+    asked = lora(2, None, r"image_encoder/(.*/)?attn/qkv", slices="qv")
+    head_dim = model.spec.head_dim if expected == "head_major" else None
+    given = lora(2, None, r"image_encoder/(.*/)?attn/qkv", slices="qv", layout=expected, head_dim=head_dim)
+    found = adapt_model(asked, model).adapter
+    assert found.config == given.config
+    assert adapt_model(chain(low_rank=asked), model).adapter.config["parts"]["low_rank"] == given.config
+    params = jax.eval_shape(model.init, KEY)
+    assert jax.eval_shape(adapt_model(asked, model).init, KEY, params) == jax.eval_shape(
+        adapt_model(given, model).init, KEY, params
+    )
+
+
+def test_without_a_model_the_layout_is_missing_and_not_guessed() -> None:
+    vit, params = toy()
+    with pytest.raises(BadAdapterConfig, match="use adapt_model"):
+        lora(2, 4.0, ".*/qkv", slices="q").init(KEY, vit.apply, params, IMAGE)

@@ -82,7 +82,7 @@ def toy(style: Style = "loop") -> tuple[nn.Module, dict]:
 
 def example_chain() -> Adapter:
     """A chain of one parameter adapter and two module adapters that share sites."""
-    low_rank = lora(2, 4.0, r".*/qkv", slices="qv")
+    low_rank = lora(2, 4.0, r".*/qkv", slices="qv", layout="fused")
     return chained(tuned=tune("head/.*"), lora=low_rank, ssf=scale_shift(r".*/(qkv|fc1)"))
 
 
