@@ -50,7 +50,7 @@ def measure(name: str, clients: int, chunk: int, rounds: int) -> dict[str, Any]:
     params = jax.jit(model.init)(jax.random.key(0))
     adapted = adapters.adapt_model(adapters.lora(4, None, QKV, slices="qv"), model)
     delta = adapted.init(jax.random.key(1), params)
-    loss, data = make_loss(adapted, "medsam"), shard(spec, clients)
+    loss, data = make_loss(adapted, "medsam"), shard(model.spec, clients)
     everybody, steps, key = jnp.ones(clients, bool), jnp.ones(clients, jnp.int32), jax.random.key(2)
 
     def federation(params):
