@@ -32,21 +32,22 @@ print(len(dataset.cases), "cases,", "classes", dict(dataset.labels))
 # %% [markdown]
 # ## Adapt
 #
-# `medvfm adapt --data cells --model sam-tiny-test --adapter decoder --prompt box --steps 120 --out runs/cells`
+# `medvfm adapt --data cells --model sam-tiny-test --adapter linear --prompt none --steps 60 --out runs/cells`
 #
-# The image encoder is frozen, and [`decoder`](../methods.md) tunes the mask decoder. What is trained is the
-# *delta*. Killed at any moment, the same command with `--resume` gives the same bits.
+# The image encoder is frozen, and [`linear`](../methods.md) tunes the last layers of the mask decoder. Without
+# prompts, the model gets one output per class. What is trained is the *delta*. Killed at any moment, the same command
+# with `--resume` gives the same bits.
 
 # %%
 settings = mv.train.AdaptConfig(
     data=str(data),
     model="sam-tiny-test",
-    adapter="decoder",
-    prompt="box",
-    steps=120,
+    adapter="linear",
+    prompt="none",
+    steps=60,
     batch_size=2,
     learning_rate=0.01,
-    validate_every=60,
+    validate_every=30,
     out=Path("runs/cells"),
 )
 result = mv.train.adapt(settings)
@@ -78,6 +79,6 @@ print(report.write([result.folder], Path("runs/report.html")))
 # %% [markdown]
 # ## Segment a new image
 #
-# `medvfm segment cells/images/cell_000.png --run runs/cells --box 10 10 30 30 --out mask.png`
+# `medvfm segment cells/images/cell_000.png --run runs/cells --out mask.png`
 #
 # Next: [an adapter of your own](own_adapter.md), [several hospitals, one model](federated_round.md).

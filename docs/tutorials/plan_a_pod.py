@@ -8,6 +8,8 @@
 # %%
 import importlib.util
 
+import jax
+
 from medvfm_jax.parallel import PlanConfig, plan
 
 # %% [markdown]
@@ -16,8 +18,9 @@ from medvfm_jax.parallel import PlanConfig, plan
 # `medvfm plan --model sam-tiny-test --adapter linear --topology cpu --global-batch 4`
 
 # %%
+batch = 4 * jax.device_count()  # a batch is divided over the devices
 config = PlanConfig(
-    model="sam-tiny-test", adapter="linear", image_size=32, global_batch=4, topology="cpu", mesh="data=1"
+    model="sam-tiny-test", adapter="linear", image_size=32, global_batch=batch, topology="cpu"
 )
 found = plan(config)
 print(f"trains {found.trained:,} of {found.total:,} numbers")

@@ -15,15 +15,15 @@ class DeltaLeaf(NamedTuple):
     """One array of a delta and where it belongs.
 
     Attributes:
-        chain: names of the chain's parts that lead to it, outermost first.
+        chain: names of the chain's parts that lead to it, outermost first; () without a chain.
         path: of the module.
-        name: of the array at its site.
+        name: of the array, with "/" if an adapter flattens a tree into it.
         array: itself.
     """
 
-    chain: tuple[str, ...]  # names of the chain parts around it, outermost first; () without a chain
-    path: str  # of the module
-    name: str  # of the array, with "/" if an adapter flattens a tree into it
+    chain: tuple[str, ...]
+    path: str
+    name: str
     array: Array
 
 

@@ -39,12 +39,12 @@ class Site(NamedTuple):
     """
 
     path: str
-    module: nn.Module  # unbound: read its configuration, never call it
-    params: Params  # shapes of its parameters, one slice of the stack
-    x: Any  # jax.ShapeDtypeStruct of the first positional input (None if it has none; a pytree if it is one)
-    y: Any  # jax.ShapeDtypeStruct of the output, or of the first of several
-    stack: tuple[int, ...]  # axes that lifted transforms put in front of the stored parameters
-    others: tuple[Any, ...]  # shapes of the further array inputs: masks, positions, keys and values
+    module: nn.Module
+    params: Params
+    x: Any
+    y: Any
+    stack: tuple[int, ...]
+    others: tuple[Any, ...]
 
 
 def find_sites(apply_fn: ApplyFn, params: Params, *inputs: Any, **kw: Any) -> dict[str, Site]:

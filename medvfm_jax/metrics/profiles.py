@@ -67,14 +67,14 @@ class Profile:
     name: str
     scores: tuple[Score, ...]
     definition: Definition
-    pooled: bool  # HD95 over both directions together instead of the larger of the two
+    pooled: bool
     unit: Literal["mm", "voxel"]
-    tolerance: float  # of the NSD, in mm (in pixels for images without a spacing)
+    tolerance: float
     both_empty: EmptyRule
-    missed: EmptyRule  # prediction empty, reference not
-    invented: EmptyRule  # reference empty, prediction not
-    slab: bool = False  # measure a 2-D mask as the surface of a volume one voxel thick
-    nsd_needs_dice: float | None = None  # NSD is 0 in a case whose mean Dice is not above this
+    missed: EmptyRule
+    invented: EmptyRule
+    slab: bool = False
+    nsd_needs_dice: float | None = None
 
 
 _ZERO = EmptyRule(0.0, 0.0, 0.0)
