@@ -34,6 +34,7 @@ def run(args: SegmentArgs) -> int:
         weights=args.weights,
         offline=args.offline,
         multimask=args.multimask,
+        overlap=args.overlap,
     )
     for image, target in zip(images, targets, strict=True):
         segmenter.check(image, queries, args.index)

@@ -16,6 +16,8 @@ BUFFERS = ("mean", "var", "positional_encoding_gaussian_matrix")
 class Model(NamedTuple):
     """A vision model as pure functions of ``params``; images are un-batched, batches come from ``jax.vmap``.
 
+    Shapes are those of models of pictures; ``spec.input_shape`` and ``spec.logits_shape`` say those of volumes.
+
     encode(params, image (S, S, 3), **kw) -> embedding (h, w, c).
     decode(params, embedding, prompts | None, multimask=False, **kw) -> Prediction.
     apply(params, image, prompts | None, multimask=False, **kw) -> Prediction; equals decode of encode.
@@ -41,4 +43,4 @@ class Model(NamedTuple):
         return sum(prod(leaf.shape) for path, leaf in shapes if path[-1].key not in BUFFERS)
 
     def __repr__(self) -> str:
-        return f"Model({self.spec.name}, {self.spec.input_size} px, task={self.spec.task})"
+        return f"Model({self.spec.name}, {self.spec.size} px, task={self.spec.task})"

@@ -115,8 +115,8 @@ def _batch(config: Training, model: Model) -> Batch:
         queries = ()
     masks = queries or (spec.classes,)
     return Batch(
-        jax.ShapeDtypeStruct((images, spec.input_size, spec.input_size, 3), jnp.float32),
+        jax.ShapeDtypeStruct((images, *spec.input_shape), jnp.float32),
         prompts,
-        jax.ShapeDtypeStruct((images, *masks, spec.logits_size, spec.logits_size), jnp.float32),
+        jax.ShapeDtypeStruct((images, *masks, *spec.logits_shape), jnp.float32),
         jax.ShapeDtypeStruct((images, *queries), jnp.float32),
     )

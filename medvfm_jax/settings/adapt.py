@@ -27,9 +27,9 @@ class AdaptConfig:
     data: str
     """Folder with labelled images (nnU-Net v2, or images/ and masks/), or the name of a built-in dataset."""
     model: str = "lite-medsam"
-    """Model to adapt; `unet` trains a U-Net from scratch (with --adapter full)."""
+    """Model to adapt; `unet` trains a U-Net from scratch, `unetr` a volumetric network (with --adapter full)."""
     adapter: str = "samed"
-    """What trains: samed, med_sa, lora, decoder, linear, full, ssf, bitfit, vpt, context."""
+    """What trains: samed, med_sa, sd_trans, lora, decoder, linear, full, ssf, bitfit, vpt, context."""
     set: tuple[str, ...] = ()
     """Options of the adapter, for example lora.rank=8; may be given several times."""
     out: Path = Path("runs/adapt")
@@ -72,8 +72,11 @@ class AdaptConfig:
     """Where embeddings of a frozen encoder are kept; `disk`: also for later runs, `off`: encode each step."""
     train_cases: int | None = None
     """Train on this many patients only; validation and test stay the same."""
+    window: tuple[int, ...] = ()
+    """What a model of volumes sees at once, in voxels: slices of a slab for sd_trans (by default 5), depth, height and
+    width of a patch for unetr (multiples of 16, by default 96 96 96). Depth is the axis with the thickest slices."""
     empty_slices: float = 0.2
-    """Of a training volume's slices without any label, the share to train on; 1 takes them all."""
+    """Of a training volume's slices (or slabs) without any label, the share to train on; 1 takes them all."""
     val_fraction: float = 0.15
     """Share of the patients used for validation."""
     test_fraction: float = 0.2
@@ -126,6 +129,9 @@ class AdaptConfig:
             self.learning_rate,
             "positive",
         )
+        window = " ".join(map(str, self.window))
+        require(len(self.window) in (0, 1, 3), "window", window, "one number, or three")
+        require(all(n >= 1 for n in self.window), "window", window, "numbers of at least 1")
         require(0 <= self.warmup <= 1, "warmup", self.warmup, "between 0 and 1")
         require(0 <= self.empty_slices <= 1, "empty_slices", self.empty_slices, "between 0 and 1")
         require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")

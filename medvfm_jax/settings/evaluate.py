@@ -32,6 +32,9 @@ class EvaluateConfig:
     """Metric profile: strict, nnunet, transunet_compat, medsam_compat."""
     flips: bool = False
     """Average the predictions over the flips of the image (4 times the work)."""
+    overlap: float | None = None
+    """Share of a window that the next one covers too, for models that see slabs or patches of volumes; by default
+    0.5. More is smoother and slower."""
     save_predictions: bool = True
     """Write predictions; the report draws its overlays from them."""
     cases: int | None = None

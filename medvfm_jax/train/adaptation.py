@@ -32,6 +32,7 @@ from medvfm_jax.train.loop import Loader, MappedLoader, fit
 from medvfm_jax.train.optimizer import make_optimizer, make_schedule
 from medvfm_jax.train.placement import OneDevice, Placement
 from medvfm_jax.train.progress import ProgressDisplay
+from medvfm_jax.train.seen_at_once import patch_shape, recorded_shape, with_depth
 from medvfm_jax.train.state import TrainState, init_state
 from medvfm_jax.train.step import make_step
 from medvfm_jax.train.task import make_loss, make_overlap
@@ -116,10 +117,11 @@ def _resolve(config: AdaptConfig, placement: Placement, accumulate: int, display
         file=config.weights,
         offline=config.offline,
         keep=config.keep,
+        shape=patch_shape(config, entry_of(config.model), source.dataset),
     )
     prompt = config.resolved_prompt(system, base.model.spec.task)
     checked = about(checked, prompt)
-    change = system.transform(base.model.spec, prompt, classes)
+    change = with_depth(system.transform(base.model.spec, prompt, classes), config)
     base = transformed(base, change)
     data = training_data(source, base.model.spec, prompt, config)
     adapter = systems.configure(
@@ -135,6 +137,7 @@ def _resolve(config: AdaptConfig, placement: Placement, accumulate: int, display
             "prompt": prompt,
             "objects": recorded_objects(source.dataset, prompt),
             "transform": change,
+            **recorded_shape(base.model.spec),
             "adapter": adapter,
             "learning_rate": config.resolved_learning_rate(system, entry_of(config.model)),
             "objective": config.resolved_objective(system, base.model.spec.task),

@@ -16,13 +16,14 @@ from medvfm_jax.models.model import Model
 from medvfm_jax.models.transforms import transform
 from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.train.run_directory import CONFIG, read_record
+from medvfm_jax.train.seen_at_once import stored_shape
 from medvfm_jax.train.settings_record import settings_digest
 from medvfm_jax.types import Delta, MedvfmError, ModelSpec, Params
 from medvfm_jax.weights import artifacts
 
 SETTINGS = "settings_sha256"  # in the metadata of a delta
 # Of a run, stored with its delta.
-RESOLVED = ("fingerprint", "transform", "adapter", "prompt", "classes", "labels")
+RESOLVED = ("fingerprint", "input_shape", "transform", "adapter", "prompt", "classes", "labels")
 
 
 class ForeignDelta(MedvfmError):
@@ -69,8 +70,8 @@ def load_adapted(
     artifacts.require(metadata, ("base", "fingerprint", "adapter", "prompt", "classes"), delta)
     note = "" if run is None else check_run(run, metadata, delta)
     name, classes = model or metadata["base"], metadata["classes"]
-    seed = metadata.get("seed", 0)
-    base = load_base(name, classes=classes, seed=seed, dtype=dtype, file=file, offline=offline)
+    seed, shape = metadata.get("seed", 0), stored_shape(metadata, delta)
+    base = load_base(name, classes=classes, seed=seed, dtype=dtype, file=file, offline=offline, shape=shape)
     artifacts.check_base(metadata, base.params)
     base = transformed(base, stored_transform(metadata, base.model.spec))
     adapted = with_adapter(base, metadata["adapter"])
@@ -121,10 +122,11 @@ def load_base(
     file: Path | None = None,
     offline: bool = False,
     keep: str = "everything",
+    shape: tuple[int, ...] | None = None,
 ) -> Base:
-    """Published weights, or for the U-Net random ones from ``seed`` with ``classes`` outputs.
+    """Published weights, or for models trained from scratch random ones from ``seed`` with ``classes`` outputs.
 
-    keep: for the backward pass, see ``catalog.KEEP``.
+    keep: for the backward pass, see ``catalog.KEEP``. shape: (D, H, W, channels) of a patch, for models built for one.
 
     Raises BadConfig for a model that gives features instead of masks, or that cannot keep less than everything, and
     what ``weights.load`` raises.
@@ -137,8 +139,12 @@ def load_base(
                 f"Model '{name}' keeps everything for the backward pass; leave --keep {keep} out."
             )
         options["remat"] = catalog.KEEP[keep]
+    if shape is not None:
+        options |= {"window": shape[:3], "channels": shape[3]}
+    if entry_of(name).start == "random":
+        options["classes"] = classes
     if entry_of(name).start == "random" and file is None:
-        model = catalog.build(name, classes=classes, **options)
+        model = catalog.build(name, **options)
         params = model.init(jax.random.key(seed))
     else:
         model, params = weights.load(name, file, offline=offline, **options)
@@ -194,5 +200,5 @@ def delta_metadata(model: str, preset: str, folder: Path, dataset: Dataset) -> d
         "seed": record["seed"],
         SETTINGS: settings_digest(record),
         "channel_names": list(dataset.channel_names),
-        **{name: resolved[name] for name in RESOLVED},
+        **{name: resolved[name] for name in RESOLVED if name in resolved},
     }

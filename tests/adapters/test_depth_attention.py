@@ -1,0 +1,127 @@
+"""Attention among the slices of a slab: by hand on one module, and as part of SD-Trans on models of the catalog."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from einops import rearrange
+
+from medvfm_jax import systems, weights
+from medvfm_jax.adapters import BadAdapterConfig, WrongSite, adapt_model, from_config
+from medvfm_jax.adapters.depth_attention import depth_attention
+from medvfm_jax.mesh_axes import SLICES
+from medvfm_jax.models.transforms import transform
+from tests.adapters.toy_vit import perturbed
+
+HEADS, HEAD_DIM, DEPTH = 2, 3, 4
+WIDTH = HEADS * HEAD_DIM
+KEY = jax.random.key(0)
+
+
+class Attention(nn.Module):
+    """Parameters of an attention that ignores everything but its own token."""
+
+    @nn.compact
+    def __call__(self, x):
+        v = nn.Dense(3 * WIDTH, name="qkv")(x)[..., -WIDTH:]
+        return nn.Dense(WIDTH, name="proj")(v)
+
+
+class Root(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return Attention(name="attn")(x)
+
+
+def by_hand(params, delta, x, layout):
+    """Every position (h, w) over the slices of x (D, h, w, c), head by head, in numpy."""
+    layers, site = jax.tree.map(np.asarray, (params["params"]["attn"], delta["attn"]))
+    order = "s h w (three n d)" if layout == "fused" else "s h w (n three d)"
+    q, k, v = rearrange(
+        x @ layers["qkv"]["kernel"] + layers["qkv"]["bias"],
+        f"{order} -> three s h w n d",
+        three=3,
+        d=HEAD_DIM,
+    )
+    out = np.zeros_like(v)
+    for i, j, n in np.ndindex(*v.shape[1:4]):
+        logits = q[:, i, j, n] @ k[:, i, j, n].T / np.sqrt(HEAD_DIM)
+        weight = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+        out[:, i, j, n] = weight @ v[:, i, j, n]
+    seen = rearrange(out, "s h w n d -> s h w (n d)") @ layers["proj"]["kernel"] + layers["proj"]["bias"]
+    hidden = np.asarray(jax.nn.gelu(seen @ site["down"] + site["down_bias"], approximate=False))
+    return hidden @ site["up"] + site["up_bias"]
+
+
+@pytest.mark.parametrize("layout", ["fused", "head_major"])
+def test_by_hand(layout):
+    x = np.random.default_rng(0).normal(size=(DEPTH, 2, 3, WIDTH)).astype(np.float32)
+    root = Root()
+    params = perturbed(root.init(KEY, x[0]))
+    adapter = depth_attention("attn", HEAD_DIM, layout, width=2)
+    delta = perturbed(adapter.init(KEY, root.apply, params, x[0]))
+    adapted = adapter.wrap(root.apply)
+
+    def over_slices(x):
+        return jax.vmap(lambda one: adapted(params, delta, one), axis_name=SLICES)(x)
+
+    plain = jax.vmap(lambda one: root.apply(params, one))(x)
+    np.testing.assert_allclose(over_slices(x) - plain, by_hand(params, delta, x, layout), atol=1e-5)
+    # Without positions the slices are a set: in another order they give the same in that order.
+    order = np.array([2, 0, 3, 1])
+    np.testing.assert_allclose(over_slices(x[order]), over_slices(x)[order], atol=1e-5)
+    # A slab of one slice, and a picture, have nobody to attend to.
+    alone = jax.vmap(lambda one: root.apply(params, one))(x[:1])
+    np.testing.assert_array_equal(over_slices(x[:1]), alone)
+    np.testing.assert_array_equal(adapted(params, delta, x[0]), root.apply(params, x[0]))
+
+
+def test_bad_options_and_sites():
+    with pytest.raises(BadAdapterConfig, match="either width or ratio"):
+        depth_attention("attn", 3)
+    with pytest.raises(BadAdapterConfig, match="'fused' or 'head_major'"):
+        depth_attention("attn", 3, "rows", width=2)
+    root = Root()
+    params = root.init(KEY, jnp.zeros((2, 2, WIDTH)))
+    for site, head_dim in (("attn/proj", HEAD_DIM), ("attn", 4)):
+        with pytest.raises(WrongSite, match="no attention with qkv, proj"):
+            depth_attention(site, head_dim, width=2).init(KEY, root.apply, params, jnp.zeros((2, 2, WIDTH)))
+
+
+@pytest.mark.parametrize("name", ["lite-tiny-test", "sam-tiny-test"])
+def test_sd_trans_starts_as_the_model_of_slices_and_then_sees_all_of_them(name):
+    """One program: identity at the start, exactly; slices as before in slabs of one; every slice seen when it moved."""
+    model, params = weights.load(name)
+    change = systems.get("sd_trans").transform(model.spec, "none", 2) | {"depth": 3}
+    (flat, _), (single, _), (slab, params) = (
+        transform(config, model, params) for config in (change["of"], change | {"depth": 1}, change)
+    )
+    config = systems.adapter_config("sd_trans", model)
+    adapted, alone, one = (adapt_model(from_config(config), m) for m in (slab, flat, single))
+    zero = adapted.init(KEY, params)
+    moved = perturbed(zero)
+    x = np.random.default_rng(0).normal(size=slab.spec.input_shape).astype(np.float32)
+
+    @jax.jit
+    def everything(params, zero, moved, x):
+        def slices(delta):
+            return jax.vmap(lambda image: alone.apply(params, delta, image, None).logits, out_axes=1)(x)
+
+        def of_first(x):
+            return adapted.apply(params, moved, x, None).logits[:, 0].sum()
+
+        return (
+            (adapted.apply(params, zero, x, None).logits, slices(zero)),
+            (one.apply(params, moved, x[:1], None).logits, slices(moved)[:, :1]),
+            (adapted.apply(params, moved, x, None).logits, slices(moved)),
+            jax.grad(of_first)(x),
+            jax.grad(lambda d: (adapted.apply(params, d, x, None).logits ** 2).sum())(moved)["depth"],
+        )
+
+    start, single_slice, after, seen, gradient = everything(params, zero, moved, x)
+    np.testing.assert_array_equal(*start)
+    np.testing.assert_allclose(*single_slice, atol=1e-5)
+    assert float(jnp.abs(after[0] - after[1]).max()) > 1e-3
+    assert (np.abs(seen).max((1, 2, 3)) > 0).all()  # slice 0 depends on every slice
+    assert all(float(jnp.abs(g).max()) > 0 for g in jax.tree.leaves(gradient))
