@@ -80,6 +80,8 @@ def _model(config: Training) -> tuple[Model, Params]:
         "classes": config.classes,
     }
     takes = catalog.MODELS[config.model].options
+    if config.image_size is not None and "image_size" not in takes:
+        raise BadPlan(f"Model '{config.model}' has no size of images to choose; leave out --image-size.")
     model = catalog.build(
         config.model,
         **{name: value for name, value in options.items() if name in takes and value is not None},

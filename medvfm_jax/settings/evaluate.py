@@ -72,4 +72,6 @@ class EvaluateConfig:
         if self.run is not None and self.delta is not None:
             raise BadConfig("A run has its own delta: give --delta with --model, not with --run.")
         require_distance(self.allow_geometry_mismatch)
+        within = self.overlap is None or 0 <= self.overlap < 1
+        require(within, "overlap", self.overlap, "at least 0 and below 1")
         require(self.cases is None or self.cases >= 1, "cases", self.cases, "at least 1")

@@ -101,7 +101,10 @@ class Segmenter:
             planes = label_slices(
                 self._spec, image, self.channels, predict, overlap=self._overlap, track=track
             )
-            return Segmented(stack(planes, image))
+            kind = np.min_scalar_type(
+                self._spec.classes - 1
+            )  # at 32 bits it would be twice as large as the scan
+            return Segmented(stack((found.astype(kind) for found in planes), image))
         axis = slice_axis(image)
         scale = VolumeScale(image.array, self.channels)
         found = self._picture(scale(plane(image.array, axis, index)), queries)

@@ -1,5 +1,8 @@
 """Attention among the slices of a slab: by hand on one module, and as part of SD-Trans on models of the catalog."""
 
+import re
+from pathlib import Path
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -125,3 +128,19 @@ def test_sd_trans_starts_as_the_model_of_slices_and_then_sees_all_of_them(name):
     assert float(jnp.abs(after[0] - after[1]).max()) > 1e-3
     assert (np.abs(seen).max((1, 2, 3)) > 0).all()  # slice 0 depends on every slice
     assert all(float(jnp.abs(g).max()) > 0 for g in jax.tree.leaves(gradient))
+
+
+def test_the_adapter_of_the_guide_adds_the_mean_over_the_slices():
+    """docs/volumes.md: its code runs, and a collective over the named axis is all it takes."""
+    guide = (Path(__file__).parents[2] / "docs" / "volumes.md").read_text(encoding="utf-8")
+    names: dict = {}
+    exec(re.search(r"```python\n(.*?)```", guide, re.DOTALL)[1], names)
+    x, root = np.random.default_rng(0).normal(size=(DEPTH, 2, 3, WIDTH)).astype(np.float32), Root()
+    params, adapter = root.init(KEY, x[0]), names["mean_of_slices"]("attn")
+    adapted = adapter.wrap(root.apply)
+    delta = {"attn": {"share": jnp.full(WIDTH, 0.5)}}
+    found, plain = (
+        jax.vmap(one, axis_name=SLICES)(x)
+        for one in (lambda image: adapted(params, delta, image), lambda image: root.apply(params, image))
+    )
+    np.testing.assert_allclose(found, plain + 0.5 * plain.mean(0), atol=1e-5)

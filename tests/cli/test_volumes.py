@@ -30,7 +30,7 @@ def test_adapt_evaluate_and_segment_a_volume(medvfm, volumes, tmp_path, settings
     settings = settings | {"validate_every": 2, "train_cases": 1, "steps": 2}
     trained = medvfm(*words(volumes, out, window, **settings))
     assert trained.code == 0, trained.err
-    assert unit in trained.err
+    assert unit in trained.out
     record = json.loads((out / "config.json").read_text())
     assert record["resolved"]["prompt"] == "none"
 
