@@ -77,7 +77,8 @@ def blended(
         done = (first[number + 1] if number + 1 < len(first) else grid[0]) - z
         for i in range(done):
             yield open_[:, i] / (norm[0][z + i] * norm[1][:, None] * norm[2])
-        open_ = np.concatenate([open_[:, done:], np.zeros_like(open_[:, :done])], axis=1)
+        for i in range(window[0]):  # slice by slice: moved at once they would be there twice
+            open_[:, i] = open_[:, i + done] if i + done < window[0] else 0
 
 
 def _norm(length: int, at: list[int], weights: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -74,10 +74,10 @@ def test_what_to_evaluate_must_be_clear(wrong):
 
 
 def test_settings_survive_json():
-    config = AdaptConfig(data="x", out=Path("a/b"), set=("lora.rank=8",))
+    config = AdaptConfig(data="x", out=Path("a/b"), set=("lora.rank=8",), window=(16, 32, 16))
     record = json.loads(json.dumps(to_json(config)))
     assert (record["out"], record["set"], record["steps"]) == ("a/b", ["lora.rank=8"], config.steps)
-    assert AdaptConfig(**record | {"out": Path(record["out"]), "set": tuple(record["set"])}) == config
+    assert from_json(AdaptConfig, record) == config
 
 
 def test_settings_of_a_run_that_are_incomplete_are_said_in_the_words_of_the_settings():
