@@ -79,7 +79,7 @@ class TrainingData(NamedTuple):
         dataset, cut = self.source.dataset, self.source.split
         kind = "image" if dataset.dimension == 2 else "slice"
         if self.spec.rank == 3:
-            kind = "patch" if self.spec.resize == "none" else "slab"
+            kind = "window" if self.spec.resize == "none" else "slab"
         train, val = (counted(len(examples), kind) for examples in (self.train, self.val))
         text = (
             f"{dataset.name}: {counted(len(cut.train), 'case')} to train on ({train}), {len(cut.val)} for validation "

@@ -21,8 +21,8 @@ def words(data, out, sides=(), **settings):
 @pytest.mark.parametrize(
     ("settings", "window", "unit", "seen"),
     [
-        (SLABS, (), "4 slabs", [3, 64, 64]),
-        (PATCHES, (16, 16, 16), "1 patch)", [16, 16, 16]),
+        (SLABS, (), "(4 slabs)", [3, 64, 64]),
+        (PATCHES, (16, 16, 16), "(1 window)", [16, 16, 16]),
     ],
 )
 def test_adapt_evaluate_and_segment_a_volume(medvfm, volumes, tmp_path, settings, window, unit, seen):
