@@ -25,7 +25,7 @@ def words(data, out, sides=(), **settings):
         (PATCHES, (16, 16, 16), "(1 window)", [16, 16, 16]),
     ],
 )
-def test_adapt_evaluate_and_segment_a_volume(medvfm, volumes, tmp_path, settings, window, unit, seen):
+def test_adapt_evaluate_and_segment_a_volume(medvfm, volumes, cells, tmp_path, settings, window, unit, seen):
     out = tmp_path / "run"
     settings = settings | {"validate_every": 2, "train_cases": 1, "steps": 2}
     trained = medvfm(*words(volumes, out, window, **settings))
@@ -47,6 +47,10 @@ def test_adapt_evaluate_and_segment_a_volume(medvfm, volumes, tmp_path, settings
     segmented, predicted = nibabel.load(mask), nibabel.load(out / "predictions" / f"{case}.nii.gz")
     np.testing.assert_array_equal(segmented.affine, nibabel.load(image).affine)
     np.testing.assert_array_equal(segmented.get_fdata(), predicted.get_fdata())
+
+    picture = next((cells / "images").glob("*.png"))
+    refused = medvfm("segment", picture, "--run", out, "--out", tmp_path / "picture.png")
+    assert "is a picture" in refused.refused("was trained to segment volumes")
 
     again = medvfm(*words(volumes, out, window, **(settings | {"steps": 3})), "--resume")
     assert again.code == 1

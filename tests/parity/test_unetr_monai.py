@@ -63,7 +63,8 @@ def test_gradients_agree(monai_network, ported):
     found = port.to_torch(UNETR, gradient)
     assert set(found) == set(expected)
     for key, value in expected.items():
-        np.testing.assert_allclose(found[key], value, atol=2e-3 * max(1.0, np.abs(value).max()), err_msg=key)
+        off = np.linalg.norm(found[key] - value) / np.linalg.norm(value)
+        assert off < 0.01, (key, off)  # float32 sums over 98,304 voxels, through the kinks of leaky ReLUs
 
 
 def test_the_table_is_chosen_and_its_round_trip_is_exact(ported):
