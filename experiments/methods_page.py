@@ -82,7 +82,7 @@ def _models() -> list[str]:
         (
             f"`{name}`",
             e.family,
-            f"{e.spec.input_size}",
+            f"{e.spec.size}",
             e.spec.task,
             ", ".join(e.spec.prompts),
             e.spec.licence,

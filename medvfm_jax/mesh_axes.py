@@ -7,6 +7,7 @@ from jax import Array
 from jax.sharding import AxisType
 
 CLIENTS, DATA, MODEL = "clients", "data", "model"
+SLICES = "slices"  # of a slab: a vmapped axis, see models.slab
 
 Tree = TypeVar("Tree")
 

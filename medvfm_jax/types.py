@@ -19,7 +19,7 @@ IGNORE = -1  # a target pixel that no loss and no metric looks at
 ABSENT, PAD, BACKGROUND, FOREGROUND, BOX_TOP_LEFT, BOX_BOTTOM_RIGHT = -2, -1, 0, 1, 2, 3
 
 PromptKind = Literal["box", "point", "mask", "none"]
-Resize = Literal["longest_side", "stretch"]
+Resize = Literal["longest_side", "stretch", "none"]
 Normalise = Literal["minmax", "mean_std_255", "mean_std_unit", "unit"]
 
 
@@ -46,7 +46,7 @@ class Prompts(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """Promptable: logits (Q, M, h, w), iou (Q, M).  Semantic: logits (C, h, w), iou None."""
+    """Promptable: logits (Q, M, h, w), iou (Q, M).  Semantic: logits (C, h, w) or (C, d, h, w), iou None."""
 
     logits: Array
     iou: Array | None = None
@@ -55,7 +55,8 @@ class Prediction(NamedTuple):
 class Batch(NamedTuple):
     """One training batch; every leaf has a leading batch axis B.
 
-    image (B, S, S, 3) float32, preprocessed; or the cached embedding (B, h, w, c) of a frozen encoder.
+    image (B, S, S, 3) float32, preprocessed; or the cached embedding (B, h, w, c) of a frozen encoder. Of a model
+    that sees slabs or patches of volumes (B, D, H, W, channels), and the target has an axis of depth too.
     prompts: leaves (B, Q, ...), or None for semantic models.
     target: float32 at the resolution of the logits; promptable (B, Q, h, w): the share of each logit that the
         object covers, 0 to 1, or IGNORE; semantic (B, C, h, w): the shares of the classes, or IGNORE in all.
@@ -73,10 +74,12 @@ class ModelSpec:
     """What a user of a model must know: input rule, outputs, licence, provenance."""
 
     name: str
-    input_size: int  # the model's input is (input_size, input_size, 3)
+    input_shape: tuple[
+        int, ...
+    ]  # (height, width, channels) or (depth, height, width, channels); S for (S, S, 3)
     embedding: tuple[int, ...]  # shape of encode()'s output, un-batched
-    logits_size: int  # height = width of the low-resolution logits
-    resize: Resize = "longest_side"
+    logits_shape: tuple[int, ...]  # of one mask: (height, width) or (depth, height, width); s for (s, s)
+    resize: Resize = "longest_side"  # "none": pictures and patches keep their voxels
     normalise: Normalise = "minmax"
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)  # in the units of `normalise`
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
@@ -87,3 +90,31 @@ class ModelSpec:
     notes: str = ""
     qkv_layout: Literal["fused", "head_major"] = "fused"  # columns of attn/qkv: [q|k|v], or [q|k|v] per head
     head_dim: int = 64  # width of one attention head of the image encoder
+
+    def __post_init__(self) -> None:
+        """One number stands for the shape of a square picture."""
+        if isinstance(self.input_shape, int):
+            object.__setattr__(self, "input_shape", (self.input_shape, self.input_shape, 3))
+        if isinstance(self.logits_shape, int):
+            object.__setattr__(self, "logits_shape", (self.logits_shape, self.logits_shape))
+
+    @property
+    def rank(self) -> int:
+        """Spatial axes of the input: 2 for pictures and slices, 3 for slabs and patches."""
+        return len(self.input_shape) - 1
+
+    @property
+    def size(self) -> str:
+        """The input in words: "256", or "96 x 96 x 96"."""
+        sides = self.input_shape[:-1]
+        return str(sides[0]) if self.rank == 2 and sides[0] == sides[1] else " x ".join(map(str, sides))
+
+    @property
+    def input_size(self) -> int:
+        """Longest side of a picture or slice in the input."""
+        return max(self.input_shape[-3:-1])
+
+    @property
+    def logits_size(self) -> int:
+        """Longest side of a picture or slice in the logits."""
+        return max(self.logits_shape[-2:])

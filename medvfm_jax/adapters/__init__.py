@@ -6,6 +6,7 @@ from medvfm_jax.adapters.context_blocks import context_block
 from medvfm_jax.adapters.core import Adapter, at, bind, chain
 from medvfm_jax.adapters.count import Count, count
 from medvfm_jax.adapters.delta_paths import DeltaLeaf, delta_leaves, touches_encoder
+from medvfm_jax.adapters.depth_attention import depth_attention
 from medvfm_jax.adapters.errors import (
     BadAdapterConfig,
     JittedApply,
@@ -44,6 +45,7 @@ __all__ = [
     "context_block",
     "count",
     "delta_leaves",
+    "depth_attention",
     "find_sites",
     "from_config",
     "lora",

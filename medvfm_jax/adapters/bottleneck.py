@@ -64,7 +64,7 @@ def bottleneck(
         }
 
     def branch(delta: SiteDelta, x: Array) -> Array:
-        x = _standardise(x) if normalise else x
+        x = standardise(x) if normalise else x
         hidden = jax.nn.gelu(x @ delta["down"] + delta["down_bias"], approximate=False)
         return scale * (hidden @ delta["up"] + delta["up_bias"])
 
@@ -76,7 +76,7 @@ def bottleneck(
     return at_sites(at, where, init_site, residual if where == "after" else branch, config=config)
 
 
-def _standardise(x: Array) -> Array:
+def standardise(x: Array) -> Array:
     """Zero mean and unit variance over the last axis, computed in float32, epsilon 1e-5."""
     exact = x.astype(jnp.float32)
     exact = exact - exact.mean(

@@ -61,7 +61,7 @@ def adapt_model(adapter: Adapter, model: Model, prompts: Prompts | None = None) 
 
 def example_inputs(spec: ModelSpec, prompts: Prompts | None = None) -> tuple[Any, Prompts | None]:
     """Return the shapes of an image and of the prompts (one box unless given) that a model takes."""
-    image = jax.ShapeDtypeStruct((spec.input_size, spec.input_size, 3), jnp.float32)
+    image = jax.ShapeDtypeStruct(spec.input_shape, jnp.float32)
     if spec.task != "promptable":
         return image, None
     points = jax.ShapeDtypeStruct((1, 2, 2), jnp.float32)

@@ -8,6 +8,7 @@ from typing import Any
 from medvfm_jax.adapters.bottleneck import bottleneck
 from medvfm_jax.adapters.context_blocks import context_block
 from medvfm_jax.adapters.core import Adapter, chain
+from medvfm_jax.adapters.depth_attention import depth_attention
 from medvfm_jax.adapters.early_exit import block_exit, residual_convolutions
 from medvfm_jax.adapters.errors import BadAdapterConfig
 from medvfm_jax.adapters.lora import lora
@@ -23,6 +24,7 @@ KINDS: Mapping[str, Callable[..., Adapter]] = {
     "lora": lora,
     "lora_experts": lora_experts,
     "bottleneck": bottleneck,
+    "depth_attention": depth_attention,
     "scale_shift": scale_shift,
     "prompt_tokens": prompt_tokens,
     "context": context_block,

@@ -144,9 +144,7 @@ def _batches(spec: ModelSpec, batch_size: int, augment: str = "none") -> Loader:
 
 def _image(spec: ModelSpec) -> Any:
     """An image (S, S, 3) as preprocessing leaves it, about."""
-    return jnp.asarray(
-        np.random.default_rng(0).uniform(size=(spec.input_size, spec.input_size, 3)), jnp.float32
-    )
+    return jnp.asarray(np.random.default_rng(0).uniform(size=spec.input_shape), jnp.float32)
 
 
 def _forward_flop(function: Callable[..., Any], params: Params, *inputs: Any) -> float:

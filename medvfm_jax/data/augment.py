@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+from einops import rearrange
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -80,6 +81,30 @@ def augment(
         arrays = [None if a is None else np.rot90(a) for a in arrays]
     image, maps = _affine(rng, config, arrays[0], tuple(arrays[1:]), longest, outside)
     return _intensity(rng, config, image), maps
+
+
+def augment_slab(
+    rng: np.random.Generator,
+    config: AugmentConfig,
+    image: NDArray,
+    maps: tuple[NDArray | None, ...],
+    *,
+    longest: int,
+    outside: tuple[int, ...],
+) -> tuple[NDArray, tuple[NDArray | None, ...]]:
+    """Slab or patch (D, H, W, C) and maps (D, H, W) -> the same after one random change of all its slices.
+
+    The slices are the channels of one picture: they are turned, zoomed and made darker together.
+    """
+    depth, present = len(image), [m for m in maps if m is not None]
+    planes = tuple(plane for m in present for plane in m)
+    fills = tuple(fill for m, fill in zip(maps, outside) if m is not None for _ in range(depth))
+    picture, moved = augment(
+        rng, config, rearrange(image, "d h w c -> h w (d c)"), planes, longest=longest, outside=fills
+    )
+    moved = [np.stack(moved[i : i + depth]) for i in range(0, len(moved), depth)]
+    back = tuple(None if m is None else moved.pop(0) for m in maps)
+    return rearrange(picture, "h w (d c) -> d h w c", d=depth), back
 
 
 def _affine(

@@ -1,5 +1,6 @@
-"""Two-dimensional examples: pictures as they are, volumes slice by slice."""
+"""Examples: pictures as they are, volumes by slice, by slab of slices or by patch."""
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
@@ -10,8 +11,9 @@ from numpy.typing import NDArray
 from medvfm_jax.data.objects import How, object_map, objects_of
 from medvfm_jax.data.records import BadCase, Case, Dataset
 from medvfm_jax.data.store import DecodedCase, store_of
-from medvfm_jax.images import Frame, frame_of, plane, preprocess
-from medvfm_jax.types import MedvfmError, ModelSpec
+from medvfm_jax.images import Frame, frame_of, pile, plane, preprocess
+from medvfm_jax.images.windows import cut, starts
+from medvfm_jax.types import IGNORE, MedvfmError, ModelSpec
 
 Task = Literal["semantic", "promptable"]
 
@@ -21,16 +23,25 @@ class NoExamples(MedvfmError, ValueError):
 
 
 class Example(NamedTuple):
-    """One picture, or one slice of a volume. ``id`` is stable: the case, and "#" with the slice index."""
+    """One picture, or a slice, a slab or a patch of a volume. ``id`` is stable: the case, and "#" with the place.
+
+    index: of the slice, or of a slab's first slice, along ``axis``. window: (D, H, W) of a slab or a patch, in voxels
+    of the volume with ``axis`` first, beginning at ``corner``; without a corner it lies somewhere else each time.
+    """
 
     id: str
     case: str
     index: int | None = None
     axis: int | None = None
+    window: tuple[int, int, int] | None = None
+    corner: tuple[int, int, int] | None = None
 
 
 class LoadedExample(NamedTuple):
-    """image (H, W, C); label (H, W) int32 class index or IGNORE; instances (H, W) int32 or None; its case."""
+    """image (H, W, C); label (H, W) int32 class index or IGNORE; instances (H, W) int32 or None; its case.
+
+    Of a slab or a patch (D, H, W, C) and (D, H, W); beyond the end of the volume 0, IGNORE and 0.
+    """
 
     image: NDArray
     label: NDArray[np.int32]
@@ -47,14 +58,22 @@ def examples(
     empty: float = 1.0,
     labels: Sequence[str] | None = None,
     skipped: dict[str, str] | None = None,
+    random: bool = False,
 ) -> list[Example]:
     """List the examples of these cases, in order; reads and checks every one of them.
 
     semantic: every picture and slice; of a case's slices without foreground the share ``empty`` (0..1, rounded up),
     evenly spaced. promptable: those with an object that covers at least one pixel of the model's logits.
+    A model of slabs gets one from every slice on, empty ones as slices; one of patches those that cover each volume
+    side by side, or with ``random`` as many at random places, half of them around a labelled voxel.
     labels: names of the classes that count (default: all). skipped: if given, bad cases are left out and
     their messages put there; otherwise the first one raises BadCase. Raises NoExamples if nothing is left.
     """
+    if spec.rank == 3 and dataset.dimension == 2:
+        raise NoExamples(
+            f"{spec.name} sees {spec.input_shape[0]} slices at once, and {dataset.folder} has pictures; choose data "
+            "with volumes, or another model or adapter."
+        )
     store, found = store_of(dataset), []
     wanted = _wanted(dataset, labels)
     how = objects_of(dataset) if task == "promptable" else "labels"
@@ -70,7 +89,10 @@ def examples(
                 raise
             skipped[case_id] = str(error)
             continue
-        found += _of_case(decoded, spec, task, empty, wanted, how)
+        if spec.rank == 3 and spec.resize == "none":
+            found += _patches(decoded, spec, random)
+        else:
+            found += _of_case(decoded, spec, task, empty, wanted, how)
     if not found:
         raise NoExamples(
             f"No {'picture' if dataset.dimension == 2 else 'slice'} of {dataset.folder} is left to use"
@@ -79,12 +101,23 @@ def examples(
     return found
 
 
-def load_example(dataset: Dataset, example: Example, spec: ModelSpec | None = None) -> LoadedExample:
-    """Example -> picture, label map, instance map at their own size; see ``LoadedExample``."""
-    del spec  # nothing depends on the model before preprocessing
+def load_example(dataset: Dataset, example: Example, rng: np.random.Generator | None = None) -> LoadedExample:
+    """Example -> picture, label map, instance map at their own size; see ``LoadedExample``.
+
+    rng: draws the place of an example that has none.
+    """
     decoded = store_of(dataset)(example.case)
     arrays = (decoded.image, decoded.label, decoded.instances)
-    if example.index is not None:
+    if example.window is not None:
+        piles = [None if a is None else pile(a, example.axis) for a in arrays]
+        corner = example.corner
+        if corner is None:
+            corner = random_corner(rng or np.random.default_rng(), piles[1], example.window)
+        arrays = tuple(
+            None if a is None else cut(a, corner, example.window, fill)
+            for a, fill in zip(piles, (0, IGNORE, 0))
+        )
+    elif example.index is not None:
         arrays = tuple(None if a is None else plane(a, example.axis, example.index) for a in arrays)
     image, label, instances = arrays
     return LoadedExample(
@@ -128,7 +161,7 @@ def _wanted(dataset: Dataset, labels: Sequence[str] | None) -> NDArray[np.int64]
 def _of_case(
     decoded: DecodedCase, spec: ModelSpec, task: Task, empty: float, wanted: NDArray, how: How
 ) -> list[Example]:
-    name, axis = decoded.case.id, decoded.axis
+    name, axis, depth = decoded.case.id, decoded.axis, 1 if spec.rank == 2 else spec.input_shape[0]
     if axis is None:
         keep = (
             task == "semantic"
@@ -136,7 +169,7 @@ def _of_case(
             >= frame_of(spec, *decoded.label.shape).least_object
         )
         return [Example(name, name)] if keep else []
-    indices = range(decoded.label.shape[axis])
+    indices: Sequence[int] = range(decoded.label.shape[axis])
     sizes = [
         _largest(
             plane(decoded.label, axis, i),
@@ -146,6 +179,10 @@ def _of_case(
         )
         for i in indices
     ]
+    if spec.rank == 3:
+        last = max(0, len(indices) - depth)
+        sizes = [max(sizes[i : i + depth]) for i in range(last + 1)]
+        indices = range(last + 1)
     if task == "promptable":
         least = frame_of(spec, *plane(decoded.label, axis, 0).shape).least_object
         chosen = [i for i in indices if sizes[i] >= least]
@@ -154,7 +191,34 @@ def _of_case(
         kept = math.ceil(np.clip(empty, 0, 1) * len(without))
         spread = np.linspace(0, len(without) - 1, kept).round().astype(int) if kept else []
         chosen = sorted([i for i in indices if sizes[i] > 0] + [without[i] for i in spread])
-    return [Example(f"{name}#{i:04d}", name, i, axis) for i in chosen]
+    if spec.rank == 2:
+        return [Example(f"{name}#{i:04d}", name, i, axis) for i in chosen]
+    window = (depth, *pile(decoded.label, axis).shape[1:])
+    return [Example(f"{name}#{i:04d}+{depth}", name, i, axis, window, (i, 0, 0)) for i in chosen]
+
+
+def _patches(decoded: DecodedCase, spec: ModelSpec, random: bool) -> list[Example]:
+    """Patches side by side, or as many at random places."""
+    name, axis, window = decoded.case.id, decoded.axis, spec.input_shape[:3]
+    grid = pile(decoded.label, axis).shape
+    corners = itertools.product(*(starts(n, w, 0.0) for n, w in zip(grid, window)))
+    if random:
+        return [Example(f"{name}#any{i}", name, None, axis, window) for i, _ in enumerate(corners)]
+    return [Example(f"{name}#{','.join(map(str, at))}", name, None, axis, window, at) for at in corners]
+
+
+def random_corner(rng: np.random.Generator, label: NDArray, window: tuple[int, ...]) -> tuple[int, ...]:
+    """A window's first voxel in a label map (D, H, W): anywhere or, every second time, so that it holds a labelled one.
+
+    Half and half is what UNETR was trained with.  The window lies inside the volume wherever it is smaller.
+    """
+    last = [max(0, n - w) for n, w in zip(label.shape, window)]
+    around, foreground = rng.integers(2), np.flatnonzero(label > 0)
+    corner = [int(rng.integers(n + 1)) for n in last]
+    if around and len(foreground):
+        voxel = np.unravel_index(foreground[rng.integers(len(foreground))], label.shape)
+        corner = [int(rng.integers(max(0, v - w + 1), min(v, n) + 1)) for v, w, n in zip(voxel, window, last)]
+    return tuple(corner)
 
 
 def _largest(label: NDArray, instances: NDArray | None, wanted: NDArray, how: How) -> int:

@@ -9,7 +9,15 @@ import grain
 import numpy as np
 from numpy.typing import NDArray
 
-from medvfm_jax.data.augment import INSTANCE_OUTSIDE, LABEL_OUTSIDE, NAMED, NONE, AugmentConfig, augment
+from medvfm_jax.data.augment import (
+    INSTANCE_OUTSIDE,
+    LABEL_OUTSIDE,
+    NAMED,
+    NONE,
+    AugmentConfig,
+    augment,
+    augment_slab,
+)
 from medvfm_jax.data.examples import Example, NoExamples, Task, class_lookup, example_image, load_example
 from medvfm_jax.data.objects import object_map, objects_of
 from medvfm_jax.data.records import Dataset
@@ -172,9 +180,10 @@ class _Maker:
     def __call__(self, index: int, rng: np.random.Generator) -> Batch:
         """Load, augment, preprocess, simulate prompts."""
         example = self.examples[index]
-        image, label, instances, _ = load_example(self.dataset, example)
+        image, label, instances, _ = load_example(self.dataset, example, rng)
         if self.config != NONE:
-            image, (label, instances) = augment(
+            change = augment_slab if self.spec.rank == 3 else augment
+            image, (label, instances) = change(
                 rng, self.config, image, (label, instances),
                 longest=self.spec.input_size, outside=(LABEL_OUTSIDE, INSTANCE_OUTSIDE),
             )  # fmt: skip

@@ -73,14 +73,17 @@ def share_of(frame: Frame, labelled: NDArray, masks: NDArray) -> NDArray[np.floa
 def semantic_target(frame: Frame, label: NDArray, lookup: NDArray) -> NDArray[np.float32]:
     """Label map (H, W) -> share of each class in each logit (C, h, w); IGNORE in all classes where none counts.
 
+    Of slabs and patches (D, H, W) -> (C, d, h, w).
+
     lookup (K,): output class of each class index, of which there are C.
     """
     number = lookup.max() + 1
     classes = np.where(label == IGNORE, IGNORE, lookup[np.maximum(label, 0)])
     present = np.flatnonzero(np.bincount(classes[classes != IGNORE], minlength=number))
     labelled = labelled_share(frame, label)
-    target = np.where(labelled > 0, np.zeros((number, 1, 1), np.float32), np.float32(IGNORE))
-    target[present] = share_of(frame, labelled, classes == present[:, None, None])
+    apart = (-1, *[1] * label.ndim)  # classes before the axes of space
+    target = np.where(labelled > 0, np.zeros(number, np.float32).reshape(apart), np.float32(IGNORE))
+    target[present] = share_of(frame, labelled, classes == present.reshape(apart))
     return target
 
 
@@ -108,8 +111,10 @@ def promptable_target(
 def _shown(frame: Frame, counted: NDArray, objects: NDArray) -> NDArray[np.intp]:
     """Numbers of the objects of which logits that count show at least as much as fills one."""
     rows, columns = (
-        ((np.arange(original) + 0.5) * scaled / original * frame.logits_size / frame.input_size).astype(int)
-        for original, scaled in zip(frame.original, frame.scaled)
+        ((np.arange(original) + 0.5) * scaled / original * logits / size).astype(int)
+        for original, scaled, logits, size in zip(
+            frame.original, frame.scaled, frame.logits_shape, frame.input_shape
+        )
     )
     sizes = np.bincount(objects[counted[rows[:, None], columns]])
     return np.flatnonzero(sizes[1:] >= frame.least_object) + 1

@@ -58,7 +58,7 @@ def make_split(adapted: AdaptedModel, params: Params, objective: str) -> SplitMo
 
     objective: as in ``make_loss``; of a part's program nothing is left but what its results need.
     """
-    size = adapted.spec.input_size
+    shape = adapted.spec.input_shape
     given = at(PATCH_EMBED, "around", lambda key, site: {}, lambda slot, call, x: slot["patches"])
     encode, patch = given.wrap(adapted.encode, strict=False), tap(adapted.encode, PATCH_EMBED)
     scored = make_loss(adapted, objective, cached=True)
@@ -67,7 +67,7 @@ def make_split(adapted: AdaptedModel, params: Params, objective: str) -> SplitMo
         return jax.vmap(lambda image: patch(params, delta, image)[1][PATCH_EMBED])(images)
 
     def blocks(delta: Delta, patches: Array) -> Array:
-        blank = jnp.zeros((size, size, 3), patches.dtype)  # the patches are there already
+        blank = jnp.zeros(shape, patches.dtype)  # the patches are there already
         return jax.vmap(lambda x: encode(params, {PATCH_EMBED: {"patches": x}}, delta, blank))(patches)
 
     return SplitModel(stem, blocks, lambda delta, batch, key: scored(params, delta, batch, key)[0])

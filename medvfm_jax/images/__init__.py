@@ -23,7 +23,7 @@ from medvfm_jax.images.prompts import (
     points_in,
 )
 from medvfm_jax.images.reading import read, read_labels
-from medvfm_jax.images.volumes import plane, slices, stack
+from medvfm_jax.images.volumes import pile, plane, slices, stack
 from medvfm_jax.images.writing import write_mask
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "from_model_points",
     "jitter_box",
     "make_prompts",
+    "pile",
     "plane",
     "points_in",
     "preprocess",

@@ -1,5 +1,6 @@
 """From an image to a model's input frame and back to the image's own grid."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -9,59 +10,77 @@ from numpy.typing import NDArray
 from medvfm_jax.images.image import BadImage
 from medvfm_jax.images.intensity import to_unit
 from medvfm_jax.images.sampling import Filter, matrix, resize
+from medvfm_jax.printable import counted
 from medvfm_jax.types import IGNORE, ModelSpec
 
 
 class Frame(NamedTuple):
-    """How an image lies in a model's square input: resized, zeros below and to the right.
+    """How an image lies in a model's input: resized, zeros below and to the right.
+
+    Height and width alone are resized: slices of a slab stay slices.
 
     Attributes:
-        original: (height, width) of the image.
-        scaled: (height, width) of the image within the model's input.
-        input_size: side of the model's input.
-        logits_size: side of the model's low-resolution logits.
+        original: (height, width) of the image, (depth, height, width) of a slab or a patch.
+        scaled: the same of the image within the model's input.
+        input_shape: of the model's input, in pixels.
+        logits_shape: of the model's low-resolution logits.
     """
 
-    original: tuple[int, int]
-    scaled: tuple[int, int]
-    input_size: int
-    logits_size: int
+    original: tuple[int, ...]
+    scaled: tuple[int, ...]
+    input_shape: tuple[int, ...]
+    logits_shape: tuple[int, ...]
 
     @property
     def scale(self) -> NDArray[np.float64]:
         """Model pixels per image pixel, (x, y)."""
-        (height, width), (new_height, new_width) = self.original, self.scaled
+        (height, width), (new_height, new_width) = self.original[-2:], self.scaled[-2:]
         return np.array([new_width / width, new_height / height])
 
     @property
+    def logit_sides(self) -> tuple[float, float]:
+        """Pixels of the input under one logit, (height, width)."""
+        height, width = (n / m for n, m in zip(self.input_shape[-2:], self.logits_shape[-2:]))
+        return height, width
+
+    @property
     def least_object(self) -> float:
-        """Pixels that an object of the image needs to show: as many as make one logit, at least one."""
-        x, y = self.scale * self.logits_size / self.input_size
+        """Pixels that an object of a picture needs to show: as many as make one logit, at least one."""
+        x, y = self.scale * self.logits_shape[:-3:-1] / self.input_shape[:-3:-1]
         return max(1.0, 1 / (x * y))
 
 
-def frame_of(spec: ModelSpec, height: int, width: int) -> Frame:
-    """The frame an image of this size gets: the longest side fitted, or both sides stretched.
+def frame_of(spec: ModelSpec, *shape: int) -> Frame:
+    """The frame an image of this shape gets: the longest side fitted, both sides stretched, or nothing resized.
 
     Args:
         spec: of the model.
-        height: of the image, in pixels.
-        width: of the image, in pixels.
+        *shape: (H, W), or (D, H, W) with as many slices as the model's input has; that of the input where nothing is
+            resized.
 
     Returns:
         The frame.
+
+    Raises:
+        BadImage: a shape that does not fit the model.
     """
-    size = spec.input_size
-    if spec.resize == "stretch":
-        scaled = (size, size)
+    *depth, height, width = shape
+    sides = spec.input_shape[-3:-1]
+    fits = len(shape) == spec.rank and tuple(depth) == spec.input_shape[:-3]
+    if not fits or (spec.resize == "none" and (height, width) != sides):
+        raise BadImage(f"Voxels of shape {shape} do not fit {spec.name}, whose input is {spec.size}.")
+    if spec.resize in ("stretch", "none"):
+        scaled = sides
     else:
-        factor = size / max(height, width)
+        factor = min(sides[0] / height, sides[1] / width)
         scaled = (max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5)))
-    return Frame((height, width), scaled, size, spec.logits_size)
+    return Frame(shape, (*depth, *scaled), spec.input_shape[:-1], spec.logits_shape)
 
 
 def preprocess(spec: ModelSpec, image: NDArray) -> tuple[NDArray[np.float32], Frame]:
     """Picture -> model input.
+
+    A model of slabs gets (D, H, W, C), each slice prepared as a picture; a patch keeps its voxels and channels.
 
     Greyscale is repeated, of more than three channels the first three are used; ``spec.normalise`` then is
     "minmax": [0, 1] over this image, after resizing (MedSAM, LiteMedSAM);
@@ -81,13 +100,33 @@ def preprocess(spec: ModelSpec, image: NDArray) -> tuple[NDArray[np.float32], Fr
     Raises:
         BadImage: an array of another shape.
     """
+    if spec.rank == 2:
+        return _picture(spec, image)
+    frame = frame_of(spec, *image.shape[:3])
+    if spec.resize == "none":
+        return _patch(spec, image), frame
+    one = replace(spec, input_shape=spec.input_shape[1:], logits_shape=spec.logits_shape[1:])
+    return np.stack([_picture(one, slice_)[0] for slice_ in image]), frame
+
+
+def _patch(spec: ModelSpec, patch: NDArray) -> NDArray[np.float32]:
+    """Patch (D, H, W, C) with numbers from 0 to 1 -> the model's input."""
+    if patch.shape[-1] != spec.input_shape[-1]:
+        raise BadImage(
+            f"The volume has {counted(patch.shape[-1], 'channel')}; {spec.name} was built for "
+            f"{spec.input_shape[-1]}."
+        )
+    return normalise(spec, patch.astype(np.float32))
+
+
+def _picture(spec: ModelSpec, image: NDArray) -> tuple[NDArray[np.float32], Frame]:
     three = three_channels(image)
     frame = frame_of(spec, *three.shape[:2])
     # Greyscale is resized once, not three times.
     grey = image.ndim == 2 or image.shape[-1] == 1
     scaled = resize(to_unit(three[..., :1] if grey else three), *frame.scaled, filter_of(spec))
     scaled = repeat(scaled[..., 0], "h w -> h w c", c=3) if grey else scaled
-    out = np.zeros((frame.input_size, frame.input_size, 3), np.float32)
+    out = np.zeros((*frame.input_shape, 3), np.float32)
     out[: frame.scaled[0], : frame.scaled[1]] = normalise(spec, scaled)
     return out, frame
 
@@ -129,6 +168,8 @@ def three_channels(image: NDArray) -> NDArray:
 def restore(frame: Frame, logits: NDArray) -> NDArray[np.float32]:
     """Low-resolution logits -> logits on the image's own grid.
 
+    Of slabs and patches (..., d, h, w) -> (..., D, H, W).
+
     The padding is cut away and the rest interpolated linearly, in one step (SAM's reference goes through the
     input size first), with antialiasing where the image is smaller than the logits.
 
@@ -140,10 +181,12 @@ def restore(frame: Frame, logits: NDArray) -> NDArray[np.float32]:
         (..., H, W) float32 numpy.
     """
     logits = np.asarray(logits, np.float32)
+    if len(frame.original) == 3 and frame.original == frame.logits_shape:
+        return logits
     h, w = logits.shape[-2:]
-    height, width = frame.original
-    rows = matrix(h, height, "linear", 0.0, frame.scaled[0] * h / frame.input_size)
-    columns = matrix(w, width, "linear", 0.0, frame.scaled[1] * w / frame.input_size)
+    height, width = frame.original[-2:]
+    rows = matrix(h, height, "linear", 0.0, frame.scaled[-2] * h / frame.input_shape[-2])
+    columns = matrix(w, width, "linear", 0.0, frame.scaled[-1] * w / frame.input_shape[-1])
     return (rows.toarray() @ logits) @ columns.toarray().T
 
 
@@ -179,6 +222,8 @@ def from_model_points(frame: Frame, xy: NDArray) -> NDArray[np.float32]:
 def to_target(frame: Frame, masks: NDArray, fill: float = IGNORE) -> NDArray[np.float32]:
     """Masks -> share of each logit that they cover, 0 to 1.
 
+    Of slabs and patches (..., D, H, W) -> (..., D, h, w): slices are one to one.
+
     The mean over that part of a logit that lies on the image, so areas are conserved and nothing moves. (The pixel
     under a logit's centre would be half a pixel off wherever an even number of pixels makes one logit.) Where a
     logit lies within one pixel, it is 0 or 1. A logit is padding if its centre is, except the first.
@@ -191,17 +236,17 @@ def to_target(frame: Frame, masks: NDArray, fill: float = IGNORE) -> NDArray[np.
     Returns:
         (..., h, w) float32 at the resolution of the logits.
     """
-    size, side = frame.logits_size, frame.input_size / frame.logits_size
-    centres = (np.arange(size) + 0.5) * side
     rows, columns = (
         matrix(original, inside, "area", 0.0, inside * side * original / scaled)
-        for original, scaled in zip(frame.original, frame.scaled)
-        for inside in [max(1, int((centres < scaled).sum()))]
+        for original, scaled, size, side in zip(
+            frame.original[-2:], frame.scaled[-2:], frame.logits_shape[-2:], frame.logit_sides
+        )
+        for inside in [max(1, int(((np.arange(size) + 0.5) * side < scaled).sum()))]
     )
-    flat = np.asarray(masks, np.float32).reshape(-1, *frame.original)
+    flat = np.asarray(masks, np.float32).reshape(-1, *frame.original[-2:])
     tall = rows @ rearrange(flat, "n H W -> H (n W)")
-    small = columns @ rearrange(tall, "h (n W) -> W (n h)", W=frame.original[1])
+    small = columns @ rearrange(tall, "h (n W) -> W (n h)", W=frame.original[-1])
     share = rearrange(small, "w (n h) -> n h w", h=len(tall))
-    out = np.full((len(flat), size, size), fill, np.float32)
+    out = np.full((len(flat), *frame.logits_shape[-2:]), fill, np.float32)
     out[:, : share.shape[1], : share.shape[2]] = np.where(share > 1 - 1e-5, 1, share)  # sums of thirds miss 1
-    return out.reshape(*masks.shape[:-2], size, size)
+    return out.reshape(*masks.shape[:-2], *frame.logits_shape[-2:])

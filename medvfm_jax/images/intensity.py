@@ -1,6 +1,7 @@
 """Bring intensities of any modality into the range 0..1."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -40,25 +41,38 @@ def window(array: NDArray, chosen: str | Window) -> NDArray[np.float32]:
     return np.clip((array.astype(np.float32) - low) / np.float32(chosen.width), 0, 1)
 
 
-def percentiles(
-    array: NDArray, low: float = 0.5, high: float = 99.5, *, nonzero: bool = True
-) -> NDArray[np.float32]:
-    """Any shape -> 0..1 between two percentiles, clipped outside.
+class Range(NamedTuple):
+    """The intensities that become 0 and 1; without a span everything becomes 0."""
 
-    nonzero: take the percentiles of the voxels that are not 0, as MedSAM does for MR, where 0 is air.
-    """
+    bottom: float
+    span: float
+
+    def __call__(self, array: NDArray) -> NDArray[np.float32]:
+        """Any shape -> 0..1, clipped outside."""
+        if not self.span > 0:
+            return np.zeros(array.shape, np.float32)
+        # Subtracted in float64: 32-bit integers and large offsets lose their detail otherwise.
+        return np.clip((array.astype(np.float64) - self.bottom) / self.span, 0, 1).astype(np.float32)
+
+
+def percentile_range(array: NDArray, low: float = 0.5, high: float = 99.5, *, nonzero: bool = True) -> Range:
+    """The range between two percentiles; nonzero: of the voxels that are not 0, as MedSAM does for MR (0 is air)."""
     values = array[array != 0] if nonzero else array.reshape(-1)
     if values.size == 0:
-        return np.zeros(array.shape, np.float32)
-    bottom, top = np.percentile(values, [low, high])
+        return Range(0.0, 0.0)
+    # What was picked out is a copy, which may be put in order where it lies.
+    bottom, top = np.percentile(values, [low, high], overwrite_input=nonzero)
     # A mostly constant image has no range between its percentiles; then the whole range counts.
     if top <= bottom:
         bottom, top = values.min(), values.max()
-    span = float(top) - float(bottom)
-    if span <= 0:
-        return np.zeros(array.shape, np.float32)
-    # Subtracted in float64: 32-bit integers and large offsets lose their detail otherwise.
-    return np.clip((array.astype(np.float64) - float(bottom)) / span, 0, 1).astype(np.float32)
+    return Range(float(bottom), float(top) - float(bottom))
+
+
+def percentiles(
+    array: NDArray, low: float = 0.5, high: float = 99.5, *, nonzero: bool = True
+) -> NDArray[np.float32]:
+    """Any shape -> 0..1 between two percentiles, clipped outside; see ``percentile_range``."""
+    return percentile_range(array, low, high, nonzero=nonzero)(array)
 
 
 def minmax(array: NDArray) -> NDArray[np.float32]:
@@ -88,16 +102,35 @@ def to_unit(array: NDArray) -> NDArray[np.float32]:
     return minmax(array)
 
 
-def volume_to_unit(
-    array: NDArray, channel_names: tuple[str, ...] = (), ct_window: str = "abdomen"
-) -> NDArray:
-    """Volume (X, Y, Z, C) -> 0..1 float32, each channel over the whole volume.
+class VolumeScale:
+    """How a volume (X, Y, Z, C) becomes 0..1, each channel over the whole volume; applied to any part of it.
 
     Channels named "CT" (as nnU-Net names them) are Hounsfield units seen through ``ct_window``; the others
     are scaled between the 0.5 and 99.5 percentiles of their non-zero voxels (MedSAM's rule for MR).
+    A scaled volume takes four bytes per voxel and channel, and twelve more while it is made; a part takes little.
     """
-    out = np.empty(array.shape, np.float32)
-    for c in range(array.shape[-1]):
-        is_ct = c < len(channel_names) and channel_names[c].strip().lower() == "ct"
-        out[..., c] = window(array[..., c], ct_window) if is_ct else percentiles(array[..., c])
+
+    def __init__(self, array: NDArray, channel_names: tuple[str, ...] = (), ct_window: str = "abdomen"):
+        self._channels: list[Callable[[NDArray], NDArray[np.float32]]] = []
+        for c in range(array.shape[-1]):
+            is_ct = c < len(channel_names) and channel_names[c].strip().lower() == "ct"
+            self._channels.append(
+                partial(window, chosen=ct_window) if is_ct else percentile_range(array[..., c])
+            )
+
+    def __call__(self, part: NDArray) -> NDArray[np.float32]:
+        """Part (..., C) -> 0..1 float32, the numbers it has in the scaled volume."""
+        out = np.empty(part.shape, np.float32)
+        for c, scaled in enumerate(self._channels):
+            out[..., c] = scaled(part[..., c])
+        return out
+
+
+def volume_to_unit(
+    array: NDArray, channel_names: tuple[str, ...] = (), ct_window: str = "abdomen"
+) -> NDArray[np.float32]:
+    """Volume (X, Y, Z, C) -> 0..1 float32, see ``VolumeScale``; a slab of it at a time."""
+    scale, out = VolumeScale(array, channel_names, ct_window), np.empty(array.shape, np.float32)
+    for x in range(len(array)):
+        out[x] = scale(array[x])
     return out

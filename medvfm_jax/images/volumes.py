@@ -1,6 +1,6 @@
 """Cut a volume into pictures, and stack label maps of the pictures back onto the volume's grid."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,11 @@ def plane(array: NDArray, axis: int, index: int) -> NDArray:
     return np.take(array, index, axis=axis).swapaxes(0, 1)
 
 
+def pile(array: NDArray, axis: int) -> NDArray:
+    """Volume (X, Y, Z, ...) -> its slices along ``axis`` as one array (D, H, W, ...), a view; see ``plane``."""
+    return np.moveaxis(array, axis, 0).swapaxes(1, 2)
+
+
 def slices(image: Image, axis: int | None = None) -> Iterator[NDArray]:
     """The slices of a volume as pictures.
 
@@ -40,29 +45,34 @@ def slices(image: Image, axis: int | None = None) -> Iterator[NDArray]:
     return (plane(image.array, axis, index) for index in range(image.grid[axis]))
 
 
-def stack(pictures: Sequence[NDArray], like: Image, axis: int | None = None) -> NDArray:
+def stack(pictures: Iterable[NDArray], like: Image, axis: int | None = None) -> NDArray:
     """Inverse of ``slices`` for label maps.
 
     Args:
-        pictures: label maps (H, W), in order.
+        pictures: label maps (H, W), in order, taken one after the other, so that an iterator need not hold them all.
         like: the volume they were cut from.
         axis: along which it was cut; by default that of the largest spacing.
 
     Returns:
-        (X, Y, Z) on the grid of ``like``.
+        (X, Y, Z) on the grid of ``like``, of the type of the first picture.
 
     Raises:
         BadImage: number or size do not fit.
     """
     axis = slice_axis(like) if axis is None else axis
-    if len(pictures) != like.grid[axis]:
-        raise BadImage(f"{len(pictures)} slices do not fill a volume of {like.grid[axis]} along axis {axis}.")
-    volume = np.stack([np.asarray(p).swapaxes(0, 1) for p in pictures], axis=axis)
-    if volume.shape != like.grid:
-        raise BadImage(
-            f"Slices of shape {pictures[0].shape} give {volume.shape}; the volume has {like.grid}."
-        )
-    return volume
+    planes, count = pile(np.empty(like.grid, np.int32), axis), 0  # memory is taken where it is written
+    for count, picture in enumerate(pictures, 1):
+        if count == 1:
+            planes = pile(np.empty(like.grid, picture.dtype), axis)
+        if picture.shape != planes.shape[1:]:
+            raise BadImage(
+                f"Slices of shape {picture.shape} do not fill a volume of shape {like.grid} along axis {axis}."
+            )
+        if count <= len(planes):
+            planes[count - 1] = picture
+    if count != like.grid[axis]:
+        raise BadImage(f"{count} slices do not fill a volume of {like.grid[axis]} along axis {axis}.")
+    return np.moveaxis(planes.swapaxes(1, 2), 0, axis)
 
 
 def in_plane_spacing(image: Image, axis: int | None = None) -> tuple[float, float] | None:

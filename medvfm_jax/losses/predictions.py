@@ -93,7 +93,7 @@ def on_prediction(loss: PixelLoss) -> PredictionLoss:
     """Make a loss of logits one of predictions, for both kinds of them.
 
     Semantic: logits (C, h, w), target (h, w) of class indices, or (C, h, w) of shares, which the loss gets as
-    `Shares`: the loss itself; a scalar weight of 0 switches the example off.
+    `Shares`: the loss itself; a scalar weight of 0 switches the example off. Of volumes (C, d, h, w) with shares.
     Promptable: logits (Q, M, h, w), target (Q, h, w), weight (Q,): for each prompt the best of its M masks
     (SAM's answer to ambiguous prompts; with M = 1 the only one), then the weighted mean over prompts. Terms
     follow suit.
@@ -116,8 +116,9 @@ def on_prediction(loss: PixelLoss) -> PredictionLoss:
 
     def lifted(prediction: Prediction, target: Array, weight: Array | None = None) -> Any:
         logits = prediction.logits
-        if logits.ndim == 3 and target.shape in (logits.shape, logits.shape[1:]):
-            value, terms = pair(logits, Shares(target) if target.ndim == 3 else target)
+        shares = target.shape == logits.shape
+        if shares or (logits.ndim == 3 and target.shape == logits.shape[1:]):
+            value, terms = pair(logits, Shares(target) if shares else target)
             if weight is not None:
                 on = jnp.asarray(weight, jnp.float32) > 0
                 value, terms = jax.tree.map(lambda x: jnp.where(on, x, 0.0), (value, terms))

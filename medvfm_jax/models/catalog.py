@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from medvfm_jax.catalog import Catalog
-from medvfm_jax.models import sam, scan, unet, vit
+from medvfm_jax.models import sam, scan, unet, unetr, vit
 from medvfm_jax.models.entry import ModelEntry
 from medvfm_jax.models.errors import BadModelOption, UnknownModel
 from medvfm_jax.models.model import Model
@@ -17,7 +17,9 @@ COMPUTE_DTYPES = (jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16))
 # What SAM's encoders keep of a block for the backward pass -> their option ``remat``; least memory first.
 KEEP: Mapping[str, bool | str] = {"nothing": True, "products": "between", "everything": False}
 
-MODELS: Catalog[ModelEntry] = Catalog("model", {**sam.ENTRIES, **vit.ENTRIES, **unet.ENTRIES}, UnknownModel)
+MODELS: Catalog[ModelEntry] = Catalog(
+    "model", {**sam.ENTRIES, **vit.ENTRIES, **unet.ENTRIES, **unetr.ENTRIES}, UnknownModel
+)
 
 
 def names() -> tuple[str, ...]:
@@ -34,10 +36,10 @@ def build(name: str, **options: Any) -> Model:
 
     Args:
         name: one of ``names()``.
-        **options: ``dtype`` (compute dtype, float32 or bfloat16) and ``image_size`` for all; ``scan_blocks`` for SAM
-            and ViT encoders (blocks stacked, see ``models.scan``); ``remat`` for SAM encoders (True, or
-            "between": only what lies between matrix products is computed again); ``classes``, ``base`` and
-            ``depth`` for the U-Net.
+        **options: ``dtype`` (compute dtype, float32 or bfloat16) for all; ``image_size`` for models of pictures,
+            ``window`` and ``channels`` for UNETR; ``scan_blocks`` for SAM and ViT encoders (blocks stacked, see
+            ``models.scan``); ``remat`` for SAM encoders (True, or "between": only what lies between matrix products
+            is computed again); ``classes``, ``base`` and ``depth`` for the U-Net, ``classes`` for UNETR.
 
     Returns:
         The model; ``model.init(key)`` gives random parameters, ``weights.load`` published ones.

@@ -10,7 +10,7 @@ from medvfm_jax.types import ModelSpec
 class ModelEntry(NamedTuple):
     """A model of the catalog; nothing here needs a trace or a weight.
 
-    family: name of its folder's variant: sam, tiny_vit_sam, vit, unet.
+    family: name of its folder's variant: sam, tiny_vit_sam, vit, unet, unetr.
     spec: at the image size the weights were trained for.
     build(**options) -> Model; options: the names it takes.
     tables: names of the port tables (``weights.tables``) that read its checkpoints.
@@ -34,4 +34,4 @@ class ModelEntry(NamedTuple):
     def description(self) -> str:
         """Family, input size, task and licence in one line."""
         spec = self.spec
-        return f"{self.family}, {spec.input_size} px, {spec.task}, {spec.licence}"
+        return f"{self.family}, {spec.size} px, {spec.task}, {spec.licence}"

@@ -16,6 +16,7 @@ BUFFERS = ("mean", "var", "positional_encoding_gaussian_matrix")
 class Model(NamedTuple):
     """A vision model as pure functions of ``params``; images are un-batched, batches come from ``jax.vmap``.
 
+    Shapes are those of models of pictures; ``spec.input_shape`` and ``spec.logits_shape`` say those of volumes.
     All three functions call one Linen root module, so module paths start with ``image_encoder/`` whichever of them
     runs; ``kw`` goes to Linen's ``apply`` (``mutable=["taps"]``, for example).
 
@@ -42,4 +43,4 @@ class Model(NamedTuple):
         return sum(prod(leaf.shape) for path, leaf in shapes if path[-1].key not in BUFFERS)
 
     def __repr__(self) -> str:
-        return f"Model({self.spec.name}, {self.spec.input_size} px, task={self.spec.task})"
+        return f"Model({self.spec.name}, {self.spec.size} px, task={self.spec.task})"

@@ -11,9 +11,21 @@ from typing import Any
 from medvfm_jax.catalog import did_you_mean
 from medvfm_jax.models.model import Model
 from medvfm_jax.models.sam.prompt_free import to_semantic
+from medvfm_jax.models.slab import slab_model
 from medvfm_jax.types import MedvfmError, Params
 
-KINDS: Mapping[str, Callable[..., tuple[Model, Params]]] = {"prompt_free": to_semantic}
+
+def to_slab(
+    model: Model, params: Params, depth: int, of: Mapping[str, Any] | None = None
+) -> tuple[Model, Params]:
+    """The model of slices that the transform ``of`` gives, as one of slabs of ``depth`` slices; see ``models.slab``."""
+    if isinstance(of, Mapping) and of.get("kind") == "slab":
+        raise BadTransform("A slab is made of slices, not of slabs.")
+    model, params = transform(of, model, params)
+    return slab_model(model, depth), params
+
+
+KINDS: Mapping[str, Callable[..., tuple[Model, Params]]] = {"prompt_free": to_semantic, "slab": to_slab}
 
 
 class BadTransform(MedvfmError, ValueError):

@@ -83,6 +83,8 @@ def _base(config: Training) -> Base:
         "classes": config.classes,
     }
     takes = catalog.MODELS[config.model].options
+    if config.image_size is not None and "image_size" not in takes:
+        raise BadPlan(f"Model '{config.model}' has no size of images to choose; leave out --image-size.")
     model = catalog.build(
         config.model,
         **{name: value for name, value in options.items() if name in takes and value is not None},
@@ -107,8 +109,8 @@ def _batch(config: Training, model: Model) -> Batch:
         queries = ()
     masks = queries or (spec.classes,)
     return Batch(
-        jax.ShapeDtypeStruct((images, spec.input_size, spec.input_size, 3), jnp.float32),
+        jax.ShapeDtypeStruct((images, *spec.input_shape), jnp.float32),
         prompts,
-        jax.ShapeDtypeStruct((images, *masks, spec.logits_size, spec.logits_size), jnp.float32),
+        jax.ShapeDtypeStruct((images, *masks, *spec.logits_shape), jnp.float32),
         jax.ShapeDtypeStruct((images, *queries), jnp.float32),
     )

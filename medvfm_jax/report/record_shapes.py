@@ -64,7 +64,8 @@ _PATHS = ("data", "weights", "out", "sites", "public_data")
 _RESOLVED: dict[str, Rule] = {
     "data": _path,
     "adapter": _table(_anything),
-    "transform": _table(_scalar),
+    "transform": _table(_anything),
+    "input_shape": _scalars,
     "checked": _checked,
     "algorithm_options": _table(_scalar),
     "codec_options": _table(_scalar),
@@ -88,7 +89,9 @@ def damaged_settings(config: Mapping[str, Any]) -> str | None:
             holds = _path
         else:
             holds = (
-                _scalars if isinstance(value, list) and (name == "set" or name.endswith("_set")) else _scalar
+                _scalars
+                if isinstance(value, list) and (name in ("set", "window") or name.endswith("_set"))
+                else _scalar
             )
         if not holds(value):
             return name

@@ -16,7 +16,7 @@ class AdaptConfig(TrainingConfig):
 
     _: dataclasses.KW_ONLY
     adapter: str = "samed"
-    """What trains: samed, med_sa, lora, decoder, linear, full, ssf, bitfit, vpt, context."""
+    """What trains: samed, med_sa, sd_trans, lora, decoder, linear, full, ssf, bitfit, vpt, context."""
     steps: int = 400
     """Optimiser steps."""
     accumulate: int | None = None
@@ -26,6 +26,9 @@ class AdaptConfig(TrainingConfig):
     """Share of the steps in which the learning rate rises."""
     train_cases: int | None = None
     """Train on this many patients only; validation and test stay the same."""
+    window: tuple[int, ...] = ()
+    """What a model of volumes sees at once, in voxels: slices of a slab for sd_trans (by default 5), depth, height and
+    width of a patch for unetr (multiples of 16, by default 96 96 96). Depth is the axis with the thickest slices."""
     patience: int = 0
     """Validations without improvement that end the run; 0 never does. The best delta is kept in any case."""
     keep: Literal["nothing", "products", "everything"] = "everything"
@@ -41,6 +44,9 @@ class AdaptConfig(TrainingConfig):
         require(self.patience >= 0, "patience", self.patience, "at least 0")
         cases = self.train_cases
         require(cases is None or cases >= 1, "train_cases", cases, "at least 1")
+        window = " ".join(map(str, self.window))
+        require(len(self.window) in (0, 1, 3), "window", window, "one number, or three")
+        require(all(n >= 1 for n in self.window), "window", window, "numbers of at least 1")
         require(0 <= self.warmup <= 1, "warmup", self.warmup, "between 0 and 1")
         require(self.accumulate is None or self.accumulate >= 1, "accumulate", self.accumulate, "at least 1")
         if self.accumulate and self.batch_size % self.accumulate:

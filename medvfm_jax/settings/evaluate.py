@@ -31,6 +31,9 @@ class EvaluateConfig(ReadingConfig):
     """Metric profile: strict, nnunet, transunet_compat, medsam_compat."""
     flips: bool = False
     """Average the predictions over the flips of the image (4 times the work)."""
+    overlap: float | None = None
+    """Share of a window that the next one covers too, for models that see slabs or patches of volumes; by default
+    0.5. More is smoother and slower."""
     save_predictions: bool = True
     """Write predictions; the report draws its overlays from them."""
     cases: int | None = None
@@ -58,4 +61,6 @@ class EvaluateConfig(ReadingConfig):
             raise BadConfig("A model as it is knows no data: add --data FOLDER.")
         if self.run is not None and self.delta is not None:
             raise BadConfig("A run has its own delta: give --delta with --model, not with --run.")
+        within = self.overlap is None or 0 <= self.overlap < 1
+        require(within, "overlap", self.overlap, "at least 0 and below 1")
         require(self.cases is None or self.cases >= 1, "cases", self.cases, "at least 1")

@@ -34,7 +34,7 @@ class DataConfig(Settings):
     `labels`: all of a class in a picture or slice. By default instances where all cases have maps, else components
     for pictures and labels for volumes."""
     empty_slices: float = 0.2
-    """Of a training volume's slices without any label, the share to train on; 1 takes them all."""
+    """Of a training volume's slices (or slabs) without any label, the share to train on; 1 takes them all."""
     val_fraction: float = 0.15
     """Share of the patients used for validation."""
     test_fraction: float = 0.2
@@ -55,7 +55,7 @@ class ModelConfig(Settings):
     """A model, what is asked of it, and the options of what is put into it."""
 
     model: str = "lite-medsam"
-    """Model to adapt; `unet` trains a U-Net from scratch (with everything trained, as --adapter full does)."""
+    """Model to adapt; `unet` trains a U-Net from scratch, `unetr` a volumetric network (with --adapter full)."""
     set: tuple[str, ...] = ()
     """Options of the adapter, for example lora.rank=8; may be given several times."""
     prompt: PromptChoice = "auto"

@@ -2,7 +2,7 @@
 
 from medvfm_jax.adapters.errors import BadAdapterConfig
 from medvfm_jax.catalog import Catalog
-from medvfm_jax.systems import bitfit, context, decoder, full, linear, lora, med_sa, samed, ssf, vpt
+from medvfm_jax.systems import bitfit, context, decoder, full, linear, lora, med_sa, samed, sd_trans, ssf, vpt
 from medvfm_jax.systems.record import System
 
 SYSTEMS: Catalog[System] = Catalog(
@@ -10,6 +10,7 @@ SYSTEMS: Catalog[System] = Catalog(
     {
         "samed": samed.SYSTEM,
         "med_sa": med_sa.SYSTEM,
+        "sd_trans": sd_trans.SYSTEM,
         "lora": lora.SYSTEM,
         "decoder": decoder.SYSTEM,
         "linear": linear.SYSTEM,

@@ -18,13 +18,14 @@ from medvfm_jax.settings.groups import ModelConfig
 from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.systems import System
 from medvfm_jax.train.run_directory import CONFIG, read_record
+from medvfm_jax.train.seen_at_once import recorded_shape, stored_shape, with_depth
 from medvfm_jax.train.settings_record import settings_digest
 from medvfm_jax.types import Delta, MedvfmError, ModelSpec, Params
 from medvfm_jax.weights import artifacts
 
 SETTINGS = "settings_sha256"  # in the metadata of a delta
 # Of a run, stored with its delta.
-RESOLVED = ("fingerprint", "transform", "adapter", "prompt", "classes", "labels")
+RESOLVED = ("fingerprint", "input_shape", "transform", "adapter", "prompt", "classes", "labels")
 
 
 class ForeignDelta(MedvfmError):
@@ -72,6 +73,7 @@ class Assembled(NamedTuple):
             "adapter": self.adapter,
             "objective": self.objective,
             "fingerprint": self.base.fingerprint,
+            **recorded_shape(self.base.model.spec),
         }
 
 
@@ -84,11 +86,14 @@ def assemble(
     seed: int,
     offline: bool = False,
     keep: str = "everything",
+    shape: tuple[int, ...] | None = None,
+    depth: int | None = None,
 ) -> Assembled:
     """Load the weights and put the system's parts around the model.
 
     name: of the system, stored with the adapter.  classes: labels with the background.  seed: of initial values.
-    keep: see ``load_base``.  Raises BadConfig, and what weights, transforms and adapters raise.
+    keep, shape: see ``load_base``.  depth: slices of a slab, if not the system's own.
+    Raises BadConfig, and what weights, transforms and adapters raise.
     """
     base = load_base(
         config.model,
@@ -98,17 +103,25 @@ def assemble(
         file=config.weights,
         offline=offline,
         keep=keep,
+        shape=shape,
     )
-    return adapt_base(base, config, name, system, classes=classes, seed=seed)
+    return adapt_base(base, config, name, system, classes=classes, seed=seed, depth=depth)
 
 
 def adapt_base(
-    base: Base, config: ModelConfig, name: str, system: System, *, classes: int, seed: int
+    base: Base,
+    config: ModelConfig,
+    name: str,
+    system: System,
+    *,
+    classes: int,
+    seed: int,
+    depth: int | None = None,
 ) -> Assembled:
     """The system's parts around a model, as ``assemble``; where ``base.params`` are shapes, so is the delta."""
     task, spec = base.model.spec.task, base.model.spec
     prompt = config.resolved_prompt(system, task)
-    transform = system.transform(spec, prompt, classes)
+    transform = with_depth(system.transform(spec, prompt, classes), name, depth)
     base = transformed(base, transform)
     adapter = systems.configure(name, system, base.model.spec, systems.parse_assignments(config.set))
     objective = config.resolved_objective(system, base.model.spec.task)
@@ -157,13 +170,13 @@ def load_adapted(
     artifacts.require(metadata, ("base", "fingerprint", "adapter", "prompt", "classes"), delta)
     note = "" if run is None else check_run(run, metadata, delta)
     name, classes = model or metadata["base"], metadata["classes"]
-    seed = metadata.get("seed", 0)
-    base = load_base(name, classes=classes, seed=seed, dtype=dtype, file=file, offline=offline)
+    seed, shape = metadata.get("seed", 0), stored_shape(metadata, delta)
+    base = load_base(name, classes=classes, seed=seed, dtype=dtype, file=file, offline=offline, shape=shape)
     artifacts.check_base(metadata, base.params)
     change = stored_transform(metadata, base.model.spec)
     base = transformed(base, change)
     adapted = with_adapter(base, metadata["adapter"])
-    words = (name, dtype, classes, change, metadata["adapter"])
+    words = (name, dtype, classes, shape, change, metadata["adapter"])
     expected = traces.shapes(
         ["delta", *words], lambda: jax.eval_shape(adapted.init, jax.random.key(0), base.params)
     )
@@ -213,10 +226,11 @@ def load_base(
     file: Path | None = None,
     offline: bool = False,
     keep: str = "everything",
+    shape: tuple[int, ...] | None = None,
 ) -> Base:
-    """Published weights, or for the U-Net random ones from ``seed`` with ``classes`` outputs.
+    """Published weights, or for models trained from scratch random ones from ``seed`` with ``classes`` outputs.
 
-    keep: for the backward pass, see ``catalog.KEEP``.
+    keep: for the backward pass, see ``catalog.KEEP``. shape: (D, H, W, channels) of a patch, for models built for one.
 
     Raises BadConfig for a model that gives features instead of masks, or that cannot keep less than everything, and
     what ``weights.load`` raises.
@@ -229,8 +243,12 @@ def load_base(
                 f"Model '{name}' keeps everything for the backward pass; leave --keep {keep} out."
             )
         options["remat"] = catalog.KEEP[keep]
+    if shape is not None:
+        options |= {"window": shape[:3], "channels": shape[3]}
+    if entry_of(name).start == "random":
+        options["classes"] = classes
     if entry_of(name).start == "random" and file is None:
-        model = catalog.build(name, classes=classes, **options)
+        model = catalog.build(name, **options)
         params = model.init(jax.random.key(seed))
     else:
         model, params = weights.load(name, file, offline=offline, **options)
@@ -303,5 +321,5 @@ def delta_metadata(model: str, preset: str, folder: Path, dataset: Dataset) -> d
         "seed": record["seed"],
         SETTINGS: settings_digest(record),
         "channel_names": list(dataset.channel_names),
-        **{name: resolved[name] for name in RESOLVED},
+        **{name: resolved[name] for name in RESOLVED if name in resolved},
     }

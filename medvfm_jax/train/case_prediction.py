@@ -1,6 +1,7 @@
-"""A whole case: every slice predicted and stacked back onto the case's own grid."""
+"""A whole case: predicted by slice, slab or patch, and put together on the case's own grid."""
 
 import zlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,10 +11,11 @@ from scipy import ndimage
 from medvfm_jax.data import Dataset, LoadedCase, PromptConfig
 from medvfm_jax.data.objects import object_map, objects_of
 from medvfm_jax.data.targets import simulate
-from medvfm_jax.images import plane, slices, stack
+from medvfm_jax.images import pile, plane, stack
 from medvfm_jax.images.geometry import slice_axis
-from medvfm_jax.images.intensity import volume_to_unit
+from medvfm_jax.images.intensity import VolumeScale
 from medvfm_jax.train.predict import Predictor
+from medvfm_jax.train.volume_prediction import OVERLAP, label_slices
 
 
 class CasePrediction(NamedTuple):
@@ -23,34 +25,56 @@ class CasePrediction(NamedTuple):
     instances: NDArray[np.int32] | None
 
 
-def pictures_of(dataset: Dataset, case: LoadedCase) -> list[NDArray]:
-    """Pictures (H, W, C) of a case: itself, or its slices with intensities scaled over the whole volume."""
-    if not case.image.is_volume:
-        return [case.image.array]
-    scaled = case.image._replace(array=volume_to_unit(case.image.array, dataset.channel_names))
-    return list(slices(scaled))
+class Pictures(Sequence[NDArray]):
+    """Pictures (H, W, C) of a case: itself, or its slices with intensities scaled over the whole volume.
+
+    A slice is cut and scaled when it is asked for.
+    """
+
+    def __init__(self, dataset: Dataset, case: LoadedCase):
+        self._image = case.image
+        if case.image.is_volume:
+            self._axis = slice_axis(case.image)
+            self._scale = VolumeScale(case.image.array, dataset.channel_names)
+
+    def __len__(self) -> int:
+        return self._image.grid[self._axis] if self._image.is_volume else 1
+
+    def __getitem__(self, index: int) -> NDArray:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        if not self._image.is_volume:
+            return self._image.array
+        return self._scale(plane(self._image.array, self._axis, index))
 
 
 def planes_of(case: LoadedCase, labels: NDArray) -> list[NDArray]:
-    """A label map of a case, cut as ``pictures_of`` cuts the image."""
-    if not case.image.is_volume:
-        return [labels]
-    axis = slice_axis(case.image)
-    return [plane(labels, axis, index) for index in range(case.image.grid[axis])]
+    """A label map of a case, cut as ``Pictures`` cuts the image."""
+    return list(pile(labels, slice_axis(case.image))) if case.image.is_volume else [labels]
 
 
 def predict_case(
-    predictor: Predictor, dataset: Dataset, case: LoadedCase, prompt: str, seed: int
+    predictor: Predictor,
+    dataset: Dataset,
+    case: LoadedCase,
+    prompt: str,
+    seed: int,
+    overlap: float = OVERLAP,
 ) -> CasePrediction:
-    """Predict every slice. prompt: "none", or "box" or "point" made from the reference of each object.
+    """Predict a case. prompt: "none", or "box" or "point" made from the reference of each object and slice.
 
     What an object is says ``data.objects``: an instance, a connected piece of a class in the slice, or all of a class
     there; of overlapping masks the most probable one counts. Slices without reference objects get no prompt, and so no
-    prediction.
+    prediction. overlap: of windows, where the model sees several slices at once.
     """
-    pictures = pictures_of(dataset, case)
     if prompt == "none":
-        return CasePrediction(_stacked([predictor.classes(p) for p in pictures], case), None)
+        if not case.image.is_volume:
+            return CasePrediction(predictor.classes(case.image.array), None)
+        spec = predictor.spec
+        predict = predictor.classes if spec.rank == 2 else predictor.probabilities
+        planes = label_slices(spec, case.image, dataset.channel_names, predict, overlap=overlap)
+        return CasePrediction(stack(planes, case.image), None)
+    pictures = Pictures(dataset, case)
     wanted = np.array([value for value in dataset.labels.values() if value > 0])
     config = PromptConfig(prompt, jitter=0.0, centre=True)
     rng = np.random.default_rng([seed, zlib.crc32(case.case.id.encode())])

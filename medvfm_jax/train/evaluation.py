@@ -29,6 +29,7 @@ from medvfm_jax.train.predict import Predictor
 from medvfm_jax.train.progress import tracked
 from medvfm_jax.train.provenance import provenance
 from medvfm_jax.train.training_data import SplitData, open_split
+from medvfm_jax.train.volume_prediction import resolved_overlap
 from medvfm_jax.types import Delta
 from medvfm_jax.weights import artifacts
 
@@ -92,6 +93,11 @@ def evaluate(
     names = getattr(source.split, config.split) if config.split != "all" else sorted(source.dataset.by_id)
     cases, checked = readable(source.dataset, names, config, console)
     subject = _subject(config, run, source, console)
+    resolved_overlap(subject.adapted.spec, config.overlap)
+    if subject.adapted.spec.rank == 3 and source.dataset.dimension == 2:
+        raise BadConfig(
+            f"{source.dataset.folder} has pictures; {subject.name} was trained to segment volumes."
+        )
     checked = about(checked, subject.prompt)
     if "point" in subject.prompt and "point" not in subject.base.model.spec.prompts and not subject.delta:
         console.print(f"warning: {subject.name} was not trained with point prompts; scores will be poor")
@@ -316,7 +322,8 @@ def _score(
     predictor: Predictor,
     folder: Path | None,
 ) -> list[dict[str, Any]]:
-    predicted = predict_case(predictor, dataset, case, subject.prompt, config.seed)
+    overlap = resolved_overlap(subject.adapted.spec, config.overlap)
+    predicted = predict_case(predictor, dataset, case, subject.prompt, config.seed, overlap)
     instances = case.instances
     if instances is not None and predicted.instances is not None:
         instances = (instances, predicted.instances)
@@ -375,6 +382,7 @@ def _scores(
         "prompt_source": None if subject.prompt == "none" else "the reference of each slice",
         "objects": None if subject.prompt == "none" else objects_of(source.dataset),
         "flips": config.flips,
+        **({} if subject.adapted.spec.rank == 2 else {"window": list(subject.adapted.spec.input_shape[:-1])}),
         "data": source.dataset.name,
         "licence": source.dataset.licence,
         "note": source.dataset.note,

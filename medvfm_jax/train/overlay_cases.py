@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from medvfm_jax.data import Dataset, LoadedCase
 from medvfm_jax.images.intensity import to_unit
 from medvfm_jax.images.writing import write_npz
-from medvfm_jax.train.case_prediction import pictures_of, planes_of
+from medvfm_jax.train.case_prediction import Pictures, planes_of
 
 _LONGEST = 150  # characters of a file name
 
@@ -77,5 +77,5 @@ def slice_to_show(
     predicted = [plane == value for plane in planes_of(case, prediction)]
     sizes = [np.count_nonzero(a | b) for a, b in zip(references, predicted, strict=True)]
     index = int(np.argmax(sizes))
-    picture = to_unit(pictures_of(dataset, case)[index][..., :3])
+    picture = to_unit(Pictures(dataset, case)[index][..., :3])
     return np.rint(255 * picture).astype(np.uint8), references[index], predicted[index]

@@ -10,7 +10,16 @@ from numpy.typing import NDArray
 
 from medvfm_jax.adapters import AdaptedModel
 from medvfm_jax.images import Query, flip_prompts, make_prompts, preprocess, restore
-from medvfm_jax.types import ABSENT, BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, Delta, MedvfmError, Params, Prompts
+from medvfm_jax.types import (
+    ABSENT,
+    BOX_BOTTOM_RIGHT,
+    BOX_TOP_LEFT,
+    Delta,
+    MedvfmError,
+    ModelSpec,
+    Params,
+    Prompts,
+)
 
 _CHUNK = 8  # prompts decoded at once; fewer are padded to a power of two, so that few programs are compiled
 _NO_FLIP, _ALL_FLIPS = ((False, False),), ((False, False), (True, False), (False, True), (True, True))
@@ -57,16 +66,29 @@ class Predictor:
         """Whether the model needs no prompts."""
         return self._spec.task == "semantic"
 
+    @property
+    def spec(self) -> ModelSpec:
+        """What the model is."""
+        return self._spec
+
     def classes(self, picture: NDArray) -> NDArray[np.int32]:
         """Picture (H, W, C) -> class index (H, W) of a prompt-free model."""
+        return self._summed(picture).argmax(0).astype(np.int32)
+
+    def probabilities(self, window: NDArray) -> NDArray[np.float32]:
+        """Slab or patch (D, H, W, C) -> probability of each class (C, D, H, W)."""
+        return self._summed(window) / len(self._flips)
+
+    def _summed(self, picture: NDArray) -> NDArray[np.float32]:
+        """Probabilities of the classes, summed over the flips."""
         from scipy import special  # takes a third of a second, which `segment` need not wait for
 
         total: Any = 0.0
         for flip in self._flips:
-            embedding, frame = self._embed(_flipped(picture, flip, (1, 0)))
+            embedding, frame = self._embed(_flipped(picture, flip, (-2, -3)))
             logits = finite_logits(self._decode(*self._weights, embedding, None), self._spec.name)
-            total = total + _flipped(special.softmax(restore(frame, logits), axis=0), flip, (2, 1))
-        return total.argmax(0).astype(np.int32)
+            total = total + _flipped(special.softmax(restore(frame, logits), axis=0), flip, (-1, -2))
+        return total
 
     def masks(self, picture: NDArray, queries: Sequence[Query]) -> Iterator[NDArray[np.float32]]:
         """Picture (H, W, C), Q queries in its pixels -> Q probabilities (H, W), in order."""

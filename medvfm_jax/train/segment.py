@@ -12,19 +12,20 @@ from numpy.typing import NDArray
 from medvfm_jax import local_paths, traces
 from medvfm_jax.images import Image, Query, check_query, make_prompts, plane, preprocess, restore, stack
 from medvfm_jax.images.geometry import slice_axis
-from medvfm_jax.images.intensity import volume_to_unit
+from medvfm_jax.images.intensity import VolumeScale
 from medvfm_jax.printable import counted
 from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.train import run_directory
 from medvfm_jax.train.assemble import Loaded, load_adapted, load_base, spec_of, with_adapter
 from medvfm_jax.train.predict import finite_logits
+from medvfm_jax.train.volume_prediction import label_slices, resolved_overlap
 from medvfm_jax.types import Delta, Params, Prediction, PromptKind, Prompts
 
 
 class Segmented(NamedTuple):
     """Masks of one picture or volume.
 
-    labels: class or object numbers (H, W) or (X, Y, Z) int32 on the image's own grid, 0 for none.
+    labels: class or object numbers (H, W) or (X, Y, Z) on the image's own grid, 0 for none.
     logits: (Q, M, H, W), or (C, H, W) without prompts, at the picture's own size; None for a volume without
     prompts. low_res_logits, iou: as the model gives them, (Q, M, h, w) and (Q, M).
     """
@@ -39,14 +40,21 @@ class Segmenter:
     """A model with its delta, compiled once per number of prompts.
 
     multimask: of the three masks SAM offers for an ambiguous prompt, take the one it rates best.
+    overlap: of windows, for models of slabs and patches; half a window unless given.
     say: told when a program has to be compiled first.
     """
 
     def __init__(
-        self, loaded: Loaded, *, multimask: bool = False, say: Callable[[str], None] = lambda text: None
+        self,
+        loaded: Loaded,
+        *,
+        multimask: bool = False,
+        overlap: float | None = None,
+        say: Callable[[str], None] = lambda text: None,
     ):
         self._say = say
         self._spec, self._weights = loaded.base.model.spec, (loaded.base.params, jax.device_put(loaded.delta))
+        self._overlap = resolved_overlap(self._spec, overlap)
         self._trained = loaded.metadata or {}
         self.note = loaded.note  # what could not be checked about the delta
         self._words = ["segment", *loaded.words, multimask] if loaded.words else None
@@ -99,20 +107,26 @@ class Segmenter:
         """Picture or volume, prompts in its pixels -> masks.
 
         Without prompts every slice of a volume is segmented, one after the other as ``track`` gives their
-        numbers back (to show progress); with prompts the slice ``index``. Raises BadConfig if the model needs
-        prompts and there are none, or the other way round, or if a volume comes without a slice, or with other
-        channels than the delta was trained on; BadPrompt for prompts outside the picture.
+        numbers back (to show progress), through windows if the model sees slabs or patches; with prompts the slice
+        ``index``. Raises BadConfig if the model needs prompts and there are none, or the other way round, or if a
+        volume comes without a slice, or with other channels than the delta was trained on; BadPrompt for prompts
+        outside the picture.
         """
         self.check(image, queries, index)
         if not image.is_volume:
             return self._picture(image.array, queries)
-        axis = slice_axis(image)
-        scaled = volume_to_unit(image.array, self.channels)
         if self.semantic:
-            numbers = track(range(image.grid[axis]))
-            masks = [self._picture(plane(scaled, axis, i), ()).labels for i in numbers]
-            return Segmented(stack(masks, image))
-        found = self._picture(plane(scaled, axis, index), queries)
+            predict = self._labels if self._spec.rank == 2 else self._probabilities
+            planes = label_slices(
+                self._spec, image, self.channels, predict, overlap=self._overlap, track=track
+            )
+            kind = np.min_scalar_type(
+                self._spec.classes - 1
+            )  # at 32 bits it would be twice as large as the scan
+            return Segmented(stack((found.astype(kind) for found in planes), image))
+        axis = slice_axis(image)
+        scale = VolumeScale(image.array, self.channels)
+        found = self._picture(scale(plane(image.array, axis, index)), queries)
         labels = [np.zeros_like(found.labels)] * image.grid[axis]
         labels[index] = found.labels
         return found._replace(labels=stack(labels, image))
@@ -125,6 +139,8 @@ class Segmenter:
                 f"{image.path} has {counted(count, 'channel')}; the delta was trained on {len(self.channels)} "
                 f"({', '.join(self.channels)})."
             )
+        if self._spec.rank == 3 and not image.is_volume:
+            raise BadConfig(f"{image.path} is a picture; {name} was trained to segment volumes.")
         if self.semantic and queries:
             raise BadConfig("This delta segments without prompts; leave out --box and --point.")
         if not self.semantic and not queries:
@@ -147,6 +163,17 @@ class Segmenter:
             shape = (height, width)
         for query in queries:
             check_query(query, shape)
+
+    def _labels(self, picture: NDArray) -> NDArray[np.int32]:
+        return self._picture(picture, ()).labels
+
+    def _probabilities(self, window: NDArray) -> NDArray[np.float32]:
+        """Slab or patch (D, H, W, C) -> probability of each class (C, D, H, W)."""
+        from scipy import special  # takes a third of a second, which slices need not wait for
+
+        prepared, frame = preprocess(self._spec, window)
+        low = finite_logits(self._predict(prepared, {}).logits, self._spec.name)
+        return special.softmax(restore(frame, low), axis=0)
 
     def _picture(self, picture: NDArray, queries: Sequence[Query]) -> Segmented:
         prepared, frame = preprocess(self._spec, picture)
@@ -183,6 +210,7 @@ def load_segmenter(
     offline: bool = False,
     multimask: bool = False,
     say: Callable[[str], None] = lambda text: None,
+    overlap: float | None = None,
 ) -> Segmenter:
     """A model as it is, or with a delta (then ``model`` may be left out), or that of a run directory.
 
@@ -211,4 +239,4 @@ def load_segmenter(
         raise BadConfig(
             "This delta segments without prompts and gives one mask per class; leave out --multimask."
         )
-    return Segmenter(loaded, multimask=multimask, say=say)
+    return Segmenter(loaded, multimask=multimask, overlap=overlap, say=say)

@@ -93,17 +93,17 @@ def make_overlap(adapted: Adapted, *, cached: bool = False) -> Callable[..., dic
     def overlap(params: Params, delta: Delta, batch: Batch) -> dict[str, Array]:
         def one(image: Array, prompts: Prompts | None, target: Array, weight: Array) -> dict[str, Array]:
             logits = predict(params, delta, image, prompts).logits
-            if logits.ndim == 4:
+            if prompts is not None:
                 predicted, reference = logits[:, 0] > 0, target > 0.5
                 valid = (target != IGNORE) * weight[:, None, None]
             else:
-                if target.ndim == 3:
+                if target.ndim == logits.ndim:
                     target = jnp.where(target[0] == IGNORE, IGNORE, target.argmax(0))
-                classes = jnp.arange(logits.shape[0])[:, None, None]
+                classes = jnp.arange(logits.shape[0]).reshape(-1, *[1] * target.ndim)
                 predicted, reference = logits.argmax(0) == classes, target == classes
                 valid = jnp.broadcast_to((target != IGNORE) * weight, predicted.shape)
             masks = {"intersection": predicted & reference, "predicted": predicted, "reference": reference}
-            return {name: (mask * valid).sum((-2, -1)) for name, mask in masks.items()}
+            return {name: (mask * valid).sum(range(1, mask.ndim)) for name, mask in masks.items()}
 
         return jax.vmap(one)(*batch)
 

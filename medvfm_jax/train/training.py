@@ -26,6 +26,7 @@ from medvfm_jax.train.loop import Hook, Loader, MappedLoader, fit
 from medvfm_jax.train.optimizer import make_optimizer, make_schedule
 from medvfm_jax.train.placement import OneDevice, Placement
 from medvfm_jax.train.progress import ProgressDisplay
+from medvfm_jax.train.seen_at_once import patch_shape, slab_depth
 from medvfm_jax.train.state import TrainState, init_state
 from medvfm_jax.train.step import LossFn, make_step
 from medvfm_jax.train.task import make_loss, make_overlap
@@ -114,6 +115,8 @@ def resolve(
         seed=config.seed,
         offline=config.offline,
         keep=config.keep,
+        shape=patch_shape(config, entry, source.dataset),
+        depth=slab_depth(config),
     )
     prompt, size = assembled.prompt, assembled.size
     checked = about(checked, prompt)

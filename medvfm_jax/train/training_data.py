@@ -78,6 +78,8 @@ class TrainingData(NamedTuple):
         """One line for the user."""
         dataset, cut = self.source.dataset, self.source.split
         kind = "image" if dataset.dimension == 2 else "slice"
+        if self.spec.rank == 3:
+            kind = "window" if self.spec.resize == "none" else "slab"
         train, val = (counted(len(examples), kind) for examples in (self.train, self.val))
         text = (
             f"{dataset.name}: {counted(len(cut.train), 'case')} to train on ({train}), {len(cut.val)} for validation "
@@ -134,11 +136,12 @@ def training_data(source: SplitData, spec: ModelSpec, prompt: str, config: Train
     prompts = None if prompt == "none" else PromptConfig(prompt, config.prompts_per_image)
     skipped: dict[str, str] = {}
 
-    def listed(cases: tuple[str, ...], empty: float) -> list[Example]:
+    def listed(cases: tuple[str, ...], empty: float, random: bool = False) -> list[Example]:
         if not cases:
             return []
         bad = skipped if config.skip_bad else None
-        return examples(source.dataset, cases, spec, task, empty=empty, skipped=bad)
+        return examples(source.dataset, cases, spec, task, empty=empty, skipped=bad, random=random)
 
-    train, val = listed(source.split.train, config.empty_slices), listed(source.split.val, 1.0)
+    train = listed(source.split.train, config.empty_slices, random=True)
+    val = listed(source.split.val, 1.0)
     return TrainingData(source, spec, task, prompts, config, train, val, skipped)

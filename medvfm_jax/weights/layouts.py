@@ -1,4 +1,4 @@
-"""Named, invertible changes of array layout between PyTorch and JAX; all are views."""
+"""Named, invertible changes of array layout between PyTorch and JAX; views, but where a kernel becomes a matrix."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -23,6 +23,22 @@ def _conv_transpose_to_torch(kernel: np.ndarray) -> np.ndarray:
     return kernel.transpose(2, 3, 0, 1)[:, :, ::-1, ::-1]
 
 
+def _doubled_to_jax(kernel: np.ndarray) -> np.ndarray:
+    return kernel.transpose(0, 2, 3, 4, 1).reshape(len(kernel), -1)
+
+
+def _doubled_to_torch(kernel: np.ndarray) -> np.ndarray:
+    return kernel.reshape(len(kernel), 2, 2, 2, -1).transpose(0, 4, 1, 2, 3)
+
+
+def _cubes_to_jax(kernel: np.ndarray) -> np.ndarray:
+    return kernel.transpose(2, 3, 4, 1, 0).reshape(-1, len(kernel))
+
+
+def _cubes_to_torch(kernel: np.ndarray) -> np.ndarray:
+    return kernel.reshape(16, 16, 16, -1, kernel.shape[-1]).transpose(4, 3, 0, 1, 2)
+
+
 LAYOUTS: Mapping[str, Layout] = MappingProxyType(
     {
         # biases, norms, embeddings, tables: the same in both worlds
@@ -33,5 +49,17 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType(
         "oihw_to_hwio": Layout(lambda k: k.transpose(2, 3, 1, 0), lambda k: k.transpose(3, 2, 0, 1), 4),
         # ConvTranspose: (in, out, h, w) -> (h, w, in, out); flipped: Flax's correlates, torch's convolves
         "conv_transpose": Layout(_conv_transpose_to_jax, _conv_transpose_to_torch, 4),
+        # Conv3d: (out, in, d, h, w) -> (d, h, w, in, out)
+        "oidhw_to_dhwio": Layout(
+            lambda k: k.transpose(2, 3, 4, 1, 0), lambda k: k.transpose(4, 3, 0, 1, 2), 5
+        ),
+        # Conv3d of one voxel as a linear layer: (out, in, 1, 1, 1) -> (in, out)
+        "pointwise": Layout(
+            lambda k: k.reshape(k.shape[:2]).T, lambda k: k.T.reshape(*k.T.shape, 1, 1, 1), 5
+        ),
+        # Conv3d whose windows of 16 voxels do not overlap, as a linear layer: (out, in, 16, 16, 16) -> (voxels in, out)
+        "cubes_of_16": Layout(_cubes_to_jax, _cubes_to_torch, 5),
+        # ConvTranspose3d with kernel and stride 2 as a linear layer: (in, out, 2, 2, 2) -> (in, voxels out)
+        "doubled": Layout(_doubled_to_jax, _doubled_to_torch, 5),
     }
 )

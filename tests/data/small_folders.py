@@ -8,7 +8,7 @@ from PIL import Image as Pillow
 
 from medvfm_jax.types import ModelSpec
 
-SPEC = ModelSpec("tiny", input_size=32, embedding=(4, 4, 8), logits_size=16)
+SPEC = ModelSpec("tiny", input_shape=32, embedding=(4, 4, 8), logits_shape=16)
 AFFINE = np.array([[0.0, -1.5, 0, 12], [2.0, 0, 0, -7], [0, 0, 4.0, 3], [0, 0, 0, 1]])  # turned, anisotropic
 LABELS = {"background": 0, "organ": 1, "tumour": 2}
 

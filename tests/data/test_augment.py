@@ -12,6 +12,7 @@ from medvfm_jax.data.augment import (
     NONE,
     AugmentConfig,
     augment,
+    augment_slab,
     usual_augmentation,
 )
 from medvfm_jax.images.intensity import to_unit
@@ -289,3 +290,29 @@ def test_missing_maps_stay_missing():
         _, (label, instances) = changed(FULL, seed, maps=(LABEL, None))
         assert label is not None
         assert instances is None
+
+
+def test_slices_of_a_slab_are_changed_as_one():
+    """Three times the same slice stays three times the same, and is what the picture alone would become."""
+    image, label = np.stack([PICTURE / 255] * 3).astype(np.float32), np.stack([LABEL] * 3)
+    for seed in SEEDS:
+        slab, (labels, nothing) = augment_slab(
+            np.random.default_rng(seed), AFFINE, image, (label, None), longest=11, outside=OUTSIDE
+        )
+        one, (alone, _) = augment(
+            np.random.default_rng(seed), AFFINE, image[0], (LABEL, None), longest=11, outside=OUTSIDE
+        )
+        assert nothing is None
+        np.testing.assert_allclose(slab, np.stack([one] * 3), atol=1e-6)
+        np.testing.assert_array_equal(labels, np.stack([alone] * 3))
+
+
+def test_slices_of_a_slab_stay_in_order():
+    image = np.arange(3 * 4 * 4, dtype=np.float32).reshape(3, 4, 4, 1) / 48
+    label, numbers = (image[..., 0] * 48).astype(np.int32), (image[..., 0] * 96).astype(np.int32)
+    slab, maps = augment_slab(
+        np.random.default_rng(0), NONE, image, (label, numbers), longest=4, outside=OUTSIDE
+    )
+    np.testing.assert_array_equal(slab, image)
+    np.testing.assert_array_equal(maps[0], label)
+    np.testing.assert_array_equal(maps[1], numbers)

@@ -15,7 +15,7 @@ from medvfm_jax.data import (
     open_dataset,
     read_case,
 )
-from medvfm_jax.data.examples import class_lookup
+from medvfm_jax.data.examples import class_lookup, random_corner
 from medvfm_jax.images import preprocess
 from medvfm_jax.images.intensity import volume_to_unit
 from medvfm_jax.types import ModelSpec
@@ -136,7 +136,7 @@ def test_objects_smaller_than_a_pixel_of_the_logits_cannot_be_prompted(tmp_path)
     dataset = open_dataset(plain_folder(tmp_path, {"small": square(64, 15), "large": square(64, 16)}))
     assert [e.id for e in examples(dataset, ["small", "large"], SPEC, "promptable")] == ["large"]
     assert len(examples(dataset, ["small", "large"], SPEC, "semantic")) == 2
-    finer = ModelSpec("finer", input_size=64, embedding=(4, 4, 8), logits_size=64)
+    finer = ModelSpec("finer", input_shape=64, embedding=(4, 4, 8), logits_shape=64)
     assert len(examples(dataset, ["small", "large"], finer, "promptable")) == 2
 
 
@@ -229,3 +229,68 @@ def test_nothing_left_is_an_error_not_an_empty_list(cells, tmp_path):
     dataset = volumes(tmp_path, a=with_objects())
     with pytest.raises(NoExamples):
         examples(dataset, ["a"], SPEC, "semantic", empty=0.0)
+
+
+def ball(depth=6):
+    """(8, 8, depth): labelled in slices 2 and 3 alone."""
+    label = np.zeros((8, 8, depth), np.uint8)
+    label[2:5, 3:6, 2:4] = 1
+    return label
+
+
+SLABS = ModelSpec("slabs", (3, 32, 32, 3), (3, 4, 4, 8), (3, 16, 16), task="semantic")
+PATCHES = ModelSpec("patches", (4, 4, 8, 1), (4, 4, 8, 2), (4, 4, 8), resize="none", task="semantic")
+
+
+def test_a_slab_begins_at_every_slice(tmp_path):
+    """Six slices give four slabs of three, all of them with a label; of a shorter volume the rest is nobody's."""
+    dataset = volumes(tmp_path, a=ball(), b=ball(4)[:, :, :2], c=np.zeros((8, 8, 9), np.uint8))
+    found = examples(dataset, ["a"], SLABS, "semantic", empty=0)
+    assert [(e.id, e.window, e.corner) for e in found] == [
+        (f"a#000{i}+3", (3, 8, 8), (i, 0, 0)) for i in range(4)
+    ]
+    image, label, _, _ = load_example(dataset, found[1])
+    np.testing.assert_array_equal(label, np.moveaxis(ball(), 2, 0).swapaxes(1, 2)[1:4])
+    for i in range(3):
+        alone = load_example(dataset, Example("a#1", "a", 1 + i, 2))
+        np.testing.assert_array_equal(image[i], alone.image)
+        np.testing.assert_array_equal(label[i], alone.label)
+    (short,) = examples(dataset, ["b"], SLABS, "semantic")
+    image, label, _, _ = load_example(dataset, short)
+    assert image.shape == (3, 8, 8, 1)
+    assert not image[2].any()
+    assert (label[2] == -1).all()
+    assert len(examples(dataset, ["c"], SLABS, "semantic", empty=0.5)) == 4  # of seven without any label
+
+
+def test_patches_cover_the_volume_or_lie_at_random(tmp_path):
+    dataset = volumes(tmp_path, a=ball())
+    tiles = examples(dataset, ["a"], PATCHES, "semantic")
+    assert [e.corner for e in tiles] == [(0, 0, 0), (0, 4, 0), (2, 0, 0), (2, 4, 0)]
+    anywhere = examples(dataset, ["a"], PATCHES, "semantic", random=True)
+    assert len(anywhere) == len(tiles)
+    assert len({e.id for e in [*tiles, *anywhere]}) == 8
+    first, again, other = (load_example(dataset, anywhere[0], np.random.default_rng(s)) for s in (0, 0, 3))
+    np.testing.assert_array_equal(first.image, again.image)
+    assert first.image.shape == (4, 4, 8, 1)
+    assert not np.array_equal(first.image, other.image)
+
+
+def test_every_second_patch_holds_a_label_and_none_leaves_the_volume():
+    label = np.zeros((20, 16, 16), np.int32)
+    label[19, 0, 0] = 1
+    rng, window = np.random.default_rng(0), (4, 4, 32)
+    corners = np.array([random_corner(rng, label, window) for _ in range(400)])
+    assert (corners >= 0).all()
+    assert (corners <= [16, 12, 0]).all()
+    holds = ((corners + window > [19, 0, 0]) & (corners <= [19, 0, 0])).all(1)
+    assert 0.4 < holds.mean() < 0.65
+    assert set(corners[~holds][:, 0]) == set(range(17))  # the others lie anywhere
+
+
+@pytest.mark.parametrize("spec", [SLABS, PATCHES])
+def test_pictures_have_no_slabs(tmp_path, spec):
+    folder = plain_folder(tmp_path / "d", {"a": np.eye(8)})
+    with pytest.raises(NoExamples, match="slices at once") as caught:
+        examples(open_dataset(folder), ["a"], spec, "semantic")
+    assert_one_sentence(caught, "choose data with volumes")

@@ -14,7 +14,7 @@ from medvfm_jax.federated.privacy.secret_randomness import draw_secret
 from medvfm_jax.types import ModelSpec
 from tests.federated.small_federation import small
 
-SPEC = ModelSpec("tiny", input_size=16, embedding=(4, 4, 8), logits_size=16)
+SPEC = ModelSpec("tiny", input_shape=16, embedding=(4, 4, 8), logits_shape=16)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from medvfm_jax.images import BadImage, from_model_points, preprocess, restore, 
 from medvfm_jax.images.frame import Frame, frame_of, three_channels
 from medvfm_jax.types import IGNORE, ModelSpec
 
-SPEC = ModelSpec("test", input_size=64, embedding=(16, 16, 8), logits_size=32)
+SPEC = ModelSpec("test", input_shape=64, embedding=(16, 16, 8), logits_shape=32)
 SIDES = st.integers(2, 150)
 
 
@@ -111,7 +111,10 @@ def test_channels():
 @pytest.mark.parametrize("factor", [1, 2, 3])
 def test_a_target_of_an_image_that_is_not_shrunk_is_the_mask_itself(factor):
     frame = Frame(
-        (16 // factor, 32 // factor), (16 // factor * factor * 2, 32 // factor * factor * 2), 64, 32
+        (16 // factor, 32 // factor),
+        (16 // factor * factor * 2, 32 // factor * factor * 2),
+        (64, 64),
+        (32, 32),
     )
     masks = np.random.default_rng(0).integers(0, 2, (2, *frame.original))
     target = to_target(frame, masks)
@@ -125,7 +128,7 @@ def test_a_target_of_an_image_that_is_not_shrunk_is_the_mask_itself(factor):
 
 @pytest.mark.parametrize("shape", [(1024, 1024), (768, 768), (360, 360), (520, 696), (37, 50)])
 def test_a_target_conserves_the_area_of_every_part(shape):
-    frame = frame_of(dataclasses.replace(SPEC, input_size=256, logits_size=256), *shape)
+    frame = frame_of(dataclasses.replace(SPEC, input_shape=256, logits_shape=256), *shape)
     masks = np.random.default_rng(0).random(shape) < np.array([0.1, 0.5])[:, None, None]
     target = to_target(frame, masks, 0)
     area = np.prod(shape) / np.prod(frame.scaled)  # of a logit, in pixels of the image
@@ -154,7 +157,11 @@ def disc(size, centre, radius):
 def test_a_disc_comes_back_where_it_was(ratio, radius, dice, off):
     """At every position relative to the logits: its centre of mass does not move, and its mask is found again."""
     size = 64 * ratio
-    frame, centres, moved = Frame((size, size), (64, 64), 64, 64), (np.arange(64) + 0.5) * ratio, []
+    frame, centres, moved = (
+        Frame((size, size), (64, 64), (64, 64), (64, 64)),
+        (np.arange(64) + 0.5) * ratio,
+        [],
+    )
     steps = (np.arange(2 * ratio) + 0.5) / 2
     for shift in np.stack(np.meshgrid(steps, steps), -1).reshape(-1, 2):
         mask = disc(size, size // 2 + shift, radius)
@@ -181,3 +188,38 @@ def test_a_target_restored_is_the_label_again(height, width):
     wrong[:, middle] = False
     # the far edge borders on the padding, within one logits pixel
     assert not wrong[: height - tolerance, : width - tolerance].any()
+
+
+SLAB = dataclasses.replace(SPEC, input_shape=(3, 64, 64, 3), logits_shape=(3, 32, 32))
+PATCH = ModelSpec("patch", (4, 8, 6, 2), (1,), (4, 8, 6), resize="none", normalise="unit")
+
+
+def test_a_slab_is_prepared_and_restored_slice_by_slice():
+    """Input, target and logits on the image's grid: each slice as if it were alone."""
+    rng = np.random.default_rng(0)
+    slab, masks = rng.random((3, 20, 30, 1), np.float32), rng.integers(0, 2, (2, 3, 20, 30))
+    logits = rng.normal(size=(2, 3, 32, 32)).astype(np.float32)
+    prepared, frame = preprocess(SLAB, slab)
+    alone, flat = zip(*(preprocess(SPEC, picture) for picture in slab))
+    assert (frame.original, frame.scaled) == ((3, *flat[0].original), (3, *flat[0].scaled))
+    np.testing.assert_array_equal(prepared, np.stack(alone))
+    for i in range(3):
+        np.testing.assert_array_equal(to_target(frame, masks)[:, i], to_target(flat[i], masks[:, i]))
+        np.testing.assert_array_equal(restore(frame, logits)[:, i], restore(flat[i], logits[:, i]))
+
+
+def test_a_patch_keeps_its_voxels():
+    patch = np.random.default_rng(0).random((4, 8, 6, 2), np.float32)
+    prepared, frame = preprocess(PATCH, patch)
+    np.testing.assert_array_equal(prepared, patch)
+    masks = patch[None, ..., 0] > 0.5
+    np.testing.assert_array_equal(to_target(frame, masks), masks)
+    np.testing.assert_array_equal(restore(frame, patch[..., 0]), patch[..., 0])
+
+
+def test_pieces_that_do_not_fit_are_refused():
+    for spec, shape in ((SLAB, (2, 20, 30, 1)), (PATCH, (4, 8, 5, 2)), (SLAB, (20, 30, 1))):
+        with pytest.raises(BadImage, match="do not fit"):
+            preprocess(spec, np.zeros(shape, np.float32))
+    with pytest.raises(BadImage, match="has 1 channel; patch was built for 2"):
+        preprocess(PATCH, np.zeros((4, 8, 6, 1), np.float32))

@@ -3,6 +3,7 @@ import pytest
 
 from medvfm_jax.images.intensity import (
     UnknownWindow,
+    VolumeScale,
     mean_std,
     minmax,
     percentiles,
@@ -64,3 +65,14 @@ def test_ct_channels_use_a_window_and_others_percentiles():
     unit = volume_to_unit(array, ("CT", "T1"))
     np.testing.assert_array_equal(unit[..., 0], window(array[..., 0], "abdomen"))
     np.testing.assert_array_equal(unit[..., 1], percentiles(array[..., 1]))
+
+
+def test_a_part_of_a_volume_has_the_numbers_it_has_in_the_whole():
+    """Two channels, the second Hounsfield units: scaled by slice, by window, by voxel, bit for bit."""
+    array = np.random.default_rng(0).normal(100, 300, (5, 6, 7, 2)).astype(np.int16)
+    whole, scale = volume_to_unit(array, ("MRI", "CT")), VolumeScale(array, ("MRI", "CT"))
+    np.testing.assert_array_equal(whole[..., 0], percentiles(array[..., 0]))
+    np.testing.assert_array_equal(whole[..., 1], window(array[..., 1], "abdomen"))
+    for part in (np.s_[2], np.s_[:, 3], np.s_[1:3, 2:, :4], np.s_[4, 5, 6]):
+        np.testing.assert_array_equal(scale(array[part]), whole[part])
+    assert not VolumeScale(np.full((2, 2, 2, 1), 7))(np.full((1, 1), 7)).any()

@@ -18,7 +18,7 @@ from medvfm_jax.images import (
 )
 from medvfm_jax.types import ModelSpec
 
-SPEC = ModelSpec("test", input_size=64, embedding=(16, 16, 8), logits_size=32)
+SPEC = ModelSpec("test", input_shape=64, embedding=(16, 16, 8), logits_shape=32)
 
 
 def _mask(shape, rows, columns):

@@ -128,6 +128,11 @@ def test_what_the_compiler_says_where_memory_is_short():
         ({"topology": "h100:2x2x8"}, BadPlan, "h100:4x8 for 4 hosts of 8; got 3 numbers"),
         ({"rules": "fdsp"}, BadRules, "did you mean fsdp"),
         ({"mesh": "data=3"}, BadMesh, "needs 3 devices and there are 8"),
+        (
+            {"model": "unetr-tiny-test", "adapter": "full"},
+            BadPlan,
+            "no size of images to choose; leave out --image-size",
+        ),
         ({"global_batch": 12}, BadMesh, "batch of 12 cannot be divided over 8 devices"),
     ],
 )

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from medvfm_jax.report import NothingToReport, load
+from medvfm_jax.report.record_shapes import damaged_settings
 from medvfm_jax.report.sections import notes
 from medvfm_jax.train.assemble import RESOLVED, SETTINGS, ForeignDelta
 from medvfm_jax.train.settings_record import settings_digest
@@ -192,6 +193,18 @@ def test_settings_with_a_path_elsewhere_are_refused(run, name):
         assert f"config.json is not what adapt writes: '{name}' is damaged" in refused(run)
     (run / "config.json").write_text(json.dumps(settings | {name: "weights.pth"}))
     assert load(run).config[name] == "weights.pth"
+
+
+def test_settings_of_slabs_and_patches_are_no_damage(run):
+    settings = json.loads((run / "config.json").read_text())
+    resolved = settings["resolved"] | {
+        "transform": {"kind": "slab", "depth": 3, "of": {"kind": "prompt_free", "classes": 2}},
+        "input_shape": [16, 16, 16, 1],
+    }
+    (run / "config.json").write_text(json.dumps(settings | {"window": [16, 16, 16], "resolved": resolved}))
+    assert damaged_settings(json.loads((run / "config.json").read_text())) is None
+    assert damaged_settings(settings | {"window": [[16]]}) == "window"
+    assert damaged_settings({"resolved": resolved | {"input_shape": {}}}) == "resolved.input_shape"
 
 
 def test_settings_that_contradict_each_other_are_refused(run):

@@ -18,6 +18,8 @@ from medvfm_jax.settings.records import BadConfig, from_json, to_json
         ({"val_fraction": 0.6, "test_fraction": 0.5}, "nothing is left"),
         ({"batch_size": 4, "accumulate": 3}, "does not divide"),
         ({"train_cases": 0}, "train_cases"),
+        ({"window": (16, 16)}, "window is 16 16; expected one number, or three"),
+        ({"window": (0,)}, "window is 0; expected numbers of at least 1"),
         ({"warmup": 1.5}, "warmup"),
         ({"allow_geometry_mismatch": -0.5}, "allow_geometry_mismatch is -0.5; expected a number of mm"),
         ({"allow_geometry_mismatch": float("inf")}, "allow_geometry_mismatch"),
@@ -63,6 +65,7 @@ def test_a_model_without_prompts_takes_none():
         {"model": "m"},
         {"run": Path("a"), "delta": Path("d")},
         {"run": Path("a"), "allow_geometry_mismatch": -1.0},
+        {"run": Path("a"), "overlap": 1.0},
     ],
 )
 def test_what_to_evaluate_must_be_clear(wrong):
@@ -71,10 +74,10 @@ def test_what_to_evaluate_must_be_clear(wrong):
 
 
 def test_settings_survive_json():
-    config = AdaptConfig(data="x", out=Path("a/b"), set=("lora.rank=8",))
+    config = AdaptConfig(data="x", out=Path("a/b"), set=("lora.rank=8",), window=(16, 32, 16))
     record = json.loads(json.dumps(to_json(config)))
     assert (record["out"], record["set"], record["steps"]) == ("a/b", ["lora.rank=8"], config.steps)
-    assert AdaptConfig(**record | {"out": Path(record["out"]), "set": tuple(record["set"])}) == config
+    assert from_json(AdaptConfig, record) == config
 
 
 def test_settings_of_a_run_that_are_incomplete_are_said_in_the_words_of_the_settings():

@@ -32,6 +32,7 @@ ENCODER, DECODER = frozenset({"image_encoder"}), frozenset({"mask_decoder"})
 FACTS = {
     "samed": Facts(42_700, ENCODER | DECODER | {"prompt_encoder"}),
     "med_sa": Facts(41_792, ENCODER | DECODER),
+    "sd_trans": Facts(42_384, ENCODER | DECODER),
     "lora": Facts(1_024, ENCODER),
     "decoder": Facts(40_608, DECODER),
     "linear": Facts(528, DECODER),
@@ -140,12 +141,16 @@ def test_a_stored_delta_builds_its_model_again(name: str, tmp_path) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_transform_is_json_and_changes_shapes_alone(name: str) -> None:
-    """Prompt-free on request with a promptable model, nothing otherwise; works on shapes."""
-    model = models.build("sam-tiny-test")
+    """Prompt-free on request with a promptable model, nothing otherwise, and a slab of it; works on shapes."""
+    model, features = models.build("sam-tiny-test"), models.build("vit-tiny-test")
+    slab = {"kind": "slab", "depth": 5} if name == "sd_trans" else None
     change = systems.get(name).transform(model.spec, "none", 3)
-    assert json.loads(json.dumps(change)) == {"kind": "prompt_free", "classes": 3}
-    assert systems.get(name).transform(model.spec, "box", 3) is None
-    assert systems.get(name).transform(models.build("vit-tiny-test").spec, "none", 3) is None
+    for given, found in (
+        ({"kind": "prompt_free", "classes": 3}, change),
+        (None, systems.get(name).transform(model.spec, "box", 3)),
+        (None, systems.get(name).transform(features.spec, "none", 3)),
+    ):
+        assert json.loads(json.dumps(found)) == (slab | {"of": given} if slab else given)
     found = []
 
     def convert(params):

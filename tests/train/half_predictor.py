@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from medvfm_jax.types import ModelSpec
+
 
 class HalfPredictor:
     """A predictor that finds the left half of every object it is asked about; nothing is compiled.
@@ -10,6 +12,7 @@ class HalfPredictor:
     """
 
     made = 0
+    spec = ModelSpec("half", 16, (16, 16, 3), 16, task="semantic")
 
     def __init__(self, *_, flips):
         type(self).made += 1

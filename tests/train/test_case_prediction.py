@@ -8,7 +8,8 @@ from scipy import ndimage
 
 from medvfm_jax.data import make_phantom_dataset, open_dataset, read_case
 from medvfm_jax.images.geometry import slice_axis
-from medvfm_jax.train.case_prediction import pictures_of, planes_of, predict_case
+from medvfm_jax.train.case_prediction import Pictures, planes_of, predict_case
+from medvfm_jax.types import ModelSpec
 
 SHAPE = (11, 14, 5)
 OBLIQUE = np.array([[0.0, -1, 0, 7], [1, 0, 0, -3], [0, 0, -1, 2], [0, 0, 0, 1]])  # axes exchanged, flipped
@@ -19,6 +20,8 @@ class Perfect:
 
     answer: picture (H, W, C) -> object numbers (H, W), 0 for none; of these classes are made by ``of``.
     """
+
+    spec = ModelSpec("perfect", 16, (16, 16, 3), 16, task="semantic")
 
     def __init__(self, answer, of=lambda numbers: numbers):
         self.answer, self.of, self.asked = answer, of, []
@@ -91,7 +94,7 @@ def volume(request, tmp_path_factory):
 def test_slices_are_cut_across_the_thick_axis_and_keep_the_scale_of_the_volume(volume):
     axis, dataset, case = volume
     assert slice_axis(case.image) == axis
-    pictures, planes = pictures_of(dataset, case), planes_of(case, case.label)
+    pictures, planes = Pictures(dataset, case), planes_of(case, case.label)
     assert len(pictures) == len(planes) == SHAPE[axis]
     for picture, plane in zip(pictures, planes):
         np.testing.assert_array_equal(shown_label(picture), plane)
@@ -110,6 +113,32 @@ def test_a_perfect_model_gives_the_reference_on_the_grid_of_the_volume(volume, p
         per_slice = [set(np.unique(p)) - {0} for p in planes_of(case, case.label)]
         assert [set(a) for a in predictor.asked] == [s for s in per_slice if s]  # none about empty slices
         assert len(predictor.asked) < SHAPE[axis]
+
+
+class PerfectWindow(Perfect):
+    """Sees windows of the volume, slabs of whole slices or patches; certain of what it reads off them."""
+
+    def __init__(self, spec):
+        super().__init__(shown_label)
+        self.spec, self.windows = spec, []
+
+    def probabilities(self, window):
+        self.windows.append(window.shape)
+        return np.moveaxis(np.eye(3, dtype=np.float32)[shown_label(window)], -1, 0)
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.6])
+@pytest.mark.parametrize(("resize", "depth"), [("longest_side", 2), ("longest_side", 16), ("none", 4)])
+def test_windows_give_the_reference_on_the_grid_of_the_volume(volume, resize, depth, overlap):
+    axis, dataset, case = volume
+    spec = ModelSpec("windows", (depth, 6, 8, 1), (1,), (depth, 6, 8), resize=resize, task="semantic")
+    predictor = PerfectWindow(spec)
+    found = predict_case(predictor, dataset, case, "none", seed=0, overlap=overlap)
+    np.testing.assert_array_equal(found.labels, case.label)
+    assert found.labels.dtype == np.int32
+    width, height = (n for a, n in enumerate(SHAPE) if a != axis)
+    seen = (depth, 6, 8, 1) if resize == "none" else (depth, height, width, 1)
+    assert set(predictor.windows) == {seen}
 
 
 @pytest.mark.parametrize("prompt", ["box", "point"])

@@ -172,3 +172,27 @@ def test_overlap_counts_what_is_covered_by_more_than_half_and_the_largest_share(
 def test_unknown_objective_names_the_known():
     with pytest.raises(UnknownObjective, match="medsam, samed, sam"):
         make_loss(model(decode_masks), "mse")
+
+
+def test_a_volume_is_scored_as_the_picture_its_slices_make_side_by_side():
+    """Loss and counts of (D, H, W) are those of (D * H, W): nothing depends on where a voxel lies."""
+    image = RNG.normal(size=(2, 4, 2, 8, 3)).astype(np.float32)
+    target = np.moveaxis(np.eye(3, dtype=np.float32)[RNG.integers(0, 3, (2, 4, 2, 8))], -1, 1)
+    target[:, :, 3] = IGNORE
+    weight = np.array([1, 0], np.float32)
+    volume = Batch(image, None, target, weight)
+    flat = Batch(image.reshape(2, 8, 8, 3), None, target.reshape(2, 3, 8, 8), weight)
+    for objective in ("medsam", "samed"):
+        loss = make_loss(model(decode_classes), objective)
+        (found, terms), (expected, flat_terms) = (
+            loss(PARAMS, DELTA, batch, None) for batch in (volume, flat)
+        )
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+        np.testing.assert_allclose(list(terms.values()), list(flat_terms.values()), rtol=1e-6)
+    overlap = make_overlap(model(decode_classes))
+    counts, flat_counts = (overlap(PARAMS, DELTA, batch) for batch in (volume, flat))
+    for name, count in counts.items():
+        assert count.shape == (2, 3)
+        np.testing.assert_array_equal(count, flat_counts[name])
+    assert counts["reference"][0].sum() == 48
+    assert counts["reference"][1].sum() == 0

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 
 from medvfm_jax.models import catalog
-from medvfm_jax.weights.port import PLACEHOLDER, PortError, check
+from medvfm_jax.weights.port import PLACEHOLDER, PortError, check, to_jax, to_torch
 from medvfm_jax.weights.tables import TABLES, choose
 from medvfm_jax.weights.tables.sam import SAM
 from medvfm_jax.weights.tables.tiny_vit import TINY_VIT_SAM
+from medvfm_jax.weights.tables.unetr import UNETR
 from tests.weights.dumps import read_dump, targets_of
 
 COVERED = {
@@ -113,3 +114,19 @@ def test_rows_are_unambiguous(table):
         assert len(targets) == 1, key
         sources, _ = table.sources_of(targets[0])  # raises if two rows fill it
         assert key in sources
+
+
+def test_every_parameter_of_unetr_has_one_row_and_comes_back():
+    """Both ways without MONAI: the tiny model's parameters under MONAI's names and layouts, and back, bit by bit."""
+    model = catalog.build("unetr-tiny-test", window=(16, 32, 16), channels=2)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda s: rng.normal(size=s.shape).astype(np.float32), shapes)
+    state = to_torch(UNETR, params)
+    assert choose(state) is UNETR
+    assert state["vit.patch_embedding.patch_embeddings.weight"].shape == (16, 2, 16, 16, 16)
+    assert state["encoder2.transp_conv_init.conv.weight"].shape == (16, 8, 2, 2, 2)
+    assert state["decoder2.conv_block.conv3.conv.weight"].shape == (4, 8, 1, 1, 1)
+    unused = {"vit.blocks.0.norm_cross_attn.weight": np.ones(16, np.float32)}
+    back = to_jax(UNETR, state | unused, shapes)
+    jax.tree.map(np.testing.assert_array_equal, back, params)

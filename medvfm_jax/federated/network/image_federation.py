@@ -258,7 +258,7 @@ def _example(settings: ImageFederation, spec: ModelSpec) -> Shard:
     def shape(*axes: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((*lead, *axes), dtype)
 
-    image, size = shape(spec.input_size, spec.input_size, 3), (spec.logits_size, spec.logits_size)
+    image, size = shape(*spec.input_shape), spec.logits_shape
     if prompts is None:
         batches = Batch(image, None, shape(len(settings.numbered_labels), *size), shape())
     else:

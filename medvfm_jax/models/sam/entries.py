@@ -35,7 +35,7 @@ def _sized(spec: ModelSpec, size: int, reduction: int) -> ModelSpec:
             f"{spec.name} needs an image_size that is a positive multiple of {reduction}, not {size}."
         )
     grid = size // reduction
-    return replace(spec, input_size=size, embedding=(grid, grid, spec.embedding[-1]), logits_size=4 * grid)
+    return replace(spec, input_shape=size, embedding=(grid, grid, spec.embedding[-1]), logits_shape=4 * grid)
 
 
 def _model(encoder: nn.Module, spec: ModelSpec, dtype: Any) -> Model:

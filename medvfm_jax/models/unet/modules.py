@@ -196,9 +196,9 @@ def spec_of(config: UNetConfig, image_size: int) -> ModelSpec:
     """What a U-Net is at an image size."""
     return ModelSpec(
         name="unet",
-        input_size=image_size,
+        input_shape=image_size,
         embedding=(image_size, image_size, config.width(0)),
-        logits_size=image_size,
+        logits_shape=image_size,
         resize="longest_side",
         normalise="minmax",
         prompts=("none",),

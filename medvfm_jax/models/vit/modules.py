@@ -292,9 +292,9 @@ def spec_of(variant: str, config: ViTConfig, size: int) -> ModelSpec:
     is_dino = variant.startswith("dinov2")
     return ModelSpec(
         name=variant,
-        input_size=size,
+        input_shape=size,
         embedding=(grid, grid, config.dim),
-        logits_size=grid,
+        logits_shape=grid,
         resize="stretch",
         normalise="mean_std_unit",
         mean=(0.485, 0.456, 0.406) if is_dino else (0.5, 0.5, 0.5),

@@ -6,9 +6,12 @@ from medvfm_jax.weights.port import PortTable
 from medvfm_jax.weights.tables.hf import HF_DINOV2, HF_DINOV2_5, HF_SAM, HF_VIT, HF_VIT_5
 from medvfm_jax.weights.tables.sam import SAM
 from medvfm_jax.weights.tables.tiny_vit import TINY_VIT_SAM
+from medvfm_jax.weights.tables.unetr import UNETR
 from medvfm_jax.weights.tables.vit import VIT
 
-TABLES: tuple[PortTable, ...] = (SAM, TINY_VIT_SAM, VIT, HF_SAM, HF_VIT, HF_VIT_5, HF_DINOV2, HF_DINOV2_5)
+TABLES: tuple[PortTable, ...] = (
+    SAM, TINY_VIT_SAM, VIT, UNETR, HF_SAM, HF_VIT, HF_VIT_5, HF_DINOV2, HF_DINOV2_5,
+)  # fmt: skip
 
 
 def choose(keys: Iterable[str]) -> PortTable:
@@ -34,7 +37,7 @@ def own_table(paths: Iterable[str]) -> PortTable:
         One of `TABLES`.
     """
     paths = list(paths)
-    return max((SAM, TINY_VIT_SAM, VIT), key=lambda table: sum(table.has_row(path) for path in paths))
+    return max((SAM, TINY_VIT_SAM, VIT, UNETR), key=lambda table: sum(table.has_row(path) for path in paths))
 
 
 __all__ = ["TABLES", "choose", "own_table"]

@@ -1,0 +1,97 @@
+"""Attention among the slices of a slab with the frozen weights of attention within a slice: SD-Trans (Med-SA)."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jax import Array
+
+from medvfm_jax.adapters.bottleneck import standardise
+from medvfm_jax.adapters.compose import FrozenCall
+from medvfm_jax.adapters.core import Adapter
+from medvfm_jax.adapters.core import at as at_sites
+from medvfm_jax.adapters.errors import BadAdapterConfig, WrongSite
+from medvfm_jax.adapters.lora import Layout
+from medvfm_jax.adapters.parameter_paths import SiteDelta
+from medvfm_jax.adapters.sites import Site, feature_width
+from medvfm_jax.mesh_axes import SLICES
+
+
+def depth_attention(
+    at: str, head_dim: int, layout: Layout = "fused", width: int | None = None, ratio: float | None = None
+) -> Adapter:
+    """Add ``bottleneck(attention over slices)`` to an attention module: the identity at init, not mergeable.
+
+    The site has x (h, w, d) of one slice and the parameters qkv and proj, and a norm where it normalises its input.
+    Every position attends to the same position of all slices of the axis ``mesh_axes.SLICES``, with the frozen qkv and
+    proj, heads of ``head_dim``, without relative positions; see ``lora`` for ``layout``.  The bottleneck, ``width``
+    wide or ``ratio`` times d, has no residual of its own and starts at zero.  Slices of a slab of one, and pictures,
+    have nobody to attend to: there nothing is added.
+
+    Raises BadAdapterConfig unless exactly one of width and ratio is given; WrongSite at init for other modules.
+
+    References: Wu et al. 2023, "Medical SAM Adapter", section 3.2 (SD-Trans), https://arxiv.org/abs/2304.12620.
+    """
+    if (width is None) == (ratio is None):
+        raise BadAdapterConfig("depth_attention: give either width or ratio.")
+    if layout not in ("fused", "head_major"):
+        raise BadAdapterConfig(f"depth_attention: layout must be 'fused' or 'head_major', not '{layout}'.")
+
+    def init_site(key: Array, site: Site) -> SiteDelta:
+        d = feature_width(site, "x")
+        if not {"qkv", "proj"} <= set(site.params) or site.x.shape != site.y.shape or d % head_dim:
+            raise WrongSite(
+                f"depth_attention at '{site.path}': it is no attention with qkv, proj and heads of {head_dim}."
+            )
+        inner = width if width is not None else max(1, int(ratio * d))
+        bound = 1 / math.sqrt(d)
+        return {
+            "down": jax.random.uniform(key, (d, inner), minval=-bound, maxval=bound),
+            "down_bias": jnp.zeros(inner),
+            "up": jnp.zeros((inner, d)),
+            "up_bias": jnp.zeros(d),
+        }
+
+    def apply_site(delta: SiteDelta, call: FrozenCall, x: Array) -> Array:
+        y = call(x)
+        if slices() == 1:
+            return y
+        frozen = call.module.variables["params"]
+        seen = _over_slices(frozen, x.astype(y.dtype), layout, head_dim)
+        delta = {name: a.astype(y.dtype) for name, a in delta.items()}
+        hidden = jax.nn.gelu(seen @ delta["down"] + delta["down_bias"], approximate=False)
+        return y + hidden @ delta["up"] + delta["up_bias"]
+
+    config = {"kind": "depth_attention", "at": at, "head_dim": head_dim, "layout": layout}
+    config |= {"width": width, "ratio": ratio}
+    return at_sites(at, "around", init_site, apply_site, config=config)
+
+
+def slices() -> int:
+    """Slices of the slab that is being traced; 1 outside one."""
+    try:
+        return jax.lax.axis_size(SLICES)
+    except NameError:  # no axis of that name
+        return 1
+
+
+def _over_slices(frozen: Any, x: Array, layout: Layout, head_dim: int) -> Array:
+    """x (h, w, d) of this slice -> what attention over all slices gives at each of its positions (h, w, d)."""
+    if "norm" in frozen:  # TinyViT's attention holds its norm; SAM's gets a normalised input
+        x = standardise(x) * frozen["norm"]["scale"].astype(x.dtype) + frozen["norm"]["bias"].astype(x.dtype)
+    order = "h w (three n d)" if layout == "fused" else "h w (n three d)"
+    q, k, v = rearrange(_dense(frozen["qkv"], x), f"{order} -> three h w n d", three=3, d=head_dim)
+    # Under vmap a gathered array has no axis of slices: there is one copy, not one for each slice.
+    k, v = (jax.lax.all_gather(part, SLICES) for part in (k, v))
+    logits = jnp.einsum("hwnd,shwnd->hwns", q, k, preferred_element_type=jnp.float32) * head_dim**-0.5
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    return _dense(
+        frozen["proj"], rearrange(jnp.einsum("hwns,shwnd->hwnd", weights, v), "h w n d -> h w (n d)")
+    )
+
+
+def _dense(layer: Any, x: Array) -> Array:
+    y = x @ layer["kernel"].astype(x.dtype)
+    return y + layer["bias"].astype(x.dtype) if "bias" in layer else y

@@ -1,0 +1,65 @@
+"""What a model of volumes sees at once, from settings to the model built: slices of a slab, sides of a patch."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from medvfm_jax.data import Dataset
+from medvfm_jax.models.entry import ModelEntry
+from medvfm_jax.settings.adapt import AdaptConfig
+from medvfm_jax.settings.records import BadConfig
+from medvfm_jax.types import ModelSpec
+from medvfm_jax.weights import artifacts
+
+
+def patch_shape(config: AdaptConfig, entry: ModelEntry, dataset: Dataset) -> tuple[int, ...] | None:
+    """(D, H, W, channels) of the patches a model is built for, None for a model that sees pictures or slices.
+
+    Raises BadConfig for a ``window`` of another kind than the model's.
+    """
+    if "window" not in entry.options:
+        if len(config.window) == 3:
+            raise BadConfig(
+                f"Model '{config.model}' sees pictures and slices, so a window of three sides means nothing; leave out "
+                "--window, or give the slices of a slab with --adapter sd_trans."
+            )
+        return None
+    if len(config.window) == 1:
+        raise BadConfig(
+            f"Model '{config.model}' sees patches; give --window three sides: depth, height, width."
+        )
+    return (*(config.window or entry.spec.input_shape[:3]), max(1, len(dataset.channel_names)))
+
+
+def slab_depth(config: AdaptConfig) -> int | None:
+    """Slices of a slab, None where the settings do not say."""
+    return config.window[0] if len(config.window) == 1 else None
+
+
+def with_depth(change: dict[str, Any] | None, system: str, depth: int | None) -> dict[str, Any] | None:
+    """The transform of a system with as many slices to a slab as asked for, None for the system's own.
+
+    Raises BadConfig if slices are asked for and the system makes no slabs.
+    """
+    if depth is None:
+        return change
+    if change is None or change.get("kind") != "slab":
+        raise BadConfig(
+            f"adapter={system} sees one slice at a time; leave out --window, or use --adapter sd_trans."
+        )
+    return change | {"depth": depth}
+
+
+def recorded_shape(spec: ModelSpec) -> dict[str, list[int]]:
+    """What a run stores of a model built for patches; nothing for one that sees pictures, slices or slabs."""
+    return {"input_shape": list(spec.input_shape)} if spec.rank == 3 and spec.resize == "none" else {}
+
+
+def stored_shape(metadata: Mapping[str, Any], delta: Path) -> tuple[int, ...] | None:
+    """(D, H, W, channels) from the metadata of a delta, None if they have no such entry; raises BadDelta."""
+    shape = metadata.get("input_shape")
+    if shape is None:
+        return None
+    if not isinstance(shape, list) or len(shape) != 4 or any(type(n) is not int for n in shape):
+        raise artifacts.BadDelta(f"{delta}: its input_shape is {shape!r:.80}; expected four whole numbers.")
+    return tuple(shape)

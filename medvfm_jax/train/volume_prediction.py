@@ -1,0 +1,67 @@
+"""A volume predicted slice by slice, or through windows that slide over it, one finished slice after the other."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medvfm_jax.images import Image, pile, plane
+from medvfm_jax.images.geometry import slice_axis
+from medvfm_jax.images.intensity import VolumeScale
+from medvfm_jax.images.windows import blended, cut
+from medvfm_jax.settings.records import BadConfig, require
+from medvfm_jax.types import ModelSpec
+
+OVERLAP = 0.5  # of windows, unless somebody says otherwise
+
+Track = Callable[[Sequence[int]], Iterable[int]]
+
+
+def resolved_overlap(spec: ModelSpec, overlap: float | None) -> float:
+    """The share of a window that the next one covers too; raises BadConfig for one without a meaning."""
+    if overlap is None:
+        return OVERLAP
+    if spec.rank == 2:
+        raise BadConfig(
+            f"{spec.name} sees one slice at a time, without windows that overlap; leave out --overlap."
+        )
+    require(0 <= overlap < 1, "overlap", overlap, "at least 0 and below 1")
+    return overlap
+
+
+def window_of(spec: ModelSpec, grid: tuple[int, int, int]) -> tuple[int, int, int]:
+    """(D, H, W) voxels of a volume (D, H, W) that a model sees at once: a patch, or so many whole slices."""
+    return spec.input_shape[:3] if spec.resize == "none" else (spec.input_shape[0], *grid[1:])
+
+
+def label_slices(
+    spec: ModelSpec,
+    image: Image,
+    channel_names: tuple[str, ...],
+    predict: Callable[[NDArray], NDArray],
+    *,
+    overlap: float = OVERLAP,
+    track: Track = iter,
+) -> Iterator[NDArray[np.int32]]:
+    """Volume -> class indices (H, W) of each slice along its axis of slices, in order.
+
+    predict: of a model of slices, picture (H, W, C) in 0..1 -> class indices (H, W); of one of slabs or patches,
+    (d, h, w, C) -> probabilities (C, d, h, w), which are averaged where windows overlap.  Beside the image only what
+    one window needs is in memory.  track: shows progress over the slices.
+    """
+    axis = slice_axis(image)
+    scale, numbers = VolumeScale(image.array, channel_names), range(image.grid[axis])
+    if spec.rank == 2:
+        for index in track(numbers):
+            yield predict(scale(plane(image.array, axis, index)))
+        return
+    piled = pile(image.array, axis)
+    window = window_of(spec, piled.shape[:3])
+
+    def at(corner: tuple[int, int, int]) -> NDArray[np.float32]:
+        part = piled[tuple(slice(c, c + n) for c, n in zip(corner, window))]
+        return predict(cut(scale(part), (0, 0, 0), window))  # filled after scaling: 0 is the darkest there
+
+    slices = blended(piled.shape[:3], window, overlap, at)
+    for _, probabilities in zip(track(numbers), slices):
+        yield probabilities.argmax(0).astype(np.int32)

@@ -1,0 +1,92 @@
+"""Models that see several slices at once, from the command that trains them to the mask on the volume's own grid."""
+
+import json
+
+import nibabel
+import numpy as np
+import pytest
+
+from tests.cli.commands import LITE, SAM, adapt_words
+
+UNETR = "unetr-tiny-test"
+SLABS = {"model": SAM, "adapter": "sd_trans", "prompt": "auto", "window": 3, "batch_size": 1}
+PATCHES = {"model": UNETR, "adapter": "full", "prompt": "auto", "batch_size": 1}
+
+
+def words(data, out, sides=(), **settings):
+    """The words of a small `medvfm adapt`; sides: of the window."""
+    return [*adapt_words(data, out, **settings), *(["--window", *map(str, sides)] if sides else [])]
+
+
+@pytest.mark.parametrize(
+    ("settings", "window", "unit", "seen"),
+    [
+        (SLABS, (), "(4 slabs)", [3, 64, 64]),
+        (PATCHES, (16, 16, 16), "(1 window)", [16, 16, 16]),
+    ],
+)
+def test_adapt_evaluate_and_segment_a_volume(medvfm, volumes, cells, tmp_path, settings, window, unit, seen):
+    out = tmp_path / "run"
+    settings = settings | {"validate_every": 2, "train_cases": 1, "steps": 2}
+    trained = medvfm(*words(volumes, out, window, **settings))
+    assert trained.code == 0, trained.err
+    assert unit in trained.out
+    record = json.loads((out / "config.json").read_text())
+    assert record["resolved"]["prompt"] == "none"
+
+    evaluated = medvfm("evaluate", "--run", out, "--overlap", "0.25")
+    assert evaluated.code == 0, evaluated.err
+    scores = json.loads((out / "scores.json").read_text())
+    assert scores["window"] == seen
+    assert {row["label"] for row in scores["cases"]} == {"shell", "core"}
+    (case,) = {row["case"] for row in scores["cases"]}
+
+    image, mask = volumes / "imagesTr" / f"{case}_0000.nii.gz", tmp_path / "mask.nii.gz"
+    found = medvfm("segment", image, "--run", out, "--out", mask, "--overlap", "0.25")
+    assert found.code == 0, found.err
+    segmented, predicted = nibabel.load(mask), nibabel.load(out / "predictions" / f"{case}.nii.gz")
+    np.testing.assert_array_equal(segmented.affine, nibabel.load(image).affine)
+    np.testing.assert_array_equal(segmented.get_fdata(), predicted.get_fdata())
+
+    picture = next((cells / "images").glob("*.png"))
+    refused = medvfm("segment", picture, "--run", out, "--out", tmp_path / "picture.png")
+    assert "is a picture" in refused.refused("was trained to segment volumes")
+
+    again = medvfm(*words(volumes, out, window, **(settings | {"steps": 3})), "--resume")
+    assert again.code == 1
+    assert "resume with the same settings" in again.err
+
+
+@pytest.mark.parametrize(
+    ("settings", "window", "told"),
+    [
+        ({"adapter": "full"}, (5,), "sees one slice at a time; leave out --window"),
+        ({"adapter": "full"}, (16, 16, 16), "so a window of three sides means nothing"),
+        (SLABS | {"window": 0}, (), "window is 0; expected numbers of at least 1"),
+        (SLABS | {"prompt": "box"}, (), "Slabs are segmented without prompts"),
+        ({"model": UNETR, "adapter": "full", "prompt": "none"}, (5,), "give --window three sides"),
+        (
+            {"model": UNETR, "adapter": "full", "prompt": "none"},
+            (20, 16, 16),
+            "three multiples of 16, not 20 16 16",
+        ),
+        ({"model": UNETR, "adapter": "lora", "prompt": "none"}, (), "use --adapter full"),
+        ({"model": UNETR, "adapter": "full", "prompt": "none"}, (16, 16), "expected one number, or three"),
+    ],
+)
+def test_bad_combinations_are_one_sentence(medvfm, volumes, tmp_path, settings, window, told):
+    medvfm(*words(volumes, tmp_path / "run", window, **settings)).refused(told)
+    assert not (tmp_path / "run" / "delta.safetensors").exists()
+
+
+@pytest.mark.parametrize("settings", [SLABS, {"model": UNETR, "adapter": "full", "prompt": "none"}])
+def test_pictures_are_no_volumes(medvfm, cells, tmp_path, settings):
+    medvfm(*words(cells, tmp_path / "run", **settings)).refused("slices at once", "has pictures")
+
+
+def test_overlap_needs_windows(medvfm, volumes, tmp_path):
+    told = medvfm(
+        "evaluate", "--model", LITE, "--data", volumes, "--overlap", "0.5", "--out", tmp_path / "s.json"
+    )
+    told.refused("sees one slice at a time, without windows")
+    assert not (tmp_path / "s.json").exists()

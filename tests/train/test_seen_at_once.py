@@ -1,0 +1,54 @@
+from types import SimpleNamespace
+
+import pytest
+
+from medvfm_jax.models.catalog import MODELS
+from medvfm_jax.settings.adapt import AdaptConfig
+from medvfm_jax.settings.records import BadConfig
+from medvfm_jax.train.seen_at_once import patch_shape, recorded_shape, stored_shape, with_depth
+from medvfm_jax.weights.artifacts import BadDelta
+
+TWO_CHANNELS = SimpleNamespace(channel_names=("T1", "T2"))
+UNNAMED = SimpleNamespace(channel_names=())
+SLAB = {"kind": "slab", "depth": 5, "of": None}
+
+
+def settings(*window, **others):
+    return AdaptConfig(data="x", window=window, **others)
+
+
+def test_patches_have_the_sides_asked_for_and_the_channels_of_the_data():
+    entry = MODELS["unetr"]
+    assert patch_shape(settings(32, 48, 64), entry, TWO_CHANNELS) == (32, 48, 64, 2)
+    assert patch_shape(settings(), entry, UNNAMED) == (96, 96, 96, 1)
+    assert patch_shape(settings(5), MODELS["lite-medsam"], TWO_CHANNELS) is None
+    with pytest.raises(BadConfig, match="three sides: depth, height, width"):
+        patch_shape(settings(5), entry, UNNAMED)
+    with pytest.raises(BadConfig, match="sees pictures and slices"):
+        patch_shape(settings(32, 32, 32), MODELS["unet"], UNNAMED)
+
+
+def test_slabs_have_the_depth_asked_for():
+    assert with_depth(SLAB, settings(7)) == SLAB | {"depth": 7}
+    assert with_depth(SLAB, settings()) == SLAB
+    assert with_depth(None, settings()) is None
+    for change in (None, {"kind": "prompt_free", "classes": 2}):
+        with pytest.raises(BadConfig, match="adapter=lora sees one slice at a time"):
+            with_depth(change, settings(7, adapter="lora"))
+
+
+def test_only_models_of_patches_record_a_shape():
+    spec = MODELS["unetr"].spec
+    assert recorded_shape(spec) == {"input_shape": [96, 96, 96, 1]}
+    assert recorded_shape(MODELS["lite-medsam"].spec) == {}
+    assert stored_shape(recorded_shape(spec), "delta") == spec.input_shape
+    assert stored_shape({}, "delta") is None
+    for bad in ("96", [96, 96, 96], [96, 96, 96, 1.0], 7):
+        with pytest.raises(BadDelta, match="expected four whole numbers"):
+            stored_shape({"input_shape": bad}, "delta")
+
+
+def test_windows_without_a_meaning():
+    for window, told in (((5, 5), "one number, or three"), ((16, 0, 16), "at least 1")):
+        with pytest.raises(BadConfig, match=told):
+            settings(*window)
