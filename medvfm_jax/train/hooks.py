@@ -11,8 +11,8 @@ import optax
 from medvfm_jax.train import checkpoint, run_directory
 from medvfm_jax.train.early_stopping import EarlyStopping
 from medvfm_jax.train.loop import Hook, StepEnd
-from medvfm_jax.train.state import TrainState
-from medvfm_jax.types import Delta, MedvfmError
+from medvfm_jax.train.state import State
+from medvfm_jax.types import MedvfmError
 
 Recorder = Callable[[Mapping[str, Any]], None]  # takes one line of metrics
 
@@ -77,21 +77,23 @@ def to_all(*recorders: Recorder) -> Recorder:
 
 
 class Validation:
-    """Hook: score the delta every ``every`` steps and at the end, keep the best, stop without improvement.
+    """Hook: score the model every ``every`` steps and at the end, keep the best, stop without improvement.
 
-    score: delta -> {"dice": ..., "loss": ...}; logged with the prefix "val_". stopping: the current record.
-    fetch: brings a delta to the host where it is divided over devices.
+    score: model -> {"dice": ..., "loss": ...}; logged with the prefix "val_". stopping: the current record.
+    fetch: brings a model to the host where it is divided over devices.  model: that of a state, its delta.
     """
 
     def __init__(
         self,
-        score: Callable[[Delta], Mapping[str, float]],
+        score: Callable[[Any], Mapping[str, float]],
         every: int,
         stopping: EarlyStopping,
         record: Recorder,
-        fetch: Callable[[Delta], Delta] = lambda delta: delta,
+        fetch: Callable[[Any], Any] = lambda model: model,
+        model: Callable[[Any], Any] = lambda state: state.delta,
     ):
         self._score, self._every, self._record, self._fetch = score, every, record, fetch
+        self._model = model
         self.stopping = stopping
         self.latest: Mapping[str, float] = {}
 
@@ -99,12 +101,11 @@ class Validation:
         """Whether to stop."""
         if end.step % self._every and not end.last:
             return False
-        self.latest = self._score(end.state.delta)
+        model = self._model(end.state)
+        self.latest = self._score(model)
         line = {"step": end.step, **{f"val_{n}": float(v) for n, v in self.latest.items()}}
         self._record(line | {"time": round(time.time(), 3)})
-        self.stopping = self.stopping.update(
-            float(self.latest["dice"]), end.step, self._fetch(end.state.delta)
-        )
+        self.stopping = self.stopping.update(float(self.latest["dice"]), end.step, self._fetch(model))
         return self.stopping.exhausted
 
 
@@ -125,7 +126,7 @@ class Checkpoints:
         stopping: Callable[[], EarlyStopping],
         every: int = 100,
         seconds: float = 60.0,
-        fetch: Callable[[TrainState], TrainState] = lambda state: state,
+        fetch: Callable[[State], State] = lambda state: state,
         writes: bool = True,
         private: bool = False,
     ):

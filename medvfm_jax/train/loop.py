@@ -8,7 +8,7 @@ import jax
 
 from medvfm_jax.printable import counted
 from medvfm_jax.train.interruption import deferred
-from medvfm_jax.train.state import TrainState
+from medvfm_jax.train.state import State
 from medvfm_jax.types import MedvfmError
 
 
@@ -65,7 +65,7 @@ class StepEnd(NamedTuple):
 
     step: int
     steps: int
-    state: TrainState
+    state: State
     loader_state: Any
     metrics: dict[str, float]
     examples: int
@@ -77,14 +77,14 @@ Hook = Callable[[StepEnd], bool | None]  # True ends the training after this ste
 
 
 def fit(
-    step: Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]],
-    state: TrainState,
+    step: Callable[[State, Any], tuple[State, dict[str, Any]]],
+    state: State,
     loader: Loader,
     hooks: Sequence[Hook] = (),
     *,
     steps: int,
     agree: Callable[[bool], bool] = bool,
-) -> TrainState:
+) -> State:
     """Train until ``state.step`` is ``steps`` or a hook says stop; returns the last state.
 
     step: ``(state, batch) -> (state, metrics)``, for example ``functools.partial(make_step(...), params)``.

@@ -106,6 +106,14 @@ def test_it_runs_and_what_it_leaves_can_be_evaluated(name, cells, tmp_path):
         ({"algorithm": "flora"}, "needs an adapter of the LoRA kind"),
         ({"algorithm": "feddf"}, "give a folder with some as --public-data"),
         ({"public_data": "."}, "Only feddf learns from public images"),
+        (
+            {"algorithm": "moon", "dp_epsilon": 8.0, "dp_unit": "patient"},
+            "moon also takes the features of its images for the contrast",
+        ),
+        (
+            {"preset": "feddpa_f", "dp_epsilon": 8.0, "dp_unit": "patient"},
+            "feddpa_f also takes the features of training images",
+        ),
         ({"preset": "fesvibs", "model": "lite-tiny-test"}, "choose --model from sam-b, sam-l, sam-h, medsam"),
     ],
 )
@@ -117,7 +125,7 @@ def test_what_is_missing_is_named(wanted, sentence, cells, tmp_path):
 def test_fesvibs_is_run_in_parts_and_refuses_what_its_traffic_would_not_pass(cells, tmp_path):
     wanted = {"preset": "fesvibs", "val_fraction": 0.0, "test_fraction": 0.34}
     run = resolve(small(cells, tmp_path / "run", algorithm_set=("last_block=3",), **wanted))
-    assert (run.algorithm, run.entry.takes, run.entry.own) == ("fesvibs", "split", "part")
+    assert (run.algorithm, run.entry.takes, run.keeps) == ("fesvibs", "split", True)
     assert run.options == {"first_block": 1, "last_block": 3}
     RoundStep(run, make_loss(run.adapted, "medsam"))
     for more in ({"codec": "int8"}, {"down_codec": "int8"}, {"secure_aggregation": True}):
