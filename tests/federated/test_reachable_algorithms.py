@@ -38,6 +38,7 @@ CASES: dict[str, dict] = {
     "feddf": {"algorithm": "feddf", "algorithm_set": ("server_steps=2",)},
     "feddpa_t": {"preset": "feddpa_t"},
     "fedpft": {"preset": "fedpft"},
+    "pfedpg": {"preset": "pfedpg"},
     "fesvibs": {"preset": "fesvibs"},
 }
 
@@ -85,6 +86,12 @@ def test_it_runs_and_what_it_leaves_can_be_evaluated(name, cells, tmp_path):
         decoders = [kept["weights"]["mask_decoder/mask_tokens"]["embedding"] for kept in own.values()]
         assert not np.array_equal(*decoders)
         assert lines[0]["upload_bytes"] == 2 * 1 * 2 * 4 * (4 * 4 * 16 + 4 * 4 * 32)
+    elif name == "pfedpg":  # scores are of the clients' own prompts and heads
+        own, _ = artifacts.load_delta(result.personal)
+        assert {client: jax.tree.map(np.shape, kept) for client, kept in own.items()} == dict.fromkeys(
+            ("bright", "dark"), jax.tree.map(np.shape, delta)
+        )
+        assert not np.array_equal(*(jax.tree.leaves(kept["head"])[0] for kept in own.values()))
     else:
         again = evaluate(EvaluateConfig(run=result.folder, out=tmp_path / "scores.json"))
         assert again["cases"] == scores["cases"]
