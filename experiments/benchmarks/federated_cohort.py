@@ -54,7 +54,9 @@ def measure(name: str, clients: int, chunk: int, rounds: int) -> dict[str, Any]:
     everybody, steps, key = jnp.ones(clients, bool), jnp.ones(clients, jnp.int32), jax.random.key(2)
 
     def federation(params):
-        local = federated.algorithms.fedavg(lambda d, b, k: loss(params, d, b, k)[0], optax.sgd(1e-2))
+        local = federated.algorithms.fedavg(
+            federated.gradient_of(lambda d, b, k: loss(params, d, b, k)[0]), optax.sgd(1e-2)
+        )
         return federated.make_round(local, chunk=chunk)
 
     @jax.jit

@@ -30,7 +30,9 @@ def main() -> None:
     )
     loss = partial(cross_entropy, problem=problem)
     federation = federated.make_round(
-        federated.algorithms.fedavg(loss, optax.sgd(given.RATE)), population=clients_in_all, **options
+        federated.algorithms.fedavg(federated.gradient_of(loss), optax.sgd(given.RATE)),
+        population=clients_in_all,
+        **options,
     )
     cohort = problem.cohort
     samples = jnp.full(cohort, float(given.STEPS * given.BATCH))

@@ -1,12 +1,13 @@
 """Federated adaptation: one compiled round over a cohort of clients, with codec and privacy.
 
->>> federation = make_round(algorithms.fedavg(loss, optax.adamw(1e-4)), codec=codecs.int8())
+>>> federation = make_round(algorithms.fedavg(gradient_of(loss), optax.adamw(1e-4)), codec=codecs.int8())
 >>> server, clients = federation.init(delta, data)
 >>> server, clients, metrics = jax.jit(federation.round)(server, clients, data, participation, steps, key)
 """
 
 from medvfm_jax.federated import algorithms, codecs, lora_aggregation, personalise, robust, systems
 from medvfm_jax.federated.errors import BadFederation
+from medvfm_jax.federated.local_training import gradient_of
 from medvfm_jax.federated.personal_parts import join_personal, split_personal
 from medvfm_jax.federated.records import (
     AdaptiveClip,
@@ -38,6 +39,7 @@ __all__ = [
     "Shard",
     "algorithms",
     "codecs",
+    "gradient_of",
     "join_personal",
     "lora_aggregation",
     "make_round",

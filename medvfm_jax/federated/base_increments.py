@@ -14,6 +14,7 @@ from jax import Array
 
 from medvfm_jax.adapters.lora import lora_scale
 from medvfm_jax.federated.errors import BadFederation
+from medvfm_jax.federated.local_training import Gradient, Whole
 from medvfm_jax.federated.lora_aggregation import Factors, factors_of, leaves_of_pair
 from medvfm_jax.federated.personal_parts import leaf_name, split_personal
 from medvfm_jax.federated.records import Algorithm, Tree
@@ -61,16 +62,17 @@ def with_increments(delta: Tree, base: Mapping[str, Array]) -> Tree:
 
 
 def on_increments(make: Callable[..., Algorithm]) -> Callable[..., Algorithm]:
-    """Turn make(loss on (delta, base), ...) into make(loss on whole deltas, ...)."""
+    """Turn make(gradient at pairs (delta, base), ...) into make(gradient at whole deltas, ...)."""
 
-    def made(loss: Any, optimizer: Any, **options: Any) -> Algorithm:
-        def on_base(delta: Tree, base: Mapping[str, Array], batch: Tree, key: Array) -> Array:
-            return loss(with_increments(delta, base), batch, key)
+    def made(gradient: Gradient, optimizer: Any, **options: Any) -> Algorithm:
+        def at_pair(trained: Tree, batch: Tree, key: Array, whole: Whole) -> Any:
+            return gradient(trained, batch, key, lambda part: with_increments(*whole(part)))
 
-        inner = make(on_base, optimizer, **options)
+        inner = make(at_pair, optimizer, **options)
         return inner._replace(
             init_server=lambda delta: inner.init_server(without_increments(delta)),
             init_client=lambda delta, client_id: inner.init_client(without_increments(delta), client_id),
+            model=lambda server, own: with_increments(*inner.model(server, own)),
         )
 
     made.__doc__ = make.__doc__

@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from medvfm_jax.adapters import Count
 from medvfm_jax.federated import algorithms
+from medvfm_jax.federated.local_training import gradient_of
 from medvfm_jax.federated.records import Federation, Shard
 from medvfm_jax.federated.rounds import make_round
 from medvfm_jax.mesh_axes import CLIENTS, DATA
@@ -99,7 +100,7 @@ def _federation(training: Abstract, params: Params, **backend: Any) -> Federatio
     def loss(delta: Any, batch: Any, key: Any) -> Any:
         return training.loss(params, delta, batch, key)[0]
 
-    return make_round(algorithms.fedavg(loss, make_optimizer(_RATE)), **backend)
+    return make_round(algorithms.fedavg(gradient_of(loss), make_optimizer(_RATE)), **backend)
 
 
 def _shapes(training: Abstract, clients: int, steps: int) -> Shard:

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from medvfm_jax.adapters import touches_encoder
 from medvfm_jax.data import Case, usual_augmentation
-from medvfm_jax.federated.algorithm_catalog import Models, model_of
+from medvfm_jax.federated.client_models import Models, model_of
 from medvfm_jax.federated.cohort import EVERYBODY, RoundLoader
 from medvfm_jax.federated.cohort_placement import CohortPlacement
 from medvfm_jax.federated.errors import BadFederation
@@ -22,7 +22,7 @@ from medvfm_jax.federated.model_files import REFERENCES, SHARED_MODEL, own_model
 from medvfm_jax.federated.privacy import Secret, draw_secret
 from medvfm_jax.federated.privacy_plan import validates
 from medvfm_jax.federated.round_hooks import NO_SUM, RoundLine, RoundLog, recorder, site_validation
-from medvfm_jax.federated.round_step import RoundStep
+from medvfm_jax.federated.round_step import RoundState, RoundStep
 from medvfm_jax.federated.systems.feddpa_inference import InstanceMixed, references_of
 from medvfm_jax.fetch import cache_dir
 from medvfm_jax.printable import counted
@@ -38,7 +38,6 @@ from medvfm_jax.train.loop import StepEnd, fit
 from medvfm_jax.train.optimizer import make_schedule
 from medvfm_jax.train.predict import Predictor
 from medvfm_jax.train.progress import ProgressDisplay
-from medvfm_jax.train.state import TrainState
 from medvfm_jax.train.task import make_loss, make_overlap
 from medvfm_jax.train.validation import Validation
 from medvfm_jax.types import Batch, Delta
@@ -132,7 +131,7 @@ def _announce(run: FederatedRun, say: Callable[[str], None]) -> None:
             f"noise multiplier {run.privacy.privacy.noise_multiplier:.3f}: {run.privacy.statement(config.rounds)}"
         )
         say(f"{'warning: ' if run.noise.drowned else ''}{run.noise.sentence()}")
-        if config.validate_every and not validates(config, run.entry.own):
+        if config.validate_every and not validates(config, run.keeps):
             say(
                 "no validation: scores of models that clients keep without noise tell who took part in a round"
             )
@@ -156,7 +155,8 @@ def _train(
     state = step.init(next(loader), None if secret is None else secret.key("rounds"))
     loader.set_state(loader.get_state() | {"round": 0})
     stopping = EarlyStopping(patience=0)
-    found = checkpoint.read(folder / run_directory.CHECKPOINTS, state, run.base.fingerprint, display.say)
+    checkpoints = folder / run_directory.CHECKPOINTS
+    found = checkpoint.read(checkpoints, state, run.base.fingerprint, display.say, step.models(state))
     run_directory.truncate_metrics(folder, found.step if found else 0, display.say)
     if found:
         loader.set_state(found.loader_state)
@@ -166,16 +166,16 @@ def _train(
         _remember_secret(run, state, loader, stopping)
 
     score = validation = None
-    if validates(config, run.entry.own):
+    if validates(config, run.keeps):
         score = site_validation(run, loss, make_overlap(run.adapted, cached=cache is not None), prepare)
     if score is not None:
 
         def score_there(models: Models) -> dict[str, float]:
             return score(models if placement.mesh is None else placement.fetch(models))
 
-        validation = Validation(score_there, config.validate_every, placement.fetch)
+        validation = Validation(score_there, config.validate_every, placement.fetch, step.models)
     keep = hooks.Checkpoints(
-        folder / run_directory.CHECKPOINTS,
+        checkpoints,
         run.record,
         run.base.fingerprint,
         config.checkpoint_every,
@@ -191,20 +191,20 @@ def _train(
     if secret is not None:
         _forget_secret(run, state, loader, stopping)
     if run.privacy is not None or stopping.delta is None:  # choosing a round by scores would not be private
-        return state.delta, int(state.step), None
+        return step.models(state), int(state.step), None
     display.say(f"kept the models of round {stopping.step}, validation Dice {stopping.best:.4f}")
     return stopping.delta, int(state.step), stopping.best
 
 
 def _remember_secret(
-    run: FederatedRun, state: TrainState, loader: RoundLoader, stopping: EarlyStopping
+    run: FederatedRun, state: RoundState, loader: RoundLoader, stopping: EarlyStopping
 ) -> None:
     """A checkpoint before the first round: resumed after a kill, a round must not be released with other noise too."""
     _write_checkpoint(run, state, loader.get_state(), stopping, kept=checkpoint.KEPT)
 
 
 def _forget_secret(
-    run: FederatedRun, state: TrainState, loader: RoundLoader, stopping: EarlyStopping
+    run: FederatedRun, state: RoundState, loader: RoundLoader, stopping: EarlyStopping
 ) -> None:
     """Leave one checkpoint, with another secret: the run is over, and nobody shall ever take its noise off."""
     other = draw_secret()
@@ -213,7 +213,7 @@ def _forget_secret(
 
 
 def _write_checkpoint(
-    run: FederatedRun, state: TrainState, loader_state: Mapping[str, Any], stopping: EarlyStopping, kept: int
+    run: FederatedRun, state: RoundState, loader_state: Mapping[str, Any], stopping: EarlyStopping, kept: int
 ) -> None:
     """Of a private run, beside those of the hook."""
     fingerprint, folder = run.base.fingerprint, run.config.out / run_directory.CHECKPOINTS

@@ -6,8 +6,6 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax
-
 from medvfm_jax.adapters import AdaptedModel, Count, count
 from medvfm_jax.catalog import did_you_mean
 from medvfm_jax.data import Dataset, Split, open_dataset, split
@@ -26,6 +24,7 @@ from medvfm_jax.data.sites import with_sites
 from medvfm_jax.federated import algorithm_catalog, systems
 from medvfm_jax.federated.algorithm_catalog import BASELINES, Entry, read_options
 from medvfm_jax.federated.base_increments import adapter_with_increments, without_increments
+from medvfm_jax.federated.client_models import keeps_a_part
 from medvfm_jax.federated.codecs import CODECS, guarantee, make_codec
 from medvfm_jax.federated.cohort import EVERYBODY, ClientData, cohort
 from medvfm_jax.federated.errors import BadFederation
@@ -51,7 +50,8 @@ class FederatedRun(NamedTuple):
     record: config.json.  source: its sites are the clients, its split is that of the whole run.  clients: who trains.
     sites: whose models are validated, the same but for centralised training.  steps: local
     steps of a round.  rate: learning rate of the first round.  noise: what to expect of the noise, if there is any.
-    secure: secure aggregation, None without.  public: unlabelled batches at the server, or none.
+    secure: secure aggregation, None without.  public: unlabelled batches at the server, or none.  keeps: whether
+    clients keep a part of the model.
     """
 
     config: FederateConfig
@@ -73,6 +73,7 @@ class FederatedRun(NamedTuple):
     noise: NoisePrediction | None
     secure: SecureSum | None
     public: list[Batch]
+    keeps: bool
 
     @property
     def base(self) -> Base:
@@ -131,7 +132,8 @@ def resolve(config: FederateConfig, display: ProgressDisplay | None = None) -> F
     if entry.needs_clients:
         options |= {"clients": len(trained)}
     options = algorithm_catalog.with_ranks(options, delta, trained)
-    entry = algorithm_catalog.fitted(name, entry, options, delta)
+    algorithm_catalog.check_fit(entry, options, delta)
+    keeps = keeps_a_part(algorithm_catalog.outline(entry, options), delta)
     public = _public(config, entry, options, base, source.dataset)
     sites = cohort(source, base.model.spec, prompt, config, trained)
     clients = cohort(source, base.model.spec, prompt, config, [EVERYBODY]) if name == "centralised" else sites
@@ -139,7 +141,9 @@ def resolve(config: FederateConfig, display: ProgressDisplay | None = None) -> F
     numbers = 0
     if config.dp_epsilon is not None:
         numbers = algorithm_catalog.noised_numbers(entry, options, delta, config.dp_unit)
-    privacy = plan(config, {client.name: len(client.patients) for client in clients}, entry.own, numbers)
+    steps = config.local_steps * (len(sites) if name == "centralised" else 1)
+    patients = {client.name: len(client.patients) for client in clients}
+    privacy = plan(config, patients, keeps, numbers, steps)
     noise = None
     if privacy is not None:
         noise = predict_noise(privacy, numbers, len(clients), config.participation)
@@ -173,13 +177,12 @@ def resolve(config: FederateConfig, display: ProgressDisplay | None = None) -> F
     if public:
         images = hashlib.sha256(b"".join(batch.image.tobytes() for batch in public))
         record["resolved"]["public_images_sha256"] = images.hexdigest()
-    steps = config.local_steps * (len(sites) if name == "centralised" else 1)
     codec = _with_memory(config, make_codec(config.codec, **codec_options), delta, codec_options)
     size = count(without_increments(delta), base.params)
     return FederatedRun(
         config, record, assembled, source, checked, clients, sites, size, name, entry, options, codec,
         _down(config, down_options), privacy, steps, rate, noise,
-        _secure(config, name, entry, options, clients, privacy), public,
+        _secure(config, name, entry, options, clients, privacy), public, keeps,
     )  # fmt: skip
 
 
@@ -284,11 +287,10 @@ def _algorithm(config: FederateConfig) -> tuple[str, Entry, dict[str, Any]]:
         )
     if name in BASELINES and (config.codec, config.down_codec) != ("identity", "identity"):
         raise BadFederation(f"algorithm={name} sends nothing; leave --codec and --down-codec out.")
+    options = read_options(config.algorithm_set, entry.options, f"algorithm {name}")
     if config.patient_privacy:
-        algorithm_catalog.with_gradient(
-            entry, name, jax.value_and_grad
-        )  # refuses what is no average of changes
-    return name, entry, read_options(config.algorithm_set, entry.options, f"algorithm {name}")
+        algorithm_catalog.check_gradient_alone(name, entry, options)
+    return name, entry, options
 
 
 def _entry_of(name: str, system: systems.FederatedSystem) -> tuple[str, Entry]:
@@ -302,9 +304,7 @@ def _entry_of(name: str, system: systems.FederatedSystem) -> tuple[str, Entry]:
     options = {p.name: p.default for p in parameters if p.default is not p.empty and p.name != takes}
     needs_clients = any(p.name == "clients" for p in parameters)
     mixing = system.instance_mixing
-    return name, Entry(
-        make, options, own="part", needs_clients=needs_clients, takes=takes, instance_mixing=mixing
-    )
+    return name, Entry(make, options, needs_clients=needs_clients, takes=takes, instance_mixing=mixing)
 
 
 def _public(

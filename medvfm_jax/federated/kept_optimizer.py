@@ -11,7 +11,7 @@ import optax
 from medvfm_jax.federated.errors import BadFederation
 from medvfm_jax.federated.records import Tree
 
-# Whose clients make one sequence of optimizer steps in a round, all on the same leaves: `averaging` and `independent`.
+# Whose clients make one sequence of optimizer steps in a round, all on the same leaves: those made by `averaging`.
 KEEPING = (
     "fedavg", "fedprox", "fedsharp", "fedavgm", "fedadagrad", "fedyogi", "fedadam", "fedper", "fedbn", "fedit",
     "ffa_lora", "fedsa_lora", "median", "trimmed_mean", "krum", "multi_krum", "geometric_median", "local",
@@ -20,7 +20,7 @@ KEEPING = (
 
 
 class KeptOptimizer(optax.GradientTransformation):
-    """An optimizer that goes on where a client's last round ended; `averaging` and `independent` look for this type."""
+    """An optimizer that goes on where a client's last round ended; `averaging` looks for this type."""
 
 
 class KeptState(NamedTuple):

@@ -8,7 +8,8 @@ import optax
 from jax import Array
 
 from medvfm_jax.federated.algorithms.averaging import averaging, fedavg
-from medvfm_jax.federated.local_training import Loss, local_steps
+from medvfm_jax.federated.errors import BadFederation
+from medvfm_jax.federated.local_training import Gradient, Optimizer, local_steps
 from medvfm_jax.federated.personal_parts import Chosen, join_personal, split_personal
 from medvfm_jax.federated.records import Algorithm, Report, Server, Shard, Tree
 from medvfm_jax.federated.tree_math import add, scale, select, subtract
@@ -18,34 +19,31 @@ NORM_LEAVES = (
 )
 
 
-def fedper(loss: Loss, optimizer: optax.GradientTransformation, personal: Chosen) -> Algorithm:
+def fedper(gradient: Gradient, optimizer: Optimizer, personal: Chosen) -> Algorithm:
     """FedAvg in which ``personal`` leaves never leave their client (Arivazhagan et al. 2019)."""
-    return averaging(loss, optimizer, optax.sgd(1.0), personal=personal)
+    return _with_own_part(averaging(gradient, optimizer, optax.sgd(1.0), personal=personal))
 
 
-def fedbn(loss: Loss, optimizer: optax.GradientTransformation, norms: Chosen = NORM_LEAVES) -> Algorithm:
+def fedbn(gradient: Gradient, optimizer: Optimizer, norms: Chosen = NORM_LEAVES) -> Algorithm:
     """FedAvg in which the parameters of normalisation layers stay local (Li et al. 2021)."""
-    return averaging(loss, optimizer, optax.sgd(1.0), personal=norms)
+    return _with_own_part(averaging(gradient, optimizer, optax.sgd(1.0), personal=norms))
 
 
-def fedrep(
-    loss: Loss, optimizer: optax.GradientTransformation, personal: Chosen, personal_steps: int
-) -> Algorithm:
+def fedrep(gradient: Gradient, optimizer: Optimizer, personal: Chosen, personal_steps: int) -> Algorithm:
     """FedPer whose clients first train only the personal part, then only the shared one (Collins et al. 2021).
 
     The first ``personal_steps`` steps a client makes go to its head, all later ones to the body.
     """
-    return averaging(
-        loss, one_then_other(optimizer, personal, personal_steps), optax.sgd(1.0), personal=personal
-    )
+    halved = one_then_other(optimizer, personal, personal_steps)
+    return _with_own_part(averaging(gradient, halved, optax.sgd(1.0), personal=personal))
 
 
-def ditto(loss: Loss, optimizer: optax.GradientTransformation, strength: float) -> Algorithm:
+def ditto(gradient: Gradient, optimizer: Optimizer, strength: float) -> Algorithm:
     """FedAvg, and beside it a personal model v_i of loss + strength/2 |v_i - x|^2 per client (Li et al. 2021).
 
     Client state: v_i, started at the first delta.  Two backward passes per local step; traffic as FedAvg.
     """
-    shared = fedavg(loss, optimizer)
+    shared = fedavg(gradient, optimizer)
 
     def client_update(
         server: Server, own: Tree, shard: Shard, step_mask: Array, key: Array
@@ -55,10 +53,30 @@ def ditto(loss: Loss, optimizer: optax.GradientTransformation, strength: float) 
 
         nothing_own = jax.tree.map(lambda x: None, server.delta)
         _, report = shared.client_update(server, nothing_own, shard, step_mask, key)
-        own, _ = local_steps(jax.value_and_grad(loss), optimizer, own, shard, step_mask, key, pull)
+        own, _, _ = local_steps(gradient, optimizer, own, shard, step_mask, key, pull)
         return own, report
 
-    return shared._replace(init_client=lambda delta, client_id: delta, client_update=client_update)
+    return shared._replace(
+        init_client=lambda delta, client_id: delta,
+        client_update=client_update,
+        model=lambda server, own: server.delta if own is None else own,
+        reads="a second gradient of every batch, for the client's own model",
+    )
+
+
+def _with_own_part(algorithm: Algorithm) -> Algorithm:
+    """Refuse a pattern for personal parts that matches nothing of the delta, or all of it.  Raises BadFederation."""
+
+    def init_server(delta: Tree) -> tuple[Tree, Tree]:
+        shared, state = algorithm.init_server(delta)
+        found = {0: "all of it, so that nothing is shared", len(jax.tree.leaves(delta)): "no part of it"}
+        if (count := len(jax.tree.leaves(shared))) in found:
+            raise BadFederation(
+                f"A part of the model stays at its client, but the pattern for personal parts matches {found[count]}."
+            )
+        return shared, state
+
+    return algorithm._replace(init_server=init_server)
 
 
 class Phase(NamedTuple):
@@ -69,9 +87,7 @@ class Phase(NamedTuple):
     second: Tree
 
 
-def one_then_other(
-    optimizer: optax.GradientTransformation, first: Chosen, first_steps: int
-) -> optax.GradientTransformation:
+def one_then_other(optimizer: Optimizer, first: Chosen, first_steps: int) -> optax.GradientTransformation:
     """Update only the ``first`` leaves for ``first_steps`` steps and only the others from then on."""
 
     def init(delta: Tree) -> Phase:

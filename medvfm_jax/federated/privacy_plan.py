@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
-from medvfm_jax.federated.algorithm_catalog import Own
 from medvfm_jax.federated.privacy import Guarantee, account, with_epsilon
 from medvfm_jax.federated.privacy.client_level import update_multiplier
 from medvfm_jax.federated.privacy.discrete import Discrete
@@ -86,7 +85,11 @@ class PrivacyPlan(NamedTuple):
 
 
 def plan(
-    config: FederateConfig, patients: Mapping[str, int], own: Own = "nothing", numbers: int = 0
+    config: FederateConfig,
+    patients: Mapping[str, int],
+    keeps: bool = False,
+    numbers: int = 0,
+    steps: int | None = None,
 ) -> PrivacyPlan | None:
     """The least noise with which all rounds stay within ``dp_epsilon``; None if no privacy was asked for.
 
@@ -94,19 +97,20 @@ def plan(
     with rate batch_size / patients in every step (all of them where it has fewer), so the expected batch is a public
     constant; all hospitals use the noise that the one with the largest rate needs.  Unit client: each client is drawn
     with rate ``participation``; where the clients add the noise, a fixed number of them, with no amplification claimed.
-    own: what of the model stays at the client.  numbers: of an upload, for noise of the clients.
+    keeps: whether a part of the model stays at the client.  numbers: of an upload, for noise of the clients.  steps:
+    local steps of a round, those of the settings unless given.
     Raises BadPrivacy, MissingPrivacyExtra.
     """
     if config.dp_epsilon is None:
         return None
     if config.dp_unit == "patient":
-        expected, steps = float(config.batch_size), config.local_steps
+        expected, steps = float(config.batch_size), steps or config.local_steps
         rates = {client: min(1.0, config.batch_size / n) for client, n in patients.items()}
     else:
         expected, steps = config.participation * len(patients), 1
         rates = {"": config.participation}
     if config.distributed_noise:
-        return _distributed(config, len(patients), own, numbers)
+        return _distributed(config, len(patients), keeps, numbers)
     rate = max(rates.values())
     privacy = with_epsilon(
         Privacy(config.dp_clip, 1.0, expected, unit=config.dp_unit),
@@ -116,10 +120,10 @@ def plan(
         rate=rate,
         accountant=_accountant(rate),
     )
-    return PrivacyPlan(privacy, rates, steps, config.dp_delta, config.dp_seed, exposed(config, own))
+    return PrivacyPlan(privacy, rates, steps, config.dp_delta, config.dp_seed, exposed(config, keeps))
 
 
-def _distributed(config: FederateConfig, clients: int, own: Own, numbers: int) -> PrivacyPlan:
+def _distributed(config: FederateConfig, clients: int, keeps: bool, numbers: int) -> PrivacyPlan:
     chosen, answered = config.in_round(clients), config.least_answers(clients)
     mechanism = discrete_with_epsilon(
         Privacy(config.dp_clip, 1.0, chosen, neighbours="zero out one"),
@@ -131,30 +135,30 @@ def _distributed(config: FederateConfig, clients: int, own: Own, numbers: int) -
         bits=config.dp_bits,
         noise="gaussian" if config.dp_noise == "discrete_gaussian" else "skellam",
     )
-    exposes = exposed(config, own)
+    exposes = exposed(config, keeps)
     return PrivacyPlan(
         mechanism.privacy, {"": 1.0}, 1, config.dp_delta, config.dp_seed, exposes, mechanism, answered
     )
 
 
-def validates(config: FederateConfig, own: Own) -> bool:
+def validates(config: FederateConfig, keeps: bool) -> bool:
     """Whether scores of validation may be recorded.
 
     With unit client not those of models that keep a part without noise: a client's score would change exactly in the
     rounds it took part in, which amplification assumes hidden.
     """
-    unnoised = config.client_privacy and own != "nothing"
+    unnoised = config.client_privacy and keeps
     return bool(config.validate_every) and (config.dp_log_unprotected or not unnoised)
 
 
-def exposed(config: FederateConfig, own: Own) -> tuple[str, ...]:
+def exposed(config: FederateConfig, keeps: bool) -> tuple[str, ...]:
     """What a private run leaves behind that its noise does not cover, in words."""
     found = ["config.json (cases held out for validation and test, digest of all images)"]
-    if validates(config, own) and config.val_fraction > 0:
+    if validates(config, keeps) and config.val_fraction > 0:
         found.append("validation scores of each site in metrics.jsonl, exact and about its held-out patients")
     if config.score:
         found.append("scores and masks of the test patients")
-    if config.client_privacy and own != "nothing":
+    if config.client_privacy and keeps:
         found.append("what each client keeps (personal.safetensors) and all scores made with it")
     found.append(
         "checkpoints, which hold the clients' states and, until the run has ended, the secret of the noise"

@@ -92,6 +92,10 @@ class Algorithm(NamedTuple):
     download(server) -> what a client receives, for counting bits; None: ``server.delta``.
     traffic(server, state, shard) -> bits a client sends in one local step, and as many receives, from shapes, where the
         server computes a part of each step; None: uploads and downloads are what crosses.
+    model(server, state of a client) -> the delta that this client predicts with; for state None, somebody who took no
+        part, without the leaves that only clients have.
+    reads: what a client's work takes of its data beside one gradient per local step, in words; "" for nothing.
+        Patient-level privacy puts noise on that gradient alone, so it refuses such an algorithm.
     exact: what ``aggregate`` reads of a round beside the mean of the uploads and public constants, in words; "" for
         nothing.  Noise on the mean does not cover it, so with client-level privacy such an algorithm is refused.
     weights: what ``Report.weight`` is: the client's samples, 1 for every client, or a number that follows from its
@@ -106,6 +110,8 @@ class Algorithm(NamedTuple):
     reduction: Reduction = "mean"
     measure: Callable[[Server, Tree, Array], dict[str, Array]] | None = None
     download: Callable[[Server], Tree] | None = None
+    model: Callable[[Server, Tree], Tree] = lambda server, state: server.delta
+    reads: str = ""
     exact: str = ""
     traffic: Callable[[Server, Tree, Shard], float] | None = None
     weights: Weights = "samples"

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from medvfm_jax.federated.algorithm_catalog import Models, model_of
+from medvfm_jax.federated.client_models import Models, model_of
 from medvfm_jax.federated.federated_run import FederatedRun
 from medvfm_jax.federated.systems.feddpa import HALF, mix
 from medvfm_jax.train.hooks import Recorder, record_scores, to_file

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +12,13 @@ import optax
 from jax import Array
 
 from medvfm_jax.adapters import touches_encoder
-from medvfm_jax.federated.algorithm_catalog import Models, models_of, with_gradient
+from medvfm_jax.federated.client_models import Models, client_models
 from medvfm_jax.federated.cohort import RoundData
 from medvfm_jax.federated.cohort_placement import CohortPlacement
 from medvfm_jax.federated.errors import BadFederation
 from medvfm_jax.federated.federated_run import FederatedRun
-from medvfm_jax.federated.kept_optimizer import kept, without_optimizer
+from medvfm_jax.federated.kept_optimizer import kept
+from medvfm_jax.federated.local_training import Gradient, gradient_of
 from medvfm_jax.federated.privacy.patient_level import patient_value_and_grad
 from medvfm_jax.federated.records import Algorithm, Client, Federation, Metrics, Server, Tree
 from medvfm_jax.federated.representations import make_features, make_logits, make_split
@@ -25,20 +26,34 @@ from medvfm_jax.federated.rounds import make_round
 from medvfm_jax.federated.tree_math import all_finite
 from medvfm_jax.settings.federate import FederateConfig
 from medvfm_jax.train.optimizer import make_optimizer
-from medvfm_jax.train.state import TrainState
 from medvfm_jax.train.step import LossFn
 from medvfm_jax.types import Batch, Params
 
 PER_CLIENT = ("loss", "joined")  # numbers of a round that are named "loss/NAME", beside "excluded/NAME"
 
 
+class RoundState(NamedTuple):
+    """What a run carries from round to round, enough to go on bit by bit.
+
+    clients: of all, stacked.  key: typed; round r of client i draws from ``fold_in(fold_in(key, r), i)``.
+    """
+
+    server: Server
+    clients: Client
+    key: Array
+
+    @property
+    def step(self) -> Array:
+        """Rounds made, () int32."""
+        return self.server.round
+
+
 class RoundStep:
     """``init(first) -> state`` and ``step(state, data) -> (state, metrics)``, as `train.loop.fit` wants them.
 
-    A state holds the models (`algorithm_catalog.Models`) as its delta, server and clients as its optimizer's state,
-    and the number of rounds as its step.  A round computes the rows of the clients that take part.  Base weights are an
-    argument of the program, neither copied per client nor constants in it.  Of a private run only public numbers come
-    out, unless its settings ask for all.
+    A round computes the rows of the clients that take part.  Base weights are an argument of the program, neither
+    copied per client nor constants in it.  Of a private run only public numbers come out, unless its settings ask for
+    all.
 
     Raises BadFederation for an algorithm, codecs, privacy and a placement that do not fit together.
     """
@@ -58,14 +73,14 @@ class RoundStep:
         public = [prepare(batch) if prepare else batch for batch in run.public]
         self._public = jax.tree.map(lambda *leaves: np.stack(leaves), *public) if public else None
         self._federation(run.base.params)  # refuses
-        algorithm = self._algorithm(run.base.params, None)
+        self._outline = algorithm = self._algorithm(run.base.params, None)
         self._stacks_to_measure = algorithm.reduction == "mean" and algorithm.measure is not None
         self._params = None
         self._round = jax.jit(
             self._compute, static_argnums=0, donate_argnums=(2, 3), out_shardings=self._placement.results()
         )
 
-    def init(self, first: RoundData, key: Array | None = None) -> TrainState:
+    def init(self, first: RoundData, key: Array | None = None) -> RoundState:
         """State before the first round; of ``first`` only the shapes matter.
 
         key: of all randomness in the rounds, None for one from the run's seed.  A private run needs one from a secret:
@@ -83,34 +98,35 @@ class RoundStep:
         # Copies, because a round consumes (donates) them, and without weak types, so that the first round and those
         # after a checkpoint share a program.
         server, clients = jax.tree.map(lambda x: jnp.array(x, x.dtype, copy=True), (server, clients))
-        models = self._models(server, clients, run.delta)
-        return TrainState(models, (server, clients), jnp.zeros((), jnp.int32), key)
+        return RoundState(server, clients, key)
 
-    def __call__(self, state: TrainState, data: RoundData) -> tuple[TrainState, dict[str, Array]]:
+    def models(self, state: RoundState) -> Models:
+        """The shared model and what each client has of its own; the next round consumes their arrays."""
+        return client_models(self._outline, self._run.delta, state.server, state.clients.state)
+
+    def __call__(self, state: RoundState, data: RoundData) -> tuple[RoundState, dict[str, Array]]:
         """One round; ``state`` is consumed.  States of clients that take no part stay where they are."""
         where = self._placement
         if self._params is None:
             self._params = where.put_params(self._run.base.params)
-        (server, clients), rows = state.opt_state, data.rows
+        clients, rows = state.clients, data.rows
         everybody = where.mesh is None and np.array_equal(rows, np.arange(len(self._run.clients)))
         cohort = clients if everybody else where.put_rows(_rows_of(where.put_home(clients), rows))
-        server, cohort, (step, numbers) = self._round(
+        server, cohort, numbers = self._round(
             self._measured(state),
             (self._params, where.put_shared(self._public)),
-            where.put_shared(server),
+            where.put_shared(state.server),
             cohort,
-            *where.put_shared((state.step, state.key)),
+            where.put_shared(state.key),
             self._put(data),
         )
         clients = cohort if everybody else _with_rows(where.put_home(clients), where.put_home(cohort), rows)
-        models = self._models(server, clients, self._run.delta)
-        return TrainState(models, (server, clients), step, state.key), numbers
+        return RoundState(server, clients, state.key), numbers
 
-    def lower(self, state: TrainState, data: RoundData) -> jax.stages.Lowered:
+    def lower(self, state: RoundState, data: RoundData) -> jax.stages.Lowered:
         """The program of a round of this size, to ask for its memory."""
-        server, clients = state.opt_state
         fixed = self._run.base.params, self._public
-        arguments = fixed, server, _rows_of(clients, data.rows), state.step, state.key, data
+        arguments = fixed, state.server, _rows_of(state.clients, data.rows), state.key, data
         return self._round.lower(self._measured(state), *arguments)
 
     def _compute(
@@ -119,26 +135,22 @@ class RoundStep:
         fixed: tuple[Params, Tree],
         server: Server,
         cohort: Client,
-        step: Array,
         key: Array,
         data: RoundData,
-    ) -> tuple[Server, Client, tuple[Array, dict[str, Array]]]:
+    ) -> tuple[Server, Client, dict[str, Array]]:
         steps = jnp.full(data.participation.shape, self._run.steps)
         with self._known_mesh():
             server, cohort, metrics = self._federation(*fixed).round(
                 server, cohort, data.shard, data.participation, steps, key, data.dropped, measured
             )
-        moved = self._models(server, cohort, jax.tree.map(lambda x: None, self._run.delta))
-        numbers = self._numbers(metrics, data) | {"finite": all_finite(moved)}
-        return server, cohort, (step + 1, numbers)
+        nothing = jax.tree.map(lambda x: None, self._run.delta)
+        moved = client_models(self._outline, nothing, server, cohort.state)
+        return server, cohort, self._numbers(metrics, data) | {"finite": all_finite(moved)}
 
-    def _measured(self, state: TrainState) -> bool:
+    def _measured(self, state: RoundState) -> bool:
         """Whether the algorithm's measure, for which uploads that are only summed must be kept, is due."""
         every = self._run.config.measure_every
         return not self._stacks_to_measure or (every > 0 and int(state.step) % every == 0)
-
-    def _models(self, server: Server, clients: Client, start: Tree) -> Models:
-        return models_of(self._run.entry.own, start, server, without_optimizer(clients.state))
 
     def _put(self, data: RoundData) -> RoundData:
         where = self._placement
@@ -219,20 +231,18 @@ class RoundStep:
         elif entry.takes == "split":
             objective = run.record["resolved"]["objective"]
             make = partial(make, split=make_split(run.adapted, params, objective))
-        if entry.plain_sgd:
-            if run.config.keep_optimizer:
-                kept(optax.sgd(run.rate), run.algorithm)  # refuses
-            return make(partial(self._batch_loss, params), run.rate, **run.options)
-        config = run.config
-        optimizer = _optimizer(config, run.rate)
-        if config.keep_optimizer:
+        optimizer = _optimizer(run.config, run.rate)
+        if run.config.keep_optimizer:
             optimizer = kept(optimizer, run.algorithm)
-        if not config.patient_privacy:
-            return make(partial(self._batch_loss, params), optimizer, **run.options)
+        return make(self._gradient(params), run.rate if entry.plain_sgd else optimizer, **run.options)
+
+    def _gradient(self, params: Params) -> Gradient:
+        """Of the loss of a batch, or with patient-level privacy the clipped and noised one."""
+        if not self._run.config.patient_privacy:
+            return gradient_of(partial(self._batch_loss, params))
         microbatch = 1 if jax.default_backend() == "cpu" else None
-        gradient = partial(patient_value_and_grad, privacy=run.privacy.privacy, microbatch=microbatch)
-        return with_gradient(entry, run.algorithm, gradient)(
-            partial(self._slice_loss, params), optimizer, **run.options
+        return patient_value_and_grad(
+            partial(self._slice_loss, params), self._run.privacy.privacy, microbatch
         )
 
     def _batch_loss(self, params: Params, delta: Tree, batch: Tree, key: Array) -> Array:

@@ -24,7 +24,7 @@ from safetensors.numpy import load, save
 from medvfm_jax import json_text
 from medvfm_jax.printable import counted
 from medvfm_jax.train.early_stopping import EarlyStopping
-from medvfm_jax.train.state import TrainState
+from medvfm_jax.train.state import State
 from medvfm_jax.types import MedvfmError
 
 FORMAT = 1
@@ -48,7 +48,7 @@ class Checkpoint(NamedTuple):
     private: it holds a secret, so nobody but the user may read its files.
     """
 
-    state: TrainState
+    state: State
     loader_state: Any
     stopping: EarlyStopping
     config: dict[str, Any]
@@ -91,12 +91,13 @@ def write(folder: Path, checkpoint: Checkpoint, kept: int = KEPT) -> Path:
 
 
 def read(
-    folder: Path, like: TrainState, fingerprint: str, warn: Callable[[str], None] = print
+    folder: Path, like: State, fingerprint: str, warn: Callable[[str], None] = print, best: Any = None
 ) -> Checkpoint | None:
     """The newest checkpoint that is intact, or None if there has never been one.
 
     like: a state of the same run at any step; its shapes and dtypes are what is expected.
     fingerprint: of the base weights in memory. warn: told about each damaged checkpoint that is passed over.
+    best: like what early stopping keeps, None for the delta of the state.
     Raises WrongCheckpoint for a checkpoint of another run, CheckpointError if all are damaged.
     """
     candidates = _committed(folder)
@@ -111,11 +112,11 @@ def read(
                 f"{path} was trained on other base weights (fingerprint {manifest['fingerprint'][:12]}, in "
                 f"memory {fingerprint[:12]}); resume with the same model, or choose a new run directory."
             )
-        state, best = _unflatten(arrays, like, path)
+        state, kept = _unflatten(arrays, like, like.delta if best is None else best, path)
         return Checkpoint(
             state,
             _loader_from_json(manifest["loader_state"]),
-            EarlyStopping.from_json(manifest["early_stopping"], best),
+            EarlyStopping.from_json(manifest["early_stopping"], kept),
             manifest["config"],
             manifest["fingerprint"],
         )
@@ -136,7 +137,7 @@ def _committed(folder: Path) -> list[Path]:
     return sorted((p for p in folder.glob("step_*") if _NAME.fullmatch(p.name) and p.is_dir()), reverse=True)
 
 
-def _flatten(state: TrainState, best: Any) -> dict[str, np.ndarray]:
+def _flatten(state: State, best: Any) -> dict[str, np.ndarray]:
     return dict(_named({"state": _without_key_type(state), **({} if best is None else {"best": best})}))
 
 
@@ -146,13 +147,13 @@ def _named(tree: Any) -> Iterator[tuple[str, np.ndarray]]:
         yield jax.tree_util.keystr(path), np.asarray(leaf, order="C")
 
 
-def _without_key_type(state: TrainState) -> TrainState:
+def _without_key_type(state: State) -> State:
     return state._replace(key=jax.random.key_data(state.key))
 
 
-def _unflatten(arrays: dict[str, np.ndarray], like: TrainState, path: Path) -> tuple[TrainState, Any]:
+def _unflatten(arrays: dict[str, np.ndarray], like: State, best: Any, path: Path) -> tuple[State, Any]:
     has_best = any(name.startswith("['best']") for name in arrays)
-    shape = {"state": _without_key_type(like), **({"best": like.delta} if has_best else {})}
+    shape = {"state": _without_key_type(like), **({"best": best} if has_best else {})}
     expected = {name: (leaf.shape, leaf.dtype) for name, leaf in _named(shape)}
     found = {name: (leaf.shape, leaf.dtype) for name, leaf in arrays.items()}
     if expected != found:

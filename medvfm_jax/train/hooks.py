@@ -11,7 +11,7 @@ import optax
 from medvfm_jax.train import checkpoint, run_directory
 from medvfm_jax.train.early_stopping import EarlyStopping
 from medvfm_jax.train.loop import StepEnd
-from medvfm_jax.train.state import TrainState
+from medvfm_jax.train.state import State
 from medvfm_jax.types import MedvfmError
 
 Recorder = Callable[[Mapping[str, Any]], None]  # takes one line of metrics
@@ -108,7 +108,7 @@ class Checkpoints:
         fingerprint: str,
         every: int = 100,
         seconds: float = 60.0,
-        fetch: Callable[[TrainState], TrainState] = lambda state: state,
+        fetch: Callable[[State], State] = lambda state: state,
         writes: bool = True,
         private: bool = False,
     ):

@@ -10,7 +10,7 @@ import jax
 from medvfm_jax.printable import counted
 from medvfm_jax.train.early_stopping import EarlyStopping
 from medvfm_jax.train.interruption import deferred
-from medvfm_jax.train.state import TrainState
+from medvfm_jax.train.state import State
 from medvfm_jax.train.validation import Validation
 from medvfm_jax.types import MedvfmError
 
@@ -69,7 +69,7 @@ class StepEnd(NamedTuple):
 
     step: int
     steps: int
-    state: TrainState | None
+    state: State | None
     loader_state: Any
     metrics: dict[str, float]
     examples: int
@@ -87,7 +87,7 @@ Hook = Callable[[StepEnd], bool | None]
 class Fitted(NamedTuple):
     """What training ends with; stopping: the record of validations, None without validation."""
 
-    state: TrainState
+    state: State
     stopping: EarlyStopping | None
 
 
@@ -102,8 +102,8 @@ class _Taken(NamedTuple):
 
 
 def fit(
-    step: Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]],
-    state: TrainState,
+    step: Callable[[State, Any], tuple[State, dict[str, Any]]],
+    state: State,
     loader: Loader,
     hooks: Sequence[Hook] = (),
     *,
@@ -186,7 +186,7 @@ class _Teller:
     def __call__(
         self,
         taken: _Taken,
-        state: TrainState | None,
+        state: State | None,
         last: bool,
         scores: Mapping[str, float] | None,
         stopping: EarlyStopping | None,

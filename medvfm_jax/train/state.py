@@ -1,6 +1,6 @@
 """What training carries from step to step: one pytree, enough to continue bit by bit."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,13 @@ import optax
 from jax import Array
 
 from medvfm_jax.types import Delta
+
+
+class State(Protocol):
+    """What the loop, its hooks and checkpoints ask of a state, a named tuple of arrays."""
+
+    step: Array  # () int32, steps taken
+    key: Array  # typed
 
 
 class TrainState(NamedTuple):

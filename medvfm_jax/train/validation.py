@@ -1,14 +1,14 @@
 """Validation during training: Dice at the resolution of the logits, cheap enough to repeat."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from numpy.typing import NDArray
 
 from medvfm_jax.train.early_stopping import EarlyStopping
-from medvfm_jax.train.state import TrainState
+from medvfm_jax.train.state import State
 from medvfm_jax.train.step import LossFn
 from medvfm_jax.types import Batch, Delta, Params
 
@@ -16,26 +16,28 @@ Overlap = Callable[[Params, Delta, Batch], dict[str, jax.Array]]
 
 
 class Validation(NamedTuple):
-    """How training is validated: score(delta) -> {"dice", ...}, every so many steps and at the end.
+    """How training is validated: score(model) -> {"dice", ...}, every so many steps and at the end.
 
-    fetch: brings a delta to the host where it is divided over devices.
+    fetch: brings a model to the host where it is divided over devices.  model: that of a state, its delta.
     """
 
-    score: Callable[[Delta], Mapping[str, float]]
+    score: Callable[[Any], Mapping[str, float]]
     every: int
-    fetch: Callable[[Delta], Delta] = lambda delta: delta
+    fetch: Callable[[Any], Any] = lambda model: model
+    model: Callable[[Any], Any] = lambda state: state.delta
 
     def due(self, step: int, last: bool) -> bool:
         """Whether a delta is scored after this step."""
         return last or step % self.every == 0
 
     def __call__(
-        self, state: TrainState, step: int, stopping: EarlyStopping | None
+        self, state: State, step: int, stopping: EarlyStopping | None
     ) -> tuple[Mapping[str, float], EarlyStopping]:
         """-> (scores, the record of early stopping with them)."""
-        scores = self.score(state.delta)
+        model = self.model(state)
+        scores = self.score(model)
         stopping = stopping or EarlyStopping(patience=0)
-        return scores, stopping.update(float(scores["dice"]), step, self.fetch(state.delta))
+        return scores, stopping.update(float(scores["dice"]), step, self.fetch(model))
 
 
 class ValidationSet(NamedTuple):

@@ -14,6 +14,7 @@ from jax.extend.random import define_prng_impl
 from jax.flatten_util import ravel_pytree
 
 from medvfm_jax.federated import algorithms as alg
+from medvfm_jax.federated.local_training import gradient_of
 from medvfm_jax.federated.personalise import ditto, fedbn, fedper, fedrep
 from medvfm_jax.federated.records import Algorithm, Codec, Shard, Tree
 from medvfm_jax.federated.robust import coordinate_median, geometric_median, multi_krum, robust, trimmed_mean
@@ -54,6 +55,11 @@ def loss_on_base(delta: Tree, base: Tree | None, batch: tuple, key: jax.Array) -
     return ((outputs(delta, x, base) - y + noise) ** 2).mean()
 
 
+def loss_of_pair(pair: tuple[Tree, Tree], batch: tuple, key: jax.Array) -> jax.Array:
+    """Of what the algorithms train that change the base."""
+    return loss_on_base(*pair, batch, key)
+
+
 def quiet_loss(delta: Tree, batch: tuple, key: jax.Array) -> jax.Array:
     del key
     return ((outputs(delta, batch[0]) - batch[1]) ** 2).mean()
@@ -64,38 +70,38 @@ HEAD = "site/.*"
 PUBLIC = np.random.default_rng(3).normal(size=(2, BATCH, WIDTH))
 
 AVERAGING: dict[str, Callable[[], Algorithm]] = {
-    "fedavg": lambda: alg.fedavg(loss, optax.adam(0.05)),
-    "fedprox": lambda: alg.fedprox(loss, SGD, 0.1),
-    "fedsharp": lambda: alg.fedsharp(loss, SGD),
-    "fedavgm": lambda: alg.fedavgm(loss, SGD),
-    "fedadagrad": lambda: alg.fedadagrad(loss, SGD),
-    "fedyogi": lambda: alg.fedyogi(loss, SGD),
-    "fedadam": lambda: alg.fedadam(loss, SGD),
-    "scaffold": lambda: alg.scaffold(loss, 0.05),
-    "fednova": lambda: alg.fednova(loss, 0.05, momentum=0.5),
-    "feddyn": lambda: alg.feddyn(loss, SGD),
-    "moon": lambda: alg.moon(loss, lambda d, batch: outputs(d, batch[0]), SGD),
-    "qfedavg": lambda: alg.qfedavg(loss, 0.05),
-    "fedper": lambda: fedper(loss, SGD, HEAD),
-    "fedbn": lambda: fedbn(loss, SGD),
-    "fedrep": lambda: fedrep(loss, SGD, HEAD, 1),
-    "ditto": lambda: ditto(loss, SGD, 0.5),
-    "fedit": lambda: alg.fedit(loss, SGD),
-    "ffa_lora": lambda: alg.ffa_lora(loss, SGD),
-    "rolora": lambda: alg.rolora(loss, SGD),
-    "fedsa_lora": lambda: alg.fedsa_lora(loss, SGD),
-    "hetlora": lambda: alg.hetlora(loss, SGD, RANKS, prune=0.5, penalty=0.01),
+    "fedavg": lambda: alg.fedavg(gradient_of(loss), optax.adam(0.05)),
+    "fedprox": lambda: alg.fedprox(gradient_of(loss), SGD, 0.1),
+    "fedsharp": lambda: alg.fedsharp(gradient_of(loss), SGD),
+    "fedavgm": lambda: alg.fedavgm(gradient_of(loss), SGD),
+    "fedadagrad": lambda: alg.fedadagrad(gradient_of(loss), SGD),
+    "fedyogi": lambda: alg.fedyogi(gradient_of(loss), SGD),
+    "fedadam": lambda: alg.fedadam(gradient_of(loss), SGD),
+    "scaffold": lambda: alg.scaffold(gradient_of(loss), 0.05),
+    "fednova": lambda: alg.fednova(gradient_of(loss), 0.05, momentum=0.5),
+    "feddyn": lambda: alg.feddyn(gradient_of(loss), SGD),
+    "moon": lambda: alg.moon(gradient_of(loss), lambda d, batch: outputs(d, batch[0]), SGD),
+    "qfedavg": lambda: alg.qfedavg(gradient_of(loss), 0.05),
+    "fedper": lambda: fedper(gradient_of(loss), SGD, HEAD),
+    "fedbn": lambda: fedbn(gradient_of(loss), SGD),
+    "fedrep": lambda: fedrep(gradient_of(loss), SGD, HEAD, 1),
+    "ditto": lambda: ditto(gradient_of(loss), SGD, 0.5),
+    "fedit": lambda: alg.fedit(gradient_of(loss), SGD),
+    "ffa_lora": lambda: alg.ffa_lora(gradient_of(loss), SGD),
+    "rolora": lambda: alg.rolora(gradient_of(loss), SGD),
+    "fedsa_lora": lambda: alg.fedsa_lora(gradient_of(loss), SGD),
+    "hetlora": lambda: alg.hetlora(gradient_of(loss), SGD, RANKS, prune=0.5, penalty=0.01),
 }
 LOOKING: dict[str, Callable[[], Algorithm]] = {
-    "feddf": lambda: alg.feddf(loss, SGD, outputs, jnp.asarray(PUBLIC), optax.sgd(0.1)),
-    "median": lambda: robust(alg.fedavg(loss, SGD), coordinate_median),
-    "trimmed": lambda: robust(alg.fedavg(loss, SGD), trimmed_mean()),
-    "multi_krum": lambda: robust(alg.fedavg(loss, SGD), multi_krum(1, 3)),
-    "rfa": lambda: robust(alg.fedavg(loss, SGD), geometric_median()),
-    "flora": lambda: alg.flora(loss_on_base, SGD, N, RANKS),
-    "flexlora": lambda: alg.flexlora(loss, SGD, RANKS),
-    "fedex_lora": lambda: alg.fedex_lora(loss_on_base, SGD, N),
-    "lora_fair": lambda: alg.lora_fair(loss, SGD),
+    "feddf": lambda: alg.feddf(gradient_of(loss), SGD, outputs, jnp.asarray(PUBLIC), optax.sgd(0.1)),
+    "median": lambda: robust(alg.fedavg(gradient_of(loss), SGD), coordinate_median),
+    "trimmed": lambda: robust(alg.fedavg(gradient_of(loss), SGD), trimmed_mean()),
+    "multi_krum": lambda: robust(alg.fedavg(gradient_of(loss), SGD), multi_krum(1, 3)),
+    "rfa": lambda: robust(alg.fedavg(gradient_of(loss), SGD), geometric_median()),
+    "flora": lambda: alg.flora(gradient_of(loss_of_pair), SGD, N, RANKS),
+    "flexlora": lambda: alg.flexlora(gradient_of(loss), SGD, RANKS),
+    "fedex_lora": lambda: alg.fedex_lora(gradient_of(loss_of_pair), SGD, N),
+    "lora_fair": lambda: alg.lora_fair(gradient_of(loss), SGD),
 }
 EVERY = AVERAGING | LOOKING
 

@@ -8,14 +8,14 @@ import pytest
 
 from medvfm_jax.federated import BadFederation, make_round
 from medvfm_jax.federated.algorithm_catalog import (
-    ENTRIES,
-    fitted,
+    check_fit,
+    check_gradient_alone,
     get,
-    model_of,
-    models_of,
+    noised_numbers,
     read_options,
-    with_gradient,
 )
+from medvfm_jax.federated.client_models import client_models, keeps_a_part, model_of
+from medvfm_jax.federated.local_training import gradient_of
 from medvfm_jax.federated.tree_math import subtract
 from tests.federated import cases
 from tests.federated.quadratics import KEY, quick_jit
@@ -26,7 +26,7 @@ PATTERNS = {"fedper": {"personal": cases.HEAD}, "fedrep": {"personal": cases.HEA
 def build(name, **options):
     entry = get(name)
     settings = dict(entry.options) | PATTERNS.get(name, {}) | options
-    return entry.make(cases.loss, 0.05 if entry.plain_sgd else cases.SGD, **settings)
+    return entry.make(gradient_of(cases.loss), 0.05 if entry.plain_sgd else cases.SGD, **settings)
 
 
 def one_round(algorithm):
@@ -41,10 +41,11 @@ def one_round(algorithm):
 @pytest.mark.parametrize("name", ["fedavg", "fedper", "ffa_lora", "fedsa_lora", "ditto", "scaffold", "local"])
 def test_every_client_has_a_whole_model_and_shares_what_the_algorithm_shares(name):
     entry = get(name)
-    _, server, clients, _ = one_round(build(name))
-    start = cases.delta()
-    assert fitted(name, entry, dict(entry.options) | PATTERNS.get(name, {}), start) == entry
-    models = models_of(entry.own, start, server, clients.state)
+    algorithm, start = build(name), cases.delta()
+    _, server, clients, _ = one_round(algorithm)
+    check_fit(entry, dict(entry.options) | PATTERNS.get(name, {}), start)
+    models = client_models(algorithm, start, server, clients.state)
+    assert keeps_a_part(algorithm, start) == bool(jax.tree.leaves(models.own))
     wholes = [model_of(models, i) for i in (0, 1, None)]
     for whole in wholes:
         assert jax.tree.structure(whole) == jax.tree.structure(start)
@@ -66,22 +67,9 @@ def test_every_client_has_a_whole_model_and_shares_what_the_algorithm_shares(nam
         assert not any(jax.tree.leaves(moved[2]))
 
 
-AVERAGES = [name for name, entry in ENTRIES.items() if entry.by_gradient]
-
-
-@pytest.mark.parametrize("name", AVERAGES)
-def test_the_same_algorithm_results_from_a_gradient_of_ones_own(name):
-    entry = get(name)
-    options = dict(entry.options) | PATTERNS.get(name, {})
-    own = with_gradient(entry, name, jax.value_and_grad)(cases.loss, cases.SGD, **options)
-    expected, found = one_round(build(name)), one_round(own)
-    for a, b in zip(jax.tree.leaves(expected[1].delta), jax.tree.leaves(found[1].delta), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-6)
-
-
 def test_local_training_is_plain_training_and_sends_nothing():
     optimizer = optax.adam(0.05)
-    algorithm = get("local").make(cases.quiet_loss, optimizer)
+    algorithm = get("local").make(gradient_of(cases.quiet_loss), optimizer)
     federation = make_round(algorithm, backend="loop")
     data = cases.data()
     server, clients = federation.init(cases.delta(), data)
@@ -104,9 +92,23 @@ def test_local_training_is_plain_training_and_sends_nothing():
         return delta
 
     for i in (0, cases.N - 1):
-        own = model_of(models_of("all", cases.delta(), server, clients.state), i)
+        own = model_of(client_models(algorithm, cases.delta(), server, clients.state), i)
         for a, b in zip(jax.tree.leaves(own), jax.tree.leaves(train(i)), strict=True):
             np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "uploaded", "trained"),
+    [
+        ("fedavg", 13, 13), ("moon", 13, 13), ("scaffold", 26, 13), ("ffa_lora", 7, 7), ("fedsa_lora", 9, 13),
+        ("fedrep", 3, 13), ("local", 0, 13),
+    ],
+)  # fmt: skip
+def test_noise_is_on_what_is_uploaded_or_on_what_is_trained(name, uploaded, trained):
+    """Of 6 numbers of a, 4 of b and 3 of the norm."""
+    options = dict(get(name).options) | PATTERNS.get(name, {})
+    found = [noised_numbers(get(name), options, cases.delta(), unit) for unit in ("client", "patient")]
+    assert found == [uploaded, trained]
 
 
 def test_options_have_the_type_of_their_default():
@@ -121,25 +123,14 @@ def test_options_have_the_type_of_their_default():
 def test_what_does_not_fit_is_one_sentence():
     with pytest.raises(BadFederation, match="no algorithm 'fedprx', the nearest is 'fedprox'"):
         get("fedprx")
-    with pytest.raises(BadFederation, match="averaged, not scaffold; choose from fedavg, fedprox"):
-        with_gradient(get("scaffold"), "scaffold", jax.value_and_grad)
+    with pytest.raises(
+        BadFederation, match="moon also takes the features of its images for the contrast: choose"
+    ):
+        check_gradient_alone("moon", get("moon"), get("moon").options)
     plain = {"head": {"dense": {"kernel": jnp.zeros(3)}}}
-
     with pytest.raises(BadFederation, match="No low-rank factors a and b among"):
-        fitted("fedit", get("fedit"), {}, plain)
-    with pytest.raises(BadFederation, match="its pattern matches no part"):
-        fitted("fedper", get("fedper"), {"personal": "nothing"}, plain)
-    with pytest.raises(BadFederation, match="fedper shares nothing"):
-        fitted("fedper", get("fedper"), {"personal": ".*"}, plain)
-
-
-def test_a_system_keeps_a_part_only_where_its_server_lacks_one():
-    entry = get("fedper")
-    plain = {"head": {"dense": {"kernel": jnp.zeros(3), "bias": jnp.zeros(3)}}}
-    assert fitted("system", entry, {"personal": "nothing"}, plain).own == "nothing"
-    assert fitted("system", entry, {"personal": ".*bias"}, plain).own == "part"
-    odd = entry._replace(
-        make=lambda *_: entry.make(*_, "x")._replace(init_server=lambda delta: ({"x": 1}, ()))
-    )
-    with pytest.raises(BadFederation, match="system does not divide the delta into shared and own parts"):
-        fitted("system", odd, {}, plain)
+        check_fit(get("fedit"), {}, plain)
+    with pytest.raises(BadFederation, match="the pattern for personal parts matches no part of it"):
+        check_fit(get("fedper"), {"personal": "nothing"}, plain)
+    with pytest.raises(BadFederation, match="matches all of it, so that nothing is shared"):
+        check_fit(get("fedper"), {"personal": ".*"}, plain)

@@ -16,6 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from medvfm_jax.federated.algorithms import fedavg
 from medvfm_jax.federated.backends import AXIS, client_map, place
 from medvfm_jax.federated.errors import BadFederation
+from medvfm_jax.federated.local_training import gradient_of
 from medvfm_jax.federated.privacy.errors import BadPrivacy
 from medvfm_jax.federated.records import Privacy, Server, Tree
 from medvfm_jax.federated.rounds import make_round
@@ -133,7 +134,7 @@ def test_a_frozen_backbone_may_be_sharded_over_another_axis() -> None:
             wide = (batch[0] * (1 + delta["norm"]["scale"])) @ frozen
             return (wide**2).mean() + loss(delta, batch, key)
 
-        federation = make_round(fedavg(on_backbone, SGD), **parts)
+        federation = make_round(fedavg(gradient_of(on_backbone), SGD), **parts)
         server, clients = federation.init(delta(), data())
         ran = jax.jit(federation.round)(
             server, clients, data(), jnp.ones(N, bool), jnp.full(N, STEPS), cheap_key(0)
@@ -150,7 +151,7 @@ def test_the_sum_is_streamed_over_chunks() -> None:
             del key
             return ((delta - batch.mean()) ** 2).sum()
 
-        federation = make_round(fedavg(bowl, SGD), chunk=chunk)
+        federation = make_round(fedavg(gradient_of(bowl), SGD), chunk=chunk)
         many = data()._replace(batches=jnp.ones((32, 1, 1)), samples=jnp.ones(32), rate=None)
         server, clients = jax.eval_shape(federation.init, jnp.zeros(16384), many)
         masks = jnp.ones(32, bool), jnp.ones(32, int)

@@ -10,6 +10,7 @@ from medvfm_jax.federated.codecs import make_codec
 from medvfm_jax.federated.codecs.compose import identity
 from medvfm_jax.federated.errors import BadFederation
 from medvfm_jax.federated.feedback import error_feedback
+from medvfm_jax.federated.local_training import gradient_of
 from medvfm_jax.federated.rounds import make_round
 from tests.federated.quadratics import cohort, loss, run, shard
 
@@ -19,7 +20,9 @@ TOP = {"fraction": 0.2}  # one entry of five
 
 
 def federated(rounds, down=None, **changed):
-    return run(fedavg(loss, optax.sgd(0.1)), shard(PROBLEM, 1), rounds, parts={"down": down}, **changed)
+    return run(
+        fedavg(gradient_of(loss), optax.sgd(0.1)), shard(PROBLEM, 1), rounds, parts={"down": down}, **changed
+    )
 
 
 def test_a_step_sent_exactly_changes_nothing() -> None:
@@ -61,4 +64,4 @@ def test_rounds_without_anybody_send_nothing_new() -> None:
 
 def test_algorithms_that_send_more_than_the_delta_are_refused() -> None:
     with pytest.raises(BadFederation, match="other things than the delta"):
-        make_round(scaffold(loss, 0.1), down=identity())
+        make_round(scaffold(gradient_of(loss), 0.1), down=identity())

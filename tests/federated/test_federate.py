@@ -170,7 +170,9 @@ def test_one_round_of_one_step_is_a_step_along_the_weighted_gradient(cells, tmp_
 
     each = [gradient(run.base.params, jax.tree.map(lambda x: x[i, 0], data.shard.batches)) for i in (0, 1)]  # noqa: B023
     expected = jax.tree.map(lambda a, b: -0.1 * (0.75 * a + 0.25 * b), each[0][1], each[1][1])
-    for found, wanted in zip(jax.tree.leaves(state.delta.shared), jax.tree.leaves(expected), strict=True):
+    for found, wanted in zip(
+        jax.tree.leaves(step.models(state).shared), jax.tree.leaves(expected), strict=True
+    ):
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-7)
     assert float(metrics["loss/dark"]) == pytest.approx(float(each[1][0]), rel=1e-5)
 

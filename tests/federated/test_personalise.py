@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from medvfm_jax.federated.local_training import gradient_of
 from medvfm_jax.federated.personal_parts import join_personal, split_like, split_personal
 from medvfm_jax.federated.personalise import NORM_LEAVES, ditto, fedbn, fedper, fedrep
 from tests.federated.quadratics import cohort, loss, run, shard
@@ -38,7 +39,9 @@ def test_split_and_join_are_inverse_and_the_pattern_of_norms_is_right() -> None:
 
 
 def test_fedper_sends_the_body_only_and_heads_differ() -> None:
-    federated = run(fedper(split_loss, optax.sgd(0.1), "head/.*"), shard(PROBLEM, 3), 2, delta=start())
+    federated = run(
+        fedper(gradient_of(split_loss), optax.sgd(0.1), "head/.*"), shard(PROBLEM, 3), 2, delta=start()
+    )
     server, clients, metrics = federated
     assert server.delta["head"]["w"] is None
     assert len(np.unique(clients.state["head"]["w"][:, 0])) == 4
@@ -51,13 +54,13 @@ def test_fedbn_is_fedper_on_normalisation_layers() -> None:
         return loss({"w": delta["conv"]["kernel"] * (1 + delta["norm1"]["scale"])}, batch, key)
 
     delta = {"conv": {"kernel": jnp.ones(5)}, "norm1": {"scale": jnp.zeros(5)}}
-    server, clients, _ = run(fedbn(normed, optax.sgd(0.1)), shard(PROBLEM, 2), 1, delta=delta)
+    server, clients, _ = run(fedbn(gradient_of(normed), optax.sgd(0.1)), shard(PROBLEM, 2), 1, delta=delta)
     assert server.delta["norm1"]["scale"] is None
     assert np.abs(np.diff(clients.state["norm1"]["scale"], axis=0)).min() > 0
 
 
 def test_fedrep_trains_the_head_first_then_the_body() -> None:
-    data, algorithm = shard(PROBLEM, 3), fedrep(split_loss, optax.sgd(0.1, 0.9), "head/.*", 2)
+    data, algorithm = shard(PROBLEM, 3), fedrep(gradient_of(split_loss), optax.sgd(0.1, 0.9), "head/.*", 2)
     head_only = run(algorithm, data, 1, delta=start(), steps=jnp.full(4, 2))
     np.testing.assert_array_equal(head_only[0].delta["body"]["w"], 0)
     server, clients, _ = run(algorithm, data, 1, delta=start())
@@ -72,8 +75,8 @@ def test_fedrep_trains_the_head_first_then_the_body() -> None:
 def test_ditto_solves_the_regularised_problem_of_every_client(strength: float) -> None:
     """v_i = (A_i + lambda I)^-1 (A_i b_i + lambda x); lambda = 0 gives the local model."""
     data = shard(PROBLEM, 200)
-    _, clients, _ = run(ditto(loss, optax.sgd(0.2), strength), data, 2)
-    x = run(ditto(loss, optax.sgd(0.2), strength), data, 1)[0].delta[
+    _, clients, _ = run(ditto(gradient_of(loss), optax.sgd(0.2), strength), data, 2)
+    x = run(ditto(gradient_of(loss), optax.sgd(0.2), strength), data, 1)[0].delta[
         "w"
     ]  # what round two regularised towards
     for a, b, v in zip(PROBLEM.curvature, PROBLEM.centre, np.asarray(clients.state["w"]), strict=True):

@@ -51,13 +51,13 @@ def test_the_statement_names_what_is_recorded_and_not_covered():
     silent = plan(with_settings(score=False, validate_every=0), PATIENTS).statement(10)
     assert "test patients" not in silent
     assert "validation scores" not in silent
-    asked = plan(with_settings(dp_log_unprotected=True), PATIENTS, "part").statement(10)
+    asked = plan(with_settings(dp_log_unprotected=True), PATIENTS, keeps=True).statement(10)
     assert "as asked for with --dp-log-unprotected, exact losses and norms, who took part" in asked
     assert "personal.safetensors" in asked
     # Scores of models without noise would tell who took part, so they need the flag.
     assert "validation scores" in asked
-    assert "validation scores" not in plan(CONFIG, PATIENTS, "part").statement(10)
-    patient = plan(with_settings(dp_unit="patient", batch_size=200), PATIENTS, "part").statement(10)
+    assert "validation scores" not in plan(CONFIG, PATIENTS, keeps=True).statement(10)
+    patient = plan(with_settings(dp_unit="patient", batch_size=200), PATIENTS, keeps=True).statement(10)
     assert "numbers of patients and images of a hospital" in patient
     assert "validation scores" in patient
     assert "personal.safetensors" not in patient
@@ -85,6 +85,16 @@ def test_patients_are_accounted_for_by_step_and_by_the_hospital_that_draws_them_
     text = found.statement(10)
     for words in ("of one patient", "after 30 steps", "with rate 0.5 every step", "at 'small'"):
         assert words in text
+
+
+def test_every_step_of_a_round_is_accounted_for():
+    """Centralised training makes the steps of all sites in a round."""
+    _dp_accounting()
+    patient = with_settings(dp_unit="patient")
+    usual, more = plan(patient, {"everybody": 200}), plan(patient, {"everybody": 200}, steps=12)
+    assert (usual.steps, more.steps) == (3, 12)
+    assert more.guarantee(10).rounds == 120
+    assert more.privacy.noise_multiplier > 1.05 * usual.privacy.noise_multiplier
 
 
 def test_a_hospital_smaller_than_a_batch_always_uses_everybody():

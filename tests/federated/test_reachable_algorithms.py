@@ -38,6 +38,7 @@ CASES: dict[str, dict] = {
     "feddf": {"algorithm": "feddf", "algorithm_set": ("server_steps=2",)},
     "feddpa_t": {"preset": "feddpa_t"},
     "fedpft": {"preset": "fedpft"},
+    "pfedpg": {"preset": "pfedpg"},
     "fesvibs": {"preset": "fesvibs"},
 }
 
@@ -85,6 +86,12 @@ def test_it_runs_and_what_it_leaves_can_be_evaluated(name, cells, tmp_path):
         decoders = [kept["weights"]["mask_decoder/mask_tokens"]["embedding"] for kept in own.values()]
         assert not np.array_equal(*decoders)
         assert lines[0]["upload_bytes"] == 2 * 1 * 2 * 4 * (4 * 4 * 16 + 4 * 4 * 32)
+    elif name == "pfedpg":  # scores are of the clients' own prompts and heads
+        own, _ = artifacts.load_delta(result.personal)
+        assert {client: jax.tree.map(np.shape, kept) for client, kept in own.items()} == dict.fromkeys(
+            ("bright", "dark"), jax.tree.map(np.shape, delta)
+        )
+        assert not np.array_equal(*(jax.tree.leaves(kept["head"])[0] for kept in own.values()))
     else:
         again = evaluate(EvaluateConfig(run=result.folder, out=tmp_path / "scores.json"))
         assert again["cases"] == scores["cases"]
@@ -106,6 +113,14 @@ def test_it_runs_and_what_it_leaves_can_be_evaluated(name, cells, tmp_path):
         ({"algorithm": "flora"}, "needs an adapter of the LoRA kind"),
         ({"algorithm": "feddf"}, "give a folder with some as --public-data"),
         ({"public_data": "."}, "Only feddf learns from public images"),
+        (
+            {"algorithm": "moon", "dp_epsilon": 8.0, "dp_unit": "patient"},
+            "moon also takes the features of its images for the contrast",
+        ),
+        (
+            {"preset": "feddpa_f", "dp_epsilon": 8.0, "dp_unit": "patient"},
+            "feddpa_f also takes the features of training images",
+        ),
         ({"preset": "fesvibs", "model": "lite-tiny-test"}, "choose --model from sam-b, sam-l, sam-h, medsam"),
     ],
 )
@@ -117,7 +132,7 @@ def test_what_is_missing_is_named(wanted, sentence, cells, tmp_path):
 def test_fesvibs_is_run_in_parts_and_refuses_what_its_traffic_would_not_pass(cells, tmp_path):
     wanted = {"preset": "fesvibs", "val_fraction": 0.0, "test_fraction": 0.34}
     run = resolve(small(cells, tmp_path / "run", algorithm_set=("last_block=3",), **wanted))
-    assert (run.algorithm, run.entry.takes, run.entry.own) == ("fesvibs", "split", "part")
+    assert (run.algorithm, run.entry.takes, run.keeps) == ("fesvibs", "split", True)
     assert run.options == {"first_block": 1, "last_block": 3}
     RoundStep(run, make_loss(run.adapted, "medsam"))
     for more in ({"codec": "int8"}, {"down_codec": "int8"}, {"secure_aggregation": True}):

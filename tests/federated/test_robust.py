@@ -12,6 +12,7 @@ from scipy.optimize import minimize
 
 from medvfm_jax.federated.algorithms import fedavg, feddf, fednova
 from medvfm_jax.federated.errors import BadFederation
+from medvfm_jax.federated.local_training import gradient_of
 from medvfm_jax.federated.robust import (
     coordinate_median,
     geometric_median,
@@ -196,7 +197,7 @@ def test_uploads_that_are_not_finite_are_as_if_they_had_not_come(rule: str, valu
 
 def test_a_round_excludes_what_is_not_finite_before_the_rule() -> None:
     data = shard(cohort(5), 1)._replace(rate=jnp.asarray([np.nan, np.inf, 1, 1, 1]))
-    server, _, metrics = run(robust(fedavg(loss, optax.sgd(0.1)), geometric_median()), data, 1)
+    server, _, metrics = run(robust(fedavg(gradient_of(loss), optax.sgd(0.1)), geometric_median()), data, 1)
     assert metrics.excluded.tolist() == [True, True, False, False, False]
     assert np.isfinite(server.delta["w"]).all()
 
@@ -205,7 +206,7 @@ def test_a_robust_round_holds_where_the_mean_is_carried_away() -> None:
     """One of five clients sends its change a million times enlarged, with its sign flipped."""
     problem = cohort(5)
     data = shard(problem, 2)._replace(rate=jnp.asarray([1.0, 1, 1, 1, -1e6]))
-    base = fedavg(loss, optax.sgd(0.1))
+    base = fedavg(gradient_of(loss), optax.sgd(0.1))
     assert np.abs(run(base, data, 1)[0].delta["w"]).max() > 1e4
     held = run(robust(base, coordinate_median), data, 40)[0].delta["w"]
     assert np.linalg.norm(held - cohort(5).centre[:4].mean(0)) < 2
@@ -213,7 +214,7 @@ def test_a_robust_round_holds_where_the_mean_is_carried_away() -> None:
 
 def test_a_robust_rule_without_trimming_is_the_algorithm_itself() -> None:
     """Also for an algorithm with public numbers, FedNova."""
-    base, data = fednova(loss, 0.1), shard(cohort(), 4)
+    base, data = fednova(gradient_of(loss), 0.1), shard(cohort(), 4)
     counts = jnp.asarray([1, 2, 3, 4])
     got, want = (run(a, data, 1, steps=counts)[0] for a in (robust(base, trimmed_mean(0.0)), base))
     np.testing.assert_allclose(got.delta["w"], want.delta["w"], rtol=1e-13)
@@ -227,4 +228,4 @@ def test_what_cannot_be_combined_is_refused() -> None:
     with pytest.raises(BadFederation, match="tolerance positive, not 3 and 0"):
         geometric_median(3, 0.0)
     with pytest.raises(BadFederation, match="own way"):
-        robust(feddf(loss, optax.sgd(0.1), lambda d, b: b, jnp.ones((1, 1))), coordinate_median)
+        robust(feddf(gradient_of(loss), optax.sgd(0.1), lambda d, b: b, jnp.ones((1, 1))), coordinate_median)

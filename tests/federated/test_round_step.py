@@ -13,6 +13,7 @@ from medvfm_jax.federated.cohort_placement import CohortPlacement
 from medvfm_jax.federated.errors import BadFederation
 from medvfm_jax.federated.federated_run import resolve
 from medvfm_jax.federated.kept_optimizer import KEEPING, KeptState, kept
+from medvfm_jax.federated.local_training import gradient_of
 from medvfm_jax.federated.privacy import draw_secret
 from medvfm_jax.federated.round_step import RoundStep
 from medvfm_jax.parallel import make_mesh, preset
@@ -83,24 +84,26 @@ def test_rounds_of_any_cohort_need_few_programs_load_who_comes_and_consume_the_s
     loader.set_state(loader.get_state() | {"round": 0})
     loaded.clear()
     for who in rounds:
-        before, old = leaves(state.opt_state[1].state), state
+        before, old = leaves(state.clients.state), state
         data = next(loader)
         assert len(loaded) == max(len(who), 1)  # batches of one local step, for shapes even if nobody comes
         loaded.clear()
-        server = leaves(state.opt_state[0].delta)
+        server = leaves(state.server.delta)
         state, numbers = step(state, data)
         assert all(
-            x.is_deleted() for x in jax.tree.leaves(old.opt_state) if isinstance(x, jax.Array) and x.size
+            x.is_deleted()
+            for x in jax.tree.leaves((old.server, old.clients))
+            if isinstance(x, jax.Array) and x.size
         )
         moved = [
             i for i in range(CLIENTS)
-            if any((x[i] != y[i]).any() for x, y in zip(before, leaves(state.opt_state[1].state), strict=True))
+            if any((x[i] != y[i]).any() for x, y in zip(before, leaves(state.clients.state), strict=True))
         ]  # fmt: skip
         assert moved == who
         names = [f"client_{i}" for i in range(CLIENTS)]
         assert [i for i, name in enumerate(names) if numbers[f"joined/{name}"]] == who
         assert [i for i, name in enumerate(names) if numbers[f"loss/{name}"] > 0] == who
-        assert any((x != y).any() for x, y in zip(server, leaves(state.opt_state[0].delta), strict=True))
+        assert any((x != y).any() for x, y in zip(server, leaves(state.server.delta), strict=True))
     assert step._round._cache_size() == 2  # cohorts of one and of two
 
 
@@ -110,7 +113,7 @@ def test_server_and_clients_share_memory_with_those_of_the_next_round(cells, tmp
     data = next(loader)
     state = step.init(data)
     memory = step.lower(state, data).compile().memory_analysis()
-    server, clients = state.opt_state
+    server, clients = state.server, state.clients
     own = sum(x.nbytes for x in jax.tree.leaves(clients.state)) * 2 // CLIENTS
     assert memory.alias_size_in_bytes >= own + sum(
         x.nbytes for x in jax.tree.leaves((server.delta, server.state))
@@ -135,7 +138,7 @@ def test_over_a_mesh_three_of_four_clients_give_the_numbers_of_one_device(cells,
             start = step.init(data) if state is None else jax.tree.map(jnp.array, state)
             state, numbers = step(start, data)
             state = jax.device_get(state)
-        found[name] = state.delta, state.opt_state, numbers
+        found[name] = step.models(state), state.server, state.clients, numbers
     for a, b in zip(*map(jax.tree.leaves, found.values()), strict=True):
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-5, atol=1e-7)
 
@@ -153,7 +156,9 @@ def test_every_algorithm_on_the_list_has_the_state_at_the_client(name):
 
     entry = algorithm_catalog.get(name)
     delta = {"site": {"a": jnp.ones((3, 2)), "b": jnp.zeros((2, 3))}, "head": {"w": jnp.ones(2)}}
-    algorithm = entry.make(lambda delta, batch, key: 0.0, kept(optax.adam(1.0), name), **entry.options)
+    algorithm = entry.make(
+        gradient_of(lambda delta, batch, key: 0.0), kept(optax.adam(1.0), name), **entry.options
+    )
     state = algorithm.init_client(delta, jnp.uint32(0))
     assert isinstance(state, KeptState)
     assert jax.tree.leaves(state.optimizer)

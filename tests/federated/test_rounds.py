@@ -12,6 +12,7 @@ import pytest
 from medvfm_jax.federated.algorithms import fedavg, fedit, fednova, scaffold
 from medvfm_jax.federated.codecs.wire import message_bits
 from medvfm_jax.federated.errors import BadFederation
+from medvfm_jax.federated.local_training import gradient_of
 from medvfm_jax.federated.privacy.client_level import clip_vote, next_bound, update_multiplier
 from medvfm_jax.federated.privacy.clipping import clip_by_norm
 from medvfm_jax.federated.records import AdaptiveClip, Federation, Privacy, Shard, Tree
@@ -53,7 +54,7 @@ class Cohort:
 def cohort() -> Cohort:
     """SCAFFOLD with a lossy codec: both keep state at the client."""
     with jax.enable_x64(True):
-        return Cohort(make_round(scaffold(loss, LEARNING_RATE), rounding()))
+        return Cohort(make_round(scaffold(gradient_of(loss), LEARNING_RATE), rounding()))
 
 
 def row(tree: Tree, i: int) -> Tree:
@@ -127,8 +128,8 @@ def test_stop_and_go_on_is_never_stopping(cohort: Cohort) -> None:
 
 def test_rates_are_per_client() -> None:
     """SGD with rate factor c is SGD with c times the learning rate, client by client."""
-    base = Cohort(make_round(fedavg(quiet_loss, optax.sgd(LEARNING_RATE))))
-    twice = Cohort(make_round(fedavg(quiet_loss, optax.sgd(2 * LEARNING_RATE))))
+    base = Cohort(make_round(fedavg(gradient_of(quiet_loss), optax.sgd(LEARNING_RATE))))
+    twice = Cohort(make_round(fedavg(gradient_of(quiet_loss), optax.sgd(2 * LEARNING_RATE))))
     one = np.arange(N) == 3
     fast = base.run(data()._replace(rate=jnp.full(N, 2.0)), one)
     chex.assert_trees_all_close(fast[0], twice.run(data()._replace(rate=jnp.ones(N)), one)[0], rtol=1e-12)
@@ -136,7 +137,7 @@ def test_rates_are_per_client() -> None:
 
 def test_splitting_a_client_changes_nothing_in_one_step() -> None:
     """FedAvg, one step: client 7 as two clients with half its samples and the same data."""
-    base = Cohort(make_round(fedavg(quiet_loss, optax.sgd(LEARNING_RATE))))
+    base = Cohort(make_round(fedavg(gradient_of(quiet_loss), optax.sgd(LEARNING_RATE))))
     shard = data()._replace(rate=None)
     split = jax.tree.map(lambda x: jnp.concatenate([x, x[7:]]), shard)
     split = split._replace(samples=split.samples.at[7:].divide(2))
@@ -158,7 +159,7 @@ def test_messages_of_more_than_an_int32_of_bits_are_counted() -> None:
     def slope(delta: Tree, batch: tuple, key: jax.Array) -> jax.Array:
         return delta["w"].sum() + 0 * batch[0].sum()
 
-    federation = make_round(fedavg(slope, optax.sgd(1.0)))
+    federation = make_round(fedavg(gradient_of(slope), optax.sgd(1.0)))
 
     def one_round(delta: Tree) -> tuple:
         masks = jnp.asarray(ALL), jnp.asarray(EVERY_STEP)
@@ -174,7 +175,7 @@ def test_noise_is_added_once_and_to_scale_even_if_nobody_comes() -> None:
     def flat(delta: Tree, batch: tuple, key: jax.Array) -> jax.Array:
         return 0 * delta["w"].sum() + 0 * batch[0].sum()
 
-    federation = make_round(fedavg(flat, optax.sgd(0.1)), None, Privacy(0.5, 2.0, 4.0))
+    federation = make_round(fedavg(gradient_of(flat), optax.sgd(0.1)), None, Privacy(0.5, 2.0, 4.0))
     server, clients = federation.init({"w": jnp.zeros(20_000)}, data())
     step = quick_jit(federation.round)
     for present in (ALL, ~ALL):
@@ -188,7 +189,9 @@ def test_noise_is_added_once_and_to_scale_even_if_nobody_comes() -> None:
 
 def test_one_client_moves_a_private_round_by_at_most_the_bound() -> None:
     """Without noise, adding or removing one client moves the server by at most clip / expected."""
-    private = Cohort(make_round(fedavg(loss, optax.sgd(10.0)), rounding(), Privacy(0.3, 0.0, 6.0)))
+    private = Cohort(
+        make_round(fedavg(gradient_of(loss), optax.sgd(10.0)), rounding(), Privacy(0.3, 0.0, 6.0))
+    )
     everybody = private.run(rounds=1)[0].delta
     for i in (0, 6):
         less = private.run(rounds=1, who=np.arange(N) != i)[0].delta
@@ -227,7 +230,7 @@ def test_public_numbers_are_weighted_by_samples() -> None:
     def slope(delta: Tree, batch: tuple, key: jax.Array) -> jax.Array:
         return delta["w"] + 0 * batch[0].sum()
 
-    federation = make_round(fednova(slope, 1.0))
+    federation = make_round(fednova(gradient_of(slope), 1.0))
     shard, steps = data()._replace(rate=None), np.arange(N) % 3
     server, clients = federation.init({"w": jnp.zeros(())}, shard)
     masks = jnp.asarray(ALL), jnp.asarray(steps)
@@ -237,9 +240,9 @@ def test_public_numbers_are_weighted_by_samples() -> None:
 
 
 GATHERED = {
-    "fedavg": lambda: fedavg(loss, optax.adam(0.05)),
-    "scaffold": lambda: scaffold(loss, LEARNING_RATE),
-    "fednova": lambda: fednova(loss, LEARNING_RATE),
+    "fedavg": lambda: fedavg(gradient_of(loss), optax.adam(0.05)),
+    "scaffold": lambda: scaffold(gradient_of(loss), LEARNING_RATE),
+    "fednova": lambda: fednova(gradient_of(loss), LEARNING_RATE),
 }
 
 
@@ -277,7 +280,7 @@ def test_who_is_absent_is_not_computed_one_after_the_other() -> None:
         jax.debug.callback(lambda: made.append(1))
         return loss(delta, batch, key)
 
-    federation = make_round(fedavg(counted, optax.sgd(0.1)), backend="loop")
+    federation = make_round(fedavg(gradient_of(counted), optax.sgd(0.1)), backend="loop")
     state = federation.init(delta(), data())
     step = quick_jit(federation.round)
     for present, steps, expected in ((2, STEPS, 2 * STEPS), (N, STEPS, N * STEPS), (0, STEPS, 0), (N, 0, 0)):
@@ -294,7 +297,7 @@ def test_a_round_that_is_not_measured_streams_its_sum() -> None:
     def bowl(delta: Tree, batch: tuple, key: jax.Array) -> jax.Array:
         return sum((x**2).sum() for x in jax.tree.leaves(delta)) * batch[0].sum()
 
-    federation = make_round(fedit(bowl, optax.sgd(0.1)), backend="loop")
+    federation = make_round(fedit(gradient_of(bowl), optax.sgd(0.1)), backend="loop")
     start = {"site": {"a": jnp.ones((512, 4)), "b": jnp.ones((4, 512))}}
     many = data()._replace(batches=(jnp.ones((32, 1, 1)),), samples=jnp.ones(32), rate=None)
     state = jax.eval_shape(federation.init, start, many)

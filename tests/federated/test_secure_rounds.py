@@ -10,6 +10,7 @@ import pytest
 from medvfm_jax.federated import algorithms as alg
 from medvfm_jax.federated import make_round
 from medvfm_jax.federated.errors import BadFederation
+from medvfm_jax.federated.local_training import gradient_of
 from medvfm_jax.federated.privacy.discrete import choose
 from medvfm_jax.federated.records import Privacy
 from medvfm_jax.federated.secure_reduction import distributed_noise, fixed_point
@@ -24,7 +25,7 @@ KEY = jax.random.key(3)
 
 @functools.cache
 def algorithm():
-    return alg.fedavg(loss, optax.sgd(0.05))
+    return alg.fedavg(gradient_of(loss), optax.sgd(0.05))
 
 
 def compiled(backend="loop", **parts):
@@ -87,7 +88,7 @@ def test_below_the_threshold_there_is_no_sum():
 def test_without_a_sum_no_client_has_moved():
     """SCAFFOLD: the server's control variate stays the mean of the clients', as it must."""
     secure = fixed_point(CLIENTS, CLIENTS // 2 + 1, 64.0)
-    federation = make_round(alg.scaffold(loss, 0.05), backend="loop", secure=secure)
+    federation = make_round(alg.scaffold(gradient_of(loss), 0.05), backend="loop", secure=secure)
     server, clients = federation.init(delta(), data())
     round_ = quick_jit(federation.round)
     for gone in (CLIENTS // 2, CLIENTS // 2 - 1, CLIENTS // 2 + 1):  # no sum, a sum, no sum
@@ -147,6 +148,6 @@ def test_what_does_not_go_together_is_refused():
     stack = algorithm()._replace(reduction="stack")
     with pytest.raises(BadFederation, match="looks at every upload"):
         make_round(stack, secure=grid()).init(delta(), data())
-    counts = alg.fednova(loss, 0.05)
+    counts = alg.fednova(gradient_of(loss), 0.05)
     with pytest.raises(BadFederation, match="averages more than updates"):
         make_round(counts, secure=grid()).init(delta(), data())

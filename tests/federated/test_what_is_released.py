@@ -13,6 +13,7 @@ from scipy import stats
 
 from medvfm_jax.federated import BadFederation, algorithm_catalog, make_round, systems
 from medvfm_jax.federated.algorithms import fedavg, moon
+from medvfm_jax.federated.local_training import gradient_of
 from medvfm_jax.federated.privacy.errors import BadPrivacy
 from medvfm_jax.federated.records import Algorithm, Privacy
 from medvfm_jax.systems import configure
@@ -56,11 +57,11 @@ ADDED = ("fedavg", "fedprox", "fedsharp", "fedavgm", "fedper", "fedbn", "fedrep"
 def build(name: str) -> Algorithm:
     entry = algorithm_catalog.get(name)
     if name == "moon":
-        return moon(cases.quiet_loss, lambda d, batch: cases.outputs(d, batch[0]), cases.SGD)
+        return moon(gradient_of(cases.quiet_loss), lambda d, batch: cases.outputs(d, batch[0]), cases.SGD)
     if entry.takes or entry.needs_clients:  # more than a loss: as other tests build them
         return cases.EVERY[name]()
     options = dict(entry.options) | PATTERNS.get(name, {})
-    return entry.make(cases.quiet_loss, 0.05 if entry.plain_sgd else cases.SGD, **options)
+    return entry.make(gradient_of(cases.quiet_loss), 0.05 if entry.plain_sgd else cases.SGD, **options)
 
 
 def flat(tree) -> np.ndarray:
@@ -141,7 +142,9 @@ def test_systems_are_refused_or_need_the_mean_alone(name):
 
     def a_round():
         case, data = tiny.case(configure(name, system.system, tiny.SPEC)), tiny.data()
-        federation = make_round(system.algorithm(case.loss, optax.sgd(0.1)), privacy=PRIVACY, backend="loop")
+        federation = make_round(
+            system.algorithm(gradient_of(case.loss), optax.sgd(0.1)), privacy=PRIVACY, backend="loop"
+        )
         server, clients = federation.init(case.delta, data)
         masks = jnp.ones(tiny.N, bool), jnp.full(tiny.N, tiny.STEPS)
         return server, federation.round(server, clients, data, *masks, cases.cheap_key(0))[0]

@@ -10,6 +10,7 @@ import optax
 from medvfm_jax.adapters import lora
 from medvfm_jax.federated import Privacy, Shard, algorithms, make_round
 from medvfm_jax.federated.codecs import int8
+from medvfm_jax.federated.local_training import gradient_of
 from medvfm_jax.federated.lora_aggregation import factors_of
 from medvfm_jax.federated.records import Tree
 from tests.adapters.jaxpr_equations import products_with
@@ -32,7 +33,7 @@ def loss(delta: Tree, batch: jax.Array, key: jax.Array) -> jax.Array:
 
 def start(**parts: object) -> tuple:
     data = Shard(INPUTS, jnp.ones(N))
-    federation = make_round(algorithms.fedit(loss, optax.sgd(0.3)), **parts)
+    federation = make_round(algorithms.fedit(gradient_of(loss), optax.sgd(0.3)), **parts)
     return federation, *federation.init(DELTA, data), data
 
 

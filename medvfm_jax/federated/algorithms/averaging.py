@@ -8,52 +8,59 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
 
-from medvfm_jax.federated.kept_optimizer import KeptOptimizer, KeptState
-from medvfm_jax.federated.local_training import Loss, ValueAndGrad, local_steps_from, observed
+from medvfm_jax.federated.kept_optimizer import KeptOptimizer, KeptState, without_optimizer
+from medvfm_jax.federated.local_training import (
+    Gradient,
+    Observed,
+    Optimizer,
+    Whole,
+    local_steps,
+    report,
+    unchanged,
+)
 from medvfm_jax.federated.personal_parts import NOTHING, Chosen, join_personal, split_like, split_personal
 from medvfm_jax.federated.records import Algorithm, Cohort, Report, Server, Shard, Tree
 from medvfm_jax.federated.tree_math import add, scale, subtract
 
 
-def fedavg(loss: Loss, optimizer: optax.GradientTransformation, server_rate: float = 1.0) -> Algorithm:
+def fedavg(gradient: Gradient, optimizer: Optimizer, server_rate: float = 1.0) -> Algorithm:
     """x <- x + server_rate sum_i p_i (y_i - x) (McMahan et al. 2017)."""
-    return averaging(loss, optimizer, optax.sgd(server_rate))
+    return averaging(gradient, optimizer, optax.sgd(server_rate))
 
 
-def fedprox(loss: Loss, optimizer: optax.GradientTransformation, mu: float) -> Algorithm:
+def fedprox(gradient: Gradient, optimizer: Optimizer, mu: float) -> Algorithm:
     """FedAvg with mu/2 |y - x|^2 added to each local loss (Li et al. 2020)."""
-    return averaging(loss, optimizer, optax.sgd(1.0), mu=mu)
+    return averaging(gradient, optimizer, optax.sgd(1.0), mu=mu)
 
 
-def fedopt(
-    loss: Loss, optimizer: optax.GradientTransformation, server_optimizer: optax.GradientTransformation
-) -> Algorithm:
+def fedopt(gradient: Gradient, optimizer: Optimizer, server_optimizer: Optimizer) -> Algorithm:
     """Feed minus the mean change to any optax optimizer on the server (Reddi et al. 2021)."""
-    return averaging(loss, optimizer, server_optimizer)
+    return averaging(gradient, optimizer, server_optimizer)
 
 
-def fedsharp(loss: Loss, optimizer: optax.GradientTransformation, rho: float = 0.05) -> Algorithm:
+def fedsharp(gradient: Gradient, optimizer: Optimizer, rho: float = 0.05) -> Algorithm:
     """FedAvg whose clients use the gradient at y + rho g / |g|, g = grad(y), so that they seek flat minima.
 
     Published as FedSAM (Qu et al. 2022; Caldarola et al. 2022); renamed because SAM is Segment Anything here.
     """
-    return averaging(loss, optimizer, optax.sgd(1.0), gradient=partial(sharpness_aware, rho=rho))
+    base = averaging(sharpness_aware(gradient, rho), optimizer, optax.sgd(1.0))
+    return base._replace(reads="a second gradient of the same batch")
 
 
-def sharpness_aware(loss: Loss, rho: float) -> ValueAndGrad:
+def sharpness_aware(gradient: Gradient, rho: float) -> Gradient:
     """Loss at y, gradient at y + rho g / |g|; a zero gradient moves nowhere."""
-    value_and_grad = jax.value_and_grad(loss)
 
-    def ascend(delta: Tree, batch: Tree, key: Array) -> tuple[Array, Tree]:
-        value, grads = value_and_grad(delta, batch, key)
+    def ascend(
+        trained: Tree, batch: Tree, key: Array, whole: Whole = unchanged
+    ) -> tuple[Array | Observed, Tree]:
+        value, grads = gradient(trained, batch, key, whole)
         norm = optax.tree.norm(grads)
-        worst = add(delta, scale(rho / jnp.where(norm > 0, norm, 1), grads))
-        return value, jax.grad(loss)(worst, batch, key)
+        worst = add(trained, scale(rho / jnp.where(norm > 0, norm, 1), grads))
+        return value, gradient(worst, batch, key, whole)[1]
 
     return ascend
 
@@ -66,20 +73,21 @@ class AveragingState(NamedTuple):
 
 
 def averaging(
-    loss: Loss,
-    optimizer: optax.GradientTransformation,
-    server_optimizer: optax.GradientTransformation,
+    gradient: Gradient,
+    optimizer: Optimizer,
+    server_optimizer: Optimizer,
     mu: float = 0.0,
     personal: Chosen = NOTHING,
     frozen: Chosen = NOTHING,
-    gradient: Callable[[Loss], ValueAndGrad] = jax.value_and_grad,
+    update_mask: Callable[[Server, Tree], Tree] = lambda server, updates: updates,
     measure: Callable[[Tree, Tree, Array], dict[str, Array]] | None = None,
 ) -> Algorithm:
     """Average the changes of shared leaves; the server optimizer gets minus their mean.
 
     ``personal`` leaves stay with their client, ``frozen`` ones keep their first value everywhere; neither is sent.
-    ``gradient`` turns a loss into value and gradient, ``measure`` looks at the uploads of a round.  With a
-    `KeptOptimizer` a client's optimizer goes on where its last round ended.
+    ``update_mask`` says which updates of the local optimizer are made in a round: it zeroes those of parts that wait.
+    ``measure`` looks at the uploads of a round.  With a `KeptOptimizer` a client's optimizer goes on where its last
+    round ended.
     """
     keeps = isinstance(optimizer, KeptOptimizer)
 
@@ -99,23 +107,18 @@ def averaging(
     ) -> tuple[Tree, Report]:
         own, state = own if keeps else (own, None)
         start = join_personal(server.delta, own)
-        state = state if keeps else optimizer.init(start)
 
         def prox(grads: Tree, delta: Tree) -> Tree:
             return add(grads, scale(mu, subtract(delta, start)))
 
-        def local_loss(delta: Tree, batch: Tree, key: Array) -> Array:
-            return loss(join_personal(delta, server.state.frozen), batch, key)
-
-        correct = prox if mu else None
-        delta, state, value = local_steps_from(
-            gradient(local_loss), optimizer, state, start, shard, step_mask, key, correct
+        of_trained = partial(gradient, whole=lambda delta: join_personal(delta, server.state.frozen))
+        correct, mask = prox if mu else None, partial(update_mask, server)
+        delta, seen, state = local_steps(
+            of_trained, optimizer, start, shard, step_mask, key, correct, mask, state
         )
         shared, own = split_like(delta, server.delta)
-        loss_value, measured = observed(value)
-        weight = shard.samples.astype(loss_value.dtype)
         own = KeptState(own, state) if keeps else own
-        return own, Report(subtract(shared, server.delta), weight, loss_value, measured=measured)
+        return own, report(subtract(shared, server.delta), seen, shard.samples)
 
     def aggregate(server: Server, mean: Tree, cohort: Cohort) -> Server:
         del cohort
@@ -123,4 +126,8 @@ def averaging(
         delta = optax.apply_updates(server.delta, updates)
         return server._replace(delta=delta, state=server.state._replace(optimizer=state))
 
-    return Algorithm(init_server, init_client, client_update, aggregate, measure=measure)
+    def model(server: Server, own: Tree) -> Tree:
+        shared = join_personal(server.delta, server.state.frozen)
+        return shared if own is None else join_personal(shared, without_optimizer(own))
+
+    return Algorithm(init_server, init_client, client_update, aggregate, measure=measure, model=model)

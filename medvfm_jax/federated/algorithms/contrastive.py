@@ -4,10 +4,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import Array
 
-from medvfm_jax.federated.local_training import Loss, local_steps
+from medvfm_jax.federated.local_training import Gradient, Optimizer, local_steps, report, with_term
 from medvfm_jax.federated.records import Algorithm, Cohort, Report, Server, Shard, Tree
 from medvfm_jax.federated.tree_math import add, subtract
 
@@ -15,9 +14,9 @@ Features = Callable[[Tree, Tree], Array]  # (delta, batch) -> (batch, d)
 
 
 def moon(
-    loss: Loss,
+    gradient: Gradient,
     features: Features,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     mu: float = 1.0,
     temperature: float = 0.5,
 ) -> Algorithm:
@@ -26,19 +25,25 @@ def moon(
     def client_update(
         server: Server, previous: Tree, shard: Shard, step_mask: Array, key: Array
     ) -> tuple[Tree, Report]:
-        def contrasted(delta: Tree, batch: Tree, key: Array) -> Array:
+        def contrast(delta: Tree, batch: Tree) -> Array:
             new, anchor, old = (features(d, batch) for d in (delta, server.delta, previous))
-            return loss(delta, batch, key) + mu * model_contrast(new, anchor, old, temperature).mean()
+            return mu * model_contrast(new, anchor, old, temperature).mean()
 
-        gradient = jax.value_and_grad(contrasted)
-        delta, value = local_steps(gradient, optimizer, server.delta, shard, step_mask, key)
-        return delta, Report(subtract(delta, server.delta), shard.samples.astype(value.dtype), value)
+        contrasted = with_term(gradient, contrast)
+        delta, seen, _ = local_steps(contrasted, optimizer, server.delta, shard, step_mask, key)
+        return delta, report(subtract(delta, server.delta), seen, shard.samples)
 
     def aggregate(server: Server, mean: Tree, cohort: Cohort) -> Server:
         del cohort
         return server._replace(delta=add(server.delta, mean))
 
-    return Algorithm(lambda delta: (delta, ()), lambda delta, client_id: delta, client_update, aggregate)
+    return Algorithm(
+        lambda delta: (delta, ()),
+        lambda delta, client_id: delta,
+        client_update,
+        aggregate,
+        reads="the features of its images for the contrast",
+    )
 
 
 def model_contrast(new: Array, anchor: Array, old: Array, temperature: float) -> Array:

@@ -1,16 +1,15 @@
 """SCAFFOLD: control variates take the drift of heterogeneous clients out of local steps (Karimireddy et al. 2020)."""
 
-import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
 
-from medvfm_jax.federated.local_training import Loss, local_steps, rate_of
+from medvfm_jax.federated.local_training import Gradient, local_steps, rate_of, report
 from medvfm_jax.federated.records import Algorithm, Cohort, Report, Server, Shard, Tree
 from medvfm_jax.federated.tree_math import add, scale, subtract, zeros_like
 
 
-def scaffold(loss: Loss, learning_rate: float, server_rate: float = 1.0) -> Algorithm:
+def scaffold(gradient: Gradient, learning_rate: float, server_rate: float = 1.0) -> Algorithm:
     """Local steps y <- y - eta (g_i(y) - c_i + c); then option II of the paper:
 
     c_i+ = c_i - c + (x - y_i) / (K eta); x <- x + server_rate mean_S (y_i - x); c <- c + |S|/N mean_S (c_i+ - c_i).
@@ -26,12 +25,11 @@ def scaffold(loss: Loss, learning_rate: float, server_rate: float = 1.0) -> Algo
             del delta
             return add(grads, subtract(server.state, control))
 
-        gradient = jax.value_and_grad(loss)
-        delta, value = local_steps(gradient, optimizer, server.delta, shard, step_mask, key, correct)
+        delta, seen, _ = local_steps(gradient, optimizer, server.delta, shard, step_mask, key, correct)
         change = subtract(delta, server.delta)
         length = jnp.maximum(step_mask.sum(), 1) * rate_of(shard, learning_rate)
         moved = scale(-1, add(server.state, scale(1 / length, change)))  # new control - old control
-        return add(control, moved), Report({"change": change, "control": moved}, jnp.ones_like(value), value)
+        return add(control, moved), report({"change": change, "control": moved}, seen)
 
     def aggregate(server: Server, mean: Tree, cohort: Cohort) -> Server:
         delta = add(server.delta, scale(server_rate, mean["change"]))

@@ -1,16 +1,13 @@
 """FedDyn: a linear term per client aligns the local optima with the global one (Acar et al. 2021)."""
 
-import jax
-import jax.numpy as jnp
-import optax
 from jax import Array
 
-from medvfm_jax.federated.local_training import Loss, local_steps
+from medvfm_jax.federated.local_training import Gradient, Optimizer, local_steps, report
 from medvfm_jax.federated.records import Algorithm, Cohort, Report, Server, Shard, Tree
 from medvfm_jax.federated.tree_math import add, scale, subtract, zeros_like
 
 
-def feddyn(loss: Loss, optimizer: optax.GradientTransformation, alpha: float = 0.1) -> Algorithm:
+def feddyn(gradient: Gradient, optimizer: Optimizer, alpha: float = 0.1) -> Algorithm:
     """Clients minimise f_i(y) - <g_i, y> + alpha/2 |y - x|^2 and set g_i <- g_i - alpha (y_i - x).
 
     Server: h <- h - alpha |S|/N mean_S (y_i - x); x <- mean_S y_i - h / alpha.  Clients count equally.
@@ -22,10 +19,9 @@ def feddyn(loss: Loss, optimizer: optax.GradientTransformation, alpha: float = 0
         def correct(grads: Tree, delta: Tree) -> Tree:
             return add(subtract(grads, linear), scale(alpha, subtract(delta, server.delta)))
 
-        gradient = jax.value_and_grad(loss)
-        delta, value = local_steps(gradient, optimizer, server.delta, shard, step_mask, key, correct)
+        delta, seen, _ = local_steps(gradient, optimizer, server.delta, shard, step_mask, key, correct)
         change = subtract(delta, server.delta)
-        return subtract(linear, scale(alpha, change)), Report(change, jnp.ones_like(value), value)
+        return subtract(linear, scale(alpha, change)), report(change, seen)
 
     def aggregate(server: Server, mean: Tree, cohort: Cohort) -> Server:
         h = subtract(server.state, scale(alpha * cohort.fraction, mean))

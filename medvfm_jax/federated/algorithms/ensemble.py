@@ -8,7 +8,7 @@ import optax
 from jax import Array
 
 from medvfm_jax.federated.algorithms.averaging import fedavg
-from medvfm_jax.federated.local_training import Loss
+from medvfm_jax.federated.local_training import Gradient, Optimizer
 from medvfm_jax.federated.records import Algorithm, Cohort, Server, Tree
 from medvfm_jax.federated.tree_math import add
 
@@ -16,11 +16,11 @@ Logits = Callable[[Tree, Tree], Array]  # (delta, batch) -> (..., classes)
 
 
 def feddf(
-    loss: Loss,
-    optimizer: optax.GradientTransformation,
+    gradient: Gradient,
+    optimizer: Optimizer,
     logits: Logits,
     public_batches: Tree,
-    server_optimizer: optax.GradientTransformation | None = None,
+    server_optimizer: Optimizer | None = None,
 ) -> Algorithm:
     """FedAvg, then one step of the server optimizer (Adam 1e-3) per unlabelled batch on ``ensemble_loss``.
 
@@ -28,7 +28,7 @@ def feddf(
     participants' logits.  Adam normalises gradients of any size, so even clients that agree move the server a
     little.  The server needs every client's delta, so this does not go with privacy.
     """
-    base, server_optimizer = fedavg(loss, optimizer), server_optimizer or optax.adam(1e-3)
+    base, server_optimizer = fedavg(gradient, optimizer), server_optimizer or optax.adam(1e-3)
 
     def aggregate(server: Server, uploads: Tree, cohort: Cohort) -> Server:
         teachers = add(server.delta, uploads)  # the stacked axis n broadcasts against the server's delta

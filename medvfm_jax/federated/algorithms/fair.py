@@ -5,14 +5,14 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from medvfm_jax.federated.local_training import Loss, local_steps, rate_of
+from medvfm_jax.federated.local_training import Gradient, local_steps, observed, rate_of, report
 from medvfm_jax.federated.records import Algorithm, Cohort, Report, Server, Shard, Tree
 from medvfm_jax.federated.tree_math import scale, subtract
 
 _SMALLEST_LOSS = 1e-10  # F^(q-1) of a client that has nothing left to learn
 
 
-def qfedavg(loss: Loss, learning_rate: float, q: float = 1.0) -> Algorithm:
+def qfedavg(gradient: Gradient, learning_rate: float, q: float = 1.0) -> Algorithm:
     """w_i = L (x - y_i), L = 1/eta; x <- x - sum_i F_i^q w_i / sum_i (q F_i^(q-1) |w_i|^2 + L F_i^q).
 
     F_i is the loss of x on the client's batches, which costs one more forward pass.  q = 0 is FedAvg with equal
@@ -23,14 +23,14 @@ def qfedavg(loss: Loss, learning_rate: float, q: float = 1.0) -> Algorithm:
     def client_update(
         server: Server, own: Tree, shard: Shard, step_mask: Array, key: Array
     ) -> tuple[Tree, Report]:
-        delta, value = local_steps(jax.value_and_grad(loss), optimizer, server.delta, shard, step_mask, key)
-        at_start = jnp.maximum(_mean_loss(loss, server.delta, shard, step_mask, key), _SMALLEST_LOSS)
+        delta, seen, _ = local_steps(gradient, optimizer, server.delta, shard, step_mask, key)
+        at_start = jnp.maximum(_mean_loss(gradient, server.delta, shard, step_mask, key), _SMALLEST_LOSS)
         lipschitz = 1 / rate_of(shard, learning_rate)
         step = scale(lipschitz, subtract(server.delta, delta))
         squared = optax.tree.norm(step, squared=True)
         size = q * at_start ** (q - 1) * squared + lipschitz * at_start**q
-        upload = {"step": scale(at_start**q, step), "size": size.astype(value.dtype)}
-        return own, Report(upload, jnp.ones_like(value), value)
+        upload = {"step": scale(at_start**q, step), "size": size.astype(seen.loss.dtype)}
+        return own, report(upload, seen)
 
     def aggregate(server: Server, mean: Tree, cohort: Cohort) -> Server:
         del cohort
@@ -38,11 +38,16 @@ def qfedavg(loss: Loss, learning_rate: float, q: float = 1.0) -> Algorithm:
         return server._replace(delta=subtract(server.delta, scale(1 / size, mean["step"])))
 
     return Algorithm(
-        lambda delta: (delta, ()), lambda delta, client_id: (), client_update, aggregate, weights="equal"
+        lambda delta: (delta, ()),
+        lambda delta, client_id: (),
+        client_update,
+        aggregate,
+        weights="equal",
+        reads="the loss of the server's model on its batches",
     )
 
 
-def _mean_loss(loss: Loss, delta: Tree, shard: Shard, step_mask: Array, key: Array) -> Array:
+def _mean_loss(gradient: Gradient, delta: Tree, shard: Shard, step_mask: Array, key: Array) -> Array:
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(step_mask.shape[0]))
-    values = jax.lax.map(lambda one: loss(delta, *one), (shard.batches, keys))
+    values = jax.lax.map(lambda one: observed(gradient(delta, *one)[0]).loss, (shard.batches, keys))
     return jnp.where(step_mask, values, 0).sum() / jnp.maximum(step_mask.sum(), 1)

@@ -7,13 +7,12 @@ Every algorithm reports the exact aggregation error of its round.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
 
 from medvfm_jax.federated.algorithms.averaging import averaging
-from medvfm_jax.federated.local_training import Loss, local_steps
+from medvfm_jax.federated.local_training import Gradient, Optimizer, local_steps, report, with_term
 from medvfm_jax.federated.lora_aggregation import (
     Factors,
     aggregation_error,
@@ -29,27 +28,27 @@ from medvfm_jax.federated.records import Algorithm, Report, Server, Shard, Tree
 from medvfm_jax.federated.tree_math import add, select, zeros_like
 
 
-def fedit(loss: Loss, optimizer: optax.GradientTransformation) -> Algorithm:
+def fedit(gradient: Gradient, optimizer: Optimizer) -> Algorithm:
     """Average a and b apart, which is not the average of their products (Zhang et al. 2024)."""
-    return averaging(loss, optimizer, optax.sgd(1.0), measure=_error_of_changes)
+    return averaging(gradient, optimizer, optax.sgd(1.0), measure=_error_of_changes)
 
 
-def ffa_lora(loss: Loss, optimizer: optax.GradientTransformation) -> Algorithm:
+def ffa_lora(gradient: Gradient, optimizer: Optimizer) -> Algorithm:
     """Freeze a at its common start, train and average b only (Sun et al. 2024).
 
     Exact, half the traffic, and noise enters the product linearly.  The aggregation error is zero by construction.
     """
-    base = averaging(loss, optimizer, optax.sgd(1.0), frozen=names_of_a)
+    base = averaging(gradient, optimizer, optax.sgd(1.0), frozen=names_of_a)
     return base._replace(measure=_no_error)
 
 
-def fedsa_lora(loss: Loss, optimizer: optax.GradientTransformation) -> Algorithm:
+def fedsa_lora(gradient: Gradient, optimizer: Optimizer) -> Algorithm:
     """Train both, share a, keep b at the client (Guo et al. 2025); no products are ever averaged."""
-    base = averaging(loss, optimizer, optax.sgd(1.0), personal=names_of_b)
+    base = averaging(gradient, optimizer, optax.sgd(1.0), personal=names_of_b)
     return base._replace(measure=_no_error)
 
 
-def rolora(loss: Loss, optimizer: optax.GradientTransformation) -> Algorithm:
+def rolora(gradient: Gradient, optimizer: Optimizer) -> Algorithm:
     """Even rounds train and average b, odd rounds a, so that every round is exact (Chen et al. 2024).
 
     One static message holds both factors, one of them zero: on a real wire half the counted bits are not needed.
@@ -62,15 +61,7 @@ def rolora(loss: Loss, optimizer: optax.GradientTransformation) -> Algorithm:
             tree = join_personal(others, chosen)
         return tree
 
-    def client_update(
-        server: Server, own: Tree, shard: Shard, step_mask: Array, key: Array
-    ) -> tuple[Tree, Report]:
-        halved = optax.chain(optimizer, optax.stateless(lambda updates, delta: alternate(server, updates)))
-        base = averaging(loss, halved, optax.sgd(1.0))
-        return base.client_update(server, own, shard, step_mask, key)
-
-    base = averaging(loss, optimizer, optax.sgd(1.0), measure=_error_of_changes)
-    return base._replace(client_update=client_update)
+    return averaging(gradient, optimizer, optax.sgd(1.0), update_mask=alternate, measure=_error_of_changes)
 
 
 class RankState(NamedTuple):
@@ -93,8 +84,8 @@ def restrict(delta: Tree, rank: Array) -> Tree:
 
 
 def hetlora(
-    loss: Loss,
-    optimizer: optax.GradientTransformation,
+    gradient: Gradient,
+    optimizer: Optimizer,
     ranks: Sequence[int] | None = None,
     prune: float = 1.0,
     penalty: float = 0.0,
@@ -114,12 +105,13 @@ def hetlora(
     def client_update(
         server: Server, own: RankState, shard: Shard, step_mask: Array, key: Array
     ) -> tuple[RankState, Report]:
-        def local_loss(delta: Tree, batch: Tree, key: Array) -> Array:
-            value = loss(delta, batch, key)
-            return value + penalty * tail_norm(delta, own.rank) if penalty else value
+        def tail(delta: Tree, batch: Tree) -> Array:
+            del batch
+            return penalty * tail_norm(delta, own.rank)
 
         start = restrict(server.delta, own.rank)
-        delta, value = local_steps(jax.value_and_grad(local_loss), optimizer, start, shard, step_mask, key)
+        penalised = with_term(gradient, tail) if penalty else gradient
+        delta, seen, _ = local_steps(penalised, optimizer, start, shard, step_mask, key)
         delta = restrict(delta, own.rank)
         if prune < 1:
             smaller = jnp.maximum(jnp.floor(prune * own.rank).astype(own.rank.dtype), 1)
@@ -127,7 +119,7 @@ def hetlora(
             own = RankState(jnp.where(shrunk, smaller, own.rank))
             delta = restrict(delta, own.rank)
         squared = sum((product_norm(f) ** 2).sum() for f in factors_of(delta).values())
-        return own, Report(delta, jnp.sqrt(squared).astype(value.dtype), value)
+        return own, report(delta, seen, jnp.sqrt(squared))
 
     return Algorithm(
         lambda delta: (delta, ()),

@@ -1,21 +1,21 @@
 """Federated LoRA whose server looks at every pair: FLoRA, FlexLoRA, FedEx-LoRA, LoRA-FAIR.
 
-FLoRA and FedEx-LoRA change the frozen base as well: their loss is ``loss(delta, base, batch, key)`` with ``base`` a
-dict {site: dense increment (..., in, out)} of what ``a @ b`` of that site is added to, kept in ``Server.state`` as
-``BaseChange``; ``base_increments`` makes such a loss from any loss on whole deltas.
+FLoRA and FedEx-LoRA change the frozen base as well: their model, and what their gradient is asked at, is a pair (delta,
+base) with ``base`` a dict {site: dense increment (..., in, out)} of what ``a @ b`` of that site is added to, kept in
+``Server.state`` as ``BaseChange``; ``base_increments`` makes one delta of the pair.
 None of them goes with privacy, whose noise is on a sum.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import Array
 
 from medvfm_jax.federated.algorithms.low_rank import RankState, client_ranks, restrict
-from medvfm_jax.federated.local_training import Loss, local_steps
+from medvfm_jax.federated.local_training import Gradient, Optimizer, local_steps, report, unchanged
 from medvfm_jax.federated.lora_aggregation import (
     Factors,
     aggregation_error,
@@ -37,12 +37,9 @@ class BaseChange(NamedTuple):
     dense: dict[str, Array]
 
 
-LossOnBase = Callable[[Tree, dict[str, Array], Tree, Array], Array]  # (delta, base, batch, key) -> ()
-
-
 def flora(
-    loss: LossOnBase,
-    optimizer: optax.GradientTransformation,
+    gradient: Gradient,
+    optimizer: Optimizer,
     clients: int,
     ranks: Sequence[int] | None = None,
 ) -> Algorithm:
@@ -62,12 +59,10 @@ def flora(
         }
         return server._replace(delta=replace_factors(averaged, fresh), state=BaseChange(base))
 
-    return _stacking(
-        loss, optimizer, aggregate, _zero_base, ranks, download=lambda s: _with_stack(s, clients)
-    )
+    return _on_base(_stacking(gradient, optimizer, aggregate, ranks), clients)
 
 
-def fedex_lora(loss: LossOnBase, optimizer: optax.GradientTransformation, clients: int) -> Algorithm:
+def fedex_lora(gradient: Gradient, optimizer: Optimizer, clients: int) -> Algorithm:
     """Average a and b, and add what that misses, sum_i p_i a_i b_i - mean(a) mean(b), to the base (Singhal 2024).
 
     ``clients`` is n, from which the download of the residual's n pairs is counted.
@@ -78,12 +73,10 @@ def fedex_lora(loss: LossOnBase, optimizer: optax.GradientTransformation, client
         base = {site: base[site] + product(residual(f, cohort.weights)) for site, f in pairs.items()}
         return server._replace(delta=_mean(uploads, cohort.weights), state=BaseChange(base))
 
-    return _stacking(loss, optimizer, aggregate, _zero_base, download=lambda s: _with_stack(s, clients))
+    return _on_base(_stacking(gradient, optimizer, aggregate), clients)
 
 
-def flexlora(
-    loss: Loss, optimizer: optax.GradientTransformation, ranks: Sequence[int] | None = None
-) -> Algorithm:
+def flexlora(gradient: Gradient, optimizer: Optimizer, ranks: Sequence[int] | None = None) -> Algorithm:
     """Best approximation of sum_i p_i a_i b_i at the server's rank; a client takes its first r_i directions.
 
     The mean product is never formed: QR of the stacks and a small SVD (Bai et al. 2024).
@@ -95,10 +88,10 @@ def flexlora(
         }
         return server._replace(delta=replace_factors(_mean(uploads, cohort.weights), best))
 
-    return _stacking(_without_base(loss), optimizer, aggregate, lambda delta: BaseChange({}), ranks)
+    return _stacking(gradient, optimizer, aggregate, ranks)
 
 
-def lora_fair(loss: Loss, optimizer: optax.GradientTransformation, ridge: float = 0.01) -> Algorithm:
+def lora_fair(gradient: Gradient, optimizer: Optimizer, ridge: float = 0.01) -> Algorithm:
     """Average a and b, then correct b so that the product is nearest to the mean product (Bian et al. 2024)."""
 
     def aggregate(server: Server, uploads: Tree, cohort: Cohort) -> Server:
@@ -108,43 +101,48 @@ def lora_fair(loss: Loss, optimizer: optax.GradientTransformation, ridge: float 
             fixed[site] = Factors(centre.a, centre.b + fair_correction(f, cohort.weights, ridge))
         return server._replace(delta=replace_factors(_mean(uploads, cohort.weights), fixed))
 
-    return _stacking(_without_base(loss), optimizer, aggregate, lambda delta: BaseChange({}))
+    return _stacking(gradient, optimizer, aggregate)
 
 
 def _stacking(
-    loss: LossOnBase,
-    optimizer: optax.GradientTransformation,
+    gradient: Gradient,
+    optimizer: Optimizer,
     aggregate: Callable[[Server, Tree, Cohort], Server],
-    init_state: Callable[[Tree], Tree],
     ranks: Sequence[int] | None = None,
-    download: Callable[[Server], Tree] | None = None,
 ) -> Algorithm:
     """Clients train from the server's factors, cut to their rank, and upload the factors themselves."""
 
     def client_update(
         server: Server, own: RankState, shard: Shard, step_mask: Array, key: Array
     ) -> tuple[RankState, Report]:
-        def local_loss(delta: Tree, batch: Tree, key: Array) -> Array:
-            return loss(delta, server.state.dense, batch, key)
-
+        at = partial(gradient, whole=partial(_pair, server) if server.state else unchanged)
         start = restrict(server.delta, own.rank)
-        delta, value = local_steps(jax.value_and_grad(local_loss), optimizer, start, shard, step_mask, key)
-        return own, Report(restrict(delta, own.rank), shard.samples.astype(value.dtype), value)
+        delta, seen, _ = local_steps(at, optimizer, start, shard, step_mask, key)
+        return own, report(restrict(delta, own.rank), seen, shard.samples)
 
     return Algorithm(
-        lambda delta: (delta, init_state(delta)),
+        lambda delta: (delta, ()),
         lambda delta, client_id: client_ranks(ranks, delta, client_id),
         client_update,
         aggregate,
         reduction="stack",
         uploads="model",
         measure=lambda server, uploads, weights: aggregation_error(uploads, weights),
-        download=download,
     )
 
 
-def _without_base(loss: Loss) -> LossOnBase:
-    return lambda delta, base, batch, key: loss(delta, batch, key)
+def _on_base(algorithm: Algorithm, clients: int) -> Algorithm:
+    """Let the algorithm keep a change of the base, zero at the start; clients download ``clients`` pairs per site."""
+    return algorithm._replace(
+        init_server=lambda delta: (delta, _zero_base(delta)),
+        model=lambda server, own: _pair(server, server.delta),
+        download=lambda server: _with_stack(server, clients),
+    )
+
+
+def _pair(server: Server, delta: Tree) -> tuple[Tree, dict[str, Array]]:
+    """What a model is made of."""
+    return delta, server.state.dense
 
 
 def _zero_base(delta: Tree) -> BaseChange:

@@ -1,16 +1,15 @@
 """FedNova: changes normalised by local effort, so that busy clients do not move the optimum (Wang et al. 2020)."""
 
-import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
 
-from medvfm_jax.federated.local_training import Loss, local_steps
+from medvfm_jax.federated.local_training import Gradient, local_steps, report
 from medvfm_jax.federated.records import Algorithm, Cohort, Report, Server, Shard, Tree
 from medvfm_jax.federated.tree_math import add, scale, subtract
 
 
-def fednova(loss: Loss, learning_rate: float, momentum: float = 0.0, mu: float = 0.0) -> Algorithm:
+def fednova(gradient: Gradient, learning_rate: float, momentum: float = 0.0, mu: float = 0.0) -> Algorithm:
     """x <- x + tau_eff sum_i p_i (y_i - x) / |a_i|_1, tau_eff = sum_i p_i |a_i|_1, after local SGD.
 
     |a_i|_1 of ``effort``; a client's own rate factor counts as effort too.  Use momentum or the proximal term mu,
@@ -29,12 +28,13 @@ def fednova(loss: Loss, learning_rate: float, momentum: float = 0.0, mu: float =
         def prox(grads: Tree, delta: Tree) -> Tree:
             return add(grads, scale(mu, subtract(delta, server.delta)))
 
-        gradient, correct = jax.value_and_grad(loss), prox if mu else None
-        delta, value = local_steps(gradient, optimizer, server.delta, shard, step_mask, key, correct)
-        rate = jnp.ones_like(value) if shard.rate is None else shard.rate.astype(value.dtype)
-        length = rate * effort(step_mask.sum().astype(value.dtype), momentum, rate * learning_rate * mu)
+        correct = prox if mu else None
+        delta, seen, _ = local_steps(gradient, optimizer, server.delta, shard, step_mask, key, correct)
+        dtype = seen.loss.dtype
+        rate = jnp.ones((), dtype) if shard.rate is None else shard.rate.astype(dtype)
+        length = rate * effort(step_mask.sum().astype(dtype), momentum, rate * learning_rate * mu)
         direction = scale(1 / jnp.where(length > 0, length, 1), subtract(delta, server.delta))
-        return own, Report(direction, shard.samples.astype(value.dtype), value, {"effort": length})
+        return own, report(direction, seen, shard.samples, {"effort": length})
 
     def aggregate(server: Server, mean: Tree, cohort: Cohort) -> Server:
         return server._replace(delta=add(server.delta, scale(cohort.public["effort"], mean)))

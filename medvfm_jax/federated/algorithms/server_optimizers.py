@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from medvfm_jax.federated.algorithms.averaging import fedopt
-from medvfm_jax.federated.local_training import Loss
+from medvfm_jax.federated.local_training import Gradient, Optimizer
 from medvfm_jax.federated.records import Algorithm, Tree
 from medvfm_jax.federated.tree_math import zeros_like
 
@@ -18,31 +18,34 @@ Rule = Literal["adagrad", "yogi", "adam"]
 
 
 def fedavgm(
-    loss: Loss, optimizer: optax.GradientTransformation, server_rate: float = 1.0, momentum: float = 0.9
+    gradient: Gradient,
+    optimizer: Optimizer,
+    server_rate: float = 1.0,
+    momentum: float = 0.9,
 ) -> Algorithm:
     """v <- momentum v + mean change; x <- x + server_rate v (Hsu et al. 2019)."""
-    return fedopt(loss, optimizer, optax.sgd(server_rate, momentum))
+    return fedopt(gradient, optimizer, optax.sgd(server_rate, momentum))
 
 
 def fedadagrad(
-    loss: Loss, optimizer: optax.GradientTransformation, server_rate: float = 0.1, tau: float = 1e-3
+    gradient: Gradient, optimizer: Optimizer, server_rate: float = 0.1, tau: float = 1e-3
 ) -> Algorithm:
     """Adaptive server with v <- v + change^2 and no momentum."""
-    return fedopt(loss, optimizer, adaptive_server("adagrad", server_rate, beta1=0.0, tau=tau))
+    return fedopt(gradient, optimizer, adaptive_server("adagrad", server_rate, beta1=0.0, tau=tau))
 
 
 def fedyogi(
-    loss: Loss, optimizer: optax.GradientTransformation, server_rate: float = 0.01, tau: float = 1e-3
+    gradient: Gradient, optimizer: Optimizer, server_rate: float = 0.01, tau: float = 1e-3
 ) -> Algorithm:
     """Adaptive server with v <- v - (1 - beta2) change^2 sign(v - change^2)."""
-    return fedopt(loss, optimizer, adaptive_server("yogi", server_rate, tau=tau))
+    return fedopt(gradient, optimizer, adaptive_server("yogi", server_rate, tau=tau))
 
 
 def fedadam(
-    loss: Loss, optimizer: optax.GradientTransformation, server_rate: float = 0.1, tau: float = 1e-3
+    gradient: Gradient, optimizer: Optimizer, server_rate: float = 0.1, tau: float = 1e-3
 ) -> Algorithm:
     """Adaptive server with v <- beta2 v + (1 - beta2) change^2."""
-    return fedopt(loss, optimizer, adaptive_server("adam", server_rate, tau=tau))
+    return fedopt(gradient, optimizer, adaptive_server("adam", server_rate, tau=tau))
 
 
 class AdaptiveState(NamedTuple):

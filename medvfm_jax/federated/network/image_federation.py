@@ -23,9 +23,11 @@ from medvfm_jax.federated.codecs import make_codec
 from medvfm_jax.federated.errors import BadFederation
 from medvfm_jax.federated.feedback import error_feedback
 from medvfm_jax.federated.kept_optimizer import kept
+from medvfm_jax.federated.local_training import gradient_of
 from medvfm_jax.federated.network.coordinator import Progress
 from medvfm_jax.federated.network.site import Site
 from medvfm_jax.federated.network.task import Task, contract
+from medvfm_jax.federated.personal_parts import join_personal
 from medvfm_jax.federated.privacy import Guarantee
 from medvfm_jax.federated.privacy.discrete_accounting import account_discrete, discrete_with_epsilon
 from medvfm_jax.federated.records import Algorithm, Privacy, Shard, Tree
@@ -202,7 +204,7 @@ def image_site(prepared: Prepared, name: str, data: str, folder: Path) -> Site:
 def save_result(prepared: Prepared, progress: Progress, path: Path) -> None:
     """Write the server's delta as a file for ``medvfm evaluate --delta`` and ``medvfm segment --delta``."""
     settings, assembled = prepared.settings, prepared.assembled
-    models = algorithm_catalog.models_of("nothing", assembled.delta, progress.server, ())
+    shared = prepared.task.algorithm.model(progress.server, None)
     metadata = {
         "base": settings.model,
         "fingerprint": assembled.base.fingerprint,
@@ -216,7 +218,7 @@ def save_result(prepared: Prepared, progress: Progress, path: Path) -> None:
         "prompt": settings.prompt,
         "rounds": int(progress.server.round),
     }
-    artifacts.save_delta(path, models.shared, metadata)
+    artifacts.save_delta(path, join_personal(shared, assembled.task.delta), metadata)
 
 
 def _check_names(settings: ImageFederation, dataset: Dataset) -> None:
@@ -244,7 +246,7 @@ def _algorithm(settings: ImageFederation, loss: LossFn, base: Base) -> Algorithm
     optimizer = make_optimizer(settings.learning_rate)
     optimizer = kept(optimizer, settings.algorithm) if settings.keep_optimizer else optimizer
     trained_by = settings.learning_rate if entry.plain_sgd else optimizer
-    return entry.make(batch_loss, trained_by, **entry.options)
+    return entry.make(gradient_of(batch_loss), trained_by, **entry.options)
 
 
 def _prompts(settings: ImageFederation) -> PromptConfig | None:

@@ -9,6 +9,7 @@ the worst ε over hospitals holds for all, since a patient belongs to one hospit
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -17,7 +18,7 @@ import numpy as np
 from jax import Array
 
 from medvfm_jax.federated.backends import vary_like
-from medvfm_jax.federated.local_training import Observed
+from medvfm_jax.federated.local_training import Gradient, Observed, Whole, unchanged
 from medvfm_jax.federated.privacy.client_level import noisy_mean
 from medvfm_jax.federated.privacy.clipping import clip_by_norm, global_norm
 from medvfm_jax.federated.privacy.errors import BadPrivacy
@@ -41,8 +42,10 @@ class PatientMetrics(NamedTuple):
 
 def patient_gradient(
     loss: Callable[[Tree, Tree, Array], Array], privacy: Privacy, microbatch: int | None = None
-) -> Callable[[Tree, PatientBatch, Array], tuple[PatientMetrics, Tree]]:
+) -> Callable[..., tuple[PatientMetrics, Tree]]:
     """Loss of one slice -> `gradient(delta, batch, key)` -> (metrics, private gradient like delta).
+
+    A fourth argument `whole` says what of `delta` the loss is of, as in `local_training.Gradient`.
 
     loss(delta, slice, key) -> () for one slice. A patient's loss is the mean over its slices; a patient without any
     adds nothing, so a batch drawn by `sampling.poisson_batch` is padded with such patients. Padding slices must
@@ -66,8 +69,10 @@ def patient_gradient(
         values = jax.vmap(loss, in_axes=(None, 0, 0))(delta, slices, keys)
         return jnp.where(mask, values, 0).sum() / jnp.maximum(mask.sum(), 1)
 
-    def one_patient(delta: Tree, slices: Tree, mask: Array, key: Array) -> tuple[Tree, PatientMetrics]:
-        value, gradient = jax.value_and_grad(patient_loss)(delta, slices, mask, key)
+    def one_patient(
+        whole: Whole, delta: Tree, slices: Tree, mask: Array, key: Array
+    ) -> tuple[Tree, PatientMetrics]:
+        value, gradient = jax.value_and_grad(lambda part: patient_loss(whole(part), slices, mask, key))(delta)
         present = mask.any()
         long = present & ~(global_norm(gradient) <= privacy.clip)  # a NaN counts as clipped: it is dropped
         gradient = jax.tree.map(lambda g: jnp.where(present, g, 0), gradient)
@@ -75,7 +80,9 @@ def patient_gradient(
         counts = (jnp.where(present & jnp.isfinite(value), value, 0), long, present)
         return clip_by_norm(gradient, privacy.clip), PatientMetrics(*(jnp.float32(x) for x in counts))
 
-    def gradient(delta: Tree, batch: PatientBatch, key: Array) -> tuple[PatientMetrics, Tree]:
+    def gradient(
+        delta: Tree, batch: PatientBatch, key: Array, whole: Whole = unchanged
+    ) -> tuple[PatientMetrics, Tree]:
         patients = batch.mask.shape[0]
         width = patients if microbatch is None else microbatch
         if patients % width:
@@ -90,7 +97,7 @@ def patient_gradient(
 
         def add_chunk(total: tuple, chunk: tuple) -> tuple[tuple, None]:
             def add_patients(total: tuple) -> tuple:
-                terms = jax.vmap(one_patient, in_axes=(None, 0, 0, 0))(delta, *chunk)
+                terms = jax.vmap(partial(one_patient, whole), in_axes=(None, 0, 0, 0))(delta, *chunk)
                 return jax.tree.map(lambda t, x: t + x.sum(axis=0, dtype=t.dtype), total, terms)
 
             # A batch is padded to one of few sizes; what is only padding adds nothing and is not differentiated.
@@ -107,16 +114,18 @@ def patient_gradient(
 
 def patient_value_and_grad(
     loss: Callable[[Tree, Tree, Array], Array], privacy: Privacy, microbatch: int | None = None
-) -> Callable[[Tree, PatientBatch, Array], tuple[Observed, Tree]]:
-    """`patient_gradient` as a value-and-gradient function for local training.
+) -> Gradient:
+    """`patient_gradient` as the gradient of an algorithm.
 
     Measured beside the loss: "patients" of a step and "clipped_patients" among them, numbers whose means over steps and
     clients give the share that was clipped. Like the loss they are exact, so not private.
     """
     gradient = patient_gradient(loss, privacy, microbatch)
 
-    def value_and_grad(delta: Tree, batch: PatientBatch, key: Array) -> tuple[Observed, Tree]:
-        metrics, private = gradient(delta, batch, key)
+    def value_and_grad(
+        delta: Tree, batch: PatientBatch, key: Array, whole: Whole = unchanged
+    ) -> tuple[Observed, Tree]:
+        metrics, private = gradient(delta, batch, key, whole)
         counts = {"patients": metrics.patients, "clipped_patients": metrics.clipped * metrics.patients}
         return Observed(metrics.loss, counts), private
 

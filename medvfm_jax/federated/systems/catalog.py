@@ -2,7 +2,7 @@
 
 >>> chosen = systems.get("flap_sam")
 >>> adapter = adapters.from_config(configure("flap_sam", chosen.system, model.spec))
->>> federation = make_round(chosen.algorithm(loss, optax.adamw(1e-4)))
+>>> federation = make_round(chosen.algorithm(gradient_of(loss), optax.adamw(1e-4)))
 
 Every system runs in the same rounds as any other algorithm, so codecs, backends and checkpoints apply to it.
 """

@@ -9,15 +9,15 @@ over exchanges increases, in place of the paper's meta-heuristics; importance is
 and used in the next one.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import Array
 
 from medvfm_jax.federated.errors import BadFederation
-from medvfm_jax.federated.local_training import Loss, local_steps
+from medvfm_jax.federated.local_training import Gradient, Optimizer, local_steps, report
 from medvfm_jax.federated.personal_parts import leaf_name
 from medvfm_jax.federated.records import Algorithm, Cohort, Report, Server, Shard, Tree
 from medvfm_jax.federated.systems.layers import layer_of, layers_of, scale_layers
@@ -35,8 +35,8 @@ class LayerChoice(NamedTuple):
 
 
 def f3ocus(
-    loss: Loss,
-    optimizer: optax.GradientTransformation,
+    gradient: Gradient,
+    optimizer: Optimizer,
     clients: int = 64,
     layers: int = 2,
     diversity: float = 1.0,
@@ -67,19 +67,15 @@ def f3ocus(
     ) -> tuple[Array, Report]:
         names = layers_of(server.delta)
         first = jax.tree.map(lambda x: x[0], shard.batches)
-        importance = layer_importance(loss, server.delta, first, key)
+        importance = layer_importance(gradient, server.delta, first, key)
         asked = server.state.chosen.at[number].get(mode="fill", fill_value=False)
         chosen = jnp.where(asked.any(), asked, most_important(importance, layers))
 
-        def masked(updates: Tree, delta: Tree) -> Tree:
-            del delta
-            return scale_layers(updates, names, chosen)
-
-        chained = optax.chain(optimizer, optax.stateless(masked))
-        delta, value = local_steps(jax.value_and_grad(loss), chained, server.delta, shard, step_mask, key)
+        mask = partial(scale_layers, layers=names, factors=chosen)
+        delta, seen, _ = local_steps(gradient, optimizer, server.delta, shard, step_mask, key, mask=mask)
         # What the server must not get distorted by a codec goes beside the upload.
-        public = (number.astype(value.dtype), importance.astype(value.dtype), chosen.astype(value.dtype))
-        return number, Report(subtract(delta, server.delta), shard.samples.astype(value.dtype), value, public)
+        public = tuple(x.astype(seen.loss.dtype) for x in (number, importance, chosen))
+        return number, report(subtract(delta, server.delta), seen, shard.samples, public)
 
     def aggregate(server: Server, uploads: Tree, cohort: Cohort) -> Server:
         number, importance, trained = cohort.public
@@ -116,14 +112,15 @@ def f3ocus(
         aggregate,
         reduction="stack",
         measure=measure,
+        reads="the gradients of single images, which choose the layers",
     )
 
 
-def layer_importance(loss: Loss, delta: Tree, batch: Tree, key: Array) -> Array:
+def layer_importance(gradient: Gradient, delta: Tree, batch: Tree, key: Array) -> Array:
     """Batch with a leading axis of B images -> (L,): largest kernel eigenvalues over their sum, 1/L if all are zero."""
 
     def one(image: Tree) -> Tree:
-        return jax.grad(loss)(delta, jax.tree.map(lambda x: x[None], image), key)
+        return gradient(delta, jax.tree.map(lambda x: x[None], image), key)[1]
 
     values = kernel_eigenvalues(jax.vmap(one)(batch))
     total = values.sum()

@@ -11,14 +11,15 @@ embedding.  The delta is ``{"global_lora": ..., "local_lora":
 ..., further shared parts}`` with "own" under "local_lora"; as it is, it is the local model.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
-import optax
 from jax import Array
 
 from medvfm_jax.federated.algorithms import fedavg
 from medvfm_jax.federated.errors import BadFederation
-from medvfm_jax.federated.local_training import Loss, local_steps
+from medvfm_jax.federated.local_training import Gradient, Observed, Optimizer, Whole, local_steps, report
 from medvfm_jax.federated.lora_aggregation import Factors, factors_of, replace_factors
 from medvfm_jax.federated.personal_parts import join_personal, split_personal
 from medvfm_jax.federated.records import Algorithm, Cohort, Report, Server, Shard, Tree
@@ -42,30 +43,30 @@ def feddpa_parts(spec: ModelSpec, rank: int = RANK) -> Parts:
     return {GLOBAL: lora_on_qv(spec, rank), LOCAL: lora_on_qv(spec, rank)}
 
 
-def feddpa_f(loss: Loss, optimizer: optax.GradientTransformation, global_rounds: int = 10) -> Algorithm:
+def feddpa_f(gradient: Gradient, optimizer: Optimizer, global_rounds: int = 10) -> Algorithm:
     """First ``global_rounds`` rounds of the global adapter (FedIT), then every client trains its local one.
 
     In the second phase uploads are zero: a real wire would send nothing, the counted bits stay.  Raises BadFederation.
     """
     if global_rounds < 1:
         raise BadFederation(f"feddpa_f: global_rounds must be at least 1, not {global_rounds}.")
-    base = _federated(loss, optimizer)
+    base = _federated(gradient, optimizer)
 
     def client_update(
         server: Server, own: Tree, shard: Shard, step_mask: Array, key: Array
     ) -> tuple[Tree, Report]:
-        def train_global() -> tuple[Tree, Tree, Array]:
-            _, report = base.client_update(server, _nothing(own), shard, step_mask, key)
-            return report.upload, own, report.loss
+        def train_global() -> tuple[Tree, Tree, Observed]:
+            _, found = base.client_update(server, _nothing(own), shard, step_mask, key)
+            return found.upload, own, Observed(found.loss, found.measured)
 
-        def train_local() -> tuple[Tree, Tree, Array]:
-            unchanged = vary_like(zeros_like(server.delta), step_mask)
-            return unchanged, *_local(loss, optimizer, server.delta, own, shard, step_mask, key)
+        def train_local() -> tuple[Tree, Tree, Observed]:
+            nothing = vary_like(zeros_like(server.delta), step_mask)
+            return nothing, *_local(gradient, optimizer, server.delta, own, shard, step_mask, key)
 
         # The round is the same for all clients, so this stays a branch under vmap and only one side is computed.
         early = server.round < global_rounds
-        upload, own_now, value = jax.lax.cond(early, train_global, train_local)
-        return own_now, Report(upload, shard.samples.astype(value.dtype), value)
+        upload, own_now, seen = jax.lax.cond(early, train_global, train_local)
+        return own_now, report(upload, seen, shard.samples)
 
     def aggregate(server: Server, mean: Tree, cohort: Cohort) -> Server:
         """In the second phase even noise or a codec's error must not move the global adapter."""
@@ -74,21 +75,21 @@ def feddpa_f(loss: Loss, optimizer: optax.GradientTransformation, global_rounds:
     return base._replace(client_update=client_update, aggregate=aggregate)
 
 
-def feddpa_t(loss: Loss, optimizer: optax.GradientTransformation) -> Algorithm:
+def feddpa_t(gradient: Gradient, optimizer: Optimizer) -> Algorithm:
     """In every round train the local adapter beside the global one as received, then the global one to be averaged.
 
     The first round has no local phase.  Both use all batches of the round: a local step costs two backward passes.
     """
-    base = _federated(loss, optimizer)
+    base = _federated(gradient, optimizer)
 
     def client_update(
         server: Server, own: Tree, shard: Shard, step_mask: Array, key: Array
     ) -> tuple[Tree, Report]:
         global_key, local_key = jax.random.split(key)
-        _, report = base.client_update(server, _nothing(own), shard, step_mask, global_key)
+        _, sent = base.client_update(server, _nothing(own), shard, step_mask, global_key)
         later = step_mask & (server.round > 0)
-        own, _ = _local(loss, optimizer, server.delta, own, shard, later, local_key)
-        return own, report
+        own, _ = _local(gradient, optimizer, server.delta, own, shard, later, local_key)
+        return own, sent
 
     return base._replace(client_update=client_update)
 
@@ -117,14 +118,13 @@ def instance_weight(features: Array, local_features: Array, scale: float = HALF)
     return jnp.clip(scale * (local_unit @ unit).mean(), 0, 1)
 
 
-def _federated(loss: Loss, optimizer: optax.GradientTransformation) -> Algorithm:
+def _federated(gradient: Gradient, optimizer: Optimizer) -> Algorithm:
     """FedAvg of everything but the local adapter, which is silent."""
 
-    def global_loss(shared: Tree, batch: Tree, key: Array) -> Array:
-        silent = jax.tree.map(jnp.zeros_like, shared[GLOBAL])
-        return loss({**shared, LOCAL: silent}, batch, key)
+    def of_shared(trained: Tree, batch: Tree, key: Array, whole: Whole) -> tuple[Array | Observed, Tree]:
+        return gradient(trained, batch, key, lambda part: _with_silent(whole(part)))
 
-    base = fedavg(global_loss, optimizer)
+    base = fedavg(of_shared, optimizer)
 
     def init_server(delta: Tree) -> tuple[Tree, Tree]:
         missing = {GLOBAL, LOCAL} - set(delta)
@@ -136,25 +136,29 @@ def _federated(loss: Loss, optimizer: optax.GradientTransformation) -> Algorithm
         return base.init_server(split_personal(delta, OWN)[0])
 
     return base._replace(
-        init_server=init_server, init_client=lambda delta, client_id: split_personal(delta, OWN)[1]
+        init_server=init_server,
+        init_client=lambda delta, client_id: split_personal(delta, OWN)[1],
+        reads="the features of training images, with which it mixes the two adapters",
     )
 
 
+def _with_silent(shared: Tree) -> Tree:
+    """The global model: a local adapter of zeros."""
+    return {**shared, LOCAL: jax.tree.map(jnp.zeros_like, shared[GLOBAL])}
+
+
 def _local(
-    loss: Loss,
-    optimizer: optax.GradientTransformation,
+    gradient: Gradient,
+    optimizer: Optimizer,
     shared: Tree,
     own: Tree,
     shard: Shard,
     step_mask: Array,
     key: Array,
-) -> tuple[Tree, Array]:
-    """Train what is own in the half-half mix, with everything shared frozen -> (own, mean loss)."""
-
-    def local_loss(own: Tree, batch: Tree, key: Array) -> Array:
-        return loss(mix(join_personal(shared, own), HALF), batch, key)
-
-    return local_steps(jax.value_and_grad(local_loss), optimizer, own, shard, step_mask, key)
+) -> tuple[Tree, Observed]:
+    """Train what is own in the half-half mix, with everything shared frozen -> (own, what was observed)."""
+    of_own = partial(gradient, whole=lambda own: mix(join_personal(shared, own), HALF))
+    return local_steps(of_own, optimizer, own, shard, step_mask, key)[:2]
 
 
 def _nothing(tree: Tree) -> Tree:

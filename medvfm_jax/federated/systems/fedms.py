@@ -13,9 +13,9 @@ from jax import Array
 
 from medvfm_jax.federated.algorithms.averaging import averaging
 from medvfm_jax.federated.errors import BadFederation
-from medvfm_jax.federated.local_training import Loss
+from medvfm_jax.federated.local_training import Gradient, Optimizer
 from medvfm_jax.federated.personal_parts import join_personal, split_personal
-from medvfm_jax.federated.records import Algorithm, Cohort, Report, Server, Shard, Tree
+from medvfm_jax.federated.records import Algorithm, Cohort, Server, Tree
 from medvfm_jax.federated.systems.layers import layers_of, scale_layers
 from medvfm_jax.federated.systems.record import FederatedSystem
 from medvfm_jax.federated.tree_math import select, zeros_like
@@ -35,9 +35,7 @@ def fedms_parts(spec: ModelSpec, rank: int = RANK) -> Parts:
     return {"experts": {"kind": "lora_experts", "rank": rank, "alpha": None, "at": QKV}}
 
 
-def fedms(
-    loss: Loss, optimizer: optax.GradientTransformation, global_rounds: int = 10, ramp: int = 5
-) -> Algorithm:
+def fedms(gradient: Gradient, optimizer: Optimizer, global_rounds: int = 10, ramp: int = 5) -> Algorithm:
     """Stage 1, ``global_rounds`` rounds: average the global expert.  Stage 2: local expert and gate, gate averaged.
 
     The local expert starts as the global one, so that in stage 1 the gate does not matter and the model is one LoRA;
@@ -47,29 +45,22 @@ def fedms(
     """
     if min(global_rounds, ramp) < 1:
         raise BadFederation(f"fedms: global_rounds and ramp must be at least 1, not {global_rounds}, {ramp}.")
-    base = averaging(loss, optimizer, optax.sgd(1.0), personal=LOCAL)
+
+    def active(server: Server, updates: Tree) -> Tree:
+        return keep_active(updates, server.round, global_rounds, ramp)
+
+    base = averaging(gradient, optimizer, optax.sgd(1.0), personal=LOCAL, update_mask=active)
 
     def init_server(delta: Tree) -> tuple[Tree, Tree]:
         if not jax.tree.leaves(split_personal(delta, LOCAL)[1]):
             raise BadFederation("fedms needs experts: build the delta with the adapter lora_experts.")
         return base.init_server(delta)
 
-    def client_update(
-        server: Server, own: Tree, shard: Shard, step_mask: Array, key: Array
-    ) -> tuple[Tree, Report]:
-        def active(updates: Tree, delta: Tree) -> Tree:
-            del delta
-            return keep_active(updates, server.round, global_rounds, ramp)
-
-        chained = optax.chain(optimizer, optax.stateless(active))
-        staged = averaging(loss, chained, optax.sgd(1.0), personal=LOCAL)
-        return staged.client_update(server, own, shard, step_mask, key)
-
     def aggregate(server: Server, mean: Tree, cohort: Cohort) -> Server:
         """What is frozen or asleep must not be moved by noise or a codec's error either."""
-        return base.aggregate(server, keep_active(mean, server.round, global_rounds, ramp), cohort)
+        return base.aggregate(server, active(server, mean), cohort)
 
-    return base._replace(init_server=init_server, client_update=client_update, aggregate=aggregate)
+    return base._replace(init_server=init_server, aggregate=aggregate)
 
 
 def keep_active(updates: Tree, round_: Array, global_rounds: int, ramp: int) -> Tree:

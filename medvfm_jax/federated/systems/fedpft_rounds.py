@@ -12,14 +12,12 @@ full model's neurons as they are.
 
 import re
 
-import jax
 import jax.numpy as jnp
-import optax
 from jax import Array
 
 from medvfm_jax.adapters.parameter_paths import node_at
 from medvfm_jax.federated.errors import BadFederation
-from medvfm_jax.federated.local_training import Loss, local_steps
+from medvfm_jax.federated.local_training import Gradient, Optimizer, local_steps, report
 from medvfm_jax.federated.records import Algorithm, Cohort, Report, Server, Shard, Tree
 from medvfm_jax.federated.systems.record import FederatedSystem
 from medvfm_jax.federated.tree_math import add, select, subtract
@@ -43,8 +41,8 @@ def fedpft_parts(spec: ModelSpec) -> Parts:
 
 
 def fedpft(
-    loss: Loss,
-    optimizer: optax.GradientTransformation,
+    gradient: Gradient,
+    optimizer: Optimizer,
     params: Params | None = None,
     keep: float = 0.5,
     realign_every: int = 1,
@@ -72,13 +70,12 @@ def fedpft(
         server: Server, own: tuple, shard: Shard, step_mask: Array, key: Array
     ) -> tuple[tuple, Report]:
         start = _silenced(params, server.delta, server.state)
-        held = optax.stateless(
-            lambda updates, delta: _spread(updates, _gathered(updates, server.state), server.state)
-        )
-        chained = optax.chain(optimizer, held)
-        delta, value = local_steps(jax.value_and_grad(loss), chained, start, shard, step_mask, key)
-        change = _gathered(subtract(delta, start), server.state)
-        return own, Report(change, shard.samples.astype(value.dtype), value)
+
+        def of_proxy(updates: Tree) -> Tree:
+            return _spread(updates, _gathered(updates, server.state), server.state)
+
+        delta, seen, _ = local_steps(gradient, optimizer, start, shard, step_mask, key, mask=of_proxy)
+        return own, report(_gathered(subtract(delta, start), server.state), seen, shard.samples)
 
     def aggregate(server: Server, mean: Tree, cohort: Cohort) -> Server:
         del cohort

@@ -11,7 +11,7 @@ import optax
 from jax import Array
 
 from medvfm_jax.federated.errors import BadFederation
-from medvfm_jax.federated.local_training import Loss, local_steps
+from medvfm_jax.federated.local_training import Gradient, Optimizer, local_steps, report
 from medvfm_jax.federated.personal_parts import join_personal, split_personal
 from medvfm_jax.federated.records import Algorithm, Cohort, Report, Server, Shard, Tree
 from medvfm_jax.federated.systems.neuron_alignment import align, barycentre, neuron_leaves
@@ -21,9 +21,7 @@ from medvfm_jax.systems import System
 from medvfm_jax.systems import get as system
 
 
-def fedpia(
-    loss: Loss, optimizer: optax.GradientTransformation, blend: float = 0.5, iterations: int = 2
-) -> Algorithm:
+def fedpia(gradient: Gradient, optimizer: Optimizer, blend: float = 0.5, iterations: int = 2) -> Algorithm:
     """Server: Wasserstein barycentre of the clients' adapters.  Client: permute the global adapter, blend, train.
 
     A client keeps its trained adapter (bottlenecks, low-rank pairs); all other leaves are averaged as in FedAvg.
@@ -50,9 +48,9 @@ def fedpia(
         rest, adapters = split_personal(server.delta, neuron_leaves)
         blended = jax.tree.map(lambda o, g: (1 - blend) * o + blend * g, own, align(adapters, own))
         start = join_personal(rest, blended)
-        delta, value = local_steps(jax.value_and_grad(loss), optimizer, start, shard, step_mask, key)
+        delta, seen, _ = local_steps(gradient, optimizer, start, shard, step_mask, key)
         _, own = split_personal(delta, neuron_leaves)
-        return own, Report(subtract(delta, server.delta), shard.samples.astype(value.dtype), value)
+        return own, report(subtract(delta, server.delta), seen, shard.samples)
 
     def aggregate(server: Server, uploads: Tree, cohort: Cohort) -> Server:
         deltas = add(server.delta, uploads)  # the stacked axis n broadcasts against the server's delta

@@ -18,16 +18,16 @@ turn.  A client that never took part, and whoever is no client, leaves after the
 import math
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import Array
 
 from medvfm_jax.federated.algorithms.averaging import AveragingState
 from medvfm_jax.federated.errors import BadFederation
-from medvfm_jax.federated.local_training import Loss, local_steps
+from medvfm_jax.federated.local_training import Gradient, Optimizer, local_steps, report
 from medvfm_jax.federated.personal_parts import join_personal, leaf_name, split_like, split_personal
 from medvfm_jax.federated.records import Algorithm, Cohort, Report, Server, Shard, Tree
 from medvfm_jax.federated.systems.record import FederatedSystem
@@ -75,30 +75,25 @@ def fesvibs_parts(spec: ModelSpec) -> Parts:
 
 
 def fesvibs(
-    loss: Loss,
-    optimizer: optax.GradientTransformation,
+    gradient: Gradient,
+    optimizer: Optimizer,
     split: SplitModel | None = None,
     first_block: int = 1,
     last_block: int = LAST_BLOCK,
 ) -> Algorithm:
     """Split learning with a block drawn once per client and round; block numbers count from 1.
 
-    split: executes each step as client and server do, and counts what crosses; None takes the same gradient of
-    ``loss``.  A model with fewer blocks than ``last_block`` draws among those it has.  Raises BadFederation.
+    split: executes each step as client and server do, and counts what crosses; None takes ``gradient``, which is the
+    same.  A model with fewer blocks than ``last_block`` draws among those it has.  Raises BadFederation.
     """
     if not 1 <= first_block <= last_block:
         raise BadFederation(
             f"fesvibs: blocks from {first_block} to {last_block} are no range that starts at 1."
         )
-    trained = optax.chain(
-        optimizer,
-        optax.stateless(lambda updates, delta: _map_open(updates, lambda x, number: jnp.zeros_like(x))),
-    )
+    step_gradient = gradient if split is None else partial(split_gradient, split)
 
-    def gradient(delta: Tree, batch: Batch, key: Array) -> tuple[Array, Tree]:
-        if split is None:
-            return jax.value_and_grad(loss)(delta, batch, key)
-        return split_gradient(split, delta, batch, key)
+    def hold_exits(updates: Tree) -> Tree:
+        return _map_open(updates, lambda x, number: jnp.zeros_like(x))
 
     def init_server(delta: Tree) -> tuple[Tree, AveragingState]:
         depth = len(_exits(delta))
@@ -116,13 +111,16 @@ def fesvibs(
         most = min(last_block, len(_exits(own)))
         block = jax.random.randint(draw_key, (), first_block, most + 1, jnp.int32)
         start = join_personal(server.delta, leave_after(own, block))
-        delta, value = local_steps(gradient, trained, start, shard, step_mask, key)
+        delta, seen, _ = local_steps(step_gradient, optimizer, start, shard, step_mask, key, mask=hold_exits)
         shared, kept = split_like(delta, server.delta)
-        return kept, Report(subtract(shared, server.delta), jnp.ones_like(value), value)
+        return kept, report(subtract(shared, server.delta), seen)
 
     def aggregate(server: Server, mean: Tree, cohort: Cohort) -> Server:
         del cohort
         return server._replace(delta=add(server.delta, mean))
+
+    def model(server: Server, own: Tree) -> Tree:
+        return join_personal(server.delta, server.state.frozen if own is None else own)
 
     def traffic(server: Server, own: Tree, shard: Shard) -> float:
         def crossing(delta: Tree, images: Array) -> tuple[Array, Array]:
@@ -139,6 +137,8 @@ def fesvibs(
         aggregate,
         traffic=None if split is None else traffic,
         weights="equal",
+        model=model,
+        reads="the patches of its images, which cross to the server",
     )
 
 

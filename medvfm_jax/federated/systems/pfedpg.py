@@ -15,7 +15,7 @@ import optax
 from jax import Array
 
 from medvfm_jax.federated.errors import BadFederation
-from medvfm_jax.federated.local_training import Loss, local_steps
+from medvfm_jax.federated.local_training import Gradient, Optimizer, local_steps, report
 from medvfm_jax.federated.personal_parts import Chosen, join_personal, split_like, split_personal
 from medvfm_jax.federated.records import Algorithm, Cohort, Report, Server, Shard, Tree
 from medvfm_jax.federated.systems.prompt_federation import prompt_and_head_parts
@@ -50,11 +50,11 @@ class OwnModel(NamedTuple):
 
 
 def pfedpg(
-    loss: Loss,
-    optimizer: optax.GradientTransformation,
+    gradient: Gradient,
+    optimizer: Optimizer,
     clients: int = 64,
     personal: Chosen = HEAD,
-    server_optimizer: optax.GradientTransformation | None = None,
+    server_optimizer: Optimizer | None = None,
     width: int = 64,
     slots: int = 4,
     seed: int = 0,
@@ -87,15 +87,10 @@ def pfedpg(
     ) -> tuple[OwnModel, Report]:
         prompts = generate(server.delta, server.state.generator, own.number)
         start = join_personal(prompts, split_personal(own.delta, personal)[1])
-        delta, value = local_steps(jax.value_and_grad(loss), optimizer, start, shard, step_mask, key)
-        trained, _ = split_like(delta, prompts)
-        report = Report(
-            subtract(trained, prompts),
-            shard.samples.astype(value.dtype),
-            value,
-            own.number.astype(value.dtype),
-        )
-        return OwnModel(delta, own.number), report
+        delta, seen, _ = local_steps(gradient, optimizer, start, shard, step_mask, key)
+        change = subtract(split_like(delta, prompts)[0], prompts)
+        number = own.number.astype(seen.loss.dtype)
+        return OwnModel(delta, own.number), report(change, seen, shard.samples, number)
 
     def aggregate(server: Server, uploads: Tree, cohort: Cohort) -> Server:
         numbers = jnp.round(cohort.public).astype(jnp.int32)
@@ -113,7 +108,14 @@ def pfedpg(
         base, generator = optax.apply_updates(made_of, updates)
         return server._replace(delta=base, state=GeneratorState(generator, state))
 
-    return Algorithm(init_server, init_client, client_update, aggregate, reduction="stack")
+    return Algorithm(
+        init_server,
+        init_client,
+        client_update,
+        aggregate,
+        reduction="stack",
+        model=lambda server, own: server.delta if own is None else own.delta,
+    )
 
 
 def init_generator(key: Array, base: Tree, clients: int, width: int, slots: int) -> Generator:

@@ -11,7 +11,7 @@ class FederatedSystem(NamedTuple):
     """A system with its algorithm.
 
     system: description, source, adapter and training settings, see ``systems.System``.
-    algorithm(loss, optimizer, **options) -> Algorithm for ``make_round``; every option has a default.  One that is
+    algorithm(gradient, optimizer, **options) -> Algorithm for ``make_round``; every option has a default.  One that is
         called ``params`` takes the frozen weights, one called ``split`` the model in three parts.
     instance_mixing: every image is predicted with a mixture of its own of the global and the local model (``feddpa``).
     """

@@ -8,6 +8,7 @@ import pytest
 
 from medvfm_jax.federated.algorithms import fedavg, fedprox, fedsharp
 from medvfm_jax.federated.algorithms.averaging import sharpness_aware
+from medvfm_jax.federated.local_training import gradient_of
 from tests.federated.quadratics import KEY, cohort, loss, run, shard
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -22,7 +23,7 @@ def averaged_point(eta: float, steps: int) -> np.ndarray:
 
 
 def test_fedavg_converges_to_its_own_fixed_point_not_to_the_optimum() -> None:
-    server, _, _ = run(fedavg(loss, optax.sgd(0.1)), shard(PROBLEM, 10), 60)
+    server, _, _ = run(fedavg(gradient_of(loss), optax.sgd(0.1)), shard(PROBLEM, 10), 60)
     want = averaged_point(0.1, 10)
     np.testing.assert_allclose(server.delta["w"], want, atol=1e-14)
     assert np.linalg.norm(want - PROBLEM.optimum) > 0.05
@@ -36,21 +37,23 @@ def test_fedavg_bias_is_first_order_in_the_step() -> None:
     rest = []
     for eta in (8e-3, 4e-3):
         near = {"w": jnp.asarray(best + eta * slope)}
-        server, _, _ = run(fedavg(loss, optax.sgd(eta)), shard(PROBLEM, steps), 600, delta=near)
+        server, _, _ = run(fedavg(gradient_of(loss), optax.sgd(eta)), shard(PROBLEM, steps), 600, delta=near)
         rest.append(np.linalg.norm(np.asarray(server.delta["w"]) - best - eta * slope))
     assert rest[0] / rest[1] == pytest.approx(4, rel=0.05)
 
 
 def test_one_step_of_everybody_is_gradient_descent_on_the_weighted_loss() -> None:
     samples = [1.0, 2.0, 3.0, 4.0]
-    server, _, _ = run(fedavg(loss, optax.sgd(0.1)), shard(PROBLEM, 1, samples), 1)
+    server, _, _ = run(fedavg(gradient_of(loss), optax.sgd(0.1)), shard(PROBLEM, 1, samples), 1)
     want = -0.1 * np.average(PROBLEM.gradients(np.zeros(5)), axis=0, weights=samples)
     np.testing.assert_allclose(server.delta["w"], want, rtol=1e-14)
 
 
 def test_server_rate_scales_the_mean_change() -> None:
     data = shard(PROBLEM, 3)
-    full, half = (run(fedavg(loss, optax.sgd(0.1), r), data, 1)[0].delta["w"] for r in (1.0, 0.5))
+    full, half = (
+        run(fedavg(gradient_of(loss), optax.sgd(0.1), r), data, 1)[0].delta["w"] for r in (1.0, 0.5)
+    )
     np.testing.assert_allclose(half, full / 2, rtol=1e-14)
 
 
@@ -58,7 +61,7 @@ def test_fedprox_solved_exactly_has_the_known_fixed_point() -> None:
     """sum_i P_i (x - b_i) = 0 with P_i = I - mu (A_i + mu I)^-1; the bias falls with mu."""
     bias = []
     for mu in (0.1, 1.0, 10.0):
-        algorithm = fedprox(loss, optax.sgd(1 / (3 + mu)), mu)
+        algorithm = fedprox(gradient_of(loss), optax.sgd(1 / (3 + mu)), mu)
         server, _, _ = run(algorithm, shard(PROBLEM, 400), 300 if mu > 1 else 60)
         p = np.stack([IDENTITY - mu * np.linalg.inv(a + mu * IDENTITY) for a in PROBLEM.curvature])
         want = np.linalg.solve(p.sum(0), np.einsum("nij,nj->i", p, PROBLEM.centre))
@@ -68,7 +71,7 @@ def test_fedprox_solved_exactly_has_the_known_fixed_point() -> None:
 
 
 def test_a_stiff_proximal_term_holds_the_clients_at_the_server() -> None:
-    server, _, _ = run(fedprox(loss, optax.sgd(1e-7), 1e6), shard(PROBLEM, 200), 1)
+    server, _, _ = run(fedprox(gradient_of(loss), optax.sgd(1e-7), 1e6), shard(PROBLEM, 200), 1)
     assert np.abs(server.delta["w"]).max() < 1e-5
 
 
@@ -80,15 +83,16 @@ def test_sharpness_aware_gradient_of_a_bowl() -> None:
         return 0.5 * (delta["w"] ** 2).sum()
 
     y = jnp.asarray([3.0, -4.0])
-    value, grads = sharpness_aware(bowl, 0.05)({"w": y}, (), KEY)
+    value, grads = sharpness_aware(gradient_of(bowl), 0.05)({"w": y}, (), KEY)
     assert value == 12.5
     np.testing.assert_allclose(grads["w"], y * (1 + 0.05 / 5), rtol=1e-15)
-    assert not jnp.any(sharpness_aware(bowl, 0.05)({"w": 0 * y}, (), KEY)[1]["w"])
+    assert not jnp.any(sharpness_aware(gradient_of(bowl), 0.05)({"w": 0 * y}, (), KEY)[1]["w"])
 
 
 def test_fedsharp_without_a_radius_is_fedavg() -> None:
     data = shard(PROBLEM, 3)
     sharp, plain = (
-        run(a, data, 2)[0] for a in (fedsharp(loss, optax.sgd(0.1), 0.0), fedavg(loss, optax.sgd(0.1)))
+        run(a, data, 2)[0]
+        for a in (fedsharp(gradient_of(loss), optax.sgd(0.1), 0.0), fedavg(gradient_of(loss), optax.sgd(0.1)))
     )
     jax.tree.map(np.testing.assert_array_equal, sharp, plain)

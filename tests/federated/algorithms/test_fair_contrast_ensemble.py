@@ -9,6 +9,7 @@ import pytest
 from medvfm_jax.federated.algorithms import fedavg, feddf, moon, qfedavg
 from medvfm_jax.federated.algorithms.contrastive import model_contrast
 from medvfm_jax.federated.algorithms.ensemble import ensemble_loss
+from medvfm_jax.federated.local_training import gradient_of
 from tests.federated.quadratics import Cohort, cohort, loss, run, shard
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -17,7 +18,7 @@ PROBLEM = cohort()
 
 def test_qfedavg_is_its_formula() -> None:
     eta, q = 0.1, 2.0
-    server, _, _ = run(qfedavg(loss, eta, q), shard(PROBLEM, 1), 1)
+    server, _, _ = run(qfedavg(gradient_of(loss), eta, q), shard(PROBLEM, 1), 1)
     grads = PROBLEM.gradients(np.zeros(5))  # one step: L (x - y_i) is the gradient
     value = 0.5 * np.einsum("ni,nij,nj->n", PROBLEM.centre, PROBLEM.curvature, PROBLEM.centre)
     size = q * value ** (q - 1) * (grads**2).sum(1) + value**q / eta
@@ -27,14 +28,19 @@ def test_qfedavg_is_its_formula() -> None:
 
 
 def test_qfedavg_without_q_is_fedavg_of_equal_clients() -> None:
-    fair = run(qfedavg(loss, 0.1, 0.0), shard(PROBLEM, 3, [1.0, 5.0, 2.0, 9.0]), 1)[0].delta["w"]
-    np.testing.assert_allclose(fair, run(fedavg(loss, optax.sgd(0.1)), shard(PROBLEM, 3), 1)[0].delta["w"])
+    fair = run(qfedavg(gradient_of(loss), 0.1, 0.0), shard(PROBLEM, 3, [1.0, 5.0, 2.0, 9.0]), 1)[0].delta["w"]
+    np.testing.assert_allclose(
+        fair, run(fedavg(gradient_of(loss), optax.sgd(0.1)), shard(PROBLEM, 3), 1)[0].delta["w"]
+    )
 
 
 def test_qfedavg_makes_losses_more_equal() -> None:
     spread, worst = [], []
     for q in (0.0, 4.0):
-        x = np.asarray(run(qfedavg(loss, 0.05, q), shard(PROBLEM, 1), 300)[0].delta["w"]) - PROBLEM.centre
+        x = (
+            np.asarray(run(qfedavg(gradient_of(loss), 0.05, q), shard(PROBLEM, 1), 300)[0].delta["w"])
+            - PROBLEM.centre
+        )
         value = 0.5 * np.einsum("ni,nij,nj->n", x, PROBLEM.curvature, x)
         spread.append(value.std())
         worst.append(value.max())
@@ -55,10 +61,12 @@ def test_contrast_of_equal_models_is_log_two_without_gradient() -> None:
 def test_moon_is_fedavg_in_its_first_round_and_not_in_its_second() -> None:
     """At the start the previous model is the global one, so the contrast has no gradient along the first step."""
     data = shard(PROBLEM, 1)
-    contrast = moon(loss, lambda delta, batch: delta["w"][None] * batch[1], optax.sgd(0.1), mu=5.0)
+    contrast = moon(
+        gradient_of(loss), lambda delta, batch: delta["w"][None] * batch[1], optax.sgd(0.1), mu=5.0
+    )
     start = {"w": jnp.ones(5)}
     for rounds, equal in ((1, True), (2, False)):
-        want = run(fedavg(loss, optax.sgd(0.1)), data, rounds, delta=start)[0].delta["w"]
+        want = run(fedavg(gradient_of(loss), optax.sgd(0.1)), data, rounds, delta=start)[0].delta["w"]
         server, clients, _ = run(contrast, data, rounds, delta=start)
         assert np.allclose(server.delta["w"], want, atol=1e-14) == equal
     assert len(np.unique(clients.state["w"][:, 0])) == 4  # each keeps its own last model
@@ -68,9 +76,10 @@ def test_feddf_of_identical_clients_changes_nothing() -> None:
     """With plain SGD on the server: Adam would divide the rounding errors by their own size."""
     same = Cohort(np.repeat(PROBLEM.curvature[:1], 4, 0), np.repeat(PROBLEM.centre[:1], 4, 0))
     inputs = jnp.asarray(np.random.default_rng(0).normal(size=(3, 6, 5)))
-    algorithm = feddf(loss, optax.sgd(0.1), squares, inputs, optax.sgd(1.0))
+    algorithm = feddf(gradient_of(loss), optax.sgd(0.1), squares, inputs, optax.sgd(1.0))
     plain, distilled = (
-        run(a, shard(same, 2), 1)[0].delta["w"] for a in (fedavg(loss, optax.sgd(0.1)), algorithm)
+        run(a, shard(same, 2), 1)[0].delta["w"]
+        for a in (fedavg(gradient_of(loss), optax.sgd(0.1)), algorithm)
     )
     np.testing.assert_allclose(distilled, plain, atol=1e-15)
 
@@ -82,8 +91,8 @@ def squares(delta: dict, x: jax.Array) -> jax.Array:
 
 def test_feddf_pulls_the_average_to_the_ensemble_of_those_present() -> None:
     x, present = jnp.eye(5)[None].repeat(400, 0), jnp.asarray([True, True, False, True])
-    base = fedavg(loss, optax.sgd(0.3))
-    algorithm = feddf(loss, optax.sgd(0.3), squares, x, optax.adam(0.02))
+    base = fedavg(gradient_of(loss), optax.sgd(0.3))
+    algorithm = feddf(gradient_of(loss), optax.sgd(0.3), squares, x, optax.adam(0.02))
     data, start = shard(PROBLEM, 3), {"w": jnp.full(5, 2.0)}
     average, distilled = (
         run(a, data, 1, delta=start, participation=present)[0].delta for a in (base, algorithm)

@@ -9,6 +9,7 @@ import pytest
 from medvfm_jax.federated.algorithms import fedavg
 from medvfm_jax.federated.algorithms.independent import independent
 from medvfm_jax.federated.kept_optimizer import KeptOptimizer, without_optimizer
+from medvfm_jax.federated.local_training import gradient_of
 from tests.federated.quadratics import KEY, cohort, loss, run, shard
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -35,7 +36,7 @@ def trained(restart_every: int) -> np.ndarray:
 )
 @pytest.mark.parametrize("make", [independent, fedavg])
 def test_the_optimizer_starts_anew_each_round_unless_it_is_kept(make, optimizer, restart_every):
-    server, clients, _ = run(make(loss, optimizer), shard(PROBLEM, STEPS), ROUNDS)
+    server, clients, _ = run(make(gradient_of(loss), optimizer), shard(PROBLEM, STEPS), ROUNDS)
     found = without_optimizer(clients.state)["w"][0] if make is independent else server.delta["w"]
     np.testing.assert_allclose(found, trained(restart_every), rtol=1e-12)
     assert abs(trained(STEPS) - trained(STEPS * ROUNDS)).max() > 1e-2

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from medvfm_jax.federated import algorithms as alg
+from medvfm_jax.federated.local_training import gradient_of
 from medvfm_jax.federated.lora_aggregation import Factors, stack, truncate
 from medvfm_jax.federated.records import Algorithm, Shard, Tree
 from tests.federated.quadratics import run
@@ -37,7 +38,8 @@ def loss(delta: Tree, target: jax.Array, key: jax.Array) -> jax.Array:
     return 0.5 * ((delta["fc"]["a"] @ delta["fc"]["b"] - target) ** 2).sum()
 
 
-def loss_on_base(delta: Tree, base: Tree, target: jax.Array, key: jax.Array) -> jax.Array:
+def loss_on_base(pair: tuple[Tree, Tree], target: jax.Array, key: jax.Array) -> jax.Array:
+    delta, base = pair
     return loss(delta, target - base["fc/ab"], key)
 
 
@@ -67,7 +69,7 @@ def product(delta: Tree) -> np.ndarray:
 
 
 def test_fedit_averages_factors_and_reports_what_that_misses(local: Factors) -> None:
-    server, _, metrics = one_round(alg.fedit(loss, SGD))
+    server, _, metrics = one_round(alg.fedit(gradient_of(loss), SGD))
     for name, factor in zip("ab", local, strict=True):
         np.testing.assert_allclose(server.delta["fc"][name], np.tensordot(SHARE, factor, 1), rtol=1e-12)
     missing = np.linalg.norm(mean_product(local) - product(server.delta))
@@ -76,7 +78,7 @@ def test_fedit_averages_factors_and_reports_what_that_misses(local: Factors) -> 
 
 
 def test_ffa_is_exact_sends_b_only_and_never_moves_a() -> None:
-    algorithm = alg.ffa_lora(loss, SGD)
+    algorithm = alg.ffa_lora(gradient_of(loss), SGD)
     server, clients, metrics = one_round(algorithm)
     np.testing.assert_array_equal(server.state.frozen["fc"]["a"], START_A)
     assert server.delta["fc"]["a"] is None
@@ -90,7 +92,7 @@ def test_ffa_is_exact_sends_b_only_and_never_moves_a() -> None:
 
 
 def test_rolora_moves_one_factor_per_round_and_is_exact_in_each() -> None:
-    algorithm = alg.rolora(loss, SGD)
+    algorithm = alg.rolora(gradient_of(loss), SGD)
     first, _, metrics_1 = one_round(algorithm)
     second, _, metrics_2 = one_round(algorithm, 2)
     np.testing.assert_array_equal(first.delta["fc"]["a"], START_A)
@@ -100,14 +102,14 @@ def test_rolora_moves_one_factor_per_round_and_is_exact_in_each() -> None:
 
 
 def test_fedsa_shares_a_and_keeps_b(local: Factors) -> None:
-    server, clients, _ = one_round(alg.fedsa_lora(loss, SGD))
+    server, clients, _ = one_round(alg.fedsa_lora(gradient_of(loss), SGD))
     np.testing.assert_allclose(server.delta["fc"]["a"], np.tensordot(SHARE, local.a, 1), rtol=1e-12)
     np.testing.assert_allclose(clients.state["fc"]["b"], local.b, rtol=1e-12)
     assert server.delta["fc"]["b"] is None
 
 
 def test_flora_puts_the_exact_mean_product_into_the_base_and_starts_afresh(local: Factors) -> None:
-    server, _, metrics = one_round(alg.flora(loss_on_base, SGD, N))
+    server, _, metrics = one_round(alg.flora(gradient_of(loss_on_base), SGD, N))
     np.testing.assert_allclose(server.state.dense["fc/ab"], mean_product(local), atol=1e-14)
     np.testing.assert_array_equal(server.delta["fc"]["b"], 0)
     assert 0 < np.abs(server.delta["fc"]["a"]).max() <= WIDE**-0.5
@@ -117,7 +119,7 @@ def test_flora_puts_the_exact_mean_product_into_the_base_and_starts_afresh(local
 
 
 def test_flora_with_different_ranks_uses_only_what_each_client_has(local: Factors) -> None:
-    server, clients, _ = one_round(alg.flora(loss_on_base, SGD, N, [1, 2, 2]))
+    server, clients, _ = one_round(alg.flora(gradient_of(loss_on_base), SGD, N, [1, 2, 2]))
     np.testing.assert_array_equal(clients.state.rank, [1, 2, 2])
     a, b = START_A[:, :1].copy(), np.full((1, OUT), 0.1)
     for _ in range(STEPS):
@@ -128,7 +130,7 @@ def test_flora_with_different_ranks_uses_only_what_each_client_has(local: Factor
 
 
 def test_fedex_adds_to_the_base_what_the_mean_misses(local: Factors) -> None:
-    server, _, _ = one_round(alg.fedex_lora(loss_on_base, SGD, N))
+    server, _, _ = one_round(alg.fedex_lora(gradient_of(loss_on_base), SGD, N))
     np.testing.assert_allclose(
         server.state.dense["fc/ab"] + product(server.delta), mean_product(local), atol=1e-14
     )
@@ -138,19 +140,19 @@ def test_fedex_adds_to_the_base_what_the_mean_misses(local: Factors) -> None:
 def test_the_base_is_seen_by_the_next_round() -> None:
     """One step from b = 0 is linear in the target: rounds of FLoRA end at the mean target, beyond its rank."""
     server, _, _ = one_round(
-        alg.flora(loss_on_base, optax.sgd(0.5), N), 500, delta=start(0.0), steps=jnp.ones(N, int)
+        alg.flora(gradient_of(loss_on_base), optax.sgd(0.5), N), 500, delta=start(0.0), steps=jnp.ones(N, int)
     )
     np.testing.assert_allclose(server.state.dense["fc/ab"], np.tensordot(SHARE, TARGETS, 1), atol=1e-10)
 
 
 def test_flexlora_is_the_truncated_svd_of_the_mean_product(local: Factors) -> None:
-    server, _, _ = one_round(alg.flexlora(loss, SGD))
+    server, _, _ = one_round(alg.flexlora(gradient_of(loss), SGD))
     u, s, v = np.linalg.svd(mean_product(local))
     np.testing.assert_allclose(product(server.delta), (u[:, :RANK] * s[:RANK]) @ v[:RANK], atol=1e-13)
 
 
 def test_flexlora_clients_of_lower_rank_start_from_its_best_directions() -> None:
-    server, clients, _ = one_round(alg.flexlora(loss, SGD, [1, 2, 2]))
+    server, clients, _ = one_round(alg.flexlora(gradient_of(loss), SGD, [1, 2, 2]))
     np.testing.assert_array_equal(clients.state.rank, [1, 2, 2])
     best = truncate(stack(Factors(*(x[None] for x in server.delta["fc"].values())), jnp.ones(1)), 1)
     first = server.delta["fc"]["a"][:, :1] @ server.delta["fc"]["b"][:1]
@@ -160,7 +162,7 @@ def test_flexlora_clients_of_lower_rank_start_from_its_best_directions() -> None
 def test_lora_fair_is_nearer_to_the_mean_product_than_the_mean(local: Factors) -> None:
     fair, plain = (
         np.linalg.norm(product(one_round(a)[0].delta) - mean_product(local))
-        for a in (alg.lora_fair(loss, SGD, 1e-6), alg.fedit(loss, SGD))
+        for a in (alg.lora_fair(gradient_of(loss), SGD, 1e-6), alg.fedit(gradient_of(loss), SGD))
     )
     a = np.tensordot(SHARE, local.a, 1)
     within = a @ np.linalg.lstsq(a, mean_product(local), rcond=None)[0]  # the best any b can do
@@ -169,7 +171,7 @@ def test_lora_fair_is_nearer_to_the_mean_product_than_the_mean(local: Factors) -
 
 
 def test_hetlora_weighs_by_the_norm_of_the_product(local: Factors) -> None:
-    server, _, _ = one_round(alg.hetlora(loss, SGD))
+    server, _, _ = one_round(alg.hetlora(gradient_of(loss), SGD))
     norms = np.linalg.norm(local.a @ local.b, axis=(1, 2))
     for name, factor in zip("ab", local, strict=True):
         want = np.tensordot(norms / norms.sum(), factor, 1)
@@ -177,9 +179,11 @@ def test_hetlora_weighs_by_the_norm_of_the_product(local: Factors) -> None:
 
 
 def test_hetlora_pads_lower_ranks_with_zeros_and_prunes_shrinking_tails() -> None:
-    padded, _, _ = one_round(alg.hetlora(loss, SGD, [1, 1, 1]))
+    padded, _, _ = one_round(alg.hetlora(gradient_of(loss), SGD, [1, 1, 1]))
     np.testing.assert_array_equal(padded.delta["fc"]["a"][:, 1:], 0)
-    _, pruned, _ = one_round(alg.hetlora(loss, optax.sgd(0.01), prune=0.5, penalty=5.0), delta=start(0.5))
-    _, kept, _ = one_round(alg.hetlora(loss, SGD, prune=0.5))
+    _, pruned, _ = one_round(
+        alg.hetlora(gradient_of(loss), optax.sgd(0.01), prune=0.5, penalty=5.0), delta=start(0.5)
+    )
+    _, kept, _ = one_round(alg.hetlora(gradient_of(loss), SGD, prune=0.5))
     assert (np.asarray(pruned.state.rank) == 1).any()
     np.testing.assert_array_equal(kept.state.rank, 2)

@@ -7,6 +7,7 @@ import pytest
 
 from medvfm_jax.federated.algorithms import fedadam, fedavg, fedavgm
 from medvfm_jax.federated.algorithms.server_optimizers import adaptive_server
+from medvfm_jax.federated.local_training import gradient_of
 from tests.federated.quadratics import cohort, loss, run, shard
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -45,14 +46,16 @@ def test_adam_rule_is_adam_of_optax_without_bias_correction() -> None:
 
 def test_fedavgm_without_momentum_is_fedavg_and_with_it_accumulates() -> None:
     data = shard(cohort(), 3)
-    plain = run(fedavg(loss, optax.sgd(0.1)), data, 2)[0].delta["w"]
-    np.testing.assert_allclose(run(fedavgm(loss, optax.sgd(0.1), momentum=0.0), data, 2)[0].delta["w"], plain)
-    x1 = np.asarray(run(fedavg(loss, optax.sgd(0.1)), data, 1)[0].delta["w"])
-    heavy = np.asarray(run(fedavgm(loss, optax.sgd(0.1), momentum=0.5), data, 2)[0].delta["w"])
+    plain = run(fedavg(gradient_of(loss), optax.sgd(0.1)), data, 2)[0].delta["w"]
+    np.testing.assert_allclose(
+        run(fedavgm(gradient_of(loss), optax.sgd(0.1), momentum=0.0), data, 2)[0].delta["w"], plain
+    )
+    x1 = np.asarray(run(fedavg(gradient_of(loss), optax.sgd(0.1)), data, 1)[0].delta["w"])
+    heavy = np.asarray(run(fedavgm(gradient_of(loss), optax.sgd(0.1), momentum=0.5), data, 2)[0].delta["w"])
     np.testing.assert_allclose(heavy, np.asarray(plain) + 0.5 * x1, rtol=1e-13)  # v2 = 0.5 v1 + change
 
 
 def test_fedadam_reaches_the_neighbourhood_of_the_optimum() -> None:
     problem = cohort()
-    server, _, _ = run(fedadam(loss, optax.sgd(0.01), 0.03), shard(problem, 2), 400)
+    server, _, _ = run(fedadam(gradient_of(loss), optax.sgd(0.01), 0.03), shard(problem, 2), 400)
     assert np.linalg.norm(server.delta["w"] - problem.optimum) < 0.05

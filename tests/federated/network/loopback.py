@@ -11,6 +11,7 @@ import numpy as np
 from medvfm_jax.federated import algorithms as alg
 from medvfm_jax.federated import codecs
 from medvfm_jax.federated.feedback import error_feedback
+from medvfm_jax.federated.local_training import gradient_of
 from medvfm_jax.federated.network.coordinator import Coordinator, Progress, RoundRecord, make_coordinator
 from medvfm_jax.federated.network.session import Transport
 from medvfm_jax.federated.network.site import Site, make_site
@@ -41,7 +42,7 @@ def task(algorithm: Algorithm, codec: Codec | None = None, **settings: object) -
 
 def scaffold_task() -> Task:
     """Control variates and error feedback: both are kept at the sites, and lost if a site is not treated well."""
-    return task(alg.scaffold(loss, 0.05), error_feedback(codecs.top_k(0.5)))
+    return task(alg.scaffold(gradient_of(loss), 0.05), error_feedback(codecs.top_k(0.5)))
 
 
 class Loopback:

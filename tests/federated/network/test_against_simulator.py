@@ -11,31 +11,32 @@ import pytest
 from medvfm_jax.federated import algorithms as alg
 from medvfm_jax.federated import codecs
 from medvfm_jax.federated.feedback import error_feedback
+from medvfm_jax.federated.local_training import gradient_of
 from medvfm_jax.federated.personalise import fedper
 from medvfm_jax.federated.records import AdaptiveClip, Privacy
 from medvfm_jax.federated.robust import coordinate_median, robust
-from tests.federated.cases import HEAD, SGD, loss, loss_on_base
+from tests.federated.cases import HEAD, SGD, loss, loss_of_pair
 from tests.federated.network.loopback import KEY, SITES, Loopback, simulate, task
 
 # Each brings something that has to cross the network or stay at a site.
 CASES = {
     "scaffold, error feedback": (
-        lambda: alg.scaffold(loss, 0.05),
+        lambda: alg.scaffold(gradient_of(loss), 0.05),
         lambda: error_feedback(codecs.top_k(0.5)),
         None,
     ),
-    "fedadam, int8": (lambda: alg.fedadam(loss, SGD), codecs.int8, None),
+    "fedadam, int8": (lambda: alg.fedadam(gradient_of(loss), SGD), codecs.int8, None),
     "fedavg, adaptive clip and noise": (
-        lambda: alg.fedavg(loss, optax.adam(0.05)),
+        lambda: alg.fedavg(gradient_of(loss), optax.adam(0.05)),
         None,
         Privacy(0.05, 1.0, 3.0, adapt=AdaptiveClip()),
     ),
-    "fednova, drive": (lambda: alg.fednova(loss, 0.05, momentum=0.5), codecs.drive, None),
-    "fedper, personal head": (lambda: fedper(loss, SGD, HEAD), None, None),
-    "ffa-lora, frozen factor": (lambda: alg.ffa_lora(loss, SGD), codecs.int4, None),
-    "rolora, round number": (lambda: alg.rolora(loss, SGD), None, None),
-    "median": (lambda: robust(alg.fedavg(loss, SGD), coordinate_median), None, None),
-    "fedex-lora, stacked": (lambda: alg.fedex_lora(loss_on_base, SGD, len(SITES)), None, None),
+    "fednova, drive": (lambda: alg.fednova(gradient_of(loss), 0.05, momentum=0.5), codecs.drive, None),
+    "fedper, personal head": (lambda: fedper(gradient_of(loss), SGD, HEAD), None, None),
+    "ffa-lora, frozen factor": (lambda: alg.ffa_lora(gradient_of(loss), SGD), codecs.int4, None),
+    "rolora, round number": (lambda: alg.rolora(gradient_of(loss), SGD), None, None),
+    "median": (lambda: robust(alg.fedavg(gradient_of(loss), SGD), coordinate_median), None, None),
+    "fedex-lora, stacked": (lambda: alg.fedex_lora(gradient_of(loss_of_pair), SGD, len(SITES)), None, None),
 }
 
 

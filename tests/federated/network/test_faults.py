@@ -14,6 +14,7 @@ from medvfm_jax.federated import algorithms as alg
 from medvfm_jax.federated import codecs
 from medvfm_jax.federated.errors import BadFederation
 from medvfm_jax.federated.feedback import ef21
+from medvfm_jax.federated.local_training import gradient_of
 from medvfm_jax.federated.network.coordinator import Progress, make_coordinator
 from medvfm_jax.federated.network.messages import BadMessage, decode, encode
 from medvfm_jax.federated.network.site import Site, make_site
@@ -166,7 +167,7 @@ def test_a_weight_that_is_claimed_is_bounded(tmp_path: Path) -> None:
 
 def test_without_a_word_nobody_is_believed() -> None:
     """Neither how much a site counts nor who speaks for it is left to whoever says so."""
-    fedavg = task(alg.fedavg(loss, SGD))
+    fedavg = task(alg.fedavg(gradient_of(loss), SGD))
     with pytest.raises(BadFederation, match="Nobody has said how much a site may count"):
         make_coordinator(fedavg, SITES, nodes=NODES)
     for kwargs in ({}, {"nodes": "anybody"}):
@@ -196,7 +197,7 @@ def test_a_name_that_cannot_be_sent_is_refused_on_both_sides(name: str, tmp_path
 def test_a_site_counts_for_what_it_declared_and_no_more(tmp_path: Path) -> None:
     """FedAvg weighs by samples: east sends one more than it declared, the others what they did."""
     counts = {site: float(rows(data(), row).samples) for row, site in enumerate(SITES)}
-    network = Loopback(task(alg.fedavg(loss, SGD)), tmp_path)
+    network = Loopback(task(alg.fedavg(gradient_of(loss), SGD)), tmp_path)
     declared = counts | {"east": counts["east"] - 1}
     network.coordinator = make_coordinator(network.task, declared, nodes=NODES)
     _, record = network.round(network.coordinator.begin(KEY))
@@ -296,7 +297,7 @@ def test_a_lost_or_foreign_state_is_noticed(tmp_path: Path) -> None:
 
 
 def test_a_site_without_state_may_lose_its_file(tmp_path: Path) -> None:
-    network = Loopback(task(alg.fedavg(loss, SGD)), tmp_path)
+    network = Loopback(task(alg.fedavg(gradient_of(loss), SGD)), tmp_path)
     progress, _ = network.round(network.coordinator.begin(KEY))
     for file in (tmp_path / "east").iterdir():
         file.unlink()
@@ -334,9 +335,14 @@ def test_bytes_are_those_of_whole_messages(network: Loopback, start: Progress) -
 
 def test_a_site_receives_what_its_work_reads_and_no_more(start: Progress) -> None:
     """Moments of the server's optimizer stay there, SCAFFOLD's control variate and a frozen factor go out."""
-    assert all(name.startswith("delta/") for name in contract(task(alg.fedadam(loss, SGD))).download.server)
+    assert all(
+        name.startswith("delta/")
+        for name in contract(task(alg.fedadam(gradient_of(loss), SGD))).download.server
+    )
     assert any(name.startswith("state/") for name in contract(SCAFFOLD).download.server)
-    assert any("frozen" in name for name in contract(task(alg.ffa_lora(loss, SGD))).download.server)
+    assert any(
+        "frozen" in name for name in contract(task(alg.ffa_lora(gradient_of(loss), SGD))).download.server
+    )
 
 
 def test_the_key_of_the_run_is_not_sent(network: Loopback, start: Progress) -> None:
@@ -353,7 +359,9 @@ def test_parts_that_do_not_fit() -> None:
     with pytest.raises(BadFederation, match="error_feedback"):
         contract(SCAFFOLD._replace(codec=ef21(codecs.top_k(0.5))))
     with pytest.raises(BadFederation, match="noise on their"):
-        make_coordinator(task(alg.lora_fair(loss, SGD)), SITES, Privacy(1.0, 1.0, 3.0), 1, 50.0, NODES)
+        make_coordinator(
+            task(alg.lora_fair(gradient_of(loss), SGD)), SITES, Privacy(1.0, 1.0, 3.0), 1, 50.0, NODES
+        )
     with pytest.raises(BadFederation, match="threefry2x32"):
         make_coordinator(SCAFFOLD, SITES, nodes=NODES).begin(jax.random.key(0, impl="rbg"))
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -12,7 +11,7 @@ import optax
 import pytest
 
 from medvfm_jax.federated import algorithms as alg
-from medvfm_jax.federated.algorithms.averaging import averaging
+from medvfm_jax.federated.local_training import gradient_of
 from medvfm_jax.federated.network.messages import decode
 from medvfm_jax.federated.network.session import Patience, run_session
 from medvfm_jax.federated.network.site import Site, make_site, noise_secret
@@ -36,13 +35,12 @@ def loss(delta, target, key):
 
 
 def plain_task() -> Task:
-    return Task(alg.fedavg(loss, optax.sgd(1.0)), DELTA, Shard(jnp.ones((1, D)), jnp.float32(4)))
+    return Task(alg.fedavg(gradient_of(loss), optax.sgd(1.0)), DELTA, Shard(jnp.ones((1, D)), jnp.float32(4)))
 
 
 def patient_task() -> Task:
     """One step of DP-SGD on two patients of a slice each, whose gradients are zero: an update is noise alone."""
-    gradient = partial(patient_value_and_grad, privacy=PATIENT)
-    algorithm = averaging(loss, optax.sgd(1.0), optax.sgd(1.0), gradient=gradient)
+    algorithm = alg.fedavg(patient_value_and_grad(loss, PATIENT), optax.sgd(1.0))
     batches = PatientBatch(jnp.zeros((1, 2, 1, D)), jnp.ones((1, 2, 1), bool))
     return Task(algorithm, DELTA, Shard(batches, jnp.float32(4)))
 

@@ -9,6 +9,7 @@ pytest.importorskip("cryptography")
 from medvfm_jax.federated import algorithms as alg
 from medvfm_jax.federated import codecs
 from medvfm_jax.federated.errors import BadFederation
+from medvfm_jax.federated.local_training import gradient_of
 from medvfm_jax.federated.network import secure_messages
 from medvfm_jax.federated.network.layouts import layout, payload_bytes, read_payload, write_payload
 from medvfm_jax.federated.network.messages import decode, encode
@@ -24,7 +25,7 @@ GRID = fixed_point(3, 2, reach=4.0, heaviest=100.0)
 
 
 def secure_task(algorithm=None, secure=GRID):
-    return task(algorithm or alg.fedavg(loss, optax.sgd(0.05)))._replace(secure=secure)
+    return task(algorithm or alg.fedavg(gradient_of(loss), optax.sgd(0.05)))._replace(secure=secure)
 
 
 class Net(Loopback):
@@ -248,7 +249,7 @@ def test_what_cannot_be_added_up_is_refused(tmp_path):
     with pytest.raises(BadFederation, match="cannot be added up"):
         contract(secure_task()._replace(codec=codecs.int8()))
     with pytest.raises(BadFederation, match="looks at every upload"):
-        contract(secure_task(alg.fedavg(loss, optax.sgd(0.1))._replace(reduction="stack")))
+        contract(secure_task(alg.fedavg(gradient_of(loss), optax.sgd(0.1))._replace(reduction="stack")))
     with pytest.raises(BadFederation, match="for 4 sites and there are 3"):
         Net(secure_task(secure=fixed_point(4, 3, 4.0)), tmp_path)
     with pytest.raises(BadFederation, match="the sites add the noise"):

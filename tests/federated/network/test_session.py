@@ -11,6 +11,7 @@ import pytest
 
 from medvfm_jax.federated import algorithms as alg
 from medvfm_jax.federated.errors import BadFederation
+from medvfm_jax.federated.local_training import gradient_of
 from medvfm_jax.federated.network.coordinator import make_coordinator
 from medvfm_jax.federated.network.messages import BadMessage, decode
 from medvfm_jax.federated.network.session import Patience, Transport, run_session
@@ -146,7 +147,7 @@ def test_nobody_answers(network: Loopback, tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_federation_or_a_damaged_one(network: Loopback, tmp_path: Path) -> None:
     run_session(network.coordinator, network.transport(), 1, tmp_path, KEY, QUICK)
-    other = Loopback(task(alg.fedavg(loss, SGD)), tmp_path / "other")
+    other = Loopback(task(alg.fedavg(gradient_of(loss), SGD)), tmp_path / "other")
     with pytest.raises(BadMessage, match="another federation"):
         other.coordinator.restore(tmp_path)
     path = tmp_path / "round_000001.server"

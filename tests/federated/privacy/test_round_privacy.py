@@ -1,7 +1,5 @@
 """What a whole round, not only its parts, lets one client change."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +7,7 @@ import optax
 import pytest
 
 from medvfm_jax.federated.algorithms import fedavg
-from medvfm_jax.federated.algorithms.averaging import averaging
+from medvfm_jax.federated.local_training import gradient_of
 from medvfm_jax.federated.privacy.canary_audit import canary_scores, epsilon_lower_bound
 from medvfm_jax.federated.privacy.gaussian import gaussian_epsilon
 from medvfm_jax.federated.privacy.patient_level import PatientBatch, patient_value_and_grad
@@ -34,7 +32,7 @@ def shard(lengths):
 
 
 def compiled(privacy):
-    federation = make_round(fedavg(loss, optax.sgd(1.0)), privacy=privacy)
+    federation = make_round(fedavg(gradient_of(loss), optax.sgd(1.0)), privacy=privacy)
     step = jax.jit(federation.round)
 
     def run(data, present, key):
@@ -79,7 +77,7 @@ def test_an_audit_of_the_round_stays_below_what_its_noise_promises():
 
 
 def test_the_share_of_clipped_clients_is_measured():
-    federation = make_round(fedavg(loss, optax.sgd(1.0)), privacy=Privacy(1.0, 1.0, 4.0))
+    federation = make_round(fedavg(gradient_of(loss), optax.sgd(1.0)), privacy=Privacy(1.0, 1.0, 4.0))
     data = shard([0.5, 2.0, 0.7, 3.0, 9.0])  # an update is as long as its target is far
     step = quick_jit(federation.round)
     server, clients = federation.init(DELTA, data)
@@ -92,8 +90,7 @@ def test_the_share_of_clipped_clients_is_measured():
 def test_clipped_patients_are_counted_and_a_broken_one_does_not_stop_its_hospital():
     """Gradients at 0 are minus the mean of a patient's slices; one patient's image is not finite."""
     patient = Privacy(1.0, 1e-9, 2.0, unit="patient")
-    gradient = partial(patient_value_and_grad, privacy=patient)
-    algorithm = averaging(loss, optax.sgd(1.0), optax.sgd(1.0), gradient=gradient)
+    algorithm = fedavg(patient_value_and_grad(loss, patient), optax.sgd(1.0))
     lengths = np.array([[[0.5, 2.0, 3.0]], [[0.2, 0.3, np.nan]]])  # clients, steps, patients
     slices = jnp.asarray(lengths[..., None, None] * np.eye(D)[0], jnp.float32)
     mask = jnp.ones((2, 1, 3, 1), bool).at[0, 0, 2].set(False)

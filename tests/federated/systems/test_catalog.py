@@ -13,6 +13,7 @@ import pytest
 from medvfm_jax import models
 from medvfm_jax.federated import BadFederation, systems
 from medvfm_jax.federated.codecs.wire import message_bits
+from medvfm_jax.federated.local_training import gradient_of
 from medvfm_jax.federated.systems import fesvibs
 from medvfm_jax.models.catalog import MODELS
 from medvfm_jax.systems import configure
@@ -58,7 +59,7 @@ def taken_by(model: str) -> list[str]:
 def test_loop_and_vmap_agree_and_something_is_learnt(name: str) -> None:
     system = systems.get(name)
     start = case(configure(name, system.system, SPEC))
-    algorithm = system.algorithm(start.loss, optax.sgd(0.05), **OPTIONS.get(name, {}))
+    algorithm = system.algorithm(gradient_of(start.loss), optax.sgd(0.05), **OPTIONS.get(name, {}))
     absent_3 = np.arange(N) != 3
     losses: list[float] = []
     by_vmap = rounds(algorithm, start.delta, 2, absent_3, losses=losses)
@@ -76,7 +77,7 @@ def test_loop_and_vmap_agree_and_something_is_learnt(name: str) -> None:
 def test_clients_over_devices_give_the_same(name: str) -> None:
     system = systems.get(name)
     start = case(configure(name, system.system, SPEC))
-    algorithm = system.algorithm(start.loss, optax.sgd(0.05), **OPTIONS.get(name, {}))
+    algorithm = system.algorithm(gradient_of(start.loss), optax.sgd(0.05), **OPTIONS.get(name, {}))
     one, many = (
         rounds(algorithm, start.delta, 2, **p) for p in ({}, {"backend": "shard_map", "mesh": mesh(N)})
     )
@@ -94,7 +95,7 @@ def test_every_system_finds_its_sites_in_every_kind_of_model(model: str) -> None
         assert json.loads(json.dumps(config)) == config
         parts = json.dumps(config["parts"])
         found[parts] = delta = found.get(parts) or shapes_of(name, built)
-        algorithm = system.algorithm(lambda d, b, k: 0.0, optax.sgd(0.1))
+        algorithm = system.algorithm(gradient_of(lambda d, b, k: 0.0), optax.sgd(0.1))
         zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), delta)
         sent = leaf_names(algorithm.init_server(zeros)[0])
         kept = set(leaf_names(delta)) - set(sent)

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from medvfm_jax.federated import BadFederation, Cohort, Server
+from medvfm_jax.federated.local_training import gradient_of
 from medvfm_jax.federated.systems.f3ocus import (
     choose_layers,
     f3ocus,
@@ -54,7 +55,7 @@ def test_importance_of_a_linear_model() -> None:
     errors = np.einsum("nld,ld->n", x, w) - y
     rows = 2 * errors[:, None, None] * x
     values = np.array([np.linalg.eigvalsh(rows[:, i] @ rows[:, i].T)[-1] for i in range(2)])
-    got = layer_importance(loss, delta, (jnp.asarray(x), jnp.asarray(y)), jax.random.key(0))
+    got = layer_importance(gradient_of(loss), delta, (jnp.asarray(x), jnp.asarray(y)), jax.random.key(0))
     np.testing.assert_allclose(got, values / values.sum(), rtol=1e-10)
     assert most_important(got, 1).tolist() == [False, True]
 
@@ -92,7 +93,7 @@ def test_clients_that_never_reported_are_left_out() -> None:
 def test_a_layer_becomes_the_weighted_mean_over_those_who_trained_it() -> None:
     """Three clients came: layer 0 was trained by two of them, layer 1 by the third; the fourth is absent."""
     delta = {"blocks_0": {"w": jnp.zeros(2)}, "blocks_1": {"w": jnp.ones(2)}}
-    algorithm = f3ocus(lambda d, b, k: 0.0, optax.sgd(0.1), clients=9, layers=1)
+    algorithm = f3ocus(gradient_of(lambda d, b, k: 0.0), optax.sgd(0.1), clients=9, layers=1)
     start, state = algorithm.init_server(delta)
     server = Server(start, jnp.int32(0), state, jnp.asarray(jnp.inf))
     trained = np.array([[1, 0], [1, 0], [0, 1], [0, 0]])
@@ -112,7 +113,7 @@ def test_a_round_moves_chosen_layers_only() -> None:
     start = case(CONFIG)
     layers = layers_of(start.delta)
     present = np.arange(N) != 1
-    algorithm = f3ocus(start.loss, optax.sgd(0.1), N, 1)
+    algorithm = f3ocus(gradient_of(start.loss), optax.sgd(0.1), N, 1)
     server, clients, metrics = rounds(algorithm, start.delta, 1, present)
     known = server.state.importance.any(1)
     assert known.tolist() == present.tolist()
@@ -134,6 +135,6 @@ def test_a_round_moves_chosen_layers_only() -> None:
 def test_bad_options_are_refused() -> None:
     start = case(CONFIG)
     with pytest.raises(BadFederation, match="the delta has 2 layers, so 3 cannot be chosen"):
-        f3ocus(start.loss, optax.sgd(0.1), N, 3).init_server(start.delta)
+        f3ocus(gradient_of(start.loss), optax.sgd(0.1), N, 3).init_server(start.delta)
     with pytest.raises(BadFederation, match="at least 1"):
-        f3ocus(start.loss, optax.sgd(0.1), N, 0)
+        f3ocus(gradient_of(start.loss), optax.sgd(0.1), N, 0)

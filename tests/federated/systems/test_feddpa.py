@@ -10,6 +10,7 @@ from jax import Array
 
 from medvfm_jax.federated import BadFederation, Privacy
 from medvfm_jax.federated.algorithms import fedavg
+from medvfm_jax.federated.local_training import gradient_of
 from medvfm_jax.federated.systems.feddpa import (
     GLOBAL,
     LOCAL,
@@ -79,11 +80,11 @@ def test_instances_like_the_training_images_get_the_local_adapter() -> None:
 def test_the_global_adapter_is_that_of_fedavg_in_both_variants() -> None:
     start = case(chain_of(feddpa_parts(SPEC, 2)))
     silent = jax.tree.map(jnp.zeros_like, start.delta[LOCAL])
-    plain = fedavg(lambda d, b, k: start.loss({**d, LOCAL: silent}, b, k), SGD)
+    plain = fedavg(gradient_of(lambda d, b, k: start.loss({**d, LOCAL: silent}, b, k)), SGD)
     want = rounds(plain, {GLOBAL: start.delta[GLOBAL]})
     for algorithm, local_moves in (
-        (feddpa_t(start.loss, SGD), True),
-        (feddpa_f(start.loss, SGD, global_rounds=2), False),
+        (feddpa_t(gradient_of(start.loss), SGD), True),
+        (feddpa_f(gradient_of(start.loss), SGD, global_rounds=2), False),
     ):
         server, clients, metrics = rounds(algorithm, start.delta)
         chex.assert_trees_all_close(server.delta[GLOBAL], want[0].delta[GLOBAL], rtol=1e-12)
@@ -95,7 +96,10 @@ def test_the_global_adapter_is_that_of_fedavg_in_both_variants() -> None:
 def test_a_local_adapter_learns_in_the_half_half_mix_with_the_global_one_as_received() -> None:
     """In the second round of FedDPA-T and of FedDPA-F after one global round, with the same starting point."""
     start = case(chain_of(feddpa_parts(SPEC, 2)))
-    for algorithm in (feddpa_t(start.loss, SGD), feddpa_f(start.loss, SGD, global_rounds=1)):
+    for algorithm in (
+        feddpa_t(gradient_of(start.loss), SGD),
+        feddpa_f(gradient_of(start.loss), SGD, global_rounds=1),
+    ):
         first = rounds(algorithm, start.delta, 1)
         chex.assert_trees_all_equal(
             first[1].state[LOCAL], jax.tree.map(lambda x: np.stack([x] * 4), start.delta[LOCAL])
@@ -116,7 +120,7 @@ def test_a_local_adapter_learns_in_the_half_half_mix_with_the_global_one_as_rece
 
 def test_the_second_phase_trains_local_adapters_and_sends_nothing() -> None:
     start = case(chain_of(feddpa_parts(SPEC, 2)))
-    algorithm = feddpa_f(start.loss, SGD, global_rounds=1)
+    algorithm = feddpa_f(gradient_of(start.loss), SGD, global_rounds=1)
     before = rounds(algorithm, start.delta, 1)
     losses: list[float] = []
     present = np.arange(4) != 0
@@ -132,7 +136,7 @@ def test_the_second_phase_trains_local_adapters_and_sends_nothing() -> None:
 def test_noise_does_not_move_the_global_adapter_once_it_is_final() -> None:
     start = case(chain_of(feddpa_parts(SPEC, 2)))
     private = {"privacy": Privacy(1.0, 0.5, 4.0)}
-    algorithm = feddpa_f(start.loss, SGD, global_rounds=1)
+    algorithm = feddpa_f(gradient_of(start.loss), SGD, global_rounds=1)
     before = rounds(algorithm, start.delta, 1, **private)
     after = rounds(algorithm, start.delta, 1, state=before, **private)
     assert np.abs(before[0].delta[GLOBAL]["image_encoder/blocks_0/attn/qkv"]["b_q"]).min() > 0, "no noise"
@@ -142,6 +146,6 @@ def test_noise_does_not_move_the_global_adapter_once_it_is_final() -> None:
 def test_bad_options_and_deltas_are_refused() -> None:
     start = case(chain_of(feddpa_parts(SPEC, 2)))
     with pytest.raises(BadFederation, match="global_rounds must be at least 1"):
-        feddpa_f(start.loss, SGD, global_rounds=0)
+        feddpa_f(gradient_of(start.loss), SGD, global_rounds=0)
     with pytest.raises(BadFederation, match="parts 'global_lora' and 'local_lora'"):
-        feddpa_t(start.loss, SGD).init_server({GLOBAL: start.delta[GLOBAL]})
+        feddpa_t(gradient_of(start.loss), SGD).init_server({GLOBAL: start.delta[GLOBAL]})

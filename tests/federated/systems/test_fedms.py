@@ -9,6 +9,7 @@ import pytest
 
 from medvfm_jax.federated import BadFederation, Privacy
 from medvfm_jax.federated.algorithms import fedit
+from medvfm_jax.federated.local_training import gradient_of
 from medvfm_jax.federated.systems.fedms import activate, fedms, fedms_parts
 from tests.federated.systems.tiny import SPEC, N, case, chain_of, leaf_names, rounds
 
@@ -24,8 +25,8 @@ def test_the_first_stage_is_federated_lora() -> None:
         site: {"a": arrays["a_global"], "b": arrays["b_global"]}
         for site, arrays in start.delta["experts"].items()
     }
-    want = rounds(fedit(lora.loss, SGD), factors)[0].delta
-    server, clients, _ = rounds(fedms(start.loss, SGD, global_rounds=2, ramp=1), start.delta)
+    want = rounds(fedit(gradient_of(lora.loss), SGD), factors)[0].delta
+    server, clients, _ = rounds(fedms(gradient_of(start.loss), SGD, global_rounds=2, ramp=1), start.delta)
     for site, arrays in server.delta["experts"].items():
         np.testing.assert_allclose(arrays["a_global"], want[site]["a"], rtol=1e-10)
         np.testing.assert_allclose(arrays["b_global"], want[site]["b"], rtol=1e-10)
@@ -36,7 +37,7 @@ def test_the_first_stage_is_federated_lora() -> None:
 
 def test_the_second_stage_trains_local_experts_and_an_averaged_gate() -> None:
     start = case(chain_of(fedms_parts(SPEC, 2)))
-    algorithm = fedms(start.loss, SGD, global_rounds=1, ramp=1)
+    algorithm = fedms(gradient_of(start.loss), SGD, global_rounds=1, ramp=1)
     before = rounds(algorithm, start.delta, 1)
     losses = [float(before[2].loss)]
     after = rounds(algorithm, start.delta, 4, state=before, losses=losses)
@@ -68,7 +69,7 @@ def test_layers_wake_from_the_last_to_the_first_and_the_gate_never_sleeps() -> N
 
 def test_a_sleeping_layer_is_neither_trained_nor_moved() -> None:
     start = case(chain_of(fedms_parts(SPEC, 2)))
-    server, *_ = rounds(fedms(start.loss, SGD, global_rounds=4, ramp=4), start.delta, 2)
+    server, *_ = rounds(fedms(gradient_of(start.loss), SGD, global_rounds=4, ramp=4), start.delta, 2)
     first, last = (f"image_encoder/blocks_{i}/attn/qkv" for i in (0, 1))
     assert not server.delta["experts"][first]["b_global"].any()
     assert server.delta["experts"][last]["b_global"].any()
@@ -79,7 +80,7 @@ def test_noise_reaches_only_what_is_trained() -> None:
     """Stage 1 with one layer of two awake, then stage 2: the gate alone is shared and moves."""
     start = case(chain_of(fedms_parts(SPEC, 2)))
     private = {"privacy": Privacy(1.0, 0.5, 4.0)}
-    algorithm = fedms(start.loss, SGD, global_rounds=1, ramp=2)
+    algorithm = fedms(gradient_of(start.loss), SGD, global_rounds=1, ramp=2)
     one = rounds(algorithm, start.delta, 1, **private)
     two = rounds(algorithm, start.delta, 1, state=one, **private)
     first, last = (f"image_encoder/blocks_{i}/attn/qkv" for i in (0, 1))
@@ -94,6 +95,6 @@ def test_noise_reaches_only_what_is_trained() -> None:
 def test_bad_options_and_deltas_are_refused() -> None:
     lora = case({"kind": "lora", "rank": 2, "alpha": None, "at": "image_encoder/.*/qkv"})
     with pytest.raises(BadFederation, match="adapter lora_experts"):
-        fedms(lora.loss, SGD).init_server(lora.delta)
+        fedms(gradient_of(lora.loss), SGD).init_server(lora.delta)
     with pytest.raises(BadFederation, match="at least 1"):
-        fedms(lora.loss, SGD, ramp=0)
+        fedms(gradient_of(lora.loss), SGD, ramp=0)

@@ -8,6 +8,7 @@ import pytest
 
 from medvfm_jax.adapters import from_config
 from medvfm_jax.federated import BadFederation, Shard, make_round
+from medvfm_jax.federated.local_training import gradient_of
 from medvfm_jax.federated.systems.fedpft_rounds import PART, fedpft, fedpft_parts
 from tests.federated.quadratics import quick_jit
 from tests.federated.systems.proxy_ffn import cut, plug_back, proxy_apply, select_neurons
@@ -38,7 +39,9 @@ def loss_of(adapted, params):
 def federate(rounds, **options):
     """States (server, clients, metrics) after each round."""
     model, params, adapter, delta = setting()
-    algorithm = fedpft(loss_of(adapter.wrap(model.encode), params), optax.sgd(0.1), params, **options)
+    algorithm = fedpft(
+        gradient_of(loss_of(adapter.wrap(model.encode), params)), optax.sgd(0.1), params, **options
+    )
     federation = make_round(algorithm)
     state, step, states = federation.init(delta, SHARD), quick_jit(federation.round), []
     for _ in range(rounds):
@@ -101,6 +104,8 @@ def test_everything_kept_is_plain_tuning():
 
 def test_what_does_not_fit_is_refused():
     with pytest.raises(BadFederation, match="keep must be above 0"):
-        fedpft(None, optax.sgd(0.1), keep=0.0)
+        fedpft(gradient_of(None), optax.sgd(0.1), keep=0.0)
     with pytest.raises(BadFederation, match="no feed-forward network"):
-        fedpft(None, optax.sgd(0.1)).init_server({PART: {"image_encoder/x": {"kernel": jnp.ones((2, 2))}}})
+        fedpft(gradient_of(None), optax.sgd(0.1)).init_server(
+            {PART: {"image_encoder/x": {"kernel": jnp.ones((2, 2))}}}
+        )

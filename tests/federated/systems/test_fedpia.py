@@ -8,6 +8,7 @@ import pytest
 
 from medvfm_jax.federated import BadFederation
 from medvfm_jax.federated.algorithms import fedavg
+from medvfm_jax.federated.local_training import gradient_of
 from medvfm_jax.federated.systems.fedpia import fedpia
 from tests.federated.systems.tiny import case, rounds
 
@@ -20,8 +21,8 @@ CONFIG = {"kind": "chain", "parts": {"tuned": {"kind": "tune", "at": ".*/fc2/bia
 def test_blend_one_with_aligned_adapters_is_fedavg() -> None:
     """Small steps keep every neuron nearest to itself."""
     start = case(CONFIG)
-    server, _, metrics = rounds(fedpia(start.loss, SGD, blend=1.0), start.delta)
-    want = rounds(fedavg(start.loss, SGD), start.delta)[0]
+    server, _, metrics = rounds(fedpia(gradient_of(start.loss), SGD, blend=1.0), start.delta)
+    want = rounds(fedavg(gradient_of(start.loss), SGD), start.delta)[0]
     chex.assert_trees_all_close(server.delta, want.delta, rtol=1e-10, atol=1e-13)
     before, after = (float(metrics.extra[f"distance_{w}_alignment"]) for w in ("before", "after"))
     assert before == pytest.approx(after, rel=1e-12)
@@ -31,7 +32,7 @@ def test_blend_one_with_aligned_adapters_is_fedavg() -> None:
 def test_the_order_of_a_clients_neurons_does_not_matter() -> None:
     """Permute what one client keeps: it finds the global adapter in its order, and the server undoes that."""
     start = case(CONFIG)
-    algorithm = fedpia(start.loss, SGD)
+    algorithm = fedpia(gradient_of(start.loss), SGD)
     server, clients, _ = rounds(algorithm, start.delta, 1)
     site = "image_encoder/blocks_1/attn"
     order = np.array([2, 0, 1])
@@ -51,7 +52,7 @@ def test_the_order_of_a_clients_neurons_does_not_matter() -> None:
 def test_a_client_keeps_its_adapter_and_blends_it_with_the_global_one() -> None:
     """Without learning, own <- own + blend (global - own); an absent client keeps its own as it is."""
     start, rng = case(CONFIG), np.random.default_rng(0)
-    still = fedpia(start.loss, optax.sgd(0.0), blend=0.25)
+    still = fedpia(gradient_of(start.loss), optax.sgd(0.0), blend=0.25)
     server, clients, _ = rounds(still, start.delta, 0)
     clients = clients._replace(
         state=jax.tree.map(lambda x: x + 1e-3 * rng.normal(size=x.shape), clients.state)
@@ -70,7 +71,7 @@ def test_a_client_keeps_its_adapter_and_blends_it_with_the_global_one() -> None:
 def test_bad_options_and_deltas_are_refused() -> None:
     start = case({"kind": "tune", "at": ".*/fc2/bias"})
     with pytest.raises(BadFederation, match="nothing to permute"):
-        fedpia(start.loss, SGD).init_server(start.delta)
+        fedpia(gradient_of(start.loss), SGD).init_server(start.delta)
     for options in ({"blend": 1.1}, {"iterations": 0}):
         with pytest.raises(BadFederation, match="blend must be in"):
-            fedpia(start.loss, SGD, **options)
+            fedpia(gradient_of(start.loss), SGD, **options)

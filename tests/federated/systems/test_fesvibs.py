@@ -11,7 +11,8 @@ from jax import Array
 from medvfm_jax import models
 from medvfm_jax.adapters import adapt_model, from_config
 from medvfm_jax.federated import BadFederation, Shard, codecs, make_round
-from medvfm_jax.federated.algorithm_catalog import model_of, models_of
+from medvfm_jax.federated.client_models import client_models, model_of
+from medvfm_jax.federated.local_training import gradient_of
 from medvfm_jax.federated.records import Algorithm
 from medvfm_jax.federated.representations import make_split
 from medvfm_jax.federated.systems.fesvibs import (
@@ -105,7 +106,7 @@ def test_split_execution_gives_the_gradient_of_the_whole_and_leaves_later_blocks
 
 @pytest.mark.usefixtures("x64")
 def test_a_client_draws_one_block_per_round_and_keeps_its_ends() -> None:
-    states = after_rounds(fesvibs(whole, optax.sgd(0.01), MODEL), start(), shard(), 15)
+    states = after_rounds(fesvibs(gradient_of(whole), optax.sgd(0.01), MODEL), start(), shard(), 15)
     drawn = np.array([jax.vmap(block_of)(clients.state) for _, clients, _ in states[1:]])
     assert set(drawn.ravel()) == {1, 2, 3}
     for (before, _, _), (after, _, _), blocks_now in zip(states, states[1:], drawn, strict=False):
@@ -123,7 +124,9 @@ def test_a_client_draws_one_block_per_round_and_keeps_its_ends() -> None:
 
 @pytest.mark.usefixtures("x64")
 def test_the_servers_parts_are_averaged_with_equal_weights_and_exits_do_not_decay() -> None:
-    algorithm = fesvibs(whole, optax.adamw(0.01, weight_decay=0.1), MODEL, first_block=2, last_block=2)
+    algorithm = fesvibs(
+        gradient_of(whole), optax.adamw(0.01, weight_decay=0.1), MODEL, first_block=2, last_block=2
+    )
     delta, data = start(), shard()
     (server, clients, _), (after, kept, _) = after_rounds(algorithm, delta, data, 1)
     work = jax.jit(algorithm.client_update)
@@ -141,13 +144,13 @@ def test_the_servers_parts_are_averaged_with_equal_weights_and_exits_do_not_deca
 def test_who_took_no_part_leaves_after_the_last_block_that_may_be_drawn() -> None:
     """A client that never came, and a site that is none; the others with the block of their last round."""
     delta, who = start(), jnp.array([True, True, False])
-    algorithm = fesvibs(whole, optax.sgd(0.01), MODEL, first_block=1, last_block=2)
+    algorithm = fesvibs(gradient_of(whole), optax.sgd(0.01), MODEL, first_block=1, last_block=2)
     states = after_rounds(algorithm, delta, shard(), 6, who)
     drawn = np.array([jax.vmap(block_of)(clients.state) for _, clients, _ in states[1:]])
     assert (drawn[:, 2] == 2).all()
     assert set(drawn[:, :2].ravel()) == {1, 2}
     server, clients, _ = states[-1]
-    models_now = models_of("part", delta, server, clients.state)
+    models_now = client_models(algorithm, delta, server, clients.state)
     assert [int(block_of(model_of(models_now, i))) for i in (0, 1, None)] == [*drawn[-1, :2], 2]
     nobodys = model_of(models_now, None)["weights"][TAIL]["kernel"]
     np.testing.assert_array_equal(nobodys, delta["weights"][TAIL]["kernel"])
@@ -156,7 +159,7 @@ def test_who_took_no_part_leaves_after_the_last_block_that_may_be_drawn() -> Non
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("backend", ["loop", pytest.param("shard_map", marks=pytest.mark.slow)])
 def test_every_backend_gives_the_same(backend: str) -> None:
-    algorithm, delta, data = fesvibs(whole, optax.sgd(0.01), MODEL), start(), shard()
+    algorithm, delta, data = fesvibs(gradient_of(whole), optax.sgd(0.01), MODEL), start(), shard()
     devices = {"mesh": mesh(N)} if backend == "shard_map" else {}
     one, other = (
         after_rounds(algorithm, delta, data, 2, **parts) for parts in ({}, {"backend": backend} | devices)
@@ -167,20 +170,22 @@ def test_every_backend_gives_the_same(backend: str) -> None:
 def test_what_crosses_is_patches_and_embeddings_of_the_steps_made() -> None:
     """Of either client that came, in each step: BATCH maps of SIDE^2 tokens of DIM numbers, and as many gradients."""
     who = jnp.array([True, False, True])
-    _, (_, _, metrics) = after_rounds(fesvibs(whole, optax.sgd(0.01), MODEL), start(), shard(), 1, who)
+    _, (_, _, metrics) = after_rounds(
+        fesvibs(gradient_of(whole), optax.sgd(0.01), MODEL), start(), shard(), 1, who
+    )
     assert metrics.upload_bits == metrics.download_bits == 2 * STEPS * 2 * BATCH * SIDE**2 * DIM * 32
 
 
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(BadFederation, match="from 0 to 6"):
-        fesvibs(whole, optax.sgd(0.1), MODEL, 0)
+        fesvibs(gradient_of(whole), optax.sgd(0.1), MODEL, 0)
     with pytest.raises(BadFederation, match="exits at 3 blocks, so none can be drawn from 5 on"):
-        fesvibs(whole, optax.sgd(0.1), MODEL, first_block=5).init_server(start())
+        fesvibs(gradient_of(whole), optax.sgd(0.1), MODEL, first_block=5).init_server(start())
     for name in ("lite-tiny-test", "vit-tiny-test"):
         with pytest.raises(BadFederation, match="choose --model from sam-b, sam-l, sam-h, medsam"):
             fesvibs_parts(models.build(name).spec)
     with pytest.raises(BadFederation, match="leave codecs, privacy and secure aggregation out"):
-        make_round(fesvibs(whole, optax.sgd(0.1), MODEL), codec=codecs.int8())
+        make_round(fesvibs(gradient_of(whole), optax.sgd(0.1), MODEL), codec=codecs.int8())
 
 
 def real_split(block: int) -> tuple:

@@ -13,6 +13,7 @@ from jax import Array
 from medvfm_jax import models
 from medvfm_jax.adapters import adapt_model, from_config
 from medvfm_jax.federated import Shard, make_round, systems
+from medvfm_jax.federated.local_training import gradient_of
 from medvfm_jax.federated.records import Algorithm, Tree
 from medvfm_jax.models.model import Model
 from medvfm_jax.systems import configure
@@ -78,7 +79,9 @@ def test_every_system_trains_a_promptable_model(model: str, name: str) -> None:
     params = drawn(model)
     adapted = adapt_model(from_config(configure(name, system.system, model.spec)), model)
     delta = adapted.init(KEY, params)
-    algorithm = system.algorithm(loss_of(adapted, params), optax.adam(5e-4), **OPTIONS.get(name, {}))
+    algorithm = system.algorithm(
+        gradient_of(loss_of(adapted, params)), optax.adam(5e-4), **OPTIONS.get(name, {})
+    )
     server, clients, metrics, losses = run(model, algorithm, delta)
     chex.assert_tree_all_finite((server.delta, clients.state, metrics))
     assert not metrics.excluded.any()
@@ -98,7 +101,7 @@ def test_a_round_on_the_shapes_of_published_models(model: str, name: str) -> Non
 
     def one_round(params: dict, delta: Tree, shard: Shard) -> tuple:
         federation = make_round(
-            system.algorithm(lambda d, b, k: scored(params, d, b, k)[0], optax.adam(1e-4))
+            system.algorithm(gradient_of(lambda d, b, k: scored(params, d, b, k)[0]), optax.adam(1e-4))
         )
         return federation.round(
             *federation.init(delta, shard), shard, jnp.ones(N, bool), jnp.full(N, STEPS), KEY

@@ -8,6 +8,8 @@ import pytest
 
 from medvfm_jax.federated import BadFederation, Shard, make_round, name_excluded
 from medvfm_jax.federated.algorithms import fedavg
+from medvfm_jax.federated.client_models import client_models, model_of
+from medvfm_jax.federated.local_training import gradient_of
 from medvfm_jax.federated.records import Algorithm, Tree
 from medvfm_jax.federated.systems.pfedpg import generate, init_generator, pfedpg
 from tests.federated.cases import cheap_key
@@ -43,8 +45,8 @@ def run(algorithm: Algorithm, count: int) -> tuple:
 
 def test_the_first_round_moves_the_base_as_fedavg_would() -> None:
     """All prompts are the base at first, and the base's share of the derivative is the identity."""
-    server, clients, metrics = run(pfedpg(loss, SGD, N, width=5), 1)
-    prompts_only = fedavg(lambda d, b, k: loss({**d, "head": START["head"]}, b, k), SGD)
+    server, clients, metrics = run(pfedpg(gradient_of(loss), SGD, N, width=5), 1)
+    prompts_only = fedavg(gradient_of(lambda d, b, k: loss({**d, "head": START["head"]}, b, k)), SGD)
     want, *_ = run(prompts_only, 1)
     got = server.delta["prompts"]["block"]["tokens"]
     np.testing.assert_allclose(got, want.delta["prompts"]["block"]["tokens"], rtol=1e-12)
@@ -52,11 +54,17 @@ def test_the_first_round_moves_the_base_as_fedavg_would() -> None:
     assert metrics.upload_bits == metrics.download_bits == N * TOKENS * DIM * 64
     wanted = TARGETS.sum((1, 2))
     np.testing.assert_allclose(clients.state.delta["head"]["w"], wanted * (1 - 0.6**STEPS), rtol=1e-12)
+    models = client_models(pfedpg(gradient_of(loss), SGD, N, width=5), START, server, clients.state)
+    for client in range(N):  # predicts with what it trained, and whoever took no part with the base
+        trained = jax.tree.map(lambda x: x[client], clients.state.delta)  # noqa: B023, used at once
+        jax.tree.map(np.testing.assert_array_equal, model_of(models, client), trained)
+    np.testing.assert_array_equal(model_of(models, None)["prompts"]["block"]["tokens"], got)
+    assert model_of(models, None)["head"]["w"] == START["head"]["w"]
 
 
 def test_the_generator_comes_nearer_to_every_client_than_any_single_prompt() -> None:
     """The best single prompt is the weighted mean of the targets; generated prompts leave it behind."""
-    server, _, _ = run(pfedpg(loss, SGD, N, width=8, server_optimizer=optax.sgd(0.3)), 150)
+    server, _, _ = run(pfedpg(gradient_of(loss), SGD, N, width=8, server_optimizer=optax.sgd(0.3)), 150)
     share = np.array([1.0, 2.0, 3.0]) / 6
     single = np.tensordot(share, TARGETS, 1)
     made = np.stack(
@@ -70,7 +78,7 @@ def test_the_generator_comes_nearer_to_every_client_than_any_single_prompt() -> 
 
 
 def test_a_client_without_a_descriptor_is_excluded_and_named() -> None:
-    _, _, metrics = run(pfedpg(loss, SGD, 2, width=5), 1)
+    _, _, metrics = run(pfedpg(gradient_of(loss), SGD, 2, width=5), 1)
     assert name_excluded(metrics) == ["2"]
     assert int(metrics.participants) == 2
 
@@ -79,4 +87,4 @@ def test_prompts_that_are_no_tokens_and_bad_options_are_refused() -> None:
     with pytest.raises(BadFederation, match="tokens, d"):
         init_generator(jax.random.key(0), {"bias": jnp.zeros(3)}, 2, 4, 2)
     with pytest.raises(BadFederation, match="at least 1, not 0, 64, 4"):
-        pfedpg(loss, SGD, 0)
+        pfedpg(gradient_of(loss), SGD, 0)
