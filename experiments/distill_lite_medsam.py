@@ -50,9 +50,9 @@ from medvfm_jax.losses import embedding_cosine, embedding_mse
 from medvfm_jax.models.model import Model
 from medvfm_jax.models.sam.root import Sam, as_model
 from medvfm_jax.models.sam.tiny_vit import TinyViT, TinyViTConfig
+from medvfm_jax.runs.progress import ProgressDisplay
 from medvfm_jax.train import checkpoint, fit, init_state, make_optimizer, make_schedule, make_step
 from medvfm_jax.train.hooks import Checkpoints
-from medvfm_jax.train.progress import ProgressDisplay
 from medvfm_jax.types import Params
 from medvfm_jax.weights import fingerprint, load, safetensors_files
 from medvfm_jax.weights.export import save_own

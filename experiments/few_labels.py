@@ -16,8 +16,11 @@ from rich.console import Console
 
 from medvfm_jax import compilation_cache, cpu, report
 from medvfm_jax.metrics import compare
-from medvfm_jax.train import AdaptConfig, EvaluateConfig, adapt, evaluate, run_directory
-from medvfm_jax.train.provenance import device, versions
+from medvfm_jax.predict import evaluate
+from medvfm_jax.runs import run_directory
+from medvfm_jax.runs.provenance import device, versions
+from medvfm_jax.settings import EvaluateConfig
+from medvfm_jax.train import AdaptConfig, adapt
 
 
 @dataclasses.dataclass(frozen=True)

@@ -55,9 +55,9 @@ from medvfm_jax.federated.federate import federate
 from medvfm_jax.federated.federated_run import divide
 from medvfm_jax.federated.site_scores import over_sites, site_scores, worst_site
 from medvfm_jax.metrics import compare
+from medvfm_jax.runs import run_directory
+from medvfm_jax.runs.provenance import device, versions
 from medvfm_jax.settings.federate import FederateConfig
-from medvfm_jax.train import run_directory
-from medvfm_jax.train.provenance import device, versions
 from medvfm_jax.types import MedvfmError
 
 DECODER_LORA = (r"lora.at=mask_decoder/transformer/.*attn.*/(q|v)_proj", "lora.slices=none")

@@ -109,8 +109,8 @@ mv.weights.check_base(metadata, params)
 # patients. With random weights and five images to learn from, the numbers say that it works, not how well.
 
 # %%
-from medvfm_jax.train.case_prediction import predict_case
-from medvfm_jax.train.predict import Predictor
+from medvfm_jax.predict.case_prediction import predict_case
+from medvfm_jax.predict.predictor import Predictor
 
 predictor = Predictor(adapted, params, delta)
 for name, arrays in {"pretrained": delta, "adapted": trained}.items():

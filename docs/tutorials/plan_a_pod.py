@@ -10,7 +10,8 @@ import importlib.util
 
 import jax
 
-from medvfm_jax.parallel import PlanConfig, plan
+from medvfm_jax.plan import plan
+from medvfm_jax.settings import PlanConfig
 
 # %% [markdown]
 # ## This machine

@@ -54,8 +54,9 @@ def work(settings: Mapping[str, Any]) -> dict[str, float]:
     cpu.tune()
     import jax
 
-    from medvfm_jax.parallel import PlanConfig, make_mesh, preset
-    from medvfm_jax.parallel.abstract_training import abstract_training, lower
+    from medvfm_jax.parallel import make_mesh, preset
+    from medvfm_jax.plan.abstract_training import abstract_training, lower
+    from medvfm_jax.settings import PlanConfig
 
     config = PlanConfig(**settings)
     training = abstract_training(config)

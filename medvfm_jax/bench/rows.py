@@ -18,7 +18,7 @@ from medvfm_jax.data import PromptConfig, examples, make_loader, make_phantom_da
 from medvfm_jax.data.loader import Loader
 from medvfm_jax.models import catalog
 from medvfm_jax.models.model import Model
-from medvfm_jax.parallel.flops import training_flops
+from medvfm_jax.plan.flops import training_flops
 from medvfm_jax.settings.bench import RowName
 from medvfm_jax.train.optimizer import make_optimizer, make_schedule
 from medvfm_jax.train.state import init_state

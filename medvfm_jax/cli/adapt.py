@@ -12,9 +12,9 @@ import jax
 from medvfm_jax.cli import console
 from medvfm_jax.cli.options.adapt import AdaptArgs
 from medvfm_jax.parallel import BadMesh, BadProcesses, OverMesh, make_mesh, preset, start_processes
+from medvfm_jax.runs.progress import ProgressDisplay
 from medvfm_jax.settings.adapt import AdaptConfig
 from medvfm_jax.train import adapt
-from medvfm_jax.train.progress import ProgressDisplay
 
 
 def run(args: AdaptArgs) -> int:

@@ -15,8 +15,8 @@ from medvfm_jax.cli import console
 from medvfm_jax.cli.options.bench import BenchArgs
 from medvfm_jax.cli.targets import check_target
 from medvfm_jax.images.writing import write_atomically
+from medvfm_jax.runs.progress import tracked
 from medvfm_jax.settings.bench import BenchConfig
-from medvfm_jax.train.progress import tracked
 
 _COLUMNS = (
     "row",

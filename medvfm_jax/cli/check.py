@@ -16,7 +16,7 @@ from medvfm_jax.data import Dataset, Split, open_dataset, split
 from medvfm_jax.data.check import DatasetCheck, check_dataset, has_unclear_masks
 from medvfm_jax.data.findings import Finding, Findings
 from medvfm_jax.data.inspection import CaseFacts
-from medvfm_jax.train.progress import tracked
+from medvfm_jax.runs.progress import tracked
 from medvfm_jax.types import MedvfmError
 
 _PARTS = {"train": "training", "val": "validation", "test": "test"}

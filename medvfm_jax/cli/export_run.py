@@ -13,7 +13,8 @@ from medvfm_jax.adapters.lora_kernels import Qkv
 from medvfm_jax.cli import console
 from medvfm_jax.cli.targets import check_target
 from medvfm_jax.fetch import sha256_of
-from medvfm_jax.train import assemble, run_directory
+from medvfm_jax.runs import run_directory
+from medvfm_jax.train import assemble
 from medvfm_jax.types import Delta, MedvfmError
 from medvfm_jax.weights.peft import CannotExport, LowRank, save_peft
 

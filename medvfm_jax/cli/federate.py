@@ -11,8 +11,8 @@ from medvfm_jax.federated.cohort_placement import CohortPlacement
 from medvfm_jax.federated.federate import FederateResult, federate
 from medvfm_jax.mesh_axes import CLIENTS
 from medvfm_jax.parallel import BadMesh, make_mesh, preset
+from medvfm_jax.runs.progress import ProgressDisplay
 from medvfm_jax.settings.federate import FederateConfig
-from medvfm_jax.train.progress import ProgressDisplay
 
 
 def run(args: FederateArgs) -> int:

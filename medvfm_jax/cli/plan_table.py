@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from medvfm_jax.cli import console
-from medvfm_jax.parallel.plan import Plan
-from medvfm_jax.parallel.sweep import Outcome, ranked, words
+from medvfm_jax.plan.step_plan import Plan
+from medvfm_jax.plan.sweep import Outcome, ranked, words
 from medvfm_jax.settings.plan import PlanConfig
 
 _COLUMNS = ("mesh", "rules", "parts", "kept", "peak GiB", "fits", "step ms", "images/s", "use of peak")

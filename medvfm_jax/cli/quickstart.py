@@ -13,12 +13,15 @@ from medvfm_jax.cli import console
 from medvfm_jax.cli.options.quickstart import QuickstartArgs
 from medvfm_jax.data import mni152, open_dataset
 from medvfm_jax.images.writing import write_atomically
+from medvfm_jax.predict import evaluate
+from medvfm_jax.predict.evaluation import reread
+from medvfm_jax.predict.overlay_cases import choose, slice_to_show
 from medvfm_jax.report.overlays import draw
 from medvfm_jax.report.picture import Panel, grid
-from medvfm_jax.train import AdaptConfig, EvaluateConfig, adapt, evaluate, run_directory
-from medvfm_jax.train.evaluation import reread
-from medvfm_jax.train.overlay_cases import choose, slice_to_show
-from medvfm_jax.train.progress import ProgressDisplay
+from medvfm_jax.runs import run_directory
+from medvfm_jax.runs.progress import ProgressDisplay
+from medvfm_jax.settings import EvaluateConfig
+from medvfm_jax.train import AdaptConfig, adapt
 
 MODEL, ADAPTER = "lite-medsam", "decoder"
 ZERO_SHOT, ADAPTED = "zero_shot", "adapted"

@@ -16,8 +16,8 @@ from medvfm_jax.cli.options.segment import SegmentArgs
 from medvfm_jax.data.case_notes import CaseNotes
 from medvfm_jax.images import Image, Query, read, write_mask
 from medvfm_jax.images.writing import write_npz
-from medvfm_jax.train.progress import tracked
-from medvfm_jax.train.segment import Segmented, Segmenter, load_segmenter
+from medvfm_jax.predict.segment import Segmented, Segmenter, load_segmenter
+from medvfm_jax.runs.progress import tracked
 
 
 def run(args: SegmentArgs) -> int:

@@ -28,13 +28,13 @@ from medvfm_jax.federated.privacy import (
 )
 from medvfm_jax.federated.privacy.errors import BadPrivacy
 from medvfm_jax.federated.privacy.membership import largest_advantage, largest_auc, true_positive_rate
+from medvfm_jax.runs import run_directory
+from medvfm_jax.runs.progress import tracked
 from medvfm_jax.settings.adapt import AdaptConfig
 from medvfm_jax.settings.audit import AuditConfig
 from medvfm_jax.settings.federate import FederateConfig
 from medvfm_jax.settings.records import BadConfig, from_json
-from medvfm_jax.train import run_directory
 from medvfm_jax.train.assemble import check_run, load_adapted
-from medvfm_jax.train.progress import tracked
 from medvfm_jax.train.task import make_loss
 from medvfm_jax.train.training_data import SplitData, open_split, training_data
 from medvfm_jax.types import Delta, Params

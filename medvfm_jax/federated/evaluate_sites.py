@@ -14,14 +14,14 @@ from medvfm_jax.federated.errors import BadFederation
 from medvfm_jax.federated.federated_run import divide
 from medvfm_jax.federated.model_files import REFERENCES, SHARED_MODEL, merged, own_model
 from medvfm_jax.federated.systems.feddpa_inference import InstanceMixed
+from medvfm_jax.predict.evaluation import Choice, Sites, Subject, allowed_mismatch
+from medvfm_jax.predict.evaluation import evaluate as evaluate_one
+from medvfm_jax.predict.predictor import Predictor
+from medvfm_jax.runs import run_directory
 from medvfm_jax.settings.evaluate import EvaluateConfig
 from medvfm_jax.settings.federate import FederateConfig
 from medvfm_jax.settings.records import from_json
-from medvfm_jax.train import run_directory
 from medvfm_jax.train.assemble import check_run
-from medvfm_jax.train.evaluation import Choice, Sites, Subject, allowed_mismatch
-from medvfm_jax.train.evaluation import evaluate as evaluate_one
-from medvfm_jax.train.predict import Predictor
 from medvfm_jax.train.training_data import SplitData
 from medvfm_jax.weights import artifacts
 

@@ -25,19 +25,20 @@ from medvfm_jax.federated.round_hooks import NO_SUM, RoundLine, RoundLog, record
 from medvfm_jax.federated.round_step import RoundState, RoundStep
 from medvfm_jax.federated.systems.feddpa_inference import InstanceMixed, references_of
 from medvfm_jax.fetch import cache_dir
+from medvfm_jax.predict.evaluation import Subject, readable, score_cases
+from medvfm_jax.predict.predictor import Predictor
 from medvfm_jax.printable import counted
+from medvfm_jax.runs import run_directory
+from medvfm_jax.runs.progress import ProgressDisplay
 from medvfm_jax.settings.evaluate import EvaluateConfig
 from medvfm_jax.settings.federate import FederateConfig
-from medvfm_jax.train import checkpoint, hooks, run_directory
+from medvfm_jax.train import checkpoint, hooks
 from medvfm_jax.train.assemble import delta_metadata
 from medvfm_jax.train.data_check import about, lines
 from medvfm_jax.train.early_stopping import EarlyStopping
 from medvfm_jax.train.embedding_cache import EmbeddingCache, embed, make_cache
-from medvfm_jax.train.evaluation import Subject, readable, score_cases
 from medvfm_jax.train.loop import StepEnd, fit
 from medvfm_jax.train.optimizer import make_schedule
-from medvfm_jax.train.predict import Predictor
-from medvfm_jax.train.progress import ProgressDisplay
 from medvfm_jax.train.task import make_loss, make_overlap
 from medvfm_jax.train.validation import Validation
 from medvfm_jax.types import Batch, Delta

@@ -34,12 +34,12 @@ from medvfm_jax.federated.privacy_plan import PrivacyPlan, plan
 from medvfm_jax.federated.public_images import public_batches
 from medvfm_jax.federated.records import Codec
 from medvfm_jax.federated.secure_reduction import SecureSum, distributed_noise, fixed_point
+from medvfm_jax.runs.progress import ProgressDisplay
 from medvfm_jax.settings.federate import FederateConfig
 from medvfm_jax.settings.records import to_json
 from medvfm_jax.systems import System, get, names
 from medvfm_jax.train.assemble import Assembled, Base, assemble, entry_of
 from medvfm_jax.train.data_check import about, check_split, recorded_objects
-from medvfm_jax.train.progress import ProgressDisplay
 from medvfm_jax.train.training_data import SplitData, data_digest
 from medvfm_jax.types import Batch, Delta
 

@@ -1,9 +1,8 @@
-"""One program over many devices: a mesh, sharding rules that cover every parameter, plans made before renting."""
+"""One program over many devices: a mesh, sharding rules that cover every parameter, processes."""
 
-from medvfm_jax.parallel.errors import BadMesh, BadPlan, BadProcesses, BadRules
+from medvfm_jax.parallel.errors import BadMesh, BadProcesses, BadRules
 from medvfm_jax.parallel.mesh import AXES, make_mesh, parse_mesh
 from medvfm_jax.parallel.placement import OverMesh
-from medvfm_jax.parallel.plan import Plan, PlanConfig, plan
 from medvfm_jax.parallel.processes import start_processes
 from medvfm_jax.parallel.rules import Largest, Rules, fsdp, preset, replicated, spec_of, tensor
 from medvfm_jax.parallel.shardings import (
@@ -17,13 +16,10 @@ from medvfm_jax.parallel.shardings import (
 __all__ = [
     "AXES",
     "BadMesh",
-    "BadPlan",
     "BadProcesses",
     "BadRules",
     "Largest",
     "OverMesh",
-    "Plan",
-    "PlanConfig",
     "Rules",
     "batch_shardings",
     "delta_shardings",
@@ -31,7 +27,6 @@ __all__ = [
     "make_mesh",
     "param_shardings",
     "parse_mesh",
-    "plan",
     "preset",
     "replicated",
     "shard_step",

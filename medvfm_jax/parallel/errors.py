@@ -1,4 +1,4 @@
-"""What can be wrong with a mesh, its rules or a plan."""
+"""What can be wrong with a mesh or its rules."""
 
 from medvfm_jax.types import MedvfmError
 
@@ -9,10 +9,6 @@ class BadMesh(MedvfmError, ValueError):
 
 class BadRules(MedvfmError, ValueError):
     """Sharding rules that leave a parameter out or name what does not exist."""
-
-
-class BadPlan(MedvfmError, ValueError):
-    """A plan for hardware or settings that do not exist."""
 
 
 class BadProcesses(MedvfmError, RuntimeError):

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from medvfm_jax import json_text, local_paths
+from medvfm_jax.predict.evaluation import FORMAT
 from medvfm_jax.report.overlays import draw
 from medvfm_jax.report.record_shapes import damaged_audit, damaged_scores, damaged_settings
-from medvfm_jax.train import run_directory
+from medvfm_jax.runs import run_directory
+from medvfm_jax.runs.settings_record import contradiction
 from medvfm_jax.train.assemble import check_run
-from medvfm_jax.train.evaluation import FORMAT
-from medvfm_jax.train.settings_record import contradiction
 from medvfm_jax.types import MedvfmError
 from medvfm_jax.weights import artifacts
 

@@ -1,4 +1,4 @@
-"""Training and evaluation: state, step, loop, checkpoints, run directories, `adapt`."""
+"""Training: assemble, resolve and train; state, step, loop, checkpoints, `adapt`."""
 
 from typing import TYPE_CHECKING
 
@@ -6,13 +6,11 @@ from medvfm_jax import lazy
 
 if TYPE_CHECKING:
     from medvfm_jax.settings.adapt import AdaptConfig
-    from medvfm_jax.settings.evaluate import EvaluateConfig
     from medvfm_jax.settings.records import BadConfig
     from medvfm_jax.train.adaptation import RunResult, adapt
     from medvfm_jax.train.checkpoint import Checkpoint, CheckpointError, WrongCheckpoint
     from medvfm_jax.train.early_stopping import EarlyStopping
     from medvfm_jax.train.embedding_cache import EmbeddingCache
-    from medvfm_jax.train.evaluation import evaluate
     from medvfm_jax.train.loop import NonFiniteLoss, fit
     from medvfm_jax.train.optimizer import make_optimizer, make_schedule
     from medvfm_jax.train.state import TrainState, init_state
@@ -27,7 +25,6 @@ _WHERE = {
     "CheckpointError": "medvfm_jax.train.checkpoint",
     "EarlyStopping": "medvfm_jax.train.early_stopping",
     "EmbeddingCache": "medvfm_jax.train.embedding_cache",
-    "EvaluateConfig": "medvfm_jax.settings.evaluate",
     "NonFiniteLoss": "medvfm_jax.train.loop",
     "Run": "medvfm_jax.train.training",
     "RunResult": "medvfm_jax.train.adaptation",
@@ -35,7 +32,6 @@ _WHERE = {
     "Trained": "medvfm_jax.train.training",
     "WrongCheckpoint": "medvfm_jax.train.checkpoint",
     "adapt": "medvfm_jax.train.adaptation",
-    "evaluate": "medvfm_jax.train.evaluation",
     "fit": "medvfm_jax.train.loop",
     "init_state": "medvfm_jax.train.state",
     "make_loss": "medvfm_jax.train.task",
@@ -54,7 +50,6 @@ __all__ = [
     "CheckpointError",
     "EarlyStopping",
     "EmbeddingCache",
-    "EvaluateConfig",
     "NonFiniteLoss",
     "Run",
     "RunResult",
@@ -62,7 +57,6 @@ __all__ = [
     "Trained",
     "WrongCheckpoint",
     "adapt",
-    "evaluate",
     "fit",
     "init_state",
     "make_loss",

@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from medvfm_jax.runs import run_directory
+from medvfm_jax.runs.progress import ProgressDisplay
 from medvfm_jax.settings.adapt import AdaptConfig
-from medvfm_jax.train import checkpoint, hooks, run_directory
+from medvfm_jax.train import checkpoint, hooks
 from medvfm_jax.train.assemble import delta_metadata
 from medvfm_jax.train.data_check import lines
 from medvfm_jax.train.placement import OneDevice, Placement
-from medvfm_jax.train.progress import ProgressDisplay
 from medvfm_jax.train.training import Run, Trained, resolve, train
 from medvfm_jax.weights import artifacts
 

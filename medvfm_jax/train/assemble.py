@@ -14,12 +14,12 @@ from medvfm_jax.models import catalog
 from medvfm_jax.models.entry import ModelEntry
 from medvfm_jax.models.model import Model
 from medvfm_jax.models.transforms import transform
+from medvfm_jax.runs.run_directory import CONFIG, read_record
+from medvfm_jax.runs.settings_record import settings_digest
 from medvfm_jax.settings.groups import ModelConfig
 from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.systems import System
-from medvfm_jax.train.run_directory import CONFIG, read_record
 from medvfm_jax.train.seen_at_once import recorded_shape, stored_shape, with_depth
-from medvfm_jax.train.settings_record import settings_digest
 from medvfm_jax.types import Delta, MedvfmError, ModelSpec, Params
 from medvfm_jax.weights import artifacts
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import optax
 
-from medvfm_jax.train import checkpoint, run_directory
+from medvfm_jax.runs import run_directory
+from medvfm_jax.train import checkpoint
 from medvfm_jax.train.early_stopping import EarlyStopping
 from medvfm_jax.train.loop import StepEnd
 from medvfm_jax.train.state import State

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple, Protocol
 import jax
 
 from medvfm_jax.printable import counted
+from medvfm_jax.runs.interruption import deferred
 from medvfm_jax.train.early_stopping import EarlyStopping
-from medvfm_jax.train.interruption import deferred
 from medvfm_jax.train.state import State
 from medvfm_jax.train.validation import Validation
 from medvfm_jax.types import MedvfmError

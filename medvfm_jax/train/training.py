@@ -15,6 +15,7 @@ from medvfm_jax.adapters import touches_encoder
 from medvfm_jax.data import usual_augmentation
 from medvfm_jax.data.check import DatasetCheck
 from medvfm_jax.fetch import cache_dir
+from medvfm_jax.runs.progress import ProgressDisplay
 from medvfm_jax.settings.adapt import AdaptConfig
 from medvfm_jax.settings.records import to_json
 from medvfm_jax.train.assemble import Assembled, assemble, entry_of
@@ -25,7 +26,6 @@ from medvfm_jax.train.embedding_cache import EmbeddingCache, embed, make_cache
 from medvfm_jax.train.loop import Hook, Loader, MappedLoader, fit
 from medvfm_jax.train.optimizer import make_optimizer, make_schedule
 from medvfm_jax.train.placement import OneDevice, Placement
-from medvfm_jax.train.progress import ProgressDisplay
 from medvfm_jax.train.seen_at_once import patch_shape, slab_depth
 from medvfm_jax.train.state import TrainState, init_state
 from medvfm_jax.train.step import LossFn, make_step

@@ -10,8 +10,8 @@ from medvfm_jax.data import Dataset, Example, PromptConfig, Split, examples, mak
 from medvfm_jax.data.loader import Loader
 from medvfm_jax.data.records import Objects
 from medvfm_jax.printable import counted
+from medvfm_jax.runs.provenance import digest_files
 from medvfm_jax.settings.groups import TrainingConfig
-from medvfm_jax.train.provenance import digest_files
 from medvfm_jax.train.validation import ValidationSet
 from medvfm_jax.types import ModelSpec
 

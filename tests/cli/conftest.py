@@ -21,7 +21,7 @@ from medvfm_jax import weights
 from medvfm_jax.cli.main import main
 from medvfm_jax.data import make_phantom_dataset
 from tests.cli.commands import LITE, SAM, Result, adapt_words
-from tests.train.plain_models import SIZE
+from tests.predict.plain_models import SIZE
 
 _load = functools.lru_cache(weights.load)  # a command per test, but each model once
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 
-from medvfm_jax.train import run_directory
+from medvfm_jax.runs import run_directory
 
 PATIENCE = 240.0  # seconds until a process is given up; only machines that hang come near
 

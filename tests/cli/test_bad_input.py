@@ -14,8 +14,8 @@ from PIL import Image as Pillow
 import medvfm_jax.cli.segment as segment_command
 from medvfm_jax.data import make_phantom_dataset
 from tests.cli.commands import SAM, Evil, adapt_words, contents
-from tests.train.plain_models import SIZE, inside_box
-from tests.train.plain_segmenter import segmenter
+from tests.predict.plain_models import SIZE, inside_box
+from tests.predict.plain_segmenter import segmenter
 
 BOX = ("--box", 3, 2, 10, 12)
 

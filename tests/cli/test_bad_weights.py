@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from medvfm_jax import weights
-from medvfm_jax.train import run_directory
+from medvfm_jax.runs import run_directory
 from medvfm_jax.weights import registry, torch_state
 from tests.cli.commands import LITE, SAM, Evil, adapt_words, contents
 from tests.weights.torch_files import Named, dumps, save, write_zip

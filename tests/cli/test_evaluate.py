@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import medvfm_jax.cli.evaluate as command
-from medvfm_jax.train import EvaluateConfig, evaluation
+from medvfm_jax.predict import evaluation
+from medvfm_jax.settings import EvaluateConfig
 from tests.cli.commands import SAM, contents
 
 MODULE = evaluation

@@ -12,9 +12,9 @@ import pytest
 
 import medvfm_jax.cli.federate as command
 from medvfm_jax.federated.federate import FederateResult
+from medvfm_jax.runs.run_directory import read_json, read_metrics
 from medvfm_jax.settings.federate import FederateConfig
 from medvfm_jax.train import checkpoint
-from medvfm_jax.train.run_directory import read_json, read_metrics
 from medvfm_jax.weights import artifacts
 from tests.cli.commands import contents, options
 from tests.federated.small_federation import SMALL, build_models_once

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from medvfm_jax.data import make_phantom_dataset
-from medvfm_jax.train.run_directory import read_metrics
+from medvfm_jax.runs.run_directory import read_metrics
 from tests.cli.commands import options
 from tests.cli.killed_commands import after, disturbed_run, starting, while_it_compiles
 from tests.federated.small_federation import SMALL

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 import medvfm_jax.cli.segment as segment_command
-from medvfm_jax.train import evaluation
+from medvfm_jax.predict import evaluation
 from tests.cli.commands import SAM, adapt_words, contents
-from tests.train.plain_models import inside_box
-from tests.train.plain_segmenter import segmenter
+from tests.predict.plain_models import inside_box
+from tests.predict.plain_segmenter import segmenter
 
 BOX = ("--box", 3, 2, 10, 12)
 

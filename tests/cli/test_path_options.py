@@ -14,9 +14,11 @@ from medvfm_jax.cli.main import COMMANDS
 from medvfm_jax.images.image import Image
 from medvfm_jax.images.writing import write_mask
 from medvfm_jax.local_paths import BadPath
+from medvfm_jax.predict.segment import load_segmenter
+from medvfm_jax.runs import run_directory
+from medvfm_jax.settings import EvaluateConfig
 from medvfm_jax.settings.federate import FederateConfig
-from medvfm_jax.train import AdaptConfig, EvaluateConfig, run_directory
-from medvfm_jax.train.segment import load_segmenter
+from medvfm_jax.train import AdaptConfig
 from medvfm_jax.weights import artifacts
 
 REMOTE = "gs://bucket/x"

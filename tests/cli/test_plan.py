@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 
 import medvfm_jax.cli.plan as command
-from medvfm_jax.parallel.flops import Flops
-from medvfm_jax.parallel.hlo import Collective, Hotspot, Program
-from medvfm_jax.parallel.plan import Memory, Plan, Speed
-from medvfm_jax.parallel.sweep import Outcome
+from medvfm_jax.plan.flops import Flops
+from medvfm_jax.plan.hlo import Collective, Hotspot, Program
+from medvfm_jax.plan.step_plan import Memory, Plan, Speed
+from medvfm_jax.plan.sweep import Outcome
 from medvfm_jax.settings.plan import CohortPlanConfig, PlanConfig
 
 FITS = Plan(

@@ -13,8 +13,9 @@ import pytest
 
 from medvfm_jax.cli.main import main
 from medvfm_jax.data import make_phantom_dataset
-from medvfm_jax.train import checkpoint, run_directory
-from medvfm_jax.train.run_directory import read_metrics
+from medvfm_jax.runs import run_directory
+from medvfm_jax.runs.run_directory import read_metrics
+from medvfm_jax.train import checkpoint
 from medvfm_jax.weights import artifacts
 from tests.cli.killed_commands import after, disturbed_run, in_a_checkpoint_after, starting, while_it_compiles
 from tests.train.small_runs import SMALL, build_models_once, programs_kept

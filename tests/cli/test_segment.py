@@ -13,12 +13,12 @@ from PIL import Image as Pillow
 
 import medvfm_jax.cli.segment as command
 from medvfm_jax.images.intensity import volume_to_unit
-from medvfm_jax.train.segment import Segmenter
+from medvfm_jax.predict.segment import Segmenter
 from tests.cli.commands import LITE, SAM, contents, save_random_delta
 from tests.images.png_files import deep_png
 from tests.images.tiff_files import imagej
-from tests.train.plain_models import SIZE, inside_box
-from tests.train.plain_segmenter import segmenter
+from tests.predict.plain_models import SIZE, inside_box
+from tests.predict.plain_segmenter import segmenter
 
 AFFINE = np.array([[0.5, 0, 0, 10], [0, 0.7, 0, -5], [0, 0, 3, 2], [0, 0, 0, 1.0]])
 BOX = ("--box", 3, 2, 10, 12)

@@ -25,6 +25,8 @@ NOT_YET = {
     "medvfm_jax.federated.systems",
     "medvfm_jax.fetch",
     "medvfm_jax.parallel",
+    "medvfm_jax.plan",
+    "medvfm_jax.predict",
     "medvfm_jax.report",
     "medvfm_jax.settings",
     "medvfm_jax.train",

@@ -12,12 +12,12 @@ from medvfm_jax.federated import audit as module
 from medvfm_jax.federated.audit import audit
 from medvfm_jax.federated.federate import federate
 from medvfm_jax.federated.privacy import loss_attack
+from medvfm_jax.runs.settings_record import settings_digest
 from medvfm_jax.settings.adapt import AdaptConfig
 from medvfm_jax.settings.audit import AuditConfig
 from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.train.adaptation import adapt
 from medvfm_jax.train.assemble import SETTINGS, ForeignDelta
-from medvfm_jax.train.settings_record import settings_digest
 from medvfm_jax.weights import artifacts
 from tests.federated.small_federation import SMALL, small
 

@@ -11,9 +11,11 @@ from medvfm_jax.federated import BadFederation
 from medvfm_jax.federated.evaluate_sites import evaluate
 from medvfm_jax.federated.federate import federate
 from medvfm_jax.federated.model_files import merged
+from medvfm_jax.predict import evaluate as evaluate_shared
+from medvfm_jax.predict import evaluation
 from medvfm_jax.report.record_shapes import damaged_scores
-from medvfm_jax.train import EvaluateConfig, evaluation, run_directory
-from medvfm_jax.train import evaluate as evaluate_shared
+from medvfm_jax.runs import run_directory
+from medvfm_jax.settings import EvaluateConfig
 from medvfm_jax.weights import artifacts
 from tests.federated.small_federation import small
 

@@ -16,8 +16,11 @@ from medvfm_jax.federated.federate import federate
 from medvfm_jax.federated.federated_run import resolve
 from medvfm_jax.federated.round_step import RoundStep
 from medvfm_jax.federated.site_scores import site_scores
-from medvfm_jax.train import EvaluateConfig, checkpoint, evaluate, run_directory
-from medvfm_jax.train.run_directory import read_metrics
+from medvfm_jax.predict import evaluate
+from medvfm_jax.runs import run_directory
+from medvfm_jax.runs.run_directory import read_metrics
+from medvfm_jax.settings import EvaluateConfig
+from medvfm_jax.train import checkpoint
 from medvfm_jax.train.task import make_loss
 from medvfm_jax.weights import artifacts, load
 from tests.federated.small_federation import SMALL, small

@@ -21,11 +21,11 @@ from medvfm_jax.federated.privacy import Secret, draw_secret
 from medvfm_jax.federated.privacy.client_level import noisy_mean
 from medvfm_jax.federated.records import Privacy
 from medvfm_jax.federated.rounds import _NOISE
+from medvfm_jax.runs.progress import ProgressDisplay
+from medvfm_jax.runs.run_directory import read_metrics
 from medvfm_jax.train import checkpoint
 from medvfm_jax.train.assemble import ForeignDelta, check_run
 from medvfm_jax.train.loop import StepEnd
-from medvfm_jax.train.progress import ProgressDisplay
-from medvfm_jax.train.run_directory import read_metrics
 from medvfm_jax.weights import artifacts
 from tests.federated.small_federation import small
 

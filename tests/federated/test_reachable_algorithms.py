@@ -17,8 +17,10 @@ from medvfm_jax.federated.lora_aggregation import factors_of, product
 from medvfm_jax.federated.model_files import REFERENCES
 from medvfm_jax.federated.round_step import RoundStep
 from medvfm_jax.federated.systems.feddpa import INSTANCES
-from medvfm_jax.train import EvaluateConfig, evaluate, run_directory
-from medvfm_jax.train.run_directory import read_metrics
+from medvfm_jax.predict import evaluate
+from medvfm_jax.runs import run_directory
+from medvfm_jax.runs.run_directory import read_metrics
+from medvfm_jax.settings import EvaluateConfig
 from medvfm_jax.train.task import make_loss
 from medvfm_jax.weights import artifacts
 from tests.federated.small_federation import small

@@ -6,9 +6,9 @@ import pytest
 
 from medvfm_jax.data import make_phantom_dataset
 from medvfm_jax.parallel import BadMesh, OverMesh, make_mesh, preset
+from medvfm_jax.runs.run_directory import read_json, read_metrics
 from medvfm_jax.train import AdaptConfig, adapt, training
 from medvfm_jax.train.loop import fit
-from medvfm_jax.train.run_directory import read_json, read_metrics
 
 MODULE = training
 STEPS = 4

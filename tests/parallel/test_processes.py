@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from medvfm_jax.data import make_phantom_dataset
-from medvfm_jax.train.run_directory import read_json, read_metrics
+from medvfm_jax.runs.run_directory import read_json, read_metrics
 
 STEPS = 4
 PATIENCE = 300.0  # seconds; only machines that hang come near

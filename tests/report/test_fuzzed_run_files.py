@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from medvfm_jax.report import load, render
-from medvfm_jax.train import run_directory
-from medvfm_jax.train.run_directory import CONFIG, METRICS, SCORES
+from medvfm_jax.runs import run_directory
+from medvfm_jax.runs.run_directory import CONFIG, METRICS, SCORES
 from medvfm_jax.types import MedvfmError
 from medvfm_jax.weights import artifacts
 from tests.json_mutations import variants

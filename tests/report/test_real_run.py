@@ -7,12 +7,12 @@ import pytest
 
 from medvfm_jax.data.phantoms import make_phantom_dataset
 from medvfm_jax.models import catalog
+from medvfm_jax.predict.evaluation import evaluate
 from medvfm_jax.report import load, write
+from medvfm_jax.runs.provenance import versions
 from medvfm_jax.settings.adapt import AdaptConfig
 from medvfm_jax.settings.evaluate import EvaluateConfig
 from medvfm_jax.train.adaptation import adapt
-from medvfm_jax.train.evaluation import evaluate
-from medvfm_jax.train.provenance import versions
 from tests.report import synthetic_run
 from tests.report.parsed_page import Page
 

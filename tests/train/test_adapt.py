@@ -6,9 +6,10 @@ import pytest
 
 from medvfm_jax.data import open_dataset
 from medvfm_jax.models import catalog
+from medvfm_jax.runs import run_directory
+from medvfm_jax.runs.run_directory import read_metrics
 from medvfm_jax.settings.records import BadConfig
-from medvfm_jax.train import NonFiniteLoss, adapt, assemble, run_directory, training
-from medvfm_jax.train.run_directory import read_metrics
+from medvfm_jax.train import NonFiniteLoss, adapt, assemble, training
 from medvfm_jax.weights import artifacts, load
 from tests.train.small_runs import SMALL, small
 

@@ -10,8 +10,9 @@ import pytest
 from medvfm_jax.adapters import BadAdapterConfig
 from medvfm_jax.data import BadCase, BadDataset
 from medvfm_jax.models.errors import UnknownModel
-from medvfm_jax.train import BadConfig, adapt, run_directory, training
-from medvfm_jax.train.run_directory import RunExists, RunInUse
+from medvfm_jax.runs import run_directory
+from medvfm_jax.runs.run_directory import RunExists, RunInUse
+from medvfm_jax.train import BadConfig, adapt, training
 from medvfm_jax.types import MedvfmError
 from medvfm_jax.weights import artifacts
 from tests.train.small_runs import resolved, small

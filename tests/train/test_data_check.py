@@ -6,8 +6,8 @@ import pytest
 from medvfm_jax.data import BadCase, open_dataset
 from medvfm_jax.data.check import check_dataset
 from medvfm_jax.data.objects import objects_of
+from medvfm_jax.predict import evaluation
 from medvfm_jax.settings.evaluate import EvaluateConfig
-from medvfm_jax.train import evaluation
 from medvfm_jax.train.data_check import about, check_split, lines, recorded_objects, refuse_bad
 from medvfm_jax.train.training_data import open_split
 from tests.data.small_folders import plain_folder

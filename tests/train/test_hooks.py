@@ -7,12 +7,12 @@ import numpy as np
 import optax
 import pytest
 
+from medvfm_jax.runs.progress import ProgressDisplay
+from medvfm_jax.runs.run_directory import read_metrics
 from medvfm_jax.train import checkpoint, hooks
 from medvfm_jax.train.early_stopping import EarlyStopping
 from medvfm_jax.train.hooks import Checkpoints, MetricsLog
 from medvfm_jax.train.loop import fit
-from medvfm_jax.train.progress import ProgressDisplay
-from medvfm_jax.train.run_directory import read_metrics
 from medvfm_jax.train.state import init_state
 from medvfm_jax.train.step import make_step
 from medvfm_jax.train.validation import Validation

@@ -15,7 +15,7 @@ from medvfm_jax import local_paths
 from medvfm_jax.federated.errors import BadFederation
 from medvfm_jax.federated.network.coordinator import Coordinator, Progress, RoundRecord, random_key
 from medvfm_jax.federated.network.messages import BadMessage
-from medvfm_jax.train.run_directory import append_metrics
+from medvfm_jax.runs.run_directory import append_metrics
 
 _LOG = logging.getLogger(__name__)
 

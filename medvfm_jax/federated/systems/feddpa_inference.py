@@ -16,7 +16,7 @@ from medvfm_jax.adapters import AdaptedModel
 from medvfm_jax.data import make_loader
 from medvfm_jax.federated.systems.feddpa import INSTANCES, instance_weight, mix
 from medvfm_jax.images import preprocess
-from medvfm_jax.train.predict import Predictor
+from medvfm_jax.predict.predictor import Predictor
 from medvfm_jax.train.training_data import TrainingData
 from medvfm_jax.types import Delta, Params
 

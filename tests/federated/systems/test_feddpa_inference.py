@@ -9,7 +9,7 @@ from medvfm_jax.federated.systems.feddpa import LOCAL, feddpa_parts, mix
 from medvfm_jax.federated.systems.feddpa_inference import InstanceMixed
 from medvfm_jax.images import Query, preprocess
 from medvfm_jax.models import build
-from medvfm_jax.train.predict import Predictor
+from medvfm_jax.predict.predictor import Predictor
 from tests.federated.systems.tiny import chain_of
 
 QUERY = Query(np.array([4, 4, 20, 20], np.float32))

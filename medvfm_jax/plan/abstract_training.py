@@ -1,0 +1,116 @@
+"""Shape-only training step for planning (``jax.eval_shape``): no array of the model is ever made."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from medvfm_jax import systems
+from medvfm_jax.adapters import Count
+from medvfm_jax.models import catalog
+from medvfm_jax.models.model import Model
+from medvfm_jax.parallel.rules import Rules
+from medvfm_jax.parallel.shardings import batch_shardings, param_shardings, shard_step, state_shardings
+from medvfm_jax.plan.errors import BadPlan
+from medvfm_jax.settings.groups import ModelConfig
+from medvfm_jax.settings.plan import Training
+from medvfm_jax.train.assemble import Base, adapt_base
+from medvfm_jax.train.optimizer import make_optimizer, make_schedule
+from medvfm_jax.train.state import TrainState, init_state
+from medvfm_jax.train.step import LossFn, Step, make_step
+from medvfm_jax.train.task import make_loss
+from medvfm_jax.types import Batch, Params, Prompts
+
+KEEP = tuple(catalog.KEEP)
+
+
+class Abstract(NamedTuple):
+    """loss and step to trace, and their arguments as shapes without shardings."""
+
+    loss: LossFn
+    step: Step
+    params: Params
+    state: TrainState
+    batch: Batch
+    optimizer: Any
+    size: Count
+
+
+def abstract_training(config: Training) -> Abstract:
+    """Everything ``make_step`` would be given, as shapes; raises what the catalogue and the adapters raise, BadPlan."""
+    if config.dtype not in ("float32", "bfloat16"):
+        raise BadPlan(f"dtype is {config.dtype}; expected float32 or bfloat16.")
+    if config.keep not in KEEP:
+        raise BadPlan(f"keep is {config.keep}; expected one of {', '.join(KEEP)}.")
+    for name in ("global_batch", "accumulate"):
+        if getattr(config, name) < 1:
+            raise BadPlan(f"{name} is {getattr(config, name)}; expected at least 1.")
+    if config.global_batch % config.accumulate:
+        raise BadPlan(f"A batch of {config.global_batch} cannot be cut into {config.accumulate} equal parts.")
+    base, prompt = _base(config), "box" if config.prompts_per_image else "none"
+    wanted = ModelConfig(model=config.model, set=config.set, prompt=prompt)
+    system = systems.get(config.adapter)
+    assembled = adapt_base(base, wanted, config.adapter, system, classes=config.classes, seed=0)
+    model, params = assembled.base.model, assembled.base.params
+    optimizer = make_optimizer(make_schedule("cosine", 1e-4, 1000, 50))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    state = jax.eval_shape(functools.partial(init_state, optimizer=optimizer), assembled.delta, key=key)
+    loss = make_loss(assembled.adapted, assembled.objective)
+    step = make_step(loss, optimizer, config.accumulate)
+    return Abstract(loss, step, params, state, _batch(config, model), optimizer, assembled.size)
+
+
+def lower(training: Abstract, rules: Rules, mesh: Mesh) -> jax.stages.Lowered:
+    """The step of a whole mesh, ready to be compiled; the devices may be those of a topology that is not here."""
+    shardings = (
+        param_shardings(rules, mesh, training.params),
+        state_shardings(rules, mesh, training.state, training.optimizer),
+        batch_shardings(mesh, training.batch),
+    )
+    step = shard_step(training.step, *shardings)
+    return step.trace(training.params, training.state, training.batch).lower()
+
+
+def _base(config: Training) -> Base:
+    """The model and the shapes of its parameters."""
+    options: dict[str, Any] = {
+        "dtype": jnp.dtype(config.dtype),
+        "image_size": config.image_size,
+        "remat": catalog.KEEP[config.keep],
+        "scan_blocks": not config.unrolled,
+        "classes": config.classes,
+    }
+    takes = catalog.MODELS[config.model].options
+    if config.image_size is not None and "image_size" not in takes:
+        raise BadPlan(f"Model '{config.model}' has no size of images to choose; leave out --image-size.")
+    model = catalog.build(
+        config.model,
+        **{name: value for name, value in options.items() if name in takes and value is not None},
+    )
+    if model.spec.task == "features":
+        raise BadPlan(
+            f"Model '{config.model}' gives features, not masks; choose one that segments, like sam-b."
+        )
+    return Base(model, jax.eval_shape(model.init, jax.eval_shape(lambda: jax.random.key(0))), "")
+
+
+def _batch(config: Training, model: Model) -> Batch:
+    """Shapes of a batch as the loader yields it."""
+    images, spec, queries = config.global_batch, model.spec, (config.prompts_per_image,)
+    prompts = None
+    if spec.task == "promptable":
+        prompts = Prompts(
+            jax.ShapeDtypeStruct((images, *queries, 2, 2), jnp.float32),
+            jax.ShapeDtypeStruct((images, *queries, 2), jnp.int32),
+        )
+    else:
+        queries = ()
+    masks = queries or (spec.classes,)
+    return Batch(
+        jax.ShapeDtypeStruct((images, *spec.input_shape), jnp.float32),
+        prompts,
+        jax.ShapeDtypeStruct((images, *masks, *spec.logits_shape), jnp.float32),
+        jax.ShapeDtypeStruct((images, *queries), jnp.float32),
+    )

@@ -1,0 +1,209 @@
+"""Does it fit and how fast would it be: a training step compiled ahead of time for devices that need not be here.
+
+The compiler is the one that would run there, so memory is its own accounting, not a formula.  Time is an estimate:
+the larger of the compiler's cycles and the roofline (Williams et al. 2009), and after it all collectives around rings,
+as if nothing overlapped.  The compiler knows no cycles of custom kernels (attention on TPUs); to its own are added the
+larger of what matrix units do in them, filled up to whole units, at peak and their traffic at full bandwidth.  That is
+a lower bound of a kernel's time, never compared with a TPU.
+"""
+
+import os
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from jax.sharding import Mesh
+
+from medvfm_jax.adapters import Count
+from medvfm_jax.mesh_axes import CLIENTS, DATA
+from medvfm_jax.models.backend import compiling_for
+from medvfm_jax.parallel.mesh import make_mesh
+from medvfm_jax.parallel.rules import preset
+from medvfm_jax.plan.abstract_training import Abstract, abstract_training, lower
+from medvfm_jax.plan.chips import Chip
+from medvfm_jax.plan.flops import Flops, training_flops
+from medvfm_jax.plan.hlo import Program, analyse
+from medvfm_jax.plan.topologies import devices_of
+from medvfm_jax.settings.plan import PlanConfig
+
+Advice = Callable[[Any, Mesh, Count], str]
+
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes per device.  peak: arguments + results that are no arguments' + temporaries + program.
+
+    If the compiler refuses, it says only what it would need, perhaps of temporaries alone: then that is the peak, at
+    least, and the parts are None.
+    """
+
+    peak: int
+    capacity: int
+    fits: bool
+    arguments: int | None = None
+    temporaries: int | None = None
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds per step; roofline: the larger of executed FLOPs at peak and traffic at full bandwidth.
+
+    compiler: its own cycles, None where the clock is unknown.  kernels: custom kernels, at least.
+    step: max(roofline, compiler + kernels) + collectives.
+    utilisation: model FLOPs over what the devices could do in ``step``.
+    """
+
+    roofline: float
+    compiler: float | None
+    kernels: float
+    collectives: float
+    step: float
+    utilisation: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `plan` found; per device where nothing else is said.  flops: of the whole step, over all devices."""
+
+    config: PlanConfig
+    devices: int
+    mesh: dict[str, int]
+    trained: int
+    total: int
+    memory: Memory
+    flops: Flops
+    program: Program | None
+    speed: Speed | None
+    advice: str | None
+    compile_seconds: float
+
+
+class Work(NamedTuple):
+    """A program to compile: ready for a mesh, with the counts of what it does in all."""
+
+    lowered: Any
+    size: Count
+    flops: Flops
+
+
+def plan(config: PlanConfig) -> Plan:
+    """Compile one training step for ``config.topology`` and read what the compiler says; nothing is allocated.
+
+    Raises BadPlan, BadMesh, BadRules, and what the catalogue and the adapters raise.
+    """
+    return compile_for(config, lambda mesh: _step(config, mesh))
+
+
+def compile_for(config: PlanConfig, make: Callable[[Mesh], Work], advise: Advice | None = None) -> Plan:
+    """Compile the work that ``make`` finds for the mesh of ``config`` and read what the compiler says.
+
+    advise: ``(config, mesh, parameters)`` -> what to change first where it does not fit; by default that of a
+    training step.
+    """
+    devices, chip = devices_of(config.topology)
+    mesh = make_mesh(config.mesh, devices)
+    with compiling_for("cpu" if chip is None else chip.backend):
+        work = make(mesh)
+        start = time.perf_counter()
+        compiled, memory = _compile(work.lowered, chip)
+    seconds = time.perf_counter() - start
+    program = None if compiled is None else analyse(compiled.as_text())
+    speed = None if program is None or chip is None else estimate(work.flops, program, chip, len(devices))
+    advice = None if memory.fits else (advise or advise_step)(config, mesh, work.size)
+    return Plan(
+        config, len(devices), dict(mesh.shape), work.size.trained, work.size.total, memory, work.flops, program, speed,
+        advice, seconds,
+    )  # fmt: skip
+
+
+def _step(config: PlanConfig, mesh: Mesh) -> Work:
+    rules = preset(config.rules)
+    training = abstract_training(config)
+    return Work(lower(training, rules, mesh), training.size, count_flops(training))
+
+
+def count_flops(training: Abstract) -> Flops:
+    """Work of one step over all devices as it is compiled; model FLOPs of the form without kernels."""
+
+    def count() -> Flops:
+        def loss(*arguments: Any) -> Any:  # a new function each time, or jax would trace once for both forms
+            return training.loss(*arguments)
+
+        return training_flops(loss, training.params, training.state.delta, training.batch, training.state.key)
+
+    flops = count()
+    if not flops.kernels:
+        return flops
+    with compiling_for("accelerator"):  # one without kernels
+        return replace(flops, model=count().model)
+
+
+def estimate(flops: Flops, program: Program, chip: Chip, devices: int) -> Speed:
+    """Seconds per step from counts; collectives are not overlapped with anything."""
+    roofline = max(flops.executed / devices / chip.flops, program.traffic / chip.bandwidth)
+    compiler = None if chip.clock is None else program.cycles / chip.clock
+    kernels = 0.0  # the roofline has a GPU's in it; units of 128 columns are those of TPUs
+    if chip.backend == "tpu":
+        kernels = max(flops.kernels / devices / chip.flops, program.kernel_traffic / chip.bandwidth)
+    collectives = sum(c.sent for c in program.collectives) / chip.ici
+    step = max(roofline, (compiler or 0.0) + kernels) + collectives
+    return Speed(roofline, compiler, kernels, collectives, step, flops.model / (devices * chip.flops * step))
+
+
+def advise_step(config: PlanConfig, mesh: Mesh, size: Count) -> str:
+    """What to change first where a program does not fit: the cheapest change that has not been made yet.
+
+    Recomputing costs a third more time, dividing the weights costs collectives, cutting the batch nothing but the
+    use of small products; where none is left, more devices or a smaller batch.
+    """
+    each = config.global_batch // (mesh.shape[DATA] * mesh.shape[CLIENTS] * config.accumulate)
+    weights = 4 * size.total
+    if config.keep == "everything":
+        return "--keep products: everything is kept for the whole backward pass"
+    if config.keep == "products" and each == 1:
+        return "--keep nothing: results of products are kept for the whole backward pass"
+    if config.rules == "replicated" and weights > 2**30 and size.trained > size.total / 2:
+        return "--rules fsdp: weights, gradients and moments are whole on every device"
+    if each > 1:
+        return f"--accumulate {2 * config.accumulate}: every device works on {each} images at once"
+    if config.rules == "replicated" and weights > 2**30:
+        return "--rules fsdp: the weights are whole on every device"
+    return "a smaller --image-size, --dtype bfloat16, or chips with more memory"
+
+
+def _compile(lowered: Any, chip: Chip | None) -> tuple[Any, Memory]:
+    capacity = _capacity(chip)
+    try:
+        compiled = lowered.compile()
+    except Exception as error:  # XLA raises its own kinds
+        needed = out_of_memory(str(error))
+        if needed is None:
+            raise
+        return None, Memory(needed, capacity, fits=False)
+    found = compiled.memory_analysis()
+    results = found.output_size_in_bytes - found.alias_size_in_bytes
+    code = found.generated_code_size_in_bytes
+    peak = found.argument_size_in_bytes + results + found.temp_size_in_bytes + code
+    return compiled, Memory(
+        peak, capacity, peak <= capacity, found.argument_size_in_bytes, found.temp_size_in_bytes
+    )
+
+
+def out_of_memory(message: str) -> int | None:
+    """Bytes per device a program would need at least, from the compiler's refusal; None if that is not what it says."""
+    if "RESOURCE_EXHAUSTED" not in message or "memory" not in message:
+        return None
+    sizes = re.findall(r"\b([\d.]+)([KMGT])i?B?\b", message.splitlines()[0])
+    return max((round(float(number) * _UNITS[unit]) for number, unit in sizes), default=None)
+
+
+def _capacity(chip: Chip | None) -> int:
+    """Bytes a program may use: of a GPU the share that JAX takes when it starts."""
+    if chip is None:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    share = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", 0.75)) if chip.backend == "gpu" else 1.0
+    return round(chip.hbm * share)

@@ -1,0 +1,117 @@
+"""A whole case: predicted by slice, slab or patch, and put together on the case's own grid."""
+
+import zlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from medvfm_jax.data import Dataset, LoadedCase, PromptConfig
+from medvfm_jax.data.objects import object_map, objects_of
+from medvfm_jax.data.targets import simulate
+from medvfm_jax.images import pile, plane, stack
+from medvfm_jax.images.geometry import slice_axis
+from medvfm_jax.images.intensity import VolumeScale
+from medvfm_jax.predict.predictor import Predictor
+from medvfm_jax.predict.volume_prediction import OVERLAP, label_slices
+
+
+class CasePrediction(NamedTuple):
+    """labels: class indices on the case's grid; instances: object numbers as in the reference, or None."""
+
+    labels: NDArray[np.int32]
+    instances: NDArray[np.int32] | None
+
+
+class Pictures(Sequence[NDArray]):
+    """Pictures (H, W, C) of a case: itself, or its slices with intensities scaled over the whole volume.
+
+    A slice is cut and scaled when it is asked for.
+    """
+
+    def __init__(self, dataset: Dataset, case: LoadedCase):
+        self._image = case.image
+        if case.image.is_volume:
+            self._axis = slice_axis(case.image)
+            self._scale = VolumeScale(case.image.array, dataset.channel_names)
+
+    def __len__(self) -> int:
+        return self._image.grid[self._axis] if self._image.is_volume else 1
+
+    def __getitem__(self, index: int) -> NDArray:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        if not self._image.is_volume:
+            return self._image.array
+        return self._scale(plane(self._image.array, self._axis, index))
+
+
+def planes_of(case: LoadedCase, labels: NDArray) -> list[NDArray]:
+    """A label map of a case, cut as ``Pictures`` cuts the image."""
+    return list(pile(labels, slice_axis(case.image))) if case.image.is_volume else [labels]
+
+
+def predict_case(
+    predictor: Predictor,
+    dataset: Dataset,
+    case: LoadedCase,
+    prompt: str,
+    seed: int,
+    overlap: float = OVERLAP,
+) -> CasePrediction:
+    """Predict a case. prompt: "none", or "box" or "point" made from the reference of each object and slice.
+
+    What an object is says ``data.objects``: an instance, a connected piece of a class in the slice, or all of a class
+    there; of overlapping masks the most probable one counts. Slices without reference objects get no prompt, and so no
+    prediction. overlap: of windows, where the model sees several slices at once.
+    """
+    if prompt == "none":
+        if not case.image.is_volume:
+            return CasePrediction(predictor.classes(case.image.array), None)
+        spec = predictor.spec
+        predict = predictor.classes if spec.rank == 2 else predictor.probabilities
+        planes = label_slices(spec, case.image, dataset.channel_names, predict, overlap=overlap)
+        return CasePrediction(stack(planes, case.image), None)
+    pictures = Pictures(dataset, case)
+    wanted = np.array([value for value in dataset.labels.values() if value > 0])
+    config = PromptConfig(prompt, jitter=0.0, centre=True)
+    rng = np.random.default_rng([seed, zlib.crc32(case.case.id.encode())])
+    how = objects_of(dataset)
+    told_apart = how == "instances"
+    references = planes_of(case, case.label)
+    numbered = planes_of(case, case.instances) if told_apart else [None] * len(references)
+    found, classes = [], []
+    for picture, label, numbers in zip(pictures, references, numbered, strict=True):
+        objects = object_map(label, numbers, wanted, how)
+        map_ = _objects_in(predictor, picture, objects, config, rng)
+        found.append(map_)
+        classes.append(_class_of(objects, label)[map_])
+    return CasePrediction(_stacked(classes, case), _stacked(found, case) if told_apart else None)
+
+
+def _objects_in(
+    predictor: Predictor, picture: NDArray, numbers: NDArray, config: PromptConfig, rng: np.random.Generator
+) -> NDArray[np.int32]:
+    where = ndimage.find_objects(numbers)
+    present = [number for number, window in enumerate(where, 1) if window is not None]
+    if not present:
+        return np.zeros(picture.shape[:2], np.int32)
+    queries = [simulate(rng, numbers, number, where[number - 1], config) for number in present]
+    return predictor.label_map(picture, queries, present)
+
+
+def _class_of(numbers: NDArray, label: NDArray) -> NDArray[np.int32]:
+    """(n + 1,): class of each object number, the most frequent one among its pixels; 0 for number 0."""
+    most = int(label.max(initial=0)) + 1
+    inside = numbers > 0
+    pairs = numbers[inside].astype(np.int64) * most + np.maximum(label[inside], 0)
+    counts = np.bincount(pairs, minlength=(int(numbers.max(initial=0)) + 1) * most).reshape(-1, most)
+    classes = counts.argmax(1).astype(np.int32)
+    classes[0] = 0
+    return classes
+
+
+def _stacked(planes: list[NDArray], case: LoadedCase) -> NDArray[np.int32]:
+    return stack(planes, case.image) if case.image.is_volume else planes[0]

@@ -1,0 +1,400 @@
+"""`evaluate`: scores of a run, or of a model as it is, on whole cases, with patient-level intervals."""
+
+import contextlib
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+
+from medvfm_jax.adapters import AdaptedModel, count
+from medvfm_jax.data import Case, Dataset, LoadedCase, read_case
+from medvfm_jax.data.check import DatasetCheck, check_dataset
+from medvfm_jax.data.names import file_of
+from medvfm_jax.data.objects import as_before, objects_of
+from medvfm_jax.images import read_labels, write_mask
+from medvfm_jax.local_paths import file_word
+from medvfm_jax.metrics import profiles, score_case, summarise
+from medvfm_jax.predict.case_prediction import predict_case
+from medvfm_jax.predict.overlay_cases import write_overlays
+from medvfm_jax.predict.predictor import Predictor
+from medvfm_jax.predict.volume_prediction import resolved_overlap
+from medvfm_jax.runs import run_directory, staging
+from medvfm_jax.runs.progress import tracked
+from medvfm_jax.runs.provenance import provenance
+from medvfm_jax.settings.evaluate import EvaluateConfig
+from medvfm_jax.settings.records import BadConfig
+from medvfm_jax.train.assemble import Base, load_adapted, load_base, with_adapter
+from medvfm_jax.train.data_check import about, lines, refuse_bad
+from medvfm_jax.train.training_data import SplitData, open_split
+from medvfm_jax.types import Delta
+from medvfm_jax.weights import artifacts
+
+FORMAT = 1
+
+
+class LabelsDiffer(BadConfig):
+    """A model with one output per label meets data with other labels."""
+
+
+class Subject(NamedTuple):
+    """What is scored: a model with a delta (empty for a model as it is), and how it was made."""
+
+    name: str
+    adapter: str | None
+    base: Base
+    adapted: AdaptedModel
+    delta: Delta
+    prompt: str
+
+
+class Choice(NamedTuple):
+    """The predictor of a case, and a name for its model."""
+
+    predictor: Predictor
+    model: str
+
+
+class Sites(NamedTuple):
+    """How a run of several sites is evaluated; ``federated.evaluate_sites`` has it.
+
+    data(config, run) -> the run's own data, divided among its sites.
+    choose(config, run, subject, shared) -> case -> the model that its site uses, None if all use the shared one.
+    """
+
+    data: Callable[[EvaluateConfig, Mapping[str, Any]], SplitData]
+    choose: Callable[[EvaluateConfig, Mapping[str, Any], Subject, Predictor], Callable[[Case], Choice] | None]
+
+
+def evaluate(
+    config: EvaluateConfig, console: Console | None = None, sites: Sites | None = None
+) -> dict[str, Any]:
+    """Predict the cases of a split slice by slice, stack them on their own grid, score; write scores.json.
+
+    sites: for federated runs, see ``federated.evaluate_sites``, which gives them; without, every case is predicted with
+    the shared model.  Returns what was written, and where: "file". Raises MedvfmError: settings, data (all cases are
+    read before the first prediction), weights, a delta made for other weights.
+    """
+    console = console or Console(stderr=True, highlight=False)
+    profiles.get(config.profile)
+    run = _run_record(config)
+    sites = sites if run is not None and "rounds" in run else None
+    if sites is None and run is not None and (config.run / run_directory.PERSONAL).is_file():
+        console.print("warning: every case is scored with the shared model, none with that of its site")
+    source = _data(config, run, sites)
+    if _same_data(config, run) and run["resolved"]["data_sha256"] != source.sha256:
+        console.print("warning: the files of the dataset are not those the run was trained on", markup=False)
+    out = scores_path(config, source, run)
+    # In a run directory the names are ours.
+    _refuse_foreign(out, config.save_predictions and config.out is not None)
+    names = getattr(source.split, config.split) if config.split != "all" else sorted(source.dataset.by_id)
+    cases, checked = readable(source.dataset, names, config, console)
+    subject = _subject(config, run, source, console)
+    resolved_overlap(subject.adapted.spec, config.overlap)
+    if subject.adapted.spec.rank == 3 and source.dataset.dimension == 2:
+        raise BadConfig(
+            f"{source.dataset.folder} has pictures; {subject.name} was trained to segment volumes."
+        )
+    checked = about(checked, subject.prompt)
+    if "point" in subject.prompt and "point" not in subject.base.model.spec.prompts and not subject.delta:
+        console.print(f"warning: {subject.name} was not trained with point prompts; scores will be poor")
+    run_directory.make_folder(out.parent)
+    for line in lines(checked):
+        console.print(line, markup=False, soft_wrap=True)
+    predictor = Predictor(subject.adapted, subject.base.params, subject.delta, flips=config.flips)
+    choose = None if sites is None else sites.choose(config, run, subject, predictor)
+    if choose is None:
+        return score_cases(config, out, source, cases, checked, subject, lambda case: predictor, console)
+    for site, model in sorted({case.site: choose(case).model for case in cases}.items()):
+        console.print(f"{site}: scored with {model}", markup=False, soft_wrap=True)
+    names = {case.id: choose(case).model for case in cases}
+    return score_cases(
+        config, out, source, cases, checked, subject, lambda case: choose(case).predictor, console, names
+    )
+
+
+def score_cases(
+    config: EvaluateConfig,
+    out: Path,
+    source: SplitData,
+    cases: list[Case],
+    checked: DatasetCheck,
+    subject: Subject,
+    predictor_of: Callable[[Case], Predictor],
+    console: Console,
+    models: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Predict and score cases, each with the predictor chosen for it; write the scores, return them with "file".
+
+    predictor_of: a federation has sites with models of their own; ``subject`` says what all of them are.
+    models: {case: name of the model that predicts it}, recorded as "scored_by" where there are several.
+    """
+    rows, was_killed = [], staging.is_left_over(out)
+    with contextlib.ExitStack() as stack:
+        stage = stack.enter_context(staging.staged(out)) if config.save_predictions else None
+        if was_killed:
+            console.print(
+                f"an evaluation for {out} was killed; it is made anew", markup=False, soft_wrap=True
+            )
+        predictions = stage and stage / _beside(out, "predictions").name
+        for case in tracked(cases, "evaluate", console):
+            loaded = read_case(source.dataset, case)
+            rows += _score(config, subject, source.dataset, loaded, predictor_of(case), predictions)
+        scores = _scores(config, subject, source, rows, checked)
+        if models is not None:
+            scores["scored_by"] = dict(models)
+        if stage is not None:
+            scores["predictions"] = predictions.name
+            scores["overlays"] = write_overlays(
+                stage / _beside(out, "overlays").name,
+                source.dataset,
+                rows,
+                lambda name: reread(source.dataset, name, predictions),
+            )
+            staging.publish(stage, out.parent)
+        run_directory.write_json(out, scores)
+    return run_directory.finite(scores) | {"file": str(out)}
+
+
+def scores_path(config: EvaluateConfig, source: SplitData, run: Mapping[str, Any] | None) -> Path:
+    """Where the scores go: --out, RUN/scores.json, or runs/MODEL_DATA/scores.json for a model as it is.
+
+    Another split or dataset than a run's own gets a name of its own.
+    """
+    if config.out is not None:
+        return config.out
+    if config.run is None:
+        return Path("runs") / f"{config.model}_{file_word(source.dataset.name)}" / run_directory.SCORES
+    own = _same_data(config, run)
+    words = [
+        "scores",
+        *([] if own else [file_word(source.dataset.name)]),
+        *([] if config.split == "test" else [config.split]),
+    ]
+    return config.run / f"{'_'.join(words)}.json"
+
+
+def _refuse_foreign(out: Path, folders_too: bool) -> None:
+    """Scores replace scores, and predictions those that belong to them; nothing else is ever overwritten."""
+    if out.exists():
+        if not _holds_scores(out):
+            raise run_directory.RunError(f"{out} exists and holds no scores; choose another --out.")
+        return
+    if staging.is_left_over(out):  # of an evaluation that was killed, and so is what it had published
+        return
+    taken = [folder for folder in (_beside(out, "predictions"), _beside(out, "overlays")) if folder.exists()]
+    if taken and folders_too:
+        raise run_directory.RunError(
+            f"{taken[0]} exists, but no {out.name} it belongs to; choose another --out or move it away."
+        )
+
+
+def _holds_scores(path: Path) -> bool:
+    try:
+        record = run_directory.read_json(path)
+    except run_directory.RunError:  # a folder, or other bytes
+        return False
+    return isinstance(record, dict) and "metric_profile" in record
+
+
+def _run_record(config: EvaluateConfig) -> dict[str, Any] | None:
+    return None if config.run is None else run_directory.finished(config.run)
+
+
+def _same_data(config: EvaluateConfig, run: Mapping[str, Any] | None) -> bool:
+    if run is None:
+        return False
+    return config.data is None or Path(config.data).resolve() == Path(run["resolved"]["data"]).resolve()
+
+
+def _data(config: EvaluateConfig, run: Mapping[str, Any] | None, sites: Sites | None) -> SplitData:
+    own = _same_data(config, run)
+    if own and sites is not None:
+        return _as_recorded(config, run["resolved"], sites.data(config, run))
+    source = open_split(
+        config.data if config.data is not None else run["resolved"]["data"],
+        seed=config.seed,
+        val=config.val_fraction,
+        test=config.test_fraction,
+        offline=config.offline,
+        allow_geometry_mismatch=config.allow_geometry_mismatch or (allowed_mismatch(run) if own else 0.0),
+        follow_links=config.follow_links or (own and run.get("follow_links", False)),
+        objects=config.objects or (own and run["resolved"].get("objects")) or None,
+        given=run["resolved"]["split"] if own else None,
+    )
+    return _as_recorded(config, run["resolved"], source) if own else source
+
+
+def _as_recorded(config: EvaluateConfig, resolved: Mapping[str, Any], source: SplitData) -> SplitData:
+    """The data of a run with objects as they were before runs recorded what they are."""
+    if config.objects is None and not resolved.get("objects") and resolved.get("prompt") != "none":
+        return source._replace(dataset=as_before(source.dataset))
+    return source
+
+
+def allowed_mismatch(run: Mapping[str, Any]) -> float:
+    """Millimetres a run allowed; records from before the option had a number say true for any distance."""
+    recorded = run.get("allow_geometry_mismatch", 0.0)
+    return math.inf if recorded is True else float(recorded)
+
+
+def readable(
+    dataset: Dataset, names: list[str], config: EvaluateConfig, console: Console
+) -> tuple[list[Case], DatasetCheck]:
+    """Cases that can be scored, and what was found; a bad one raises BadCase unless it may be skipped."""
+    checked = check_dataset(
+        dataset,
+        cases=names[: config.cases],
+        track=lambda items: tracked(items, "check", console),
+        say=lambda text: console.print(text, markup=False, soft_wrap=True),
+    )
+    refuse_bad(checked, dataset, config.skip_bad)
+    bad = checked.bad_cases()
+    found = [dataset.case(name) for name in checked.facts if name not in bad]
+    if not found:
+        raise BadConfig(
+            f"The {config.split} split of {dataset.folder} has no case to score; choose another --split."
+        )
+    return found, checked
+
+
+def _subject(
+    config: EvaluateConfig, run: Mapping[str, Any] | None, source: SplitData, console: Console
+) -> Subject:
+    file = config.delta if run is None else config.run / run_directory.DELTA
+    if file is None:
+        return _as_it_is(config, source)
+    weights = config.weights or (run and run["weights"] and Path(run["weights"]))
+    dtype = config.dtype if run is None else run["dtype"]
+    loaded = load_adapted(
+        file, model=config.model, dtype=dtype, file=weights, offline=config.offline, run=run
+    )
+    if loaded.note:
+        console.print(f"warning: {loaded.note}", markup=False, soft_wrap=True)
+    metadata = loaded.metadata
+    artifacts.require(metadata, ("labels", "preset"), file)
+    prompt = _prompt(config, metadata["prompt"])
+    if prompt == "none" and metadata["labels"] != dict(source.dataset.labels):
+        trained = sorted(metadata["labels"], key=metadata["labels"].get)
+        raise LabelsDiffer(
+            f"The model was trained on the labels {', '.join(trained)}; {source.dataset.folder} has "
+            f"{', '.join(source.dataset.labels)}. Rename them in the dataset so that they agree."
+        )
+    name = config.model or metadata["base"]
+    return Subject(name, metadata["preset"], loaded.base, loaded.adapted, loaded.delta, prompt)
+
+
+def _as_it_is(config: EvaluateConfig, source: SplitData) -> Subject:
+    base = load_base(
+        config.model,
+        classes=source.dataset.classes,
+        seed=config.seed,
+        dtype=config.dtype,
+        file=config.weights,
+        offline=config.offline,
+    )
+    prompt = "box" if config.prompt == "auto" else config.prompt
+    if base.model.spec.task != "promptable" or prompt == "none":
+        raise BadConfig(
+            f"{config.model} as it is gives no labels of its own: adapt it first, or use box prompts."
+        )
+    return Subject(config.model, None, base, with_adapter(base, None), {}, prompt)
+
+
+def _prompt(config: EvaluateConfig, trained: str) -> str:
+    if config.prompt == "auto":
+        return "box" if trained == "mixed" else trained
+    if (config.prompt == "none") != (trained == "none"):
+        raise BadConfig(
+            f"The delta was trained with prompt={trained}; it cannot be scored with {config.prompt}."
+        )
+    return config.prompt
+
+
+def _score(
+    config: EvaluateConfig,
+    subject: Subject,
+    dataset: Dataset,
+    case: LoadedCase,
+    predictor: Predictor,
+    folder: Path | None,
+) -> list[dict[str, Any]]:
+    overlap = resolved_overlap(subject.adapted.spec, config.overlap)
+    predicted = predict_case(predictor, dataset, case, subject.prompt, config.seed, overlap)
+    instances = case.instances
+    if instances is not None and predicted.instances is not None:
+        instances = (instances, predicted.instances)
+    rows = score_case(
+        case.label,
+        predicted.labels,
+        dict(dataset.labels),
+        case.image.spacing,
+        config.profile,
+        instances=instances,
+    )
+    if folder is not None:
+        values = np.asarray(dataset.values)[predicted.labels]
+        write_mask(_file(folder, case.case, dataset), values, case.image)
+    who = {"case": case.case.id, "patient": case.case.patient, "site": case.case.site}
+    return [who | row for row in rows]
+
+
+def _file(folder: Path, case: Case, dataset: Dataset) -> Path:
+    return file_of(folder, case.id, ".nii.gz" if dataset.dimension == 3 else ".png")
+
+
+def reread(dataset: Dataset, name: str, folder: Path) -> tuple[LoadedCase, NDArray]:
+    """A case and the class indices that an evaluation wrote into ``folder`` for it."""
+    case = read_case(dataset, name)
+    raw = read_labels(_file(folder, case.case, dataset)).array[..., 0]
+    indices = np.zeros(max(dataset.values) + 1, np.int32)
+    indices[list(dataset.values)] = np.arange(len(dataset.values))
+    return case, indices[raw]
+
+
+def _beside(out: Path, what: str) -> Path:
+    """Folder beside the scores; scores of another name than scores.json have folders of their own."""
+    stem = out.stem.removeprefix("scores").strip("_")
+    return out.parent / (f"{what}_{stem}" if stem else what)
+
+
+def _scores(
+    config: EvaluateConfig,
+    subject: Subject,
+    source: SplitData,
+    rows: list[dict[str, Any]],
+    checked: DatasetCheck,
+) -> dict[str, Any]:
+    size = count(subject.delta, subject.base.params)
+    trained = (
+        {"parameters": size.trained, "total": size.total, "bytes": size.bytes} if subject.delta else None
+    )
+    return {
+        "format": FORMAT,
+        "metric_profile": config.profile,
+        "unit": "patient",
+        "split": config.split,
+        "model": subject.name if subject.adapter is None else f"{subject.name} + {subject.adapter}",
+        "prompt": subject.prompt,
+        "prompt_source": None if subject.prompt == "none" else "the reference of each slice",
+        "objects": None if subject.prompt == "none" else objects_of(source.dataset),
+        "flips": config.flips,
+        **({} if subject.adapted.spec.rank == 2 else {"window": list(subject.adapted.spec.input_shape[:-1])}),
+        "data": source.dataset.name,
+        "licence": source.dataset.licence,
+        "note": source.dataset.note,
+        **summarise(rows, seed=config.seed),
+        "cases": rows,
+        "overlays": [],
+        "skipped": [{"case": case, "why": why} for case, why in checked.bad_cases().items()],
+        "checked": checked.record(),
+        "provenance": provenance(
+            seed=config.seed,
+            weights_sha256=subject.base.fingerprint,
+            data_sha256=source.sha256,
+            trained=trained,
+        ),
+    }

@@ -1,0 +1,242 @@
+"""`segment`: masks of pictures and volumes nobody has labelled, from boxes, clicks, or a prompt-free delta."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax import Array
+from numpy.typing import NDArray
+
+from medvfm_jax import local_paths, traces
+from medvfm_jax.images import Image, Query, check_query, make_prompts, plane, preprocess, restore, stack
+from medvfm_jax.images.geometry import slice_axis
+from medvfm_jax.images.intensity import VolumeScale
+from medvfm_jax.predict.predictor import finite_logits
+from medvfm_jax.predict.volume_prediction import label_slices, resolved_overlap
+from medvfm_jax.printable import counted
+from medvfm_jax.runs import run_directory
+from medvfm_jax.settings.records import BadConfig
+from medvfm_jax.train.assemble import Loaded, load_adapted, load_base, spec_of, with_adapter
+from medvfm_jax.types import Delta, Params, Prediction, PromptKind, Prompts
+
+
+class Segmented(NamedTuple):
+    """Masks of one picture or volume.
+
+    labels: class or object numbers (H, W) or (X, Y, Z) on the image's own grid, 0 for none.
+    logits: (Q, M, H, W), or (C, H, W) without prompts, at the picture's own size; None for a volume without
+    prompts. low_res_logits, iou: as the model gives them, (Q, M, h, w) and (Q, M).
+    """
+
+    labels: NDArray[np.int32]
+    logits: NDArray[np.float32] | None = None
+    low_res_logits: NDArray[np.float32] | None = None
+    iou: NDArray[np.float32] | None = None
+
+
+class Segmenter:
+    """A model with its delta, compiled once per number of prompts.
+
+    multimask: of the three masks SAM offers for an ambiguous prompt, take the one it rates best.
+    overlap: of windows, for models of slabs and patches; half a window unless given.
+    say: told when a program has to be compiled first.
+    """
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        *,
+        multimask: bool = False,
+        overlap: float | None = None,
+        say: Callable[[str], None] = lambda text: None,
+    ):
+        self._say = say
+        self._spec, self._weights = loaded.base.model.spec, (loaded.base.params, jax.device_put(loaded.delta))
+        self._overlap = resolved_overlap(self._spec, overlap)
+        self._trained = loaded.metadata or {}
+        self.note = loaded.note  # what could not be checked about the delta
+        self._words = ["segment", *loaded.words, multimask] if loaded.words else None
+        self._programs: dict[Any, Callable[..., Any]] = {}
+        options = {"multimask": True} if multimask else {}
+
+        def apply(params: Params, delta: Delta, image: Array, prompts: dict[str, Array]) -> dict[str, Array]:
+            found = loaded.adapted.apply(
+                params, delta, image, Prompts(**prompts) if prompts else None, **options
+            )
+            return {name: value for name, value in found._asdict().items() if value is not None}
+
+        self._apply = apply
+
+    @property
+    def prompts(self) -> tuple[PromptKind, ...]:
+        """Kinds of prompts the base weights, or the delta, were trained for."""
+        kinds: dict[str, tuple[PromptKind, ...]] = {
+            "mixed": ("box", "point"),
+            "box": ("box",),
+            "point": ("point",),
+        }
+        learned = kinds.get(self._trained.get("prompt", ""), ())
+        return (*self._spec.prompts, *(kind for kind in learned if kind not in self._spec.prompts))
+
+    @property
+    def labels(self) -> dict[int, str]:
+        """Names of the numbers in a mask of a prompt-free model, background included; {} with prompts."""
+        return (
+            {index: name for name, index in self._trained.get("labels", {}).items()} if self.semantic else {}
+        )
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Names of the channels the delta was trained on, () where nobody named them; "CT" means Hounsfield."""
+        return tuple(self._trained.get("channel_names", ()))
+
+    @property
+    def semantic(self) -> bool:
+        """Whether the model takes no prompts."""
+        return self._spec.task == "semantic"
+
+    def __call__(
+        self,
+        image: Image,
+        queries: Sequence[Query] = (),
+        index: int | None = None,
+        track: Callable[[Sequence[int]], Iterable[int]] = iter,
+    ) -> Segmented:
+        """Picture or volume, prompts in its pixels -> masks.
+
+        Without prompts every slice of a volume is segmented, one after the other as ``track`` gives their
+        numbers back (to show progress), through windows if the model sees slabs or patches; with prompts the slice
+        ``index``. Raises BadConfig if the model needs prompts and there are none, or the other way round, or if a
+        volume comes without a slice, or with other channels than the delta was trained on; BadPrompt for prompts
+        outside the picture.
+        """
+        self.check(image, queries, index)
+        if not image.is_volume:
+            return self._picture(image.array, queries)
+        if self.semantic:
+            predict = self._labels if self._spec.rank == 2 else self._probabilities
+            planes = label_slices(
+                self._spec, image, self.channels, predict, overlap=self._overlap, track=track
+            )
+            kind = np.min_scalar_type(
+                self._spec.classes - 1
+            )  # at 32 bits it would be twice as large as the scan
+            return Segmented(stack((found.astype(kind) for found in planes), image))
+        axis = slice_axis(image)
+        scale = VolumeScale(image.array, self.channels)
+        found = self._picture(scale(plane(image.array, axis, index)), queries)
+        labels = [np.zeros_like(found.labels)] * image.grid[axis]
+        labels[index] = found.labels
+        return found._replace(labels=stack(labels, image))
+
+    def check(self, image: Image, queries: Sequence[Query], index: int | None) -> None:
+        """Raise for prompts that do not fit the model or the image; see ``__call__``."""
+        name, count = self._spec.name, image.array.shape[-1]
+        if len(self.channels) > 1 and count != len(self.channels):
+            raise BadConfig(
+                f"{image.path} has {counted(count, 'channel')}; the delta was trained on {len(self.channels)} "
+                f"({', '.join(self.channels)})."
+            )
+        if self._spec.rank == 3 and not image.is_volume:
+            raise BadConfig(f"{image.path} is a picture; {name} was trained to segment volumes.")
+        if self.semantic and queries:
+            raise BadConfig("This delta segments without prompts; leave out --box and --point.")
+        if not self.semantic and not queries:
+            raise BadConfig(f"{name} needs a prompt: give --box X0 Y0 X1 Y1 or --point X Y LABEL.")
+        if not image.is_volume and index is not None:
+            raise BadConfig(f"{image.path} is a picture and has no slices; leave out --slice.")
+        if self.semantic and index is not None:
+            raise BadConfig("This delta segments every slice; leave out --slice.")
+        if not image.is_volume or self.semantic:
+            shape = image.grid
+        else:
+            axis = slice_axis(image)
+            count = image.grid[axis]
+            if index is None or not 0 <= index < count:
+                raise BadConfig(
+                    f"{image.path} is a volume of {counted(count, 'slice')}: say which one the prompts belong to, "
+                    f"--slice 0 to {count - 1}."
+                )
+            width, height = (n for a, n in enumerate(image.grid) if a != axis)
+            shape = (height, width)
+        for query in queries:
+            check_query(query, shape)
+
+    def _labels(self, picture: NDArray) -> NDArray[np.int32]:
+        return self._picture(picture, ()).labels
+
+    def _probabilities(self, window: NDArray) -> NDArray[np.float32]:
+        """Slab or patch (D, H, W, C) -> probability of each class (C, D, H, W)."""
+        from scipy import special  # takes a third of a second, which slices need not wait for
+
+        prepared, frame = preprocess(self._spec, window)
+        low = finite_logits(self._predict(prepared, {}).logits, self._spec.name)
+        return special.softmax(restore(frame, low), axis=0)
+
+    def _picture(self, picture: NDArray, queries: Sequence[Query]) -> Segmented:
+        prepared, frame = preprocess(self._spec, picture)
+        prompts = make_prompts(frame, queries)._asdict() if queries else {}
+        low = self._predict(prepared, {name: value for name, value in prompts.items() if value is not None})
+        logits = restore(frame, finite_logits(low.logits, self._spec.name))
+        if self.semantic:
+            return Segmented(logits.argmax(0).astype(np.int32), logits, np.asarray(low.logits))
+        iou = np.asarray(low.iou)
+        chosen = logits[np.arange(len(logits)), iou.argmax(1)]  # (Q, H, W)
+        labels = np.where(chosen.max(0) > 0, 1 + chosen.argmax(0), 0).astype(np.int32)
+        return Segmented(labels, logits, np.asarray(low.logits), iou)
+
+    def _predict(self, image: NDArray, prompts: dict[str, NDArray]) -> Prediction:
+        shape = tuple((name, value.shape) for name, value in prompts.items())
+        if shape not in self._programs:
+            inputs = (*self._weights, image, prompts)
+            self._programs[shape] = traces.program(
+                self._words,
+                self._apply,
+                *inputs,
+                announce=lambda: self._say(f"compiling {self._spec.name} ..."),
+            )
+        return Prediction(**self._programs[shape](*self._weights, image, prompts))
+
+
+def load_segmenter(
+    model: str | None = None,
+    delta: Path | None = None,
+    *,
+    run: Path | None = None,
+    weights: Path | None = None,
+    dtype: str = "float32",
+    offline: bool = False,
+    multimask: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+    overlap: float | None = None,
+) -> Segmenter:
+    """A model as it is, or with a delta (then ``model`` may be left out), or that of a run directory.
+
+    weights: file of the base weights; a run knows its own, and its number format.  say: see
+    ``Segmenter``.  Raises BadConfig if there is
+    nothing to load, or for a model that gives no masks as it is; RunError for a run that has not ended.
+    """
+    for path in (run, delta, weights):
+        if path is not None:
+            local_paths.check(path)
+    record = None
+    if run is not None:
+        record = run_directory.finished(run)
+        delta, dtype = run / run_directory.DELTA, record["dtype"]
+        weights = weights or (record["weights"] and Path(record["weights"]))
+    if delta is not None:
+        loaded = load_adapted(delta, model=model, dtype=dtype, file=weights, offline=offline, run=record)
+    elif model is None:
+        raise BadConfig("Segmenting needs --run RUN, --delta FILE or --model NAME.")
+    else:
+        if spec_of(model).task != "promptable":
+            raise BadConfig(f"{model} as it is gives no masks; adapt it first and give its --run.")
+        base = load_base(model, classes=2, seed=0, dtype=dtype, file=weights, offline=offline)
+        loaded = Loaded(base, with_adapter(base, None), {}, None, words=(model, dtype))
+    if multimask and loaded.base.model.spec.task != "promptable":
+        raise BadConfig(
+            "This delta segments without prompts and gives one mask per class; leave out --multimask."
+        )
+    return Segmenter(loaded, multimask=multimask, overlap=overlap, say=say)

@@ -1,0 +1,365 @@
+"""A run directory: who may write to it, what it was asked to do, what happened at each step.
+
+``config.json``, ``metrics.jsonl``, ``checkpoints/``, ``delta.safetensors``, ``scores.json``, ``report.html``.
+"""
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from medvfm_jax import json_text, local_paths
+from medvfm_jax.printable import counted
+from medvfm_jax.runs.settings_record import FREE_TO_CHANGE, RESOLVED, contradiction
+from medvfm_jax.types import MedvfmError
+
+try:
+    import fcntl
+except ImportError:  # Windows: two writers are then not told apart
+    fcntl = None
+
+PERSONAL = "personal.safetensors"  # what each client of a federated run keeps for itself
+CONFIG, METRICS, CHECKPOINTS, DELTA, SCORES = (
+    "config.json", "metrics.jsonl", "checkpoints", "delta.safetensors", "scores.json",
+)  # fmt: skip
+_LOCK = ".lock"
+
+
+class RunError(MedvfmError):
+    """A run directory cannot be used as asked."""
+
+
+class RunInUse(RunError):
+    """Another process is writing to the run directory."""
+
+
+class RunExists(RunError):
+    """The run directory holds a run already, or one with other settings."""
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[Path]:
+    """Hold the run directory for writing; creates it. A killed process holds no lock.
+
+    Raises RunInUse if another process holds it.
+    """
+    local_paths.check(folder, "The run directory")
+    try:
+        created = [part for part in (folder, *folder.parents) if not part.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = open(folder / _LOCK, "a+")  # noqa: SIM115, held open as long as the run lasts
+    except OSError as error:
+        raise RunError(
+            f"Cannot use {folder} as a run directory: {error.strerror}; choose another --out."
+        ) from error
+    with handle:
+        if fcntl is not None:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                handle.seek(0)
+                owner = handle.read().strip() or "unknown"
+                raise RunInUse(
+                    f"Process {owner} is writing to {folder}; wait for it to end or choose another --out."
+                ) from error
+        try:
+            _sign(handle.fileno(), folder)
+            yield folder
+        finally:
+            _remove_if_unused(folder, created)
+
+
+def is_locked_folder(folder: Path) -> bool:
+    """Whether a process holds the folder by ``locked``, or held it and was killed."""
+    return (folder / _LOCK).is_file()
+
+
+def _sign(lock: int, folder: Path) -> None:
+    """Write into the lock who holds it."""
+    try:
+        os.ftruncate(lock, 0)
+        os.write(lock, str(os.getpid()).encode())
+    except OSError as error:
+        raise RunError(
+            f"Cannot use {folder} as a run directory: {error.strerror}; free space or choose another --out."
+        ) from error
+
+
+def refuse_existing(folder: Path, resume: bool) -> None:
+    """A check before any slow work: nothing of the user's is written over.
+
+    Raises RunExists if the folder holds a run that is not to be continued, or files that belong to no run.
+    """
+    if (folder / CONFIG).exists():
+        if not resume:
+            raise RunExists(
+                f"{folder} already holds a run; add --resume to continue it, or choose another --out."
+            )
+        return
+    # Names with a dot are the lock and what a killed process was writing.
+    foreign = sorted(p.name for p in folder.iterdir() if p.name[0] != ".") if folder.is_dir() else []
+    if foreign:
+        raise RunExists(f"{folder} holds no run but other files ({foreign[0]}, ...); choose another --out.")
+
+
+def finished(folder: Path) -> dict[str, Any]:
+    """The settings of a run that has ended, checked as far as later commands rely on them.
+
+    Raises RunError if there is no run, no delta yet, or if the settings are not those that a run writes.
+    """
+    record = read_record(folder / CONFIG)
+    if not (folder / DELTA).is_file():
+        raise RunError(
+            f"{folder} has no {DELTA}: the run has not ended; continue it with medvfm adapt --resume and the "
+            "settings it was started with."
+        )
+    for name, holds in _SETTINGS.items():
+        value: Any = record
+        for part in name.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if not holds(value):
+            raise RunError(
+                f"{folder / CONFIG} is not what a run writes: '{name}' is missing or damaged; restore the file from a "
+                "copy, or train again into another folder."
+            )
+    if odd := contradiction(record):
+        raise RunError(
+            f"{folder / CONFIG} contradicts itself: {odd}; restore the file from a copy, or train again into another "
+            "folder."
+        )
+    return record
+
+
+def _is_split(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and value.keys() == {"train", "val", "test"}
+        and all(
+            isinstance(part, list) and all(isinstance(case, str) for case in part) for part in value.values()
+        )
+    )
+
+
+def _is_path(value: Any) -> bool:
+    try:
+        local_paths.check(value)
+    except local_paths.BadPath:
+        return False
+    return isinstance(value, str) and value != ""
+
+
+# What `evaluate`, `segment` and `weights export` take from the settings of a run.
+_SETTINGS: dict[str, Callable[[Any], bool]] = {
+    "weights": lambda value: value is None or _is_path(value),
+    "dtype": lambda value: value in ("float32", "bfloat16"),
+    "seed": lambda value: value is None or type(value) is int,
+    "allow_geometry_mismatch": lambda value: value is None or isinstance(value, bool | int | float),
+    "resolved.data": _is_path,
+    "resolved.data_sha256": lambda value: isinstance(value, str),
+    "resolved.split": _is_split,
+}
+
+
+def claim(folder: Path, config: Mapping[str, Any], resume: bool) -> bool:
+    """Record the settings of a new run, or check those of the run to continue; returns whether it continues.
+
+    Raises RunExists if there is a run and ``resume`` is off, or if its settings were others.
+    """
+    path = folder / CONFIG
+    config = json.loads(json.dumps(config))
+    if not path.exists():
+        write_json(path, config)
+        return False
+    refuse_existing(folder, resume)
+    before = read_record(path)
+    changed = _changes(before, config)
+    if changed:
+        name, then, now = changed[0]
+        raise RunExists(
+            f"{folder} was started with {name:.80}={_short(then)}, now it is {_short(now)}; "
+            f"resume with the same settings and data ({len(changed)} differ) or choose another --out."
+        )
+    return True
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(name, before, now) of the settings that differ; if none does, of what was resolved from them.
+
+    A setting that did not exist when the run was started does not differ while it is off.
+    """
+    names = sorted((before.keys() | now.keys()) - {*FREE_TO_CHANGE, RESOLVED})
+    changed = [
+        (n, before.get(n), now.get(n))
+        for n in names
+        if before.get(n) != now.get(n) and (n in before or now[n])
+    ]
+    if changed or before.get(RESOLVED) == now.get(RESOLVED):
+        return changed
+    then, resolved = before.get(RESOLVED), now.get(RESOLVED)
+    if not isinstance(then, dict) or not isinstance(resolved, dict):
+        return [(RESOLVED, then, resolved)]
+    return _changes(then, resolved)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _remove_if_unused(folder: Path, created: list[Path]) -> None:
+    """A command that was refused after all (bad data, for example) leaves no trace."""
+    if folder.is_dir() and [p.name for p in folder.iterdir()] == [_LOCK]:
+        (folder / _LOCK).unlink()
+        with contextlib.suppress(OSError):  # somebody has put something in
+            for part in created:
+                part.rmdir()
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder for results. Raises RunError."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def write_json(path: Path, record: Any) -> None:
+    """Write JSON whole or not at all; NaN becomes null, because JSON has no word for it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with writing(path):
+            with open(temporary, "w") as file:
+                json.dump(finite(record), file, indent=1, allow_nan=False)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+    except RunError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Within this block a full disk and a missing permission become RunError about ``path``."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"Cannot write {path}: {error.strerror or error}; free space or choose another folder."
+        ) from error
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of a run; raises RunError if it is missing or damaged (see ``json_text.parse``)."""
+    try:
+        return json_text.parse(path.read_bytes())
+    except FileNotFoundError as error:
+        raise RunError(
+            f"{path} does not exist; is {path.parent} a run directory made by medvfm adapt?"
+        ) from error
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise RunError(f"{path} cannot be read as JSON ({why}); restore it or start another run.") from error
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read a JSON file of a run that holds an object; raises RunError as ``read_json`` does, and for other values."""
+    record = read_json(path)
+    if not isinstance(record, dict):
+        raise RunError(f"{path} holds no JSON object; restore it or start another run.")
+    return record
+
+
+def append_metrics(folder: Path, record: Mapping[str, Any]) -> None:
+    """Append one line to ``metrics.jsonl``. Raises RunError (full disk)."""
+    path = folder / METRICS
+    line = json.dumps(finite(record), allow_nan=False) + "\n"
+    with writing(path), open(path, "ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":  # cut off by a kill: what follows must not be lost with it
+                line = "\n" + line
+        file.write(line.encode())
+
+
+def read_metrics(folder: Path, damaged: list[int] | None = None) -> list[dict[str, Any]]:
+    """The records of ``metrics.jsonl``; a record behind the last line end was cut off by a kill and is left out.
+
+    damaged: takes the numbers, from 1, of lines that hold no record; without it the first one is refused.
+    Raises RunError, also for a file that cannot be read.
+    """
+    path = folder / METRICS
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise RunError(f"{path} cannot be read ({error.strerror or error}); restore or delete it.") from error
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json_text.parse_object(line)
+            _check_record(record)
+            records.append(record)
+        except json_text.BadJson as error:
+            if number == len(lines) and _begins_record(line):  # cut off by a kill, or nothing at all
+                continue
+            if damaged is None:
+                raise RunError(
+                    f"{path} is damaged at line {number} ({error}); restore the file, or take that line out."
+                ) from error
+            damaged.append(number)
+    return records
+
+
+def _begins_record(line: bytes) -> bool:
+    """Whether a line that is no record may be the beginning of one."""
+    return not line or (line.startswith(b"{") and not line.endswith(b"}"))
+
+
+def _check_record(record: Mapping[str, Any]) -> None:
+    """Raise BadJson unless the step is a whole number and nothing is a text where numbers are recorded."""
+    step = record.get("step", 0)
+    if type(step) is not int or step < 0:
+        raise json_text.BadJson("its step is no whole number")
+    text = next((name for name, value in record.items() if isinstance(value, str)), None)
+    if text is not None:
+        raise json_text.BadJson(f"its {text!r:.40} is no number")
+
+
+def describe_damage(path: Path, damaged: list[int]) -> str:
+    """ "X has 2 damaged lines (3, 7)", for whoever leaves them out to say so."""
+    shown = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
+    return f"{path} has {counted(len(damaged), 'damaged line')} ({shown})"
+
+
+def truncate_metrics(folder: Path, step: int, say: Callable[[str], None]) -> None:
+    """Forget what was logged after ``step``: a run resumed there logs it again.
+
+    say: is told how many damaged lines go with it.  Raises RunError.
+    """
+    damaged: list[int] = []
+    kept = [r for r in read_metrics(folder, damaged) if r.get("step", 0) <= step]
+    if damaged:
+        say(f"{describe_damage(folder / METRICS, damaged)}, which are dropped: the curves have a gap there")
+    temporary = folder / f".{METRICS}.tmp"
+    with writing(folder / METRICS):
+        temporary.write_text("".join(json.dumps(r) + "\n" for r in kept))
+        os.replace(temporary, folder / METRICS)
+
+
+def finite(value: Any) -> Any:
+    """The value as JSON can hold it: arrays and paths plain, NaN and infinity null."""
+    if isinstance(value, Mapping):
+        return {str(k): finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):
+        return finite(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,45 @@
+import jax
+import pytest
+
+from medvfm_jax.plan.abstract_training import abstract_training
+from medvfm_jax.plan.errors import BadPlan
+from medvfm_jax.settings.plan import Training
+from medvfm_jax.types import Prompts
+
+
+def test_a_sam_is_described_without_an_array_of_it():
+    found = abstract_training(Training("sam-b", global_batch=6, accumulate=3))
+    everything = (found.params, found.state, found.batch)
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(everything))
+    assert found.size.total > 85e6
+    assert found.batch.image.shape == (6, 1024, 1024, 3)
+    assert (found.batch.target.shape, found.batch.weight.shape) == ((6, 2, 256, 256), (6,))
+    assert found.batch.prompts is None
+
+
+def test_prompts_and_options_reach_the_model():
+    config = Training(
+        "sam-tiny-test", "lora", ("lora.rank=3",), global_batch=2, prompts_per_image=5, image_size=32
+    )
+    found = abstract_training(config)
+    assert found.batch.image.shape == (2, 32, 32, 3)
+    assert isinstance(found.batch.prompts, Prompts)
+    assert found.batch.prompts.points.shape == (2, 5, 2, 2)
+    assert found.batch.target.shape == (2, 5, 8, 8)
+    assert {
+        leaf.shape[-1] for path, leaf in jax.tree.leaves_with_path(found.state.delta) if "a_q" in str(path)
+    } == {3}
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"dtype": "int8"}, "dtype is int8; expected float32 or bfloat16"),
+        ({"global_batch": 0}, "global_batch is 0; expected at least 1"),
+        ({"global_batch": 4, "accumulate": 3}, "batch of 4 cannot be cut into 3 equal parts"),
+        ({"model": "vit-b"}, "'vit-b' gives features, not masks"),
+    ],
+)
+def test_trainings_that_do_not_exist(settings, sentence):
+    with pytest.raises(BadPlan, match=sentence):
+        abstract_training(Training(**{"model": "sam-tiny-test"} | settings))

@@ -1,0 +1,33 @@
+"""A segmenter around a closed form of the image and the prompts: nothing to load, next to nothing to compile."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+
+import jax.numpy as jnp
+
+from medvfm_jax.predict.segment import Segmenter
+from medvfm_jax.train.assemble import Base, Loaded
+from medvfm_jax.types import Prediction
+from tests.predict.plain_models import plain_model
+
+
+def segmenter(
+    decode: Callable, task: str = "promptable", *, multimask: bool = False, prompts=("box",), **metadata
+) -> Segmenter:
+    """``decode(image (S, S, 3), prompts)`` gives logits, rated 0.5 each, or a Prediction; S is SIZE.
+
+    prompts: the kinds the model is said to be trained for. metadata: what its delta knows, if any.
+    """
+    plain = plain_model(decode, task)
+    spec = replace(plain.spec, prompts=prompts)
+
+    def apply(params, delta, image, prompts, **options):
+        found = decode(image, prompts, **options)
+        if isinstance(found, Prediction):
+            return found
+        return Prediction(found, jnp.full(found.shape[:2], 0.5) if task == "promptable" else None)
+
+    base = Base(SimpleNamespace(spec=spec), {}, "")
+    loaded = Loaded(base, plain._replace(apply=apply, spec=spec), {}, metadata or None)
+    return Segmenter(loaded, multimask=multimask)
