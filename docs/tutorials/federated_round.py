@@ -79,7 +79,7 @@ print(dict(zip(sites, samples.astype(int).tolist())))
 # The round is one compiled function of its states and a key.
 
 # %%
-algorithm = fed.algorithms.fedavg(loss, optax.adam(0.01))
+algorithm = fed.algorithms.fedavg(fed.gradient_of(loss), optax.adam(0.01))
 federation = fed.make_round(algorithm, codec=fed.codecs.int8())
 server, clients = federation.init(delta, data)
 round_ = jax.jit(federation.round)

@@ -55,7 +55,7 @@ def loss(delta, batch, key):
 
 
 def distance(**how):
-    federation = fed.make_round(fed.algorithms.fedavg(loss, optax.sgd(0.05)), **how)
+    federation = fed.make_round(fed.algorithms.fedavg(fed.gradient_of(loss), optax.sgd(0.05)), **how)
     server, clients = federation.init({"w": jnp.zeros(10)}, data)
     key = privacy.draw_secret().key("rounds")
     everybody, steps = jnp.ones(CLIENTS, bool), jnp.full(CLIENTS, 5)

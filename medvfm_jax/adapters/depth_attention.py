@@ -26,13 +26,25 @@ def depth_attention(
 
     The site has x (h, w, d) of one slice and the parameters qkv and proj, and a norm where it normalises its input.
     Every position attends to the same position of all slices of the axis ``mesh_axes.SLICES``, with the frozen qkv and
-    proj, heads of ``head_dim``, without relative positions; see ``lora`` for ``layout``.  The bottleneck, ``width``
-    wide or ``ratio`` times d, has no residual of its own and starts at zero.  Slices of a slab of one, and pictures,
-    have nobody to attend to: there nothing is added.
+    proj, without relative positions.  The bottleneck has no residual of its own and starts at zero.  Slices of a slab
+    of one, and pictures, have nobody to attend to: there nothing is added.
 
-    Raises BadAdapterConfig unless exactly one of width and ratio is given; WrongSite at init for other modules.
+    Args:
+        at: regular expression of module paths, full match.
+        head_dim: width of a head.
+        layout: where the output columns of q, k and v are, see ``lora``.
+        width: of the bottleneck.
+        ratio: width of the bottleneck as a share of d, instead of ``width``.
 
-    References: Wu et al. 2023, "Medical SAM Adapter", section 3.2 (SD-Trans), https://arxiv.org/abs/2304.12620.
+    Returns:
+        The adapter.
+
+    Raises:
+        BadAdapterConfig: not exactly one of width and ratio, or an unknown layout.
+        WrongSite: by the adapter's ``init``, for modules that are no attention.
+
+    References:
+        Wu et al. 2023, "Medical SAM Adapter", section 3.2 (SD-Trans), https://arxiv.org/abs/2304.12620
     """
     if (width is None) == (ratio is None):
         raise BadAdapterConfig("depth_attention: give either width or ratio.")

@@ -27,7 +27,15 @@ def plane(array: NDArray, axis: int, index: int) -> NDArray:
 
 
 def pile(array: NDArray, axis: int) -> NDArray:
-    """Volume (X, Y, Z, ...) -> its slices along ``axis`` as one array (D, H, W, ...), a view; see ``plane``."""
+    """The slices of a volume as one array, a view; see ``plane``.
+
+    Args:
+        array: (X, Y, Z, ...).
+        axis: along which to cut.
+
+    Returns:
+        (D, H, W, ...).
+    """
     return np.moveaxis(array, axis, 0).swapaxes(1, 2)
 
 

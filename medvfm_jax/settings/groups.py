@@ -29,6 +29,7 @@ class DataConfig(Settings):
 
     data: str
     """Folder with labelled images (nnU-Net v2, or images/ and masks/), or the name of a built-in dataset."""
+    _: dataclasses.KW_ONLY
     objects: ObjectChoice | None = None
     """What one simulated prompt is about: `instances` of instance maps, connected `components` of each class, or
     `labels`: all of a class in a picture or slice. By default instances where all cases have maps, else components

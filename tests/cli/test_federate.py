@@ -130,11 +130,14 @@ def test_from_words_to_a_report(medvfm, cells, tmp_path, monkeypatch):
         ({"algorithm": "scaffold", "down_codec": "int8"}, "receive other things than the delta"),
         ({"algorithm": "centralised", "dp_epsilon": 8}, "baseline without exchange and without noise"),
         (
-            {"algorithm": "scaffold", "dp_epsilon": 8, "dp_unit": "patient"},
-            "averaged, not scaffold; choose from fedavg",
+            {"algorithm": "qfedavg", "dp_epsilon": 8, "dp_unit": "patient"},
+            "Patient-level privacy puts noise on one gradient per local step, and qfedavg also takes",
         ),
         ({"algorithm": "fedit"}, "No low-rank factors a and b among"),
-        ({"algorithm": "fedper", "algorithm_set": "personal=x"}, "its pattern matches no part of it"),
+        (
+            {"algorithm": "fedper", "algorithm_set": "personal=x"},
+            "the pattern for personal parts matches no part of it",
+        ),
         ({"min_patients": 4}, "No site of"),
         ({"partition": "patient", "clients": 7}, "6 patients of"),
         ({"sites": "nowhere.csv"}, "nowhere.csv cannot be read"),

@@ -94,6 +94,7 @@ def test_every_guide_with_python_is_run_here():
         "own-codec",
         "own-dataset",
         "peft-file",
+        "volumes",  # in tests/adapters/test_depth_attention.py
     }
     assert {
         guide.stem for guide in GUIDES[1:-1] if "```python" in guide.read_text(encoding="utf-8")

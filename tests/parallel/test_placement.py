@@ -21,10 +21,16 @@ def cells(tmp_path_factory):
 
 def config(cells, out, **settings):
     return AdaptConfig(
-        str(cells), "sam-tiny-test", "linear", prompt="none", out=out, batch_size=4, val_fraction=0.25,
+        str(cells),
+        model="sam-tiny-test",
+        adapter="linear",
+        prompt="none",
+        out=out,
+        batch_size=4,
+        val_fraction=0.25,
         checkpoint_every=2,
         **{"steps": STEPS, "validate_every": 2, "schedule": "constant", "warmup": 0.0} | settings,
-    )  # fmt: skip
+    )
 
 
 def over(sizes, rules="replicated"):

@@ -14,7 +14,7 @@ from medvfm_jax.runs.run_directory import RunError, RunExists, RunInUse
 
 def test_a_second_process_is_refused_and_a_dead_one_holds_nothing(tmp_path):
     attempt = (
-        "import sys; from pathlib import Path; from medvfm_jax.train import run_directory as r\n"
+        "import sys; from pathlib import Path; from medvfm_jax.runs import run_directory as r\n"
         "try:\n    with r.locked(Path(sys.argv[1])): print('held', flush=True); sys.stdin.readline()\n"
         "except r.RunInUse as e: print('refused', e)"
     )

@@ -5,7 +5,7 @@ import pytest
 from medvfm_jax.models.catalog import MODELS
 from medvfm_jax.settings.adapt import AdaptConfig
 from medvfm_jax.settings.records import BadConfig
-from medvfm_jax.train.seen_at_once import patch_shape, recorded_shape, stored_shape, with_depth
+from medvfm_jax.train.seen_at_once import patch_shape, recorded_shape, slab_depth, stored_shape, with_depth
 from medvfm_jax.weights.artifacts import BadDelta
 
 TWO_CHANNELS = SimpleNamespace(channel_names=("T1", "T2"))
@@ -29,12 +29,13 @@ def test_patches_have_the_sides_asked_for_and_the_channels_of_the_data():
 
 
 def test_slabs_have_the_depth_asked_for():
-    assert with_depth(SLAB, settings(7)) == SLAB | {"depth": 7}
-    assert with_depth(SLAB, settings()) == SLAB
-    assert with_depth(None, settings()) is None
+    assert with_depth(SLAB, "sd_trans", slab_depth(settings(7))) == SLAB | {"depth": 7}
+    assert slab_depth(settings()) is slab_depth(settings(32, 32, 32)) is None
+    assert with_depth(SLAB, "sd_trans", None) == SLAB
+    assert with_depth(None, "lora", None) is None
     for change in (None, {"kind": "prompt_free", "classes": 2}):
         with pytest.raises(BadConfig, match="adapter=lora sees one slice at a time"):
-            with_depth(change, settings(7, adapter="lora"))
+            with_depth(change, "lora", 7)
 
 
 def test_only_models_of_patches_record_a_shape():

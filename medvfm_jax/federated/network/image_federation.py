@@ -218,7 +218,7 @@ def save_result(prepared: Prepared, progress: Progress, path: Path) -> None:
         "prompt": settings.prompt,
         "rounds": int(progress.server.round),
     }
-    artifacts.save_delta(path, join_personal(shared, assembled.task.delta), metadata)
+    artifacts.save_delta(path, join_personal(shared, assembled.delta), metadata)
 
 
 def _check_names(settings: ImageFederation, dataset: Dataset) -> None:

@@ -71,9 +71,14 @@ class Case(NamedTuple):
     loss: object
 
 
-@functools.cache
 def tiny() -> tuple[Model, dict]:
-    """The model and its parameters in float64; call it where x64 is on."""
+    """The model and its parameters, in float64 where x64 is on."""
+    return _tiny(jax.config.jax_enable_x64)
+
+
+@functools.cache
+def _tiny(x64: bool) -> tuple[Model, dict]:
+    """Of each width: a cached one must not depend on which file asked first."""
     root = Root()
     model = Model(
         root.apply, root.apply, lambda p, x, prompts=None, **kw: root.apply(p, x, **kw), root.init, SPEC
