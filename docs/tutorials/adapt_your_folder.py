@@ -12,6 +12,7 @@
 from pathlib import Path
 
 import medvfm_jax as mv
+from medvfm_jax.settings import EvaluateConfig
 
 data = mv.data.make_phantom_dataset("cells", n=10, size=32)  # images/, masks/, instances/, sites.csv
 print(sorted(path.name for path in data.iterdir()))
@@ -61,7 +62,7 @@ print(sorted(path.name for path in result.folder.iterdir()))
 # Every score comes with its number of cases and an interval over patients.
 
 # %%
-scores = mv.train.evaluate(mv.train.EvaluateConfig(run=result.folder))
+scores = mv.predict.evaluate(EvaluateConfig(run=result.folder))
 for row in scores["summary"]:
     if row["metric"] == "dice":
         print(f"{row['label']}: Dice {row['mean']:.2f}, n = {row['n']}")

@@ -27,10 +27,10 @@ from medvfm_jax.weights import artifacts
 
 
 def evaluate(config: EvaluateConfig, console: Console | None = None) -> dict[str, Any]:
-    """``train.evaluate``, in which each case of a federated run is predicted with the model that its site uses.
+    """``predict.evaluate``, in which each case of a federated run is predicted with the model that its site uses.
 
     "scored_by" of the scores names the model of each case where clients keep one; a site that took no part, or a case
-    of other data without a site of this name, has the shared one.  Raises MedvfmError as ``train.evaluate``,
+    of other data without a site of this name, has the shared one.  Raises MedvfmError as ``predict.evaluate``,
     ForeignDelta and BadDelta for a file of the clients' parts that is not of this run, and BadFederation for a run of
     local training.
     """
