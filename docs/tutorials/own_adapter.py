@@ -85,7 +85,7 @@ state = mv.train.fit(
     loader,
     hooks=[lambda end: losses.append(end.metrics["loss"])],
     steps=60,
-)
+).state
 print(
     f"mean loss of the first five steps {np.mean(losses[:5]):.2f}, of the last five {np.mean(losses[-5:]):.2f}"
 )
