@@ -68,3 +68,10 @@ def test_the_reference_names_every_public_name_where_it_is_defined():
                 home, _, attribute = where.rpartition(".")
                 found = getattr(importlib.import_module(home), attribute)
                 assert found is getattr(module, name), where
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    navigation = text[text.index("\nnav:") :]
+    pages = [page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")]
+    assert [page for page in pages if page not in navigation] == []
