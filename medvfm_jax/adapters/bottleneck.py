@@ -54,19 +54,11 @@ def bottleneck(
     def init_site(key: Array, site: Site) -> SiteDelta:
         d_in = feature_width(site, "y" if where == "after" else "x")
         d_out = feature_width(site, "y")
-        inner = width if width is not None else max(1, int(ratio * d_in))
-        bound = 1 / math.sqrt(d_in)
-        return {
-            "down": jax.random.uniform(key, (d_in, inner), minval=-bound, maxval=bound),
-            "down_bias": jnp.zeros(inner),
-            "up": jnp.zeros((inner, d_out)),
-            "up_bias": jnp.zeros(d_out),
-        }
+        return zero_bottleneck(key, d_in, d_out, width if width is not None else max(1, int(ratio * d_in)))
 
     def branch(delta: SiteDelta, x: Array) -> Array:
         x = standardise(x) if normalise else x
-        hidden = jax.nn.gelu(x @ delta["down"] + delta["down_bias"], approximate=False)
-        return scale * (hidden @ delta["up"] + delta["up_bias"])
+        return scale * through_bottleneck(delta, x)
 
     def residual(delta: SiteDelta, y: Array) -> Array:
         return y + branch(delta, y)
@@ -83,3 +75,20 @@ def standardise(x: Array) -> Array:
         -1, keepdims=True
     )  # two passes: jax.nn.standardize loses digits of a large mean
     return (exact * jax.lax.rsqrt(jnp.square(exact).mean(-1, keepdims=True) + 1e-5)).astype(x.dtype)
+
+
+def zero_bottleneck(key: Array, d_in: int, d_out: int, width: int) -> SiteDelta:
+    """A bottleneck whose output is zero: "down" (d_in, width) random, "up" (width, d_out) and biases zero."""
+    bound = 1 / math.sqrt(d_in)
+    return {
+        "down": jax.random.uniform(key, (d_in, width), minval=-bound, maxval=bound),
+        "down_bias": jnp.zeros(width),
+        "up": jnp.zeros((width, d_out)),
+        "up_bias": jnp.zeros(d_out),
+    }
+
+
+def through_bottleneck(delta: SiteDelta, x: Array) -> Array:
+    """x (..., d_in) -> (..., d_out), without a residual."""
+    hidden = jax.nn.gelu(x @ delta["down"] + delta["down_bias"], approximate=False)
+    return hidden @ delta["up"] + delta["up_bias"]

@@ -1,6 +1,5 @@
 """Attention among the slices of a slab with the frozen weights of attention within a slice: SD-Trans (Med-SA)."""
 
-import math
 from typing import Any
 
 import jax
@@ -8,7 +7,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax import Array
 
-from medvfm_jax.adapters.bottleneck import standardise
+from medvfm_jax.adapters.bottleneck import standardise, through_bottleneck, zero_bottleneck
 from medvfm_jax.adapters.compose import FrozenCall
 from medvfm_jax.adapters.core import Adapter
 from medvfm_jax.adapters.core import at as at_sites
@@ -57,14 +56,7 @@ def depth_attention(
             raise WrongSite(
                 f"depth_attention at '{site.path}': it is no attention with qkv, proj and heads of {head_dim}."
             )
-        inner = width if width is not None else max(1, int(ratio * d))
-        bound = 1 / math.sqrt(d)
-        return {
-            "down": jax.random.uniform(key, (d, inner), minval=-bound, maxval=bound),
-            "down_bias": jnp.zeros(inner),
-            "up": jnp.zeros((inner, d)),
-            "up_bias": jnp.zeros(d),
-        }
+        return zero_bottleneck(key, d, d, width if width is not None else max(1, int(ratio * d)))
 
     def apply_site(delta: SiteDelta, call: FrozenCall, x: Array) -> Array:
         y = call(x)
@@ -73,8 +65,7 @@ def depth_attention(
         frozen = call.module.variables["params"]
         seen = _over_slices(frozen, x.astype(y.dtype), layout, head_dim)
         delta = {name: a.astype(y.dtype) for name, a in delta.items()}
-        hidden = jax.nn.gelu(seen @ delta["down"] + delta["down_bias"], approximate=False)
-        return y + hidden @ delta["up"] + delta["up_bias"]
+        return y + through_bottleneck(delta, seen)
 
     config = {"kind": "depth_attention", "at": at, "head_dim": head_dim, "layout": layout}
     config |= {"width": width, "ratio": ratio}

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from medvfm_jax.federated.codecs.compose import require
-from medvfm_jax.federated.codecs.wire import Known, bits
+from medvfm_jax.federated.codecs.wire import Known
 from medvfm_jax.federated.records import Codec, Tree
 
 
@@ -40,20 +40,6 @@ class Increment(NamedTuple):
 
     memory: Known
     change: Tree
-
-
-class TwoWay(NamedTuple):
-    """A codec for each client's update, and one for the server's step that is broadcast."""
-
-    up: Codec
-    down: Codec
-
-
-class TwoWayBits(NamedTuple):
-    """Bits of one client and one round in each direction."""
-
-    up: int
-    down: int
 
 
 def error_feedback(codec: Codec) -> Codec:
@@ -118,11 +104,6 @@ def follow(codec: Codec, message: Increment, like: Tree, alpha: float = 1.0) -> 
     return jax.tree.map(lambda m, c: m + jnp.asarray(alpha, m.dtype) * c, message.memory.values, change)
 
 
-def double_squeeze(up: Codec, down: Codec) -> TwoWay:
-    """Error feedback on both ways, clients to server and back (Tang et al. 2019, DoubleSqueeze)."""
-    return TwoWay(error_feedback(up), error_feedback(down))
-
-
 def compressed_step(
     codec: Codec, key: Array, state: Tree, before: Tree, after: Tree
 ) -> tuple[Tree, Tree, Tree]:
@@ -135,11 +116,6 @@ def compressed_step(
     message, state = codec.encode(key, state, jax.tree.map(jnp.subtract, after, before))
     delta = jax.tree.map(jnp.add, before, codec.decode(message, before))
     return delta, message, state
-
-
-def two_way_bits(codecs: TwoWay, upload: Tree, delta: Tree) -> TwoWayBits:
-    """Bits per client and round: up for updates of the shapes of ``upload``, down for steps of those of ``delta``."""
-    return TwoWayBits(bits(codecs.up, upload), bits(codecs.down, delta))
 
 
 def _tracking(codec: Codec, alpha: float) -> Codec:

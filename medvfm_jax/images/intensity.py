@@ -80,13 +80,6 @@ def minmax(array: NDArray) -> NDArray[np.float32]:
     return percentiles(array, 0, 100, nonzero=False)
 
 
-def mean_std(array: NDArray, *, mask: NDArray | None = None) -> NDArray[np.float32]:
-    """Any shape -> zero mean and unit variance, over ``mask`` if given; a constant becomes 0."""
-    values = array[mask] if mask is not None and mask.any() else array
-    mean, std = values.mean(dtype=np.float64), values.std(dtype=np.float64)
-    return ((array - mean) / max(float(std), 1e-8)).astype(np.float32)
-
-
 def to_unit(array: NDArray) -> NDArray[np.float32]:
     """Picture of any number type -> 0..1.
 

@@ -81,12 +81,3 @@ def stack(pictures: Iterable[NDArray], like: Image, axis: int | None = None) -> 
     if count != like.grid[axis]:
         raise BadImage(f"{count} slices do not fill a volume of {like.grid[axis]} along axis {axis}.")
     return np.moveaxis(planes.swapaxes(1, 2), 0, axis)
-
-
-def in_plane_spacing(image: Image, axis: int | None = None) -> tuple[float, float] | None:
-    """Size of a pixel of ``slices``: (height, width) in mm, or None if unknown."""
-    if image.spacing is None:
-        return None
-    axis = slice_axis(image) if axis is None else axis
-    first, second = (s for a, s in enumerate(image.spacing) if a != axis)
-    return second, first

@@ -68,10 +68,3 @@ def iou(counts: Overlap) -> float:
 def volume(pixels: int, spacing: Sequence[float]) -> float:
     """Number of pixels -> area in mm² or volume in mm³ (in pixels for a spacing of ones)."""
     return float(pixels * np.prod(np.asarray(spacing, float)))
-
-
-def volume_difference(counts: Overlap) -> float:
-    """(prediction - reference) / reference, signed: 0.1 is a tenth too much; NaN for an empty reference."""
-    if not counts.reference:
-        return float("nan")
-    return (counts.prediction - counts.reference) / counts.reference

@@ -1,6 +1,5 @@
 """The training loop: fetch, step, tell the hooks. It knows nothing about models or images."""
 
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -142,7 +141,7 @@ def fit(
             asked_to_end = agree(interrupted())  # asked once: what comes later is for the next step
             last = taken == steps or asked_to_end
             if waiting is not None:
-                last |= tell(waiting, None, False, None, stopping)
+                last |= tell(waiting, None, False, None, stopping, tell.metrics(waiting, ended=started))
                 waiting = None
             due = validation is not None and validation.due(taken, last)
             if not due and not any(_reads_state(hook, taken, last) for hook in hooks) and not last:
@@ -170,18 +169,17 @@ class _Teller:
     """Brings the numbers of a step to the host and passes them on to the hooks."""
 
     def __init__(self, steps: int, hooks: Sequence[Hook]):
-        self._steps, self._hooks, self._before = steps, hooks, -math.inf
+        self._steps, self._hooks = steps, hooks
 
-    def metrics(self, taken: _Taken) -> tuple[dict[str, float], float]:
-        """(Numbers of the step, seconds since it began or since those of the step before came); waits for the device.
+    def metrics(self, taken: _Taken, ended: float | None = None) -> tuple[dict[str, float], float]:
+        """(Numbers of the step, its seconds); waits for the device.
 
+        ended: when the next step was given to the device; None: the step ends when its numbers are there.
         Raises NonFiniteLoss.
         """
         metrics = {name: float(value) for name, value in jax.device_get(taken.on_device).items()}
-        now, began = time.perf_counter(), max(taken.started, self._before)
-        self._before = now
         _refuse_non_finite(metrics, taken.step)
-        return metrics, now - began
+        return metrics, (time.perf_counter() if ended is None else ended) - taken.started
 
     def __call__(
         self,
@@ -190,10 +188,10 @@ class _Teller:
         last: bool,
         scores: Mapping[str, float] | None,
         stopping: EarlyStopping | None,
-        found: tuple[dict[str, float], float] | None = None,
+        found: tuple[dict[str, float], float],
     ) -> bool:
-        """Whether the step is the last, or one of the hooks wants it to be."""
-        metrics, seconds = found or self.metrics(taken)
+        """Whether the step is the last, or one of the hooks wants it to be.  found: see ``metrics``."""
+        metrics, seconds = found
         numbers = (metrics, taken.examples, seconds, last, scores, stopping)
         end = StepEnd(taken.step, self._steps, state, taken.loader_state, *numbers)
         for hook in self._hooks:

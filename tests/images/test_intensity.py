@@ -4,7 +4,6 @@ import pytest
 from medvfm_jax.images.intensity import (
     UnknownWindow,
     VolumeScale,
-    mean_std,
     minmax,
     percentiles,
     to_unit,
@@ -32,7 +31,6 @@ def test_constants_become_zero(value):
     array = np.full((4, 4), value, np.int16)
     assert (percentiles(array) == 0).all()
     assert (minmax(array) == 0).all()
-    assert (mean_std(array) == 0).all()
 
 
 def test_nearly_constant_images_keep_what_differs():
@@ -53,11 +51,6 @@ def test_unit_range_of_each_number_type():
     np.testing.assert_array_equal(to_unit(dark), dark)  # not stretched: it is a fraction already
     np.testing.assert_allclose(to_unit(np.array([1000, 1500, 2000], np.uint16)), [0, 0.5, 1])
     np.testing.assert_allclose(to_unit(np.array([-1.0, 0, 1])), [0, 0.5, 1])
-
-
-def test_mean_std_over_a_mask():
-    array = np.array([0.0, 0, 2, 4])
-    np.testing.assert_allclose(mean_std(array, mask=array > 0)[2:], [-1, 1])
 
 
 def test_ct_channels_use_a_window_and_others_percentiles():

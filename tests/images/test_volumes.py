@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 
 from medvfm_jax.images import BadImage, Image, plane, slices, stack
-from medvfm_jax.images.volumes import in_plane_spacing
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2, None])
@@ -18,8 +17,6 @@ def test_width_is_the_first_axis_and_down_the_second():
     array = np.arange(4 * 5 * 6).reshape(4, 5, 6)
     np.testing.assert_array_equal(plane(array, 2, 3), array[:, :, 3].T)
     assert plane(np.zeros((4, 5, 6, 2)), 0, 1).shape == (6, 5, 2)
-    assert in_plane_spacing(Image(array[..., None], (1.0, 2.0, 5.0), np.eye(4))) == (2.0, 1.0)
-    assert in_plane_spacing(Image(array[..., None])) is None
 
 
 def test_wrong_number_or_size_is_refused():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from medvfm_jax.metrics import MaskShapeMismatch
-from medvfm_jax.metrics.overlap import Overlap, count, dice, iou, volume, volume_difference
+from medvfm_jax.metrics.overlap import Overlap, count, dice, iou, volume
 
 
 def test_counts_and_ratios_of_shifted_cubes():
@@ -16,7 +16,6 @@ def test_counts_and_ratios_of_shifted_cubes():
     assert iou(counts) == pytest.approx(3 / 5)
     assert iou(counts) == pytest.approx(dice(counts) / (2 - dice(counts)))
     assert volume(counts.reference, (0.5, 2.0, 3.0)) == pytest.approx(192.0)
-    assert volume_difference(Overlap(8, 3, 2)) == pytest.approx(0.1)
 
 
 def test_invalid_pixels_belong_to_neither_mask():
@@ -30,7 +29,6 @@ def test_empty_masks_are_undefined_here():
     assert math.isnan(dice(Overlap(0, 0, 0)))
     assert math.isnan(iou(Overlap(0, 0, 0)))
     assert dice(Overlap(0, 3, 0)) == iou(Overlap(0, 0, 3)) == 0.0
-    assert math.isnan(volume_difference(Overlap(0, 3, 0)))
 
 
 def test_shapes_must_agree():

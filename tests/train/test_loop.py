@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 
+from medvfm_jax.train import loop
 from medvfm_jax.train.loop import LoaderExhausted, NonFiniteLoss, fit
 from medvfm_jax.train.state import init_state
 from medvfm_jax.train.step import make_step
@@ -90,13 +91,14 @@ class NumbersAlone:
     """A hook that reads the state at every third step and at the end."""
 
     def __init__(self):
-        self.ends = []
+        self.ends, self.seconds = [], []
 
     def reads_state(self, step, last):
         return last or step % 3 == 0
 
     def __call__(self, end):
         self.ends.append((end.step, end.metrics["loss"], end.last, end.state is not None))
+        self.seconds.append(end.seconds)
 
 
 def test_numbers_that_nobody_needs_at_once_leave_the_device_while_the_next_step_runs(monkeypatch):
@@ -150,3 +152,18 @@ def test_a_hook_that_is_told_late_and_asks_to_stop_ends_the_step_in_progress():
     asks_late = type("Asks", (), {"reads_state": lambda *_: False, "__call__": lambda self, end: asks(end)})()
     assert int(fit(STEP, start(), toy.Loader(), [hook, asks_late], steps=20).state.step) == 5
     assert [end[0] for end in hook.ends if end[2]] == [5]
+
+
+def test_every_step_is_told_with_its_own_seconds(monkeypatch):
+    """A batch takes a second and nothing else any time, whether the numbers of a step come late or at once."""
+    now = [0.0]
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
+
+    class Slow(toy.Loader):
+        def __next__(self):
+            now[0] += 1
+            return super().__next__()
+
+    hook = NumbersAlone()
+    fit(STEP, start(), Slow(), [hook], steps=8)
+    assert hook.seconds == [1.0] * 7 + [0.0]  # nothing is fetched during the last

@@ -39,29 +39,6 @@ def gaussian_epsilon(delta: float, noise_multiplier: float, rounds: int = 1) -> 
     return float(optimize.brentq(excess, 0.0, high, xtol=1e-13, rtol=1e-13))
 
 
-def gaussian_noise_multiplier(epsilon: float, delta: float, rounds: int = 1) -> float:
-    """Smallest noise multiplier z at which `rounds` releases satisfy (ε, δ)."""
-    if not epsilon > 0 or not 0 < delta < 1:
-        raise BadPrivacy(
-            f"no noise gives epsilon {epsilon} at delta {delta}; expected epsilon > 0, delta in (0, 1)"
-        )
-
-    def excess(log_z: float) -> float:
-        return gaussian_delta(epsilon, math.exp(log_z), rounds) - delta
-
-    return math.exp(optimize.brentq(excess, -10.0, 20.0, xtol=1e-13))
-
-
-def central_limit_epsilon(delta: float, noise_multiplier: float, rounds: int, rate: float) -> float:
-    """ε of the Gaussian limit of Poisson-sampled rounds, μ = q √(T (e^{1/z²} - 1)): an estimate, not a bound.
-
-    Source: Bu et al., Deep Learning with Gaussian Differential Privacy, HDSR 2020.
-    """
-    _check(noise_multiplier, rounds)
-    mu = rate * math.sqrt(rounds * math.expm1(noise_multiplier**-2))
-    return gaussian_epsilon(delta, 1 / mu)
-
-
 def _check(noise_multiplier: float, rounds: int) -> None:
     if noise_multiplier < 0 or rounds < 1:
         raise BadPrivacy(

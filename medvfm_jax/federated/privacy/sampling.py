@@ -1,7 +1,5 @@
 """Poisson sampling with static shapes: who takes part in a step, as amplification by sampling assumes it."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -40,12 +38,3 @@ def capacity_for(rate: float, population: int, steps: int, failure: float = 1e-1
         )
     # isf returns the smallest k with P(count > k) <= failure / steps; the union bound covers the steps.
     return max(1, int(stats.binom.isf(failure / steps, population, rate)))
-
-
-def delta_with_overflow(epsilon: float, delta: float, failure: float) -> float:
-    """δ that holds for sampling truncated at a capacity which overflows with probability `failure` in all.
-
-    Truncated and plain runs differ with probability at most β = `failure`, on either of two neighbouring data
-    sets, so (ε, δ) of the plain run becomes (ε, δ + (1 + e^ε) β).
-    """
-    return delta + (1 + math.exp(epsilon)) * failure

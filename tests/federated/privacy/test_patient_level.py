@@ -13,7 +13,6 @@ from medvfm_jax.federated.privacy.patient_level import (
 )
 from medvfm_jax.federated.privacy.sampling import (
     capacity_for,
-    delta_with_overflow,
     poisson_batch,
     poisson_participation,
 )
@@ -179,7 +178,6 @@ def test_the_capacity_is_the_least_that_is_safe():
     drawn = stats.binom(400, 0.05)
     assert 1000 * drawn.sf(capacity) <= 1e-8 < 1000 * drawn.sf(capacity - 1)
     assert capacity_for(1.0, 400, 1000) == 400
-    assert delta_with_overflow(0.0, 1e-6, 1e-8) == pytest.approx(1e-6 + 2e-8)
     with pytest.raises(BadPrivacy, match="cannot size a batch"):
         capacity_for(0.0, 10, 1)
 
