@@ -1,0 +1,12 @@
+"""Fixtures of whole runs on small phantoms."""
+
+from tests.train.run_fixtures import (  # noqa: F401
+    cells,
+    compiled,
+    fake,
+    finished,
+    models_built_once,
+    own_cache,
+    own_run,
+    volumes,
+)
