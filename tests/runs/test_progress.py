@@ -4,8 +4,8 @@ import pytest
 from rich.console import Console
 
 from medvfm_jax.runs import progress
-from medvfm_jax.train.loop import StepEnd
 from medvfm_jax.runs.progress import ProgressDisplay, tracked
+from medvfm_jax.train.loop import StepEnd
 
 
 class Clock:

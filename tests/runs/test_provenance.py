@@ -2,8 +2,8 @@ import io
 
 from rich.console import Console
 
-from medvfm_jax.runs import provenance as p
 from medvfm_jax.predict.score_table import show
+from medvfm_jax.runs import provenance as p
 
 
 def test_data_digest_depends_on_names_and_contents_not_on_order_or_place(tmp_path):
