@@ -18,7 +18,13 @@ INTEGER = r"0|[1-9][0-9]*"
 
 @dataclass(frozen=True)
 class Row:
-    """Source key(s) -> target path, with a layout from `layouts.LAYOUTS`."""
+    """Source key(s) -> target path.
+
+    Attributes:
+        sources: keys of the state dict; several are joined along the last axis of the target.
+        target: path of our parameter.
+        layout: how the array changes on the way, a name of `layouts.LAYOUTS`.
+    """
 
     sources: tuple[str, ...]
     target: str
