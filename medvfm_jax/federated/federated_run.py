@@ -146,7 +146,13 @@ def resolve(config: FederateConfig, display: ProgressDisplay | None = None) -> F
     privacy = plan(config, patients, keeps, numbers, steps)
     noise = None
     if privacy is not None:
-        noise = predict_noise(privacy, numbers, len(clients), config.participation)
+        noise = predict_noise(
+            privacy,
+            numbers,
+            len(clients),
+            config.participation,
+            algorithm_catalog.outline(entry, options).applies,
+        )
     tells_all = privacy is None or config.dp_log_unprotected
     whole_split = source.split_record()
     rate = config.resolved_learning_rate(system, entry_of(config.model), entry.plain_sgd)

@@ -7,7 +7,8 @@ therefore leave the same numbers as a run without them.
 
 Where the work adds noise that protects patients, its key comes from a secret of this site, in ``noise.secret`` in its
 folder: the server must not be able to take the noise off what it receives.  A question that is repeated is answered
-with the same noise, any other one with noise of its own.  The exact loss is then not sent either: it is given as 0.
+with the same noise; another one for the same round is refused, because many draws of the noise average away
+(``answered_rounds``).  The exact loss is then not sent either: it is given as 0.
 """
 
 import hashlib
@@ -24,6 +25,7 @@ import optax
 from jax import Array
 
 from medvfm_jax.federated.errors import BadFederation
+from medvfm_jax.federated.network import answered_rounds
 from medvfm_jax.federated.network.layouts import layout, payload_bytes, read_payload, write_payload
 from medvfm_jax.federated.network.messages import SITE_NAME, BadMessage, Header, decode, encode, expect
 from medvfm_jax.federated.network.secure_messages import RoundSpent
@@ -54,7 +56,7 @@ REASONS: Mapping[str, str] = {
     "no_steps": "it has no data for this round",
     "not_finite": "its update is not finite",
     "range": "its update lies outside the range that secure aggregation was given",
-    "spent": "it has revealed its part of this round already",
+    "spent": "it has revealed its part of this round already, or answered as many as its noise was accounted for",
     "error": "its local work failed; its own log says why",
 }
 
@@ -74,12 +76,15 @@ class Site(NamedTuple):
     shard: round number -> (`Shard`, mask (steps,) bool or count of the steps to make); the same for the same round.
     folder: where this site keeps its state, a file per run, and the secret of its noise; nobody else may read it.
         What ``shard`` draws at random for patient-level privacy must come from that secret too (`noise_secret`).
+    noisy_answers: rounds, over all runs, that this site answers with noise of its own: those it was accounted for.
+        None: as many as are asked for.
     """
 
     task: Task
     name: str
     shard: Callable[[int], tuple[Shard, Array | int]]
     folder: Path
+    noisy_answers: int | None = None
 
 
 class _Kept(NamedTuple):
@@ -157,8 +162,9 @@ def noise_secret(folder: Path) -> Secret:
 
 
 def _own_key(site: Site, asked: Header, download: Download) -> np.ndarray:
-    """Key data (2,) uint32 of this site for this very question: another delta must never get the same noise."""
+    """Key data (2,) uint32 of this site for this very question; raises RoundSpent for a second one of a round."""
     question = hashlib.sha256(write_payload(download)).hexdigest()
+    answered_rounds.spend(site.folder, asked.run, asked.round, question, site.noisy_answers)
     key = noise_secret(site.folder).key("work", asked.run, asked.round, asked.client, question)
     return np.asarray(jax.random.key_data(key))
 

@@ -72,7 +72,7 @@ def noisy_site(tmp_path_factory):
         if folder not in answers:
             answers[folder] = make_site(Site(task, "north", lambda r: (task.example, 1), folder))
         reply = decode(answers[folder](NODES["north"], request), 10**6)
-        assert reply.header.kind == "done"
+        assert reply.header.kind == "done", reply.header.reason
         message, rest = reply.payload[: 4 * D], np.frombuffer(reply.payload[4 * D :], np.float32)
         assert rest.tolist() == [4.0, 0.0]  # the weight, which is public, and not the loss
         return np.frombuffer(message, np.float32)
@@ -103,12 +103,15 @@ def test_a_site_never_uses_the_servers_key_for_its_noise(noisy_site, tmp_path):
     assert length(answer(tmp_path / "another", request) - update) > 1.2 * length(update)
 
 
-def test_a_question_asked_again_has_the_same_answer_and_another_delta_other_noise(noisy_site, tmp_path):
-    """Otherwise two answers to one question, or the difference of two, would show what the noise hides."""
+def test_a_question_asked_again_has_the_same_answer_and_another_delta_none(noisy_site, tmp_path):
+    """Otherwise the mean of many answers to one round would show what the noise hides."""
     request, moved, answer = noisy_site
     update = answer(tmp_path / "site", request)
     np.testing.assert_array_equal(answer(tmp_path / "site", request), update)
-    assert length(answer(tmp_path / "site", moved) - update) > 1.2 * length(update)
+    with pytest.raises(AssertionError, match="spent"):
+        answer(tmp_path / "site", moved)
+    np.testing.assert_array_equal(answer(tmp_path / "site", request), update)
+    assert length(answer(tmp_path / "other", moved) - update) > 1.2 * length(update)
     secret = tmp_path / "site" / "noise.secret"
     assert secret.stat().st_mode & 0o077 == 0
     assert noise_secret(tmp_path / "site").data == secret.read_bytes()
@@ -169,3 +172,25 @@ def test_noise_is_released_also_when_nobody_answers(tmp_path):
     plain = Loopback(plain_task(), tmp_path / "plain", shards, fewest=2)
     after, record = plain.round(plain.coordinator.begin(KEY), lambda site, reply: None)
     assert record.metrics is None
+
+
+def test_a_site_answers_as_many_rounds_as_its_noise_was_accounted_for(tmp_path):
+    task = patient_task()
+    network = Loopback(task, tmp_path / "network")
+    site = make_site(Site(task, "north", lambda r: (task.example, 1), tmp_path / "site", noisy_answers=2))
+
+    def asked(run: int, round_: int) -> str:
+        progress = progresses[run]
+        progress = progress._replace(server=progress.server._replace(round=jnp.int32(round_)))
+        request = network.coordinator.ask(progress, {"north": NODES["north"]}).messages[NODES["north"]]
+        header = decode(site(NODES["north"], request), 10**6).header
+        return header.reason or header.kind
+
+    progresses = [network.coordinator.begin(KEY) for _ in range(2)]
+    assert [asked(0, 0), asked(0, 0), asked(1, 0), asked(1, 0)] == ["done"] * 4
+    assert [asked(0, 1), asked(1, 1)] == ["spent", "spent"]  # a run more buys no answer more
+    written = tmp_path / "site" / "answered.json"
+    assert json.loads(written.read_text())["answered"] == 2
+    assert written.stat().st_mode & 0o077 == 0
+    written.write_text("{}")
+    assert asked(0, 0) == "error"
