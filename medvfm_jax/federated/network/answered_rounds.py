@@ -1,9 +1,10 @@
 """Which questions a site with noise of its own has answered: no round is answered twice with fresh noise.
 
 A coordinator that may ask one round again and again, each time with another delta, gets as many draws of the noise
-as it likes and averages them away. So a site writes down, before it works, the round it answers and the question; the same
-question is answered again with the same noise, another one for the same round, or for an earlier one, is not. The count
-of questions over all runs stands there too: with a limit, a new run does not buy more answers than were accounted for.
+as it likes and averages them away. So a site writes down, before it works, the round it answers and the question; the
+same question is answered again with the same noise, another one for the same round, or for an earlier one, is not. The
+count of questions over all runs stands there too: with a limit, a new run does not buy more answers than were
+accounted for.
 """
 
 import json
