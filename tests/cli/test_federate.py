@@ -52,14 +52,15 @@ def test_every_setting_of_the_python_interface_is_an_option(medvfm):
 def test_words_become_settings(medvfm, asked, tmp_path):
     result = medvfm(
         "federate", "--data", "d", "--sites", "s.csv", "--preset", "lora", "--set", "lora.rank=8", "--algorithm",
-        "fedprox", "--algorithm-set", "mu=0.1", "--rounds", 7, "--local-steps", 3, "--codec", "top_k", "--codec-set",
-        "fraction=0.1", "--memory", "ef21", "--dp-epsilon", 8, "--dp-unit", "client", "--participation", 0.5,
+        "fedprox", "--set", "algorithm.mu=0.1", "--rounds", 7, "--local-steps", 3, "--codec", "top_k", "--set",
+        "codec.fraction=0.1", "--memory", "ef21", "--dp-epsilon", 8, "--dp-unit", "client", "--participation", 0.5,
         "--out", tmp_path / "r",
     )  # fmt: skip
     assert result == (0, f"next: medvfm report {tmp_path / 'r'}\n", "")
     expected = FederateConfig(
-        "d", sites=Path("s.csv"), preset="lora", set=("lora.rank=8",), algorithm="fedprox", algorithm_set=("mu=0.1",),
-        rounds=7, local_steps=3, codec="top_k", codec_set=("fraction=0.1",), memory="ef21", dp_epsilon=8.0,
+        "d", sites=Path("s.csv"), preset="lora",
+        set=("lora.rank=8", "algorithm.mu=0.1", "codec.fraction=0.1"), algorithm="fedprox",
+        rounds=7, local_steps=3, codec="top_k", memory="ef21", dp_epsilon=8.0,
         participation=0.5, out=tmp_path / "r",
     )  # fmt: skip
     assert asked == [expected]
@@ -91,11 +92,19 @@ def test_from_words_to_a_report(medvfm, cells, tmp_path, monkeypatch):
     [
         ({"algorithm": "fedprx"}, "no algorithm 'fedprx', the nearest is 'fedprox'"),
         ({"preset": "fedmsaa"}, "no system 'fedmsaa', the nearest is 'fedmsa'"),
-        ({"algorithm_set": "mu=1"}, "algorithm fedavg has no option 'mu'; its options: server_rate"),
-        ({"codec": "int9"}, "there is no codec 'int9'"),
+        ({"set": "algorithm.mu=1"}, "algorithm fedavg has no option 'mu', known are server_rate"),
+        ({"codec": "int9"}, "There is no codec 'int9', the nearest is 'int"),
+        ({"down_codec": "int9"}, "There is no codec 'int9', the nearest is 'int"),
+        ({"set": "down_codec.bits=4"}, "down-codec identity has no option 'bits', there are none"),
         (
-            {"codec": "top_k", "codec_set": "share=1"},
-            "codec top_k has no option 'share'; its options: fraction",
+            {"set": "algoritm.server_rate=1"},
+            "has no option 'algoritm.server_rate', the nearest is 'algorithm.server_",
+        ),
+        ({"set": "server_rate=1"}, "has no option 'server_rate', the nearest is 'algorithm.server_rate'"),
+        ({"set": "algorithm.server_rate"}, "is no setting: write part.option=value"),
+        (
+            {"codec": "top_k", "set": "codec.share=1"},
+            "codec top_k has no option 'share', known are fraction",
         ),
         ({"codec": "top_k", "memory": "diana"}, "DIANA needs an unbiased codec, and top_k with these"),
         (
@@ -135,7 +144,7 @@ def test_from_words_to_a_report(medvfm, cells, tmp_path, monkeypatch):
         ),
         ({"algorithm": "fedit"}, "No low-rank factors a and b among"),
         (
-            {"algorithm": "fedper", "algorithm_set": "personal=x"},
+            {"algorithm": "fedper", "set": "algorithm.personal=x"},
             "the pattern for personal parts matches no part of it",
         ),
         ({"min_patients": 4}, "No site of"),

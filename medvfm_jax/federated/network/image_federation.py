@@ -132,7 +132,7 @@ def prepare(settings: ImageFederation, weights: Path | None = None, offline: boo
         prompts_per_image=settings.prompts_per_image,
         weights=weights,
     )
-    classes, system = len(settings.numbered_labels), systems.get(settings.preset)
+    classes, system = len(settings.numbered_labels), systems.SYSTEMS[settings.preset]
     assembled = assemble(model, settings.preset, system, classes=classes, seed=settings.seed, offline=offline)
     base, codec = assembled.base, make_codec(settings.codec)
     agreed = {name: value for name, value in vars(settings).items() if settings.secure or name not in _SECURE}
@@ -237,7 +237,7 @@ def _algorithm(settings: ImageFederation, loss: LossFn, base: Base) -> Algorithm
     def batch_loss(delta: Delta, batch: Batch, key: Array) -> Array:
         return loss(base.params, delta, batch, key)[0]
 
-    entry = algorithm_catalog.get(settings.algorithm)
+    entry = algorithm_catalog.ALGORITHMS[settings.algorithm]
     if entry.on_base or entry.takes or entry.needs_clients:
         raise BadFederation(
             f"{settings.algorithm} changes the base weights or needs more than a loss, which a federation over a "
