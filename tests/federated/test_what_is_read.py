@@ -13,7 +13,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from medvfm_jax.federated import algorithm_catalog, make_round, systems
 from medvfm_jax.federated import algorithms as alg
 from medvfm_jax.federated.local_training import unchanged
-from medvfm_jax.federated.network.task import first_server
+from medvfm_jax.federated.network.agreement import first_server
 from medvfm_jax.federated.privacy.patient_level import PatientBatch, patient_value_and_grad
 from medvfm_jax.federated.records import Privacy
 from medvfm_jax.systems import configure
