@@ -36,6 +36,10 @@ class Catalog(Mapping[str, _T]):
         """Whether the name is in the catalog."""
         return isinstance(name, str) and name in self._records
 
+    def get(self, name: object, default: Any = None) -> Any:
+        """Return a record by name, the default for a name that is not there."""
+        return self._records[name] if name in self else default
+
     def __iter__(self) -> Iterator[str]:
         """Names."""
         return iter(self._records)

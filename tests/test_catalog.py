@@ -21,6 +21,7 @@ def test_a_catalog_is_a_mapping_in_order():
     assert "tea" in CATALOG
     assert ["tea"] not in CATALOG
     assert len(CATALOG) == 2
+    assert (CATALOG.get("tea"), CATALOG.get("x"), CATALOG.get(["tea"], 3)) == (Record("small"), None, 3)
 
 
 def stir(speed):

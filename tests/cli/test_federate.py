@@ -68,13 +68,21 @@ def test_words_become_settings(medvfm, asked, tmp_path):
     assert asked[1] == FederateConfig("d")
 
 
+PARTS = ("--algorithm", "fedprox", "--codec", "top_k", "--down-codec", "top_k", "--set", "head.at=.*head.*",
+         "--set", "algorithm.mu=0.5", "--set", "codec.fraction=0.2", "--set", "down_codec.fraction=0.5")  # fmt: skip
+
+
 def test_from_words_to_a_report(medvfm, cells, tmp_path, monkeypatch):
     build_models_once(monkeypatch)
-    result = medvfm(*words(cells, tmp_path / "fed", min_patients=3))
+    result = medvfm(*words(cells, tmp_path / "fed", min_patients=3), *PARTS)
     assert result.code == 0, result.err
     assert "round 1/1  loss" in result.out
     assert "bright: 2 patients" in result.out
     assert result.out.endswith(f"next: medvfm report {tmp_path / 'fed'}\n")
+    record = read_json(tmp_path / "fed" / "config.json")
+    assert record["set"] == [*PARTS[7::2]]
+    taken = {name: record["resolved"][f"{name}_options"] for name in ("algorithm", "codec", "down_codec")}
+    assert taken == {"algorithm": {"mu": 0.5}, "codec": {"fraction": 0.2}, "down_codec": {"fraction": 0.5}}
     assert medvfm("report", tmp_path / "fed").code == 0
     page = (tmp_path / "fed" / "report.html").read_text()
     for heading in ("Sites", "Federation", "Clients", "Rounds"):
@@ -82,7 +90,7 @@ def test_from_words_to_a_report(medvfm, cells, tmp_path, monkeypatch):
     before = contents(tmp_path / "fed")
     medvfm(*words(cells, tmp_path / "fed")).refused("already holds a run; add --resume", code=1)
     assert contents(tmp_path / "fed") == before
-    medvfm(*words(cells, tmp_path / "fed", min_patients=3, rounds=2), "--resume").refused(
+    medvfm(*words(cells, tmp_path / "fed", min_patients=3, rounds=2), *PARTS, "--resume").refused(
         "was started with rounds=1, now it is 2", code=1
     )
 
