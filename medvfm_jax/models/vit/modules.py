@@ -18,9 +18,10 @@ from einops import rearrange
 from jax import Array
 
 from medvfm_jax.catalog import Catalog
+from medvfm_jax.models.attention import attend
 from medvfm_jax.models.backend import backend as current_backend
 from medvfm_jax.models.interpolation import resize
-from medvfm_jax.models.layers import LayerNorm, layer_norm
+from medvfm_jax.models.layers import LayerNorm, MlpBlock, layer_norm
 from medvfm_jax.models.model import Model
 from medvfm_jax.types import MedvfmError, ModelSpec, Params
 
@@ -107,30 +108,6 @@ class Attention(nn.Module):
         return nn.Dense(dim, dtype=dtype, name="proj")(rearrange(out, "heads tokens d -> tokens (heads d)"))
 
 
-def attend(q: Array, k: Array, v: Array) -> Array:
-    """Softmax attention of scaled queries q (..., n, d) on k, v (..., m, d) -> (..., n, d).
-
-    The softmax runs in float32 and is normalised after the product with v: n*d divisions, not n*m.
-    """
-    logits = jnp.einsum("...nd,...md->...nm", q, k, preferred_element_type=jnp.float32)
-    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
-    total = weights.sum(axis=-1, keepdims=True)
-    out = jnp.einsum("...nm,...md->...nd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    return (out / total).astype(v.dtype)
-
-
-class Mlp(nn.Module):
-    """MLP with the exact (erf) GELU, x (tokens, dim) -> (tokens, dim)."""
-
-    config: ViTConfig
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        dim, dtype = self.config.dim, self.config.dtype
-        x = nn.Dense(self.config.mlp_ratio * dim, dtype=dtype, name="fc1")(x)
-        return nn.Dense(dim, dtype=dtype, name="fc2")(nn.gelu(x, approximate=False))
-
-
 class LayerScale(nn.Module):
     """Multiply every channel of x (..., dim) by a learned number, 1 at the start."""
 
@@ -152,8 +129,11 @@ class Block(nn.Module):
         def scaled(y: Array, name: str) -> Array:
             return LayerScale(name=name)(y) if self.config.layer_scale else y
 
+        mlp = MlpBlock(
+            self.config.mlp_ratio * self.config.dim, names=("fc1", "fc2"), dtype=self.config.dtype, name="mlp"
+        )
         x = x + scaled(Attention(self.config, name="attn")(norm("norm1")(x)), "ls1")
-        return x + scaled(Mlp(self.config, name="mlp")(norm("norm2")(x)), "ls2")
+        return x + scaled(mlp(norm("norm2")(x)), "ls2")
 
 
 class BlockGroup(nn.Module):

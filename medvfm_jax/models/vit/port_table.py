@@ -3,8 +3,8 @@
 Classification heads and DINOv2's `mask_token` take no part in the features and are ignored.
 """
 
-from medvfm_jax.weights.port import PortTable
-from medvfm_jax.weights.tables.rows import array, conv, dense, norm
+from medvfm_jax.port_tables.rows import array, conv, dense, norm
+from medvfm_jax.port_tables.table import PortTable
 
 VIT = PortTable(
     "vit",
