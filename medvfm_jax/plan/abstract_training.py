@@ -51,7 +51,7 @@ def abstract_training(config: Training) -> Abstract:
         raise BadPlan(f"A batch of {config.global_batch} cannot be cut into {config.accumulate} equal parts.")
     base, prompt = _base(config), "box" if config.prompts_per_image else "none"
     wanted = ModelConfig(model=config.model, set=config.set, prompt=prompt)
-    system = systems.get(config.adapter)
+    system = systems.SYSTEMS[config.adapter]
     assembled = adapt_base(base, wanted, config.adapter, system, classes=config.classes, seed=0)
     model, params = assembled.base.model, assembled.base.params
     optimizer = make_optimizer(make_schedule("cosine", 1e-4, 1000, 50))

@@ -156,7 +156,7 @@ def test_bfloat16_compute_keeps_float32_parameters(tiny):
 
 
 def test_wrong_requests_are_one_sentence():
-    with pytest.raises(UnknownVariant, match="dinov2-s"):
+    with pytest.raises(UnknownVariant, match="no plain ViT 'vit-x', the nearest is 'vit-"):
         build_vit("vit-x")
     with pytest.raises(BadImageSize, match="use 224"):
         build_vit("dinov2-s", image_size=225)

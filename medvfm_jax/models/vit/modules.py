@@ -8,9 +8,7 @@ DINOv2's ``mask_token`` takes no part in the forward pass and is not kept.
 Sources: Dosovitskiy et al. 2021 (ViT), Touvron et al. 2021 (LayerScale), Oquab et al. 2024 (DINOv2).
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Any
 
 import flax.linen as nn
@@ -19,6 +17,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax import Array
 
+from medvfm_jax.catalog import Catalog
 from medvfm_jax.models.attention import attend
 from medvfm_jax.models.backend import backend as current_backend
 from medvfm_jax.models.interpolation import resize
@@ -66,7 +65,8 @@ class ViTConfig:
 
 
 _DINOV2 = ViTConfig(384, 12, 6, 14, 518, layer_scale=True, interpolate_offset=0.1)
-VARIANTS: Mapping[str, ViTConfig] = MappingProxyType(
+VARIANTS: Catalog[ViTConfig] = Catalog(
+    "plain ViT",
     {
         "vit-b": ViTConfig(768, 12, 12),
         "vit-l": ViTConfig(1024, 24, 16),
@@ -74,7 +74,8 @@ VARIANTS: Mapping[str, ViTConfig] = MappingProxyType(
         "dinov2-b": replace(_DINOV2, dim=768, heads=12),
         "dinov2-l": replace(_DINOV2, dim=1024, depth=24, heads=16),
         "vit-tiny-test": ViTConfig(16, 2, 2, 16, 32, layer_scale=True),
-    }
+    },
+    UnknownVariant,
 )
 
 
@@ -232,8 +233,6 @@ def build_vit(
 
     Raises UnknownVariant, BadImageSize; ``decode`` raises NoDecoder.
     """
-    if variant not in VARIANTS:
-        raise UnknownVariant(f"'{variant}' is no plain ViT; choose one of {', '.join(VARIANTS)}.")
     config = replace(VARIANTS[variant], scan_blocks=scan_blocks, remat=remat, dtype=dtype)
     if interpolate_offset is not None:
         config = replace(config, interpolate_offset=interpolate_offset)

@@ -12,10 +12,10 @@ import pytest
 
 from medvfm_jax.federated import algorithms as alg
 from medvfm_jax.federated.local_training import gradient_of
+from medvfm_jax.federated.network.agreement import Agreement, contract
 from medvfm_jax.federated.network.messages import decode
 from medvfm_jax.federated.network.session import Patience, run_session
 from medvfm_jax.federated.network.site import Site, make_site, noise_secret
-from medvfm_jax.federated.network.task import Task, contract
 from medvfm_jax.federated.privacy.client_level import noisy_mean
 from medvfm_jax.federated.privacy.patient_level import PatientBatch, patient_value_and_grad
 from medvfm_jax.federated.records import Privacy, Shard
@@ -34,15 +34,17 @@ def loss(delta, target, key):
     return 0.5 * jnp.sum(jnp.square(delta["w"] - target))
 
 
-def plain_task() -> Task:
-    return Task(alg.fedavg(gradient_of(loss), optax.sgd(1.0)), DELTA, Shard(jnp.ones((1, D)), jnp.float32(4)))
+def plain_agreement() -> Agreement:
+    return Agreement(
+        alg.fedavg(gradient_of(loss), optax.sgd(1.0)), DELTA, Shard(jnp.ones((1, D)), jnp.float32(4))
+    )
 
 
-def patient_task() -> Task:
+def patient_agreement() -> Agreement:
     """One step of DP-SGD on two patients of a slice each, whose gradients are zero: an update is noise alone."""
     algorithm = alg.fedavg(patient_value_and_grad(loss, PATIENT), optax.sgd(1.0))
     batches = PatientBatch(jnp.zeros((1, 2, 1, D)), jnp.ones((1, 2, 1), bool))
-    return Task(algorithm, DELTA, Shard(batches, jnp.float32(4)))
+    return Agreement(algorithm, DELTA, Shard(batches, jnp.float32(4)))
 
 
 def shards(row: int, round_: int) -> tuple[Shard, int]:
@@ -56,11 +58,11 @@ def length(x) -> float:
 @pytest.fixture(scope="module")
 def noisy_site(tmp_path_factory):
     """-> (request of a round, answer(folder, request) -> update (D,), the message)."""
-    task = patient_task()
-    shapes = contract(task)
+    agreement = patient_agreement()
+    shapes = contract(agreement)
     assert shapes.noisy
-    assert not contract(plain_task()).noisy
-    network = Loopback(task, tmp_path_factory.mktemp("network"))
+    assert not contract(plain_agreement()).noisy
+    network = Loopback(agreement, tmp_path_factory.mktemp("network"))
     progress = network.coordinator.begin(KEY)
 
     def ask(progress):
@@ -70,7 +72,7 @@ def noisy_site(tmp_path_factory):
 
     def answer(folder: Path, request: bytes) -> np.ndarray:
         if folder not in answers:
-            answers[folder] = make_site(Site(task, "north", lambda r: (task.example, 1), folder))
+            answers[folder] = make_site(Site(agreement, "north", lambda r: (agreement.example, 1), folder))
         reply = decode(answers[folder](NODES["north"], request), 10**6)
         assert reply.header.kind == "done", reply.header.reason
         message, rest = reply.payload[: 4 * D], np.frombuffer(reply.payload[4 * D :], np.float32)
@@ -121,7 +123,7 @@ def test_a_question_asked_again_has_the_same_answer_and_another_delta_none(noisy
 
 def test_the_servers_noise_is_its_own_and_follows_from_nothing_it_sends(tmp_path):
     """Same key of the run, other noise; the key of the run is that of every site's message."""
-    network = Loopback(plain_task(), tmp_path, shards, privacy=CLIENT)
+    network = Loopback(plain_agreement(), tmp_path, shards, privacy=CLIENT)
     first, second = (network.coordinator.begin(KEY) for _ in range(2))
     requests = [network.coordinator.ask(p, NODES).messages for p in (first, second._replace(run=first.run))]
     assert requests[0] == requests[1]
@@ -141,7 +143,7 @@ def test_the_servers_noise_is_its_own_and_follows_from_nothing_it_sends(tmp_path
 
 
 def test_a_private_session_tells_little_and_forgets_its_key(tmp_path):
-    network = Loopback(plain_task(), tmp_path / "sites", shards, privacy=CLIENT)
+    network = Loopback(plain_agreement(), tmp_path / "sites", shards, privacy=CLIENT)
     saved, save = [], network.coordinator.save
 
     def watched(folder, progress):
@@ -164,20 +166,22 @@ def test_a_private_session_tells_little_and_forgets_its_key(tmp_path):
 
 def test_noise_is_released_also_when_nobody_answers(tmp_path):
     """A round without noise would tell that everybody was missing."""
-    network = Loopback(plain_task(), tmp_path, shards, privacy=CLIENT, fewest=2)
+    network = Loopback(plain_agreement(), tmp_path, shards, privacy=CLIENT, fewest=2)
     after, record = network.round(network.coordinator.begin(KEY), lambda site, reply: None)
     assert set(record.missing) == set(SITES)
     moved = length(after.server.delta["w"])
     assert moved == pytest.approx(CLIENT.clip / 3 * np.sqrt(D), rel=0.15)
-    plain = Loopback(plain_task(), tmp_path / "plain", shards, fewest=2)
+    plain = Loopback(plain_agreement(), tmp_path / "plain", shards, fewest=2)
     after, record = plain.round(plain.coordinator.begin(KEY), lambda site, reply: None)
     assert record.metrics is None
 
 
 def test_a_site_answers_as_many_rounds_as_its_noise_was_accounted_for(tmp_path):
-    task = patient_task()
-    network = Loopback(task, tmp_path / "network")
-    site = make_site(Site(task, "north", lambda r: (task.example, 1), tmp_path / "site", noisy_answers=2))
+    agreement = patient_agreement()
+    network = Loopback(agreement, tmp_path / "network")
+    site = make_site(
+        Site(agreement, "north", lambda r: (agreement.example, 1), tmp_path / "site", noisy_answers=2)
+    )
 
     def asked(run: int, round_: int) -> str:
         progress = progresses[run]
