@@ -20,6 +20,8 @@ from medvfm_jax.data.splits import Split
 from medvfm_jax.printable import counted
 
 ABOUT_PROMPTS = ("many pieces", "objects")  # kinds that concern nobody who simulates no prompts
+MANY_CHANNELS = "many channels"  # kind that concerns nobody whose model sees every channel
+_SEEN = 3  # channels of models of pictures and slices
 _OUTLIER = 2.0  # a spacing this many times larger or smaller than the median of the dataset
 
 _MOST_THREADS = 8
@@ -153,7 +155,7 @@ def _between(dataset: Dataset, facts: Mapping[str, CaseFacts], split: Split | No
     """What only a comparison of cases shows."""
     return [
         *_duplicates(dataset, facts, split), *_patients(dataset), *_names(dataset), *_spacings(facts),
-        *_channels(facts),
+        *_channels(facts), *_many_channels(dataset, facts),
     ]  # fmt: skip
 
 
@@ -237,6 +239,19 @@ def _channels(facts: Mapping[str, CaseFacts]) -> list[Finding]:
             "channels", "note", f"the number of channels differs: {words} ({named(others)})", tuple(others)
         )
     ]
+
+
+def _many_channels(dataset: Dataset, facts: Mapping[str, CaseFacts]) -> list[Finding]:
+    """Images with channels that models of pictures and slices never see: `images.frame.three_channels`."""
+    cases = sorted(case for case, found in facts.items() if found.channels > _SEEN)
+    if not cases:
+        return []
+    unseen = dataset.channel_names[_SEEN:]
+    message = (
+        f"more than three channels in {counted(len(cases), 'image')}: {named(cases)}; models of pictures and slices "
+        f"see the first three{f', so nothing of {named(unseen)}' if unseen else ''}, models of patches (unetr) all"
+    )
+    return [Finding(MANY_CHANNELS, "note", message, tuple(cases))]
 
 
 def _labels(dataset: Dataset, facts: Mapping[str, CaseFacts]) -> list[Finding]:

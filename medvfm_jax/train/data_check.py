@@ -4,10 +4,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from medvfm_jax.data import BadCase
-from medvfm_jax.data.check import ABOUT_PROMPTS, DatasetCheck, check_dataset
+from medvfm_jax.data.check import ABOUT_PROMPTS, MANY_CHANNELS, DatasetCheck, check_dataset
 from medvfm_jax.data.objects import objects_of
 from medvfm_jax.data.records import Dataset
 from medvfm_jax.train.training_data import SplitData
+from medvfm_jax.types import ModelSpec
 
 Track = Callable[[Sequence[Any], str], Iterable[Any]]
 
@@ -24,11 +25,16 @@ def check_split(
     return found
 
 
-def about(found: DatasetCheck, prompt: str) -> DatasetCheck:
-    """What concerns a run with these prompts: without any, nothing about what prompts would be drawn around."""
-    if prompt != "none":
-        return found
-    return found._replace(findings=tuple(f for f in found.findings if f.kind not in ABOUT_PROMPTS))
+def about(found: DatasetCheck, prompt: str, spec: ModelSpec) -> DatasetCheck:
+    """What concerns a run of this model with these prompts.
+
+    Without any, nothing about what prompts would be drawn around; of a model that sees every channel nothing about
+    those that others do not see.
+    """
+    left_out = list(ABOUT_PROMPTS) if prompt == "none" else []
+    if all(facts.channels <= spec.input_shape[-1] for facts in found.facts.values()):
+        left_out.append(MANY_CHANNELS)
+    return found._replace(findings=tuple(f for f in found.findings if f.kind not in left_out))
 
 
 def refuse_bad(found: DatasetCheck, dataset: Dataset, skip_bad: bool) -> None:

@@ -89,6 +89,17 @@ def test_images_without_mask_and_masks_without_image_are_counted_and_named(tmp_p
     }
 
 
+def test_channels_that_models_of_slices_never_see_are_named_and_counted(tmp_path):
+    """Of four the first three are used; three or fewer are nothing to be told about."""
+    folder = nnunet_folder(tmp_path / "four", ("a", "b"), channels=4)
+    (note,) = [f for f in check_dataset(open_dataset(folder)).findings if f.kind == "many channels"]
+    assert note.message.startswith("more than three channels in 2 images: 'a', 'b'; ")
+    assert "nothing of 'T3'" in note.message
+    assert (note.severity, note.cases) == ("note", ("a", "b"))
+    three = nnunet_folder(tmp_path / "three", channels=3)
+    assert "many channels" not in {f.kind for f in check_dataset(open_dataset(three)).findings}
+
+
 def with_instances(folder, masks, instances):
     plain_folder(folder, masks)
     for name, numbers in instances.items():

@@ -183,9 +183,23 @@ def test_what_does_not_fit_is_refused_before_the_model_runs(task, image, queries
 
 def test_a_delta_sees_as_many_channels_as_it_was_trained_on():
     model = segmenter(above_half, "semantic", channel_names=("T1", "T2"))
-    with pytest.raises(BadConfig, match=r"v\.nii\.gz has 1 channel; .* trained on 2 \(T1, T2\)"):
+    with pytest.raises(BadConfig, match=r"v\.nii\.gz has .* 1 channel; .* trained on 2 \(T1, T2\)"):
         model(volume())
     assert model(volume(channels=2)).labels.any()
+
+
+@pytest.mark.parametrize(
+    ("channel_names", "what"), [(("MRI",), r"trained on 1 \(MRI\)"), ((), "volume of 1 channel")]
+)
+def test_time_points_are_no_colours(channel_names, what):
+    """A 4-D volume for a delta of one channel, or for a model as it is, is refused with its shape."""
+    model = segmenter(above_half, "semantic", channel_names=channel_names)
+    for count in (2, 3, 5):
+        message = rf"shape \({SIZE}, {SIZE}, 4, {count}\): {count} channels or time points; .*{what}.*one time point"
+        with pytest.raises(BadConfig, match=message):
+            model(volume(channels=count))
+    assert model(volume()).labels.any()
+    assert model(picture(WHITE)).labels.any()  # in colour
 
 
 @pytest.mark.parametrize(
