@@ -90,3 +90,26 @@ def test_a_run_hears_of_channels_unless_its_model_sees_them_all(tmp_path):
     assert line.startswith("note: more than three channels in 2 images")
     patches = dataclasses.replace(SPEC, input_shape=(16, 16, 16, 4), logits_shape=(16, 16, 16))
     assert not [line for line in lines(about(found, "none", patches)) if "channels" in line]
+
+
+def test_volumes_smaller_than_the_window_are_named(tmp_path):
+    """5 x 4 x 3 voxels of 2 x 1.5 x 4 mm: three slices of height 4 and width 5."""
+    found = check_dataset(open_dataset(nnunet_folder(tmp_path / "d")))
+
+    def said(*window, resize="none"):
+        spec = dataclasses.replace(SPEC, input_shape=(*window, 1), logits_shape=window, resize=resize)
+        return [f for f in about(found, "none", spec).findings if f.kind == "window"]
+
+    assert said(3, 4, 5) == []
+    assert said(3, 32, 32, resize="longest_side") == []  # slices are resized
+    for window, resize, words in (
+        ((4, 4, 5), "none", "4 x 4 x 5 voxels"),
+        ((3, 5, 5), "none", "3 x 5 x 5 voxels"),
+        ((3, 4, 6), "none", "3 x 4 x 6 voxels"),
+        ((4, 32, 32), "longest_side", "4 slices"),
+    ):
+        (note,) = said(*window, resize=resize)
+        assert note.cases == ("a", "b")
+        assert note.message.startswith(
+            f"smaller than the window of {words}, so filled up with zeros: 2 volumes: 'a', 'b'"
+        )
