@@ -5,14 +5,17 @@ Every command and every configuration record asks ``check``; whoever adds a path
 """
 
 import dataclasses
+import os
 import re
 from pathlib import Path, PurePath
 from typing import Any
 
 from medvfm_jax.types import MedvfmError
 
-# Path("gs://a") is "gs:/a", and Path("gs://") is "gs:". A drive of Windows is one letter.
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(?:/+(.*))?", re.DOTALL)
+# Path("gs://a") is "gs:/a", and Path("gs://") is "gs:".
+_SCHEME = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.-]+):(?:/+(.*))?", re.DOTALL)
+# One letter is a drive on Windows; elsewhere it would become a folder of that name beside the program.
+_LETTER = re.compile(r"\s*([A-Za-z]):(?:/+(.*))", re.DOTALL)
 _LOCAL = (
     "file",
     "hdfs",
@@ -30,7 +33,7 @@ def check(path: str | Path, what: str = "The path") -> None:
     what: the beginning of the sentence, such as "--out".
     """
     text = str(path)
-    found = _SCHEME.fullmatch(text)
+    found = _scheme(text)
     if found is not None:
         as_given = "://" in text or found[1].lower() in _LOCAL
         shown = text if as_given else f"{found[1]}://{found[2] or ''}"
@@ -48,6 +51,10 @@ def check(path: str | Path, what: str = "The path") -> None:
         )
 
 
+def _scheme(text: str) -> re.Match[str] | None:
+    return _SCHEME.fullmatch(text) or (None if os.name == "nt" else _LETTER.fullmatch(text))
+
+
 def check_all(settings: Any) -> None:
     """Check every path in a dataclass of settings: all its paths, and all its texts that are written like one with a
     scheme, since a folder of data may be given by name.  Raises BadPath naming the setting.
@@ -55,7 +62,7 @@ def check_all(settings: Any) -> None:
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         for part in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(part, PurePath) or (isinstance(part, str) and _SCHEME.fullmatch(part)):
+            if isinstance(part, PurePath) or (isinstance(part, str) and _scheme(part)):
                 check(part, field.name.rstrip("_"))
 
 

@@ -35,7 +35,10 @@ def shapes(words: Any, compute: Callable[[], Any]) -> Any:
     """
     content = _read(words, "json")
     if content is not None:
-        return _from_json(json.loads(content))
+        with contextlib.suppress(
+            ValueError, TypeError, AttributeError, RecursionError
+        ):  # not what `_to_json` gives
+            return _from_json(json.loads(content))
     found = compute()
     _write(words, "json", json.dumps(_to_json(found)).encode())
     return found
@@ -115,6 +118,8 @@ def _size_and_time(file: Path) -> tuple[int, int]:
 def _read(words: Any, kind: str) -> bytes | None:
     path = _path(words, kind)
     try:
+        if not path.is_file():  # nothing, or a pipe, from which reading would never end
+            return None
         stored = path.read_bytes()
     except OSError:
         return None

@@ -21,6 +21,10 @@ from medvfm_jax.types import MedvfmError
         (Path("hdfs:///data/x"), "hdfs:/data/x"),
         (Path("gs://"), "gs://"),
         ("hdfs+x.y-1://h/p", "hdfs+x.y-1://h/p"),
+        ("x://b/y", "x://b/y"),
+        (Path("x://b/y"), "x://b/y"),
+        (" gs://b/y", " gs://b/y"),
+        (Path(" gs://b/y"), "gs://b/y"),
     ],
 )
 def test_a_scheme_is_refused_and_shown_as_it_was_given(path, shown):
@@ -32,7 +36,7 @@ def test_a_scheme_is_refused_and_shown_as_it_was_given(path, shown):
 
 @pytest.mark.parametrize(
     "path",
-    ["runs/a", "/runs/a", "../a", "C:/runs", "a:b", "runs/gs:/x", "12:30/x", "ü" * 127, "/".join("a" * 2000)],
+    ["runs/a", "/runs/a", "../a", "a:b", "a:", "runs/gs:/x", "12:30/x", "ü" * 127, "/".join("a" * 2000)],
 )
 def test_what_a_file_system_can_hold_is_a_path(path):
     check(path)

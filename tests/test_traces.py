@@ -1,3 +1,5 @@
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -129,3 +131,28 @@ def test_old_generations_are_removed_and_the_newest_stay(folder, monkeypatch):
         monkeypatch.setattr(traces, "_stamp", lambda generation=generation: f"generation-{generation}")
         traces.shapes(WORDS, lambda: {"a": jax.ShapeDtypeStruct((1,), "float32")})
     assert {f.name for f in folder.iterdir()} == {"generation-2", "generation-3", "generation-4"}
+
+
+def abstract():
+    return {"a": {"b": jax.ShapeDtypeStruct((2, 3), np.float32)}}
+
+
+@pytest.mark.parametrize(
+    "content", [b"[1]", b"garbage", b'{"a": 3}', b'{"a": [[2], "no type"]}', b"[" * 100_000, b"\xff"]
+)
+def test_kept_shapes_of_another_form_are_traced_again(folder, content):
+    """With the right digest, so only the form is wrong."""
+    assert traces.shapes(WORDS, abstract) == abstract()
+    (path,) = folder.rglob("*.json")
+    path.write_bytes(content + traces._digest(path.name, content))
+    assert traces.shapes(WORDS, abstract) == abstract()
+    assert traces.shapes(WORDS, pytest.fail) == abstract()  # and kept anew
+
+
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(folder):
+    traces.shapes(WORDS, abstract)
+    (path,) = folder.rglob("*.json")
+    path.unlink()
+    os.mkfifo(path)
+    assert traces.shapes(WORDS, abstract) == abstract()
+    assert path.is_file()

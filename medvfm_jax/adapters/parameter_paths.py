@@ -4,14 +4,15 @@ A path is what Linen calls a module, its names joined by "/": ``image_encoder/bl
 """
 
 import difflib
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from flax.traverse_util import flatten_dict
 from jax import Array
 
+from medvfm_jax import patterns
 from medvfm_jax.adapters.errors import NoSuchSite, NotMergeable
+from medvfm_jax.printable import shortened
 from medvfm_jax.types import Params
 
 SiteDelta = dict[str, Array]  # what is trained at one site: {name: array}
@@ -22,18 +23,20 @@ _SLOT = "~delta"  # "~" cannot start a Linen name, so no module ever reads these
 def match(pattern: str, paths: Iterable[str], what: str = "module that is called") -> list[str]:
     """Return the sorted paths that the regex ``pattern`` matches in full.
 
-    Raises NoSuchSite with the nearest paths if it matches none, or if it is no regular expression.
+    Raises NoSuchSite with the nearest paths if it matches none, or if it is no regular expression or one that may take
+    endlessly long: it may come from the delta of a stranger.
     """
-    paths = sorted(paths)
+    paths, shown = sorted(paths), shortened(pattern)
     try:
-        found = [path for path in paths if re.fullmatch(pattern, path)]
-    except re.error as error:
-        raise NoSuchSite(f"'{pattern}' is not a regular expression ({error}).") from error
+        matches = patterns.matcher(pattern, max(map(len, paths), default=0)).fullmatch
+    except patterns.BadPattern as error:
+        raise NoSuchSite(f"'{shown}' is not a regular expression that can be used ({error}).") from error
+    found = [path for path in paths if matches(path)]
     if found:
         return found
-    near = difflib.get_close_matches(pattern, paths, n=5, cutoff=0.0)
+    near = difflib.get_close_matches(shown, paths, n=5, cutoff=0.0)
     raise NoSuchSite(
-        f"'{pattern}' matches no {what} among {len(paths)}; it must match a whole path. The nearest: "
+        f"'{shown}' matches no {what} among {len(paths)}; it must match a whole path. The nearest: "
         f"{', '.join(near)}."
     )
 

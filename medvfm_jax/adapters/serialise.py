@@ -34,6 +34,9 @@ _ALL: Mapping[str, Callable[..., Adapter]] = {
 KINDS: Catalog[Callable[..., Adapter]] = Catalog("adapter kind", _ALL, BadAdapterConfig)
 
 
+MOST_PARTS = 64  # of a chain; the model is traced once for each, and it may come from the delta of a stranger
+
+
 def to_config(adapter: Adapter) -> dict[str, Any]:
     """The JSON-able configuration of an adapter.
 
@@ -67,9 +70,16 @@ def from_config(config: Mapping[str, Any]) -> Adapter:
         BadAdapterConfig: an unknown kind or option (the nearest is named), or anything that is no configuration.
     """
     try:
+        if (parts := _parts(config)) > MOST_PARTS:
+            raise BadAdapterConfig(f"the adapter has {parts} parts; at most {MOST_PARTS} can be built.")
         return _from_config(config)
     except RecursionError as error:
         raise BadAdapterConfig("the configuration of the adapter is nested too deep.") from error
+
+
+def _parts(config: Any) -> int:
+    parts = config.get("parts") if isinstance(config, Mapping) else None
+    return sum(map(_parts, parts.values())) if isinstance(parts, Mapping) else 1
 
 
 def fitted(adapter: Adapter, spec: ModelSpec) -> Adapter:

@@ -71,7 +71,7 @@ def _warn(args: SegmentArgs, segmenter: Segmenter, images: Sequence[Image]) -> N
         )
     _say_notes(images)
     for image in images:
-        if image.array.shape[-1] > 3:
+        if image.array.shape[-1] > segmenter.seen:
             console.warn(f"{image.path} has {image.array.shape[-1]} channels; the model sees the first three")
 
 

@@ -20,6 +20,8 @@ from medvfm_jax.data.splits import Split
 from medvfm_jax.printable import counted
 
 ABOUT_PROMPTS = ("many pieces", "objects")  # kinds that concern nobody who simulates no prompts
+MANY_CHANNELS = "many channels"  # kind that concerns nobody whose model sees every channel
+_SEEN = 3  # channels of models of pictures and slices
 _OUTLIER = 2.0  # a spacing this many times larger or smaller than the median of the dataset
 
 _MOST_THREADS = 8
@@ -71,7 +73,7 @@ def check_dataset(
     unclear = has_unclear_masks(dataset.findings)
     findings = [
         *dataset.findings,
-        *_of_cases(facts, unclear),
+        *_of_cases(dataset, facts, unclear),
         *_in_no_part(dataset, split),
         *_between(dataset, facts, split),
         *([] if unclear else [*_labels(dataset, facts), *_pieces(dataset, facts), *_objects(facts)]),
@@ -113,7 +115,7 @@ def _inspect(
     return {name: found[name] for name in names}
 
 
-def _of_cases(facts: Mapping[str, CaseFacts], unclear: bool) -> list[Finding]:
+def _of_cases(dataset: Dataset, facts: Mapping[str, CaseFacts], unclear: bool) -> list[Finding]:
     """Each problem of each case, and the notes about single cases together; ``unclear``: without those on labels."""
     errors = [
         Finding(problem.kind, "error", problem.message, (case,))
@@ -121,7 +123,9 @@ def _of_cases(facts: Mapping[str, CaseFacts], unclear: bool) -> list[Finding]:
         for problem in found.problems
     ]
     constant = [case for case, found in facts.items() if found.grid and found.low == found.high]
-    empty = [case for case, found in facts.items() if found.pixels and not any(found.pixels[1:])]
+    bare = {case: found for case, found in facts.items() if found.pixels and not any(found.pixels[1:])}
+    empty = [case for case, found in bare.items() if not found.unlabelled]
+    unlabelled = [case for case, found in bare.items() if found.unlabelled]
     notes = []
     if constant:
         message = f"the same value everywhere in {counted(len(constant), 'image')}: {named(constant)}"
@@ -129,6 +133,8 @@ def _of_cases(facts: Mapping[str, CaseFacts], unclear: bool) -> list[Finding]:
     if empty and not unclear:
         message = f"nothing but background in {len(empty)} of {len(facts)} label maps: {named(empty)}"
         notes.append(Finding("empty label", "note", message, tuple(empty)))
+    if unlabelled and not unclear:
+        notes.append(_only_unlabelled(dataset, facts, unlabelled))
     read: dict[str, dict[str, float]] = defaultdict(dict)
     for case, found in facts.items():
         for note, displacement in found.notes:
@@ -136,6 +142,19 @@ def _of_cases(facts: Mapping[str, CaseFacts], unclear: bool) -> list[Finding]:
     for note, cases in sorted(read.items()):
         notes.append(Finding("reading", "note", line_of(note, cases), tuple(cases)))
     return errors + notes
+
+
+def _only_unlabelled(dataset: Dataset, facts: Mapping[str, CaseFacts], unlabelled: Sequence[str]) -> Finding:
+    """Label maps that may follow another convention, with the number for "not labelled" where others have classes."""
+    others = sum(any(found.pixels[1:]) for found in facts.values())
+    number = dataset.ignore
+    message = (
+        f"no class, and {number}, which means not labelled, in {len(unlabelled)} of {len(facts)} label maps: "
+        f"{named(unlabelled)}; {others or 'no'} others have classes. If {number} "
+        "stands for a class there, two conventions are mixed: nothing is learnt from these pixels and nothing scored; "
+        "write those files anew"
+    )
+    return Finding(UNCLEAR_MASKS, "note", message, tuple(unlabelled))
 
 
 def _in_no_part(dataset: Dataset, split: Split | None) -> list[Finding]:
@@ -153,7 +172,7 @@ def _between(dataset: Dataset, facts: Mapping[str, CaseFacts], split: Split | No
     """What only a comparison of cases shows."""
     return [
         *_duplicates(dataset, facts, split), *_patients(dataset), *_names(dataset), *_spacings(facts),
-        *_channels(facts),
+        *_channels(facts), *_many_channels(dataset, facts),
     ]  # fmt: skip
 
 
@@ -237,6 +256,19 @@ def _channels(facts: Mapping[str, CaseFacts]) -> list[Finding]:
             "channels", "note", f"the number of channels differs: {words} ({named(others)})", tuple(others)
         )
     ]
+
+
+def _many_channels(dataset: Dataset, facts: Mapping[str, CaseFacts]) -> list[Finding]:
+    """Images with channels that models of pictures and slices never see: `images.frame.three_channels`."""
+    cases = sorted(case for case, found in facts.items() if found.channels > _SEEN)
+    if not cases:
+        return []
+    unseen = dataset.channel_names[_SEEN:]
+    message = (
+        f"more than three channels in {counted(len(cases), 'image')}: {named(cases)}; models of pictures and slices "
+        f"see the first three{f', so nothing of {named(unseen)}' if unseen else ''}, models of patches (unetr) all"
+    )
+    return [Finding(MANY_CHANNELS, "note", message, tuple(cases))]
 
 
 def _labels(dataset: Dataset, facts: Mapping[str, CaseFacts]) -> list[Finding]:

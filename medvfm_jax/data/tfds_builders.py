@@ -152,6 +152,11 @@ def _record(
         raise BadDataset(
             f"{dataset.folder} has {dataset.classes} classes; at most {UNLABELLED} can be stored."
         )
+    if image.shape[-1] > 3:
+        raise BadDataset(
+            f"Case '{case.id}' in {dataset.folder} has {image.shape[-1]} channels; at most 3 can be stored in a "
+            "picture, and none is left out unasked."
+        )
     record: dict[str, Any] = {
         "image": _png(_eight_bits(image)),
         "label": _png(np.where(label < 0, UNLABELLED, label).astype(np.uint8)),

@@ -408,7 +408,15 @@ def _score(
     out = config.out / run_directory.SCORES
     names = {case.id: model(case) for case in cases} if keeps else None
     score_cases(
-        settings, out, run.source, cases, about(checked, asked), subject, predictor_of, console, names
+        settings,
+        out,
+        run.source,
+        cases,
+        about(checked, asked, run.base.model.spec),
+        subject,
+        predictor_of,
+        console,
+        names,
     )
     say(f"scores: {out}")
     return out

@@ -130,7 +130,7 @@ def resolve(config: FederateConfig, display: ProgressDisplay | None = None) -> F
         adapter = adapter_with_increments(assembled.adapter, assembled.delta)
         assembled = assembled.with_adapter(adapter, config.seed)
     base, delta, prompt = assembled.base, assembled.delta, assembled.prompt
-    checked = about(checked, prompt)
+    checked = about(checked, prompt, base.model.spec)
     trained = [site for site in partition.clients if site != config.leave_out]
     if entry.needs_clients:
         options |= {"clients": len(trained)}

@@ -23,7 +23,11 @@ def slice_axis(image: Image) -> int:
 
     The plane with the finest sampling in both directions is the one a radiologist looks at.
     """
-    spacing = image.spacing
+    return widest_axis(image.spacing)
+
+
+def widest_axis(spacing: tuple[float, ...] | None) -> int:
+    """Axis of the largest of three spacings, see ``slice_axis``."""
     if spacing is None or max(spacing) <= _ISOTROPIC * min(spacing):
         return 2
     widest = [axis for axis in (2, 1, 0) if spacing[axis] * _ISOTROPIC >= max(spacing)]

@@ -14,6 +14,8 @@ from medvfm_jax.mesh_axes import SLICES
 from medvfm_jax.models.model import Model
 from medvfm_jax.types import MedvfmError, Params, Prediction
 
+MOST_SLICES = 128  # all of them go through the model at once; the depth may come from the delta of a stranger
+
 
 class NoSlab(MedvfmError, ValueError):
     """A model or a depth of which no slab can be made."""
@@ -23,7 +25,8 @@ def slab_model(model: Model, depth: int) -> Model:
     """Model of images (S, S, 3) without prompts -> of slabs (depth, S, S, 3) with the same parameters.
 
     encode gives (depth, h, w, c), apply and decode Prediction(logits (C, depth, h, w)).
-    Raises NoSlab for a model with prompts, or of volumes already, and for less than one slice.
+    Raises NoSlab for a model with prompts, or of volumes already, and for less than one slice or more
+    than ``MOST_SLICES``.
     """
     spec = model.spec
     if spec.task != "semantic" or spec.rank != 2:
@@ -31,8 +34,8 @@ def slab_model(model: Model, depth: int) -> Model:
         raise NoSlab(
             f"Slabs are segmented without prompts, slice by slice, but {spec.name} {what}; use --prompt none."
         )
-    if type(depth) is not int or depth < 1:
-        raise NoSlab(f"A slab needs at least one slice, not {depth!r:.80}.")
+    if type(depth) is not int or not 1 <= depth <= MOST_SLICES:
+        raise NoSlab(f"A slab needs at least one slice and at most {MOST_SLICES}, not {depth!r:.80}.")
 
     def encode(params: Params, slab: Array, **kw: Any) -> Array:
         return _over_slices(lambda image: model.encode(params, image, **kw))(slab)

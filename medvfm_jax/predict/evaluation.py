@@ -22,6 +22,7 @@ from medvfm_jax.predict.case_prediction import predict_case
 from medvfm_jax.predict.overlay_cases import write_overlays
 from medvfm_jax.predict.predictor import Predictor
 from medvfm_jax.predict.volume_prediction import resolved_overlap
+from medvfm_jax.printable import counted
 from medvfm_jax.runs import run_directory, staging
 from medvfm_jax.runs.progress import tracked
 from medvfm_jax.runs.provenance import provenance
@@ -98,7 +99,7 @@ def evaluate(
         raise BadConfig(
             f"{source.dataset.folder} has pictures; {subject.name} was trained to segment volumes."
         )
-    checked = about(checked, subject.prompt)
+    checked = about(checked, subject.prompt, subject.adapted.spec)
     if "point" in subject.prompt and "point" not in subject.base.model.spec.prompts and not subject.delta:
         console.print(f"warning: {subject.name} was not trained with point prompts; scores will be poor")
     run_directory.make_folder(out.parent)
@@ -282,6 +283,15 @@ def _subject(
         raise LabelsDiffer(
             f"The model was trained on the labels {', '.join(trained)}; {source.dataset.folder} has "
             f"{', '.join(source.dataset.labels)}. Rename them in the dataset so that they agree."
+        )
+    trained_on, channels = metadata.get("channel_names", ()), source.dataset.channel_names
+    counts = (
+        source.dataset.dimension == 3 or len(trained_on) > 1
+    )  # grey pictures and coloured ones are one kind
+    if trained_on and channels and counts and len(trained_on) != len(channels):
+        raise BadConfig(
+            f"The delta was trained on {counted(len(trained_on), 'channel')} ({', '.join(trained_on)}); "
+            f"{source.dataset.folder} has {len(channels)} ({', '.join(channels)})."
         )
     name = config.model or metadata["base"]
     return Subject(name, metadata["preset"], loaded.base, loaded.adapted, loaded.delta, prompt)

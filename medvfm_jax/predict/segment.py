@@ -93,6 +93,11 @@ class Segmenter:
         return tuple(self._trained.get("channel_names", ()))
 
     @property
+    def seen(self) -> int:
+        """Channels of an image that reach the model; of more the first ones do."""
+        return self._spec.input_shape[-1]
+
+    @property
     def semantic(self) -> bool:
         """Whether the model takes no prompts."""
         return self._spec.task == "semantic"
@@ -134,11 +139,15 @@ class Segmenter:
     def check(self, image: Image, queries: Sequence[Query], index: int | None) -> None:
         """Raise for prompts that do not fit the model or the image; see ``__call__``."""
         name, count = self._spec.name, image.array.shape[-1]
-        if len(self.channels) > 1 and count != len(self.channels):
-            raise BadConfig(
-                f"{image.path} has {counted(count, 'channel')}; the delta was trained on {len(self.channels)} "
-                f"({', '.join(self.channels)})."
-            )
+        expected = max(1, len(self.channels))  # a picture of one channel may be in grey or in colour
+        if count != expected and (image.is_volume or expected > 1):
+            times = " or time points" if image.is_volume and count > 1 else ""
+            what = f"{image.path} has shape {image.array.shape}: {counted(count, 'channel')}{times}; "
+            if self.channels:
+                what += f"the delta was trained on {expected} ({', '.join(self.channels)})."
+            else:
+                what += f"{name} takes a volume of 1 channel."
+            raise BadConfig(f"{what} Keep one time point." if times and expected == 1 else what)
         if self._spec.rank == 3 and not image.is_volume:
             raise BadConfig(f"{image.path} is a picture; {name} was trained to segment volumes.")
         if self.semantic and queries:

@@ -1,11 +1,12 @@
 """A volume predicted slice by slice, or through windows that slide over it, one finished slice after the other."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medvfm_jax.images import Image, pile, plane
+from medvfm_jax.images import Image, budget, pile, plane
 from medvfm_jax.images.geometry import slice_axis
 from medvfm_jax.images.intensity import VolumeScale
 from medvfm_jax.images.windows import blended, cut
@@ -57,6 +58,13 @@ def label_slices(
         return
     piled = pile(image.array, axis)
     window = window_of(spec, piled.shape[:3])
+    needed, most = spec.classes * math.prod(window) * 4, budget.budget()
+    if needed > most:
+        raise BadConfig(
+            f"{spec.name} sees {' x '.join(map(str, window))} voxels at once; the probabilities of {spec.classes} "
+            f"classes there take {needed / 2**30:.3g} GiB, and at most {most / 2**30:.3g} are used. Crop the volume "
+            f"or raise the limit with {budget.VARIABLE}={math.ceil(needed / 2**30)}."
+        )
 
     def at(corner: tuple[int, int, int]) -> NDArray[np.float32]:
         part = piled[tuple(slice(c, c + n) for c, n in zip(corner, window))]

@@ -176,18 +176,48 @@ def load_adapted(
     artifacts.require(metadata, ("base", "fingerprint", "adapter", "prompt", "classes"), delta)
     note = "" if run is None else check_run(run, metadata, delta)
     name, classes = model or metadata["base"], metadata["classes"]
-    seed, shape = metadata.get("seed", 0), stored_shape(metadata, delta)
+    seed, shape = metadata.get("seed", 0), stored_shape(metadata, entry_of(name), delta)
     base = load_base(name, classes=classes, seed=seed, dtype=dtype, file=file, offline=offline, shape=shape)
     artifacts.check_base(metadata, base.params)
     change = stored_transform(metadata, base.model.spec)
     base = transformed(base, change)
+    _check_labels(metadata, base.model.spec, delta)
     adapted = with_adapter(base, metadata["adapter"])
     words = (name, dtype, classes, shape, change, metadata["adapter"])
-    expected = traces.shapes(
-        ["delta", *words], lambda: jax.eval_shape(adapted.init, jax.random.key(0), base.params)
-    )
+    expected = traces.shapes(["delta", *words], lambda: _shapes_of(adapted, base, delta))
     artifacts.check_arrays(arrays, expected, delta)
     return Loaded(base, adapted, arrays, metadata, note, words)
+
+
+def _shapes_of(adapted: AdaptedModel, base: Base, delta: Path) -> Delta:
+    """Shapes of the arrays that the adapter in the metadata of a delta has; raises BadDelta for impossible ones."""
+    try:
+        return jax.eval_shape(adapted.init, jax.random.key(0), base.params)
+    except (TypeError, ValueError, OverflowError, MemoryError, ZeroDivisionError, AssertionError) as error:
+        if isinstance(error, MedvfmError):
+            raise
+        raise artifacts.BadDelta(
+            f"{delta}: the adapter that its metadata describe does not fit its model ({_first_line(error)})."
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return f"{next(iter(str(error).splitlines()), type(error).__name__):.200}"
+
+
+def _check_labels(metadata: Mapping[str, Any], spec: ModelSpec, delta: Path) -> None:
+    """Raise BadDelta unless classes, labels and outputs of the model in a delta's metadata are as many."""
+    classes, labels = metadata["classes"], metadata.get("labels")
+    if labels is not None and sorted(labels.values()) != list(range(classes)):
+        raise artifacts.BadDelta(
+            f"{delta}: its labels are numbered {', '.join(map(str, sorted(labels.values())[:6]))} ...; expected 0 to "
+            f"{classes - 1}, once each, for its {classes} classes."
+        )
+    if spec.task == "semantic" and spec.classes != classes:
+        raise artifacts.BadDelta(
+            f"{delta}: its model has {spec.classes} outputs and its metadata say {classes} classes; the file was put "
+            "together from two deltas."
+        )
 
 
 def check_run(run: Mapping[str, Any], metadata: Mapping[str, Any], delta: Path) -> str:

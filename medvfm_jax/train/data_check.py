@@ -4,10 +4,15 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from medvfm_jax.data import BadCase
-from medvfm_jax.data.check import ABOUT_PROMPTS, DatasetCheck, check_dataset
+from medvfm_jax.data.check import ABOUT_PROMPTS, MANY_CHANNELS, DatasetCheck, check_dataset
+from medvfm_jax.data.findings import Finding, named
+from medvfm_jax.data.inspection import CaseFacts
 from medvfm_jax.data.objects import objects_of
 from medvfm_jax.data.records import Dataset
+from medvfm_jax.images.geometry import widest_axis
+from medvfm_jax.printable import counted
 from medvfm_jax.train.training_data import SplitData
+from medvfm_jax.types import ModelSpec
 
 Track = Callable[[Sequence[Any], str], Iterable[Any]]
 
@@ -24,11 +29,46 @@ def check_split(
     return found
 
 
-def about(found: DatasetCheck, prompt: str) -> DatasetCheck:
-    """What concerns a run with these prompts: without any, nothing about what prompts would be drawn around."""
-    if prompt != "none":
-        return found
-    return found._replace(findings=tuple(f for f in found.findings if f.kind not in ABOUT_PROMPTS))
+def about(found: DatasetCheck, prompt: str, spec: ModelSpec) -> DatasetCheck:
+    """What concerns a run of this model with these prompts.
+
+    Without any, nothing about what prompts would be drawn around; of a model that sees every channel nothing about
+    those that others do not see. Volumes that are smaller than its window are noted.
+    """
+    left_out = list(ABOUT_PROMPTS) if prompt == "none" else []
+    if all(facts.channels <= spec.input_shape[-1] for facts in found.facts.values()):
+        left_out.append(MANY_CHANNELS)
+    findings = tuple(f for f in found.findings if f.kind not in left_out)
+    return found._replace(findings=(*findings, *_smaller_than_the_window(found, spec)))
+
+
+def _smaller_than_the_window(found: DatasetCheck, spec: ModelSpec) -> list[Finding]:
+    """Volumes that are filled up with zeros, because the model sees more slices, or a larger patch, at once."""
+    if spec.rank == 2:
+        return []
+    window = spec.input_shape[:3] if spec.resize == "none" else spec.input_shape[:1]
+    small = [
+        case
+        for case, facts in sorted(found.facts.items())
+        if facts.grid is not None and any(n < w for n, w in zip(_slices_first(facts), window, strict=False))
+    ]
+    if not small:
+        return []
+    what = " x ".join(map(str, window)) + (" voxels" if len(window) == 3 else " slices")
+    message = (
+        f"smaller than the window of {what}, so filled up with zeros: {counted(len(small), 'volume')}: "
+        f"{named(small)}; --window takes a smaller one in training"
+    )
+    return [Finding("window", "note", message, tuple(small))]
+
+
+def _slices_first(facts: CaseFacts) -> tuple[int, ...]:
+    """(D, H, W) of a volume, as ``images.pile`` puts it."""
+    if len(facts.grid) != 3:
+        return ()
+    axis = widest_axis(facts.spacing)
+    width, height = (n for a, n in enumerate(facts.grid) if a != axis)
+    return facts.grid[axis], height, width
 
 
 def refuse_bad(found: DatasetCheck, dataset: Dataset, skip_bad: bool) -> None:

@@ -53,8 +53,10 @@ class EmbeddingCache:
         self._prefix = hashlib.sha256("|".join(words).encode()).hexdigest()
         self._folder = None if folder is None else folder / self._prefix[:16]
         self._memory: dict[str, NDArray] = {}
+        self._shapes: dict[tuple[int, ...], jax.ShapeDtypeStruct] = {}
         self._used, self._swept = 0, False
         self.encoded = 0  # how often the encoder ran
+        self._unwritable = ""  # why embeddings cannot be kept on disk
         self.damaged = 0  # embeddings on disk that were not what had been written, and were computed again
 
     def __call__(self, image: NDArray) -> NDArray:
@@ -62,7 +64,7 @@ class EmbeddingCache:
         key = self._key(image)
         if key in self._memory:
             return self._memory[key]
-        stored = self._read(key)
+        stored = self._read(key, image)
         if stored is not None:
             return stored
         embedding = np.asarray(self._encode(image))
@@ -83,14 +85,18 @@ class EmbeddingCache:
             self._write(self._folder / f"{key}.npy", embedding)
 
     def _has_room(self, size: int) -> bool:
-        if not self._swept:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            for leftover in self._folder.glob("*.tmp"):
-                with contextlib.suppress(OSError):  # another process was faster
-                    if time.time() - leftover.stat().st_mtime > _ABANDONED:
-                        leftover.unlink()
-            self._swept = True
-        return shutil.disk_usage(self._folder).free - size > _DISK_RESERVE
+        try:
+            if not self._swept:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                for leftover in self._folder.glob("*.tmp"):
+                    with contextlib.suppress(OSError):  # another process was faster
+                        if time.time() - leftover.stat().st_mtime > _ABANDONED:
+                            leftover.unlink()
+                self._swept = True
+            return shutil.disk_usage(self._folder).free - size > _DISK_RESERVE
+        except OSError as error:  # a file in the place of the folder, no permission
+            self._unwritable = error.strerror or str(error)
+            return False
 
     def _write(self, path: Path, embedding: NDArray) -> None:
         buffer = io.BytesIO()
@@ -100,19 +106,26 @@ class EmbeddingCache:
         try:
             temporary.write_bytes(content + _digest(path.stem, content))
             os.replace(temporary, path)
-        except OSError:  # a cache that cannot be written is slower, not wrong
-            temporary.unlink(missing_ok=True)
+        except OSError as error:  # a cache that cannot be written is slower, not wrong
+            self._unwritable = error.strerror or str(error)
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
-    def _read(self, key: str) -> NDArray | None:
+    def _read(self, key: str, image: NDArray) -> NDArray | None:
         if self._folder is None:
             return None
         path = self._folder / f"{key}.npy"
         try:
+            if path.exists() and not path.is_file():  # reading from a pipe would never end
+                raise OSError("no file")
             stored = path.read_bytes()
             content = stored[:-_DIGEST]
             if stored[-_DIGEST:] == _digest(key, content):
-                return np.load(io.BytesIO(content), allow_pickle=False)
-        except FileNotFoundError:
+                embedding = np.load(io.BytesIO(content), allow_pickle=False)
+                expected = self._expected(image)
+                if (embedding.shape, embedding.dtype) == (expected.shape, expected.dtype):
+                    return embedding
+        except (FileNotFoundError, NotADirectoryError):  # the latter is said when something is to be written
             return None
         except (OSError, ValueError):
             pass
@@ -123,12 +136,25 @@ class EmbeddingCache:
             path.unlink(missing_ok=True)
         return None
 
+    def _expected(self, image: NDArray) -> jax.ShapeDtypeStruct:
+        """Shape and type of the embedding of an image; traced once per shape."""
+        if image.shape not in self._shapes:
+            self._shapes[image.shape] = jax.eval_shape(self._encode, image)
+        return self._shapes[image.shape]
+
     def describe_damage(self) -> str | None:
-        """A sentence about what was damaged on disk, None if nothing was."""
-        if not self.damaged:
-            return None
-        what = "1 embedding" if self.damaged == 1 else f"{self.damaged} embeddings"
-        return f"{what} in {self._folder} had been damaged, or were kept by an older version; computed again"
+        """What was damaged on disk or could not be kept there, in words, None if nothing was."""
+        said = []
+        if self.damaged:
+            what = "1 embedding" if self.damaged == 1 else f"{self.damaged} embeddings"
+            said.append(
+                f"{what} in {self._folder} had been damaged, or were kept by an older version; computed again"
+            )
+        if self._unwritable:
+            said.append(
+                f"embeddings could not be kept in {self._folder} ({self._unwritable}) and were computed anew"
+            )
+        return "; ".join(said) or None
 
 
 def _digest(key: str, content: bytes) -> bytes:

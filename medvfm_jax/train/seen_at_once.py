@@ -1,10 +1,12 @@
 """What a model of volumes sees at once, from settings to the model built: slices of a slab, sides of a patch."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from medvfm_jax.data import Dataset
+from medvfm_jax.images import budget
 from medvfm_jax.models.entry import ModelEntry
 from medvfm_jax.settings.adapt import AdaptConfig
 from medvfm_jax.settings.records import BadConfig
@@ -15,7 +17,7 @@ from medvfm_jax.weights import artifacts
 def patch_shape(config: AdaptConfig, entry: ModelEntry, dataset: Dataset) -> tuple[int, ...] | None:
     """(D, H, W, channels) of the patches a model is built for, None for a model that sees pictures or slices.
 
-    Raises BadConfig for a ``window`` of another kind than the model's.
+    Raises BadConfig for a ``window`` of another kind than the model's, or too large to hold.
     """
     if "window" not in entry.options:
         if len(config.window) == 3:
@@ -28,7 +30,10 @@ def patch_shape(config: AdaptConfig, entry: ModelEntry, dataset: Dataset) -> tup
         raise BadConfig(
             f"Model '{config.model}' sees patches; give --window three sides: depth, height, width."
         )
-    return (*(config.window or entry.spec.input_shape[:3]), max(1, len(dataset.channel_names)))
+    shape = (*(config.window or entry.spec.input_shape[:3]), max(1, len(dataset.channel_names)))
+    if problem := _too_large(shape, entry):
+        raise BadConfig(f"window is {' '.join(map(str, shape[:3]))}: {problem}.")
+    return shape
 
 
 def slab_depth(config: AdaptConfig) -> int | None:
@@ -55,11 +60,32 @@ def recorded_shape(spec: ModelSpec) -> dict[str, list[int]]:
     return {"input_shape": list(spec.input_shape)} if spec.rank == 3 and spec.resize == "none" else {}
 
 
-def stored_shape(metadata: Mapping[str, Any], delta: Path) -> tuple[int, ...] | None:
-    """(D, H, W, channels) from the metadata of a delta, None if they have no such entry; raises BadDelta."""
+def stored_shape(metadata: Mapping[str, Any], entry: ModelEntry, delta: Path) -> tuple[int, ...] | None:
+    """(D, H, W, channels) from the metadata of a delta, None if they have no such entry; builds nothing.
+
+    Raises BadDelta for anything but four numbers of a patch that can be held, and for a model without patches.
+    """
     shape = metadata.get("input_shape")
     if shape is None:
         return None
     if not isinstance(shape, list) or len(shape) != 4 or any(type(n) is not int for n in shape):
         raise artifacts.BadDelta(f"{delta}: its input_shape is {shape!r:.80}; expected four whole numbers.")
+    if "window" not in entry.options:
+        raise artifacts.BadDelta(f"{delta}: it has an input_shape, and its model takes no patches.")
+    if problem := _too_large(shape, entry):
+        raise artifacts.BadDelta(f"{delta}: its input_shape is {shape}: {problem}.")
     return tuple(shape)
+
+
+def _too_large(shape: Sequence[int], entry: ModelEntry) -> str | None:
+    """Whether a patch (D, H, W, channels) with the features of each voxel is more than one image may take, in words."""
+    *sides, channels = shape
+    if min(shape) < 1:
+        return "every number has to be at least 1"
+    needed, most = math.prod(sides) * max(channels, entry.spec.embedding[-1]) * 4, budget.budget()
+    if needed <= most:
+        return None
+    return (
+        f"the features of its voxels alone would take more than the {most / 2**30:.3g} GiB that are used at once; take "
+        f"a smaller window, or raise the limit with {budget.VARIABLE}"
+    )

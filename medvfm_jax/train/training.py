@@ -119,7 +119,7 @@ def resolve(
         depth=slab_depth(config),
     )
     prompt, size = assembled.prompt, assembled.size
-    checked = about(checked, prompt)
+    checked = about(checked, prompt, assembled.base.model.spec)
     data = training_data(source, assembled.base.model.spec, prompt, config)
     record = to_json(config) | {
         "resolved": {

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import medvfm_jax
-from medvfm_jax import local_paths
+from medvfm_jax import json_text, local_paths
 from medvfm_jax.printable import shortened
 from medvfm_jax.types import Delta, MedvfmError, Params
 from medvfm_jax.weights import safetensors_files
@@ -104,11 +104,9 @@ def _metadata(stored: Mapping[str, str], path: Path | str) -> dict[str, Any]:
     if stored.get("format") != FORMAT:
         raise BadDelta(f"{path} is a safetensors file but no delta: its metadata lack format={FORMAT}.")
     try:
-        metadata = json.loads(stored.get("medvfm", "null"))
-    except (ValueError, RecursionError):
-        metadata = None
-    if not isinstance(metadata, dict):
-        raise BadCheckpoint(f"{path}: the metadata of the delta are damaged (no JSON object).")
+        metadata = json_text.parse_object(stored.get("medvfm", "null"))
+    except json_text.BadJson as error:
+        raise BadCheckpoint(f"{path}: the metadata of the delta are damaged ({error}).") from error
     for name, (holds, what) in _KINDS.items():
         if name in metadata and not holds(metadata[name]):
             raise BadDelta(

@@ -5,29 +5,25 @@ PEFT computes W x + (lora_alpha / r) * B (A x) with A (r, in) and B (out, r) for
 """
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from medvfm_jax import json_text
 from medvfm_jax.fetch.cache import publish, temporary
 from medvfm_jax.printable import shortened
 from medvfm_jax.types import MedvfmError, Params
 from medvfm_jax.weights import safetensors_files
+from medvfm_jax.weights.peft_config import BadPeft, read_config
 from medvfm_jax.weights.port import to_torch
+from medvfm_jax.weights.soundness import renamed, unsound
 from medvfm_jax.weights.tables import own_table
 from medvfm_jax.weights.tree import collection, flatten
 
 
 class CannotExport(MedvfmError):
     """A delta has no equal in the wanted format."""
-
-
-class BadPeft(MedvfmError):
-    """A folder that is no PEFT LoRA adapter, or one of another model."""
 
 
 class LowRank(NamedTuple):
@@ -125,16 +121,17 @@ def load_peft(folder: Path | str, params: Params) -> dict[str, LowRank]:
         params: of the model that the adapter is for; arrays or shapes.
 
     Returns:
-        {module path: update}: for ``adapters.lora`` on these modules, the arrays of a delta.
+        {module path: update}: for ``adapters.lora`` on these modules, the arrays of a delta, float32.
 
     Raises:
-        BadPeft: no LoRA adapter, one with parts that are no update of a Linear layer of this model, factors that do
-            not fit its kernels, or biases and whole modules that were trained too.
-        BadCheckpoint: the file of arrays is damaged.
+        BadPeft: no LoRA adapter, one with parts that are no update of a Linear layer of this model, factors that are
+            not finite or do not fit its kernels, a configuration that is not of these arrays, or biases and whole
+            modules that were trained too.
+        BadCheckpoint: the file of arrays is damaged, or holds an array twice, with and without PEFT's prefix.
     """
     folder = Path(folder)
-    config = _config(folder / "adapter_config.json")
-    tensors, _ = safetensors_files.read(folder / "adapter_model.safetensors")
+    config = read_config(folder / "adapter_config.json")
+    pairs = _factors(folder)
     kernels = {
         path: leaf.shape for path, leaf in flatten(collection(params)).items() if path.endswith("/kernel")
     }
@@ -147,46 +144,64 @@ def load_peft(folder: Path | str, params: Params) -> dict[str, LowRank]:
         if not others and row.layout == "transpose":
             places[source.removesuffix(".weight")] = path
     updates = {}
-    for key in sorted(tensors):
-        module, _, end = key.removeprefix("base_model.model.").rpartition(".lora_")
-        if module not in places or end not in ("A.weight", "B.weight"):
+    for module, (a, b) in pairs.items():
+        if module not in places:
+            raise BadPeft(_no_update(folder, module))
+        if not config.targets(module):
             raise BadPeft(
-                f"{folder}: {shortened(key)} is no low-rank update of a Linear layer of this model; was the adapter "
-                "made for another one, or did it train more than low-rank updates?"
+                f"{folder}: there is an update of {module}, which is none of the target_modules of the configuration; "
+                "the two files are not of one adapter."
             )
-        if end == "B.weight":
-            continue
-        path, a = places[module], tensors[key].T
-        b = tensors.get(key.replace("lora_A", "lora_B"), np.zeros((0, 0))).T
+        path = places[module]
         fan_in, fan_out = kernels[path]
-        if a.shape[0] != fan_in or b.shape != (a.shape[1], fan_out):
+        rank = a.shape[1]
+        if a.shape[0] != fan_in or b.shape != (rank, fan_out) or not rank:
             raise BadPeft(
                 f"{folder}: the factors of {module} are {a.T.shape} and {b.T.shape}, which does not fit a kernel of "
                 f"{fan_in} inputs and {fan_out} outputs."
             )
-        rank = a.shape[1]
-        alpha = (config.get("alpha_pattern") or {}).get(module, config["lora_alpha"])
-        updates[path.removesuffix("/kernel")] = LowRank(
-            a, b, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+        if rank != (said := config.rank(module)):
+            raise BadPeft(
+                f"{folder}: the factors of {module} have rank {rank} and the configuration says {said}; the two files "
+                "are not of one adapter."
+            )
+        updates[path.removesuffix("/kernel")] = LowRank(a, b, config.scale(module))
+    if lost := sorted(name for name in places if name not in pairs and config.demands(name)):
+        raise BadPeft(
+            f"{folder}: the configuration names {lost[0]} among the target_modules, and there is no update of it; the "
+            "file of arrays is incomplete."
         )
     return updates
 
 
-def _config(path: Path) -> dict[str, Any]:
-    try:
-        config = json_text.parse_object(path.read_bytes())
-    except OSError as error:
-        raise BadPeft(
-            f"{path} cannot be read ({error.strerror}); a folder that PEFT wrote was expected."
-        ) from error
-    except json_text.BadJson as error:
-        raise BadPeft(f"{path} is damaged: {error}.") from error
-    alpha = config.get("lora_alpha")
-    if config.get("peft_type") != "LORA" or isinstance(alpha, bool) or not isinstance(alpha, int | float):
-        raise BadPeft(f"{path} describes no LoRA adapter (peft_type, lora_alpha); only those can be read.")
-    pattern = config.get("alpha_pattern") or {}
-    if not isinstance(pattern, dict) or not all(isinstance(value, int | float) for value in pattern.values()):
-        raise BadPeft(f"{path}: alpha_pattern is no table of numbers.")
-    if config.get("use_dora") or config.get("fan_in_fan_out"):
-        raise BadPeft(f"{path}: DoRA and transposed layers (use_dora, fan_in_fan_out) cannot be read.")
-    return config
+def _factors(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """{PyTorch's name of a module: (a (in, rank), b (rank, out))}, all finite and in pairs."""
+    path = folder / "adapter_model.safetensors"
+    tensors, _ = safetensors_files.read(path)
+    tensors = renamed(tensors, lambda key: key.removeprefix("base_model.model."), path)
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for key in sorted(tensors):
+        module, _, end = key.rpartition(".lora_")
+        if not module or end not in ("A.weight", "B.weight"):
+            raise BadPeft(_no_update(folder, key))
+        array = tensors[key]
+        if problem := unsound(array):
+            raise BadPeft(f"{path}: {shortened(key)} {problem}; the adapter cannot be used.")
+        if array.ndim != 2:
+            raise BadPeft(
+                f"{path}: {shortened(key)} has shape {array.shape}; a factor of a Linear layer has two axes."
+            )
+        found.setdefault(module, {})[end[0]] = array.T.astype(np.float32)
+    for module, factors in found.items():
+        if lost := {"A", "B"} - factors.keys():
+            raise BadPeft(f"{path}: {shortened(module)} has no lora_{lost.pop()}; the file is incomplete.")
+    if not found:
+        raise BadPeft(f"{path} holds no low-rank update.")
+    return {module: (factors["A"], factors["B"]) for module, factors in found.items()}
+
+
+def _no_update(folder: Path, key: str) -> str:
+    return (
+        f"{folder}: {shortened(key)} is no low-rank update of a Linear layer of this model; was the adapter made for "
+        "another one, or did it train more than low-rank updates?"
+    )

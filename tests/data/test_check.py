@@ -11,7 +11,7 @@ from medvfm_jax.data.findings import Findings
 from medvfm_jax.data.inspection import CaseFacts, inspect_case
 from medvfm_jax.data.splits import Split
 from tests.data.planted_problems import PLANTED, plant
-from tests.data.small_folders import nnunet_folder, plain_folder, save_picture, save_volume
+from tests.data.small_folders import nnunet_folder, plain_folder, save_picture, save_volume, write_info
 
 CHECKS = np.indices((6, 5)).sum(0) % 2
 
@@ -87,6 +87,45 @@ def test_images_without_mask_and_masks_without_image_are_counted_and_named(tmp_p
         "constant image": "the same value everywhere in 1 image: 'a'",
         "channels": "the number of channels differs: 1 image with 1, 1 image with 3 ('g')",
     }
+
+
+def test_channels_that_models_of_slices_never_see_are_named_and_counted(tmp_path):
+    """Of four the first three are used; three or fewer are nothing to be told about."""
+    folder = nnunet_folder(tmp_path / "four", ("a", "b"), channels=4)
+    (note,) = [f for f in check_dataset(open_dataset(folder)).findings if f.kind == "many channels"]
+    assert note.message.startswith("more than three channels in 2 images: 'a', 'b'; ")
+    assert "nothing of 'T3'" in note.message
+    assert (note.severity, note.cases) == ("note", ("a", "b"))
+    three = nnunet_folder(tmp_path / "three", channels=3)
+    assert "many channels" not in {f.kind for f in check_dataset(open_dataset(three)).findings}
+
+
+@pytest.mark.parametrize("layout", ["plain", "nnunet"])
+def test_files_with_nothing_but_the_declared_ignore_value_beside_files_with_classes_are_named(
+    tmp_path, layout
+):
+    """ignore: 255 is declared, two files are 0/1, two 0/255 and one is empty."""
+    mask = np.zeros((6, 5), np.uint8)
+    mask[2:4] = 1
+    masks = {"a": mask, "b": mask, "c": 255 * mask, "d": 255 * mask, "e": 0 * mask}
+    if layout == "plain":
+        plain_folder(tmp_path, masks)
+        (tmp_path / "labels.json").write_text('{"background": 0, "cell": 1, "ignore": 255}')
+    else:
+        labels = {"background": 0, "cell": 1, "ignore": 255}
+        write_info(tmp_path, labels=labels, channel_names={"0": "L"}, numTraining=5, file_ending=".png")
+        for name, array in masks.items():
+            save_picture(tmp_path / "imagesTr" / f"{name}_0000.png", mask + ord(name))
+            save_picture(tmp_path / "labelsTr" / f"{name}.png", array)
+    findings = check_dataset(open_dataset(tmp_path)).findings
+    (mixed,) = [f for f in findings if f.kind == "mask convention"]
+    assert mixed.severity == "note"
+    assert mixed.cases == ("c", "d")
+    assert mixed.message.startswith(
+        "no class, and 255, which means not labelled, in 2 of 5 label maps: 'c', 'd'; 2 others have classes"
+    )
+    (empty,) = [f for f in findings if f.kind == "empty label"]
+    assert empty.message == "nothing but background in 1 of 5 label maps: 'e'"
 
 
 def with_instances(folder, masks, instances):

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from medvfm_jax.data import make_phantom_dataset, open_dataset, read_case, split
+from medvfm_jax.data.records import BadDataset
+from tests.data.small_folders import nnunet_folder
 
 SCRIPT = """
 import json, sys
@@ -59,3 +61,11 @@ def test_prepared_examples_are_those_of_the_folder_without_tensorflow(tmp_path, 
         np.testing.assert_array_equal(first["label"][..., 0], case.label[:, :, 0].T)
         assert first["image"].shape == (24, 24, 1)
         assert (said["slice"], said["spacing"]) == (0, [1.0, 1.0])
+
+
+def test_channels_that_no_picture_can_hold_are_not_left_out(tmp_path):
+    from medvfm_jax.data.tfds_builders import as_source
+
+    folder = nnunet_folder(tmp_path / "four", "abcde", channels=4)
+    with pytest.raises(BadDataset, match="has 4 channels; at most 3"):
+        as_source("nnunet_folder", folder, data_dir=tmp_path / "tfds")

@@ -39,7 +39,7 @@ def test_what_is_no_slab():
         slab_model(model, 3)
     with pytest.raises(NoSlab, match="sees volumes already"):
         slab_model(models.build("unetr-tiny-test"), 3)
-    for depth in (0, 2.5, "3"):
+    for depth in (0, 2.5, "3", 129, 3000, 2**60):
         with pytest.raises(NoSlab, match="at least one slice"):
             slab_model(models.build("unet", classes=2), depth)
     with pytest.raises(BadTransform, match="not of slabs"):

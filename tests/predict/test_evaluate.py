@@ -214,6 +214,20 @@ def test_other_labels_are_refused_for_a_model_with_one_output_per_label(prompt_f
     assert fake.made == 0
 
 
+def test_volumes_with_other_channels_than_the_delta_was_trained_on_are_refused(
+    prompt_free, volumes, fake, tmp_path
+):
+    two = shutil.copytree(volumes, tmp_path / "two")
+    for image in list((two / "imagesTr").glob("*_0000.nii.gz")):
+        shutil.copy(image, image.with_name(image.name.replace("_0000", "_0001")))
+    info = json.loads((two / "dataset.json").read_text())
+    info["channel_names"] |= {"1": "FLAIR"}
+    (two / "dataset.json").write_text(json.dumps(info))
+    with pytest.raises(BadConfig, match=r"trained on 1 channel \(.*two has 2 \(.*, FLAIR\)"):
+        evaluate(EvaluateConfig(run=prompt_free, data=str(two)))
+    assert fake.made == 0
+
+
 def test_points_for_a_model_trained_with_boxes_are_warned_about(cells, monkeypatch, tmp_path):
     class Nothing(HalfPredictor):
         def label_map(self, picture, queries, values):

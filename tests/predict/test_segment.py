@@ -10,11 +10,12 @@ from medvfm_jax.images import BadPrompt, Image, Query
 from medvfm_jax.images.intensity import volume_to_unit, window
 from medvfm_jax.models.errors import UnknownModel
 from medvfm_jax.predict.segment import load_segmenter
+from medvfm_jax.predict.volume_prediction import label_slices
 from medvfm_jax.runs import run_directory
 from medvfm_jax.runs.run_directory import RunError
 from medvfm_jax.runs.settings_record import settings_digest
 from medvfm_jax.train import BadConfig, assemble
-from medvfm_jax.types import Prediction
+from medvfm_jax.types import ModelSpec, Prediction
 from medvfm_jax.weights import WrongBaseWeights, artifacts
 from tests.predict.plain_models import SIZE, channels, inside_box
 from tests.predict.plain_segmenter import segmenter
@@ -183,9 +184,23 @@ def test_what_does_not_fit_is_refused_before_the_model_runs(task, image, queries
 
 def test_a_delta_sees_as_many_channels_as_it_was_trained_on():
     model = segmenter(above_half, "semantic", channel_names=("T1", "T2"))
-    with pytest.raises(BadConfig, match=r"v\.nii\.gz has 1 channel; .* trained on 2 \(T1, T2\)"):
+    with pytest.raises(BadConfig, match=r"v\.nii\.gz has .* 1 channel; .* trained on 2 \(T1, T2\)"):
         model(volume())
     assert model(volume(channels=2)).labels.any()
+
+
+@pytest.mark.parametrize(
+    ("channel_names", "what"), [(("MRI",), r"trained on 1 \(MRI\)"), ((), "volume of 1 channel")]
+)
+def test_time_points_are_no_colours(channel_names, what):
+    """A 4-D volume for a delta of one channel, or for a model as it is, is refused with its shape."""
+    model = segmenter(above_half, "semantic", channel_names=channel_names)
+    for count in (2, 3, 5):
+        message = rf"shape \({SIZE}, {SIZE}, 4, {count}\): {count} channels or time points; .*{what}.*one time point"
+        with pytest.raises(BadConfig, match=message):
+            model(volume(channels=count))
+    assert model(volume()).labels.any()
+    assert model(picture(WHITE)).labels.any()  # in colour
 
 
 @pytest.mark.parametrize(
@@ -304,3 +319,13 @@ def test_a_model_without_masks_is_refused_before_its_weights_are_fetched(model, 
     monkeypatch.setattr(weights, "load", None)  # would fail if it were called
     with pytest.raises(error, match=message):
         load_segmenter(model)
+
+
+def test_a_window_whose_probabilities_nobody_can_hold_is_refused_before_anything_is_predicted(monkeypatch):
+    """3 classes of 2 slices of 16 x 16 voxels in float32 are 6144 bytes; 5368 are allowed."""
+    spec = ModelSpec("slabs", (2, SIZE, SIZE, 3), (2, 4, 4, 8), (2, SIZE, SIZE), task="semantic", classes=3)
+    even = np.ones((3, 2, SIZE, SIZE), np.float32)
+    assert len(list(label_slices(spec, volume(), (), lambda window: even))) == 4
+    monkeypatch.setenv("MEDVFM_MAX_IMAGE_GIB", "5e-6")
+    with pytest.raises(BadConfig, match=rf"sees 2 x {SIZE} x {SIZE} voxels at once"):
+        list(label_slices(spec, volume(), (), pytest.fail))

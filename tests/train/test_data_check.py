@@ -10,7 +10,7 @@ from medvfm_jax.predict import evaluation
 from medvfm_jax.settings.evaluate import EvaluateConfig
 from medvfm_jax.train.data_check import about, check_split, lines, recorded_objects, refuse_bad
 from medvfm_jax.train.training_data import open_split
-from tests.data.small_folders import plain_folder
+from tests.data.small_folders import SPEC, nnunet_folder, plain_folder
 
 evaluate_module = evaluation
 MASK = np.eye(6, dtype=np.uint8)
@@ -59,9 +59,9 @@ def test_a_run_without_prompts_hears_nothing_about_them(folder):
     plain_folder(folder, {"a": mask})
     dataset = open_dataset(folder, objects="labels")
     found = check_dataset(dataset, cases=["a"])
-    assert [f.kind for f in about(found, "box").findings] == ["many pieces"]
-    assert lines(about(found, "box"))[0].startswith("note: foreground falls into 16 pieces")
-    assert about(found, "none").findings == ()
+    assert [f.kind for f in about(found, "box", SPEC).findings] == ["many pieces"]
+    assert lines(about(found, "box", SPEC))[0].startswith("note: foreground falls into 16 pieces")
+    assert about(found, "none", SPEC).findings == ()
 
 
 def test_what_prompts_are_about_is_recorded_where_it_is_not_what_it_always_was(folder):
@@ -82,3 +82,34 @@ def test_a_run_is_scored_with_the_objects_it_was_trained_on(folder, tmp_path, re
     config = EvaluateConfig(run=tmp_path / "run", objects=asked)
     source = evaluate_module._data(config, {"resolved": resolved}, None)
     assert objects_of(source.dataset) == expected
+
+
+def test_a_run_hears_of_channels_unless_its_model_sees_them_all(tmp_path):
+    found = check_dataset(open_dataset(nnunet_folder(tmp_path / "four", channels=4)))
+    (line,) = [line for line in lines(about(found, "none", SPEC)) if "channels" in line]
+    assert line.startswith("note: more than three channels in 2 images")
+    patches = dataclasses.replace(SPEC, input_shape=(16, 16, 16, 4), logits_shape=(16, 16, 16))
+    assert not [line for line in lines(about(found, "none", patches)) if "channels" in line]
+
+
+def test_volumes_smaller_than_the_window_are_named(tmp_path):
+    """5 x 4 x 3 voxels of 2 x 1.5 x 4 mm: three slices of height 4 and width 5."""
+    found = check_dataset(open_dataset(nnunet_folder(tmp_path / "d")))
+
+    def said(*window, resize="none"):
+        spec = dataclasses.replace(SPEC, input_shape=(*window, 1), logits_shape=window, resize=resize)
+        return [f for f in about(found, "none", spec).findings if f.kind == "window"]
+
+    assert said(3, 4, 5) == []
+    assert said(3, 32, 32, resize="longest_side") == []  # slices are resized
+    for window, resize, words in (
+        ((4, 4, 5), "none", "4 x 4 x 5 voxels"),
+        ((3, 5, 5), "none", "3 x 5 x 5 voxels"),
+        ((3, 4, 6), "none", "3 x 4 x 6 voxels"),
+        ((4, 32, 32), "longest_side", "4 slices"),
+    ):
+        (note,) = said(*window, resize=resize)
+        assert note.cases == ("a", "b")
+        assert note.message.startswith(
+            f"smaller than the window of {words}, so filled up with zeros: 2 volumes: 'a', 'b'"
+        )

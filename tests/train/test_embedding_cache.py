@@ -1,3 +1,4 @@
+import io
 import os
 
 import jax
@@ -159,3 +160,31 @@ def test_a_cached_loader_changes_the_images_only():
     np.testing.assert_array_equal(batch.image, np.stack([encode(i) for i in IMAGES[:2]]))
     loader.set_state("there")
     assert (loader.get_state(), inner.state) == ("here", "there")
+
+
+def test_a_whole_file_with_an_array_of_another_shape_or_type_is_computed_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(embedding_cache, "_DISK_RESERVE", 0)
+    expected = EmbeddingCache(encode, "base", tmp_path, 0)(IMAGES[0])
+    (path,) = tmp_path.rglob("*.npy")
+    cache = EmbeddingCache(encode, "base", tmp_path, 0)
+    for count, wrong in enumerate((np.float32(3), expected[..., 0], expected.astype(np.float64)), 1):
+        buffer = io.BytesIO()
+        np.save(buffer, wrong)
+        path.write_bytes(buffer.getvalue() + embedding_cache._digest(path.stem, buffer.getvalue()))
+        np.testing.assert_array_equal(cache(IMAGES[0]), expected)
+        assert cache.damaged == count
+
+
+def test_a_pipe_or_a_file_in_the_place_of_the_folder_costs_time_only_and_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(embedding_cache, "_DISK_RESERVE", 0)
+    expected = EmbeddingCache(encode, "base", tmp_path / "a", 0)(IMAGES[0])
+    (path,) = tmp_path.rglob("*.npy")
+    path.unlink()
+    os.mkfifo(path)
+    np.testing.assert_array_equal(EmbeddingCache(encode, "base", tmp_path / "a", 0)(IMAGES[0]), expected)
+    (tmp_path / "b").write_text("a file")
+    cache = EmbeddingCache(encode, "base", tmp_path / "b", 0)
+    for _ in range(2):
+        np.testing.assert_array_equal(cache(IMAGES[0]), expected)
+    assert cache.encoded == 2
+    assert cache.describe_damage().startswith("embeddings could not be kept in ")

@@ -1,3 +1,4 @@
+import functools
 import json
 
 import numpy as np
@@ -6,8 +7,10 @@ import pytest
 from medvfm_jax.weights import safetensors_files
 from medvfm_jax.weights.export import torch_state
 from medvfm_jax.weights.peft import BadPeft, CannotExport, LowRank, load_peft, save_peft
-from tests.weights.test_load import random_params
+from medvfm_jax.weights.torch_opcodes import BadCheckpoint
+from tests.weights.test_load import random_params as fresh_params
 
+random_params = functools.cache(fresh_params)  # nobody changes them
 rng = np.random.default_rng(0)
 QKV = "image_encoder/blocks_0/attn/qkv"
 LIN1 = "image_encoder/blocks_1/mlp/lin1"
@@ -93,6 +96,24 @@ def test_rank_stabilised_scale_of_a_peft_file(tmp_path):
         ({"lora_alpha": "much"}, "describes no LoRA"),
         ({"alpha_pattern": ["x"]}, "no table of numbers"),
         ({"use_dora": True}, "DoRA"),
+        ({"r": 8}, "rank 2 and the configuration says 8"),
+        ({"r": 0}, "r is no rank"),
+        ({"rank_pattern": {"qkv": 3}}, "rank 2 and the configuration says 3"),
+        ({"rank_pattern": {"qkv": 2.5}}, "no table of ranks"),
+        ({"alpha_pattern": {"qkv": True}}, "no table of numbers"),
+        ({"alpha_pattern": {"((([a-z.]+)+)+)+!": 1}}, "endlessly"),
+        ({"alpha_pattern": {"(": 1}}, "cannot be used as a pattern"),
+        ({"lora_alpha": 1e300}, "describes no LoRA"),
+        ({"target_modules": ["nothing"]}, "none of the target_modules"),
+        ({"target_modules": r".*\.lin1"}, "none of the target_modules"),
+        ({"target_modules": ["qkv"]}, r"blocks\.1\.attn\.qkv among the target_modules"),
+        ({"target_modules": None}, "names no modules"),
+        ({"bias": "all"}, "biases were trained"),
+        ({"modules_to_save": ["mask_decoder"]}, "modules_to_save is set"),
+        ({"lora_bias": True}, "lora_bias is set"),
+        ({"some_later_variant": {"k": 1}}, "some_later_variant is set"),
+        ({"init_lora_weights": "pissa_niter_4"}, "changes the base weights"),
+        ({"use_rslora": "false"}, "true or false was expected"),
     ],
 )
 def test_a_peft_configuration_that_cannot_be_read(tmp_path, change, sentence):
@@ -108,6 +129,8 @@ def test_a_peft_file_of_another_model_or_with_more_than_updates(tmp_path):
     params = random_params("sam-tiny-test")
     low, _ = update(params, QKV, 2, 1.0)
     save_peft(tmp_path / "whole", {QKV: low}, params, "x", ["mask_decoder"])
+    file = tmp_path / "whole" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"modules_to_save": None}))
     with pytest.raises(BadPeft, match="did it train more"):
         load_peft(tmp_path / "whole", params)
     save_peft(tmp_path / "wide", {QKV: low._replace(a=np.ones((3, 2), np.float32))}, params, "x")
@@ -115,3 +138,49 @@ def test_a_peft_file_of_another_model_or_with_more_than_updates(tmp_path):
         load_peft(tmp_path / "wide", params)
     with pytest.raises(BadPeft, match="cannot be read"):
         load_peft(tmp_path / "nowhere", params)
+
+
+A, B = (f"base_model.model.image_encoder.blocks.0.attn.qkv.lora_{end}.weight" for end in "AB")
+BARE = A.removeprefix("base_model.model.")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda a, b: {A: a * np.nan, B: b}, "holds NaN"),
+        (lambda a, b: {A: a, B: b + np.inf}, "holds NaN or infinite"),
+        (lambda a, b: {A: a.astype(np.int64), B: b}, "holds int64"),
+        (lambda a, b: {A: a > 0, B: b}, "holds bool"),
+        (lambda a, b: {A: a.astype(np.float64) * 1e300, B: b}, "too large for float32"),
+        (lambda a, b: {A: a[:0], B: b[:, :0]}, "does not fit a kernel"),
+        (lambda a, b: {A: a[0], B: b}, "has two axes"),
+        (lambda a, b: {A: np.stack([a] * 3), B: b}, "has two axes"),
+        (lambda a, b: {A: a, BARE: a * 100, B: b}, "are both image_encoder"),
+        (lambda a, b: {A: a}, "has no lora_B"),
+        (lambda a, b: {B: b}, "has no lora_A"),
+        (lambda a, b: {}, "no low-rank update"),
+    ],
+)
+def test_arrays_of_a_peft_file_are_checked_like_those_of_every_other_source(tmp_path, change, sentence):
+    params = random_params("sam-tiny-test")
+    save_peft(tmp_path, {QKV: update(params, QKV, 2, 1.0)[0]}, params, "sam-tiny-test")
+    file = tmp_path / "adapter_model.safetensors"
+    tensors, _ = safetensors_files.read(file)
+    safetensors_files.write(file, change(tensors[A], tensors[B]), {"format": "pt"})
+    with pytest.raises((BadPeft, BadCheckpoint), match=sentence):
+        load_peft(tmp_path, params)
+
+
+def test_keys_of_alpha_pattern_are_ends_of_names_or_patterns_as_in_peft(tmp_path):
+    """PEFT's get_pattern_key: the first key that fits a name or its end after a dot; 32 / 2 = 16, 8 / 2 = 4."""
+    params = random_params("sam-tiny-test")
+    written = {QKV: update(params, QKV, 2, 0.5)[0], LIN1: update(params, LIN1, 2, 0.5)[0]}
+    save_peft(tmp_path, written, params, "sam-tiny-test")
+    file = tmp_path / "adapter_config.json"
+    config = json.loads(file.read_text()) | {
+        "alpha_pattern": {"kv": 64, "qkv": 32, r"blocks\.\d\.attn\.qkv": 1, r"mlp\.lin\d": 8},
+        "target_modules": r".*(blocks\.0\.attn\.qkv|blocks\.1\.mlp\.lin1)",
+    }
+    file.write_text(json.dumps(config))
+    read = load_peft(tmp_path, params)
+    assert (read[QKV].scale, read[LIN1].scale) == (16.0, 4.0)

@@ -4,6 +4,7 @@ A hospital brings a folder of labelled images; the coordinator brings none.
 """
 
 import dataclasses
+import logging
 import math
 import zlib
 from collections.abc import Mapping
@@ -42,6 +43,7 @@ from medvfm_jax.types import Batch, Delta, ModelSpec, Prompts
 from medvfm_jax.weights import artifacts
 
 # Settings that say something with secure aggregation alone.
+_LOG = logging.getLogger(__name__)
 _SECURE = frozenset((
     "secure", "images", "secure_share", "secure_reach", "noise", "noise_epsilon", "noise_delta", "noise_clip", "rounds",
 ))  # fmt: skip
@@ -191,6 +193,9 @@ def image_site(prepared: Prepared, name: str, data: str, folder: Path) -> Site:
     local_paths.check(folder, "The folder of this site's state")
     source = open_split(data, seed=settings.seed, val=0.0, test=settings.test_fraction)
     _check_names(settings, source.dataset)
+    seen = prepared.assembled.base.model.spec.input_shape[-1]
+    if unseen := settings.channel_names[seen:]:
+        _LOG.warning("%s sees the first %d channels, nothing of %s", settings.model, seen, ", ".join(unseen))
     local = TrainingConfig(
         data,
         prompts_per_image=settings.prompts_per_image,

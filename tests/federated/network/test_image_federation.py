@@ -19,6 +19,7 @@ from medvfm_jax.federated.network.image_federation import (
     save_result,
 )
 from medvfm_jax.train.assemble import load_adapted
+from tests.data.small_folders import LABELS, nnunet_folder
 from tests.federated.network.loopback import KEY
 from tests.train.small_runs import programs_kept
 
@@ -154,6 +155,17 @@ def test_data_with_other_names_is_refused(prepared: Prepared, cells: Path, tmp_p
         changed = prepared._replace(settings=dataclasses.replace(SMALL, **{field: value}))
         with pytest.raises(BadFederation, match=f"The {field} of .*cells are"):
             image_site(changed, "north", str(cells), tmp_path)
+
+
+def test_a_hospital_hears_of_channels_that_the_model_does_not_see(
+    prepared: Prepared, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = nnunet_folder(tmp_path / "four", "abcd", shape=(16, 16, 3), channels=4)
+    chosen = dataclasses.replace(SMALL, labels=",".join(LABELS), channels="T0,T1,T2,T3")
+    image_site(prepared._replace(settings=chosen), "north", str(folder), tmp_path / "state")
+    assert [r.getMessage() for r in caplog.records] == [
+        "sam-tiny-test sees the first 3 channels, nothing of T3"
+    ]
 
 
 def test_settings_are_read_from_a_flat_table() -> None:
