@@ -29,7 +29,7 @@ def run(args: CheckArgs) -> int:
     try:
         dataset = open_dataset(
             args.data, allow_geometry_mismatch=args.allow_geometry_mismatch, offline=args.offline,
-            follow_links=args.follow_links, objects=args.objects, found=opening,
+            follow_links=args.follow_links, objects=args.objects, found=opening, cached=not args.fresh,
         )  # fmt: skip
     except MedvfmError as error:  # nothing can be said about its cases
         found = DatasetCheck({}, (*opening, Finding("dataset", "error", str(error))))

@@ -5,10 +5,18 @@ nothing heavy, so that help and a wrong option are answered at once, and one of 
 Only those of the command asked for are imported.
 """
 
-import importlib
 import sys
+
+if (
+    __name__ == "__main__"
+):  # python -m medvfm_jax.cli.main: the program answers signals while this is imported
+    from medvfm_jax.__main__ import main as program
+
+    sys.exit(program())
+
+import importlib
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from medvfm_jax import __version__, compilation_cache, cpu, termination
 from medvfm_jax.catalog import nearest
@@ -60,8 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     with console.output_mode(json_mode="--json" in flags):
         try:
+            work = _prepared(arguments)  # a signal ends the program at once: nothing is done yet
             with termination.raised():
-                return _dispatch(arguments)
+                return work()
         except (Exception, KeyboardInterrupt) as error:
             sentence, code = describe(error)
             if "--debug" in flags:
@@ -70,11 +79,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             return code
 
 
-def _dispatch(arguments: list[str]) -> int:
+def _prepared(arguments: list[str]) -> Callable[[], int]:
+    """What is to be done, with all that it needs imported."""
     if not arguments or arguments[0] in ("-h", "--help"):
         listing = "\n".join(f"  {name:<11} {text}" for name, text in COMMANDS.items())
         print(OVERVIEW.format(commands=listing), end="")
-        return 0 if arguments else BAD_USAGE
+        return lambda: 0 if arguments else BAD_USAGE
     name, *rest = arguments
     if name not in COMMANDS:
         near = nearest(name, COMMANDS)
@@ -83,12 +93,8 @@ def _dispatch(arguments: list[str]) -> int:
     options = importlib.import_module(f"medvfm_jax.cli.options.{name}")
     parsed = parse(getattr(options, f"{name.capitalize()}Args"), rest, f"medvfm {name}")
     if parsed is None:
-        return 0
+        return lambda: 0
     cpu.tune()
     compilation_cache.enable()
     module = importlib.import_module(f"medvfm_jax.cli.{name}")
-    return int(module.run(parsed) or 0)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return lambda: int(module.run(parsed) or 0)

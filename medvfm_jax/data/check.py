@@ -17,6 +17,7 @@ from medvfm_jax.data.names import shown
 from medvfm_jax.data.objects import MANY_PIECES, objects_of
 from medvfm_jax.data.records import BadDataset, Dataset
 from medvfm_jax.data.splits import Split
+from medvfm_jax.images.budget import budget
 from medvfm_jax.printable import counted
 
 ABOUT_PROMPTS = ("many pieces", "objects")  # kinds that concern nobody who simulates no prompts
@@ -66,7 +67,8 @@ def check_dataset(
     """Read and check cases (default: all), and compare them with each other.
 
     split: who is for what; tells duplicates across its parts, and cases in none of them. track: shows progress.
-    say: told about a damaged cache. cached: keep what was found in the cache directory by sizes and times of files.
+    say: told about a damaged cache. What is found is kept in the cache directory, by sizes and times of files and the
+    limit of memory, except where a file could not be read. cached: trust what earlier checks found.
     """
     names = sorted(dataset.by_id) if cases is None else list(cases)
     facts = _inspect(dataset, names, track, say, cached)
@@ -92,7 +94,7 @@ def _inspect(
 ) -> dict[str, CaseFacts]:
     path = check_cache.cache_file(
         "cases", str(dataset.folder.resolve()), sorted(dataset.labels.items()), dataset.values, dataset.ignore,
-        dataset.dimension, dataset.channel_names, dataset.allow_geometry_mismatch,
+        dataset.dimension, dataset.channel_names, dataset.allow_geometry_mismatch, budget(),
     )  # fmt: skip
     known = check_cache.load(path, CaseFacts.of, say) if cached else {}
     keys = {case.id: check_cache.key_of(*case.images, case.label, case.instances) for case in dataset.cases}
@@ -108,10 +110,9 @@ def _inspect(
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-        if cached:
-            kept = {key: known[key] for key in keys.values() if key in known}
-            kept |= {keys[name]: found[name] for name in missing if keys[name] is not None}
-            check_cache.store(path, {key: facts.record() for key, facts in kept.items()})
+        kept = {key: known[key] for key in keys.values() if key in known}
+        kept |= {keys[name]: found[name] for name in missing if keys[name] and found[name].lasting}
+        check_cache.store(path, {key: facts.record() for key, facts in kept.items()})
     return {name: found[name] for name in names}
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import medvfm_jax
 from medvfm_jax.fetch import cache_dir
 
-_FORMAT = 3
+_FORMAT = 4
 _LARGEST = 256 << 20  # bytes of a file that can be ours
 
 

@@ -43,6 +43,7 @@ def open_dataset(
     follow_links: bool = False,
     objects: Objects | None = None,
     found: Findings | None = None,
+    cached: bool = True,
 ) -> Dataset:
     """Folder or name of a built-in dataset ("mni152_tissue") -> Dataset.
 
@@ -51,7 +52,7 @@ def open_dataset(
     looked at here; ``read_case`` checks a case. allow_geometry_mismatch: accept label maps of the right
     shape with corners up to so many mm from their image's. follow_links: files may lie outside the folder.
     objects: what one prompt is about, see ``data.objects``. found: collects errors that would be raised.
-    Raises BadDataset.
+    cached: trust the values of plain masks found earlier. Raises BadDataset.
     """
     if str(source) in BUILTIN and not Path(source).exists():
         source = BUILTIN[str(source)](offline=offline)
@@ -66,7 +67,7 @@ def open_dataset(
     if nnunet.is_nnunet(folder):
         dataset = nnunet.open_nnunet(folder, sites, found, follow_links=follow_links)
     elif folders.is_image_folder(folder):
-        dataset = folders.open_folder(folder, sites, found, follow_links=follow_links)
+        dataset = folders.open_folder(folder, sites, found, follow_links=follow_links, cached=cached)
     elif not any(folder.iterdir()):
         raise BadDataset(f"{folder} is empty; expected images/ and masks/, or nnU-Net's dataset.json.")
     else:

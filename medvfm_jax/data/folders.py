@@ -18,12 +18,18 @@ def is_image_folder(folder: Path) -> bool:
 
 
 def open_folder(
-    folder: Path, sites: SiteTable = NO_SITES, found: Findings | None = None, *, follow_links: bool = False
+    folder: Path,
+    sites: SiteTable = NO_SITES,
+    found: Findings | None = None,
+    *,
+    follow_links: bool = False,
+    cached: bool = True,
 ) -> Dataset:
     """Folder -> Dataset; image, mask and instance map of a case share their name up to the suffix.
 
     What numbers in masks mean: ``mask_values.scheme_of``. Without masks/, instances/ give the foreground. Images
-    without a reference are left out, counted and named; a reference without an image is refused. Raises BadDataset.
+    without a reference are left out, counted and named; a reference without an image is refused. cached: see
+    ``scheme_of``. Raises BadDataset.
     """
     found = found or Findings()
     images, masks, instances = (
@@ -43,7 +49,7 @@ def open_folder(
     if not names:
         raise BadDataset(f"{folder} has no image with a mask of the same name.")
     _count_the_rest(folder, images, masks, instances, found)
-    scheme = scheme_of(folder, [masks[name] for name in names], found) if masks else ONE_CLASS
+    scheme = scheme_of(folder, [masks[name] for name in names], found, cached=cached) if masks else ONE_CLASS
     if not masks and (folder / "labels.json").is_file():
         scheme = scheme_of(folder, [], found)
     endings = Counter(suffix_of(images[name]) for name in names)

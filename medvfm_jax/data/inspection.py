@@ -15,6 +15,7 @@ from medvfm_jax.images.geometry import slice_axis
 from medvfm_jax.images.reading import distinct_values
 from medvfm_jax.types import IGNORE
 
+_UNUSABLE = "unusable"  # a kind that begins so: a file could not be read
 _KINDS = {GeometryMismatch: "geometry", UnknownLabel: "unknown label", WrongChannels: "channels"}
 
 
@@ -63,6 +64,11 @@ class CaseFacts(NamedTuple):
     agreement: "Agreement | None" = None
     notes: tuple[tuple[str, float], ...] = ()
 
+    @property
+    def lasting(self) -> bool:
+        """Whether the bytes of the files alone decide: a file that could not be read may be readable next time."""
+        return not any(problem.kind.startswith(_UNUSABLE) for problem in self.problems)
+
     def record(self) -> dict[str, Any]:
         """As JSON can hold it."""
         return self._asdict() | {
@@ -97,7 +103,7 @@ def inspect_case(dataset: Dataset, case: Case) -> CaseFacts:
         try:
             return read(*arguments)
         except (BadCase, BadImage) as error:
-            problems.append(Problem(_KINDS.get(type(error), f"unusable {what}"), str(error)))
+            problems.append(Problem(_KINDS.get(type(error), f"{_UNUSABLE} {what}"), str(error)))
             return None
 
     image: Image | None = attempt("image", read_image, dataset, case)

@@ -36,18 +36,19 @@ class UnclearMasks(BadDataset):
 ONE_CLASS = LabelScheme({"background": 0, "foreground": 1}, (0, 1), None)
 
 
-def scheme_of(folder: Path, masks: Sequence[Path], found: Findings) -> LabelScheme:
+def scheme_of(folder: Path, masks: Sequence[Path], found: Findings, *, cached: bool = True) -> LabelScheme:
     """Numbers in all readable masks of a folder -> what they mean; ``labels.json`` is binding if there is one.
 
     0 and one other number in all files, whichever (255, 1, 65535): background and "foreground". Several numbers up to
     64: one class each, and 255 beside class numbers in the same file means "not labelled". Refused (UnclearMasks),
     because they can be read in two ways: 255 as the only class of some files and other numbers in others, grey levels
-    (0, 128, 255), several numbers none of which is 0, several numbers in JPEG files. Raises BadDataset.
+    (0, 128, 255), several numbers none of which is 0, several numbers in JPEG files. cached: trust the values
+    found earlier. Raises BadDataset.
     """
     path = folder / "labels.json"
     if path.is_file():
         return _declared(path)
-    per_file = _values(folder, masks, found)
+    per_file = _values(folder, masks, found, cached)
     values = sorted(set().union(*per_file.values()))
     others = [v for v in values if v != 0]
     if len(others) <= 1:
@@ -135,25 +136,27 @@ def _declared(path: Path) -> LabelScheme:
     return LabelScheme({name: i for i, (name, _) in enumerate(ordered)}, tuple(v for _, v in ordered), ignore)
 
 
-def _values(folder: Path, masks: Sequence[Path], found: Findings) -> dict[Path, set[int]]:
+def _values(folder: Path, masks: Sequence[Path], found: Findings, cached: bool) -> dict[Path, set[int]]:
     """The values in each readable mask; what is wrong with the others is said when they are read."""
     kept_in = check_cache.cache_file("mask values", str(folder.resolve()))
-    known = check_cache.load(
-        kept_in, lambda values: set(map(int, values)), lambda text: found.note("cache", text)
-    )
+    known: dict[str, set[int]] = {}
+    if cached:
+        known = check_cache.load(
+            kept_in, lambda values: set(map(int, values)), lambda text: found.note("cache", text)
+        )
     keys = {path: check_cache.key_of(path) for path in masks}
     missing = [path for path in masks if keys[path] not in known]
     with ThreadPoolExecutor(_THREADS) as pool:
         read = dict(zip(missing, pool.map(_distinct, missing), strict=True))
-    if missing:
-        everything = {
-            keys[path]: sorted(read.get(path, known.get(keys[path], ()))) for path in masks if keys[path]
-        }
-        check_cache.store(kept_in, everything)
-    return {path: read[path] if path in read else known[keys[path]] for path in masks}
+    values = {path: read[path] if path in read else known[keys[path]] for path in masks}
+    # A mask that cannot be read is not kept: a higher limit of memory, or the file system, may give it next time.
+    if any(read.values()):
+        check_cache.store(kept_in, {keys[path]: sorted(v) for path, v in values.items() if keys[path] and v})
+    return values
 
 
 def _distinct(path: Path) -> set[int]:
+    """The values in a mask, none if it cannot be read."""
     try:
         return set(distinct_values(read_labels(path).array))
     except BadImage:

@@ -1,7 +1,7 @@
 """What the header of a DICOM file says about its frames, as plain numbers: nothing of pydicom gets further."""
 
+import io
 import math
-import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,11 +10,10 @@ import numpy as np
 from medvfm_jax.images.budget import check_extent, check_size
 from medvfm_jax.images.decoding import damaged, decoding
 from medvfm_jax.images.image import BadImage
+from medvfm_jax.images.inflating import RAW, inflates_beyond
 
 KIND = "DICOM file"
 _DEFLATED = "1.2.840.10008.1.2.1.99"
-_META = 144  # bytes before the part whose length FileMetaInformationGroupLength gives
-_PIECE = 1 << 20
 
 
 class Frame(NamedTuple):
@@ -55,15 +54,37 @@ def open_dicom(path: Path, max_bytes: int) -> Any:
     import pydicom
 
     with decoding(path, KIND):
-        meta = pydicom.filereader.read_file_meta_info(path)
-        syntax, length = (
-            str(meta.get("TransferSyntaxUID", "")),
-            int(meta.get("FileMetaInformationGroupLength", 0)),
-        )
-    if syntax == _DEFLATED:  # pydicom inflates the whole file, whatever becomes of it
-        _check_deflated(path, _META + length, max_bytes)
+        syntax = str(pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID", ""))
+    if syntax == _DEFLATED:  # pydicom inflates all that follows, whatever becomes of it
+        with decoding(path, KIND):
+            start = _start_of_rest(path)
+        if inflates_beyond(path, KIND, max_bytes, start, wbits=RAW):
+            raise BadImage(f"{path} inflates to more than {max_bytes:,} bytes; store it without deflating.")
     with decoding(path, KIND):
         return pydicom.dcmread(path, defer_size="1 KB")
+
+
+class _AllThatFollows(Exception):
+    """Raised where pydicom would read the rest of a file; its argument is the position."""
+
+
+class _Watched(io.FileIO):
+    def read(self, size: int | None = -1, /) -> Any:
+        if size is None or size < 0:
+            raise _AllThatFollows(self.tell())
+        return super().read(size)
+
+
+def _start_of_rest(path: Path) -> int:
+    """Where pydicom begins to inflate, from itself: lengths in the file may say anything."""
+    import pydicom
+
+    try:
+        with _Watched(path) as file:
+            pydicom.dcmread(file, defer_size="1 KB")
+    except _AllThatFollows as found:
+        return found.args[0]
+    raise ValueError("nothing follows its header")
 
 
 def read_header(path: Path, dataset: Any, max_bytes: int) -> Header | None:
@@ -165,15 +186,3 @@ def _numbers(dataset: Any, keyword: str, count: int) -> tuple[float, ...] | None
     if len(values) != count or not all(map(math.isfinite, values)):
         raise ValueError(f"{keyword} has the values {values[:6]}, expected {count} numbers")
     return tuple(values)
-
-
-def _check_deflated(path: Path, start: int, max_bytes: int) -> None:
-    inflate, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
-    with decoding(path, KIND), open(path, "rb") as file:
-        file.seek(start)
-        left = file.read(_PIECE)
-        while left and not inflate.eof and size <= max_bytes:
-            size += len(inflate.decompress(left, _PIECE))
-            left = inflate.unconsumed_tail or file.read(_PIECE)
-    if size > max_bytes:
-        raise BadImage(f"{path} inflates to more than {max_bytes:,} bytes; store it without deflating.")

@@ -19,6 +19,7 @@ from PIL import UnidentifiedImageError
 from medvfm_jax.images.budget import check_extent, check_size
 from medvfm_jax.images.decoding import damaged, decoding
 from medvfm_jax.images.image import TURNED, BadImage, Image
+from medvfm_jax.images.inflating import inflates_beyond
 from medvfm_jax.images.pictures import Convert, check_page, colours, indices, one_channel, too_many_pixels
 from medvfm_jax.images.tiff_spacing import spacing_of_stack
 
@@ -28,22 +29,24 @@ _PARTS = re.compile(r'<(?:\w+:)?UUID\s[^>]*FileName="([^"]*)"')
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _MOST_PAGES = 100_000
 _ALPHA = (1, 2)  # of ExtraSamples
-_PLAIN = {1: "none", 8: "Deflate", 32946: "Deflate"}  # compressions tifffile undoes without further packages
+_UNCOMPRESSED = 1
+_PLAIN = (_UNCOMPRESSED, 8, 32946)  # and Deflate, twice: what tifffile undoes without further packages
 
 
 class Layout(NamedTuple):
     """What a TIFF file says about its pixels.
 
     axes, shape: of all pages together, axes of length 1 left out. pages: number of each page in the file, in
-    the order of the leading axes. separate: whether every page has an entry of its own. samples, bits: of a
-    pixel. alpha: samples at the end that are transparency. orientation: as in EXIF, 1 is upright. spacing:
-    (x, y, z) in mm, or None.
+    the order of the leading axes. part: shape of a strip or tile. separate: whether every page has an entry of
+    its own. samples, bits: of a pixel. alpha: samples at the end that are transparency. orientation: as in EXIF,
+    1 is upright. spacing: (x, y, z) in mm, or None.
     """
 
     axes: str
     shape: tuple[int, ...]
     dtype: np.dtype
     pages: tuple[int | None, ...]
+    part: tuple[int, ...]
     separate: bool
     samples: int
     bits: int
@@ -113,6 +116,7 @@ def layout_of(path: Path) -> Layout:
             shape=tuple(n for _, n in named),
             dtype=np.dtype(first.dtype),
             pages=tuple(None if p is None else p.index for p in first.pages),
+            part=tuple(map(int, page.chunks)),
             separate=len(file.pages) >= len(first.pages),
             samples=int(page.samplesperpixel),
             bits=int(page.bitspersample),
@@ -154,6 +158,7 @@ def _read(path: Path, max_bytes: int, convert: Convert) -> Image:
         raise BadImage(f"{path} has values of type {layout.dtype}; expected numbers.")
     check_extent(path, (layout.length("Y"), layout.length("X")))
     check_size(path, layout.shape, layout.dtype, max_bytes)
+    check_size(path, layout.part, layout.dtype, max_bytes)  # a tile may be larger than the picture
     deep = layout.samples > 1 and layout.bits > 8
     if deep or not layout.separate or not _known_to_pillow(path):
         array = _by_tifffile(path, layout)
@@ -236,7 +241,13 @@ def _by_tifffile(path: Path, layout: Layout) -> NDArray:
             f"{path} has {layout.bits}-bit pixels and an orientation tag; turn it and save it upright."
         )
     with decoding(path, _KIND), tifffile.TiffFile(path, _multifile=False) as file:
-        array = np.asarray(file.series[0].asarray()).reshape(layout.shape)
+        series = file.series[0]
+        if layout.compression != _UNCOMPRESSED:
+            most = math.prod(layout.part) * layout.dtype.itemsize
+            for page in filter(None, series.pages):
+                _check_parts(path, page, most)
+        array = np.asarray(series.asarray(maxworkers=1))  # one strip or tile in memory at a time
+        array = array.reshape(layout.shape)
     order = [axis for axis in "ZYXCS" if axis in layout.axes]
     array = array.transpose([layout.axes.index(axis) for axis in order])
     array = array if "Z" in order else array[None]
@@ -245,3 +256,10 @@ def _by_tifffile(path: Path, layout: Layout) -> NDArray:
         array = array[..., : layout.samples - layout.alpha]
     array = array.astype(np.uint8) * np.uint8(255) if array.dtype == bool else array
     return np.asarray(array, array.dtype.newbyteorder("="))
+
+
+def _check_parts(path: Path, page: tifffile.TiffPage | tifffile.TiffFrame, most: int) -> None:
+    """Refuse strips and tiles that inflate to more than their pixels: tifffile inflates all, and cuts off the rest."""
+    for start, length in zip(page.dataoffsets, page.databytecounts, strict=True):
+        if length and inflates_beyond(path, _KIND, most, start, length):
+            raise damaged(path, _KIND, f"a part of its pixels inflates to more than its {most:,} bytes")

@@ -155,8 +155,11 @@ def score_cases(
                 rows,
                 lambda name: reread(source.dataset, name, predictions),
             )
-            staging.publish(stage, out.parent)
-        run_directory.write_json(out, scores)
+            # Before anything is moved: where the disk is full, nothing is in place that belongs to no scores.
+            run_directory.write_json(stage / out.name, scores)
+            staging.publish(stage, out)
+        else:
+            run_directory.write_json(out, scores)
     return run_directory.finite(scores) | {"file": str(out)}
 
 

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from medvfm_jax.termination import Terminated
-
-_SIGNALS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
+from medvfm_jax import termination
+from medvfm_jax.termination import SIGNALS
 
 
 class Interruption:
@@ -24,12 +23,13 @@ class Interruption:
     @property
     def error(self) -> type[KeyboardInterrupt]:
         """What to raise once the step is done: Terminated after SIGTERM, else KeyboardInterrupt."""
-        return _SIGNALS[self._received[0]] if self._received else KeyboardInterrupt
+        return SIGNALS[self._received[0]] if self._received else KeyboardInterrupt
 
     def remember(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal: the first is kept, the second acts at once."""
         if self._received:
-            raise _SIGNALS[number]
+            termination.act(number, frame)
+            return
         self._received.append(number)
 
 
@@ -43,7 +43,7 @@ def deferred() -> Iterator[Interruption]:
     if threading.current_thread() is not threading.main_thread():
         yield found
         return
-    previous = {number: signal.signal(number, found.remember) for number in _SIGNALS}
+    previous = {number: signal.signal(number, found.remember) for number in SIGNALS}
     try:
         yield found
     finally:

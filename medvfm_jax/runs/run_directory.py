@@ -236,9 +236,8 @@ def write_json(path: Path, record: Any) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
-    except RunError:
+    finally:  # a signal may come as well
         temporary.unlink(missing_ok=True)
-        raise
 
 
 @contextmanager

@@ -1,7 +1,7 @@
-"""Folders of results that appear when they are whole: written into a hidden folder, moved into place at the end.
+"""Results that appear when they are whole: written into a hidden folder, moved into place at the end.
 
-A process that is killed leaves the hidden folder behind. It has a name and a lock file of its own, so that the next
-attempt knows it as a leftover and clears it away, and never mistakes files of the user for it.
+A process that is killed, or stopped while it moves, leaves the hidden folder behind. It has a name and a lock file of
+its own, so that the next attempt knows it as a leftover, clears it away, and never mistakes files of the user for it.
 """
 
 import os
@@ -12,6 +12,8 @@ from pathlib import Path
 
 from medvfm_jax.runs import run_directory
 
+_MOVING = "moving"  # in the hidden folder: what belongs to the file may be in place in part
+
 
 def folder_of(target: Path) -> Path:
     """The hidden folder in which the results that belong to the file ``target`` are collected."""
@@ -19,13 +21,13 @@ def folder_of(target: Path) -> Path:
 
 
 def is_left_over(target: Path) -> bool:
-    """Whether an earlier attempt at ``target`` was killed."""
+    """Whether an earlier attempt at ``target`` was killed, or stopped while its results were moved into place."""
     return run_directory.is_locked_folder(folder_of(target))
 
 
 @contextmanager
 def staged(target: Path) -> Iterator[Path]:
-    """Yield an empty folder to write into; it is removed at the end, whatever happened.
+    """Yield an empty folder to write into; it is removed at the end, unless ``publish`` was stopped halfway.
 
     Call ``publish`` before, when everything is there. Raises RunInUse if another process does the same, RunError if
     there is a folder of that name that is not ours.
@@ -38,19 +40,27 @@ def staged(target: Path) -> Iterator[Path]:
         try:
             yield folder
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            if not (folder / _MOVING).exists():
+                shutil.rmtree(folder, ignore_errors=True)
 
 
-def publish(folder: Path, beside: Path) -> None:
-    """Move the files of each folder in ``folder`` into the folder of that name in ``beside``, replacing equal names.
+def publish(folder: Path, target: Path) -> None:
+    """Move the files of each folder in ``folder`` beside ``target``, replacing equal names, and then ``target`` itself.
 
     Raises RunError.
     """
+    mark = folder / _MOVING
+    with run_directory.writing(target):
+        mark.touch()
     for part in _parts(folder):
-        with run_directory.writing(beside / part.name):
-            (beside / part.name).mkdir(parents=True, exist_ok=True)
+        place = target.with_name(part.name)
+        with run_directory.writing(place):
+            place.mkdir(parents=True, exist_ok=True)
             for path in sorted(part.iterdir()):
-                os.replace(path, beside / part.name / path.name)
+                os.replace(path, place / path.name)
+    with run_directory.writing(target):
+        os.replace(folder / target.name, target)
+    mark.unlink()
 
 
 def _parts(folder: Path) -> list[Path]:
@@ -60,3 +70,4 @@ def _parts(folder: Path) -> list[Path]:
 def _clear(folder: Path) -> None:
     for part in _parts(folder):
         shutil.rmtree(part, ignore_errors=True)
+    (folder / _MOVING).unlink(missing_ok=True)

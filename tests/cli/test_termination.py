@@ -1,5 +1,7 @@
 """SIGTERM and Ctrl-C, at any moment of any command: one sentence, 128 + the signal, nothing half-written."""
 
+import contextlib
+import importlib
 import os
 import signal
 import subprocess
@@ -13,6 +15,7 @@ import medvfm_jax
 from medvfm_jax import termination
 from medvfm_jax.cli import report as report_command
 from medvfm_jax.cli.main import COMMANDS, main
+from medvfm_jax.runs import interruption
 from tests.cli.commands import contents
 
 PATIENCE = 120.0
@@ -22,8 +25,8 @@ KEPT = {
 }
 # Marks the moment at which a module is about to be imported, and holds the process there.
 HELD = """
-import sys, time
-_, module, *words = sys.argv
+import runpy, sys, time
+_, program, module, *words = sys.argv
 class Held:
     def find_spec(self, name, path=None, target=None):
         if name == module:
@@ -31,16 +34,15 @@ class Held:
             print("held", flush=True)
             time.sleep(60)
 sys.meta_path.insert(0, Held())
-from medvfm_jax.__main__ import main
 sys.argv = ["medvfm", *words]
-sys.exit(main())
+runpy.run_module(program, run_name="__main__", alter_sys=True)
 """
 
 
-def signalled_at(module, number, *words, cwd):
-    """`medvfm WORDS`, signalled when it imports ``module``: (exit code, stdout, stderr)."""
+def signalled_at(module, number, *words, cwd, program="medvfm_jax"):
+    """`python -m PROGRAM WORDS`, signalled when it imports ``module``: (exit code, stdout, stderr)."""
     process = subprocess.Popen(
-        [sys.executable, "-c", HELD, module, *words],
+        [sys.executable, "-c", HELD, program, module, *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -57,23 +59,86 @@ def signalled_at(module, number, *words, cwd):
     return process.returncode, out, err
 
 
-@pytest.mark.parametrize("number", KEPT, ids=lambda n: n.name)
-def test_before_the_command_line_is_there(number, tmp_path):
+def nothing_done(number):
     word = {signal.SIGTERM: "ended by SIGTERM", signal.SIGINT: "interrupted"}[number]
-    result = signalled_at("medvfm_jax.cli.main", number, "report", "r", cwd=tmp_path)
-    assert result == (128 + number, "", f"medvfm: {word} before anything was done\n")
+    return 128 + number, "", f"medvfm: {word} before anything was done\n"
+
+
+@pytest.mark.parametrize("program", ["medvfm_jax", "medvfm_jax.cli.main"])
+@pytest.mark.parametrize("number", KEPT, ids=lambda n: n.name)
+def test_before_the_command_line_is_there(program, number, tmp_path):
+    result = signalled_at("medvfm_jax.cli.console", number, "report", "r", cwd=tmp_path, program=program)
+    assert result == nothing_done(number)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_while_a_command_is_imported(name, tmp_path):
     number = signal.SIGTERM if len(name) % 2 else signal.SIGINT
-    code, sentence = KEPT[number]
-    assert signalled_at(f"medvfm_jax.cli.options.{name}", number, name, "--help", cwd=tmp_path) == (
-        code,
-        "",
-        sentence,
-    )
+    options = f"medvfm_jax.cli.options.{name}"
+    assert signalled_at(options, number, name, "--help", cwd=tmp_path) == nothing_done(number)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_within_the_start_of_an_extension_in_c(tmp_path):
+    """jaxlib's start imports this one and makes ImportError of whatever is raised there."""
+    result = signalled_at("ml_dtypes", signal.SIGTERM, "report", "r", cwd=tmp_path)
+    assert result == nothing_done(signal.SIGTERM)
+
+
+def and_wait(call, *arguments):
+    call(*arguments)
+    time.sleep(5)
+
+
+@pytest.mark.parametrize("number", KEPT, ids=lambda n: n.name)
+def test_an_import_ends_before_the_signal_that_came_within_it_is_raised(number, tmp_path, monkeypatch):
+    name = f"signalled_{number.name.lower()}"
+    (tmp_path / f"{name}.py").write_text(
+        f"import os, time\nos.kill(os.getpid(), {int(number)})\ntime.sleep(0.05)\nwhole = True\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(termination.SIGNALS[number]) as caught, termination.raised():
+        and_wait(importlib.import_module, name)
+    assert caught.type is termination.SIGNALS[number]
+    assert sys.modules.pop(name).whole
+
+
+def test_the_second_signal_waits_for_an_import_too(tmp_path, monkeypatch):
+    (tmp_path / "signalled_twice.py").write_text(
+        "import os\nfor _ in range(2):\n    os.kill(os.getpid(), 15)\nwhole = True\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(termination.Terminated), interruption.deferred() as asked:
+        and_wait(importlib.import_module, "signalled_twice")
+    assert asked()
+    assert sys.modules.pop("signalled_twice").whole
+
+
+class Finalised:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_signal_that_a_finaliser_ignores_is_raised_again(capfd):
+    with pytest.raises(termination.Terminated), termination.raised():
+        and_wait(Finalised)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_signal_that_foreign_code_drops_is_raised_at_the_end():
+    with pytest.raises(termination.Terminated), termination.raised(), contextlib.suppress(BaseException):
+        and_wait(os.kill, os.getpid(), signal.SIGTERM)
+
+
+def test_a_signal_that_is_ignored_stays_ignored(monkeypatch):
+    """As Ctrl-C in what a script starts with &."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with termination.raised():
+            os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("number", KEPT, ids=lambda n: n.name)

@@ -5,11 +5,21 @@ import time
 import numpy as np
 import pytest
 
-from medvfm_jax.data import BadCase, check_cache, make_phantom_dataset, open_dataset, read_case, split
+from medvfm_jax.data import (
+    BadCase,
+    check_cache,
+    inspection,
+    make_phantom_dataset,
+    open_dataset,
+    read_case,
+    split,
+)
 from medvfm_jax.data.check import check_dataset
 from medvfm_jax.data.findings import Findings
 from medvfm_jax.data.inspection import CaseFacts, inspect_case
 from medvfm_jax.data.splits import Split
+from medvfm_jax.images import BadImage
+from medvfm_jax.images.budget import VARIABLE
 from tests.data.planted_problems import PLANTED, plant
 from tests.data.small_folders import nnunet_folder, plain_folder, save_picture, save_volume, write_info
 
@@ -307,6 +317,61 @@ def test_a_file_replaced_with_its_old_times_is_read_again(cells, monkeypatch):
     assert check_cache.key_of(path) != known
     assert list(check_dataset(open_dataset(cells)).bad_cases()) == ["cell_000"]
     assert len(read) == 1
+
+
+def test_a_limit_that_was_too_low_is_forgotten_when_it_is_lifted(cells, monkeypatch):
+    def bad_cases():
+        return list(check_dataset(open_dataset(cells)).bad_cases())
+
+    monkeypatch.setenv(VARIABLE, "1e-7")  # 107 bytes; an image here has 768
+    assert len(bad_cases()) == 4
+    monkeypatch.delenv(VARIABLE)
+    assert bad_cases() == []
+    monkeypatch.setenv(VARIABLE, "1e-7")  # what fitted once is not taken to fit now
+    assert len(bad_cases()) == 4
+
+
+@pytest.mark.parametrize(("name", "image"), [("read_image", True), ("read_label", False)])
+def test_a_file_that_could_not_be_read_once_is_read_again_the_others_are_not(cells, monkeypatch, name, image):
+    reader = getattr(inspection, name)
+
+    def refused(dataset, case, *rest):
+        if case.id == "cell_002":
+            raise BadImage(f"{case.id} cannot be read (Input/output error); check the name.")
+        return reader(dataset, case, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(inspection, name, refused)
+        facts = check_dataset(open_dataset(cells)).facts["cell_002"]
+        assert "Input/output error" in facts.problems[0].message
+        assert bool(facts.grid) is not image
+    read = counting(monkeypatch)
+    assert check_dataset(open_dataset(cells)).errors == []
+    assert read == ["cell_002"]
+
+
+def test_a_problem_that_the_bytes_alone_decide_is_kept(tmp_path, monkeypatch):
+    folder = plain_folder(tmp_path / "d", {"a": CHECKS, "b": CHECKS * 7})
+    (folder / "labels.json").write_text('{"background": 0, "cell": 1}')
+    first = check_dataset(open_dataset(folder))
+    assert [problem.kind for problem in first.facts["b"].problems] == ["unknown label"]
+    read = counting(monkeypatch)
+    assert check_dataset(open_dataset(folder)) == first
+    assert read == []
+
+
+def test_what_a_fresh_check_finds_replaces_what_was_kept(tmp_path, monkeypatch):
+    """On a file system whose times say nothing; the values of masks are no exception."""
+    monkeypatch.setattr(check_cache, "key_of", lambda *paths: str(paths))
+    folder = plain_folder(tmp_path / "d", {"a": CHECKS, "b": CHECKS})
+    assert check_dataset(open_dataset(folder)).errors == []
+    plain_folder(folder, {"a": CHECKS * 255, "b": CHECKS * 255})
+    assert open_dataset(folder).values == (0, 1)
+    fresh = open_dataset(folder, cached=False)
+    assert fresh.values == open_dataset(folder).values == (0, 255)
+    (folder / "images" / "a.png").write_bytes(b"")
+    assert list(check_dataset(fresh, cached=False).bad_cases()) == ["a"]
+    assert list(check_dataset(fresh).bad_cases()) == ["a"]
 
 
 @pytest.mark.parametrize(

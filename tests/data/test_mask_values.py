@@ -7,7 +7,9 @@ import pytest
 from PIL import Image as Pillow
 
 from medvfm_jax.data import open_dataset, read_case
+from medvfm_jax.data.findings import Findings
 from medvfm_jax.data.mask_values import UnclearMasks
+from medvfm_jax.images.budget import VARIABLE
 from medvfm_jax.types import IGNORE
 from tests.data.small_folders import assert_one_sentence, plain_folder, save_picture
 
@@ -108,3 +110,11 @@ def test_a_changed_mask_is_looked_at_again(tmp_path):
     assert open_dataset(folder).values == (0, 1)
     save_picture(folder / "masks" / "a.png", cycle(0, 1, 2).astype(np.uint8))
     assert open_dataset(folder).values == (0, 1, 2)
+
+
+def test_masks_that_a_lifted_limit_gives_count(tmp_path, monkeypatch):
+    folder = plain_folder(tmp_path, {"a": CHECKS * 255, "b": CHECKS * 255})
+    monkeypatch.setenv(VARIABLE, "1e-9")  # 1 byte
+    assert open_dataset(folder, found=Findings(strict=False)).values == (0, 1)
+    monkeypatch.delenv(VARIABLE)
+    assert open_dataset(folder).values == (0, 255)

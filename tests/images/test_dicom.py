@@ -1,4 +1,5 @@
 import builtins
+import struct
 
 import nibabel
 import numpy as np
@@ -211,3 +212,19 @@ def test_a_deflated_file_reads_and_a_bomb_does_not(tmp_path):
     (tmp_path / "b.dcm").write_bytes(content[:start] + bomb)
     with pytest.raises(BadImage, match="inflates to more than"):
         read(tmp_path / "b.dcm", max_bytes=1 << 20)
+    # The same with a length of the header that leads to a small stream in one of its elements.
+    pack = zlib.compressobj(wbits=-15)
+    small = pack.compress(b"decoys") + pack.flush()
+    element = struct.pack("<HH2sHI", 2, 0x102, b"OB", 0, len(small)) + small
+    assert len(small) == 8
+    header = content[:140] + struct.pack("<I", start + 12 - 144) + content[144:start]
+    (tmp_path / "c.dcm").write_bytes(header + element + content[start:])
+    np.testing.assert_array_equal(read(tmp_path / "c.dcm").array[..., 0], pixels)
+    (tmp_path / "c.dcm").write_bytes(header + element + bomb)
+    with pytest.raises(BadImage, match="inflates to more than"):
+        read(tmp_path / "c.dcm", max_bytes=1 << 20)
+    # And with a command set between header and stream, which nothing in an image needs.
+    command = struct.pack("<HHI", 0, 0x100, 2) + b"\1\0"
+    (tmp_path / "d.dcm").write_bytes(content[:start] + command + bomb)
+    with pytest.raises(BadImage, match="inflates to more than"):
+        read(tmp_path / "d.dcm", max_bytes=1 << 20)

@@ -1,4 +1,6 @@
 import struct
+import tracemalloc
+import zlib
 
 import numpy as np
 import pytest
@@ -82,7 +84,16 @@ def test_times_sizes_and_channels_of_colours_are_refused(tmp_path):
         read(tmp_path / "b.tif")
 
 
-@pytest.mark.parametrize("options", [{}, {"compression": "zlib"}, {"compression": "zlib", "predictor": True}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"compression": "zlib"},
+        {"compression": "zlib", "predictor": True},
+        {"compression": "zlib", "rowsperstrip": 4},
+        {"compression": "zlib", "tile": (16, 32)},
+    ],
+)
 @pytest.mark.parametrize("planar", ["contig", "separate"])
 def test_colours_of_16_bits_keep_their_low_bytes(tmp_path, planar, options):
     array = RNG.integers(0, 65536, (6, 7, 3)).astype(np.uint16)
@@ -146,3 +157,45 @@ def test_directories_that_lead_back_to_one_another_are_refused(tmp_path, target)
     path.write_bytes(bytes(content))
     with pytest.raises(BadImage, match="form a ring"):
         read(path)
+
+
+def patched(path, **tags):
+    """Other numbers in the tags of the first page."""
+    with tifffile.TiffFile(path) as file:
+        where = {name: (file.pages[0].tags[name], value) for name, value in tags.items()}
+    content = bytearray(path.read_bytes())
+    for tag, value in where.values():
+        assert tag.count == 1
+        struct.pack_into({3: "<H", 4: "<I"}[int(tag.dtype)], content, tag.valueoffset, value)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("options", [{"rowsperstrip": 16}, {"tile": (16, 16)}])
+def test_a_part_that_inflates_to_more_than_its_pixels_is_not_inflated(tmp_path, options):
+    path = bare(
+        tmp_path / "a.tif", np.ones((16, 16, 3), np.uint16), compression="zlib", photometric="rgb", **options
+    )
+    assert read(path).array.sum() == 16 * 16 * 3
+    bomb, start = zlib.compress(bytes(1 << 26)), path.stat().st_size
+    path.write_bytes(path.read_bytes() + bomb)
+    kind = "Tile" if "tile" in options else "Strip"
+    patched(path, **{f"{kind}Offsets": start, f"{kind}ByteCounts": len(bomb)})
+    tracemalloc.start()
+    try:
+        with pytest.raises(BadImage, match="inflates to more than its 1,536 bytes"):
+            read(path)
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("type_", "options"),
+    [("uint16", {}), ("uint16", {"compression": "zlib"}), ("uint8", {"compression": "zlib"})],
+)
+def test_a_tile_may_not_take_more_than_an_image(tmp_path, type_, options):
+    """4096 × 8192 × 3 bytes are 96 MiB, for a picture of 16 × 16 pixels."""
+    path = bare(tmp_path / "a.tif", np.ones((16, 16, 3), type_), photometric="rgb", tile=(16, 16), **options)
+    patched(path, TileWidth=8192, TileLength=4096)
+    with pytest.raises(BadImage, match=rf"4096 × 8192 × 3, {type_}.*at most 0.0625 GiB"):
+        read(path, max_bytes=1 << 26)

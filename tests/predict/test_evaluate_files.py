@@ -1,5 +1,6 @@
 """Which cases `evaluate` scores, where the scores go, and what it refuses before it predicts anything."""
 
+import errno
 import io
 import json
 import os
@@ -249,7 +250,7 @@ def interrupt(*_, **__):
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("moment", ["predicting", "drawing", "moving", "writing"])
+@pytest.mark.parametrize("moment", ["predicting", "drawing", "writing", "moving"])
 def test_a_killed_evaluation_can_be_repeated(own_run, fake, tmp_path, monkeypatch, moment):
     """Wherever it was killed: with predictions hidden, half or all of them published, scores not yet written."""
     moments = {
@@ -263,13 +264,57 @@ def test_a_killed_evaluation_can_be_repeated(own_run, fake, tmp_path, monkeypatc
     left = sorted(p.name for p in out.parent.iterdir())
     assert ".x.json.unfinished" in left
     assert "x.json" not in left
-    assert ("predictions_x" in left) == (moment in ("moving", "writing"))
+    assert ("predictions_x" in left) == (moment == "moving")
     stream = io.StringIO()
     scores = evaluate(EvaluateConfig(run=own_run, out=out), Console(file=stream, width=300))
     assert f"an evaluation for {out} was killed; it is made anew" in stream.getvalue()
     assert sorted(p.name for p in out.parent.iterdir()) == ["overlays_x", "predictions_x", "x.json"]
     assert len(list((out.parent / "predictions_x").iterdir())) == scores["n_cases"] == 2
     assert all((out.parent / o["arrays"]).is_file() for o in scores["overlays"])
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(errno.ENOSPC, "No space left on device")])
+def test_an_evaluation_stopped_while_it_moves_its_results_can_be_repeated(
+    own_run, fake, tmp_path, monkeypatch, error
+):
+    """Nothing was killed: a signal, or a full disk, after the first prediction or before the scores are in place."""
+    out = tmp_path / "new" / "x.json"
+    replace = os.replace
+    for last in ("predictions_x", "overlays_x", "x.json"):
+
+        def stopped(source, target, last=last):
+            if last in Path(target).parts[-2:] and ".x.json.unfinished" not in Path(target).parts:
+                raise error
+            replace(source, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(staging.os, "replace", stopped)
+            with pytest.raises((KeyboardInterrupt, RunError)):
+                evaluate(EvaluateConfig(run=own_run, out=out))
+        assert not out.exists()
+        assert evaluate(EvaluateConfig(run=own_run, out=out))["n_cases"] == 2
+        assert sorted(p.name for p in out.parent.iterdir()) == ["overlays_x", "predictions_x", "x.json"]
+        shutil.rmtree(out.parent)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RunError("No space left on device")])
+@pytest.mark.parametrize("predictions", [True, False])
+def test_scores_that_cannot_be_written_leave_nothing(
+    own_run, fake, tmp_path, monkeypatch, error, predictions
+):
+    config = EvaluateConfig(run=own_run, out=tmp_path / "new" / "x.json", save_predictions=predictions)
+
+    def full(handle):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_directory.os, "fsync", full)
+        patch.setattr(evaluation, "write_overlays", lambda *_: [])
+        patch.setattr(evaluation, "write_mask", lambda *_: None)
+        with pytest.raises(type(error) if isinstance(error, Exception) else error):
+            evaluate(config)
+    assert list((tmp_path / "new").iterdir()) == []
+    assert evaluate(config)["n_cases"] == 2
 
 
 def _after(function, calls):
@@ -283,10 +328,10 @@ def _after(function, calls):
     return called
 
 
-def _move_one(folder, beside):
+def _move_one(folder, target):
     first = min((folder / "predictions_x").iterdir())
-    (beside / "predictions_x").mkdir()
-    os.replace(first, beside / "predictions_x" / first.name)
+    (target.parent / "predictions_x").mkdir()
+    os.replace(first, target.parent / "predictions_x" / first.name)
     raise KeyboardInterrupt
 
 
