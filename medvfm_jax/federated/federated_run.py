@@ -123,6 +123,7 @@ def resolve(config: FederateConfig, display: ProgressDisplay | None = None) -> F
         seed=config.seed,
         offline=config.offline,
     )
+    algorithm_catalog.check_rates(assembled.adapter)
     if entry.on_base:
         adapter = adapter_with_increments(assembled.adapter, assembled.delta)
         assembled = assembled.with_adapter(adapter, config.seed)

@@ -8,7 +8,17 @@ import jax
 import jax.numpy as jnp
 
 from medvfm_jax import systems, traces, weights
-from medvfm_jax.adapters import AdaptedModel, Count, adapt_model, chain, count, from_config
+from medvfm_jax.adapters import (
+    AdaptedModel,
+    Count,
+    NoSuchSite,
+    WrongSite,
+    adapt_model,
+    chain,
+    count,
+    from_config,
+)
+from medvfm_jax.adapters.training_options import check_ranks
 from medvfm_jax.data import Dataset
 from medvfm_jax.models import catalog
 from medvfm_jax.models.entry import ModelEntry
@@ -125,7 +135,11 @@ def adapt_base(
     base = transformed(base, transform)
     adapter = systems.configure(name, system, base.model.spec, systems.parse_assignments(config.set))
     objective = config.resolved_objective(system, base.model.spec.task)
-    adapted, delta = _with_start(base, adapter, seed)
+    try:
+        adapted, delta = _with_start(base, adapter, seed)
+        check_ranks(adapted.adapter.config, delta)
+    except (NoSuchSite, WrongSite) as error:
+        raise type(error)(f"System '{name}' does not fit model '{config.model}': {error}") from error
     return Assembled(base, adapted, delta, prompt, objective, transform, adapter)
 
 
