@@ -21,6 +21,7 @@ from medvfm_jax.adapters.errors import (
 from medvfm_jax.adapters.fact import fact
 from medvfm_jax.adapters.lora import lora
 from medvfm_jax.adapters.lora_experts import lora_experts
+from medvfm_jax.adapters.lora_ga import lora_ga, start_from_gradients
 from medvfm_jax.adapters.model import AdaptedModel, adapt_model
 from medvfm_jax.adapters.pissa import pissa
 from medvfm_jax.adapters.prompt_tokens import prompt_tokens
@@ -61,9 +62,11 @@ __all__ = [
     "from_config",
     "lora",
     "lora_experts",
+    "lora_ga",
     "pissa",
     "prompt_tokens",
     "scale_shift",
+    "start_from_gradients",
     "tap",
     "to_config",
     "touches_encoder",

@@ -1,8 +1,8 @@
 """Low-rank updates as singular value decompositions, whose values a run prunes (AdaLoRA, Zhang et al. 2023).
 
 Delta of one site: ``a`` (in, rank), ``s`` (rank,), ``b`` (rank, out), with slices ``a_q``, ``s_q``, ``b_q`` and so on;
-the update is ``scale * a diag(s) b``.  s starts at zero, a and b at random.  Training adds the penalty that keeps a and b
-orthogonal and, by the importance of their directions, sets values of s to zero until ``target`` are left on average:
+the update is ``scale * a diag(s) b``.  s starts at zero, a and b at random.  Training adds the penalty that keeps a and
+b orthogonal and, by the importance of their directions, sets values of s to zero until ``target`` are left on average:
 ``train.rank_allocation``, which reads the options from here.
 """
 

@@ -18,6 +18,7 @@ from medvfm_jax.adapters.errors import BadAdapterConfig
 from medvfm_jax.adapters.fact import fact
 from medvfm_jax.adapters.lora import lora
 from medvfm_jax.adapters.lora_experts import lora_experts
+from medvfm_jax.adapters.lora_ga import lora_ga
 from medvfm_jax.adapters.pissa import pissa
 from medvfm_jax.adapters.prompt_tokens import prompt_tokens
 from medvfm_jax.adapters.scale_shift import scale_shift
@@ -31,6 +32,7 @@ KINDS: Mapping[str, Callable[..., Adapter]] = {
     "lora_experts": lora_experts,
     "dora": dora,
     "pissa": pissa,
+    "lora_ga": lora_ga,
     "adalora": adalora,
     "fact": fact,
     "conv_lora": conv_lora,

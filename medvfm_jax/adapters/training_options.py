@@ -8,6 +8,7 @@ from medvfm_jax.adapters.errors import WrongSite
 from medvfm_jax.adapters.parameter_paths import leaves_by_path
 from medvfm_jax.types import Delta
 
+_WITH_CONSTANTS = ("pissa", "lora_ga")
 _FACTOR = ("a", "b", "u", "v")  # names of arrays with one axis of rank and one of features
 
 
@@ -36,7 +37,7 @@ def rate_of(config: Mapping[str, Any] | None) -> Callable[[tuple[str, ...]], flo
     rates = {
         chain: part.get("b_rate", 1.0)
         for chain, part in parts_of(config)
-        if part.get("b_rate", 1.0) != 1.0 or part["kind"] == "pissa"
+        if part.get("b_rate", 1.0) != 1.0 or part["kind"] in _WITH_CONSTANTS
     }
     if not rates:
         return None

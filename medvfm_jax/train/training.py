@@ -24,6 +24,7 @@ from medvfm_jax.train.checkpoint import Checkpoint
 from medvfm_jax.train.data_check import about, check_split, recorded_objects
 from medvfm_jax.train.early_stopping import EarlyStopping
 from medvfm_jax.train.embedding_cache import EmbeddingCache, embed, make_cache
+from medvfm_jax.train.gradient_start import with_gradient_start
 from medvfm_jax.train.loop import Hook, Loader, MappedLoader, fit
 from medvfm_jax.train.optimizer import make_optimizer, make_schedule
 from medvfm_jax.train.placement import OneDevice, Placement
@@ -169,8 +170,12 @@ def train(
     if start is not None:
         loader.set_state(start.loader_state)
         state, stopping = start.state, start.stopping
-    optimizer = run.optimizer
-    params, state = placement.put_params(assembled.base.params), placement.put_state(state, optimizer)
+    optimizer, params = run.optimizer, placement.put_params(assembled.base.params)
+    if start is None:
+        adapter = assembled.adapted.adapter.config
+        delta = with_gradient_start(adapter, params, state.delta, loss, loader, run.accumulate)
+        state = state._replace(delta=delta)
+    state = placement.put_state(state, optimizer)
     step = placement.compile(make_step(loss, optimizer, run.accumulate), params, state)
     validation = _validation(run, params, make_loss(assembled.adapted, **asked), cache)
     say("compiling the training step ...")

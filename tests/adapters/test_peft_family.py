@@ -20,7 +20,9 @@ from medvfm_jax.adapters import (
     dora,
     fact,
     lora,
+    lora_ga,
     pissa,
+    start_from_gradients,
 )
 from medvfm_jax.adapters.training_options import check_ranks, is_random, rate_of
 from medvfm_jax.models.catalog import build
@@ -134,11 +136,39 @@ def test_constants_of_pissa_have_no_gradient_and_no_learning_rate() -> None:
     assert found == {"a": 1.0, "b": 4.0, "fixed_a": 0.0, "fixed_b": 0.0}
 
 
+def test_lora_ga_starts_with_the_best_first_step() -> None:
+    """Theorem: with a0, b0 from G = U S V^T, a0 a0^T G + G b0^T b0 is G's best approximation of rank 2 r, times c^2."""
+    params, adapter = dense_params(), lora_ga(2, None, "layers_0", stability=4.0)
+    delta = adapter.init(KEY, DENSE.apply, params, TOKENS)
+    target = jax.random.normal(jax.random.key(1), (3, 5, 48))
+
+    def loss(kernel: jax.Array) -> jax.Array:
+        layer = {**params["params"]["layers_0"], "kernel": kernel}
+        return ((DENSE.apply({"params": {"layers_0": layer}}, TOKENS) - target) ** 2).mean()
+
+    gradient = jax.grad(loss)(params["params"]["layers_0"]["kernel"])
+    delta = start_from_gradients(adapter.config, delta, {"layers_0": gradient})
+    run = adapter.wrap(DENSE.apply)
+    np.testing.assert_array_equal(run(params, delta, TOKENS), DENSE.apply(params, TOKENS))
+    step = jax.grad(lambda d: ((run(params, d, TOKENS) - target) ** 2).mean())(delta)["layers_0"]
+    rate = 1e-4
+    moved = {"layers_0": delta["layers_0"] | {n: -rate * step[n] for n in ("a", "b")}}
+    old, new = (p["params"]["layers_0"]["kernel"] for p in (params, adapter.merge(params, moved)))
+    u, s, v = np.linalg.svd(np.asarray(gradient, np.float64), full_matrices=False)
+    best = (u[:, :4] * s[:4]) @ v[:4]
+    size = 48**0.5 / 4.0  # c^2
+    np.testing.assert_allclose(np.asarray(new - old) / -rate, size * best, atol=2e-3)
+    merged = DENSE.apply(adapter.merge(params, perturbed(delta)), TOKENS)
+    chex.assert_trees_all_close(run(params, perturbed(delta), TOKENS), merged, atol=1e-3)
+    with pytest.raises(WrongSite, match="takes 26 singular directions"):
+        lora_ga(13, None, "layers_0").init(KEY, DENSE.apply, params, TOKENS)
+
+
 def test_pissa_needs_values_and_a_rank_that_the_kernel_has() -> None:
     params = dense_params()
     with pytest.raises(WrongSite, match="not their shapes"):
         pissa(2, "layers_0").init(KEY, DENSE.apply, jax.eval_shape(lambda: params), TOKENS)
-    with pytest.raises(WrongSite, match="24 singular directions"):
+    with pytest.raises(WrongSite, match="takes 25 singular directions and which has 24"):
         pissa(25, "layers_0").init(KEY, DENSE.apply, params, TOKENS)
 
 

@@ -41,6 +41,7 @@ FACTS = {
     "lora": Facts(1_024, ENCODER),
     "dora": Facts(1_152, ENCODER),
     "pissa": Facts(1_024, ENCODER),
+    "lora_ga": Facts(1_024, ENCODER),
     "adalora": Facts(4 * 2 * 6 * (16 + 16 + 1), ENCODER),
     "lora_mixture": Facts(2_184, ENCODER, merge="gate weighs every token"),
     "conv_lora": Facts(
