@@ -50,8 +50,9 @@ def with_rank_allocation(
         return optimizer
 
     def init(delta: Delta) -> AllocationState:
-        zeros = jax.tree.map(jnp.zeros_like, delta)
-        return AllocationState(optimizer.init(delta), jnp.zeros((), jnp.int32), zeros, zeros)
+        # Two trees of zeros, not one twice: a step consumes its state, and no array can be consumed twice.
+        first, second = (jax.tree.map(jnp.zeros_like, delta) for _ in range(2))
+        return AllocationState(optimizer.init(delta), jnp.zeros((), jnp.int32), first, second)
 
     def update(
         gradient: Delta, state: AllocationState, delta: Delta | None = None
