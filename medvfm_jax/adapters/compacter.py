@@ -33,10 +33,11 @@ def compacter(at: str, width: int | None = None, ratio: float | None = None, n: 
         n: Kronecker products, and the side of the shared factors.
 
     Returns:
-        The adapter. Its ``init`` raises WrongSite for features d that n does not divide.
+        The adapter.
 
     Raises:
         BadAdapterConfig: not exactly one of width and ratio, n below 1, or a width that n does not divide.
+        WrongSite: by the adapter's ``init``, for features d that n does not divide.
 
     References:
         Karimi Mahabadi et al. 2021, eq. 5-7, https://arxiv.org/abs/2106.04647

@@ -51,10 +51,11 @@ def conv_lora(
         b_rate: as in ``lora``.
 
     Returns:
-        The adapter. Its ``init`` raises WrongSite for modules that are no Dense on a map (h, w, in).
+        The adapter.
 
     Raises:
         BadAdapterConfig: options that do not fit each other.
+        WrongSite: by the adapter's ``init``, for modules that are no Dense on a map (h, w, in).
 
     References:
         Zhong et al. 2024, eq. 3, https://arxiv.org/abs/2401.17868.  Differs: the release takes the one best expert,

@@ -40,11 +40,12 @@ def pissa(
         b_rate: as in ``lora``.
 
     Returns:
-        The adapter. Its ``init`` needs the values of the weights; it raises WrongSite where there are shapes only, for
-        modules that are no ungrouped linear map of their input, and for a rank larger than the kernel.
+        The adapter. Its ``init`` needs the values of the weights.
 
     Raises:
         BadAdapterConfig: options that do not fit each other.
+        WrongSite: by the adapter's ``init``, where there are shapes of weights only, for modules that are no ungrouped
+            linear map of their input, and for a rank larger than the kernel.
 
     References:
         Meng et al. 2024, eq. 2-4, https://arxiv.org/abs/2404.02948

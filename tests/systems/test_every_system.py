@@ -65,7 +65,7 @@ FACTS = {
         42_604,
         ENCODER | DECODER,
         options={"context.block": "aspp", "context.width": 2},
-        merge="acts on activations",
+        merge="works on whole maps",
     ),
 }
 NAMES = systems.names()
