@@ -1,13 +1,13 @@
 """Compacter: bottlenecks of Kronecker products with shared factors after attention and MLP."""
 
-from medvfm_jax.systems.places import ATTENTION, MLP, tuned_decoder
+from medvfm_jax.systems.places import ATTENTION_AND_MLP, tuned_decoder
 from medvfm_jax.systems.record import Parts, System
 from medvfm_jax.types import ModelSpec
 
 
 def _parts(spec: ModelSpec) -> Parts:
     # One pattern for both places, because all bottlenecks share the small factors.
-    places = {"kind": "compacter", "at": f"{ATTENTION}|{MLP}", "ratio": 0.25, "n": 4}
+    places = {"kind": "compacter", "at": ATTENTION_AND_MLP, "ratio": 0.25, "n": 4}
     return {**tuned_decoder(spec), "compacter": places}
 
 

@@ -11,6 +11,7 @@ LAST_LINEAR = r"mask_decoder/(output_hypernetworks_mlps_\d+/layers_2|head)/(kern
 QKV = r"image_encoder/(.*/)?attn/qkv"
 ATTENTION = r"image_encoder/(.*/)?attn"
 MLP = r"image_encoder/(.*/)?mlp"
+ATTENTION_AND_MLP = f"{ATTENTION}|{MLP}"
 LINEAR_AND_NORM = r"image_encoder/(.*/)?(qkv|proj|lin1|lin2|fc1|fc2|norm\d?)"
 NORM = r"(.*/)?([^/]*norm[^/]*|neck_[13]|output_upscaling_1|mask_downscaling_[14])/(scale|bias)"  # not batch norms
 VIT_BLOCK = r"image_encoder/(blocks_\d+|blocks/block_\d+|layers_\d+/blocks_\d+)"

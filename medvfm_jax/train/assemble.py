@@ -29,6 +29,7 @@ from medvfm_jax.runs.settings_record import settings_digest
 from medvfm_jax.settings.groups import ModelConfig
 from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.systems import System
+from medvfm_jax.systems.fitting import why
 from medvfm_jax.train.seen_at_once import recorded_shape, stored_shape, with_depth
 from medvfm_jax.types import Delta, MedvfmError, ModelSpec, Params
 from medvfm_jax.weights import artifacts
@@ -139,7 +140,7 @@ def adapt_base(
         adapted, delta = _with_start(base, adapter, seed)
         check_ranks(adapted.adapter.config, delta)
     except (NoSuchSite, WrongSite) as error:
-        raise type(error)(f"System '{name}' does not fit model '{config.model}': {error}") from error
+        raise type(error)(f"System '{name}' does not fit model '{config.model}': {why(error)}") from error
     return Assembled(base, adapted, delta, prompt, objective, transform, adapter)
 
 
