@@ -116,7 +116,9 @@ def main() -> None:
     params = jax.eval_shape(model.init, jax.random.key(0))
     image = jax.ShapeDtypeStruct(model.spec.input_shape, jnp.float32)
     alone = forward_flops(lambda p, x, b: model.apply(p, x, b).logits, params, image, BOX)
-    PAGE.write_text(page((cost(name, model, params) for name in systems.names()), alone), encoding="utf-8")
+    PAGE.write_text(
+        page((cost(name, model, params) for name in systems.SYSTEMS.names()), alone), encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

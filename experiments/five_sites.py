@@ -68,7 +68,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "local_kept": {"algorithm": "local", "keep_optimizer": True},
     "centralised_kept": {"algorithm": "centralised", "keep_optimizer": True},
     "fedavg": {"algorithm": "fedavg"},
-    "fedprox": {"algorithm": "fedprox", "algorithm_set": ("mu=0.01",)},
+    "fedprox": {"algorithm": "fedprox", "set": ("algorithm.mu=0.01",)},
     "scaffold": {"algorithm": "scaffold"},
     "fedmsa": {"preset": "fedmsa"},
     "flap_sam": {"preset": "flap_sam"},

@@ -13,6 +13,7 @@ from typing import Any
 
 from medvfm_jax import losses, systems
 from medvfm_jax.adapters.serialise import KINDS
+from medvfm_jax.catalog import description_of
 from medvfm_jax.federated import algorithm_catalog
 from medvfm_jax.federated import systems as federated_systems
 from medvfm_jax.federated.codecs.catalog import CODECS
@@ -56,24 +57,24 @@ def _federated() -> list[str]:
 
 def _algorithms() -> list[str]:
     rows = [
-        (f"`{name}`", _first_line(entry.make), _options(entry.options), _measured(name))
-        for name, entry in algorithm_catalog.ENTRIES.items()
+        (f"`{name}`", description_of(entry), _options(entry.options), _measured(name))
+        for name, entry in algorithm_catalog.ALGORITHMS.items()
     ]
-    title = "Federated algorithms: `medvfm federate --algorithm NAME --algorithm-set OPTION=VALUE`"
+    title = "Federated algorithms: `medvfm federate --algorithm NAME --set algorithm.OPTION=VALUE`"
     return _section(title, ("name", "what it does", "options", "measured"), rows)
 
 
 def _codecs() -> list[str]:
     rows = [
-        (f"`{name}`", _first_line(entry.make), _options(entry.options), _measured(name))
+        (f"`{name}`", description_of(entry), _options(entry.options), _measured(name))
         for name, entry in CODECS.items()
     ]
-    title = "Codecs: `medvfm federate --codec NAME --codec-set OPTION=VALUE`"
+    title = "Codecs: `medvfm federate --codec NAME --set codec.OPTION=VALUE`"
     return _section(title, ("name", "what it does", "options", "measured"), rows)
 
 
 def _adapters() -> list[str]:
-    rows = [(f"`{name}`", _first_line(make), _references(make)) for name, make in KINDS.items()]
+    rows = [(f"`{name}`", description_of(make), _references(make)) for name, make in KINDS.items()]
     columns = ("kind", "what it does", "source")
     return _section("Adapters: parts of a system, and `medvfm_jax.adapters`", columns, rows)
 
@@ -97,7 +98,7 @@ def _models() -> list[str]:
 
 def _losses() -> list[str]:
     rows = [
-        (f"`{name}`", _first_line(getattr(losses, name)), _references(getattr(losses, name)))
+        (f"`{name}`", description_of(getattr(losses, name)), _references(getattr(losses, name)))
         for name in sorted(losses.__all__)
         if inspect.isfunction(getattr(losses, name))
     ]
@@ -134,12 +135,6 @@ def _references(function: Any) -> str:
     return ", ".join(
         _link(link.rstrip(".,;")) for link in re.findall(r"https://\S+", inspect.getdoc(function) or "")
     )
-
-
-def _first_line(function: Any) -> str:
-    """The first sentence of a docstring."""
-    text = " ".join((inspect.getdoc(function) or "").split("\n\n")[0].split())
-    return text.rstrip(".")
 
 
 if __name__ == "__main__":

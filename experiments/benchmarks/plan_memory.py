@@ -54,13 +54,13 @@ def work(settings: Mapping[str, Any]) -> dict[str, float]:
     cpu.tune()
     import jax
 
-    from medvfm_jax.parallel import make_mesh, preset
+    from medvfm_jax.parallel import RULES, make_mesh
     from medvfm_jax.plan.abstract_training import abstract_training, lower
     from medvfm_jax.settings import PlanConfig
 
     config = PlanConfig(**settings)
     training = abstract_training(config)
-    step = lower(training, preset(config.rules), make_mesh(config.mesh)).compile()
+    step = lower(training, RULES[config.rules](), make_mesh(config.mesh)).compile()
     arguments = (training.params, training.state, training.batch)
     jax.clear_caches()
     _once(step, arguments)  # threads and pages of code are there after this

@@ -20,14 +20,17 @@ def parse_assignments(texts: Iterable[str]) -> dict[str, str]:
         {name: text of the value}.
 
     Raises:
-        BadAdapterConfig: a text that is not "name=value".
+        BadAdapterConfig: a text that is not "name=value", or a name that is given twice.
     """
     assignments: dict[str, str] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name.strip():
             raise BadAdapterConfig(f"'{text}' is no setting: write part.option=value, such as lora.rank=8.")
-        assignments[name.strip()] = value.strip()
+        name, value = name.strip(), value.strip()
+        if name in assignments:
+            raise BadAdapterConfig(f"{name} is set to {assignments[name]} and to {value}; give it once.")
+        assignments[name] = value
     return assignments
 
 

@@ -23,10 +23,10 @@ from medvfm_jax.adapters.pissa import pissa
 from medvfm_jax.adapters.prompt_tokens import prompt_tokens
 from medvfm_jax.adapters.scale_shift import scale_shift
 from medvfm_jax.adapters.tune import tune
-from medvfm_jax.catalog import did_you_mean
+from medvfm_jax.catalog import Catalog, did_you_mean
 from medvfm_jax.types import ModelSpec
 
-KINDS: Mapping[str, Callable[..., Adapter]] = {
+_ALL: Mapping[str, Callable[..., Adapter]] = {
     "tune": tune,
     "lora": lora,
     "lora_experts": lora_experts,
@@ -45,6 +45,7 @@ KINDS: Mapping[str, Callable[..., Adapter]] = {
     "block_exit": block_exit,
     "residual_convolutions": residual_convolutions,
 }
+KINDS: Catalog[Callable[..., Adapter]] = Catalog("adapter kind", _ALL, BadAdapterConfig)
 
 
 def to_config(adapter: Adapter) -> dict[str, Any]:
@@ -121,10 +122,8 @@ def _from_config(config: Mapping[str, Any]) -> Adapter:
         parts = {name: _from_config(part) for name, part in options["parts"].items()}
         # Files of earlier versions have the parts sorted by name; those that change parameters go first.
         return chain(**dict(sorted(parts.items(), key=lambda part: "params" not in part[1].levels)))
-    if not isinstance(kind, str) or kind not in KINDS:
-        shown = f"{kind!s:.80}"
-        raise BadAdapterConfig(f"no adapter kind '{shown}'{did_you_mean(shown, [*KINDS, 'chain'])}.")
-    parameters = inspect.signature(KINDS[kind]).parameters
+    make = KINDS[kind]
+    parameters = inspect.signature(make).parameters
     for name in options:
         if name not in parameters:
             shown = f"{name:.80}"
@@ -132,6 +131,6 @@ def _from_config(config: Mapping[str, Any]) -> Adapter:
     if missing := [n for n, p in parameters.items() if p.default is p.empty and n not in options]:
         raise BadAdapterConfig(f"{kind} needs {', '.join(missing)}.")
     try:
-        return KINDS[kind](**options)
+        return make(**options)
     except (TypeError, ValueError, KeyError, AttributeError, OverflowError, re.error) as error:
         raise BadAdapterConfig(f"{kind} cannot be made with {options!r:.200} ({error}).") from error

@@ -107,7 +107,7 @@ def _loader(given: Subject, batch_size: int) -> Row:
 def _step(given: Subject, adapter: str, batch: Batch, *, cached: bool) -> Row:
     """An optimiser step as `adapt` makes it: on a CPU one image after the other."""
     adapted = adapt_model(systems.adapter(adapter, given.model), given.model)
-    loss = make_loss(adapted, systems.get(adapter).objective[given.spec.task], cached=cached)
+    loss = make_loss(adapted, systems.SYSTEMS[adapter].objective[given.spec.task], cached=cached)
     optimizer = make_optimizer(make_schedule("constant", 1e-6, 1000, 0))
     images = len(batch.image)
     step = make_step(loss, optimizer, images if jax.default_backend() == "cpu" else 1)

@@ -11,7 +11,7 @@ import jax
 
 from medvfm_jax.cli import console
 from medvfm_jax.cli.options.adapt import AdaptArgs
-from medvfm_jax.parallel import BadMesh, BadProcesses, OverMesh, make_mesh, preset, start_processes
+from medvfm_jax.parallel import RULES, BadMesh, BadProcesses, OverMesh, make_mesh, start_processes
 from medvfm_jax.runs.progress import ProgressDisplay
 from medvfm_jax.settings.adapt import AdaptConfig
 from medvfm_jax.train import adapt
@@ -44,7 +44,7 @@ def _placement(args: AdaptArgs) -> OverMesh | None:
             console.say(f"{jax.device_count()} devices are here and one is used; --mesh all takes them all")
         return None
     mesh = make_mesh(None if args.mesh in (None, "all") else args.mesh)
-    return OverMesh(mesh, preset(args.rules), args.rules)
+    return OverMesh(mesh, RULES[args.rules](), args.rules)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from medvfm_jax.cli.options.federate import FederateArgs
 from medvfm_jax.federated.cohort_placement import CohortPlacement
 from medvfm_jax.federated.federate import FederateResult, federate
 from medvfm_jax.mesh_axes import CLIENTS
-from medvfm_jax.parallel import BadMesh, make_mesh, preset
+from medvfm_jax.parallel import RULES, BadMesh, make_mesh
 from medvfm_jax.runs.progress import ProgressDisplay
 from medvfm_jax.settings.federate import FederateConfig
 
@@ -37,7 +37,7 @@ def _placement(args: FederateArgs) -> CohortPlacement | None:
             console.say(f"{jax.device_count()} devices are here and one is used; --mesh all takes them all")
         return None
     mesh = make_mesh({CLIENTS: jax.device_count()} if args.mesh == "all" else args.mesh)
-    return CohortPlacement(mesh, preset(args.rules), args.rules)
+    return CohortPlacement(mesh, RULES[args.rules](), args.rules)
 
 
 def _following(config: FederateConfig, result: FederateResult) -> str:

@@ -5,13 +5,13 @@ nothing heavy, so that help and a wrong option are answered at once, and one of 
 Only those of the command asked for are imported.
 """
 
-import difflib
 import importlib
 import sys
 import traceback
 from collections.abc import Sequence
 
 from medvfm_jax import __version__, compilation_cache, cpu, termination
+from medvfm_jax.catalog import nearest
 from medvfm_jax.cli import console
 from medvfm_jax.cli.arguments import parse
 from medvfm_jax.cli.errors import BAD_USAGE, BadUsage, describe
@@ -78,8 +78,8 @@ def _dispatch(arguments: list[str]) -> int:
         return 0 if arguments else BAD_USAGE
     name, *rest = arguments
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {near[0]}" if near else "the commands are " + ", ".join(COMMANDS)
+        near = nearest(name, COMMANDS)
+        hint = f"did you mean {near}" if near else "the commands are " + ", ".join(COMMANDS)
         raise BadUsage(f"there is no command {name!r}; {hint}; see `medvfm --help`")
     options = importlib.import_module(f"medvfm_jax.cli.options.{name}")
     parsed = parse(getattr(options, f"{name.capitalize()}Args"), rest, f"medvfm {name}")

@@ -10,7 +10,7 @@ from medvfm_jax.systems.fitting import fit
 
 def run(args: SystemsArgs) -> int:
     """List them."""
-    described = systems.describe()
+    described = systems.SYSTEMS.describe()
     if args.model is None:
         for name, text in described.items():
             console.say(f"{name:<13} {text}")

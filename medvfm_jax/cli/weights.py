@@ -27,7 +27,7 @@ def run(args: List | Get | Verify | Convert | Export) -> int:
 
 def _list(args: List) -> None:
     records = []
-    for entry in registry.entries():
+    for entry in registry.WEIGHTS.values():
         path = registry.cached_path(entry)
         records.append(
             {**asdict(entry), "source": str(entry.source), "cached": str(path) if path.exists() else None}
@@ -49,7 +49,7 @@ def _list(args: List) -> None:
 
 
 def _get(args: Get) -> None:
-    entry = registry.entry(args.name)
+    entry = registry.WEIGHTS[args.name]
     with fetch.bar(args.name) as progress:
         path = registry.fetch(args.name, progress, source=args.from_)
     digest = fetch.sha256_of(path)

@@ -7,9 +7,10 @@ from einops import rearrange
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from medvfm_jax.catalog import Catalog
 from medvfm_jax.images.intensity import to_unit
 from medvfm_jax.images.sampling import resize
-from medvfm_jax.types import IGNORE
+from medvfm_jax.types import IGNORE, MedvfmError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +42,15 @@ FULL = AugmentConfig()
 FLIPS = AugmentConfig(quarter_turns=False, affine=0.0, intensity=0.0)
 NONE = AugmentConfig(False, False, False, affine=0.0, intensity=0.0)
 UPRIGHT = AugmentConfig(flip_horizontal=False, flip_vertical=False, quarter_turns=False)
-NAMED = {"none": NONE, "flips": FLIPS, "upright": UPRIGHT, "full": FULL}
+
+
+class UnknownAugmentation(MedvfmError, ValueError):
+    """A name of random changes that does not exist."""
+
+
+AUGMENTATIONS: Catalog[AugmentConfig] = Catalog(
+    "augmentation", {"none": NONE, "flips": FLIPS, "upright": UPRIGHT, "full": FULL}, UnknownAugmentation
+)
 
 
 def usual_augmentation(dimension: int) -> str:

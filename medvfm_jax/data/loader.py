@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medvfm_jax.data.augment import (
+    AUGMENTATIONS,
     INSTANCE_OUTSIDE,
     LABEL_OUTSIDE,
-    NAMED,
     NONE,
     AugmentConfig,
     augment,
@@ -222,6 +222,4 @@ def _augmentation(wanted: bool | str | AugmentConfig) -> AugmentConfig:
     if isinstance(wanted, AugmentConfig):
         return wanted
     name = ("none", "full")[wanted] if isinstance(wanted, bool) else wanted
-    if name not in NAMED:
-        raise BadLoaderState(f"There is no augmentation '{name}'; choose from {', '.join(NAMED)}.")
-    return NAMED[name]
+    return AUGMENTATIONS[name]

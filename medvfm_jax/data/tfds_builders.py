@@ -22,6 +22,7 @@ import tensorflow_datasets as tfds
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 
+from medvfm_jax.catalog import Catalog
 from medvfm_jax.data import mni152
 from medvfm_jax.data.dataset import open_dataset
 from medvfm_jax.data.examples import Example, load_example
@@ -97,11 +98,11 @@ class NnunetFolder(_Folder):
     """Slices, or pictures, of any nnU-Net dataset folder."""
 
 
-BUILDERS: dict[str, type[_Folder]] = {
-    "mni152_tissue": Mni152Tissue,
-    "dsb2018": Dsb2018,
-    "nnunet_folder": NnunetFolder,
-}
+BUILDERS: Catalog[type[_Folder]] = Catalog(
+    "builder",
+    {"mni152_tissue": Mni152Tissue, "dsb2018": Dsb2018, "nnunet_folder": NnunetFolder},
+    BadDataset,
+)
 
 
 def builder(
@@ -118,8 +119,7 @@ def builder(
     mni152_tissue fetches its own. data_dir: where prepared files go, by default a folder in the cache, one
     per data folder and seed. seed: of the split into train, validation and test by patient. Raises BadDataset.
     """
-    if name not in BUILDERS:
-        raise BadDataset(f"There is no builder '{name}'; choose from {', '.join(BUILDERS)}.")
+    kind = BUILDERS[name]
     if name == mni152.NAME:
         folder = mni152.materialise(offline=offline)
     elif folder is None:
@@ -127,7 +127,7 @@ def builder(
     dataset = open_dataset(folder)
     if data_dir is None:
         data_dir = cache_dir() / "tfds" / f"{Path(folder).resolve().name}-seed{seed}"
-    return BUILDERS[name](dataset=dataset, seed=seed, data_dir=Path(data_dir))
+    return kind(dataset=dataset, seed=seed, data_dir=Path(data_dir))
 
 
 def as_source(name: str, folder: str | Path | None = None, *, split: str = "train", **options: Any) -> Any:

@@ -1,19 +1,19 @@
 """Algorithms by name, with their options, as `medvfm federate` offers them.
 
->>> entry = algorithm_catalog.get("fedprox")
+>>> entry = algorithm_catalog.ALGORITHMS["fedprox"]
 >>> algorithm = entry.make(gradient_of(loss), optax.adamw(1e-3), mu=0.1)
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from medvfm_jax.adapters.option_values import parse_assignments, typed
+from medvfm_jax.adapters.option_values import typed
 from medvfm_jax.adapters.training_options import parts_of, rate_of
-from medvfm_jax.catalog import did_you_mean
+from medvfm_jax.catalog import Catalog, did_you_mean
 from medvfm_jax.federated import algorithms, personalise, robust
 from medvfm_jax.federated.algorithms.independent import independent
 from medvfm_jax.federated.base_increments import on_increments, without_increments
@@ -26,7 +26,7 @@ from medvfm_jax.federated.records import Algorithm, Shard, Tree
 HEAD = r".*/(output_hypernetworks_mlps_\d+|head)/.*"  # what makes masks out of features: a client's own in fedper
 
 
-class Entry(NamedTuple):
+class AlgorithmEntry(NamedTuple):
     """An algorithm of the catalogue.
 
     make(gradient, optimizer, **options), or with a learning rate in the place of the optimizer if ``plain_sgd``: its
@@ -81,68 +81,66 @@ _moon.__doc__, _feddf.__doc__ = algorithms.moon.__doc__, algorithms.feddf.__doc_
 
 _SERVER = {"server_rate": 0.1, "tau": 1e-3}
 
-ENTRIES: Mapping[str, Entry] = {
-    "fedavg": Entry(algorithms.fedavg, {"server_rate": 1.0}),
-    "fedprox": Entry(algorithms.fedprox, {"mu": 0.01}),
-    "fedsharp": Entry(algorithms.fedsharp, {"rho": 0.05}),
-    "fedavgm": Entry(algorithms.fedavgm, {"server_rate": 1.0, "momentum": 0.9}),
-    "fedadagrad": Entry(algorithms.fedadagrad, _SERVER),
-    "fedyogi": Entry(algorithms.fedyogi, _SERVER | {"server_rate": 0.01}),
-    "fedadam": Entry(algorithms.fedadam, _SERVER),
-    "scaffold": Entry(algorithms.scaffold, {"server_rate": 1.0}, plain_sgd=True),
-    "fednova": Entry(algorithms.fednova, {"momentum": 0.0, "mu": 0.0}, plain_sgd=True),
-    "feddyn": Entry(algorithms.feddyn, {"alpha": 0.1}),
-    "qfedavg": Entry(algorithms.qfedavg, {"q": 1.0}, plain_sgd=True),
-    "fedper": Entry(personalise.fedper, {"personal": HEAD}),
-    "fedbn": Entry(personalise.fedbn, {"norms": personalise.NORM_LEAVES}),
-    "fedrep": Entry(personalise.fedrep, {"personal": HEAD, "personal_steps": 2}),
-    "ditto": Entry(personalise.ditto, {"strength": 0.1}),
-    "fedit": Entry(algorithms.fedit, needs="lora"),
-    "ffa_lora": Entry(algorithms.ffa_lora, needs="lora"),
-    "fedsa_lora": Entry(algorithms.fedsa_lora, needs="lora"),
-    "rolora": Entry(algorithms.rolora, needs="lora"),
-    "hetlora": Entry(algorithms.hetlora, {"ranks": (), "prune": 1.0, "penalty": 0.0}, needs="lora"),
-    "flexlora": Entry(algorithms.flexlora, {"ranks": ()}, needs="lora"),
-    "flora": Entry(
+_ALL: Mapping[str, AlgorithmEntry] = {
+    "fedavg": AlgorithmEntry(algorithms.fedavg, {"server_rate": 1.0}),
+    "fedprox": AlgorithmEntry(algorithms.fedprox, {"mu": 0.01}),
+    "fedsharp": AlgorithmEntry(algorithms.fedsharp, {"rho": 0.05}),
+    "fedavgm": AlgorithmEntry(algorithms.fedavgm, {"server_rate": 1.0, "momentum": 0.9}),
+    "fedadagrad": AlgorithmEntry(algorithms.fedadagrad, _SERVER),
+    "fedyogi": AlgorithmEntry(algorithms.fedyogi, _SERVER | {"server_rate": 0.01}),
+    "fedadam": AlgorithmEntry(algorithms.fedadam, _SERVER),
+    "scaffold": AlgorithmEntry(algorithms.scaffold, {"server_rate": 1.0}, plain_sgd=True),
+    "fednova": AlgorithmEntry(algorithms.fednova, {"momentum": 0.0, "mu": 0.0}, plain_sgd=True),
+    "feddyn": AlgorithmEntry(algorithms.feddyn, {"alpha": 0.1}),
+    "qfedavg": AlgorithmEntry(algorithms.qfedavg, {"q": 1.0}, plain_sgd=True),
+    "fedper": AlgorithmEntry(personalise.fedper, {"personal": HEAD}),
+    "fedbn": AlgorithmEntry(personalise.fedbn, {"norms": personalise.NORM_LEAVES}),
+    "fedrep": AlgorithmEntry(personalise.fedrep, {"personal": HEAD, "personal_steps": 2}),
+    "ditto": AlgorithmEntry(personalise.ditto, {"strength": 0.1}),
+    "fedit": AlgorithmEntry(algorithms.fedit, needs="lora"),
+    "ffa_lora": AlgorithmEntry(algorithms.ffa_lora, needs="lora"),
+    "fedsa_lora": AlgorithmEntry(algorithms.fedsa_lora, needs="lora"),
+    "rolora": AlgorithmEntry(algorithms.rolora, needs="lora"),
+    "hetlora": AlgorithmEntry(algorithms.hetlora, {"ranks": (), "prune": 1.0, "penalty": 0.0}, needs="lora"),
+    "flexlora": AlgorithmEntry(algorithms.flexlora, {"ranks": ()}, needs="lora"),
+    "flora": AlgorithmEntry(
         on_increments(algorithms.flora), {"ranks": ()}, needs="lora", needs_clients=True, on_base=True
     ),
-    "fedex_lora": Entry(on_increments(algorithms.fedex_lora), needs="lora", needs_clients=True, on_base=True),
-    "lora_fair": Entry(algorithms.lora_fair, {"ridge": 0.01}, needs="lora"),
-    "median": Entry(_robust(lambda: robust.coordinate_median, robust.coordinate_median)),
-    "trimmed_mean": Entry(_robust(robust.trimmed_mean), {"trim": 0.2}),
-    "krum": Entry(_robust(robust.krum), {"byzantine": 1}),
-    "multi_krum": Entry(_robust(robust.multi_krum), {"byzantine": 1, "chosen": 3}),
-    "geometric_median": Entry(_robust(robust.geometric_median), {"iterations": 100, "tolerance": 1e-6}),
-    "moon": Entry(_moon, {"mu": 1.0, "temperature": 0.5}, takes="features"),
-    "feddf": Entry(_feddf, {"server_rate": 1e-3, "server_steps": 8}, takes="logits"),
-    "local": Entry(independent),
-    "centralised": Entry(_centralised),
+    "fedex_lora": AlgorithmEntry(
+        on_increments(algorithms.fedex_lora), needs="lora", needs_clients=True, on_base=True
+    ),
+    "lora_fair": AlgorithmEntry(algorithms.lora_fair, {"ridge": 0.01}, needs="lora"),
+    "median": AlgorithmEntry(_robust(lambda: robust.coordinate_median, robust.coordinate_median)),
+    "trimmed_mean": AlgorithmEntry(_robust(robust.trimmed_mean), {"trim": 0.2}),
+    "krum": AlgorithmEntry(_robust(robust.krum), {"byzantine": 1}),
+    "multi_krum": AlgorithmEntry(_robust(robust.multi_krum), {"byzantine": 1, "chosen": 3}),
+    "geometric_median": AlgorithmEntry(
+        _robust(robust.geometric_median), {"iterations": 100, "tolerance": 1e-6}
+    ),
+    "moon": AlgorithmEntry(_moon, {"mu": 1.0, "temperature": 0.5}, takes="features"),
+    "feddf": AlgorithmEntry(_feddf, {"server_rate": 1e-3, "server_steps": 8}, takes="logits"),
+    "local": AlgorithmEntry(independent),
+    "centralised": AlgorithmEntry(_centralised),
 }
+ALGORITHMS: Catalog[AlgorithmEntry] = Catalog("algorithm", _ALL, BadFederation)
 BASELINES = ("local", "centralised")
 
 
-def get(name: str) -> Entry:
-    """An algorithm by name; raises BadFederation with the nearest name."""
-    if name not in ENTRIES:
-        raise BadFederation(f"There is no algorithm '{name}'{did_you_mean(name, ENTRIES)}.")
-    return ENTRIES[name]
+def read_options(
+    assignments: Mapping[str, str], part: str, defaults: Mapping[str, Any], what: str
+) -> dict[str, Any]:
+    """{"algorithm.mu": "0.1", ...} over defaults -> all options of a part, each of the type of its default.
 
-
-def names() -> tuple[str, ...]:
-    """Names of all algorithms, baselines included."""
-    return tuple(ENTRIES)
-
-
-def read_options(assignments: Iterable[str], defaults: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """Texts "mu=0.1" over defaults -> all options, each of the type of its default; raises BadFederation.
-
-    A default of None stands for a whole number or nothing, () for whole numbers with commas between them.
+    assignments: of all parts of the run.  A default of None stands for a whole number or nothing, () for whole numbers
+    with commas between them.  Raises BadFederation.
     """
     options = dict(defaults)
-    for name, text in parse_assignments(assignments).items():
+    for target, text in assignments.items():
+        if not target.startswith(f"{part}."):
+            continue
+        name = target.removeprefix(f"{part}.")
         if name not in defaults:
-            known = ", ".join(defaults) or "none"
-            raise BadFederation(f"{what} has no option '{name}'; its options: {known}.")
+            raise BadFederation(f"{what} has no option '{name}'{did_you_mean(name, defaults)}.")
         default = defaults[name]
         if default == ():
             options[name] = tuple(typed(part, int, f"{what}: {name}") for part in text.split(","))
@@ -173,7 +171,7 @@ def with_ranks(options: Mapping[str, Any], delta: Tree, clients: Sequence[str]) 
     return dict(options)
 
 
-def outline(entry: Entry, options: Mapping[str, Any], trained: list[int] | None = None) -> Algorithm:
+def outline(entry: AlgorithmEntry, options: Mapping[str, Any], trained: list[int] | None = None) -> Algorithm:
     """The algorithm of an entry without a model: for its shapes and for what it says of itself.
 
     trained: a list that takes the numbers of values that its clients train, when its work is traced.
@@ -188,7 +186,7 @@ def outline(entry: Entry, options: Mapping[str, Any], trained: list[int] | None 
     return entry.make(gradient, 1.0 if entry.plain_sgd else optax.sgd(1.0), **options, **features)
 
 
-def check_fit(entry: Entry, options: Mapping[str, Any], delta: Tree) -> None:
+def check_fit(entry: AlgorithmEntry, options: Mapping[str, Any], delta: Tree) -> None:
     """Raise BadFederation for an algorithm whose parts are not in the delta."""
     if entry.needs == "lora":
         factors_of(delta)  # refuses a delta without any
@@ -209,7 +207,7 @@ def check_rates(adapter: Mapping[str, Any]) -> None:
         )
 
 
-def check_gradient_alone(name: str, entry: Entry, options: Mapping[str, Any]) -> None:
+def check_gradient_alone(name: str, entry: AlgorithmEntry, options: Mapping[str, Any]) -> None:
     """Raise BadFederation for an algorithm that patient-level privacy does not cover, see ``Algorithm.reads``."""
     options = dict(options) | ({"clients": 1} if entry.needs_clients else {})
     if reads := outline(entry, options).reads:
@@ -220,7 +218,7 @@ def check_gradient_alone(name: str, entry: Entry, options: Mapping[str, Any]) ->
 
 
 def noised_numbers(
-    entry: Entry, options: Mapping[str, Any], delta: Tree, unit: Literal["client", "patient"]
+    entry: AlgorithmEntry, options: Mapping[str, Any], delta: Tree, unit: Literal["client", "patient"]
 ) -> int:
     """Numbers that are clipped and noised together: those of an upload, or of a gradient with unit patient."""
     trained: list[int] = []

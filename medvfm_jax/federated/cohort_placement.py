@@ -21,7 +21,7 @@ from medvfm_jax.types import Params
 
 
 class CohortPlacement:
-    """mesh: None is JAX's default device.  rules: of ``parallel.preset(name)``, where the base weights are."""
+    """mesh: None is JAX's default device.  rules: of ``parallel.RULES[name]()``, where the base weights are."""
 
     def __init__(self, mesh: Mesh | None = None, rules: Rules = (), name: str = "replicated"):
         self.mesh, self._rules, self._name = mesh, rules, name

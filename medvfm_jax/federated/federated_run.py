@@ -22,7 +22,7 @@ from medvfm_jax.data.partition import (
 )
 from medvfm_jax.data.sites import with_sites
 from medvfm_jax.federated import algorithm_catalog, systems
-from medvfm_jax.federated.algorithm_catalog import BASELINES, Entry, read_options
+from medvfm_jax.federated.algorithm_catalog import BASELINES, AlgorithmEntry, read_options
 from medvfm_jax.federated.base_increments import adapter_with_increments, without_increments
 from medvfm_jax.federated.client_models import keeps_a_part
 from medvfm_jax.federated.codecs import CODECS, guarantee, make_codec
@@ -37,7 +37,7 @@ from medvfm_jax.federated.secure_reduction import SecureSum, distributed_noise, 
 from medvfm_jax.runs.progress import ProgressDisplay
 from medvfm_jax.settings.federate import FederateConfig
 from medvfm_jax.settings.records import to_json
-from medvfm_jax.systems import System, get, names
+from medvfm_jax.systems import SYSTEMS, System, parse_assignments
 from medvfm_jax.train.assemble import Assembled, Base, assemble, entry_of
 from medvfm_jax.train.data_check import about, check_split, recorded_objects
 from medvfm_jax.train.training_data import SplitData, data_digest
@@ -63,7 +63,7 @@ class FederatedRun(NamedTuple):
     sites: list[ClientData]
     size: Count
     algorithm: str
-    entry: Entry
+    entry: AlgorithmEntry
     options: dict[str, Any]
     codec: Codec
     down: Codec | None
@@ -107,11 +107,13 @@ def resolve(config: FederateConfig, display: ProgressDisplay | None = None) -> F
     display: shows how far the check is. Raises MedvfmError.
     """
     display = display or ProgressDisplay(title="federate")
-    name, entry, options = _algorithm(config)
-    codec_options = read_options(config.codec_set, _codec_defaults(config.codec), f"codec {config.codec}")
-    down_options = read_options(
-        config.down_codec_set, _codec_defaults(config.down_codec), f"codec {config.down_codec}"
+    given = parse_assignments(config.set)
+    name, entry, options = _algorithm(config, given)
+    codec_options, down_options = (
+        read_options(given, part, CODECS[codec].options, f"{part.replace('_', '-')} {codec}")
+        for part, codec in (("codec", config.codec), ("down_codec", config.down_codec))
     )
+    parts = {"algorithm": options, "codec": codec_options, "down_codec": down_options}
     source, partition = divide(config)
     checked = check_split(source, skip_bad=config.skip_bad, track=display.track, say=display.say)
     system = _system(config)
@@ -122,6 +124,7 @@ def resolve(config: FederateConfig, display: ProgressDisplay | None = None) -> F
         classes=source.dataset.classes,
         seed=config.seed,
         offline=config.offline,
+        elsewhere=[f"{part}.{option}" for part, taken in parts.items() for option in taken],
     )
     algorithm_catalog.check_rates(assembled.adapter)
     if entry.on_base:
@@ -147,7 +150,13 @@ def resolve(config: FederateConfig, display: ProgressDisplay | None = None) -> F
     privacy = plan(config, patients, keeps, numbers, steps)
     noise = None
     if privacy is not None:
-        noise = predict_noise(privacy, numbers, len(clients), config.participation)
+        noise = predict_noise(
+            privacy,
+            numbers,
+            len(clients),
+            config.participation,
+            algorithm_catalog.outline(entry, options).applies,
+        )
     tells_all = privacy is None or config.dp_log_unprotected
     whole_split = source.split_record()
     rate = config.resolved_learning_rate(system, entry_of(config.model), entry.plain_sgd)
@@ -246,7 +255,7 @@ def _partition(config: FederateConfig, dataset: Dataset) -> Partition:
 def _secure(
     config: FederateConfig,
     algorithm: str,
-    entry: Entry,
+    entry: AlgorithmEntry,
     options: Mapping[str, Any],
     clients: list[ClientData],
     privacy: PrivacyPlan | None,
@@ -269,35 +278,39 @@ def _secure(
 
 
 def _system(config: FederateConfig) -> System:
-    return systems.get(config.preset).system if config.preset in systems.SYSTEMS else get(config.preset)
+    if config.preset in systems.SYSTEMS:
+        return systems.SYSTEMS[config.preset].system
+    return SYSTEMS[config.preset]
 
 
-def _algorithm(config: FederateConfig) -> tuple[str, Entry, dict[str, Any]]:
+def _algorithm(
+    config: FederateConfig, given: Mapping[str, str]
+) -> tuple[str, AlgorithmEntry, dict[str, Any]]:
     """Name, entry and options; "auto" is the algorithm of the system, else FedAvg."""
-    known = (*names(), *systems.names())
+    known = (*SYSTEMS, *systems.SYSTEMS)
     if config.preset not in known:
         raise BadFederation(f"There is no system '{config.preset}'{did_you_mean(config.preset, known)}.")
-    if config.algorithm == "auto" and config.preset in systems.names():
-        name, entry = _entry_of(config.preset, systems.get(config.preset))
+    if config.algorithm == "auto" and config.preset in systems.SYSTEMS:
+        name, entry = _entry_of(config.preset, systems.SYSTEMS[config.preset])
     else:
         name = "fedavg" if config.algorithm == "auto" else config.algorithm
-        entry = algorithm_catalog.get(name)
+        entry = algorithm_catalog.ALGORITHMS[name]
     if name == "local" and config.leave_out is not None:
         raise BadFederation(
             "Local training has no model for a site that is left out; choose another --algorithm."
         )
     if name in BASELINES and (config.codec, config.down_codec) != ("identity", "identity"):
         raise BadFederation(f"algorithm={name} sends nothing; leave --codec and --down-codec out.")
-    options = read_options(config.algorithm_set, entry.options, f"algorithm {name}")
+    options = read_options(given, "algorithm", entry.options, f"algorithm {name}")
     if config.patient_privacy:
         algorithm_catalog.check_gradient_alone(name, entry, options)
     return name, entry, options
 
 
-def _entry_of(name: str, system: systems.FederatedSystem) -> tuple[str, Entry]:
+def _entry_of(name: str, system: systems.FederatedSystem) -> tuple[str, AlgorithmEntry]:
     """An algorithm of the catalogue under its own name, or a system's own under the system's."""
     make = system.algorithm
-    for known, entry in algorithm_catalog.ENTRIES.items():
+    for known, entry in algorithm_catalog.ALGORITHMS.items():
         if entry.make is make:
             return known, entry
     parameters = list(inspect.signature(make).parameters.values())
@@ -305,11 +318,13 @@ def _entry_of(name: str, system: systems.FederatedSystem) -> tuple[str, Entry]:
     options = {p.name: p.default for p in parameters if p.default is not p.empty and p.name != takes}
     needs_clients = any(p.name == "clients" for p in parameters)
     mixing = system.instance_mixing
-    return name, Entry(make, options, needs_clients=needs_clients, takes=takes, instance_mixing=mixing)
+    return name, AlgorithmEntry(
+        make, options, needs_clients=needs_clients, takes=takes, instance_mixing=mixing
+    )
 
 
 def _public(
-    config: FederateConfig, entry: Entry, options: Mapping[str, Any], base: Base, dataset: Dataset
+    config: FederateConfig, entry: AlgorithmEntry, options: Mapping[str, Any], base: Base, dataset: Dataset
 ) -> list[Batch]:
     if entry.takes != "logits":
         if config.public_data is not None:
@@ -324,11 +339,6 @@ def _public(
         raise BadFederation(f"feddf: server_steps must be at least 1, not {steps}.")
     spec, channels = base.model.spec, dataset.channel_names
     return public_batches(config.public_data, spec, channels, steps, config.batch_size, config.seed)
-
-
-def _codec_defaults(name: str) -> Mapping[str, Any]:
-    make_codec(name)  # refuses an unknown name
-    return CODECS[name].options
 
 
 def _down(config: FederateConfig, options: Mapping[str, Any]) -> Codec | None:

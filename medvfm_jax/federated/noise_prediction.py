@@ -23,6 +23,7 @@ class NoisePrediction(NamedTuple):
     averaged: int
     expected: float  # m: clients in a round, or patients in a step of one hospital
     share: float  # of the clients in a round
+    applies: str = ""  # see ``Algorithm.applies``
 
     @property
     def ratio(self) -> float:
@@ -53,6 +54,8 @@ class NoisePrediction(NamedTuple):
             f"signal of at most {self.signal:.3g} (the clipping bound) over {self.parameters} parameters: "
             f"{self.ratio:.3g} times as much"
         )
+        if self.applies:
+            found = f"{found}; the server does not just add that mean: it {self.applies}"
         if not self.drowned:
             return found
         fewer = f"at most {self.parameters_that_fit} trained parameters (a smaller --preset)"
@@ -80,15 +83,24 @@ class NoisePrediction(NamedTuple):
         }
 
 
-def predict_noise(plan: PrivacyPlan, parameters: int, clients: int, participation: float) -> NoisePrediction:
+def predict_noise(
+    plan: PrivacyPlan, parameters: int, clients: int, participation: float, applies: str = ""
+) -> NoisePrediction:
     """Noise of a planned run.
 
     parameters: numbers that are clipped and noised together, those of an upload or of a gradient.  participation: share
-    of the clients in a round.
+    of the clients in a round.  applies: of the algorithm.
     """
     privacy = plan.privacy
     norm = plan.multiplier * privacy.clip * math.sqrt(parameters) / privacy.expected_clients
     averaged = 1 if privacy.unit == "client" else plan.steps * max(1, round(participation * clients))
     return NoisePrediction(
-        privacy.unit, norm, privacy.clip, parameters, averaged, privacy.expected_clients, participation
+        privacy.unit,
+        norm,
+        privacy.clip,
+        parameters,
+        averaged,
+        privacy.expected_clients,
+        participation,
+        applies,
     )

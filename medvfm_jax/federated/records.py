@@ -98,6 +98,8 @@ class Algorithm(NamedTuple):
         Patient-level privacy puts noise on that gradient alone, so it refuses such an algorithm.
     exact: what ``aggregate`` reads of a round beside the mean of the uploads and public constants, in words; "" for
         nothing.  Noise on the mean does not cover it, so with client-level privacy such an algorithm is refused.
+    applies: what ``aggregate`` does with the mean of the uploads, and so with noise on it, where it does more than add
+        it to the delta, in words; "" for adding it.
     weights: what ``Report.weight`` is: the client's samples, 1 for every client, or a number that follows from its
         upload and has no public bound, which a grid of whole numbers (secure aggregation) needs.
     uploads: a change, zero if nothing was learnt, or the model itself, which clipping would cut to nothing.
@@ -113,6 +115,7 @@ class Algorithm(NamedTuple):
     model: Callable[[Server, Tree], Tree] = lambda server, state: server.delta
     reads: str = ""
     exact: str = ""
+    applies: str = ""
     traffic: Callable[[Server, Tree, Shard], float] | None = None
     weights: Weights = "samples"
     uploads: Literal["change", "model"] = "change"

@@ -58,11 +58,11 @@ def over_sites(rows: Sequence[Mapping[str, Any]], metric: str = "dice", seed: in
     if not sites:
         return None
     mean = float(np.mean([values.mean() for values in sites.values()]))
-    fewest, low, high = min(map(len, sites.values())), None, None
-    if method(fewest) == "t":
+    kinds, low, high = {method(values) for values in sites.values()}, None, None
+    if None not in kinds and "t" in kinds:
         parts = [(values - values.mean()) / len(values) / len(sites) for values in sites.values()]
         low, high = t_interval(mean, parts, bounds=bounds_of(metric))
-    elif method(fewest) == "bootstrap":
+    elif None not in kinds:
         draws = [_draws(values, seed + i) for i, values in enumerate(sites.values())]
         low, high = percentile_interval(np.mean(draws, axis=0))
     return SiteScore(OVER_SITES, mean, low, high, sum(map(len, sites.values())))

@@ -1,12 +1,13 @@
 """Bring intensities of any modality into the range 0..1."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from medvfm_jax.catalog import Catalog
 from medvfm_jax.types import MedvfmError
 
 
@@ -22,20 +23,22 @@ class Window(NamedTuple):
 
 
 # Abdomen: MedSAM's preprocessing. The others: radiological convention.
-CT_WINDOWS: Mapping[str, Window] = {
-    "abdomen": Window(400, 40),
-    "lung": Window(1500, -600),
-    "brain": Window(80, 40),
-    "bone": Window(1800, 400),
-    "mediastinum": Window(350, 50),
-}
+CT_WINDOWS: Catalog[Window] = Catalog(
+    "CT window",
+    {
+        "abdomen": Window(400, 40),
+        "lung": Window(1500, -600),
+        "brain": Window(80, 40),
+        "bone": Window(1800, 400),
+        "mediastinum": Window(350, 50),
+    },
+    UnknownWindow,
+)
 
 
 def window(array: NDArray, chosen: str | Window) -> NDArray[np.float32]:
     """Hounsfield units, any shape -> 0..1 within a window, clipped outside. Raises UnknownWindow."""
     if isinstance(chosen, str):
-        if chosen not in CT_WINDOWS:
-            raise UnknownWindow(f"There is no CT window '{chosen}'; choose from {', '.join(CT_WINDOWS)}.")
         chosen = CT_WINDOWS[chosen]
     low = chosen.level - chosen.width / 2
     return np.clip((array.astype(np.float32) - low) / np.float32(chosen.width), 0, 1)

@@ -4,13 +4,14 @@
 reports each; `sam_loss` is SAM's own objective.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from medvfm_jax.catalog import Catalog
 from medvfm_jax.losses import segmentation
 from medvfm_jax.losses.segmentation import LossShapeMismatch, Shares, Target
 from medvfm_jax.types import MedvfmError, Prediction
@@ -18,16 +19,21 @@ from medvfm_jax.types import MedvfmError, Prediction
 PixelLoss = Callable[..., Any]  # (logits, target, valid=None) -> scalar, or (scalar, {term: scalar})
 PredictionLoss = Callable[..., Any]  # (prediction, target, weight=None) -> the same
 
-NAMED: Mapping[str, PixelLoss] = {
-    "dice": segmentation.dice,
-    "cross_entropy": segmentation.cross_entropy,
-    "focal": segmentation.focal,
-    "dice_ce": segmentation.dice_ce,
-}
-
 
 class UnknownLoss(MedvfmError):
     """A loss name that does not exist."""
+
+
+LOSSES: Catalog[PixelLoss] = Catalog(
+    "loss of pixels",
+    {
+        "dice": segmentation.dice,
+        "cross_entropy": segmentation.cross_entropy,
+        "focal": segmentation.focal,
+        "dice_ce": segmentation.dice_ce,
+    },
+    UnknownLoss,
+)
 
 
 def weighted_mean(values: Array, weight: Array | None = None) -> Array:
@@ -59,18 +65,11 @@ def weighted(**terms: float | tuple[float, PixelLoss]) -> PixelLoss:
         (logits, target, valid=None) -> (total, {name: term}).
 
     Raises:
-        UnknownLoss: a bare weight whose name is not in `NAMED`.
+        UnknownLoss: a bare weight whose name is not in `LOSSES`.
     """
-    parts: dict[str, tuple[float, PixelLoss]] = {}
-    for name, term in terms.items():
-        if isinstance(term, tuple):
-            parts[name] = term
-        elif name in NAMED:
-            parts[name] = (term, NAMED[name])
-        else:
-            raise UnknownLoss(
-                f"there is no loss named '{name}'; choose from {', '.join(NAMED)} or pass ({term}, function)"
-            )
+    parts: dict[str, tuple[float, PixelLoss]] = {
+        name: term if isinstance(term, tuple) else (term, LOSSES[name]) for name, term in terms.items()
+    }
 
     def loss(logits: Array, target: Array, valid: Array | None = None) -> tuple[Array, dict[str, Array]]:
         values = {name: function(logits, target, valid) for name, (_, function) in parts.items()}

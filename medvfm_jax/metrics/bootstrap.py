@@ -24,17 +24,23 @@ _DISTANCES = {"hd", "hd95", "assd"}
 _SHARES = {"dice", "iou", "nsd", "aji", "pq", "sq", "dq"}
 
 
-def method(n: int) -> Method | None:
-    """How the interval of the mean of n patients is computed; None: fewer than two have none."""
-    if n < 2:
+def method(values: NDArray) -> Method | None:
+    """How the interval of the mean of one value per patient (n,) is computed.
+
+    None: fewer than two patients have none, nor has a mean that is infinite, because a distance is (to an empty mask).
+    """
+    if len(values) < 2 or not np.isfinite(values).all():
         return None
-    return "t" if n < FEW else "bootstrap"
+    return "t" if len(values) < FEW else "bootstrap"
 
 
 def methods_in_words(rows: Iterable[Mapping[str, Any]]) -> str:
     """Summary rows -> what their intervals are. Rows of before there were two kinds are of the bootstrap."""
     used = dict.fromkeys(row.get("interval", "bootstrap") for row in rows if row.get("low") is not None)
-    return " or ".join(_WORDS[name] for name in used if name in _WORDS) or "none of fewer than two patients"
+    return (
+        " or ".join(_WORDS[name] for name in used if name in _WORDS)
+        or "none of fewer than two patients, or of infinite distances"
+    )
 
 
 def bounds_of(metric: str, *, difference: bool = False) -> Bounds:
@@ -94,12 +100,13 @@ def interval(
     level: float = 0.95,
     bounds: Bounds = (-np.inf, np.inf),
 ) -> tuple[float | None, float | None]:
-    """One value per patient (n,), NaN for undefined -> interval of their mean (None: fewer than two)."""
+    """One value per patient (n,), NaN for undefined -> interval of their mean; (None, None): see `method`."""
     values = np.asarray(values, float)
     values = values[~np.isnan(values)]
-    if method(len(values)) is None:
+    kind = method(values)
+    if kind is None:
         return None, None
-    if method(len(values)) == "t":
+    if kind == "t":
         mean = float(values.mean())
         return t_interval(mean, [(values - mean) / len(values)], level, bounds)
     counts = resample_counts(len(values), n_boot, seed)

@@ -43,7 +43,8 @@ def compare(
         {"metric", "label", "n" patients compared, "mean_a", "mean_b", "difference", "low", "high" (95 % interval),
         "interval" ("t" or "bootstrap", see `metrics.bootstrap`), "p_permutation" (two-sided sign flip; exact up to 14
         patients, else 20,000 drawn flips), "exact", "p_wilcoxon" (signed rank, zeros dropped), "left_out_a",
-        "left_out_b" (patients only one run could score)}.
+        "left_out_b" (patients only one run could score)}. A difference with an infinite distance in it has neither
+        interval nor p-value: None.
 
     Raises:
         NothingInCommon: no patient has the score in both runs.
@@ -59,9 +60,11 @@ def compare(
             f"{f' for label {label!r}' if label else ''}; evaluate both on the same cases and profile"
         )
     a, b = np.array([np.mean(pairs, axis=0) for pairs in common.values()]).T
-    difference = b - a
+    with np.errstate(invalid="ignore"):
+        difference = b - a  # NaN where a distance is infinite in both runs
+    defined = bool(np.isfinite(difference).all())
     low, high = interval(difference, seed, n_boot, bounds=bounds_of(metric, difference=True))
-    p_permutation, exact = sign_flip_test(difference, seed)
+    p_permutation, exact = sign_flip_test(difference, seed) if defined else (None, False)
     return {
         "metric": metric,
         "label": label,
@@ -71,10 +74,10 @@ def compare(
         "difference": float(difference.mean()),
         "low": low,
         "high": high,
-        "interval": method(len(common)),
+        "interval": method(difference),
         "p_permutation": p_permutation,
         "exact": exact,
-        "p_wilcoxon": wilcoxon_test(difference),
+        "p_wilcoxon": wilcoxon_test(difference) if defined else None,
         "left_out_a": len({patient for patient, _ in cells_a} - set(common)),
         "left_out_b": len({patient for patient, _ in cells_b} - set(common)),
     }

@@ -27,6 +27,7 @@ NaN when undefined); TransUNet's and SAMed's `calculate_metric_percase`; MedSAM'
 import dataclasses
 from typing import Any, Literal, NamedTuple
 
+from medvfm_jax.catalog import Catalog, did_you_mean
 from medvfm_jax.metrics.surface import Definition
 from medvfm_jax.types import MedvfmError
 
@@ -52,6 +53,7 @@ class Profile:
 
     Attributes:
         name: "strict", "nnunet", ...
+        description: what is special about it, in one line.
         scores: the ones it has.
         definition: of a boundary, "element" or "voxel".
         pooled: HD95 over both directions together instead of the larger of the two.
@@ -65,6 +67,7 @@ class Profile:
     """
 
     name: str
+    description: str
     scores: tuple[Score, ...]
     definition: Definition
     pooled: bool
@@ -82,52 +85,68 @@ _EXCLUDED = EmptyRule(None, None, None)
 _WORST = EmptyRule(0.0, "diagonal", 0.0)
 _NO_DISTANCE = EmptyRule(0.0, None, 0.0)
 
-_PROFILES = {
-    profile.name: profile
-    for profile in (
-        Profile("strict", SCORES, "element", False, "mm", 2.0, _EXCLUDED, _WORST, _WORST),
-        Profile("nnunet", SCORES, "voxel", True, "mm", 2.0, _EXCLUDED, _NO_DISTANCE, _NO_DISTANCE),
-        Profile(
-            name="transunet_compat",
-            scores=("dice", "hd95"),
-            definition="voxel",
-            pooled=True,
-            unit="voxel",
-            tolerance=2.0,
-            both_empty=_ZERO,
-            missed=_ZERO,
-            invented=EmptyRule(1.0, 0.0, None),
-        ),
-        Profile(
-            name="medsam_compat",
-            scores=("dice", "nsd"),
-            definition="element",
-            pooled=False,
-            unit="mm",
-            tolerance=2.0,
-            both_empty=_EXCLUDED,
-            missed=_NO_DISTANCE,
-            invented=_NO_DISTANCE,
-            slab=True,
-            nsd_needs_dice=0.2,
-        ),
-    )
-}
-
-
-def names() -> tuple[str, ...]:
-    """Names of the profiles."""
-    return tuple(_PROFILES)
+_ALL = (
+    Profile(
+        name="strict",
+        description="an empty prediction or reference alone scores 0 and the image diagonal; empty in both is left out",
+        scores=SCORES,
+        definition="element",
+        pooled=False,
+        unit="mm",
+        tolerance=2.0,
+        both_empty=_EXCLUDED,
+        missed=_WORST,
+        invented=_WORST,
+    ),
+    Profile(
+        name="nnunet",
+        description="MedPy's boundary and pooled HD95; distances with an empty mask are left out",
+        scores=SCORES,
+        definition="voxel",
+        pooled=True,
+        unit="mm",
+        tolerance=2.0,
+        both_empty=_EXCLUDED,
+        missed=_NO_DISTANCE,
+        invented=_NO_DISTANCE,
+    ),
+    Profile(
+        name="transunet_compat",
+        description="as published code: distances in voxels, a missed organ has distance 0, for comparison only",
+        scores=("dice", "hd95"),
+        definition="voxel",
+        pooled=True,
+        unit="voxel",
+        tolerance=2.0,
+        both_empty=_ZERO,
+        missed=_ZERO,
+        invented=EmptyRule(1.0, 0.0, None),
+    ),
+    Profile(
+        name="medsam_compat",
+        description="as published code: NSD with 2-D masks as slabs, for comparison only",
+        scores=("dice", "nsd"),
+        definition="element",
+        pooled=False,
+        unit="mm",
+        tolerance=2.0,
+        both_empty=_EXCLUDED,
+        missed=_NO_DISTANCE,
+        invented=_NO_DISTANCE,
+        slab=True,
+        nsd_needs_dice=0.2,
+    ),
+)
+PROFILES: Catalog[Profile] = Catalog(
+    "metric profile", {profile.name: profile for profile in _ALL}, UnknownProfile
+)
 
 
 def get(name: str | Profile, **changes: Any) -> Profile:
     """Profile of that name, with fields replaced: `get("strict", tolerance=1.0)`; raises `UnknownProfile`."""
-    if isinstance(name, str) and name not in _PROFILES:
-        raise UnknownProfile(f"there is no metric profile '{name}'; choose from {', '.join(_PROFILES)}")
-    profile = _PROFILES[name] if isinstance(name, str) else name
-    known = {field.name for field in dataclasses.fields(Profile)}
-    if wrong := set(changes) - known:
-        raise UnknownProfile(
-            f"a metric profile has no option {', '.join(sorted(wrong))}; it has {', '.join(sorted(known))}"
-        )
+    profile = PROFILES[name] if isinstance(name, str) else name
+    known = [field.name for field in dataclasses.fields(Profile)]
+    for option in changes:
+        if option not in known:
+            raise UnknownProfile(f"A metric profile has no option '{option}'{did_you_mean(option, known)}.")
     return dataclasses.replace(profile, **changes)

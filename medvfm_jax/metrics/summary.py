@@ -98,8 +98,8 @@ def summarise(
     Returns:
         {"summary": rows, "empty": counts, ...}. A summary row: {"metric", "label", "mean", "low", "high", "interval",
         "n" (patients with a value), "n_cases", "median"}; "low" and "high" bound the interval, whose kind "interval"
-        names: "t", "bootstrap", or None for fewer than two patients (see `metrics.bootstrap`). "empty" counts the
-        (case, label) pairs by which mask was empty.
+        names: "t", "bootstrap", or None for fewer than two patients or an infinite mean (see `metrics.bootstrap`).
+        "empty" counts the (case, label) pairs by which mask was empty.
 
     Raises:
         IncompleteRow: a row without its label, or without "patient" and "case".
@@ -138,12 +138,13 @@ def _row(metric: str, values: NDArray, draws: NDArray, level: float) -> dict[str
     per_patient = _mean_over_labels(values)
     scored = ~np.isnan(per_patient)
     n, low, high = int(scored.sum()), None, None
-    if method(n) == "t":
+    kind = method(per_patient[scored])
+    if kind == "t":
         each = (values - of_labels) / (~np.isnan(values)).sum(0) / len(of_labels)
         low, high = t_interval(mean, [np.nansum(each[scored], axis=1)], level, bounds_of(metric))
-    elif method(n) == "bootstrap":
+    elif kind == "bootstrap":
         low, high = percentile_interval(draws, level)
-    numbers = {"mean": mean, "low": low, "high": high, "interval": method(n), "n": n}
+    numbers = {"mean": mean, "low": low, "high": high, "interval": kind, "n": n}
     return numbers | {"median": float(np.median(per_patient[scored]))}
 
 

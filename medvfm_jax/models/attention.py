@@ -81,6 +81,11 @@ def dot_logits(q: Array, k: Array) -> Array:
     return jnp.matmul(q, jnp.swapaxes(k, -1, -2), preferred_element_type=jnp.float32)
 
 
+def attend(q: Array, k: Array, v: Array) -> Array:
+    """Softmax attention of scaled queries q (..., n, d) on k, v (..., m, d) -> (..., n, d)."""
+    return softmax_average(dot_logits(q, k), v)
+
+
 def relative_positions(table: Array, size: int) -> Array:
     """Rows of a table (length, d) for every pair of ``size`` positions: (query, key, d), by query - key.
 

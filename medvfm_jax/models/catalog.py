@@ -22,20 +22,11 @@ MODELS: Catalog[ModelEntry] = Catalog(
 )
 
 
-def names() -> tuple[str, ...]:
-    """Names of all models.
-
-    Returns:
-        Every name ``build`` knows; those ending in "-test" are tiny and have no published weights.
-    """
-    return MODELS.names()
-
-
 def build(name: str, **options: Any) -> Model:
     """Make a model, without weights.
 
     Args:
-        name: one of ``names()``.
+        name: one of ``MODELS``; those ending in "-test" are tiny and have no published weights.
         **options: ``dtype`` (compute dtype, float32 or bfloat16) for all; ``image_size`` for models of pictures,
             ``window`` and ``channels`` for UNETR; ``scan_blocks`` for SAM and ViT encoders (blocks stacked, see
             ``models.scan``); ``remat`` for SAM encoders (True, or "between": only what lies between matrix products

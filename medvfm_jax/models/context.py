@@ -6,8 +6,7 @@ channels inside a block and governs how many parameters are trained.  The origin
 statistics; these use layer normalisation over channels, so that one image gives what a batch gives.
 """
 
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -193,11 +192,6 @@ class CrossScaleAttention(nn.Module):
         out = jnp.einsum("anm,amd->and", jax.nn.softmax(logits).astype(v.dtype), v)
         out = rearrange(out, "heads (h w) d -> h w (heads d)", h=h)
         return LastProjection(c, self.zero_init, self.dtype, name="last")(out)
-
-
-BLOCKS: Mapping[str, type[nn.Module]] = MappingProxyType(
-    {"aspp": ASPP, "pyramid": PyramidPooling, "fpn": FPNNeck, "cross_scale": CrossScaleAttention}
-)
 
 
 def region_means(x: Array, grid: int) -> Array:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 from medvfm_jax.models.model import Model
+from medvfm_jax.port_tables import PortTable
 from medvfm_jax.types import ModelSpec
 
 
@@ -13,7 +14,7 @@ class ModelEntry(NamedTuple):
     family: name of its folder's variant: sam, tiny_vit_sam, vit, unet, unetr.
     spec: at the image size the weights were trained for.
     build(**options) -> Model; options: the names it takes.
-    tables: names of the port tables (``weights.tables``) that read its checkpoints.
+    tables: port tables that read its checkpoints, that of the original release first.
     start: weights are "published", "random" (trained from scratch), or "fixed" numbers of a test model.
     heads: of a block of the image encoder, 1 where blocks cannot be divided by heads.
     group: blocks of a kind that ``scan_blocks`` stacks together.
@@ -24,7 +25,7 @@ class ModelEntry(NamedTuple):
     spec: ModelSpec
     build: Callable[..., Model]
     options: tuple[str, ...]
-    tables: tuple[str, ...] = ()
+    tables: tuple[PortTable, ...] = ()
     start: Literal["published", "random", "fixed"] = "published"
     heads: int = 1
     group: int = 1

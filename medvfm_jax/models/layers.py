@@ -105,16 +105,17 @@ _normalise.defvjp(_normalise_fwd, _normalise_bwd)
 
 
 class MlpBlock(nn.Module):
-    """SAM's MLP with layers ``lin1`` and ``lin2``: x (..., c) -> (..., c)."""
+    """Two-layer perceptron with the exact (erf) GELU, x (..., c) -> (..., c); names: of its layers."""
 
     hidden: int
     activation: Any = gelu
     dtype: Any = jnp.float32
+    names: tuple[str, str] = ("lin1", "lin2")
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        hidden = apart_in_backward(costly(nn.Dense(self.hidden, dtype=self.dtype, name="lin1")(x)))
-        return nn.Dense(x.shape[-1], dtype=self.dtype, name="lin2")(self.activation(hidden))
+        hidden = apart_in_backward(costly(nn.Dense(self.hidden, dtype=self.dtype, name=self.names[0])(x)))
+        return nn.Dense(x.shape[-1], dtype=self.dtype, name=self.names[1])(self.activation(hidden))
 
 
 class ReluMlp(nn.Module):

@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from medvfm_jax.catalog import did_you_mean
+from medvfm_jax.catalog import Catalog
 from medvfm_jax.models.model import Model
 from medvfm_jax.models.sam.prompt_free import to_semantic
 from medvfm_jax.models.slab import slab_model
@@ -25,11 +25,13 @@ def to_slab(
     return slab_model(model, depth), params
 
 
-KINDS: Mapping[str, Callable[..., tuple[Model, Params]]] = {"prompt_free": to_semantic, "slab": to_slab}
-
-
 class BadTransform(MedvfmError, ValueError):
     """A configuration of a transform that cannot be used."""
+
+
+KINDS: Catalog[Callable[..., tuple[Model, Params]]] = Catalog(
+    "transform of a model", {"prompt_free": to_semantic, "slab": to_slab}, BadTransform
+)
 
 
 def transform(config: Mapping[str, Any] | None, model: Model, params: Params) -> tuple[Model, Params]:
@@ -41,12 +43,10 @@ def transform(config: Mapping[str, Any] | None, model: Model, params: Params) ->
     if config is None:
         return model, params
     kind = config.get("kind") if isinstance(config, Mapping) else None
-    if not isinstance(kind, str) or kind not in KINDS:
-        shown = f"{kind!s:.80}"
-        raise BadTransform(f"There is no transform of a model '{shown}'{did_you_mean(shown, KINDS)}.")
+    make = KINDS[kind]
     options = {name: value for name, value in config.items() if name != "kind"}
     try:
-        inspect.signature(KINDS[kind]).bind(model, params, **options)
+        inspect.signature(make).bind(model, params, **options)
     except TypeError as error:
         raise BadTransform(f"The transform '{kind}' does not take these options: {error}.") from None
-    return KINDS[kind](model, params, **options)
+    return make(model, params, **options)

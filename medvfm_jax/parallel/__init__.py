@@ -4,7 +4,7 @@ from medvfm_jax.parallel.errors import BadMesh, BadProcesses, BadRules
 from medvfm_jax.parallel.mesh import AXES, make_mesh, parse_mesh
 from medvfm_jax.parallel.placement import OverMesh
 from medvfm_jax.parallel.processes import start_processes
-from medvfm_jax.parallel.rules import Largest, Rules, fsdp, preset, replicated, spec_of, tensor
+from medvfm_jax.parallel.rules import RULES, Largest, Rules, fsdp, replicated, spec_of, tensor
 from medvfm_jax.parallel.shardings import (
     batch_shardings,
     delta_shardings,
@@ -15,6 +15,7 @@ from medvfm_jax.parallel.shardings import (
 
 __all__ = [
     "AXES",
+    "RULES",
     "BadMesh",
     "BadProcesses",
     "BadRules",
@@ -27,7 +28,6 @@ __all__ = [
     "make_mesh",
     "param_shardings",
     "parse_mesh",
-    "preset",
     "replicated",
     "shard_step",
     "spec_of",

@@ -5,7 +5,6 @@ module they adapt and their own name (``.../attn/qkv/b_q``).  A placement is a P
 array, so that one rule serves plain blocks and stacked ones (``models.scan``), or ``Largest``.
 """
 
-import difflib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 
 from jax.sharding import Mesh, PartitionSpec
 
+from medvfm_jax.catalog import Catalog
 from medvfm_jax.mesh_axes import DATA, MODEL
 from medvfm_jax.parallel.errors import BadRules
 
@@ -68,15 +68,9 @@ def tensor() -> Rules:
     )
 
 
-PRESETS: dict[str, Callable[[], Rules]] = {"replicated": replicated, "fsdp": fsdp, "tensor": tensor}
-
-
-def preset(name: str) -> Rules:
-    """Rules by name: "replicated", "fsdp", "tensor"; raises BadRules."""
-    if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0)
-        raise BadRules(f"There are no sharding rules '{name}'; did you mean {near[0]}?")
-    return PRESETS[name]()
+RULES: Catalog[Callable[[], Rules]] = Catalog(
+    "set of sharding rules", {"replicated": replicated, "fsdp": fsdp, "tensor": tensor}, BadRules
+)
 
 
 def spec_of(rules: Rules, mesh: Mesh, path: str, shape: Sequence[int]) -> PartitionSpec:

@@ -53,7 +53,7 @@ def abstract_training(config: Training) -> Abstract:
         raise BadPlan(f"A batch of {config.global_batch} cannot be cut into {config.accumulate} equal parts.")
     base, prompt = _base(config), "box" if config.prompts_per_image else "none"
     wanted = ModelConfig(model=config.model, set=config.set, prompt=prompt)
-    system = systems.get(config.adapter)
+    system = systems.SYSTEMS[config.adapter]
     assembled = adapt_base(base, wanted, config.adapter, system, classes=config.classes, seed=0)
     model, params = assembled.base.model, assembled.base.params
     adapter = assembled.adapted.adapter.config

@@ -14,6 +14,9 @@ and its bandwidth, NVLink in both directions together, of which half is sending,
 
 from dataclasses import dataclass
 
+from medvfm_jax.catalog import Catalog
+from medvfm_jax.plan.errors import BadPlan
+
 
 @dataclass(frozen=True)
 class Chip:
@@ -35,15 +38,16 @@ class Chip:
     network: float | None = None
 
 
-TPUS = {
+_TPUS = {
     "v5e": Chip("TPU v5e", 197e12, 16 * 2**30, 819e9, 1600e9 / 8 / 2, 1.5e9, 2, 256),
     "v5p": Chip("TPU v5p", 459e12, 95 * 2**30, 2765e9, 4800e9 / 8 / 2, 1.75e9, 3, 8960),
     "v6e": Chip("TPU v6e", 918e12, 32 * 2**30, 1640e9, 3584e9 / 8 / 2, None, 2, 256),
 }
-GPUS = {
+_GPUS = {
     "a100": Chip("NVIDIA A100 80 GB", 312e12, 85_100_068_864, 2039e9, 300e9, None, 1, 8, "gpu", 200e9 / 8),
     "h100": Chip("NVIDIA H100 80 GB", 989.4e12, 84_942_979_072, 3352e9, 450e9, None, 1, 8, "gpu", 400e9 / 8),
     "h200": Chip(
         "NVIDIA H200 141 GB", 989.4e12, 151_397_597_184, 4800e9, 450e9, None, 1, 8, "gpu", 400e9 / 8
     ),
 }
+CHIPS: Catalog[Chip] = Catalog("chip", _TPUS | _GPUS, BadPlan)

@@ -17,7 +17,7 @@ from medvfm_jax.federated.local_training import gradient_of
 from medvfm_jax.federated.records import Federation, Shard
 from medvfm_jax.federated.rounds import make_round
 from medvfm_jax.mesh_axes import CLIENTS, DATA
-from medvfm_jax.parallel.rules import preset
+from medvfm_jax.parallel.rules import RULES
 from medvfm_jax.parallel.shardings import param_shardings
 from medvfm_jax.plan.abstract_training import Abstract, abstract_training
 from medvfm_jax.plan.errors import BadPlan
@@ -86,7 +86,7 @@ def _lower(config: CohortPlanConfig, training: Abstract, mesh: Mesh) -> jax.stag
             steps = jnp.full(chosen.shape, config.local_steps)
             return federation.round(server, clients, data, chosen, steps, key)
 
-    weights = param_shardings(preset(config.rules), mesh, training.params)
+    weights = param_shardings(RULES[config.rules](), mesh, training.params)
     stays = (everywhere, over_clients)
     where = (*stays, Shard(batches, over_clients), over_clients, everywhere)
     compiled = jax.jit(

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from medvfm_jax.plan.chips import GPUS, Chip
+from medvfm_jax.plan.chips import CHIPS, Chip
 from medvfm_jax.plan.errors import BadPlan
 
 
@@ -54,14 +54,14 @@ dnn_version_info {{ major: 9 minor: 10 }} runtime_version {{ major: 12 minor: 8 
 
 
 def target(name: str) -> str:
-    """XLA's description of a GPU of ``GPUS``."""
+    """XLA's description of a GPU of ``CHIPS``."""
     board = BOARDS[name]
-    return _TARGET.format(board=board, chip=GPUS[name], clock=board.clock / 1e9)
+    return _TARGET.format(board=board, chip=CHIPS[name], clock=board.clock / 1e9)
 
 
 def chip_of(name: str, hosts: int) -> Chip:
     """What the maker says of a GPU; among several hosts all that is sent is taken to go over the network."""
-    chip = GPUS[name]
+    chip = CHIPS[name]
     return chip if hosts == 1 else replace(chip, ici=chip.network)
 
 

@@ -20,7 +20,7 @@ from medvfm_jax.adapters import Count
 from medvfm_jax.mesh_axes import CLIENTS, DATA
 from medvfm_jax.models.backend import compiling_for
 from medvfm_jax.parallel.mesh import make_mesh
-from medvfm_jax.parallel.rules import preset
+from medvfm_jax.parallel.rules import RULES
 from medvfm_jax.plan.abstract_training import Abstract, abstract_training, lower
 from medvfm_jax.plan.chips import Chip
 from medvfm_jax.plan.flops import Flops, training_flops
@@ -121,7 +121,7 @@ def compile_for(config: PlanConfig, make: Callable[[Mesh], Work], advise: Advice
 
 
 def _step(config: PlanConfig, mesh: Mesh) -> Work:
-    rules = preset(config.rules)
+    rules = RULES[config.rules]()
     training = abstract_training(config)
     return Work(lower(training, rules, mesh), training.size, count_flops(training))
 

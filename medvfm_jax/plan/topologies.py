@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from medvfm_jax.plan.chips import GPUS, TPUS, Chip
+from medvfm_jax.plan.chips import CHIPS, Chip
 from medvfm_jax.plan.errors import BadPlan
 from medvfm_jax.plan.gpus import gpu_devices
 
@@ -30,13 +30,21 @@ def devices_of(topology: str) -> tuple[Sequence[Any], Chip | None]:
     if topology == "cpu":
         return jax.devices("cpu"), None
     found = re.fullmatch(r"(\w+):([1-9]\d*(?:x[1-9]\d*)*)", topology)
-    if found is None or found[1] not in TPUS | GPUS:  # v4's two cores count as two devices, so it is left out
+    if found is None or found[1] not in CHIPS:  # v4's two cores count as two devices, so it is left out
         raise BadPlan(
-            f"Topology '{topology}' is unknown; write cpu, a TPU slice such as v5e:16x16 ({', '.join(TPUS)}), "
-            f"or GPUs such as h100:8 or, on 4 hosts, h100:4x8 ({', '.join(GPUS)})."
+            f"Topology '{topology}' is unknown; write cpu, a TPU slice such as v5e:16x16 ({_chips('tpu')}), "
+            f"or GPUs such as h100:8 or, on 4 hosts, h100:4x8 ({_chips('gpu')})."
         )
     sides = [int(side) for side in found[2].split("x")]
-    return gpu_devices(found[1], sides) if found[1] in GPUS else _slice(topology, found[1], sides)
+    return (
+        gpu_devices(found[1], sides)
+        if CHIPS[found[1]].backend == "gpu"
+        else _slice(topology, found[1], sides)
+    )
+
+
+def _chips(backend: str) -> str:
+    return ", ".join(name for name, chip in CHIPS.items() if chip.backend == backend)
 
 
 def _slice(topology: str, name: str, sides: list[int]) -> tuple[Sequence[Any], Chip]:
@@ -44,7 +52,7 @@ def _slice(topology: str, name: str, sides: list[int]) -> tuple[Sequence[Any], C
         raise BadPlan(
             "Compiling for TPUs needs libtpu, which needs no TPU: install it with pip install 'medvfm-jax[tpu]'."
         )
-    chip = TPUS[name]
+    chip = CHIPS[name]
     if len(sides) != chip.dimensions:
         raise BadPlan(f"A slice of {name} has {chip.dimensions} dimensions, not {len(sides)}: '{topology}'.")
     if math.prod(sides) > chip.pod:

@@ -34,6 +34,10 @@ def _table(of: Rule) -> Rule:
     return lambda value: value is None or (isinstance(value, dict) and all(map(of, value.values())))
 
 
+def _scalar_or_list(value: Any) -> bool:
+    return _scalar(value) or _scalars(value)
+
+
 def _anything(value: Any) -> bool:
     return True
 
@@ -67,7 +71,7 @@ _RESOLVED: dict[str, Rule] = {
     "transform": _table(_anything),
     "input_shape": _scalars,
     "checked": _checked,
-    "algorithm_options": _table(_scalar),
+    "algorithm_options": _table(_scalar_or_list),  # ranks of clients
     "codec_options": _table(_scalar),
     "down_codec_options": _table(_scalar),
     "holdings": _holdings,
@@ -88,11 +92,8 @@ def damaged_settings(config: Mapping[str, Any]) -> str | None:
         elif name in _PATHS:
             holds = _path
         else:
-            holds = (
-                _scalars
-                if isinstance(value, list) and (name in ("set", "window") or name.endswith("_set"))
-                else _scalar
-            )
+            listed = name in ("set", "window") or name.endswith("_set")  # as earlier versions wrote
+            holds = _scalar_or_list if listed else _scalar
         if not holds(value):
             return name
     for name, value in (config.get("resolved") or {}).items():

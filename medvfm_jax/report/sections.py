@@ -8,18 +8,12 @@ from typing import Any
 
 from medvfm_jax.data import mni152
 from medvfm_jax.metrics.bootstrap import methods_in_words
+from medvfm_jax.metrics.profiles import PROFILES
 from medvfm_jax.report import words
 from medvfm_jax.report.charts import Series, curves
 from medvfm_jax.report.run_record import RunRecord
 from medvfm_jax.report.tables import cases_table, describe, facts, scores_table
 from medvfm_jax.report.words import is_number, text
-
-_PROFILES = {
-    "strict": "an empty prediction or reference alone scores 0 and the image diagonal; empty in both is left out",
-    "nnunet": "MedPy's boundary and pooled HD95; distances with an empty mask are left out",
-    "transunet_compat": "as published code: distances in voxels, a missed organ has distance 0, for comparison only",
-    "medsam_compat": "as published code: NSD with 2-D masks as slabs, for comparison only",
-}
 
 
 def section(title: str, body: str, lead: str = "", missing: str = "") -> str:
@@ -117,7 +111,7 @@ def scores(run: RunRecord) -> str:
     """Scores with intervals and the number of empty masks."""
     record = run.scores
     profile = record.get("metric_profile", "")
-    explained = _PROFILES.get(profile, "")
+    explained = PROFILES.describe().get(profile, "")
     lead = (
         f"Each cell: mean, 95 % interval ({text(methods_in_words(record.get('summary') or ()))}), number of patients "
         "and median. Metric profile "

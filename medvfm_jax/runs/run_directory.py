@@ -15,6 +15,7 @@ from typing import Any
 from medvfm_jax import json_text, local_paths
 from medvfm_jax.printable import counted
 from medvfm_jax.runs.settings_record import FREE_TO_CHANGE, RESOLVED, contradiction
+from medvfm_jax.settings.records import as_of_today
 from medvfm_jax.types import MedvfmError
 
 try:
@@ -175,7 +176,7 @@ def claim(folder: Path, config: Mapping[str, Any], resume: bool) -> bool:
         write_json(path, config)
         return False
     refuse_existing(folder, resume)
-    before = read_record(path)
+    before = as_of_today(read_record(path))
     changed = _changes(before, config)
     if changed:
         name, then, now = changed[0]

@@ -41,7 +41,7 @@ def contradiction(config: Mapping[str, Any]) -> str:
             return f"its {name} is {asked!r:.80} and resolved.{name} is {resolved[name]!r:.80}"
     name = "adapter" if "adapter" in config else "preset"
     asked, adapter = config.get(name), resolved.get("adapter")
-    if asked in systems.names() and isinstance(adapter, Mapping) and adapter.get("preset", asked) != asked:
+    if asked in systems.SYSTEMS and isinstance(adapter, Mapping) and adapter.get("preset", asked) != asked:
         return f"its {name} is {asked!r} and resolved.adapter is that of {adapter['preset']!r:.80}"
     return ""
 

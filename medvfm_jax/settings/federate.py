@@ -29,10 +29,11 @@ class FederateConfig(TrainingConfig):
     `auto`: that of the system given as --preset, else fedavg."""
     public_data: Path | None = None
     """Folder with unlabelled images at the server, on which feddf distils the ensemble of the clients."""
+    set: tuple[str, ...] = ()
+    """Options of parts of the run: of the adapter (lora.rank=8), the algorithm (algorithm.mu=0.1, or one per client:
+    algorithm.ranks=2,4,8), the codecs (codec.fraction=0.05, down_codec.rank=2); may be given several times."""
     preset: str = "decoder"
     """What trains: an adapter preset (decoder, samed, lora, ...) or a published system (fedsam, fedmsa, flap_sam)."""
-    algorithm_set: tuple[str, ...] = ()
-    """Options of the algorithm, for example mu=0.1, or ranks=2,4,8 (one per client); may be given several times."""
     rounds: int = 20
     """Rounds of exchange."""
     local_steps: int = 5
@@ -43,14 +44,10 @@ class FederateConfig(TrainingConfig):
     """Share of the clients in a round; drawn at random, independently for each with client-level privacy."""
     codec: str = "identity"
     """Compression of the updates: identity, int8, int4, top_k, powersgd, drive, ..."""
-    codec_set: tuple[str, ...] = ()
-    """Options of the codec, for example fraction=0.05; may be given several times."""
     memory: MemoryName = "none"
     """What remembers the error of the codec at the client."""
     down_codec: str = "identity"
     """Compression of the server's step on its way to the clients, which all receive it: int8, top_k, ..."""
-    down_codec_set: tuple[str, ...] = ()
-    """Options of the codec of the server's step."""
     down_memory: Literal["none", "error_feedback"] = "none"
     """Whether the server sends later what its codec left out."""
     dp_epsilon: float | None = None

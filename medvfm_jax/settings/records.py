@@ -10,6 +10,8 @@ from medvfm_jax import local_paths
 from medvfm_jax.types import MedvfmError
 
 _Config = TypeVar("_Config")
+# Lists of options of earlier versions -> the part of the run that the options, now in ``set``, are of.
+_OWN_LISTS = {"algorithm_set": "algorithm", "codec_set": "codec", "down_codec_set": "down_codec"}
 
 
 class BadConfig(MedvfmError, ValueError):
@@ -33,12 +35,30 @@ def to_json(config: Any) -> dict[str, Any]:
     }
 
 
+def as_of_today(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A ``config.json`` that an earlier version wrote, under today's names; one of today's as it is.
+
+    Raises BadConfig for a list of options that is none.
+    """
+    old = {name: record[name] for name in _OWN_LISTS if name in record}
+    if not old:
+        return record
+    for name, texts in {"set": record.get("set", []), **old}.items():
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise BadConfig(
+                f"The settings of a run have {name}={texts!r:.80}; expected a list of option=value."
+            )
+    moved = [f"{_OWN_LISTS[name]}.{text}" for name, texts in old.items() for text in texts]
+    kept = {name: value for name, value in record.items() if name not in old}
+    return kept | {"set": [*record.get("set", []), *moved]}
+
+
 def from_json(kind: type[_Config], record: Mapping[str, Any]) -> _Config:
     """The settings of a run from its ``config.json``; one that did not exist when it was made has its default.
 
     Raises BadConfig for a value that ``kind`` refuses.
     """
-    found = {}
+    record, found = as_of_today(record), {}
     for field in dataclasses.fields(kind):
         if field.name in record:
             value = record[field.name]

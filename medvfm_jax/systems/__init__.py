@@ -1,10 +1,10 @@
 """Published ways to adapt a vision foundation model, one record and one file each.
 
->>> system = systems.get("samed")
+>>> system = systems.SYSTEMS["samed"]
 >>> adapter = systems.adapter("samed", model, **{"lora.rank": 8})
 """
 
-from medvfm_jax.systems.catalog import SYSTEMS, describe, get, names
+from medvfm_jax.systems.catalog import SYSTEMS
 from medvfm_jax.systems.configuration import adapter, adapter_config, configure, parse_assignments
 from medvfm_jax.systems.record import System, prompt_free_on_request
 
@@ -14,9 +14,6 @@ __all__ = [
     "adapter",
     "adapter_config",
     "configure",
-    "describe",
-    "get",
-    "names",
     "parse_assignments",
     "prompt_free_on_request",
 ]

@@ -56,36 +56,3 @@ SYSTEMS: Catalog[System] = Catalog(
     },
     BadAdapterConfig,
 )
-
-
-def get(name: str) -> System:
-    """Look up a system.
-
-    Args:
-        name: of the system.
-
-    Returns:
-        Its record.
-
-    Raises:
-        BadAdapterConfig: no system of this name; the nearest is named.
-    """
-    return SYSTEMS[name]
-
-
-def names() -> tuple[str, ...]:
-    """Names of all systems.
-
-    Returns:
-        In the order of the catalog.
-    """
-    return SYSTEMS.names()
-
-
-def describe() -> dict[str, str]:
-    """Every system in a line.
-
-    Returns:
-        {name: what the system does and where it comes from}.
-    """
-    return SYSTEMS.describe()

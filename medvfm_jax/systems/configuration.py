@@ -1,7 +1,7 @@
 """A system and the user's options become the JSON-able configuration of an adapter, or the adapter itself."""
 
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from medvfm_jax.adapters import Adapter, from_config
@@ -54,7 +54,11 @@ def adapter_config(
 
 
 def configure(
-    name: str, system: System, spec: ModelSpec, overrides: Mapping[str, Any] | None = None
+    name: str,
+    system: System,
+    spec: ModelSpec,
+    overrides: Mapping[str, Any] | None = None,
+    elsewhere: Collection[str] = (),
 ) -> dict[str, Any]:
     """As ``adapter_config``, for a system that need not be in the catalog.
 
@@ -63,6 +67,7 @@ def configure(
         system: itself.
         spec: of the model.
         overrides: as in ``adapter_config``.
+        elsewhere: names of options that other parts of a run take, such as "algorithm.mu"; they are left to those.
 
     Returns:
         A chain's configuration, with the name as "preset".
@@ -72,15 +77,19 @@ def configure(
     """
     parts = system.adapter(spec)
     for target, value in (overrides or {}).items():
-        part, option, hint = _find_option(name, parts, target)
+        if target in elsewhere:
+            continue
+        part, option, hint = _find_option(name, parts, target, elsewhere)
         parts[part][option] = typed(value, hint, f"{name}: {target}")
     return {"kind": "chain", "preset": name, "parts": parts}
 
 
-def _find_option(name: str, parts: Parts, target: str) -> tuple[str, str, Any]:
+def _find_option(name: str, parts: Parts, target: str, elsewhere: Collection[str]) -> tuple[str, str, Any]:
     hints = {part: typing.get_type_hints(KINDS[options["kind"]]) for part, options in parts.items()}
     known = [f"{part}.{option}" for part in hints for option in hints[part] if option != "return"]
     if target not in known:
-        raise BadAdapterConfig(f"'{name}' has no option '{target}'{did_you_mean(target, known)}.")
+        raise BadAdapterConfig(
+            f"'{name}' has no option '{target}'{did_you_mean(target, [*known, *elsewhere])}."
+        )
     part, _, option = target.partition(".")
     return part, option, hints[part][option]

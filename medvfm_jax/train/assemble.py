@@ -1,6 +1,6 @@
 """From settings to something that trains: base weights, transform of the model, adapter, start of the delta."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,11 +99,13 @@ def assemble(
     keep: str = "everything",
     shape: tuple[int, ...] | None = None,
     depth: int | None = None,
+    elsewhere: Collection[str] = (),
 ) -> Assembled:
     """Load the weights and put the system's parts around the model.
 
     name: of the system, stored with the adapter.  classes: labels with the background.  seed: of initial values.
-    keep, shape: see ``load_base``.  depth: slices of a slab, if not the system's own.
+    keep, shape: see ``load_base``.  depth: slices of a slab, if not the system's own.  elsewhere: see
+    ``systems.configure``.
     Raises BadConfig, and what weights, transforms and adapters raise.
     """
     base = load_base(
@@ -116,7 +118,9 @@ def assemble(
         keep=keep,
         shape=shape,
     )
-    return adapt_base(base, config, name, system, classes=classes, seed=seed, depth=depth)
+    return adapt_base(
+        base, config, name, system, classes=classes, seed=seed, depth=depth, elsewhere=elsewhere
+    )
 
 
 def adapt_base(
@@ -128,13 +132,15 @@ def adapt_base(
     classes: int,
     seed: int,
     depth: int | None = None,
+    elsewhere: Collection[str] = (),
 ) -> Assembled:
     """The system's parts around a model, as ``assemble``; where ``base.params`` are shapes, so is the delta."""
     task, spec = base.model.spec.task, base.model.spec
     prompt = config.resolved_prompt(system, task)
     transform = with_depth(system.transform(spec, prompt, classes), name, depth)
     base = transformed(base, transform)
-    adapter = systems.configure(name, system, base.model.spec, systems.parse_assignments(config.set))
+    options = systems.parse_assignments(config.set)
+    adapter = systems.configure(name, system, base.model.spec, options, elsewhere)
     objective = config.resolved_objective(system, base.model.spec.task)
     try:
         adapted, delta = _with_start(base, adapter, seed)

@@ -1,6 +1,6 @@
 """What a run optimises, how a batch is scored: promptable or semantic, on images or cached embeddings."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
@@ -9,6 +9,7 @@ from jax import Array
 
 from medvfm_jax.adapters.lora import DROPOUT
 from medvfm_jax.adapters.training_options import is_random
+from medvfm_jax.catalog import Catalog
 from medvfm_jax.losses import dice_ce, on_prediction, sam_loss, weighted
 from medvfm_jax.losses.segmentation import Target
 from medvfm_jax.mesh_axes import CLIENTS, DATA, fully_automatic
@@ -38,11 +39,15 @@ def _squared_dice(logits: Array, target: Target, valid: Array | None = None) -> 
     return dice_ce(logits, target, valid, dice_weight=1.0, ce_weight=0.0, squared=True, smooth=1e-5)
 
 
-_OBJECTIVES: Mapping[str, Callable[..., Any]] = {
-    "medsam": on_prediction(weighted(dice=1.0, cross_entropy=1.0)),
-    "samed": on_prediction(_samed),
-    "sam": sam_loss,
-}
+OBJECTIVES: Catalog[Callable[..., Any]] = Catalog(
+    "objective",
+    {
+        "medsam": on_prediction(weighted(dice=1.0, cross_entropy=1.0)),
+        "samed": on_prediction(_samed),
+        "sam": sam_loss,
+    },
+    UnknownObjective,
+)
 
 
 def make_loss(adapted: Adapted, objective: str, *, cached: bool = False, training: bool = False) -> LossFn:
@@ -55,9 +60,7 @@ def make_loss(adapted: Adapted, objective: str, *, cached: bool = False, trainin
     The scalar is the mean over prompts (promptable) or images (semantic), weighted by ``batch.weight``; the
     metric "weight" is the sum of these weights. Raises UnknownObjective.
     """
-    if objective not in _OBJECTIVES:
-        raise UnknownObjective(f"There is no objective '{objective}'; choose from {', '.join(_OBJECTIVES)}.")
-    function, predict = _OBJECTIVES[objective], predictor(adapted, cached=cached)
+    function, predict = OBJECTIVES[objective], predictor(adapted, cached=cached)
     random = training and is_random(adapted.adapter.config)
 
     def loss(params: Params, delta: Delta, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:

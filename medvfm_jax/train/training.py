@@ -97,7 +97,7 @@ def resolve(
     Raises MedvfmError for what a user can cause: settings, data, weights.
     """
     placement, display = placement or OneDevice(), display or ProgressDisplay(title="adapt")
-    entry, system = entry_of(config.model), systems.get(config.adapter)
+    entry, system = entry_of(config.model), systems.SYSTEMS[config.adapter]
     config.check_model(entry)
     accumulate = config.resolved_accumulate(entry, jax.default_backend(), placement.parts)
     placement.check_batch(config.batch_size, accumulate)

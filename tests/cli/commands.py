@@ -77,7 +77,7 @@ def contents(folder: Path) -> dict[str, bytes | None]:
 def save_random_delta(path: Path, model: str, file: Path, labels: dict[str, int], **metadata) -> Path:
     """A prompt-free delta of the last layer with random numbers, for the base weights in a file."""
     base = assemble.load_base(model, classes=len(labels), seed=0, dtype="float32", file=file)
-    change = systems.get("linear").transform(base.model.spec, "none", len(labels))
+    change = systems.SYSTEMS["linear"].transform(base.model.spec, "none", len(labels))
     semantic = assemble.transformed(base, change)
     adapter = systems.adapter_config("linear", semantic.model)
     shapes = jax.eval_shape(assemble.with_adapter(semantic, adapter).init, jax.random.key(0), semantic.params)

@@ -108,13 +108,13 @@ def test_files_of_the_right_size_with_another_hash(medvfm, white, tmp_path, monk
     monkeypatch.setenv("MEDVFM_CACHE", str(tmp_path / "cache"))
     wrong = tmp_path / "lite_medsam.pth"
     with open(wrong, "wb") as file:
-        file.truncate(registry.entry("lite-medsam").size)
+        file.truncate(registry.WEIGHTS["lite-medsam"].size)
     medvfm("weights", "get", "lite-medsam", "--from", wrong).refused("has sha256", "was expected", code=1)
     assert not list((tmp_path / "cache").rglob("*.pth"))
-    cached = registry.cached_path(registry.entry("mobile-sam"))
+    cached = registry.cached_path(registry.WEIGHTS["mobile-sam"])
     cached.parent.mkdir(parents=True)
     with open(cached, "wb") as file:
-        file.truncate(registry.entry("mobile-sam").size)
+        file.truncate(registry.WEIGHTS["mobile-sam"].size)
     words = ("segment", white, "--model", "mobile-sam", *BOX, "--out", tmp_path / "m.png")
     medvfm(*words).refused("has sha256", "was expected", "delete it and fetch it again", code=1)
     assert not (tmp_path / "m.png").exists()

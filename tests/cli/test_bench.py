@@ -93,7 +93,7 @@ def test_json_on_stdout_and_in_a_file_that_is_not_overwritten_unasked(medvfm, be
         (["--models", "lite-medsma"], "There is no model 'lite-medsma', the nearest is 'lite-medsam'"),
         (["--models", "unet"], "Model 'unet' takes no prompts"),
         (["--rounds", "0"], "rounds is 0; expected at least 1"),
-        (["--rows", "encoder"], "invalid choice 'encoder' for argument '--rows'"),
+        (["--rows", "encoder"], "--rows is 'encoder'; expected encode, segment, samed, decoder or loader"),
     ],
 )
 def test_what_does_not_exist_is_refused(medvfm, words, sentence):

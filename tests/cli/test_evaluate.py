@@ -128,7 +128,7 @@ def test_scores_replace_scores_and_nothing_else(medvfm, run, plain, tmp_path):
         (("--model", SAM), 2, "knows no data: add --data FOLDER"),
         (("--run", "RUN", "--delta", "d"), 2, "give --delta with --model"),
         (("--run", "RUN", "--cases", 0), 2, "cases is 0; expected at least 1"),
-        (("--run", "RUN", "--profile", "strit"), 1, "no metric profile 'strit'; choose from strict"),
+        (("--run", "RUN", "--profile", "strit"), 1, "no metric profile 'strit', the nearest is 'strict'"),
         (("--run", "RUN", "--prompt", "none"), 1, "cannot be scored with none"),
         (("--run", "NOWHERE"), 1, "config.json does not exist; is"),
         (("--run", "RUN", "--data", "NOWHERE"), 1, "is not a folder"),

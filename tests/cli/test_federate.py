@@ -52,14 +52,15 @@ def test_every_setting_of_the_python_interface_is_an_option(medvfm):
 def test_words_become_settings(medvfm, asked, tmp_path):
     result = medvfm(
         "federate", "--data", "d", "--sites", "s.csv", "--preset", "lora", "--set", "lora.rank=8", "--algorithm",
-        "fedprox", "--algorithm-set", "mu=0.1", "--rounds", 7, "--local-steps", 3, "--codec", "top_k", "--codec-set",
-        "fraction=0.1", "--memory", "ef21", "--dp-epsilon", 8, "--dp-unit", "client", "--participation", 0.5,
+        "fedprox", "--set", "algorithm.mu=0.1", "--rounds", 7, "--local-steps", 3, "--codec", "top_k", "--set",
+        "codec.fraction=0.1", "--memory", "ef21", "--dp-epsilon", 8, "--dp-unit", "client", "--participation", 0.5,
         "--out", tmp_path / "r",
     )  # fmt: skip
     assert result == (0, f"next: medvfm report {tmp_path / 'r'}\n", "")
     expected = FederateConfig(
-        "d", sites=Path("s.csv"), preset="lora", set=("lora.rank=8",), algorithm="fedprox", algorithm_set=("mu=0.1",),
-        rounds=7, local_steps=3, codec="top_k", codec_set=("fraction=0.1",), memory="ef21", dp_epsilon=8.0,
+        "d", sites=Path("s.csv"), preset="lora",
+        set=("lora.rank=8", "algorithm.mu=0.1", "codec.fraction=0.1"), algorithm="fedprox",
+        rounds=7, local_steps=3, codec="top_k", memory="ef21", dp_epsilon=8.0,
         participation=0.5, out=tmp_path / "r",
     )  # fmt: skip
     assert asked == [expected]
@@ -67,13 +68,21 @@ def test_words_become_settings(medvfm, asked, tmp_path):
     assert asked[1] == FederateConfig("d")
 
 
+PARTS = ("--algorithm", "fedprox", "--codec", "top_k", "--down-codec", "top_k", "--set", "head.at=.*head.*",
+         "--set", "algorithm.mu=0.5", "--set", "codec.fraction=0.2", "--set", "down_codec.fraction=0.5")  # fmt: skip
+
+
 def test_from_words_to_a_report(medvfm, cells, tmp_path, monkeypatch):
     build_models_once(monkeypatch)
-    result = medvfm(*words(cells, tmp_path / "fed", min_patients=3))
+    result = medvfm(*words(cells, tmp_path / "fed", min_patients=3), *PARTS)
     assert result.code == 0, result.err
     assert "round 1/1  loss" in result.out
     assert "bright: 2 patients" in result.out
     assert result.out.endswith(f"next: medvfm report {tmp_path / 'fed'}\n")
+    record = read_json(tmp_path / "fed" / "config.json")
+    assert record["set"] == [*PARTS[7::2]]
+    taken = {name: record["resolved"][f"{name}_options"] for name in ("algorithm", "codec", "down_codec")}
+    assert taken == {"algorithm": {"mu": 0.5}, "codec": {"fraction": 0.2}, "down_codec": {"fraction": 0.5}}
     assert medvfm("report", tmp_path / "fed").code == 0
     page = (tmp_path / "fed" / "report.html").read_text()
     for heading in ("Sites", "Federation", "Clients", "Rounds"):
@@ -81,7 +90,7 @@ def test_from_words_to_a_report(medvfm, cells, tmp_path, monkeypatch):
     before = contents(tmp_path / "fed")
     medvfm(*words(cells, tmp_path / "fed")).refused("already holds a run; add --resume", code=1)
     assert contents(tmp_path / "fed") == before
-    medvfm(*words(cells, tmp_path / "fed", min_patients=3, rounds=2), "--resume").refused(
+    medvfm(*words(cells, tmp_path / "fed", min_patients=3, rounds=2), *PARTS, "--resume").refused(
         "was started with rounds=1, now it is 2", code=1
     )
 
@@ -91,11 +100,19 @@ def test_from_words_to_a_report(medvfm, cells, tmp_path, monkeypatch):
     [
         ({"algorithm": "fedprx"}, "no algorithm 'fedprx', the nearest is 'fedprox'"),
         ({"preset": "fedmsaa"}, "no system 'fedmsaa', the nearest is 'fedmsa'"),
-        ({"algorithm_set": "mu=1"}, "algorithm fedavg has no option 'mu'; its options: server_rate"),
-        ({"codec": "int9"}, "there is no codec 'int9'"),
+        ({"set": "algorithm.mu=1"}, "algorithm fedavg has no option 'mu', known are server_rate"),
+        ({"codec": "int9"}, "There is no codec 'int9', the nearest is 'int"),
+        ({"down_codec": "int9"}, "There is no codec 'int9', the nearest is 'int"),
+        ({"set": "down_codec.bits=4"}, "down-codec identity has no option 'bits', there are none"),
         (
-            {"codec": "top_k", "codec_set": "share=1"},
-            "codec top_k has no option 'share'; its options: fraction",
+            {"set": "algoritm.server_rate=1"},
+            "has no option 'algoritm.server_rate', the nearest is 'algorithm.server_",
+        ),
+        ({"set": "server_rate=1"}, "has no option 'server_rate', the nearest is 'algorithm.server_rate'"),
+        ({"set": "algorithm.server_rate"}, "is no setting: write part.option=value"),
+        (
+            {"codec": "top_k", "set": "codec.share=1"},
+            "codec top_k has no option 'share', known are fraction",
         ),
         ({"codec": "top_k", "memory": "diana"}, "DIANA needs an unbiased codec, and top_k with these"),
         (
@@ -135,7 +152,7 @@ def test_from_words_to_a_report(medvfm, cells, tmp_path, monkeypatch):
         ),
         ({"algorithm": "fedit"}, "No low-rank factors a and b among"),
         (
-            {"algorithm": "fedper", "algorithm_set": "personal=x"},
+            {"algorithm": "fedper", "set": "algorithm.personal=x"},
             "the pattern for personal parts matches no part of it",
         ),
         ({"min_patients": 4}, "No site of"),

@@ -122,7 +122,7 @@ def test_what_does_not_fit_is_said_with_what_would_help(medvfm, monkeypatch):
         (["--model", "sam-x"], "There is no model 'sam-x'"),
         (["--model", "sam-b", "--topology", "v9:2x2"], "Topology 'v9:2x2' is unknown"),
         (["--model", "sam-b", "--mesh", "dat=2"], "the axis 'dat' does not exist"),
-        (["--model", "sam-b", "--rules", "tensr"], "did you mean tensor"),
+        (["--model", "sam-b", "--rules", "tensr"], "the nearest is 'tensor'"),
         (["--model", "sam-b", "--dtype", "int8"], "dtype is int8"),
     ],
 )

@@ -5,10 +5,10 @@ from medvfm_jax import systems
 
 def test_every_system_is_listed_with_its_line(medvfm):
     said = medvfm("systems").out.splitlines()
-    assert [line.split()[0] for line in said] == list(systems.names())
-    assert all(systems.describe()[line.split()[0]] in line for line in said)
+    assert [line.split()[0] for line in said] == list(systems.SYSTEMS.names())
+    assert all(systems.SYSTEMS.describe()[line.split()[0]] in line for line in said)
     record = medvfm("systems", "--json").json
-    assert record["systems"][0] == {"name": "samed", "description": systems.describe()["samed"]}
+    assert record["systems"][0] == {"name": "samed", "description": systems.SYSTEMS.describe()["samed"]}
 
 
 def test_which_fit_a_model_and_a_rank(medvfm):

@@ -78,7 +78,7 @@ def adapted_run(folder, preset, prompt, classes=1):
     """A finished run directory with a random delta."""
     base = assemble.load_base(MODEL, classes=classes, seed=0, dtype="float32")
     config = systems.adapter_config(preset, base.model)
-    base = assemble.transformed(base, systems.get(preset).transform(base.model.spec, prompt, classes))
+    base = assemble.transformed(base, systems.SYSTEMS[preset].transform(base.model.spec, prompt, classes))
     adapted = assemble.with_adapter(base, config)
     shapes = jax.eval_shape(adapted.init, jax.random.key(0), base.params)
     rng = np.random.default_rng(0)

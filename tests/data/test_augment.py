@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from medvfm_jax.data.augment import (
+    AUGMENTATIONS,
     FLIPS,
     FULL,
     INSTANCE_OUTSIDE,
     LABEL_OUTSIDE,
-    NAMED,
     NONE,
     AugmentConfig,
     augment,
@@ -221,13 +221,15 @@ def test_noise_is_different_at_every_pixel_and_for_every_seed():
 
 
 def test_an_upright_picture_is_never_mirrored_nor_laid_on_its_side():
-    still = dataclasses.replace(NAMED["upright"], affine=0.0, intensity=0.0)
+    still = dataclasses.replace(AUGMENTATIONS["upright"], affine=0.0, intensity=0.0)
     for seed in SEEDS:
         image, maps = changed(still, seed)
         np.testing.assert_array_equal(image, PICTURE)
         np.testing.assert_array_equal(maps[0], LABEL)
     assert (
-        dataclasses.replace(NAMED["upright"], flip_horizontal=True, flip_vertical=True, quarter_turns=True)
+        dataclasses.replace(
+            AUGMENTATIONS["upright"], flip_horizontal=True, flip_vertical=True, quarter_turns=True
+        )
         == FULL
     )
 

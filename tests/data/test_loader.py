@@ -14,7 +14,7 @@ from medvfm_jax.data import (
     make_phantom_dataset,
     open_dataset,
 )
-from medvfm_jax.data.augment import AugmentConfig
+from medvfm_jax.data.augment import AugmentConfig, UnknownAugmentation
 from medvfm_jax.data.targets import semantic_target
 from medvfm_jax.images import preprocess
 from medvfm_jax.types import ABSENT, IGNORE
@@ -221,7 +221,7 @@ def test_an_endless_loader_has_no_length(cells):
         ({"epochs": 0}, NoExamples, "0 epochs"),
         ({"seed": -1}, BadLoaderState, "seed >= 0"),
         ({"threads": -1}, BadLoaderState, "threads >= 0"),
-        ({"augment": "everything"}, BadLoaderState, "none, flips, upright, full"),
+        ({"augment": "everything"}, UnknownAugmentation, "none, flips, upright, full"),
         ({"augment": True, "image_fn": lambda e: np.zeros(1)}, BadLoaderState, "cannot be augmented"),
         ({"labels": ["liver"]}, BadCase, "no label 'liver'"),
     ],

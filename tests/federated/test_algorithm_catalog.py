@@ -8,10 +8,10 @@ import pytest
 
 from medvfm_jax.federated import BadFederation, make_round
 from medvfm_jax.federated.algorithm_catalog import (
+    ALGORITHMS,
     check_fit,
     check_gradient_alone,
     check_rates,
-    get,
     noised_numbers,
     read_options,
 )
@@ -25,7 +25,7 @@ PATTERNS = {"fedper": {"personal": cases.HEAD}, "fedrep": {"personal": cases.HEA
 
 
 def build(name, **options):
-    entry = get(name)
+    entry = ALGORITHMS[name]
     settings = dict(entry.options) | PATTERNS.get(name, {}) | options
     return entry.make(gradient_of(cases.loss), 0.05 if entry.plain_sgd else cases.SGD, **settings)
 
@@ -41,7 +41,7 @@ def one_round(algorithm):
 
 @pytest.mark.parametrize("name", ["fedavg", "fedper", "ffa_lora", "fedsa_lora", "ditto", "scaffold", "local"])
 def test_every_client_has_a_whole_model_and_shares_what_the_algorithm_shares(name):
-    entry = get(name)
+    entry = ALGORITHMS[name]
     algorithm, start = build(name), cases.delta()
     _, server, clients, _ = one_round(algorithm)
     check_fit(entry, dict(entry.options) | PATTERNS.get(name, {}), start)
@@ -70,7 +70,7 @@ def test_every_client_has_a_whole_model_and_shares_what_the_algorithm_shares(nam
 
 def test_local_training_is_plain_training_and_sends_nothing():
     optimizer = optax.adam(0.05)
-    algorithm = get("local").make(gradient_of(cases.quiet_loss), optimizer)
+    algorithm = ALGORITHMS["local"].make(gradient_of(cases.quiet_loss), optimizer)
     federation = make_round(algorithm, backend="loop")
     data = cases.data()
     server, clients = federation.init(cases.delta(), data)
@@ -107,34 +107,35 @@ def test_local_training_is_plain_training_and_sends_nothing():
 )  # fmt: skip
 def test_noise_is_on_what_is_uploaded_or_on_what_is_trained(name, uploaded, trained):
     """Of 6 numbers of a, 4 of b and 3 of the norm."""
-    options = dict(get(name).options) | PATTERNS.get(name, {})
-    found = [noised_numbers(get(name), options, cases.delta(), unit) for unit in ("client", "patient")]
+    options = dict(ALGORITHMS[name].options) | PATTERNS.get(name, {})
+    found = [noised_numbers(ALGORITHMS[name], options, cases.delta(), unit) for unit in ("client", "patient")]
     assert found == [uploaded, trained]
 
 
 def test_options_have_the_type_of_their_default():
     defaults = {"mu": 0.1, "rounds": 2, "seed": None, "on": True}
-    assert read_options((), defaults, "x") == defaults
-    found = read_options(("mu=1", "rounds=3", "seed=7", "on=no"), defaults, "x")
+    given = {"a.mu": "1", "a.rounds": "3", "a.seed": "7", "a.on": "no", "b.mu": "5", "ab.mu": "6", "a": "7"}
+    assert read_options({}, "a", defaults, "x") == read_options(given, "c", defaults, "x") == defaults
+    found = read_options(given, "a", defaults, "x")
     assert found == {"mu": 1.0, "rounds": 3, "seed": 7, "on": False}
-    with pytest.raises(BadFederation, match="x has no option 'nu'; its options: mu, rounds, seed, on"):
-        read_options(("nu=1",), defaults, "x")
+    with pytest.raises(BadFederation, match="x has no option 'nu', known are mu, rounds, seed, on"):
+        read_options({"a.nu": "1"}, "a", defaults, "x")
 
 
 def test_what_does_not_fit_is_one_sentence():
     with pytest.raises(BadFederation, match="no algorithm 'fedprx', the nearest is 'fedprox'"):
-        get("fedprx")
+        ALGORITHMS["fedprx"]
     with pytest.raises(
         BadFederation, match="moon also takes the features of its images for the contrast: choose"
     ):
-        check_gradient_alone("moon", get("moon"), get("moon").options)
+        check_gradient_alone("moon", ALGORITHMS["moon"], ALGORITHMS["moon"].options)
     plain = {"head": {"dense": {"kernel": jnp.zeros(3)}}}
     with pytest.raises(BadFederation, match="No low-rank factors a and b among"):
-        check_fit(get("fedit"), {}, plain)
+        check_fit(ALGORITHMS["fedit"], {}, plain)
     with pytest.raises(BadFederation, match="the pattern for personal parts matches no part of it"):
-        check_fit(get("fedper"), {"personal": "nothing"}, plain)
+        check_fit(ALGORITHMS["fedper"], {"personal": "nothing"}, plain)
     with pytest.raises(BadFederation, match="matches all of it, so that nothing is shared"):
-        check_fit(get("fedper"), {"personal": ".*"}, plain)
+        check_fit(ALGORITHMS["fedper"], {"personal": ".*"}, plain)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """`evaluate --run` of a personalised run: each case with the model of its site, which the scores name."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -13,12 +14,17 @@ from medvfm_jax.federated.federate import federate
 from medvfm_jax.federated.model_files import merged
 from medvfm_jax.predict import evaluate as evaluate_shared
 from medvfm_jax.predict import evaluation
+from medvfm_jax.predict.segment import load_segmenter
 from medvfm_jax.report.record_shapes import damaged_scores
+from medvfm_jax.report.run_record import load
 from medvfm_jax.runs import run_directory
+from medvfm_jax.runs.settings_record import settings_digest
 from medvfm_jax.settings import EvaluateConfig
+from medvfm_jax.train.assemble import SETTINGS
 from medvfm_jax.weights import artifacts
 from tests.federated.small_federation import small
 
+PERSONAL = "personal=.*/output_hypernetworks_mlps_0/.*"
 pytestmark = pytest.mark.usefixtures("small_runs")
 
 
@@ -30,7 +36,7 @@ def personalised(tmp_path_factory):
     config = small(
         cells, folder / "run", partition="patient", clients=2, algorithm="fedper", rounds=1, local_steps=1,
         val_fraction=0.0, test_fraction=0.34, learning_rate=0.3, optimizer="sgd",
-        algorithm_set=("personal=.*/output_hypernetworks_mlps_0/.*",),
+        set=(f"algorithm.{PERSONAL}",),
     )  # fmt: skip
     return federate(config)
 
@@ -49,6 +55,23 @@ def test_each_case_is_scored_with_the_model_of_its_site(personalised, tmp_path):
     assert written["scored_by"] == again["scored_by"]
     assert damaged_scores(written) is None, "the report takes it"
     assert damaged_scores(written | {"scored_by": {"case": 3}}) == "scored_by"
+
+
+def test_a_run_whose_options_stand_in_lists_of_their_own_still_opens(personalised, tmp_path):
+    """As earlier versions wrote them, with the digest they stored."""
+    run = tmp_path / "run"
+    shutil.copytree(personalised.folder, run)
+    record = run_directory.read_record(run / run_directory.CONFIG)
+    assert record["set"] == [f"algorithm.{PERSONAL}"]
+    record |= {"set": [], "algorithm_set": [PERSONAL], "codec_set": [], "down_codec_set": []}
+    run_directory.write_json(run / run_directory.CONFIG, record)
+    for name in (run_directory.DELTA, run_directory.PERSONAL):
+        delta, metadata = artifacts.load_delta(run / name)
+        artifacts.save_delta(run / name, delta, metadata | {SETTINGS: settings_digest(record)})
+    again = evaluate(EvaluateConfig(run=run, out=tmp_path / "scores.json"))
+    assert again["cases"] == json.loads(personalised.scores.read_text())["cases"]
+    assert load(run).config["algorithm_set"] == [PERSONAL]
+    assert load_segmenter(run=run).note == ""
 
 
 def test_another_part_of_a_site_changes_the_scores_of_this_site_alone(personalised, tmp_path):

@@ -129,7 +129,7 @@ RESUMED: dict[str, dict] = {
         "dp_log_unprotected": True,
         "algorithm": "fedper",
         "val_fraction": 0.0,
-        "algorithm_set": ("personal=.*/output_hypernetworks_mlps_0/.*",),
+        "set": ("algorithm.personal=.*/output_hypernetworks_mlps_0/.*",),
     },
 }
 

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from medvfm_jax.federated.algorithm_catalog import get, noised_numbers
+from medvfm_jax.federated.algorithm_catalog import ALGORITHMS, noised_numbers, outline
 from medvfm_jax.federated.noise_prediction import predict_noise
 from medvfm_jax.federated.privacy.client_level import noisy_mean
 from medvfm_jax.federated.privacy.patient_level import PatientBatch, patient_gradient
@@ -87,5 +87,19 @@ def test_a_run_with_enough_clients_is_told_its_noise_without_alarm():
     ],
 )
 def test_what_is_noised_is_counted(name, unit, numbers):
-    entry = get(name)
+    entry = ALGORITHMS[name]
     assert noised_numbers(entry, dict(entry.options), cases.delta(), unit) == numbers
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("feddyn", "adds it 1 + m/N times"),
+        ("qfedavg", "divides one noised part"),
+        ("fedadam", "divides it by its own running size"),
+    ],
+)
+def test_a_server_that_does_more_than_add_the_mean_is_named(name, words):
+    applies = outline(ALGORITHMS[name], dict(ALGORITHMS[name].options)).applies
+    sentence = predict_noise(plan(CONFIG, EIGHT), 100, 8, 1.0, applies).sentence()
+    assert f"the server does not just add that mean: it {words}" in sentence

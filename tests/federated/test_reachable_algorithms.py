@@ -30,14 +30,14 @@ from tests.federated.test_federate import interrupted_run
 pytestmark = pytest.mark.usefixtures("small_runs")
 
 LORA = {"preset": "lora", "set": ("lora.rank=2",)}
-RANKS = ("ranks=1,2",)
+LORA_OF_RANKS = {"preset": "lora", "set": ("lora.rank=2", "algorithm.ranks=1,2")}
 CASES: dict[str, dict] = {
-    "hetlora": {"algorithm": "hetlora", "algorithm_set": RANKS} | LORA,
-    "flexlora": {"algorithm": "flexlora", "algorithm_set": RANKS} | LORA,
-    "flora": {"algorithm": "flora", "algorithm_set": RANKS} | LORA,
+    "hetlora": {"algorithm": "hetlora"} | LORA_OF_RANKS,
+    "flexlora": {"algorithm": "flexlora"} | LORA_OF_RANKS,
+    "flora": {"algorithm": "flora"} | LORA_OF_RANKS,
     "fedex_lora": {"algorithm": "fedex_lora"} | LORA,
     "moon": {"algorithm": "moon"},
-    "feddf": {"algorithm": "feddf", "algorithm_set": ("server_steps=2",)},
+    "feddf": {"algorithm": "feddf", "set": ("algorithm.server_steps=2",)},
     "feddpa_t": {"preset": "feddpa_t"},
     "fedpft": {"preset": "fedpft"},
     "pfedpg": {"preset": "pfedpg"},
@@ -108,10 +108,13 @@ def test_it_runs_and_what_it_leaves_can_be_evaluated(name, cells, tmp_path):
     ("wanted", "sentence"),
     [
         (
-            {"algorithm": "hetlora", "algorithm_set": ("ranks=1,2,2",)} | LORA,
+            LORA | {"algorithm": "hetlora", "set": ("lora.rank=2", "algorithm.ranks=1,2,2")},
             "ranks has 3 values for 2 clients",
         ),
-        ({"algorithm": "flora", "algorithm_set": ("ranks=1,3",)} | LORA, "gives client 'dark' the rank 3"),
+        (
+            LORA | {"algorithm": "flora", "set": ("lora.rank=2", "algorithm.ranks=1,3")},
+            "gives client 'dark' the rank 3",
+        ),
         ({"algorithm": "flora"}, "needs an adapter of the LoRA kind"),
         ({"algorithm": "feddf"}, "give a folder with some as --public-data"),
         ({"public_data": "."}, "Only feddf learns from public images"),
@@ -133,7 +136,7 @@ def test_what_is_missing_is_named(wanted, sentence, cells, tmp_path):
 
 def test_fesvibs_is_run_in_parts_and_refuses_what_its_traffic_would_not_pass(cells, tmp_path):
     wanted = {"preset": "fesvibs", "val_fraction": 0.0, "test_fraction": 0.34}
-    run = resolve(small(cells, tmp_path / "run", algorithm_set=("last_block=3",), **wanted))
+    run = resolve(small(cells, tmp_path / "run", set=("algorithm.last_block=3",), **wanted))
     assert (run.algorithm, run.entry.takes, run.keeps) == ("fesvibs", "split", True)
     assert run.options == {"first_block": 1, "last_block": 3}
     RoundStep(run, make_loss(run.adapted, "medsam"))

@@ -16,7 +16,7 @@ from medvfm_jax.federated.kept_optimizer import KEEPING, KeptState, kept
 from medvfm_jax.federated.local_training import gradient_of
 from medvfm_jax.federated.privacy import draw_secret
 from medvfm_jax.federated.round_step import RoundStep
-from medvfm_jax.parallel import make_mesh, preset
+from medvfm_jax.parallel import RULES, make_mesh
 from tests.federated.small_federation import build_models_once, small
 
 CLIENTS = 4
@@ -129,7 +129,7 @@ def test_over_a_mesh_three_of_four_clients_give_the_numbers_of_one_device(cells,
     }.items():
         state = None
         for number, mesh in enumerate(sizes):
-            where = mesh and CohortPlacement(make_mesh(mesh), preset("fsdp"), "fsdp")
+            where = mesh and CohortPlacement(make_mesh(mesh), RULES["fsdp"](), "fsdp")
             step, loader, _ = step_of(cells, tmp_path, where, algorithm="scaffold")
             coming(loader, monkeypatch, [0, 2, 3], [1, 2, 3])
             loader.set_state({"round": number})
@@ -154,7 +154,7 @@ def test_who_can_keep_an_optimizer_and_who_refuses(cells, tmp_path):
 @pytest.mark.parametrize("name", KEEPING)
 def test_every_algorithm_on_the_list_has_the_state_at_the_client(name):
 
-    entry = algorithm_catalog.get(name)
+    entry = algorithm_catalog.ALGORITHMS[name]
     delta = {"site": {"a": jnp.ones((3, 2)), "b": jnp.zeros((2, 3))}, "head": {"w": jnp.ones(2)}}
     algorithm = entry.make(
         gradient_of(lambda delta, batch, key: 0.0), kept(optax.adam(1.0), name), **entry.options

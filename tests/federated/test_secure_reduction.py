@@ -13,7 +13,7 @@ from medvfm_jax.federated import make_round
 from medvfm_jax.federated import secure_reduction as sr
 from medvfm_jax.federated.codecs.compose import identity
 from medvfm_jax.federated.errors import BadFederation
-from medvfm_jax.federated.network.task import first_server
+from medvfm_jax.federated.network.agreement import first_server
 from medvfm_jax.federated.privacy.discrete import choose
 from medvfm_jax.federated.privacy.errors import BadPrivacy
 from medvfm_jax.federated.records import Privacy

@@ -13,7 +13,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from medvfm_jax.federated import algorithm_catalog, make_round, systems
 from medvfm_jax.federated import algorithms as alg
 from medvfm_jax.federated.local_training import unchanged
-from medvfm_jax.federated.network.task import first_server
+from medvfm_jax.federated.network.agreement import first_server
 from medvfm_jax.federated.privacy.patient_level import PatientBatch, patient_value_and_grad
 from medvfm_jax.federated.records import Privacy
 from medvfm_jax.systems import configure
@@ -30,7 +30,7 @@ ON_BASE = {
     "flora": lambda gradient: alg.flora(gradient, cases.SGD, cases.N),
     "fedex_lora": lambda gradient: alg.fedex_lora(gradient, cases.SGD, cases.N),
 }
-OF_THEIR_OWN = [name for name in systems.names() if systems.get(name).algorithm is not alg.fedavg]
+OF_THEIR_OWN = [name for name in systems.SYSTEMS.names() if systems.SYSTEMS[name].algorithm is not alg.fedavg]
 READING = ("fedsharp", "qfedavg", "ditto", "moon")
 READING_SYSTEMS = ("feddpa_f", "feddpa_t", "fesvibs", "f3ocus")
 
@@ -38,7 +38,7 @@ READING_SYSTEMS = ("feddpa_f", "feddpa_t", "fesvibs", "f3ocus")
 def build(name, gradient):
     if name in ON_BASE:
         return ON_BASE[name](gradient)
-    entry = algorithm_catalog.get(name)
+    entry = algorithm_catalog.ALGORITHMS[name]
     options = dict(entry.options) | OPTIONS.get(name, {})
     return entry.make(gradient, 0.05 if entry.plain_sgd else cases.SGD, **options)
 
@@ -85,7 +85,7 @@ def programs_of(value):
     return [x for x in found if hasattr(x, "eqns")]
 
 
-@pytest.mark.parametrize("name", algorithm_catalog.names())
+@pytest.mark.parametrize("name", algorithm_catalog.ALGORITHMS.names())
 def test_an_algorithm_takes_one_gradient_per_step_or_says_what_more(name):
     algorithm = build(name, opaque)
     found = taken(algorithm, cases.delta(), cases.data())
@@ -94,7 +94,7 @@ def test_an_algorithm_takes_one_gradient_per_step_or_says_what_more(name):
 
 @pytest.mark.parametrize("name", OF_THEIR_OWN)
 def test_a_system_takes_one_gradient_per_step_or_says_what_more(name):
-    system = systems.get(name)
+    system = systems.SYSTEMS[name]
     if name == "fesvibs":
         delta, data = test_fesvibs.start(), test_fesvibs.shard()
         algorithm = system.algorithm(opaque, cases.SGD, test_fesvibs.MODEL)
@@ -120,7 +120,7 @@ def test_a_patient_moves_what_is_trained_by_one_clip(name):
         del key
         return cases.quiet_loss(delta, jax.tree.map(lambda x: x[None], one), None)
 
-    entry = algorithm_catalog.get(name)
+    entry = algorithm_catalog.ALGORITHMS[name]
     options = dict(entry.options) | OPTIONS.get(name, {})
     optimizer = rate if entry.plain_sgd else optax.sgd(rate)
     algorithm = entry.make(patient_value_and_grad(slice_loss, privacy), optimizer, **options)

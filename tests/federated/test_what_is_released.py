@@ -47,7 +47,9 @@ REFUSED = {
     ),
 }
 RELEASED = [
-    name for name in algorithm_catalog.names() if name not in (*REFUSED, *algorithm_catalog.BASELINES)
+    name
+    for name in algorithm_catalog.ALGORITHMS.names()
+    if name not in (*REFUSED, *algorithm_catalog.BASELINES)
 ]
 # Their server moves by the mean itself, so that its noise is that of the model.
 ADDED = ("fedavg", "fedprox", "fedsharp", "fedavgm", "fedper", "fedbn", "fedrep", "ditto", "fedit", "ffa_lora",
@@ -55,7 +57,7 @@ ADDED = ("fedavg", "fedprox", "fedsharp", "fedavgm", "fedper", "fedbn", "fedrep"
 
 
 def build(name: str) -> Algorithm:
-    entry = algorithm_catalog.get(name)
+    entry = algorithm_catalog.ALGORITHMS[name]
     if name == "moon":
         return moon(gradient_of(cases.quiet_loss), lambda d, batch: cases.outputs(d, batch[0]), cases.SGD)
     if entry.takes or entry.needs_clients:  # more than a loss: as other tests build them
@@ -132,13 +134,13 @@ def test_an_algorithm_that_reads_more_than_it_declares_cannot_be_traced():
         jax.eval_shape(federation.round, server, clients, data, *masks, cases.cheap_key(0))
 
 
-OF_THEIR_OWN = [name for name in systems.names() if systems.get(name).algorithm is not fedavg]
+OF_THEIR_OWN = [name for name in systems.SYSTEMS.names() if systems.SYSTEMS[name].algorithm is not fedavg]
 
 
 @pytest.mark.parametrize("name", OF_THEIR_OWN)
 def test_systems_are_refused_or_need_the_mean_alone(name):
     tiny.tiny()  # kept, so it must not be made while shapes are traced
-    system = systems.get(name)
+    system = systems.SYSTEMS[name]
 
     def a_round():
         case, data = tiny.case(configure(name, system.system, tiny.SPEC)), tiny.data()

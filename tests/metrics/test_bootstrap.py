@@ -65,7 +65,8 @@ def test_few_patients_get_students_t():
     expected = stats.t.interval(0.95, 6, values.mean(), stats.sem(values))
     np.testing.assert_allclose(interval(values), expected, rtol=1e-12)
     np.testing.assert_allclose(interval([*values, np.nan]), expected, rtol=1e-12)
-    assert (method(30), method(FEW - 1), method(FEW)) == ("t", "t", "bootstrap")
+    kinds = [method(np.zeros(n)) for n in (0, 1, 2, FEW - 1, FEW)]
+    assert kinds == [None, None, "t", "t", "bootstrap"]
 
 
 def test_groups_have_welchs_degrees_of_freedom():
@@ -103,7 +104,7 @@ def test_one_patient_has_no_interval_and_it_is_said():
     assert interval([0.7]) == interval([np.nan, 0.7]) == interval([]) == (None, None)
     (row,) = summarise([{"case": "a", "label": "organ", "dice": 0.7}])["summary"]
     assert (row["low"], row["high"], row["interval"], row["n"]) == (None, None, None, 1)
-    assert methods_in_words([row]) == "none of fewer than two patients"
+    assert methods_in_words([row]) == "none of fewer than two patients, or of infinite distances"
 
 
 def test_every_row_names_its_method():
@@ -142,3 +143,16 @@ def test_the_mean_over_labels_varies_as_that_of_the_patients_means():
 
 def test_percentiles_without_a_number_are_none():
     assert percentile_interval(np.array([np.nan])) == (None, None)
+
+
+@pytest.mark.parametrize("n", [3, FEW + 10])
+@pytest.mark.filterwarnings("error")
+def test_an_infinite_distance_leaves_no_interval(n):
+    """A prediction without the structure is infinitely far: the mean is infinite and nothing bounds it."""
+    values = np.r_[np.arange(2.0, n + 1), np.inf]
+    assert method(values) is None
+    assert interval(values) == (None, None)
+    rows = [{"patient": i, "label": "a", "hd95": value} for i, value in enumerate(values)]
+    (row,) = summarise(rows)["summary"]
+    assert (row["mean"], row["low"], row["high"], row["interval"], row["n"]) == (np.inf, None, None, None, n)
+    assert row["median"] == np.median(values)

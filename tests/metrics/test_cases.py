@@ -161,9 +161,9 @@ def test_tolerance_can_be_declared():
 
 
 def test_errors_name_the_problem():
-    with pytest.raises(UnknownProfile, match="strict, nnunet"):
+    with pytest.raises(UnknownProfile, match="no metric profile 'nnuent', the nearest is 'nnunet'"):
         score_case(organ(), organ(), LABELS, profile="nnuent")
-    with pytest.raises(UnknownProfile, match="tolerence"):
+    with pytest.raises(UnknownProfile, match="no option 'tolerence', the nearest is 'tolerance'"):
         profiles.get("strict", tolerence=1.0)
     with pytest.raises(MaskShapeMismatch):
         score_case(organ(), organ()[1:], LABELS)

@@ -76,3 +76,12 @@ def test_object_level_metrics_compare_on_their_own_row():
 def test_nothing_in_common_is_named():
     with pytest.raises(NothingInCommon, match="dice"):
         compare(rows([0.5]), [{"case": "other", "label": "organ", "dice": 0.5}])
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("b", [[2.0, 1.0, np.inf], [2.0, 1.0, 3.0]])
+def test_an_infinite_distance_has_no_p_value(b):
+    """Signs of an infinite difference say nothing about means; nor is a difference of two infinite ones a number."""
+    found = compare(rows([1.0, 2.0, np.inf], metric="hd95"), rows(b, metric="hd95"), metric="hd95")
+    assert (found["p_permutation"], found["p_wilcoxon"], found["interval"]) == (None, None, None)
+    assert not np.isfinite(found["difference"])

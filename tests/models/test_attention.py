@@ -8,6 +8,7 @@ import pytest
 from medvfm_jax.models.attention import (
     PLAIN,
     Formulation,
+    attend,
     formulation,
     grid_attention,
     pad_with,
@@ -122,3 +123,17 @@ def test_kernels_need_a_gpu_of_capability_8(monkeypatch, capability, kernels):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "local_devices", lambda: [SimpleNamespace(compute_capability=capability)])
     assert formulation(196).kernels == kernels
+
+
+def test_attend_is_softmax_attention_and_survives_large_logits():
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 5, 4))
+    expected = jax.nn.softmax(q @ k.swapaxes(-1, -2), axis=-1) @ v
+    np.testing.assert_allclose(attend(q, k, v), expected, atol=1e-5)
+    assert np.isfinite(attend(1e3 * q, 1e3 * k, v)).all()
+
+    def plain(q, k, v):
+        return (jax.nn.softmax(q @ k.swapaxes(-1, -2), axis=-1) @ v).sum()
+
+    grads = jax.grad(lambda *x: attend(*x).sum(), (0, 1, 2))(q, k, v)
+    for got, expected in zip(grads, jax.grad(plain, (0, 1, 2))(q, k, v), strict=True):
+        np.testing.assert_allclose(got, expected, atol=1e-5)

@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from medvfm_jax.adapters.context_blocks import BLOCKS
 from medvfm_jax.models.context import (
     ASPP,
-    BLOCKS,
     CrossScaleAttention,
     FeaturePyramid,
     MapTooSmall,

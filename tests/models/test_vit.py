@@ -1,15 +1,17 @@
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from medvfm_jax.models.errors import BadModelOption
 from medvfm_jax.models.vit import modules as vit
 from medvfm_jax.models.vit.modules import (
     BadImageSize,
     NoDecoder,
     UnknownVariant,
-    attend,
     build_vit,
     encode_tokens,
 )
@@ -20,6 +22,9 @@ PUBLISHED_SIZES = {  # without the classification head; DINOv2's mask token is t
     "dinov2-s": 22_056_576 - 384,
     "dinov2-b": 86_580_480 - 768,
     "dinov2-l": 304_368_640 - 1024,
+    "dinov2-s-reg": 22_056_576 - 384 + 4 * 384,
+    "dinov2-b-reg": 86_580_480 - 768 + 4 * 768,
+    "dinov2-l-reg": 304_368_640 - 1024 + 4 * 1024,
 }
 
 
@@ -146,20 +151,6 @@ def test_attention_mapped_over_heads_equals_all_heads_at_once(tiny, monkeypatch)
     np.testing.assert_allclose(model.encode(params, image), at_once, atol=1e-5)
 
 
-def test_attend_is_softmax_attention_and_survives_large_logits():
-    q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 5, 4))
-    expected = jax.nn.softmax(q @ k.swapaxes(-1, -2), axis=-1) @ v
-    np.testing.assert_allclose(attend(q, k, v), expected, atol=1e-5)
-    assert np.isfinite(attend(1e3 * q, 1e3 * k, v)).all()
-
-    def plain(q, k, v):
-        return (jax.nn.softmax(q @ k.swapaxes(-1, -2), axis=-1) @ v).sum()
-
-    grads = jax.grad(lambda *x: attend(*x).sum(), (0, 1, 2))(q, k, v)
-    for got, expected in zip(grads, jax.grad(plain, (0, 1, 2))(q, k, v), strict=True):
-        np.testing.assert_allclose(got, expected, atol=1e-5)
-
-
 def test_bfloat16_compute_keeps_float32_parameters(tiny):
     model, params, image = tiny
     half = build_vit("vit-tiny-test", dtype=jnp.bfloat16)
@@ -171,7 +162,7 @@ def test_bfloat16_compute_keeps_float32_parameters(tiny):
 
 
 def test_wrong_requests_are_one_sentence():
-    with pytest.raises(UnknownVariant, match="dinov2-s"):
+    with pytest.raises(UnknownVariant, match="no plain ViT 'vit-x', the nearest is 'vit-"):
         build_vit("vit-x")
     with pytest.raises(BadImageSize, match="use 224"):
         build_vit("dinov2-s", image_size=225)
@@ -193,3 +184,28 @@ def test_norms_keep_their_digits_where_the_residual_stream_is_far_from_zero(scan
     # float32 numbers of 1000 are 6e-5 apart, which is 0.006 here; variances in one pass are lost altogether.
     np.testing.assert_allclose(far, expected, atol=2e-2)
     np.testing.assert_allclose(far_cls, cls, atol=2e-2)
+
+
+def test_registers_take_part_in_attention_and_are_no_patches(monkeypatch):
+    monkeypatch.setitem(
+        vit.VARIANTS._records, "reg", replace(vit.VARIANTS["vit-tiny-test"], registers=3, antialias=True)
+    )
+    model = build_vit("reg", image_size=64)
+    params = model.init(jax.random.key(0))
+    image = jax.random.normal(jax.random.key(1), (64, 64, 3))
+    class_token, patches = encode_tokens(model, params, image)
+    assert (class_token.shape, patches.shape) == ((16,), (4, 4, 16))
+    moved = flatten_dict(params)
+    moved["params", "image_encoder", "register_tokens"] += jax.random.normal(jax.random.key(2), (1, 3, 16))
+    assert np.abs(encode_tokens(model, unflatten_dict(moved), image)[1] - patches).max() > 1e-4
+    with pytest.raises(BadModelOption, match="leave interpolate_offset out"):
+        build_vit("reg", interpolate_offset=0.1)
+
+
+def test_filtered_positions_are_a_low_pass_where_the_grid_shrinks():
+    """A checkerboard vanishes; without the filter it would be sampled."""
+    board = (np.indices((8, 8)).sum(0) % 2 * 2.0 - 1.0).reshape(1, 64, 1)
+    embedding = jnp.asarray(np.concatenate([np.zeros((1, 1, 1)), board], 1), jnp.float32)
+    filtered = vit.interpolate_pos_embed(embedding, (3, 3), antialias=True)[1]
+    sampled = vit.interpolate_pos_embed(embedding, (3, 3))[1]
+    assert np.abs(filtered).max() < 0.1 < np.abs(sampled).max()

@@ -6,12 +6,12 @@ import pytest
 from medvfm_jax.mesh_axes import DATA, MODEL
 from medvfm_jax.models import catalog
 from medvfm_jax.parallel import (
+    RULES,
     BadRules,
     Largest,
     fsdp,
     make_mesh,
     param_shardings,
-    preset,
     spec_of,
     tensor,
 )
@@ -83,9 +83,9 @@ def share(rules, mesh, params):
 @pytest.mark.parametrize(("name", "divided", "halved"), [("vit-b", 0.26, 0.55), ("lite-medsam", 0.36, 0.9)])
 def test_presets_cover_every_parameter_and_divide_what_is_large(mesh, name, divided, halved):
     params = shapes(name)
-    assert share(preset("replicated"), mesh, params) == 1
-    assert 0.25 <= share(preset("fsdp"), mesh, params) < divided
-    assert 0.5 <= share(preset("tensor"), mesh, params) < halved
+    assert share(RULES["replicated"](), mesh, params) == 1
+    assert 0.25 <= share(RULES["fsdp"](), mesh, params) < divided
+    assert 0.5 <= share(RULES["tensor"](), mesh, params) < halved
 
 
 def test_stacked_and_plain_blocks_are_divided_alike(mesh):
@@ -95,6 +95,6 @@ def test_stacked_and_plain_blocks_are_divided_alike(mesh):
 
 
 def test_presets_by_name():
-    assert preset("tensor") == tensor()
-    with pytest.raises(BadRules, match="no sharding rules 'fsd'; did you mean fsdp"):
-        preset("fsd")
+    assert RULES["tensor"]() == tensor()
+    with pytest.raises(BadRules, match="no set of sharding rules 'fsd', the nearest is 'fsdp'"):
+        RULES["fsd"]()

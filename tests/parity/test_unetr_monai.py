@@ -6,9 +6,9 @@ import pytest
 
 from medvfm_jax.models.unetr.entries import ENTRIES, build_unetr
 from medvfm_jax.models.unetr.modules import UnetrConfig
+from medvfm_jax.models.unetr.port_table import UNETR
 from medvfm_jax.weights import port
 from medvfm_jax.weights.tables import choose, own_table
-from medvfm_jax.weights.tables.unetr import UNETR
 from medvfm_jax.weights.tree import flatten
 
 pytestmark = pytest.mark.parity

@@ -22,11 +22,13 @@ TINY = {
     "dinov2": ViTConfig(
         dim=24, depth=2, heads=3, patch_size=7, pretrain_size=35, mlp_ratio=2, layer_scale=True
     ),
+    "registers": ViTConfig(24, 2, 3, 7, 35, mlp_ratio=2, layer_scale=True, registers=4, antialias=True),
 }
 RENAMED = [  # HF's name -> facebook's and timm's
     (r"^(encoder\.)?layers?\.(\d+)\.", r"blocks_\2."),
     (r"^embeddings\.cls_token$", "cls_token"),
     (r"^embeddings\.position_embeddings$", "pos_embed"),
+    (r"^embeddings\.register_tokens$", "register_tokens"),
     (r"^embeddings\.patch_embeddings\.projection", "patch_embed.proj"),
     (r"layernorm_before", "norm1"),
     (r"layernorm_after", "norm2"),
@@ -72,13 +74,17 @@ def reference(kind: str, config: ViTConfig):
         model = transformers.ViTModel(transformers.ViTConfig(**shape), add_pooling_layer=False)
     else:
         shape["mlp_ratio"] = config.mlp_ratio
-        model = transformers.Dinov2Model(transformers.Dinov2Config(**shape))
+        if kind == "registers":
+            shape["num_register_tokens"] = config.registers
+            model = transformers.Dinov2WithRegistersModel(transformers.Dinov2WithRegistersConfig(**shape))
+        else:
+            model = transformers.Dinov2Model(transformers.Dinov2Config(**shape))
     torch.manual_seed(0)
     with torch.no_grad():
         for name, value in model.named_parameters():
             centre = 1.0 if "lambda1" in name or ("norm" in name and name.endswith("weight")) else 0.0
             matrix = name.endswith("weight") and value.ndim > 1
-            table = name.endswith(("cls_token", "position_embeddings"))
+            table = name.endswith(("cls_token", "position_embeddings", "register_tokens"))
             value.normal_(centre, value[0].numel() ** -0.5 if matrix else 0.5 if table else 0.1)
     return model.eval()
 
@@ -95,11 +101,12 @@ def compare(kind: str, config: ViTConfig, image_size: int) -> None:
     encode = jax.jit(lambda params, image: module.apply(params, image, method="encode_tokens"))
     class_token, patches = encode(params, image)
     got = jnp.concatenate([class_token[None], patches.reshape(-1, config.dim)])
+    tokens = torch.cat([tokens[:1], tokens[1 + config.registers :]])
     assert np.std(tokens.numpy()) > 0.1
     np.testing.assert_allclose(got, tokens.numpy(), atol=TOLERANCE, rtol=TOLERANCE)
 
 
-@pytest.mark.parametrize("kind", ["vit", "dinov2"])
+@pytest.mark.parametrize("kind", list(TINY))
 @pytest.mark.parametrize("patches", [4, 5, 7])
 def test_tiny_model_at_its_own_and_at_other_image_sizes(kind, patches):
     compare(kind, TINY[kind], patches * TINY[kind].patch_size)

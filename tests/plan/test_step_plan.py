@@ -14,7 +14,8 @@ import pytest
 from medvfm_jax.adapters import Count
 from medvfm_jax.parallel import rules
 from medvfm_jax.parallel.errors import BadMesh, BadRules
-from medvfm_jax.plan.chips import GPUS, TPUS, Chip
+from medvfm_jax.plan import step_plan
+from medvfm_jax.plan.chips import CHIPS, Chip
 from medvfm_jax.plan.errors import BadPlan
 from medvfm_jax.plan.flops import Flops
 from medvfm_jax.plan.gpus import BOARDS, chip_of
@@ -68,7 +69,7 @@ def test_utilisation_at_the_roofline_is_the_share_that_is_not_recomputed():
 def test_the_table_agrees_with_the_published_units():
     """v5e: 4 matrix units of 128 x 128; v5p: 8 in its two cores; a multiply-add per cycle each."""
     for name, units in (("v5e", 4), ("v5p", 8)):
-        assert units * 128 * 128 * 2 * TPUS[name].clock == pytest.approx(TPUS[name].flops, rel=0.005)
+        assert units * 128 * 128 * 2 * CHIPS[name].clock == pytest.approx(CHIPS[name].flops, rel=0.005)
 
 
 def test_the_table_of_gpus_agrees_with_the_published_units():
@@ -78,7 +79,7 @@ def test_the_table_of_gpus_agrees_with_the_published_units():
         ("h100", 4 * 512, 1.83e9),
         ("h200", 4 * 512, 1.83e9),
     ):
-        assert BOARDS[name].multiprocessors * units * 2 * clock == pytest.approx(GPUS[name].flops, rel=0.005)
+        assert BOARDS[name].multiprocessors * units * 2 * clock == pytest.approx(CHIPS[name].flops, rel=0.005)
 
 
 def test_gpus_of_several_hosts_exchange_over_the_network():
@@ -127,7 +128,7 @@ def test_what_the_compiler_says_where_memory_is_short():
         ({"topology": "h100:0"}, BadPlan, "Topology 'h100:0' is unknown"),
         ({"topology": "h100:16"}, BadPlan, "A host has at most 8 h100; write h100:2x8"),
         ({"topology": "h100:2x2x8"}, BadPlan, "h100:4x8 for 4 hosts of 8; got 3 numbers"),
-        ({"rules": "fdsp"}, BadRules, "did you mean fsdp"),
+        ({"rules": "fdsp"}, BadRules, "the nearest is 'fsdp'"),
         ({"mesh": "data=3"}, BadMesh, "needs 3 devices and there are 8"),
         (
             {"model": "unetr-tiny-test", "adapter": "full"},
@@ -179,7 +180,7 @@ def test_a_plan_for_gpus_that_are_not_here():
     found = json.loads(done.stdout)
     assert found["memory"]["fits"]
     assert 0 < found["program"]["kernel_traffic"] < found["program"]["traffic"]  # attention is Triton's
-    assert found["memory"]["capacity"] == GPUS["h100"].hbm // 2
+    assert found["memory"]["capacity"] == CHIPS["h100"].hbm // 2
     assert {c["kind"] for c in found["program"]["collectives"]} == {"all-reduce"}
     assert {c["group"] for c in found["program"]["collectives"]} == {4}
     assert found["program"]["unknown_loops"] == 0
@@ -233,7 +234,7 @@ def test_a_plan_for_this_machine_counts_its_collectives():
 @pytest.mark.slow
 def test_divided_weights_travel_and_images_stay(monkeypatch):
     """FSDP: what devices exchange hardly depends on how many images they work on."""
-    monkeypatch.setitem(rules.PRESETS, "fsdp", lambda: rules.fsdp(least=0))
+    monkeypatch.setattr(step_plan, "RULES", {"fsdp": lambda: rules.fsdp(least=0)})
     settings = TINY | {"adapter": "full", "rules": "fsdp", "image_size": 64}
     few, many = (plan(PlanConfig(**settings | {"global_batch": images})).program for images in (8, 32))
     sent = [sum(c.sent for c in program.collectives) for program in (few, many)]

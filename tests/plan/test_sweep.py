@@ -9,7 +9,7 @@ from medvfm_jax.models.errors import UnknownModel
 from medvfm_jax.parallel.errors import BadRules
 from medvfm_jax.plan import sweep as module
 from medvfm_jax.plan.abstract_training import KEEP
-from medvfm_jax.plan.chips import TPUS
+from medvfm_jax.plan.chips import CHIPS
 from medvfm_jax.plan.errors import BadPlan
 from medvfm_jax.plan.flops import Flops
 from medvfm_jax.plan.step_plan import Memory, Plan, Speed
@@ -82,7 +82,7 @@ class Compiler:
 
 @pytest.fixture
 def slice_of_eight(monkeypatch):
-    monkeypatch.setattr(module, "devices_of", lambda topology: (jax.devices(), TPUS["v5e"]))
+    monkeypatch.setattr(module, "devices_of", lambda topology: (jax.devices(), CHIPS["v5e"]))
 
 
 def test_what_cannot_win_is_not_compiled(slice_of_eight):

@@ -228,7 +228,7 @@ def test_points_for_a_model_trained_with_boxes_are_warned_about(cells, monkeypat
     assert scores["empty"]["prediction"] == scores["n_cases"] == 2
 
 
-@pytest.mark.parametrize("profile", profiles.names())
+@pytest.mark.parametrize("profile", profiles.PROFILES.names())
 def test_every_profile_scores_half_of_each_object(own_run, fake, profile, tmp_path):
     scores = evaluate(EvaluateConfig(run=own_run, profile=profile, out=tmp_path / "s.json"))
     assert scores["metric_profile"] == profile

@@ -205,6 +205,12 @@ def test_settings_of_slabs_and_patches_are_no_damage(run):
     assert damaged_settings(json.loads((run / "config.json").read_text())) is None
     assert damaged_settings(settings | {"window": [[16]]}) == "window"
     assert damaged_settings({"resolved": resolved | {"input_shape": {}}}) == "resolved.input_shape"
+    ranks = {"algorithm_options": {"ranks": [1, 2], "prune": 1.0}}
+    assert damaged_settings({"codec_set": ["fraction=0.1"], "resolved": ranks}) is None
+    assert (
+        damaged_settings({"resolved": {"algorithm_options": {"ranks": [[1]]}}})
+        == "resolved.algorithm_options"
+    )
 
 
 def test_settings_that_contradict_each_other_are_refused(run):

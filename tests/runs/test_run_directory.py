@@ -114,6 +114,24 @@ def test_an_option_that_came_later_stands_in_the_way_only_when_it_is_on(tmp_path
         runs.claim(tmp_path, {"seed": 1, "shortcut": True}, resume=True)
 
 
+def test_a_run_of_a_version_with_options_in_lists_of_their_own_is_continued_with_the_same_options(tmp_path):
+    old = {
+        "seed": 1,
+        "set": ["lora.rank=8"],
+        "algorithm_set": ["mu=0.1"],
+        "codec_set": [],
+        "down_codec_set": [],
+    }
+    runs.claim(tmp_path, old, resume=False)
+    now = {"seed": 1, "set": ("lora.rank=8", "algorithm.mu=0.1")}
+    assert runs.claim(tmp_path, now, resume=True) is True
+    with pytest.raises(
+        RunExists, match=r"with set=\['lora.rank=8', 'algorithm.mu=0.1'\], now it is \['lora.rank=8'\]"
+    ):
+        runs.claim(tmp_path, now | {"set": ["lora.rank=8"]}, resume=True)
+    assert runs.read_record(tmp_path / runs.CONFIG) == old, "its digest stands in the delta"
+
+
 def test_resume_of_nothing_is_a_new_run(tmp_path):
     assert runs.claim(tmp_path, {"seed": 1}, resume=True) is False
 

@@ -48,13 +48,13 @@ def test_a_model_that_starts_from_random_weights_is_trained_whole():
 )
 def test_what_auto_means(settings, task, expected):
     config = AdaptConfig(data="x", **settings)
-    assert config.resolved_prompt(systems.get(config.adapter), task) == expected
+    assert config.resolved_prompt(systems.SYSTEMS[config.adapter], task) == expected
 
 
 def test_a_model_without_prompts_takes_none():
     config = AdaptConfig(data="x", model="unet", adapter="full", prompt="box")
     with pytest.raises(BadConfig, match="takes no prompts"):
-        config.resolved_prompt(systems.get("full"), "semantic")
+        config.resolved_prompt(systems.SYSTEMS["full"], "semantic")
 
 
 @pytest.mark.parametrize(

@@ -12,17 +12,17 @@ ENTRY = MODELS["lite-medsam"]
 def test_sgd_starts_at_a_rate_of_its_own_unless_one_is_given(optimizer, plain_sgd):
     assert (
         FederateConfig("d", optimizer=optimizer).resolved_learning_rate(
-            systems.get("samed"), ENTRY, plain_sgd
+            systems.SYSTEMS["samed"], ENTRY, plain_sgd
         )
         == 0.01
     )
     given = FederateConfig("d", optimizer=optimizer, learning_rate=0.5)
-    assert given.resolved_learning_rate(systems.get("samed"), ENTRY, plain_sgd) == 0.5
+    assert given.resolved_learning_rate(systems.SYSTEMS["samed"], ENTRY, plain_sgd) == 0.5
 
 
 def test_adam_starts_at_the_rate_of_its_adapter():
     config = FederateConfig("d", preset="decoder")
-    assert config.resolved_learning_rate(systems.get("decoder"), ENTRY, False) == 3e-4
+    assert config.resolved_learning_rate(systems.SYSTEMS["decoder"], ENTRY, False) == 3e-4
 
 
 def test_central_noise_and_secure_aggregation_are_refused_together():

@@ -88,7 +88,7 @@ def test_what_each_system_touches() -> None:
 
 
 def sam_systems() -> list[str]:
-    return [name for name in systems.names() if name != "vpt"]
+    return [name for name in systems.SYSTEMS.names() if name != "vpt"]
 
 
 def small(name: str) -> dict:
@@ -184,10 +184,26 @@ def test_text_that_is_no_assignment_is_refused() -> None:
             systems.parse_assignments([text])
 
 
+def test_an_option_that_is_given_twice_is_refused() -> None:
+    with pytest.raises(BadAdapterConfig, match=r"lora\.rank is set to 8 and to 4; give it once"):
+        systems.parse_assignments(["lora.rank=8", "lora.alpha=2", " lora.rank = 4"])
+
+
+def test_options_of_other_parts_of_a_run_are_left_to_them_and_named_as_near() -> None:
+    elsewhere = ("algorithm.mu", "codec.fraction")
+    config = systems.configure(
+        "lora", systems.SYSTEMS["lora"], SPEC, {"lora.rank": "8", "algorithm.mu": "1"}, elsewhere
+    )
+    assert config["parts"].keys() == {"lora"}
+    assert config["parts"]["lora"]["rank"] == 8
+    with pytest.raises(BadAdapterConfig, match=r"no option 'algorithm\.nu', the nearest is 'algorithm\.mu'"):
+        systems.configure("lora", systems.SYSTEMS["lora"], SPEC, {"algorithm.nu": "1"}, elsewhere)
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"kind": "lroa"}, "no adapter kind 'lroa', the nearest is 'lora'"),
+        ({"kind": "lroa"}, "There is no adapter kind 'lroa', the nearest is 'lora'"),
         ({"kind": "lora", "rnk": 4}, "lora has no option 'rnk', the nearest is 'rank'"),
         ({"kind": "lora", "rank": 4}, "lora needs alpha, at"),
         ({"kind": "chain"}, "a chain needs parts"),
@@ -208,8 +224,8 @@ def test_custom_adapters_have_no_configuration() -> None:
 
 def test_descriptions_cover_every_preset() -> None:
     assert (
-        set(systems.describe())
-        == set(systems.names())
+        set(systems.SYSTEMS.describe())
+        == set(systems.SYSTEMS.names())
         >= {
             "samed",
             "med_sa",

@@ -68,7 +68,7 @@ FACTS = {
         merge="works on whole maps",
     ),
 }
-NAMES = systems.names()
+NAMES = systems.SYSTEMS.names()
 PROMPTABLE = [name for name in NAMES if FACTS[name].model != "vit-tiny-test"]
 
 
@@ -104,7 +104,7 @@ def test_every_system_has_its_facts_here() -> None:
     assert set(FACTS) == set(NAMES)
     for name, system in systems.SYSTEMS.items():
         assert system.source.startswith("https://"), name
-        assert system.description == systems.describe()[name]
+        assert system.description == systems.SYSTEMS.describe()[name]
         assert "\n" not in system.description
         assert set(system.objective) == {"promptable", "semantic"}, name
 
@@ -184,11 +184,11 @@ def test_the_transform_is_json_and_changes_shapes_alone(name: str) -> None:
     """Prompt-free on request with a promptable model, nothing otherwise, and a slab of it; works on shapes."""
     model, features = models.build("sam-tiny-test"), models.build("vit-tiny-test")
     slab = {"kind": "slab", "depth": 5} if name == "sd_trans" else None
-    change = systems.get(name).transform(model.spec, "none", 3)
+    change = systems.SYSTEMS[name].transform(model.spec, "none", 3)
     for given, found in (
         ({"kind": "prompt_free", "classes": 3}, change),
-        (None, systems.get(name).transform(model.spec, "box", 3)),
-        (None, systems.get(name).transform(features.spec, "none", 3)),
+        (None, systems.SYSTEMS[name].transform(model.spec, "box", 3)),
+        (None, systems.SYSTEMS[name].transform(features.spec, "none", 3)),
     ):
         assert json.loads(json.dumps(found)) == (slab | {"of": given} if slab else given)
     found = []

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medvfm_jax.weights.layouts import LAYOUTS
+from medvfm_jax.port_tables.layouts import LAYOUTS
 from medvfm_jax.weights.tree import unflatten
 
 

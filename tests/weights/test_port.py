@@ -5,9 +5,9 @@ import jax
 import numpy as np
 import pytest
 
-from medvfm_jax.weights.layouts import LAYOUTS
+from medvfm_jax.port_tables import rows
+from medvfm_jax.port_tables.layouts import LAYOUTS
 from medvfm_jax.weights.port import PortError, PortTable, Row, check, to_jax, to_torch
-from medvfm_jax.weights.tables import rows
 from medvfm_jax.weights.tree import flatten, unflatten
 
 rng = np.random.default_rng(0)

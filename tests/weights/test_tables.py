@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 
 from medvfm_jax.models import catalog
-from medvfm_jax.weights.port import PLACEHOLDER, PortError, check, to_jax, to_torch
+from medvfm_jax.models.sam.port_table import SAM
+from medvfm_jax.models.sam.tiny_vit_port_table import TINY_VIT_SAM
+from medvfm_jax.models.unetr.port_table import UNETR
+from medvfm_jax.port_tables.table import PLACEHOLDER
+from medvfm_jax.weights.port import PortError, check, to_jax, to_torch
 from medvfm_jax.weights.tables import TABLES, choose
-from medvfm_jax.weights.tables.sam import SAM
-from medvfm_jax.weights.tables.tiny_vit import TINY_VIT_SAM
-from medvfm_jax.weights.tables.unetr import UNETR
 from tests.weights.dumps import read_dump, targets_of
 
 COVERED = {

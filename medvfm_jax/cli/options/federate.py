@@ -21,11 +21,8 @@ class FederateArgs(FederateConfig):
     """
 
     set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Option of the adapter, for example lora.rank=8; may be given several times."""
-    algorithm_set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Option of the algorithm, for example mu=0.1; may be given several times."""
-    codec_set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Option of the codec, for example fraction=0.05; may be given several times."""
+    """Option of a part of the run: of the adapter (lora.rank=8), the algorithm (algorithm.mu=0.1, or one per client:
+    algorithm.ranks=2,4,8) or a codec (codec.fraction=0.05, down_codec.rank=2); may be given several times."""
     mesh: str | None = None
     """Divide the clients of a round over several devices: `all`, or how many on each axis, for example clients=4,data=2
     (data divides the images of a client's step). May change when a run is resumed."""

@@ -75,10 +75,4 @@ class Export:
     """Replace what was exported before."""
 
 
-WeightsArgs = (
-    Annotated[List, tyro.conf.subcommand("list")]
-    | Annotated[Get, tyro.conf.subcommand("get")]
-    | Annotated[Verify, tyro.conf.subcommand("verify")]
-    | Annotated[Convert, tyro.conf.subcommand("convert")]
-    | Annotated[Export, tyro.conf.subcommand("export")]
-)
+WeightsArgs = List | Get | Verify | Convert | Export

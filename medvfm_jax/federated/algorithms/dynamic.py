@@ -34,4 +34,5 @@ def feddyn(gradient: Gradient, optimizer: Optimizer, alpha: float = 0.1) -> Algo
         client_update,
         aggregate,
         weights="equal",
+        applies="adds it 1 + m/N times, m of N clients being in the round, and m/N times again in every later one",
     )

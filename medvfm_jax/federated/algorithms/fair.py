@@ -43,6 +43,7 @@ def qfedavg(gradient: Gradient, learning_rate: float, q: float = 1.0) -> Algorit
         client_update,
         aggregate,
         weights="equal",
+        applies="divides one noised part of it by another, so that a round may move the model not at all or very far",
         reads="the loss of the server's model on its batches",
     )
 

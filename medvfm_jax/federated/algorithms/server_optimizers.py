@@ -15,6 +15,7 @@ from medvfm_jax.federated.records import Algorithm, Tree
 from medvfm_jax.federated.tree_math import zeros_like
 
 Rule = Literal["adagrad", "yogi", "adam"]
+_DIVIDED = "divides it by its own running size, so that the step is as long with noise alone"
 
 
 def fedavgm(
@@ -24,28 +25,33 @@ def fedavgm(
     momentum: float = 0.9,
 ) -> Algorithm:
     """v <- momentum v + mean change; x <- x + server_rate v (Hsu et al. 2019)."""
-    return fedopt(gradient, optimizer, optax.sgd(server_rate, momentum))
+    algorithm = fedopt(gradient, optimizer, optax.sgd(server_rate, momentum))
+    return algorithm._replace(applies="keeps it in its momentum, so that later rounds move by it again")
 
 
 def fedadagrad(
     gradient: Gradient, optimizer: Optimizer, server_rate: float = 0.1, tau: float = 1e-3
 ) -> Algorithm:
     """Adaptive server with v <- v + change^2 and no momentum."""
-    return fedopt(gradient, optimizer, adaptive_server("adagrad", server_rate, beta1=0.0, tau=tau))
+    return _adaptive(gradient, optimizer, adaptive_server("adagrad", server_rate, beta1=0.0, tau=tau))
 
 
 def fedyogi(
     gradient: Gradient, optimizer: Optimizer, server_rate: float = 0.01, tau: float = 1e-3
 ) -> Algorithm:
     """Adaptive server with v <- v - (1 - beta2) change^2 sign(v - change^2)."""
-    return fedopt(gradient, optimizer, adaptive_server("yogi", server_rate, tau=tau))
+    return _adaptive(gradient, optimizer, adaptive_server("yogi", server_rate, tau=tau))
 
 
 def fedadam(
     gradient: Gradient, optimizer: Optimizer, server_rate: float = 0.1, tau: float = 1e-3
 ) -> Algorithm:
     """Adaptive server with v <- beta2 v + (1 - beta2) change^2."""
-    return fedopt(gradient, optimizer, adaptive_server("adam", server_rate, tau=tau))
+    return _adaptive(gradient, optimizer, adaptive_server("adam", server_rate, tau=tau))
+
+
+def _adaptive(gradient: Gradient, optimizer: Optimizer, server: optax.GradientTransformation) -> Algorithm:
+    return fedopt(gradient, optimizer, server)._replace(applies=_DIVIDED)
 
 
 class AdaptiveState(NamedTuple):

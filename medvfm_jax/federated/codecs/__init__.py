@@ -1,6 +1,6 @@
 """Compression of client updates on the wire: what is sent, how many bits it takes, and its bytes."""
 
-from medvfm_jax.federated.codecs.catalog import CODECS, Entry, Guarantee, guarantee, make_codec
+from medvfm_jax.federated.codecs.catalog import CODECS, CodecEntry, Guarantee, guarantee, make_codec
 from medvfm_jax.federated.codecs.compose import InvalidCodec, flattened, identity, leafwise, scaled, seeded
 from medvfm_jax.federated.codecs.low_rank import powersgd
 from medvfm_jax.federated.codecs.one_bit import drive, scaled_sign
@@ -21,8 +21,8 @@ from medvfm_jax.federated.codecs.wire import (
 
 __all__ = [
     "CODECS",
+    "CodecEntry",
     "Codes",
-    "Entry",
     "Guarantee",
     "InvalidCodec",
     "Known",

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from medvfm_jax.catalog import Catalog, did_you_mean
 from medvfm_jax.federated.codecs.compose import InvalidCodec, identity
 from medvfm_jax.federated.codecs.low_rank import powersgd
 from medvfm_jax.federated.codecs.one_bit import drive, scaled_sign
@@ -32,7 +33,7 @@ class Guarantee(NamedTuple):
     delta: float
 
 
-class Entry(NamedTuple):
+class CodecEntry(NamedTuple):
     """A codec of the catalogue: its factory, default options, and the guarantee for a vector of d >= 1 entries."""
 
     make: Callable[..., Codec]
@@ -61,15 +62,11 @@ def guarantee(name: str, like: Tree, **options: Any) -> Guarantee:
     return Guarantee(max(omegas) if omegas else None, min(g.delta for g in each))
 
 
-def _entry(name: str, options: dict[str, Any]) -> Entry:
-    if name not in CODECS:
-        raise InvalidCodec(f"there is no codec {name!r}; the codecs are {', '.join(CODECS)}")
+def _entry(name: str, options: dict[str, Any]) -> CodecEntry:
     entry = CODECS[name]
-    unknown = sorted(options.keys() - entry.options.keys())
-    if unknown:
-        raise InvalidCodec(
-            f"codec {name} has no option {unknown[0]!r}; it has {', '.join(entry.options) or 'none'}"
-        )
+    for option in options:
+        if option not in entry.options:
+            raise InvalidCodec(f"codec {name} has no option '{option}'{did_you_mean(option, entry.options)}.")
     return entry
 
 
@@ -109,23 +106,26 @@ def _count_sketch(d: int, rows: int, columns: int, seed: int | None) -> Guarante
     return _unbiased((d - 1) / columns) if seed is None else Guarantee(None, -math.inf)
 
 
-CODECS: dict[str, Entry] = {
-    "identity": Entry(identity, {}, lambda d: _unbiased(0.0)),
-    "top_k": Entry(top_k, {"fraction": 0.01}, lambda d, fraction: Guarantee(None, kept(fraction, d) / d)),
-    "rand_k": Entry(rand_k, {"fraction": 0.01}, _rand_k),
-    "uniform": Entry(uniform, {"bits": 8}, _uniform),
-    "int8": Entry(int8, {}, lambda d: _uniform(d, 8)),
-    "int4": Entry(int4, {}, lambda d: _uniform(d, 4)),
-    "qsgd": Entry(qsgd, {"levels": 16}, _qsgd),
-    "natural": Entry(natural, {}, lambda d: _unbiased(1 / 8)),
-    "scaled_sign": Entry(scaled_sign, {}, lambda d: Guarantee(None, 1 / d)),
-    "powersgd": Entry(powersgd, {"rank": 4}, lambda d, rank: Guarantee(None, 0.0)),
-    "count_sketch": Entry(
+_ALL: dict[str, CodecEntry] = {
+    "identity": CodecEntry(identity, {}, lambda d: _unbiased(0.0)),
+    "top_k": CodecEntry(
+        top_k, {"fraction": 0.01}, lambda d, fraction: Guarantee(None, kept(fraction, d) / d)
+    ),
+    "rand_k": CodecEntry(rand_k, {"fraction": 0.01}, _rand_k),
+    "uniform": CodecEntry(uniform, {"bits": 8}, _uniform),
+    "int8": CodecEntry(int8, {}, lambda d: _uniform(d, 8)),
+    "int4": CodecEntry(int4, {}, lambda d: _uniform(d, 4)),
+    "qsgd": CodecEntry(qsgd, {"levels": 16}, _qsgd),
+    "natural": CodecEntry(natural, {}, lambda d: _unbiased(1 / 8)),
+    "scaled_sign": CodecEntry(scaled_sign, {}, lambda d: Guarantee(None, 1 / d)),
+    "powersgd": CodecEntry(powersgd, {"rank": 4}, lambda d, rank: Guarantee(None, 0.0)),
+    "count_sketch": CodecEntry(
         count_sketch,
         {"rows": 5, "columns": 1000, "seed": None},
         _count_sketch,
         whole=True,
     ),
-    "rotated": Entry(rotated, {"bits": 4, "largest_block": 4096}, _rotated),
-    "drive": Entry(drive, {"exact_along": True, "rounds": 2, "largest_block": 4096}, _drive),
+    "rotated": CodecEntry(rotated, {"bits": 4, "largest_block": 4096}, _rotated),
+    "drive": CodecEntry(drive, {"exact_along": True, "rounds": 2, "largest_block": 4096}, _drive),
 }
+CODECS: Catalog[CodecEntry] = Catalog("codec", _ALL, InvalidCodec)

@@ -3,6 +3,7 @@
 ``flower_app`` makes a Flower ClientApp and ServerApp of these; nothing here needs Flower.
 """
 
+from medvfm_jax.federated.network.agreement import Agreement, contract
 from medvfm_jax.federated.network.coordinator import (
     Coordinator,
     Progress,
@@ -13,10 +14,10 @@ from medvfm_jax.federated.network.coordinator import (
 from medvfm_jax.federated.network.messages import BadMessage, Header, Message, decode, encode
 from medvfm_jax.federated.network.session import Patience, Transport, run_session
 from medvfm_jax.federated.network.site import REASONS, Site, SiteFailed, make_site
-from medvfm_jax.federated.network.task import Task, contract
 
 __all__ = [
     "REASONS",
+    "Agreement",
     "BadMessage",
     "Coordinator",
     "Header",
@@ -27,7 +28,6 @@ __all__ = [
     "RoundRecord",
     "Site",
     "SiteFailed",
-    "Task",
     "Transport",
     "contract",
     "decode",

@@ -20,22 +20,22 @@ from jax import Array
 
 from medvfm_jax.federated.codecs.wire import message_bits
 from medvfm_jax.federated.errors import BadFederation
+from medvfm_jax.federated.network.agreement import (
+    KEY_IMPLEMENTATION,
+    Agreement,
+    Contract,
+    Download,
+    Upload,
+    contract,
+    first_server,
+    named_leaves,
+)
 from medvfm_jax.federated.network.layouts import layout, payload_bytes, read_payload, write_payload
 from medvfm_jax.federated.network.messages import SITE_NAME, BadMessage, Header, decode, encode, expect
 from medvfm_jax.federated.network.secure_messages import RoundSpent
 from medvfm_jax.federated.network.secure_round import Exchange, Opened, SecureServer
 from medvfm_jax.federated.network.site import REASONS
 from medvfm_jax.federated.network.storage import read_message, write_message
-from medvfm_jax.federated.network.task import (
-    KEY_IMPLEMENTATION,
-    Contract,
-    Download,
-    Task,
-    Upload,
-    contract,
-    first_server,
-    named_leaves,
-)
 from medvfm_jax.federated.records import Algorithm, Client, Metrics, Privacy, Report, Server, Shard, Tree
 from medvfm_jax.federated.rounds import make_round, name_excluded
 from medvfm_jax.federated.secure_reduction import SecureSum, secure_cohort
@@ -111,7 +111,7 @@ class Coordinator(NamedTuple):
 
 
 def make_coordinator(
-    task: Task,
+    agreement: Agreement,
     sites: Sequence[str] | Mapping[str, float],
     privacy: Privacy | None = None,
     fewest: int = 1,
@@ -133,19 +133,19 @@ def make_coordinator(
     Raises BadFederation for parts that do not fit together, and for trust that was not asked for: neither
     declared samples nor ``largest_weight``, no ``nodes``.
     """
-    largest = _largest_weights(task, sites, largest_weight)
+    largest = _largest_weights(agreement, sites, largest_weight)
     sites = tuple(sites)
     _check_sites(sites, nodes)
     if not 1 <= fewest <= len(sites):
         raise BadFederation(f"fewest is {fewest}, expected 1 to {len(sites)}, the number of sites.")
-    shapes = contract(task)
-    federation = make_round(_of_arrived(task.algorithm), privacy=privacy, backend="loop")
+    shapes = contract(agreement)
+    federation = make_round(_of_arrived(agreement.algorithm), privacy=privacy, backend="loop")
     simulated = jax.jit(federation.round)
-    open_upload = partial(_open_upload, shapes, _decoder(task, shapes), largest)
+    open_upload = partial(_open_upload, shapes, _decoder(agreement, shapes), largest)
     bits = message_bits(shapes.upload.message)
-    aggregate = jax.jit(partial(_aggregate_sum, task.algorithm, task.secure))
-    if task.secure is not None:
-        _check_secure(task.secure, len(sites), privacy)
+    aggregate = jax.jit(partial(_aggregate_sum, agreement.algorithm, agreement.secure))
+    if agreement.secure is not None:
+        _check_secure(agreement.secure, len(sites), privacy)
 
     def header(progress: Progress, kind: str, **fields: object) -> Header:
         return Header(kind, shapes.federation, progress.run, int(progress.server.round), **fields)
@@ -154,7 +154,7 @@ def make_coordinator(
         for one in (key,) if noise is None else (key, noise):
             if one.shape or one.dtype != jax.random.key(0, impl=KEY_IMPLEMENTATION).dtype:
                 raise BadFederation(f"The run needs one key of the kind {KEY_IMPLEMENTATION}.")
-        server = first_server(task.algorithm, task.delta, privacy.clip if privacy else math.inf)
+        server = first_server(agreement.algorithm, agreement.delta, privacy.clip if privacy else math.inf)
         accepted = np.full(len(sites), -1, np.int32)
         return Progress(server, accepted, _data(key), secrets.token_hex(16), new_noise(noise))
 
@@ -263,7 +263,7 @@ def make_coordinator(
             who = {"node": node_of[row], "site": sites[row], "client": row}
             return header(progress, kind, **who, accepted=int(progress.accepted[row]))
 
-        server = SecureServer(task.secure, shapes.secure, node_of, head, _check_reply, exchange, seconds)
+        server = SecureServer(agreement.secure, shapes.secure, node_of, head, _check_reply, exchange, seconds)
         leaves = leaves_of(progress)
         downloads = {row: Download(leaves, key_of(progress, row)) for row in node_of}
         opened = server.round(downloads, shapes.report.upload)
@@ -317,7 +317,11 @@ def make_coordinator(
             raise BadMessage(f"{found[-1]}: {error}") from error
         return progress._replace(run=message.header.run)
 
-    private = privacy is not None or shapes.noisy or (task.secure is not None and task.secure.noise != "none")
+    private = (
+        privacy is not None
+        or shapes.noisy
+        or (agreement.secure is not None and agreement.secure.noise != "none")
+    )
 
     def forget(folder: Path, progress: Progress) -> Progress:
         if privacy is None:
@@ -328,7 +332,7 @@ def make_coordinator(
             old.unlink(missing_ok=True)
         return progress
 
-    run_round = plain_round if task.secure is None else secure_round
+    run_round = plain_round if agreement.secure is None else secure_round
     return Coordinator(sites, begin, hello, admit, ask, finish, run_round, save, restore, forget, private)
 
 
@@ -338,14 +342,14 @@ def random_key() -> Array:
 
 
 def _largest_weights(
-    task: Task, sites: Sequence[str] | Mapping[str, float], largest_weight: float | None
+    agreement: Agreement, sites: Sequence[str] | Mapping[str, float], largest_weight: float | None
 ) -> dict[str, float]:
     """{site: the largest weight it may claim}; raises BadFederation if nobody has said."""
     if largest_weight is not None:
         if not largest_weight > 0:
             raise BadFederation(f"largest_weight is {largest_weight}, expected a positive number.")
         return dict.fromkeys(sites, float(largest_weight))
-    if task.algorithm.weights == "equal":
+    if agreement.algorithm.weights == "equal":
         return dict.fromkeys(sites, 1.0)
     if not isinstance(sites, Mapping):
         raise BadFederation(
@@ -388,8 +392,8 @@ def _check_secure(secure: SecureSum, sites: int, privacy: Privacy | None) -> Non
         )
     if privacy is not None:
         raise BadFederation(
-            "With secure aggregation the sites add the noise: give the task secure_reduction.distributed_noise, and no "
-            "privacy here."
+            "With secure aggregation the sites add the noise: give the agreement "
+            "secure_reduction.distributed_noise, and no privacy here."
         )
 
 
@@ -431,8 +435,8 @@ def _stacked(shapes: Contract, reports: Mapping[int, Report], clients: int) -> S
     return Shard(jax.tree.map(lambda *x: np.stack(x)[:, None], *rows), np.ones(clients, np.float32))
 
 
-def _decoder(task: Task, shapes: Contract) -> Callable[[Tree], Tree]:
-    return jax.jit(lambda message: task.codec.decode(message, shapes.report.upload))
+def _decoder(agreement: Agreement, shapes: Contract) -> Callable[[Tree], Tree]:
+    return jax.jit(lambda message: agreement.codec.decode(message, shapes.report.upload))
 
 
 def _open_upload(

@@ -1,4 +1,4 @@
-"""A federation that adapts a segmentation model: from settings, the same on all nodes, to `Task`, `Site` and result.
+"""A federation that adapts a segmentation model: from settings, equal on all nodes, to `Agreement`, `Site` and result.
 
 A hospital brings a folder of labelled images; the coordinator brings none.
 """
@@ -24,9 +24,9 @@ from medvfm_jax.federated.errors import BadFederation
 from medvfm_jax.federated.feedback import error_feedback
 from medvfm_jax.federated.kept_optimizer import kept
 from medvfm_jax.federated.local_training import gradient_of
+from medvfm_jax.federated.network.agreement import Agreement, contract
 from medvfm_jax.federated.network.coordinator import Progress
 from medvfm_jax.federated.network.site import Site
-from medvfm_jax.federated.network.task import Task, contract
 from medvfm_jax.federated.personal_parts import join_personal
 from medvfm_jax.federated.privacy import Guarantee
 from medvfm_jax.federated.privacy.discrete_accounting import account_discrete, discrete_with_epsilon
@@ -120,25 +120,25 @@ class Prepared(NamedTuple):
 
     settings: ImageFederation
     assembled: Assembled
-    task: Task
+    agreement: Agreement
     guarantee: Guarantee | None = None
 
 
 def prepare(settings: ImageFederation, weights: Path | None = None, offline: bool = False) -> Prepared:
-    """Load the base weights (``weights``: a local file) and build the task.  Raises MedvfmError."""
+    """Load the base weights (``weights``: a local file) and build the agreement.  Raises MedvfmError."""
     model = ModelConfig(
         model=settings.model,
         prompt=settings.prompt,
         prompts_per_image=settings.prompts_per_image,
         weights=weights,
     )
-    classes, system = len(settings.numbered_labels), systems.get(settings.preset)
+    classes, system = len(settings.numbered_labels), systems.SYSTEMS[settings.preset]
     assembled = assemble(model, settings.preset, system, classes=classes, seed=settings.seed, offline=offline)
     algorithm_catalog.check_rates(assembled.adapter)
     base, codec = assembled.base, make_codec(settings.codec)
     agreed = {name: value for name, value in vars(settings).items() if settings.secure or name not in _SECURE}
     agreed |= {"weights": base.fingerprint}
-    task = Task(
+    agreement = Agreement(
         _algorithm(settings, make_loss(assembled.adapted, assembled.objective, training=True), base),
         assembled.delta,
         _example(settings, base.model.spec),
@@ -146,20 +146,20 @@ def prepare(settings: ImageFederation, weights: Path | None = None, offline: boo
         agreed,
     )
     if settings.secure:
-        secure, guarantee = _secure(settings, task)
-        return Prepared(settings, assembled, task._replace(secure=secure), guarantee)
+        secure, guarantee = _secure(settings, agreement)
+        return Prepared(settings, assembled, agreement._replace(secure=secure), guarantee)
     if settings.noise != "none":
         raise BadFederation(f"noise={settings.noise} is noise of the sites: it needs secure = true.")
-    return Prepared(settings, assembled, task)
+    return Prepared(settings, assembled, agreement)
 
 
-def _secure(settings: ImageFederation, task: Task) -> tuple[SecureSum, Guarantee | None]:
+def _secure(settings: ImageFederation, agreement: Agreement) -> tuple[SecureSum, Guarantee | None]:
     """Secure aggregation as configured, and with noise of the sites what it guarantees."""
     declared = named_numbers("images", settings.images)
     n = len(declared)
     answered = max(math.ceil(settings.secure_share * n), n // 2 + 1)
     if settings.noise == "none":
-        heaviest = 1.0 if task.algorithm.weights == "equal" else float(max(declared.values()))
+        heaviest = 1.0 if agreement.algorithm.weights == "equal" else float(max(declared.values()))
         return fixed_point(n, answered, settings.secure_reach, heaviest), None
     if settings.noise not in ("discrete_gaussian", "skellam"):
         raise BadFederation(f"noise is {settings.noise!r}, expected none, discrete_gaussian or skellam.")
@@ -167,7 +167,7 @@ def _secure(settings: ImageFederation, task: Task) -> tuple[SecureSum, Guarantee
     mechanism = discrete_with_epsilon(
         Privacy(settings.noise_clip, 1.0, n, neighbours="zero out one"),
         settings.noise_epsilon,
-        size=sum(x.size for x in jax.tree.leaves(contract(task).report.upload)),
+        size=sum(x.size for x in jax.tree.leaves(contract(agreement).report.upload)),
         rounds=rounds,
         delta=delta,
         answered=answered,
@@ -199,13 +199,13 @@ def image_site(prepared: Prepared, name: str, data: str, folder: Path) -> Site:
         seed=settings.seed,
     )
     found = training_data(source, prepared.assembled.base.model.spec, settings.prompt, local)
-    return Site(prepared.task, name, partial(_shard, settings, found, name), folder)
+    return Site(prepared.agreement, name, partial(_shard, settings, found, name), folder)
 
 
 def save_result(prepared: Prepared, progress: Progress, path: Path) -> None:
     """Write the server's delta as a file for ``medvfm evaluate --delta`` and ``medvfm segment --delta``."""
     settings, assembled = prepared.settings, prepared.assembled
-    shared = prepared.task.algorithm.model(progress.server, None)
+    shared = prepared.agreement.algorithm.model(progress.server, None)
     metadata = {
         "base": settings.model,
         "fingerprint": assembled.base.fingerprint,
@@ -238,7 +238,7 @@ def _algorithm(settings: ImageFederation, loss: LossFn, base: Base) -> Algorithm
     def batch_loss(delta: Delta, batch: Batch, key: Array) -> Array:
         return loss(base.params, delta, batch, key)[0]
 
-    entry = algorithm_catalog.get(settings.algorithm)
+    entry = algorithm_catalog.ALGORITHMS[settings.algorithm]
     if entry.on_base or entry.takes or entry.needs_clients:
         raise BadFederation(
             f"{settings.algorithm} changes the base weights or needs more than a loss, which a federation over a "

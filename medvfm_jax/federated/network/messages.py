@@ -38,7 +38,7 @@ class Header(NamedTuple):
 
     kind: "hello" and "work" go to a site, "here", "done" and "failed" come back; "server", "site" and "secrets" lie on
         disk; for the others see ``secure_messages``.
-    federation: digest of what all nodes must agree on (`Task`).  run: 32 hexadecimal digits, drawn once per run.
+    federation: digest of what all nodes must agree on (`Agreement`).  run: 32 hexadecimal digits, drawn once per run.
     round: of the server.  node: number of the receiving or answering node.  site: its name.  client: its row.
     accepted: the last round whose update of this site entered the aggregate, -1 for none.
     reason: why a site could not do its work, a word of ``site.REASONS``.  layout: see ``layouts.layout``.

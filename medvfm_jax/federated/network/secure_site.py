@@ -18,11 +18,11 @@ from jax import Array
 
 from medvfm_jax.federated.network import secure_messages as messages
 from medvfm_jax.federated.network import secure_protocol as protocol
+from medvfm_jax.federated.network.agreement import KEY_IMPLEMENTATION
 from medvfm_jax.federated.network.layouts import layout, payload_bytes, read_payload, write_payload
 from medvfm_jax.federated.network.messages import BadMessage, Header, Message, encode, expect
 from medvfm_jax.federated.network.secure_messages import Kept, SecureShapes
 from medvfm_jax.federated.network.storage import read_message, write_message
-from medvfm_jax.federated.network.task import KEY_IMPLEMENTATION
 from medvfm_jax.federated.records import Report, Tree
 from medvfm_jax.federated.secure_reduction import SecureSum
 

@@ -7,7 +7,8 @@ therefore leave the same numbers as a run without them.
 
 Where the work adds noise that protects patients, its key comes from a secret of this site, in ``noise.secret`` in its
 folder: the server must not be able to take the noise off what it receives.  A question that is repeated is answered
-with the same noise, any other one with noise of its own.  The exact loss is then not sent either: it is given as 0.
+with the same noise; another one for the same round is refused, because many draws of the noise average away
+(``answered_rounds``).  The exact loss is then not sent either: it is given as 0.
 """
 
 import hashlib
@@ -24,21 +25,22 @@ import optax
 from jax import Array
 
 from medvfm_jax.federated.errors import BadFederation
-from medvfm_jax.federated.network.layouts import layout, payload_bytes, read_payload, write_payload
-from medvfm_jax.federated.network.messages import SITE_NAME, BadMessage, Header, decode, encode, expect
-from medvfm_jax.federated.network.secure_messages import RoundSpent
-from medvfm_jax.federated.network.secure_site import OutOfRange, SecureSite
-from medvfm_jax.federated.network.storage import read_message, write_message
-from medvfm_jax.federated.network.task import (
+from medvfm_jax.federated.network import answered_rounds
+from medvfm_jax.federated.network.agreement import (
     KEY_IMPLEMENTATION,
+    Agreement,
     Contract,
     Download,
-    Task,
     Upload,
     contract,
     first_client,
     received_server,
 )
+from medvfm_jax.federated.network.layouts import layout, payload_bytes, read_payload, write_payload
+from medvfm_jax.federated.network.messages import SITE_NAME, BadMessage, Header, decode, encode, expect
+from medvfm_jax.federated.network.secure_messages import RoundSpent
+from medvfm_jax.federated.network.secure_site import OutOfRange, SecureSite
+from medvfm_jax.federated.network.storage import read_message, write_message
 from medvfm_jax.federated.privacy.secret_randomness import Secret, secret_in
 from medvfm_jax.federated.records import Client, Report, Server, Shard
 from medvfm_jax.federated.rounds import client_work
@@ -54,7 +56,7 @@ REASONS: Mapping[str, str] = {
     "no_steps": "it has no data for this round",
     "not_finite": "its update is not finite",
     "range": "its update lies outside the range that secure aggregation was given",
-    "spent": "it has revealed its part of this round already",
+    "spent": "it has revealed its part of this round already, or answered as many as its noise was accounted for",
     "error": "its local work failed; its own log says why",
 }
 
@@ -74,12 +76,15 @@ class Site(NamedTuple):
     shard: round number -> (`Shard`, mask (steps,) bool or count of the steps to make); the same for the same round.
     folder: where this site keeps its state, a file per run, and the secret of its noise; nobody else may read it.
         What ``shard`` draws at random for patient-level privacy must come from that secret too (`noise_secret`).
+    noisy_answers: rounds, over all runs, that this site answers with noise of its own: those it was accounted for.
+        None: as many as are asked for.
     """
 
-    task: Task
+    agreement: Agreement
     name: str
     shard: Callable[[int], tuple[Shard, Array | int]]
     folder: Path
+    noisy_answers: int | None = None
 
 
 class _Kept(NamedTuple):
@@ -101,12 +106,12 @@ def make_site(site: Site) -> Callable[[int, bytes], bytes]:
         raise BadFederation(
             f"This site cannot be named '{site.name:.80}'; take the name on the coordinator's list."
         )
-    shapes = contract(site.task)
-    work = jax.jit(_local_work(site.task))
+    shapes = contract(site.agreement)
+    work = jax.jit(_local_work(site.agreement))
     limit = payload_bytes(shapes.download)
     secure = None
-    if site.task.secure is not None:
-        secure = SecureSite(site.task.secure, shapes.secure, site.folder)
+    if site.agreement.secure is not None:
+        secure = SecureSite(site.agreement.secure, shapes.secure, site.folder)
         limit = secure.limit
 
     def answer(node: int, request: bytes) -> bytes:
@@ -157,8 +162,9 @@ def noise_secret(folder: Path) -> Secret:
 
 
 def _own_key(site: Site, asked: Header, download: Download) -> np.ndarray:
-    """Key data (2,) uint32 of this site for this very question: another delta must never get the same noise."""
+    """Key data (2,) uint32 of this site for this very question; raises RoundSpent for a second one of a round."""
     question = hashlib.sha256(write_payload(download)).hexdigest()
+    answered_rounds.spend(site.folder, asked.run, asked.round, question, site.noisy_answers)
     key = noise_secret(site.folder).key("work", asked.run, asked.round, asked.client, question)
     return np.asarray(jax.random.key_data(key))
 
@@ -168,12 +174,14 @@ def failure(node: int) -> bytes:
     return encode(Header("failed", "0" * 64, "0" * 32, node=node, reason="error"))
 
 
-def _local_work(task: Task) -> Callable[..., tuple[Client, Upload, Array]]:
+def _local_work(agreement: Agreement) -> Callable[..., tuple[Client, Upload, Array]]:
     def work(
         server: Server, client: Client, shard: Shard, mask: Array, key_data: Array
     ) -> tuple[Client, Upload, Array]:
         key = jax.random.wrap_key_data(key_data, impl=KEY_IMPLEMENTATION)
-        moved, report, message = client_work(task.algorithm, task.codec, server, client, shard, mask, key)
+        moved, report, message = client_work(
+            agreement.algorithm, agreement.codec, server, client, shard, mask, key
+        )
         # A lossy codec may hide what is not finite, and a norm may overflow where no entry does.
         healthy = all_finite((report, moved.state, optax.tree.norm(report.upload)))
         return moved, Upload(message, report.weight, report.loss, report.public), healthy
@@ -210,7 +218,7 @@ def _nothing(
 
     Then it sends that noise alone: whether a sum is opened must not depend on the data of any site.
     """
-    if site.task.secure is None or site.task.secure.noise == "none":
+    if site.agreement.secure is None or site.agreement.secure.noise == "none":
         raise SiteFailed(reason, sentence)
     _LOG.warning("round %d: nothing but noise is sent. %s", asked.round, sentence)
     _keep(site, asked, _Kept(client, client))
@@ -234,7 +242,7 @@ def _state_in_force(site: Site, shapes: Contract, asked: Header) -> Client:
                 f"The server accepted round {asked.accepted} of this site and {path} is missing: restore it from a "
                 "backup, or ask for a new run.",
             )
-        return first_client(site.task, shapes, asked.client)
+        return first_client(site.agreement, shapes, asked.client)
     if asked.accepted not in (header.accepted, header.round):
         raise SiteFailed(
             "state",

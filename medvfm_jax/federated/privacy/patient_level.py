@@ -24,6 +24,10 @@ from medvfm_jax.federated.privacy.clipping import clip_by_norm, global_norm
 from medvfm_jax.federated.privacy.errors import BadPrivacy
 from medvfm_jax.federated.records import Privacy, Tree
 
+# Of one patient, in size. Sums over patients and steps then stay finite whatever the data: whether a client counts in a
+# round depends on its loss being finite, and must not depend on anything exact.
+_LARGEST_LOSS = 1e25
+
 
 class PatientBatch(NamedTuple):
     """slices: leaves (P, S, ...), P patients with up to S slices each; mask (P, S) bool, False is padding."""
@@ -35,7 +39,7 @@ class PatientBatch(NamedTuple):
 class PatientMetrics(NamedTuple):
     """Of one step, each () float32. Exact, so not private: for the hospital's own eyes."""
 
-    loss: Array  # mean over patients of their mean slice loss, 0 where it is not finite
+    loss: Array  # mean over patients of their mean slice loss, at most 1e25 in size, 0 where it is not finite
     clipped: Array  # fraction of patients whose gradient was longer than the clip
     patients: Array
 
@@ -77,7 +81,8 @@ def patient_gradient(
         long = present & ~(global_norm(gradient) <= privacy.clip)  # a NaN counts as clipped: it is dropped
         gradient = jax.tree.map(lambda g: jnp.where(present, g, 0), gradient)
         # A loss that is not finite must not stop the client: one patient would then decide about a whole update.
-        counts = (jnp.where(present & jnp.isfinite(value), value, 0), long, present)
+        told = jnp.where(present & jnp.isfinite(value), jnp.clip(value, -_LARGEST_LOSS, _LARGEST_LOSS), 0)
+        counts = (told, long, present)
         return clip_by_norm(gradient, privacy.clip), PatientMetrics(*(jnp.float32(x) for x in counts))
 
     def gradient(

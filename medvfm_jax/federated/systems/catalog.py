@@ -1,6 +1,6 @@
 """Every federated system by name; a new one is a file with a ``SYSTEM`` and a line here.
 
->>> chosen = systems.get("flap_sam")
+>>> chosen = systems.SYSTEMS["flap_sam"]
 >>> adapter = adapters.from_config(configure("flap_sam", chosen.system, model.spec))
 >>> federation = make_round(chosen.algorithm(gradient_of(loss), optax.adamw(1e-4)))
 
@@ -41,18 +41,3 @@ SYSTEMS: Catalog[FederatedSystem] = Catalog(
     },
     BadFederation,
 )
-
-
-def get(name: str) -> FederatedSystem:
-    """Return a system by name; raises BadFederation with the nearest name."""
-    return SYSTEMS[name]
-
-
-def names() -> tuple[str, ...]:
-    """Return the names of all systems."""
-    return SYSTEMS.names()
-
-
-def describe() -> dict[str, str]:
-    """Return {name: one line on what the system does and where it comes from}."""
-    return SYSTEMS.describe()

@@ -23,8 +23,7 @@ from medvfm_jax.federated.records import Algorithm, Cohort, Report, Server, Shar
 from medvfm_jax.federated.systems.layers import layer_of, layers_of, scale_layers
 from medvfm_jax.federated.systems.record import FederatedSystem
 from medvfm_jax.federated.tree_math import add, subtract
-from medvfm_jax.systems import System
-from medvfm_jax.systems import get as system
+from medvfm_jax.systems import SYSTEMS, System
 
 
 class LayerChoice(NamedTuple):
@@ -187,7 +186,7 @@ SYSTEM = FederatedSystem(
         description="every client trains a few layers, chosen by their tangent kernels and spread by the server "
         "(F3OCUS, Saha et al. 2024)",
         source="https://arxiv.org/abs/2411.11912",
-        adapter=system("med_sa").adapter,
+        adapter=SYSTEMS["med_sa"].adapter,
         differences="The two objectives are one weighted sum, ascended by exchanges instead of meta-heuristics; the "
         "kernel is of single images' losses; the choice of a round uses the importance of the one before.",
     ),

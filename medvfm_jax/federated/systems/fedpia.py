@@ -17,8 +17,7 @@ from medvfm_jax.federated.records import Algorithm, Cohort, Report, Server, Shar
 from medvfm_jax.federated.systems.neuron_alignment import align, barycentre, neuron_leaves
 from medvfm_jax.federated.systems.record import FederatedSystem
 from medvfm_jax.federated.tree_math import add, subtract
-from medvfm_jax.systems import System
-from medvfm_jax.systems import get as system
+from medvfm_jax.systems import SYSTEMS, System
 
 
 def fedpia(gradient: Gradient, optimizer: Optimizer, blend: float = 0.5, iterations: int = 2) -> Algorithm:
@@ -76,7 +75,7 @@ SYSTEM = FederatedSystem(
         description="bottleneck adapters, permuted by optimal transport before they are averaged and before a client "
         "blends them with its own (FedPIA, Saha et al. 2024)",
         source="https://arxiv.org/abs/2412.14424",
-        adapter=system("med_sa").adapter,
+        adapter=SYSTEMS["med_sa"].adapter,
         differences="Transport between single neurons, barycentre from the last global adapter, integration by "
         "blending weights; the mask decoder is averaged.",
     ),

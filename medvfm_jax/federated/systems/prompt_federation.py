@@ -7,7 +7,7 @@ embeddings of its own prompt encoder and mask decoder.
 
 from typing import Any
 
-from medvfm_jax.systems import get as system
+from medvfm_jax.systems import SYSTEMS
 from medvfm_jax.systems.places import LAST_LINEAR, tuned
 from medvfm_jax.systems.record import Parts
 from medvfm_jax.types import ModelSpec
@@ -32,5 +32,5 @@ def prompt_and_head_parts(spec: ModelSpec) -> Parts:
 
 def _prompts(spec: ModelSpec) -> dict[str, Any]:
     if spec.task == "features":
-        return system("vpt").adapter(spec)["prompts"]
+        return SYSTEMS["vpt"].adapter(spec)["prompts"]
     return tuned(SAM_TOKENS)

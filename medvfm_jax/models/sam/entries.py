@@ -12,8 +12,11 @@ from medvfm_jax.models.entry import ModelEntry
 from medvfm_jax.models.errors import BadModelOption
 from medvfm_jax.models.model import Model
 from medvfm_jax.models.sam.encoder import SamEncoder, SamEncoderConfig
+from medvfm_jax.models.sam.hf_port_table import HF_SAM
+from medvfm_jax.models.sam.port_table import SAM
 from medvfm_jax.models.sam.root import Sam, as_model
 from medvfm_jax.models.sam.tiny_vit import TinyViT, TinyViTConfig
+from medvfm_jax.models.sam.tiny_vit_port_table import TINY_VIT_SAM
 from medvfm_jax.types import ModelSpec
 
 _SAM_RULE: Mapping[str, Any] = {
@@ -66,15 +69,14 @@ def _build_tiny_vit(
 def _sam(spec: ModelSpec, config: SamEncoderConfig, start: Any = "published") -> ModelEntry:
     build: Callable[..., Model] = partial(_build_vit, spec, config)
     options = ("image_size", "scan_blocks", "remat", "dtype")
-    tables = ("sam", "hf_sam")
     return ModelEntry(
-        "sam", spec, build, options, tables, start=start, heads=config.heads, group=config.group
+        "sam", spec, build, options, (SAM, HF_SAM), start=start, heads=config.heads, group=config.group
     )
 
 
 def _tiny(spec: ModelSpec, config: TinyViTConfig, start: Any = "published") -> ModelEntry:
     build: Callable[..., Model] = partial(_build_tiny_vit, spec, config)
-    return ModelEntry("tiny_vit_sam", spec, build, ("image_size", "dtype"), ("tiny_vit_sam",), start=start)
+    return ModelEntry("tiny_vit_sam", spec, build, ("image_size", "dtype"), (TINY_VIT_SAM,), start=start)
 
 
 _TINY_VIT = {"qkv_layout": "head_major", "head_dim": 32}

@@ -12,6 +12,7 @@ from medvfm_jax.models.entry import ModelEntry
 from medvfm_jax.models.errors import BadModelOption
 from medvfm_jax.models.model import Model
 from medvfm_jax.models.unetr.modules import PATCH, Unetr, UnetrConfig
+from medvfm_jax.models.unetr.port_table import UNETR
 from medvfm_jax.types import ModelSpec, Params, Prediction
 
 
@@ -91,7 +92,7 @@ def _entry(name: str, config: UnetrConfig, side: int) -> ModelEntry:
         spec,
         partial(build_unetr, spec, config),
         ("classes", "window", "channels", "dtype"),
-        ("unetr",),
+        (UNETR,),
         start="random",
         heads=config.heads,
         whole_batches=True,

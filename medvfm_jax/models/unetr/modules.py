@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax import Array
 
-from medvfm_jax.models.layers import layer_norm
-from medvfm_jax.models.vit.modules import attend
+from medvfm_jax.models.attention import attend
+from medvfm_jax.models.layers import MlpBlock, layer_norm
 from medvfm_jax.types import Prediction
 
 PATCH = 16  # voxels along a side of a token; the decoder doubles four times
@@ -59,18 +59,6 @@ class Attention(nn.Module):
         )
 
 
-class Mlp(nn.Module):
-    """Two-layer perceptron with the exact (erf) GELU, x (tokens, dim) -> (tokens, dim)."""
-
-    config: UnetrConfig
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        config = self.config
-        x = nn.gelu(nn.Dense(config.mlp, dtype=config.dtype, name="linear1")(x), approximate=False)
-        return nn.Dense(config.dim, dtype=config.dtype, name="linear2")(x)
-
-
 class Block(nn.Module):
     """Pre-norm transformer block, x (tokens, dim) -> (tokens, dim)."""
 
@@ -80,7 +68,8 @@ class Block(nn.Module):
     def __call__(self, x: Array) -> Array:
         config = self.config
         x = x + Attention(config, name="attn")(layer_norm("norm1", NORM_EPSILON, config.dtype)(x))
-        return x + Mlp(config, name="mlp")(layer_norm("norm2", NORM_EPSILON, config.dtype)(x))
+        mlp = MlpBlock(config.mlp, names=("linear1", "linear2"), dtype=config.dtype, name="mlp")
+        return x + mlp(layer_norm("norm2", NORM_EPSILON, config.dtype)(x))
 
 
 class PatchEmbedding(nn.Module):

@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from functools import partial
 
 from medvfm_jax.models.entry import ModelEntry
+from medvfm_jax.models.vit.hf_port_table import HF_DINOV2, HF_DINOV2_5, HF_VIT, HF_VIT_5
 from medvfm_jax.models.vit.modules import VARIANTS, build_vit, spec_of
+from medvfm_jax.models.vit.port_table import VIT
 
-_TABLES = ("vit", "hf_vit", "hf_vit_5", "hf_dinov2", "hf_dinov2_5")
+_TABLES = (VIT, HF_VIT, HF_VIT_5, HF_DINOV2, HF_DINOV2_5)
 _OPTIONS = ("image_size", "scan_blocks", "remat", "dtype", "interpolate_offset")
 
 ENTRIES: Mapping[str, ModelEntry] = {

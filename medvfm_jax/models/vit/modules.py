@@ -1,16 +1,15 @@
-"""Plain vision transformers: ViT-B/L (timm, HF ``ViTModel``) and DINOv2 S/B/L (facebookresearch/dinov2).
+"""Plain vision transformers: ViT-B/L (timm, HF ``ViTModel``), DINOv2 S/B/L with and without registers.
 
 Parameter paths are the keys of timm and of facebook's checkpoints below ``image_encoder``:
-``image_encoder/cls_token``, ``.../pos_embed``, ``.../patch_embed/proj/kernel``,
+``image_encoder/cls_token``, ``.../register_tokens``, ``.../pos_embed``, ``.../patch_embed/proj/kernel``,
 ``.../blocks_0/{norm1,attn/qkv,attn/proj,ls1/gamma,norm2,mlp/fc1,mlp/fc2,ls2/gamma}``, ``.../norm``.
 DINOv2's ``mask_token`` takes no part in the forward pass and is not kept.
 
-Sources: Dosovitskiy et al. 2021 (ViT), Touvron et al. 2021 (LayerScale), Oquab et al. 2024 (DINOv2).
+Sources: Dosovitskiy et al. 2021 (ViT), Touvron et al. 2021 (LayerScale), Oquab et al. 2024 (DINOv2),
+Darcet et al. 2024 (registers).
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Any
 
 import flax.linen as nn
@@ -19,9 +18,12 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax import Array
 
+from medvfm_jax.catalog import Catalog
+from medvfm_jax.models.attention import attend
 from medvfm_jax.models.backend import backend as current_backend
+from medvfm_jax.models.errors import BadModelOption
 from medvfm_jax.models.interpolation import resize
-from medvfm_jax.models.layers import LayerNorm, layer_norm
+from medvfm_jax.models.layers import LayerNorm, MlpBlock, layer_norm
 from medvfm_jax.models.model import Model
 from medvfm_jax.types import MedvfmError, ModelSpec, Params
 
@@ -54,6 +56,8 @@ class ViTConfig:
     layer_scale: bool = False
     norm_eps: float = 1e-6
     interpolate_offset: float = 0.0  # DINOv2 enlarges by (side + 0.1) / pretraining side
+    registers: int = 0  # learned tokens without a position between the class token and the patches
+    antialias: bool = False  # whether positions for another grid are low-pass filtered when they shrink
     scan_blocks: bool = False
     remat: bool = False  # recompute every block in the backward pass
     dtype: Any = jnp.float32
@@ -65,15 +69,21 @@ class ViTConfig:
 
 
 _DINOV2 = ViTConfig(384, 12, 6, 14, 518, layer_scale=True, interpolate_offset=0.1)
-VARIANTS: Mapping[str, ViTConfig] = MappingProxyType(
+_REGISTERS = replace(_DINOV2, interpolate_offset=0.0, registers=4, antialias=True)
+VARIANTS: Catalog[ViTConfig] = Catalog(
+    "plain ViT",
     {
         "vit-b": ViTConfig(768, 12, 12),
         "vit-l": ViTConfig(1024, 24, 16),
         "dinov2-s": _DINOV2,
         "dinov2-b": replace(_DINOV2, dim=768, heads=12),
         "dinov2-l": replace(_DINOV2, dim=1024, depth=24, heads=16),
+        "dinov2-s-reg": _REGISTERS,
+        "dinov2-b-reg": replace(_REGISTERS, dim=768, heads=12),
+        "dinov2-l-reg": replace(_REGISTERS, dim=1024, depth=24, heads=16),
         "vit-tiny-test": ViTConfig(16, 2, 2, 16, 32, layer_scale=True),
-    }
+    },
+    UnknownVariant,
 )
 
 
@@ -106,30 +116,6 @@ class Attention(nn.Module):
         return nn.Dense(dim, dtype=dtype, name="proj")(rearrange(out, "heads tokens d -> tokens (heads d)"))
 
 
-def attend(q: Array, k: Array, v: Array) -> Array:
-    """Softmax attention of scaled queries q (..., n, d) on k, v (..., m, d) -> (..., n, d).
-
-    The softmax runs in float32 and is normalised after the product with v: n*d divisions, not n*m.
-    """
-    logits = jnp.einsum("...nd,...md->...nm", q, k, preferred_element_type=jnp.float32)
-    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
-    total = weights.sum(axis=-1, keepdims=True)
-    out = jnp.einsum("...nm,...md->...nd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    return (out / total).astype(v.dtype)
-
-
-class Mlp(nn.Module):
-    """MLP with the exact (erf) GELU, x (tokens, dim) -> (tokens, dim)."""
-
-    config: ViTConfig
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        dim, dtype = self.config.dim, self.config.dtype
-        x = nn.Dense(self.config.mlp_ratio * dim, dtype=dtype, name="fc1")(x)
-        return nn.Dense(dim, dtype=dtype, name="fc2")(nn.gelu(x, approximate=False))
-
-
 class LayerScale(nn.Module):
     """Multiply every channel of x (..., dim) by a learned number, 1 at the start."""
 
@@ -151,8 +137,11 @@ class Block(nn.Module):
         def scaled(y: Array, name: str) -> Array:
             return LayerScale(name=name)(y) if self.config.layer_scale else y
 
+        mlp = MlpBlock(
+            self.config.mlp_ratio * self.config.dim, names=("fc1", "fc2"), dtype=self.config.dtype, name="mlp"
+        )
         x = x + scaled(Attention(self.config, name="attn")(norm("norm1")(x)), "ls1")
-        return x + scaled(Mlp(self.config, name="mlp")(norm("norm2")(x)), "ls2")
+        return x + scaled(mlp(norm("norm2")(x)), "ls2")
 
 
 class BlockGroup(nn.Module):
@@ -166,7 +155,7 @@ class BlockGroup(nn.Module):
 
 
 class ViT(nn.Module):
-    """Image (S, S, 3) -> tokens (1 + S/p * S/p, dim) after the final norm, the class token first."""
+    """Image (S, S, 3) -> tokens (1 + registers + S/p * S/p, dim) after the final norm; class, registers, patches."""
 
     config: ViTConfig
 
@@ -178,10 +167,13 @@ class ViT(nn.Module):
         cls_token = self.param("cls_token", small, (1, 1, config.dim))
         pos_embed = self.param("pos_embed", small, (1, 1 + config.pretrain_grid**2, config.dim))
         class_position, positions = interpolate_pos_embed(
-            pos_embed, patches.shape[:2], config.interpolate_offset
+            pos_embed, patches.shape[:2], config.interpolate_offset, config.antialias
         )
         x = rearrange(patches + positions.astype(config.dtype), "h w c -> (h w) c")
-        x = jnp.concatenate([(cls_token[0] + class_position).astype(config.dtype), x])
+        first = [cls_token[0] + class_position]
+        if config.registers:
+            first.append(self.param("register_tokens", small, (1, config.registers, config.dim))[0])
+        x = jnp.concatenate([*(token.astype(config.dtype) for token in first), x])
         if config.scan_blocks:
             # Rematerialised inside the scan: unrolled checkpoints hardly save memory on CPU, scanned ones do.
             stack = nn.scan(
@@ -199,16 +191,19 @@ class ViT(nn.Module):
 
 
 def interpolate_pos_embed(
-    pos_embed: Array, grid: tuple[int, int], offset: float = 0.0
+    pos_embed: Array, grid: tuple[int, int], offset: float = 0.0, antialias: bool = False
 ) -> tuple[Array, Array]:
     """Split pos_embed (1, 1 + n*n, c) into the class token's (1, c) and the patches' (*grid, c).
 
     Another grid than (n, n) is reached by PyTorch's bicubic interpolation.  ``offset`` is DINOv2's: the
-    enlargement is (side + offset) / n instead of side / n, which shifts the sampling points a little.
+    enlargement is (side + offset) / n instead of side / n, which shifts the sampling points a little.  With
+    ``antialias`` it is PyTorch's filtered one (another kernel, a = -1/2), as models with registers take it.
     """
     side = round((pos_embed.shape[1] - 1) ** 0.5)
     patches = rearrange(pos_embed[0, 1:], "(h w) c -> h w c", h=side)
-    if tuple(grid) != (side, side):
+    if tuple(grid) != (side, side) and antialias:
+        patches = jax.image.resize(patches, (*grid, patches.shape[-1]), "cubic", antialias=True)
+    elif tuple(grid) != (side, side):
         enlarged = tuple((length + offset) / side for length in grid)
         patches = resize(patches, grid, "bicubic", scale=enlarged)
     return pos_embed[0, :1], patches
@@ -230,7 +225,7 @@ class FeatureExtractor(nn.Module):
         """Image (S, S, 3) -> class token (dim,), patch tokens (S/p, S/p, dim)."""
         tokens = self.image_encoder(image)
         h = image.shape[0] // self.config.patch_size
-        return tokens[0], rearrange(tokens[1:], "(h w) c -> h w c", h=h)
+        return tokens[0], rearrange(tokens[1 + self.config.registers :], "(h w) c -> h w c", h=h)
 
 
 def build_vit(
@@ -250,11 +245,13 @@ def build_vit(
     backward pass, and both together need far less memory.  ``interpolate_offset`` matters to DINOv2 at other sizes than
     518: 0.1, the default, is facebook's code, 0 is transformers'.
 
-    Raises UnknownVariant, BadImageSize; ``decode`` raises NoDecoder.
+    Raises UnknownVariant, BadImageSize, BadModelOption; ``decode`` raises NoDecoder.
     """
-    if variant not in VARIANTS:
-        raise UnknownVariant(f"'{variant}' is no plain ViT; choose one of {', '.join(VARIANTS)}.")
     config = replace(VARIANTS[variant], scan_blocks=scan_blocks, remat=remat, dtype=dtype)
+    if interpolate_offset is not None and config.antialias:
+        raise BadModelOption(
+            f"{variant} resizes its positions with a filter and without an offset; leave interpolate_offset out."
+        )
     if interpolate_offset is not None:
         config = replace(config, interpolate_offset=interpolate_offset)
     size = config.pretrain_size if image_size is None else image_size

@@ -80,9 +80,9 @@ def test_bits_need_no_arrays_and_follow_the_message() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "sentence"),
     [
-        ("gzip", {}, "there is no codec 'gzip'; the codecs are identity, top_k,"),
-        ("int8", {"bits": 4}, "codec int8 has no option 'bits'; it has none"),
-        ("top_k", {"k": 4}, "codec top_k has no option 'k'; it has fraction"),
+        ("gzip", {}, "There is no codec 'gzip', known are identity, top_k,"),
+        ("int8", {"bits": 4}, "codec int8 has no option 'bits', there are none"),
+        ("top_k", {"k": 4}, "codec top_k has no option 'k', known are fraction"),
         ("top_k", {"fraction": 0.0}, "codec top_k: fraction is 0.0, expected 0 < fraction <= 1"),
         ("rand_k", {"fraction": 1.5}, "codec rand_k: fraction is 1.5"),
         ("uniform", {"bits": 0}, "codec uniform: bits is 0, expected an integer from 1 to 16"),

@@ -12,10 +12,10 @@ from medvfm_jax.federated import algorithms as alg
 from medvfm_jax.federated import codecs
 from medvfm_jax.federated.feedback import error_feedback
 from medvfm_jax.federated.local_training import gradient_of
+from medvfm_jax.federated.network.agreement import Agreement
 from medvfm_jax.federated.network.coordinator import Coordinator, Progress, RoundRecord, make_coordinator
 from medvfm_jax.federated.network.session import Transport
 from medvfm_jax.federated.network.site import Site, make_site
-from medvfm_jax.federated.network.task import Task
 from medvfm_jax.federated.records import Algorithm, Codec, Privacy, Server, Shard, Tree
 from medvfm_jax.federated.rounds import make_round
 from tests.federated.cases import STEPS, data, delta, loss
@@ -35,30 +35,34 @@ def cohort_data() -> Shard:
     return rows(data(), slice(len(SITES)))
 
 
-def task(algorithm: Algorithm, codec: Codec | None = None, **settings: object) -> Task:
+def agreement(algorithm: Algorithm, codec: Codec | None = None, **settings: object) -> Agreement:
     codecs = {} if codec is None else {"codec": codec}
-    return Task(algorithm, delta(), rows(data(), 0), settings=settings, **codecs)
+    return Agreement(algorithm, delta(), rows(data(), 0), settings=settings, **codecs)
 
 
-def scaffold_task() -> Task:
+def scaffold_agreement() -> Agreement:
     """Control variates and error feedback: both are kept at the sites, and lost if a site is not treated well."""
-    return task(alg.scaffold(gradient_of(loss), 0.05), error_feedback(codecs.top_k(0.5)))
+    return agreement(alg.scaffold(gradient_of(loss), 0.05), error_feedback(codecs.top_k(0.5)))
 
 
 class Loopback:
     """Three sites and a server; ``tamper`` may change, delay or swallow what a site answers."""
 
     def __init__(
-        self, task: Task, folder: Path, shards: Callable[[int, int], Any] | None = None, **options: Any
+        self,
+        agreement: Agreement,
+        folder: Path,
+        shards: Callable[[int, int], Any] | None = None,
+        **options: Any,
     ):
-        self.task, self.folder = task, folder
+        self.agreement, self.folder = agreement, folder
         shards = shards or (lambda row, round_: (rows(data(), row), STEPS))
         self.answers = {
-            NODES[site]: make_site(Site(task, site, lambda r, row=row: shards(row, r), folder / site))
+            NODES[site]: make_site(Site(agreement, site, lambda r, row=row: shards(row, r), folder / site))
             for row, site in enumerate(SITES)
         }
         options = {"largest_weight": math.inf, "nodes": NODES} | options
-        self.coordinator: Coordinator = make_coordinator(task, SITES, **options)
+        self.coordinator: Coordinator = make_coordinator(agreement, SITES, **options)
 
     def deliver(self, messages: Mapping[int, bytes], tamper: Tamper | None = None) -> dict[int, bytes | str]:
         names = {node: site for site, node in NODES.items()}
@@ -78,12 +82,15 @@ class Loopback:
 
 
 def simulate(
-    task: Task, privacy: Privacy | None, schedule: list[list[bool]], shards: list[Shard] | None = None
+    agreement: Agreement,
+    privacy: Privacy | None,
+    schedule: list[list[bool]],
+    shards: list[Shard] | None = None,
 ) -> tuple[Server, list]:
     """The simulator's server after one round per row of ``schedule`` (who arrived), and the metrics of all rounds."""
-    federation = make_round(task.algorithm, task.codec, privacy, backend="loop")
+    federation = make_round(agreement.algorithm, agreement.codec, privacy, backend="loop")
     shards = shards or [cohort_data()] * len(schedule)
-    server, clients = federation.init(task.delta, shards[0])
+    server, clients = federation.init(agreement.delta, shards[0])
     step, every = quick_jit(federation.round), []
     for shard, arrived in zip(shards, schedule):
         steps, gone = np.full(len(SITES), STEPS), ~np.asarray(arrived)

@@ -16,7 +16,7 @@ from medvfm_jax.federated.personalise import fedper
 from medvfm_jax.federated.records import AdaptiveClip, Privacy
 from medvfm_jax.federated.robust import coordinate_median, robust
 from tests.federated.cases import HEAD, SGD, loss, loss_of_pair
-from tests.federated.network.loopback import KEY, SITES, Loopback, simulate, task
+from tests.federated.network.loopback import KEY, SITES, Loopback, agreement, simulate
 
 # Each brings something that has to cross the network or stay at a site.
 CASES = {
@@ -44,7 +44,7 @@ CASES = {
 def test_same_server_and_metrics(name: str, tmp_path: Path) -> None:
     """Three rounds; in the second one site's answer is lost, so its state must not have moved."""
     algorithm, codec, privacy = CASES[name]
-    what = task(algorithm(), None if codec is None else codec())
+    what = agreement(algorithm(), None if codec is None else codec())
     schedule = [[True] * 3, [True, False, True], [True] * 3]
     server, metrics = simulate(what, privacy, schedule)
     network = Loopback(what, tmp_path, privacy=privacy)

@@ -15,17 +15,26 @@ from medvfm_jax.federated import codecs
 from medvfm_jax.federated.errors import BadFederation
 from medvfm_jax.federated.feedback import ef21
 from medvfm_jax.federated.local_training import gradient_of
+from medvfm_jax.federated.network.agreement import contract
 from medvfm_jax.federated.network.coordinator import Progress, make_coordinator
 from medvfm_jax.federated.network.messages import BadMessage, decode, encode
 from medvfm_jax.federated.network.site import Site, make_site
-from medvfm_jax.federated.network.task import contract
 from medvfm_jax.federated.records import Algorithm, Privacy
 from medvfm_jax.types import MedvfmError
 from tests.federated.cases import SGD, STEPS, data, loss
-from tests.federated.network.loopback import KEY, NODES, SITES, Loopback, rows, scaffold_task, simulate, task
+from tests.federated.network.loopback import (
+    KEY,
+    NODES,
+    SITES,
+    Loopback,
+    agreement,
+    rows,
+    scaffold_agreement,
+    simulate,
+)
 
 LIMIT = 10**6
-SCAFFOLD = scaffold_task()
+SCAFFOLD = scaffold_agreement()
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +176,7 @@ def test_a_weight_that_is_claimed_is_bounded(tmp_path: Path) -> None:
 
 def test_without_a_word_nobody_is_believed() -> None:
     """Neither how much a site counts nor who speaks for it is left to whoever says so."""
-    fedavg = task(alg.fedavg(gradient_of(loss), SGD))
+    fedavg = agreement(alg.fedavg(gradient_of(loss), SGD))
     with pytest.raises(BadFederation, match="Nobody has said how much a site may count"):
         make_coordinator(fedavg, SITES, nodes=NODES)
     for kwargs in ({}, {"nodes": "anybody"}):
@@ -197,9 +206,9 @@ def test_a_name_that_cannot_be_sent_is_refused_on_both_sides(name: str, tmp_path
 def test_a_site_counts_for_what_it_declared_and_no_more(tmp_path: Path) -> None:
     """FedAvg weighs by samples: east sends one more than it declared, the others what they did."""
     counts = {site: float(rows(data(), row).samples) for row, site in enumerate(SITES)}
-    network = Loopback(task(alg.fedavg(gradient_of(loss), SGD)), tmp_path)
+    network = Loopback(agreement(alg.fedavg(gradient_of(loss), SGD)), tmp_path)
     declared = counts | {"east": counts["east"] - 1}
-    network.coordinator = make_coordinator(network.task, declared, nodes=NODES)
+    network.coordinator = make_coordinator(network.agreement, declared, nodes=NODES)
     _, record = network.round(network.coordinator.begin(KEY))
     assert record.arrived == ("north", "south")
     assert (
@@ -297,7 +306,7 @@ def test_a_lost_or_foreign_state_is_noticed(tmp_path: Path) -> None:
 
 
 def test_a_site_without_state_may_lose_its_file(tmp_path: Path) -> None:
-    network = Loopback(task(alg.fedavg(gradient_of(loss), SGD)), tmp_path)
+    network = Loopback(agreement(alg.fedavg(gradient_of(loss), SGD)), tmp_path)
     progress, _ = network.round(network.coordinator.begin(KEY))
     for file in (tmp_path / "east").iterdir():
         file.unlink()
@@ -337,11 +346,11 @@ def test_a_site_receives_what_its_work_reads_and_no_more(start: Progress) -> Non
     """Moments of the server's optimizer stay there, SCAFFOLD's control variate and a frozen factor go out."""
     assert all(
         name.startswith("delta/")
-        for name in contract(task(alg.fedadam(gradient_of(loss), SGD))).download.server
+        for name in contract(agreement(alg.fedadam(gradient_of(loss), SGD))).download.server
     )
     assert any(name.startswith("state/") for name in contract(SCAFFOLD).download.server)
     assert any(
-        "frozen" in name for name in contract(task(alg.ffa_lora(gradient_of(loss), SGD))).download.server
+        "frozen" in name for name in contract(agreement(alg.ffa_lora(gradient_of(loss), SGD))).download.server
     )
 
 
@@ -360,7 +369,7 @@ def test_parts_that_do_not_fit() -> None:
         contract(SCAFFOLD._replace(codec=ef21(codecs.top_k(0.5))))
     with pytest.raises(BadFederation, match="noise on their"):
         make_coordinator(
-            task(alg.lora_fair(gradient_of(loss), SGD)), SITES, Privacy(1.0, 1.0, 3.0), 1, 50.0, NODES
+            agreement(alg.lora_fair(gradient_of(loss), SGD)), SITES, Privacy(1.0, 1.0, 3.0), 1, 50.0, NODES
         )
     with pytest.raises(BadFederation, match="threefry2x32"):
         make_coordinator(SCAFFOLD, SITES, nodes=NODES).begin(jax.random.key(0, impl="rbg"))

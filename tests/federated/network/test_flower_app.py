@@ -20,9 +20,9 @@ from medvfm_jax.federated.network.coordinator import Progress, make_coordinator
 from medvfm_jax.federated.network.session import Patience
 from medvfm_jax.federated.network.site import Site
 from tests.federated.cases import STEPS, data
-from tests.federated.network.loopback import KEY, NODES, SITES, rows, scaffold_task, simulate
+from tests.federated.network.loopback import KEY, NODES, SITES, rows, scaffold_agreement, simulate
 
-SCAFFOLD = scaffold_task()
+SCAFFOLD = scaffold_agreement()
 SERVER_NODE, RUN = 1, 77
 QUICK = Patience(answer=5, joining=0.05, greeting=5, pause=0.01, tries=1)
 Fault = Callable[[Message, Message], Message | None]

@@ -10,7 +10,7 @@ import pytest
 
 from medvfm_jax.federated.network.coordinator import make_coordinator
 from tests.federated.network.flower_processes import APP, PROGRAMS, Programs
-from tests.federated.network.loopback import SITES, scaffold_task, simulate
+from tests.federated.network.loopback import SITES, scaffold_agreement, simulate
 
 pytest.importorskip("flwr")
 pytestmark = [
@@ -84,9 +84,9 @@ def test_a_site_killed_in_a_round_comes_back_and_the_numbers_are_the_simulators(
     assert [line["arrived"] for line in lines()] == [["north", "east"], ["north"], ["north", "east"]]
     assert [list(line["refused"]) for line in lines()] == [[], ["east"], []]
     assert "it went offline" in lines()[1]["refused"]["east"]
-    progress = make_coordinator(scaffold_task(), SITES, nodes="first_come").restore(folder)
+    progress = make_coordinator(scaffold_agreement(), SITES, nodes="first_come").restore(folder)
     server, metrics = simulate(
-        scaffold_task(), None, [[True, True, False], [True, False, False], [True, True, False]]
+        scaffold_agreement(), None, [[True, True, False], [True, False, False], [True, True, False]]
     )
     np.testing.assert_array_equal(progress.accepted, [2, 2, -1])
     chex.assert_trees_all_close(progress.server, server, rtol=1e-5, atol=1e-6)

@@ -53,7 +53,7 @@ def test_a_round_trains_and_its_result_is_a_delta_file(
     answers = {
         nodes[name]: make_site(image_site(prepared, name, str(cells), tmp_path / name)) for name in SITES
     }
-    coordinator = make_coordinator(prepared.task, dict.fromkeys(SITES, 50), nodes=nodes)
+    coordinator = make_coordinator(prepared.agreement, dict.fromkeys(SITES, 50), nodes=nodes)
     begun = coordinator.begin(KEY)
     request = coordinator.ask(begun, nodes)
     replies = {node: answers[node](node, message) for node, message in request.messages.items()}
@@ -61,7 +61,7 @@ def test_a_round_trains_and_its_result_is_a_delta_file(
     assert record.arrived == SITES
     assert record.metrics.loss > 0
     # The codec is int8: a quarter of the delta's float32, and the frame.
-    sizes = [x.size for x in jax.tree.leaves(prepared.task.delta)]
+    sizes = [x.size for x in jax.tree.leaves(prepared.agreement.delta)]
     assert all(len(reply) < 2 * sum(sizes) + 4000 for reply in replies.values())
 
     path = tmp_path / "delta.safetensors"
@@ -70,7 +70,7 @@ def test_a_round_trains_and_its_result_is_a_delta_file(
     jax.tree.map(np.testing.assert_array_equal, loaded.delta, progress.server.delta)
     moved = [
         float(np.abs(new - old).max())
-        for new, old in zip(jax.tree.leaves(loaded.delta), jax.tree.leaves(prepared.task.delta))
+        for new, old in zip(jax.tree.leaves(loaded.delta), jax.tree.leaves(prepared.agreement.delta))
     ]
     assert max(moved) > 1e-3
     assert loaded.metadata["labels"] == {"background": 0, "foreground": 1}
@@ -88,7 +88,7 @@ def test_a_round_whose_updates_the_server_never_sees(prepared: Prepared, cells: 
             nodes[name]: make_site(image_site(chosen, name, str(cells), tmp_path / f"{name}{secure}"))
             for name in SITES
         }
-        coordinator = make_coordinator(chosen.task, dict.fromkeys(SITES, 50), nodes=nodes)
+        coordinator = make_coordinator(chosen.agreement, dict.fromkeys(SITES, 50), nodes=nodes)
 
         def exchange(messages: dict, seconds: float, answers: dict = answers) -> dict:
             return {node: answers[node](node, message) for node, message in messages.items()}
@@ -112,7 +112,11 @@ def test_noise_of_the_sites_keeps_what_the_settings_promise(prepared: Prepared) 
     )
     made = prepare(settings)
     assert 3.9 < made.guarantee.epsilon <= 4.0
-    assert (made.guarantee.rounds, made.task.secure.threshold, made.task.secure.noise) == (3, 3, "skellam")
+    assert (made.guarantee.rounds, made.agreement.secure.threshold, made.agreement.secure.noise) == (
+        3,
+        3,
+        "skellam",
+    )
     for changed, sentence in (
         ({"secure": False}, "needs secure = true"),
         ({"codec": "int8"}, "cannot be added up"),
@@ -120,7 +124,7 @@ def test_noise_of_the_sites_keeps_what_the_settings_promise(prepared: Prepared) 
         ({"images": ""}, "one for each hospital"),
     ):
         with pytest.raises(BadFederation, match=sentence):
-            contract(prepare(dataclasses.replace(settings, **changed)).task)
+            contract(prepare(dataclasses.replace(settings, **changed)).agreement)
 
 
 def test_the_images_of_a_round_follow_from_seed_site_and_round(
@@ -134,14 +138,14 @@ def test_the_images_of_a_round_follow_from_seed_site_and_round(
     assert not np.array_equal(first, east.shard(0)[0].batches.image)
     shard, steps = north.shard(0)
     assert steps == 2
-    assert jax.tree.map(np.shape, shard) == jax.tree.map(np.shape, prepared.task.example)
+    assert jax.tree.map(np.shape, shard) == jax.tree.map(np.shape, prepared.agreement.example)
 
 
 def test_other_settings_are_another_federation(prepared: Prepared) -> None:
-    settings = dict(prepared.task.settings)
+    settings = dict(prepared.agreement.settings)
     for name, value in (("learning_rate", 0.02), ("weights", "another")):
-        other = prepared.task._replace(settings=settings | {name: value})
-        assert contract(other).federation != contract(prepared.task).federation
+        other = prepared.agreement._replace(settings=settings | {name: value})
+        assert contract(other).federation != contract(prepared.agreement).federation
     assert settings["weights"] == prepared.assembled.base.fingerprint
 
 

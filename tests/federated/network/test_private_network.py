@@ -12,10 +12,10 @@ import pytest
 
 from medvfm_jax.federated import algorithms as alg
 from medvfm_jax.federated.local_training import gradient_of
+from medvfm_jax.federated.network.agreement import Agreement, contract
 from medvfm_jax.federated.network.messages import decode
 from medvfm_jax.federated.network.session import Patience, run_session
 from medvfm_jax.federated.network.site import Site, make_site, noise_secret
-from medvfm_jax.federated.network.task import Task, contract
 from medvfm_jax.federated.privacy.client_level import noisy_mean
 from medvfm_jax.federated.privacy.patient_level import PatientBatch, patient_value_and_grad
 from medvfm_jax.federated.records import Privacy, Shard
@@ -34,15 +34,17 @@ def loss(delta, target, key):
     return 0.5 * jnp.sum(jnp.square(delta["w"] - target))
 
 
-def plain_task() -> Task:
-    return Task(alg.fedavg(gradient_of(loss), optax.sgd(1.0)), DELTA, Shard(jnp.ones((1, D)), jnp.float32(4)))
+def plain_agreement() -> Agreement:
+    return Agreement(
+        alg.fedavg(gradient_of(loss), optax.sgd(1.0)), DELTA, Shard(jnp.ones((1, D)), jnp.float32(4))
+    )
 
 
-def patient_task() -> Task:
+def patient_agreement() -> Agreement:
     """One step of DP-SGD on two patients of a slice each, whose gradients are zero: an update is noise alone."""
     algorithm = alg.fedavg(patient_value_and_grad(loss, PATIENT), optax.sgd(1.0))
     batches = PatientBatch(jnp.zeros((1, 2, 1, D)), jnp.ones((1, 2, 1), bool))
-    return Task(algorithm, DELTA, Shard(batches, jnp.float32(4)))
+    return Agreement(algorithm, DELTA, Shard(batches, jnp.float32(4)))
 
 
 def shards(row: int, round_: int) -> tuple[Shard, int]:
@@ -56,11 +58,11 @@ def length(x) -> float:
 @pytest.fixture(scope="module")
 def noisy_site(tmp_path_factory):
     """-> (request of a round, answer(folder, request) -> update (D,), the message)."""
-    task = patient_task()
-    shapes = contract(task)
+    agreement = patient_agreement()
+    shapes = contract(agreement)
     assert shapes.noisy
-    assert not contract(plain_task()).noisy
-    network = Loopback(task, tmp_path_factory.mktemp("network"))
+    assert not contract(plain_agreement()).noisy
+    network = Loopback(agreement, tmp_path_factory.mktemp("network"))
     progress = network.coordinator.begin(KEY)
 
     def ask(progress):
@@ -70,9 +72,9 @@ def noisy_site(tmp_path_factory):
 
     def answer(folder: Path, request: bytes) -> np.ndarray:
         if folder not in answers:
-            answers[folder] = make_site(Site(task, "north", lambda r: (task.example, 1), folder))
+            answers[folder] = make_site(Site(agreement, "north", lambda r: (agreement.example, 1), folder))
         reply = decode(answers[folder](NODES["north"], request), 10**6)
-        assert reply.header.kind == "done"
+        assert reply.header.kind == "done", reply.header.reason
         message, rest = reply.payload[: 4 * D], np.frombuffer(reply.payload[4 * D :], np.float32)
         assert rest.tolist() == [4.0, 0.0]  # the weight, which is public, and not the loss
         return np.frombuffer(message, np.float32)
@@ -103,12 +105,15 @@ def test_a_site_never_uses_the_servers_key_for_its_noise(noisy_site, tmp_path):
     assert length(answer(tmp_path / "another", request) - update) > 1.2 * length(update)
 
 
-def test_a_question_asked_again_has_the_same_answer_and_another_delta_other_noise(noisy_site, tmp_path):
-    """Otherwise two answers to one question, or the difference of two, would show what the noise hides."""
+def test_a_question_asked_again_has_the_same_answer_and_another_delta_none(noisy_site, tmp_path):
+    """Otherwise the mean of many answers to one round would show what the noise hides."""
     request, moved, answer = noisy_site
     update = answer(tmp_path / "site", request)
     np.testing.assert_array_equal(answer(tmp_path / "site", request), update)
-    assert length(answer(tmp_path / "site", moved) - update) > 1.2 * length(update)
+    with pytest.raises(AssertionError, match="spent"):
+        answer(tmp_path / "site", moved)
+    np.testing.assert_array_equal(answer(tmp_path / "site", request), update)
+    assert length(answer(tmp_path / "other", moved) - update) > 1.2 * length(update)
     secret = tmp_path / "site" / "noise.secret"
     assert secret.stat().st_mode & 0o077 == 0
     assert noise_secret(tmp_path / "site").data == secret.read_bytes()
@@ -118,7 +123,7 @@ def test_a_question_asked_again_has_the_same_answer_and_another_delta_other_nois
 
 def test_the_servers_noise_is_its_own_and_follows_from_nothing_it_sends(tmp_path):
     """Same key of the run, other noise; the key of the run is that of every site's message."""
-    network = Loopback(plain_task(), tmp_path, shards, privacy=CLIENT)
+    network = Loopback(plain_agreement(), tmp_path, shards, privacy=CLIENT)
     first, second = (network.coordinator.begin(KEY) for _ in range(2))
     requests = [network.coordinator.ask(p, NODES).messages for p in (first, second._replace(run=first.run))]
     assert requests[0] == requests[1]
@@ -138,7 +143,7 @@ def test_the_servers_noise_is_its_own_and_follows_from_nothing_it_sends(tmp_path
 
 
 def test_a_private_session_tells_little_and_forgets_its_key(tmp_path):
-    network = Loopback(plain_task(), tmp_path / "sites", shards, privacy=CLIENT)
+    network = Loopback(plain_agreement(), tmp_path / "sites", shards, privacy=CLIENT)
     saved, save = [], network.coordinator.save
 
     def watched(folder, progress):
@@ -161,11 +166,35 @@ def test_a_private_session_tells_little_and_forgets_its_key(tmp_path):
 
 def test_noise_is_released_also_when_nobody_answers(tmp_path):
     """A round without noise would tell that everybody was missing."""
-    network = Loopback(plain_task(), tmp_path, shards, privacy=CLIENT, fewest=2)
+    network = Loopback(plain_agreement(), tmp_path, shards, privacy=CLIENT, fewest=2)
     after, record = network.round(network.coordinator.begin(KEY), lambda site, reply: None)
     assert set(record.missing) == set(SITES)
     moved = length(after.server.delta["w"])
     assert moved == pytest.approx(CLIENT.clip / 3 * np.sqrt(D), rel=0.15)
-    plain = Loopback(plain_task(), tmp_path / "plain", shards, fewest=2)
+    plain = Loopback(plain_agreement(), tmp_path / "plain", shards, fewest=2)
     after, record = plain.round(plain.coordinator.begin(KEY), lambda site, reply: None)
     assert record.metrics is None
+
+
+def test_a_site_answers_as_many_rounds_as_its_noise_was_accounted_for(tmp_path):
+    agreement = patient_agreement()
+    network = Loopback(agreement, tmp_path / "network")
+    site = make_site(
+        Site(agreement, "north", lambda r: (agreement.example, 1), tmp_path / "site", noisy_answers=2)
+    )
+
+    def asked(run: int, round_: int) -> str:
+        progress = progresses[run]
+        progress = progress._replace(server=progress.server._replace(round=jnp.int32(round_)))
+        request = network.coordinator.ask(progress, {"north": NODES["north"]}).messages[NODES["north"]]
+        header = decode(site(NODES["north"], request), 10**6).header
+        return header.reason or header.kind
+
+    progresses = [network.coordinator.begin(KEY) for _ in range(2)]
+    assert [asked(0, 0), asked(0, 0), asked(1, 0), asked(1, 0)] == ["done"] * 4
+    assert [asked(0, 1), asked(1, 1)] == ["spent", "spent"]  # a run more buys no answer more
+    written = tmp_path / "site" / "answered.json"
+    assert json.loads(written.read_text())["answered"] == 2
+    assert written.stat().st_mode & 0o077 == 0
+    written.write_text("{}")
+    assert asked(0, 0) == "error"

@@ -11,21 +11,21 @@ from medvfm_jax.federated import codecs
 from medvfm_jax.federated.errors import BadFederation
 from medvfm_jax.federated.local_training import gradient_of
 from medvfm_jax.federated.network import secure_messages
+from medvfm_jax.federated.network.agreement import contract
 from medvfm_jax.federated.network.layouts import layout, payload_bytes, read_payload, write_payload
 from medvfm_jax.federated.network.messages import decode, encode
 from medvfm_jax.federated.network.session import run_session
-from medvfm_jax.federated.network.task import contract
 from medvfm_jax.federated.privacy.discrete import choose
 from medvfm_jax.federated.records import Privacy
 from medvfm_jax.federated.secure_reduction import distributed_noise, fixed_point
 from tests.federated.cases import STEPS, data, delta, loss
-from tests.federated.network.loopback import KEY, NODES, SITES, Loopback, rows, simulate, task
+from tests.federated.network.loopback import KEY, NODES, SITES, Loopback, agreement, rows, simulate
 
 GRID = fixed_point(3, 2, reach=4.0, heaviest=100.0)
 
 
-def secure_task(algorithm=None, secure=GRID):
-    return task(algorithm or alg.fedavg(gradient_of(loss), optax.sgd(0.05)))._replace(secure=secure)
+def secure_agreement(algorithm=None, secure=GRID):
+    return agreement(algorithm or alg.fedavg(gradient_of(loss), optax.sgd(0.05)))._replace(secure=secure)
 
 
 class Net(Loopback):
@@ -56,7 +56,7 @@ def close(server, expected):
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
-    return Net(secure_task(), tmp_path_factory.mktemp("sites"))
+    return Net(secure_agreement(), tmp_path_factory.mktemp("sites"))
 
 
 @pytest.fixture
@@ -69,8 +69,10 @@ def net(compiled):
 @pytest.fixture(scope="module")
 def expected(compiled):
     """The simulator's server after one round, by who arrived, and after two rounds of all."""
-    one = {row: simulate(compiled.task, None, [list(row)])[0] for row in [(True,) * 3, (True, True, False)]}
-    return one | {"two": simulate(compiled.task, None, [[True] * 3] * 2)[0]}
+    one = {
+        row: simulate(compiled.agreement, None, [list(row)])[0] for row in [(True,) * 3, (True, True, False)]
+    }
+    return one | {"two": simulate(compiled.agreement, None, [[True] * 3] * 2)[0]}
 
 
 def test_rounds_are_those_of_the_simulator_to_the_resolution_of_the_grid(net, expected):
@@ -104,7 +106,7 @@ def test_below_the_threshold_nothing_changes_and_the_round_can_be_tried_again(ne
 def test_the_server_sees_no_update(net):
     """What a site sends differs from its update everywhere, and from run to run, as uniform noise does."""
     messages = []
-    shapes = contract(net.task)
+    shapes = contract(net.agreement)
     for _ in range(2):
         net.run(net.coordinator.begin(KEY))
         reply = decode(next(r for s, k, _, r in net.seen if (s, k) == ("north", "work")), 2**30)
@@ -112,7 +114,7 @@ def test_the_server_sees_no_update(net):
         net.seen.clear()
     assert (messages[0] != messages[1]).all()
     # A site of another federation cannot be mistaken for one of this: the digests differ.
-    assert contract(net.task).federation != contract(net.task._replace(secure=None)).federation
+    assert contract(net.agreement).federation != contract(net.agreement._replace(secure=None)).federation
     # Entries of an update are of the order of 0.1: on the grid all near zero or near 2^32.
     spread = np.abs(messages[0].astype(np.int64) - 2**31)
     assert spread.min() < 2**28 or len(spread) < 20
@@ -127,7 +129,7 @@ def test_what_a_site_keeps_is_its_own_and_gone_after_the_round(net):
     net.run(progress, lose=[("north", "reveal")])
     waiting, done = (secrets_of(net, site, progress.run) for site in ("north", "south"))
     assert waiting.stat().st_mode & 0o077 == 0
-    shapes = contract(net.task).secure.kept
+    shapes = contract(net.agreement).secure.kept
     kept = {}
     for path in (waiting, done):
         message = decode(path.read_bytes(), payload_bytes(shapes))
@@ -160,7 +162,7 @@ def test_a_set_too_small_to_hide_anybody_is_not_revealed(net):
 
 
 def test_an_update_outside_the_range_leaves_its_site_out_by_name(tmp_path):
-    net = Net(secure_task(secure=fixed_point(3, 2, reach=4.0, heaviest=1e-3)), tmp_path)
+    net = Net(secure_agreement(secure=fixed_point(3, 2, reach=4.0, heaviest=1e-3)), tmp_path)
     _, record = net.run(net.coordinator.begin(KEY))
     assert record.metrics is None
     assert set(record.refused) == set(SITES)
@@ -174,7 +176,7 @@ def test_noise_of_the_sites_is_in_the_mean(tmp_path):
     mechanism = choose(privacy, size, 16)
     steps = []
     for name in "ab":
-        net = Net(secure_task(secure=distributed_noise(mechanism, 2)), tmp_path / name)
+        net = Net(secure_agreement(secure=distributed_noise(mechanism, 2)), tmp_path / name)
         progress, record = net.run(net.coordinator.begin(KEY))
         assert np.isnan(record.metrics.loss)  # losses are not noised, so none is sent
         moved = jax.tree.map(lambda a, b: np.asarray(a - b).ravel(), progress.server.delta, delta())
@@ -188,7 +190,7 @@ def test_a_server_that_forgets_gets_no_second_sum_of_a_round(tmp_path, caplog):
     """Twenty sums of one round would have twenty draws of the noise: epsilon 59 where 8 was promised."""
     size = sum(np.size(leaf) for leaf in jax.tree.leaves(delta()))
     mechanism = choose(Privacy(1.0, 1.0, 3, neighbours="zero out one"), size, 16)
-    net = Net(secure_task(secure=distributed_noise(mechanism, 2, rounds=2)), tmp_path / "sites")
+    net = Net(secure_agreement(secure=distributed_noise(mechanism, 2, rounds=2)), tmp_path / "sites")
     start = net.coordinator.begin(KEY)
     net.coordinator.save(tmp_path / "server", start)
     first, record = net.run(start)
@@ -232,7 +234,7 @@ def test_a_site_with_nothing_to_add_sends_its_noise(tmp_path, failure):
             shard = shard._replace(batches=jax.tree.map(lambda x: np.nan * x, shard.batches))
         return shard, 0 if row == 1 and failure == "no data" else STEPS
 
-    net = Net(secure_task(secure=distributed_noise(mechanism, 3)), tmp_path, shards=shards)
+    net = Net(secure_agreement(secure=distributed_noise(mechanism, 3)), tmp_path, shards=shards)
     progress, record = net.run(net.coordinator.begin(KEY))
     assert set(record.arrived) == set(SITES)
     moved = jax.tree.map(lambda a, b: np.asarray(a - b).ravel(), progress.server.delta, delta())
@@ -247,10 +249,10 @@ def test_a_session_runs_on_it(net, expected, tmp_path):
 
 def test_what_cannot_be_added_up_is_refused(tmp_path):
     with pytest.raises(BadFederation, match="cannot be added up"):
-        contract(secure_task()._replace(codec=codecs.int8()))
+        contract(secure_agreement()._replace(codec=codecs.int8()))
     with pytest.raises(BadFederation, match="looks at every upload"):
-        contract(secure_task(alg.fedavg(gradient_of(loss), optax.sgd(0.1))._replace(reduction="stack")))
+        contract(secure_agreement(alg.fedavg(gradient_of(loss), optax.sgd(0.1))._replace(reduction="stack")))
     with pytest.raises(BadFederation, match="for 4 sites and there are 3"):
-        Net(secure_task(secure=fixed_point(4, 3, 4.0)), tmp_path)
+        Net(secure_agreement(secure=fixed_point(4, 3, 4.0)), tmp_path)
     with pytest.raises(BadFederation, match="the sites add the noise"):
-        Net(secure_task(), tmp_path, privacy=Privacy(1.0, 1.0, 3))
+        Net(secure_agreement(), tmp_path, privacy=Privacy(1.0, 1.0, 3))

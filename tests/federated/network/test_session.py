@@ -16,9 +16,17 @@ from medvfm_jax.federated.network.coordinator import make_coordinator
 from medvfm_jax.federated.network.messages import BadMessage, decode
 from medvfm_jax.federated.network.session import Patience, Transport, run_session
 from tests.federated.cases import SGD, loss
-from tests.federated.network.loopback import KEY, NODES, SITES, Loopback, scaffold_task, simulate, task
+from tests.federated.network.loopback import (
+    KEY,
+    NODES,
+    SITES,
+    Loopback,
+    agreement,
+    scaffold_agreement,
+    simulate,
+)
 
-SCAFFOLD = scaffold_task()
+SCAFFOLD = scaffold_agreement()
 QUICK = Patience(answer=1, joining=0.05, greeting=1, pause=0.01, tries=2)
 
 
@@ -102,7 +110,7 @@ def test_two_nodes_of_one_name(network: Loopback, tmp_path: Path, caplog: pytest
     def exchange(messages: Mapping[int, bytes], seconds: float) -> Mapping[int, bytes]:
         return {node: answers[node](node, request) for node, request in messages.items()}
 
-    believing = make_coordinator(network.task, SITES, nodes="first_come")
+    believing = make_coordinator(network.agreement, SITES, nodes="first_come")
     run_session(believing, Transport(lambda: [NODES["east"], twin], exchange), 1, tmp_path, KEY, QUICK)
     assert "another connected node said so before" in caplog.text
 
@@ -147,7 +155,7 @@ def test_nobody_answers(network: Loopback, tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_federation_or_a_damaged_one(network: Loopback, tmp_path: Path) -> None:
     run_session(network.coordinator, network.transport(), 1, tmp_path, KEY, QUICK)
-    other = Loopback(task(alg.fedavg(gradient_of(loss), SGD)), tmp_path / "other")
+    other = Loopback(agreement(alg.fedavg(gradient_of(loss), SGD)), tmp_path / "other")
     with pytest.raises(BadMessage, match="another federation"):
         other.coordinator.restore(tmp_path)
     path = tmp_path / "round_000001.server"

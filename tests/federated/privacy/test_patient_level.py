@@ -99,6 +99,15 @@ def test_a_patient_that_is_not_finite_is_left_out(batch, gradient):
     )
 
 
+def test_no_loss_is_so_large_that_a_client_would_not_count():
+    """Two finite losses whose sum is not: whether the hospital counts would tell that both patients are there."""
+    batch = PatientBatch(jnp.full((2, 1), 2e38), jnp.ones((2, 1), bool))
+    of_loss = patient_gradient(lambda delta, x, key: x + 0.0 * delta["b"], PRIVACY)
+    metrics, _ = of_loss(DELTA, batch, jax.random.key(0))
+    assert float(metrics.loss) == pytest.approx(1e25)
+    assert np.isfinite(1e4 * float(metrics.loss))  # summed over steps
+
+
 def test_without_clipping_it_is_the_gradient_of_the_mean_patient_loss(batch):
     privacy = PRIVACY._replace(clip=1e6)
     (value, measured), private = jax.jit(patient_value_and_grad(loss, privacy))(

@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from medvfm_jax import models
+from medvfm_jax import systems as published
 from medvfm_jax.federated import BadFederation, systems
 from medvfm_jax.federated.codecs.wire import message_bits
 from medvfm_jax.federated.local_training import gradient_of
@@ -36,7 +37,7 @@ def count(tree: dict) -> int:
 
 
 NEEDS_SAM = ("fesvibs",)  # their encoders are not the toy's; the toy of test_fesvibs takes its place
-ON_THE_TOY = tuple(name for name in systems.names() if name not in NEEDS_SAM)
+ON_THE_TOY = tuple(name for name in systems.SYSTEMS.names() if name not in NEEDS_SAM)
 
 
 def is_personal(leaf: str) -> bool:
@@ -49,7 +50,9 @@ def is_personal(leaf: str) -> bool:
 
 def taken_by(model: str) -> list[str]:
     """Systems that a model fits."""
-    return [name for name in systems.names() if MODELS[model].family == "sam" or name not in NEEDS_SAM]
+    return [
+        name for name in systems.SYSTEMS.names() if MODELS[model].family == "sam" or name not in NEEDS_SAM
+    ]
 
 
 @pytest.mark.usefixtures("x64")
@@ -57,7 +60,7 @@ def taken_by(model: str) -> list[str]:
     "name", [pytest.param(n, marks=[pytest.mark.slow] if n in ALIKE else []) for n in ON_THE_TOY]
 )
 def test_loop_and_vmap_agree_and_something_is_learnt(name: str) -> None:
-    system = systems.get(name)
+    system = systems.SYSTEMS[name]
     start = case(configure(name, system.system, SPEC))
     algorithm = system.algorithm(gradient_of(start.loss), optax.sgd(0.05), **OPTIONS.get(name, {}))
     absent_3 = np.arange(N) != 3
@@ -75,7 +78,7 @@ def test_loop_and_vmap_agree_and_something_is_learnt(name: str) -> None:
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("name", ON_THE_TOY)
 def test_clients_over_devices_give_the_same(name: str) -> None:
-    system = systems.get(name)
+    system = systems.SYSTEMS[name]
     start = case(configure(name, system.system, SPEC))
     algorithm = system.algorithm(gradient_of(start.loss), optax.sgd(0.05), **OPTIONS.get(name, {}))
     one, many = (
@@ -90,7 +93,7 @@ def test_clients_over_devices_give_the_same(name: str) -> None:
 def test_every_system_finds_its_sites_in_every_kind_of_model(model: str) -> None:
     built, found = models.build(model), {}
     for name in taken_by(model):
-        system = systems.get(name)
+        system = systems.SYSTEMS[name]
         config = configure(name, system.system, built.spec)
         assert json.loads(json.dumps(config)) == config
         parts = json.dumps(config["parts"])
@@ -121,9 +124,17 @@ def test_published_sizes_on_sam_vit_b() -> None:
     assert count(full) / count(flap) == pytest.approx(48.9, rel=0.05)
 
 
+def test_no_part_of_an_adapter_is_called_as_another_part_of_a_run() -> None:
+    """``--set algorithm.mu=0.1`` is not about an adapter."""
+    alone = published.SYSTEMS.values()
+    for system in (*alone, *(federated.system for federated in systems.SYSTEMS.values())):
+        parts = system.adapter(models.MODELS["sam-b"].spec)
+        assert not parts.keys() & {"algorithm", "codec", "down_codec"}
+
+
 def test_names_and_descriptions() -> None:
-    assert {"fedsam", "fedmsa", "flap_sam"} <= set(systems.names()) == set(systems.describe())
-    for name in systems.names():
-        assert "20" in systems.describe()[name], "no source"
+    assert {"fedsam", "fedmsa", "flap_sam"} <= set(systems.SYSTEMS.names()) == set(systems.SYSTEMS.describe())
+    for name in systems.SYSTEMS.names():
+        assert "20" in systems.SYSTEMS.describe()[name], "no source"
     with pytest.raises(BadFederation, match="no federated system 'flap-sam', the nearest is 'flap_sam'"):
-        systems.get("flap-sam")
+        systems.SYSTEMS["flap-sam"]

@@ -75,7 +75,7 @@ def run(model: Model, algorithm: Algorithm, delta: Tree, count: int = 3) -> tupl
 
 @pytest.mark.parametrize(("model", "name"), pairs("lite-tiny-test", "sam-tiny-test"))
 def test_every_system_trains_a_promptable_model(model: str, name: str) -> None:
-    model, system = models.build(model), systems.get(name)
+    model, system = models.build(model), systems.SYSTEMS[name]
     params = drawn(model)
     adapted = adapt_model(from_config(configure(name, system.system, model.spec)), model)
     delta = adapted.init(KEY, params)
@@ -93,7 +93,7 @@ def test_every_system_trains_a_promptable_model(model: str, name: str) -> None:
 @pytest.mark.parametrize(("model", "name"), pairs("lite-medsam", "sam-b"))
 def test_a_round_on_the_shapes_of_published_models(model: str, name: str) -> None:
     """Traced, not run: what goes up and down, for two clients."""
-    model, system = models.build(model), systems.get(name)
+    model, system = models.build(model), systems.SYSTEMS[name]
     params = jax.eval_shape(model.init, KEY)
     adapted = adapt_model(from_config(configure(name, system.system, model.spec)), model)
     delta = jax.eval_shape(adapted.init, KEY, params)

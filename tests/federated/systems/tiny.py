@@ -146,6 +146,6 @@ def leaf_names(tree: Tree) -> list[str]:
 
 def shapes_of(name: str, model: Model) -> Tree:
     """Shapes of the delta of a system on a model of the catalogue."""
-    adapter = from_config(configure(name, systems.get(name).system, model.spec))
+    adapter = from_config(configure(name, systems.SYSTEMS[name].system, model.spec))
     params = jax.eval_shape(model.init, jax.random.key(0))
     return jax.eval_shape(adapt_model(adapter, model).init, jax.random.key(0), params)

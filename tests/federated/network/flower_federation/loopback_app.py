@@ -6,7 +6,7 @@ from pathlib import Path
 from medvfm_jax.federated.flower_app import Session, client_app, log_to_terminal, server_app
 from medvfm_jax.federated.network import Patience, Site, make_coordinator
 from tests.federated.cases import STEPS, data
-from tests.federated.network.loopback import KEY, SITES, rows, scaffold_task
+from tests.federated.network.loopback import KEY, SITES, rows, scaffold_agreement
 
 log_to_terminal()
 PATIENCE = Patience(answer=300.0, joining=300.0, greeting=120.0, pause=1.0, tries=1)
@@ -23,11 +23,11 @@ def _site(node: dict, run: dict) -> Site:
                 time.sleep(0.2)
         return rows(data(), SITES.index(name)), STEPS
 
-    return Site(scaffold_task(), name, shard, state)
+    return Site(scaffold_agreement(), name, shard, state)
 
 
 def _session(run: dict) -> Session:
-    coordinator = make_coordinator(scaffold_task(), SITES, nodes="first_come")
+    coordinator = make_coordinator(scaffold_agreement(), SITES, nodes="first_come")
     return Session(coordinator, run["rounds"], Path(run["folder"]), KEY, PATIENCE, fewest=2)
 
 

@@ -3,8 +3,8 @@
 Its transformer blocks also hold a norm for cross-attention, which nothing uses.
 """
 
-from medvfm_jax.weights.port import PortTable, Row
-from medvfm_jax.weights.tables.rows import array, dense, norm
+from medvfm_jax.port_tables.rows import array, dense, norm
+from medvfm_jax.port_tables.table import PortTable, Row
 
 _BODY, _VIT = "image_encoder", "image_encoder/vit"
 

@@ -23,7 +23,7 @@ from medvfm_jax.federated.secure_reduction import SecureSum, check_summable
 KEY_IMPLEMENTATION = "threefry2x32"  # named on both sides: a node may have another default
 
 
-class Task(NamedTuple):
+class Agreement(NamedTuple):
     """The common part of a federation; every node builds it from the same settings.
 
     delta: the first delta; the server's values count, a node needs its structure and, for personal parts, its values.
@@ -62,7 +62,7 @@ class Upload(NamedTuple):
 
 
 class Contract(NamedTuple):
-    """Shapes of everything that is exchanged or stored, from ``contract(task)``; nothing is computed.
+    """Shapes of everything that is exchanged or stored, from ``contract(agreement)``; nothing is computed.
 
     noisy: whether a site's work makes noise that protects its patients.
     """
@@ -77,35 +77,35 @@ class Contract(NamedTuple):
     secure: SecureShapes | None = None
 
 
-def contract(task: Task) -> Contract:
+def contract(agreement: Agreement) -> Contract:
     """Derive the shapes of all messages by abstract evaluation, and the digest that every message carries.
 
     Raises BadFederation for a codec whose receiver has to remember every sender, and for what secure aggregation
     cannot add up.
     """
-    algorithm = task.algorithm
-    server, state, *_ = work = _work(task)
+    algorithm = agreement.algorithm
+    server, state, *_ = work = _work(agreement)
     report = jax.eval_shape(algorithm.client_update, *work)[1]._replace(measured=())
     program = _program(algorithm, work)
-    residual = jax.eval_shape(task.codec.init, report.upload)
+    residual = jax.eval_shape(agreement.codec.init, report.upload)
     client = Client(state, residual, jax.ShapeDtypeStruct((), jnp.uint32))
     download = Download(_leaves_read(program, server), jax.ShapeDtypeStruct((2,), jnp.uint32))
-    message = message_shapes(task.codec, report.upload)
+    message = message_shapes(agreement.codec, report.upload)
     upload = Upload(message, report.weight, report.loss, report.public)
-    agreed = [VERSION, layout(download), layout(upload), layout(client), dict(task.settings)]
+    agreed = [VERSION, layout(download), layout(upload), layout(client), dict(agreement.settings)]
     noisy, secure = draws_private_noise(program), None
-    if task.secure is not None:
-        check_summable(task.secure, algorithm, task.codec, report)
-        secure = secure_shapes(task.secure, download, report.upload, () if noisy else report.loss)
-        agreed.append(dict(task.secure.settings))
+    if agreement.secure is not None:
+        check_summable(agreement.secure, algorithm, agreement.codec, report)
+        secure = secure_shapes(agreement.secure, download, report.upload, () if noisy else report.loss)
+        agreed.append(dict(agreement.secure.settings))
     return Contract(server, client, report, download, upload, digest(agreed), noisy, secure)
 
 
-def _work(task: Task) -> tuple:
+def _work(agreement: Agreement) -> tuple:
     """Shapes of what ``client_update`` takes."""
-    server = jax.eval_shape(lambda delta: first_server(task.algorithm, delta), task.delta)
-    state = jax.eval_shape(task.algorithm.init_client, task.delta, jnp.uint32(0))
-    shard = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), task.example)
+    server = jax.eval_shape(lambda delta: first_server(agreement.algorithm, delta), agreement.delta)
+    state = jax.eval_shape(agreement.algorithm.init_client, agreement.delta, jnp.uint32(0))
+    shard = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), agreement.example)
     mask = jax.ShapeDtypeStruct(jax.tree.leaves(shard.batches)[0].shape[:1], bool)
     return server, state, shard, mask, jax.eval_shape(jax.random.key, 0)
 
@@ -116,12 +116,12 @@ def first_server(algorithm: Algorithm, delta: Tree, clip: float = np.inf) -> Ser
     return Server(received, jnp.int32(0), state, jnp.asarray(clip, jnp.result_type(float)))
 
 
-def first_client(task: Task, shapes: Contract, client: int) -> Client:
+def first_client(agreement: Agreement, shapes: Contract, client: int) -> Client:
     """A client before its first round, as ``make_round`` begins; client: its row."""
     number = jnp.uint32(client)
-    state = task.algorithm.init_client(task.delta, number)
+    state = agreement.algorithm.init_client(agreement.delta, number)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes.report.upload)
-    return Client(state, task.codec.init(zeros), number)
+    return Client(state, agreement.codec.init(zeros), number)
 
 
 def named_leaves(server: Server) -> dict[str, Any]:

@@ -3,9 +3,9 @@
 MobileSAM and TinySAM carry an unused classification head; BatchNorm's step counter is not a parameter.
 """
 
-from medvfm_jax.weights.port import PortTable, Row
-from medvfm_jax.weights.tables.rows import array, batch_norm, conv, dense, norm
-from medvfm_jax.weights.tables.sam import MASK_DECODER, NECK, PROMPT_ENCODER
+from medvfm_jax.models.sam.port_table import MASK_DECODER, NECK, PROMPT_ENCODER
+from medvfm_jax.port_tables.rows import array, batch_norm, conv, dense, norm
+from medvfm_jax.port_tables.table import PortTable, Row
 
 CONVOLUTIONS = (
     "image_encoder.patch_embed.seq.{m:0|2}",

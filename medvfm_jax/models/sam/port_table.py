@@ -4,8 +4,8 @@ SAMed's base model is the same with more mask tokens and a 512 px grid.  The pla
 one table serves every depth.
 """
 
-from medvfm_jax.weights.port import PortTable, Row
-from medvfm_jax.weights.tables.rows import array, conv, conv_transpose, dense, embedding, norm
+from medvfm_jax.port_tables.rows import array, conv, conv_transpose, dense, embedding, norm
+from medvfm_jax.port_tables.table import PortTable, Row
 
 VIT_ENCODER: tuple[Row, ...] = (
     *array("image_encoder.pos_embed"),

@@ -3,13 +3,14 @@
 Classification heads and DINOv2's `mask_token` take no part in the features and are ignored.
 """
 
-from medvfm_jax.weights.port import PortTable
-from medvfm_jax.weights.tables.rows import array, conv, dense, norm
+from medvfm_jax.port_tables.rows import array, conv, dense, norm
+from medvfm_jax.port_tables.table import PortTable
 
 VIT = PortTable(
     "vit",
     (
         *array("cls_token", "image_encoder/cls_token"),
+        *array("register_tokens", "image_encoder/register_tokens"),
         *array("pos_embed", "image_encoder/pos_embed"),
         *conv("patch_embed.proj", "image_encoder/patch_embed/proj"),
         *norm("blocks.{i}.{m:norm1|norm2}", "image_encoder/blocks_{i}/{m}"),

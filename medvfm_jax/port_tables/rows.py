@@ -6,7 +6,7 @@ The rule: dots become slashes and an integer component is joined to its predeces
 
 import re
 
-from medvfm_jax.weights.port import PLACEHOLDER, Row
+from medvfm_jax.port_tables.table import PLACEHOLDER, Row
 
 Sources = str | tuple[str, ...]
 
