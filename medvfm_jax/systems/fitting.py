@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import jax
 
-from medvfm_jax.adapters import NoSuchSite, WrongSite, adapt_model, count, from_config
+from medvfm_jax.adapters import BadAdapterConfig, NoSuchSite, WrongSite, adapt_model, count, from_config
 from medvfm_jax.adapters.training_options import check_ranks
 from medvfm_jax.models.model import Model
 from medvfm_jax.systems import places
@@ -53,7 +53,7 @@ def fit(name: str, model: Model, params: Params, rank: int | None = None) -> Fit
         adapted = adapt_model(from_config(configure(name, SYSTEMS[name], model.spec, ranked)), model)
         delta = jax.eval_shape(adapted.init, jax.random.key(0), params)
         check_ranks(adapted.adapter.config, delta)
-    except (NoSuchSite, WrongSite) as error:
+    except (BadAdapterConfig, NoSuchSite, WrongSite) as error:
         return Fit(None, why(error))
     return Fit(count(delta, params).trained)
 
@@ -62,7 +62,7 @@ def why(error: Exception) -> str:
     """The sentence of an error, with words where the pattern of a system matched nothing.
 
     Args:
-        error: a NoSuchSite or WrongSite.
+        error: a NoSuchSite, a WrongSite or a BadAdapterConfig.
 
     Returns:
         One sentence.
