@@ -24,7 +24,8 @@ RESULTS = PAGE.with_name("results.md")
 _HEAD = """# Methods
 
 Made from the package's records by `python -m experiments.methods_page`; do not edit. Where the column of differences is
-empty none is known to us. What was measured: [Results](results.md), [Performance](performance.md).
+empty none is known to us. What was measured: [Results](results.md), [Performance](performance.md);
+what adapters cost and which merge: [What adapters cost](adapter-costs.md).
 How to add one: [Contributing](../CONTRIBUTING.md), [a system](own-system.md), [an algorithm](own-algorithm.md),
 [a codec](own-codec.md). Tests lie in the folders of the code: `tests/systems/`, `tests/federated/codecs/`, ...
 """

@@ -1,12 +1,16 @@
 """Adapt a frozen model: functions at chosen modules, whose arrays (the delta) are the only thing trained."""
 
+from medvfm_jax.adapters.adalora import adalora
 from medvfm_jax.adapters.bottleneck import bottleneck
+from medvfm_jax.adapters.compacter import compacter
 from medvfm_jax.adapters.context import context
 from medvfm_jax.adapters.context_blocks import context_block
+from medvfm_jax.adapters.conv_lora import conv_lora
 from medvfm_jax.adapters.core import Adapter, at, bind, chain
 from medvfm_jax.adapters.count import Count, count
 from medvfm_jax.adapters.delta_paths import DeltaLeaf, delta_leaves, touches_encoder
 from medvfm_jax.adapters.depth_attention import depth_attention
+from medvfm_jax.adapters.dora import dora
 from medvfm_jax.adapters.errors import (
     BadAdapterConfig,
     JittedApply,
@@ -14,9 +18,12 @@ from medvfm_jax.adapters.errors import (
     NotMergeable,
     WrongSite,
 )
+from medvfm_jax.adapters.fact import fact
 from medvfm_jax.adapters.lora import lora
 from medvfm_jax.adapters.lora_experts import lora_experts
+from medvfm_jax.adapters.lora_ga import lora_ga, start_from_gradients
 from medvfm_jax.adapters.model import AdaptedModel, adapt_model
+from medvfm_jax.adapters.pissa import pissa
 from medvfm_jax.adapters.prompt_tokens import prompt_tokens
 from medvfm_jax.adapters.scale_shift import scale_shift
 from medvfm_jax.adapters.serialise import from_config, to_config
@@ -35,23 +42,31 @@ __all__ = [
     "NotMergeable",
     "Site",
     "WrongSite",
+    "adalora",
     "adapt_model",
     "at",
     "bias_only",
     "bind",
     "bottleneck",
     "chain",
+    "compacter",
     "context",
     "context_block",
+    "conv_lora",
     "count",
     "delta_leaves",
     "depth_attention",
+    "dora",
+    "fact",
     "find_sites",
     "from_config",
     "lora",
     "lora_experts",
+    "lora_ga",
+    "pissa",
     "prompt_tokens",
     "scale_shift",
+    "start_from_gradients",
     "tap",
     "to_config",
     "touches_encoder",

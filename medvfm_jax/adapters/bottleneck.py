@@ -1,5 +1,6 @@
 """Two-layer bottleneck adapters (Houlsby et al. 2019; parallel: He et al. 2022; Med-SA: Wu et al. 2023)."""
 
+import functools
 import math
 from typing import Literal
 
@@ -7,11 +8,15 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from medvfm_jax.adapters.core import Adapter
+from medvfm_jax.adapters.core import Adapter, not_mergeable
 from medvfm_jax.adapters.core import at as at_sites
 from medvfm_jax.adapters.errors import BadAdapterConfig
 from medvfm_jax.adapters.parameter_paths import SiteDelta
 from medvfm_jax.adapters.sites import Site, feature_width
+
+_ACTIVATIONS = {"gelu": functools.partial(jax.nn.gelu, approximate=False), "relu": jax.nn.relu}
+
+NOT_MERGEABLE = not_mergeable("its two layers have a nonlinearity between them")
 
 
 def bottleneck(
@@ -21,11 +26,12 @@ def bottleneck(
     where: Literal["after", "parallel"] = "after",
     scale: float = 1.0,
     normalise: bool = False,
+    activation: Literal["gelu", "relu"] = "gelu",
 ) -> Adapter:
-    """Add ``scale * (gelu(x @ down + down_bias) @ up + up_bias)``: the identity at init, not mergeable.
+    """Add ``scale * (act(x @ down + down_bias) @ up + up_bias)``: the identity at init, not mergeable.
 
     x is the module's output for "after" and its input for "parallel". down (d, width) starts as in PyTorch, uniform in
-    +-1/sqrt(d); up starts at zero. GELU is exact (erf).
+    +-1/sqrt(d); up starts at zero.
 
     Args:
         at: regular expression of module paths, full match.
@@ -35,21 +41,26 @@ def bottleneck(
         scale: of what is added.
         normalise: standardise x over its features first (a LayerNorm without parameters), for modules that get the
             un-normalised residual stream, such as TinyViT's mlp.
+        activation: act, "gelu" (exact, by erf) or "relu".
 
     Returns:
         The adapter.
 
     Raises:
-        BadAdapterConfig: not exactly one of width and ratio, or another position.
+        BadAdapterConfig: not exactly one of width and ratio, another position or activation.
 
     References:
         Houlsby et al. 2019, https://arxiv.org/abs/1902.00751; parallel: He et al. 2022,
-        https://arxiv.org/abs/2110.04366; Med-SA: Wu et al. 2023, https://arxiv.org/abs/2304.12620
+        https://arxiv.org/abs/2110.04366; Med-SA: Wu et al. 2023, https://arxiv.org/abs/2304.12620; parallel to the MLP
+        with ReLU: AdaptFormer, Chen et al. 2022, https://arxiv.org/abs/2205.13535
     """
     if (width is None) == (ratio is None):
         raise BadAdapterConfig("bottleneck: give either width or ratio.")
     if where not in ("after", "parallel"):
         raise BadAdapterConfig(f"bottleneck: where must be 'after' or 'parallel', not '{where}'.")
+
+    if activation not in _ACTIVATIONS:
+        raise BadAdapterConfig(f"bottleneck: activation must be 'gelu' or 'relu', not '{activation}'.")
 
     def init_site(key: Array, site: Site) -> SiteDelta:
         d_in = feature_width(site, "y" if where == "after" else "x")
@@ -58,14 +69,14 @@ def bottleneck(
 
     def branch(delta: SiteDelta, x: Array) -> Array:
         x = standardise(x) if normalise else x
-        return scale * through_bottleneck(delta, x)
+        return scale * through_bottleneck(delta, x, activation)
 
     def residual(delta: SiteDelta, y: Array) -> Array:
         return y + branch(delta, y)
 
     config = {"kind": "bottleneck", "at": at, "width": width, "ratio": ratio, "where": where}
-    config |= {"scale": scale, "normalise": normalise}
-    return at_sites(at, where, init_site, residual if where == "after" else branch, config=config)
+    config |= {"scale": scale, "normalise": normalise, "activation": activation}
+    return at_sites(at, where, init_site, residual if where == "after" else branch, NOT_MERGEABLE, config)
 
 
 def standardise(x: Array) -> Array:
@@ -88,7 +99,7 @@ def zero_bottleneck(key: Array, d_in: int, d_out: int, width: int) -> SiteDelta:
     }
 
 
-def through_bottleneck(delta: SiteDelta, x: Array) -> Array:
+def through_bottleneck(delta: SiteDelta, x: Array, activation: str = "gelu") -> Array:
     """x (..., d_in) -> (..., d_out), without a residual."""
-    hidden = jax.nn.gelu(x @ delta["down"] + delta["down_bias"], approximate=False)
+    hidden = _ACTIVATIONS[activation](x @ delta["down"] + delta["down_bias"])
     return hidden @ delta["up"] + delta["up_bias"]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
 
-from medvfm_jax.adapters.core import Adapter
+from medvfm_jax.adapters.core import Adapter, not_mergeable
 from medvfm_jax.adapters.core import at as at_sites
 from medvfm_jax.adapters.errors import WrongSite
 from medvfm_jax.adapters.parameter_paths import SiteDelta
@@ -69,7 +69,8 @@ def context(
             out = block.apply({"params": unflatten_dict(arrays, sep="/")}, y)
         return y + (out if _starts_at_zero(block) else delta[GATE] * out)
 
-    return at_sites(at, "after", init_site, apply_site, config=config)
+    refuse = not_mergeable("its block works on whole maps, no single layer is like it")
+    return at_sites(at, "after", init_site, apply_site, refuse, config)
 
 
 def _starts_at_zero(block: nn.Module) -> bool:

@@ -51,6 +51,7 @@ def at(
     apply_site: Callable[..., Array],
     merge_site: Callable[[Params, SiteDelta], Params] | None = None,
     config: Mapping[str, Any] | None = None,
+    init_shared: Callable[[Array, Mapping[str, Site]], SiteDelta] | None = None,
 ) -> Adapter:
     """Adapt every module whose path fully matches a pattern: x (..., in) -> y (..., out).
 
@@ -65,10 +66,12 @@ def at(
         merge_site: (site_params, delta) -> the changed parameters; must broadcast over leading stack axes. None: the
             adapter cannot be merged.
         config: JSON-able description, see ``Adapter``.
+        init_shared: (key, {path: site}) -> arrays that all sites share, in float32.  They are stored under the module
+            that all sites lie in, and ``apply_site`` and ``merge_site`` find them beside the site's own.
 
     Returns:
         The adapter. Its ``init`` raises NoSuchSite if nothing matches, WrongSite if a matched module has no single
-        array to adapt.
+        array to adapt, or if sites that share arrays lie in no module together.
 
     Raises:
         NoSuchSite: from the adapted function, where a site of the delta is not called.
@@ -81,13 +84,17 @@ def at(
             for side in _NEEDS[where]:
                 feature_width(sites[path], side)
             delta[path] = _init_stacked(named_key(key, path), sites[path], init_site)
+        if init_shared is not None:
+            home = _home(pattern, list(delta))
+            delta[home] = init_shared(named_key(key, home), {path: sites[path] for path in delta})
         return delta
 
     def wrap(apply_fn: ApplyFn, strict: bool = True) -> ApplyFn:
         refuse_jitted(apply_fn)
 
         def adapted(params: Params, delta: Delta, *inputs: Any, **kw: Any) -> Any:
-            params, slots = attach(params, delta)
+            shared, own = _shared_and_own(delta) if init_shared is not None else ({}, delta)
+            params, slots = attach(params, own)
             reached: set[str] = set()
 
             def intercept(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
@@ -95,19 +102,21 @@ def at(
                 if path not in slots:
                     return call(*args, **kwargs)
                 reached.add(path)
-                site_delta = context.module.get_variable("params", slots[path])
+                site_delta = {**shared, **context.module.get_variable("params", slots[path])}
                 return act(where, apply_site, site_delta, call, args, kwargs, context.module)
 
             with nn.intercept_methods(intercept):
                 out = apply_fn(params, *inputs, **kw)
-            if strict and (missed := sorted(set(delta) - reached)):
+            if strict and (missed := sorted(set(own) - reached)):
                 raise NoSuchSite(_never_called(missed))
             return out
 
         return adapted
 
     def merge(params: Params, delta: Delta) -> Params:
-        return fold(params, delta, merge_site or _refuse)
+        shared, own = _shared_and_own(delta) if init_shared is not None else ({}, delta)
+        one = merge_site or not_mergeable("acts on activations")
+        return fold(params, own, lambda site_params, arrays: one(site_params, {**shared, **arrays}))
 
     return Adapter(init, wrap, merge, frozenset({"modules"}), config)
 
@@ -178,6 +187,15 @@ def bind(adapted: ApplyFn, delta: Delta) -> ApplyFn:
     return lambda params, *inputs, **kw: adapted(params, delta, *inputs, **kw)
 
 
+def not_mergeable(reason: str) -> Callable[[Params, SiteDelta], Params]:
+    """A ``merge_site`` for ``at`` that raises NotMergeable with the reason."""
+
+    def refuse(site_params: Params, delta: SiteDelta) -> Params:
+        raise NotMergeable(reason)
+
+    return refuse
+
+
 def named_key(key: Array, name: str) -> Array:
     """Fold a name into a key; unlike ``hash`` the result is the same in every process."""
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
@@ -192,13 +210,30 @@ def _init_stacked(key: Array, site: Site, init_site: Callable[[Array, Site], Sit
     return stacked(jax.random.split(key, site.stack) if site.stack else key)
 
 
+def _home(pattern: str, paths: list[str]) -> str:
+    """The innermost module that all sites lie in, where what they share is stored; no site itself."""
+    parents = [path.split("/")[:-1] for path in paths]
+    common = parents[0]
+    for parent in parents[1:]:
+        same = [a == b for a, b in zip(common, parent, strict=False)]
+        common = common[: same.index(False) if False in same else len(same)]
+    if not common:
+        raise WrongSite(
+            f"the sites of '{pattern}' share arrays and lie in no module together: choose sites inside one part of "
+            "the model, such as image_encoder."
+        )
+    return "/".join(common)
+
+
+def _shared_and_own(delta: Delta) -> tuple[SiteDelta, Delta]:
+    """What all sites share, under the one path that all others begin with, and what each has."""
+    home = min(delta, key=len)
+    return delta[home], {path: arrays for path, arrays in delta.items() if path != home}
+
+
 def _never_called(missed: list[str]) -> str:
     shown = ", ".join(missed[:5]) + (f" and {len(missed) - 5} more" if len(missed) > 5 else "")
     return (
         f"the delta has sites that were not called: {shown}; is a part of the model jitted, are the inputs "
         "of another kind than at init, or does the function reach only a part of the model (strict=False)?"
     )
-
-
-def _refuse(site_params: Params, delta: SiteDelta) -> Params:
-    raise NotMergeable("acts on activations")

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from medvfm_jax.adapters.delta_paths import delta_leaves, is_fixed
 from medvfm_jax.adapters.parameter_paths import leaves_by_path
 from medvfm_jax.adapters.tune import statistics
 from medvfm_jax.types import Delta, Params
@@ -15,9 +16,9 @@ class Count(NamedTuple):
     """How much trains.
 
     Attributes:
-        trained: numbers in the delta.
+        trained: numbers in the delta, without constants stored with it (``delta_paths.is_fixed``).
         total: parameters of the frozen model.
-        bytes: of the delta.
+        bytes: of the delta, constants included.
     """
 
     trained: int
@@ -53,7 +54,8 @@ def count(delta: Delta, params: Params) -> Count:
     total = sum(math.prod(p.shape) for m, n, p in leaves if f"{m}/{n}".lstrip("/") not in buffers)
     arrays = jax.tree.leaves(delta)
     size = sum(math.prod(a.shape) * jnp.dtype(a.dtype).itemsize for a in arrays)
-    return Count(sum(math.prod(a.shape) for a in arrays), total, size)
+    trained = sum(math.prod(leaf.array.shape) for leaf in delta_leaves(delta) if not is_fixed(leaf.name))
+    return Count(trained, total, size)
 
 
 def _readable(size: int) -> str:

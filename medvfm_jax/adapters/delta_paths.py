@@ -9,6 +9,7 @@ from jax import Array
 from medvfm_jax.types import Delta
 
 _WITHOUT_IMAGE = ("mask_decoder", "prompt_encoder")
+_FIXED = "fixed_"
 
 
 class DeltaLeaf(NamedTuple):
@@ -38,6 +39,18 @@ def delta_leaves(delta: Delta) -> Iterator[DeltaLeaf]:
     """
     for keys, array in sorted(flatten_dict(delta).items()):
         yield DeltaLeaf(keys[:-2], keys[-2], keys[-1], array)
+
+
+def is_fixed(name: str) -> bool:
+    """Say whether an array of a delta is a constant that is stored with it and not trained.
+
+    Args:
+        name: of the array.
+
+    Returns:
+        True for names that begin with "fixed_", such as the start of PiSSA's factors.
+    """
+    return name.startswith(_FIXED)
 
 
 def touches_encoder(delta: Delta) -> bool:

@@ -9,6 +9,7 @@ stays un-batched.
 import math
 from typing import Literal
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -23,6 +24,7 @@ from medvfm_jax.adapters.sites import Site
 from medvfm_jax.types import Params
 
 Layout = Literal["fused", "head_major"]
+DROPOUT = "dropout"  # name of the key that training gives to ``apply`` in ``rngs``
 
 
 def lora(
@@ -33,6 +35,8 @@ def lora(
     layout: Layout | None = None,
     head_dim: int | None = None,
     rank_stabilised: bool = False,
+    dropout: float = 0.0,
+    b_rate: float = 1.0,
 ) -> Adapter:
     """Low-rank update ``kernel + scale * a @ b`` of Dense, DenseGeneral, Conv, ConvTranspose; merges exactly.
 
@@ -46,7 +50,10 @@ def lora(
         layout: where the output columns of q, k and v are: "fused" [q|k|v] (SAM, ViT, DINOv2) or "head_major", per head
             [q|k|v] of ``head_dim`` each (TinyViT: 32); None: what ``adapt_model`` finds in ``Model.spec``.
         head_dim: with "head_major".
-        rank_stabilised: the scale is ``alpha / sqrt(rank)``.
+        rank_stabilised: the scale is ``alpha / sqrt(rank)`` (rsLoRA).
+        dropout: share of the update's inputs that a training step sets to zero, the others made up for it; needs
+            ``rngs={"dropout": key}``, which training passes and nothing else.
+        b_rate: learning rate of b as a multiple of that of a (LoRA+, which advises 16), see ``rate_of``.
 
     Returns:
         The adapter. Its ``init`` raises WrongSite for modules that are no ungrouped linear map of their input.
@@ -56,34 +63,31 @@ def lora(
 
     References:
         Hu et al. 2022, eq. 3, https://arxiv.org/abs/2106.09685; slices: Zhang and Liu 2023 (SAMed),
-        https://arxiv.org/abs/2304.13785; rank_stabilised: Kalajdzievski 2023, https://arxiv.org/abs/2312.03732
+        https://arxiv.org/abs/2304.13785; rank_stabilised: Kalajdzievski 2023, https://arxiv.org/abs/2312.03732;
+        b_rate: Hayou et al. 2024, https://arxiv.org/abs/2402.12354
     """
     scale = lora_scale(rank, alpha, rank_stabilised)
+    check_training_options(dropout, b_rate)
     qkv = None if slices is None else Qkv(slices, layout, head_dim).check()
 
     def init_site(key: Array, site: Site) -> SiteDelta:
-        width_in, width_out = kernel_widths(site)
-        if qkv is None:
-            return lora_factors(key, width_in, width_out, rank)
-        delta: SiteDelta = {}
-        part = qkv.width(site, width_out)
-        for key_of_part, name in zip(jax.random.split(key, len(qkv.slices)), qkv.slices, strict=True):
-            delta |= lora_factors(key_of_part, width_in, part, rank, f"_{name}")
-        return delta
+        return site_factors(key, site, qkv, rank)
 
     def apply_site(delta: SiteDelta, call: FrozenCall, x: Array) -> Array:
         y = call(x)
-        a, b = _whole(delta, qkv, y.dtype)
+        a, b = whole_factors(delta, qkv, y.dtype)
+        x = dropped(call.module, x, dropout)
         low_rank = pass_through_rank(call.module, x.astype(y.dtype), a)
         return y + scale * fan_out(low_rank, b, y.shape)
 
     def merge_site(site_params: Params, delta: SiteDelta) -> Params:
         kernel = site_params["kernel"]
-        a, b = _whole(delta, qkv, jnp.float32)
+        a, b = whole_factors(delta, qkv, jnp.float32)
         return {"kernel": (kernel + scale * (a @ b).reshape(kernel.shape)).astype(kernel.dtype)}
 
     config = {"kind": "lora", "rank": rank, "alpha": alpha, "at": at, "slices": slices}
     config |= {"layout": layout, "head_dim": head_dim, "rank_stabilised": rank_stabilised}
+    config |= {"dropout": dropout, "b_rate": b_rate}
     return at_sites(at, "around", init_site, apply_site, merge_site, config)
 
 
@@ -103,7 +107,35 @@ def lora_factors(key: Array, width_in: int, width_out: int, rank: int, suffix: s
     return {f"a{suffix}": a, f"b{suffix}": jnp.zeros((rank, width_out))}
 
 
-def _whole(delta: SiteDelta, qkv: Qkv | None, dtype: jnp.dtype) -> tuple[Array, Array]:
+def site_factors(key: Array, site: Site, qkv: Qkv | None, rank: int) -> SiteDelta:
+    """The pairs of one site at their start: one for the whole kernel, or one for each slice of a fused qkv."""
+    width_in, width_out = kernel_widths(site)
+    if qkv is None:
+        return lora_factors(key, width_in, width_out, rank)
+    delta: SiteDelta = {}
+    part = qkv.width(site, width_out)
+    for key_of_part, name in zip(jax.random.split(key, len(qkv.slices)), qkv.slices, strict=True):
+        delta |= lora_factors(key_of_part, width_in, part, rank, f"_{name}")
+    return delta
+
+
+def check_training_options(dropout: float, b_rate: float) -> None:
+    """Raise BadAdapterConfig for a share or a multiple that has no meaning."""
+    if not 0 <= dropout < 1:
+        raise BadAdapterConfig(f"lora: dropout must be at least 0 and below 1, not {dropout}.")
+    if not b_rate > 0:
+        raise BadAdapterConfig(f"lora: b_rate must be above 0, not {b_rate}.")
+
+
+def dropped(module: nn.Module, x: Array, share: float) -> Array:
+    """Entries of x set to zero at random and the others scaled, where ``apply`` was given a key for it."""
+    if share == 0 or not module.has_rng(DROPOUT):
+        return x
+    kept = jax.random.bernoulli(module.make_rng(DROPOUT), 1 - share, x.shape)
+    return jnp.where(kept, x / (1 - share), 0).astype(x.dtype)
+
+
+def whole_factors(delta: SiteDelta, qkv: Qkv | None, dtype: jnp.dtype) -> tuple[Array, Array]:
     """Return one pair a (..., in, r), b (..., r, out); the pairs of slices become blocks of a larger rank."""
     delta = {name: array.astype(dtype) for name, array in delta.items()}
     if qkv is None:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from medvfm_jax.adapters.compose import FrozenCall
-from medvfm_jax.adapters.core import Adapter
+from medvfm_jax.adapters.core import Adapter, not_mergeable
 from medvfm_jax.adapters.core import at as at_sites
 from medvfm_jax.adapters.errors import WrongSite
 from medvfm_jax.adapters.lora import lora_factors, lora_scale
@@ -55,4 +55,5 @@ def lora_experts(rank: int, alpha: float | None, at: str) -> Adapter:
         return y + scale * (shares[..., :1] * shared + shares[..., 1:] * own)
 
     config = {"kind": "lora_experts", "rank": rank, "alpha": alpha, "at": at}
-    return at_sites(at, "around", init_site, apply_site, config=config)
+    refuse = not_mergeable("its gate weighs every token by itself")
+    return at_sites(at, "around", init_site, apply_site, refuse, config)

@@ -40,6 +40,12 @@ class Qkv(NamedTuple):
         split = [rearrange(p, "... r (heads d) -> ... r heads d", heads=heads) for p in parts]
         return rearrange(jnp.stack(split, axis=-2), "... r heads qkv d -> ... r (heads qkv d)")
 
+    def columns(self, kernel: Array, name: str) -> Array:
+        """Take the columns of one slice out of a kernel (..., in, 3 * width): (..., in, width)."""
+        heads = 1 if self._layout() == "fused" else kernel.shape[-1] // (3 * self.head_dim)
+        split = rearrange(kernel, "... i (heads qkv d) -> ... qkv i (heads d)", heads=heads, qkv=3)
+        return split[..., "qkv".index(name), :, :]
+
     def check(self) -> "Qkv":
         """Return itself, or raise BadAdapterConfig for options that no kernel could have."""
         if not self.slices or set(self.slices) - set("qkv") or len(set(self.slices)) != len(self.slices):
@@ -89,7 +95,7 @@ def pass_through_rank(module: nn.Module, x: Array, a: Array) -> Array:
     convolution, which CPUs do slowly.
     """
     if not is_convolution(module):
-        return _flatten_features(x, a.shape[0]) @ a
+        return flatten_features(x, a.shape[0]) @ a
     window = _sizes(module.kernel_size, None)
     if math.prod(window) == 1 and set(_sizes(module.strides, window)) == {1}:
         return x @ a
@@ -156,7 +162,7 @@ def _sizes(value: int | tuple[int, ...] | None, window: tuple[int, ...] | None) 
     return (value or 1,) * length if value is None or isinstance(value, int) else tuple(value)
 
 
-def _flatten_features(x: Array, width: int) -> Array:
+def flatten_features(x: Array, width: int) -> Array:
     """Flatten the trailing axes that make up ``width``: (..., heads, d) -> (..., heads * d)."""
     kept = x.ndim
     while math.prod(x.shape[kept:]) < width:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from medvfm_jax.adapters.compose import FrozenCall
-from medvfm_jax.adapters.core import Adapter
+from medvfm_jax.adapters.core import Adapter, not_mergeable
 from medvfm_jax.adapters.core import at as at_sites
 from medvfm_jax.adapters.errors import BadAdapterConfig, WrongSite
 from medvfm_jax.adapters.parameter_paths import SiteDelta
@@ -56,4 +56,5 @@ def prompt_tokens(n: int, at: str) -> Adapter:
         return call(jnp.concatenate([delta["tokens"].astype(x.dtype), x]))[n:]
 
     config = {"kind": "prompt_tokens", "n": n, "at": at}
-    return at_sites(at, "around", init_site, apply_site, config=config)
+    refuse = not_mergeable("its tokens are further inputs of the block, no change of its weights")
+    return at_sites(at, "around", init_site, apply_site, refuse, config)

@@ -5,14 +5,21 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from medvfm_jax.adapters.adalora import adalora
 from medvfm_jax.adapters.bottleneck import bottleneck
+from medvfm_jax.adapters.compacter import compacter
 from medvfm_jax.adapters.context_blocks import context_block
+from medvfm_jax.adapters.conv_lora import conv_lora
 from medvfm_jax.adapters.core import Adapter, chain
 from medvfm_jax.adapters.depth_attention import depth_attention
+from medvfm_jax.adapters.dora import dora
 from medvfm_jax.adapters.early_exit import block_exit, residual_convolutions
 from medvfm_jax.adapters.errors import BadAdapterConfig
+from medvfm_jax.adapters.fact import fact
 from medvfm_jax.adapters.lora import lora
 from medvfm_jax.adapters.lora_experts import lora_experts
+from medvfm_jax.adapters.lora_ga import lora_ga
+from medvfm_jax.adapters.pissa import pissa
 from medvfm_jax.adapters.prompt_tokens import prompt_tokens
 from medvfm_jax.adapters.scale_shift import scale_shift
 from medvfm_jax.adapters.tune import tune
@@ -23,6 +30,13 @@ _ALL: Mapping[str, Callable[..., Adapter]] = {
     "tune": tune,
     "lora": lora,
     "lora_experts": lora_experts,
+    "dora": dora,
+    "pissa": pissa,
+    "lora_ga": lora_ga,
+    "adalora": adalora,
+    "fact": fact,
+    "conv_lora": conv_lora,
+    "compacter": compacter,
     "bottleneck": bottleneck,
     "depth_attention": depth_attention,
     "scale_shift": scale_shift,

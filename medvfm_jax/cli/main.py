@@ -28,6 +28,7 @@ COMMANDS = {
     "quickstart": "from nothing to a report in a few minutes: real weights, real images",
     "weights": "list, fetch, verify, convert and export model weights",
     "check": "whether a data folder is in order, before anything is trained on it",
+    "systems": "published ways to adapt a model, and which fit it",
     "adapt": "adapt a model to a folder of labelled images, training a fraction of its parameters",
     "federate": "one model from the images of several hospitals, which share updates instead of images",
     "evaluate": "score a run, or a model as it is, with patient-level intervals",

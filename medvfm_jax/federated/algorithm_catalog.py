@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from medvfm_jax.adapters.option_values import typed
+from medvfm_jax.adapters.training_options import parts_of, rate_of
 from medvfm_jax.catalog import Catalog, did_you_mean
 from medvfm_jax.federated import algorithms, personalise, robust
 from medvfm_jax.federated.algorithms.independent import independent
@@ -190,6 +191,20 @@ def check_fit(entry: AlgorithmEntry, options: Mapping[str, Any], delta: Tree) ->
     if entry.needs == "lora":
         factors_of(delta)  # refuses a delta without any
     jax.eval_shape(outline(entry, options).init_server, delta)
+
+
+def check_rates(adapter: Mapping[str, Any]) -> None:
+    """Raise BadFederation for an adapter that trains in a way of its own, which local optimisers do not know."""
+    if any(part["kind"] == "adalora" for _, part in parts_of(adapter)):
+        raise BadFederation(
+            "AdaLoRA gives out ranks along one run, which clients do not have in common: choose another --preset, such "
+            "as lora."
+        )
+    if rate_of(adapter) is not None:
+        raise BadFederation(
+            "Clients train all arrays at one rate, and this adapter has others for some (b_rate of LoRA+, or constants "
+            "as in PiSSA): set b_rate=1, or choose another --preset, such as lora."
+        )
 
 
 def check_gradient_alone(name: str, entry: AlgorithmEntry, options: Mapping[str, Any]) -> None:

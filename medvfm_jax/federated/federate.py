@@ -148,11 +148,12 @@ def _train(
         display.say("the encoder is frozen: each image is encoded once and its embedding kept")
     prepare = functools.partial(embed, cache=cache) if cache else _unchanged
     objective = run.record["resolved"]["objective"]
-    loss = make_loss(run.adapted, objective, cached=cache is not None)
+    asked = {"objective": objective, "cached": cache is not None}
+    loss, trained = make_loss(run.adapted, **asked), make_loss(run.adapted, **asked, training=True)
     rate = _rate(config)
     secret = None if run.privacy is None else draw_secret(config.dp_seed)
     loader = _loader(run, placement, rate, prepare, cached=cache is not None, secret=secret)
-    step = RoundStep(run, loss, placement, prepare, cached=cache is not None)
+    step = RoundStep(run, trained, placement, prepare, cached=cache is not None)
     state = step.init(next(loader), None if secret is None else secret.key("rounds"))
     loader.set_state(loader.get_state() | {"round": 0})
     stopping = EarlyStopping(patience=0)

@@ -126,6 +126,7 @@ def resolve(config: FederateConfig, display: ProgressDisplay | None = None) -> F
         offline=config.offline,
         elsewhere=[f"{part}.{option}" for part, taken in parts.items() for option in taken],
     )
+    algorithm_catalog.check_rates(assembled.adapter)
     if entry.on_base:
         adapter = adapter_with_increments(assembled.adapter, assembled.delta)
         assembled = assembled.with_adapter(adapter, config.seed)

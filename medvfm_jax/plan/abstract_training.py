@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from medvfm_jax import systems
 from medvfm_jax.adapters import Count
+from medvfm_jax.adapters.training_options import rate_of
 from medvfm_jax.models import catalog
 from medvfm_jax.models.model import Model
 from medvfm_jax.parallel.rules import Rules
@@ -18,6 +19,7 @@ from medvfm_jax.settings.groups import ModelConfig
 from medvfm_jax.settings.plan import Training
 from medvfm_jax.train.assemble import Base, adapt_base
 from medvfm_jax.train.optimizer import make_optimizer, make_schedule
+from medvfm_jax.train.rank_allocation import with_rank_allocation
 from medvfm_jax.train.state import TrainState, init_state
 from medvfm_jax.train.step import LossFn, Step, make_step
 from medvfm_jax.train.task import make_loss
@@ -54,10 +56,12 @@ def abstract_training(config: Training) -> Abstract:
     system = systems.SYSTEMS[config.adapter]
     assembled = adapt_base(base, wanted, config.adapter, system, classes=config.classes, seed=0)
     model, params = assembled.base.model, assembled.base.params
-    optimizer = make_optimizer(make_schedule("cosine", 1e-4, 1000, 50))
+    adapter = assembled.adapted.adapter.config
+    optimizer = make_optimizer(make_schedule("cosine", 1e-4, 1000, 50), rate=rate_of(adapter))
+    optimizer = with_rank_allocation(optimizer, adapter, 1000)
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(functools.partial(init_state, optimizer=optimizer), assembled.delta, key=key)
-    loss = make_loss(assembled.adapted, assembled.objective)
+    loss = make_loss(assembled.adapted, assembled.objective, training=True)
     step = make_step(loss, optimizer, config.accumulate)
     return Abstract(loss, step, params, state, _batch(config, model), optimizer, assembled.size)
 

@@ -50,6 +50,12 @@ def training_flops(loss: Callable[..., tuple[Any, Any]], params: Any, delta: Any
     return Flops(needed_forward + of_cotangents, executed, kernels)
 
 
+def forward_flops(function: Callable[..., Any], *arguments: Any) -> int:
+    """Of one call; arguments may be shapes."""
+    jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
+    return _count(jaxpr, [False] * len(jaxpr.invars))[0]
+
+
 def _count(
     jaxpr: Jaxpr, marked: Sequence[bool], product: Callable[[Any], int] | None = None
 ) -> tuple[int, int, list[bool]]:

@@ -11,7 +11,9 @@ LAST_LINEAR = r"mask_decoder/(output_hypernetworks_mlps_\d+/layers_2|head)/(kern
 QKV = r"image_encoder/(.*/)?attn/qkv"
 ATTENTION = r"image_encoder/(.*/)?attn"
 MLP = r"image_encoder/(.*/)?mlp"
+ATTENTION_AND_MLP = f"{ATTENTION}|{MLP}"
 LINEAR_AND_NORM = r"image_encoder/(.*/)?(qkv|proj|lin1|lin2|fc1|fc2|norm\d?)"
+NORM = r"(.*/)?([^/]*norm[^/]*|neck_[13]|output_upscaling_1|mask_downscaling_[14])/(scale|bias)"  # not batch norms
 VIT_BLOCK = r"image_encoder/(blocks_\d+|blocks/block_\d+|layers_\d+/blocks_\d+)"
 
 
@@ -27,7 +29,12 @@ def tuned_decoder(spec: ModelSpec, at: str = DECODER) -> Parts:
 
 def lora_on_qv(spec: ModelSpec, rank: int = 4) -> dict[str, Any]:
     """Options of LoRA without a scale on queries and values of the image encoder."""
+    return {"kind": "lora", "rank": rank, "alpha": None, **on_qv(spec)}
+
+
+def on_qv(spec: ModelSpec) -> dict[str, Any]:
+    """Where queries and values of the image encoder are."""
     place: dict[str, Any] = {"layout": spec.qkv_layout}
     if spec.qkv_layout == "head_major":
         place["head_dim"] = spec.head_dim
-    return {"kind": "lora", "rank": rank, "alpha": None, "at": QKV, "slices": "qv", **place}
+    return {"at": QKV, "slices": "qv", **place}

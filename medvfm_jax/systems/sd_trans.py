@@ -3,7 +3,7 @@
 from typing import Any
 
 from medvfm_jax.systems import med_sa
-from medvfm_jax.systems.places import ATTENTION
+from medvfm_jax.systems.places import ATTENTION, tuned_decoder
 from medvfm_jax.systems.record import Parts, System, prompt_free_on_request
 from medvfm_jax.types import ModelSpec
 
@@ -15,7 +15,7 @@ def _parts(spec: ModelSpec) -> Parts:
     depth |= {"head_dim": spec.head_dim, "layout": spec.qkv_layout}
     space = med_sa.SYSTEM.adapter(spec)
     # Depth comes after space: it is added to what space has made of the attention, and is not adapted by it.
-    return {"decoder": space["decoder"], "space": space["space"], "depth": depth, "mlp": space["mlp"]}
+    return {**tuned_decoder(spec), "space": space["space"], "depth": depth, "mlp": space["mlp"]}
 
 
 def _transform(spec: ModelSpec, prompt: str, classes: int) -> dict[str, Any]:

@@ -8,7 +8,17 @@ import jax
 import jax.numpy as jnp
 
 from medvfm_jax import systems, traces, weights
-from medvfm_jax.adapters import AdaptedModel, Count, adapt_model, chain, count, from_config
+from medvfm_jax.adapters import (
+    AdaptedModel,
+    Count,
+    NoSuchSite,
+    WrongSite,
+    adapt_model,
+    chain,
+    count,
+    from_config,
+)
+from medvfm_jax.adapters.training_options import check_ranks
 from medvfm_jax.data import Dataset
 from medvfm_jax.models import catalog
 from medvfm_jax.models.entry import ModelEntry
@@ -19,6 +29,7 @@ from medvfm_jax.runs.settings_record import settings_digest
 from medvfm_jax.settings.groups import ModelConfig
 from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.systems import System
+from medvfm_jax.systems.fitting import why
 from medvfm_jax.train.seen_at_once import recorded_shape, stored_shape, with_depth
 from medvfm_jax.types import Delta, MedvfmError, ModelSpec, Params
 from medvfm_jax.weights import artifacts
@@ -131,7 +142,11 @@ def adapt_base(
     options = systems.parse_assignments(config.set)
     adapter = systems.configure(name, system, base.model.spec, options, elsewhere)
     objective = config.resolved_objective(system, base.model.spec.task)
-    adapted, delta = _with_start(base, adapter, seed)
+    try:
+        adapted, delta = _with_start(base, adapter, seed)
+        check_ranks(adapted.adapter.config, delta)
+    except (NoSuchSite, WrongSite) as error:
+        raise type(error)(f"System '{name}' does not fit model '{config.model}': {why(error)}") from error
     return Assembled(base, adapted, delta, prompt, objective, transform, adapter)
 
 

@@ -1,5 +1,9 @@
 """The optimiser of every run: AdamW on a warmed-up schedule, gradients clipped by global norm."""
 
+from collections.abc import Callable
+from typing import Any
+
+import jax
 import optax
 
 from medvfm_jax.settings.groups import ScheduleName
@@ -39,11 +43,31 @@ def make_schedule(
 
 
 def make_optimizer(
-    schedule: optax.Schedule, weight_decay: float = 0.01, clip_norm: float | None = 1.0
+    schedule: optax.Schedule,
+    weight_decay: float = 0.01,
+    clip_norm: float | None = 1.0,
+    rate: Callable[[tuple[str, ...]], float] | None = None,
 ) -> optax.GradientTransformation:
     """AdamW (Loshchilov and Hutter 2019) after clipping by global norm; ``clip_norm`` None leaves it out.
 
-    Decay pulls the delta towards zero, which for increments (``tune``) means towards the pretrained weights.
+    rate: keys of an array in the delta -> multiple of the learning rate, see ``adapters.training_options.rate_of``;
+    None: 1 for all.  Decay pulls the delta towards zero, which for increments (``tune``) means towards the pretrained
+    weights.
     """
     adamw = optax.adamw(schedule, weight_decay=weight_decay)
-    return adamw if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), adamw)
+    clipped = adamw if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), adamw)
+    return with_rates(clipped, rate)
+
+
+def with_rates(
+    optimizer: optax.GradientTransformation, rate: Callable[[tuple[str, ...]], float] | None
+) -> optax.GradientTransformation:
+    """The optimiser with the updates (decay included) of every array times ``rate(its keys)``; None changes nothing."""
+    if rate is None:
+        return optimizer
+
+    def scaled(updates: Any, params: Any) -> Any:
+        del params
+        return jax.tree.map_with_path(lambda path, u: rate(tuple(entry.key for entry in path)) * u, updates)
+
+    return optax.chain(optimizer, optax.stateless(scaled))

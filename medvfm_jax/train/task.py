@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from medvfm_jax.adapters.lora import DROPOUT
+from medvfm_jax.adapters.training_options import is_random
 from medvfm_jax.catalog import Catalog
 from medvfm_jax.losses import dice_ce, on_prediction, sam_loss, weighted
 from medvfm_jax.losses.segmentation import Target
@@ -48,27 +50,32 @@ OBJECTIVES: Catalog[Callable[..., Any]] = Catalog(
 )
 
 
-def make_loss(adapted: Adapted, objective: str, *, cached: bool = False) -> LossFn:
+def make_loss(adapted: Adapted, objective: str, *, cached: bool = False, training: bool = False) -> LossFn:
     """Return ``loss(params, delta, batch, key) -> (scalar, metrics)`` for a ``Batch``.
 
     objective: "medsam" (Dice + cross-entropy, 1:1), "samed" (0.8 Dice with squared denominators + 0.2
     cross-entropy), "sam" (20 focal + Dice + IoU regression; promptable models only).
     cached: ``batch.image`` holds embeddings (B, h, w, c) and only the decoder runs.
+    training: an adapter with dropout drops, every image by a key of its own; without, ``key`` is not used.
     The scalar is the mean over prompts (promptable) or images (semantic), weighted by ``batch.weight``; the
     metric "weight" is the sum of these weights. Raises UnknownObjective.
     """
     function, predict = OBJECTIVES[objective], predictor(adapted, cached=cached)
+    random = training and is_random(adapted.adapter.config)
 
     def loss(params: Params, delta: Delta, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
-        del key  # no stochastic layers
+        keys = jax.random.split(key, batch.weight.shape[0]) if random else None
 
-        def one(image: Array, prompts: Prompts | None, target: Array, weight: Array) -> tuple[Array, Any]:
-            value = function(predict(params, delta, image, prompts), target, weight)
+        def one(
+            image: Array, prompts: Prompts | None, target: Array, weight: Array, key: Array | None
+        ) -> tuple[Array, Any]:
+            rngs = {"rngs": {DROPOUT: key}} if random else {}
+            value = function(predict(params, delta, image, prompts, **rngs), target, weight)
             return value if isinstance(value, tuple) else (value, {})
 
         # Where the images are divided over devices, say so: left to itself, the compiler divides features instead.
         over = (CLIENTS, DATA) if fully_automatic() else None
-        values, terms = jax.vmap(one, spmd_axis_name=over)(*batch)
+        values, terms = jax.vmap(one, spmd_axis_name=over)(*batch, keys)
         share = batch.weight.reshape(batch.weight.shape[0], -1).sum(-1)
         total = share.sum()
         share = share / jnp.where(total > 0, total, 1.0)
@@ -81,7 +88,7 @@ def make_loss(adapted: Adapted, objective: str, *, cached: bool = False) -> Loss
 def predictor(adapted: Adapted, *, cached: bool) -> Callable[..., Prediction]:
     """Return ``predict(params, delta, image or embedding, prompts) -> Prediction``, one mask per prompt."""
     function = adapted.decode if cached else adapted.apply
-    return lambda params, delta, image, prompts: function(params, delta, image, prompts)
+    return lambda params, delta, image, prompts, **kw: function(params, delta, image, prompts, **kw)
 
 
 def make_overlap(adapted: Adapted, *, cached: bool = False) -> Callable[..., dict[str, Array]]:

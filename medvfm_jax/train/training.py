@@ -12,6 +12,7 @@ import optax
 
 from medvfm_jax import systems
 from medvfm_jax.adapters import touches_encoder
+from medvfm_jax.adapters.training_options import rate_of
 from medvfm_jax.data import usual_augmentation
 from medvfm_jax.data.check import DatasetCheck
 from medvfm_jax.fetch import cache_dir
@@ -23,9 +24,11 @@ from medvfm_jax.train.checkpoint import Checkpoint
 from medvfm_jax.train.data_check import about, check_split, recorded_objects
 from medvfm_jax.train.early_stopping import EarlyStopping
 from medvfm_jax.train.embedding_cache import EmbeddingCache, embed, make_cache
+from medvfm_jax.train.gradient_start import with_gradient_start
 from medvfm_jax.train.loop import Hook, Loader, MappedLoader, fit
 from medvfm_jax.train.optimizer import make_optimizer, make_schedule
 from medvfm_jax.train.placement import OneDevice, Placement
+from medvfm_jax.train.rank_allocation import with_rank_allocation
 from medvfm_jax.train.seen_at_once import patch_shape, slab_depth
 from medvfm_jax.train.state import TrainState, init_state
 from medvfm_jax.train.step import LossFn, make_step
@@ -59,7 +62,11 @@ class Run(NamedTuple):
     @property
     def optimizer(self) -> optax.GradientTransformation:
         """What turns a gradient of the delta into a step."""
-        return make_optimizer(self.schedule, self.config.weight_decay, self.config.clip_norm or None)
+        config, adapter = self.config, self.assembled.adapted.adapter.config
+        optimizer = make_optimizer(
+            self.schedule, config.weight_decay, config.clip_norm or None, rate_of(adapter)
+        )
+        return with_rank_allocation(optimizer, adapter, config.steps)
 
     def start(self) -> TrainState:
         """The state before the first step."""
@@ -156,16 +163,21 @@ def train(
     cache = _cache(run)
     if cache is not None:
         say("the encoder is frozen: each image is encoded once and its embedding kept")
-    loss = make_loss(assembled.adapted, assembled.objective, cached=cache is not None)
+    asked = {"objective": assembled.objective, "cached": cache is not None}
+    loss = make_loss(assembled.adapted, **asked, training=True)
     loader = _loader(run, cache)
     state, stopping = run.start(), EarlyStopping(run.config.patience)
     if start is not None:
         loader.set_state(start.loader_state)
         state, stopping = start.state, start.stopping
-    optimizer = run.optimizer
-    params, state = placement.put_params(assembled.base.params), placement.put_state(state, optimizer)
+    optimizer, params = run.optimizer, placement.put_params(assembled.base.params)
+    if start is None:
+        adapter = assembled.adapted.adapter.config
+        delta = with_gradient_start(adapter, params, state.delta, loss, loader, run.accumulate)
+        state = state._replace(delta=delta)
+    state = placement.put_state(state, optimizer)
     step = placement.compile(make_step(loss, optimizer, run.accumulate), params, state)
-    validation = _validation(run, params, loss, cache)
+    validation = _validation(run, params, make_loss(assembled.adapted, **asked), cache)
     say("compiling the training step ...")
     fitted = fit(
         step, state, loader, hooks,

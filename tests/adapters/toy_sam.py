@@ -24,8 +24,8 @@ class Attention(nn.Module):
     def __call__(self, x: Array) -> Array:
         x = nn.LayerNorm(name="norm")(x) if self.layout == "head_major" else x
         order = "(three h d)" if self.layout == "fused" else "(h three d)"
-        qkv = nn.Dense(3 * DIM, name="qkv")(rearrange(x, "a b c -> (a b) c"))
-        q, k, v = rearrange(qkv, f"n {order} -> three h n d", three=3, d=HEAD_DIM)
+        qkv = nn.Dense(3 * DIM, name="qkv")(x)
+        q, k, v = rearrange(qkv, f"a b {order} -> three h (a b) d", three=3, d=HEAD_DIM)
         out = jnp.einsum("hnm,hmd->hnd", nn.softmax(jnp.einsum("hnd,hmd->hnm", q, k)), v)
         out = rearrange(out, "h (a b) d -> a b (h d)", a=x.shape[0])
         return nn.Dense(DIM, name="proj")(out)

@@ -11,6 +11,7 @@ from medvfm_jax.federated.algorithm_catalog import (
     ALGORITHMS,
     check_fit,
     check_gradient_alone,
+    check_rates,
     noised_numbers,
     read_options,
 )
@@ -135,3 +136,18 @@ def test_what_does_not_fit_is_one_sentence():
         check_fit(ALGORITHMS["fedper"], {"personal": "nothing"}, plain)
     with pytest.raises(BadFederation, match="matches all of it, so that nothing is shared"):
         check_fit(ALGORITHMS["fedper"], {"personal": ".*"}, plain)
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"kind": "adalora", "rank": 6}, "ranks along one run"),
+        ({"kind": "lora", "rank": 4, "b_rate": 16.0}, "set b_rate=1"),
+        ({"kind": "pissa", "rank": 4}, "constants as in PiSSA"),
+        ({"kind": "lora_ga", "rank": 4}, "constants as in PiSSA"),
+    ],
+)
+def test_adapters_that_train_in_a_way_of_their_own_are_refused(part: dict, message: str) -> None:
+    with pytest.raises(BadFederation, match=message):
+        check_rates({"kind": "chain", "parts": {"low": part}})
+    check_rates({"kind": "chain", "parts": {"low": {"kind": "lora", "rank": 4}}})

@@ -136,11 +136,12 @@ def prepare(settings: ImageFederation, weights: Path | None = None, offline: boo
     )
     classes, system = len(settings.numbered_labels), systems.SYSTEMS[settings.preset]
     assembled = assemble(model, settings.preset, system, classes=classes, seed=settings.seed, offline=offline)
+    algorithm_catalog.check_rates(assembled.adapter)
     base, codec = assembled.base, make_codec(settings.codec)
     agreed = {name: value for name, value in vars(settings).items() if settings.secure or name not in _SECURE}
     agreed |= {"weights": base.fingerprint}
     agreement = Agreement(
-        _algorithm(settings, make_loss(assembled.adapted, assembled.objective), base),
+        _algorithm(settings, make_loss(assembled.adapted, assembled.objective, training=True), base),
         assembled.delta,
         _example(settings, base.model.spec),
         error_feedback(codec) if settings.remember else codec,

@@ -145,7 +145,7 @@ class SamEncoder(nn.Module):
             stack = nn.scan(
                 group,
                 variable_axes={"params": 0, "taps": 0},
-                split_rngs={"params": True},
+                split_rngs={"params": True, "dropout": True},
                 length=config.depth // config.group,
             )
             x, _ = stack(config, name="blocks")(x, None)

@@ -179,7 +179,7 @@ class ViT(nn.Module):
             stack = nn.scan(
                 nn.remat(BlockGroup, prevent_cse=False) if config.remat else BlockGroup,
                 variable_axes={"params": 0, "taps": 0},
-                split_rngs={"params": True},
+                split_rngs={"params": True, "dropout": True},
                 length=config.depth,
             )
             x, _ = stack(config, name="blocks")(x, None)

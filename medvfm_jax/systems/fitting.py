@@ -1,0 +1,74 @@
+"""Whether a system fits a model and a rank, from shapes alone, and in words where it does not."""
+
+from typing import NamedTuple
+
+import jax
+
+from medvfm_jax.adapters import BadAdapterConfig, NoSuchSite, WrongSite, adapt_model, count, from_config
+from medvfm_jax.adapters.training_options import check_ranks
+from medvfm_jax.models.model import Model
+from medvfm_jax.systems import places
+from medvfm_jax.systems.catalog import SYSTEMS
+from medvfm_jax.systems.configuration import configure
+from medvfm_jax.types import Params
+
+# What patterns of ``places`` stand for; a user's own pattern is shown as it is.
+_WORDS = {
+    places.DECODER: "mask decoder",
+    places.DECODER_AND_PROMPT_ENCODER: "mask decoder or prompt encoder",
+    places.LAST_LINEAR: "linear layer before the masks that it knows",
+    places.QKV: "attention with q, k and v in one layer",
+    places.ATTENTION: "attention in its image encoder",
+    places.MLP: "MLP in its image encoder",
+    places.ATTENTION_AND_MLP: "attention or an MLP in its image encoder",
+    places.LINEAR_AND_NORM: "transformer blocks in its image encoder",
+    places.VIT_BLOCK: "transformer blocks that it knows",
+    places.NORM: "layer norm",
+    "image_encoder": "image encoder",
+}
+
+
+class Fit(NamedTuple):
+    """trained: parameters of the system on the model, None where it does not fit; reason: why, "" where it does."""
+
+    trained: int | None
+    reason: str = ""
+
+
+def fit(name: str, model: Model, params: Params, rank: int | None = None) -> Fit:
+    """Try a system on a model.
+
+    Args:
+        name: of the system.
+        model: to adapt.
+        params: shapes of its parameters, see ``jax.eval_shape(model.init, key)``.
+        rank: of every part that has one; None: the system's own.
+
+    Returns:
+        What would train, or one sentence on why it does not fit.
+    """
+    own = SYSTEMS[name].adapter(model.spec)
+    ranked = {f"{part}.rank": rank for part, options in own.items() if rank is not None and "rank" in options}
+    try:
+        adapted = adapt_model(from_config(configure(name, SYSTEMS[name], model.spec, ranked)), model)
+        delta = jax.eval_shape(adapted.init, jax.random.key(0), params)
+        check_ranks(adapted.adapter.config, delta)
+    except (BadAdapterConfig, NoSuchSite, WrongSite) as error:
+        return Fit(None, why(error))
+    return Fit(count(delta, params).trained)
+
+
+def why(error: Exception) -> str:
+    """The sentence of an error, with words where the pattern of a system matched nothing.
+
+    Args:
+        error: a NoSuchSite, a WrongSite or a BadAdapterConfig.
+
+    Returns:
+        One sentence.
+    """
+    text = str(error)
+    for pattern, words in _WORDS.items():
+        if text.startswith(f"'{pattern}' matches no "):
+            return f"the model has no {words}."
+    return text

@@ -1,0 +1,34 @@
+"""`medvfm systems`: one line each; on a model what trains, or one sentence without a regular expression."""
+
+from medvfm_jax import systems
+
+
+def test_every_system_is_listed_with_its_line(medvfm):
+    said = medvfm("systems").out.splitlines()
+    assert [line.split()[0] for line in said] == list(systems.SYSTEMS.names())
+    assert all(systems.SYSTEMS.describe()[line.split()[0]] in line for line in said)
+    record = medvfm("systems", "--json").json
+    assert record["systems"][0] == {"name": "samed", "description": systems.SYSTEMS.describe()["samed"]}
+
+
+def test_which_fit_a_model_and_a_rank(medvfm):
+    record = medvfm("systems", "--model", "vit-tiny-test", "--rank", 17, "--json").json
+    found = {system["name"]: system for system in record["systems"]}
+    assert (
+        "a rank of 17 is larger than the layer 'image_encoder/blocks_0/attn/qkv'" in found["lora"]["reason"]
+    )
+    assert "which is 16 wide: choose lora.rank=16" in found["lora"]["reason"]
+    assert "is too large for the kernel" in found["pissa"]["reason"]
+    assert found["linear"]["reason"] == "the model has no linear layer before the masks that it knows."
+    assert found["vpt"]["trained"] == 2 * 10 * 16
+    assert "needs a Dense on a map" in found["conv_lora"]["reason"]
+    assert not [s for s in found.values() if ".*" in s["reason"]]
+    said = medvfm("systems", "--model", "vit-tiny-test").out
+    assert "lora                  512 parameters" in said
+    assert "decoder       does not fit: the model has no mask decoder." in said
+
+
+def test_a_rank_alone_and_unknown_models_are_refused(medvfm):
+    medvfm("systems", "--rank", 4).refused("say which with --model")
+    medvfm("systems", "--model", "vit-tiny-test", "--rank", 0).refused("at least 1")
+    medvfm("systems", "--model", "sam-x").refused("sam-")

@@ -1,0 +1,49 @@
+"""Whether a system fits a model, without its weights: counts by hand, reasons in words."""
+
+import jax
+import pytest
+
+from medvfm_jax import models
+from medvfm_jax.adapters import NoSuchSite
+from medvfm_jax.systems.fitting import fit, why
+
+MODEL = models.build("vit-tiny-test")
+SHAPES = jax.eval_shape(MODEL.init, jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    ("name", "rank", "trained"),
+    [
+        ("lora", None, 2 * 2 * 4 * (16 + 16)),
+        ("lora", 16, 2 * 2 * 16 * (16 + 16)),
+        ("pissa", 8, 2 * 2 * 8 * (16 + 16)),
+        ("fact_tt", 2, 2 * 16 * 2 + 2 * 2 * 4),
+        ("bitfit", 3, 16 + 2 * (48 + 16 + 64 + 16 + 2 * 16) + 16),  # no rank to change
+    ],
+)
+def test_what_fits_says_what_trains(name: str, rank: int | None, trained: int) -> None:
+    assert fit(name, MODEL, SHAPES, rank) == (trained, "")
+
+
+@pytest.mark.parametrize(
+    ("name", "rank", "reason"),
+    [
+        (
+            "lora",
+            17,
+            "a rank of 17 is larger than the layer 'image_encoder/blocks_0/attn/qkv', which is 16 wide",
+        ),
+        ("lora_ga", 9, "takes 18 singular directions and which has 16"),
+        ("adalora", 3, "target must be above 0 and at most the rank, 3, not 4"),
+        ("decoder", None, "the model has no mask decoder."),
+    ],
+)
+def test_what_does_not_fit_says_why(name: str, rank: int | None, reason: str) -> None:
+    found = fit(name, MODEL, SHAPES, rank)
+    assert found.trained is None
+    assert reason in found.reason
+
+
+def test_a_pattern_of_the_user_is_shown_as_it_is() -> None:
+    text = "'encoder/.*' matches no module that is called among 3; it must match a whole path."
+    assert why(NoSuchSite(text)) == text
