@@ -296,14 +296,18 @@ def _adopt(source: Path, target: Path, found: WeightsEntry, trusted: str | None)
 
 
 def _examine(found: WeightsEntry, path: Path) -> None:
-    """Raise BadCheckpoint, UnsafeCheckpoint or PortError unless the file holds finite parameters of the model."""
+    """Raise BadCheckpoint, UnsafeCheckpoint or PortError unless the file holds finite parameters of the model.
+
+    WrongDigest for the known file of another entry: several models have parameters of the same names and shapes.
+    """
+    _refuse_known(found, path, sha256_of(path))
     port_file(path, jax.eval_shape(catalog.build(found.model).init, jax.random.key(0)))
 
 
 def _verify(path: Path, target: Path, found: WeightsEntry, trusted: str | None) -> str:
     """The digest of a file that is, or is to become, `target`.  Raises FetchError, WrongDigest."""
     try:
-        return verify(path, found.sha256 or trusted, found.size)
+        digest = verify(path, found.sha256 or trusted, found.size)
     except WrongDigest as error:
         if trusted is None:
             raise
@@ -311,6 +315,19 @@ def _verify(path: Path, target: Path, found: WeightsEntry, trusted: str | None) 
             f"{path} has sha256 {sha256_of(path)}, but {found.name} had {trusted} when it was first seen. If that was "
             f"the wrong file, delete {target} and {_digest_file(target)}, and run the command again."
         ) from error
+    _refuse_known(found, path, digest)
+    return digest
+
+
+def _refuse_known(found: WeightsEntry, path: Path, digest: str) -> None:
+    """Raise WrongDigest for the file of another entry, also in the cache, where earlier versions let it in."""
+    known = identify(digest)
+    if known is None or known.name == found.name:
+        return
+    remedy = "delete it" if path == cached_path(found) else f"get it with: medvfm weights get {known.name}"
+    raise WrongDigest(
+        f"{path} holds the weights '{known.name}' (sha256 {digest}), not '{found.name}'; {remedy}."
+    )
 
 
 def _digest_file(target: Path) -> Path:

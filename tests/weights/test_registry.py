@@ -166,6 +166,31 @@ def test_the_digest_does_not_outlive_its_file(unrecorded, tmp_path):
     assert record.read_text().split()[0] == hashlib.sha256(right.read_bytes()).hexdigest()
 
 
+@pytest.mark.parametrize("way", ["from a file", "downloaded", "in the cache"])
+def test_the_known_file_of_another_model_with_the_same_shapes_is_refused(
+    unrecorded, tmp_path, monkeypatch, way
+):
+    """As that of SAM is for MedSAM: only its digest tells."""
+    right, target = unrecorded
+    if way == "in the cache":
+        registry.fetch("x", source=right)
+    digest = hashlib.sha256(right.read_bytes()).hexdigest()
+    other = registry.Entry("y", "https://example.org/y.pth", "vit-tiny-test", "MIT", ("none",), digest)
+    monkeypatch.setattr(registry, "_ENTRIES", (*registry.entries(), other))
+    with pytest.raises(WrongDigest, match=rf"holds the weights 'y' \(sha256 {digest}\), not 'x'; ") as caught:
+        registry.fetch("x", source=right if way == "from a file" else None)
+    remedy = {"in the cache": f"{target} ", "from a file": f"{right} "}.get(way, "")
+    assert str(caught.value).startswith(remedy)
+    assert str(caught.value).endswith(
+        "'x'; delete it." if way != "from a file" else "get it with: medvfm weights get y."
+    )
+    assert not target.with_name("x.pth.sha256").exists() or way == "in the cache"
+    mine = tmp_path / "mine.pth"
+    export.save_torch(mine, random_params("vit-tiny-test"), {"source": "another copy"})
+    target.unlink(missing_ok=True)
+    assert registry.fetch("x", source=mine).read_bytes() == mine.read_bytes()
+
+
 SLOW_COPY = """
 import shutil, sys, time
 from pathlib import Path
