@@ -175,8 +175,8 @@ def test_the_known_file_of_another_model_with_the_same_shapes_is_refused(
     if way == "in the cache":
         registry.fetch("x", source=right)
     digest = hashlib.sha256(right.read_bytes()).hexdigest()
-    other = registry.Entry("y", "https://example.org/y.pth", "vit-tiny-test", "MIT", ("none",), digest)
-    monkeypatch.setattr(registry, "_ENTRIES", (*registry.entries(), other))
+    other = registry.WeightsEntry("y", "https://example.org/y.pth", "vit-tiny-test", "MIT", ("none",), digest)
+    monkeypatch.setattr(registry, "WEIGHTS", dict(registry.WEIGHTS) | {"y": other})
     with pytest.raises(WrongDigest, match=rf"holds the weights 'y' \(sha256 {digest}\), not 'x'; ") as caught:
         registry.fetch("x", source=right if way == "from a file" else None)
     remedy = {"in the cache": f"{target} ", "from a file": f"{right} "}.get(way, "")
