@@ -73,6 +73,11 @@ def _warn(args: SegmentArgs, segmenter: Segmenter, images: Sequence[Image]) -> N
     for image in images:
         if image.array.shape[-1] > segmenter.seen:
             console.warn(f"{image.path} has {image.array.shape[-1]} channels; the model sees the first three")
+        if window := segmenter.filled_up(image):
+            what = " x ".join(map(str, window)) + (" voxels" if len(window) == 3 else " slices")
+            console.warn(
+                f"{image.path} is smaller than the model's window of {what}; the rest is filled up with zeros"
+            )
 
 
 def _say_notes(images: Sequence[Image]) -> None:

@@ -39,6 +39,8 @@ def key_of(*paths: Path | None) -> str | None:
 def load(path: Path, parse: Callable[[Any], Any], say: Callable[[str], None]) -> dict[str, Any]:
     """Key -> what was found, as ``parse`` makes it of JSON; empty, and said, if the file is damaged."""
     try:
+        if path.exists() and not path.is_file():  # reading from a pipe would never end
+            raise ValueError("no file")
         if path.stat().st_size > _LARGEST:
             raise ValueError("too large")
         record = json.loads(path.read_bytes())

@@ -13,6 +13,7 @@ from medvfm_jax import local_paths, traces
 from medvfm_jax.images import Image, Query, check_query, make_prompts, plane, preprocess, restore, stack
 from medvfm_jax.images.geometry import slice_axis
 from medvfm_jax.images.intensity import VolumeScale
+from medvfm_jax.images.volumes import pile
 from medvfm_jax.predict.predictor import finite_logits
 from medvfm_jax.predict.volume_prediction import label_slices, resolved_overlap
 from medvfm_jax.printable import counted
@@ -96,6 +97,14 @@ class Segmenter:
     def seen(self) -> int:
         """Channels of an image that reach the model; of more the first ones do."""
         return self._spec.input_shape[-1]
+
+    def filled_up(self, image: Image) -> tuple[int, ...] | None:
+        """The window (D, H, W) of a patch, or (D,) of a slab, if the volume is smaller: the rest of it is zeros."""
+        if self._spec.rank == 2 or not image.is_volume:
+            return None
+        window = self._spec.input_shape[:3] if self._spec.resize == "none" else self._spec.input_shape[:1]
+        size = pile(image.array, slice_axis(image)).shape
+        return window if any(n < w for n, w in zip(size, window, strict=False)) else None
 
     @property
     def semantic(self) -> bool:

@@ -48,6 +48,12 @@ def test_adapt_evaluate_and_segment_a_volume(medvfm, volumes, cells, tmp_path, s
     np.testing.assert_array_equal(segmented.affine, nibabel.load(image).affine)
     np.testing.assert_array_equal(segmented.get_fdata(), predicted.get_fdata())
 
+    thin = tmp_path / "thin.nii.gz"  # fewer slices than the window
+    nibabel.save(nibabel.load(image).slicer[:, :, :2], thin)
+    found = medvfm("segment", thin, "--run", out, "--out", tmp_path / "thin_mask.nii.gz")
+    assert found.code == 0, found.err
+    assert "thin.nii.gz is smaller than the model's window of" in found.err
+
     picture = next((cells / "images").glob("*.png"))
     refused = medvfm("segment", picture, "--run", out, "--out", tmp_path / "picture.png")
     assert "is a picture" in refused.refused("was trained to segment volumes")
