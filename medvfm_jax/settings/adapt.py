@@ -16,7 +16,7 @@ class AdaptConfig(TrainingConfig):
 
     _: dataclasses.KW_ONLY
     adapter: str = "samed"
-    """What trains: samed, med_sa, sd_trans, lora, decoder, linear, full, ssf, bitfit, vpt, context."""
+    """What trains: samed, med_sa, sd_trans, lora, dora, decoder, linear, full, ...; `medvfm systems` lists all."""
     steps: int = 400
     """Optimiser steps."""
     accumulate: int | None = None

@@ -11,7 +11,7 @@ class Training:
     model: str = "sam-b"
     """Model to adapt; no weights are needed."""
     adapter: str = "samed"
-    """What trains: samed, med_sa, lora, decoder, linear, full, ssf, bitfit, vpt, context."""
+    """What trains: samed, med_sa, lora, dora, decoder, linear, full, ...; `medvfm systems` lists all."""
     set: tuple[str, ...] = ()
     """Option of the adapter, for example lora.rank=8; may be given several times."""
     global_batch: int = 8

@@ -89,6 +89,43 @@ def test_by_hand(layout):
     np.testing.assert_array_equal(adapted(params, delta, x[0]), root.apply(params, x[0]))
 
 
+def test_slices_over_devices_give_what_a_slab_on_one_device_gives():
+    """The axis of slices may be one of a mesh: the same adapter, one slice per device, keys and values gathered."""
+    x = np.random.default_rng(0).normal(size=(DEPTH, 2, 3, WIDTH)).astype(np.float32)
+    root = Root()
+    params = perturbed(root.init(KEY, x[0]))
+    adapter = depth_attention("attn", HEAD_DIM, width=2)
+    delta = perturbed(adapter.init(KEY, root.apply, params, x[0]))
+    adapted = adapter.wrap(root.apply)
+    mesh = jax.make_mesh(
+        (DEPTH,), (SLICES,), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:DEPTH]
+    )
+    place = jax.P(SLICES)
+
+    def loss(apply):
+        return jax.value_and_grad(lambda delta: (apply(delta) ** 2).mean())
+
+    def over_devices(delta):
+        one = jax.shard_map(
+            lambda delta, x: adapted(params, delta, x[0])[None],
+            mesh=mesh,
+            in_specs=(jax.P(), place),
+            out_specs=place,
+        )
+        return one(delta, x)
+
+    sharded = jax.jit(over_devices)
+    on_one = jax.vmap(lambda one: adapted(params, delta, one), axis_name=SLICES)(x)
+    np.testing.assert_allclose(sharded(delta), on_one, atol=1e-5)
+    assert "all-gather" in sharded.lower(delta).compile().as_text()
+    value, gradient = jax.jit(loss(over_devices))(delta)
+    expected = loss(lambda delta: jax.vmap(lambda one: adapted(params, delta, one), axis_name=SLICES)(x))(
+        delta
+    )
+    np.testing.assert_allclose(value, expected[0], rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), gradient, expected[1])
+
+
 def test_bad_options_and_sites():
     with pytest.raises(BadAdapterConfig, match="either width or ratio"):
         depth_attention("attn", 3)
