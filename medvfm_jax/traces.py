@@ -68,6 +68,8 @@ def program(
     try:
         exported = jax.export.export(jitted)(*wanted)
         content = bytes(exported.serialize())
+    except ImportError:  # an installation that lacks what the format needs
+        raise
     except (
         Exception
     ):  # kernels that have no portable form; the reason is of no use to whoever segments an image

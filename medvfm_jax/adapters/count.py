@@ -54,7 +54,11 @@ def count(delta: Delta, params: Params) -> Count:
     total = sum(math.prod(p.shape) for m, n, p in leaves if f"{m}/{n}".lstrip("/") not in buffers)
     arrays = jax.tree.leaves(delta)
     size = sum(math.prod(a.shape) * jnp.dtype(a.dtype).itemsize for a in arrays)
-    trained = sum(math.prod(leaf.array.shape) for leaf in delta_leaves(delta) if not is_fixed(leaf.name))
+    trained = sum(
+        math.prod(leaf.array.shape)
+        for leaf in delta_leaves(delta)
+        if leaf.array is not None and not is_fixed(leaf.name)  # None: a part that is not of this delta
+    )
     return Count(trained, total, size)
 
 

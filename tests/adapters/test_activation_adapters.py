@@ -128,7 +128,7 @@ def test_prompt_tokens_refuse_grids_masks_and_other_shapes() -> None:
         (lambda: bottleneck("x", 2, where="before"), "'after' or 'parallel'"),
         (lambda: scale_shift("x", "around"), "'before' or 'after'"),
         (lambda: prompt_tokens(0, "x"), "at least 1"),
-        (lambda: context_block("asp", "x"), "known are aspp"),
+        (lambda: context_block("asp", "x"), "the nearest is 'aspp'"),
         (lambda: context_block("aspp", "x", 0), "at least 1"),
     ],
 )
