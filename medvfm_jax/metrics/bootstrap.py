@@ -36,11 +36,9 @@ def method(values: NDArray) -> Method | None:
 
 def methods_in_words(rows: Iterable[Mapping[str, Any]]) -> str:
     """Summary rows -> what their intervals are. Rows of before there were two kinds are of the bootstrap."""
-    used = dict.fromkeys(row.get("interval", "bootstrap") for row in rows if row.get("low") is not None)
-    return (
-        " or ".join(_WORDS[name] for name in used if name in _WORDS)
-        or "none of fewer than two patients, or of infinite distances"
-    )
+    used = [row.get("interval", "bootstrap") for row in rows if row.get("low") is not None]
+    words = " or ".join(words for name, words in _WORDS.items() if name in used)
+    return words or "none of fewer than two patients, or of infinite distances"
 
 
 def bounds_of(metric: str, *, difference: bool = False) -> Bounds:

@@ -111,7 +111,7 @@ def scores(run: RunRecord) -> str:
     """Scores with intervals and the number of empty masks."""
     record = run.scores
     profile = record.get("metric_profile", "")
-    explained = PROFILES.describe().get(profile, "")
+    explained = PROFILES[profile].description if profile in PROFILES else ""
     lead = (
         f"Each cell: mean, 95 % interval ({text(methods_in_words(record.get('summary') or ()))}), number of patients "
         "and median. Metric profile "

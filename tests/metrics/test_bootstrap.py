@@ -105,6 +105,10 @@ def test_one_patient_has_no_interval_and_it_is_said():
     (row,) = summarise([{"case": "a", "label": "organ", "dice": 0.7}])["summary"]
     assert (row["low"], row["high"], row["interval"], row["n"]) == (None, None, None, 1)
     assert methods_in_words([row]) == "none of fewer than two patients, or of infinite distances"
+    # A damaged record: what is no name is not named.
+    assert methods_in_words(
+        [{"low": 0.1, "interval": ["t"]}, {"low": 0.1, "interval": "t"}]
+    ) == methods_in_words([{"low": 0.1, "interval": "t"}])
 
 
 def test_every_row_names_its_method():
