@@ -36,8 +36,9 @@ def method(values: NDArray) -> Method | None:
 
 def methods_in_words(rows: Iterable[Mapping[str, Any]]) -> str:
     """Summary rows -> what their intervals are. Rows of before there were two kinds are of the bootstrap."""
-    used = [row.get("interval", "bootstrap") for row in rows if row.get("low") is not None]
-    words = " or ".join(words for name, words in _WORDS.items() if name in used)
+    named = (row.get("interval", "bootstrap") for row in rows if row.get("low") is not None)
+    used = dict.fromkeys(name for name in named if isinstance(name, str))
+    words = " or ".join(_WORDS[name] for name in used if name in _WORDS)
     return words or "none of fewer than two patients, or of infinite distances"
 
 
