@@ -10,22 +10,19 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from medvfm_jax.adapters.compose import FrozenCall
 from medvfm_jax.adapters.core import Adapter
-from medvfm_jax.adapters.core import at as at_sites
 from medvfm_jax.adapters.errors import BadAdapterConfig
 from medvfm_jax.adapters.lora import (
     Layout,
     check_training_options,
-    dropped,
     lora_scale,
+    low_rank_update,
     site_factors,
     whole_factors,
 )
-from medvfm_jax.adapters.lora_kernels import Qkv, fan_out, pass_through_rank
+from medvfm_jax.adapters.lora_kernels import Qkv
 from medvfm_jax.adapters.parameter_paths import SiteDelta
 from medvfm_jax.adapters.sites import Site
-from medvfm_jax.types import Params
 
 _START = 0.02  # deviation of the entries of a and b
 
@@ -89,21 +86,13 @@ def adalora(
         }
         return delta | {f"s{name[1:]}": jnp.zeros(rank) for name in shapes if name[0] == "a"}
 
-    def apply_site(delta: SiteDelta, call: FrozenCall, x: Array) -> Array:
-        y = call(x)
-        a, b = _scaled(delta, qkv, y.dtype)
-        low_rank = pass_through_rank(call.module, dropped(call.module, x, dropout).astype(y.dtype), a)
-        return y + scale * fan_out(low_rank, b, y.shape)
-
-    def merge_site(site_params: Params, delta: SiteDelta) -> Params:
-        kernel = site_params["kernel"]
-        a, b = _scaled(delta, qkv, jnp.float32)
-        return {"kernel": (kernel + scale * (a @ b).reshape(kernel.shape)).astype(kernel.dtype)}
+    def factors(delta: SiteDelta, dtype: jnp.dtype) -> tuple[Array, Array]:
+        return _scaled(delta, qkv, dtype)
 
     config = {"kind": "adalora", "rank": rank, "target": target, "alpha": alpha, "at": at, "slices": slices}
     config |= {"layout": layout, "head_dim": head_dim, "dropout": dropout, "penalty": penalty}
     config |= {"begin": begin, "end": end, "every": every}
-    return at_sites(at, "around", init_site, apply_site, merge_site, config)
+    return low_rank_update(init_site, factors, scale, config)
 
 
 def _scaled(delta: SiteDelta, qkv: Qkv | None, dtype: jnp.dtype) -> tuple[Array, Array]:

@@ -9,7 +9,7 @@ from jax import Array
 from medvfm_jax.types import Delta
 
 _WITHOUT_IMAGE = ("mask_decoder", "prompt_encoder")
-_FIXED = "fixed_"
+FIXED = "fixed_"
 
 
 class DeltaLeaf(NamedTuple):
@@ -50,7 +50,7 @@ def is_fixed(name: str) -> bool:
     Returns:
         True for names that begin with "fixed_", such as the start of PiSSA's factors.
     """
-    return name.startswith(_FIXED)
+    return name.startswith(FIXED)
 
 
 def touches_encoder(delta: Delta) -> bool:

@@ -7,7 +7,8 @@ stays un-batched.
 """
 
 import math
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -73,22 +74,39 @@ def lora(
     def init_site(key: Array, site: Site) -> SiteDelta:
         return site_factors(key, site, qkv, rank)
 
+    def factors(delta: SiteDelta, dtype: jnp.dtype) -> tuple[Array, Array]:
+        return whole_factors(delta, qkv, dtype)
+
+    config = {"kind": "lora", "rank": rank, "alpha": alpha, "at": at, "slices": slices}
+    config |= {"layout": layout, "head_dim": head_dim, "rank_stabilised": rank_stabilised}
+    config |= {"dropout": dropout, "b_rate": b_rate}
+    return low_rank_update(init_site, factors, scale, config)
+
+
+def low_rank_update(
+    init_site: Callable[[Array, Site], SiteDelta],
+    factors: Callable[[SiteDelta, jnp.dtype], tuple[Array, Array]],
+    scale: float,
+    config: Mapping[str, Any],
+) -> Adapter:
+    """Add ``scale * a b`` to a kernel, on the way of the activations, and fold it in exactly.
+
+    factors: (delta of a site, dtype) -> a (..., in, r), b (..., r, out).  config: with "at" and "dropout".
+    """
+
     def apply_site(delta: SiteDelta, call: FrozenCall, x: Array) -> Array:
         y = call(x)
-        a, b = whole_factors(delta, qkv, y.dtype)
-        x = dropped(call.module, x, dropout)
+        a, b = factors(delta, y.dtype)
+        x = dropped(call.module, x, config["dropout"])
         low_rank = pass_through_rank(call.module, x.astype(y.dtype), a)
         return y + scale * fan_out(low_rank, b, y.shape)
 
     def merge_site(site_params: Params, delta: SiteDelta) -> Params:
         kernel = site_params["kernel"]
-        a, b = whole_factors(delta, qkv, jnp.float32)
+        a, b = factors(delta, jnp.float32)
         return {"kernel": (kernel + scale * (a @ b).reshape(kernel.shape)).astype(kernel.dtype)}
 
-    config = {"kind": "lora", "rank": rank, "alpha": alpha, "at": at, "slices": slices}
-    config |= {"layout": layout, "head_dim": head_dim, "rank_stabilised": rank_stabilised}
-    config |= {"dropout": dropout, "b_rate": b_rate}
-    return at_sites(at, "around", init_site, apply_site, merge_site, config)
+    return at_sites(config["at"], "around", init_site, apply_site, merge_site, config)
 
 
 def lora_scale(rank: int, alpha: float | None, rank_stabilised: bool = False) -> float:

@@ -13,16 +13,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from medvfm_jax.adapters.compose import FrozenCall
-from medvfm_jax.adapters.core import Adapter, at
+from medvfm_jax.adapters.core import Adapter
+from medvfm_jax.adapters.delta_paths import FIXED
 from medvfm_jax.adapters.errors import WrongSite
-from medvfm_jax.adapters.lora import dropped, site_factors, whole_factors
-from medvfm_jax.adapters.lora_kernels import Qkv, fan_out, pass_through_rank
+from medvfm_jax.adapters.lora import low_rank_update, site_factors, whole_factors
+from medvfm_jax.adapters.lora_kernels import Qkv
 from medvfm_jax.adapters.parameter_paths import SiteDelta
 from medvfm_jax.adapters.sites import Site
-from medvfm_jax.types import Params
-
-FIXED = "fixed_"
 
 
 def shifted_lora(config: Mapping[str, Any], qkv: Qkv | None, scale: float, directions: int) -> Adapter:
@@ -31,7 +28,7 @@ def shifted_lora(config: Mapping[str, Any], qkv: Qkv | None, scale: float, direc
     config: with "kind", "rank", "at" and "dropout".  directions: singular directions of a kernel that a start needs;
     ``init`` raises WrongSite for kernels that have fewer.
     """
-    rank, dropout = config["rank"], config["dropout"]
+    rank = config["rank"]
 
     def init_site(key: Array, site: Site) -> SiteDelta:
         changes = {name: jnp.zeros_like(array) for name, array in site_factors(key, site, qkv, rank).items()}
@@ -43,18 +40,10 @@ def shifted_lora(config: Mapping[str, Any], qkv: Qkv | None, scale: float, direc
             )
         return changes | {FIXED + name: array for name, array in changes.items()}
 
-    def apply_site(delta: SiteDelta, call: FrozenCall, x: Array) -> Array:
-        y = call(x)
-        a, b = _doubled(delta, qkv, y.dtype)
-        low_rank = pass_through_rank(call.module, dropped(call.module, x, dropout).astype(y.dtype), a)
-        return y + scale * fan_out(low_rank, b, y.shape)
+    def factors(delta: SiteDelta, dtype: jnp.dtype) -> tuple[Array, Array]:
+        return _doubled(delta, qkv, dtype)
 
-    def merge_site(site_params: Params, delta: SiteDelta) -> Params:
-        kernel = site_params["kernel"]
-        a, b = _doubled(delta, qkv, jnp.float32)
-        return {"kernel": (kernel + scale * (a @ b).reshape(kernel.shape)).astype(kernel.dtype)}
-
-    return at(config["at"], "around", init_site, apply_site, merge_site, config)
+    return low_rank_update(init_site, factors, scale, config)
 
 
 def with_start(
