@@ -1,8 +1,9 @@
-"""What tracing gives, kept on disk: the shapes of parameters, and programs of JAX's export format.
+"""What tracing gives, kept on disk: the shapes of parameters, and compiled programs.
 
-Tracing LiteMedSAM takes longer than running it on one picture.  What is kept is known by the words its maker gives, by
-all source files of this package, and by the versions and the device; so a change of any of them traces anew.  Files
-have a digest: what is damaged is traced again.  Nothing is kept where the cache folder cannot be written.
+Tracing and compiling LiteMedSAM takes longer than running it on one picture.  What is kept is known by the words its
+maker gives, by all source files of this package, and by the versions, the device and its settings; so a change of any
+of them traces anew.  Files have a digest: what is damaged is made again.  Nothing is kept where the cache folder cannot
+be written.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ from typing import Any
 
 import jax
 
-from medvfm_jax import __version__
+from medvfm_jax import __version__, executables
 from medvfm_jax.fetch import cache_dir
 
 _DIGEST = hashlib.sha256().digest_size
@@ -47,35 +48,28 @@ def shapes(words: Any, compute: Callable[[], Any]) -> Any:
 def program(
     words: Any, function: Callable[..., Any], *inputs: Any, announce: Callable[[], None] = lambda: None
 ) -> Callable[..., Any]:
-    """``function``, compiled for inputs of these shapes; traced only if it was not kept.
+    """``function``, compiled for inputs of these shapes; traced and compiled only if it was not kept.
 
     words: JSON-able, everything that the function follows from; None keeps nothing.  inputs: nested dictionaries and
-    tuples of arrays or shapes; what the function returns must be of the same kinds.  What cannot be exported is
-    compiled as usual.  announce: called where tracing and compiling lie ahead, which take seconds.
+    tuples of arrays or shapes; the function returns nested dictionaries of arrays.  What cannot be kept, because it
+    calls back into Python, is compiled all the same.  announce: called where tracing and compiling lie ahead, which
+    take seconds.
     """
+    wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), inputs)
     if words is None:
         announce()
-        return jax.jit(function)
-    wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), inputs)
+        return executables.compiled(function, wanted)[0]
     leaves, tree = jax.tree.flatten(wanted)
     words = [words, str(tree), [[leaf.shape, str(leaf.dtype)] for leaf in leaves]]
     content = _read(words, "program")
     if content is not None:
-        with contextlib.suppress(Exception):  # of a JAX that reads older programs no more, for example
-            return jax.jit(jax.export.deserialize(bytearray(content)).call)
+        with contextlib.suppress(Exception):  # of an XLA that refuses it
+            return executables.load(content, wanted)
     announce()
-    jitted = jax.jit(function)
-    try:
-        exported = jax.export.export(jitted)(*wanted)
-        content = bytes(exported.serialize())
-    except ImportError:  # an installation that lacks what the format needs
-        raise
-    except (
-        Exception
-    ):  # kernels that have no portable form; the reason is of no use to whoever segments an image
-        return jitted
-    _write(words, "program", content)
-    return jax.jit(exported.call)
+    run, content = executables.compiled(function, wanted)
+    if content is not None:
+        _write(words, "program", content)
+    return run
 
 
 def _to_json(tree: Any) -> Any:
@@ -108,7 +102,7 @@ def _stamp() -> str:
     root = Path(__file__).parent
     files = sorted(root.rglob("*.py"))
     said = [(str(file.relative_to(root)), *_size_and_time(file)) for file in files]
-    said += [__version__, jax.__version__, jax.default_backend()]
+    said += [__version__, *executables.platform_words()]
     return hashlib.sha256(repr(said).encode()).hexdigest()[:16]
 
 
