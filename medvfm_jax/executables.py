@@ -6,16 +6,18 @@ device and one version of XLA; ``platform_words`` says which.  As with JAX's com
 can run code: they belong into a folder of the user's own.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jaxlib
+from jax.experimental.compilation_cache import compilation_cache
 from jaxlib import _jax
 
 # Lines of /proc/cpuinfo that stay the same while a machine runs.
@@ -41,11 +43,25 @@ def compiled(
     Python, and for one that returns anything else than nested dictionaries of arrays.
     """
     lowered = jax.jit(function, keep_unused=True).lower(*inputs)
-    run = lowered.compile()
+    with _compiled_here():
+        run = lowered.compile()
     indices = jax.tree.unflatten(run.out_tree, range(run.out_tree.num_leaves))
     if not _is_plain(indices) or _CALLS_PYTHON in lowered.as_text():
         return run, None
     return run, json.dumps(indices).encode() + b"\n" + run.runtime_executable().serialize()
+
+
+@contextlib.contextmanager
+def _compiled_here() -> Iterator[None]:
+    """No executable out of JAX's compilation cache: XLA writes one that it has read without some of its functions."""
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # JAX remembers whether there is one
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
 
 
 def load(content: bytes, inputs: tuple[Any, ...]) -> Callable[..., Any]:

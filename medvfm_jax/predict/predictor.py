@@ -2,13 +2,12 @@
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from medvfm_jax.adapters import AdaptedModel
 from medvfm_jax.images import Query, flip_prompts, make_prompts, preprocess, restore
 from medvfm_jax.types import (
     ABSENT,
@@ -20,6 +19,9 @@ from medvfm_jax.types import (
     Params,
     Prompts,
 )
+
+if TYPE_CHECKING:
+    from medvfm_jax.adapters import AdaptedModel  # imports flax
 
 _CHUNK = 8  # prompts decoded at once; fewer are padded to a power of two, so that few programs are compiled
 _NO_FLIP, _ALL_FLIPS = ((False, False),), ((False, False), (True, False), (False, True), (True, True))
@@ -49,7 +51,7 @@ class Predictor:
     flips: average the probabilities over the four flips (left-right, up-down) of the picture.
     """
 
-    def __init__(self, adapted: AdaptedModel, params: Params, delta: Delta, *, flips: bool = False):
+    def __init__(self, adapted: "AdaptedModel", params: Params, delta: Delta, *, flips: bool = False):
         self._spec, self._weights = adapted.spec, (params, jax.device_put(delta))
         self._encode = jax.jit(adapted.encode)
         self._decode = jax.jit(lambda *inputs: adapted.decode(*inputs).logits)

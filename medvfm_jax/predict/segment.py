@@ -15,11 +15,11 @@ from medvfm_jax.images.geometry import slice_axis
 from medvfm_jax.images.intensity import VolumeScale
 from medvfm_jax.images.volumes import pile
 from medvfm_jax.predict.predictor import finite_logits
+from medvfm_jax.predict.ready import Ready, with_delta, without_delta
 from medvfm_jax.predict.volume_prediction import label_slices, resolved_overlap
 from medvfm_jax.printable import counted
 from medvfm_jax.runs import run_directory
 from medvfm_jax.settings.records import BadConfig
-from medvfm_jax.train.assemble import Loaded, load_adapted, load_base, spec_of, with_adapter
 from medvfm_jax.types import Delta, Params, Prediction, PromptKind, Prompts
 
 
@@ -47,23 +47,23 @@ class Segmenter:
 
     def __init__(
         self,
-        loaded: Loaded,
+        ready: Ready,
         *,
         multimask: bool = False,
         overlap: float | None = None,
         say: Callable[[str], None] = lambda text: None,
     ):
         self._say = say
-        self._spec, self._weights = loaded.base.model.spec, (loaded.base.params, jax.device_put(loaded.delta))
+        self._spec, self._weights = ready.spec, (ready.params, jax.device_put(ready.delta))
         self._overlap = resolved_overlap(self._spec, overlap)
-        self._trained = loaded.metadata or {}
-        self.note = loaded.note  # what could not be checked about the delta
-        self._words = ["segment", *loaded.words, multimask] if loaded.words else None
+        self._trained = ready.metadata or {}
+        self.note = ready.note  # what could not be checked about the delta
+        self._words = ["segment", *ready.words, multimask] if ready.words else None
         self._programs: dict[Any, Callable[..., Any]] = {}
         options = {"multimask": True} if multimask else {}
 
         def apply(params: Params, delta: Delta, image: Array, prompts: dict[str, Array]) -> dict[str, Array]:
-            found = loaded.adapted.apply(
+            found = ready.adapted().apply(
                 params, delta, image, Prompts(**prompts) if prompts else None, **options
             )
             return {name: value for name, value in found._asdict().items() if value is not None}
@@ -245,16 +245,13 @@ def load_segmenter(
         delta, dtype = run / run_directory.DELTA, record["dtype"]
         weights = weights or (record["weights"] and Path(record["weights"]))
     if delta is not None:
-        loaded = load_adapted(delta, model=model, dtype=dtype, file=weights, offline=offline, run=record)
+        ready = with_delta(delta, model=model, dtype=dtype, file=weights, offline=offline, run=record)
     elif model is None:
         raise BadConfig("Segmenting needs --run RUN, --delta FILE or --model NAME.")
     else:
-        if spec_of(model).task != "promptable":
-            raise BadConfig(f"{model} as it is gives no masks; adapt it first and give its --run.")
-        base = load_base(model, classes=2, seed=0, dtype=dtype, file=weights, offline=offline)
-        loaded = Loaded(base, with_adapter(base, None), {}, None, words=(model, dtype))
-    if multimask and loaded.base.model.spec.task != "promptable":
+        ready = without_delta(model, dtype=dtype, file=weights, offline=offline)
+    if multimask and ready.spec.task != "promptable":
         raise BadConfig(
             "This delta segments without prompts and gives one mask per class; leave out --multimask."
         )
-    return Segmenter(loaded, multimask=multimask, overlap=overlap, say=say)
+    return Segmenter(ready, multimask=multimask, overlap=overlap, say=say)

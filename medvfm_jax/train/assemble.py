@@ -287,7 +287,7 @@ def load_base(
     what ``weights.load`` raises.
     """
     spec_of(name)
-    options: dict[str, Any] = {"dtype": jnp.bfloat16} if dtype == "bfloat16" else {}
+    options = options_of(dtype)
     if keep != "everything":
         if "remat" not in entry_of(name).options:
             raise BadConfig(
@@ -304,6 +304,11 @@ def load_base(
     else:
         model, params = weights.load(name, file, offline=offline, **options)
     return Base(model, params, artifacts.fingerprint(params))
+
+
+def options_of(dtype: str) -> dict[str, Any]:
+    """Options of ``models.build`` for a compute dtype of the settings."""
+    return {"dtype": jnp.bfloat16} if dtype == "bfloat16" else {}
 
 
 def entry_of(name: str) -> ModelEntry:

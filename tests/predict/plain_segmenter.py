@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import jax.numpy as jnp
 
+from medvfm_jax.predict.ready import ready
 from medvfm_jax.predict.segment import Segmenter
 from medvfm_jax.train.assemble import Base, Loaded
 from medvfm_jax.types import Prediction
@@ -30,4 +31,4 @@ def segmenter(
 
     base = Base(SimpleNamespace(spec=spec), {}, "")
     loaded = Loaded(base, plain._replace(apply=apply, spec=spec), {}, metadata or None)
-    return Segmenter(loaded, multimask=multimask)
+    return Segmenter(ready(loaded), multimask=multimask)
