@@ -40,7 +40,7 @@ def compiled(
     """Compile for inputs of these shapes -> (what runs it, its bytes).
 
     inputs: nested dictionaries and tuples of ``jax.ShapeDtypeStruct``.  No bytes for a function that calls back into
-    Python, and for one that returns anything else than nested dictionaries of arrays.
+    Python, for one that returns anything else than nested dictionaries of arrays, and on devices that give none.
     """
     lowered = jax.jit(function, keep_unused=True).lower(*inputs)
     with _compiled_here():
@@ -48,7 +48,11 @@ def compiled(
     indices = jax.tree.unflatten(run.out_tree, range(run.out_tree.num_leaves))
     if not _is_plain(indices) or _CALLS_PYTHON in lowered.as_text():
         return run, None
-    return run, json.dumps(indices).encode() + b"\n" + run.runtime_executable().serialize()
+    try:
+        stored = run.runtime_executable().serialize()
+    except jax.errors.JaxRuntimeError:  # a device whose executables have no such form
+        return run, None
+    return run, json.dumps(indices).encode() + b"\n" + stored
 
 
 @contextlib.contextmanager

@@ -60,10 +60,10 @@ def program(
     calls back into Python, is compiled all the same.  announce: called where tracing and compiling lie ahead, which
     take seconds.
     """
-    wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), inputs)
     if words is None:
         announce()
-        return executables.compiled(function, wanted)[0]
+        return jax.jit(function)
+    wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), inputs)
     leaves, tree = jax.tree.flatten(wanted)
     words = [words, str(tree), [[leaf.shape, str(leaf.dtype)] for leaf in leaves]]
 
