@@ -3,7 +3,7 @@
 from typing import Any
 
 from medvfm_jax.adapters.errors import BadAdapterConfig
-from medvfm_jax.systems import samed
+from medvfm_jax.systems.places import tuned_decoder
 from medvfm_jax.systems.record import System
 from medvfm_jax.types import ModelSpec
 
@@ -20,7 +20,7 @@ SYSTEM = System(
     description="objects without prompts: classes and the distance of each pixel to the edge of its object, cut by a "
     "watershed (Naylor et al. 2019; Archit et al. 2025, automatic instance segmentation)",
     source="https://doi.org/10.1038/s41592-024-02580-4",
-    adapter=samed.SYSTEM.adapter,
+    adapter=tuned_decoder,
     transform=_transform,
     prompts="none",
     objective={"promptable": "instances", "semantic": "instances"},

@@ -37,6 +37,7 @@ ENCODER, DECODER = frozenset({"image_encoder"}), frozenset({"mask_decoder"})
 FACTS = {
     "samed": Facts(42_700, ENCODER | DECODER | {"prompt_encoder"}),
     "med_sa": Facts(41_792, ENCODER | DECODER, merge="nonlinearity"),
+    "instances": Facts(42_700, ENCODER | DECODER | {"prompt_encoder"}),
     "sd_trans": Facts(42_384, ENCODER | DECODER, merge="nonlinearity"),
     "lora": Facts(1_024, ENCODER),
     "dora": Facts(1_152, ENCODER),
