@@ -1,4 +1,4 @@
-"""Objects without prompts: SAMed's adapters, and a distance map beside the classes from which a watershed cuts them."""
+"""Objects without prompts: the decoder learns a distance map beside the classes, a watershed cuts objects out of it."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ SYSTEM = System(
     prompts="none",
     objective={"promptable": "instances", "semantic": "instances"},
     learning_rate=5e-4,
-    differences="LoRA and SAM's own decoder with one more token in place of a second decoder on a tuned encoder; one "
+    differences="SAM's own decoder with one more token, on a frozen encoder, in place of a second decoder; one "
     "distance, that to the edge, divided by the largest in the object, where the publications have another "
     "normalisation or a second one to the centre.",
 )

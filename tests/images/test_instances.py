@@ -29,7 +29,9 @@ def test_small_objects_have_distances_as_large_as_large_ones():
     objects[0, 0] = 1
     objects[5:15, 5:15] = 2
     distances = distance_map(objects)
-    assert distances[0, 0] == 1 and distances[objects == 2].max() == 1 and distances[objects == 0].max() == 0
+    assert distances[0, 0] == 1
+    assert distances[objects == 2].max() == 1
+    assert distances[objects == 0].max() == 0
 
 
 def test_a_neighbour_is_an_edge():
@@ -43,10 +45,12 @@ def test_a_neighbour_is_an_edge():
 def test_touching_objects_are_cut_where_they_meet(turn):
     objects = np.rot90(two_touching_discs(), turn)
     found = objects_from_distance(objects > 0, distance_map(objects))
-    assert found.max() == 2 and found.dtype == np.int32
+    assert found.max() == 2
+    assert found.dtype == np.int32
     first, second = ({*np.unique(found[objects == number])} for number in (3, 7))
     overlap = [(found[objects == number] == (found[objects == number].max())).mean() for number in (3, 7)]
-    assert min(overlap) > 0.9 and first != second
+    assert min(overlap) > 0.9
+    assert first != second
 
 
 def test_a_flat_map_leaves_pieces_whole_and_drops_specks():
@@ -54,10 +58,13 @@ def test_a_flat_map_leaves_pieces_whole_and_drops_specks():
     foreground[2:10, 2:10] = foreground[2:10, 15:25] = True
     foreground[0, 28] = True  # less than LEAST pixels
     found = objects_from_distance(foreground, np.zeros(foreground.shape))
-    assert found.max() == 2 and found[0, 28] == 0 and LEAST > 1
+    assert found.max() == 2
+    assert found[0, 28] == 0
+    assert LEAST > 1
     assert {*np.unique(found[2:10, 2:10])} == {1} or {*np.unique(found[2:10, 2:10])} == {2}
 
 
 def test_without_foreground_there_are_no_objects():
     found = objects_from_distance(np.zeros((4, 5), bool), np.ones((4, 5)))
-    assert found.shape == (4, 5) and not found.any()
+    assert found.shape == (4, 5)
+    assert not found.any()
