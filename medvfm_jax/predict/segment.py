@@ -14,7 +14,7 @@ from medvfm_jax.images import Image, Query, check_query, make_prompts, plane, pr
 from medvfm_jax.images.geometry import slice_axis
 from medvfm_jax.images.intensity import VolumeScale
 from medvfm_jax.images.volumes import pile
-from medvfm_jax.predict.predictor import finite_logits
+from medvfm_jax.predict.predictor import class_of_objects, finite_logits, told_apart
 from medvfm_jax.predict.ready import Ready, with_delta, without_delta
 from medvfm_jax.predict.volume_prediction import label_slices, resolved_overlap
 from medvfm_jax.printable import counted
@@ -29,12 +29,14 @@ class Segmented(NamedTuple):
     labels: class or object numbers (H, W) or (X, Y, Z) on the image's own grid, 0 for none.
     logits: (Q, M, H, W), or (C, H, W) without prompts, at the picture's own size; None for a volume without
     prompts. low_res_logits, iou: as the model gives them, (Q, M, h, w) and (Q, M).
+    classes: (n + 1,), class index of each object number, of a model that tells objects apart without prompts.
     """
 
     labels: NDArray[np.int32]
     logits: NDArray[np.float32] | None = None
     low_res_logits: NDArray[np.float32] | None = None
     iou: NDArray[np.float32] | None = None
+    classes: NDArray[np.int32] | None = None
 
 
 class Segmenter:
@@ -183,7 +185,7 @@ class Segmenter:
             check_query(query, shape)
 
     def _labels(self, picture: NDArray) -> NDArray[np.int32]:
-        return self._picture(picture, ()).labels
+        return self._picture(picture, ()).logits[: self._spec.classes].argmax(0).astype(np.int32)
 
     def _probabilities(self, window: NDArray) -> NDArray[np.float32]:
         """Slab or patch (D, H, W, C) -> probability of each class (C, D, H, W)."""
@@ -198,6 +200,13 @@ class Segmenter:
         prompts = make_prompts(frame, queries)._asdict() if queries else {}
         low = self._predict(prepared, {name: value for name, value in prompts.items() if value is not None})
         logits = restore(frame, finite_logits(low.logits, self._spec.name))
+        if self._spec.distance_map:
+            from scipy import special
+
+            labels, objects = told_apart(logits[:-1], special.expit(logits[-1]))
+            return Segmented(
+                objects, logits, np.asarray(low.logits), classes=class_of_objects(objects, labels)
+            )
         if self.semantic:
             return Segmented(logits.argmax(0).astype(np.int32), logits, np.asarray(low.logits))
         iou = np.asarray(low.iou)

@@ -142,6 +142,11 @@ def adapt_base(
     options = systems.parse_assignments(config.set)
     adapter = systems.configure(name, system, base.model.spec, options, elsewhere)
     objective = config.resolved_objective(system, base.model.spec.task)
+    if (objective == "instances") != base.model.spec.distance_map:
+        raise BadConfig(
+            f"System '{name}' on model '{config.model}' gives {'a' if base.model.spec.distance_map else 'no'} distance "
+            f"map, which objective={objective} does not fit; leave out --objective."
+        )
     try:
         adapted, delta = _with_start(base, adapter, seed)
         check_ranks(adapted.adapter.config, delta)
