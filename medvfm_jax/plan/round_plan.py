@@ -13,9 +13,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from medvfm_jax.adapters import Count
 from medvfm_jax.federated import algorithms
-from medvfm_jax.federated.local_training import gradient_of
-from medvfm_jax.federated.records import Federation, Shard
-from medvfm_jax.federated.rounds import make_round
+from medvfm_jax.federated.core.local_training import gradient_of
+from medvfm_jax.federated.core.records import Federation, Shard
+from medvfm_jax.federated.rounds.federation import make_round
 from medvfm_jax.mesh_axes import CLIENTS, DATA
 from medvfm_jax.parallel.rules import RULES
 from medvfm_jax.parallel.shardings import param_shardings

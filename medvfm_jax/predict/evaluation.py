@@ -60,7 +60,7 @@ class Choice(NamedTuple):
 
 
 class Sites(NamedTuple):
-    """How a run of several sites is evaluated; ``federated.evaluate_sites`` has it.
+    """How a run of several sites is evaluated; ``federated.run.evaluate_sites`` has it.
 
     data(config, run) -> the run's own data, divided among its sites.
     choose(config, run, subject, shared) -> case -> the model that its site uses, None if all use the shared one.
@@ -75,9 +75,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Predict the cases of a split slice by slice, stack them on their own grid, score; write scores.json.
 
-    sites: for federated runs, see ``federated.evaluate_sites``, which gives them; without, every case is predicted with
-    the shared model.  Returns what was written, and where: "file". Raises MedvfmError: settings, data (all cases are
-    read before the first prediction), weights, a delta made for other weights.
+    sites: for federated runs, see ``federated.run.evaluate_sites``, which gives them; without, every case is predicted
+    with the shared model.  Returns what was written, and where: "file". Raises MedvfmError: settings, data (all cases
+    are read before the first prediction), weights, a delta made for other weights.
     """
     console = console or Console(stderr=True, highlight=False)
     profiles.get(config.profile)

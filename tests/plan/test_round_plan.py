@@ -8,7 +8,7 @@ import pytest
 from medvfm_jax.adapters import Count
 from medvfm_jax.parallel import BadMesh, make_mesh
 from medvfm_jax.plan import BadPlan
-from medvfm_jax.plan.cohort_plan import _advise, plan_cohort
+from medvfm_jax.plan.round_plan import _advise, plan_cohort
 from medvfm_jax.plan.step_plan import plan
 from medvfm_jax.settings.plan import CohortPlanConfig, PlanConfig
 

@@ -1,6 +1,6 @@
 """Algorithms by name, with their options, as `medvfm federate` offers them.
 
->>> entry = algorithm_catalog.ALGORITHMS["fedprox"]
+>>> entry = ALGORITHMS["fedprox"]
 >>> algorithm = entry.make(gradient_of(loss), optax.adamw(1e-3), mu=0.1)
 """
 
@@ -14,14 +14,16 @@ import optax
 from medvfm_jax.adapters.option_values import typed
 from medvfm_jax.adapters.training_options import parts_of, rate_of
 from medvfm_jax.catalog import Catalog, did_you_mean
-from medvfm_jax.federated import algorithms, personalise, robust
+from medvfm_jax.federated import algorithms
+from medvfm_jax.federated.algorithms import personalise
 from medvfm_jax.federated.algorithms.independent import independent
-from medvfm_jax.federated.base_increments import on_increments, without_increments
-from medvfm_jax.federated.client_models import first_shapes
-from medvfm_jax.federated.errors import BadFederation
-from medvfm_jax.federated.local_training import Gradient, Whole, unchanged
-from medvfm_jax.federated.lora_aggregation import factors_of
-from medvfm_jax.federated.records import Algorithm, Shard, Tree
+from medvfm_jax.federated.core import robust
+from medvfm_jax.federated.core.base_increments import on_increments, without_increments
+from medvfm_jax.federated.core.client_models import first_shapes
+from medvfm_jax.federated.core.errors import BadFederation
+from medvfm_jax.federated.core.local_training import Gradient, Whole, unchanged
+from medvfm_jax.federated.core.lora_aggregation import factors_of
+from medvfm_jax.federated.core.records import Algorithm, Shard, Tree
 
 HEAD = r".*/(output_hypernetworks_mlps_\d+|head)/.*"  # what makes masks out of features: a client's own in fedper
 

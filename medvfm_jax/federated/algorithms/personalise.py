@@ -8,11 +8,11 @@ import optax
 from jax import Array
 
 from medvfm_jax.federated.algorithms.averaging import averaging, fedavg
-from medvfm_jax.federated.errors import BadFederation
-from medvfm_jax.federated.local_training import Gradient, Optimizer, local_steps
-from medvfm_jax.federated.personal_parts import Chosen, join_personal, split_personal
-from medvfm_jax.federated.records import Algorithm, Report, Server, Shard, Tree
-from medvfm_jax.federated.tree_math import add, scale, select, subtract
+from medvfm_jax.federated.core.errors import BadFederation
+from medvfm_jax.federated.core.local_training import Gradient, Optimizer, local_steps
+from medvfm_jax.federated.core.personal_parts import Chosen, join_personal, split_personal
+from medvfm_jax.federated.core.records import Algorithm, Report, Server, Shard, Tree
+from medvfm_jax.federated.core.tree_math import add, scale, select, subtract
 
 NORM_LEAVES = (
     r"(.*/)?[^/]*(norm|bn|ln)[^/]*/[^/]+"  # everything directly inside a module that is called a norm

@@ -25,7 +25,7 @@ from jax import Array
 
 from medvfm_jax.federated.codecs.compose import require
 from medvfm_jax.federated.codecs.wire import Known
-from medvfm_jax.federated.records import Codec, Tree
+from medvfm_jax.federated.core.records import Codec, Tree
 
 
 class Residual(NamedTuple):

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from medvfm_jax.federated.errors import BadFederation
-from medvfm_jax.federated.records import Backend, Tree
+from medvfm_jax.federated.core.errors import BadFederation
+from medvfm_jax.federated.core.records import Backend, Tree
 from medvfm_jax.mesh_axes import vary_like
 
 AXIS = "clients"

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from medvfm_jax.adapters.lora import lora_scale
-from medvfm_jax.federated.errors import BadFederation
-from medvfm_jax.federated.local_training import Gradient, Whole
-from medvfm_jax.federated.lora_aggregation import Factors, factors_of, leaves_of_pair
-from medvfm_jax.federated.personal_parts import leaf_name, split_personal
-from medvfm_jax.federated.records import Algorithm, Tree
+from medvfm_jax.federated.core.errors import BadFederation
+from medvfm_jax.federated.core.local_training import Gradient, Whole
+from medvfm_jax.federated.core.lora_aggregation import Factors, factors_of, leaves_of_pair
+from medvfm_jax.federated.core.personal_parts import leaf_name, split_personal
+from medvfm_jax.federated.core.records import Algorithm, Tree
 
 _SUFFIX = "_increment"
 INCREMENTS = rf"[^/]+{_SUFFIX}/.*"

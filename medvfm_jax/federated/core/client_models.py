@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Var
 
-from medvfm_jax.federated.personal_parts import join_personal
-from medvfm_jax.federated.records import Algorithm, Server, Tree
+from medvfm_jax.federated.core.personal_parts import join_personal
+from medvfm_jax.federated.core.records import Algorithm, Server, Tree
 
 
 class Models(NamedTuple):

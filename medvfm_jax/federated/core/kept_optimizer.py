@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import optax
 
-from medvfm_jax.federated.errors import BadFederation
-from medvfm_jax.federated.records import Tree
+from medvfm_jax.federated.core.errors import BadFederation
+from medvfm_jax.federated.core.records import Tree
 
 # Whose clients make one sequence of optimizer steps in a round, all on the same leaves: those made by `averaging`.
 KEEPING = (

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from medvfm_jax.federated.backends import vary_like
-from medvfm_jax.federated.records import Report, Shard, Tree
-from medvfm_jax.federated.tree_math import add, scale, select
+from medvfm_jax.federated.core.backends import vary_like
+from medvfm_jax.federated.core.records import Report, Shard, Tree
+from medvfm_jax.federated.core.tree_math import add, scale, select
 
 Optimizer = optax.GradientTransformation
 Loss = Callable[[Tree, Tree, Array], Array]  # (delta, batch, key) -> ()

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from medvfm_jax.federated.errors import BadFederation
-from medvfm_jax.federated.personal_parts import leaf_name
-from medvfm_jax.federated.records import Tree
+from medvfm_jax.federated.core.errors import BadFederation
+from medvfm_jax.federated.core.personal_parts import leaf_name
+from medvfm_jax.federated.core.records import Tree
 
 _DOWN = re.compile(r"(?:(.*)/)?a(_[^/]*)?")
 

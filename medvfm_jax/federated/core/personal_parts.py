@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax
 from jax import Array
 
-from medvfm_jax.federated.records import Tree
+from medvfm_jax.federated.core.records import Tree
 
 NOTHING = r"(?!)"  # matches no path
 Chosen = str | Callable[[Tree], frozenset[str]]  # a pattern, or a function from a whole delta to leaf names

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
-from medvfm_jax.federated.errors import BadFederation
-from medvfm_jax.federated.records import Algorithm, Cohort, Server, Tree
+from medvfm_jax.federated.core.errors import BadFederation
+from medvfm_jax.federated.core.records import Algorithm, Cohort, Server, Tree
 
 Rule = Callable[[Array, Array, Array], Array]
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from medvfm_jax.federated.records import Tree
+from medvfm_jax.federated.core.records import Tree
 
 
 def add(x: Tree, y: Tree) -> Tree:

@@ -19,7 +19,9 @@ import numpy as np
 from jax import Array
 
 from medvfm_jax.federated.codecs.wire import message_bits
-from medvfm_jax.federated.errors import BadFederation
+from medvfm_jax.federated.core.errors import BadFederation
+from medvfm_jax.federated.core.records import Algorithm, Client, Metrics, Privacy, Report, Server, Shard, Tree
+from medvfm_jax.federated.core.tree_math import all_finite
 from medvfm_jax.federated.network.agreement import (
     KEY_IMPLEMENTATION,
     Agreement,
@@ -36,10 +38,8 @@ from medvfm_jax.federated.network.secure_messages import RoundSpent
 from medvfm_jax.federated.network.secure_round import Exchange, Opened, SecureServer
 from medvfm_jax.federated.network.site import REASONS
 from medvfm_jax.federated.network.storage import read_message, write_message
-from medvfm_jax.federated.records import Algorithm, Client, Metrics, Privacy, Report, Server, Shard, Tree
-from medvfm_jax.federated.rounds import make_round, name_excluded
-from medvfm_jax.federated.secure_reduction import SecureSum, secure_cohort
-from medvfm_jax.federated.tree_math import all_finite
+from medvfm_jax.federated.rounds.federation import make_round, name_excluded
+from medvfm_jax.federated.secure.secure_sum import SecureSum, secure_cohort
 
 _KEPT = 2  # checkpoints
 
@@ -393,7 +393,7 @@ def _check_secure(secure: SecureSum, sites: int, privacy: Privacy | None) -> Non
     if privacy is not None:
         raise BadFederation(
             "With secure aggregation the sites add the noise: give the agreement "
-            "secure_reduction.distributed_noise, and no privacy here."
+            "secure_sum.distributed_noise, and no privacy here."
         )
 
 

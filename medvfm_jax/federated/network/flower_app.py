@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from jax import Array
 
-from medvfm_jax.federated.errors import BadFederation
+from medvfm_jax.federated.core.errors import BadFederation
 from medvfm_jax.federated.network.coordinator import Coordinator, Progress
 from medvfm_jax.federated.network.messages import BadMessage
 from medvfm_jax.federated.network.session import Patience, Transport, run_session

@@ -3,7 +3,7 @@
 import math
 from typing import Any, NamedTuple
 
-from medvfm_jax.federated.privacy_plan import PrivacyPlan
+from medvfm_jax.federated.privacy.spending import PrivacyPlan
 
 DROWNED = 1.0  # noise as long as the longest signal: no round can show more than its noise
 

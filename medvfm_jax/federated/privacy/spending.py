@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
+from medvfm_jax.federated.core.records import Privacy
 from medvfm_jax.federated.privacy import Guarantee, account, with_epsilon
 from medvfm_jax.federated.privacy.client_level import update_multiplier
 from medvfm_jax.federated.privacy.discrete import Discrete
 from medvfm_jax.federated.privacy.discrete_accounting import account_discrete, discrete_with_epsilon
-from medvfm_jax.federated.records import Privacy
 from medvfm_jax.settings.federate import FederateConfig
 
 

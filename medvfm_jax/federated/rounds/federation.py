@@ -16,20 +16,12 @@ import optax
 from jax import Array
 from jax.sharding import Mesh
 
-from medvfm_jax.federated.backends import AXIS, client_map, place
 from medvfm_jax.federated.codecs.compose import identity
+from medvfm_jax.federated.codecs.feedback import compressed_step
 from medvfm_jax.federated.codecs.wire import bits, message_bits
-from medvfm_jax.federated.errors import BadFederation
-from medvfm_jax.federated.feedback import compressed_step
-from medvfm_jax.federated.privacy.client_level import (
-    clip_vote,
-    next_bound,
-    noisy_mean,
-    refuse_models,
-    update_multiplier,
-)
-from medvfm_jax.federated.privacy.clipping import clip_by_norm
-from medvfm_jax.federated.records import (
+from medvfm_jax.federated.core.backends import AXIS, client_map, place
+from medvfm_jax.federated.core.errors import BadFederation
+from medvfm_jax.federated.core.records import (
     Algorithm,
     Backend,
     Client,
@@ -43,7 +35,16 @@ from medvfm_jax.federated.records import (
     Shard,
     Tree,
 )
-from medvfm_jax.federated.secure_reduction import (
+from medvfm_jax.federated.core.tree_math import all_finite, select, zeros_like
+from medvfm_jax.federated.privacy.client_level import (
+    clip_vote,
+    next_bound,
+    noisy_mean,
+    refuse_models,
+    update_multiplier,
+)
+from medvfm_jax.federated.privacy.clipping import clip_by_norm
+from medvfm_jax.federated.secure.secure_sum import (
     SecureSum,
     check_summable,
     least_answers,
@@ -51,7 +52,6 @@ from medvfm_jax.federated.secure_reduction import (
     secure_cohort,
     send,
 )
-from medvfm_jax.federated.tree_math import all_finite, select, zeros_like
 
 # Purposes of the server's random numbers; no client has these ids.
 _NOISE, _BOUND, _SERVER, _DOWN, _MASK, _ROTATION = (np.uint32(2**32 - 1 - i) for i in range(6))
@@ -104,7 +104,7 @@ def make_round(
     measured (static): without it ``Algorithm.measure`` is left out, and uploads that are only summed are not kept.
     down: compresses the server's step as ``codec`` does a client's, for algorithms that broadcast ``server.delta``.
     Its message goes to every client of the population, taking part or not, so that all hold the same delta.
-    secure: secure aggregation: of the uploads only the sum of masked integers is used, see ``secure_reduction``.  With
+    secure: secure aggregation: of the uploads only the sum of masked integers is used, see ``secure.secure_sum``.  With
     fewer answers than its threshold the round has no sum and changes nothing, no client's state either; a client whose
     upload does not fit is excluded.  Where the clients add the noise, one whose upload is not finite sends its noise
     alone, so that data do not decide who answers.
@@ -379,7 +379,7 @@ def _check_secure(secure: SecureSum | None, privacy: Privacy | None) -> None:
         raise BadFederation(
             "Noise of the server does not protect what secure aggregation opens, because one client more may decide "
             "whether there is a sum at all: let each client add its share of the noise (--dp-noise discrete_gaussian "
-            "or skellam; secure_reduction.distributed_noise and no privacy), or leave secure aggregation out."
+            "or skellam; secure_sum.distributed_noise and no privacy), or leave secure aggregation out."
         )
 
 

@@ -17,8 +17,6 @@ from rich.console import Console
 
 from medvfm_jax.adapters import AdaptedModel
 from medvfm_jax.data import PromptConfig, make_loader
-from medvfm_jax.federated import canary_release
-from medvfm_jax.federated.federated_run import FederatedRun, resolve
 from medvfm_jax.federated.privacy import (
     canary_scores,
     canary_update,
@@ -28,6 +26,8 @@ from medvfm_jax.federated.privacy import (
 )
 from medvfm_jax.federated.privacy.errors import BadPrivacy
 from medvfm_jax.federated.privacy.membership import largest_advantage, largest_auc, true_positive_rate
+from medvfm_jax.federated.run import canary_release
+from medvfm_jax.federated.run.resolving import FederatedRun, resolve
 from medvfm_jax.runs import run_directory
 from medvfm_jax.runs.progress import tracked
 from medvfm_jax.settings.adapt import AdaptConfig

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from medvfm_jax.federated.core.records import Algorithm, Codec, Cohort, Privacy, Report, Server, Shard, Tree
 from medvfm_jax.federated.privacy import PatientBatch, patient_gradient
 from medvfm_jax.federated.privacy.discrete import Discrete, decode_sum, encode
-from medvfm_jax.federated.records import Algorithm, Codec, Cohort, Privacy, Report, Server, Shard, Tree
-from medvfm_jax.federated.rounds import make_round
+from medvfm_jax.federated.rounds.federation import make_round
 
 ENTRIES = 64  # of the canary
 MASKS = (

@@ -10,9 +10,9 @@ import jax
 from rich.console import Console
 
 from medvfm_jax.data import Case, Split
-from medvfm_jax.federated.errors import BadFederation
-from medvfm_jax.federated.federated_run import divide
-from medvfm_jax.federated.model_files import REFERENCES, SHARED_MODEL, merged, own_model
+from medvfm_jax.federated.core.errors import BadFederation
+from medvfm_jax.federated.run.model_names import REFERENCES, SHARED_MODEL, merged, own_model
+from medvfm_jax.federated.run.resolving import divide
 from medvfm_jax.federated.systems.feddpa_inference import InstanceMixed
 from medvfm_jax.predict.evaluation import Choice, Sites, Subject, allowed_mismatch
 from medvfm_jax.predict.evaluation import evaluate as evaluate_one

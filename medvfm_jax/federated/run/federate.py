@@ -13,16 +13,16 @@ from rich.console import Console
 
 from medvfm_jax.adapters import touches_encoder
 from medvfm_jax.data import Case, usual_augmentation
-from medvfm_jax.federated.client_models import Models, model_of
-from medvfm_jax.federated.cohort import EVERYBODY, RoundLoader
-from medvfm_jax.federated.cohort_placement import CohortPlacement
-from medvfm_jax.federated.errors import BadFederation
-from medvfm_jax.federated.federated_run import FederatedRun, resolve
-from medvfm_jax.federated.model_files import REFERENCES, SHARED_MODEL, own_model
+from medvfm_jax.federated.core.client_models import Models, model_of
+from medvfm_jax.federated.core.errors import BadFederation
 from medvfm_jax.federated.privacy import Secret, draw_secret
-from medvfm_jax.federated.privacy_plan import validates
-from medvfm_jax.federated.round_hooks import NO_SUM, RoundLine, RoundLog, recorder, site_validation
-from medvfm_jax.federated.round_step import RoundState, RoundStep
+from medvfm_jax.federated.privacy.spending import validates
+from medvfm_jax.federated.run.model_names import REFERENCES, SHARED_MODEL, own_model
+from medvfm_jax.federated.run.placement import CohortPlacement
+from medvfm_jax.federated.run.resolving import FederatedRun, resolve
+from medvfm_jax.federated.run.round_data import EVERYBODY, RoundLoader
+from medvfm_jax.federated.run.round_hooks import NO_SUM, RoundLine, RoundLog, recorder, site_validation
+from medvfm_jax.federated.run.round_step import RoundState, RoundStep
 from medvfm_jax.federated.systems.feddpa_inference import InstanceMixed, references_of
 from medvfm_jax.fetch import cache_dir
 from medvfm_jax.predict.evaluation import Subject, readable, score_cases

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from medvfm_jax.federated.errors import BadFederation
-from medvfm_jax.federated.records import Shard, Tree
+from medvfm_jax.federated.core.errors import BadFederation
+from medvfm_jax.federated.core.records import Shard, Tree
 from medvfm_jax.mesh_axes import CLIENTS, DATA
 from medvfm_jax.parallel.rules import Rules
 from medvfm_jax.parallel.shardings import param_shardings

@@ -21,19 +21,20 @@ from medvfm_jax.data.partition import (
     quantity,
 )
 from medvfm_jax.data.sites import with_sites
-from medvfm_jax.federated import algorithm_catalog, systems
-from medvfm_jax.federated.algorithm_catalog import BASELINES, AlgorithmEntry, read_options
-from medvfm_jax.federated.base_increments import adapter_with_increments, without_increments
-from medvfm_jax.federated.client_models import keeps_a_part
+from medvfm_jax.federated import systems
+from medvfm_jax.federated.algorithms import catalog as algorithm_catalog
+from medvfm_jax.federated.algorithms.catalog import BASELINES, AlgorithmEntry, read_options
 from medvfm_jax.federated.codecs import CODECS, guarantee, make_codec
-from medvfm_jax.federated.cohort import EVERYBODY, ClientData, cohort
-from medvfm_jax.federated.errors import BadFederation
-from medvfm_jax.federated.feedback import diana, diana_rate, ef21, error_feedback
-from medvfm_jax.federated.noise_prediction import NoisePrediction, predict_noise
-from medvfm_jax.federated.privacy_plan import PrivacyPlan, plan
-from medvfm_jax.federated.public_images import public_batches
-from medvfm_jax.federated.records import Codec
-from medvfm_jax.federated.secure_reduction import SecureSum, distributed_noise, fixed_point
+from medvfm_jax.federated.codecs.feedback import diana, diana_rate, ef21, error_feedback
+from medvfm_jax.federated.core.base_increments import adapter_with_increments, without_increments
+from medvfm_jax.federated.core.client_models import keeps_a_part
+from medvfm_jax.federated.core.errors import BadFederation
+from medvfm_jax.federated.core.records import Codec
+from medvfm_jax.federated.privacy.noise_prediction import NoisePrediction, predict_noise
+from medvfm_jax.federated.privacy.spending import PrivacyPlan, plan
+from medvfm_jax.federated.run.public_images import public_batches
+from medvfm_jax.federated.run.round_data import EVERYBODY, ClientData, cohort
+from medvfm_jax.federated.secure.secure_sum import SecureSum, distributed_noise, fixed_point
 from medvfm_jax.runs.progress import ProgressDisplay
 from medvfm_jax.settings.federate import FederateConfig
 from medvfm_jax.settings.records import to_json

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medvfm_jax.data import Example, make_loader
-from medvfm_jax.federated.errors import BadFederation
+from medvfm_jax.federated.core.errors import BadFederation
+from medvfm_jax.federated.core.records import Shard, Tree
 from medvfm_jax.federated.privacy.patient_level import PatientBatch
 from medvfm_jax.federated.privacy.secret_randomness import Secret
-from medvfm_jax.federated.records import Shard, Tree
 from medvfm_jax.settings.federate import FederateConfig
 from medvfm_jax.train.training_data import SplitData, TrainingData, training_data
 from medvfm_jax.types import Batch, ModelSpec
@@ -105,7 +105,7 @@ class RoundLoader:
 
     steps: local steps of a round.  rate: round -> factor on the learning rate.  prepare: what is done to each batch,
     such as replacing images by cached embeddings.  rates: batches of patients, drawn independently (Poisson) with
-    these rates per client, see `privacy_plan.plan`, instead of images in shuffled order.  secret: of a private run.
+    these rates per client, see `privacy.spending.plan`, instead of images in shuffled order.  secret: of a private run.
     multiple: of which the number of rows is one, for a mesh.
 
     Raises BadFederation for privacy without a secret.

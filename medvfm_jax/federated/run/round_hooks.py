@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from medvfm_jax.federated.client_models import Models, model_of
-from medvfm_jax.federated.federated_run import FederatedRun
+from medvfm_jax.federated.core.client_models import Models, model_of
+from medvfm_jax.federated.run.resolving import FederatedRun
 from medvfm_jax.federated.systems.feddpa import HALF, mix
 from medvfm_jax.train.hooks import Recorder, record_scores, to_file
 from medvfm_jax.train.loop import StepEnd

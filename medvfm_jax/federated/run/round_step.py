@@ -12,18 +12,18 @@ import optax
 from jax import Array
 
 from medvfm_jax.adapters import touches_encoder
-from medvfm_jax.federated.client_models import Models, client_models
-from medvfm_jax.federated.cohort import RoundData
-from medvfm_jax.federated.cohort_placement import CohortPlacement
-from medvfm_jax.federated.errors import BadFederation
-from medvfm_jax.federated.federated_run import FederatedRun
-from medvfm_jax.federated.kept_optimizer import kept
-from medvfm_jax.federated.local_training import Gradient, gradient_of
+from medvfm_jax.federated.core.client_models import Models, client_models
+from medvfm_jax.federated.core.errors import BadFederation
+from medvfm_jax.federated.core.kept_optimizer import kept
+from medvfm_jax.federated.core.local_training import Gradient, gradient_of
+from medvfm_jax.federated.core.records import Algorithm, Client, Federation, Metrics, Server, Tree
+from medvfm_jax.federated.core.tree_math import all_finite
 from medvfm_jax.federated.privacy.patient_level import patient_value_and_grad
-from medvfm_jax.federated.records import Algorithm, Client, Federation, Metrics, Server, Tree
-from medvfm_jax.federated.representations import make_features, make_logits, make_split
-from medvfm_jax.federated.rounds import make_round
-from medvfm_jax.federated.tree_math import all_finite
+from medvfm_jax.federated.rounds.federation import make_round
+from medvfm_jax.federated.run.placement import CohortPlacement
+from medvfm_jax.federated.run.resolving import FederatedRun
+from medvfm_jax.federated.run.round_data import RoundData
+from medvfm_jax.federated.systems.representations import make_features, make_logits, make_split
 from medvfm_jax.settings.federate import FederateConfig
 from medvfm_jax.train.optimizer import make_optimizer
 from medvfm_jax.train.step import LossFn

@@ -2,7 +2,7 @@
 
 What a client sends is a vector of whole numbers in [0, 2^b): its update on a fixed-point grid, or, with distributed
 noise, the update with the client's share of the noise already in it.  `rounds.make_round` masks the vectors as
-`secure_aggregation` says, adds them, and removes the masks of those that answered; nothing else of the aggregation
+`masking` says, adds them, and removes the masks of those that answered; nothing else of the aggregation
 sees an update.  Clients that vanish after the masks were agreed on cost nothing but their update, as long as the
 threshold answers; below it, the round has no sum and changes nothing.
 
@@ -19,11 +19,11 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 
 from medvfm_jax.federated.codecs.compose import identity
-from medvfm_jax.federated.errors import BadFederation
+from medvfm_jax.federated.core.errors import BadFederation
+from medvfm_jax.federated.core.records import Algorithm, Codec, Cohort, Report, Tree
 from medvfm_jax.federated.privacy import discrete
 from medvfm_jax.federated.privacy.client_level import refuse_models
-from medvfm_jax.federated.records import Algorithm, Codec, Cohort, Report, Tree
-from medvfm_jax.federated.secure_aggregation import fixed_point_scale, from_field, masked, to_field, unmask
+from medvfm_jax.federated.secure.masking import fixed_point_scale, from_field, masked, to_field, unmask
 
 Noise = Literal["none", "discrete_gaussian", "skellam"]
 
@@ -184,7 +184,7 @@ def least_answers(secure: SecureSum, joined: Array) -> Array:
 def send(secure: SecureSum, values: Array, row: Array, ids: Array, joined: Array, mask_key: Array) -> Array:
     """Values (d,) of the client in ``row`` -> what it sends (d,) uint32: masked against all that joined.
 
-    ids (n,) uint32 and joined (n,) bool of the whole cohort.  Simulation grade, see `secure_aggregation`: seeds come
+    ids (n,) uint32 and joined (n,) bool of the whole cohort.  Simulation grade, see `masking`: seeds come
     from ``mask_key``, as if keys had been agreed on.
     """
     pairs = jax.vmap(lambda other: _pair_seed(mask_key, ids[row], other))(ids)

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from medvfm_jax.federated import BadFederation, make_round
-from medvfm_jax.federated.algorithm_catalog import (
+from medvfm_jax.federated.algorithms.catalog import (
     ALGORITHMS,
     check_fit,
     check_gradient_alone,
@@ -15,9 +15,9 @@ from medvfm_jax.federated.algorithm_catalog import (
     noised_numbers,
     read_options,
 )
-from medvfm_jax.federated.client_models import client_models, keeps_a_part, model_of
-from medvfm_jax.federated.local_training import gradient_of
-from medvfm_jax.federated.tree_math import subtract
+from medvfm_jax.federated.core.client_models import client_models, keeps_a_part, model_of
+from medvfm_jax.federated.core.local_training import gradient_of
+from medvfm_jax.federated.core.tree_math import subtract
 from tests.federated import cases
 from tests.federated.quadratics import KEY, quick_jit
 

@@ -6,9 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from medvfm_jax.federated.local_training import gradient_of
-from medvfm_jax.federated.personal_parts import join_personal, split_like, split_personal
-from medvfm_jax.federated.personalise import NORM_LEAVES, ditto, fedbn, fedper, fedrep
+from medvfm_jax.federated.algorithms.personalise import NORM_LEAVES, ditto, fedbn, fedper, fedrep
+from medvfm_jax.federated.core.local_training import gradient_of
+from medvfm_jax.federated.core.personal_parts import join_personal, split_like, split_personal
 from tests.federated.quadratics import cohort, loss, run, shard
 
 pytestmark = pytest.mark.usefixtures("x64")

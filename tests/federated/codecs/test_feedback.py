@@ -23,7 +23,7 @@ from medvfm_jax.federated.codecs import (
     top_k,
     unpack,
 )
-from medvfm_jax.federated.feedback import (
+from medvfm_jax.federated.codecs.feedback import (
     compressed_step,
     diana,
     diana_rate,
@@ -32,7 +32,7 @@ from medvfm_jax.federated.feedback import (
     error_feedback,
     follow,
 )
-from medvfm_jax.federated.records import Codec
+from medvfm_jax.federated.core.records import Codec
 
 KEY = jax.random.key(7)
 TOP_1_OF_3 = top_k(1 / 3)

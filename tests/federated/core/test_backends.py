@@ -14,12 +14,12 @@ from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from medvfm_jax.federated.algorithms import fedavg
-from medvfm_jax.federated.backends import AXIS, client_map, place
-from medvfm_jax.federated.errors import BadFederation
-from medvfm_jax.federated.local_training import gradient_of
+from medvfm_jax.federated.core.backends import AXIS, client_map, place
+from medvfm_jax.federated.core.errors import BadFederation
+from medvfm_jax.federated.core.local_training import gradient_of
+from medvfm_jax.federated.core.records import Privacy, Server, Tree
 from medvfm_jax.federated.privacy.errors import BadPrivacy
-from medvfm_jax.federated.records import Privacy, Server, Tree
-from medvfm_jax.federated.rounds import make_round
+from medvfm_jax.federated.rounds.federation import make_round
 from tests.federated.cases import AVERAGING, EVERY, LOOKING, SGD, STEPS, N, cheap_key, data, delta, loss
 from tests.federated.cases import switchable_rounding as rounding
 from tests.federated.quadratics import quick_jit

@@ -7,12 +7,12 @@ import pytest
 
 from medvfm_jax.adapters import from_config
 from medvfm_jax.federated import BadFederation
-from medvfm_jax.federated.base_increments import (
+from medvfm_jax.federated.core.base_increments import (
     adapter_with_increments,
     with_increments,
     without_increments,
 )
-from medvfm_jax.federated.lora_aggregation import factors_of, product
+from medvfm_jax.federated.core.lora_aggregation import factors_of, product
 from tests.federated.systems.tiny import DIM, TOKENS, tiny
 
 pytestmark = pytest.mark.usefixtures("x64")

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medvfm_jax.federated.errors import BadFederation
-from medvfm_jax.federated.lora_aggregation import (
+from medvfm_jax.federated.core.errors import BadFederation
+from medvfm_jax.federated.core.lora_aggregation import (
     Factors,
     aggregation_error,
     factors_of,

@@ -11,9 +11,9 @@ import pytest
 from scipy.optimize import minimize
 
 from medvfm_jax.federated.algorithms import fedavg, feddf, fednova
-from medvfm_jax.federated.errors import BadFederation
-from medvfm_jax.federated.local_training import gradient_of
-from medvfm_jax.federated.robust import (
+from medvfm_jax.federated.core.errors import BadFederation
+from medvfm_jax.federated.core.local_training import gradient_of
+from medvfm_jax.federated.core.robust import (
     coordinate_median,
     geometric_median,
     krum,

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medvfm_jax.federated.tree_math import all_finite, select, zeros_like
+from medvfm_jax.federated.core.tree_math import all_finite, select, zeros_like
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -9,11 +9,11 @@ import numpy as np
 import optax
 import pytest
 
-from medvfm_jax.federated.algorithm_catalog import ALGORITHMS, noised_numbers, outline
-from medvfm_jax.federated.noise_prediction import predict_noise
+from medvfm_jax.federated.algorithms.catalog import ALGORITHMS, noised_numbers, outline
 from medvfm_jax.federated.privacy.client_level import noisy_mean
+from medvfm_jax.federated.privacy.noise_prediction import predict_noise
 from medvfm_jax.federated.privacy.patient_level import PatientBatch, patient_gradient
-from medvfm_jax.federated.privacy_plan import plan
+from medvfm_jax.federated.privacy.spending import plan
 from medvfm_jax.settings.federate import FederateConfig
 from tests.federated import cases
 

@@ -7,7 +7,7 @@ import pytest
 
 from medvfm_jax.federated.privacy.accounting import _dp_accounting
 from medvfm_jax.federated.privacy.gaussian import gaussian_epsilon
-from medvfm_jax.federated.privacy_plan import exposed, plan
+from medvfm_jax.federated.privacy.spending import exposed, plan
 from medvfm_jax.settings.federate import FederateConfig
 from medvfm_jax.settings.records import BadConfig
 

@@ -8,10 +8,10 @@ import pytest
 from medvfm_jax.federated.algorithms import fedavg, scaffold
 from medvfm_jax.federated.codecs import make_codec
 from medvfm_jax.federated.codecs.compose import identity
-from medvfm_jax.federated.errors import BadFederation
-from medvfm_jax.federated.feedback import error_feedback
-from medvfm_jax.federated.local_training import gradient_of
-from medvfm_jax.federated.rounds import make_round
+from medvfm_jax.federated.codecs.feedback import error_feedback
+from medvfm_jax.federated.core.errors import BadFederation
+from medvfm_jax.federated.core.local_training import gradient_of
+from medvfm_jax.federated.rounds.federation import make_round
 from tests.federated.quadratics import cohort, loss, run, shard
 
 pytestmark = pytest.mark.usefixtures("x64")

@@ -11,12 +11,12 @@ import pytest
 
 from medvfm_jax.federated.algorithms import fedavg, fedit, fednova, scaffold
 from medvfm_jax.federated.codecs.wire import message_bits
-from medvfm_jax.federated.errors import BadFederation
-from medvfm_jax.federated.local_training import gradient_of
+from medvfm_jax.federated.core.errors import BadFederation
+from medvfm_jax.federated.core.local_training import gradient_of
+from medvfm_jax.federated.core.records import AdaptiveClip, Federation, Privacy, Shard, Tree
 from medvfm_jax.federated.privacy.client_level import clip_vote, next_bound, update_multiplier
 from medvfm_jax.federated.privacy.clipping import clip_by_norm
-from medvfm_jax.federated.records import AdaptiveClip, Federation, Privacy, Shard, Tree
-from medvfm_jax.federated.rounds import make_round, name_excluded
+from medvfm_jax.federated.rounds.federation import make_round, name_excluded
 from tests.federated.cases import STEPS, N, cheap_key, data, delta, loss, quiet_loss
 from tests.federated.cases import switchable_rounding as rounding
 from tests.federated.quadratics import quick_jit

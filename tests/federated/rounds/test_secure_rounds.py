@@ -9,11 +9,11 @@ import pytest
 
 from medvfm_jax.federated import algorithms as alg
 from medvfm_jax.federated import make_round
-from medvfm_jax.federated.errors import BadFederation
-from medvfm_jax.federated.local_training import gradient_of
+from medvfm_jax.federated.core.errors import BadFederation
+from medvfm_jax.federated.core.local_training import gradient_of
+from medvfm_jax.federated.core.records import Privacy
 from medvfm_jax.federated.privacy.discrete import choose
-from medvfm_jax.federated.records import Privacy
-from medvfm_jax.federated.secure_reduction import distributed_noise, fixed_point
+from medvfm_jax.federated.secure.secure_sum import distributed_noise, fixed_point
 from tests.federated.cases import STEPS, data, delta, loss
 from tests.federated.cases import N as CLIENTS
 from tests.federated.quadratics import quick_jit

@@ -10,12 +10,13 @@ import optax
 import pytest
 from jax.interpreters.partial_eval import dce_jaxpr
 
-from medvfm_jax.federated import algorithm_catalog, make_round, systems
 from medvfm_jax.federated import algorithms as alg
-from medvfm_jax.federated.local_training import unchanged
+from medvfm_jax.federated import make_round, systems
+from medvfm_jax.federated.algorithms import catalog as algorithm_catalog
+from medvfm_jax.federated.core.local_training import unchanged
+from medvfm_jax.federated.core.records import Privacy
 from medvfm_jax.federated.network.agreement import first_server
 from medvfm_jax.federated.privacy.patient_level import PatientBatch, patient_value_and_grad
-from medvfm_jax.federated.records import Privacy
 from medvfm_jax.systems import configure
 from tests.federated import cases
 from tests.federated.quadratics import quick_jit

@@ -11,11 +11,12 @@ import optax
 import pytest
 from scipy import stats
 
-from medvfm_jax.federated import BadFederation, algorithm_catalog, make_round, systems
+from medvfm_jax.federated import BadFederation, make_round, systems
+from medvfm_jax.federated.algorithms import catalog as algorithm_catalog
 from medvfm_jax.federated.algorithms import fedavg, moon
-from medvfm_jax.federated.local_training import gradient_of
+from medvfm_jax.federated.core.local_training import gradient_of
+from medvfm_jax.federated.core.records import Algorithm, Privacy
 from medvfm_jax.federated.privacy.errors import BadPrivacy
-from medvfm_jax.federated.records import Algorithm, Privacy
 from medvfm_jax.systems import configure
 from tests.federated import cases
 from tests.federated.quadratics import quick_jit

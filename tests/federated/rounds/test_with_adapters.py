@@ -10,9 +10,9 @@ import optax
 from medvfm_jax.adapters import lora
 from medvfm_jax.federated import Privacy, Shard, algorithms, make_round
 from medvfm_jax.federated.codecs import int8
-from medvfm_jax.federated.local_training import gradient_of
-from medvfm_jax.federated.lora_aggregation import factors_of
-from medvfm_jax.federated.records import Tree
+from medvfm_jax.federated.core.local_training import gradient_of
+from medvfm_jax.federated.core.lora_aggregation import factors_of
+from medvfm_jax.federated.core.records import Tree
 from tests.adapters.jaxpr_equations import products_with
 from tests.federated.quadratics import KEY, quick_jit
 from tests.federated.test_backends import mesh

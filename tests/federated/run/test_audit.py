@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from medvfm_jax.data import make_phantom_dataset
-from medvfm_jax.federated import audit as module
-from medvfm_jax.federated.audit import audit
-from medvfm_jax.federated.federate import federate
 from medvfm_jax.federated.privacy import loss_attack
+from medvfm_jax.federated.run import audit as module
+from medvfm_jax.federated.run.audit import audit
+from medvfm_jax.federated.run.federate import federate
 from medvfm_jax.runs.settings_record import settings_digest
 from medvfm_jax.settings.adapt import AdaptConfig
 from medvfm_jax.settings.audit import AuditConfig

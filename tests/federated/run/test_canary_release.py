@@ -6,11 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from medvfm_jax.federated.canary_release import client_release, noisy_sum_release, patient_release, zeros
 from medvfm_jax.federated.codecs import make_codec
+from medvfm_jax.federated.core.records import Privacy
 from medvfm_jax.federated.privacy import account, canary_scores, canary_update, epsilon_lower_bound
 from medvfm_jax.federated.privacy.discrete import choose
-from medvfm_jax.federated.records import Privacy
+from medvfm_jax.federated.run.canary_release import client_release, noisy_sum_release, patient_release, zeros
 
 CLIP, Z, EXPECTED, ROUNDS, TRIALS = 0.7, 2.0, 4.0, 3, 3000
 

@@ -9,9 +9,9 @@ import pytest
 
 from medvfm_jax.data import make_phantom_dataset
 from medvfm_jax.federated import BadFederation
-from medvfm_jax.federated.evaluate_sites import evaluate
-from medvfm_jax.federated.federate import federate
-from medvfm_jax.federated.model_files import merged
+from medvfm_jax.federated.run.evaluate_sites import evaluate
+from medvfm_jax.federated.run.federate import federate
+from medvfm_jax.federated.run.model_names import merged
 from medvfm_jax.predict import evaluate as evaluate_shared
 from medvfm_jax.predict import evaluation
 from medvfm_jax.predict.segment import load_segmenter

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from medvfm_jax.data import make_phantom_dataset
-from medvfm_jax.federated.cohort import RoundLoader
-from medvfm_jax.federated.errors import BadFederation
-from medvfm_jax.federated.federate import federate
-from medvfm_jax.federated.federated_run import resolve
-from medvfm_jax.federated.round_step import RoundStep
-from medvfm_jax.federated.site_scores import site_scores
+from medvfm_jax.federated.core.errors import BadFederation
+from medvfm_jax.federated.run.federate import federate
+from medvfm_jax.federated.run.resolving import resolve
+from medvfm_jax.federated.run.round_data import RoundLoader
+from medvfm_jax.federated.run.round_step import RoundStep
+from medvfm_jax.federated.run.site_scores import site_scores
 from medvfm_jax.predict import evaluate
 from medvfm_jax.runs import run_directory
 from medvfm_jax.runs.run_directory import read_metrics

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 
 from medvfm_jax.data import make_phantom_dataset
-from medvfm_jax.federated.federate import _shown, federate
+from medvfm_jax.federated.core.records import Privacy
 from medvfm_jax.federated.privacy import Secret, draw_secret
 from medvfm_jax.federated.privacy.client_level import noisy_mean
-from medvfm_jax.federated.records import Privacy
-from medvfm_jax.federated.rounds import _NOISE
+from medvfm_jax.federated.rounds.federation import _NOISE
+from medvfm_jax.federated.run.federate import _shown, federate
 from medvfm_jax.runs.progress import ProgressDisplay
 from medvfm_jax.runs.run_directory import read_metrics
 from medvfm_jax.train import checkpoint
@@ -58,7 +58,7 @@ def watched(cells, tmp_path_factory):
     """A run with default settings -> (result, its secret)."""
     drawn = Drawn()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("medvfm_jax.federated.federate.draw_secret", drawn)
+        patch.setattr("medvfm_jax.federated.run.federate.draw_secret", drawn)
         result = federate(small(cells, tmp_path_factory.mktemp("runs") / "watched", **PRIVATE))
     return result, drawn.secrets[0]
 
@@ -207,7 +207,7 @@ def test_an_interrupted_private_run_goes_on_with_its_own_secret(watched, cells, 
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "write", write_and_interrupt)
-        patch.setattr("medvfm_jax.federated.federate.draw_secret", Drawn(secret))
+        patch.setattr("medvfm_jax.federated.run.federate.draw_secret", Drawn(secret))
         with pytest.raises(KeyboardInterrupt):
             federate(config)
     assert sorted(seen) == [0o600] * 4 + [0o700] * 2  # before the first round and after it
@@ -235,7 +235,7 @@ def test_killed_before_its_first_checkpoint_it_goes_on_with_the_same_noise(
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "write", killed)
-        patch.setattr("medvfm_jax.federated.federate.draw_secret", Drawn(secret))
+        patch.setattr("medvfm_jax.federated.run.federate.draw_secret", Drawn(secret))
         with pytest.raises(KeyboardInterrupt):
             federate(config)
     assert [line["step"] for line in rounds_of(config.out)] == [1]

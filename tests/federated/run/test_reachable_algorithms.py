@@ -11,11 +11,11 @@ import pytest
 
 from medvfm_jax.data import make_phantom_dataset
 from medvfm_jax.federated import BadFederation
-from medvfm_jax.federated.federate import federate
-from medvfm_jax.federated.federated_run import resolve
-from medvfm_jax.federated.lora_aggregation import factors_of, product
-from medvfm_jax.federated.model_files import REFERENCES
-from medvfm_jax.federated.round_step import RoundStep
+from medvfm_jax.federated.core.lora_aggregation import factors_of, product
+from medvfm_jax.federated.run.federate import federate
+from medvfm_jax.federated.run.model_names import REFERENCES
+from medvfm_jax.federated.run.resolving import resolve
+from medvfm_jax.federated.run.round_step import RoundStep
 from medvfm_jax.federated.systems.feddpa import INSTANCES
 from medvfm_jax.predict import evaluate
 from medvfm_jax.runs import run_directory

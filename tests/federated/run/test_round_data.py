@@ -8,9 +8,9 @@ import pytest
 
 from medvfm_jax.data import make_phantom_dataset
 from medvfm_jax.federated import BadFederation
-from medvfm_jax.federated.cohort import EVERYBODY, RoundLoader, cohort, cohort_size
-from medvfm_jax.federated.federated_run import divide
 from medvfm_jax.federated.privacy.secret_randomness import draw_secret
+from medvfm_jax.federated.run.resolving import divide
+from medvfm_jax.federated.run.round_data import EVERYBODY, RoundLoader, cohort, cohort_size
 from medvfm_jax.types import ModelSpec
 from tests.federated.small_federation import small
 

@@ -7,15 +7,15 @@ import optax
 import pytest
 
 from medvfm_jax.data import make_phantom_dataset
-from medvfm_jax.federated import algorithm_catalog
-from medvfm_jax.federated.cohort import RoundLoader
-from medvfm_jax.federated.cohort_placement import CohortPlacement
-from medvfm_jax.federated.errors import BadFederation
-from medvfm_jax.federated.federated_run import resolve
-from medvfm_jax.federated.kept_optimizer import KEEPING, KeptState, kept
-from medvfm_jax.federated.local_training import gradient_of
+from medvfm_jax.federated.algorithms import catalog as algorithm_catalog
+from medvfm_jax.federated.core.errors import BadFederation
+from medvfm_jax.federated.core.kept_optimizer import KEEPING, KeptState, kept
+from medvfm_jax.federated.core.local_training import gradient_of
 from medvfm_jax.federated.privacy import draw_secret
-from medvfm_jax.federated.round_step import RoundStep
+from medvfm_jax.federated.run.placement import CohortPlacement
+from medvfm_jax.federated.run.resolving import resolve
+from medvfm_jax.federated.run.round_data import RoundLoader
+from medvfm_jax.federated.run.round_step import RoundStep
 from medvfm_jax.parallel import RULES, make_mesh
 from tests.federated.small_federation import build_models_once, small
 

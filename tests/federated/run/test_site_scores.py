@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from medvfm_jax.federated.site_scores import OVER_SITES, over_sites, site_scores, worst_site
+from medvfm_jax.federated.run.site_scores import OVER_SITES, over_sites, site_scores, worst_site
 
 
 def row(site, patient, dice, label="cell", **others):

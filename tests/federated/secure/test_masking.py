@@ -1,9 +1,9 @@
-"""Numbers of the field that masks live in; what is opened of masked messages: test_secure_reduction.py."""
+"""Numbers of the field that masks live in; what is opened of masked messages: test_secure_sum.py."""
 
 import jax.numpy as jnp
 import numpy as np
 
-from medvfm_jax.federated import secure_aggregation as sa
+from medvfm_jax.federated.secure import masking as sa
 
 
 def test_the_field_wraps_and_the_scale_keeps_sums_from_wrapping():

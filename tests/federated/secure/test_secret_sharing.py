@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from medvfm_jax.federated.secret_sharing import PRIME, BelowThreshold, reconstruct, share
+from medvfm_jax.federated.secure.secret_sharing import PRIME, BelowThreshold, reconstruct, share
 from medvfm_jax.types import MedvfmError
 
 

@@ -10,14 +10,14 @@ from jax.sharding import Mesh, PartitionSpec
 from scipy import stats
 
 from medvfm_jax.federated import make_round
-from medvfm_jax.federated import secure_reduction as sr
 from medvfm_jax.federated.codecs.compose import identity
-from medvfm_jax.federated.errors import BadFederation
+from medvfm_jax.federated.core.errors import BadFederation
+from medvfm_jax.federated.core.records import Privacy
 from medvfm_jax.federated.network.agreement import first_server
 from medvfm_jax.federated.privacy.discrete import choose
 from medvfm_jax.federated.privacy.errors import BadPrivacy
-from medvfm_jax.federated.records import Privacy
-from medvfm_jax.federated.secure_aggregation import fixed_point_scale
+from medvfm_jax.federated.secure import secure_sum as sr
+from medvfm_jax.federated.secure.masking import fixed_point_scale
 from tests.federated import cases
 from tests.federated.quadratics import quick_jit
 
