@@ -6,7 +6,7 @@ Client states and data are stacked on a leading client axis.  All randomness of 
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import chex
 import jax
@@ -20,7 +20,6 @@ from medvfm_jax.federated.codecs.compose import identity
 from medvfm_jax.federated.codecs.feedback import compressed_step
 from medvfm_jax.federated.codecs.wire import bits, message_bits
 from medvfm_jax.federated.core.backends import AXIS, client_map, place
-from medvfm_jax.federated.core.errors import BadFederation
 from medvfm_jax.federated.core.records import (
     Algorithm,
     Backend,
@@ -40,10 +39,9 @@ from medvfm_jax.federated.privacy.client_level import (
     clip_vote,
     next_bound,
     noisy_mean,
-    refuse_models,
-    update_multiplier,
 )
 from medvfm_jax.federated.privacy.clipping import clip_by_norm
+from medvfm_jax.federated.rounds.refusals import check_privacy_and_downlink, check_secure, check_split
 from medvfm_jax.federated.secure.secure_sum import (
     SecureSum,
     check_summable,
@@ -111,11 +109,11 @@ def make_round(
 
     Raises BadFederation for parts that do not fit together.
     """
-    _check_split(algorithm, codec, privacy, down, secure)
+    check_split(algorithm, codec, privacy, down, secure)
     codec = codec or identity()
     map_clients = client_map(backend, mesh, chunk)
-    _check(algorithm, privacy, down)
-    _check_secure(secure, privacy)
+    check_privacy_and_downlink(algorithm, privacy, down)
+    check_secure(secure, privacy)
     own_noise = secure is not None and secure.noise != "none"
 
     def init(delta: Tree, data: Shard) -> tuple[Server, Client]:
@@ -338,49 +336,6 @@ def as_step_mask(steps: Array, data: Shard) -> Array:
     if steps.ndim == 2:
         return steps
     return jnp.arange(jax.tree.leaves(data.batches)[0].shape[1]) < steps[:, None]
-
-
-def _check(algorithm: Algorithm, privacy: Privacy | None, down: Codec | None) -> None:
-    if down is not None and algorithm.download is not None:
-        raise BadFederation(
-            "Clients of this algorithm receive other things than the delta, so the server's step cannot be "
-            "compressed: leave its codec out or choose an algorithm that broadcasts the delta."
-        )
-    if privacy is None:
-        return
-    update_multiplier(privacy)
-    if algorithm.reduction == "stack":
-        raise BadFederation(
-            "This algorithm looks at every upload (a robust rule, stacked factors or distillation), so noise on their "
-            "sum would protect nobody: leave privacy out or choose an algorithm that averages."
-        )
-    refuse_models(algorithm)
-    if algorithm.exact:
-        raise BadFederation(
-            f"What this algorithm's server makes of a round depends on {algorithm.exact}, which noise on the mean does "
-            "not cover: with client-level privacy choose an algorithm whose server needs the mean alone, such as "
-            "fedavg, fedprox, fedadam or scaffold, or protect patients (--dp-unit patient) with fedavg or fedprox."
-        )
-
-
-def _check_split(algorithm: Algorithm, *parts: Any) -> None:
-    """Refuse what changes or protects uploads that a split algorithm never sends."""
-    if algorithm.traffic is not None and any(part is not None for part in parts):
-        raise BadFederation(
-            "The server computes a part of every step of this algorithm from the patches of the clients' images, which "
-            "cross as they are: leave codecs, privacy and secure aggregation out, or choose an algorithm whose clients "
-            "send updates."
-        )
-
-
-def _check_secure(secure: SecureSum | None, privacy: Privacy | None) -> None:
-    """A sum that is opened above a threshold and is nothing below it changes by many clips with one client more."""
-    if secure is not None and privacy is not None:
-        raise BadFederation(
-            "Noise of the server does not protect what secure aggregation opens, because one client more may decide "
-            "whether there is a sum at all: let each client add its share of the noise (--dp-noise discrete_gaussian "
-            "or skellam; secure_sum.distributed_noise and no privacy), or leave secure aggregation out."
-        )
 
 
 def _divide(total: Tree, divisor: Array) -> Tree:

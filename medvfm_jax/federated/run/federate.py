@@ -5,7 +5,7 @@ import functools
 import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from numpy.typing import NDArray
@@ -17,13 +17,15 @@ from medvfm_jax.federated.core.client_models import Models, model_of
 from medvfm_jax.federated.core.errors import BadFederation
 from medvfm_jax.federated.privacy import Secret, draw_secret
 from medvfm_jax.federated.privacy.spending import validates
+from medvfm_jax.federated.run.kept_models import personal_models, references_to_keep, shared_model
 from medvfm_jax.federated.run.model_names import REFERENCES, SHARED_MODEL, own_model
 from medvfm_jax.federated.run.placement import CohortPlacement
 from medvfm_jax.federated.run.resolving import FederatedRun, resolve
 from medvfm_jax.federated.run.round_data import EVERYBODY, RoundLoader
 from medvfm_jax.federated.run.round_hooks import NO_SUM, RoundLine, RoundLog, recorder, site_validation
-from medvfm_jax.federated.run.round_step import RoundState, RoundStep
-from medvfm_jax.federated.systems.feddpa_inference import InstanceMixed, references_of
+from medvfm_jax.federated.run.round_step import RoundStep
+from medvfm_jax.federated.run.secret_checkpoints import forget_secret, remember_secret
+from medvfm_jax.federated.systems.feddpa_inference import InstanceMixed
 from medvfm_jax.fetch import cache_dir
 from medvfm_jax.predict.evaluation import Subject, readable, score_cases
 from medvfm_jax.predict.predictor import Predictor
@@ -41,7 +43,7 @@ from medvfm_jax.train.loop import StepEnd, fit
 from medvfm_jax.train.optimizer import make_schedule
 from medvfm_jax.train.task import make_loss, make_overlap
 from medvfm_jax.train.validation import Validation
-from medvfm_jax.types import Batch, Delta
+from medvfm_jax.types import Batch
 from medvfm_jax.weights import artifacts
 
 
@@ -165,7 +167,7 @@ def _train(
         state, stopping = found.state, found.stopping
         display.say(f"resuming at round {found.step} of {config.rounds}")
     elif secret is not None:
-        _remember_secret(run, state, loader, stopping)
+        remember_secret(run, state, loader, stopping)
 
     score = validation = None
     if validates(config, run.keeps):
@@ -191,36 +193,11 @@ def _train(
     if cache is not None and (damage := cache.describe_damage()):
         display.say(damage)
     if secret is not None:
-        _forget_secret(run, state, loader, stopping)
+        forget_secret(run, state, loader, stopping)
     if run.privacy is not None or stopping.delta is None:  # choosing a round by scores would not be private
         return step.models(state), int(state.step), None
     display.say(f"kept the models of round {stopping.step}, validation Dice {stopping.best:.4f}")
     return stopping.delta, int(state.step), stopping.best
-
-
-def _remember_secret(
-    run: FederatedRun, state: RoundState, loader: RoundLoader, stopping: EarlyStopping
-) -> None:
-    """A checkpoint before the first round: resumed after a kill, a round must not be released with other noise too."""
-    _write_checkpoint(run, state, loader.get_state(), stopping, kept=checkpoint.KEPT)
-
-
-def _forget_secret(
-    run: FederatedRun, state: RoundState, loader: RoundLoader, stopping: EarlyStopping
-) -> None:
-    """Leave one checkpoint, with another secret: the run is over, and nobody shall ever take its noise off."""
-    other = draw_secret()
-    state = state._replace(key=other.key("rounds"))
-    _write_checkpoint(run, state, loader.get_state() | {"secret": other.data.hex()}, stopping, kept=1)
-
-
-def _write_checkpoint(
-    run: FederatedRun, state: RoundState, loader_state: Mapping[str, Any], stopping: EarlyStopping, kept: int
-) -> None:
-    """Of a private run, beside those of the hook."""
-    fingerprint, folder = run.base.fingerprint, run.config.out / run_directory.CHECKPOINTS
-    written = checkpoint.Checkpoint(state, loader_state, stopping, run.record, fingerprint, private=True)
-    checkpoint.write(folder, written, kept)
 
 
 def _unchanged(batch: Batch) -> Batch:
@@ -283,14 +260,14 @@ def _finish(
     models = jax.device_get(models)
     metadata = delta_metadata(config.model, config.preset, folder, run.source.dataset)
     metadata |= {"algorithm": run.algorithm, "privacy": run.record["resolved"]["privacy"]}
-    shared = _shared(run, models)
+    shared = shared_model(run, models)
     delta = personal = scores = None
     if shared is not None:
         delta = folder / run_directory.DELTA
         artifacts.save_delta(delta, shared, metadata)
         say(f"shared model: {delta}")
-    own = {} if run.clients[0].name == EVERYBODY else _personal(run, models)
-    references = _references(run, models)
+    own = {} if run.clients[0].name == EVERYBODY else personal_models(run, models)
+    references = references_to_keep(run, models)
     for name, found in references.items():
         own[name] = own.get(name, {}) | {REFERENCES: found}
     if own:
@@ -324,42 +301,6 @@ def _say_without_sum(folder: Path, say: Callable[[str], None]) -> None:
             f"{opened.count(False)} of {len(opened)} rounds had no sum, because too few clients answered: they changed "
             "nothing"
         )
-
-
-def _shared(run: FederatedRun, models: Models) -> Delta | None:
-    """The model for everybody; local training has none."""
-    if run.algorithm == "local":
-        return None
-    return model_of(models, 0) if run.clients[0].name == EVERYBODY else models.shared
-
-
-def _personal(run: FederatedRun, models: Models) -> dict[str, Any]:
-    """{client: its own leaves}."""
-    found = {}
-    for i, client in enumerate(run.clients):
-        own = _without_none(jax.tree.map(lambda x: x[i], models.own))  # noqa: B023, used at once
-        if own:
-            found[client.name] = own
-    return found
-
-
-def _without_none(tree: Any) -> Any:
-    """The tree of dictionaries without leaves that are None, and without branches that are empty then."""
-    if not isinstance(tree, dict):
-        return tree
-    kept = {name: _without_none(child) for name, child in tree.items()}
-    return {name: child for name, child in kept.items() if jax.tree.leaves(child)}
-
-
-def _references(run: FederatedRun, models: Models) -> dict[str, NDArray]:
-    """{client: features of its training images with which an image is compared}, of systems that mix per image."""
-    if not run.entry.instance_mixing:
-        return {}
-    params, seed = run.base.params, run.config.seed
-    return {
-        client.name: references_of(run.adapted, params, model_of(models, i), client.data, seed)
-        for i, client in enumerate(run.clients)
-    }
 
 
 def _score(
