@@ -11,10 +11,9 @@ from jax import Array
 from medvfm_jax import models, weights
 from medvfm_jax.adapters import adapt_model, from_config
 from medvfm_jax.federated import BadFederation, Shard, codecs, make_round
-from medvfm_jax.federated.client_models import client_models, model_of
-from medvfm_jax.federated.local_training import gradient_of
-from medvfm_jax.federated.records import Algorithm
-from medvfm_jax.federated.representations import make_split
+from medvfm_jax.federated.core.client_models import client_models, model_of
+from medvfm_jax.federated.core.local_training import gradient_of
+from medvfm_jax.federated.core.records import Algorithm
 from medvfm_jax.federated.systems.fesvibs import (
     SplitModel,
     fesvibs,
@@ -22,6 +21,7 @@ from medvfm_jax.federated.systems.fesvibs import (
     leave_after,
     split_gradient,
 )
+from medvfm_jax.federated.systems.representations import make_split
 from medvfm_jax.train.task import make_loss
 from medvfm_jax.types import Batch, Prompts
 from tests.federated.cases import cheap_key
