@@ -45,6 +45,11 @@ def finite_logits(logits: Any, model: str) -> NDArray[np.float32]:
     return logits
 
 
+def classes_of(spec: ModelSpec) -> slice:
+    """Which channels of the logits of a prompt-free model are classes: all but a distance map."""
+    return slice(None, -1 if spec.distance_map else None)
+
+
 def told_apart(classes: NDArray, distance: NDArray) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Scores of the classes (C, H, W) and distance (H, W) -> class index and object number of each pixel, (H, W).
 
@@ -96,7 +101,7 @@ class Predictor:
 
     def classes(self, picture: NDArray) -> NDArray[np.int32]:
         """Picture (H, W, C) -> class index (H, W) of a prompt-free model."""
-        return self._summed(picture)[: self._spec.classes].argmax(0).astype(np.int32)
+        return self._summed(picture)[classes_of(self._spec)].argmax(0).astype(np.int32)
 
     def instances(self, picture: NDArray) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Picture (H, W, C) -> (class index, object number) of a model with a distance map, each (H, W)."""
@@ -116,8 +121,10 @@ class Predictor:
             embedding, frame = self._embed(_flipped(picture, flip, (-2, -3)))
             logits = finite_logits(self._decode(*self._weights, embedding, None), self._spec.name)
             maps = restore(frame, logits)
-            maps[: self._spec.classes] = special.softmax(maps[: self._spec.classes], axis=0)
-            maps[self._spec.classes :] = special.expit(maps[self._spec.classes :])
+            classes = classes_of(self._spec)
+            maps[classes] = special.softmax(maps[classes], axis=0)
+            if self._spec.distance_map:
+                maps[-1] = special.expit(maps[-1])
             total = total + _flipped(maps, flip, (-1, -2))
         return total
 

@@ -14,7 +14,7 @@ from medvfm_jax.images import Image, Query, check_query, make_prompts, plane, pr
 from medvfm_jax.images.geometry import slice_axis
 from medvfm_jax.images.intensity import VolumeScale
 from medvfm_jax.images.volumes import pile
-from medvfm_jax.predict.predictor import class_of_objects, finite_logits, told_apart
+from medvfm_jax.predict.predictor import class_of_objects, classes_of, finite_logits, told_apart
 from medvfm_jax.predict.ready import Ready, with_delta, without_delta
 from medvfm_jax.predict.volume_prediction import label_slices, resolved_overlap
 from medvfm_jax.printable import counted
@@ -185,7 +185,7 @@ class Segmenter:
             check_query(query, shape)
 
     def _labels(self, picture: NDArray) -> NDArray[np.int32]:
-        return self._picture(picture, ()).logits[: self._spec.classes].argmax(0).astype(np.int32)
+        return self._picture(picture, ()).logits[classes_of(self._spec)].argmax(0).astype(np.int32)
 
     def _probabilities(self, window: NDArray) -> NDArray[np.float32]:
         """Slab or patch (D, H, W, C) -> probability of each class (C, D, H, W)."""
