@@ -15,7 +15,7 @@ from medvfm_jax.federated.core.lora_aggregation import factors_of
 from medvfm_jax.federated.core.records import Tree
 from tests.adapters.jaxpr_equations import products_with
 from tests.federated.quadratics import KEY, quick_jit
-from tests.federated.test_backends import mesh
+from tests.federated.core.test_backends import mesh
 
 N, STEPS, BATCH, WIDTH = 8, 2, 3, 6
 NETWORK = nn.Sequential([nn.Dense(7), nn.gelu, nn.Dense(2)])

@@ -25,7 +25,7 @@ from medvfm_jax.train.task import make_loss
 from medvfm_jax.weights import artifacts
 from tests.federated.small_federation import small
 from tests.federated.systems.open_blocks import block_of
-from tests.federated.test_federate import interrupted_run
+from tests.federated.run.test_federate import interrupted_run
 
 pytestmark = pytest.mark.usefixtures("small_runs")
 

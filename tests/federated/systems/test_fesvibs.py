@@ -28,7 +28,7 @@ from tests.federated.cases import cheap_key
 from tests.federated.quadratics import quick_jit
 from tests.federated.systems.open_blocks import block_of
 from tests.federated.systems.tiny import chain_of
-from tests.federated.test_backends import mesh
+from tests.federated.core.test_backends import mesh
 
 RNG = np.random.default_rng(0)
 N, STEPS, BATCH, SIDE, DIM, DEPTH = 3, 2, 2, 4, 5, 3
