@@ -89,22 +89,28 @@ def attend(q: Array, k: Array, v: Array) -> Array:
     return softmax_average(dot_logits(q, k), v)
 
 
-def attend_in_steps(q: Array, k: Array, v: Array) -> Array:
+def attend_in_steps(q: Array, k: Array, v: Array, present: Array | None = None) -> Array:
     """``attend`` for many windows or heads at once, q (b, n, d), k, v (b, m, d) -> (b, n, d), cut to bound memory.
 
     At most ``LOGITS_PER_STEP`` logits are made at once: of some of the b, or of some rows of one.  Differentiating
-    computes each step again, so that no (b, n, m) array is ever kept.
+    computes each step again, so that no (b, n, m) array is ever kept.  ``present`` (m,) leaves keys out of all.
     """
     (b, n, _), m = q.shape, k.shape[1]
     most = LOGITS_PER_STEP.get(current_backend(), LOGITS_PER_STEP[""])
+
+    def at_once(inputs: tuple[Array, ...]) -> Array:
+        q, k, v = inputs
+        logits = dot_logits(q, k)
+        return softmax_average(logits if present is None else jnp.where(present, logits, -jnp.inf), v)
+
     if b * n * m <= most:
-        return attend(q, k, v)
-    one_step = jax.checkpoint(lambda inputs: attend(*inputs))
+        return at_once((q, k, v))
+    one_step = jax.checkpoint(at_once)
     if n * m <= most:
         together = _largest_divisor(b, most // (n * m))
         groups = tuple(rearrange(x, "(g i) n d -> g i n d", i=together) for x in (q, k, v))
         return rearrange(jax.lax.map(one_step, groups), "g i n d -> (g i) n d")
-    rows = _largest_divisor(n, most // m)
+    rows = _largest_divisor(n, max(1, most // m))
 
     def one(inputs: tuple[Array, ...]) -> Array:
         q, k, v = inputs

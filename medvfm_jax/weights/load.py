@@ -1,5 +1,6 @@
 """Load published weights into a model: fetch them, then port the file."""
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,8 @@ def load(
     if file is None:
         with fetch.bar(name) as progress:
             file = registry.fetch(name, progress, offline=offline)
-    params = port_file(file, shapes(model_name, **{k: v for k, v in options.items() if k != "scan_blocks"}))
+    wanted = shapes(model_name, **{k: v for k, v in options.items() if k != "scan_blocks"})
+    params = port_file(file, wanted, lambda text: print(text, file=sys.stderr))
     if options.get("scan_blocks"):
         params = catalog.stack_blocks(params, model_name)
     return model, _on_device(params)

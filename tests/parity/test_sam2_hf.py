@@ -1,4 +1,4 @@
-"""SAM 2 against transformers' ``Sam2Model`` with random weights: encoder, every prompt kind, masks, scores, gradients."""
+"""SAM 2 against transformers' ``Sam2Model`` with random weights: encoder, every prompt kind, scores, gradients."""
 
 import copy
 from typing import NamedTuple
@@ -127,7 +127,9 @@ def test_one_mask_falls_back_where_it_is_unstable(both, factor):
         theirs = hf(image_embeddings=both.theirs, multimask_output=False, **asked)
     params = ported(both.model, hf.state_dict())
     decode = jax.jit(both.model.decode, static_argnames="training")
-    ours, trained = (decode(params, both.ours, asked_ours(both.model, kind), training=t) for t in (False, True))
+    ours, trained = (
+        decode(params, both.ours, asked_ours(both.model, kind), training=t) for t in (False, True)
+    )
     np.testing.assert_allclose(ours.logits, theirs.pred_masks[0], rtol=0, atol=1e-5 * factor)
     np.testing.assert_allclose(ours.iou, theirs.iou_scores[0], atol=1e-5)
     stable = stability(trained.logits[:, 0]) >= STABILITY_LEAST
@@ -160,5 +162,12 @@ def test_gradients(both):
         scale = np.abs(theirs).max()
         nothing += [path] * bool(scale < 1e-6)
         np.testing.assert_allclose(flat[path], theirs, atol=max(1e-6, 2e-4 * scale), err_msg="/".join(path))
-    # Without effect: keys' biases, what only a mask prompt or its absence, and mask 0, have.
-    print(nothing)
+    # Without effect: what makes mask 0, what reads a mask prompt, and keys' biases, which the softmax ignores.
+    first, rough = (
+        (lambda path: "output_hypernetworks_mlps_0" in path),
+        (lambda path: "downscaling" in path[-2]),
+    )
+    rest = [path for path in nothing if not first(path) and not rough(path)]
+    assert sum(map(first, nothing)) == 6
+    assert sum(map(rough, nothing)) == 10
+    assert {path[-2:] for path in rest} == {("k_proj", "bias")}

@@ -7,9 +7,9 @@ from medvfm_jax.port_tables.table import PortTable, Row
 BLOCK = "image_encoder/blocks_{i}"
 
 
-def three_layers(source: str) -> tuple[Row, ...]:
+def three_layers(source: str, target: str | None = None) -> tuple[Row, ...]:
     """SAM's three-layer MLPs: transformers names the first and the last layer, SAM counts them all."""
-    target = source.replace(".{i}", "_{i}").replace(".", "/")
+    target = target or source.replace(".{i}", "_{i}").replace(".", "/")
     return (
         *dense(f"{source}.proj_in", f"{target}/layers_0"),
         *dense(f"{source}.layers.0", f"{target}/layers_1"),

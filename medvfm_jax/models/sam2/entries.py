@@ -43,12 +43,13 @@ def _build(
     *,
     image_size: int | None = None,
     remat: bool | str = False,
+    memory: bool = False,
     dtype: Any = jnp.float32,
 ) -> Model:
     # Every stage has half the sides of the one before, and the embedding is that of the last but one.
     spec = sized(spec, image_size or spec.input_size, config.reduction, cells=2)
     encoder = Sam2Encoder(replace(config, remat=remat, dtype=dtype))
-    return as_model(Sam2(encoder, spec, decoder_hidden=hidden, dtype=dtype))
+    return as_model(Sam2(encoder, spec, decoder_hidden=hidden, remembers=memory, dtype=dtype))
 
 
 def _entry(name: str, config: HieraConfig) -> ModelEntry:
@@ -69,7 +70,7 @@ def _entry(name: str, config: HieraConfig) -> ModelEntry:
         "sam2",
         spec,
         partial(_build, spec, config, 64 if tiny else 2048),
-        ("image_size", "remat", "dtype"),
+        ("image_size", "remat", "memory", "dtype"),
         (SAM2, HF_SAM2),
         start="fixed" if tiny else "published",
         heads=config.heads,

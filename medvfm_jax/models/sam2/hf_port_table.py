@@ -2,7 +2,18 @@
 
 from medvfm_jax.models.sam.hf_port_table import renamed, three_layers
 from medvfm_jax.models.sam.port_table import ATTENTIONS
-from medvfm_jax.models.sam2.port_table import FINAL, OUR_BLOCK, OUR_LAYER, OURS
+from medvfm_jax.models.sam2.port_table import (
+    FINAL,
+    MEMORY_ATTENTIONS,
+    MEMORY_ENCODER,
+    MEMORY_LAYER,
+    OPTIONAL,
+    OUR_BLOCK,
+    OUR_LAYER,
+    OUR_MEMORY_ENCODER,
+    OUR_MEMORY_LAYER,
+    OURS,
+)
 from medvfm_jax.port_tables.rows import array, conv, conv_transpose, dense, embedding, norm
 from medvfm_jax.port_tables.table import PortTable, Row
 
@@ -59,8 +70,42 @@ MASK_DECODER: tuple[Row, ...] = (
     *three_layers(DECODER + "pred_obj_score_head"),
 )
 
+FUSER, OUR_FUSER = MEMORY_ENCODER + "memory_fuser.layers.{i}.", OUR_MEMORY_ENCODER + "fuser_{i}/"
+SHRINK, OUR_SHRINK = MEMORY_ENCODER + "mask_downsampler.", OUR_MEMORY_ENCODER + "mask_downsampler_"
+LONE_ARRAYS = {
+    "memory_temporal_positional_encoding": "maskmem_tpos_enc",
+    "no_memory_positional_encoding": "no_mem_pos_enc",
+    "no_object_pointer": "no_obj_ptr",
+    "occlusion_spatial_embedding_parameter": "no_obj_embed_spatial",
+}
+
+MEMORY: tuple[Row, ...] = (
+    *renamed(dense, f"{MEMORY_LAYER}{{a:{MEMORY_ATTENTIONS}}}.", OUR_MEMORY_LAYER + "{a}/", PROJECTIONS),
+    *dense(MEMORY_LAYER + "{m:linear1|linear2}", OUR_MEMORY_LAYER + "{m}"),
+    *renamed(norm, MEMORY_LAYER, OUR_MEMORY_LAYER, {k: v for k, v in NORMS.items() if v != "norm4"}),
+    *norm("memory_attention.layer_norm", "memory/attention/norm"),
+    *renamed(conv, SHRINK, OUR_SHRINK, {f"layers.{n}.conv": f"{3 * n}" for n in range(4)}),
+    *renamed(norm, SHRINK, OUR_SHRINK, {f"layers.{n}.layer_norm": f"{3 * n + 1}" for n in range(4)}),
+    *conv(SHRINK + "final_conv", OUR_SHRINK + "12"),
+    *renamed(
+        conv,
+        MEMORY_ENCODER,
+        OUR_MEMORY_ENCODER,
+        {"feature_projection": "pix_feat_proj", "projection": "out_proj"},
+    ),
+    *array(FUSER + "scale", OUR_FUSER + "gamma"),
+    *conv(FUSER + "depthwise_conv", OUR_FUSER + "dwconv"),
+    *norm(FUSER + "layer_norm", OUR_FUSER + "norm"),
+    *renamed(dense, FUSER, OUR_FUSER, {"pointwise_conv1": "pwconv1", "pointwise_conv2": "pwconv2"}),
+    *renamed(array, "", "memory/", LONE_ARRAYS),
+    *conv("mask_downsample", "memory/mask_downsample"),
+    *three_layers("object_pointer_proj", "memory/obj_ptr_proj"),
+    *dense("temporal_positional_encoding_projection_layer", "memory/obj_ptr_tpos_proj"),
+)
+
 HF_SAM2 = PortTable(
     "hf_sam2",
-    ENCODER + PROMPT_ENCODER + MASK_DECODER,
+    ENCODER + PROMPT_ENCODER + MASK_DECODER + MEMORY,
     aliases=((PROMPT + "shared_embedding.positional_embedding", POSITIONAL),),
+    optional=OPTIONAL,
 )

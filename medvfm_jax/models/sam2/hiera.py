@@ -100,9 +100,7 @@ class Block(nn.Module):
         y = layer_norm("norm1", NORM_EPSILON, dtype)(x)
         if self.pool:
             x = pooled(nn.Dense(self.features, dtype=dtype, name="proj")(y))
-        attention = MultiScaleAttention(
-            self.features, self.heads, self.window, self.pool, dtype, name="attn"
-        )
+        attention = MultiScaleAttention(self.features, self.heads, self.window, self.pool, dtype, name="attn")
         x = undivided(costly(x + attention(y)))
         y = layer_norm("norm2", NORM_EPSILON, dtype)(x)
         return costly(x + MlpBlock(self.mlp_ratio * self.features, dtype=dtype, name="mlp")(y))

@@ -1,7 +1,7 @@
 """SAM 2 and SAM 2.1 as released (facebookresearch/sam2); MedSAM2 is a retrained tiny model with the same names.
 
-The checkpoints hold the whole video model.  What only its memory uses is listed as ``elsewhere``: an image predictor
-loads without it, and who reads the file is told.
+The checkpoints hold the whole video model.  Its memory is optional: the image predictor loads without it, and who reads
+the file is told.
 """
 
 from medvfm_jax.models.sam.port_table import ATTENTIONS, PROJECTIONS
@@ -56,9 +56,36 @@ MASK_DECODER: tuple[Row, ...] = (
         DECODER + "output_hypernetworks_mlps.{i}.layers.{j}",
         "mask_decoder/output_hypernetworks_mlps_{i}/layers_{j}",
     ),
-    *dense(
-        DECODER + "{m:iou_prediction_head|pred_obj_score_head}.layers.{j}", "mask_decoder/{m}/layers_{j}"
-    ),
+    *dense(DECODER + "{m:iou_prediction_head|pred_obj_score_head}.layers.{j}", "mask_decoder/{m}/layers_{j}"),
 )
 
-SAM2 = PortTable("sam2", ENCODER + PROMPT_ENCODER + MASK_DECODER)
+MEMORY_LAYER, OUR_MEMORY_LAYER = "memory_attention.layers.{i}.", "memory/attention/layers_{i}/"
+MEMORY_ENCODER, OUR_MEMORY_ENCODER = "memory_encoder.", "memory/encoder/"
+MEMORY_ATTENTIONS = "self_attn|cross_attn_image"
+
+MEMORY: tuple[Row, ...] = (
+    *dense(f"{MEMORY_LAYER}{{a:{MEMORY_ATTENTIONS}}}.{{m:{PROJECTIONS}}}", OUR_MEMORY_LAYER + "{a}/{m}"),
+    *dense(MEMORY_LAYER + "{m:linear1|linear2}", OUR_MEMORY_LAYER + "{m}"),
+    *norm(MEMORY_LAYER + "{m:norm1|norm2|norm3}", OUR_MEMORY_LAYER + "{m}"),
+    *norm("memory_attention.norm", "memory/attention/norm"),
+    *conv(
+        MEMORY_ENCODER + "mask_downsampler.encoder.{m:0|3|6|9|12}",
+        OUR_MEMORY_ENCODER + "mask_downsampler_{m}",
+    ),
+    *norm(
+        MEMORY_ENCODER + "mask_downsampler.encoder.{m:1|4|7|10}", OUR_MEMORY_ENCODER + "mask_downsampler_{m}"
+    ),
+    *conv(MEMORY_ENCODER + "{m:pix_feat_proj|out_proj}", OUR_MEMORY_ENCODER + "{m}"),
+    *array(MEMORY_ENCODER + "fuser.layers.{i}.gamma", OUR_MEMORY_ENCODER + "fuser_{i}/gamma"),
+    *conv(MEMORY_ENCODER + "fuser.layers.{i}.dwconv", OUR_MEMORY_ENCODER + "fuser_{i}/dwconv"),
+    *norm(MEMORY_ENCODER + "fuser.layers.{i}.norm", OUR_MEMORY_ENCODER + "fuser_{i}/norm"),
+    *dense(MEMORY_ENCODER + "fuser.layers.{i}.{m:pwconv1|pwconv2}", OUR_MEMORY_ENCODER + "fuser_{i}/{m}"),
+    *array("{m:maskmem_tpos_enc|no_mem_pos_enc|no_obj_ptr|no_obj_embed_spatial}", "memory/{m}"),
+    *conv("mask_downsample", "memory/mask_downsample"),
+    *dense("obj_ptr_proj.layers.{j}", "memory/obj_ptr_proj/layers_{j}"),
+    *dense("obj_ptr_tpos_proj", "memory/obj_ptr_tpos_proj"),
+)
+
+OPTIONAL = (("memory", "the memory of the video model"),)
+
+SAM2 = PortTable("sam2", ENCODER + PROMPT_ENCODER + MASK_DECODER + MEMORY, optional=OPTIONAL)
