@@ -29,8 +29,9 @@ def build(name: str, **options: Any) -> Model:
         name: one of ``MODELS``; those ending in "-test" are tiny and have no published weights.
         **options: ``dtype`` (compute dtype, float32 or bfloat16) for all; ``image_size`` for models of pictures,
             ``window`` and ``channels`` for UNETR; ``scan_blocks`` for SAM and ViT encoders (blocks stacked, see
-            ``models.scan``); ``remat`` for encoders of SAM and SAM 2 (True, or "between": only what lies between matrix products
-            is computed again); ``memory`` for SAM 2 (with what follows objects through a volume); ``classes``, ``base`` and ``depth`` for the U-Net, ``classes`` for UNETR.
+            ``models.scan``); ``remat`` for encoders of SAM and SAM 2 (True, or "between": only what lies between
+            matrix products is computed again); ``memory`` for SAM 2 (with what follows objects through a volume);
+            ``classes``, ``base`` and ``depth`` for the U-Net, ``classes`` for UNETR.
 
     Returns:
         The model; ``model.init(key)`` gives random parameters, ``weights.load`` published ones.

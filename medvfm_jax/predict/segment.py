@@ -15,11 +15,12 @@ from medvfm_jax.images.geometry import slice_axis
 from medvfm_jax.images.intensity import VolumeScale
 from medvfm_jax.images.volumes import pile
 from medvfm_jax.predict.predictor import finite_logits
+from medvfm_jax.predict.propagation import Propagator
 from medvfm_jax.predict.volume_prediction import label_slices, resolved_overlap
 from medvfm_jax.printable import counted
 from medvfm_jax.runs import run_directory
 from medvfm_jax.settings.records import BadConfig
-from medvfm_jax.train.assemble import Loaded, load_adapted, load_base, spec_of, with_adapter
+from medvfm_jax.train.assemble import Loaded, entry_of, load_adapted, load_base, spec_of, with_adapter
 from medvfm_jax.types import Delta, Params, Prediction, PromptKind, Prompts
 
 
@@ -28,13 +29,15 @@ class Segmented(NamedTuple):
 
     labels: class or object numbers (H, W) or (X, Y, Z) on the image's own grid, 0 for none.
     logits: (Q, M, H, W), or (C, H, W) without prompts, at the picture's own size; None for a volume without
-    prompts. low_res_logits, iou: as the model gives them, (Q, M, h, w) and (Q, M).
+    prompts. low_res_logits, iou: as the model gives them, (Q, M, h, w) and (Q, M). object_score (Q,): above 0 where the
+    model sees an object, of models that say so. Of objects followed through a volume both are (slices, Q).
     """
 
     labels: NDArray[np.int32]
     logits: NDArray[np.float32] | None = None
     low_res_logits: NDArray[np.float32] | None = None
     iou: NDArray[np.float32] | None = None
+    object_score: NDArray[np.float32] | None = None
 
 
 class Segmenter:
@@ -43,6 +46,7 @@ class Segmenter:
     multimask: of the three masks SAM offers for an ambiguous prompt, take the one it rates best.
     overlap: of windows, for models of slabs and patches; half a window unless given.
     say: told when a program has to be compiled first.
+    propagate: objects prompted on one slice of a volume are followed through all slices.
     """
 
     def __init__(
@@ -52,8 +56,10 @@ class Segmenter:
         multimask: bool = False,
         overlap: float | None = None,
         say: Callable[[str], None] = lambda text: None,
+        propagate: bool = False,
     ):
-        self._say = say
+        self._say, self._multimask = say, multimask
+        self._propagator = Propagator(loaded.base.model, loaded.base.params) if propagate else None
         self._spec, self._weights = loaded.base.model.spec, (loaded.base.params, jax.device_put(loaded.delta))
         self._overlap = resolved_overlap(self._spec, overlap)
         self._trained = loaded.metadata or {}
@@ -138,6 +144,9 @@ class Segmenter:
                 self._spec.classes - 1
             )  # at 32 bits it would be twice as large as the scan
             return Segmented(stack((found.astype(kind) for found in planes), image))
+        if self._propagator is not None:
+            followed = self._propagator(image, queries, index, multimask=self._multimask, track=track)
+            return Segmented(followed.labels, iou=followed.iou, object_score=followed.object_score)
         axis = slice_axis(image)
         scale = VolumeScale(image.array, self.channels)
         found = self._picture(scale(plane(image.array, axis, index)), queries)
@@ -163,6 +172,8 @@ class Segmenter:
             raise BadConfig("This delta segments without prompts; leave out --box and --point.")
         if not self.semantic and not queries:
             raise BadConfig(f"{name} needs a prompt: give --box X0 Y0 X1 Y1 or --point X Y LABEL.")
+        if not image.is_volume and self._propagator is not None:
+            raise BadConfig(f"{image.path} is a picture: there is nothing to follow objects through.")
         if not image.is_volume and index is not None:
             raise BadConfig(f"{image.path} is a picture and has no slices; leave out --slice.")
         if self.semantic and index is not None:
@@ -203,7 +214,8 @@ class Segmenter:
         iou = np.asarray(low.iou)
         chosen = logits[np.arange(len(logits)), iou.argmax(1)]  # (Q, H, W)
         labels = np.where(chosen.max(0) > 0, 1 + chosen.argmax(0), 0).astype(np.int32)
-        return Segmented(labels, logits, np.asarray(low.logits), iou)
+        score = None if low.object_score is None else np.asarray(low.object_score)
+        return Segmented(labels, logits, np.asarray(low.logits), iou, score)
 
     def _predict(self, image: NDArray, prompts: dict[str, NDArray]) -> Prediction:
         shape = tuple((name, value.shape) for name, value in prompts.items())
@@ -229,16 +241,19 @@ def load_segmenter(
     multimask: bool = False,
     say: Callable[[str], None] = lambda text: None,
     overlap: float | None = None,
+    propagate: bool = False,
 ) -> Segmenter:
     """A model as it is, or with a delta (then ``model`` may be left out), or that of a run directory.
 
-    weights: file of the base weights; a run knows its own, and its number format.  say: see
+    weights: file of the base weights; a run knows its own, and its number format.  say, propagate: see
     ``Segmenter``.  Raises BadConfig if there is
     nothing to load, or for a model that gives no masks as it is; RunError for a run that has not ended.
     """
     for path in (run, delta, weights):
         if path is not None:
             local_paths.check(path)
+    if propagate:
+        _check_propagation(model, delta, run)
     record = None
     if run is not None:
         record = run_directory.finished(run)
@@ -251,10 +266,22 @@ def load_segmenter(
     else:
         if spec_of(model).task != "promptable":
             raise BadConfig(f"{model} as it is gives no masks; adapt it first and give its --run.")
-        base = load_base(model, classes=2, seed=0, dtype=dtype, file=weights, offline=offline)
+        base = load_base(
+            model, classes=2, seed=0, dtype=dtype, file=weights, offline=offline, memory=propagate
+        )
         loaded = Loaded(base, with_adapter(base, None), {}, None, words=(model, dtype))
     if multimask and loaded.base.model.spec.task != "promptable":
         raise BadConfig(
             "This delta segments without prompts and gives one mask per class; leave out --multimask."
         )
-    return Segmenter(loaded, multimask=multimask, overlap=overlap, say=say)
+    return Segmenter(loaded, multimask=multimask, overlap=overlap, say=say, propagate=propagate)
+
+
+def _check_propagation(model: str | None, delta: Path | None, run: Path | None) -> None:
+    """Raise BadConfig unless a model as it is, with a memory, is to follow objects."""
+    if delta is not None or run is not None:
+        raise BadConfig(
+            "Objects are followed by a model as it is: leave --run and --delta out, or --propagate."
+        )
+    if model is not None and "memory" not in entry_of(model).options:
+        raise BadConfig(f"{model} has no memory to follow objects with; take a SAM 2, such as sam2-tiny.")

@@ -56,3 +56,25 @@ def sections(model: Model) -> dict[str, dict[str, Any]]:
 def flat(levels: list[torch.Tensor]) -> list[Any]:
     """Levels (1, c, h, w) -> numpy (h, w, c)."""
     return [level[0].permute(1, 2, 0).numpy() for level in levels]
+
+
+def hf_sam2_video(model: Model) -> transformers.Sam2VideoModel:
+    """The same with its memory; transformers has no other width of a memory than 64, a quarter of 256 here."""
+    grid, dim = model.spec.embedding[0], model.root.encoder.config.out_features
+    named = sections(model)
+    named["vision_config"] = transformers.Sam2VisionConfig(**named["vision_config"])
+    config = transformers.Sam2VideoConfig(
+        **named,
+        image_size=model.spec.input_size,
+        memory_attention_hidden_size=dim,
+        memory_attention_feed_forward_hidden_size=model.root.decoder_hidden,
+        memory_attention_rope_feat_sizes=[grid, grid],
+        memory_encoder_hidden_size=dim,
+        memory_encoder_output_channels=dim // 4,
+        mask_downsampler_embed_dim=dim,
+        memory_fuser_embed_dim=dim,
+        memory_fuser_intermediate_dim=4 * dim,
+    )
+    sam = redrawn(transformers.Sam2VideoModel(config).eval())
+    sam.prompt_encoder.shared_embedding = sam.shared_image_embedding
+    return sam

@@ -18,6 +18,7 @@ def three_layers(source: str, target: str | None = None) -> tuple[Row, ...]:
 
 
 def renamed(kind, source: str, target: str, pairs: dict[str, str], **options) -> tuple[Row, ...]:
+    """Rows of one kind of layer for names that differ: {theirs: ours}, behind ``source`` and ``target``."""
     return tuple(row for old, new in pairs.items() for row in kind(source + old, target + new, **options))
 
 

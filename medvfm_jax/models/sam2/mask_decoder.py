@@ -21,7 +21,7 @@ STABILITY_LEAST = 0.98
 
 
 class Decoded(NamedTuple):
-    """All that is decoded for Q prompts: float32 logits (Q, M, 4h, 4w), IoU (Q, M), object score (Q,), tokens (Q, M, c).
+    """Of Q prompts and M masks: float32 logits (Q, M, 4h, 4w), IoU (Q, M), object score (Q,), tokens (Q, M, c).
 
     Mask 0 answers the prompt alone, masks 1 to 3 are three readings of an ambiguous one.
     """
