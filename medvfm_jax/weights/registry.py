@@ -173,6 +173,14 @@ _ENTRIES = (
         notes="SAM 2.1; the file holds the memory of the video model too",
     ),
     WeightsEntry(
+        "medsam2",
+        "https://huggingface.co/wanglab/MedSAM2/resolve/main/MedSAM2_latest.pt",
+        "medsam2",
+        "CC-BY-SA-4.0",
+        ("box",),
+        notes="SAM 2.1 tiny retrained on medical volumes and videos; with the memory of the video model",
+    ),
+    WeightsEntry(
         "dinov2-s",
         f"{META}/dinov2/dinov2_vits14/dinov2_vits14_pretrain.pth",
         "dinov2-s",

@@ -106,7 +106,7 @@ def test_an_object_is_followed(both, prompt, bias):
     asked = Prompts(jnp.asarray(points), jnp.asarray(labels))
     for step in (1, -1):
         session = transformers.models.sam2_video.modeling_sam2_video.Sam2VideoInferenceSession(
-            torch.from_numpy(video.transpose(0, 3, 1, 2)), 64, 64
+            torch.from_numpy(video.transpose(0, 3, 1, 2)), 64, 64, dtype=torch.float32
         )
         index = session.obj_id_to_idx(1)
         asked_theirs = {

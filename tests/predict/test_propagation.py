@@ -28,7 +28,7 @@ def plain(monkeypatch):
     def masks(rows, queries, score=9.0):
         logits = jnp.where(jnp.arange(SIZE)[None, :, None] < rows, 1.0, -1.0)
         return Tracked(
-            jnp.broadcast_to(logits, (queries, SIZE, SIZE)), jnp.full(queries, 0.5), jnp.full(queries, 9.0)
+            jnp.broadcast_to(logits, (queries, SIZE, SIZE)), jnp.full(queries, 0.5), jnp.full(queries, score)
         )
 
     def start(params, embedding, prompts, multimask):
