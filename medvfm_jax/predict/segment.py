@@ -145,6 +145,7 @@ class Segmenter:
             )  # at 32 bits it would be twice as large as the scan
             return Segmented(stack((found.astype(kind) for found in planes), image))
         if self._propagator is not None:
+            self._say(f"compiling {self._spec.name} ...")
             followed = self._propagator(image, queries, index, multimask=self._multimask, track=track)
             return Segmented(followed.labels, iou=followed.iou, object_score=followed.object_score)
         axis = slice_axis(image)

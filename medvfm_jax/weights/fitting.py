@@ -95,9 +95,10 @@ def set_aside_in(file: Path | str, model: str) -> str:
         UnsafeCheckpoint: a ``.pth`` file asks for more than arrays.
     """
     state, metadata = read_state(file)
-    if metadata.get("format") == OWN_FORMAT:
+    table = choose(state)
+    if metadata.get("format") == OWN_FORMAT or not table.optional:
         return ""
-    return set_aside(choose(state), state, jax.eval_shape(catalog.build(model).init, jax.random.key(0)))
+    return set_aside(table, state, jax.eval_shape(catalog.build(model).init, jax.random.key(0)))
 
 
 def _related(model: str | None) -> list[str]:

@@ -111,7 +111,7 @@ def chosen(decoded: Decoded, multimask: bool, training: bool) -> Decoded:
     """All masks -> the three of an ambiguous prompt, or the one of a clear prompt.
 
     The one is number 0, or where its stability is below 0.98 that of the three others which is rated best.  Not in
-    ``training``: then it is always number 0, as in the reference.
+    ``training``: then it is always number 0, as in the reference.  The token of a single mask is always that of mask 0.
     """
     if multimask or training:
         kept = slice(1, None) if multimask else slice(0, 1)
@@ -120,6 +120,6 @@ def chosen(decoded: Decoded, multimask: bool, training: bool) -> Decoded:
     number = jnp.where(unstable, 1 + decoded.iou[:, 1:].argmax(1), 0)
 
     def one(x: Array) -> Array:
-        return jnp.take_along_axis(x, number.reshape(-1, *[1] * (x.ndim - 1)), axis=1) if x.ndim > 1 else x
+        return jnp.take_along_axis(x, number.reshape(-1, *[1] * (x.ndim - 1)), axis=1)
 
-    return jax.tree.map(one, decoded)
+    return Decoded(one(decoded.logits), one(decoded.iou), decoded.object_score, decoded.tokens[:, :1])

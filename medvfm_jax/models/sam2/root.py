@@ -1,4 +1,7 @@
-"""SAM 2 as one root module; ``sam.root.as_model`` makes its ``Model``, ``tracker_of`` what follows objects."""
+"""SAM 2 as one root module; ``sam.root.as_model`` makes its ``Model``, ``tracker_of`` what follows objects.
+
+Source: facebookresearch/sam2, ``sam2/sam2_image_predictor.py`` and ``sam2/modeling/sam2_base.py``.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,6 +19,16 @@ from medvfm_jax.models.sam2.mask_decoder import Decoded, MaskDecoder, chosen
 from medvfm_jax.models.sam2.memory import Memories, Memory, first_memories, with_frame
 from medvfm_jax.models.sam2.prompt_encoder import Sam2PromptEncoder, with_padding
 from medvfm_jax.types import PAD, ModelSpec, Params, Prediction, Prompts
+
+NOTHING = -1024.0  # logit of a mask whose object is not there
+
+
+class Tracked(NamedTuple):
+    """One mask for each of Q objects: float32 logits (Q, 4h, 4w), IoU (Q,), object score (Q,)."""
+
+    logits: Array
+    iou: Array
+    object_score: Array
 
 
 class Sam2(nn.Module):
@@ -77,7 +90,7 @@ class Sam2(nn.Module):
         """Decode of encode."""
         return self.decode(self.encode(image), prompts, multimask, training)
 
-    def start(self, embedding: Array, prompts: Prompts, multimask: bool) -> tuple["Tracked", Memories]:
+    def start(self, embedding: Array, prompts: Prompts, multimask: bool) -> tuple[Tracked, Memories]:
         """First frame: embedding (h, w, 4 c), one prompt -> what is found and what is remembered of it."""
         levels = unpack(embedding)
         sparse, present, dense = self.prompt_encoder(with_padding(prompts))
@@ -86,7 +99,7 @@ class Sam2(nn.Module):
         found, frame_map, pointer = self._kept(levels.coarse, chosen(decoded, multimask, False), True)
         return found, first_memories(frame_map, pointer)
 
-    def follow(self, embedding: Array, memories: Memories, frames: int) -> tuple["Tracked", Memories]:
+    def follow(self, embedding: Array, memories: Memories, frames: int) -> tuple[Tracked, Memories]:
         """Next frame of ``frames``: embedding (h, w, 4 c), memories of one object -> what is found, memories."""
         levels = unpack(embedding)
         # As in the release: a question without points is one padding point, beside the one that is always there.
@@ -98,24 +111,13 @@ class Sam2(nn.Module):
         found, frame_map, pointer = self._kept(levels.coarse, chosen(decoded, True, False), False)
         return found, with_frame(memories, frame_map, pointer)
 
-    def _kept(self, coarse: Array, decoded: Decoded, prompted: bool) -> tuple["Tracked", Array, Array]:
+    def _kept(self, coarse: Array, decoded: Decoded, prompted: bool) -> tuple[Tracked, Array, Array]:
         """Masks of one object -> the best of them, and map and pointer to remember it by."""
         best, score = decoded.iou[0].argmax(), decoded.object_score[0]
         logits = jnp.where(score > 0, decoded.logits[0, best], NOTHING)
         frame_map = self.memory.remember(coarse, logits, score, prompted)
         pointer = self.memory.pointer(decoded.tokens[0, best], score)
         return Tracked(logits, decoded.iou[0, best], score), frame_map, pointer
-
-
-NOTHING = -1024.0  # logit of a mask whose object is not there
-
-
-class Tracked(NamedTuple):
-    """One mask for each of Q objects: float32 logits (Q, 4h, 4w), IoU (Q,), object score (Q,)."""
-
-    logits: Array
-    iou: Array
-    object_score: Array
 
 
 class Tracker(NamedTuple):
