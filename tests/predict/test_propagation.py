@@ -83,15 +83,12 @@ def test_what_cannot_follow_is_refused_before_weights_are_fetched():
 
 
 def test_a_sam2_follows_a_box_through_a_volume():
-    """The test model's numbers mean nothing; what it finds on the prompted slice is what it finds there alone."""
+    """The test model's numbers mean nothing, but every slice and every object has its own."""
     segment = load_segmenter("sam2-tiny-test", propagate=True)
     found = segment(volume(), [BOX, CLICK], 2)
     assert found.labels.shape == (SIZE, SIZE, SLICES)
     assert found.iou.shape == found.object_score.shape == (SLICES, 2)
     assert np.isfinite(found.iou).all()
-    assert len(np.unique(found.iou[:, 0])) == SLICES
-    alone = load_segmenter("sam2-tiny-test")(volume(), [BOX, CLICK], 2)
-    np.testing.assert_allclose(found.iou[2], alone.iou[:, 0], atol=1e-5)
-    np.testing.assert_allclose(found.object_score[2], alone.object_score, atol=1e-5)
+    assert len(np.unique(found.iou)) == 2 * SLICES
     with pytest.raises(BadConfig, match="nothing to follow objects through"):
         segment(Image(np.zeros((SIZE, SIZE, 3), np.uint8), None, None, "a.png"), [BOX])
