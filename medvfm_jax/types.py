@@ -46,10 +46,14 @@ class Prompts(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """Promptable: logits (Q, M, h, w), iou (Q, M).  Semantic: logits (C, h, w) or (C, d, h, w), iou None."""
+    """Promptable: logits (Q, M, h, w), iou (Q, M).  Semantic: logits (C, h, w) or (C, d, h, w), iou None.
+
+    object_score (Q,): above 0 where the model sees an object at all; SAM 2 only.
+    """
 
     logits: Array
     iou: Array | None = None
+    object_score: Array | None = None
 
 
 class Batch(NamedTuple):
@@ -92,6 +96,7 @@ class ModelSpec:
     notes: str = ""
     qkv_layout: Literal["fused", "head_major"] = "fused"  # columns of attn/qkv: [q|k|v], or [q|k|v] per head
     head_dim: int = 64  # width of one attention head of the image encoder
+    multimask_fallback: bool = False  # an unstable mask is replaced by one of three, but with training=True
 
     def __post_init__(self) -> None:
         """One number stands for the shape of a square picture."""

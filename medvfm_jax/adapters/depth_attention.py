@@ -52,7 +52,12 @@ def depth_attention(
 
     def init_site(key: Array, site: Site) -> SiteDelta:
         d = feature_width(site, "x")
-        if not {"qkv", "proj"} <= set(site.params) or site.x.shape != site.y.shape or d % head_dim:
+        if getattr(site.y, "shape", None) != site.x.shape:
+            raise WrongSite(
+                f"depth_attention at '{site.path}' turns {site.x.shape} into {getattr(site.y, 'shape', site.y)}: only "
+                "attention that keeps its map can look across slices."
+            )
+        if not {"qkv", "proj"} <= set(site.params) or d % head_dim:
             raise WrongSite(
                 f"depth_attention at '{site.path}': it is no attention with qkv, proj and heads of {head_dim}."
             )

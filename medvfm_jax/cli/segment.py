@@ -38,15 +38,18 @@ def run(args: SegmentArgs) -> int:
         multimask=args.multimask,
         say=partial(print, file=sys.stderr, flush=True),
         overlap=args.overlap,
+        propagate=args.propagate,
     )
     for image, target in zip(images, targets, strict=True):
         segmenter.check(image, queries, args.index)
         check_fits(target, image)
         if args.logits is not None and segmenter.semantic and image.is_volume:
             raise BadUsage("a volume segmented without prompts has no logits to write; leave out --logits")
+        if args.logits is not None and args.propagate:
+            raise BadUsage("objects followed through a volume have no logits to write; leave out --logits")
     _warn(args, segmenter, images)
     records = list(_each(segmenter, images, queries, targets, args))
-    console.result({"images": records}, "\n".join(_describe(record) for record in records))
+    console.result({"images": records}, "\n".join(_describe(record, args.propagate) for record in records))
     return 0
 
 
@@ -133,15 +136,16 @@ def _one(
     write_mask(target, found.labels, image)
     if args.logits is not None:
         write_npz(args.logits, _arrays(found))
-    return {
+    record = {
         "image": image.path,
         "mask": target,
         "pixels": _pixels(found.labels),
         "labels": segmenter.labels,
         "classes": None if found.classes is None else dict(enumerate(found.classes.tolist())),
-        "iou": None if found.iou is None else found.iou,
+        "iou": found.iou,
         "logits": args.logits,
     }
+    return record if found.object_score is None else {**record, "object_score": found.object_score}
 
 
 def _pixels(labels: np.ndarray) -> dict[int, int]:
@@ -157,14 +161,19 @@ def _arrays(found: Segmented) -> dict[str, np.ndarray]:
     return {name: array for name, array in arrays.items() if array is not None}
 
 
-def _describe(record: dict[str, Any]) -> str:
+def _describe(record: dict[str, Any], followed: bool) -> str:
     names = {value: f" ({name})" for value, name in record["labels"].items()}
     if record["classes"] is not None:
         return f"{record['mask']}  {_objects(record)}"
     pixels = ", ".join(f"{value}{names.get(value, '')}: {n:,}" for value, n in record["pixels"].items())
-    rated = (
-        "" if record["iou"] is None else "; rated IoU " + ", ".join(f"{v:.2f}" for v in record["iou"].max(1))
-    )
+    iou = record["iou"]
+    if iou is None:
+        rated = ""
+    elif followed:
+        seen = (record["object_score"] > 0).sum(0)
+        rated = "; found in " + ", ".join(f"{n} of {len(iou)} slices" for n in seen)
+    else:
+        rated = "; rated IoU " + ", ".join(f"{v:.2f}" for v in iou.max(1))
     return f"{record['mask']}  pixels {pixels or 'nothing found'}{rated}"
 
 

@@ -73,11 +73,12 @@ def _verify(args: Verify) -> None:
     if not fits:
         console.say(f"{args.file}: sha256 {digest}, not among the known files")
         raise NoFit(f"{error}")
+    record["set_aside"] = rest = weights.set_aside_in(args.file, fits[0])
     console.result(
         record,
         f"{args.file}: {counted(record['bytes'], 'byte')}, sha256 {digest}\n"
         f"  {'the published ' + known.name if known else 'not among the published files with a known digest'}\n"
-        f"  fits {_enumerate(fits)}",
+        f"  fits {_enumerate(fits)}" + (f"\n  {rest}" if rest else ""),
     )
 
 
@@ -90,7 +91,7 @@ def _convert(args: Convert) -> None:
     weights.save_own(out, params, args.to)
     console.result(
         {"file": out, "model": args.to, "fingerprint": weights.fingerprint(params)},
-        f"{out}: parameters of {args.to}, every key used once",
+        f"{out}: parameters of {args.to}, each from one place of the file",
     )
 
 

@@ -25,6 +25,9 @@ from medvfm_jax.models.interpolation import bilinear_matrix
 # Below this many tokens the logits of all heads fit a cache and mapping only costs.
 PLAIN_TOKENS = 512
 
+# Of attention without positions.  CPU: 256 rows of 4096 keys, as in ``CPU`` below; elsewhere what bounds memory.
+LOGITS_PER_STEP = {"cpu": 2**20, "": 2**25}
+
 
 @dataclass(frozen=True)
 class Formulation:
@@ -84,6 +87,37 @@ def dot_logits(q: Array, k: Array) -> Array:
 def attend(q: Array, k: Array, v: Array) -> Array:
     """Softmax attention of scaled queries q (..., n, d) on k, v (..., m, d) -> (..., n, d)."""
     return softmax_average(dot_logits(q, k), v)
+
+
+def attend_in_steps(q: Array, k: Array, v: Array, present: Array | None = None) -> Array:
+    """``attend`` for many windows or heads at once, q (b, n, d), k, v (b, m, d) -> (b, n, d), cut to bound memory.
+
+    At most ``LOGITS_PER_STEP`` logits are made at once: of some of the b, or of some rows of one.  Differentiating
+    computes each step again, so that no (b, n, m) array is ever kept.  ``present`` (m,) leaves keys out of all.
+    """
+    (b, n, _), m = q.shape, k.shape[1]
+    most = LOGITS_PER_STEP.get(current_backend(), LOGITS_PER_STEP[""])
+
+    def at_once(inputs: tuple[Array, ...]) -> Array:
+        q, k, v = inputs
+        logits = dot_logits(q, k)
+        return softmax_average(logits if present is None else jnp.where(present, logits, -jnp.inf), v)
+
+    if b * n * m <= most:
+        return at_once((q, k, v))
+    one_step = jax.checkpoint(at_once)
+    if n * m <= most:
+        together = _largest_divisor(b, most // (n * m))
+        groups = tuple(rearrange(x, "(g i) n d -> g i n d", i=together) for x in (q, k, v))
+        return rearrange(jax.lax.map(one_step, groups), "g i n d -> (g i) n d")
+    rows = _largest_divisor(n, max(1, most // m))
+
+    def one(inputs: tuple[Array, ...]) -> Array:
+        q, k, v = inputs
+        chunks = rearrange(q, "(g rows) d -> g rows d", rows=rows)
+        return rearrange(jax.lax.map(lambda some: one_step((some, k, v)), chunks), "g rows d -> (g rows) d")
+
+    return jax.lax.map(one, (q, k, v))
 
 
 def relative_positions(table: Array, size: int) -> Array:

@@ -87,6 +87,8 @@ class PortTable:
         ignored: source keys (same placeholders) that carry nothing the model needs.
         aliases: (key, other key) pairs for tied weights; the first may be absent, or must equal the second.
         prefixes: removed from keys that start with one ("vit." when the encoder sits in a larger model).
+        optional: (module at the root of our tree, what it is in words) that a model may be built without; its keys are
+            then set aside, counted and named.
     """
 
     name: str
@@ -94,6 +96,7 @@ class PortTable:
     ignored: tuple[str, ...] = ()
     aliases: tuple[tuple[str, str], ...] = ()
     prefixes: tuple[str, ...] = ()
+    optional: tuple[tuple[str, str], ...] = ()
 
     @cached_property
     def _ignored(self) -> re.Pattern:
@@ -113,6 +116,17 @@ class PortTable:
         """How many of these source keys the table knows: the way to tell checkpoint families apart."""
         keys = [self.bare(key) for key in keys]
         return sum(any(row.match_source(key) is not None for row in self.rows) for key in keys)
+
+    def set_aside(self, keys: Iterable[str], paths: Iterable[str]) -> dict[str, list[str]]:
+        """{what a model with these target paths is built without, in words: bare keys that belong to it}."""
+        roots = {path.split("/", 1)[0] for path in paths}
+        absent = {root: words for root, words in self.optional if root not in roots}
+        found: dict[str, list[str]] = {}
+        for key in keys if absent else ():
+            target = next((t for row in self.rows if (t := row.match_source(key)) is not None), "")
+            if words := absent.get(target.split("/", 1)[0]):
+                found.setdefault(words, []).append(key)
+        return found
 
     def has_row(self, path: str) -> bool:
         """Does the table fill this target path?"""

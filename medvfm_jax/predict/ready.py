@@ -62,19 +62,23 @@ def without_delta(model: str, *, dtype: str, file: Path | None, offline: bool) -
     found = _kept(model, dtype) if file is None else None
     if found is not None:
         return found
-    loaded = _loaded(model, dtype, file, offline)
+    loaded = loaded_alone(model, dtype, file, offline)
     if file is None:
         _keep(model, dtype, loaded.base.model.spec)
     return ready(loaded)
 
 
-def _loaded(model: str, dtype: str, file: Path | None, offline: bool) -> "Loaded":
+def loaded_alone(
+    model: str, dtype: str, file: Path | None, offline: bool, *, memory: bool = False
+) -> "Loaded":
+    """A model without a delta.  memory: with what follows objects through a volume.  Raises as ``without_delta``."""
     from medvfm_jax.train.assemble import Loaded, load_base, spec_of, with_adapter
 
     if spec_of(model).task != "promptable":
         raise BadConfig(f"{model} as it is gives no masks; adapt it first and give its --run.")
-    base = load_base(model, classes=2, seed=0, dtype=dtype, file=file, offline=offline)
-    return Loaded(base, with_adapter(base, None), {}, None, words=(model, dtype))
+    base = load_base(model, classes=2, seed=0, dtype=dtype, file=file, offline=offline, memory=memory)
+    words = (model, dtype, "memory") if memory else (model, dtype)
+    return Loaded(base, with_adapter(base, None), {}, None, words=words)
 
 
 def _words(model: str, dtype: str) -> list[str]:
@@ -121,5 +125,5 @@ def _kept(model: str, dtype: str) -> Ready | None:
         None,
         "",
         (model, dtype),
-        lambda: _loaded(model, dtype, None, True).adapted,
+        lambda: loaded_alone(model, dtype, None, True).adapted,
     )

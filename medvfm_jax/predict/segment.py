@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,12 +15,15 @@ from medvfm_jax.images.geometry import slice_axis
 from medvfm_jax.images.intensity import VolumeScale
 from medvfm_jax.images.volumes import pile
 from medvfm_jax.predict.predictor import class_of_objects, classes_of, finite_logits, told_apart
-from medvfm_jax.predict.ready import Ready, with_delta, without_delta
+from medvfm_jax.predict.ready import Ready, loaded_alone, ready, with_delta, without_delta
 from medvfm_jax.predict.volume_prediction import label_slices, resolved_overlap
 from medvfm_jax.printable import counted
 from medvfm_jax.runs import run_directory
 from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.types import Delta, Params, Prediction, PromptKind, Prompts
+
+if TYPE_CHECKING:
+    from medvfm_jax.predict.propagation import Propagator
 
 
 class Segmented(NamedTuple):
@@ -30,6 +33,8 @@ class Segmented(NamedTuple):
     logits: (Q, M, H, W), or (C, H, W) without prompts, at the picture's own size; None for a volume without
     prompts. low_res_logits, iou: as the model gives them, (Q, M, h, w) and (Q, M).
     classes: (n + 1,), class index of each object number, of a model that tells objects apart without prompts.
+    object_score: (Q,), above 0 where the model sees an object, of models that say so. Of objects followed through a
+    volume it and iou are (slices, Q).
     """
 
     labels: NDArray[np.int32]
@@ -37,6 +42,7 @@ class Segmented(NamedTuple):
     low_res_logits: NDArray[np.float32] | None = None
     iou: NDArray[np.float32] | None = None
     classes: NDArray[np.int32] | None = None
+    object_score: NDArray[np.float32] | None = None
 
 
 class Segmenter:
@@ -45,6 +51,7 @@ class Segmenter:
     multimask: of the three masks SAM offers for an ambiguous prompt, take the one it rates best.
     overlap: of windows, for models of slabs and patches; half a window unless given.
     say: told when a program has to be compiled first.
+    propagator: follows objects that are prompted on one slice of a volume through all slices.
     """
 
     def __init__(
@@ -54,8 +61,9 @@ class Segmenter:
         multimask: bool = False,
         overlap: float | None = None,
         say: Callable[[str], None] = lambda text: None,
+        propagator: "Propagator | None" = None,
     ):
-        self._say = say
+        self._say, self._multimask, self._propagator = say, multimask, propagator
         self._spec, self._weights = ready.spec, (ready.params, jax.device_put(ready.delta))
         self._overlap = resolved_overlap(self._spec, overlap)
         self._trained = ready.metadata or {}
@@ -140,6 +148,10 @@ class Segmenter:
                 self._spec.classes - 1
             )  # at 32 bits it would be twice as large as the scan
             return Segmented(stack((found.astype(kind) for found in planes), image))
+        if self._propagator is not None:
+            self._say(f"compiling {self._spec.name} ...")
+            followed = self._propagator(image, queries, index, multimask=self._multimask, track=track)
+            return Segmented(followed.labels, iou=followed.iou, object_score=followed.object_score)
         axis = slice_axis(image)
         scale = VolumeScale(image.array, self.channels)
         found = self._picture(scale(plane(image.array, axis, index)), queries)
@@ -165,6 +177,8 @@ class Segmenter:
             raise BadConfig("This delta segments without prompts; leave out --box and --point.")
         if not self.semantic and not queries:
             raise BadConfig(f"{name} needs a prompt: give --box X0 Y0 X1 Y1 or --point X Y LABEL.")
+        if not image.is_volume and self._propagator is not None:
+            raise BadConfig(f"{image.path} is a picture: there is nothing to follow objects through.")
         if not image.is_volume and index is not None:
             raise BadConfig(f"{image.path} is a picture and has no slices; leave out --slice.")
         if self.semantic and index is not None:
@@ -212,7 +226,8 @@ class Segmenter:
         iou = np.asarray(low.iou)
         chosen = logits[np.arange(len(logits)), iou.argmax(1)]  # (Q, H, W)
         labels = np.where(chosen.max(0) > 0, 1 + chosen.argmax(0), 0).astype(np.int32)
-        return Segmented(labels, logits, np.asarray(low.logits), iou)
+        score = None if low.object_score is None else np.asarray(low.object_score)
+        return Segmented(labels, logits, np.asarray(low.logits), iou, object_score=score)
 
     def _predict(self, image: NDArray, prompts: dict[str, NDArray]) -> Prediction:
         shape = tuple((name, value.shape) for name, value in prompts.items())
@@ -238,29 +253,49 @@ def load_segmenter(
     multimask: bool = False,
     say: Callable[[str], None] = lambda text: None,
     overlap: float | None = None,
+    propagate: bool = False,
 ) -> Segmenter:
     """A model as it is, or with a delta (then ``model`` may be left out), or that of a run directory.
 
-    weights: file of the base weights; a run knows its own, and its number format.  say: see
-    ``Segmenter``.  Raises BadConfig if there is
+    weights: file of the base weights; a run knows its own, and its number format.  say: see ``Segmenter``.
+    propagate: objects prompted on one slice of a volume are followed through all slices.  Raises BadConfig if there is
     nothing to load, or for a model that gives no masks as it is; RunError for a run that has not ended.
     """
     for path in (run, delta, weights):
         if path is not None:
             local_paths.check(path)
-    record = None
+    if propagate:
+        _check_propagation(model, delta, run)
+    record = propagator = None
     if run is not None:
         record = run_directory.finished(run)
         delta, dtype = run / run_directory.DELTA, record["dtype"]
         weights = weights or (record["weights"] and Path(record["weights"]))
     if delta is not None:
-        ready = with_delta(delta, model=model, dtype=dtype, file=weights, offline=offline, run=record)
+        found = with_delta(delta, model=model, dtype=dtype, file=weights, offline=offline, run=record)
     elif model is None:
         raise BadConfig("Segmenting needs --run RUN, --delta FILE or --model NAME.")
+    elif propagate:
+        from medvfm_jax.predict.propagation import Propagator  # imports flax
+
+        loaded = loaded_alone(model, dtype, weights, offline, memory=True)
+        found, propagator = ready(loaded), Propagator(loaded.base.model, loaded.base.params)
     else:
-        ready = without_delta(model, dtype=dtype, file=weights, offline=offline)
-    if multimask and ready.spec.task != "promptable":
+        found = without_delta(model, dtype=dtype, file=weights, offline=offline)
+    if multimask and found.spec.task != "promptable":
         raise BadConfig(
             "This delta segments without prompts and gives one mask per class; leave out --multimask."
         )
-    return Segmenter(ready, multimask=multimask, overlap=overlap, say=say)
+    return Segmenter(found, multimask=multimask, overlap=overlap, say=say, propagator=propagator)
+
+
+def _check_propagation(model: str | None, delta: Path | None, run: Path | None) -> None:
+    """Raise BadConfig unless a model as it is, with a memory, is to follow objects."""
+    from medvfm_jax.train.assemble import entry_of
+
+    if delta is not None or run is not None:
+        raise BadConfig(
+            "Objects are followed by a model as it is: leave --run and --delta out, or --propagate."
+        )
+    if model is not None and "memory" not in entry_of(model).options:
+        raise BadConfig(f"{model} has no memory to follow objects with; take a SAM 2, such as sam2-tiny.")

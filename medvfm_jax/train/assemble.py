@@ -283,10 +283,12 @@ def load_base(
     offline: bool = False,
     keep: str = "everything",
     shape: tuple[int, ...] | None = None,
+    memory: bool = False,
 ) -> Base:
     """Published weights, or for models trained from scratch random ones from ``seed`` with ``classes`` outputs.
 
     keep: for the backward pass, see ``catalog.KEEP``. shape: (D, H, W, channels) of a patch, for models built for one.
+    memory: with what follows objects through a volume, for models that have it.
 
     Raises BadConfig for a model that gives features instead of masks, or that cannot keep less than everything, and
     what ``weights.load`` raises.
@@ -299,6 +301,8 @@ def load_base(
                 f"Model '{name}' keeps everything for the backward pass; leave --keep {keep} out."
             )
         options["remat"] = catalog.KEEP[keep]
+    if memory:
+        options["memory"] = True
     if shape is not None:
         options |= {"window": shape[:3], "channels": shape[3]}
     if entry_of(name).start == "random":

@@ -73,12 +73,14 @@ def make_loss(adapted: Adapted, objective: str, *, cached: bool = False, trainin
     cross-entropy), "sam" (20 focal + Dice + IoU regression; promptable models only), "instances" ("samed" for the
     classes, Dice + cross-entropy for the distance map; models with one).
     cached: ``batch.image`` holds embeddings (B, h, w, c) and only the decoder runs.
-    training: an adapter with dropout drops, every image by a key of its own; without, ``key`` is not used.
+    training: an adapter with dropout drops, every image by a key of its own; without, ``key`` is not used. SAM 2 gives
+    the mask of the prompt alone, never one of three.
     The scalar is the mean over prompts (promptable) or images (semantic), weighted by ``batch.weight``; the
     metric "weight" is the sum of these weights. Raises UnknownObjective.
     """
     function, predict = OBJECTIVES[objective], predictor(adapted, cached=cached)
     random = training and is_random(adapted.adapter.config)
+    as_trained = {"training": True} if training and adapted.spec.multimask_fallback else {}
 
     def loss(params: Params, delta: Delta, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
         keys = jax.random.split(key, batch.weight.shape[0]) if random else None
@@ -87,7 +89,7 @@ def make_loss(adapted: Adapted, objective: str, *, cached: bool = False, trainin
             image: Array, prompts: Prompts | None, target: Array, weight: Array, key: Array | None
         ) -> tuple[Array, Any]:
             rngs = {"rngs": {DROPOUT: key}} if random else {}
-            value = function(predict(params, delta, image, prompts, **rngs), target, weight)
+            value = function(predict(params, delta, image, prompts, **rngs, **as_trained), target, weight)
             return value if isinstance(value, tuple) else (value, {})
 
         # Where the images are divided over devices, say so: left to itself, the compiler divides features instead.

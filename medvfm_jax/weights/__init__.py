@@ -3,7 +3,7 @@
 from medvfm_jax.weights import artifacts, port, registry, tables, torch_zip
 from medvfm_jax.weights.artifacts import WrongBaseWeights, check_base, fingerprint, load_delta, save_delta
 from medvfm_jax.weights.export import save_own, save_torch, torch_state
-from medvfm_jax.weights.fitting import fitting_models, port_file
+from medvfm_jax.weights.fitting import fitting_models, port_file, set_aside_in
 from medvfm_jax.weights.load import load
 from medvfm_jax.weights.peft import BadPeft, CannotExport, LowRank, load_peft, save_peft
 from medvfm_jax.weights.port import PortError, PortTable, to_jax, to_torch
@@ -29,6 +29,7 @@ __all__ = [
     "save_own",
     "save_peft",
     "save_torch",
+    "set_aside_in",
     "tables",
     "to_jax",
     "to_torch",

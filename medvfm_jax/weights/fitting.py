@@ -1,6 +1,6 @@
 """Does a file hold the parameters of a model?  Read, recognise, port, strictly; whatever the file's format."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +8,16 @@ import jax
 import numpy as np
 
 from medvfm_jax.models import catalog
-from medvfm_jax.weights.port import PortError, PortTable, check, to_jax
+from medvfm_jax.weights.port import PortError, PortTable, check, set_aside, to_jax
 from medvfm_jax.weights.read import OWN_FORMAT, read_state
 from medvfm_jax.weights.soundness import unsound, wrong_values
 from medvfm_jax.weights.tables import choose
 from medvfm_jax.weights.tree import collection, flatten, unflatten
 
 
-def port_file(file: Path | str, target_shapes: Mapping[str, Any]) -> dict[str, Any]:
+def port_file(
+    file: Path | str, target_shapes: Mapping[str, Any], say: Callable[[str], None] = lambda text: None
+) -> dict[str, Any]:
     """Read a checkpoint of a known family into parameters of given shapes.
 
     The family is told from the keys.
@@ -23,6 +25,7 @@ def port_file(file: Path | str, target_shapes: Mapping[str, Any]) -> dict[str, A
     Args:
         file: ``.pth``, safetensors or ONNX.
         target_shapes: {"params": nested shapes or arrays}.
+        say: told what the file holds beside what the model uses.
 
     Returns:
         {"params": nested float32 numpy arrays}.
@@ -37,7 +40,12 @@ def port_file(file: Path | str, target_shapes: Mapping[str, Any]) -> dict[str, A
         return _own(
             state, target_shapes, f"{file} (parameters of {metadata.get('model', 'an unnamed model')})"
         )
-    return to_jax(choose(state), state, target_shapes, where=str(file), consume=True)
+    table = choose(state)
+    rest = set_aside(table, state, target_shapes)
+    params = to_jax(table, state, target_shapes, where=str(file), consume=True)
+    if rest:
+        say(f"{file}: {rest}")
+    return params
 
 
 def fitting_models(file: Path | str) -> tuple[list[str], PortError | None]:
@@ -70,6 +78,27 @@ def fitting_models(file: Path | str) -> tuple[list[str], PortError | None]:
         else:
             fits.append(name)
     return fits, None if fits else nearest
+
+
+def set_aside_in(file: Path | str, model: str) -> str:
+    """What of a checkpoint a model that it fits is built without.
+
+    Args:
+        file: ``.pth``, safetensors or ONNX.
+        model: its name.
+
+    Returns:
+        One sentence, "" for nothing.
+
+    Raises:
+        BadCheckpoint: the file is damaged, or no checkpoint.
+        UnsafeCheckpoint: a ``.pth`` file asks for more than arrays.
+    """
+    state, metadata = read_state(file)
+    table = choose(state)
+    if metadata.get("format") == OWN_FORMAT or not table.optional:
+        return ""
+    return set_aside(table, state, jax.eval_shape(catalog.build(model).init, jax.random.key(0)))
 
 
 def _related(model: str | None) -> list[str]:

@@ -1,5 +1,6 @@
 """Load published weights into a model: fetch them, then port the file."""
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -72,16 +73,23 @@ def _ported(file: Path, model: str, options: Mapping[str, Any]) -> dict[str, Any
     itself.  Files that point to others (shards of safetensors, ONNX) are converted each time.
     """
     if file.suffix not in _WHOLE or not file.is_file():
-        return port_file(file, shapes(model, **options))
+        return port_file(file, shapes(model, **options), _say)
     before = _state(file)
     words = kept_words(model, fetch.sha256_of(file), options)
     kept = traces.arrays(words)
     if kept is not None:
         return kept
-    params = port_file(file, shapes(model, **options))
-    if _state(file) == before:  # nobody wrote to it between the digest and the reading
+    said: list[str] = []
+    params = port_file(file, shapes(model, **options), said.append)
+    for text in said:  # and again whenever the file is loaded, so its parameters are not kept
+        _say(text)
+    if _state(file) == before and not said:  # nobody wrote to it between the digest and the reading
         traces.keep_arrays(words, params)
     return params
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def _state(file: Path) -> tuple[int, int, int]:

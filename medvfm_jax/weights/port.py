@@ -79,7 +79,9 @@ def check(
     aliases = {alias: key for alias, key in table.aliases if alias in state}
     wanted = Counter(key for sources, _ in plan.values() for key in sources)
     problems += [f"table {table.name} uses {key} {count} times" for key, count in wanted.items() if count > 1]
-    unused = [k for k in state if k not in wanted and k not in aliases and not table.is_ignored(k)]
+    aside = {key for keys in table.set_aside(state, targets).values() for key in keys}
+    known_keys = wanted.keys() | aliases.keys() | aside
+    unused = [k for k in state if k not in known_keys and not table.is_ignored(k)]
     missing = [path for path in targets if path not in plan or not all(key in state for key in plan[path][0])]
     for path, (sources, row) in plan.items():
         if path not in missing and (problem := _misfit(row, sources, state, path, targets[path].shape)):
@@ -90,6 +92,17 @@ def check(
     if unused or missing or problems:
         raise PortError(where, unused, missing, problems, known)
     return plan
+
+
+def set_aside(table: PortTable, state: Mapping[str, Any], target_shapes: Mapping[str, Any]) -> str:
+    """One sentence on what of a state dict a model is built without, "" if nothing is."""
+    bare = {table.bare(key): value for key, value in state.items()}
+    parts = []
+    for words, keys in table.set_aside(bare, flatten(collection(target_shapes))).items():
+        numbers = sum(int(np.prod(bare[key].shape)) for key in keys)
+        names = sorted({key.split(".", 1)[0] for key in keys})
+        parts.append(f"{words}, {len(keys)} arrays with {numbers:,} numbers ({', '.join(names)})")
+    return f"not used by this model: {'; '.join(parts)}" if parts else ""
 
 
 def _misfit(row: Row, sources: tuple[str, ...], state: Mapping[str, Any], path: str, shape) -> str | None:

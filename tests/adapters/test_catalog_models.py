@@ -50,7 +50,7 @@ def random_params(model: Model) -> dict:
     return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(model.init, KEY))
 
 
-@pytest.mark.parametrize("name", ["sam-tiny-test", "lite-tiny-test", "vit-tiny-test"])
+@pytest.mark.parametrize("name", ["sam-tiny-test", "lite-tiny-test", "vit-tiny-test", "sam2-tiny-test"])
 def test_qkv_is_laid_out_as_the_spec_says(name: str) -> None:
     """One vector added to all keys adds the same to all logits of a query, which softmax ignores."""
     model = models.build(name)
@@ -93,7 +93,7 @@ def test_no_frozen_kernel_is_batched_or_gets_a_gradient_in_a_cohort() -> None:
     assert not shapes & {(clients, *kernel) for kernel in kernels}
 
 
-@pytest.mark.parametrize("name", ["sam-tiny-test", "lite-tiny-test"])
+@pytest.mark.parametrize("name", ["sam-tiny-test", "lite-tiny-test", "sam2-tiny-test"])
 def test_vpt_refuses_encoders_on_a_grid(name: str) -> None:
     with pytest.raises(WrongSite, match=r"not on \(tokens, d\)"):
         shapes_of(name, "vpt")

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image as Pillow
 
 import medvfm_jax.cli.segment as command
 from medvfm_jax.images.intensity import volume_to_unit
-from medvfm_jax.predict.segment import Segmenter
+from medvfm_jax.predict.segment import Segmented, Segmenter
 from tests.cli.commands import LITE, SAM, contents, save_random_delta
 from tests.images.png_files import deep_png
 from tests.images.tiff_files import imagej
@@ -137,6 +138,35 @@ def test_the_slice_of_a_volume_is_marked_and_written_with_the_affine_of_the_volu
     expected = np.zeros((SIZE, SIZE, 5))
     expected[3:11, 2:13, 3] = 1  # x runs along the first axis
     np.testing.assert_array_equal(np.asarray(mask.dataobj), expected)
+
+
+def test_objects_are_followed_through_a_volume(medvfm, scan, tmp_path, monkeypatch):
+    """Found in the slices where the object score is above 0."""
+    labels = np.zeros((SIZE, SIZE, 5), np.uint8)
+    labels[4:8, 5:7, 1:4] = 1
+    score = np.array([[-2.0], [3.0], [4.0], [5.0], [-1.0]])
+    found = Segmented(labels, iou=np.full((5, 1), 0.5), object_score=score)
+
+    class Following(SimpleNamespace):
+        def __call__(self, image, queries, index, track):
+            assert (len(queries), index) == (1, 2)
+            return found
+
+    def loaded(model, delta, propagate, **options):
+        assert (model, delta, propagate) == ("sam2-tiny", None, True)
+        kinds = {"note": "", "prompts": ("box",), "semantic": False, "labels": {}, "seen": 3}
+        return Following(check=lambda *_: None, filled_up=lambda image: None, **kinds)
+
+    monkeypatch.setattr(command, "load_segmenter", loaded)
+    words = ("segment", scan, "--model", "sam2-tiny", *BOX, "--slice", 2, "--propagate", "--overwrite")
+    target = tmp_path / "m.nii.gz"
+    result = medvfm(*words, "--out", target)
+    assert result.out == f"{target}  pixels 1: 24; found in 3 of 5 slices\n"
+    np.testing.assert_array_equal(np.asarray(nibabel.load(target).dataobj), labels)
+    record = medvfm(*words, "--out", target, "--json").json["images"][0]
+    assert record["object_score"] == score.tolist()
+    assert record["iou"] == [[0.5]] * 5
+    medvfm(*words, "--out", target, "--logits", tmp_path / "l.npz").refused("have no logits to write")
 
 
 @pytest.mark.parametrize("shape", [(SIZE, SIZE), (20, 30)])

@@ -88,7 +88,7 @@ def test_classes_beyond_the_fourth_act_on_the_others_as_prompts_do(tiny, unasked
 
 
 @pytest.mark.parametrize("classes", [2, 3, 4, 9])
-@pytest.mark.parametrize("name", ["lite-tiny-test", "sam-tiny-test"])
+@pytest.mark.parametrize("name", ["lite-tiny-test", "sam-tiny-test", "sam2-tiny-test"])
 def test_every_class_starts_with_the_parameters_of_a_mask_and_the_rest_stays(name, classes):
     model = build(name)
     params = drawn(model)

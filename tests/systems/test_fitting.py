@@ -47,3 +47,15 @@ def test_what_does_not_fit_says_why(name: str, rank: int | None, reason: str) ->
 def test_a_pattern_of_the_user_is_shown_as_it_is() -> None:
     text = "'encoder/.*' matches no module that is called among 3; it must match a whole path."
     assert why(NoSuchSite(text)) == text
+
+
+def test_on_sam2_lora_reaches_every_block_and_attention_over_depth_says_that_queries_are_pooled_away() -> (
+    None
+):
+    """q and v of six blocks, of which three widen: rank 4 of 8 to 8, 8 to 16, 16 to 32, twice 32 to 32, 32 to 64."""
+    model = models.build("sam2-tiny-test")
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    assert fit("lora", model, shapes) == (2 * 4 * (16 + 24 + 48 + 64 + 64 + 96), "")
+    found = fit("sd_trans", model, shapes)
+    assert found.trained is None
+    assert "image_encoder/blocks_1/attn' turns (16, 16, 8) into (8, 8, 16)" in found.reason

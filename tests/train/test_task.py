@@ -67,6 +67,33 @@ def test_promptable_loss_is_the_mean_over_real_prompts():
     assert float(metrics["dice"] + metrics["cross_entropy"]) == pytest.approx(float(value), rel=1e-5)
 
 
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_model_with_a_fallback_is_told_that_it_trains(cached):
+    """Its single mask is moved by 1 in training, and only a model whose spec has a fallback is told."""
+    batch = promptable_batch()
+
+    def decode(params, delta, embedding, prompts, multimask=False, training=False):
+        found = decode_masks(params, delta, embedding, prompts)
+        return found._replace(logits=found.logits + (1.0 if training else 0.0))
+
+    def told(fallback, training):
+        spec = SimpleNamespace(multimask_fallback=fallback)
+        adapted = SimpleNamespace(
+            decode=decode, apply=decode, spec=spec, adapter=SimpleNamespace(config=None)
+        )
+        loss = make_loss(adapted, "medsam", cached=cached, training=training)
+        return float(loss(PARAMS, DELTA, batch, jax.random.key(0))[0])
+
+    def moved(by):
+        plain = SimpleNamespace(decode=decode, apply=decode)
+        delta = {"bias": DELTA["bias"] + by}
+        return float(make_loss(plain, "medsam", cached=cached)(PARAMS, delta, batch, None)[0])
+
+    assert told(True, True) == pytest.approx(moved(1.0), rel=1e-6)
+    assert told(True, False) == told(False, True) == pytest.approx(moved(0.0), rel=1e-6)
+    assert moved(1.0) != pytest.approx(moved(0.0), rel=1e-3)
+
+
 @pytest.mark.parametrize("objective", ["medsam", "samed", "sam"])
 def test_the_loss_on_cached_embeddings_is_that_on_images(objective):
     adapted, batch = model(decode_masks), promptable_batch()

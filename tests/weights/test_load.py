@@ -7,7 +7,7 @@ import pytest
 
 from medvfm_jax.models import catalog
 from medvfm_jax.weights import artifacts, export, load, registry, safetensors_files
-from medvfm_jax.weights.fitting import fitting_models, port_file
+from medvfm_jax.weights.fitting import fitting_models, port_file, set_aside_in
 from medvfm_jax.weights.port import PortError, PortTable, Row, to_jax
 from medvfm_jax.weights.torch_opcodes import BadCheckpoint, UnsafeCheckpoint
 from medvfm_jax.weights.tree import flatten
@@ -16,9 +16,9 @@ from tests.weights.torch_files import Named, dumps, save, write_zip
 TINY = ("sam-tiny-test", "lite-tiny-test", "vit-tiny-test")
 
 
-def random_params(name):
+def random_params(name, **options):
     """Parameters that are all different from each other and from any initialisation."""
-    shapes = jax.eval_shape(catalog.build(name).init, jax.random.key(0))
+    shapes = jax.eval_shape(catalog.build(name, **options).init, jax.random.key(0))
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda s: rng.normal(size=s.shape).astype(np.float32), shapes)
 
@@ -134,6 +134,29 @@ def test_fitting_models(tmp_path):
     assert fits == []
     assert "as lite-tiny-test" in str(nearest)
     assert nearest.unused_sources == ("image_encoder.neck.1.bais",)
+
+
+def test_a_checkpoint_of_the_video_model_says_what_the_image_predictor_leaves_out(tmp_path, capsys):
+    """160 arrays of the memory, by the names of the release; an image predictor loads the other 239."""
+    params, file = random_params("sam2-tiny-test", memory=True), tmp_path / "sam2.pt"
+    state = export.torch_state(params)
+    assert len(state) == 399
+    assert {"image_encoder.trunk.blocks.0.attn.qkv.weight", "sam_mask_decoder.conv_s0.weight"} <= set(state)
+    save(file, {"model": state})
+    image = {name: part for name, part in params["params"].items() if name != "memory"}
+    assert same(load("sam2-tiny-test", file)[1]["params"], image)
+    said = capsys.readouterr().err
+    assert (
+        f"{file}: not used by this model: the memory of the video model, 160 arrays with 236,769 numbers"
+        in said
+    )
+    assert "memory_attention, memory_encoder" in said
+    assert set_aside_in(file, "sam2-tiny-test") in said
+    assert same(load("sam2-tiny-test", file, memory=True)[1], params)
+    assert capsys.readouterr().err == ""
+    save(file, {key: value for key, value in state.items() if not key.startswith("memory_encoder.")})
+    with pytest.raises(PortError, match=r"parameters of the model are not filled:\n  memory_encoder"):
+        load("sam2-tiny-test", file, memory=True)
 
 
 @pytest.mark.parametrize("kind", ["own", "torch", "pth"])

@@ -18,6 +18,8 @@ class SegmentArgs:
 
     Example: medvfm segment scans/*.nii.gz --run runs/a --out masks
 
+    Example: medvfm segment ct.nii.gz --model sam2-tiny --slice 40 --box 30 40 110 120 --propagate --out mask.nii.gz
+
     Coordinates are pixels of the original image, x to the right, y down. Each --box is an object with a number
     of its own, 1, 2, ... in the mask; all --point belong to one object, or to the one --box. Without prompts the
     numbers are the classes of the data the delta was trained on.
@@ -39,6 +41,8 @@ class SegmentArgs:
     """X Y LABEL, label 1 inside the object, 0 outside; may be given several times."""
     index: Annotated[int | None, tyro.conf.arg(name="slice")] = None
     """Slice of a volume that the prompts belong to, counted from 0."""
+    propagate: bool = False
+    """Follow the objects of that slice through the whole volume, in both directions (SAM 2)."""
     multimask: bool = False
     """Of three candidate masks take the one the model rates best; for ambiguous clicks."""
     overlap: float | None = None

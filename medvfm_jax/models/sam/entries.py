@@ -31,13 +31,16 @@ def _spec(name: str, size: int, grid: int, features: int, **facts: Any) -> Model
     return ModelSpec(name, size, (grid, grid, features), 4 * grid, licence="Apache-2.0", **facts)
 
 
-def _sized(spec: ModelSpec, size: int, reduction: int) -> ModelSpec:
-    """The spec at another image size; raises BadModelOption."""
+def sized(spec: ModelSpec, size: int, reduction: int, cells: int = 1) -> ModelSpec:
+    """The spec at another image size, with so many cells of the embedding per ``reduction`` pixels of a side.
+
+    Raises BadModelOption.
+    """
     if size < reduction or size % reduction:
         raise BadModelOption(
             f"{spec.name} needs an image_size that is a positive multiple of {reduction}, not {size}."
         )
-    grid = size // reduction
+    grid = cells * size // reduction
     return replace(spec, input_shape=size, embedding=(grid, grid, spec.embedding[-1]), logits_shape=4 * grid)
 
 
@@ -55,14 +58,14 @@ def _build_vit(
     remat: bool | str = False,
     dtype: Any = jnp.float32,
 ) -> Model:
-    spec = _sized(spec, image_size or spec.input_size, config.patch_size)
+    spec = sized(spec, image_size or spec.input_size, config.patch_size)
     return _model(SamEncoder(replace(config, scan_blocks=scan_blocks, remat=remat, dtype=dtype)), spec, dtype)
 
 
 def _build_tiny_vit(
     spec: ModelSpec, config: TinyViTConfig, *, image_size: int | None = None, dtype: Any = jnp.float32
 ) -> Model:
-    spec = _sized(spec, image_size or spec.input_size, config.reduction)
+    spec = sized(spec, image_size or spec.input_size, config.reduction)
     return _model(TinyViT(replace(config, dtype=dtype)), spec, dtype)
 
 

@@ -155,7 +155,7 @@ class MaskDecoder(nn.Module):
             for i in range(self.outputs)
         ]
         kept = slice(None) if self.all_masks else slice(1, None) if multimask else slice(0, 1)
-        logits = _masks(jnp.stack(weights[kept], axis=1), pixels)
+        logits = masks_of(jnp.stack(weights[kept], axis=1), pixels)
         if self.all_masks:
             return logits, None
         iou = ReluMlp((self.dim, self.dim, self.outputs), dtype, name="iou_prediction_head")(tokens[:, 0])
@@ -169,7 +169,7 @@ class MaskDecoder(nn.Module):
         return gelu(UpConv(self.dim // 8, **double, name="output_upscaling_3")(x))
 
 
-def _masks(weights: Array, pixels: Array) -> Array:
+def masks_of(weights: Array, pixels: Array) -> Array:
     """Weights (Q, M, c), pixel features (Q, h, w, c) -> float32 logits (Q, M, h, w).
 
     Pixels come first in the product: in the other order XLA turns their features round, the decoder's largest array.

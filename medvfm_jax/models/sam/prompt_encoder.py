@@ -58,7 +58,7 @@ class PromptEncoder(nn.Module):
     def setup(self) -> None:
         self.pe_layer = RandomPositions(self.dim)
         # Linen names the members of a list point_embeddings_0, _1, ...: background, foreground, box corners.
-        self.point_embeddings = [nn.Embed(1, self.dim) for _ in range(4)]
+        self.point_embeddings = self._tables()
         self.not_a_point_embed = nn.Embed(1, self.dim)
         self.no_mask_embed = nn.Embed(1, self.dim)
         few = self.mask_channels // 4
@@ -68,6 +68,10 @@ class PromptEncoder(nn.Module):
         self.mask_downscaling_3 = PatchConv(self.mask_channels, (2, 2), 2, **options)
         self.mask_downscaling_4 = LayerNorm(NORM_EPSILON, **options)
         self.mask_downscaling_6 = PatchConv(self.dim, (1, 1), 1, **options)
+
+    def _tables(self) -> list[nn.Embed]:
+        """Of the four kinds of points together."""
+        return [nn.Embed(1, self.dim) for _ in range(4)]
 
     def __call__(self, prompts: Prompts | None) -> tuple[Array, Array, Array]:
         sparse, present = self._sparse(prompts)

@@ -104,7 +104,8 @@ def _expand(params: Params, classes: int) -> Params:
     for c, s in enumerate(source):
         decoder[f"output_hypernetworks_mlps_{c}"] = _scaled(mlps[int(s)], DAMPING if c else 0.0)
     decoder["mask_tokens"] = {"embedding": tokens[source]}
-    decoder.pop("iou_prediction_head", None)  # a class has no predicted quality
+    for head in ("iou_prediction_head", "pred_obj_score_head"):  # a class has no predicted quality
+        decoder.pop(head, None)
     return {**params, "params": {**params["params"], "mask_decoder": decoder}}
 
 

@@ -14,8 +14,8 @@ from medvfm_jax.federated.core.local_training import gradient_of
 from medvfm_jax.federated.core.lora_aggregation import factors_of
 from medvfm_jax.federated.core.records import Tree
 from tests.adapters.jaxpr_equations import products_with
-from tests.federated.quadratics import KEY, quick_jit
 from tests.federated.core.test_backends import mesh
+from tests.federated.quadratics import KEY, quick_jit
 
 N, STEPS, BATCH, WIDTH = 8, 2, 3, 6
 NETWORK = nn.Sequential([nn.Dense(7), nn.gelu, nn.Dense(2)])

@@ -23,9 +23,9 @@ from medvfm_jax.runs.run_directory import read_metrics
 from medvfm_jax.settings import EvaluateConfig
 from medvfm_jax.train.task import make_loss
 from medvfm_jax.weights import artifacts
+from tests.federated.run.test_federate import interrupted_run
 from tests.federated.small_federation import small
 from tests.federated.systems.open_blocks import block_of
-from tests.federated.run.test_federate import interrupted_run
 
 pytestmark = pytest.mark.usefixtures("small_runs")
 

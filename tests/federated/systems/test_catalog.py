@@ -18,8 +18,8 @@ from medvfm_jax.federated.core.local_training import gradient_of
 from medvfm_jax.federated.systems import fesvibs
 from medvfm_jax.models.catalog import MODELS
 from medvfm_jax.systems import configure
-from tests.federated.systems.tiny import SPEC, N, case, leaf_names, rounds, shapes_of
 from tests.federated.core.test_backends import mesh
+from tests.federated.systems.tiny import SPEC, N, case, leaf_names, rounds, shapes_of
 
 OPTIONS = {
     "feddpa_f": {"global_rounds": 1},

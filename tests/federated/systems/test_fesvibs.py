@@ -25,10 +25,10 @@ from medvfm_jax.federated.systems.representations import make_split
 from medvfm_jax.train.task import make_loss
 from medvfm_jax.types import Batch, Prompts
 from tests.federated.cases import cheap_key
+from tests.federated.core.test_backends import mesh
 from tests.federated.quadratics import quick_jit
 from tests.federated.systems.open_blocks import block_of
 from tests.federated.systems.tiny import chain_of
-from tests.federated.core.test_backends import mesh
 
 RNG = np.random.default_rng(0)
 N, STEPS, BATCH, SIDE, DIM, DEPTH = 3, 2, 2, 4, 5, 3
