@@ -37,8 +37,8 @@ class Inherited(NamedTuple):
 def inherit(teacher: Any, student: Any) -> Inherited:
     """Start a student from the leading entries of a teacher's arrays of the same path.
 
-    An array is cut when the teacher's has the same rank and no axis shorter than the student's. Everything
-    else keeps the student's initial value.
+    An array is cut when the teacher's has the same rank and no axis shorter than the student's; a cut kernel is
+    multiplied by sqrt(inputs before / inputs after). Everything else keeps the student's initial value.
 
     Args:
         teacher: nested dict of arrays.

@@ -37,7 +37,7 @@ def download(
     file is still the same one (HTTP Range and If-Range).
 
     Args:
-        url: https.
+        url: an https address, or one of this machine.
         target: where the file goes.
         sha256: hexadecimal, None: not known.
         size: in bytes, None: not known.
@@ -48,7 +48,7 @@ def download(
         `target`.
 
     Raises:
-        FetchError: no connection, refused, disk full.
+        FetchError: another kind of address, no connection, refused, disk full.
         WrongDigest: the file arrived whole but is another one, or is refused; the part is deleted.
     """
     require_secure(url)

@@ -45,7 +45,7 @@ class Run(NamedTuple):
         config: settings as given.
         record: the settings and what they were resolved to, as JSON can hold it.
         assembled: model, adapter, frozen weights and the delta at its start.
-        data: loader, validation and what they were made from.
+        data: examples of training and validation, and the split they come from.
         checked: what the data check found.
         accumulate: parts of a batch, one after the other.
         placement: one device, or a mesh.
