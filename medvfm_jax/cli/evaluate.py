@@ -1,4 +1,4 @@
-"""`medvfm evaluate`: scores of a run, or of a model as it is, with patient-level intervals."""
+"""`medvfm evaluate`: scores of a run, or of a pretrained model zero-shot, with patient-level intervals."""
 
 import sys
 from dataclasses import fields

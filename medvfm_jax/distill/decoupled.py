@@ -28,7 +28,13 @@ class EmbeddingMismatch(MedvfmError):
 
 
 class DecoupledBatch(NamedTuple):
-    """image (B, S, S, 3); teacher (B, h, w, c) precomputed embeddings, or None; valid (B, h, w) in {0, 1}."""
+    """Images and what their embeddings should be.
+
+    Attributes:
+        image: (B, S, S, 3), preprocessed.
+        teacher: (B, h, w, c) precomputed embeddings, or None.
+        valid: (B, h, w) in {0, 1}, 0 on padding, see ``valid_positions``.
+    """
 
     image: Array
     teacher: Array | None
@@ -36,9 +42,16 @@ class DecoupledBatch(NamedTuple):
 
 
 def valid_positions(height: int, width: int, input_size: int, positions: int) -> NDArray[np.float32]:
-    """Content of height × width pixels, top left in the input -> (positions, positions) in {0, 1}.
+    """Positions of an embedding whose centre lies on the image and not on the padding.
 
-    A position of the embedding counts when its centre lies on the image and not on the padding.
+    Args:
+        height: of the content in the model's input, pixels; the content is at the top left.
+        width: likewise.
+        input_size: side of the model's input, pixels.
+        positions: side of the embedding.
+
+    Returns:
+        (positions, positions) in {0, 1}.
     """
     centre = (np.arange(positions) + 0.5) * input_size / positions
     return np.outer(centre < height, centre < width).astype(np.float32)
@@ -47,14 +60,23 @@ def valid_positions(height: int, width: int, input_size: int, positions: int) ->
 def make_decoupled_loss(
     student_encode: Callable[..., Array], teacher_encode: Callable[[Array], Array] | None = None
 ) -> LossFn:
-    """-> ``loss(params, delta, batch, key)`` for ``train.make_step``: mean squared error, {"mse", "cosine", "weight"}.
+    """Mean squared error between the embeddings of student and teacher, for ``train.make_step``.
 
-    student_encode(params, delta, image), un-batched, as ``AdaptedModel.encode``: what trains is its delta, such as
-    ``tune(r"image_encoder/.*")`` for the whole encoder.  The teacher's embeddings come from ``batch.teacher``; where
-    that is None, ``teacher_encode(image)``, un-batched and with its parameters bound, computes them.
-    Raises EmbeddingMismatch when neither is there or the shapes differ.
+    What trains is the student's delta, such as ``tune(r"image_encoder/.*")`` for the whole encoder.
 
-    References: MobileSAM (https://arxiv.org/abs/2306.14289), section 3.2; EdgeSAM (https://arxiv.org/abs/2312.06660).
+    Args:
+        student_encode: ``(params, delta, image)``, un-batched, as ``AdaptedModel.encode``.
+        teacher_encode: ``(image)``, un-batched and with its parameters bound; used where ``batch.teacher`` is None.
+
+    Returns:
+        ``loss(params, delta, batch, key) -> (scalar, {"mse", "cosine", "weight"})``.
+
+    Raises:
+        EmbeddingMismatch: raised by the loss when neither embeddings nor a teacher are there, or the shapes differ.
+
+    References:
+        MobileSAM, section 3.2: https://arxiv.org/abs/2306.14289
+        EdgeSAM: https://arxiv.org/abs/2312.06660
     """
 
     def loss(
@@ -91,12 +113,23 @@ def write_embeddings(
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> NDArray[np.float16]:
-    """`count` images (S, S, 3) -> float16 array (count, h, w, c) in the .npy file `path`, mapped read-only.
+    """Write a teacher's embeddings into an .npy file; an existing file is reused.
 
     float16 halves the file (2 MB per image at 64 × 64 × 256); its error is a thousandth of a value, far
-    below what a student reaches. Written under another name first, so that a file of that name is complete;
-    an existing one is reused. `progress(done, count)` is called after each image. Raises
-    `EmbeddingMismatch` when an existing file or `images` has another length.
+    below what a student reaches. Written under another name first, so that a file of that name is complete.
+
+    Args:
+        path: the .npy file.
+        teacher_encode: image -> embedding (h, w, c), un-batched.
+        images: (S, S, 3) each, preprocessed.
+        count: their number.
+        progress: called with (done, count) after each image.
+
+    Returns:
+        (count, h, w, c) float16, memory-mapped read-only.
+
+    Raises:
+        EmbeddingMismatch: an existing file or ``images`` has another length.
     """
     path = Path(path)
     if not path.exists():

@@ -19,7 +19,14 @@ class NothingInherited(MedvfmError):
 
 
 class Inherited(NamedTuple):
-    """The student's parameters, and how many arrays were copied whole, cut, or left as they were."""
+    """The student's parameters, and how many arrays came from the teacher.
+
+    Attributes:
+        params: nested dict like the student's.
+        whole: arrays copied whole.
+        cut: arrays cut to the student's shape.
+        initial: arrays that keep their initial value.
+    """
 
     params: Any
     whole: int
@@ -28,10 +35,20 @@ class Inherited(NamedTuple):
 
 
 def inherit(teacher: Any, student: Any) -> Inherited:
-    """Teacher and freshly initialised student parameters (nested dicts) -> Inherited.
+    """Start a student from the leading entries of a teacher's arrays of the same path.
 
-    An array is cut when the teacher's has the same rank and no axis shorter than the student's. Everything
-    else keeps the student's initial value. Raises `NothingInherited`.
+    An array is cut when the teacher's has the same rank and no axis shorter than the student's; a cut kernel is
+    multiplied by sqrt(inputs before / inputs after). Everything else keeps the student's initial value.
+
+    Args:
+        teacher: nested dict of arrays.
+        student: freshly initialised parameters.
+
+    Returns:
+        Parameters with the student's shapes and dtypes, and counts.
+
+    Raises:
+        NothingInherited: no array of the teacher fits one of the student.
     """
     leaves = jax.tree_util.tree_leaves_with_path(teacher)
     of_teacher = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}

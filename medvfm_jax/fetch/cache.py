@@ -34,9 +34,13 @@ class WrongDigest(FetchError):
 
 
 def cache_dir() -> Path:
-    """The cache folder: `MEDVFM_CACHE`, by default `~/.cache/medvfm`; not created here.
+    """The cache folder; not created here.
 
-    Raises BadPath for one that is not on this machine.
+    Returns:
+        `MEDVFM_CACHE`, by default `~/.cache/medvfm`.
+
+    Raises:
+        BadPath: a path that is not on this machine.
     """
     configured = os.environ.get("MEDVFM_CACHE")
     if configured:
@@ -45,7 +49,14 @@ def cache_dir() -> Path:
 
 
 def sha256_of(path: Path) -> str:
-    """File -> hex sha256, read in pieces."""
+    """Digest of a file, read in pieces of 1 MiB.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Hexadecimal sha256.
+    """
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while piece := file.read(1 << 20):
@@ -54,9 +65,19 @@ def sha256_of(path: Path) -> str:
 
 
 def verify(path: Path, sha256: str | None, size: int | None) -> str:
-    """Check a file against its recorded size and sha256 (None: not known) and return its sha256.
+    """Check a file against its recorded size and sha256.
 
-    Raises FetchError if the file is missing, WrongDigest if it is another file.
+    Args:
+        path: the file.
+        sha256: hexadecimal, None: not known.
+        size: in bytes, None: not known.
+
+    Returns:
+        Its sha256.
+
+    Raises:
+        FetchError: the file is missing.
+        WrongDigest: it is another file.
     """
     if not path.is_file():
         raise FetchError(f"{path} does not exist or is not a file.")

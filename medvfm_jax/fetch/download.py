@@ -31,13 +31,25 @@ def download(
     progress: Progress | None = None,
     examine: Callable[[Path], object] | None = None,
 ) -> Path:
-    """Fetch `url` to `target` and return it; a `target` that is already there is verified, not fetched.
-
-    examine: called with the whole file before it gets its name; raises MedvfmError for a wrong one.
+    """Fetch `url` to `target`; a `target` that is already there is verified, not fetched.
 
     An interrupted download leaves `target.part` and continues there the next time, if the server says the
-    file is still the same one (HTTP Range and If-Range).  Raises FetchError (no connection, refused, disk
-    full) and WrongDigest (the file arrived whole but is another one, or is refused; the part is deleted).
+    file is still the same one (HTTP Range and If-Range).
+
+    Args:
+        url: an https address, or one of this machine.
+        target: where the file goes.
+        sha256: hexadecimal, None: not known.
+        size: in bytes, None: not known.
+        progress: callback (bytes so far, bytes in all or None).
+        examine: called with the whole file before it gets its name; raises MedvfmError for a wrong one.
+
+    Returns:
+        `target`.
+
+    Raises:
+        FetchError: another kind of address, no connection, refused, disk full.
+        WrongDigest: the file arrived whole but is another one, or is refused; the part is deleted.
     """
     require_secure(url)
     with lock(target):

@@ -12,7 +12,14 @@ PLAIN_EVERY_S = 10.0
 
 @contextmanager
 def bar(name: str) -> Iterator[Callback]:
-    """Context whose value is a callback (bytes so far, bytes in all or None) that draws on stderr."""
+    """Progress bar of a download on stderr, single lines where stderr is no terminal.
+
+    Args:
+        name: what is downloaded.
+
+    Returns:
+        Context whose value is a callback (bytes so far, bytes in all or None).
+    """
     from rich.console import Console  # nothing is shown of a file that is already there
 
     console = Console(stderr=True)

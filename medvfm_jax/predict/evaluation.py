@@ -1,4 +1,4 @@
-"""`evaluate`: scores of a run, or of a model as it is, on whole cases, with patient-level intervals."""
+"""`evaluate`: scores of a run, or of a pretrained model zero-shot, on whole cases, with patient-level intervals."""
 
 import contextlib
 import math
@@ -43,7 +43,7 @@ class LabelsDiffer(BadConfig):
 
 
 class Subject(NamedTuple):
-    """What is scored: a model with a delta (empty for a model as it is), and how it was made."""
+    """What is scored: a model with a delta (empty for zero-shot), and how it was made."""
 
     name: str
     adapter: str | None
@@ -74,11 +74,20 @@ class Sites(NamedTuple):
 def evaluate(
     config: EvaluateConfig, console: Console | None = None, sites: Sites | None = None
 ) -> dict[str, Any]:
-    """Predict the cases of a split slice by slice, stack them on their own grid, score; write scores.json.
+    """Predict whole cases on their own grid, score them with patient-level intervals, and write scores.json.
 
-    sites: for federated runs, see ``federated.run.evaluate_sites``, which gives them; without, every case is predicted
-    with the shared model.  Returns what was written, and where: "file". Raises MedvfmError: settings, data (all cases
-    are read before the first prediction), weights, a delta made for other weights.
+    Args:
+        config: settings.
+        console: shows progress and the table.
+        sites: of a federated run, from ``federated.run.evaluate_sites``; without, every case is predicted with the shared
+            model.
+
+    Returns:
+        What was written, and where: "file".
+
+    Raises:
+        BadConfig: settings that contradict each other or the model.
+        MedvfmError: data (all cases are read before the first prediction), weights, a delta made for other weights.
     """
     console = console or Console(stderr=True, highlight=False)
     profiles.get(config.profile)
@@ -165,7 +174,7 @@ def score_cases(
 
 
 def scores_path(config: EvaluateConfig, source: SplitData, run: Mapping[str, Any] | None) -> Path:
-    """Where the scores go: --out, RUN/scores.json, or runs/MODEL_DATA/scores.json for a model as it is.
+    """Where the scores go: --out, RUN/scores.json, or runs/MODEL_DATA/scores.json for a zero-shot model.
 
     Another split or dataset than a run's own gets a name of its own.
     """

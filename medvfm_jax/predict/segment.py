@@ -255,11 +255,26 @@ def load_segmenter(
     overlap: float | None = None,
     propagate: bool = False,
 ) -> Segmenter:
-    """A model as it is, or with a delta (then ``model`` may be left out), or that of a run directory.
+    """Load a pretrained model, alone (zero-shot) or with the delta of a file or a run directory.
 
-    weights: file of the base weights; a run knows its own, and its number format.  say: see ``Segmenter``.
-    propagate: objects prompted on one slice of a volume are followed through all slices.  Raises BadConfig if there is
-    nothing to load, or for a model that gives no masks as it is; RunError for a run that has not ended.
+    Args:
+        model: name in the catalogue; may be left out with a delta or a run.
+        delta: delta file.
+        run: run directory, which knows its model, weights and number format.
+        weights: file of the base weights; by default the registered ones.
+        dtype: number format of the computation.
+        offline: download nothing.
+        multimask: of the three masks SAM offers for an ambiguous prompt, take the one it rates best.
+        say: see ``Segmenter``.
+        overlap: share by which neighbouring windows of a volume overlap; None: half a window.
+        propagate: objects prompted on one slice of a volume are followed through all slices; models with memory only.
+
+    Returns:
+        Segmenter that predicts pictures and volumes.
+
+    Raises:
+        BadConfig: nothing to load, or a model that gives no masks without a delta.
+        RunError: a run that has not ended.
     """
     for path in (run, delta, weights):
         if path is not None:

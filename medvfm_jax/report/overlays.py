@@ -14,10 +14,22 @@ _SUPERSAMPLE = 2  # drawn larger and averaged down: smooth lines
 
 
 def draw(image: NDArray, reference: NDArray, prediction: NDArray, *, side: int = 480) -> bytes:
-    """Image (H, W[, C]), boolean masks (H, W) twice -> PNG with both contours, `side` pixels on its longer side.
+    """Contours of reference and prediction on an image.
 
     The picture shows the part around the two masks when they cover a small part of the image. The reference
     is drawn wide and the prediction narrow on top, so that both can be seen where they agree.
+
+    Args:
+        image: (H, W) or (H, W, C).
+        reference: (H, W) bool.
+        prediction: (H, W) bool.
+        side: pixels of the picture's longer side.
+
+    Returns:
+        PNG bytes.
+
+    Raises:
+        ValueError: heights or widths differ.
     """
     reference, prediction = np.asarray(reference, bool), np.asarray(prediction, bool)
     if reference.shape != prediction.shape or np.shape(image)[:2] != reference.shape:

@@ -23,11 +23,20 @@ class NoPlaceForReport(MedvfmError):
 
 
 def write(runs: Sequence[Path], out: Path | None = None) -> Path:
-    """Write the report on one run, or on several side by side; returns the file.
+    """Write the report on one run, or on several side by side.
 
-    runs: run directories or files with scores. out: by default report.html in the run directory, or
-    comparison.html beside the first of several. An earlier report is replaced as a whole, nothing else ever is.
-    Raises NothingToReport, and NoPlaceForReport if the file is no report or cannot be written.
+    An earlier report is replaced as a whole, no other file is.
+
+    Args:
+        runs: run directories or files with scores.
+        out: by default report.html in the run directory, or comparison.html beside the first of several.
+
+    Returns:
+        The file.
+
+    Raises:
+        NothingToReport: no run, or one that cannot be read.
+        NoPlaceForReport: the file is no report or cannot be written.
     """
     if not runs:
         raise NothingToReport("There is nothing to report on; give at least one run directory.")
@@ -45,7 +54,14 @@ def write(runs: Sequence[Path], out: Path | None = None) -> Path:
 
 
 def render(runs: Sequence[RunRecord]) -> str:
-    """Records -> the whole page as one string."""
+    """One run, or several side by side, as a page without references to other files.
+
+    Args:
+        runs: records from ``load``.
+
+    Returns:
+        HTML.
+    """
     runs = _distinct(runs)
     if len(runs) == 1:
         title, lead = runs[0].name, sections.summary_line(runs[0])

@@ -26,7 +26,15 @@ class NothingToReport(MedvfmError):
 
 
 class Overlay(NamedTuple):
-    """One picture: PNG bytes and what its caption says."""
+    """One picture and what its caption says.
+
+    Attributes:
+        png: bytes of the picture.
+        case: name.
+        label: class.
+        rank: best, median or worst.
+        dice: of this case and class, None where undefined.
+    """
 
     png: bytes
     case: str
@@ -38,9 +46,17 @@ class Overlay(NamedTuple):
 class RunRecord(NamedTuple):
     """A run as the report sees it; `scores`, `config` and `metrics` may be empty.
 
-    damaged: numbers of the lines of metrics.jsonl that hold no record and are left out.  unread: how many of the
-    overlays that the scores name could not be read.  audit: what `medvfm audit` found, may be empty.
-    unproven: what could not be checked about the delta, "" for nothing.
+    Attributes:
+        name: of the folder.
+        folder: run directory.
+        config: settings of the run.
+        metrics: lines of metrics.jsonl.
+        scores: contents of scores.json.
+        overlays: pictures of cases.
+        damaged: numbers of the lines of metrics.jsonl that hold no record and are left out.
+        unread: how many of the overlays that the scores name could not be read.
+        audit: what `medvfm audit` found, may be empty.
+        unproven: what could not be checked about the delta, "" for nothing.
     """
 
     name: str
@@ -56,7 +72,7 @@ class RunRecord(NamedTuple):
 
     @property
     def trained(self) -> Mapping[str, Any]:
-        """{"parameters", "total", "bytes"} or {} for a model as it is."""
+        """{"parameters", "total", "bytes"} or {} for a zero-shot model."""
         return (self.scores.get("provenance") or {}).get("trained") or {}
 
     def summary_row(self, metric: str, label: str | None = None) -> Mapping[str, Any] | None:
@@ -67,11 +83,19 @@ class RunRecord(NamedTuple):
 
 
 def load(path: Path) -> RunRecord:
-    """Run directory, or a scores file that `evaluate --out` wrote -> record.
+    """Read what a run directory holds, or a scores file that `evaluate --out` wrote.
 
-    Raises NothingToReport when the path does not exist, holds neither settings nor scores nor metrics, or
-    holds a file that cannot be read or has another shape than `adapt` and `evaluate` write; ForeignDelta and
-    BadDelta for a delta that the run did not make.
+    Args:
+        path: folder or file.
+
+    Returns:
+        The record.
+
+    Raises:
+        NothingToReport: the path does not exist, holds neither settings nor scores nor metrics, or holds a file that
+            cannot be read or has another shape than `adapt` and `evaluate` write.
+        ForeignDelta: the run did not make the delta.
+        BadDelta: the delta is damaged.
     """
     path = Path(path)
     local_paths.check(path, "The run to report on")

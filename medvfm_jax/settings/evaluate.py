@@ -10,7 +10,7 @@ from medvfm_jax.settings.records import BadConfig, require
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig(ReadingConfig):
-    """Score a run, or a model as it is, on labelled images."""
+    """Score a run, or a pretrained model zero-shot, on labelled images."""
 
     data: str | None = None
     """Folder with labelled images or name of a built-in dataset; by default that of the run."""
@@ -23,10 +23,10 @@ class EvaluateConfig(ReadingConfig):
     split: Literal["test", "val", "train", "all"] = "test"
     """Cases to score. A run has its own split; without one, the split that `adapt` would make with --seed."""
     prompt: Literal["auto", "none", "box", "point"] = "auto"
-    """Prompts simulated from the reference; `auto`: as in training, box for a model as it is."""
+    """Prompts simulated from the reference; `auto`: as in training, box for a zero-shot model."""
     objects: ObjectChoice | None = None
     """What one simulated prompt is about: instances, components or labels; by default as in training, and as for
-    `adapt` for a model as it is."""
+    `adapt` for a zero-shot model."""
     profile: str = "strict"
     """Metric profile: strict, nnunet, transunet_compat, medsam_compat."""
     flips: bool = False
@@ -50,7 +50,7 @@ class EvaluateConfig(ReadingConfig):
     """Number format of the computation."""
     out: Path | None = None
     """Where scores go; by default RUN/scores.json (RUN/scores_SPLIT.json for another split than test), and
-    runs/MODEL_DATA/scores.json for a model as it is."""
+    runs/MODEL_DATA/scores.json for a zero-shot model."""
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning; raises BadConfig, BadPath."""

@@ -27,7 +27,14 @@ class Settings:
 
 
 def to_json(config: Any) -> dict[str, Any]:
-    """Settings as JSON can hold them."""
+    """Settings as JSON can hold them: paths as text, tuples as lists.
+
+    Args:
+        config: a frozen record of settings.
+
+    Returns:
+        Field name -> value.
+    """
     record = dataclasses.asdict(config)
     return {
         n: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v
@@ -54,9 +61,18 @@ def as_of_today(record: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def from_json(kind: type[_Config], record: Mapping[str, Any]) -> _Config:
-    """The settings of a run from its ``config.json``; one that did not exist when it was made has its default.
+    """Settings from a run's ``config.json``, of this or an earlier version.
 
-    Raises BadConfig for a value that ``kind`` refuses.
+    Args:
+        kind: the record.
+        record: contents of the file; a setting it lacks has its default, names that ``kind`` does not know are left
+            out.
+
+    Returns:
+        An instance of ``kind``.
+
+    Raises:
+        BadConfig: a setting without default is missing, or has a value that ``kind`` refuses.
     """
     record, found = as_of_today(record), {}
     for field in dataclasses.fields(kind):

@@ -18,7 +18,17 @@ from medvfm_jax.weights import artifacts
 
 
 class RunResult(NamedTuple):
-    """What `adapt` leaves behind; step: steps taken; val_dice: of the delta kept, None without validation."""
+    """What `adapt` leaves behind.
+
+    Attributes:
+        folder: run directory.
+        delta: file of the delta.
+        step: optimiser steps taken.
+        val_dice: of the delta kept, None without validation.
+        trained: number of trained parameters.
+        total: number of all parameters.
+        delta_bytes: size of the file.
+    """
 
     folder: Path
     delta: Path
@@ -34,9 +44,18 @@ def adapt(
 ) -> RunResult:
     """Train a delta as configured, in ``config.out``; with ``resume`` continue exactly where it was.
 
-    placement: over many devices and processes, see ``parallel.OverMesh``; may change when a run is resumed.
-    Raises MedvfmError for everything a user can cause: settings, data, weights, a run directory in use, a
-    full disk, a loss that is not finite.
+    Args:
+        config: settings.
+        display: shows progress; None draws on stderr.
+        placement: many devices and processes, see ``parallel.OverMesh``; may change when a run is resumed. None: one
+            device.
+
+    Returns:
+        Where the delta lies and what was trained.
+
+    Raises:
+        MedvfmError: everything a user can cause: settings, data, weights, a run directory in use, a full disk, a loss
+            that is not finite.
     """
     with contextlib.ExitStack() as stack:
         display = display or stack.enter_context(ProgressDisplay(title="adapt"))

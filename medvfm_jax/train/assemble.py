@@ -163,7 +163,7 @@ def _with_start(base: Base, adapter: dict[str, Any], seed: int) -> tuple[Adapted
 
 
 class Loaded(NamedTuple):
-    """An adapted model; delta is empty and metadata None for a model as it is. metadata: see `artifacts`.
+    """An adapted model; delta is empty and metadata None for a model without adapter. metadata: see `artifacts`.
 
     note: what could not be checked about the delta, "" for nothing.
     words: what the computation follows from, beside the shapes of the weights; see ``traces``.

@@ -44,8 +44,13 @@ class WrongCheckpoint(CheckpointError):
 class Checkpoint(NamedTuple):
     """Everything needed to continue: state, loader position, early stopping, what it belongs to.
 
-    loader_state: what the loader's ``get_state`` gave, bytes or anything JSON can hold.
-    private: it holds a secret, so nobody but the user may read its files.
+    Attributes:
+        state: training state, or the state of a federation.
+        loader_state: what the loader's ``get_state`` gave, bytes or anything JSON can hold.
+        stopping: best validation so far, with its delta.
+        config: settings of the run, as JSON can hold them.
+        fingerprint: digest of the base weights that the delta belongs to.
+        private: it holds a secret, so only its owner may read its files.
     """
 
     state: State

@@ -9,10 +9,14 @@ from medvfm_jax.types import Delta
 
 
 class EarlyStopping(NamedTuple):
-    """Pure record, part of every checkpoint.
+    """Best validation so far; a pure record, part of every checkpoint.
 
-    patience: how many validations without improvement end the run; 0 never ends it.
-    best: highest score so far; step: when; waited: validations since; delta: numpy copy of that step's delta.
+    Attributes:
+        patience: validations without improvement that end the run; 0 never ends it.
+        best: highest score so far, -inf before the first.
+        step: step of that score, -1 before the first.
+        waited: validations since.
+        delta: numpy copy of the delta at ``step``, None before the first validation.
     """
 
     patience: int

@@ -113,18 +113,31 @@ def fit(
 ) -> Fitted:
     """Train until ``state.step`` is ``steps``, a hook says stop, or validations no longer improve.
 
-    step: ``(state, batch) -> (state, metrics)``, for example ``functools.partial(make_step(...), params)``.
-    agree: where several processes train together, whether any of them was asked to end; then all do.
-    hooks: called for each step in order, after its validation; once one has asked to stop, those after it see
-    ``last=True``.  stopping: of an earlier part of the run.
-    Raises NonFiniteLoss naming the step, LoaderExhausted, KeyboardInterrupt (after SIGTERM its kind Terminated) after
-    the step in progress (the hooks then saw ``last=True``, so a checkpoint was written).
+    Args:
+        step: ``(state, batch) -> (state, metrics)``, for example ``functools.partial(make_step(...), params)``.
+        state: with a counter ``step``; donated by the step.
+        loader: iterator of batches with ``get_state``.
+        hooks: called for each step in order, after its validation; once one has asked to stop, those after it see
+            ``last=True``.
+        steps: where training ends, counted from the first step of the whole run.
+        validation: when and how to score the delta; None never.
+        stopping: early stopping of an earlier part of the run.
+        agree: where several processes train together, whether any of them was asked to end; then all do.
+
+    Returns:
+        The last state and early stopping.
+
+    Raises:
+        NonFiniteLoss: naming the step.
+        LoaderExhausted: the data ended before ``steps``.
+        KeyboardInterrupt: after the step in progress (after SIGTERM its subclass Terminated); the hooks then saw
+            ``last=True``, so a checkpoint was written.
     """
     if stopping is not None and stopping.exhausted:
         return Fitted(state, stopping)
     taken = int(state.step)
     batches, tell = _with_positions(loader), _Teller(steps, hooks)
-    waiting: _Taken | None = None  # nobody reads the state after it
+    waiting: _Taken | None = None  # the state after it is never read
     with deferred() as interrupted:
         following = next(batches, None) if taken < steps else None
         while taken < steps:

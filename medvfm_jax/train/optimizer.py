@@ -22,6 +22,23 @@ def make_schedule(
     With p = (t - warmup) / (steps - warmup) and f = final_fraction: "cosine" f + (1 - f)(1 + cos(pi p)) / 2
     (SGDR, Loshchilov and Hutter 2017), "poly" f + (1 - f)(1 - p)^0.9 (DeepLab, Chen et al. 2017; SAMed),
     "linear" f + (1 - f)(1 - p), "constant" 1; each times ``peak``.
+
+    Args:
+        name: one of the four above.
+        peak: highest learning rate.
+        steps: length of the run.
+        warmup: steps of linear rise.
+        final_fraction: f, share of ``peak`` at the end.
+
+    Returns:
+        Step -> learning rate.
+
+    Raises:
+        BadSchedule: no step, a warm-up longer than the run, or a learning rate that is not positive.
+
+    References:
+        https://arxiv.org/abs/1608.03983
+        https://arxiv.org/abs/1606.00915
     """
     if steps < 1 or not 0 <= warmup <= steps or peak <= 0:
         raise BadSchedule(
@@ -48,11 +65,22 @@ def make_optimizer(
     clip_norm: float | None = 1.0,
     rate: Callable[[tuple[str, ...]], float] | None = None,
 ) -> optax.GradientTransformation:
-    """AdamW (Loshchilov and Hutter 2019) after clipping by global norm; ``clip_norm`` None leaves it out.
+    """AdamW (Loshchilov and Hutter 2019) after clipping by global norm.
 
-    rate: keys of an array in the delta -> multiple of the learning rate, see ``adapters.training_options.rate_of``;
-    None: 1 for all.  Decay pulls the delta towards zero, which for increments (``tune``) means towards the pretrained
-    weights.
+    Decay pulls the delta towards zero, which for increments (``tune``) means towards the pretrained weights.
+
+    Args:
+        schedule: step -> learning rate.
+        weight_decay: decoupled, times the learning rate.
+        clip_norm: largest global l2 norm of a gradient; None does not clip.
+        rate: keys of an array in the delta -> multiple of the learning rate, see
+            ``adapters.training_options.rate_of``; None: 1 for all.
+
+    Returns:
+        The optax transformation.
+
+    References:
+        https://arxiv.org/abs/1711.05101
     """
     adamw = optax.adamw(schedule, weight_decay=weight_decay)
     clipped = adamw if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), adamw)

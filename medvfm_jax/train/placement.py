@@ -80,23 +80,23 @@ class OneDevice:
         """One device takes every batch."""
 
     def keep(self, params: Params) -> Params:
-        """As they are."""
+        """One device: identity."""
         return params
 
     def put_params(self, params: Params) -> Params:
-        """As they are."""
+        """One device: identity."""
         return params
 
     def put_state(self, state: TrainState, optimizer: optax.GradientTransformation) -> TrainState:
-        """As it is."""
+        """One device: identity."""
         return state
 
     def put_share(self, batch: Any) -> Any:
-        """As it is."""
+        """One device: identity."""
         return batch
 
     def put_whole(self, batch: Batch) -> Batch:
-        """As it is."""
+        """One device: identity."""
         return batch
 
     def compile(self, step: Step, params: Params, state: TrainState) -> Callable[..., Any]:
@@ -108,8 +108,8 @@ class OneDevice:
         return jax.device_get(tree)
 
     def any(self, flag: bool) -> bool:
-        """There is nobody else."""
+        """Single process: identity."""
         return flag
 
     def same(self, number: int, what: str) -> None:
-        """There is nobody else."""
+        """Single process: identity."""

@@ -30,13 +30,21 @@ class BatchNotDivisible(MedvfmError, ValueError):
 
 
 def make_step(loss_fn: LossFn, optimizer: optax.GradientTransformation, accumulate: int = 1) -> Step:
-    """Build ``step(params, state, batch) -> (state, metrics)``, compiled once per batch shape.
+    """Compile a training step once per batch shape.
 
     Only the delta is differentiated; ``params`` is an argument, so that the frozen weights are neither
-    constants of the program nor copied. The state is donated. accumulate: see ``make_gradient``.
+    constants of the program nor copied. The state is donated.
 
     Metrics: those of ``loss_fn`` and ``loss``, ``grad_norm``, ``finite``. Where the loss or a gradient is
     not finite the returned state is the old one, so a bad step can never reach a checkpoint.
+
+    Args:
+        loss_fn: ``(params, delta, batch, key) -> (scalar, metrics)``.
+        optimizer: of the delta.
+        accumulate: parts of a batch, see ``make_gradient``.
+
+    Returns:
+        ``step(params, state, batch) -> (state, metrics)``.
     """
     gradient = make_gradient(loss_fn, accumulate)
 

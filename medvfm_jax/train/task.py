@@ -67,16 +67,24 @@ OBJECTIVES: Catalog[Callable[..., Any]] = Catalog(
 
 
 def make_loss(adapted: Adapted, objective: str, *, cached: bool = False, training: bool = False) -> LossFn:
-    """Return ``loss(params, delta, batch, key) -> (scalar, metrics)`` for a ``Batch``.
+    """Loss of an adapted model on a ``Batch``.
 
-    objective: "medsam" (Dice + cross-entropy, 1:1), "samed" (0.8 Dice with squared denominators + 0.2
-    cross-entropy), "sam" (20 focal + Dice + IoU regression; promptable models only), "instances" ("samed" for the
-    classes, Dice + cross-entropy for the distance map; models with one).
-    cached: ``batch.image`` holds embeddings (B, h, w, c) and only the decoder runs.
-    training: an adapter with dropout drops, every image by a key of its own; without, ``key`` is not used. SAM 2 gives
-    the mask of the prompt alone, never one of three.
-    The scalar is the mean over prompts (promptable) or images (semantic), weighted by ``batch.weight``; the
-    metric "weight" is the sum of these weights. Raises UnknownObjective.
+    The scalar is the mean over prompts (promptable) or images (semantic), weighted by ``batch.weight``.
+
+    Args:
+        adapted: model with adapter.
+        objective: "medsam" (Dice + cross-entropy, 1:1), "samed" (0.8 Dice with squared denominators + 0.2
+            cross-entropy), "sam" (20 focal + Dice + IoU regression; promptable models only), "instances" ("samed" for the
+            classes, Dice + cross-entropy for the distance map; models with one).
+        cached: ``batch.image`` holds embeddings (B, h, w, c) and only the decoder runs.
+        training: an adapter with dropout drops, every image by a key of its own; without, ``key`` is not used. SAM 2
+            gives the mask of the prompt alone, never one of three.
+
+    Returns:
+        ``loss(params, delta, batch, key) -> (scalar, metrics)``; the metric "weight" is the sum of the weights.
+
+    Raises:
+        UnknownObjective: another objective.
     """
     function, predict = OBJECTIVES[objective], predictor(adapted, cached=cached)
     random = training and is_random(adapted.adapter.config)

@@ -41,8 +41,14 @@ from medvfm_jax.types import Batch, Delta, Params
 class Run(NamedTuple):
     """Everything resolved, nothing trained yet.
 
-    record: the settings and what they were resolved to, as JSON can hold it.  checked: what the data check found.
-    accumulate: parts of a batch, one after the other.
+    Attributes:
+        config: settings as given.
+        record: the settings and what they were resolved to, as JSON can hold it.
+        assembled: model, adapter, frozen weights and the delta at its start.
+        data: examples of training and validation, and the split they come from.
+        checked: what the data check found.
+        accumulate: parts of a batch, one after the other.
+        placement: one device, or a mesh.
     """
 
     config: AdaptConfig
@@ -77,8 +83,12 @@ class Run(NamedTuple):
 class Trained(NamedTuple):
     """What training leaves.
 
-    delta: of the best validation, without validation the last; on the host.  step: steps taken.
-    val_dice: of the delta kept, None without validation.  state, stopping: to go on from.
+    Attributes:
+        delta: of the best validation, without validation the last; on the host.
+        step: steps taken.
+        val_dice: of the delta kept, None without validation.
+        state: last training state, to go on from.
+        stopping: early stopping at that state.
     """
 
     delta: Delta
@@ -93,8 +103,16 @@ def resolve(
 ) -> Run:
     """Open data and weights, check every case, build the model with its adapter; nothing is written.
 
-    placement: over many devices and processes, see ``parallel.OverMesh``.  display: shows how far the check is.
-    Raises MedvfmError for what a user can cause: settings, data, weights.
+    Args:
+        config: settings.
+        placement: many devices and processes, see ``parallel.OverMesh``; None: one device.
+        display: shows how far the check is.
+
+    Returns:
+        What ``train`` takes.
+
+    Raises:
+        MedvfmError: what a user can cause: settings, data, weights.
     """
     placement, display = placement or OneDevice(), display or ProgressDisplay(title="adapt")
     entry, system = entry_of(config.model), systems.SYSTEMS[config.adapter]
@@ -154,10 +172,21 @@ def train(
     start: Checkpoint | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Trained:
-    """Take the steps of a run; nothing is written but by ``hooks``, see ``train.hooks``.
+    """Take the steps of a run; only ``hooks`` write, see ``train.hooks``.
 
-    start: a checkpoint to go on from exactly.  say: told of the embedding cache, and before anything is compiled.
-    Raises NonFiniteLoss, LoaderExhausted, and what hooks raise.
+    Args:
+        run: from ``resolve``.
+        hooks: called after every step, in order.
+        start: a checkpoint to go on from exactly.
+        say: told of the embedding cache, and before anything is compiled.
+
+    Returns:
+        The delta kept, and the state to go on from.
+
+    Raises:
+        NonFiniteLoss: naming the step.
+        LoaderExhausted: the data ended too early.
+        MedvfmError: what hooks raise.
     """
     placement, assembled = run.placement, run.assembled
     cache = _cache(run)

@@ -7,7 +7,7 @@ from medvfm_jax.settings.evaluate import EvaluateConfig
 
 @dataclass(frozen=True)
 class EvaluateArgs(EvaluateConfig):
-    """Score a run, or a model as it is, on labelled images: whole cases, on their own grid.
+    """Score a run, or a pretrained model zero-shot, on labelled images: whole cases, on their own grid.
 
     Example: medvfm evaluate --run runs/a
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class QuickstartArgs:
-    """Fetch weights and a brain template, score the model as it is, adapt it, score it again, write a report.
+    """Fetch weights and a brain template, score the model zero-shot, adapt it, score it again, write a report.
 
     Example: medvfm quickstart --out runs/quickstart
 

@@ -30,7 +30,7 @@ class SegmentArgs:
     out: Path
     """Mask to write, on the image's own grid; for several images a folder."""
     model: str | None = None
-    """Model to prompt as it is, or the base of --delta."""
+    """Pretrained model to prompt, or the base of --delta."""
     delta: Path | None = None
     """Delta (safetensors) to use with the model it was made for."""
     run: Path | None = None
