@@ -1,5 +1,6 @@
 """SAM 2's memory against transformers' ``Sam2VideoModel`` with random weights: its parts, and objects followed."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -28,11 +29,14 @@ FRAMES = 11  # more than the seven maps that are remembered
 
 
 class Pair(NamedTuple):
-    """The two models with the same weights."""
+    """The two models with the same weights; start and follow are compiled."""
 
     model: Model
     params: Params
     hf: torch.nn.Module
+    encode: Callable
+    start: Callable
+    follow: Callable
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +46,9 @@ def both() -> Pair:
     encoder = tiny.root.encoder.clone(config=replace(tiny.root.encoder.config, out_features=256))
     model = as_model(Sam2(encoder, spec, decoder_hidden=64, remembers=True))
     hf = hf_sam2_video(model)
-    return Pair(model, ported(model, hf), hf)
+    tracker = tracker_of(model)
+    compiled = (jax.jit(f, static_argnums=3) for f in tracker)
+    return Pair(model, ported(model, hf), hf, jax.jit(model.encode), *compiled)
 
 
 def ported(model: Model, hf: torch.nn.Module) -> Params:
@@ -100,9 +106,6 @@ def test_an_object_is_followed(both, prompt, bias):
     if prompt == "point":
         points, labels = points[:, :1], np.array([[1]])
     first = 3
-    tracker = tracker_of(model)
-    encode, start = jax.jit(model.encode), jax.jit(tracker.start, static_argnums=3)
-    follow = jax.jit(tracker.follow, static_argnums=3)
     asked = Prompts(jnp.asarray(points), jnp.asarray(labels))
     for step in (1, -1):
         session = transformers.models.sam2_video.modeling_sam2_video.Sam2VideoInferenceSession(
@@ -115,11 +118,11 @@ def test_an_object_is_followed(both, prompt, bias):
         }
         session.add_point_inputs(index, first, asked_theirs)
         session.obj_with_new_inputs = [1]
-        found, memories = start(params, encode(params, video[first]), asked, prompt == "point")
+        found, memories = both.start(params, both.encode(params, video[first]), asked, prompt == "point")
         theirs = hf(session, frame_idx=first)
         compare(found, theirs, bias)
         for frame in range(first + step, FRAMES if step > 0 else -1, step):
-            found, memories = follow(params, encode(params, video[frame]), memories, FRAMES)
+            found, memories = both.follow(params, both.encode(params, video[frame]), memories, FRAMES)
             compare(found, hf(session, frame_idx=frame, reverse=step < 0), bias)
 
 
