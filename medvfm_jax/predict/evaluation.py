@@ -79,8 +79,8 @@ def evaluate(
     Args:
         config: settings.
         console: shows progress and the table.
-        sites: of a federated run, from ``federated.run.evaluate_sites``; without, every case is predicted with the shared
-            model.
+        sites: of a federated run, from ``federated.run.evaluate_sites``; without, every case is predicted with the
+            shared model.
 
     Returns:
         What was written, and where: "file".

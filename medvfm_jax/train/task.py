@@ -74,8 +74,8 @@ def make_loss(adapted: Adapted, objective: str, *, cached: bool = False, trainin
     Args:
         adapted: model with adapter.
         objective: "medsam" (Dice + cross-entropy, 1:1), "samed" (0.8 Dice with squared denominators + 0.2
-            cross-entropy), "sam" (20 focal + Dice + IoU regression; promptable models only), "instances" ("samed" for the
-            classes, Dice + cross-entropy for the distance map; models with one).
+            cross-entropy), "sam" (20 focal + Dice + IoU regression; promptable models only), "instances" ("samed"
+            for the classes, Dice + cross-entropy for the distance map; models with one).
         cached: ``batch.image`` holds embeddings (B, h, w, c) and only the decoder runs.
         training: an adapter with dropout drops, every image by a key of its own; without, ``key`` is not used. SAM 2
             gives the mask of the prompt alone, never one of three.
