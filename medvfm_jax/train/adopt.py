@@ -73,7 +73,6 @@ def adopt(
         BadPeft, BadCheckpoint, UnsafeCheckpoint: a file that is damaged or no adapter.
         BadConfig: options that do not go with the file.
     """
-    base = load_base(model, classes=2, seed=0, dtype="float32", file=weights, offline=offline)
     is_peft = file.is_dir()
     state, _ = read_state(file / PEFT_ARRAYS if is_peft else file)
     kind = "peft" if is_peft else kind_of(state)
@@ -85,6 +84,7 @@ def adopt(
         raise BadConfig(f"{file} is an adapter of {kind}, not of {system}; leave out --system.")
     classes = _classes(state, kind, system, file)
     change = _transform(state, kind, system, classes, image_size)
+    base = load_base(model, classes=2, seed=0, dtype="float32", file=weights, offline=offline)
     changed = transformed(base, change)
     left_out: tuple[str, ...] = ()
     if kind == "peft":

@@ -109,6 +109,10 @@ def sort_arrays(
             if part not in wanted:
                 unused += 1
                 continue
+            if array.ndim != (1 if name.endswith("bias") else 2) or not array.size:
+                raise BadAdapterFile(
+                    f"{where}: {shortened(key)} has shape {array.shape}; the adapter cannot be used."
+                )
             found[part].setdefault(path, {})[name] = np.ascontiguousarray(array.T, np.float32)
         elif (path := _parameter(key, array, whole)) in shapes:
             if whole[path].shape != shapes[path]:

@@ -1,5 +1,7 @@
 """EfficientSAM, EdgeSAM and SAM-Med2D in closed form: what each of their parts does to numbers that are chosen."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from medvfm_jax.models import build
 from medvfm_jax.models.errors import BadModelOption
 from medvfm_jax.models.sam.channel_spatial import ChannelSpatialAdapter
 from medvfm_jax.models.sam.efficient_prompt_encoder import EfficientPromptEncoder
+from medvfm_jax.models.sam.encoder import Block
 from medvfm_jax.models.sam.prompt_encoder import BadPrompts
 from medvfm_jax.models.sam.rep_vit import RepVggDepthwise, SqueezeExcite
 from medvfm_jax.types import Prompts
@@ -33,21 +36,26 @@ def test_channel_spatial_adapter_by_hand():
         layer.apply({"params": params}, x[:3])
 
 
-def test_sam_med2d_with_silent_adapters_is_sam():
-    """Norms of zero: the same parameters without adapters give the same embedding, and with norms of one another."""
-    model, plain = build("med2d-tiny-test"), build("sam-tiny-test")
-    params = weights.load("med2d-tiny-test")[1]["params"]
-    encoder, without = dict(params["image_encoder"]), dict(params["image_encoder"])
-    for i in range(4):
-        block = dict(encoder[f"blocks_{i}"])
-        silent = jax.tree.map(jnp.zeros_like, block["Adapter"]["norm"])
-        encoder[f"blocks_{i}"] = block | {"Adapter": block["Adapter"] | {"norm": silent}}
-        without[f"blocks_{i}"] = {name: value for name, value in block.items() if name != "Adapter"}
-    image = jax.random.normal(jax.random.key(2), (64, 64, 3))
-    expected = plain.encode({"params": params | {"image_encoder": without}}, image)
-    silenced = model.encode({"params": params | {"image_encoder": encoder}}, image)
-    np.testing.assert_allclose(silenced, expected, atol=1e-5)
-    assert float(jnp.abs(model.encode({"params": params}, image) - expected).max()) > 0.1
+def test_a_block_of_sam_med2d_adds_its_adapter_to_that_of_sam():
+    """Of the same parameters: a block of SAM, and the adapter of its second norm's output."""
+    config = build("med2d-tiny-test").root.encoder.config
+    plain = replace(config, block_adapters=False)
+    params = weights.load("med2d-tiny-test")[1]["params"]["image_encoder"]["blocks_0"]
+    x = jax.random.normal(jax.random.key(2), (4, 6, 16))
+
+    @jax.jit
+    def both(x):
+        found = Block(config, is_global=False).apply({"params": params}, x)
+        alone = {name: value for name, value in params.items() if name != "Adapter"}
+        expected, kept = Block(plain, is_global=False).apply(
+            {"params": alone}, x, capture_intermediates=True, mutable=["intermediates"]
+        )
+        (y,) = kept["intermediates"]["norm2"]["__call__"]
+        return found, expected, ChannelSpatialAdapter().apply({"params": params["Adapter"]}, y)
+
+    found, expected, added = both(x)
+    np.testing.assert_allclose(found, expected + added, atol=1e-5)
+    assert float(jnp.abs(added).max()) > 0.1
 
 
 def test_rep_vgg_and_squeeze_excite_by_hand():

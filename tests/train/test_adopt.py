@@ -180,6 +180,8 @@ def test_a_checkpoint_of_medical_sam_adapter(tmp_path, base):
         (lambda s: s.update(w_a_002=normal(3, DIM)), r"blocks_1/attn/qkv has shape \(16, 3\)"),
         (lambda s: s.update(w_b_001=normal(DIM + 8, RANK)), "was made for another backbone"),
         (lambda s: s.update(w_b_001=s["w_b_001"] * np.nan), "holds NaN"),
+        (lambda s: s.update(w_a_000=normal(DIM)), r"w_a_000 has shape \(16,\)"),
+        (lambda s: s.update(w_a_000=normal(0, DIM)), r"w_a_000 has shape \(0, 16\)"),
         (lambda s: s.pop("mask_decoder.mask_tokens.weight"), "number of classes is not known"),
     ],
 )
@@ -265,6 +267,24 @@ def test_a_peft_folder_is_read_as_it_was_written(tmp_path, base, names):
         jax.tree.map(np.testing.assert_array_equal, merged["params"][root], trained["params"][root])
 
 
+def test_a_peft_folder_of_a_model_without_prompts_has_its_classes(tmp_path, base):
+    """As `weights export --format peft` writes a run of samed: told from the mask tokens and the missing IoU head."""
+    params = to_semantic(*base, CLASSES)[1]
+    qkv = "image_encoder/blocks_0/attn/qkv"
+    save_peft(
+        tmp_path,
+        {qkv: LowRank(normal(16, 2), normal(2, 48), 1.0)},
+        params,
+        MODEL,
+        ["mask_decoder"],
+        "transformers",
+    )
+    found = adopt(tmp_path, MODEL)
+    assert found.metadata["transform"] == {"kind": "prompt_free", "classes": CLASSES}
+    assert found.metadata["prompt"] == "none"
+    assert found.delta["decoder"]["mask_decoder/mask_tokens"]["embedding"].shape == (CLASSES, 32)
+
+
 def test_padding_before_the_norm_is_its_bias(base):
     """A map filled up with zeros by the caller, before the block's norm, shows what padding before the norm must do."""
     model, params = base
@@ -275,8 +295,10 @@ def test_padding_before_the_norm_is_its_bias(base):
     ]  # norms with biases
     x = normal(4, 5, DIM)  # windows of 3
     filled = np.pad(x, ((0, 2), (0, 1), (0, 0)))
-    expected = Block(plain, is_global=False).apply({"params": moved}, filled)[:4, :5]
-    found = Block(before, is_global=False).apply({"params": moved}, x)
+
+    def run(config, x):
+        return jax.jit(Block(config, is_global=False).apply)({"params": moved}, x)
+
+    found, expected, after = run(before, x), run(plain, filled)[:4, :5], run(plain, x)
     np.testing.assert_allclose(found, expected, atol=1e-5)
-    after = Block(plain, is_global=False).apply({"params": moved}, x)
     assert float(jnp.abs(after - found).max()) > 1e-3
