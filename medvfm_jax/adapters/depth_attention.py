@@ -52,9 +52,11 @@ def depth_attention(
 
     def init_site(key: Array, site: Site) -> SiteDelta:
         d = feature_width(site, "x")
-        if not {"qkv", "proj"} <= set(site.params) or site.x.shape != site.y.shape or d % head_dim:
+        attention = {"qkv", "proj"} <= set(site.params) and site.x.shape == site.y.shape and d % head_dim == 0
+        if not attention or len(site.x.shape) != 3:
             raise WrongSite(
-                f"depth_attention at '{site.path}': it is no attention with qkv, proj and heads of {head_dim}."
+                f"depth_attention at '{site.path}': it is no attention with qkv, proj and heads of {head_dim}"
+                " on a map (h, w, features)."
             )
         return zero_bottleneck(key, d, d, width if width is not None else max(1, int(ratio * d)))
 
