@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from medvfm_jax.adapters import NoSuchSite, adapt_model, from_config, replace
-from tests.adapters.toy_sam import BOX, IMAGE, KEY, toy_sam
+from tests.adapters.toy_sam import IMAGE, KEY, toy_sam
 
 
 def test_the_models_own_values_at_first_then_exactly_the_given_ones() -> None:
@@ -22,8 +22,8 @@ def test_the_models_own_values_at_first_then_exactly_the_given_ones() -> None:
     np.testing.assert_array_equal(
         merged["params"]["image_encoder"]["bn"]["mean"], np.full(8, 0.1, np.float32)
     )
-    run = jax.jit(lambda params, delta: adapted.apply(params, delta, IMAGE, BOX).logits)
-    np.testing.assert_array_equal(run(params, delta), run(merged, delta))
+    found = jax.jit(adapted.encode)(params, delta, IMAGE)
+    np.testing.assert_array_equal(found, jax.jit(model.encode)(merged, IMAGE))
     assert from_config(adapted.adapter.config).config == adapted.adapter.config
 
 

@@ -47,3 +47,10 @@ def test_what_does_not_fit_says_why(name: str, rank: int | None, reason: str) ->
 def test_a_pattern_of_the_user_is_shown_as_it_is() -> None:
     text = "'encoder/.*' matches no module that is called among 3; it must match a whole path."
     assert why(NoSuchSite(text)) == text
+
+
+def test_attention_over_slices_needs_a_map_and_efficient_sam_has_tokens():
+    model = models.build("efficient-tiny-test")
+    found = fit("sd_trans", model, jax.eval_shape(model.init, jax.random.key(0)))
+    assert found.trained is None
+    assert "with qkv, proj and heads of 8 on a map" in found.reason
