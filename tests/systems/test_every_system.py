@@ -58,6 +58,7 @@ FACTS = {
         attention=True,
     ),
     "med_sa": Facts(41_792, ENCODER | DECODER, merge="nonlinearity"),
+    "instances": Facts(40_608, DECODER),
     "sd_trans": Facts(42_384, ENCODER | DECODER, merge="nonlinearity"),
     "lora": Facts(1_024, ENCODER),
     "dora": Facts(1_152, ENCODER),
@@ -204,6 +205,9 @@ def test_a_stored_delta_builds_its_model_again(name: str, tmp_path) -> None:
 def test_the_transform_is_json_and_changes_shapes_alone(name: str) -> None:
     """Prompt-free on request with a promptable model, nothing otherwise, and a slab of it; works on shapes."""
     model, features = models.build("sam-tiny-test"), models.build("vit-tiny-test")
+    if name == "instances":
+        assert systems.SYSTEMS[name].transform(model.spec, "none", 3) == {"kind": "instances", "classes": 3}
+        return  # tests/models/test_semantic.py has what it makes of a model
     slab = {"kind": "slab", "depth": 5} if name == "sd_trans" else None
     change = systems.SYSTEMS[name].transform(model.spec, "none", 3)
     for given, found in (
