@@ -1,4 +1,4 @@
-"""Names that SAMed, SAMed_s and Medical SAM Adapter give their arrays, for SAM ViT-B: as many as they write, each once."""
+"""Names that SAMed, SAMed_s and Medical SAM Adapter give their arrays, for SAM ViT-B: all of them, each once."""
 
 import pytest
 
