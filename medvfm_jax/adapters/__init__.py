@@ -2,6 +2,7 @@
 
 from medvfm_jax.adapters.adalora import adalora
 from medvfm_jax.adapters.bottleneck import bottleneck
+from medvfm_jax.adapters.channel_spatial import channel_spatial
 from medvfm_jax.adapters.compacter import compacter
 from medvfm_jax.adapters.context import context
 from medvfm_jax.adapters.context_blocks import context_block
@@ -19,12 +20,14 @@ from medvfm_jax.adapters.errors import (
     WrongSite,
 )
 from medvfm_jax.adapters.fact import fact
+from medvfm_jax.adapters.hyper_bottleneck import hyper_bottleneck
 from medvfm_jax.adapters.lora import lora
 from medvfm_jax.adapters.lora_experts import lora_experts
 from medvfm_jax.adapters.lora_ga import lora_ga, start_from_gradients
 from medvfm_jax.adapters.model import AdaptedModel, adapt_model
 from medvfm_jax.adapters.pissa import pissa
 from medvfm_jax.adapters.prompt_tokens import prompt_tokens
+from medvfm_jax.adapters.replace import replace
 from medvfm_jax.adapters.scale_shift import scale_shift
 from medvfm_jax.adapters.serialise import from_config, to_config
 from medvfm_jax.adapters.sites import Site, find_sites
@@ -49,6 +52,7 @@ __all__ = [
     "bind",
     "bottleneck",
     "chain",
+    "channel_spatial",
     "compacter",
     "context",
     "context_block",
@@ -60,11 +64,13 @@ __all__ = [
     "fact",
     "find_sites",
     "from_config",
+    "hyper_bottleneck",
     "lora",
     "lora_experts",
     "lora_ga",
     "pissa",
     "prompt_tokens",
+    "replace",
     "scale_shift",
     "start_from_gradients",
     "tap",

@@ -57,9 +57,10 @@ def depth_attention(
                 f"depth_attention at '{site.path}' turns {site.x.shape} into {getattr(site.y, 'shape', site.y)}: only "
                 "attention that keeps its map can look across slices."
             )
-        if not {"qkv", "proj"} <= set(site.params) or d % head_dim:
+        if not {"qkv", "proj"} <= set(site.params) or d % head_dim or len(site.x.shape) != 3:
             raise WrongSite(
-                f"depth_attention at '{site.path}': it is no attention with qkv, proj and heads of {head_dim}."
+                f"depth_attention at '{site.path}': it is no attention with qkv, proj and heads of {head_dim}"
+                " on a map (h, w, features)."
             )
         return zero_bottleneck(key, d, d, width if width is not None else max(1, int(ratio * d)))
 

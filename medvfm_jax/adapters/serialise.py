@@ -7,6 +7,7 @@ from typing import Any
 
 from medvfm_jax.adapters.adalora import adalora
 from medvfm_jax.adapters.bottleneck import bottleneck
+from medvfm_jax.adapters.channel_spatial import channel_spatial
 from medvfm_jax.adapters.compacter import compacter
 from medvfm_jax.adapters.context_blocks import context_block
 from medvfm_jax.adapters.conv_lora import conv_lora
@@ -16,11 +17,13 @@ from medvfm_jax.adapters.dora import dora
 from medvfm_jax.adapters.early_exit import block_exit, residual_convolutions
 from medvfm_jax.adapters.errors import BadAdapterConfig
 from medvfm_jax.adapters.fact import fact
+from medvfm_jax.adapters.hyper_bottleneck import hyper_bottleneck
 from medvfm_jax.adapters.lora import lora
 from medvfm_jax.adapters.lora_experts import lora_experts
 from medvfm_jax.adapters.lora_ga import lora_ga
 from medvfm_jax.adapters.pissa import pissa
 from medvfm_jax.adapters.prompt_tokens import prompt_tokens
+from medvfm_jax.adapters.replace import replace
 from medvfm_jax.adapters.scale_shift import scale_shift
 from medvfm_jax.adapters.tune import tune
 from medvfm_jax.catalog import Catalog, did_you_mean
@@ -28,6 +31,7 @@ from medvfm_jax.types import ModelSpec
 
 _ALL: Mapping[str, Callable[..., Adapter]] = {
     "tune": tune,
+    "replace": replace,
     "lora": lora,
     "lora_experts": lora_experts,
     "dora": dora,
@@ -39,6 +43,8 @@ _ALL: Mapping[str, Callable[..., Adapter]] = {
     "compacter": compacter,
     "bottleneck": bottleneck,
     "depth_attention": depth_attention,
+    "channel_spatial": channel_spatial,
+    "hyper_bottleneck": hyper_bottleneck,
     "scale_shift": scale_shift,
     "prompt_tokens": prompt_tokens,
     "context": context_block,

@@ -16,7 +16,7 @@ from medvfm_jax.fetch import sha256_of
 from medvfm_jax.runs import run_directory
 from medvfm_jax.train import assemble
 from medvfm_jax.types import Delta, MedvfmError
-from medvfm_jax.weights.peft import CannotExport, LowRank, save_peft
+from medvfm_jax.weights.peft import CannotExport, LowRank, Names, save_peft
 
 DELTA = run_directory.DELTA
 PEFT_FILES = ("adapter_model.safetensors", "adapter_config.json")
@@ -33,12 +33,13 @@ def export_run(
     file: Path | None,
     *,
     overwrite: bool = False,
+    names: Names = "original",
 ) -> tuple[Path, str]:
     """Run directory or delta file -> (what was written, a description of it).
 
-    file: the base weights; a run directory knows its own. Raises NoRun, BadUsage (the target exists),
-    WrongBaseWeights (the delta belongs to other weights), NotMergeable (an adapter that cannot be
-    folded into weights), CannotExport (PEFT has no equal).
+    file: the base weights; a run directory knows its own. names: of PEFT's modules. Raises NoRun, BadUsage (the target
+    exists), WrongBaseWeights (the delta belongs to other weights), NotMergeable (an adapter that cannot be folded into
+    weights), CannotExport (PEFT has no equal).
     """
     path = run / DELTA if run.is_dir() else run
     if not path.is_file():
@@ -59,9 +60,10 @@ def export_run(
         parts = list(_parts(adapter or {}, delta))
         updates = dict(update for part in parts for update in low_rank_updates(*part))
         tuned = {path.split("/")[0] for part in parts for path in tuned_modules(*part)}
-        modules = save_peft(target, updates, merged, name, tuned)
+        modules = save_peft(target, updates, merged, name, tuned, names)
         whole = f" and the whole of {', '.join(sorted(tuned))}" if tuned else ""
-        return target, f"PEFT adapter of {len(modules)} Linear layers of {name}{whole}, in its original names"
+        where = "in its original names" if names == "original" else "in the names of transformers"
+        return target, f"PEFT adapter of {len(modules)} Linear layers of {name}{whole}, {where}"
     recorded = {"base": name, "adapter": json.dumps(adapter), "delta_sha256": sha256_of(path)}
     weights.save_torch(target, merged, recorded)
     return target, f"{name} with the delta merged, in the original names"
@@ -77,13 +79,16 @@ def _parts(config: Mapping[str, Any], delta: Delta) -> Iterator[tuple[Mapping[st
 
 
 def tuned_modules(config: Mapping[str, Any], delta: Delta) -> list[str]:
-    """Paths of the modules a `tune` part has trained; [] for lora.  Raises CannotExport for other kinds."""
-    if config.get("kind") not in ("tune", "lora"):
+    """Paths of the modules a `tune` part has trained or a `replace` part has put in; [] for lora.
+
+    Raises CannotExport for other kinds.
+    """
+    if config.get("kind") not in ("tune", "replace", "lora"):
         raise CannotExport(
-            f"PEFT export knows lora and tune parts, and this delta has a '{config.get('kind')}' part; use "
+            f"PEFT export knows lora, tune and replace parts, and this delta has a '{config.get('kind')}' part; use "
             "--format safetensors for merged weights."
         )
-    return list(delta) if config["kind"] == "tune" else []
+    return list(delta) if config["kind"] != "lora" else []
 
 
 def low_rank_updates(config: Mapping[str, Any], delta: Delta) -> Iterator[tuple[str, LowRank]]:

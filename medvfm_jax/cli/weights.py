@@ -1,4 +1,4 @@
-"""`medvfm weights list | get | verify | convert | export`: published weights in, your own out."""
+"""`medvfm weights list | get | verify | convert | export | import`: published weights and adapters in, your own out."""
 
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -7,7 +7,7 @@ from typing import Any
 from medvfm_jax import fetch, weights
 from medvfm_jax.cli import console
 from medvfm_jax.cli.errors import BadUsage
-from medvfm_jax.cli.options.weights import Convert, Export, Get, List, Verify
+from medvfm_jax.cli.options.weights import Convert, Export, Get, Import, List, Verify
 from medvfm_jax.cli.targets import check_target
 from medvfm_jax.printable import counted
 from medvfm_jax.types import MedvfmError
@@ -18,9 +18,16 @@ class NoFit(MedvfmError):
     """A file is readable but belongs to no known model."""
 
 
-def run(args: List | Get | Verify | Convert | Export) -> int:
+def run(args: List | Get | Verify | Convert | Export | Import) -> int:
     """Run one subcommand; returns the exit code."""
-    actions = {List: _list, Get: _get, Verify: _verify, Convert: _convert, Export: _export}
+    actions = {
+        List: _list,
+        Get: _get,
+        Verify: _verify,
+        Convert: _convert,
+        Export: _export,
+        Import: _import,
+    }
     actions[type(args)](args)
     return 0
 
@@ -98,8 +105,35 @@ def _convert(args: Convert) -> None:
 def _export(args: Export) -> None:
     from medvfm_jax.cli.export_run import export_run  # with the training code, which the others do without
 
-    path, what = export_run(args.run, args.format, args.out, args.file, overwrite=args.overwrite)
+    if args.names != "original" and args.format != "peft":
+        raise BadUsage("merged weights have the original names; give --names with --format peft only")
+    path, what = export_run(
+        args.run, args.format, args.out, args.file, overwrite=args.overwrite, names=args.names
+    )
     console.result({"file": path, "format": args.format}, f"{path}: {what}")
+
+
+def _import(args: Import) -> None:
+    from medvfm_jax.train.adopt import adopt  # with the training code, as above
+
+    check_target(args.out, args.overwrite)
+    found = adopt(
+        args.source,
+        args.to,
+        system=args.system,
+        weights=args.weights,
+        image_size=args.image_size,
+        labels=args.labels,
+        prompt=args.prompt,
+        offline=args.offline,
+    )
+    weights.save_delta(args.out, found.delta, found.metadata)
+    system, parts = found.metadata["preset"], ", ".join(found.delta)
+    text = f"{args.out}: {system} on {args.to} ({parts}); use it with --delta {args.out}"
+    console.result(
+        {"file": args.out, "system": system, "base": args.to, "left_out": list(found.left_out)},
+        "\n".join([text, *(f"  left out: {what}" for what in found.left_out)]),
+    )
 
 
 def _enumerate(names: Iterable[str]) -> str:

@@ -119,15 +119,16 @@ class MlpBlock(nn.Module):
 
 
 class ReluMlp(nn.Module):
-    """Dense layers ``layers_0`` ... with ReLU between them: x (..., c) -> (..., widths[-1])."""
+    """Dense layers ``layers_0`` ... with ReLU, or another activation, between them: x (..., c) -> (..., widths[-1])."""
 
     widths: tuple[int, ...]
     dtype: Any = jnp.float32
+    activation: Any = nn.relu
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         for i, width in enumerate(self.widths):
-            x = nn.Dense(width, dtype=self.dtype, name=f"layers_{i}")(nn.relu(x) if i else x)
+            x = nn.Dense(width, dtype=self.dtype, name=f"layers_{i}")(self.activation(x) if i else x)
         return x
 
 

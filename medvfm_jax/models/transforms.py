@@ -10,9 +10,10 @@ from typing import Any
 
 from medvfm_jax.catalog import Catalog
 from medvfm_jax.models.model import Model
+from medvfm_jax.models.sam.input_rule import with_input
 from medvfm_jax.models.sam.prompt_free import to_instances, to_semantic
 from medvfm_jax.models.slab import slab_model
-from medvfm_jax.types import MedvfmError, Params
+from medvfm_jax.types import MedvfmError, Normalise, Params, Resize
 
 
 def to_slab(
@@ -25,13 +26,29 @@ def to_slab(
     return slab_model(model, depth), params
 
 
+def to_input(
+    model: Model,
+    params: Params,
+    image_size: int | None = None,
+    normalise: Normalise | None = None,
+    resize: Resize | None = None,
+    pad_before_norm: bool = False,
+    of: Mapping[str, Any] | None = None,
+) -> tuple[Model, Params]:
+    """The model that the transform ``of`` gives, behind another input; see ``sam.input_rule.with_input``."""
+    if isinstance(of, Mapping) and of.get("kind") == "input":
+        raise BadTransform("A model has one input rule, not several.")
+    model, params = transform(of, model, params)
+    return with_input(model, image_size, normalise, resize, pad_before_norm), params
+
+
 class BadTransform(MedvfmError, ValueError):
     """A configuration of a transform that cannot be used."""
 
 
 KINDS: Catalog[Callable[..., tuple[Model, Params]]] = Catalog(
     "transform of a model",
-    {"prompt_free": to_semantic, "instances": to_instances, "slab": to_slab},
+    {"prompt_free": to_semantic, "instances": to_instances, "slab": to_slab, "input": to_input},
     BadTransform,
 )
 

@@ -37,12 +37,10 @@ def conv(source: str, target: str | None = None, *, bias: bool = True) -> tuple[
     return (*rows, _row(source, "bias", target, "bias")) if bias else rows
 
 
-def conv_transpose(source: str, target: str | None = None) -> tuple[Row, ...]:
-    """Transposed convolution with bias."""
-    return (
-        _row(source, "weight", target, "kernel", "conv_transpose"),
-        _row(source, "bias", target, "bias"),
-    )
+def conv_transpose(source: str, target: str | None = None, *, bias: bool = True) -> tuple[Row, ...]:
+    """Transposed convolution."""
+    rows = (_row(source, "weight", target, "kernel", "conv_transpose"),)
+    return (*rows, _row(source, "bias", target, "bias")) if bias else rows
 
 
 def norm(source: str, target: str | None = None) -> tuple[Row, ...]:

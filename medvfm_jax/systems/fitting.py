@@ -7,7 +7,7 @@ import jax
 from medvfm_jax.adapters import BadAdapterConfig, NoSuchSite, WrongSite, adapt_model, count, from_config
 from medvfm_jax.adapters.training_options import check_ranks
 from medvfm_jax.models.model import Model
-from medvfm_jax.systems import places
+from medvfm_jax.systems import lora_sam, med_sa_whole, places, samed_s
 from medvfm_jax.systems.catalog import SYSTEMS
 from medvfm_jax.systems.configuration import configure
 from medvfm_jax.types import Params
@@ -16,6 +16,7 @@ from medvfm_jax.types import Params
 _WORDS = {
     places.DECODER: "mask decoder",
     places.DECODER_AND_PROMPT_ENCODER: "mask decoder or prompt encoder",
+    places.DECODER_QV: "transformer in its mask decoder",
     places.LAST_LINEAR: "linear layer before the masks that it knows",
     places.QKV: "attention with q, k and v in one layer",
     places.ATTENTION: "attention in its image encoder",
@@ -25,6 +26,9 @@ _WORDS = {
     places.VIT_BLOCK: "transformer blocks that it knows",
     places.NORM: "layer norm",
     "image_encoder": "image encoder",
+    samed_s.OUTSIDE_TRANSFORMER: "mask decoder or prompt encoder",
+    lora_sam.OUTPUTS: "mask tokens with hypernetworks",
+    f"{med_sa_whole.BLOCK}/cross_attn_token_to_image": "transformer in its mask decoder",
 }
 
 

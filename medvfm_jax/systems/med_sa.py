@@ -19,5 +19,6 @@ SYSTEM = System(
     source="https://arxiv.org/abs/2304.12620",
     adapter=_parts,
     learning_rate=5e-4,
-    differences="Without the hyper-prompting adapter of the decoder, which the release does not have either.",
+    differences="Without the hyper-prompting adapter of the decoder, which the release does not have "
+    "either; med_sa_whole has it.",
 )

@@ -7,6 +7,7 @@ from medvfm_jax.types import ModelSpec
 
 DECODER = r"mask_decoder/.*"
 DECODER_AND_PROMPT_ENCODER = r"(mask_decoder|prompt_encoder)/.*"
+DECODER_QV = r"mask_decoder/transformer/(.*/)?(q_proj|v_proj)"
 LAST_LINEAR = r"mask_decoder/(output_hypernetworks_mlps_\d+/layers_2|head)/(kernel|bias)"
 QKV = r"image_encoder/(.*/)?attn/qkv"
 ATTENTION = r"image_encoder/(.*/)?attn"

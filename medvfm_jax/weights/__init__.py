@@ -5,13 +5,14 @@ from medvfm_jax.weights.artifacts import WrongBaseWeights, check_base, fingerpri
 from medvfm_jax.weights.export import save_own, save_torch, torch_state
 from medvfm_jax.weights.fitting import fitting_models, port_file, set_aside_in
 from medvfm_jax.weights.load import load
-from medvfm_jax.weights.peft import BadPeft, CannotExport, LowRank, load_peft, save_peft
+from medvfm_jax.weights.peft import BadPeft, CannotExport, LowRank, PeftAdapter, load_peft, save_peft
 from medvfm_jax.weights.port import PortError, PortTable, to_jax, to_torch
 
 __all__ = [
     "BadPeft",
     "CannotExport",
     "LowRank",
+    "PeftAdapter",
     "PortError",
     "PortTable",
     "WrongBaseWeights",

@@ -23,7 +23,7 @@ _WITHOUT_EFFECT = {
 }  # fmt: skip
 _READ = {
     "alpha_pattern", "bias", "exclude_modules", "init_lora_weights", "layers_pattern", "layers_to_transform",
-    "lora_alpha", "peft_type", "r", "rank_pattern", "target_modules", "use_rslora",
+    "lora_alpha", "modules_to_save", "peft_type", "r", "rank_pattern", "target_modules", "use_rslora",
 }  # fmt: skip
 _LEAVING_THE_BASE = (True, False, None, "gaussian", "eva", "orthogonal")  # starts that keep the base weights
 
@@ -37,6 +37,7 @@ class PeftConfig(NamedTuple):
 
     target: PEFT's target_modules, a regular expression or names and ends of names. complete: all modules that it fits
     have an update. ranks, alphas: regular expressions for the ends of names -> what differs from r and alpha.
+    saved: modules_to_save, names and ends of names of modules that are stored as a whole.
     """
 
     path: Path
@@ -47,6 +48,13 @@ class PeftConfig(NamedTuple):
     ranks: Mapping[str, int]
     alphas: Mapping[str, float]
     rank_stabilised: bool
+    saved: tuple[str, ...] = ()
+
+    def saves(self, array: str) -> bool:
+        """Whether an array belongs to a module that is stored as a whole."""
+        parts = array.split(".")
+        modules = [".".join(parts[:n]) for n in range(1, len(parts))]
+        return any(module == name or module.endswith(f".{name}") for module in modules for name in self.saved)
 
     def targets(self, module: str) -> bool:
         """Whether the adapter may update a module."""
@@ -117,6 +125,9 @@ def read_config(path: Path) -> PeftConfig:
     for name, value in config.items():
         if value and name not in _READ | _WITHOUT_EFFECT:
             raise BadPeft(f"{path}: {shortened(name)} is set, and only plain low-rank updates can be read.")
+    saved = config.get("modules_to_save") or []
+    if not isinstance(saved, list) or not all(isinstance(name, str) and name for name in saved):
+        raise BadPeft(f"{path}: modules_to_save is no list of names.")
     return PeftConfig(
         path,
         target if isinstance(target, str) else tuple(target),
@@ -126,6 +137,7 @@ def read_config(path: Path) -> PeftConfig:
         _table(path, config, "rank_pattern", _rank, "ranks"),
         _table(path, config, "alpha_pattern", _alpha, "numbers"),
         stabilised,
+        tuple(saved),
     )
 
 

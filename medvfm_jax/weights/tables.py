@@ -38,4 +38,17 @@ def own_table(paths: Iterable[str]) -> PortTable:
     return max(RELEASES, key=lambda table: sum(table.has_row(path) for path in paths))
 
 
-__all__ = ["RELEASES", "TABLES", "choose", "own_table"]
+def naming_tables(paths: Iterable[str]) -> list[PortTable]:
+    """All tables that have a name for every one of these parameters, the original release's first.
+
+    Args:
+        paths: "image_encoder/pos_embed", ...
+
+    Returns:
+        Some of `TABLES`.
+    """
+    paths = list(paths)
+    return [table for table in TABLES if all(table.has_row(path) for path in paths)]
+
+
+__all__ = ["RELEASES", "TABLES", "choose", "naming_tables", "own_table"]

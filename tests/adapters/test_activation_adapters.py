@@ -13,7 +13,9 @@ from medvfm_jax.adapters import (
     NotMergeable,
     WrongSite,
     bottleneck,
+    channel_spatial,
     context_block,
+    hyper_bottleneck,
     prompt_tokens,
     scale_shift,
 )
@@ -53,6 +55,34 @@ def test_normalised_bottleneck_ignores_offset_and_gain_of_its_input() -> None:
     chex.assert_trees_all_close(
         adapter.wrap(net.apply)(params, delta, X + 1000), out, atol=1e-3
     )  # float32 has 6e-5
+
+
+def test_hyper_bottleneck_formula() -> None:
+    """e_1 = relu(norm(W(x) e_0)), twice, with W made from the module's input: y + e_2 up."""
+    adapter = hyper_bottleneck("layers_0", width=2, layers=2)
+    params = params_of(NET)
+    delta = perturbed(adapter.init(KEY, NET.apply, params, X))
+    d = delta["layers_0"]
+    chex.assert_shape([d["down"], d["make_0"], d["make_bias_1"]], [(8, 2), (8, 4), (4,)])
+    y = nn.Dense(8).apply({"params": params["params"]["layers_0"]}, X)
+    e = y @ d["down"] + d["down_bias"]
+    for i in range(2):
+        weights = (X @ d[f"make_{i}"] + d[f"make_bias_{i}"]).reshape(5, 2, 2)
+        e = jnp.stack([weights[n] @ e[n] for n in range(5)])
+        e = e - e.mean(-1, keepdims=True)
+        e = jnp.maximum(e / jnp.sqrt((e**2).mean(-1, keepdims=True) + 1e-5), 0)
+    y = y + e @ d["up"] + d["up_bias"]
+    expected = nn.LayerNorm().apply({"params": params["params"]["layers_1"]}, y)
+    chex.assert_trees_all_close(adapter.wrap(NET.apply)(params, delta, X), expected, atol=1e-4)
+    with pytest.raises(NotMergeable, match="made from the prompt"):
+        adapter.merge(params, delta)
+    with pytest.raises(BadAdapterConfig, match="at least 1"):
+        hyper_bottleneck("layers_0", width=0)
+
+
+def test_channel_spatial_needs_a_map_of_even_sides() -> None:
+    with pytest.raises(WrongSite, match=r"even sides, not \(5, 8\)"):
+        channel_spatial("layers_0").init(KEY, NET.apply, params_of(NET), X)
 
 
 def test_med_sa_adapter_has_the_published_size() -> None:

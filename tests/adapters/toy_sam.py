@@ -9,6 +9,7 @@ from einops import rearrange, repeat
 from jax import Array
 
 from medvfm_jax.models.model import Model
+from medvfm_jax.models.sam.mask_decoder import TwoWayTransformer
 from medvfm_jax.types import ModelSpec, Prediction, Prompts
 
 DIM, HEAD_DIM, SIDE = 8, 2, 16
@@ -89,10 +90,15 @@ class Hypernetwork(nn.Module):
 
 
 class Decoder(nn.Module):
+    attention: bool
+
     @nn.compact
     def __call__(self, embedding: Array, sparse: Array, multimask: bool) -> Prediction:
         tokens = self.param("mask_tokens", nn.initializers.normal(), (4, DIM))
         tokens = repeat(tokens, "m c -> q m c", q=sparse.shape[0]) + sparse.mean(1, keepdims=True)
+        if self.attention:
+            image = rearrange(embedding, "h w c -> 1 (h w) c")
+            tokens, _ = TwoWayTransformer(1, 2, DIM, name="transformer")(tokens, image, jnp.ones_like(image))
         weights = [Hypernetwork(name=f"output_hypernetworks_mlps_{m}")(tokens[:, m]) for m in range(4)]
         logits = jnp.einsum("hwc,mqc->qmhw", embedding, jnp.stack(weights))
         kept = slice(1, None) if multimask else slice(0, 1)
@@ -101,11 +107,12 @@ class Decoder(nn.Module):
 
 class Sam(nn.Module):
     layout: str
+    attention: bool
 
     def setup(self) -> None:
         self.image_encoder = Encoder(self.layout)
         self.prompt_encoder = PromptEncoder()
-        self.mask_decoder = Decoder()
+        self.mask_decoder = Decoder(self.attention)
 
     def encode(self, image: Array) -> Array:
         return self.image_encoder(image)
@@ -118,9 +125,9 @@ class Sam(nn.Module):
 
 
 @functools.cache
-def toy_sam(layout: str = "fused") -> tuple[Model, dict]:
-    """The model record and its parameters."""
-    root = Sam(layout)
+def toy_sam(layout: str = "fused", attention: bool = False) -> tuple[Model, dict]:
+    """The model record and its parameters; attention: SAM's transformer in the decoder, with one block."""
+    root = Sam(layout, attention)
     grid = SIDE // 4
     spec = ModelSpec("toy", SIDE, (grid, grid, DIM), grid, qkv_layout=layout, head_dim=HEAD_DIM)
 

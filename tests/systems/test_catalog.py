@@ -30,8 +30,11 @@ LAYOUTS = ("fused", "head_major")
 SPEC = ModelSpec("any", 16, (4, 4, DIM), 4)
 
 
+IN_ATTENTION = ("samed_s", "lora_sam", "med_sa_whole")  # have sites in the mask decoder's transformer
+
+
 def deltas_of(name: str, layout: str, **overrides: object) -> dict:
-    model, params = toy_sam(layout)
+    model, params = toy_sam(layout, attention=name in IN_ATTENTION)
     adapted = adapt_model(systems.adapter(name, model, **overrides), model)
     return jax.eval_shape(adapted.init, KEY, params)
 

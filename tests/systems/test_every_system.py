@@ -22,7 +22,8 @@ from tests.adapters.toy_vit import perturbed
 class Facts(NamedTuple):
     """trained: parameters, on ``model``. roots: modules they belong to. identity: starts as the model.
 
-    merge: words of the sentence why it cannot be folded into weights, "" if it can.
+    merge: words of the sentence why it cannot be folded into weights, "" if it can. attention: it has sites in
+    the transformer of the mask decoder.
     """
 
     trained: int
@@ -31,11 +32,31 @@ class Facts(NamedTuple):
     identity: bool = True
     options: Mapping[str, Any] = {}
     merge: str = ""
+    attention: bool = False
 
 
 ENCODER, DECODER = frozenset({"image_encoder"}), frozenset({"mask_decoder"})
 FACTS = {
     "samed": Facts(42_700, ENCODER | DECODER | {"prompt_encoder"}),
+    # 4 x (32 + 32) for every self-attention, 4 x (32 + 16) for every other, on q and v; the rest beside the transformer
+    "samed_s": Facts(
+        1_024 + 4 * 256 + 10 * 192 + 13_628, ENCODER | DECODER | {"prompt_encoder"}, attention=True
+    ),
+    "lora_sam": Facts(
+        1_024 + 4 * 256 + 10 * 192 + 4 * 32 + 4 * (32 * 4 + 4), ENCODER | DECODER, attention=True
+    ),  # four mask tokens and last layers of hypernetworks, of width 32
+    "sam_med2d": Facts(
+        42_700 - 1_024 + 4 * (2 * 16 * 4 + 16 * 16 * (9 + 16) + 2 * 16),
+        ENCODER | DECODER | {"prompt_encoder"},
+        merge="depends on the whole map",
+    ),
+    "med_sa_whole": Facts(
+        # in the encoder; made weights 32^2 from 32; bottlenecks of a quarter, 8, in every block of the decoder
+        (41_792 - 40_608) + 2 * ((32 + 1) * 32**2 + 2 * 32 * 32 + 32 + 32) + 2 * 2 * (2 * 32 * 8 + 8 + 32),
+        ENCODER | DECODER,
+        merge="nonlinearity",
+        attention=True,
+    ),
     "med_sa": Facts(41_792, ENCODER | DECODER, merge="nonlinearity"),
     "instances": Facts(40_608, DECODER),
     "sd_trans": Facts(42_384, ENCODER | DECODER, merge="nonlinearity"),
@@ -137,7 +158,7 @@ def test_bfloat16_and_recomputation_keep_shapes_and_float32_deltas(name: str) ->
 @pytest.mark.parametrize("name", PROMPTABLE)
 def test_start_gradient_vmap_and_merge(name: str) -> None:
     """Under jit: starts as the model, moves when its delta does, four deltas at once, and folds into the weights."""
-    model, params = toy_sam()
+    model, params = toy_sam(attention=FACTS[name].attention)
     params = perturbed(params, 0.1)  # biases that are not zero
     adapted = adapt_model(systems.adapter(name, model, **FACTS[name].options), model)
     zero = adapted.init(KEY, params)

@@ -59,3 +59,10 @@ def test_on_sam2_lora_reaches_every_block_and_attention_over_depth_says_that_que
     found = fit("sd_trans", model, shapes)
     assert found.trained is None
     assert "image_encoder/blocks_1/attn' turns (16, 16, 8) into (8, 8, 16)" in found.reason
+
+
+def test_attention_over_slices_needs_a_map_and_efficient_sam_has_tokens():
+    model = models.build("efficient-tiny-test")
+    found = fit("sd_trans", model, jax.eval_shape(model.init, jax.random.key(0)))
+    assert found.trained is None
+    assert "with qkv, proj and heads of 8 on a map" in found.reason

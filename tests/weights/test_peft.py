@@ -8,6 +8,7 @@ from medvfm_jax.weights import safetensors_files
 from medvfm_jax.weights.export import torch_state
 from medvfm_jax.weights.peft import BadPeft, CannotExport, LowRank, load_peft, save_peft
 from medvfm_jax.weights.torch_opcodes import BadCheckpoint
+from medvfm_jax.weights.tree import flatten
 from tests.weights.test_load import random_params as fresh_params
 
 random_params = functools.cache(fresh_params)  # nobody changes them
@@ -72,7 +73,7 @@ def test_what_was_written_is_read_again(tmp_path):
     params = random_params("sam-tiny-test")
     written = {QKV: update(params, QKV, 2, 0.5)[0], LIN1: update(params, LIN1, 3, 1.0)[0]}
     save_peft(tmp_path, written, params, "sam-tiny-test")
-    read = load_peft(tmp_path, params)
+    read = load_peft(tmp_path, params).updates
     assert read.keys() == written.keys()
     for path, low in written.items():
         np.testing.assert_array_equal(read[path].a, low.a)
@@ -86,7 +87,7 @@ def test_rank_stabilised_scale_of_a_peft_file(tmp_path):
     save_peft(tmp_path, {QKV: update(params, QKV, 9, 1 / 3)[0]}, params, "sam-tiny-test")
     file = tmp_path / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"use_rslora": True}))
-    assert load_peft(tmp_path, params)[QKV].scale == pytest.approx(1.0)
+    assert load_peft(tmp_path, params).updates[QKV].scale == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +110,8 @@ def test_rank_stabilised_scale_of_a_peft_file(tmp_path):
         ({"target_modules": ["qkv"]}, r"blocks\.1\.attn\.qkv among the target_modules"),
         ({"target_modules": None}, "names no modules"),
         ({"bias": "all"}, "biases were trained"),
-        ({"modules_to_save": ["mask_decoder"]}, "modules_to_save is set"),
+        ({"modules_to_save": ["neck"]}, r"6 arrays of the modules_to_save \(neck\) are not in the file"),
+        ({"modules_to_save": "mask_decoder"}, "no list of names"),
         ({"lora_bias": True}, "lora_bias is set"),
         ({"some_later_variant": {"k": 1}}, "some_later_variant is set"),
         ({"init_lora_weights": "pissa_niter_4"}, "changes the base weights"),
@@ -138,6 +140,34 @@ def test_a_peft_file_of_another_model_or_with_more_than_updates(tmp_path):
         load_peft(tmp_path / "wide", params)
     with pytest.raises(BadPeft, match="cannot be read"):
         load_peft(tmp_path / "nowhere", params)
+
+
+def test_whole_modules_come_back_and_have_to_be_complete(tmp_path):
+    params = random_params("sam-tiny-test")
+    low, _ = update(params, QKV, 2, 1.0)
+    for names in ("original", "transformers"):
+        save_peft(tmp_path / names, {QKV: low}, params, "x", ["mask_decoder"], names)
+        saved = load_peft(tmp_path / names, params).saved
+        expected = {f"mask_decoder/{k}": v for k, v in flatten(params["params"]["mask_decoder"]).items()}
+        assert saved.keys() == expected.keys()
+        for path, value in expected.items():
+            np.testing.assert_array_equal(saved[path], value)
+    file = tmp_path / "original" / "adapter_model.safetensors"
+    tensors, _ = safetensors_files.read(file)
+    key = "base_model.model.mask_decoder.iou_token.weight"
+    safetensors_files.write(file, {k: v for k, v in tensors.items() if k != key}, {"format": "pt"})
+    with pytest.raises(BadPeft, match=r"1 array of the modules_to_save .*mask_decoder\.iou_token\.weight"):
+        load_peft(tmp_path / "original", params)
+    safetensors_files.write(file, tensors | {key: np.ones((2, 32), np.float32)}, {"format": "pt"})
+    with pytest.raises(BadPeft, match=r"iou_token\.weight has shape \(2, 32\)"):
+        load_peft(tmp_path / "original", params)
+
+
+def test_transformers_has_no_names_for_a_tiny_vit(tmp_path):
+    params = random_params("lite-tiny-test")
+    path = "image_encoder/layers_1/blocks_0/attn/qkv"
+    with pytest.raises(CannotExport, match="transformers has no names"):
+        save_peft(tmp_path, {path: update(params, path, 2, 1.0)[0]}, params, "x", names="transformers")
 
 
 A, B = (f"base_model.model.image_encoder.blocks.0.attn.qkv.lora_{end}.weight" for end in "AB")
@@ -182,5 +212,5 @@ def test_keys_of_alpha_pattern_are_ends_of_names_or_patterns_as_in_peft(tmp_path
         "target_modules": r".*(blocks\.0\.attn\.qkv|blocks\.1\.mlp\.lin1)",
     }
     file.write_text(json.dumps(config))
-    read = load_peft(tmp_path, params)
+    read = load_peft(tmp_path, params).updates
     assert (read[QKV].scale, read[LIN1].scale) == (16.0, 4.0)

@@ -6,6 +6,7 @@ import pytest
 
 from medvfm_jax.models import catalog
 from medvfm_jax.models.sam.port_table import SAM
+from medvfm_jax.models.sam.rep_vit_port_table import REP_VIT_SAM
 from medvfm_jax.models.sam.tiny_vit_port_table import TINY_VIT_SAM
 from medvfm_jax.models.unetr.port_table import UNETR
 from medvfm_jax.port_tables.table import PLACEHOLDER
@@ -55,7 +56,7 @@ def test_lite_medsam_encoder_dump(reference_data):
         ("sam_med2d_vit_b_256_adapter", "Adapter"),
     ],
 )
-def test_models_we_do_not_have_are_refused_with_both_lists(reference_data, name, key):
+def test_checkpoints_of_other_models_are_refused_with_both_lists(reference_data, name, key):
     folder = reference_data / "specs" / "state_dicts"
     base = read_dump(folder / "sam_vit_b.txt")
     state = read_dump(folder / f"{name}.txt")
@@ -64,6 +65,43 @@ def test_models_we_do_not_have_are_refused_with_both_lists(reference_data, name,
     assert any(key in unused for unused in caught.value.unused_sources)
     assert caught.value.missing_targets or caught.value.problems
     assert len(str(caught.value).splitlines()) < 30
+
+
+def test_edge_sam_encoder_dump(reference_data):
+    """The dump holds the encoder only; with SAM's prompt encoder and mask decoder it is the whole model."""
+    folder = reference_data / "specs" / "state_dicts"
+    state = read_dump(folder / "edge_sam_image_encoder_repvit_m1.txt", "image_encoder.")
+    sam = read_dump(folder / "sam_vit_b.txt")
+    state |= {key: value for key, value in sam.items() if not key.startswith("image_encoder")}
+    built = catalog.build("edge-sam")
+    assert choose(state) is REP_VIT_SAM
+    check(REP_VIT_SAM, state, jax.eval_shape(built.init, jax.random.key(0)))
+    assert built.parameters == 5_517_552 + 6_220 + 4_058_340
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("sam-med2d", 271_241_776),
+        ("efficient-sam-ti", 10_223_204),
+        ("efficient-sam-s", 26_413_028),
+        ("edge-sam", 9_582_112),
+    ],
+)
+def test_published_parameter_counts(name, parameters):
+    assert catalog.build(name).parameters == parameters
+
+
+@pytest.mark.parametrize("name", ["med2d-tiny-test", "efficient-tiny-test", "edge-tiny-test"])
+def test_every_parameter_has_one_row_and_comes_back(name):
+    """Both ways: the tiny model's parameters under the release's names, and back, bit by bit."""
+    shapes = jax.eval_shape(catalog.build(name).init, jax.random.key(0))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda s: rng.normal(size=s.shape).astype(np.float32), shapes)
+    table = catalog.MODELS[name].tables[0]
+    state = to_torch(table, params)
+    assert choose(state) is table
+    jax.tree.map(np.testing.assert_array_equal, to_jax(table, state, shapes), params)
 
 
 @pytest.mark.parametrize(
@@ -75,6 +113,9 @@ def test_models_we_do_not_have_are_refused_with_both_lists(reference_data, name,
         ("medsam", "sam_vit_b"),
         ("mobile-sam", "mobile_sam_vit_t"),
         ("tiny-sam", "mobile_sam_vit_t"),
+        ("sam-med2d", "sam_med2d_vit_b_256_adapter"),
+        ("efficient-sam-ti", "efficient_sam_vitt"),
+        ("efficient-sam-s", "efficient_sam_vits"),
     ],
 )
 def test_reference_dumps_fit_our_models_exactly(reference_data, model, dump):

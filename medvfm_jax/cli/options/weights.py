@@ -67,6 +67,8 @@ class Export:
     """A run directory, or a delta file."""
     format: Literal["safetensors", "peft"] = "safetensors"
     """safetensors: base and delta merged, original names; peft: the lora parts alone."""
+    names: Literal["original", "transformers"] = "original"
+    """Names of a PEFT adapter's modules: those of the original release, or of transformers (SamModel)."""
     out: Path | None = None
     """Where to write; by default beside the delta."""
     file: Path | None = None
@@ -75,4 +77,34 @@ class Export:
     """Replace what was exported before."""
 
 
-WeightsArgs = List | Get | Verify | Convert | Export
+@dataclass(frozen=True)
+class Import:
+    """Turn an adapter that another program has trained into a delta, for segment and evaluate: SAMed, Medical SAM
+    Adapter, or LoRA of PEFT.
+
+    Example: medvfm weights import epoch_159.pth --to sam-b --out samed.safetensors
+    """
+
+    source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
+    """SAMed's .pth with w_a_000, ..., a checkpoint of Medical SAM Adapter, or a folder that PEFT wrote."""
+    to: str
+    """The model it was trained on, such as sam-b."""
+    out: Path
+    """The delta to write (safetensors)."""
+    system: str | None = None
+    """sd_trans: use the adapters over slices of Medical SAM Adapter too; otherwise told from the file."""
+    image_size: int | None = None
+    """Side of the images in pixels; by default 512 for SAMed, as released, the model's own for others."""
+    labels: tuple[str, ...] = ()
+    """Names of the outputs of a model without prompts, the background first; by default class_1, ..."""
+    prompt: Literal["box", "point", "mixed"] = "box"
+    """Prompts that a model with prompts was trained for."""
+    weights: Path | None = None
+    """File with the base weights, if they are not the published ones."""
+    overwrite: bool = False
+    """Replace the file if it exists."""
+    offline: bool = False
+    """Never touch the network."""
+
+
+WeightsArgs = List | Get | Verify | Convert | Export | Import

@@ -19,6 +19,7 @@ from medvfm_jax.models.attention import grid_attention, map_attention, relative_
 from medvfm_jax.models.convolution import PatchConv
 from medvfm_jax.models.interpolation import resize
 from medvfm_jax.models.layers import KEEP_COSTLY, MlpBlock, costly, layer_norm, neck, undivided
+from medvfm_jax.models.sam.channel_spatial import ChannelSpatialAdapter
 
 NORM_EPSILON = 1e-6
 
@@ -36,6 +37,9 @@ class SamEncoderConfig:
     pretrain_grid: int = 64  # of pos_embed and of the global blocks' relative positions
     mlp_ratio: int = 4
     out_features: int = 256
+    # Fill windows that reach beyond the map before norm1, so with its bias: Medical SAM Adapter, as released.
+    pad_before_norm: bool = False
+    block_adapters: bool = False  # SAM-Med2D: a module ``Adapter`` parallel to every MLP
     scan_blocks: bool = False
     remat: bool | str = (
         False  # recompute every block (group) in the backward pass, or only what is "between" products
@@ -56,6 +60,7 @@ class SamEncoderConfig:
 class Attention(nn.Module):
     """Multi-head attention, globally or inside windows, x (h, w, c) -> (h, w, c).
 
+    outside (1, c): the token that windows beyond the map are filled with, zero unless given.
     SAM pads windows that reach beyond the map with zeros and lets them take part in the softmax.  All these
     tokens are one and the same, so ``qkv`` runs on the real tokens and then, in a second call, on one zero
     token: exact with whatever adapts ``qkv`` token by token, and a sixth less work than padding first.
@@ -65,7 +70,7 @@ class Attention(nn.Module):
     is_global: bool
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, outside: Array | None = None) -> Array:
         config, (h, w, dim) = self.config, x.shape
         window = config.window
         trained_for = config.pretrain_grid if self.is_global else window
@@ -80,7 +85,8 @@ class Attention(nn.Module):
             out = rearrange(out, "n (h w) d -> h w (n d)", h=h)
         else:
             fits = h % window == 0 and w % window == 0
-            fill = jnp.zeros(3 * dim, qkv.dtype) if fits else costly(to_qkv(jnp.zeros((1, dim), x.dtype))[0])
+            outside = jnp.zeros((1, dim), x.dtype) if outside is None else outside
+            fill = jnp.zeros(3 * dim, qkv.dtype) if fits else costly(to_qkv(outside)[0])
             tables = relative_positions(table_h, window), relative_positions(table_w, window)
             out = map_attention(qkv, fill, config.heads, *tables)
         return nn.Dense(dim, dtype=config.dtype, name="proj")(costly(out))
@@ -95,10 +101,15 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         config, x = self.config, undivided(x)
-        y = layer_norm("norm1", NORM_EPSILON, config.dtype)(x)
-        x = undivided(costly(x + Attention(config, self.is_global, name="attn")(y)))
+        norm = layer_norm("norm1", NORM_EPSILON, config.dtype)
+        y = norm(x)
+        outside = norm(jnp.zeros((1, x.shape[-1]), x.dtype)) if config.pad_before_norm else None
+        x = undivided(costly(x + Attention(config, self.is_global, name="attn")(y, outside)))
         y = layer_norm("norm2", NORM_EPSILON, config.dtype)(x)
-        return costly(x + MlpBlock(config.mlp_ratio * x.shape[-1], dtype=config.dtype, name="mlp")(y))
+        z = MlpBlock(config.mlp_ratio * x.shape[-1], dtype=config.dtype, name="mlp")(y)
+        if config.block_adapters:
+            z = z + ChannelSpatialAdapter(dtype=config.dtype, name="Adapter")(y)
+        return costly(x + z)
 
 
 class BlockGroup(nn.Module):

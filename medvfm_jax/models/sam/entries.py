@@ -9,11 +9,15 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from medvfm_jax.models.entry import ModelEntry
-from medvfm_jax.models.errors import BadModelOption
 from medvfm_jax.models.model import Model
+from medvfm_jax.models.sam.efficient_encoder import EfficientSamConfig, EfficientSamEncoder
+from medvfm_jax.models.sam.efficient_port_table import EFFICIENT_SAM
 from medvfm_jax.models.sam.encoder import SamEncoder, SamEncoderConfig
 from medvfm_jax.models.sam.hf_port_table import HF_SAM
+from medvfm_jax.models.sam.input_rule import sized
 from medvfm_jax.models.sam.port_table import SAM
+from medvfm_jax.models.sam.rep_vit import RepViT, RepViTConfig
+from medvfm_jax.models.sam.rep_vit_port_table import REP_VIT_SAM
 from medvfm_jax.models.sam.root import Sam, as_model
 from medvfm_jax.models.sam.tiny_vit import TinyViT, TinyViTConfig
 from medvfm_jax.models.sam.tiny_vit_port_table import TINY_VIT_SAM
@@ -23,30 +27,23 @@ _SAM_RULE: Mapping[str, Any] = {
     "normalise": "mean_std_255", "mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375),
     "prompts": ("box", "point", "mask"),
 }  # fmt: skip
+_EFFICIENT_RULE: Mapping[str, Any] = {
+    "normalise": "mean_std_unit", "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225),
+    "resize": "stretch", "prompts": ("box", "point"),
+}  # fmt: skip
 _BOX_RULE: Mapping[str, Any] = {"normalise": "minmax", "prompts": ("box",)}
 _HIDDEN, _HIDDEN_OF_TESTS = 2048, 64  # of the decoder's MLP
 
 
-def _spec(name: str, size: int, grid: int, features: int, **facts: Any) -> ModelSpec:
-    return ModelSpec(name, size, (grid, grid, features), 4 * grid, licence="Apache-2.0", **facts)
+def _spec(
+    name: str, size: int, grid: int, features: int, licence: str = "Apache-2.0", **facts: Any
+) -> ModelSpec:
+    return ModelSpec(name, size, (grid, grid, features), 4 * grid, licence=licence, **facts)
 
 
-def sized(spec: ModelSpec, size: int, reduction: int, cells: int = 1) -> ModelSpec:
-    """The spec at another image size, with so many cells of the embedding per ``reduction`` pixels of a side.
-
-    Raises BadModelOption.
-    """
-    if size < reduction or size % reduction:
-        raise BadModelOption(
-            f"{spec.name} needs an image_size that is a positive multiple of {reduction}, not {size}."
-        )
-    grid = cells * size // reduction
-    return replace(spec, input_shape=size, embedding=(grid, grid, spec.embedding[-1]), logits_shape=4 * grid)
-
-
-def _model(encoder: nn.Module, spec: ModelSpec, dtype: Any) -> Model:
+def _model(encoder: nn.Module, spec: ModelSpec, dtype: Any, efficient: bool = False) -> Model:
     hidden = _HIDDEN_OF_TESTS if spec.name.endswith("-test") else _HIDDEN
-    return as_model(Sam(encoder, spec, decoder_hidden=hidden, dtype=dtype))
+    return as_model(Sam(encoder, spec, decoder_hidden=hidden, dtype=dtype, efficient=efficient))
 
 
 def _build_vit(
@@ -69,6 +66,21 @@ def _build_tiny_vit(
     return _model(TinyViT(replace(config, dtype=dtype)), spec, dtype)
 
 
+def _build_rep_vit(
+    spec: ModelSpec, config: RepViTConfig, *, image_size: int | None = None, dtype: Any = jnp.float32
+) -> Model:
+    size = image_size or spec.input_size
+    sized(spec, size, 2 * config.reduction)  # the last stage has half the embedding's grid
+    return _model(RepViT(replace(config, dtype=dtype)), sized(spec, size, config.reduction), dtype)
+
+
+def _build_efficient(
+    spec: ModelSpec, config: EfficientSamConfig, *, image_size: int | None = None, dtype: Any = jnp.float32
+) -> Model:
+    spec = sized(spec, image_size or spec.input_size, config.reduction)
+    return _model(EfficientSamEncoder(replace(config, dtype=dtype)), spec, dtype, efficient=True)
+
+
 def _sam(spec: ModelSpec, config: SamEncoderConfig, start: Any = "published") -> ModelEntry:
     build: Callable[..., Model] = partial(_build_vit, spec, config)
     options = ("image_size", "scan_blocks", "remat", "dtype")
@@ -80,6 +92,19 @@ def _sam(spec: ModelSpec, config: SamEncoderConfig, start: Any = "published") ->
 def _tiny(spec: ModelSpec, config: TinyViTConfig, start: Any = "published") -> ModelEntry:
     build: Callable[..., Model] = partial(_build_tiny_vit, spec, config)
     return ModelEntry("tiny_vit_sam", spec, build, ("image_size", "dtype"), (TINY_VIT_SAM,), start=start)
+
+
+def _edge(spec: ModelSpec, config: RepViTConfig, start: Any = "published") -> ModelEntry:
+    build: Callable[..., Model] = partial(_build_rep_vit, spec, config)
+    return ModelEntry("rep_vit_sam", spec, build, ("image_size", "dtype"), (REP_VIT_SAM,), start=start)
+
+
+def _efficient(spec: ModelSpec, config: EfficientSamConfig, start: Any = "published") -> ModelEntry:
+    build: Callable[..., Model] = partial(_build_efficient, spec, config)
+    options = ("image_size", "dtype")
+    return ModelEntry(
+        "efficient_sam", spec, build, options, (EFFICIENT_SAM,), start=start, heads=config.heads
+    )
 
 
 _TINY_VIT = {"qkv_layout": "head_major", "head_dim": 32}
@@ -105,6 +130,36 @@ ENTRIES: Mapping[str, ModelEntry] = {
     ),
     "tiny-sam": _tiny(
         _spec("tiny-sam", 1024, 64, 256, **_SAM_RULE, **_TINY_VIT), TinyViTConfig(stem_stride=2)
+    ),
+    "sam-med2d": _sam(
+        _spec("sam-med2d", 256, 16, 256, **_SAM_RULE, resize="stretch"),
+        SamEncoderConfig(pretrain_grid=16, block_adapters=True),
+    ),
+    "efficient-sam-ti": _efficient(
+        _spec("efficient-sam-ti", 1024, 64, 256, **_EFFICIENT_RULE), EfficientSamConfig()
+    ),
+    "efficient-sam-s": _efficient(
+        _spec("efficient-sam-s", 1024, 64, 256, **_EFFICIENT_RULE), EfficientSamConfig(384, heads=6)
+    ),
+    "edge-sam": _edge(
+        _spec("edge-sam", 1024, 64, 256, "S-Lab-1.0 (non-commercial)", **_SAM_RULE), RepViTConfig()
+    ),
+    "med2d-tiny-test": _sam(
+        _spec("med2d-tiny-test", 64, 4, 32, **_SAM_RULE, head_dim=8),
+        SamEncoderConfig(
+            16, 4, 2, (1, 3), window=3, pretrain_grid=4, mlp_ratio=2, out_features=32, block_adapters=True
+        ),
+        "fixed",
+    ),
+    "efficient-tiny-test": _efficient(
+        _spec("efficient-tiny-test", 64, 4, 32, **_EFFICIENT_RULE, head_dim=8),
+        EfficientSamConfig(16, 2, 2, pretrain_grid=2, mlp_ratio=2, out_features=32),
+        "fixed",
+    ),
+    "edge-tiny-test": _edge(
+        _spec("edge-tiny-test", 64, 4, 32, **_SAM_RULE),
+        RepViTConfig((8, 8, 16, 16), (1, 1, 3, 2), out_features=32),
+        "fixed",
     ),
     "lite-tiny-test": _tiny(
         _spec("lite-tiny-test", 32, 8, 32, **_BOX_RULE, qkv_layout="head_major", head_dim=8),

@@ -47,7 +47,8 @@ class TwoWayBlock(nn.Module):
 
     tokens (Q, T, c), image (Q or 1, n, c), their positional encodings, presence of tokens (Q, T)
     -> tokens (Q, T, c), image (Q, n, c).  In the first block the self-attention takes no positions and
-    replaces the tokens instead of being added.
+    replaces the tokens instead of being added.  efficient: in EfficientSAM it is added there too, later ones are added
+    to tokens with their positions and take values from those, and the MLP has a GELU.
     """
 
     heads: int
@@ -55,6 +56,7 @@ class TwoWayBlock(nn.Module):
     downsample: int
     first: bool
     dtype: Any = jnp.float32
+    efficient: bool = False
 
     @nn.compact
     def __call__(
@@ -64,7 +66,10 @@ class TwoWayBlock(nn.Module):
         inner = dim // self.downsample
 
         self_attention = CrossAttention(self.heads, dim, dtype, name="self_attn")
-        if self.first:
+        if self.efficient:
+            tokens = tokens if self.first else tokens + token_pe
+            tokens = tokens + self_attention(tokens, tokens, tokens, present)
+        elif self.first:
             tokens = self_attention(tokens, tokens, tokens, present)
         else:
             q = tokens + token_pe
@@ -75,7 +80,8 @@ class TwoWayBlock(nn.Module):
         tokens = tokens + to_image(tokens + token_pe, image + image_pe, image)
         tokens = layer_norm("norm2", NORM_EPSILON, dtype)(tokens)
 
-        tokens = tokens + MlpBlock(self.hidden, nn.relu, dtype, name="mlp")(tokens)
+        activation = gelu if self.efficient else nn.relu
+        tokens = tokens + MlpBlock(self.hidden, activation, dtype, name="mlp")(tokens)
         tokens = layer_norm("norm3", NORM_EPSILON, dtype)(tokens)
 
         to_tokens = CrossAttention(self.heads, inner, dtype, name="cross_attn_image_to_token")
@@ -91,6 +97,7 @@ class TwoWayTransformer(nn.Module):
     hidden: int
     downsample: int = 2
     dtype: Any = jnp.float32
+    efficient: bool = False
 
     @nn.compact
     def __call__(
@@ -98,9 +105,8 @@ class TwoWayTransformer(nn.Module):
     ) -> tuple[Array, Array]:
         token_pe = tokens
         for i in range(self.depth):
-            block = TwoWayBlock(
-                self.heads, self.hidden, self.downsample, first=i == 0, dtype=self.dtype, name=f"layers_{i}"
-            )
+            shape = self.heads, self.hidden, self.downsample, i == 0, self.dtype, self.efficient
+            block = TwoWayBlock(*shape, name=f"layers_{i}")
             tokens, image = block(tokens, image, token_pe, image_pe, present)
         inner = tokens.shape[-1] // self.downsample
         last = CrossAttention(self.heads, inner, self.dtype, name="final_attn_token_to_image")
@@ -112,7 +118,8 @@ class MaskDecoder(nn.Module):
     """Embedding (h, w, c) and prompts' tokens -> float32 logits (Q, M, 4h, 4w) and IoU (Q, M).
 
     ``outputs`` mask tokens, each with its own hypernetwork.  SAM has 4: ``multimask`` takes the last three,
-    otherwise the first.  ``all_masks`` returns every output and no IoU, for semantic segmentation.
+    otherwise the first.  ``all_masks`` returns every output and no IoU, for semantic segmentation.  ``efficient``: as
+    EfficientSAM has it, see ``TwoWayBlock``; GELU in all MLPs, and upscaled features are normalised all together.
     """
 
     dim: int = 256
@@ -122,6 +129,7 @@ class MaskDecoder(nn.Module):
     hidden: int = 2048
     all_masks: bool = False
     dtype: Any = jnp.float32
+    efficient: bool = False
 
     @nn.compact
     def __call__(
@@ -144,28 +152,34 @@ class MaskDecoder(nn.Module):
             present = jnp.concatenate([always, present], axis=1)
         image = rearrange(embedding.astype(dtype) + dense, "q h w c -> q (h w) c")
         positions = rearrange(image_pe.astype(dtype), "h w c -> (h w) c")
-        transformer = TwoWayTransformer(self.depth, self.heads, self.hidden, dtype=dtype, name="transformer")
+        options = {"dtype": dtype, "efficient": self.efficient}
+        transformer = TwoWayTransformer(self.depth, self.heads, self.hidden, **options, name="transformer")
         tokens, image = transformer(tokens, image, positions, present)
 
         pixels = self._upscale(rearrange(image, "q (h w) c -> q h w c", h=h, w=w))
-        widths = (self.dim, self.dim, self.dim // 8)
+        widths, activation = (self.dim, self.dim, self.dim // 8), gelu if self.efficient else nn.relu
         # All hypernetworks run, so that all can be adapted; the compiler drops those without effect.
         weights = [
-            ReluMlp(widths, dtype, name=f"output_hypernetworks_mlps_{i}")(tokens[:, 1 + i])
+            ReluMlp(widths, dtype, activation, name=f"output_hypernetworks_mlps_{i}")(tokens[:, 1 + i])
             for i in range(self.outputs)
         ]
         kept = slice(None) if self.all_masks else slice(1, None) if multimask else slice(0, 1)
         logits = masks_of(jnp.stack(weights[kept], axis=1), pixels)
         if self.all_masks:
             return logits, None
-        iou = ReluMlp((self.dim, self.dim, self.outputs), dtype, name="iou_prediction_head")(tokens[:, 0])
+        widths = (self.dim, self.dim, self.outputs)
+        iou = ReluMlp(widths, dtype, activation, name="iou_prediction_head")(tokens[:, 0])
         return logits, iou[:, kept].astype(jnp.float32)
 
     def _upscale(self, image: Array) -> Array:
         """Image tokens (Q, h, w, c) -> pixel features (Q, 4h, 4w, c / 8)."""
         double = {"kernel_size": (2, 2), "strides": (2, 2), "dtype": self.dtype}
         x = UpConv(self.dim // 4, **double, name="output_upscaling_0")(image)
-        x = gelu(layer_norm("output_upscaling_1", 1e-6, self.dtype)(x))
+        if self.efficient:  # statistics of a prompt's whole map
+            options = {"epsilon": NORM_EPSILON, "use_fast_variance": False, "dtype": self.dtype}
+            x = gelu(nn.GroupNorm(1, **options, name="output_upscaling_1")(x))
+        else:
+            x = gelu(layer_norm("output_upscaling_1", 1e-6, self.dtype)(x))
         return gelu(UpConv(self.dim // 8, **double, name="output_upscaling_3")(x))
 
 

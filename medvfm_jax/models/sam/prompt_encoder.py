@@ -39,6 +39,12 @@ class RandomPositions(nn.Module):
         angle = 2.0 * np.float32(np.pi) * (signed[..., :1] * matrix[0] + signed[..., 1:] * matrix[1])
         return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
 
+    def of_grid(self, grid: tuple[int, int]) -> Array:
+        """Positional encoding of the centres of a grid's cells, (h, w, dim) float32."""
+        h, w = grid
+        y, x = np.meshgrid((np.arange(h) + 0.5) / h, (np.arange(w) + 0.5) / w, indexing="ij")
+        return self(jnp.asarray(np.stack([x, y], axis=-1), jnp.float32))
+
 
 class PromptEncoder(nn.Module):
     """Prompts -> sparse tokens (Q, P, dim), their presence (Q, P), dense map (Q or 1, h, w, dim).
@@ -84,9 +90,7 @@ class PromptEncoder(nn.Module):
 
     def image_positions(self) -> Array:
         """Positional encoding of the embedding's cells, (h, w, dim) float32."""
-        h, w = self.grid
-        y, x = np.meshgrid((np.arange(h) + 0.5) / h, (np.arange(w) + 0.5) / w, indexing="ij")
-        return self.pe_layer(jnp.asarray(np.stack([x, y], axis=-1), jnp.float32))
+        return self.pe_layer.of_grid(self.grid)
 
     def _sparse(self, prompts: Prompts | None) -> tuple[Array, Array]:
         kinds = [embedding_table(e) for e in (self.not_a_point_embed, *self.point_embeddings)]

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from medvfm_jax.models.model import Model
+from medvfm_jax.models.sam.efficient_prompt_encoder import EfficientPromptEncoder
 from medvfm_jax.models.sam.mask_decoder import MaskDecoder
 from medvfm_jax.models.sam.prompt_encoder import PromptEncoder
 from medvfm_jax.types import ModelSpec, Params, Prediction, Prompts
@@ -19,6 +20,7 @@ class Sam(nn.Module):
     """Image (S, S, 3) and prompts -> masks; submodules image_encoder, prompt_encoder, mask_decoder.
 
     classes: 0 for the promptable model; otherwise the prompt-free one with that many outputs.
+    efficient: prompt encoder and mask decoder as EfficientSAM has them.
     """
 
     encoder: nn.Module
@@ -26,17 +28,20 @@ class Sam(nn.Module):
     classes: int = 0
     decoder_hidden: int = 2048
     dtype: Any = jnp.float32
+    efficient: bool = False
 
     def setup(self) -> None:
         dim, grid = self.spec.embedding[-1], self.spec.embedding[:2]
         self.image_encoder = self.encoder.clone(parent=None)
-        self.prompt_encoder = PromptEncoder(dim, self.spec.input_size, grid, dtype=self.dtype)
+        kind = EfficientPromptEncoder if self.efficient else PromptEncoder
+        self.prompt_encoder = kind(dim, self.spec.input_size, grid, dtype=self.dtype)
         self.mask_decoder = MaskDecoder(
             dim,
             self.classes or MASKS,
             hidden=self.decoder_hidden,
             all_masks=bool(self.classes),
             dtype=self.dtype,
+            efficient=self.efficient,
         )
 
     def encode(self, image: Array) -> Array:
@@ -77,7 +82,7 @@ def as_model(sam: Sam) -> Model:
     def initialise(key: Array) -> Params:
         # With a mask, so that the layers that only mask prompts reach are there too.
         points, labels = jnp.zeros((1, 1, 2)), jnp.zeros((1, 1), jnp.int32)
-        prompts = Prompts(points, labels, jnp.zeros((1, low, low, 1)))
+        prompts = Prompts(points, labels, None if sam.efficient else jnp.zeros((1, low, low, 1)))
         return sam.init(_light_key(key), jnp.zeros((size, size, 3), jnp.float32), prompts)
 
     # Compiled, the forward pass that Linen runs to find the parameters is dropped as unused.

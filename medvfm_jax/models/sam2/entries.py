@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from medvfm_jax.models.entry import ModelEntry
 from medvfm_jax.models.model import Model
-from medvfm_jax.models.sam.entries import sized
+from medvfm_jax.models.sam.input_rule import sized
 from medvfm_jax.models.sam.root import as_model
 from medvfm_jax.models.sam2.encoder import PACKED, Sam2Encoder
 from medvfm_jax.models.sam2.hf_port_table import HF_SAM2
