@@ -49,7 +49,9 @@ def test_a_pattern_of_the_user_is_shown_as_it_is() -> None:
     assert why(NoSuchSite(text)) == text
 
 
-def test_on_sam2_lora_reaches_every_block_and_attention_over_depth_says_that_queries_are_pooled_away() -> None:
+def test_on_sam2_lora_reaches_every_block_and_attention_over_depth_says_that_queries_are_pooled_away() -> (
+    None
+):
     """q and v of six blocks, of which three widen: rank 4 of 8 to 8, 8 to 16, 16 to 32, twice 32 to 32, 32 to 64."""
     model = models.build("sam2-tiny-test")
     shapes = jax.eval_shape(model.init, jax.random.key(0))
@@ -57,3 +59,4 @@ def test_on_sam2_lora_reaches_every_block_and_attention_over_depth_says_that_que
     found = fit("sd_trans", model, shapes)
     assert found.trained is None
     assert "image_encoder/blocks_1/attn' turns (16, 16, 8) into (8, 8, 16)" in found.reason
+    assert fit("context", model, shapes) == (None, "a 6x6 grid does not fit a 4x4 map: use smaller grids.")
