@@ -6,6 +6,7 @@ import jax
 
 from medvfm_jax.adapters import BadAdapterConfig, NoSuchSite, WrongSite, adapt_model, count, from_config
 from medvfm_jax.adapters.training_options import check_ranks
+from medvfm_jax.models.context import MapTooSmall
 from medvfm_jax.models.model import Model
 from medvfm_jax.systems import lora_sam, med_sa_whole, places, samed_s
 from medvfm_jax.systems.catalog import SYSTEMS
@@ -57,7 +58,7 @@ def fit(name: str, model: Model, params: Params, rank: int | None = None) -> Fit
         adapted = adapt_model(from_config(configure(name, SYSTEMS[name], model.spec, ranked)), model)
         delta = jax.eval_shape(adapted.init, jax.random.key(0), params)
         check_ranks(adapted.adapter.config, delta)
-    except (BadAdapterConfig, NoSuchSite, WrongSite) as error:
+    except (BadAdapterConfig, MapTooSmall, NoSuchSite, WrongSite) as error:
         return Fit(None, why(error))
     return Fit(count(delta, params).trained)
 
@@ -66,7 +67,7 @@ def why(error: Exception) -> str:
     """The sentence of an error, with words where the pattern of a system matched nothing.
 
     Args:
-        error: a NoSuchSite, a WrongSite or a BadAdapterConfig.
+        error: a NoSuchSite, a WrongSite, a BadAdapterConfig or a MapTooSmall.
 
     Returns:
         One sentence.

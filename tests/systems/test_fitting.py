@@ -59,6 +59,7 @@ def test_on_sam2_lora_reaches_every_block_and_attention_over_depth_says_that_que
     found = fit("sd_trans", model, shapes)
     assert found.trained is None
     assert "image_encoder/blocks_1/attn' turns (16, 16, 8) into (8, 8, 16)" in found.reason
+    assert fit("context", model, shapes) == (None, "a 6x6 grid does not fit a 4x4 map: use smaller grids.")
 
 
 def test_attention_over_slices_needs_a_map_and_efficient_sam_has_tokens():

@@ -142,7 +142,7 @@ def test_a_checkpoint_of_the_video_model_says_what_the_image_predictor_leaves_ou
     state = export.torch_state(params)
     assert len(state) == 399
     assert {"image_encoder.trunk.blocks.0.attn.qkv.weight", "sam_mask_decoder.conv_s0.weight"} <= set(state)
-    save(file, state, wrap=lambda tensors: {"model": tensors})
+    save(file, state, lambda tensors: {"model": tensors})
     image = {name: part for name, part in params["params"].items() if name != "memory"}
     assert same(load("sam2-tiny-test", file)[1]["params"], image)
     said = capsys.readouterr().err
