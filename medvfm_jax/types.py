@@ -46,10 +46,14 @@ class Prompts(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """Promptable: logits (Q, M, h, w), iou (Q, M).  Semantic: logits (C, h, w) or (C, d, h, w), iou None."""
+    """Promptable: logits (Q, M, h, w), iou (Q, M).  Semantic: logits (C, h, w) or (C, d, h, w), iou None.
+
+    coarse: logits (C, d, h, w) of a network's coarser stages, the finest first, for the loss alone; else empty.
+    """
 
     logits: Array
     iou: Array | None = None
+    coarse: tuple[Array, ...] = ()
 
 
 class Batch(NamedTuple):

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from medvfm_jax.catalog import Catalog
-from medvfm_jax.models import sam, scan, unet, unetr, vit
+from medvfm_jax.models import sam, scan, unet, unet3d, unetr, vit
 from medvfm_jax.models.entry import ModelEntry
 from medvfm_jax.models.errors import BadModelOption, UnknownModel
 from medvfm_jax.models.model import Model
@@ -18,7 +18,7 @@ COMPUTE_DTYPES = (jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16))
 KEEP: Mapping[str, bool | str] = {"nothing": True, "products": "between", "everything": False}
 
 MODELS: Catalog[ModelEntry] = Catalog(
-    "model", {**sam.ENTRIES, **vit.ENTRIES, **unet.ENTRIES, **unetr.ENTRIES}, UnknownModel
+    "model", {**sam.ENTRIES, **vit.ENTRIES, **unet.ENTRIES, **unet3d.ENTRIES, **unetr.ENTRIES}, UnknownModel
 )
 
 

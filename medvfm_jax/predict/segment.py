@@ -66,7 +66,8 @@ class Segmenter:
             found = loaded.adapted.apply(
                 params, delta, image, Prompts(**prompts) if prompts else None, **options
             )
-            return {name: value for name, value in found._asdict().items() if value is not None}
+            present = {"logits": found.logits, "iou": found.iou}
+            return {name: value for name, value in present.items() if value is not None}
 
         self._apply = apply
 

@@ -11,6 +11,7 @@ from medvfm_jax.adapters.lora import DROPOUT
 from medvfm_jax.adapters.training_options import is_random
 from medvfm_jax.catalog import Catalog
 from medvfm_jax.losses import dice_ce, on_prediction, sam_loss, weighted
+from medvfm_jax.losses.deep_supervision import deeply_supervised
 from medvfm_jax.losses.segmentation import Target
 from medvfm_jax.mesh_axes import CLIENTS, DATA, fully_automatic
 from medvfm_jax.train.step import LossFn
@@ -60,7 +61,8 @@ def make_loss(adapted: Adapted, objective: str, *, cached: bool = False, trainin
     The scalar is the mean over prompts (promptable) or images (semantic), weighted by ``batch.weight``; the
     metric "weight" is the sum of these weights. Raises UnknownObjective.
     """
-    function, predict = OBJECTIVES[objective], predictor(adapted, cached=cached)
+    function = deeply_supervised(OBJECTIVES[objective])
+    predict = predictor(adapted, cached=cached)
     random = training and is_random(adapted.adapter.config)
 
     def loss(params: Params, delta: Delta, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
