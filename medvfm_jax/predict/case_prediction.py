@@ -72,7 +72,14 @@ def predict_case(
             return CasePrediction(predictor.classes(case.image.array), None)
         spec = predictor.spec
         predict = predictor.classes if spec.rank == 2 else predictor.probabilities
-        planes = label_slices(spec, case.image, dataset.channel_names, predict, overlap=overlap)
+        planes = label_slices(
+            spec,
+            case.image,
+            dataset.channel_names,
+            predict,
+            overlap=overlap,
+            preparation=dataset.preparation,
+        )
         return CasePrediction(stack(planes, case.image), None)
     pictures = Pictures(dataset, case)
     wanted = np.array([value for value in dataset.labels.values() if value > 0])

@@ -3,6 +3,7 @@
 import contextlib
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from medvfm_jax.data.check import DatasetCheck, check_dataset
 from medvfm_jax.data.names import file_of
 from medvfm_jax.data.objects import as_before, objects_of
 from medvfm_jax.images import read_labels, write_mask
+from medvfm_jax.images.preparation import AS_THEY_ARE, Preparation
 from medvfm_jax.local_paths import file_word
 from medvfm_jax.metrics import profiles, score_case, summarise
 from medvfm_jax.predict.case_prediction import predict_case
@@ -30,6 +32,7 @@ from medvfm_jax.settings.evaluate import EvaluateConfig
 from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.train.assemble import Base, load_adapted, load_base, with_adapter
 from medvfm_jax.train.data_check import about, lines, refuse_bad
+from medvfm_jax.train.preparation import check_same_scale
 from medvfm_jax.train.training_data import SplitData, open_split
 from medvfm_jax.types import Delta
 from medvfm_jax.weights import artifacts
@@ -42,7 +45,10 @@ class LabelsDiffer(BadConfig):
 
 
 class Subject(NamedTuple):
-    """What is scored: a model with a delta (empty for a model as it is), and how it was made."""
+    """What is scored: a model with a delta (empty for a model as it is), and how it was made.
+
+    preparation: of volumes, as in training.
+    """
 
     name: str
     adapter: str | None
@@ -50,6 +56,7 @@ class Subject(NamedTuple):
     adapted: AdaptedModel
     delta: Delta
     prompt: str
+    preparation: Preparation = AS_THEY_ARE
 
 
 class Choice(NamedTuple):
@@ -94,12 +101,13 @@ def evaluate(
     names = getattr(source.split, config.split) if config.split != "all" else sorted(source.dataset.by_id)
     cases, checked = readable(source.dataset, names, config, console)
     subject = _subject(config, run, source, console)
+    source = source._replace(dataset=replace(source.dataset, preparation=subject.preparation))
     resolved_overlap(subject.adapted.spec, config.overlap)
     if subject.adapted.spec.rank == 3 and source.dataset.dimension == 2:
         raise BadConfig(
             f"{source.dataset.folder} has pictures; {subject.name} was trained to segment volumes."
         )
-    checked = about(checked, subject.prompt, subject.adapted.spec)
+    checked = about(checked, subject.prompt, subject.adapted.spec, subject.preparation)
     if "point" in subject.prompt and "point" not in subject.base.model.spec.prompts and not subject.delta:
         console.print(f"warning: {subject.name} was not trained with point prompts; scores will be poor")
     run_directory.make_folder(out.parent)
@@ -296,8 +304,11 @@ def _subject(
             f"The delta was trained on {counted(len(trained_on), 'channel')} ({', '.join(trained_on)}); "
             f"{source.dataset.folder} has {len(channels)} ({', '.join(channels)})."
         )
+    check_same_scale(trained_on, channels, source.dataset.folder)
     name = config.model or metadata["base"]
-    return Subject(name, metadata["preset"], loaded.base, loaded.adapted, loaded.delta, prompt)
+    return Subject(
+        name, metadata["preset"], loaded.base, loaded.adapted, loaded.delta, prompt, loaded.preparation
+    )
 
 
 def _as_it_is(config: EvaluateConfig, source: SplitData) -> Subject:

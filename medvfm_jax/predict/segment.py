@@ -13,7 +13,7 @@ from medvfm_jax import local_paths, traces
 from medvfm_jax.images import Image, Query, check_query, make_prompts, plane, preprocess, restore, stack
 from medvfm_jax.images.geometry import slice_axis
 from medvfm_jax.images.intensity import VolumeScale
-from medvfm_jax.images.volumes import pile
+from medvfm_jax.images.preparation import slices_first
 from medvfm_jax.predict.predictor import finite_logits
 from medvfm_jax.predict.volume_prediction import label_slices, resolved_overlap
 from medvfm_jax.printable import counted
@@ -58,6 +58,7 @@ class Segmenter:
         self._overlap = resolved_overlap(self._spec, overlap)
         self._trained = loaded.metadata or {}
         self.note = loaded.note  # what could not be checked about the delta
+        self._preparation = loaded.preparation
         self._words = ["segment", *loaded.words, multimask] if loaded.words else None
         self._programs: dict[Any, Callable[..., Any]] = {}
         options = {"multimask": True} if multimask else {}
@@ -104,8 +105,13 @@ class Segmenter:
         if self._spec.rank == 2 or not image.is_volume:
             return None
         window = self._spec.input_shape[:3] if self._spec.resize == "none" else self._spec.input_shape[:1]
-        size = pile(image.array, slice_axis(image)).shape
+        size = self._grid(image)
         return window if any(n < w for n, w in zip(size, window, strict=False)) else None
+
+    def _grid(self, image: Image) -> tuple[int, ...]:
+        """(D, H, W) of a volume as the model sees it; raises BadImage."""
+        axis = slice_axis(image)
+        return self._preparation.grid(slices_first(image.grid, axis), image.spacing, axis, str(image.path))
 
     @property
     def semantic(self) -> bool:
@@ -133,7 +139,13 @@ class Segmenter:
         if self.semantic:
             predict = self._labels if self._spec.rank == 2 else self._probabilities
             planes = label_slices(
-                self._spec, image, self.channels, predict, overlap=self._overlap, track=track
+                self._spec,
+                image,
+                self.channels,
+                predict,
+                overlap=self._overlap,
+                track=track,
+                preparation=self._preparation,
             )
             kind = np.min_scalar_type(
                 self._spec.classes - 1
@@ -168,6 +180,8 @@ class Segmenter:
             raise BadConfig(f"{image.path} is a picture and has no slices; leave out --slice.")
         if self.semantic and index is not None:
             raise BadConfig("This delta segments every slice; leave out --slice.")
+        if image.is_volume:
+            self._grid(image)
         if not image.is_volume or self.semantic:
             shape = image.grid
         else:

@@ -1,6 +1,7 @@
 """Models that see several slices at once, from the command that trains them to the mask on the volume's own grid."""
 
 import json
+import shutil
 
 import nibabel
 import numpy as np
@@ -96,3 +97,63 @@ def test_overlap_needs_windows(medvfm, volumes, tmp_path):
     )
     told.refused("sees one slice at a time, without windows")
     assert not (tmp_path / "s.json").exists()
+
+
+UNET = "unet-3d-tiny-test"
+RESAMPLED = {"model": UNET, "adapter": "full", "prompt": "auto", "batch_size": 1, "spacing": 1.5}
+
+
+def test_volumes_are_resampled_for_the_model_and_masks_come_back_on_their_own_grid(medvfm, volumes, tmp_path):
+    out = tmp_path / "run"
+    settings = RESAMPLED | {"intensity": "fingerprint", "steps": 2, "train_cases": 1}
+    trained = medvfm(*words(volumes, out, (8, 8, 16), **settings))
+    assert trained.code == 0, trained.err
+    resolved = json.loads((out / "config.json").read_text())["resolved"]
+    assert resolved["preparation"] == {"spacing": [1.5, 1.5, 1.5], "intensity": [None]}
+    # 16 x 16 x 6 voxels of 1 x 1 x 3 mm are 12 x 11 x 11 of 1.5 mm: 2 x 2 windows of 8 x 8 x 16
+    assert "(4 windows)" in trained.out
+
+    evaluated = medvfm("evaluate", "--run", out)
+    assert evaluated.code == 0, evaluated.err
+    (case,) = {row["case"] for row in json.loads((out / "scores.json").read_text())["cases"]}
+    image, mask = volumes / "imagesTr" / f"{case}_0000.nii.gz", tmp_path / "mask.nii.gz"
+    found = medvfm("segment", image, "--run", out, "--out", mask)
+    assert found.code == 0, found.err
+    segmented, predicted = nibabel.load(mask), nibabel.load(out / "predictions" / f"{case}.nii.gz")
+    assert segmented.shape == nibabel.load(image).shape
+    np.testing.assert_array_equal(segmented.get_fdata(), predicted.get_fdata())
+
+    # The same voxels of another size: fewer than half as many reach the model, and they are not the same mask.
+    np.save(tmp_path / "scan.npy", nibabel.load(image).get_fdata().astype(np.float32))
+    refused = medvfm("segment", tmp_path / "scan.npy", "--run", out, "--out", tmp_path / "no.nii.gz")
+    refused.refused("scan.npy says nothing about the size of its voxels", "save it as NIfTI")
+    assert not (tmp_path / "no.nii.gz").exists()
+
+    record = json.loads((out / "config.json").read_text())
+    record["resolved"]["preparation"]["spacing"] = [1.0, 1.0, 1.0]
+    (out / "config.json").write_text(json.dumps(record))
+    medvfm("segment", image, "--run", out, "--out", tmp_path / "no.nii.gz").refused("its preparation is")
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"model": SAM, "adapter": "full", "spacing": 1}, "leave out --spacing, or take a model of patches"),
+        ({"model": SAM, "adapter": "full", "intensity": "fingerprint"}, "leave out --intensity"),
+        (RESAMPLED | {"spacing": -1}, "spacing is -1; expected"),
+    ],
+)
+def test_preparation_that_fits_nothing_is_one_sentence(medvfm, volumes, tmp_path, settings, told):
+    medvfm(*words(volumes, tmp_path / "run", **settings)).refused(told)
+
+
+def test_a_channel_of_another_kind_is_refused(medvfm, volumes, tmp_path):
+    out, other = tmp_path / "run", tmp_path / "other"
+    trained = medvfm(*words(volumes, out, (8, 8, 16), **(RESAMPLED | {"steps": 1, "train_cases": 1})))
+    assert trained.code == 0, trained.err
+    shutil.copytree(volumes, other)
+    about = json.loads((other / "dataset.json").read_text())
+    about["channel_names"] = {"0": "CT"}
+    (other / "dataset.json").write_text(json.dumps(about))
+    told = medvfm("evaluate", "--run", out, "--data", other)
+    told.refused("intensities of CT and of other images are scaled differently")
