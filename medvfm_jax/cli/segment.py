@@ -31,6 +31,7 @@ def run(args: SegmentArgs) -> int:
         args.model,
         args.delta,
         run=args.run,
+        ensemble=args.ensemble,
         weights=args.weights,
         offline=args.offline,
         multimask=args.multimask,

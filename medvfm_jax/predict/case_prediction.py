@@ -14,6 +14,7 @@ from medvfm_jax.data.targets import simulate
 from medvfm_jax.images import pile, plane, stack
 from medvfm_jax.images.geometry import slice_axis
 from medvfm_jax.images.intensity import VolumeScale
+from medvfm_jax.predict.ensemble import EnsemblePredictor
 from medvfm_jax.predict.predictor import Predictor
 from medvfm_jax.predict.volume_prediction import OVERLAP, label_slices
 
@@ -54,7 +55,7 @@ def planes_of(case: LoadedCase, labels: NDArray) -> list[NDArray]:
 
 
 def predict_case(
-    predictor: Predictor,
+    predictor: Predictor | EnsemblePredictor,
     dataset: Dataset,
     case: LoadedCase,
     prompt: str,

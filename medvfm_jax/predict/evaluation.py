@@ -20,7 +20,9 @@ from medvfm_jax.images import read_labels, write_mask
 from medvfm_jax.images.preparation import AS_THEY_ARE, Preparation
 from medvfm_jax.local_paths import file_word
 from medvfm_jax.metrics import profiles, score_case, summarise
+from medvfm_jax.predict import largest_component
 from medvfm_jax.predict.case_prediction import predict_case
+from medvfm_jax.predict.ensemble import EnsemblePredictor, Member, check_member
 from medvfm_jax.predict.overlay_cases import write_overlays
 from medvfm_jax.predict.predictor import Predictor
 from medvfm_jax.predict.volume_prediction import resolved_overlap
@@ -47,7 +49,8 @@ class LabelsDiffer(BadConfig):
 class Subject(NamedTuple):
     """What is scored: a model with a delta (empty for a model as it is), and how it was made.
 
-    preparation: of volumes, as in training.
+    preparation: of volumes, as in training. largest: classes of which the largest component alone is kept.
+    metadata: of the delta.
     """
 
     name: str
@@ -57,6 +60,8 @@ class Subject(NamedTuple):
     delta: Delta
     prompt: str
     preparation: Preparation = AS_THEY_ARE
+    largest: tuple[int, ...] = ()
+    metadata: Mapping[str, Any] | None = None
 
 
 class Choice(NamedTuple):
@@ -114,6 +119,8 @@ def evaluate(
     for line in lines(checked):
         console.print(line, markup=False, soft_wrap=True)
     predictor = Predictor(subject.adapted, subject.base.params, subject.delta, flips=config.flips)
+    if config.ensemble:
+        predictor = _ensemble(config, subject, predictor, cases)
     choose = None if sites is None else sites.choose(config, run, subject, predictor)
     if choose is None:
         return score_cases(config, out, source, cases, checked, subject, lambda case: predictor, console)
@@ -132,7 +139,7 @@ def score_cases(
     cases: list[Case],
     checked: DatasetCheck,
     subject: Subject,
-    predictor_of: Callable[[Case], Predictor],
+    predictor_of: Callable[[Case], Predictor | EnsemblePredictor],
     console: Console,
     models: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
@@ -148,10 +155,13 @@ def score_cases(
             console.print(
                 f"an evaluation for {out} was killed; it is made anew", markup=False, soft_wrap=True
             )
+        comparison = largest_component.Comparison(source.dataset.labels) if config.choose_largest else None
         predictions = stage and stage / _beside(out, "predictions").name
         for case in tracked(cases, "evaluate", console):
             loaded = read_case(source.dataset, case)
-            rows += _score(config, subject, source.dataset, loaded, predictor_of(case), predictions)
+            rows += _score(
+                config, subject, source.dataset, loaded, predictor_of(case), predictions, comparison
+            )
         scores = _scores(config, subject, source, rows, checked)
         if models is not None:
             scores["scored_by"] = dict(models)
@@ -168,6 +178,11 @@ def score_cases(
             staging.publish(stage, out)
         else:
             run_directory.write_json(out, scores)
+    if comparison is not None:
+        record = comparison.record(config.run / run_directory.DELTA)
+        run_directory.write_json(config.run / run_directory.LARGEST, record)
+        kept = ", ".join(record["largest"]) or "no label"
+        console.print(f"the largest component alone is kept of {kept}", markup=False, soft_wrap=True)
     return run_directory.finite(scores) | {"file": str(out)}
 
 
@@ -305,10 +320,50 @@ def _subject(
             f"{source.dataset.folder} has {len(channels)} ({', '.join(channels)})."
         )
     check_same_scale(trained_on, channels, source.dataset.folder)
+    largest: tuple[int, ...] = ()
+    if config.choose_largest and prompt != "none":
+        raise BadConfig("--choose-largest is about models without prompts; this run was trained with some.")
+    if run is not None and prompt == "none" and not config.choose_largest:
+        largest = largest_component.chosen(config.run, metadata["labels"])
     name = config.model or metadata["base"]
     return Subject(
-        name, metadata["preset"], loaded.base, loaded.adapted, loaded.delta, prompt, loaded.preparation
+        name,
+        metadata["preset"],
+        loaded.base,
+        loaded.adapted,
+        loaded.delta,
+        prompt,
+        loaded.preparation,
+        largest,
+        metadata,
     )
+
+
+def _ensemble(
+    config: EvaluateConfig, subject: Subject, predictor: Predictor, cases: list[Case]
+) -> EnsemblePredictor:
+    """The predictor of --run with those of --ensemble; raises BadConfig for runs that do not belong together."""
+    members, scored = [predictor], {case.id for case in cases}
+    first = Member(subject.adapted.spec, subject.preparation, subject.metadata)
+    for folder in config.ensemble:
+        record = run_directory.finished(folder)
+        loaded = load_adapted(
+            folder / run_directory.DELTA,
+            model=None,
+            dtype=record["dtype"],
+            file=record["weights"] and Path(record["weights"]),
+            offline=config.offline,
+            run=record,
+        )
+        check_member(folder, Member(loaded.adapted.spec, loaded.preparation, loaded.metadata), first)
+        seen = scored.intersection(record["resolved"]["split"]["train"]) if _same_data(config, record) else ()
+        if seen and config.split != "train":
+            raise BadConfig(
+                f"{folder} was trained on {counted(len(seen), 'case')} of those to be scored, '{min(seen)}' among "
+                "them; the score would be too good. Use runs with one test, like those of adapt --fold."
+            )
+        members.append(Predictor(loaded.adapted, loaded.base.params, loaded.delta, flips=config.flips))
+    return EnsemblePredictor(members)
 
 
 def _as_it_is(config: EvaluateConfig, source: SplitData) -> Subject:
@@ -343,11 +398,18 @@ def _score(
     subject: Subject,
     dataset: Dataset,
     case: LoadedCase,
-    predictor: Predictor,
+    predictor: Predictor | EnsemblePredictor,
     folder: Path | None,
+    comparison: largest_component.Comparison | None,
 ) -> list[dict[str, Any]]:
     overlap = resolved_overlap(subject.adapted.spec, config.overlap)
     predicted = predict_case(predictor, dataset, case, subject.prompt, config.seed, overlap)
+    if comparison is not None:
+        comparison.add(case.label, predicted.labels)
+    if subject.largest:
+        predicted = predicted._replace(
+            labels=largest_component.keep_largest(predicted.labels, subject.largest)
+        )
     instances = case.instances
     if instances is not None and predicted.instances is not None:
         instances = (instances, predicted.instances)
@@ -364,6 +426,10 @@ def _score(
         write_mask(_file(folder, case.case, dataset), values, case.image)
     who = {"case": case.case.id, "patient": case.case.patient, "site": case.case.site}
     return [who | row for row in rows]
+
+
+def _names(dataset: Dataset, classes: tuple[int, ...]) -> list[str]:
+    return [name for name, value in dataset.labels.items() if value in classes]
 
 
 def _file(folder: Path, case: Case, dataset: Dataset) -> Path:
@@ -407,6 +473,8 @@ def _scores(
         "objects": None if subject.prompt == "none" else objects_of(source.dataset),
         "flips": config.flips,
         **({} if subject.adapted.spec.rank == 2 else {"window": list(subject.adapted.spec.input_shape[:-1])}),
+        **({"largest_component": _names(source.dataset, subject.largest)} if subject.largest else {}),
+        **({"ensemble": [str(config.run), *map(str, config.ensemble)]} if config.ensemble else {}),
         "data": source.dataset.name,
         "licence": source.dataset.licence,
         "note": source.dataset.note,

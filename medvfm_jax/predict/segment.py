@@ -1,6 +1,6 @@
 """`segment`: masks of pictures and volumes nobody has labelled, from boxes, clicks, or a prompt-free delta."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from medvfm_jax.images import Image, Query, check_query, make_prompts, plane, pr
 from medvfm_jax.images.geometry import slice_axis
 from medvfm_jax.images.intensity import VolumeScale
 from medvfm_jax.images.preparation import slices_first
+from medvfm_jax.predict.ensemble import Member, check_member, mean
 from medvfm_jax.predict.predictor import finite_logits
 from medvfm_jax.predict.volume_prediction import label_slices, resolved_overlap
 from medvfm_jax.printable import counted
@@ -43,6 +44,8 @@ class Segmenter:
     multimask: of the three masks SAM offers for an ambiguous prompt, take the one it rates best.
     overlap: of windows, for models of slabs and patches; half a window unless given.
     say: told when a program has to be compiled first.
+    largest: classes of which the largest component alone is kept, of a model without prompts.
+    others: whose probabilities are averaged with these.
     """
 
     def __init__(
@@ -52,8 +55,10 @@ class Segmenter:
         multimask: bool = False,
         overlap: float | None = None,
         say: Callable[[str], None] = lambda text: None,
+        largest: tuple[int, ...] = (),
+        others: Sequence["Segmenter"] = (),
     ):
-        self._say = say
+        self._say, self._largest, self._others = say, largest, tuple(others)
         self._spec, self._weights = loaded.base.model.spec, (loaded.base.params, jax.device_put(loaded.delta))
         self._overlap = resolved_overlap(self._spec, overlap)
         self._trained = loaded.metadata or {}
@@ -96,6 +101,11 @@ class Segmenter:
         return tuple(self._trained.get("channel_names", ()))
 
     @property
+    def member(self) -> Member:
+        """What an ensemble has to agree on."""
+        return Member(self._spec, self._preparation, self._trained)
+
+    @property
     def seen(self) -> int:
         """Channels of an image that reach the model; of more the first ones do."""
         return self._spec.input_shape[-1]
@@ -134,6 +144,24 @@ class Segmenter:
         outside the picture.
         """
         self.check(image, queries, index)
+        found = self._found(image, queries, index, track)
+        if not self._largest:
+            return found
+        # Its scipy.ndimage takes a third of a second.
+        from medvfm_jax.predict.largest_component import keep_largest
+
+        return found._replace(labels=keep_largest(found.labels, self._largest))
+
+    def _found(
+        self,
+        image: Image,
+        queries: Sequence[Query],
+        index: int | None,
+        track: Callable[[Sequence[int]], Iterable[int]],
+    ) -> Segmented:
+        """Masks with all their components."""
+        if not image.is_volume and self._others:
+            return Segmented(self._labels(image.array))
         if not image.is_volume:
             return self._picture(image.array, queries)
         if self.semantic:
@@ -198,10 +226,16 @@ class Segmenter:
             check_query(query, shape)
 
     def _labels(self, picture: NDArray) -> NDArray[np.int32]:
+        if self._others:
+            return self._probabilities(picture).argmax(0).astype(np.int32)
         return self._picture(picture, ()).labels
 
     def _probabilities(self, window: NDArray) -> NDArray[np.float32]:
-        """Slab or patch (D, H, W, C) -> probability of each class (C, D, H, W)."""
+        """Picture (H, W, C), or slab or patch (D, H, W, C) -> probability of each class, classes first."""
+        own = self._own_probabilities(window)
+        return mean([own, *(other._own_probabilities(window) for other in self._others)])
+
+    def _own_probabilities(self, window: NDArray) -> NDArray[np.float32]:
         from scipy import special  # takes a third of a second, which slices need not wait for
 
         prepared, frame = preprocess(self._spec, window)
@@ -238,6 +272,7 @@ def load_segmenter(
     delta: Path | None = None,
     *,
     run: Path | None = None,
+    ensemble: Sequence[Path] = (),
     weights: Path | None = None,
     dtype: str = "float32",
     offline: bool = False,
@@ -247,9 +282,10 @@ def load_segmenter(
 ) -> Segmenter:
     """A model as it is, or with a delta (then ``model`` may be left out), or that of a run directory.
 
-    weights: file of the base weights; a run knows its own, and its number format.  say: see
-    ``Segmenter``.  Raises BadConfig if there is
-    nothing to load, or for a model that gives no masks as it is; RunError for a run that has not ended.
+    ensemble: folders of more runs, whose probabilities are averaged with those of ``run``.  weights: file of the base
+    weights; a run knows its own, and its number format.  say: see ``Segmenter``.  Raises BadConfig if there is nothing
+    to load, for a model that gives no masks as it is, or for runs that do not belong together; RunError for a run that
+    has not ended.
     """
     for path in (run, delta, weights):
         if path is not None:
@@ -259,6 +295,8 @@ def load_segmenter(
         record = run_directory.finished(run)
         delta, dtype = run / run_directory.DELTA, record["dtype"]
         weights = weights or (record["weights"] and Path(record["weights"]))
+    elif ensemble:
+        raise BadConfig("An ensemble is made of runs: give one with --run and the others with --ensemble.")
     if delta is not None:
         loaded = load_adapted(delta, model=model, dtype=dtype, file=weights, offline=offline, run=record)
     elif model is None:
@@ -272,4 +310,20 @@ def load_segmenter(
         raise BadConfig(
             "This delta segments without prompts and gives one mask per class; leave out --multimask."
         )
-    return Segmenter(loaded, multimask=multimask, overlap=overlap, say=say)
+    largest: tuple[int, ...] = ()
+    if run is not None and loaded.metadata and loaded.metadata["prompt"] == "none":
+        largest = _chosen(run, loaded.metadata)
+    first, others = Member(loaded.base.model.spec, loaded.preparation, loaded.metadata or {}), []
+    for folder in ensemble:
+        other = load_segmenter(run=folder, offline=offline, overlap=overlap, say=say)
+        check_member(folder, other.member, first)
+        others.append(other)
+    return Segmenter(loaded, multimask=multimask, overlap=overlap, say=say, largest=largest, others=others)
+
+
+def _chosen(run: Path, metadata: Mapping[str, Any]) -> tuple[int, ...]:
+    if not (run / run_directory.LARGEST).exists():
+        return ()
+    from medvfm_jax.predict.largest_component import chosen
+
+    return chosen(run, metadata.get("labels", {}))

@@ -26,6 +26,9 @@ class AdaptConfig(TrainingConfig):
     """Share of the steps in which the learning rate rises."""
     train_cases: int | None = None
     """Train on this many patients only; validation and test stay the same."""
+    fold: int | None = None
+    """Cross-validation: 0 to 4 takes that fifth of the patients beside the test for validation, whatever
+    --val-fraction says. Give the five runs to `evaluate` and `segment` with --ensemble."""
     window: tuple[int, ...] = ()
     """What a model of volumes sees at once, in voxels: slices of a slab for sd_trans (by default 5), depth, height and
     width of a patch for unetr (multiples of 16, by default 96 96 96). Depth is the axis with the thickest slices."""
@@ -50,6 +53,7 @@ class AdaptConfig(TrainingConfig):
         require(self.patience >= 0, "patience", self.patience, "at least 0")
         cases = self.train_cases
         require(cases is None or cases >= 1, "train_cases", cases, "at least 1")
+        require(self.fold is None or 0 <= self.fold <= 4, "fold", self.fold, "0 to 4")
         window = " ".join(map(str, self.window))
         require(len(self.window) in (0, 1, 3), "window", window, "one number, or three")
         require(all(n >= 1 for n in self.window), "window", window, "numbers of at least 1")

@@ -108,6 +108,7 @@ def resolve(
         val=config.val_fraction,
         test=config.test_fraction,
         train_cases=config.train_cases,
+        fold=config.fold,
         offline=config.offline,
         allow_geometry_mismatch=config.allow_geometry_mismatch,
         follow_links=config.follow_links,

@@ -6,7 +6,9 @@ import shutil
 import nibabel
 import numpy as np
 import pytest
+from scipy import ndimage
 
+from medvfm_jax.data import make_phantom_dataset
 from tests.cli.commands import LITE, SAM, adapt_words
 
 UNETR = "unetr-tiny-test"
@@ -123,7 +125,13 @@ def test_volumes_are_resampled_for_the_model_and_masks_come_back_on_their_own_gr
     assert segmented.shape == nibabel.load(image).shape
     np.testing.assert_array_equal(segmented.get_fdata(), predicted.get_fdata())
 
-    # The same voxels of another size: fewer than half as many reach the model, and they are not the same mask.
+    other = tmp_path / "other"
+    shutil.copytree(volumes, other)
+    about = json.loads((other / "dataset.json").read_text()) | {"channel_names": {"0": "CT"}}
+    (other / "dataset.json").write_text(json.dumps(about))
+    told = medvfm("evaluate", "--run", out, "--data", other)
+    told.refused("intensities of CT and of other images are scaled differently")
+
     np.save(tmp_path / "scan.npy", nibabel.load(image).get_fdata().astype(np.float32))
     refused = medvfm("segment", tmp_path / "scan.npy", "--run", out, "--out", tmp_path / "no.nii.gz")
     refused.refused("scan.npy says nothing about the size of its voxels", "save it as NIfTI")
@@ -147,13 +155,41 @@ def test_preparation_that_fits_nothing_is_one_sentence(medvfm, volumes, tmp_path
     medvfm(*words(volumes, tmp_path / "run", **settings)).refused(told)
 
 
-def test_a_channel_of_another_kind_is_refused(medvfm, volumes, tmp_path):
-    out, other = tmp_path / "run", tmp_path / "other"
-    trained = medvfm(*words(volumes, out, (8, 8, 16), **(RESAMPLED | {"steps": 1, "train_cases": 1})))
-    assert trained.code == 0, trained.err
-    shutil.copytree(volumes, other)
-    about = json.loads((other / "dataset.json").read_text())
-    about["channel_names"] = {"0": "CT"}
-    (other / "dataset.json").write_text(json.dumps(about))
-    told = medvfm("evaluate", "--run", out, "--data", other)
-    told.refused("intensities of CT and of other images are scaled differently")
+def test_folds_are_chosen_from_and_averaged(medvfm, tmp_path):
+    data = make_phantom_dataset(tmp_path / "data", "volumes", 6, size=16)
+    runs = [tmp_path / f"fold{fold}" for fold in (0, 1)]
+    for fold, out in enumerate(runs):
+        made = medvfm(*words(data, out, prompt="none", fold=fold, steps=1))
+        assert made.code == 0, made.err
+    splits = [json.loads((out / "config.json").read_text())["resolved"]["split"] for out in runs]
+    assert splits[0]["test"] == splits[1]["test"]
+    assert splits[0]["val"] != splits[1]["val"]
+    assert splits[0]["val"][0] in splits[1]["train"]
+
+    first, second = runs
+    chosen = medvfm("evaluate", "--run", first, "--split", "val", "--choose-largest")
+    assert chosen.code == 0, chosen.err
+    assert "the largest component alone is kept of" in chosen.err
+    path = first / "largest_component.json"
+    record = json.loads(path.read_text())
+    assert set(record["cases"]) == {"shell", "core"}
+    path.write_text(json.dumps(record | {"largest": ["shell"]}))
+
+    evaluated = medvfm("evaluate", "--run", first, "--ensemble", second)
+    assert evaluated.code == 0, evaluated.err
+    scores = json.loads((first / "scores.json").read_text())
+    assert scores["ensemble"] == [str(first), str(second)]
+    assert scores["largest_component"] == ["shell"]
+    (case,) = splits[0]["test"]
+    image, mask = data / "imagesTr" / f"{case}_0000.nii.gz", tmp_path / "mask.nii.gz"
+    found = medvfm("segment", image, "--run", first, "--ensemble", second, "--out", mask)
+    assert found.code == 0, found.err
+    labels = nibabel.load(mask).get_fdata()
+    np.testing.assert_array_equal(labels, nibabel.load(first / "predictions" / f"{case}.nii.gz").get_fdata())
+    assert ndimage.label(labels == 1, np.ones((3, 3, 3)))[1] == 1
+
+    leaky = medvfm("evaluate", "--run", first, "--ensemble", second, "--split", "val")
+    leaky.refused("was trained on 1 case of those to be scored")
+    lonely = medvfm("segment", image, "--ensemble", second, "--model", SAM, "--out", tmp_path / "no.nii.gz")
+    lonely.refused("An ensemble is made of runs")
+    medvfm(*words(data, tmp_path / "no", prompt="none", fold=5)).refused("fold is 5; expected 0 to 4")

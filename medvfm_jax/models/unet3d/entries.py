@@ -103,6 +103,6 @@ ENTRIES: Mapping[str, ModelEntry] = {
         "unet-3d-folded", UNet3dConfig(2, widths=(32, 64, 128), blocks=(1, 2, 2), fold=2), (64, 64, 64)
     ),
     "unet-3d-tiny-test": _entry(
-        "unet-3d-tiny-test", UNet3dConfig(2, widths=(4, 6, 8), blocks=(1, 1, 1), fold=2), (16, 16, 16)
+        "unet-3d-tiny-test", UNet3dConfig(2, widths=(4, 6, 6), blocks=(1, 1, 1), fold=2), (16, 16, 16)
     ),
 }
