@@ -31,7 +31,8 @@ class AdaptConfig(TrainingConfig):
     --val-fraction says. Give the five runs to `evaluate` and `segment` with --ensemble."""
     window: tuple[int, ...] = ()
     """What a model of volumes sees at once, in voxels: slices of a slab for sd_trans (by default 5), depth, height and
-    width of a patch for unetr (multiples of 16, by default 96 96 96). Depth is the axis with the thickest slices."""
+    width of a patch for unetr (multiples of 16, by default 96 96 96) and unet-3d (of 8, by default 64 64 64). Depth is
+    the axis with the thickest slices."""
     spacing: tuple[float, ...] = ()
     """Size of a voxel in mm that volumes are resampled to, for models of patches: one number, or depth, height and
     width; 0 for the median of the training volumes. Predictions are brought back to each volume's own voxels."""
