@@ -133,7 +133,7 @@ class VolumeScale:
         self._channels: list[Callable[[NDArray], NDArray[np.float32]]] = []
         for c in range(array.shape[-1]):
             if intensity is not None:
-                chosen = intensity[c] if c < len(intensity) else None
+                chosen = intensity[c]
                 self._channels.append(
                     z_score_range(array[..., c])
                     if chosen is None

@@ -28,8 +28,8 @@ def build(name: str, **options: Any) -> Model:
     Args:
         name: one of ``MODELS``; those ending in "-test" are tiny and have no published weights.
         **options: ``dtype`` (compute dtype, float32 or bfloat16) for all; ``image_size`` for models of pictures,
-            ``window`` and ``channels`` for UNETR and 3-D U-Nets; ``scan_blocks`` for SAM and ViT encoders (blocks stacked, see
-            ``models.scan``); ``remat`` for SAM encoders (True, or "between": only what lies between matrix products
+            ``window`` and ``channels`` for models of patches; ``scan_blocks`` for SAM and ViT encoders (blocks stacked,
+            see ``models.scan``); ``remat`` for SAM encoders (True, or "between": only what lies between matrix products
             is computed again); ``classes``, ``base`` and ``depth`` for the U-Net, ``classes`` for models of volumes.
 
     Returns:

@@ -41,33 +41,29 @@ class Conv3d(nn.Module):
 
 def conv3d(x: Array, kernel: Array) -> Array:
     """Convolution with zero padding of half the window: x (d, h, w, c), kernel (k, k, k, c, out) -> (d, h, w, out)."""
-    same = tuple((n // 2, n // 2) for n in kernel.shape[:3])
-    return _convolve(x, kernel, same)
+    depth, height, width = ((n // 2, n // 2) for n in kernel.shape[:3])
+    function = conv3d_by_depth if current_backend() == "cpu" else conv3d_direct
+    return function(x, kernel, (depth, height, width))
 
 
 def conv3d_strided(x: Array, kernel: Array) -> Array:
     """3 x 3 x 3 convolution with stride 2 and padding 1: x (d, h, w, c) of even sides -> (d/2, h/2, w/2, out).
 
-    The voxels of a 2 x 2 x 2 cube become channels; then output i sees cubes i - 1 and i, with a kernel of which the
-    first voxel is 0.  The gradient of a strided convolution would be one with holes, which a CPU computes naively.
+    On a CPU the voxels of a 2 x 2 x 2 cube become channels; then output i sees cubes i - 1 and i, with a kernel whose
+    first voxel is 0.  The gradient of a strided convolution has holes, which a CPU computes naively.
     """
+    if current_backend() != "cpu":
+        return conv3d_direct(x, kernel, ((1, 1),) * 3, stride=2)
     cubes = rearrange(x, "(d i) (h j) (w k) c -> d h w (i j k c)", i=2, j=2, k=2)
     wide = jnp.pad(kernel, [(1, 0)] * 3 + [(0, 0)] * 2)
     folded = rearrange(wide, "(d i) (h j) (w k) c out -> d h w (i j k c) out", i=2, j=2, k=2)
-    return _convolve(cubes, folded, ((1, 0),) * 3)
+    return conv3d_by_depth(cubes, folded, ((1, 0),) * 3)
 
 
-def _convolve(x: Array, kernel: Array, padding: Padding) -> Array:
-    if current_backend() == "cpu":
-        return conv3d_by_depth(x, kernel, padding)
-    return conv3d_direct(x, kernel, padding)
-
-
-def conv3d_direct(x: Array, kernel: Array, padding: Padding) -> Array:
+def conv3d_direct(x: Array, kernel: Array, padding: Padding, stride: int = 1) -> Array:
     """The convolution by the backend's own: x (d, h, w, c), kernel (i, j, k, c, out) -> (.., out)."""
-    return lax.conv_general_dilated(
-        x[None], kernel, (1, 1, 1), padding, dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
-    )[0]
+    numbers = ("NDHWC", "DHWIO", "NDHWC")
+    return lax.conv_general_dilated(x[None], kernel, (stride,) * 3, padding, dimension_numbers=numbers)[0]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -120,7 +120,7 @@ def evaluate(
         console.print(line, markup=False, soft_wrap=True)
     predictor = Predictor(subject.adapted, subject.base.params, subject.delta, flips=config.flips)
     if config.ensemble:
-        predictor = _ensemble(config, subject, predictor, cases)
+        predictor = _ensemble(config, subject, predictor, cases, console)
     choose = None if sites is None else sites.choose(config, run, subject, predictor)
     if choose is None:
         return score_cases(config, out, source, cases, checked, subject, lambda case: predictor, console)
@@ -340,11 +340,14 @@ def _subject(
 
 
 def _ensemble(
-    config: EvaluateConfig, subject: Subject, predictor: Predictor, cases: list[Case]
+    config: EvaluateConfig, subject: Subject, predictor: Predictor, cases: list[Case], console: Console
 ) -> EnsemblePredictor:
     """The predictor of --run with those of --ensemble; raises BadConfig for runs that do not belong together."""
     members, scored = [predictor], {case.id for case in cases}
     first = Member(subject.adapted.spec, subject.preparation, subject.metadata)
+    for folder in (config.run, *config.ensemble):
+        if "rounds" in run_directory.finished(folder):
+            raise BadConfig(f"{folder} is a federated run; an ensemble is made of runs of adapt.")
     for folder in config.ensemble:
         record = run_directory.finished(folder)
         loaded = load_adapted(
@@ -355,6 +358,8 @@ def _ensemble(
             offline=config.offline,
             run=record,
         )
+        if loaded.note:
+            console.print(f"warning: {loaded.note}", markup=False, soft_wrap=True)
         check_member(folder, Member(loaded.adapted.spec, loaded.preparation, loaded.metadata), first)
         seen = scored.intersection(record["resolved"]["split"]["train"]) if _same_data(config, record) else ()
         if seen and config.split != "train":

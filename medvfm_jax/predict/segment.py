@@ -62,7 +62,8 @@ class Segmenter:
         self._spec, self._weights = loaded.base.model.spec, (loaded.base.params, jax.device_put(loaded.delta))
         self._overlap = resolved_overlap(self._spec, overlap)
         self._trained = loaded.metadata or {}
-        self.note = loaded.note  # what could not be checked about the delta
+        # What could not be checked about the deltas.
+        self.note = "; ".join(note for note in (loaded.note, *(other.note for other in others)) if note)
         self._preparation = loaded.preparation
         self._words = ["segment", *loaded.words, multimask] if loaded.words else None
         self._programs: dict[Any, Callable[..., Any]] = {}

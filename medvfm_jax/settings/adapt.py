@@ -36,9 +36,9 @@ class AdaptConfig(TrainingConfig):
     spacing: tuple[float, ...] = ()
     """Size of a voxel in mm that volumes are resampled to, for models of patches: one number, or depth, height and
     width; 0 for the median of the training volumes. Predictions are brought back to each volume's own voxels."""
-    intensity: Literal["usual", "fingerprint"] = "usual"
+    intensity: Literal["usual", "nnunet"] = "usual"
     """Scale of intensities, for models of patches. `usual`: as for slices, a window of CT, percentiles of other images.
-    `fingerprint`: CT between percentiles of the labelled training voxels, z-scores of other images, as in nnU-Net."""
+    `nnunet`: CT between percentiles of the labelled training voxels, z-scores of other images."""
     patience: int = 0
     """Validations without improvement that end the run; 0 never does. The best delta is kept in any case."""
     keep: Literal["nothing", "products", "everything"] = "everything"

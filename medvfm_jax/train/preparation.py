@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from medvfm_jax.data import Dataset
-from medvfm_jax.data.fingerprint import fingerprint
+from medvfm_jax.data.volume_statistics import volume_statistics
 from medvfm_jax.images.intensity import is_hounsfield
 from medvfm_jax.images.preparation import AS_THEY_ARE, Preparation, of_record
 from medvfm_jax.models.entry import ModelEntry
@@ -34,7 +34,7 @@ def prepared(dataset: Dataset, training: Iterable[str], config: AdaptConfig, ent
         )
     if dataset.dimension == 2:
         raise BadConfig(f"{dataset.folder} has pictures; {option} is about volumes.")
-    found = fingerprint(dataset, training)
+    found = volume_statistics(dataset, training)
     spacing = config.target_spacing()
     if config.spacing and spacing is None:
         if found.spacing is None:
@@ -44,10 +44,12 @@ def prepared(dataset: Dataset, training: Iterable[str], config: AdaptConfig, ent
             )
         spacing = found.spacing
     intensity = None
-    if config.intensity == "fingerprint":
+    if config.intensity == "nnunet":
         intensity = tuple(
             (channel.low, channel.high) if is_hounsfield(name) else None
-            for name, channel in zip(dataset.channel_names or ("",) * len(found.channels), found.channels)
+            for name, channel in zip(
+                dataset.channel_names or ("",) * len(found.channels), found.channels, strict=True
+            )
         )
     return replace(dataset, preparation=Preparation(spacing, intensity))
 
@@ -65,6 +67,8 @@ def stored_preparation(metadata: Mapping[str, Any], spec: ModelSpec, delta: Path
         found = of_record(record)
         if found != AS_THEY_ARE and spec.resize != "none":
             raise ValueError("slices are not resampled")
+        if found.intensity is not None and len(found.intensity) != spec.input_shape[-1]:
+            raise ValueError("another number of channels")
     except (ValueError, TypeError, KeyError, IndexError) as error:
         raise BadDelta(
             f"{delta}: its preparation of volumes is {record!r:.80}, which means nothing to {spec.name}; use the file "

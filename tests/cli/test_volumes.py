@@ -107,7 +107,7 @@ RESAMPLED = {"model": UNET, "adapter": "full", "prompt": "auto", "batch_size": 1
 
 def test_volumes_are_resampled_for_the_model_and_masks_come_back_on_their_own_grid(medvfm, volumes, tmp_path):
     out = tmp_path / "run"
-    settings = RESAMPLED | {"intensity": "fingerprint", "steps": 2, "train_cases": 1}
+    settings = RESAMPLED | {"intensity": "nnunet", "steps": 2, "train_cases": 1}
     trained = medvfm(*words(volumes, out, (8, 8, 16), **settings))
     assert trained.code == 0, trained.err
     resolved = json.loads((out / "config.json").read_text())["resolved"]
@@ -147,7 +147,7 @@ def test_volumes_are_resampled_for_the_model_and_masks_come_back_on_their_own_gr
     ("settings", "told"),
     [
         ({"model": SAM, "adapter": "full", "spacing": 1}, "leave out --spacing, or take a model of patches"),
-        ({"model": SAM, "adapter": "full", "intensity": "fingerprint"}, "leave out --intensity"),
+        ({"model": SAM, "adapter": "full", "intensity": "nnunet"}, "leave out --intensity"),
         (RESAMPLED | {"spacing": -1}, "spacing is -1; expected"),
     ],
 )

@@ -1,7 +1,7 @@
 """What the training volumes of a dataset have in common: size of their voxels, intensities of what is labelled."""
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,22 +24,17 @@ class Channel(NamedTuple):
     high: float
 
 
-class Fingerprint(NamedTuple):
-    """Facts of training volumes; spacing: median (depth, height, width) in mm, None if no volume has one.
+class VolumeStatistics(NamedTuple):
+    """What nnU-Net calls the fingerprint of a dataset.
 
-    volumes: how many were read.
+    spacing: median (depth, height, width) in mm, None if no volume has one.
     """
 
     spacing: tuple[float, float, float] | None
     channels: tuple[Channel, ...]
-    volumes: int
-
-    def record(self) -> dict[str, Any]:
-        """As JSON can hold it."""
-        return self._asdict() | {"channels": [channel._asdict() for channel in self.channels]}
 
 
-def fingerprint(dataset: Dataset, cases: Iterable[str]) -> Fingerprint:
+def volume_statistics(dataset: Dataset, cases: Iterable[str]) -> VolumeStatistics:
     """Read these volumes and count.
 
     Raises BadCase for one without a reference, or if none of them has a labelled voxel.
@@ -47,12 +42,11 @@ def fingerprint(dataset: Dataset, cases: Iterable[str]) -> Fingerprint:
     References:
         Isensee et al. 2021 (nnU-Net), supplementary note 2, https://doi.org/10.1038/s41592-020-01008-z
     """
-    spacings, labelled, volumes = [], [], 0
+    spacings, labelled = [], []
     for name in cases:
         loaded = read_case(dataset, name)
         if loaded.label is None:
             raise BadCase(f"Case '{name}' in {dataset.folder} has no reference; it cannot be trained on.")
-        volumes += 1
         if loaded.image.spacing is not None:
             spacings.append(slices_first(loaded.image.spacing, slice_axis(loaded.image)))
         voxels = np.flatnonzero(loaded.label > 0)
@@ -65,8 +59,7 @@ def fingerprint(dataset: Dataset, cases: Iterable[str]) -> Fingerprint:
     low, high = np.percentile(values, [0.5, 99.5], axis=0)
     columns = zip(values.mean(0), values.std(0), low, high)
     depth, height, width = np.median(spacings, axis=0).tolist() if spacings else (None,) * 3
-    return Fingerprint(
+    return VolumeStatistics(
         None if depth is None else (depth, height, width),
         tuple(Channel(*map(float, column)) for column in columns),
-        volumes,
     )
