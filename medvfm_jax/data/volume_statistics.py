@@ -10,28 +10,19 @@ from medvfm_jax.data.records import BadCase, Dataset
 from medvfm_jax.images.geometry import slice_axis
 from medvfm_jax.images.preparation import slices_first
 
-_VOXELS = (
-    10_000  # of a volume whose intensities count, evenly spread: many volumes matter more than many voxels
-)
-
-
-class Channel(NamedTuple):
-    """Intensities of the labelled voxels of one channel: mean, deviation, 0.5 and 99.5 percentile."""
-
-    mean: float
-    deviation: float
-    low: float
-    high: float
+# Labelled voxels of a volume that count, evenly spread: many volumes matter more than many voxels.
+_VOXELS = 10_000
 
 
 class VolumeStatistics(NamedTuple):
-    """What nnU-Net calls the fingerprint of a dataset.
+    """Of what nnU-Net calls the fingerprint of a dataset the part that prepares volumes.
 
-    spacing: median (depth, height, width) in mm, None if no volume has one.
+    spacing: median (depth, height, width) in mm, None if no volume has one.  ranges: of each channel the 0.5 and 99.5
+    percentile of the labelled voxels.
     """
 
     spacing: tuple[float, float, float] | None
-    channels: tuple[Channel, ...]
+    ranges: tuple[tuple[float, float], ...]
 
 
 def volume_statistics(dataset: Dataset, cases: Iterable[str]) -> VolumeStatistics:
@@ -57,9 +48,6 @@ def volume_statistics(dataset: Dataset, cases: Iterable[str]) -> VolumeStatistic
     if not len(values):
         raise BadCase(f"No training volume of {dataset.folder} has a labelled voxel; check its label maps.")
     low, high = np.percentile(values, [0.5, 99.5], axis=0)
-    columns = zip(values.mean(0), values.std(0), low, high)
     depth, height, width = np.median(spacings, axis=0).tolist() if spacings else (None,) * 3
-    return VolumeStatistics(
-        None if depth is None else (depth, height, width),
-        tuple(Channel(*map(float, column)) for column in columns),
-    )
+    ranges = tuple((float(a), float(b)) for a, b in zip(low, high))
+    return VolumeStatistics(None if depth is None else (depth, height, width), ranges)

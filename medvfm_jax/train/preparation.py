@@ -45,11 +45,9 @@ def prepared(dataset: Dataset, training: Iterable[str], config: AdaptConfig, ent
         spacing = found.spacing
     intensity = None
     if config.intensity == "nnunet":
+        names = dataset.channel_names or ("",) * len(found.ranges)
         intensity = tuple(
-            (channel.low, channel.high) if is_hounsfield(name) else None
-            for name, channel in zip(
-                dataset.channel_names or ("",) * len(found.channels), found.channels, strict=True
-            )
+            range_ if is_hounsfield(name) else None for name, range_ in zip(names, found.ranges, strict=True)
         )
     return replace(dataset, preparation=Preparation(spacing, intensity))
 

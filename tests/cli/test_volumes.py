@@ -193,6 +193,8 @@ def test_folds_are_chosen_from_and_averaged(medvfm, tmp_path):
     lonely = medvfm("segment", image, "--ensemble", second, "--model", SAM, "--out", tmp_path / "no.nii.gz")
     lonely.refused("An ensemble is made of runs")
     logits = ("--logits", tmp_path / "no.npz")
-    told = medvfm("segment", image, "--run", first, "--ensemble", second, "--out", tmp_path / "no.nii.gz", *logits)
+    told = medvfm(
+        "segment", image, "--run", first, "--ensemble", second, "--out", tmp_path / "no.nii.gz", *logits
+    )
     told.refused("no logits to write")
     medvfm(*words(data, tmp_path / "no", prompt="none", fold=5)).refused("fold is 5; expected 0 to 4")
