@@ -50,10 +50,10 @@ import tyro
 from rich.console import Console
 
 from medvfm_jax import compilation_cache, cpu, report
-from medvfm_jax.federated.algorithm_catalog import BASELINES
-from medvfm_jax.federated.federate import federate
-from medvfm_jax.federated.federated_run import divide
-from medvfm_jax.federated.site_scores import over_sites, site_scores, worst_site
+from medvfm_jax.federated.algorithms.catalog import BASELINES
+from medvfm_jax.federated.run.federate import federate
+from medvfm_jax.federated.run.resolving import divide
+from medvfm_jax.federated.run.site_scores import over_sites, site_scores, worst_site
 from medvfm_jax.metrics import compare
 from medvfm_jax.runs import run_directory
 from medvfm_jax.runs.provenance import device, versions

@@ -14,8 +14,8 @@ from typing import Any
 from medvfm_jax import losses, systems
 from medvfm_jax.adapters.serialise import KINDS
 from medvfm_jax.catalog import description_of
-from medvfm_jax.federated import algorithm_catalog
 from medvfm_jax.federated import systems as federated_systems
+from medvfm_jax.federated.algorithms import catalog as algorithm_catalog
 from medvfm_jax.federated.codecs.catalog import CODECS
 from medvfm_jax.models.catalog import MODELS
 

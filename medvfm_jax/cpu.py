@@ -5,9 +5,10 @@ process, so programs of your own call it themselves: ``medvfm_jax.cpu.tune()``, 
 """
 
 import ctypes
-import importlib.metadata
 import os
 import sys
+
+import jaxlib
 
 # Only products of matrices go to the external kernels: with elementwise operations and sums in the same fusion,
 # broadcast operands are written out and gradients of LiteMedSAM need half as much memory again.
@@ -24,7 +25,7 @@ def tune() -> None:
     library is another one than glibc, nothing happens.
     """
     given = os.environ.get("XLA_FLAGS", "")
-    if importlib.metadata.version("jaxlib").startswith(_FLAGS_KNOWN_TO):
+    if jaxlib.__version__.startswith(_FLAGS_KNOWN_TO):
         added = [f"--{name}={value}" for name, value in _FLAGS.items() if name not in given]
         os.environ["XLA_FLAGS"] = " ".join([*filter(None, [given]), *added])
     if sys.platform == "linux" and not any(name.startswith("MALLOC_") for name in os.environ):

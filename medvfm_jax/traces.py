@@ -1,27 +1,33 @@
-"""What tracing gives, kept on disk: the shapes of parameters, and programs of JAX's export format.
+"""What takes long, kept on disk: shapes that were traced, compiled programs, converted weights.
 
-Tracing LiteMedSAM takes longer than running it on one picture.  What is kept is known by the words its maker gives, by
-all source files of this package, and by the versions and the device; so a change of any of them traces anew.  Files
-have a digest: what is damaged is traced again.  Nothing is kept where the cache folder cannot be written.
+Tracing and compiling LiteMedSAM takes longer than running it on one picture.  What is kept is known by the words its
+maker gives, by all source files of this package, and by the versions, the device and its settings; so a change of any
+of them traces anew.  Files have a digest: what is damaged is made again.  Nothing is kept where the cache folder cannot
+be written.
 """
 
 import contextlib
 import functools
 import hashlib
 import json
+import math
+import mmap
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
-from medvfm_jax import __version__
+from medvfm_jax import __version__, executables
 from medvfm_jax.fetch import cache_dir
 
 _DIGEST = hashlib.sha256().digest_size
+LARGEST = 2**30  # bytes of arrays that are kept together
+_ALIGNED = 64  # bytes; XLA copies arrays that begin elsewhere
 _GENERATIONS = 3  # versions of the source whose traces stay on disk
 _ABANDONED = (
     3600  # seconds after which a file that is still being written belongs to a process that was killed
@@ -38,7 +44,7 @@ def shapes(words: Any, compute: Callable[[], Any]) -> Any:
         with contextlib.suppress(
             ValueError, TypeError, AttributeError, RecursionError
         ):  # not what `_to_json` gives
-            return _from_json(json.loads(content))
+            return _from_json(json.loads(bytes(content)))
     found = compute()
     _write(words, "json", json.dumps(_to_json(found)).encode())
     return found
@@ -47,11 +53,12 @@ def shapes(words: Any, compute: Callable[[], Any]) -> Any:
 def program(
     words: Any, function: Callable[..., Any], *inputs: Any, announce: Callable[[], None] = lambda: None
 ) -> Callable[..., Any]:
-    """``function``, compiled for inputs of these shapes; traced only if it was not kept.
+    """``function``, compiled for inputs of these shapes; traced and compiled only if it was not kept.
 
     words: JSON-able, everything that the function follows from; None keeps nothing.  inputs: nested dictionaries and
-    tuples of arrays or shapes; what the function returns must be of the same kinds.  What cannot be exported is
-    compiled as usual.  announce: called where tracing and compiling lie ahead, which take seconds.
+    tuples of arrays or shapes; the function returns nested dictionaries of arrays.  What cannot be kept, because it
+    calls back into Python, is compiled all the same.  announce: called where tracing and compiling lie ahead, which
+    take seconds.
     """
     if words is None:
         announce()
@@ -59,23 +66,89 @@ def program(
     wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), inputs)
     leaves, tree = jax.tree.flatten(wanted)
     words = [words, str(tree), [[leaf.shape, str(leaf.dtype)] for leaf in leaves]]
+
+    def made() -> Callable[..., Any]:
+        announce()
+        run, content = executables.compiled(function, wanted)
+        if content is not None:
+            _write(words, "program", content)
+        return run
+
     content = _read(words, "program")
     if content is not None:
-        with contextlib.suppress(Exception):  # of a JAX that reads older programs no more, for example
-            return jax.jit(jax.export.deserialize(bytearray(content)).call)
-    announce()
-    jitted = jax.jit(function)
-    try:
-        exported = jax.export.export(jitted)(*wanted)
-        content = bytes(exported.serialize())
-    except ImportError:  # an installation that lacks what the format needs
-        raise
-    except (
-        Exception
-    ):  # kernels that have no portable form; the reason is of no use to whoever segments an image
-        return jitted
-    _write(words, "program", content)
-    return jax.jit(exported.call)
+        with contextlib.suppress(Exception):  # of an XLA that refuses it
+            return _proven(executables.load(bytes(content), wanted), made)
+    return made()
+
+
+def _proven(kept: Callable[..., Any], made: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
+    """``kept``, in whose place another one is made if XLA finds at a call that something is missing in it."""
+    runs = [kept]
+
+    def run(*given: Any) -> Any:
+        try:
+            return runs[0](*given)
+        except jax.errors.JaxRuntimeError:
+            if runs[0] is not kept:
+                raise
+            runs[0] = made()
+            return runs[0](*given)
+
+    return run
+
+
+def facts(words: Any) -> dict[str, Any] | None:
+    """What ``keep_facts`` was given for these words, None where nothing is kept."""
+    content = _read(words, "facts")
+    return None if content is None else json.loads(bytes(content))
+
+
+def keep_facts(words: Any, said: dict[str, Any]) -> None:
+    """Keep something JSON-able that takes long to find out."""
+    _write(words, "facts", json.dumps(said).encode())
+
+
+def arrays(words: Any) -> dict[str, Any] | None:
+    """The nested arrays that ``keep_arrays`` was given for these words, memory-mapped; None where nothing is kept.
+
+    Every byte is checked against the digest of the file, so that what was damaged on the disk is not found.
+    """
+    content = _read(words, "arrays")
+    if content is None:
+        return None
+    header = bytes(content[: content.obj.find(b"\n")])
+    first = _aligned(len(header) + 1)
+
+    def mapped(tree: Any) -> Any:
+        if isinstance(tree, dict):
+            return {name: mapped(child) for name, child in tree.items()}
+        dtype, shape, start = tree
+        return np.frombuffer(content, dtype, math.prod(shape), first + start).reshape(shape)
+
+    return mapped(json.loads(header))
+
+
+def keep_arrays(words: Any, tree: Mapping[str, Any]) -> None:
+    """Keep nested arrays of numpy's own types; above ``LARGEST`` bytes the disk is worth more than the time."""
+    if sum(array.nbytes for array in jax.tree.leaves(tree)) > LARGEST:
+        return
+    pieces, end = [], 0
+
+    def placed(tree: Any) -> Any:
+        nonlocal end
+        if isinstance(tree, Mapping):
+            return {name: placed(child) for name, child in tree.items()}
+        array, start = np.ascontiguousarray(tree), end
+        end = _aligned(start + array.nbytes)
+        pieces.extend((array.reshape(-1).view(np.uint8).data, bytes(end - start - array.nbytes)))
+        return [array.dtype.str, tree.shape, start]
+
+    header = json.dumps(placed(tree)).encode()
+    _write(words, "arrays", header + b"\n" + bytes(_aligned(len(header) + 1) - len(header) - 1), *pieces)
+
+
+def _aligned(position: int) -> int:
+    return -(-position // _ALIGNED) * _ALIGNED
 
 
 def _to_json(tree: Any) -> Any:
@@ -108,7 +181,7 @@ def _stamp() -> str:
     root = Path(__file__).parent
     files = sorted(root.rglob("*.py"))
     said = [(str(file.relative_to(root)), *_size_and_time(file)) for file in files]
-    said += [__version__, jax.__version__, jax.default_backend()]
+    said += [__version__, *executables.platform_words()]
     return hashlib.sha256(repr(said).encode()).hexdigest()[:16]
 
 
@@ -117,21 +190,23 @@ def _size_and_time(file: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _read(words: Any, kind: str) -> bytes | None:
+def _read(words: Any, kind: str) -> memoryview | None:
+    """What is kept, mapped into memory: its pages are shared with other processes and read when they are used."""
     path = _path(words, kind)
     try:
         if not path.is_file():  # nothing, or a pipe, from which reading would never end
             return None
-        stored = path.read_bytes()
-    except OSError:
+        with open(path, "rb") as file:
+            stored = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    except (OSError, ValueError):  # ValueError: an empty file
         return None
-    content = stored[:-_DIGEST]
+    content = memoryview(stored)[:-_DIGEST]
     if stored[-_DIGEST:] == _digest(path.name, content):
         return content
     return None
 
 
-def _write(words: Any, kind: str, content: bytes) -> None:
+def _write(words: Any, kind: str, *pieces: Any) -> None:
     path = _path(words, kind)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     with contextlib.suppress(OSError):  # a cache that cannot be written is slower, not wrong
@@ -139,7 +214,9 @@ def _write(words: Any, kind: str, content: bytes) -> None:
             path.parent.mkdir(parents=True)
             _sweep(path.parent.parent)
         try:
-            temporary.write_bytes(content + _digest(path.name, content))
+            with open(temporary, "wb") as file:
+                for piece in (*pieces, _digest(path.name, *pieces)):
+                    file.write(piece)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -155,5 +232,8 @@ def _sweep(root: Path) -> None:
             leftover.unlink(missing_ok=True)
 
 
-def _digest(name: str, content: bytes) -> bytes:
-    return hashlib.sha256(name.encode() + content).digest()
+def _digest(name: str, *pieces: Any) -> bytes:
+    digest = hashlib.sha256(name.encode())
+    for piece in pieces:
+        digest.update(piece)
+    return digest.digest()

@@ -63,7 +63,8 @@ class Batch(NamedTuple):
     that sees slabs or patches of volumes (B, D, H, W, channels), and the target has an axis of depth too.
     prompts: leaves (B, Q, ...), or None for semantic models.
     target: float32 at the resolution of the logits; promptable (B, Q, h, w): the share of each logit that the
-        object covers, 0 to 1, or IGNORE; semantic (B, C, h, w): the shares of the classes, or IGNORE in all.
+        object covers, 0 to 1, or IGNORE; semantic (B, C, h, w): the shares of the classes, or IGNORE in all; of a
+        model with a distance map (B, C + 1, h, w), see ``data.instance_target``.
     weight: promptable (B, Q) float32, semantic (B,) float32; 0 marks padding.
     """
 
@@ -89,7 +90,8 @@ class ModelSpec:
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     prompts: tuple[PromptKind, ...] = ("box",)  # the kinds the weights were trained for
     task: Literal["promptable", "semantic", "features"] = "promptable"
-    classes: int = 1  # semantic: number of output channels, background included
+    classes: int = 1  # semantic: number of classes, background included
+    distance_map: bool = False  # semantic: one more channel of logits, after the classes, tells objects apart
     licence: str = "unknown"
     notes: str = ""
     qkv_layout: Literal["fused", "head_major"] = "fused"  # columns of attn/qkv: [q|k|v], or [q|k|v] per head

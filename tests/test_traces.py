@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medvfm_jax import traces
+from medvfm_jax import executables, traces
 
 WORDS = ["a function", {"option": 1}]
 
@@ -93,6 +93,42 @@ def test_damaged_files_are_traced_again_and_replaced(folder, kind, damage):
     assert make() == expected
     assert len(calls) == 2
     assert not list(folder.rglob("*.tmp"))
+
+
+def test_a_kept_program_that_xla_cannot_run_is_compiled_again(monkeypatch):
+    traces.program(WORDS, scaled, *inputs())
+
+    def incomplete(*_):
+        raise jax.errors.JaxRuntimeError("NOT_FOUND: Function fusion.55 not found")
+
+    monkeypatch.setattr(executables, "load", lambda *_: incomplete)
+    function, calls = counted(scaled)
+    announced = []
+    run = traces.program(WORDS, function, *inputs(), announce=lambda: announced.append(1))
+    params, x = inputs()
+    for _ in range(2):
+        np.testing.assert_allclose(run(params, x)["y"], x @ params["w"] + params["b"], rtol=1e-5)
+    assert len(calls) == len(announced) == 1
+
+
+def test_kept_arrays_come_back_bit_by_bit_and_aligned(folder, monkeypatch):
+    rng = np.random.default_rng(0)
+    given = {"a": {"b": rng.normal(size=(3, 5)).astype(np.float32), "c": np.arange(7, dtype=np.int8)}}
+    given["scalar"], given["none"] = np.float32(2.5).reshape(()), np.zeros((0, 4), np.float32)
+    assert traces.arrays(WORDS) is None
+    traces.keep_arrays(WORDS, given)
+    found = traces.arrays(WORDS)
+    assert jax.tree.structure(found) == jax.tree.structure(given)
+    for left, right in zip(jax.tree.leaves(found), jax.tree.leaves(given), strict=True):
+        assert (left.dtype, left.shape) == (right.dtype, right.shape)
+        np.testing.assert_array_equal(left, right)
+        assert left.size == 0 or left.ctypes.data % 64 == 0  # or XLA copies it
+    (file,) = folder.rglob("*.arrays")
+    file.write_bytes(file.read_bytes()[:-100] + bytes(100))
+    assert traces.arrays(WORDS) is None
+    monkeypatch.setattr(traces, "LARGEST", 10)
+    traces.keep_arrays(["others"], given)
+    assert traces.arrays(["others"]) is None
 
 
 def test_shapes_come_back_as_they_were():

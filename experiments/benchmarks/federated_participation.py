@@ -26,9 +26,9 @@ from experiments.benchmarks.harness import limit_threads
 from experiments.benchmarks.table import environment
 from medvfm_jax import compilation_cache
 from medvfm_jax.data import make_phantom_dataset
-from medvfm_jax.federated.cohort import RoundLoader
-from medvfm_jax.federated.federated_run import resolve
-from medvfm_jax.federated.round_step import RoundStep
+from medvfm_jax.federated.run.resolving import resolve
+from medvfm_jax.federated.run.round_data import RoundLoader
+from medvfm_jax.federated.run.round_step import RoundStep
 from medvfm_jax.settings.federate import FederateConfig
 from medvfm_jax.train.embedding_cache import EmbeddingCache, embed, make_cache
 from medvfm_jax.train.task import make_loss

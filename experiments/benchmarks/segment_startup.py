@@ -74,6 +74,7 @@ def main(config: Config) -> dict[str, Any]:
     }
     medians = {name: statistics.median(spent) for name, spent in result["processor_s"].items()}
     result["median_processor_s"] = medians
+    result["least_processor_s"] = {name: min(spent) for name, spent in result["processor_s"].items()}
     result["speed"] = medians["PyTorch"] / medians["medvfm_jax"]
     config.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps({k: v for k, v in result.items() if k != "environment"}, indent=1))

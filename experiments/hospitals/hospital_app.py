@@ -10,9 +10,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from medvfm_jax.federated.errors import BadFederation
-from medvfm_jax.federated.flower_app import Session, client_app, log_to_terminal, server_app
+from medvfm_jax.federated.core.errors import BadFederation
 from medvfm_jax.federated.network import Patience, Progress, Site, make_coordinator
+from medvfm_jax.federated.network.flower_app import Session, client_app, log_to_terminal, server_app
 from medvfm_jax.federated.network.image_federation import (
     ImageFederation,
     image_site,

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from medvfm_jax.cli import console
 from medvfm_jax.cli.options.audit import AuditArgs
-from medvfm_jax.federated.audit import audit
+from medvfm_jax.federated.run.audit import audit
 from medvfm_jax.settings.audit import AuditConfig
 
 

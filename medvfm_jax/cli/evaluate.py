@@ -7,7 +7,7 @@ from rich.console import Console
 
 from medvfm_jax.cli import console
 from medvfm_jax.cli.options.evaluate import EvaluateArgs
-from medvfm_jax.federated.evaluate_sites import evaluate
+from medvfm_jax.federated.run.evaluate_sites import evaluate
 from medvfm_jax.predict.score_table import show
 from medvfm_jax.settings.evaluate import EvaluateConfig
 

@@ -7,8 +7,8 @@ import jax
 
 from medvfm_jax.cli import console
 from medvfm_jax.cli.options.federate import FederateArgs
-from medvfm_jax.federated.cohort_placement import CohortPlacement
-from medvfm_jax.federated.federate import FederateResult, federate
+from medvfm_jax.federated.run.federate import FederateResult, federate
+from medvfm_jax.federated.run.placement import CohortPlacement
 from medvfm_jax.mesh_axes import CLIENTS
 from medvfm_jax.parallel import RULES, BadMesh, make_mesh
 from medvfm_jax.runs.progress import ProgressDisplay

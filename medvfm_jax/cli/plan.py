@@ -10,7 +10,7 @@ from medvfm_jax.cli import console
 from medvfm_jax.cli.errors import BadUsage
 from medvfm_jax.cli.options.plan import PlanArgs
 from medvfm_jax.cli.plan_table import as_record, describe_sweep, one_line
-from medvfm_jax.plan.cohort_plan import plan_cohort
+from medvfm_jax.plan.round_plan import plan_cohort
 from medvfm_jax.plan.step_plan import Memory, Plan, plan
 from medvfm_jax.plan.sweep import Outcome, ranked, sweep
 from medvfm_jax.settings.plan import CohortPlanConfig, PlanConfig

@@ -1,5 +1,6 @@
 """`medvfm segment`: masks of images nobody has labelled."""
 
+import collections
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -17,6 +18,7 @@ from medvfm_jax.data.case_notes import CaseNotes
 from medvfm_jax.images import Image, Query, read, write_mask
 from medvfm_jax.images.writing import write_npz
 from medvfm_jax.predict.segment import Segmented, Segmenter, load_segmenter
+from medvfm_jax.printable import counted
 from medvfm_jax.runs.progress import tracked
 
 
@@ -139,6 +141,7 @@ def _one(
         "mask": target,
         "pixels": _pixels(found.labels),
         "labels": segmenter.labels,
+        "classes": None if found.classes is None else dict(enumerate(found.classes.tolist())),
         "iou": None if found.iou is None else found.iou,
         "logits": args.logits,
     }
@@ -159,8 +162,16 @@ def _arrays(found: Segmented) -> dict[str, np.ndarray]:
 
 def _describe(record: dict[str, Any]) -> str:
     names = {value: f" ({name})" for value, name in record["labels"].items()}
+    if record["classes"] is not None:
+        return f"{record['mask']}  {_objects(record)}"
     pixels = ", ".join(f"{value}{names.get(value, '')}: {n:,}" for value, n in record["pixels"].items())
     rated = (
         "" if record["iou"] is None else "; rated IoU " + ", ".join(f"{v:.2f}" for v in record["iou"].max(1))
     )
     return f"{record['mask']}  pixels {pixels or 'nothing found'}{rated}"
+
+
+def _objects(record: dict[str, Any]) -> str:
+    """How many objects there are of each class."""
+    counts = collections.Counter(record["labels"][record["classes"][number]] for number in record["pixels"])
+    return ", ".join(f"{counted(n, 'object')} of {name}" for name, n in counts.items()) or "nothing found"

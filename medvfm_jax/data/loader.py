@@ -21,7 +21,7 @@ from medvfm_jax.data.augment import (
 from medvfm_jax.data.examples import Example, NoExamples, Task, class_lookup, example_image, load_example
 from medvfm_jax.data.objects import object_map, objects_of
 from medvfm_jax.data.records import Dataset
-from medvfm_jax.data.targets import PromptConfig, promptable_target, semantic_target
+from medvfm_jax.data.targets import PromptConfig, instance_target, promptable_target, semantic_target
 from medvfm_jax.images import frame_of, preprocess
 from medvfm_jax.types import ABSENT, IGNORE, Batch, MedvfmError, ModelSpec, Prompts
 
@@ -175,7 +175,12 @@ class _Maker:
         chosen = class_lookup(dataset, labels)
         self.lookup = np.array([chosen.get(name, 0) for name in dataset.labels], np.int32)
         self.wanted = np.array([i for i, output in enumerate(self.lookup) if output > 0])
-        self.how = objects_of(dataset) if task == "promptable" else None
+        self.how = objects_of(dataset) if task == "promptable" or spec.distance_map else None
+        if spec.distance_map and self.how == "labels":
+            raise NoExamples(
+                f"{dataset.folder} has no objects to tell apart: {spec.name} needs instance maps, or pictures whose "
+                "connected pieces are objects (--objects components)."
+            )
 
     def __call__(self, index: int, rng: np.random.Generator) -> Batch:
         """Load, augment, preprocess, simulate prompts."""
@@ -191,9 +196,11 @@ class _Maker:
             array, frame = preprocess(self.spec, image)
         else:
             array, frame = np.asarray(self.image_fn(example)), frame_of(self.spec, *label.shape)
-        if self.task == "semantic":
+        if self.task == "semantic" and not self.spec.distance_map:
             return Batch(array, None, semantic_target(frame, label, self.lookup), np.float32(1))
         objects = object_map(label, instances, self.wanted, self.how)
+        if self.task == "semantic":
+            return Batch(array, None, instance_target(frame, label, objects, self.lookup), np.float32(1))
         return Batch(array, *promptable_target(rng, frame, label, objects, self.prompts))
 
 

@@ -11,6 +11,7 @@ from medvfm_jax.images import (
     Query,
     box_of,
     centre_point,
+    distance_map,
     jitter_box,
     make_prompts,
     points_in,
@@ -85,6 +86,16 @@ def semantic_target(frame: Frame, label: NDArray, lookup: NDArray) -> NDArray[np
     target = np.where(labelled > 0, np.zeros(number, np.float32).reshape(apart), np.float32(IGNORE))
     target[present] = share_of(frame, labelled, classes == present.reshape(apart))
     return target
+
+
+def instance_target(frame: Frame, label: NDArray, objects: NDArray, lookup: NDArray) -> NDArray[np.float32]:
+    """Label and object map (H, W) -> shares of the classes, then the distance map of the objects (C + 1, h, w).
+
+    The distance is the mean over a logit of ``images.distance_map``; IGNORE in all where no pixel counts.
+    """
+    classes = semantic_target(frame, label, lookup)
+    distance = to_target(frame, distance_map(objects), 0)
+    return np.concatenate([classes, np.where(classes[:1] == IGNORE, np.float32(IGNORE), distance[None])])
 
 
 def promptable_target(

@@ -5,11 +5,13 @@
 >>> server, clients, metrics = jax.jit(federation.round)(server, clients, data, participation, steps, key)
 """
 
-from medvfm_jax.federated import algorithms, codecs, lora_aggregation, personalise, robust, systems
-from medvfm_jax.federated.errors import BadFederation
-from medvfm_jax.federated.local_training import gradient_of
-from medvfm_jax.federated.personal_parts import join_personal, split_personal
-from medvfm_jax.federated.records import (
+from medvfm_jax.federated import algorithms, codecs, systems
+from medvfm_jax.federated.algorithms import personalise
+from medvfm_jax.federated.core import lora_aggregation, robust
+from medvfm_jax.federated.core.errors import BadFederation
+from medvfm_jax.federated.core.local_training import gradient_of
+from medvfm_jax.federated.core.personal_parts import join_personal, split_personal
+from medvfm_jax.federated.core.records import (
     AdaptiveClip,
     Algorithm,
     Client,
@@ -22,7 +24,7 @@ from medvfm_jax.federated.records import (
     Server,
     Shard,
 )
-from medvfm_jax.federated.rounds import make_round, name_excluded
+from medvfm_jax.federated.rounds.federation import make_round, name_excluded
 
 __all__ = [
     "AdaptiveClip",

@@ -5,16 +5,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
-
 from medvfm_jax.fetch.download import Progress as Callback
 
 PLAIN_EVERY_S = 10.0
@@ -23,10 +13,21 @@ PLAIN_EVERY_S = 10.0
 @contextmanager
 def bar(name: str) -> Iterator[Callback]:
     """Context whose value is a callback (bytes so far, bytes in all or None) that draws on stderr."""
+    from rich.console import Console  # nothing is shown of a file that is already there
+
     console = Console(stderr=True)
     if not console.is_terminal:
         yield _plain(name)
         return
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
         task = progress.add_task(name, total=None)

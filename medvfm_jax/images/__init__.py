@@ -10,6 +10,7 @@ from medvfm_jax.images.frame import (
     to_target,
 )
 from medvfm_jax.images.image import BadImage, Image
+from medvfm_jax.images.instances import distance_map, objects_from_distance
 from medvfm_jax.images.prompts import (
     BadPrompt,
     Query,
@@ -36,11 +37,13 @@ __all__ = [
     "centre_point",
     "check_query",
     "correction_click",
+    "distance_map",
     "flip_prompts",
     "frame_of",
     "from_model_points",
     "jitter_box",
     "make_prompts",
+    "objects_from_distance",
     "pile",
     "plane",
     "points_in",

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from medvfm_jax.images.image import BadImage
 from medvfm_jax.images.intensity import to_unit
-from medvfm_jax.images.sampling import Filter, matrix, resize
+from medvfm_jax.images.sampling import Filter, dense_matrix, matrix, resize
 from medvfm_jax.printable import counted
 from medvfm_jax.types import IGNORE, ModelSpec
 
@@ -185,9 +185,9 @@ def restore(frame: Frame, logits: NDArray) -> NDArray[np.float32]:
         return logits
     h, w = logits.shape[-2:]
     height, width = frame.original[-2:]
-    rows = matrix(h, height, "linear", 0.0, frame.scaled[-2] * h / frame.input_shape[-2])
-    columns = matrix(w, width, "linear", 0.0, frame.scaled[-1] * w / frame.input_shape[-1])
-    return (rows.toarray() @ logits) @ columns.toarray().T
+    rows = dense_matrix(h, height, "linear", 0.0, frame.scaled[-2] * h / frame.input_shape[-2])
+    columns = dense_matrix(w, width, "linear", 0.0, frame.scaled[-1] * w / frame.input_shape[-1])
+    return (rows @ logits) @ columns.T
 
 
 def to_model_points(frame: Frame, xy: NDArray) -> NDArray[np.float32]:

@@ -27,6 +27,26 @@ def matrix(
     size: int, out: int, filter: Filter, start: float = 0.0, length: float | None = None
 ) -> "sparse.csr_array":
     """Weights (out, size), rows summing to one; see the module for what start and length mean."""
+    from scipy import sparse  # takes a third of a second
+
+    weights, rows, columns = _entries(size, out, filter, start, length)
+    return sparse.csr_array((weights, (rows, columns)), shape=(out, size))
+
+
+def dense_matrix(
+    size: int, out: int, filter: Filter, start: float = 0.0, length: float | None = None
+) -> NDArray[np.float32]:
+    """The same weights as an array of numpy, for which scipy need not be imported."""
+    weights, rows, columns = _entries(size, out, filter, start, length)
+    dense = np.zeros((out, size), np.float32)
+    dense[rows, columns] = weights
+    return dense
+
+
+def _entries(
+    size: int, out: int, filter: Filter, start: float, length: float | None
+) -> tuple[NDArray[np.float32], NDArray, NDArray]:
+    """The weights that are not zero, row by row, with their rows and columns."""
     length = float(size) if length is None else length
     step = length / out
     low = start + step * np.arange(out)
@@ -47,11 +67,7 @@ def matrix(
     weights /= weights.sum(1, keepdims=True)
     rows = np.broadcast_to(np.arange(out)[:, None], columns.shape)
     keep = weights > 0
-    from scipy import sparse  # takes a third of a second
-
-    return sparse.csr_array(
-        (weights[keep].astype(np.float32), (rows[keep], columns[keep])), shape=(out, size)
-    )
+    return weights[keep].astype(np.float32), rows[keep], columns[keep]
 
 
 def resize(image: NDArray, height: int, width: int, filter: Filter) -> NDArray[np.float32]:

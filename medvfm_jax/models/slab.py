@@ -34,6 +34,8 @@ def slab_model(model: Model, depth: int) -> Model:
         raise NoSlab(
             f"Slabs are segmented without prompts, slice by slice, but {spec.name} {what}; use --prompt none."
         )
+    if spec.distance_map:
+        raise NoSlab(f"{spec.name} tells objects in pictures apart; a slab has none.")
     if type(depth) is not int or not 1 <= depth <= MOST_SLICES:
         raise NoSlab(f"A slab needs at least one slice and at most {MOST_SLICES}, not {depth!r:.80}.")
 

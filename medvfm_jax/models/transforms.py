@@ -10,7 +10,7 @@ from typing import Any
 
 from medvfm_jax.catalog import Catalog
 from medvfm_jax.models.model import Model
-from medvfm_jax.models.sam.prompt_free import to_semantic
+from medvfm_jax.models.sam.prompt_free import to_instances, to_semantic
 from medvfm_jax.models.slab import slab_model
 from medvfm_jax.types import MedvfmError, Params
 
@@ -30,7 +30,9 @@ class BadTransform(MedvfmError, ValueError):
 
 
 KINDS: Catalog[Callable[..., tuple[Model, Params]]] = Catalog(
-    "transform of a model", {"prompt_free": to_semantic, "slab": to_slab}, BadTransform
+    "transform of a model",
+    {"prompt_free": to_semantic, "instances": to_instances, "slab": to_slab},
+    BadTransform,
 )
 
 

@@ -15,12 +15,13 @@ from medvfm_jax.images import pile, plane, stack
 from medvfm_jax.images.geometry import slice_axis
 from medvfm_jax.images.intensity import VolumeScale
 from medvfm_jax.predict.ensemble import EnsemblePredictor
-from medvfm_jax.predict.predictor import Predictor
+from medvfm_jax.predict.predictor import Predictor, class_of_objects
 from medvfm_jax.predict.volume_prediction import OVERLAP, label_slices
 
 
 class CasePrediction(NamedTuple):
-    """labels: class indices on the case's grid; instances: object numbers as in the reference, or None."""
+    """labels: class indices on the case's grid; instances: object numbers, as in the reference where prompts
+    are made of it, or None."""
 
     labels: NDArray[np.int32]
     instances: NDArray[np.int32] | None
@@ -70,6 +71,8 @@ def predict_case(
     """
     if prompt == "none":
         if not case.image.is_volume:
+            if predictor.spec.distance_map:
+                return CasePrediction(*predictor.instances(case.image.array))
             return CasePrediction(predictor.classes(case.image.array), None)
         spec = predictor.spec
         predict = predictor.classes if spec.rank == 2 else predictor.probabilities
@@ -95,7 +98,7 @@ def predict_case(
         objects = object_map(label, numbers, wanted, how)
         map_ = _objects_in(predictor, picture, objects, config, rng)
         found.append(map_)
-        classes.append(_class_of(objects, label)[map_])
+        classes.append(class_of_objects(objects, label)[map_])
     return CasePrediction(_stacked(classes, case), _stacked(found, case) if told_apart else None)
 
 
@@ -108,17 +111,6 @@ def _objects_in(
         return np.zeros(picture.shape[:2], np.int32)
     queries = [simulate(rng, numbers, number, where[number - 1], config) for number in present]
     return predictor.label_map(picture, queries, present)
-
-
-def _class_of(numbers: NDArray, label: NDArray) -> NDArray[np.int32]:
-    """(n + 1,): class of each object number, the most frequent one among its pixels; 0 for number 0."""
-    most = int(label.max(initial=0)) + 1
-    inside = numbers > 0
-    pairs = numbers[inside].astype(np.int64) * most + np.maximum(label[inside], 0)
-    counts = np.bincount(pairs, minlength=(int(numbers.max(initial=0)) + 1) * most).reshape(-1, most)
-    classes = counts.argmax(1).astype(np.int32)
-    classes[0] = 0
-    return classes
 
 
 def _stacked(planes: list[NDArray], case: LoadedCase) -> NDArray[np.int32]:

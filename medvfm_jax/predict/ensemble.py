@@ -50,6 +50,8 @@ def check_member(run: Path, member: Member, first: Member) -> None:
     """Raise BadConfig unless the run in a folder answers the same question as the first about the same voxels."""
     if first.metadata["prompt"] != "none":
         raise BadConfig("An ensemble averages models without prompts; these runs were trained with some.")
+    if first.spec.distance_map:
+        raise BadConfig("An ensemble averages classes; these runs tell instances apart by a distance map.")
     differs = [
         what
         for what, of in (

@@ -25,6 +25,7 @@ from medvfm_jax.predict.case_prediction import predict_case
 from medvfm_jax.predict.ensemble import EnsemblePredictor, Member, check_member
 from medvfm_jax.predict.overlay_cases import write_overlays
 from medvfm_jax.predict.predictor import Predictor
+from medvfm_jax.predict.score_files import beside, refuse_foreign
 from medvfm_jax.predict.volume_prediction import resolved_overlap
 from medvfm_jax.printable import counted
 from medvfm_jax.runs import run_directory, staging
@@ -72,7 +73,7 @@ class Choice(NamedTuple):
 
 
 class Sites(NamedTuple):
-    """How a run of several sites is evaluated; ``federated.evaluate_sites`` has it.
+    """How a run of several sites is evaluated; ``federated.run.evaluate_sites`` has it.
 
     data(config, run) -> the run's own data, divided among its sites.
     choose(config, run, subject, shared) -> case -> the model that its site uses, None if all use the shared one.
@@ -87,9 +88,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Predict the cases of a split slice by slice, stack them on their own grid, score; write scores.json.
 
-    sites: for federated runs, see ``federated.evaluate_sites``, which gives them; without, every case is predicted with
-    the shared model.  Returns what was written, and where: "file". Raises MedvfmError: settings, data (all cases are
-    read before the first prediction), weights, a delta made for other weights.
+    sites: for federated runs, see ``federated.run.evaluate_sites``, which gives them; without, every case is predicted
+    with the shared model.  Returns what was written, and where: "file". Raises MedvfmError: settings, data (all cases
+    are read before the first prediction), weights, a delta made for other weights.
     """
     console = console or Console(stderr=True, highlight=False)
     profiles.get(config.profile)
@@ -102,7 +103,7 @@ def evaluate(
         console.print("warning: the files of the dataset are not those the run was trained on", markup=False)
     out = scores_path(config, source, run)
     # In a run directory the names are ours.
-    _refuse_foreign(out, config.save_predictions and config.out is not None)
+    refuse_foreign(out, config.save_predictions and config.out is not None)
     names = getattr(source.split, config.split) if config.split != "all" else sorted(source.dataset.by_id)
     cases, checked = readable(source.dataset, names, config, console)
     subject = _subject(config, run, source, console)
@@ -156,7 +157,7 @@ def score_cases(
                 f"an evaluation for {out} was killed; it is made anew", markup=False, soft_wrap=True
             )
         comparison = largest_component.Comparison(source.dataset.labels) if config.choose_largest else None
-        predictions = stage and stage / _beside(out, "predictions").name
+        predictions = stage and stage / beside(out, "predictions").name
         for case in tracked(cases, "evaluate", console):
             loaded = read_case(source.dataset, case)
             rows += _score(
@@ -168,7 +169,7 @@ def score_cases(
         if stage is not None:
             scores["predictions"] = predictions.name
             scores["overlays"] = write_overlays(
-                stage / _beside(out, "overlays").name,
+                stage / beside(out, "overlays").name,
                 source.dataset,
                 rows,
                 lambda name: reread(source.dataset, name, predictions),
@@ -202,29 +203,6 @@ def scores_path(config: EvaluateConfig, source: SplitData, run: Mapping[str, Any
         *([] if config.split == "test" else [config.split]),
     ]
     return config.run / f"{'_'.join(words)}.json"
-
-
-def _refuse_foreign(out: Path, folders_too: bool) -> None:
-    """Scores replace scores, and predictions those that belong to them; nothing else is ever overwritten."""
-    if out.exists():
-        if not _holds_scores(out):
-            raise run_directory.RunError(f"{out} exists and holds no scores; choose another --out.")
-        return
-    if staging.is_left_over(out):  # of an evaluation that was killed, and so is what it had published
-        return
-    taken = [folder for folder in (_beside(out, "predictions"), _beside(out, "overlays")) if folder.exists()]
-    if taken and folders_too:
-        raise run_directory.RunError(
-            f"{taken[0]} exists, but no {out.name} it belongs to; choose another --out or move it away."
-        )
-
-
-def _holds_scores(path: Path) -> bool:
-    try:
-        record = run_directory.read_json(path)
-    except run_directory.RunError:  # a folder, or other bytes
-        return False
-    return isinstance(record, dict) and "metric_profile" in record
 
 
 def _run_record(config: EvaluateConfig) -> dict[str, Any] | None:
@@ -323,6 +301,10 @@ def _subject(
     largest: tuple[int, ...] = ()
     if config.choose_largest and prompt != "none":
         raise BadConfig("--choose-largest is about models without prompts; this run was trained with some.")
+    if config.choose_largest and loaded.base.model.spec.distance_map:
+        raise BadConfig(
+            "--choose-largest is about classes; this run tells instances apart, which are many of a class."
+        )
     if run is not None and prompt == "none" and not config.choose_largest:
         largest = largest_component.chosen(config.run, metadata["labels"])
     name = config.model or metadata["base"]
@@ -448,12 +430,6 @@ def reread(dataset: Dataset, name: str, folder: Path) -> tuple[LoadedCase, NDArr
     indices = np.zeros(max(dataset.values) + 1, np.int32)
     indices[list(dataset.values)] = np.arange(len(dataset.values))
     return case, indices[raw]
-
-
-def _beside(out: Path, what: str) -> Path:
-    """Folder beside the scores; scores of another name than scores.json have folders of their own."""
-    stem = out.stem.removeprefix("scores").strip("_")
-    return out.parent / (f"{what}_{stem}" if stem else what)
 
 
 def _scores(

@@ -2,14 +2,13 @@
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from medvfm_jax.adapters import AdaptedModel
-from medvfm_jax.images import Query, flip_prompts, make_prompts, preprocess, restore
+from medvfm_jax.images import Query, flip_prompts, make_prompts, objects_from_distance, preprocess, restore
 from medvfm_jax.types import (
     ABSENT,
     BOX_BOTTOM_RIGHT,
@@ -20,6 +19,9 @@ from medvfm_jax.types import (
     Params,
     Prompts,
 )
+
+if TYPE_CHECKING:
+    from medvfm_jax.adapters import AdaptedModel  # imports flax
 
 _CHUNK = 8  # prompts decoded at once; fewer are padded to a power of two, so that few programs are compiled
 _NO_FLIP, _ALL_FLIPS = ((False, False),), ((False, False), (True, False), (False, True), (True, True))
@@ -43,13 +45,39 @@ def finite_logits(logits: Any, model: str) -> NDArray[np.float32]:
     return logits
 
 
+def classes_of(spec: ModelSpec) -> slice:
+    """Which channels of the logits of a prompt-free model are classes: all but a distance map."""
+    return slice(None, -1 if spec.distance_map else None)
+
+
+def told_apart(classes: NDArray, distance: NDArray) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Scores of the classes (C, H, W) and distance (H, W) -> class index and object number of each pixel, (H, W).
+
+    Of the classes within an object the most frequent one is its class; background is 0 in both.
+    """
+    labels = classes.argmax(0).astype(np.int32)
+    objects = objects_from_distance(labels > 0, distance)
+    return class_of_objects(objects, labels)[objects], objects
+
+
+def class_of_objects(objects: NDArray, labels: NDArray) -> NDArray[np.int32]:
+    """(n + 1,): class of each object number, the most frequent one among its pixels; 0 for number 0."""
+    most = int(labels.max(initial=0)) + 1
+    inside = objects > 0
+    pairs = objects[inside].astype(np.int64) * most + np.maximum(labels[inside], 0)
+    counts = np.bincount(pairs, minlength=(int(objects.max(initial=0)) + 1) * most).reshape(-1, most)
+    classes = counts.argmax(1).astype(np.int32)
+    classes[0] = 0
+    return classes
+
+
 class Predictor:
     """A model with its delta, compiled once for each number of prompts.
 
     flips: average the probabilities over the four flips (left-right, up-down) of the picture.
     """
 
-    def __init__(self, adapted: AdaptedModel, params: Params, delta: Delta, *, flips: bool = False):
+    def __init__(self, adapted: "AdaptedModel", params: Params, delta: Delta, *, flips: bool = False):
         self._spec, self._weights = adapted.spec, (params, jax.device_put(delta))
         self._encode = jax.jit(adapted.encode)
         self._decode = jax.jit(lambda *inputs: adapted.decode(*inputs).logits)
@@ -73,7 +101,12 @@ class Predictor:
 
     def classes(self, picture: NDArray) -> NDArray[np.int32]:
         """Picture (H, W, C) -> class index (H, W) of a prompt-free model."""
-        return self._summed(picture).argmax(0).astype(np.int32)
+        return self._summed(picture)[classes_of(self._spec)].argmax(0).astype(np.int32)
+
+    def instances(self, picture: NDArray) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Picture (H, W, C) -> (class index, object number) of a model with a distance map, each (H, W)."""
+        *classes, distance = self._summed(picture)
+        return told_apart(np.stack(classes), distance / len(self._flips))
 
     def probabilities(self, window: NDArray) -> NDArray[np.float32]:
         """Slab or patch (D, H, W, C) -> probability of each class (C, D, H, W)."""
@@ -87,7 +120,12 @@ class Predictor:
         for flip in self._flips:
             embedding, frame = self._embed(_flipped(picture, flip, (-2, -3)))
             logits = finite_logits(self._decode(*self._weights, embedding, None), self._spec.name)
-            total = total + _flipped(special.softmax(restore(frame, logits), axis=0), flip, (-1, -2))
+            maps = restore(frame, logits)
+            classes = classes_of(self._spec)
+            maps[classes] = special.softmax(maps[classes], axis=0)
+            if self._spec.distance_map:
+                maps[-1] = special.expit(maps[-1])
+            total = total + _flipped(maps, flip, (-1, -2))
         return total
 
     def masks(self, picture: NDArray, queries: Sequence[Query]) -> Iterator[NDArray[np.float32]]:

@@ -15,12 +15,12 @@ from medvfm_jax.images.geometry import slice_axis
 from medvfm_jax.images.intensity import VolumeScale
 from medvfm_jax.images.preparation import slices_first
 from medvfm_jax.predict.ensemble import Member, check_member, mean
-from medvfm_jax.predict.predictor import finite_logits
+from medvfm_jax.predict.predictor import class_of_objects, classes_of, finite_logits, told_apart
+from medvfm_jax.predict.ready import Ready, with_delta, without_delta
 from medvfm_jax.predict.volume_prediction import label_slices, resolved_overlap
 from medvfm_jax.printable import counted
 from medvfm_jax.runs import run_directory
 from medvfm_jax.settings.records import BadConfig
-from medvfm_jax.train.assemble import Loaded, load_adapted, load_base, spec_of, with_adapter
 from medvfm_jax.types import Delta, Params, Prediction, PromptKind, Prompts
 
 
@@ -30,12 +30,14 @@ class Segmented(NamedTuple):
     labels: class or object numbers (H, W) or (X, Y, Z) on the image's own grid, 0 for none.
     logits: (Q, M, H, W), or (C, H, W) without prompts, at the picture's own size; None for a volume without
     prompts. low_res_logits, iou: as the model gives them, (Q, M, h, w) and (Q, M).
+    classes: (n + 1,), class index of each object number, of a model that tells objects apart without prompts.
     """
 
     labels: NDArray[np.int32]
     logits: NDArray[np.float32] | None = None
     low_res_logits: NDArray[np.float32] | None = None
     iou: NDArray[np.float32] | None = None
+    classes: NDArray[np.int32] | None = None
 
 
 class Segmenter:
@@ -50,7 +52,7 @@ class Segmenter:
 
     def __init__(
         self,
-        loaded: Loaded,
+        ready: Ready,
         *,
         multimask: bool = False,
         overlap: float | None = None,
@@ -59,18 +61,17 @@ class Segmenter:
         others: Sequence["Segmenter"] = (),
     ):
         self._say, self._largest, self._others = say, largest, tuple(others)
-        self._spec, self._weights = loaded.base.model.spec, (loaded.base.params, jax.device_put(loaded.delta))
+        self._spec, self._weights = ready.spec, (ready.params, jax.device_put(ready.delta))
         self._overlap = resolved_overlap(self._spec, overlap)
-        self._trained = loaded.metadata or {}
+        self._trained, self._preparation = ready.metadata or {}, ready.preparation
         # What could not be checked about the deltas.
-        self.note = "; ".join(note for note in (loaded.note, *(other.note for other in others)) if note)
-        self._preparation = loaded.preparation
-        self._words = ["segment", *loaded.words, multimask] if loaded.words else None
+        self.note = "; ".join(note for note in (ready.note, *(other.note for other in others)) if note)
+        self._words = ["segment", *ready.words, multimask] if ready.words else None
         self._programs: dict[Any, Callable[..., Any]] = {}
         options = {"multimask": True} if multimask else {}
 
         def apply(params: Params, delta: Delta, image: Array, prompts: dict[str, Array]) -> dict[str, Array]:
-            found = loaded.adapted.apply(
+            found = ready.adapted().apply(
                 params, delta, image, Prompts(**prompts) if prompts else None, **options
             )
             present = {"logits": found.logits, "iou": found.iou}
@@ -229,7 +230,7 @@ class Segmenter:
     def _labels(self, picture: NDArray) -> NDArray[np.int32]:
         if self._others:
             return self._probabilities(picture).argmax(0).astype(np.int32)
-        return self._picture(picture, ()).labels
+        return self._picture(picture, ()).logits[classes_of(self._spec)].argmax(0).astype(np.int32)
 
     def _probabilities(self, window: NDArray) -> NDArray[np.float32]:
         """Picture (H, W, C), or slab or patch (D, H, W, C) -> probability of each class, classes first."""
@@ -248,6 +249,13 @@ class Segmenter:
         prompts = make_prompts(frame, queries)._asdict() if queries else {}
         low = self._predict(prepared, {name: value for name, value in prompts.items() if value is not None})
         logits = restore(frame, finite_logits(low.logits, self._spec.name))
+        if self._spec.distance_map:
+            from scipy import special
+
+            labels, objects = told_apart(logits[:-1], special.expit(logits[-1]))
+            return Segmented(
+                objects, logits, np.asarray(low.logits), classes=class_of_objects(objects, labels)
+            )
         if self.semantic:
             return Segmented(logits.argmax(0).astype(np.int32), logits, np.asarray(low.logits))
         iou = np.asarray(low.iou)
@@ -299,27 +307,24 @@ def load_segmenter(
     elif ensemble:
         raise BadConfig("An ensemble is made of runs: give one with --run and the others with --ensemble.")
     if delta is not None:
-        loaded = load_adapted(delta, model=model, dtype=dtype, file=weights, offline=offline, run=record)
+        ready = with_delta(delta, model=model, dtype=dtype, file=weights, offline=offline, run=record)
     elif model is None:
         raise BadConfig("Segmenting needs --run RUN, --delta FILE or --model NAME.")
     else:
-        if spec_of(model).task != "promptable":
-            raise BadConfig(f"{model} as it is gives no masks; adapt it first and give its --run.")
-        base = load_base(model, classes=2, seed=0, dtype=dtype, file=weights, offline=offline)
-        loaded = Loaded(base, with_adapter(base, None), {}, None, words=(model, dtype))
-    if multimask and loaded.base.model.spec.task != "promptable":
+        ready = without_delta(model, dtype=dtype, file=weights, offline=offline)
+    if multimask and ready.spec.task != "promptable":
         raise BadConfig(
             "This delta segments without prompts and gives one mask per class; leave out --multimask."
         )
     largest: tuple[int, ...] = ()
-    if run is not None and loaded.metadata and loaded.metadata["prompt"] == "none":
-        largest = _chosen(run, loaded.metadata)
-    first, others = Member(loaded.base.model.spec, loaded.preparation, loaded.metadata or {}), []
+    if run is not None and ready.metadata and ready.metadata["prompt"] == "none":
+        largest = _chosen(run, ready.metadata)
+    first, others = Member(ready.spec, ready.preparation, ready.metadata or {}), []
     for folder in ensemble:
         other = load_segmenter(run=folder, offline=offline, overlap=overlap, say=say)
         check_member(folder, other.member, first)
         others.append(other)
-    return Segmenter(loaded, multimask=multimask, overlap=overlap, say=say, largest=largest, others=others)
+    return Segmenter(ready, multimask=multimask, overlap=overlap, say=say, largest=largest, others=others)
 
 
 def _chosen(run: Path, metadata: Mapping[str, Any]) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from medvfm_jax.federated.site_scores import OVER_SITES, SiteScore, over_sites, site_scores, worst_site
+from medvfm_jax.federated.run.site_scores import OVER_SITES, SiteScore, over_sites, site_scores, worst_site
 from medvfm_jax.metrics.bootstrap import FEW
 from medvfm_jax.report import words
 from medvfm_jax.report.charts import Interval, Series, curves, intervals

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn, track
 
 from medvfm_jax.printable import printable
 
@@ -69,6 +68,8 @@ class ProgressDisplay:
 
     def _draw(self, end: "StepEnd") -> None:
         if self._bar is None:
+            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
             times = () if end.seconds is None else (TimeElapsedColumn(), TimeRemainingColumn())
             self._bar = Progress(
                 TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
@@ -101,6 +102,8 @@ def _smooth(before: float | None, now: float) -> float:
 def tracked(items: Sequence[_Item], title: str, console: Console) -> Iterator[_Item]:
     """The items one by one, with a bar on a terminal and about a line every ten seconds elsewhere."""
     if console.is_terminal:
+        from rich.progress import track
+
         yield from track(items, title, console=console)
         return
     start = shown = time.monotonic()

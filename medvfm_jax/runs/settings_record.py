@@ -5,8 +5,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from medvfm_jax import systems
-
 # Settings that do not change what a run computes.
 FREE_TO_CHANGE = ("resume", "out", "placement", "keep", "measure_every", "checked")
 RESOLVED = "resolved"  # what data, weights and defaults made of the settings
@@ -39,9 +37,11 @@ def contradiction(config: Mapping[str, Any]) -> str:
         asked = config.get(name, open_)
         if asked != open_ and name in resolved and resolved[name] != asked:
             return f"its {name} is {asked!r:.80} and resolved.{name} is {resolved[name]!r:.80}"
+    from medvfm_jax.systems import SYSTEMS  # imports every adapter, which reading a record need not wait for
+
     name = "adapter" if "adapter" in config else "preset"
     asked, adapter = config.get(name), resolved.get("adapter")
-    if asked in systems.SYSTEMS and isinstance(adapter, Mapping) and adapter.get("preset", asked) != asked:
+    if asked in SYSTEMS and isinstance(adapter, Mapping) and adapter.get("preset", asked) != asked:
         return f"its {name} is {asked!r} and resolved.adapter is that of {adapter['preset']!r:.80}"
     return ""
 

@@ -153,6 +153,11 @@ def adapt_base(
     options = systems.parse_assignments(config.set)
     adapter = systems.configure(name, system, base.model.spec, options, elsewhere)
     objective = config.resolved_objective(system, base.model.spec.task)
+    if (objective == "instances") != base.model.spec.distance_map:
+        raise BadConfig(
+            f"System '{name}' on model '{config.model}' gives {'a' if base.model.spec.distance_map else 'no'} distance "
+            f"map, which objective={objective} does not fit; leave out --objective."
+        )
     try:
         adapted, delta = _with_start(base, adapter, seed)
         check_ranks(adapted.adapter.config, delta)
@@ -301,7 +306,7 @@ def load_base(
     what ``weights.load`` raises.
     """
     spec_of(name)
-    options: dict[str, Any] = {"dtype": jnp.bfloat16} if dtype == "bfloat16" else {}
+    options = options_of(dtype)
     if keep != "everything":
         if "remat" not in entry_of(name).options:
             raise BadConfig(
@@ -318,6 +323,11 @@ def load_base(
     else:
         model, params = weights.load(name, file, offline=offline, **options)
     return Base(model, params, artifacts.fingerprint(params))
+
+
+def options_of(dtype: str) -> dict[str, Any]:
+    """Options of ``models.build`` for a compute dtype of the settings."""
+    return {"dtype": jnp.bfloat16} if dtype == "bfloat16" else {}
 
 
 def entry_of(name: str) -> ModelEntry:

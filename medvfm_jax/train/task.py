@@ -15,7 +15,7 @@ from medvfm_jax.losses.deep_supervision import deeply_supervised
 from medvfm_jax.losses.segmentation import Target
 from medvfm_jax.mesh_axes import CLIENTS, DATA, fully_automatic
 from medvfm_jax.train.step import LossFn
-from medvfm_jax.types import IGNORE, Batch, Delta, MedvfmError, Params, Prediction, Prompts
+from medvfm_jax.types import IGNORE, Batch, Delta, MedvfmError, ModelSpec, Params, Prediction, Prompts
 
 
 class Adapted(Protocol):
@@ -23,6 +23,7 @@ class Adapted(Protocol):
 
     apply: Callable[..., Prediction]
     decode: Callable[..., Prediction]
+    spec: ModelSpec
 
 
 class UnknownObjective(MedvfmError, ValueError):
@@ -40,12 +41,27 @@ def _squared_dice(logits: Array, target: Target, valid: Array | None = None) -> 
     return dice_ce(logits, target, valid, dice_weight=1.0, ce_weight=0.0, squared=True, smooth=1e-5)
 
 
+def _instances(prediction: Prediction, target: Array, weight: Array | None = None) -> Any:
+    """Classes as "samed"; the distance by its sum of errors over the sum of both maps (Dice), and cross-entropy."""
+    classes, distance = (
+        (prediction._replace(logits=prediction.logits[part]), target[part]) for part in (CLASSES, DISTANCE)
+    )
+    value, terms = on_prediction(_samed)(*classes, weight)
+    more, apart = on_prediction(weighted(dice=1.0, cross_entropy=1.0))(
+        distance[0]._replace(logits=distance[0].logits[None]), distance[1], weight
+    )
+    return value + more, terms | {f"distance_{name}": term for name, term in apart.items()}
+
+
+CLASSES, DISTANCE = slice(None, -1), -1  # of the logits of a model with a distance map
+
 OBJECTIVES: Catalog[Callable[..., Any]] = Catalog(
     "objective",
     {
         "medsam": on_prediction(weighted(dice=1.0, cross_entropy=1.0)),
         "samed": on_prediction(_samed),
         "sam": sam_loss,
+        "instances": _instances,
     },
     UnknownObjective,
 )
@@ -55,7 +71,8 @@ def make_loss(adapted: Adapted, objective: str, *, cached: bool = False, trainin
     """Return ``loss(params, delta, batch, key) -> (scalar, metrics)`` for a ``Batch``.
 
     objective: "medsam" (Dice + cross-entropy, 1:1), "samed" (0.8 Dice with squared denominators + 0.2
-    cross-entropy), "sam" (20 focal + Dice + IoU regression; promptable models only).
+    cross-entropy), "sam" (20 focal + Dice + IoU regression; promptable models only), "instances" ("samed" for the
+    classes, Dice + cross-entropy for the distance map; models with one).
     cached: ``batch.image`` holds embeddings (B, h, w, c) and only the decoder runs.
     training: an adapter with dropout drops, every image by a key of its own; without, ``key`` is not used.
     The scalar is the mean over prompts (promptable) or images (semantic), weighted by ``batch.weight``; the
@@ -105,6 +122,8 @@ def make_overlap(adapted: Adapted, *, cached: bool = False) -> Callable[..., dic
     def overlap(params: Params, delta: Delta, batch: Batch) -> dict[str, Array]:
         def one(image: Array, prompts: Prompts | None, target: Array, weight: Array) -> dict[str, Array]:
             logits = predict(params, delta, image, prompts).logits
+            if adapted.spec.distance_map:
+                logits, target = logits[CLASSES], target[CLASSES]
             if prompts is not None:
                 predicted, reference = logits[:, 0] > 0, target > 0.5
                 valid = (target != IGNORE) * weight[:, None, None]

@@ -16,6 +16,8 @@ from medvfm_jax.weights import registry
 from medvfm_jax.weights.fitting import port_file
 from medvfm_jax.weights.tree import collection, flatten, unflatten
 
+_WHOLE = (".pth", ".pt", ".bin", ".safetensors")  # files that hold all their arrays themselves
+
 
 def load(
     name: str, file: Path | str | None = None, *, offline: bool = False, **options: Any
@@ -52,10 +54,39 @@ def load(
     if file is None:
         with fetch.bar(name) as progress:
             file = registry.fetch(name, progress, offline=offline)
-    params = port_file(file, shapes(model_name, **{k: v for k, v in options.items() if k != "scan_blocks"}))
+    params = _ported(Path(file), model_name, {k: v for k, v in options.items() if k != "scan_blocks"})
     if options.get("scan_blocks"):
         params = catalog.stack_blocks(params, model_name)
     return model, _on_device(params)
+
+
+def kept_words(model: str, sha256: str, options: Mapping[str, Any]) -> list[Any]:
+    """Under which ``traces`` keeps the parameters that a file with this digest gives for a model."""
+    return ["converted", model, sha256, _said(options)]
+
+
+def _ported(file: Path, model: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters in a file; converted once, then memory-mapped.
+
+    They are known by the digest of the file, never by its name or time, so another file in its place is converted
+    itself.  Files that point to others (shards of safetensors, ONNX) are converted each time.
+    """
+    if file.suffix not in _WHOLE or not file.is_file():
+        return port_file(file, shapes(model, **options))
+    before = _state(file)
+    words = kept_words(model, fetch.sha256_of(file), options)
+    kept = traces.arrays(words)
+    if kept is not None:
+        return kept
+    params = port_file(file, shapes(model, **options))
+    if _state(file) == before:  # nobody wrote to it between the digest and the reading
+        traces.keep_arrays(words, params)
+    return params
+
+
+def _state(file: Path) -> tuple[int, int, int]:
+    found = file.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def shapes(name: str, **options: Any) -> dict[str, Any]:
@@ -64,8 +95,11 @@ def shapes(name: str, **options: Any) -> dict[str, Any]:
     def traced() -> dict[str, Any]:
         return jax.eval_shape(catalog.build(name, **options).init, jax.random.key(0))
 
-    said = {key: str(jnp.dtype(value)) if key == "dtype" else value for key, value in options.items()}
-    return traces.shapes(["parameters", name, said], traced)
+    return traces.shapes(["parameters", name, _said(options)], traced)
+
+
+def _said(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: str(jnp.dtype(value)) if key == "dtype" else value for key, value in options.items()}
 
 
 def _on_device(params: dict[str, Any]) -> Params:

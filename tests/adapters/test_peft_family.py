@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from medvfm_jax import weights
 from medvfm_jax.adapters import (
     BadAdapterConfig,
     NoSuchSite,
@@ -25,7 +26,6 @@ from medvfm_jax.adapters import (
     start_from_gradients,
 )
 from medvfm_jax.adapters.training_options import check_ranks, is_random, rate_of
-from medvfm_jax.models.catalog import build
 from tests.adapters.toy_vit import IMAGE, KEY, init_delta, perturbed, toy
 
 DENSE = nn.Sequential([nn.Dense(48)])
@@ -324,8 +324,7 @@ def test_dropout_drops_only_with_a_key_and_keeps_the_mean() -> None:
 
 
 def test_dropout_reaches_layers_inside_a_scan() -> None:
-    model = build("vit-tiny-test", scan_blocks=True)
-    params = model.init(KEY)
+    model, params = weights.load("vit-tiny-test", scan_blocks=True)
     adapted = adapt_model(lora(2, None, r"image_encoder/.*/attn/qkv", dropout=0.5), model)
     delta = perturbed(adapted.init(KEY, params))
     image = jax.random.normal(KEY, (32, 32, 3))

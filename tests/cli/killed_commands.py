@@ -79,7 +79,7 @@ def starting(words, folder, programs):
     running = []
 
     def start(out, *flags, quick=True, **settings):
-        options = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"} if quick else {}
+        options = {"JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(quick))}
         log = folder / f"{out.name}_{len(running)}.log"
         running.append(Command([*words(out, **settings), *flags], out, log, environment | options))
         return running[-1]

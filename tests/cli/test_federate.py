@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import medvfm_jax.cli.federate as command
-from medvfm_jax.federated.federate import FederateResult
+from medvfm_jax.federated.run.federate import FederateResult
 from medvfm_jax.runs.run_directory import read_json, read_metrics
 from medvfm_jax.settings.federate import FederateConfig
 from medvfm_jax.train import checkpoint

@@ -4,8 +4,14 @@ import pytest
 from medvfm_jax.data import PromptConfig
 from medvfm_jax.data.objects import object_map
 from medvfm_jax.data.phantoms import disc_instances
-from medvfm_jax.data.targets import EXACT, BadPromptConfig, promptable_target, semantic_target
-from medvfm_jax.images import box_of, centre_point, frame_of, from_model_points, to_target
+from medvfm_jax.data.targets import (
+    EXACT,
+    BadPromptConfig,
+    instance_target,
+    promptable_target,
+    semantic_target,
+)
+from medvfm_jax.images import box_of, centre_point, distance_map, frame_of, from_model_points, to_target
 from medvfm_jax.types import (
     ABSENT,
     BOX_BOTTOM_RIGHT,
@@ -285,3 +291,16 @@ def test_prompts_that_mean_nothing_are_refused(options):
         PromptConfig(**options)
     assert isinstance(caught.value, MedvfmError)
     assert_one_sentence(caught)
+
+
+def test_the_distance_of_a_logit_is_the_mean_over_its_pixels():
+    objects = np.zeros((64, 64), np.int32)
+    objects[8:28, 8:36], objects[8:28, 36:40] = 1, 2
+    label = (objects > 0).astype(int)
+    label[:4, :4] = IGNORE
+    frame = frame_of(SPEC, 64, 64)
+    target = instance_target(frame, label, objects, np.arange(2))
+    np.testing.assert_array_equal(target[:2], semantic_target(frame, label, np.arange(2)))
+    expected = distance_map(objects).reshape(16, 4, 16, 4).mean((1, 3))
+    expected[0, 0] = IGNORE
+    np.testing.assert_allclose(target[2], expected, rtol=1e-6)

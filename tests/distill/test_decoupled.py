@@ -4,6 +4,7 @@ import numpy as np
 import optax
 import pytest
 
+from medvfm_jax import weights
 from medvfm_jax.adapters import adapt_model, tune
 from medvfm_jax.distill import (
     DecoupledBatch,
@@ -109,8 +110,7 @@ def test_what_trains_is_the_encoder_of_a_student_without_its_statistics():
 
 
 def test_a_student_is_an_adapted_model_whose_encoder_is_its_delta():
-    model = build("sam-tiny-test")
-    params = model.init(KEY)
+    model, params = weights.load("sam-tiny-test")
     student = adapt_model(tune(r"image_encoder/(neck_0|patch_embed)/.*"), model)
     size, cells = model.spec.input_size, model.spec.embedding
     image = jax.random.normal(KEY, (1, size, size, 3))

@@ -14,10 +14,16 @@ from jax.extend.random import define_prng_impl
 from jax.flatten_util import ravel_pytree
 
 from medvfm_jax.federated import algorithms as alg
-from medvfm_jax.federated.local_training import gradient_of
-from medvfm_jax.federated.personalise import ditto, fedbn, fedper, fedrep
-from medvfm_jax.federated.records import Algorithm, Codec, Shard, Tree
-from medvfm_jax.federated.robust import coordinate_median, geometric_median, multi_krum, robust, trimmed_mean
+from medvfm_jax.federated.algorithms.personalise import ditto, fedbn, fedper, fedrep
+from medvfm_jax.federated.core.local_training import gradient_of
+from medvfm_jax.federated.core.records import Algorithm, Codec, Shard, Tree
+from medvfm_jax.federated.core.robust import (
+    coordinate_median,
+    geometric_median,
+    multi_krum,
+    robust,
+    trimmed_mean,
+)
 
 N, STEPS, BATCH, WIDTH, RANK = 8, 2, 2, 3, 2
 SGD = optax.sgd(0.05)

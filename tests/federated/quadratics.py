@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medvfm_jax.federated.records import Algorithm, Shard
-from medvfm_jax.federated.rounds import make_round
+from medvfm_jax.federated.core.records import Algorithm, Shard
+from medvfm_jax.federated.rounds.federation import make_round
 
 KEY = jax.random.key(3)
 

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from medvfm_jax import weights
 from medvfm_jax.models import BadModelOption, UnknownModel, build
 from medvfm_jax.models.sam.prompt_encoder import BadPrompts
 from medvfm_jax.types import ABSENT, PAD, Prompts
@@ -13,8 +14,7 @@ CORNERS = BOX.points[0]
 
 @pytest.fixture(scope="module")
 def tiny():
-    model = build("lite-tiny-test")
-    params = model.init(jax.random.key(0))
+    model, params = weights.load("lite-tiny-test")
     embedding = jax.random.normal(jax.random.key(1), model.spec.embedding)
     return model, params, embedding, jax.jit(model.decode, static_argnames="multimask")
 

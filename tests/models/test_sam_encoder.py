@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from medvfm_jax import weights
 from medvfm_jax.models import build, scan
 from medvfm_jax.models.sam.encoder import Attention
 from tests.adapters.jaxpr_equations import products_with
@@ -18,8 +19,8 @@ def moved(params):
 
 @pytest.fixture(scope="module")
 def tiny():
-    model = build("sam-tiny-test")
-    return model, moved(model.init(jax.random.key(0))), jax.random.uniform(jax.random.key(1), (64, 64, 3))
+    model, params = weights.load("sam-tiny-test")
+    return model, moved(params), jax.random.uniform(jax.random.key(1), (64, 64, 3))
 
 
 @pytest.mark.parametrize("adapted", [False, True])

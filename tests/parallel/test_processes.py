@@ -32,8 +32,8 @@ def words(cells, out, **settings):
 
 def start(arguments, log, devices, cache):
     environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "MEDVFM_CACHE": str(cache),
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
+        "JAX_PLATFORMS": "cpu", "MEDVFM_CACHE": str(cache),
     }  # fmt: skip
     with open(log, "w") as output:
         return subprocess.Popen(

@@ -10,9 +10,9 @@ from medvfm_jax.types import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, FOREGROUND, ModelSp
 SIZE = 16  # of the input and of the logits, so that pictures of this size are neither resized nor padded
 
 
-def plain_model(decode: Callable, task: str) -> AdaptedModel:
-    """decode(image (S, S, 3), prompts) -> logits; the embedding is the image itself."""
-    spec = ModelSpec("plain", SIZE, (SIZE, SIZE, 3), SIZE, normalise="unit", task=task)
+def plain_model(decode: Callable, task: str, **more) -> AdaptedModel:
+    """decode(image (S, S, 3), prompts) -> logits; the embedding is the image itself. more: of the spec."""
+    spec = ModelSpec("plain", SIZE, (SIZE, SIZE, 3), SIZE, normalise="unit", task=task, **more)
     return AdaptedModel(
         init=None,
         encode=lambda params, delta, image: image,

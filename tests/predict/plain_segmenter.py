@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import jax.numpy as jnp
 
+from medvfm_jax.predict.ready import ready
 from medvfm_jax.predict.segment import Segmenter
 from medvfm_jax.train.assemble import Base, Loaded
 from medvfm_jax.types import Prediction
@@ -13,13 +14,20 @@ from tests.predict.plain_models import plain_model
 
 
 def segmenter(
-    decode: Callable, task: str = "promptable", *, multimask: bool = False, prompts=("box",), **metadata
+    decode: Callable,
+    task: str = "promptable",
+    *,
+    multimask: bool = False,
+    prompts=("box",),
+    spec=None,
+    **metadata,
 ) -> Segmenter:
     """``decode(image (S, S, 3), prompts)`` gives logits, rated 0.5 each, or a Prediction; S is SIZE.
 
-    prompts: the kinds the model is said to be trained for. metadata: what its delta knows, if any.
+    prompts: the kinds the model is said to be trained for. spec: more of its facts. metadata: what its delta
+    knows, if any.
     """
-    plain = plain_model(decode, task)
+    plain = plain_model(decode, task, **(spec or {}))
     spec = replace(plain.spec, prompts=prompts)
 
     def apply(params, delta, image, prompts, **options):
@@ -30,4 +38,4 @@ def segmenter(
 
     base = Base(SimpleNamespace(spec=spec), {}, "")
     loaded = Loaded(base, plain._replace(apply=apply, spec=spec), {}, metadata or None)
-    return Segmenter(loaded, multimask=multimask)
+    return Segmenter(ready(loaded), multimask=multimask)

@@ -7,8 +7,11 @@ from PIL import Image as Pillow
 from scipy import ndimage
 
 from medvfm_jax.data import make_phantom_dataset, open_dataset, read_case
+from medvfm_jax.images import distance_map
 from medvfm_jax.images.geometry import slice_axis
+from medvfm_jax.metrics.instances import aggregated_jaccard
 from medvfm_jax.predict.case_prediction import Pictures, planes_of, predict_case
+from medvfm_jax.predict.predictor import told_apart
 from medvfm_jax.types import ModelSpec
 
 SHAPE = (11, 14, 5)
@@ -195,3 +198,23 @@ def test_a_prompt_free_model_gives_no_instances(tmp_path):
     found = predict_case(Perfect(lambda picture: case.label), dataset, case, "none", seed=0)
     np.testing.assert_array_equal(found.labels, case.label)
     assert found.instances is None
+
+
+def test_a_distance_map_tells_touching_instances_apart_without_prompts(tmp_path):
+    instances = np.zeros((40, 40), int)
+    instances[6:18, 4:18], instances[6:18, 18:34], instances[24:36, 10:30] = 1, 2, 3  # 1 and 2 touch
+    mask = np.choose(instances, [0, 1, 1, 2])
+    dataset = picture_dataset(tmp_path, mask, instances, {"background": 0, "benign": 1, "malignant": 2})
+    case = read_case(dataset, "a")
+
+    class Exact:
+        spec = ModelSpec("exact", 40, (40, 40, 3), 40, task="semantic", classes=3, distance_map=True)
+
+        def instances(self, picture):
+            shares = (case.label == np.arange(3)[:, None, None]).astype(np.float32)
+            return told_apart(shares, distance_map(case.instances))
+
+    found = predict_case(Exact(), dataset, case, "none", seed=0)
+    np.testing.assert_array_equal(found.labels, case.label)
+    assert aggregated_jaccard(case.instances, found.instances) > 0.9
+    assert found.instances.max() == 3

@@ -329,3 +329,37 @@ def test_a_window_whose_probabilities_nobody_can_hold_is_refused_before_anything
     monkeypatch.setenv("MEDVFM_MAX_IMAGE_GIB", "5e-6")
     with pytest.raises(BadConfig, match=rf"sees 2 x {SIZE} x {SIZE} voxels at once"):
         list(label_slices(spec, volume(), (), pytest.fail))
+
+
+def cells(image, prompts):
+    """Background, class and distance as logits of three channels, of which the third may not count as a class."""
+    return jnp.stack([-10 * image[..., 0], 10 * image[..., 0] - 5, 20 * image[..., 2] - 10])
+
+
+def two_cells():
+    """(SIZE, SIZE, 3) uint8: two squares that touch, class in red and distance in blue."""
+    array = np.zeros((SIZE, SIZE, 3), np.uint8)
+    array[3:11, 1:15, 0] = 255
+    array[4:10, 2:7, 2] = array[4:10, 9:14, 2] = 255
+    return array
+
+
+def test_a_distance_map_gives_numbers_of_objects_and_the_class_of_each():
+    tells_apart = {"classes": 2, "distance_map": True}
+    found = segmenter(cells, "semantic", spec=tells_apart)(picture(two_cells()))
+    assert found.classes.tolist() == [0, 1, 1]
+    np.testing.assert_array_equal(found.labels > 0, two_cells()[..., 0] > 0)
+    left, right = found.labels[4:10, 2:7], found.labels[4:10, 9:14]
+    assert left.min() == left.max() != right.min() == right.max()
+    assert found.logits.shape == (3, SIZE, SIZE)
+
+
+def test_slices_of_a_volume_get_their_classes_from_such_a_model():
+    tells_apart = {"classes": 2, "distance_map": True}
+    inside = two_cells()[:, :, :1] > 0
+    scan = np.where(inside, np.random.default_rng(0).uniform(900, 1000, (SIZE, SIZE, 3)), 10.0)[..., None]
+    scan[0, 0] = 100.0
+    image = Image(scan, (1.0, 1.0, 3.0), np.diag([1.0, 1.0, 3.0, 1.0]), "v.nii.gz")
+    found = segmenter(cells, "semantic", spec=tells_apart)(image)
+    np.testing.assert_array_equal(found.labels[3:11, 1:15].max(), 1)
+    assert set(np.unique(found.labels)) == {0, 1}

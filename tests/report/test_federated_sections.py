@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from medvfm_jax.federated.site_scores import site_scores
+from medvfm_jax.federated.run.site_scores import site_scores
 from medvfm_jax.report import RunRecord, federated_sections, page
 from medvfm_jax.report.holdings_chart import holdings_chart
 from tests.report.parsed_page import Page

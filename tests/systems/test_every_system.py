@@ -37,6 +37,7 @@ ENCODER, DECODER = frozenset({"image_encoder"}), frozenset({"mask_decoder"})
 FACTS = {
     "samed": Facts(42_700, ENCODER | DECODER | {"prompt_encoder"}),
     "med_sa": Facts(41_792, ENCODER | DECODER, merge="nonlinearity"),
+    "instances": Facts(40_608, DECODER),
     "sd_trans": Facts(42_384, ENCODER | DECODER, merge="nonlinearity"),
     "lora": Facts(1_024, ENCODER),
     "dora": Facts(1_152, ENCODER),
@@ -183,6 +184,9 @@ def test_a_stored_delta_builds_its_model_again(name: str, tmp_path) -> None:
 def test_the_transform_is_json_and_changes_shapes_alone(name: str) -> None:
     """Prompt-free on request with a promptable model, nothing otherwise, and a slab of it; works on shapes."""
     model, features = models.build("sam-tiny-test"), models.build("vit-tiny-test")
+    if name == "instances":
+        assert systems.SYSTEMS[name].transform(model.spec, "none", 3) == {"kind": "instances", "classes": 3}
+        return  # tests/models/test_semantic.py has what it makes of a model
     slab = {"kind": "slab", "depth": 5} if name == "sd_trans" else None
     change = systems.SYSTEMS[name].transform(model.spec, "none", 3)
     for given, found in (

@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 from medvfm_jax.data.check import DatasetCheck
 from medvfm_jax.data.findings import Finding
-from medvfm_jax.federated.federate import _announce as announce_federate
+from medvfm_jax.federated.run.federate import _announce as announce_federate
 from medvfm_jax.train.adaptation import _announce as announce_adapt
 
 

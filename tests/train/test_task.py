@@ -7,7 +7,7 @@ import pytest
 
 from medvfm_jax.losses import dice_ce
 from medvfm_jax.train.task import UnknownObjective, make_loss, make_overlap
-from medvfm_jax.types import IGNORE, Batch, Prediction, Prompts
+from medvfm_jax.types import IGNORE, Batch, ModelSpec, Prediction, Prompts
 
 
 def encode(params, delta, image):
@@ -25,11 +25,13 @@ def decode_classes(params, delta, embedding, prompts, multimask=False):
     return Prediction(jnp.moveaxis(embedding, -1, 0) + delta["bias"])
 
 
-def model(decode):
+def model(decode, **spec):
     def apply(params, delta, image, prompts, multimask=False):
         return decode(params, delta, encode(params, delta, image), prompts, multimask)
 
-    return SimpleNamespace(encode=encode, decode=decode, apply=apply)
+    return SimpleNamespace(
+        encode=encode, decode=decode, apply=apply, spec=ModelSpec("toy", 8, (8, 8, 3), 8, **spec)
+    )
 
 
 PARAMS = {"scale": jnp.float32(2.0)}
@@ -196,3 +198,29 @@ def test_a_volume_is_scored_as_the_picture_its_slices_make_side_by_side():
         np.testing.assert_array_equal(count, flat_counts[name])
     assert counts["reference"][0].sum() == 48
     assert counts["reference"][1].sum() == 0
+
+
+def test_a_distance_map_adds_its_error_and_is_no_class():
+    batch = semantic_batch()
+    target = np.concatenate([shares_of(batch.target)[:, :2], RNG.uniform(size=(3, 1, 8, 8))], 1)
+    target[:, 0] = 1 - target[:, 1]
+    target[:, :, 6:] = IGNORE
+    batch = batch._replace(target=target.astype(np.float32))
+    value, metrics = make_loss(model(decode_classes), "instances")(PARAMS, DELTA, batch, None)
+    each = []
+    for b in range(2):
+        logits = np.moveaxis(2 * IMAGE[b], -1, 0)[:, :6] + 0.3
+        p, t = 1 / (1 + np.exp(-logits[2])), batch.target[b, 2, :6]
+        dice = 1 - (2 * np.minimum(p, t).sum() + 1) / (p.sum() + t.sum() + 1)
+        entropy = -(t * np.log(p) + (1 - t) * np.log(1 - p)).mean()
+        each.append((dice, entropy))
+    np.testing.assert_allclose(metrics["distance_dice"], np.mean([d for d, _ in each]), rtol=1e-5)
+    np.testing.assert_allclose(metrics["distance_cross_entropy"], np.mean([e for _, e in each]), rtol=1e-5)
+    terms = {name: float(metrics[name]) for name in ("dice", "cross_entropy")}
+    expected = 0.8 * terms["dice"] + 0.2 * terms["cross_entropy"] + np.sum(np.mean(each, 0))
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+
+    with_map = model(decode_classes, task="semantic", classes=2, distance_map=True)
+    counts = make_overlap(with_map)(PARAMS, DELTA, batch)
+    assert counts["predicted"].shape == (3, 2)
+    assert float(counts["predicted"][0, 1]) == (IMAGE[0, :6, :, 1] > IMAGE[0, :6, :, 0]).sum()

@@ -1,10 +1,13 @@
+import importlib
+import os
+
 import jax
 import numpy as np
 import pytest
 
 from medvfm_jax.models import catalog
 from medvfm_jax.weights import artifacts, export, load, registry, safetensors_files
-from medvfm_jax.weights.fitting import fitting_models
+from medvfm_jax.weights.fitting import fitting_models, port_file
 from medvfm_jax.weights.port import PortError, PortTable, Row, to_jax
 from medvfm_jax.weights.torch_opcodes import BadCheckpoint, UnsafeCheckpoint
 from medvfm_jax.weights.tree import flatten
@@ -58,6 +61,30 @@ def test_models_without_weights_start_from_a_fixed_seed(name, monkeypatch):
     first, second = load(name, **small)[1], load(name, **small)[1]
     assert artifacts.fingerprint(first) == artifacts.fingerprint(second)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(first))
+
+
+def test_a_file_is_converted_once_and_known_by_its_content(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDVFM_CACHE", str(tmp_path / "cache"))
+    module = importlib.import_module("medvfm_jax.weights.load")
+    converted = []
+
+    def counted(file, *rest):
+        converted.append(file)
+        return port_file(file, *rest)
+
+    monkeypatch.setattr(module, "port_file", counted)
+    params, file = random_params("lite-tiny-test"), tmp_path / "a.safetensors"
+    export.save_torch(file, params, {})
+    before = file.stat()
+    for _ in range(2):
+        assert same(load("lite-tiny-test", file)[1], params)
+    assert len(converted) == 1
+    other = jax.tree.map(lambda a: a + 1, params)
+    export.save_torch(file, other, {})
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))  # same name, size and time
+    assert file.stat().st_size == before.st_size
+    assert same(load("lite-tiny-test", file)[1], other)
+    assert len(converted) == 2
 
 
 def test_unknown_names(tmp_path):

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from medvfm_jax.federated.kept_optimizer import KeptOptimizer, KeptState, without_optimizer
-from medvfm_jax.federated.local_training import (
+from medvfm_jax.federated.core.kept_optimizer import KeptOptimizer, KeptState, without_optimizer
+from medvfm_jax.federated.core.local_training import (
     Gradient,
     Observed,
     Optimizer,
@@ -22,9 +22,15 @@ from medvfm_jax.federated.local_training import (
     report,
     unchanged,
 )
-from medvfm_jax.federated.personal_parts import NOTHING, Chosen, join_personal, split_like, split_personal
-from medvfm_jax.federated.records import Algorithm, Cohort, Report, Server, Shard, Tree
-from medvfm_jax.federated.tree_math import add, scale, subtract
+from medvfm_jax.federated.core.personal_parts import (
+    NOTHING,
+    Chosen,
+    join_personal,
+    split_like,
+    split_personal,
+)
+from medvfm_jax.federated.core.records import Algorithm, Cohort, Report, Server, Shard, Tree
+from medvfm_jax.federated.core.tree_math import add, scale, subtract
 
 
 def fedavg(gradient: Gradient, optimizer: Optimizer, server_rate: float = 1.0) -> Algorithm:

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from medvfm_jax.federated.local_training import Gradient, Optimizer, local_steps, report, with_term
-from medvfm_jax.federated.records import Algorithm, Cohort, Report, Server, Shard, Tree
-from medvfm_jax.federated.tree_math import add, subtract
+from medvfm_jax.federated.core.local_training import Gradient, Optimizer, local_steps, report, with_term
+from medvfm_jax.federated.core.records import Algorithm, Cohort, Report, Server, Shard, Tree
+from medvfm_jax.federated.core.tree_math import add, subtract
 
 Features = Callable[[Tree, Tree], Array]  # (delta, batch) -> (batch, d)
 

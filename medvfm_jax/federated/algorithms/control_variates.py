@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from medvfm_jax.federated.local_training import Gradient, local_steps, rate_of, report
-from medvfm_jax.federated.records import Algorithm, Cohort, Report, Server, Shard, Tree
-from medvfm_jax.federated.tree_math import add, scale, subtract, zeros_like
+from medvfm_jax.federated.core.local_training import Gradient, local_steps, rate_of, report
+from medvfm_jax.federated.core.records import Algorithm, Cohort, Report, Server, Shard, Tree
+from medvfm_jax.federated.core.tree_math import add, scale, subtract, zeros_like
 
 
 def scaffold(gradient: Gradient, learning_rate: float, server_rate: float = 1.0) -> Algorithm:

@@ -2,9 +2,9 @@
 
 from jax import Array
 
-from medvfm_jax.federated.local_training import Gradient, Optimizer, local_steps, report
-from medvfm_jax.federated.records import Algorithm, Cohort, Report, Server, Shard, Tree
-from medvfm_jax.federated.tree_math import add, scale, subtract, zeros_like
+from medvfm_jax.federated.core.local_training import Gradient, Optimizer, local_steps, report
+from medvfm_jax.federated.core.records import Algorithm, Cohort, Report, Server, Shard, Tree
+from medvfm_jax.federated.core.tree_math import add, scale, subtract, zeros_like
 
 
 def feddyn(gradient: Gradient, optimizer: Optimizer, alpha: float = 0.1) -> Algorithm:

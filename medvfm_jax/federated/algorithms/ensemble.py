@@ -8,9 +8,9 @@ import optax
 from jax import Array
 
 from medvfm_jax.federated.algorithms.averaging import fedavg
-from medvfm_jax.federated.local_training import Gradient, Optimizer
-from medvfm_jax.federated.records import Algorithm, Cohort, Server, Tree
-from medvfm_jax.federated.tree_math import add
+from medvfm_jax.federated.core.local_training import Gradient, Optimizer
+from medvfm_jax.federated.core.records import Algorithm, Cohort, Server, Tree
+from medvfm_jax.federated.core.tree_math import add
 
 Logits = Callable[[Tree, Tree], Array]  # (delta, batch) -> (..., classes)
 

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from medvfm_jax.federated.local_training import Gradient, local_steps, observed, rate_of, report
-from medvfm_jax.federated.records import Algorithm, Cohort, Report, Server, Shard, Tree
-from medvfm_jax.federated.tree_math import scale, subtract
+from medvfm_jax.federated.core.local_training import Gradient, local_steps, observed, rate_of, report
+from medvfm_jax.federated.core.records import Algorithm, Cohort, Report, Server, Shard, Tree
+from medvfm_jax.federated.core.tree_math import scale, subtract
 
 _SMALLEST_LOSS = 1e-10  # F^(q-1) of a client that has nothing left to learn
 

@@ -3,8 +3,8 @@
 import optax
 
 from medvfm_jax.federated.algorithms.averaging import averaging
-from medvfm_jax.federated.local_training import Gradient, Optimizer
-from medvfm_jax.federated.records import Algorithm
+from medvfm_jax.federated.core.local_training import Gradient, Optimizer
+from medvfm_jax.federated.core.records import Algorithm
 
 
 def independent(gradient: Gradient, optimizer: Optimizer) -> Algorithm:

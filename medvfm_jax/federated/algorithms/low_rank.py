@@ -12,8 +12,8 @@ import optax
 from jax import Array
 
 from medvfm_jax.federated.algorithms.averaging import averaging
-from medvfm_jax.federated.local_training import Gradient, Optimizer, local_steps, report, with_term
-from medvfm_jax.federated.lora_aggregation import (
+from medvfm_jax.federated.core.local_training import Gradient, Optimizer, local_steps, report, with_term
+from medvfm_jax.federated.core.lora_aggregation import (
     Factors,
     aggregation_error,
     factors_of,
@@ -23,9 +23,9 @@ from medvfm_jax.federated.lora_aggregation import (
     product_norm,
     replace_factors,
 )
-from medvfm_jax.federated.personal_parts import join_personal, split_personal
-from medvfm_jax.federated.records import Algorithm, Report, Server, Shard, Tree
-from medvfm_jax.federated.tree_math import add, select, zeros_like
+from medvfm_jax.federated.core.personal_parts import join_personal, split_personal
+from medvfm_jax.federated.core.records import Algorithm, Report, Server, Shard, Tree
+from medvfm_jax.federated.core.tree_math import add, select, zeros_like
 
 
 def fedit(gradient: Gradient, optimizer: Optimizer) -> Algorithm:

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from medvfm_jax.federated.algorithms.low_rank import RankState, client_ranks, restrict
-from medvfm_jax.federated.local_training import Gradient, Optimizer, local_steps, report, unchanged
-from medvfm_jax.federated.lora_aggregation import (
+from medvfm_jax.federated.core.local_training import Gradient, Optimizer, local_steps, report, unchanged
+from medvfm_jax.federated.core.lora_aggregation import (
     Factors,
     aggregation_error,
     factors_of,
@@ -28,7 +28,7 @@ from medvfm_jax.federated.lora_aggregation import (
     stack,
     truncate,
 )
-from medvfm_jax.federated.records import Algorithm, Cohort, Report, Server, Shard, Tree
+from medvfm_jax.federated.core.records import Algorithm, Cohort, Report, Server, Shard, Tree
 
 
 class BaseChange(NamedTuple):

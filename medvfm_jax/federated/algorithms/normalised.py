@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from medvfm_jax.federated.local_training import Gradient, local_steps, report
-from medvfm_jax.federated.records import Algorithm, Cohort, Report, Server, Shard, Tree
-from medvfm_jax.federated.tree_math import add, scale, subtract
+from medvfm_jax.federated.core.local_training import Gradient, local_steps, report
+from medvfm_jax.federated.core.records import Algorithm, Cohort, Report, Server, Shard, Tree
+from medvfm_jax.federated.core.tree_math import add, scale, subtract
 
 
 def fednova(gradient: Gradient, learning_rate: float, momentum: float = 0.0, mu: float = 0.0) -> Algorithm:

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import optax
 
 from medvfm_jax.federated.algorithms.averaging import fedopt
-from medvfm_jax.federated.local_training import Gradient, Optimizer
-from medvfm_jax.federated.records import Algorithm, Tree
-from medvfm_jax.federated.tree_math import zeros_like
+from medvfm_jax.federated.core.local_training import Gradient, Optimizer
+from medvfm_jax.federated.core.records import Algorithm, Tree
+from medvfm_jax.federated.core.tree_math import zeros_like
 
 Rule = Literal["adagrad", "yogi", "adam"]
 _DIVIDED = "divides it by its own running size, so that the step is as long with noise alone"

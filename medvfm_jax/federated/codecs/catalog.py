@@ -18,7 +18,7 @@ from medvfm_jax.federated.codecs.quantise import int4, int8, natural, qsgd, unif
 from medvfm_jax.federated.codecs.rotation import block_size, rotated
 from medvfm_jax.federated.codecs.sketch import count_sketch
 from medvfm_jax.federated.codecs.sparse import kept, rand_k, top_k
-from medvfm_jax.federated.records import Codec, Tree
+from medvfm_jax.federated.core.records import Codec, Tree
 
 
 class Guarantee(NamedTuple):

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from medvfm_jax.federated.records import Codec, Tree
+from medvfm_jax.federated.core.records import Codec, Tree
 from medvfm_jax.types import MedvfmError
 
 

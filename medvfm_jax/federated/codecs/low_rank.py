@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from medvfm_jax.federated.codecs.compose import as_leaf, map_alike, require, split_keys
-from medvfm_jax.federated.records import Codec, Tree
+from medvfm_jax.federated.core.records import Codec, Tree
 
 
 class Factors(NamedTuple):

@@ -15,7 +15,7 @@ from medvfm_jax.federated.codecs.rotation import (
     unrotate,
 )
 from medvfm_jax.federated.codecs.wire import Codes
-from medvfm_jax.federated.records import Codec
+from medvfm_jax.federated.core.records import Codec
 
 _SMALLEST_BLOCK = 64  # below it, two Hadamard rotations are too few signs to act as a uniform rotation
 

@@ -11,7 +11,7 @@ from jax import Array
 
 from medvfm_jax.federated.codecs.compose import leafwise, require
 from medvfm_jax.federated.codecs.wire import Codes, code_dtype
-from medvfm_jax.federated.records import Codec
+from medvfm_jax.federated.core.records import Codec
 
 _MANTISSA = 23  # bits of a float32 that its exponent stands above
 

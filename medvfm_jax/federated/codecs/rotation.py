@@ -13,7 +13,7 @@ from jax import Array
 
 from medvfm_jax.federated.codecs.compose import require, seeded
 from medvfm_jax.federated.codecs.quantise import Uniform, dequantise_rows, quantise_rows
-from medvfm_jax.federated.records import Codec
+from medvfm_jax.federated.core.records import Codec
 
 _FACTOR = 64  # H of 4096 is two products with H of 64: few large steps instead of twelve small ones
 _LARGEST_BLOCK = 4096

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from medvfm_jax.federated.codecs.compose import flattened, require, seeded
-from medvfm_jax.federated.records import Codec
+from medvfm_jax.federated.core.records import Codec
 
 
 def count_sketch(rows: int, columns: int, seed: int | None = None) -> Codec:

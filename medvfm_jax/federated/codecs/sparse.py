@@ -9,7 +9,7 @@ from jax import Array
 
 from medvfm_jax.federated.codecs.compose import leafwise, require, seeded
 from medvfm_jax.federated.codecs.wire import Codes, code_dtype, index_width
-from medvfm_jax.federated.records import Codec
+from medvfm_jax.federated.core.records import Codec
 
 
 class Sparse(NamedTuple):

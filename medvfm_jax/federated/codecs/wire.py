@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from jax import Array
 
-from medvfm_jax.federated.records import Codec, Tree
+from medvfm_jax.federated.core.records import Codec, Tree
 from medvfm_jax.types import MedvfmError
 
 _CHUNK = 2**16  # codes expanded to bits at a time; a multiple of 8, so that every chunk is whole bytes

@@ -11,14 +11,14 @@ from jax.extend.core import Jaxpr, Var
 
 from medvfm_jax.federated.codecs.compose import identity
 from medvfm_jax.federated.codecs.wire import message_shapes
-from medvfm_jax.federated.errors import BadFederation
+from medvfm_jax.federated.core.errors import BadFederation
+from medvfm_jax.federated.core.personal_parts import leaf_name
+from medvfm_jax.federated.core.records import Algorithm, Client, Codec, Report, Server, Shard, Tree
 from medvfm_jax.federated.network.layouts import digest, layout
 from medvfm_jax.federated.network.messages import VERSION
 from medvfm_jax.federated.network.secure_messages import SecureShapes, secure_shapes
-from medvfm_jax.federated.personal_parts import leaf_name
 from medvfm_jax.federated.privacy.client_level import draws_private_noise
-from medvfm_jax.federated.records import Algorithm, Client, Codec, Report, Server, Shard, Tree
-from medvfm_jax.federated.secure_reduction import SecureSum, check_summable
+from medvfm_jax.federated.secure.secure_sum import SecureSum, check_summable
 
 KEY_IMPLEMENTATION = "threefry2x32"  # named on both sides: a node may have another default
 

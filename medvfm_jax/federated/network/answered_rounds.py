@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from medvfm_jax import json_text
-from medvfm_jax.federated.errors import BadFederation
+from medvfm_jax.federated.core.errors import BadFederation
 from medvfm_jax.federated.network.secure_messages import RoundSpent
 from medvfm_jax.images.writing import write_atomically
 

@@ -6,7 +6,6 @@ round, and the numbers agree for the same seeds.
 """
 
 import math
-import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -19,27 +18,26 @@ import numpy as np
 from jax import Array
 
 from medvfm_jax.federated.codecs.wire import message_bits
-from medvfm_jax.federated.errors import BadFederation
+from medvfm_jax.federated.core.errors import BadFederation
+from medvfm_jax.federated.core.records import Algorithm, Client, Metrics, Privacy, Report, Server, Shard, Tree
+from medvfm_jax.federated.core.tree_math import all_finite
 from medvfm_jax.federated.network.agreement import (
     KEY_IMPLEMENTATION,
     Agreement,
     Contract,
     Download,
-    Upload,
     contract,
     first_server,
     named_leaves,
 )
-from medvfm_jax.federated.network.layouts import layout, payload_bytes, read_payload, write_payload
-from medvfm_jax.federated.network.messages import SITE_NAME, BadMessage, Header, decode, encode, expect
-from medvfm_jax.federated.network.secure_messages import RoundSpent
+from medvfm_jax.federated.network.layouts import layout, read_payload, write_payload
+from medvfm_jax.federated.network.messages import BadMessage, Header, decode, encode, expect
+from medvfm_jax.federated.network.replies import check_not_failed, check_reply, open_upload_of
 from medvfm_jax.federated.network.secure_round import Exchange, Opened, SecureServer
-from medvfm_jax.federated.network.site import REASONS
 from medvfm_jax.federated.network.storage import read_message, write_message
-from medvfm_jax.federated.records import Algorithm, Client, Metrics, Privacy, Report, Server, Shard, Tree
-from medvfm_jax.federated.rounds import make_round, name_excluded
-from medvfm_jax.federated.secure_reduction import SecureSum, secure_cohort
-from medvfm_jax.federated.tree_math import all_finite
+from medvfm_jax.federated.network.trust import check_secure, check_sites, largest_weights
+from medvfm_jax.federated.rounds.federation import make_round, name_excluded
+from medvfm_jax.federated.secure.secure_sum import SecureSum, secure_cohort
 
 _KEPT = 2  # checkpoints
 
@@ -133,19 +131,19 @@ def make_coordinator(
     Raises BadFederation for parts that do not fit together, and for trust that was not asked for: neither
     declared samples nor ``largest_weight``, no ``nodes``.
     """
-    largest = _largest_weights(agreement, sites, largest_weight)
+    largest = largest_weights(agreement, sites, largest_weight)
     sites = tuple(sites)
-    _check_sites(sites, nodes)
+    check_sites(sites, nodes)
     if not 1 <= fewest <= len(sites):
         raise BadFederation(f"fewest is {fewest}, expected 1 to {len(sites)}, the number of sites.")
     shapes = contract(agreement)
     federation = make_round(_of_arrived(agreement.algorithm), privacy=privacy, backend="loop")
     simulated = jax.jit(federation.round)
-    open_upload = partial(_open_upload, shapes, _decoder(agreement, shapes), largest)
+    open_upload = partial(open_upload_of, shapes, _decoder(agreement, shapes), largest)
     bits = message_bits(shapes.upload.message)
     aggregate = jax.jit(partial(_aggregate_sum, agreement.algorithm, agreement.secure))
     if agreement.secure is not None:
-        _check_secure(agreement.secure, len(sites), privacy)
+        check_secure(agreement.secure, len(sites), privacy)
 
     def header(progress: Progress, kind: str, **fields: object) -> Header:
         return Header(kind, shapes.federation, progress.run, int(progress.server.round), **fields)
@@ -166,7 +164,7 @@ def make_coordinator(
 
     def admit(progress: Progress, node: int, reply: bytes) -> str:
         found = decode(reply, 0).header
-        _check_not_failed(found, node)
+        check_not_failed(found, node)
         expect(found, federation=shapes.federation, kind="here", run=progress.run, node=node)
         if found.site not in sites:
             raise BadMessage(f"The site '{found.site}' is not on the list of this run.")
@@ -263,7 +261,7 @@ def make_coordinator(
             who = {"node": node_of[row], "site": sites[row], "client": row}
             return header(progress, kind, **who, accepted=int(progress.accepted[row]))
 
-        server = SecureServer(agreement.secure, shapes.secure, node_of, head, _check_reply, exchange, seconds)
+        server = SecureServer(agreement.secure, shapes.secure, node_of, head, check_reply, exchange, seconds)
         leaves = leaves_of(progress)
         downloads = {row: Download(leaves, key_of(progress, row)) for row in node_of}
         opened = server.round(downloads, shapes.report.upload)
@@ -341,62 +339,6 @@ def random_key() -> Array:
     return jax.random.wrap_key_data(np.frombuffer(secrets.token_bytes(8), np.uint32), impl=KEY_IMPLEMENTATION)
 
 
-def _largest_weights(
-    agreement: Agreement, sites: Sequence[str] | Mapping[str, float], largest_weight: float | None
-) -> dict[str, float]:
-    """{site: the largest weight it may claim}; raises BadFederation if nobody has said."""
-    if largest_weight is not None:
-        if not largest_weight > 0:
-            raise BadFederation(f"largest_weight is {largest_weight}, expected a positive number.")
-        return dict.fromkeys(sites, float(largest_weight))
-    if agreement.algorithm.weights == "equal":
-        return dict.fromkeys(sites, 1.0)
-    if not isinstance(sites, Mapping):
-        raise BadFederation(
-            "Nobody has said how much a site may count: give sites as {name: number of samples it declared}, or "
-            "largest_weight."
-        )
-    for site, samples in sites.items():
-        if not 0 < samples < math.inf:
-            raise BadFederation(f"Site '{site}' declared {samples} samples, expected a positive number.")
-    return {site: float(samples) for site, samples in sites.items()}
-
-
-def _check_sites(sites: Sequence[str], nodes: Mapping[str, int] | str | None) -> None:
-    """Raise BadFederation for names that cannot be sent, and unless every name belongs to one node of its own."""
-    if not sites or len(set(sites)) < len(sites):
-        raise BadFederation("Every site needs a name of its own, and there must be at least one.")
-    for site in sites:
-        if not re.fullmatch(SITE_NAME, site, re.ASCII):
-            raise BadFederation(
-                f"A site cannot be named '{site:.80}'; give 1 to 64 letters, digits, '.', '_' and '-', a letter or "
-                "digit first."
-            )
-    if nodes == "first_come":
-        return
-    if not isinstance(nodes, Mapping):
-        raise BadFederation(
-            "Nobody has said which node speaks for which site: give nodes as {name: number of its node}, or "
-            '"first_come" to believe whoever says a name first.'
-        )
-    without = [site for site in sites if site not in nodes]
-    if without or len(set(nodes.values())) < len(nodes):
-        what = f"no node is given for '{without[0]}'" if without else "two sites have the same node"
-        raise BadFederation(f"Every site needs a node of its own: {what}.")
-
-
-def _check_secure(secure: SecureSum, sites: int, privacy: Privacy | None) -> None:
-    if secure.clients != sites:
-        raise BadFederation(
-            f"Secure aggregation was set up for {secure.clients} sites and there are {sites}."
-        )
-    if privacy is not None:
-        raise BadFederation(
-            "With secure aggregation the sites add the noise: give the agreement "
-            "secure_reduction.distributed_noise, and no privacy here."
-        )
-
-
 def _aggregate_sum(
     algorithm: Algorithm, secure: SecureSum | None, server: Server, mean: Tree, answered: Array, key: Array
 ) -> Server:
@@ -437,42 +379,6 @@ def _stacked(shapes: Contract, reports: Mapping[int, Report], clients: int) -> S
 
 def _decoder(agreement: Agreement, shapes: Contract) -> Callable[[Tree], Tree]:
     return jax.jit(lambda message: agreement.codec.decode(message, shapes.report.upload))
-
-
-def _open_upload(
-    shapes: Contract,
-    decoded: Callable[[Tree], Tree],
-    largest: Mapping[str, float],
-    reply: bytes | str,
-    wanted: Header,
-) -> Report:
-    """A site's reply -> its report, or BadMessage with the reason why it cannot be used."""
-    if isinstance(reply, str):
-        raise BadMessage(reply)
-    message = decode(reply, payload_bytes(shapes.upload))
-    found = message.header
-    _check_reply(found, wanted)
-    upload: Upload = read_payload(message.payload, found.layout, shapes.upload)
-    if not 0 <= float(upload.weight) <= largest[wanted.site]:
-        raise BadMessage(
-            f"The site claims the weight {float(upload.weight):g}; 0 to {largest[wanted.site]:g} is possible."
-        )
-    return Report(jax.device_get(decoded(upload.message)), upload.weight, upload.loss, upload.public)
-
-
-def _check_reply(found: Header, wanted: Header) -> None:
-    """Raise BadMessage for a failure, and unless the reply is of the site, round and kind that were asked for."""
-    _check_not_failed(found, wanted.node)
-    fields = ("federation", "run", "round", "node", "site", "client", "kind")
-    expect(found, **{field: getattr(wanted, field) for field in fields})
-
-
-def _check_not_failed(found: Header, node: int) -> None:
-    """A site that failed may not have read of which run and round it was asked, so only its node is compared."""
-    if found.kind == "failed":
-        expect(found, node=node)
-        kind = RoundSpent if found.reason == "spent" else BadMessage
-        raise kind(f"The site reports: {REASONS.get(found.reason, 'an unknown reason')}.")
 
 
 def _key(data: np.ndarray) -> Array:

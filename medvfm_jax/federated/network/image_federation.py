@@ -19,20 +19,20 @@ from jax import Array
 
 from medvfm_jax import local_paths, systems
 from medvfm_jax.data import Dataset, PromptConfig, make_loader
-from medvfm_jax.federated import algorithm_catalog
+from medvfm_jax.federated.algorithms import catalog as algorithm_catalog
 from medvfm_jax.federated.codecs import make_codec
-from medvfm_jax.federated.errors import BadFederation
-from medvfm_jax.federated.feedback import error_feedback
-from medvfm_jax.federated.kept_optimizer import kept
-from medvfm_jax.federated.local_training import gradient_of
+from medvfm_jax.federated.codecs.feedback import error_feedback
+from medvfm_jax.federated.core.errors import BadFederation
+from medvfm_jax.federated.core.kept_optimizer import kept
+from medvfm_jax.federated.core.local_training import gradient_of
+from medvfm_jax.federated.core.personal_parts import join_personal
+from medvfm_jax.federated.core.records import Algorithm, Privacy, Shard, Tree
 from medvfm_jax.federated.network.agreement import Agreement, contract
 from medvfm_jax.federated.network.coordinator import Progress
 from medvfm_jax.federated.network.site import Site
-from medvfm_jax.federated.personal_parts import join_personal
 from medvfm_jax.federated.privacy import Guarantee
 from medvfm_jax.federated.privacy.discrete_accounting import account_discrete, discrete_with_epsilon
-from medvfm_jax.federated.records import Algorithm, Privacy, Shard, Tree
-from medvfm_jax.federated.secure_reduction import SecureSum, distributed_noise, fixed_point
+from medvfm_jax.federated.secure.secure_sum import SecureSum, distributed_noise, fixed_point
 from medvfm_jax.settings.groups import ModelConfig, TrainingConfig
 from medvfm_jax.train.assemble import Assembled, Base, assemble
 from medvfm_jax.train.optimizer import make_optimizer

@@ -12,10 +12,10 @@ import jax
 import numpy as np
 
 from medvfm_jax.federated.codecs.wire import Codes, Known, message_bits, pack, unpack
-from medvfm_jax.federated.errors import BadFederation
+from medvfm_jax.federated.core.errors import BadFederation
+from medvfm_jax.federated.core.personal_parts import leaf_name
+from medvfm_jax.federated.core.records import Tree
 from medvfm_jax.federated.network.messages import BadMessage
-from medvfm_jax.federated.personal_parts import leaf_name
-from medvfm_jax.federated.records import Tree
 
 
 def layout(tree: Tree) -> list[list[Any]]:

@@ -14,7 +14,7 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from medvfm_jax.federated.errors import BadFederation
+from medvfm_jax.federated.core.errors import BadFederation
 
 VERSION = 1
 HEADER_LIMIT = 2**20  # bytes; a layout of a thousand leaves takes about a tenth

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from medvfm_jax.federated.core.records import Tree
 from medvfm_jax.federated.network.messages import BadMessage
 from medvfm_jax.federated.network.secure_protocol import SEALED, SECRET, SHARE
-from medvfm_jax.federated.records import Tree
-from medvfm_jax.federated.secure_reduction import SecureSum
+from medvfm_jax.federated.secure.secure_sum import SecureSum
 
 JOIN, KEYS, DEAL, DEALT, REVEAL, REVEALED = "join", "keys", "deal", "dealt", "reveal", "revealed"
 STAGES = ("keys shown", "shares dealt", "update sent", "shares revealed")

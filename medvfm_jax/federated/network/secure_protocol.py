@@ -24,9 +24,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from medvfm_jax.federated.errors import BadFederation
+from medvfm_jax.federated.core.errors import BadFederation
 from medvfm_jax.federated.network.messages import BadMessage
-from medvfm_jax.federated.secret_sharing import reconstruct, share
+from medvfm_jax.federated.secure.secret_sharing import reconstruct, share
 
 PRIME = 2**521 - 1  # a Mersenne prime above every 256-bit secret
 SECRET, SHARE = 32, 66  # bytes

@@ -11,14 +11,14 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from medvfm_jax.federated.core.records import Tree
 from medvfm_jax.federated.network import secure_messages as messages
 from medvfm_jax.federated.network import secure_protocol as protocol
 from medvfm_jax.federated.network.layouts import layout, payload_bytes, read_payload, write_payload
 from medvfm_jax.federated.network.messages import BadMessage, Header, decode, encode
 from medvfm_jax.federated.network.secure_messages import SecureShapes
 from medvfm_jax.federated.network.secure_site import rotation_key
-from medvfm_jax.federated.records import Tree
-from medvfm_jax.federated.secure_reduction import SecureSum
+from medvfm_jax.federated.secure.secure_sum import SecureSum
 from medvfm_jax.types import MedvfmError
 
 Exchange = Callable[[Mapping[int, bytes], float], Mapping[int, bytes | str]]

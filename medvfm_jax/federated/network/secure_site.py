@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from medvfm_jax.federated.core.records import Report, Tree
 from medvfm_jax.federated.network import secure_messages as messages
 from medvfm_jax.federated.network import secure_protocol as protocol
 from medvfm_jax.federated.network.agreement import KEY_IMPLEMENTATION
@@ -23,8 +24,7 @@ from medvfm_jax.federated.network.layouts import layout, payload_bytes, read_pay
 from medvfm_jax.federated.network.messages import BadMessage, Header, Message, encode, expect
 from medvfm_jax.federated.network.secure_messages import Kept, SecureShapes
 from medvfm_jax.federated.network.storage import read_message, write_message
-from medvfm_jax.federated.records import Report, Tree
-from medvfm_jax.federated.secure_reduction import SecureSum
+from medvfm_jax.federated.secure.secure_sum import SecureSum
 
 ASKED = (messages.JOIN, messages.DEAL, "work", messages.REVEAL)
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from jax import Array
 
 from medvfm_jax import local_paths
-from medvfm_jax.federated.errors import BadFederation
+from medvfm_jax.federated.core.errors import BadFederation
 from medvfm_jax.federated.network.coordinator import Coordinator, Progress, RoundRecord, random_key
 from medvfm_jax.federated.network.messages import BadMessage
 from medvfm_jax.runs.run_directory import append_metrics

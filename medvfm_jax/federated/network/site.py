@@ -24,7 +24,9 @@ import numpy as np
 import optax
 from jax import Array
 
-from medvfm_jax.federated.errors import BadFederation
+from medvfm_jax.federated.core.errors import BadFederation
+from medvfm_jax.federated.core.records import Client, Report, Server, Shard
+from medvfm_jax.federated.core.tree_math import all_finite
 from medvfm_jax.federated.network import answered_rounds
 from medvfm_jax.federated.network.agreement import (
     KEY_IMPLEMENTATION,
@@ -42,9 +44,7 @@ from medvfm_jax.federated.network.secure_messages import RoundSpent
 from medvfm_jax.federated.network.secure_site import OutOfRange, SecureSite
 from medvfm_jax.federated.network.storage import read_message, write_message
 from medvfm_jax.federated.privacy.secret_randomness import Secret, secret_in
-from medvfm_jax.federated.records import Client, Report, Server, Shard
-from medvfm_jax.federated.rounds import client_work
-from medvfm_jax.federated.tree_math import all_finite
+from medvfm_jax.federated.rounds.federation import client_work
 from medvfm_jax.types import MedvfmError
 
 _LOG = logging.getLogger(__name__)

@@ -16,9 +16,9 @@ from typing import Any, Literal, NamedTuple
 
 from scipy import optimize
 
+from medvfm_jax.federated.core.records import Privacy
 from medvfm_jax.federated.privacy.errors import BadPrivacy
 from medvfm_jax.federated.privacy.gaussian import gaussian_epsilon
-from medvfm_jax.federated.records import Privacy
 from medvfm_jax.types import MedvfmError
 
 Accountant = Literal["pld", "rdp", "exact"]

@@ -17,8 +17,8 @@ from jax import Array
 from numpy.typing import ArrayLike
 from scipy import stats
 
+from medvfm_jax.federated.core.records import Tree
 from medvfm_jax.federated.privacy.errors import BadPrivacy
-from medvfm_jax.federated.records import Tree
 
 
 class Audit(NamedTuple):

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
+from medvfm_jax.federated.core.records import Algorithm, Privacy, Tree
 from medvfm_jax.federated.privacy.errors import BadPrivacy
-from medvfm_jax.federated.records import Algorithm, Privacy, Tree
 
 
 def noisy_mean(total: Tree, bound: Array | float, privacy: Privacy, key: Array) -> Tree:

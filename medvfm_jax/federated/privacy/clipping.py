@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from medvfm_jax.federated.records import Tree
+from medvfm_jax.federated.core.records import Tree
 
 
 def global_norm(tree: Tree) -> Array:

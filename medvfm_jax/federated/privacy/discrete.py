@@ -17,12 +17,12 @@ import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
-from medvfm_jax.federated.backends import vary_like
 from medvfm_jax.federated.codecs.rotation import rotate, unrotate
+from medvfm_jax.federated.core.backends import vary_like
+from medvfm_jax.federated.core.records import Privacy, Tree
 from medvfm_jax.federated.privacy.clipping import clip_by_norm
 from medvfm_jax.federated.privacy.discrete_noise import discrete_gaussian, skellam
 from medvfm_jax.federated.privacy.errors import BadPrivacy
-from medvfm_jax.federated.records import Privacy, Tree
 
 _TRIES = 100  # a rounding is accepted with probability >= 1 - β = 0.39, so all fail once in 1e21
 

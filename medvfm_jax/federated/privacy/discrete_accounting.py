@@ -10,11 +10,11 @@ from typing import Literal
 
 import numpy as np
 
+from medvfm_jax.federated.core.records import Privacy
 from medvfm_jax.federated.privacy.accounting import Guarantee
 from medvfm_jax.federated.privacy.discrete import Discrete, choose
 from medvfm_jax.federated.privacy.errors import BadPrivacy
 from medvfm_jax.federated.privacy.renyi import Curve, epsilon_of, poisson_sampled
-from medvfm_jax.federated.records import Privacy
 
 _NEIGHBOURS = "zero out one"
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from medvfm_jax.federated.backends import vary_like
+from medvfm_jax.federated.core.backends import vary_like
 from medvfm_jax.federated.privacy.errors import BadPrivacy
 
 _WIDTH = 12  # standard deviations tabulated on each side; beyond lie 1e-32 of the mass

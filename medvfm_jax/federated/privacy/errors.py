@@ -1,6 +1,6 @@
 """What can be wrong with privacy parameters, before anything is released."""
 
-from medvfm_jax.federated.errors import BadFederation
+from medvfm_jax.federated.core.errors import BadFederation
 
 
 class BadPrivacy(BadFederation, ValueError):

@@ -17,12 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from medvfm_jax.federated.backends import vary_like
-from medvfm_jax.federated.local_training import Gradient, Observed, Whole, unchanged
+from medvfm_jax.federated.core.backends import vary_like
+from medvfm_jax.federated.core.local_training import Gradient, Observed, Whole, unchanged
+from medvfm_jax.federated.core.records import Privacy, Tree
 from medvfm_jax.federated.privacy.client_level import noisy_mean
 from medvfm_jax.federated.privacy.clipping import clip_by_norm, global_norm
 from medvfm_jax.federated.privacy.errors import BadPrivacy
-from medvfm_jax.federated.records import Privacy, Tree
 
 # Of one patient, in size. Sums over patients and steps then stay finite whatever the data: whether a client counts in a
 # round depends on its loss being finite, and must not depend on anything exact.

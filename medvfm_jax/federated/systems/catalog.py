@@ -8,7 +8,7 @@ Every system runs in the same rounds as any other algorithm, so codecs, backends
 """
 
 from medvfm_jax.catalog import Catalog
-from medvfm_jax.federated.errors import BadFederation
+from medvfm_jax.federated.core.errors import BadFederation
 from medvfm_jax.federated.systems import (
     f3ocus,
     feddpa,

@@ -18,13 +18,13 @@ import jax.numpy as jnp
 from jax import Array
 
 from medvfm_jax.federated.algorithms import fedavg
-from medvfm_jax.federated.errors import BadFederation
-from medvfm_jax.federated.local_training import Gradient, Observed, Optimizer, Whole, local_steps, report
-from medvfm_jax.federated.lora_aggregation import Factors, factors_of, replace_factors
-from medvfm_jax.federated.personal_parts import join_personal, split_personal
-from medvfm_jax.federated.records import Algorithm, Cohort, Report, Server, Shard, Tree
+from medvfm_jax.federated.core.errors import BadFederation
+from medvfm_jax.federated.core.local_training import Gradient, Observed, Optimizer, Whole, local_steps, report
+from medvfm_jax.federated.core.lora_aggregation import Factors, factors_of, replace_factors
+from medvfm_jax.federated.core.personal_parts import join_personal, split_personal
+from medvfm_jax.federated.core.records import Algorithm, Cohort, Report, Server, Shard, Tree
+from medvfm_jax.federated.core.tree_math import select, zeros_like
 from medvfm_jax.federated.systems.record import FederatedSystem
-from medvfm_jax.federated.tree_math import select, zeros_like
 from medvfm_jax.mesh_axes import vary_like
 from medvfm_jax.systems import System
 from medvfm_jax.systems.places import lora_on_qv

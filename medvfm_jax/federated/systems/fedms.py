@@ -12,13 +12,13 @@ import optax
 from jax import Array
 
 from medvfm_jax.federated.algorithms.averaging import averaging
-from medvfm_jax.federated.errors import BadFederation
-from medvfm_jax.federated.local_training import Gradient, Optimizer
-from medvfm_jax.federated.personal_parts import join_personal, split_personal
-from medvfm_jax.federated.records import Algorithm, Cohort, Server, Tree
+from medvfm_jax.federated.core.errors import BadFederation
+from medvfm_jax.federated.core.local_training import Gradient, Optimizer
+from medvfm_jax.federated.core.personal_parts import join_personal, split_personal
+from medvfm_jax.federated.core.records import Algorithm, Cohort, Server, Tree
+from medvfm_jax.federated.core.tree_math import select, zeros_like
 from medvfm_jax.federated.systems.layers import layers_of, scale_layers
 from medvfm_jax.federated.systems.record import FederatedSystem
-from medvfm_jax.federated.tree_math import select, zeros_like
 from medvfm_jax.systems import System
 from medvfm_jax.systems.places import QKV
 from medvfm_jax.systems.record import Parts

@@ -26,12 +26,12 @@ import jax.numpy as jnp
 from jax import Array
 
 from medvfm_jax.federated.algorithms.averaging import AveragingState
-from medvfm_jax.federated.errors import BadFederation
-from medvfm_jax.federated.local_training import Gradient, Optimizer, local_steps, report
-from medvfm_jax.federated.personal_parts import join_personal, leaf_name, split_like, split_personal
-from medvfm_jax.federated.records import Algorithm, Cohort, Report, Server, Shard, Tree
+from medvfm_jax.federated.core.errors import BadFederation
+from medvfm_jax.federated.core.local_training import Gradient, Optimizer, local_steps, report
+from medvfm_jax.federated.core.personal_parts import join_personal, leaf_name, split_like, split_personal
+from medvfm_jax.federated.core.records import Algorithm, Cohort, Report, Server, Shard, Tree
+from medvfm_jax.federated.core.tree_math import add, subtract
 from medvfm_jax.federated.systems.record import FederatedSystem
-from medvfm_jax.federated.tree_math import add, subtract
 from medvfm_jax.models.catalog import MODELS
 from medvfm_jax.systems import System
 from medvfm_jax.systems.record import Parts

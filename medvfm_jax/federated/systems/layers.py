@@ -5,8 +5,8 @@ import re
 import jax
 from jax import Array
 
-from medvfm_jax.federated.personal_parts import leaf_name
-from medvfm_jax.federated.records import Tree
+from medvfm_jax.federated.core.personal_parts import leaf_name
+from medvfm_jax.federated.core.records import Tree
 
 _ROOT = re.compile(r"(^|/)(?=(image_encoder|prompt_encoder|mask_decoder)(/|$))")
 _NUMBERED = re.compile(r"(.*(?:blocks|layers)_\d+)/")

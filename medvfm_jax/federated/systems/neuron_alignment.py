@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from medvfm_jax.federated.personal_parts import leaf_name
-from medvfm_jax.federated.records import Tree
+from medvfm_jax.federated.core.personal_parts import leaf_name
+from medvfm_jax.federated.core.records import Tree
 from medvfm_jax.federated.systems.assignment import assign
 
 Kind = Literal[

@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from medvfm_jax.federated.errors import BadFederation
-from medvfm_jax.federated.local_training import Gradient, Optimizer, local_steps, report
-from medvfm_jax.federated.personal_parts import Chosen, join_personal, split_like, split_personal
-from medvfm_jax.federated.records import Algorithm, Cohort, Report, Server, Shard, Tree
+from medvfm_jax.federated.core.errors import BadFederation
+from medvfm_jax.federated.core.local_training import Gradient, Optimizer, local_steps, report
+from medvfm_jax.federated.core.personal_parts import Chosen, join_personal, split_like, split_personal
+from medvfm_jax.federated.core.records import Algorithm, Cohort, Report, Server, Shard, Tree
+from medvfm_jax.federated.core.tree_math import scale, subtract
 from medvfm_jax.federated.systems.prompt_federation import prompt_and_head_parts
 from medvfm_jax.federated.systems.record import FederatedSystem
-from medvfm_jax.federated.tree_math import scale, subtract
 from medvfm_jax.systems import System
 
 HEAD = r"head/.*"

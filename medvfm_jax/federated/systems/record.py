@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from medvfm_jax.federated.records import Algorithm
+from medvfm_jax.federated.core.records import Algorithm
 from medvfm_jax.systems import System
 
 

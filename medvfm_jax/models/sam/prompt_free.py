@@ -59,6 +59,38 @@ def to_semantic(model: Model, params: Params, classes: int) -> tuple[Model, Para
     return _semantic(model.root, model.spec, classes), _expand(params, classes)
 
 
+def to_instances(model: Model, params: Params, classes: int) -> tuple[Model, Params]:
+    """Make a promptable model one that labels every pixel and tells objects apart, without prompts.
+
+    The semantic model of ``to_semantic`` with one more mask token: the sigmoid of its logits is the distance of a
+    pixel to the edge of its object, as a share of the largest distance in that object, 0 in the background.
+    ``images.distance_map`` makes such a map of objects, and ``images.objects_from_distance`` objects of it.
+
+    Args:
+        model: promptable.
+        params: its parameters; may be traced.
+        classes: outputs without the distance map, background included.
+
+    Returns:
+        (semantic model whose ``decode`` gives logits (classes + 1, h, w), its parameters).
+
+    Raises:
+        NotConvertible: as ``to_semantic``.
+
+    References:
+        Naylor et al., IEEE Transactions on Medical Imaging 2019, https://doi.org/10.1109/TMI.2018.2865709
+        Archit et al., Nature Methods 2025, https://doi.org/10.1038/s41592-024-02580-4
+    """
+    if type(classes) is not int or classes < 2:
+        raise NotConvertible(
+            f"Objects of a class need at least 2 classes with the background, not {classes!r:.80}."
+        )
+    semantic, params = to_semantic(model, params, classes + 1)
+    return as_model(
+        semantic.root.clone(spec=replace(semantic.spec, classes=classes, distance_map=True))
+    ), params
+
+
 def _semantic(sam: Sam, spec: Any, classes: int) -> Model:
     return as_model(sam.clone(classes=classes, spec=replace(spec, task="semantic", classes=classes)))
 

@@ -8,7 +8,7 @@ import pytest
 
 from medvfm_jax.federated.algorithms import fedavg, fedprox, fedsharp
 from medvfm_jax.federated.algorithms.averaging import sharpness_aware
-from medvfm_jax.federated.local_training import gradient_of
+from medvfm_jax.federated.core.local_training import gradient_of
 from tests.federated.quadratics import KEY, cohort, loss, run, shard
 
 pytestmark = pytest.mark.usefixtures("x64")

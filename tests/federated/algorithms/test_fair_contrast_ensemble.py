@@ -9,7 +9,7 @@ import pytest
 from medvfm_jax.federated.algorithms import fedavg, feddf, moon, qfedavg
 from medvfm_jax.federated.algorithms.contrastive import model_contrast
 from medvfm_jax.federated.algorithms.ensemble import ensemble_loss
-from medvfm_jax.federated.local_training import gradient_of
+from medvfm_jax.federated.core.local_training import gradient_of
 from tests.federated.quadratics import Cohort, cohort, loss, run, shard
 
 pytestmark = pytest.mark.usefixtures("x64")

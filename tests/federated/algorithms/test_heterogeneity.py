@@ -7,7 +7,7 @@ import pytest
 
 from medvfm_jax.federated.algorithms import fedavg, feddyn, fednova, scaffold
 from medvfm_jax.federated.algorithms.normalised import effort
-from medvfm_jax.federated.local_training import gradient_of
+from medvfm_jax.federated.core.local_training import gradient_of
 from tests.federated.quadratics import cohort, loss, run, shard, weighted_optimum
 
 pytestmark = pytest.mark.usefixtures("x64")

@@ -8,8 +8,8 @@ import pytest
 
 from medvfm_jax.federated.algorithms import fedavg
 from medvfm_jax.federated.algorithms.independent import independent
-from medvfm_jax.federated.kept_optimizer import KeptOptimizer, without_optimizer
-from medvfm_jax.federated.local_training import gradient_of
+from medvfm_jax.federated.core.kept_optimizer import KeptOptimizer, without_optimizer
+from medvfm_jax.federated.core.local_training import gradient_of
 from tests.federated.quadratics import KEY, cohort, loss, run, shard
 
 pytestmark = pytest.mark.usefixtures("x64")

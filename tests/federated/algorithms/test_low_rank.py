@@ -10,9 +10,9 @@ import optax
 import pytest
 
 from medvfm_jax.federated import algorithms as alg
-from medvfm_jax.federated.local_training import gradient_of
-from medvfm_jax.federated.lora_aggregation import Factors, stack, truncate
-from medvfm_jax.federated.records import Algorithm, Shard, Tree
+from medvfm_jax.federated.core.local_training import gradient_of
+from medvfm_jax.federated.core.lora_aggregation import Factors, stack, truncate
+from medvfm_jax.federated.core.records import Algorithm, Shard, Tree
 from tests.federated.quadratics import run
 
 pytestmark = pytest.mark.usefixtures("x64")

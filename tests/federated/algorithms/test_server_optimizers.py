@@ -7,7 +7,7 @@ import pytest
 
 from medvfm_jax.federated.algorithms import fedadam, fedavg, fedavgm
 from medvfm_jax.federated.algorithms.server_optimizers import adaptive_server
-from medvfm_jax.federated.local_training import gradient_of
+from medvfm_jax.federated.core.local_training import gradient_of
 from tests.federated.quadratics import cohort, loss, run, shard
 
 pytestmark = pytest.mark.usefixtures("x64")

@@ -23,7 +23,7 @@ from medvfm_jax.federated.codecs import (
     uniform,
 )
 from medvfm_jax.federated.codecs.rotation import block_size, from_blocks, rotate, to_blocks, unrotate
-from medvfm_jax.federated.records import Codec
+from medvfm_jax.federated.core.records import Codec
 
 D, DRAWS = 100, 4000
 X = np.random.default_rng(2).standard_t(3, D).astype(np.float32)

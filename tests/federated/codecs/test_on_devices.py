@@ -11,8 +11,8 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 from medvfm_jax.federated.codecs import CODECS, flattened, make_codec, powersgd, top_k
-from medvfm_jax.federated.feedback import ef21, error_feedback
-from medvfm_jax.federated.records import Codec
+from medvfm_jax.federated.codecs.feedback import ef21, error_feedback
+from medvfm_jax.federated.core.records import Codec
 
 LIKE = {"w": jax.ShapeDtypeStruct((6, 8), jnp.float32), "v": jax.ShapeDtypeStruct((6, 8), jnp.float32)}
 OPTIONS: dict[str, dict[str, Any]] = {

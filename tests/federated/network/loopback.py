@@ -10,14 +10,14 @@ import numpy as np
 
 from medvfm_jax.federated import algorithms as alg
 from medvfm_jax.federated import codecs
-from medvfm_jax.federated.feedback import error_feedback
-from medvfm_jax.federated.local_training import gradient_of
+from medvfm_jax.federated.codecs.feedback import error_feedback
+from medvfm_jax.federated.core.local_training import gradient_of
+from medvfm_jax.federated.core.records import Algorithm, Codec, Privacy, Server, Shard, Tree
 from medvfm_jax.federated.network.agreement import Agreement
 from medvfm_jax.federated.network.coordinator import Coordinator, Progress, RoundRecord, make_coordinator
 from medvfm_jax.federated.network.session import Transport
 from medvfm_jax.federated.network.site import Site, make_site
-from medvfm_jax.federated.records import Algorithm, Codec, Privacy, Server, Shard, Tree
-from medvfm_jax.federated.rounds import make_round
+from medvfm_jax.federated.rounds.federation import make_round
 from tests.federated.cases import STEPS, data, delta, loss
 from tests.federated.quadratics import quick_jit
 

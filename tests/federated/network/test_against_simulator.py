@@ -10,11 +10,11 @@ import pytest
 
 from medvfm_jax.federated import algorithms as alg
 from medvfm_jax.federated import codecs
-from medvfm_jax.federated.feedback import error_feedback
-from medvfm_jax.federated.local_training import gradient_of
-from medvfm_jax.federated.personalise import fedper
-from medvfm_jax.federated.records import AdaptiveClip, Privacy
-from medvfm_jax.federated.robust import coordinate_median, robust
+from medvfm_jax.federated.algorithms.personalise import fedper
+from medvfm_jax.federated.codecs.feedback import error_feedback
+from medvfm_jax.federated.core.local_training import gradient_of
+from medvfm_jax.federated.core.records import AdaptiveClip, Privacy
+from medvfm_jax.federated.core.robust import coordinate_median, robust
 from tests.federated.cases import HEAD, SGD, loss, loss_of_pair
 from tests.federated.network.loopback import KEY, SITES, Loopback, agreement, simulate
 

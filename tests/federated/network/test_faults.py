@@ -12,14 +12,14 @@ import pytest
 
 from medvfm_jax.federated import algorithms as alg
 from medvfm_jax.federated import codecs
-from medvfm_jax.federated.errors import BadFederation
-from medvfm_jax.federated.feedback import ef21
-from medvfm_jax.federated.local_training import gradient_of
+from medvfm_jax.federated.codecs.feedback import ef21
+from medvfm_jax.federated.core.errors import BadFederation
+from medvfm_jax.federated.core.local_training import gradient_of
+from medvfm_jax.federated.core.records import Algorithm, Privacy
 from medvfm_jax.federated.network.agreement import contract
 from medvfm_jax.federated.network.coordinator import Progress, make_coordinator
 from medvfm_jax.federated.network.messages import BadMessage, decode, encode
 from medvfm_jax.federated.network.site import Site, make_site
-from medvfm_jax.federated.records import Algorithm, Privacy
 from medvfm_jax.types import MedvfmError
 from tests.federated.cases import SGD, STEPS, data, loss
 from tests.federated.network.loopback import (

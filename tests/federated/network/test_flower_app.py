@@ -15,8 +15,8 @@ from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
-from medvfm_jax.federated.flower_app import Session, client_app, server_app, transport
 from medvfm_jax.federated.network.coordinator import Progress, make_coordinator
+from medvfm_jax.federated.network.flower_app import Session, client_app, server_app, transport
 from medvfm_jax.federated.network.session import Patience
 from medvfm_jax.federated.network.site import Site
 from tests.federated.cases import STEPS, data

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from medvfm_jax.data import make_phantom_dataset
-from medvfm_jax.federated.errors import BadFederation
+from medvfm_jax.federated.core.errors import BadFederation
 from medvfm_jax.federated.network import contract, make_coordinator, make_site
 from medvfm_jax.federated.network.image_federation import (
     ImageFederation,

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medvfm_jax.federated import codecs, feedback
+from medvfm_jax.federated import codecs
+from medvfm_jax.federated.codecs import feedback
 from medvfm_jax.federated.codecs.wire import Codes, message_shapes
-from medvfm_jax.federated.errors import BadFederation
+from medvfm_jax.federated.core.errors import BadFederation
 from medvfm_jax.federated.network.layouts import layout, payload_bytes, read_payload, write_payload
 from medvfm_jax.federated.network.messages import BadMessage
 

@@ -11,15 +11,15 @@ import optax
 import pytest
 
 from medvfm_jax.federated import algorithms as alg
-from medvfm_jax.federated.local_training import gradient_of
+from medvfm_jax.federated.core.local_training import gradient_of
+from medvfm_jax.federated.core.records import Privacy, Shard
 from medvfm_jax.federated.network.agreement import Agreement, contract
 from medvfm_jax.federated.network.messages import decode
 from medvfm_jax.federated.network.session import Patience, run_session
 from medvfm_jax.federated.network.site import Site, make_site, noise_secret
 from medvfm_jax.federated.privacy.client_level import noisy_mean
 from medvfm_jax.federated.privacy.patient_level import PatientBatch, patient_value_and_grad
-from medvfm_jax.federated.records import Privacy, Shard
-from medvfm_jax.federated.rounds import _NOISE
+from medvfm_jax.federated.rounds.federation import _NOISE
 from tests.federated.network.loopback import KEY, NODES, SITES, Loopback
 
 D = 400

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from medvfm_jax.federated.errors import BadFederation
+from medvfm_jax.federated.core.errors import BadFederation
 from medvfm_jax.federated.network.messages import BadMessage
-from medvfm_jax.federated.secret_sharing import BelowThreshold
+from medvfm_jax.federated.secure.secret_sharing import BelowThreshold
 from medvfm_jax.types import MedvfmError
 
 pytest.importorskip("cryptography")

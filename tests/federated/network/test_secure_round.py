@@ -8,16 +8,16 @@ import pytest
 pytest.importorskip("cryptography")
 from medvfm_jax.federated import algorithms as alg
 from medvfm_jax.federated import codecs
-from medvfm_jax.federated.errors import BadFederation
-from medvfm_jax.federated.local_training import gradient_of
+from medvfm_jax.federated.core.errors import BadFederation
+from medvfm_jax.federated.core.local_training import gradient_of
+from medvfm_jax.federated.core.records import Privacy
 from medvfm_jax.federated.network import secure_messages
 from medvfm_jax.federated.network.agreement import contract
 from medvfm_jax.federated.network.layouts import layout, payload_bytes, read_payload, write_payload
 from medvfm_jax.federated.network.messages import decode, encode
 from medvfm_jax.federated.network.session import run_session
 from medvfm_jax.federated.privacy.discrete import choose
-from medvfm_jax.federated.records import Privacy
-from medvfm_jax.federated.secure_reduction import distributed_noise, fixed_point
+from medvfm_jax.federated.secure.secure_sum import distributed_noise, fixed_point
 from tests.federated.cases import STEPS, data, delta, loss
 from tests.federated.network.loopback import KEY, NODES, SITES, Loopback, agreement, rows, simulate
 

@@ -10,8 +10,8 @@ import jax
 import pytest
 
 from medvfm_jax.federated import algorithms as alg
-from medvfm_jax.federated.errors import BadFederation
-from medvfm_jax.federated.local_training import gradient_of
+from medvfm_jax.federated.core.errors import BadFederation
+from medvfm_jax.federated.core.local_training import gradient_of
 from medvfm_jax.federated.network.coordinator import make_coordinator
 from medvfm_jax.federated.network.messages import BadMessage, decode
 from medvfm_jax.federated.network.session import Patience, Transport, run_session

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import integrate, optimize, stats
 
+from medvfm_jax.federated.core.records import Privacy
 from medvfm_jax.federated.privacy import renyi
 from medvfm_jax.federated.privacy.accounting import MissingPrivacyExtra, account, with_epsilon
 from medvfm_jax.federated.privacy.errors import BadPrivacy
@@ -13,7 +14,6 @@ from medvfm_jax.federated.privacy.gaussian import (
     gaussian_delta,
     gaussian_epsilon,
 )
-from medvfm_jax.federated.records import Privacy
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from medvfm_jax.federated.core.records import Privacy
 from medvfm_jax.federated.privacy.accounting import account
 from medvfm_jax.federated.privacy.canary_audit import (
     canary_scores,
@@ -14,7 +15,6 @@ from medvfm_jax.federated.privacy.canary_audit import (
 from medvfm_jax.federated.privacy.client_level import noisy_mean
 from medvfm_jax.federated.privacy.clipping import clip_by_norm, global_norm
 from medvfm_jax.federated.privacy.errors import BadPrivacy
-from medvfm_jax.federated.records import Privacy
 
 DELTA = 1e-5
 PRIVACY = Privacy(clip=0.5, noise_multiplier=1.0, expected_clients=4.0)

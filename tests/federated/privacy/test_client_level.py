@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from medvfm_jax.federated.core.records import AdaptiveClip, Privacy
 from medvfm_jax.federated.privacy.client_level import clip_vote, next_bound, noisy_mean, update_multiplier
 from medvfm_jax.federated.privacy.clipping import clip_by_norm, global_norm
 from medvfm_jax.federated.privacy.errors import BadPrivacy
-from medvfm_jax.federated.records import AdaptiveClip, Privacy
 
 clip = jax.jit(clip_by_norm)
 

@@ -5,11 +5,11 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 from scipy import stats
 
+from medvfm_jax.federated.core.records import Privacy
 from medvfm_jax.federated.privacy.discrete import Discrete, choose, decode_sum, encode, round_within, unwrap
 from medvfm_jax.federated.privacy.discrete_accounting import account_discrete, discrete_with_epsilon
 from medvfm_jax.federated.privacy.discrete_noise import discrete_gaussian, discrete_gaussian_pmf, skellam
 from medvfm_jax.federated.privacy.errors import BadPrivacy
-from medvfm_jax.federated.records import Privacy
 
 N, D = 8, 1000
 BITS = 6  # so few that rounding is a visible part of the error
@@ -220,7 +220,7 @@ def test_the_sum_wraps_as_rarely_as_chosen(mechanism, messages):
 
 
 def test_it_composes_with_secure_aggregation(mechanism):
-    """Modulo 2^b only b bits of each message travel; the sum of masked ones: tests/federated/test_secure_reduction."""
+    """Modulo 2^b only b bits of each message travel; the sum of masked ones: secure/test_secure_sum."""
     short = encode(
         mechanism._replace(bits=BITS), jax.random.key(3), ROTATION, {"w": client_updates(False)[0]}
     )

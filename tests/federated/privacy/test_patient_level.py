@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from medvfm_jax.federated.core.records import Privacy
 from medvfm_jax.federated.privacy.errors import BadPrivacy
 from medvfm_jax.federated.privacy.patient_level import (
     PatientBatch,
@@ -16,7 +17,6 @@ from medvfm_jax.federated.privacy.sampling import (
     poisson_batch,
     poisson_participation,
 )
-from medvfm_jax.federated.records import Privacy
 
 P, S, D = 6, 4, 3
 PRIVACY = Privacy(clip=0.5, noise_multiplier=0.0, expected_clients=5.0, unit="patient")

@@ -7,12 +7,12 @@ import optax
 import pytest
 
 from medvfm_jax.federated.algorithms import fedavg
-from medvfm_jax.federated.local_training import gradient_of
+from medvfm_jax.federated.core.local_training import gradient_of
+from medvfm_jax.federated.core.records import AdaptiveClip, Privacy, Shard
 from medvfm_jax.federated.privacy.canary_audit import canary_scores, epsilon_lower_bound
 from medvfm_jax.federated.privacy.gaussian import gaussian_epsilon
 from medvfm_jax.federated.privacy.patient_level import PatientBatch, patient_value_and_grad
-from medvfm_jax.federated.records import AdaptiveClip, Privacy, Shard
-from medvfm_jax.federated.rounds import make_round
+from medvfm_jax.federated.rounds.federation import make_round
 from tests.federated.quadratics import quick_jit
 
 N, D = 5, 6

@@ -2,7 +2,7 @@
 
 import jax
 
-from medvfm_jax.federated.personal_parts import leaf_name
+from medvfm_jax.federated.core.personal_parts import leaf_name
 
 
 def block_of(delta):

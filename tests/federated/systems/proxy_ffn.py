@@ -17,7 +17,7 @@ from jax import Array
 
 from medvfm_jax.adapters import at as adapt_at
 from medvfm_jax.adapters.parameter_paths import fold, node_at
-from medvfm_jax.federated.errors import BadFederation
+from medvfm_jax.federated.core.errors import BadFederation
 from medvfm_jax.models.layers import gelu
 from medvfm_jax.types import Params
 

@@ -14,7 +14,7 @@ from medvfm_jax import models
 from medvfm_jax import systems as published
 from medvfm_jax.federated import BadFederation, systems
 from medvfm_jax.federated.codecs.wire import message_bits
-from medvfm_jax.federated.local_training import gradient_of
+from medvfm_jax.federated.core.local_training import gradient_of
 from medvfm_jax.federated.systems import fesvibs
 from medvfm_jax.models.catalog import MODELS
 from medvfm_jax.systems import configure

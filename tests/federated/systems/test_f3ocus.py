@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from medvfm_jax.federated import BadFederation, Cohort, Server
-from medvfm_jax.federated.local_training import gradient_of
+from medvfm_jax.federated.core.local_training import gradient_of
 from medvfm_jax.federated.systems.f3ocus import (
     choose_layers,
     f3ocus,

@@ -10,7 +10,7 @@ from jax import Array
 
 from medvfm_jax.federated import BadFederation, Privacy
 from medvfm_jax.federated.algorithms import fedavg
-from medvfm_jax.federated.local_training import gradient_of
+from medvfm_jax.federated.core.local_training import gradient_of
 from medvfm_jax.federated.systems.feddpa import (
     GLOBAL,
     LOCAL,

@@ -4,11 +4,11 @@ import jax
 import numpy as np
 import pytest
 
+from medvfm_jax import weights
 from medvfm_jax.adapters import adapt_model, from_config
 from medvfm_jax.federated.systems.feddpa import LOCAL, feddpa_parts, mix
 from medvfm_jax.federated.systems.feddpa_inference import InstanceMixed
 from medvfm_jax.images import Query, preprocess
-from medvfm_jax.models import build
 from medvfm_jax.predict.predictor import Predictor
 from tests.federated.systems.tiny import chain_of
 
@@ -17,8 +17,7 @@ QUERY = Query(np.array([4, 4, 20, 20], np.float32))
 
 @pytest.mark.slow
 def test_every_picture_has_its_own_mixture():
-    model = build("lite-tiny-test")
-    params = jax.jit(model.init)(jax.random.key(0))
+    model, params = weights.load("lite-tiny-test")
     adapted = adapt_model(from_config(chain_of(feddpa_parts(model.spec, 2))), model)
     rng = np.random.default_rng(0)
     delta = jax.tree.map(
@@ -37,16 +36,16 @@ def test_every_picture_has_its_own_mixture():
         np.float32
     )
     mixed = InstanceMixed(adapted, params, delta, references)
-    weights = []
+    shares = []
     for picture in pictures:
         own = features(picture)
         cosine = references @ own / np.linalg.norm(references, axis=1) / np.linalg.norm(own)
-        weights.append(float(np.clip(0.5 * cosine.mean(), 0, 1)))
-        by_hand = Predictor(adapted, params, jax.device_get(mix(delta, weights[-1])))
+        shares.append(float(np.clip(0.5 * cosine.mean(), 0, 1)))
+        by_hand = Predictor(adapted, params, jax.device_get(mix(delta, shares[-1])))
         (found,), (wanted,) = (list(p.masks(picture, [QUERY])) for p in (mixed, by_hand))
         np.testing.assert_allclose(found, wanted, atol=1e-5)
-    assert abs(weights[0] - weights[1]) > 1e-3
-    assert 0 < weights[0] < 0.5
+    assert abs(shares[0] - shares[1]) > 1e-3
+    assert 0 < shares[0] < 0.5
     silent = {**delta, LOCAL: jax.tree.map(np.zeros_like, delta[LOCAL])}
     for model_alone in (delta, silent):  # neither the local nor the global model
         (alone,) = Predictor(adapted, params, model_alone).masks(pictures[0], [QUERY])

@@ -9,7 +9,7 @@ import pytest
 
 from medvfm_jax.federated import BadFederation, Privacy
 from medvfm_jax.federated.algorithms import fedit
-from medvfm_jax.federated.local_training import gradient_of
+from medvfm_jax.federated.core.local_training import gradient_of
 from medvfm_jax.federated.systems.fedms import activate, fedms, fedms_parts
 from tests.federated.systems.tiny import SPEC, N, case, chain_of, leaf_names, rounds
 

@@ -8,7 +8,7 @@ import pytest
 
 from medvfm_jax.adapters import from_config
 from medvfm_jax.federated import BadFederation, Shard, make_round
-from medvfm_jax.federated.local_training import gradient_of
+from medvfm_jax.federated.core.local_training import gradient_of
 from medvfm_jax.federated.systems.fedpft_rounds import PART, fedpft, fedpft_parts
 from tests.federated.quadratics import quick_jit
 from tests.federated.systems.proxy_ffn import cut, plug_back, proxy_apply, select_neurons

@@ -8,7 +8,7 @@ import pytest
 
 from medvfm_jax.federated import BadFederation
 from medvfm_jax.federated.algorithms import fedavg
-from medvfm_jax.federated.local_training import gradient_of
+from medvfm_jax.federated.core.local_training import gradient_of
 from medvfm_jax.federated.systems.fedpia import fedpia
 from tests.federated.systems.tiny import case, rounds
 

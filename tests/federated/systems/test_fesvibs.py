@@ -8,13 +8,12 @@ import optax
 import pytest
 from jax import Array
 
-from medvfm_jax import models
+from medvfm_jax import models, weights
 from medvfm_jax.adapters import adapt_model, from_config
 from medvfm_jax.federated import BadFederation, Shard, codecs, make_round
-from medvfm_jax.federated.client_models import client_models, model_of
-from medvfm_jax.federated.local_training import gradient_of
-from medvfm_jax.federated.records import Algorithm
-from medvfm_jax.federated.representations import make_split
+from medvfm_jax.federated.core.client_models import client_models, model_of
+from medvfm_jax.federated.core.local_training import gradient_of
+from medvfm_jax.federated.core.records import Algorithm
 from medvfm_jax.federated.systems.fesvibs import (
     SplitModel,
     fesvibs,
@@ -22,6 +21,7 @@ from medvfm_jax.federated.systems.fesvibs import (
     leave_after,
     split_gradient,
 )
+from medvfm_jax.federated.systems.representations import make_split
 from medvfm_jax.train.task import make_loss
 from medvfm_jax.types import Batch, Prompts
 from tests.federated.cases import cheap_key
@@ -190,8 +190,8 @@ def test_what_does_not_fit_is_refused() -> None:
 
 def real_split(block: int) -> tuple:
     """A small SAM in three parts and in one, a delta with everything moved, and one batch."""
-    model = models.build("sam-tiny-test")
-    params, spec = jax.jit(model.init)(jax.random.key(0)), model.spec
+    model, params = weights.load("sam-tiny-test")
+    spec = model.spec
     adapted = adapt_model(from_config(chain_of(fesvibs_parts(spec))), model)
     delta = adapted.init(jax.random.key(1), params)
     delta = jax.tree.map(lambda x: x + 0.02 * RNG.normal(size=x.shape).astype(x.dtype), delta)

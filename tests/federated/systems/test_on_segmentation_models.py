@@ -13,8 +13,8 @@ from jax import Array
 from medvfm_jax import models
 from medvfm_jax.adapters import adapt_model, from_config
 from medvfm_jax.federated import Shard, make_round, systems
-from medvfm_jax.federated.local_training import gradient_of
-from medvfm_jax.federated.records import Algorithm, Tree
+from medvfm_jax.federated.core.local_training import gradient_of
+from medvfm_jax.federated.core.records import Algorithm, Tree
 from medvfm_jax.models.model import Model
 from medvfm_jax.systems import configure
 from medvfm_jax.train.task import make_loss

@@ -8,9 +8,9 @@ import pytest
 
 from medvfm_jax.federated import BadFederation, Shard, make_round, name_excluded
 from medvfm_jax.federated.algorithms import fedavg
-from medvfm_jax.federated.client_models import client_models, model_of
-from medvfm_jax.federated.local_training import gradient_of
-from medvfm_jax.federated.records import Algorithm, Tree
+from medvfm_jax.federated.core.client_models import client_models, model_of
+from medvfm_jax.federated.core.local_training import gradient_of
+from medvfm_jax.federated.core.records import Algorithm, Tree
 from medvfm_jax.federated.systems.pfedpg import generate, init_generator, pfedpg
 from tests.federated.cases import cheap_key
 from tests.federated.quadratics import quick_jit

@@ -11,7 +11,7 @@ from jax import Array
 
 from medvfm_jax.adapters import Adapter, adapt_model, from_config
 from medvfm_jax.federated import Shard, make_round, systems
-from medvfm_jax.federated.records import Algorithm, Tree
+from medvfm_jax.federated.core.records import Algorithm, Tree
 from medvfm_jax.models.model import Model
 from medvfm_jax.systems import configure
 from medvfm_jax.types import ModelSpec

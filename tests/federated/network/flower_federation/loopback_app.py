@@ -3,8 +3,8 @@
 import time
 from pathlib import Path
 
-from medvfm_jax.federated.flower_app import Session, client_app, log_to_terminal, server_app
 from medvfm_jax.federated.network import Patience, Site, make_coordinator
+from medvfm_jax.federated.network.flower_app import Session, client_app, log_to_terminal, server_app
 from tests.federated.cases import STEPS, data
 from tests.federated.network.loopback import KEY, SITES, rows, scaffold_agreement
 

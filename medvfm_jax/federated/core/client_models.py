@@ -1,0 +1,65 @@
+"""What of a round is a client's model: one delta for everybody, and the leaves that each client has for itself."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Var
+
+from medvfm_jax.federated.core.personal_parts import join_personal
+from medvfm_jax.federated.core.records import Algorithm, Server, Tree
+
+
+class Models(NamedTuple):
+    """The models of a round: shared, a whole delta for everybody; own, stacked (n, ...), None where nothing is own."""
+
+    shared: Tree
+    own: Tree
+
+
+def client_models(algorithm: Algorithm, start: Tree, server: Server, states: Tree) -> Models:
+    """The models a round ends with, from the first delta, the server and the clients' stacked states.
+
+    Own are the leaves of ``Algorithm.model`` that depend on the client's state.  Where somebody who took no part has
+    none, it has the first values: what a client keeps is nobody else's.
+    """
+    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), states)
+    is_own = _of_client(algorithm, server, one)
+
+    def own_of(state: Tree) -> Tree:
+        return jax.tree.map(lambda own, x: x if own else None, is_own, algorithm.model(server, state))
+
+    own = jax.vmap(own_of)(states) if any(jax.tree.leaves(is_own)) else jax.tree.map(lambda _: None, is_own)
+    return Models(join_personal(algorithm.model(server, None), start), own)
+
+
+def model_of(models: Models, client: int | None) -> Tree:
+    """The whole delta that a client uses, or with None somebody who took no part."""
+    if client is None:
+        return models.shared
+    own = jax.tree.map(lambda x: x[client], models.own)
+    return join_personal(own, models.shared)
+
+
+def keeps_a_part(algorithm: Algorithm, delta: Tree) -> bool:
+    """Whether a client's model has leaves of its own."""
+    return any(jax.tree.leaves(_of_client(algorithm, *first_shapes(algorithm, delta))))
+
+
+def first_shapes(algorithm: Algorithm, delta: Tree) -> tuple[Server, Tree]:
+    """Shapes of the server and of a client's state before the first round."""
+    received, memory = jax.eval_shape(algorithm.init_server, delta)
+    server = Server(received, jnp.int32(0), memory, jnp.float32(1))
+    return server, jax.eval_shape(algorithm.init_client, delta, jnp.uint32(0))
+
+
+def _of_client(algorithm: Algorithm, server: Server, state: Tree) -> Tree:
+    """The model's delta with, for each leaf, whether it depends on the client's state; from shapes."""
+    program, model = jax.make_jaxpr(algorithm.model, return_shape=True)(server, state)
+    inputs = program.jaxpr.invars
+    reached = set(inputs[len(inputs) - len(jax.tree.leaves(state)) :])
+    for equation in program.jaxpr.eqns:  # its results depend on all it reads
+        if any(isinstance(v, Var) and v in reached for v in equation.invars):
+            reached.update(equation.outvars)
+    own = [isinstance(v, Var) and v in reached for v in program.jaxpr.outvars]
+    return jax.tree.unflatten(jax.tree.structure(model), own)
