@@ -10,8 +10,7 @@ from jax import Array
 from medvfm_jax.adapters.lora import DROPOUT
 from medvfm_jax.adapters.training_options import is_random
 from medvfm_jax.catalog import Catalog
-from medvfm_jax.losses import dice_ce, on_prediction, sam_loss, weighted
-from medvfm_jax.losses.deep_supervision import deeply_supervised
+from medvfm_jax.losses import deeply_supervised, dice_ce, on_prediction, sam_loss, weighted
 from medvfm_jax.losses.segmentation import Target
 from medvfm_jax.mesh_axes import CLIENTS, DATA, fully_automatic
 from medvfm_jax.train.step import LossFn
