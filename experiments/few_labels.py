@@ -8,7 +8,7 @@ that was interrupted goes on where it was.
 import dataclasses
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,13 @@ from medvfm_jax.runs import run_directory
 from medvfm_jax.runs.provenance import device, versions
 from medvfm_jax.settings import EvaluateConfig
 from medvfm_jax.train import AdaptConfig, adapt
+
+# Row prefix -> settings of `adapt` that differ from those of the plan.
+METHODS: Mapping[str, Mapping[str, Any]] = {
+    "samed": {"model": "lite-medsam", "adapter": "samed"},
+    "decoder": {"model": "lite-medsam", "adapter": "decoder"},
+    "unet": {"model": "unet", "adapter": "full"},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +56,10 @@ class Plan:
     """Rows to make, in this order."""
     seed: int = 0
     """Of the split, the sampling, the augmentation, the initial values and the bootstrap."""
+
+    def methods(self) -> Mapping[str, Mapping[str, Any]]:
+        """What the first word of a row stands for."""
+        return METHODS
 
 
 def run(plan: Plan, results: Path) -> None:
@@ -91,22 +102,18 @@ def _make(plan: Plan, row: str, console: Console) -> None:
 
 def _config(plan: Plan, row: str) -> AdaptConfig:
     method, amount, *long = row.split("_")
-    model, adapter = {"samed": ("lite-medsam", "samed"), "decoder": ("lite-medsam", "decoder")}.get(
-        method, ("unet", "full")
-    )
-    steps = plan.steps * (plan.long if long else 1)
+    own = plan.methods()[method]
+    steps = own.get("steps", plan.steps) * (plan.long if long else 1)
+    settings = {
+        "batch_size": plan.batch_size,
+        "train_cases": plan.few if amount == "few" else None,
+        "validate_every": max(1, steps // 4),
+        "validation_images": 24,
+        "seed": plan.seed,
+    }
+    folder = plan.out / row
     return AdaptConfig(
-        data=plan.data,
-        model=model,
-        adapter=adapter,
-        out=plan.out / row,
-        resume=(plan.out / row).exists(),
-        steps=steps,
-        batch_size=plan.batch_size,
-        train_cases=plan.few if amount == "few" else None,
-        validate_every=max(1, steps // 4),
-        validation_images=24,
-        seed=plan.seed,
+        data=plan.data, out=folder, resume=folder.exists(), **(settings | own | {"steps": steps})
     )
 
 
@@ -135,6 +142,8 @@ def _table(plan: Plan) -> dict[str, Any]:
         ("unet_few", "samed_few"),
         ("unet_few_long", "samed_few"),
         ("unet_all", "samed_all"),
+        ("samed_few", "unet3d_few"),
+        ("samed_all", "unet3d_all"),
         ("zero_shot", "decoder_few"),
     ]
     differences = {

@@ -25,11 +25,13 @@ all (Dice 0.18 and 0.19 after 250 steps): in an axial slice the two parts differ
 """
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import tyro
 
-from experiments.few_labels import Plan, run
+from experiments.few_labels import METHODS, Plan, run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +41,24 @@ class Hippocampus(Plan):
     out: Path = Path("runs/hippocampus")
     cases: int | None = 16
     metrics: tuple[str, ...] = ("dice", "hd95", "nsd")
+    steps_3d: int = 1000
+    """Steps of the rows `unet3d_few` and `unet3d_all`, each of `batch_size` patches."""
+    results: Path = Path(__file__).parent / "results" / "hippocampus.json"
+    """Where the table goes."""
+
+    def methods(self) -> Mapping[str, Mapping[str, Any]]:
+        """With the methods that see volumes: patches of the whole structure, slabs of five slices."""
+        patches = {
+            "model": "unet-3d-folded",
+            "adapter": "full",
+            "window": (40, 56, 40),
+            "objective": "medsam",
+        }
+        slabs = {"model": "lite-medsam", "adapter": "sd_trans", "window": (5,)}
+        evaluated = {"steps": self.steps_3d, "validate_every": 200, "validation_images": 64}
+        return METHODS | {"unet3d": patches | evaluated, "slabs": slabs}
 
 
 if __name__ == "__main__":
-    run(tyro.cli(Hippocampus), Path(__file__).parent / "results" / "hippocampus.json")
+    plan = tyro.cli(Hippocampus)
+    run(plan, plan.results)

@@ -49,11 +49,13 @@ class Prediction(NamedTuple):
     """Promptable: logits (Q, M, h, w), iou (Q, M).  Semantic: logits (C, h, w) or (C, d, h, w), iou None.
 
     object_score (Q,): above 0 where the model sees an object at all; SAM 2 only.
+    coarse: logits (C, d, h, w) of a network's coarser stages, the finest first, for the loss alone; else empty.
     """
 
     logits: Array
     iou: Array | None = None
     object_score: Array | None = None
+    coarse: tuple[Array, ...] = ()
 
 
 class Batch(NamedTuple):

@@ -27,12 +27,15 @@ def run(args: SegmentArgs) -> int:
     queries = _queries(args)
     if args.delta is not None and args.run is not None:
         raise BadUsage("give either --run or --delta")
+    if args.ensemble and args.logits is not None:
+        raise BadUsage("an ensemble averages probabilities and has no logits to write; leave out --logits")
     targets = targets_of(args.images, args.out, args.logits, overwrite=args.overwrite)
     images = _read(args.images)
     segmenter = load_segmenter(
         args.model,
         args.delta,
         run=args.run,
+        ensemble=args.ensemble,
         weights=args.weights,
         offline=args.offline,
         multimask=args.multimask,

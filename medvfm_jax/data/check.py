@@ -267,7 +267,7 @@ def _many_channels(dataset: Dataset, facts: Mapping[str, CaseFacts]) -> list[Fin
     unseen = dataset.channel_names[_SEEN:]
     message = (
         f"more than three channels in {counted(len(cases), 'image')}: {named(cases)}; models of pictures and slices "
-        f"see the first three{f', so nothing of {named(unseen)}' if unseen else ''}, models of patches (unetr) all"
+        f"see the first three{f', so nothing of {named(unseen)}' if unseen else ''}, models of patches all"
     )
     return [Finding(MANY_CHANNELS, "note", message, tuple(cases))]
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from medvfm_jax import json_text
 from medvfm_jax.data.case_notes import CaseNotes
 from medvfm_jax.images import Image
+from medvfm_jax.images.preparation import AS_THEY_ARE, Preparation
 from medvfm_jax.types import MedvfmError
 
 Objects = Literal["auto", "instances", "components", "labels"]
@@ -73,7 +74,8 @@ class Dataset:
     allow_geometry_mismatch: how far, in mm, the header of a label map may place a corner from where the image has
     it. notes: about how the cases read so far were read.
     findings: what was odd when the folder was opened (``data.findings.Finding``). alter: changes the array of each
-    image as it is read, such as a scanner shift of `partition`; None for images as they are.
+    image as it is read, such as a scanner shift of `partition`; None for images as they are. preparation: of volumes
+    for a model of patches.
     """
 
     name: str
@@ -91,6 +93,7 @@ class Dataset:
     objects: Objects = "auto"
     findings: tuple[Any, ...] = ()
     alter: Callable[[Case, NDArray], NDArray] | None = None
+    preparation: Preparation = AS_THEY_ARE
     notes: CaseNotes = field(default_factory=CaseNotes, repr=False)
     by_id: Mapping[str, Case] = field(init=False, repr=False, compare=False)
 

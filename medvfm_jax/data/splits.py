@@ -33,24 +33,26 @@ def split(
     val: float = 0.15,
     test: float = 0.2,
     n_train: int | None = None,
-    fold: int = 0,
+    fold: int | None = None,
     use_file: bool = True,
 ) -> Split:
     """Cut a dataset by patients into train, val and test.
 
     val, test: shares of the patients; each site is represented in proportion. n_train: keep that many
     training patients, the first of the same order, so that smaller sets lie inside larger ones and val and
-    test never change. If the folder has nnU-Net's ``splits_final.json`` (and use_file), its ``fold`` rules:
-    "val" of the file is our test, and our val is taken from its training patients, because early stopping
+    test never change. fold: 0 to 4 for cross-validation: the test stays, and that fifth of the other patients is val,
+    whatever its share. If the folder has nnU-Net's ``splits_final.json`` (and use_file), its ``fold`` rules, 0 if none
+    is given: "val" of the file is our test, and our val is taken from its training patients, because early stopping
     must not see the test; a "test" list in the file is taken as it is. Raises BadSplit.
     """
-    given = _from_file(dataset, fold) if use_file else None
+    given = _from_file(dataset, fold or 0) if use_file else None
     everyone = {case.id: case.patient for case in dataset.cases}
     if given is None:
         order = stratified_order(dataset, everyone, seed)
         sizes = _counts(len(order), test, val)
-        test_patients, val_patients = order[: sizes[0]], order[sizes[0] : sum(sizes)]
-        train_patients = order[sum(sizes) :]
+        test_patients, rest = order[: sizes[0]], order[sizes[0] :]
+        own = slice(0, sizes[1]) if fold is None else _fold(dataset, len(rest), fold)
+        val_patients, train_patients = rest[own], rest[: own.start] + rest[own.stop :]
     else:
         train_cases, val_cases, test_cases = given
         order = stratified_order(dataset, train_cases, seed)
@@ -119,6 +121,18 @@ def nnunet_folds(
         }
         for part in parts
     ]
+
+
+def _fold(dataset: Dataset, patients: int, fold: int) -> slice:
+    """Where one of NNUNET_FOLDS parts of so many patients lies; in ``stratified_order`` each has all sites."""
+    if not 0 <= fold < NNUNET_FOLDS:
+        raise BadSplit(f"There is no fold {fold}; choose from 0 to {NNUNET_FOLDS - 1}.")
+    if patients < NNUNET_FOLDS:
+        raise BadSplit(
+            f"{dataset.folder} leaves {counted(patients, 'patient')} beside the test, too few for {NNUNET_FOLDS} folds."
+        )
+    ends = np.linspace(0, patients, NNUNET_FOLDS + 1).round().astype(int).tolist()
+    return slice(ends[fold], ends[fold + 1])
 
 
 def _counts(patients: int, *shares: float) -> tuple[int, ...]:

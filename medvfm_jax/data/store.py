@@ -9,9 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medvfm_jax.data.dataset import read_case
-from medvfm_jax.data.records import Case, Dataset
+from medvfm_jax.data.records import BadCase, Case, Dataset, LoadedCase
 from medvfm_jax.images.geometry import slice_axis
+from medvfm_jax.images.image import BadImage
 from medvfm_jax.images.intensity import volume_to_unit
+from medvfm_jax.images.preparation import resampled, resampled_labels
+from medvfm_jax.images.volumes import pile, unpile
 
 LIMIT = 768 << 20  # bytes per dataset
 
@@ -71,11 +74,30 @@ def store_of(dataset: Dataset) -> CaseStore:
 
 def _decode(dataset: Dataset, case_id: str) -> DecodedCase:
     loaded = read_case(dataset, case_id)
-    image, axis = loaded.image.array, None
+    image, axis, spacing = loaded.image.array, None, loaded.image.spacing
+    maps = (_compact(loaded.label), _compact(loaded.instances))
     if loaded.image.is_volume:
-        image, axis = volume_to_unit(image, dataset.channel_names), slice_axis(loaded.image)
-    return DecodedCase(
-        loaded.case, image, _compact(loaded.label), _compact(loaded.instances), axis, loaded.image.spacing
+        scale = dataset.preparation.scale(image, dataset.channel_names)
+        image, axis = volume_to_unit(image, scale=scale), slice_axis(loaded.image)
+        if dataset.preparation.spacing is not None:
+            image, maps = _resampled(dataset, loaded, image, maps, axis)
+            spacing = None  # that of the run
+    return DecodedCase(loaded.case, image, *maps, axis, spacing)
+
+
+def _resampled(
+    dataset: Dataset, loaded: LoadedCase, image: NDArray, maps: tuple[NDArray | None, ...], axis: int
+) -> tuple[NDArray, tuple[NDArray | None, ...]]:
+    """Volume and its maps with the voxels of the run, on their own axes."""
+    piled = pile(image, axis)
+    try:
+        grid = dataset.preparation.grid(
+            piled.shape[:3], loaded.image.spacing, axis, f"Case '{loaded.case.id}' in {dataset.folder}"
+        )
+    except BadImage as error:
+        raise BadCase(str(error)) from error
+    return unpile(resampled(piled, grid), axis), tuple(
+        None if m is None else unpile(resampled_labels(pile(m, axis), grid), axis) for m in maps
     )
 
 

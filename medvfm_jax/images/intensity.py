@@ -1,6 +1,6 @@
 """Bring intensities of any modality into the range 0..1."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -71,6 +71,20 @@ def percentile_range(array: NDArray, low: float = 0.5, high: float = 99.5, *, no
     return Range(float(bottom), float(top) - float(bottom))
 
 
+def z_score_range(array: NDArray) -> Range:
+    """The range of four standard deviations about the mean: z-scores, clipped at 4 and brought into 0..1.
+
+    An affine map of nnU-Net's z-scores, which augmentation can treat like any picture in 0..1.
+    """
+    mean, deviation = float(array.mean(dtype=np.float64)), float(array.std(dtype=np.float64))
+    return Range(mean - 4 * deviation, 8 * deviation)
+
+
+def is_hounsfield(channel_name: str) -> bool:
+    """Whether a channel of this name holds Hounsfield units, as nnU-Net names them."""
+    return channel_name.strip().lower() == "ct"
+
+
 def percentiles(
     array: NDArray, low: float = 0.5, high: float = 99.5, *, nonzero: bool = True
 ) -> NDArray[np.float32]:
@@ -104,12 +118,29 @@ class VolumeScale:
     Channels named "CT" (as nnU-Net names them) are Hounsfield units seen through ``ct_window``; the others
     are scaled between the 0.5 and 99.5 percentiles of their non-zero voxels (MedSAM's rule for MR).
     A scaled volume takes four bytes per voxel and channel, and twelve more while it is made; a part takes little.
+
+    intensity: instead, of each channel the (least, greatest) intensity, or None for its z-scores over the volume, of
+    which -4 to 4 become 0 to 1.
     """
 
-    def __init__(self, array: NDArray, channel_names: tuple[str, ...] = (), ct_window: str = "abdomen"):
+    def __init__(
+        self,
+        array: NDArray,
+        channel_names: tuple[str, ...] = (),
+        ct_window: str = "abdomen",
+        intensity: Sequence[tuple[float, float] | None] | None = None,
+    ):
         self._channels: list[Callable[[NDArray], NDArray[np.float32]]] = []
         for c in range(array.shape[-1]):
-            is_ct = c < len(channel_names) and channel_names[c].strip().lower() == "ct"
+            if intensity is not None:
+                chosen = intensity[c]
+                self._channels.append(
+                    z_score_range(array[..., c])
+                    if chosen is None
+                    else Range(chosen[0], chosen[1] - chosen[0])
+                )
+                continue
+            is_ct = c < len(channel_names) and is_hounsfield(channel_names[c])
             self._channels.append(
                 partial(window, chosen=ct_window) if is_ct else percentile_range(array[..., c])
             )
@@ -123,10 +154,13 @@ class VolumeScale:
 
 
 def volume_to_unit(
-    array: NDArray, channel_names: tuple[str, ...] = (), ct_window: str = "abdomen"
+    array: NDArray,
+    channel_names: tuple[str, ...] = (),
+    ct_window: str = "abdomen",
+    scale: VolumeScale | None = None,
 ) -> NDArray[np.float32]:
-    """Volume (X, Y, Z, C) -> 0..1 float32, see ``VolumeScale``; a slab of it at a time."""
-    scale, out = VolumeScale(array, channel_names, ct_window), np.empty(array.shape, np.float32)
+    """Volume (X, Y, Z, C) -> 0..1 float32, see ``VolumeScale``; a slab of it at a time.  scale: if not the usual."""
+    scale, out = scale or VolumeScale(array, channel_names, ct_window), np.empty(array.shape, np.float32)
     for x in range(len(array)):
         out[x] = scale(array[x])
     return out

@@ -39,6 +39,19 @@ def pile(array: NDArray, axis: int) -> NDArray:
     return np.moveaxis(array, axis, 0).swapaxes(1, 2)
 
 
+def unpile(array: NDArray, axis: int) -> NDArray:
+    """Inverse of ``pile``, a view.
+
+    Args:
+        array: (D, H, W, ...).
+        axis: along which the volume was cut.
+
+    Returns:
+        (X, Y, Z, ...).
+    """
+    return np.moveaxis(array.swapaxes(1, 2), 0, axis)
+
+
 def slices(image: Image, axis: int | None = None) -> Iterator[NDArray]:
     """The slices of a volume as pictures.
 
@@ -80,4 +93,4 @@ def stack(pictures: Iterable[NDArray], like: Image, axis: int | None = None) -> 
             planes[count - 1] = picture
     if count != like.grid[axis]:
         raise BadImage(f"{count} slices do not fill a volume of {like.grid[axis]} along axis {axis}.")
-    return np.moveaxis(planes.swapaxes(1, 2), 0, axis)
+    return unpile(planes, axis)

@@ -1,5 +1,6 @@
 """Losses: segmentation on un-batched logits; distillation as functions of (student, teacher)."""
 
+from medvfm_jax.losses.deep_supervision import deeply_supervised
 from medvfm_jax.losses.distillation_features import (
     attention_transfer,
     cwd,
@@ -45,6 +46,7 @@ __all__ = [
     "cross_entropy",
     "cwd",
     "decoupled_terms",
+    "deeply_supervised",
     "dice",
     "dice_ce",
     "dice_over_batch",

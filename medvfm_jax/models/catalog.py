@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from medvfm_jax.catalog import Catalog
-from medvfm_jax.models import sam, sam2, scan, unet, unetr, vit
+from medvfm_jax.models import sam, sam2, scan, unet, unet3d, unetr, vit
 from medvfm_jax.models.entry import ModelEntry
 from medvfm_jax.models.errors import BadModelOption, UnknownModel
 from medvfm_jax.models.model import Model
@@ -18,7 +18,9 @@ COMPUTE_DTYPES = (jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16))
 KEEP: Mapping[str, bool | str] = {"nothing": True, "products": "between", "everything": False}
 
 MODELS: Catalog[ModelEntry] = Catalog(
-    "model", {**sam.ENTRIES, **sam2.ENTRIES, **vit.ENTRIES, **unet.ENTRIES, **unetr.ENTRIES}, UnknownModel
+    "model",
+    {**sam.ENTRIES, **sam2.ENTRIES, **vit.ENTRIES, **unet.ENTRIES, **unet3d.ENTRIES, **unetr.ENTRIES},
+    UnknownModel,
 )
 
 
@@ -28,10 +30,10 @@ def build(name: str, **options: Any) -> Model:
     Args:
         name: one of ``MODELS``; those ending in "-test" are tiny and have no published weights.
         **options: ``dtype`` (compute dtype, float32 or bfloat16) for all; ``image_size`` for models of pictures,
-            ``window`` and ``channels`` for UNETR; ``scan_blocks`` for SAM and ViT encoders (blocks stacked, see
-            ``models.scan``); ``remat`` for encoders of SAM and SAM 2 (True, or "between": only what lies between
+            ``window`` and ``channels`` for models of patches; ``scan_blocks`` for SAM and ViT encoders (blocks stacked,
+            see ``models.scan``); ``remat`` for encoders of SAM and SAM 2 (True, or "between": only what lies between
             matrix products is computed again); ``memory`` for SAM 2 (with what follows objects through a volume);
-            ``classes``, ``base`` and ``depth`` for the U-Net, ``classes`` for UNETR.
+            ``classes``, ``base`` and ``depth`` for the U-Net, ``classes`` for models of volumes.
 
     Returns:
         The model; ``model.init(key)`` gives random parameters, ``weights.load`` published ones.

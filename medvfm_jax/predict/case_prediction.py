@@ -14,6 +14,7 @@ from medvfm_jax.data.targets import simulate
 from medvfm_jax.images import pile, plane, stack
 from medvfm_jax.images.geometry import slice_axis
 from medvfm_jax.images.intensity import VolumeScale
+from medvfm_jax.predict.ensemble import EnsemblePredictor
 from medvfm_jax.predict.predictor import Predictor, class_of_objects
 from medvfm_jax.predict.volume_prediction import OVERLAP, label_slices
 
@@ -55,7 +56,7 @@ def planes_of(case: LoadedCase, labels: NDArray) -> list[NDArray]:
 
 
 def predict_case(
-    predictor: Predictor,
+    predictor: Predictor | EnsemblePredictor,
     dataset: Dataset,
     case: LoadedCase,
     prompt: str,
@@ -75,7 +76,14 @@ def predict_case(
             return CasePrediction(predictor.classes(case.image.array), None)
         spec = predictor.spec
         predict = predictor.classes if spec.rank == 2 else predictor.probabilities
-        planes = label_slices(spec, case.image, dataset.channel_names, predict, overlap=overlap)
+        planes = label_slices(
+            spec,
+            case.image,
+            dataset.channel_names,
+            predict,
+            overlap=overlap,
+            preparation=dataset.preparation,
+        )
         return CasePrediction(stack(planes, case.image), None)
     pictures = Pictures(dataset, case)
     wanted = np.array([value for value in dataset.labels.values() if value > 0])

@@ -3,6 +3,7 @@
 import contextlib
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,9 +17,12 @@ from medvfm_jax.data.check import DatasetCheck, check_dataset
 from medvfm_jax.data.names import file_of
 from medvfm_jax.data.objects import as_before, objects_of
 from medvfm_jax.images import read_labels, write_mask
+from medvfm_jax.images.preparation import AS_THEY_ARE, Preparation
 from medvfm_jax.local_paths import file_word
 from medvfm_jax.metrics import profiles, score_case, summarise
+from medvfm_jax.predict import largest_component
 from medvfm_jax.predict.case_prediction import predict_case
+from medvfm_jax.predict.ensemble import EnsemblePredictor, Member, check_member
 from medvfm_jax.predict.overlay_cases import write_overlays
 from medvfm_jax.predict.predictor import Predictor
 from medvfm_jax.predict.score_files import beside, refuse_foreign
@@ -31,6 +35,7 @@ from medvfm_jax.settings.evaluate import EvaluateConfig
 from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.train.assemble import Base, load_adapted, load_base, with_adapter
 from medvfm_jax.train.data_check import about, lines, refuse_bad
+from medvfm_jax.train.preparation import check_same_scale
 from medvfm_jax.train.training_data import SplitData, open_split
 from medvfm_jax.types import Delta
 from medvfm_jax.weights import artifacts
@@ -43,7 +48,11 @@ class LabelsDiffer(BadConfig):
 
 
 class Subject(NamedTuple):
-    """What is scored: a model with a delta (empty for zero-shot), and how it was made."""
+    """What is scored: a model with a delta (empty for zero-shot), and how it was made.
+
+    preparation: of volumes, as in training. largest: classes of which the largest component alone is kept.
+    metadata: of the delta.
+    """
 
     name: str
     adapter: str | None
@@ -51,6 +60,9 @@ class Subject(NamedTuple):
     adapted: AdaptedModel
     delta: Delta
     prompt: str
+    preparation: Preparation = AS_THEY_ARE
+    largest: tuple[int, ...] = ()
+    metadata: Mapping[str, Any] | None = None
 
 
 class Choice(NamedTuple):
@@ -104,18 +116,21 @@ def evaluate(
     names = getattr(source.split, config.split) if config.split != "all" else sorted(source.dataset.by_id)
     cases, checked = readable(source.dataset, names, config, console)
     subject = _subject(config, run, source, console)
+    source = source._replace(dataset=replace(source.dataset, preparation=subject.preparation))
     resolved_overlap(subject.adapted.spec, config.overlap)
     if subject.adapted.spec.rank == 3 and source.dataset.dimension == 2:
         raise BadConfig(
             f"{source.dataset.folder} has pictures; {subject.name} was trained to segment volumes."
         )
-    checked = about(checked, subject.prompt, subject.adapted.spec)
+    checked = about(checked, subject.prompt, subject.adapted.spec, subject.preparation)
     if "point" in subject.prompt and "point" not in subject.base.model.spec.prompts and not subject.delta:
         console.print(f"warning: {subject.name} was not trained with point prompts; scores will be poor")
     run_directory.make_folder(out.parent)
     for line in lines(checked):
         console.print(line, markup=False, soft_wrap=True)
     predictor = Predictor(subject.adapted, subject.base.params, subject.delta, flips=config.flips)
+    if config.ensemble:
+        predictor = _ensemble(config, subject, predictor, cases, console)
     choose = None if sites is None else sites.choose(config, run, subject, predictor)
     if choose is None:
         return score_cases(config, out, source, cases, checked, subject, lambda case: predictor, console)
@@ -134,7 +149,7 @@ def score_cases(
     cases: list[Case],
     checked: DatasetCheck,
     subject: Subject,
-    predictor_of: Callable[[Case], Predictor],
+    predictor_of: Callable[[Case], Predictor | EnsemblePredictor],
     console: Console,
     models: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
@@ -150,10 +165,13 @@ def score_cases(
             console.print(
                 f"an evaluation for {out} was killed; it is made anew", markup=False, soft_wrap=True
             )
+        comparison = largest_component.Comparison(source.dataset.labels) if config.choose_largest else None
         predictions = stage and stage / beside(out, "predictions").name
         for case in tracked(cases, "evaluate", console):
             loaded = read_case(source.dataset, case)
-            rows += _score(config, subject, source.dataset, loaded, predictor_of(case), predictions)
+            rows += _score(
+                config, subject, source.dataset, loaded, predictor_of(case), predictions, comparison
+            )
         scores = _scores(config, subject, source, rows, checked)
         if models is not None:
             scores["scored_by"] = dict(models)
@@ -170,6 +188,11 @@ def score_cases(
             staging.publish(stage, out)
         else:
             run_directory.write_json(out, scores)
+    if comparison is not None:
+        record = comparison.record(config.run / run_directory.DELTA)
+        run_directory.write_json(config.run / run_directory.LARGEST, record)
+        kept = ", ".join(record["largest"]) or "no label"
+        console.print(f"the largest component alone is kept of {kept}", markup=False, soft_wrap=True)
     return run_directory.finite(scores) | {"file": str(out)}
 
 
@@ -283,8 +306,60 @@ def _subject(
             f"The delta was trained on {counted(len(trained_on), 'channel')} ({', '.join(trained_on)}); "
             f"{source.dataset.folder} has {len(channels)} ({', '.join(channels)})."
         )
+    check_same_scale(trained_on, channels, source.dataset.folder)
+    largest: tuple[int, ...] = ()
+    if config.choose_largest and prompt != "none":
+        raise BadConfig("--choose-largest is about models without prompts; this run was trained with some.")
+    if config.choose_largest and loaded.base.model.spec.distance_map:
+        raise BadConfig(
+            "--choose-largest is about classes; this run tells instances apart, which are many of a class."
+        )
+    if run is not None and prompt == "none" and not config.choose_largest:
+        largest = largest_component.chosen(config.run, metadata["labels"])
     name = config.model or metadata["base"]
-    return Subject(name, metadata["preset"], loaded.base, loaded.adapted, loaded.delta, prompt)
+    return Subject(
+        name,
+        metadata["preset"],
+        loaded.base,
+        loaded.adapted,
+        loaded.delta,
+        prompt,
+        loaded.preparation,
+        largest,
+        metadata,
+    )
+
+
+def _ensemble(
+    config: EvaluateConfig, subject: Subject, predictor: Predictor, cases: list[Case], console: Console
+) -> EnsemblePredictor:
+    """The predictor of --run with those of --ensemble; raises BadConfig for runs that do not belong together."""
+    members, scored = [predictor], {case.id for case in cases}
+    first = Member(subject.adapted.spec, subject.preparation, subject.metadata)
+    for folder in (config.run, *config.ensemble):
+        if "rounds" in run_directory.finished(folder):
+            raise BadConfig(f"{folder} is a federated run; an ensemble is made of runs of adapt.")
+    for folder in config.ensemble:
+        record = run_directory.finished(folder)
+        loaded = load_adapted(
+            folder / run_directory.DELTA,
+            model=None,
+            dtype=record["dtype"],
+            file=record["weights"] and Path(record["weights"]),
+            offline=config.offline,
+            run=record,
+        )
+        if loaded.note:
+            console.print(f"warning: {loaded.note}", markup=False, soft_wrap=True)
+        check_member(folder, Member(loaded.adapted.spec, loaded.preparation, loaded.metadata), first)
+        seen = scored.intersection(record["resolved"]["split"]["train"]) if _same_data(config, record) else ()
+        if seen and config.split != "train":
+            raise BadConfig(
+                f"{folder} was trained on {counted(len(seen), 'case')} of those to be scored, '{min(seen)}' among "
+                "them; the score would be too good. Use runs with one test, like those of adapt --fold."
+            )
+        members.append(Predictor(loaded.adapted, loaded.base.params, loaded.delta, flips=config.flips))
+    return EnsemblePredictor(members)
 
 
 def _as_it_is(config: EvaluateConfig, source: SplitData) -> Subject:
@@ -319,11 +394,18 @@ def _score(
     subject: Subject,
     dataset: Dataset,
     case: LoadedCase,
-    predictor: Predictor,
+    predictor: Predictor | EnsemblePredictor,
     folder: Path | None,
+    comparison: largest_component.Comparison | None,
 ) -> list[dict[str, Any]]:
     overlap = resolved_overlap(subject.adapted.spec, config.overlap)
     predicted = predict_case(predictor, dataset, case, subject.prompt, config.seed, overlap)
+    if comparison is not None:
+        comparison.add(case.label, predicted.labels)
+    if subject.largest:
+        predicted = predicted._replace(
+            labels=largest_component.keep_largest(predicted.labels, subject.largest)
+        )
     instances = case.instances
     if instances is not None and predicted.instances is not None:
         instances = (instances, predicted.instances)
@@ -340,6 +422,10 @@ def _score(
         write_mask(_file(folder, case.case, dataset), values, case.image)
     who = {"case": case.case.id, "patient": case.case.patient, "site": case.case.site}
     return [who | row for row in rows]
+
+
+def _names(dataset: Dataset, classes: tuple[int, ...]) -> list[str]:
+    return [name for name, value in dataset.labels.items() if value in classes]
 
 
 def _file(folder: Path, case: Case, dataset: Dataset) -> Path:
@@ -377,6 +463,8 @@ def _scores(
         "objects": None if subject.prompt == "none" else objects_of(source.dataset),
         "flips": config.flips,
         **({} if subject.adapted.spec.rank == 2 else {"window": list(subject.adapted.spec.input_shape[:-1])}),
+        **({"largest_component": _names(source.dataset, subject.largest)} if subject.largest else {}),
+        **({"ensemble": [str(config.run), *map(str, config.ensemble)]} if config.ensemble else {}),
         "data": source.dataset.name,
         "licence": source.dataset.licence,
         "note": source.dataset.note,

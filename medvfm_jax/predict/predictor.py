@@ -121,11 +121,10 @@ class Predictor:
             embedding, frame = self._embed(_flipped(picture, flip, (-2, -3)))
             logits = finite_logits(self._decode(*self._weights, embedding, None), self._spec.name)
             maps = restore(frame, logits)
-            classes = classes_of(self._spec)
-            maps[classes] = special.softmax(maps[classes], axis=0)
+            found = special.softmax(maps[classes_of(self._spec)], axis=0)
             if self._spec.distance_map:
-                maps[-1] = special.expit(maps[-1])
-            total = total + _flipped(maps, flip, (-1, -2))
+                found = np.concatenate([found, special.expit(maps[-1:])])
+            total = total + _flipped(found, flip, (-1, -2))
         return total
 
     def masks(self, picture: NDArray, queries: Sequence[Query]) -> Iterator[NDArray[np.float32]]:

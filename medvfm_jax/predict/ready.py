@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 
 from medvfm_jax import traces
+from medvfm_jax.images.preparation import AS_THEY_ARE, Preparation
 from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.types import Delta, ModelSpec, Params
 
@@ -25,6 +26,7 @@ class Ready(NamedTuple):
 
     delta: {} for a model as it is, and then metadata is None.  note: what could not be checked about the delta.
     words: what the computation follows from, see ``traces``.  adapted: builds the model, where it must be traced.
+    preparation: of volumes before the model sees them.
     """
 
     spec: ModelSpec
@@ -34,6 +36,7 @@ class Ready(NamedTuple):
     note: str
     words: tuple[Any, ...]
     adapted: "Callable[[], AdaptedModel]"
+    preparation: Preparation = AS_THEY_ARE
 
 
 def ready(loaded: "Loaded") -> Ready:
@@ -47,6 +50,7 @@ def ready(loaded: "Loaded") -> Ready:
         loaded.note,
         loaded.words,
         lambda: loaded.adapted,
+        loaded.preparation,
     )
 
 

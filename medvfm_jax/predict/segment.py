@@ -1,6 +1,6 @@
 """`segment`: masks of pictures and volumes nobody has labelled, from boxes, clicks, or a prompt-free delta."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,7 +13,8 @@ from medvfm_jax import local_paths, traces
 from medvfm_jax.images import Image, Query, check_query, make_prompts, plane, preprocess, restore, stack
 from medvfm_jax.images.geometry import slice_axis
 from medvfm_jax.images.intensity import VolumeScale
-from medvfm_jax.images.volumes import pile
+from medvfm_jax.images.preparation import slices_first
+from medvfm_jax.predict.ensemble import Member, check_member, mean
 from medvfm_jax.predict.predictor import class_of_objects, classes_of, finite_logits, told_apart
 from medvfm_jax.predict.ready import Ready, loaded_alone, ready, with_delta, without_delta
 from medvfm_jax.predict.volume_prediction import label_slices, resolved_overlap
@@ -52,6 +53,8 @@ class Segmenter:
     overlap: of windows, for models of slabs and patches; half a window unless given.
     say: told when a program has to be compiled first.
     propagator: follows objects that are prompted on one slice of a volume through all slices.
+    largest: classes of which the largest component alone is kept, of a model without prompts.
+    others: whose probabilities are averaged with these.
     """
 
     def __init__(
@@ -62,12 +65,16 @@ class Segmenter:
         overlap: float | None = None,
         say: Callable[[str], None] = lambda text: None,
         propagator: "Propagator | None" = None,
+        largest: tuple[int, ...] = (),
+        others: Sequence["Segmenter"] = (),
     ):
         self._say, self._multimask, self._propagator = say, multimask, propagator
+        self._largest, self._others = largest, tuple(others)
         self._spec, self._weights = ready.spec, (ready.params, jax.device_put(ready.delta))
         self._overlap = resolved_overlap(self._spec, overlap)
-        self._trained = ready.metadata or {}
-        self.note = ready.note  # what could not be checked about the delta
+        self._trained, self._preparation = ready.metadata or {}, ready.preparation
+        # What could not be checked about the deltas.
+        self.note = "; ".join(note for note in (ready.note, *(other.note for other in others)) if note)
         self._words = ["segment", *ready.words, multimask] if ready.words else None
         self._programs: dict[Any, Callable[..., Any]] = {}
         options = {"multimask": True} if multimask else {}
@@ -76,7 +83,8 @@ class Segmenter:
             found = ready.adapted().apply(
                 params, delta, image, Prompts(**prompts) if prompts else None, **options
             )
-            return {name: value for name, value in found._asdict().items() if value is not None}
+            present = {"logits": found.logits, "iou": found.iou}
+            return {name: value for name, value in present.items() if value is not None}
 
         self._apply = apply
 
@@ -104,6 +112,11 @@ class Segmenter:
         return tuple(self._trained.get("channel_names", ()))
 
     @property
+    def member(self) -> Member:
+        """What an ensemble has to agree on."""
+        return Member(self._spec, self._preparation, self._trained)
+
+    @property
     def seen(self) -> int:
         """Channels of an image that reach the model; of more the first ones do."""
         return self._spec.input_shape[-1]
@@ -113,8 +126,13 @@ class Segmenter:
         if self._spec.rank == 2 or not image.is_volume:
             return None
         window = self._spec.input_shape[:3] if self._spec.resize == "none" else self._spec.input_shape[:1]
-        size = pile(image.array, slice_axis(image)).shape
+        size = self._grid(image)
         return window if any(n < w for n, w in zip(size, window, strict=False)) else None
+
+    def _grid(self, image: Image) -> tuple[int, ...]:
+        """(D, H, W) of a volume as the model sees it; raises BadImage."""
+        axis = slice_axis(image)
+        return self._preparation.grid(slices_first(image.grid, axis), image.spacing, axis, str(image.path))
 
     @property
     def semantic(self) -> bool:
@@ -137,12 +155,36 @@ class Segmenter:
         outside the picture.
         """
         self.check(image, queries, index)
+        found = self._found(image, queries, index, track)
+        if not self._largest:
+            return found
+        # Its scipy.ndimage takes a third of a second.
+        from medvfm_jax.predict.largest_component import keep_largest
+
+        return found._replace(labels=keep_largest(found.labels, self._largest))
+
+    def _found(
+        self,
+        image: Image,
+        queries: Sequence[Query],
+        index: int | None,
+        track: Callable[[Sequence[int]], Iterable[int]],
+    ) -> Segmented:
+        """Masks with all their components."""
+        if not image.is_volume and self._others:
+            return Segmented(self._labels(image.array))
         if not image.is_volume:
             return self._picture(image.array, queries)
         if self.semantic:
             predict = self._labels if self._spec.rank == 2 else self._probabilities
             planes = label_slices(
-                self._spec, image, self.channels, predict, overlap=self._overlap, track=track
+                self._spec,
+                image,
+                self.channels,
+                predict,
+                overlap=self._overlap,
+                track=track,
+                preparation=self._preparation,
             )
             kind = np.min_scalar_type(
                 self._spec.classes - 1
@@ -183,6 +225,8 @@ class Segmenter:
             raise BadConfig(f"{image.path} is a picture and has no slices; leave out --slice.")
         if self.semantic and index is not None:
             raise BadConfig("This delta segments every slice; leave out --slice.")
+        if image.is_volume:
+            self._grid(image)
         if not image.is_volume or self.semantic:
             shape = image.grid
         else:
@@ -199,10 +243,16 @@ class Segmenter:
             check_query(query, shape)
 
     def _labels(self, picture: NDArray) -> NDArray[np.int32]:
+        if self._others:
+            return self._probabilities(picture).argmax(0).astype(np.int32)
         return self._picture(picture, ()).logits[classes_of(self._spec)].argmax(0).astype(np.int32)
 
     def _probabilities(self, window: NDArray) -> NDArray[np.float32]:
-        """Slab or patch (D, H, W, C) -> probability of each class (C, D, H, W)."""
+        """Picture (H, W, C), or slab or patch (D, H, W, C) -> probability of each class, classes first."""
+        own = self._own_probabilities(window)
+        return mean([own, *(other._own_probabilities(window) for other in self._others)])
+
+    def _own_probabilities(self, window: NDArray) -> NDArray[np.float32]:
         from scipy import special  # takes a third of a second, which slices need not wait for
 
         prepared, frame = preprocess(self._spec, window)
@@ -247,6 +297,7 @@ def load_segmenter(
     delta: Path | None = None,
     *,
     run: Path | None = None,
+    ensemble: Sequence[Path] = (),
     weights: Path | None = None,
     dtype: str = "float32",
     offline: bool = False,
@@ -267,13 +318,14 @@ def load_segmenter(
         multimask: of the three masks SAM offers for an ambiguous prompt, take the one it rates best.
         say: see ``Segmenter``.
         overlap: share by which neighbouring windows of a volume overlap; None: half a window.
+        ensemble: folders of more runs, whose probabilities are averaged with those of ``run``.
         propagate: objects prompted on one slice of a volume are followed through all slices; models with memory only.
 
     Returns:
         Segmenter that predicts pictures and volumes.
 
     Raises:
-        BadConfig: nothing to load, or a model that gives no masks without a delta.
+        BadConfig: nothing to load, or a model that gives no masks without a delta, or runs that do not belong together.
         RunError: a run that has not ended.
     """
     for path in (run, delta, weights):
@@ -286,6 +338,8 @@ def load_segmenter(
         record = run_directory.finished(run)
         delta, dtype = run / run_directory.DELTA, record["dtype"]
         weights = weights or (record["weights"] and Path(record["weights"]))
+    elif ensemble:
+        raise BadConfig("An ensemble is made of runs: give one with --run and the others with --ensemble.")
     if delta is not None:
         found = with_delta(delta, model=model, dtype=dtype, file=weights, offline=offline, run=record)
     elif model is None:
@@ -301,7 +355,31 @@ def load_segmenter(
         raise BadConfig(
             "This delta segments without prompts and gives one mask per class; leave out --multimask."
         )
-    return Segmenter(found, multimask=multimask, overlap=overlap, say=say, propagator=propagator)
+    largest: tuple[int, ...] = ()
+    if run is not None and found.metadata and found.metadata["prompt"] == "none":
+        largest = _chosen(run, found.metadata)
+    first, others = Member(found.spec, found.preparation, found.metadata or {}), []
+    for folder in ensemble:
+        other = load_segmenter(run=folder, offline=offline, overlap=overlap, say=say)
+        check_member(folder, other.member, first)
+        others.append(other)
+    return Segmenter(
+        found,
+        multimask=multimask,
+        overlap=overlap,
+        say=say,
+        propagator=propagator,
+        largest=largest,
+        others=others,
+    )
+
+
+def _chosen(run: Path, metadata: Mapping[str, Any]) -> tuple[int, ...]:
+    if not (run / run_directory.LARGEST).exists():
+        return ()
+    from medvfm_jax.predict.largest_component import chosen
+
+    return chosen(run, metadata.get("labels", {}))
 
 
 def _check_propagation(model: str | None, delta: Path | None, run: Path | None) -> None:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from medvfm_jax.images import Image, budget, pile, plane
 from medvfm_jax.images.geometry import slice_axis
-from medvfm_jax.images.intensity import VolumeScale
+from medvfm_jax.images.preparation import AS_THEY_ARE, Preparation, resampled, restored
 from medvfm_jax.images.windows import blended, cut
 from medvfm_jax.settings.records import BadConfig, require
 from medvfm_jax.types import ModelSpec
@@ -43,21 +43,27 @@ def label_slices(
     *,
     overlap: float = OVERLAP,
     track: Track = iter,
+    preparation: Preparation = AS_THEY_ARE,
 ) -> Iterator[NDArray[np.int32]]:
     """Volume -> class indices (H, W) of each slice along its axis of slices, in order.
 
     predict: of a model of slices, picture (H, W, C) in 0..1 -> class indices (H, W); of one of slabs or patches,
     (d, h, w, C) -> probabilities (C, d, h, w), which are averaged where windows overlap.  Beside the image only what
-    one window needs is in memory.  track: shows progress over the slices.
+    one window needs is in memory, and the whole volume once more where it is resampled.  track: shows progress over
+    the slices.  preparation: that of the run; raises BadImage where the volume lacks what it needs.
     """
     axis = slice_axis(image)
-    scale, numbers = VolumeScale(image.array, channel_names), range(image.grid[axis])
+    scale, numbers = preparation.scale(image.array, channel_names), range(image.grid[axis])
     if spec.rank == 2:
         for index in track(numbers):
             yield predict(scale(plane(image.array, axis, index)))
         return
     piled = pile(image.array, axis)
-    window = window_of(spec, piled.shape[:3])
+    own = piled.shape[:3]
+    grid = preparation.grid(own, image.spacing, axis, str(image.path))
+    if grid != own:
+        piled, scale = resampled(scale(piled), grid), np.asarray
+    window = window_of(spec, grid)
     needed, most = spec.classes * math.prod(window) * 4, budget.budget()
     if needed > most:
         raise BadConfig(
@@ -70,6 +76,8 @@ def label_slices(
         part = piled[tuple(slice(c, c + n) for c, n in zip(corner, window))]
         return predict(cut(scale(part), (0, 0, 0), window))  # filled after scaling: 0 is the darkest there
 
-    slices = blended(piled.shape[:3], window, overlap, at)
+    slices = blended(grid, window, overlap, at)
+    if grid != own:
+        slices = restored(slices, own, grid[0])
     for _, probabilities in zip(track(numbers), slices):
         yield probabilities.argmax(0).astype(np.int32)

@@ -159,7 +159,12 @@ def damaged_scores(scores: Mapping[str, Any]) -> str | None:
     named = all(row.get("label") is not None and (row.get("case") or row.get("patient")) for row in rows)
     if not named or _mixed(rows):
         return "cases"
+    for name, kind in (("window", int), ("largest_component", str), ("ensemble", str)):
+        values = scores.get(name, [])
+        if not isinstance(values, list) or not all(type(value) is kind for value in values):
+            return name
     lists = ("summary", "cases", "overlays", "skipped", "provenance", "empty", "checked", "scored_by")
+    lists += ("window", "largest_component", "ensemble")
     return next((name for name, value in scores.items() if name not in lists and not _scalar(value)), None)
 
 

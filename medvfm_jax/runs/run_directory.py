@@ -27,6 +27,7 @@ PERSONAL = "personal.safetensors"  # what each client of a federated run keeps f
 CONFIG, METRICS, CHECKPOINTS, DELTA, SCORES = (
     "config.json", "metrics.jsonl", "checkpoints", "delta.safetensors", "scores.json",
 )  # fmt: skip
+LARGEST = "largest_component.json"  # of which labels only that is kept
 _LOCK = ".lock"
 
 

@@ -20,6 +20,8 @@ class EvaluateConfig(ReadingConfig):
     """Model to score instead of a run."""
     delta: Path | None = None
     """Delta (safetensors) for --model, with the settings stored inside it."""
+    ensemble: tuple[Path, ...] = ()
+    """More runs of the same data, whose probabilities are averaged with those of --run; models without prompts."""
     split: Literal["test", "val", "train", "all"] = "test"
     """Cases to score. A run has its own split; without one, the split that `adapt` would make with --seed."""
     prompt: Literal["auto", "none", "box", "point"] = "auto"
@@ -34,6 +36,9 @@ class EvaluateConfig(ReadingConfig):
     overlap: float | None = None
     """Share of a window that the next one covers too, for models that see slabs or patches of volumes; by default
     0.5. More is smoother and slower."""
+    choose_largest: bool = False
+    """With --run and --split val: keep only the largest connected component of each label whose Dice gains from it, in
+    every later evaluate and segment with --run. Models without prompts; the scores are those of all components."""
     save_predictions: bool = True
     """Write predictions; the report draws its overlays from them."""
     cases: int | None = None
@@ -61,6 +66,15 @@ class EvaluateConfig(ReadingConfig):
             raise BadConfig("A model as it is knows no data: add --data FOLDER.")
         if self.run is not None and self.delta is not None:
             raise BadConfig("A run has its own delta: give --delta with --model, not with --run.")
+        if self.ensemble and self.run is None:
+            raise BadConfig(
+                "An ensemble is made of runs: give one with --run and the others with --ensemble."
+            )
+        if self.choose_largest and (self.run is None or self.split != "val"):
+            raise BadConfig(
+                "What is done to predictions is chosen on validation cases: --choose-largest needs --run and --split "
+                "val."
+            )
         within = self.overlap is None or 0 <= self.overlap < 1
         require(within, "overlap", self.overlap, "at least 0 and below 1")
         require(self.cases is None or self.cases >= 1, "cases", self.cases, "at least 1")

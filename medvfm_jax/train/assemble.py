@@ -20,6 +20,7 @@ from medvfm_jax.adapters import (
 )
 from medvfm_jax.adapters.training_options import check_ranks
 from medvfm_jax.data import Dataset
+from medvfm_jax.images.preparation import AS_THEY_ARE, Preparation
 from medvfm_jax.models import catalog
 from medvfm_jax.models.entry import ModelEntry
 from medvfm_jax.models.model import Model
@@ -30,13 +31,23 @@ from medvfm_jax.settings.groups import ModelConfig
 from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.systems import System
 from medvfm_jax.systems.fitting import why
+from medvfm_jax.train.preparation import PREPARATION, stored_preparation
 from medvfm_jax.train.seen_at_once import recorded_shape, stored_shape, with_depth
 from medvfm_jax.types import Delta, MedvfmError, ModelSpec, Params
 from medvfm_jax.weights import artifacts
 
 SETTINGS = "settings_sha256"  # in the metadata of a delta
 # Of a run, stored with its delta.
-RESOLVED = ("fingerprint", "input_shape", "transform", "adapter", "prompt", "classes", "labels")
+RESOLVED = (
+    "fingerprint",
+    "input_shape",
+    PREPARATION,
+    "transform",
+    "adapter",
+    "prompt",
+    "classes",
+    "labels",
+)
 
 
 class ForeignDelta(MedvfmError):
@@ -167,6 +178,7 @@ class Loaded(NamedTuple):
 
     note: what could not be checked about the delta, "" for nothing.
     words: what the computation follows from, beside the shapes of the weights; see ``traces``.
+    preparation: of volumes before the model sees them.
     """
 
     base: Base
@@ -175,6 +187,7 @@ class Loaded(NamedTuple):
     metadata: Mapping[str, Any] | None
     note: str = ""
     words: tuple[Any, ...] = ()
+    preparation: Preparation = AS_THEY_ARE
 
 
 def load_adapted(
@@ -203,10 +216,11 @@ def load_adapted(
     base = transformed(base, change)
     _check_labels(metadata, base.model.spec, delta)
     adapted = with_adapter(base, metadata["adapter"])
+    preparation = stored_preparation(metadata, base.model.spec, delta)
     words = (name, dtype, classes, shape, change, metadata["adapter"])
     expected = traces.shapes(["delta", *words], lambda: _shapes_of(adapted, base, delta))
     artifacts.check_arrays(arrays, expected, delta)
-    return Loaded(base, adapted, arrays, metadata, note, words)
+    return Loaded(base, adapted, arrays, metadata, note, words, preparation)
 
 
 def _shapes_of(adapted: AdaptedModel, base: Base, delta: Path) -> Delta:

@@ -10,6 +10,7 @@ from medvfm_jax.data.inspection import CaseFacts
 from medvfm_jax.data.objects import objects_of
 from medvfm_jax.data.records import Dataset
 from medvfm_jax.images.geometry import widest_axis
+from medvfm_jax.images.preparation import AS_THEY_ARE, Preparation, slices_first
 from medvfm_jax.printable import counted
 from medvfm_jax.train.training_data import SplitData
 from medvfm_jax.types import ModelSpec
@@ -29,7 +30,9 @@ def check_split(
     return found
 
 
-def about(found: DatasetCheck, prompt: str, spec: ModelSpec) -> DatasetCheck:
+def about(
+    found: DatasetCheck, prompt: str, spec: ModelSpec, preparation: Preparation = AS_THEY_ARE
+) -> DatasetCheck:
     """What concerns a run of this model with these prompts.
 
     Without any, nothing about what prompts would be drawn around; of a model that sees every channel nothing about
@@ -39,18 +42,17 @@ def about(found: DatasetCheck, prompt: str, spec: ModelSpec) -> DatasetCheck:
     if all(facts.channels <= spec.input_shape[-1] for facts in found.facts.values()):
         left_out.append(MANY_CHANNELS)
     findings = tuple(f for f in found.findings if f.kind not in left_out)
-    return found._replace(findings=(*findings, *_smaller_than_the_window(found, spec)))
+    return found._replace(findings=(*findings, *_smaller_than_the_window(found, spec, preparation)))
 
 
-def _smaller_than_the_window(found: DatasetCheck, spec: ModelSpec) -> list[Finding]:
+def _smaller_than_the_window(found: DatasetCheck, spec: ModelSpec, preparation: Preparation) -> list[Finding]:
     """Volumes that are filled up with zeros, because the model sees more slices, or a larger patch, at once."""
     if spec.rank == 2:
         return []
     window = spec.input_shape[:3] if spec.resize == "none" else spec.input_shape[:1]
+    shapes = {case: _slices_first(facts, preparation) for case, facts in sorted(found.facts.items())}
     small = [
-        case
-        for case, facts in sorted(found.facts.items())
-        if facts.grid is not None and any(n < w for n, w in zip(_slices_first(facts), window, strict=False))
+        case for case, shape in shapes.items() if any(n < w for n, w in zip(shape, window, strict=False))
     ]
     if not small:
         return []
@@ -62,13 +64,13 @@ def _smaller_than_the_window(found: DatasetCheck, spec: ModelSpec) -> list[Findi
     return [Finding("window", "note", message, tuple(small))]
 
 
-def _slices_first(facts: CaseFacts) -> tuple[int, ...]:
-    """(D, H, W) of a volume, as ``images.pile`` puts it."""
-    if len(facts.grid) != 3:
+def _slices_first(facts: CaseFacts, preparation: Preparation) -> tuple[int, ...]:
+    """(D, H, W) of a volume, as ``images.pile`` puts it, after resampling if its voxels have a size."""
+    if facts.grid is None or len(facts.grid) != 3:
         return ()
     axis = widest_axis(facts.spacing)
-    width, height = (n for a, n in enumerate(facts.grid) if a != axis)
-    return facts.grid[axis], height, width
+    shape = slices_first(facts.grid, axis)
+    return shape if facts.spacing is None else preparation.grid(shape, facts.spacing, axis, "")
 
 
 def refuse_bad(found: DatasetCheck, dataset: Dataset, skip_bad: bool) -> None:

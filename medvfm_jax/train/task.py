@@ -10,7 +10,7 @@ from jax import Array
 from medvfm_jax.adapters.lora import DROPOUT
 from medvfm_jax.adapters.training_options import is_random
 from medvfm_jax.catalog import Catalog
-from medvfm_jax.losses import dice_ce, on_prediction, sam_loss, weighted
+from medvfm_jax.losses import deeply_supervised, dice_ce, on_prediction, sam_loss, weighted
 from medvfm_jax.losses.segmentation import Target
 from medvfm_jax.mesh_axes import CLIENTS, DATA, fully_automatic
 from medvfm_jax.train.step import LossFn
@@ -86,7 +86,8 @@ def make_loss(adapted: Adapted, objective: str, *, cached: bool = False, trainin
     Raises:
         UnknownObjective: another objective.
     """
-    function, predict = OBJECTIVES[objective], predictor(adapted, cached=cached)
+    function = deeply_supervised(OBJECTIVES[objective])
+    predict = predictor(adapted, cached=cached)
     random = training and is_random(adapted.adapter.config)
     as_trained = {"training": True} if training and adapted.spec.multimask_fallback else {}
 

@@ -28,6 +28,7 @@ from medvfm_jax.train.gradient_start import with_gradient_start
 from medvfm_jax.train.loop import Hook, Loader, MappedLoader, fit
 from medvfm_jax.train.optimizer import make_optimizer, make_schedule
 from medvfm_jax.train.placement import OneDevice, Placement
+from medvfm_jax.train.preparation import prepared, recorded_preparation
 from medvfm_jax.train.rank_allocation import with_rank_allocation
 from medvfm_jax.train.seen_at_once import patch_shape, slab_depth
 from medvfm_jax.train.state import TrainState, init_state
@@ -125,12 +126,16 @@ def resolve(
         val=config.val_fraction,
         test=config.test_fraction,
         train_cases=config.train_cases,
+        fold=config.fold,
         offline=config.offline,
         allow_geometry_mismatch=config.allow_geometry_mismatch,
         follow_links=config.follow_links,
         objects=config.objects,
     )
     checked = check_split(source, skip_bad=config.skip_bad, track=display.track, say=display.say)
+    bad = checked.bad_cases()
+    training = [case for case in source.split.train if case not in bad]
+    source = source._replace(dataset=prepared(source.dataset, training, config, entry))
     classes = source.dataset.classes
     assembled = assemble(
         config,
@@ -144,13 +149,14 @@ def resolve(
         depth=slab_depth(config),
     )
     prompt, size = assembled.prompt, assembled.size
-    checked = about(checked, prompt, assembled.base.model.spec)
+    checked = about(checked, prompt, assembled.base.model.spec, source.dataset.preparation)
     data = training_data(source, assembled.base.model.spec, prompt, config)
     record = to_json(config) | {
         "resolved": {
             "data": str(source.dataset.folder.resolve()),
             "checked": checked.record(),
             **assembled.record(),
+            **recorded_preparation(source.dataset),
             "objects": recorded_objects(source.dataset, prompt),
             "learning_rate": config.resolved_learning_rate(system, entry),
             "trained": {"parameters": size.trained, "total": size.total, "bytes": size.bytes},

@@ -96,6 +96,7 @@ def open_split(
     val: float,
     test: float,
     train_cases: int | None = None,
+    fold: int | None = None,
     offline: bool = False,
     allow_geometry_mismatch: float = 0.0,
     follow_links: bool = False,
@@ -104,7 +105,7 @@ def open_split(
 ) -> SplitData:
     """Open a dataset and split it by patient, or as ``given`` (the record of an earlier run).
 
-    follow_links, objects: see ``data.open_dataset``.
+    fold: see ``data.split``.  follow_links, objects: see ``data.open_dataset``.
     """
     dataset = open_dataset(
         data,
@@ -118,7 +119,7 @@ def open_split(
             dataset.case(case)  # says which one is missing
         chosen = Split(**{name: tuple(cases) for name, cases in given.items()})
     else:
-        chosen = split(dataset, seed=seed, val=val, test=test, n_train=train_cases)
+        chosen = split(dataset, seed=seed, val=val, test=test, n_train=train_cases, fold=fold)
     return SplitData(dataset, chosen, data_digest(dataset))
 
 

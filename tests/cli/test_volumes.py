@@ -1,11 +1,14 @@
 """Models that see several slices at once, from the command that trains them to the mask on the volume's own grid."""
 
 import json
+import shutil
 
 import nibabel
 import numpy as np
 import pytest
+from scipy import ndimage
 
+from medvfm_jax.data import make_phantom_dataset
 from tests.cli.commands import LITE, SAM, adapt_words
 
 UNETR = "unetr-tiny-test"
@@ -96,3 +99,102 @@ def test_overlap_needs_windows(medvfm, volumes, tmp_path):
     )
     told.refused("sees one slice at a time, without windows")
     assert not (tmp_path / "s.json").exists()
+
+
+UNET = "unet-3d-tiny-test"
+RESAMPLED = {"model": UNET, "adapter": "full", "prompt": "auto", "batch_size": 1, "spacing": 1.5}
+
+
+def test_volumes_are_resampled_for_the_model_and_masks_come_back_on_their_own_grid(medvfm, volumes, tmp_path):
+    out = tmp_path / "run"
+    settings = RESAMPLED | {"intensity": "nnunet", "steps": 2, "train_cases": 1}
+    trained = medvfm(*words(volumes, out, (8, 8, 16), **settings))
+    assert trained.code == 0, trained.err
+    resolved = json.loads((out / "config.json").read_text())["resolved"]
+    assert resolved["preparation"] == {"spacing": [1.5, 1.5, 1.5], "intensity": [None]}
+    # 16 x 16 x 6 voxels of 1 x 1 x 3 mm are 12 x 11 x 11 of 1.5 mm: 2 x 2 windows of 8 x 8 x 16
+    assert "(4 windows)" in trained.out
+
+    evaluated = medvfm("evaluate", "--run", out)
+    assert evaluated.code == 0, evaluated.err
+    (case,) = {row["case"] for row in json.loads((out / "scores.json").read_text())["cases"]}
+    image, mask = volumes / "imagesTr" / f"{case}_0000.nii.gz", tmp_path / "mask.nii.gz"
+    found = medvfm("segment", image, "--run", out, "--out", mask)
+    assert found.code == 0, found.err
+    segmented, predicted = nibabel.load(mask), nibabel.load(out / "predictions" / f"{case}.nii.gz")
+    assert segmented.shape == nibabel.load(image).shape
+    np.testing.assert_array_equal(segmented.get_fdata(), predicted.get_fdata())
+
+    other = tmp_path / "other"
+    shutil.copytree(volumes, other)
+    about = json.loads((other / "dataset.json").read_text()) | {"channel_names": {"0": "CT"}}
+    (other / "dataset.json").write_text(json.dumps(about))
+    told = medvfm("evaluate", "--run", out, "--data", other)
+    told.refused("intensities of CT and of other images are scaled differently")
+
+    np.save(tmp_path / "scan.npy", nibabel.load(image).get_fdata().astype(np.float32))
+    refused = medvfm("segment", tmp_path / "scan.npy", "--run", out, "--out", tmp_path / "no.nii.gz")
+    refused.refused("scan.npy says nothing about the size of its voxels", "save it as NIfTI")
+    assert not (tmp_path / "no.nii.gz").exists()
+
+    record = json.loads((out / "config.json").read_text())
+    record["resolved"]["preparation"]["spacing"] = [1.0, 1.0, 1.0]
+    (out / "config.json").write_text(json.dumps(record))
+    medvfm("segment", image, "--run", out, "--out", tmp_path / "no.nii.gz").refused("its preparation is")
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"model": SAM, "adapter": "full", "spacing": 1}, "leave out --spacing, or take a model of patches"),
+        ({"model": SAM, "adapter": "full", "intensity": "nnunet"}, "leave out --intensity"),
+        (RESAMPLED | {"spacing": -1}, "spacing is -1; expected"),
+    ],
+)
+def test_preparation_that_fits_nothing_is_one_sentence(medvfm, volumes, tmp_path, settings, told):
+    medvfm(*words(volumes, tmp_path / "run", **settings)).refused(told)
+
+
+def test_folds_are_chosen_from_and_averaged(medvfm, tmp_path):
+    data = make_phantom_dataset(tmp_path / "data", "volumes", 6, size=16)
+    runs = [tmp_path / f"fold{fold}" for fold in (0, 1)]
+    for fold, out in enumerate(runs):
+        made = medvfm(*words(data, out, prompt="none", fold=fold, steps=1))
+        assert made.code == 0, made.err
+    splits = [json.loads((out / "config.json").read_text())["resolved"]["split"] for out in runs]
+    assert splits[0]["test"] == splits[1]["test"]
+    assert splits[0]["val"] != splits[1]["val"]
+    assert splits[0]["val"][0] in splits[1]["train"]
+
+    first, second = runs
+    chosen = medvfm("evaluate", "--run", first, "--split", "val", "--choose-largest")
+    assert chosen.code == 0, chosen.err
+    assert "the largest component alone is kept of" in chosen.err
+    path = first / "largest_component.json"
+    record = json.loads(path.read_text())
+    assert set(record["cases"]) == {"shell", "core"}
+    path.write_text(json.dumps(record | {"largest": ["shell"]}))
+
+    evaluated = medvfm("evaluate", "--run", first, "--ensemble", second)
+    assert evaluated.code == 0, evaluated.err
+    scores = json.loads((first / "scores.json").read_text())
+    assert scores["ensemble"] == [str(first), str(second)]
+    assert scores["largest_component"] == ["shell"]
+    (case,) = splits[0]["test"]
+    image, mask = data / "imagesTr" / f"{case}_0000.nii.gz", tmp_path / "mask.nii.gz"
+    found = medvfm("segment", image, "--run", first, "--ensemble", second, "--out", mask)
+    assert found.code == 0, found.err
+    labels = nibabel.load(mask).get_fdata()
+    np.testing.assert_array_equal(labels, nibabel.load(first / "predictions" / f"{case}.nii.gz").get_fdata())
+    assert ndimage.label(labels == 1, np.ones((3, 3, 3)))[1] == 1
+
+    leaky = medvfm("evaluate", "--run", first, "--ensemble", second, "--split", "val")
+    leaky.refused("was trained on 1 case of those to be scored")
+    lonely = medvfm("segment", image, "--ensemble", second, "--model", SAM, "--out", tmp_path / "no.nii.gz")
+    lonely.refused("An ensemble is made of runs")
+    logits = ("--logits", tmp_path / "no.npz")
+    told = medvfm(
+        "segment", image, "--run", first, "--ensemble", second, "--out", tmp_path / "no.nii.gz", *logits
+    )
+    told.refused("no logits to write")
+    medvfm(*words(data, tmp_path / "no", prompt="none", fold=5)).refused("fold is 5; expected 0 to 4")

@@ -66,6 +66,19 @@ def test_the_order_of_the_cases_in_the_folder_does_not_matter():
         assert set(part) == set(other)
 
 
+def test_five_folds_share_the_test_and_cover_the_rest_once():
+    dataset = at_sites(SITES)
+    plain, folds = split(dataset, seed=2), [split(dataset, seed=2, fold=k) for k in range(5)]
+    assert {fold.test for fold in folds} == {plain.test}
+    rest = sorted({*plain.train, *plain.val})
+    assert sorted(c for fold in folds for c in fold.val) == rest
+    assert all(sorted((*fold.train, *fold.val)) == rest for fold in folds)
+    with pytest.raises(BadSplit, match="no fold 5; choose from 0 to 4"):
+        split(dataset, fold=5)
+    with pytest.raises(BadSplit, match="4 patients beside the test, too few for 5 folds"):
+        split(numbered("few", 5), fold=0)
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_every_part_has_the_sites_in_proportion(seed):
     dataset = at_sites(SITES)

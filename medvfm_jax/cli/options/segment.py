@@ -35,6 +35,8 @@ class SegmentArgs:
     """Delta (safetensors) to use with the model it was made for."""
     run: Path | None = None
     """Run directory whose delta, base weights and number format are used."""
+    ensemble: tuple[Path, ...] = ()
+    """More run directories, whose probabilities are averaged with those of --run; models without prompts."""
     box: tyro.conf.UseAppendAction[tuple[Box, ...]] = ()
     """X0 Y0 X1 Y1 around an object; may be given several times."""
     point: tyro.conf.UseAppendAction[tuple[Point, ...]] = ()
