@@ -46,10 +46,14 @@ class Prompts(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """Promptable: logits (Q, M, h, w), iou (Q, M).  Semantic: logits (C, h, w) or (C, d, h, w), iou None."""
+    """Promptable: logits (Q, M, h, w), iou (Q, M).  Semantic: logits (C, h, w) or (C, d, h, w), iou None.
+
+    earlier: of a decoder in stages, the logits of an earlier one, of the same shape; only a loss looks at them.
+    """
 
     logits: Array
     iou: Array | None = None
+    earlier: Array | None = None
 
 
 class Batch(NamedTuple):

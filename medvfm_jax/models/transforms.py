@@ -10,7 +10,12 @@ from typing import Any
 
 from medvfm_jax.catalog import Catalog
 from medvfm_jax.models.model import Model
+from medvfm_jax.models.sam.auto_sam import to_auto_sam
+from medvfm_jax.models.sam.deep_upscaling import deep_upscaling
+from medvfm_jax.models.sam.desam import to_desam
+from medvfm_jax.models.sam.h_sam import to_h_sam
 from medvfm_jax.models.sam.prompt_free import to_semantic
+from medvfm_jax.models.sam.samus import to_samus
 from medvfm_jax.models.slab import slab_model
 from medvfm_jax.types import MedvfmError, Params
 
@@ -25,12 +30,43 @@ def to_slab(
     return slab_model(model, depth), params
 
 
+def to_deep_upscaling(
+    model: Model, params: Params, of: Mapping[str, Any] | None = None, seed: int = 0
+) -> tuple[Model, Params]:
+    """The model that the transform ``of`` gives with logits as fine as the image; see ``models.sam.deep_upscaling``."""
+    return deep_upscaling(*transform(of, model, params), seed)
+
+
+def to_two_stages(
+    model: Model, params: Params, of: Mapping[str, Any] | None = None, seed: int = 0
+) -> tuple[Model, Params]:
+    """The model that the transform ``of`` gives with a second decoder; see ``models.sam.h_sam``."""
+    return to_h_sam(*transform(of, model, params), seed)
+
+
+def to_small_images(
+    model: Model, params: Params, of: Mapping[str, Any] | None = None, seed: int = 0
+) -> tuple[Model, Params]:
+    """The model that the transform ``of`` gives with SAMUS's image encoder; see ``models.sam.samus``."""
+    return to_samus(*transform(of, model, params), seed)
+
+
 class BadTransform(MedvfmError, ValueError):
     """A configuration of a transform that cannot be used."""
 
 
 KINDS: Catalog[Callable[..., tuple[Model, Params]]] = Catalog(
-    "transform of a model", {"prompt_free": to_semantic, "slab": to_slab}, BadTransform
+    "transform of a model",
+    {
+        "prompt_free": to_semantic,
+        "slab": to_slab,
+        "deep_upscaling": to_deep_upscaling,
+        "auto_sam": to_auto_sam,
+        "h_sam": to_two_stages,
+        "samus": to_small_images,
+        "desam": to_desam,
+    },
+    BadTransform,
 )
 
 
@@ -50,3 +86,21 @@ def transform(config: Mapping[str, Any] | None, model: Model, params: Params) ->
     except TypeError as error:
         raise BadTransform(f"The transform '{kind}' does not take these options: {error}.") from None
     return make(model, params, **options)
+
+
+def seeded(config: Mapping[str, Any] | None, seed: int) -> dict[str, Any] | None:
+    """The configuration with a seed for every transform in it that starts new parameters at random."""
+    if config is None:
+        return None
+    if config.get("of") is not None:
+        config = {**config, "of": seeded(config["of"], seed)}
+    return (
+        {**config, "seed": seed}
+        if "seed" in inspect.signature(KINDS[config["kind"]]).parameters
+        else {**config}
+    )
+
+
+def kinds_of(config: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """Names of the transforms in a configuration, the last to be applied first."""
+    return () if config is None else (config["kind"], *kinds_of(config.get("of")))

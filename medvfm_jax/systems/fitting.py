@@ -7,10 +7,12 @@ import jax
 from medvfm_jax.adapters import BadAdapterConfig, NoSuchSite, WrongSite, adapt_model, count, from_config
 from medvfm_jax.adapters.training_options import check_ranks
 from medvfm_jax.models.model import Model
+from medvfm_jax.models.transforms import seeded, transform
 from medvfm_jax.systems import places
 from medvfm_jax.systems.catalog import SYSTEMS
 from medvfm_jax.systems.configuration import configure
-from medvfm_jax.types import Params
+from medvfm_jax.systems.record import System
+from medvfm_jax.types import MedvfmError, Params
 
 # What patterns of ``places`` stand for; a user's own pattern is shown as it is.
 _WORDS = {
@@ -24,6 +26,9 @@ _WORDS = {
     places.LINEAR_AND_NORM: "transformer blocks in its image encoder",
     places.VIT_BLOCK: "transformer blocks that it knows",
     places.NORM: "layer norm",
+    places.SECOND_DECODER: "second decoder (a SAM without prompts gets it: --prompt none)",
+    places.MASK_BRANCH: "branch that draws masks (a SAM with prompts gets it: --prompt box)",
+    places.PREDICTOR: "network that predicts prompts (a SAM without prompts gets it: --prompt none)",
     "image_encoder": "image encoder",
 }
 
@@ -47,15 +52,37 @@ def fit(name: str, model: Model, params: Params, rank: int | None = None) -> Fit
     Returns:
         What would train, or one sentence on why it does not fit.
     """
-    own = SYSTEMS[name].adapter(model.spec)
+    system = SYSTEMS[name]
+    try:
+        model, params = _as_trained(system, model, params)
+    except MedvfmError as error:
+        return Fit(None, why(error))
+    own = system.adapter(model.spec)
     ranked = {f"{part}.rank": rank for part, options in own.items() if rank is not None and "rank" in options}
     try:
-        adapted = adapt_model(from_config(configure(name, SYSTEMS[name], model.spec, ranked)), model)
+        adapted = adapt_model(from_config(configure(name, system, model.spec, ranked)), model)
         delta = jax.eval_shape(adapted.init, jax.random.key(0), params)
         check_ranks(adapted.adapter.config, delta)
     except (BadAdapterConfig, NoSuchSite, WrongSite) as error:
         return Fit(None, why(error))
     return Fit(count(delta, params).trained)
+
+
+def _as_trained(system: System, model: Model, params: Params) -> tuple[Model, Params]:
+    """The model with the parameters that the system adds, of two classes and as shapes; itself where it adds none."""
+    plain = system.transform(model.spec, system.prompts, 2)
+    change = seeded(plain, 0)
+    if change == plain:
+        return model, params
+    found: list[Model] = []
+
+    def traced(params: Params) -> Params:
+        changed, params = transform(change, model, params)
+        found.append(changed)
+        return params
+
+    params = jax.eval_shape(traced, params)
+    return found[0], params
 
 
 def why(error: Exception) -> str:

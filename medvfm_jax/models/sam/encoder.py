@@ -86,6 +86,14 @@ class Attention(nn.Module):
         return nn.Dense(dim, dtype=config.dtype, name="proj")(costly(out))
 
 
+class Stream(nn.Module):
+    """What runs from attention to MLP, as it is: a place for adapters that change it for both norm and residual."""
+
+    def __call__(self, x: Array) -> Array:
+        """x (h, w, c) -> the same."""
+        return x
+
+
 class Block(nn.Module):
     """Pre-norm transformer block, x (h, w, c) -> (h, w, c)."""
 
@@ -97,6 +105,7 @@ class Block(nn.Module):
         config, x = self.config, undivided(x)
         y = layer_norm("norm1", NORM_EPSILON, config.dtype)(x)
         x = undivided(costly(x + Attention(config, self.is_global, name="attn")(y)))
+        x = Stream(name="stream")(x)
         y = layer_norm("norm2", NORM_EPSILON, config.dtype)(x)
         return costly(x + MlpBlock(config.mlp_ratio * x.shape[-1], dtype=config.dtype, name="mlp")(y))
 

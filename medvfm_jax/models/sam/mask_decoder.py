@@ -3,7 +3,7 @@
 Source: Kirillov et al. 2023, "Segment Anything", appendix A, "Lightweight mask decoder".
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -108,11 +108,21 @@ class TwoWayTransformer(nn.Module):
         return layer_norm("norm_final_attn", NORM_EPSILON, self.dtype)(tokens), image
 
 
+class Stage(NamedTuple):
+    """Within the decoder: tokens of the masks (Q, M, c), the image (Q, h, w, c) and its pixels (Q, 4h, 4w, c / 8)."""
+
+    tokens: Array
+    image: Array
+    pixels: Array
+
+
 class MaskDecoder(nn.Module):
     """Embedding (h, w, c) and prompts' tokens -> float32 logits (Q, M, 4h, 4w) and IoU (Q, M).
 
     ``outputs`` mask tokens, each with its own hypernetwork.  SAM has 4: ``multimask`` takes the last three,
     otherwise the first.  ``all_masks`` returns every output and no IoU, for semantic segmentation.
+    ``doublings``: of the side from embedding to logits, 2 in SAM; each halves the features.
+    ``stages``: return a ``Stage`` too, for decoders that go on from there.
     """
 
     dim: int = 256
@@ -121,6 +131,8 @@ class MaskDecoder(nn.Module):
     heads: int = 8
     hidden: int = 2048
     all_masks: bool = False
+    doublings: int = 2
+    stages: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -132,7 +144,7 @@ class MaskDecoder(nn.Module):
         dense: Array,
         present: Array | None = None,
         multimask: bool = False,
-    ) -> tuple[Array, Array | None]:
+    ) -> tuple[Array, Array | None] | tuple[Array, Array | None, Stage]:
         h, w, dtype = *embedding.shape[:2], self.dtype
         own = [embedding_table(nn.Embed(1, self.dim, name="iou_token"))]
         own.append(embedding_table(nn.Embed(self.outputs, self.dim, name="mask_tokens")))
@@ -147,29 +159,39 @@ class MaskDecoder(nn.Module):
         transformer = TwoWayTransformer(self.depth, self.heads, self.hidden, dtype=dtype, name="transformer")
         tokens, image = transformer(tokens, image, positions, present)
 
-        pixels = self._upscale(rearrange(image, "q (h w) c -> q h w c", h=h, w=w))
-        widths = (self.dim, self.dim, self.dim // 8)
+        image = rearrange(image, "q (h w) c -> q h w c", h=h, w=w)
+        pixels = self._upscale(image)
+        more = (Stage(tokens[:, 1 : 1 + self.outputs], image, pixels),) if self.stages else ()
+        widths = (self.dim, self.dim, pixels.shape[-1])
         # All hypernetworks run, so that all can be adapted; the compiler drops those without effect.
         weights = [
             ReluMlp(widths, dtype, name=f"output_hypernetworks_mlps_{i}")(tokens[:, 1 + i])
             for i in range(self.outputs)
         ]
         kept = slice(None) if self.all_masks else slice(1, None) if multimask else slice(0, 1)
-        logits = _masks(jnp.stack(weights[kept], axis=1), pixels)
+        logits = masks_of(jnp.stack(weights[kept], axis=1), pixels)
         if self.all_masks:
-            return logits, None
+            return logits, None, *more
         iou = ReluMlp((self.dim, self.dim, self.outputs), dtype, name="iou_prediction_head")(tokens[:, 0])
-        return logits, iou[:, kept].astype(jnp.float32)
+        return logits, iou[:, kept].astype(jnp.float32), *more
 
     def _upscale(self, image: Array) -> Array:
-        """Image tokens (Q, h, w, c) -> pixel features (Q, 4h, 4w, c / 8)."""
+        """Image tokens (Q, h, w, c) -> pixel features (Q, 4h, 4w, c / 8).
+
+        The last of the doublings has no norm; layers are numbered as in the checkpoints, activations included.
+        """
         double = {"kernel_size": (2, 2), "strides": (2, 2), "dtype": self.dtype}
-        x = UpConv(self.dim // 4, **double, name="output_upscaling_0")(image)
-        x = gelu(layer_norm("output_upscaling_1", 1e-6, self.dtype)(x))
-        return gelu(UpConv(self.dim // 8, **double, name="output_upscaling_3")(x))
+        x, last = image, self.doublings - 1
+        for i in range(self.doublings):
+            features = max(1, self.dim // 2 ** (i + 2))
+            x = UpConv(features, **double, name=f"output_upscaling_{3 * i}")(x)
+            if i < last:
+                x = layer_norm(f"output_upscaling_{3 * i + 1}", 1e-6, self.dtype)(x)
+            x = gelu(x)
+        return x
 
 
-def _masks(weights: Array, pixels: Array) -> Array:
+def masks_of(weights: Array, pixels: Array) -> Array:
     """Weights (Q, M, c), pixel features (Q, h, w, c) -> float32 logits (Q, M, h, w).
 
     Pixels come first in the product: in the other order XLA turns their features round, the decoder's largest array.
