@@ -7,11 +7,10 @@ from jax import Array
 from medvfm_jax.adapters.bottleneck import standardise, zero_bottleneck
 from medvfm_jax.adapters.core import Adapter, not_mergeable
 from medvfm_jax.adapters.core import at as at_sites
-from medvfm_jax.adapters.depth_attention import slices
 from medvfm_jax.adapters.errors import BadAdapterConfig, WrongSite
 from medvfm_jax.adapters.parameter_paths import SiteDelta
 from medvfm_jax.adapters.sites import Site
-from medvfm_jax.mesh_axes import SLICES
+from medvfm_jax.models.slab import neighbours
 
 
 def depth_convolution(at: str, width: int = 384, where: str = "before") -> Adapter:
@@ -62,15 +61,3 @@ def depth_convolution(at: str, width: int = 384, where: str = "before") -> Adapt
 
     config = {"kind": "depth_convolution", "at": at, "width": width, "where": where}
     return at_sites(at, where, init_site, apply_site, not_mergeable("it has a nonlinearity"), config)
-
-
-def neighbours(z: Array) -> tuple[Array, Array]:
-    """z of this slice -> that of the slice before and of the one after in the slab; zeros beyond its ends."""
-    n = slices()
-    if n == 1:
-        return jnp.zeros_like(z), jnp.zeros_like(z)
-    here = jax.lax.axis_index(SLICES)
-    # Round in a circle, which is what vmap asks of a permutation; the ends are then cut.
-    before = jax.lax.ppermute(z, SLICES, [(i, (i + 1) % n) for i in range(n)])
-    after = jax.lax.ppermute(z, SLICES, [(i, (i - 1) % n) for i in range(n)])
-    return jnp.where(here > 0, before, 0), jnp.where(here < n - 1, after, 0)

@@ -26,6 +26,7 @@ from medvfm_jax.adapters.prompt_tokens import prompt_tokens
 from medvfm_jax.adapters.scale_shift import scale_shift
 from medvfm_jax.adapters.shared_bottleneck import shared_bottleneck
 from medvfm_jax.adapters.tune import tune
+from medvfm_jax.adapters.volume_bottleneck import slice_embedding, volume_bottleneck
 from medvfm_jax.adapters.whole import whole
 from medvfm_jax.catalog import Catalog, did_you_mean
 from medvfm_jax.types import ModelSpec
@@ -47,6 +48,8 @@ _ALL: Mapping[str, Callable[..., Adapter]] = {
     "multiscale_bottleneck": multiscale_bottleneck,
     "depth_attention": depth_attention,
     "depth_convolution": depth_convolution,
+    "slice_embedding": slice_embedding,
+    "volume_bottleneck": volume_bottleneck,
     "scale_shift": scale_shift,
     "prompt_tokens": prompt_tokens,
     "context": context_block,

@@ -16,6 +16,7 @@ from medvfm_jax.models.sam.desam import to_desam
 from medvfm_jax.models.sam.h_sam import to_h_sam
 from medvfm_jax.models.sam.prompt_free import to_semantic
 from medvfm_jax.models.sam.samus import to_samus
+from medvfm_jax.models.sam.volume_decoder import to_volume_decoder
 from medvfm_jax.models.slab import slab_model
 from medvfm_jax.types import MedvfmError, Params
 
@@ -51,6 +52,13 @@ def to_small_images(
     return to_samus(*transform(of, model, params), seed)
 
 
+def to_decoder_of_volumes(
+    model: Model, params: Params, of: Mapping[str, Any] | None = None, seed: int = 0
+) -> tuple[Model, Params]:
+    """The model that the transform ``of`` gives with a decoder over slices; see ``models.sam.volume_decoder``."""
+    return to_volume_decoder(*transform(of, model, params), seed)
+
+
 class BadTransform(MedvfmError, ValueError):
     """A configuration of a transform that cannot be used."""
 
@@ -65,6 +73,7 @@ KINDS: Catalog[Callable[..., tuple[Model, Params]]] = Catalog(
         "h_sam": to_two_stages,
         "samus": to_small_images,
         "desam": to_desam,
+        "volume_decoder": to_decoder_of_volumes,
     },
     BadTransform,
 )

@@ -29,6 +29,7 @@ from medvfm_jax.systems import (
     samus,
     sd_trans,
     ssf,
+    three_d_med_sam,
     trans_sam,
     vpt,
 )
@@ -46,6 +47,7 @@ SYSTEMS: Catalog[System] = Catalog(
         "trans_sam": trans_sam.SYSTEM,
         "samus": samus.SYSTEM,
         "desam": desam.SYSTEM,
+        "3dmedsam": three_d_med_sam.SYSTEM,
         "lora": lora.SYSTEM,
         "dora": dora.SYSTEM,
         "pissa": pissa.SYSTEM,

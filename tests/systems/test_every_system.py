@@ -49,21 +49,32 @@ FACTS = {
         own=True,
     ),
     "h_sam": Facts(
-        0,
+        93_564,
         ENCODER | DECODER | {"prompt_encoder", "second_decoder"},
         change=lambda plain: plain and {"kind": "h_sam", "of": plain},
         own=True,
     ),
-    "trans_sam": Facts(0, ENCODER | DECODER, merge="nonlinearity"),
+    "trans_sam": Facts(43_581, ENCODER | DECODER, merge="nonlinearity"),
     "samus": Facts(
-        0,
+        418_172,
         ENCODER,
         change=lambda plain: {"kind": "samus", "of": plain},
         own=True,
         side=64,
     ),
     "desam": Facts(
-        0, DECODER | {"second_decoder"}, change=lambda plain: plain or {"kind": "desam"}, own=True
+        101_660, DECODER | {"second_decoder"}, change=lambda plain: plain or {"kind": "desam"}, own=True
+    ),
+    "3dmedsam": Facts(
+        101_875,
+        ENCODER | {"second_decoder"},
+        merge="nonlinearity",
+        change=lambda plain: {
+            "kind": "slab",
+            "depth": 8,
+            "of": plain and {"kind": "volume_decoder", "of": plain},
+        },
+        own=True,
     ),
     "sd_trans": Facts(
         42_384,
@@ -121,6 +132,8 @@ def changed(name, model, params):
     """The model and its parameters as the system's own transform makes them, of three classes."""
     system = systems.SYSTEMS[name]
     change = seeded(system.transform(model.spec, system.prompts, 3), 0)
+    if change["kind"] == "slab":
+        change |= {"depth": 3}
     found = []
 
     def convert(params):

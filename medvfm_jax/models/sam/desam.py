@@ -156,6 +156,31 @@ def spread(blocks: int) -> tuple[int, ...]:
     return tuple(-(-blocks * (i + 1) // (MAPS + 1)) - 1 for i in range(MAPS))
 
 
+def quarters(root: Sam, params: Params, what: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Paths of the blocks that end the quarters of those on the embedding's grid, and their features.
+
+    Raises NotConvertible, which names ``what`` needs them, where blocks are stacked.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+
+    def trace(params: Params, image: Array) -> Array:
+        def run(sam: Sam) -> Array:
+            embedding, maps = blocks_of(sam.image_encoder, image)
+            found.update({path: y.shape for path, y in maps.items()})
+            return embedding
+
+        return root.apply(params, method=run)
+
+    jax.eval_shape(trace, params, jax.ShapeDtypeStruct(root.spec.input_shape, jnp.float32))
+    paths = [path for path, shape in found.items() if shape[:2] == root.spec.embedding[:2]]
+    if not paths:
+        raise NotConvertible(
+            f"{what} reads single blocks of the encoder; those of '{root.spec.name}' are stacked."
+        )
+    chosen = tuple(paths[i] for i in spread(len(paths)))
+    return chosen, tuple(found[path][-1] for path in chosen)
+
+
 def to_desam(model: Model, params: Params, seed: int = 0) -> tuple[Model, Params]:
     """Let a U-Net over maps of the encoder draw the mask of a promptable SAM.
 
@@ -174,26 +199,7 @@ def to_desam(model: Model, params: Params, seed: int = 0) -> tuple[Model, Params
         NotConvertible: another model.
     """
     root = sam_of(model, "promptable", "DeSAM")
-    found: dict[str, tuple[int, ...]] = {}
-
-    def trace(params: Params, image: Array) -> Array:
-        def run(sam: Sam) -> Array:
-            embedding, maps = blocks_of(sam.image_encoder, image)
-            found.update({path: y.shape for path, y in maps.items()})
-            return embedding
-
-        return root.apply(params, method=run)
-
-    jax.eval_shape(trace, params, jax.ShapeDtypeStruct(root.spec.input_shape, jnp.float32))
-    grid = root.spec.embedding[:2]
-    paths = [path for path, shape in found.items() if shape[:2] == grid]
-    if not paths:
-        raise NotConvertible(
-            f"DeSAM reads single blocks of the encoder; those of '{root.spec.name}' are stacked."
-        )
-    chosen = tuple(paths[i] for i in spread(len(paths)))
-    features = tuple(found[path][-1] for path in chosen)
-    packed = (*grid, root.spec.embedding[-1] + sum(features))
-    return grow(
-        as_kind(DeSam, root, blocks=chosen, features=features, stages=True), params, seed, embedding=packed
-    )
+    blocks, features = quarters(root, params, "DeSAM")
+    packed = (*root.spec.embedding[:2], root.spec.embedding[-1] + sum(features))
+    new = as_kind(DeSam, root, blocks=blocks, features=features, stages=True)
+    return grow(new, params, seed, embedding=packed)
