@@ -54,7 +54,7 @@ def fit(name: str, model: Model, params: Params, rank: int | None = None) -> Fit
     """
     system = SYSTEMS[name]
     try:
-        model, params = _as_trained(system, model, params)
+        model, params = as_trained(system, model, params)
     except MedvfmError as error:
         return Fit(None, why(error))
     own = system.adapter(model.spec)
@@ -68,8 +68,20 @@ def fit(name: str, model: Model, params: Params, rank: int | None = None) -> Fit
     return Fit(count(delta, params).trained)
 
 
-def _as_trained(system: System, model: Model, params: Params) -> tuple[Model, Params]:
-    """The model with the parameters that the system adds, of two classes and as shapes; itself where it adds none."""
+def as_trained(system: System, model: Model, params: Params) -> tuple[Model, Params]:
+    """The model with the modules that the system adds, for two classes; itself where it adds none.
+
+    Args:
+        system: to be tried.
+        model: to adapt.
+        params: of it, arrays or shapes.
+
+    Returns:
+        (model, shapes of its parameters).
+
+    Raises:
+        MedvfmError: a model that the system's transform does not take.
+    """
     plain = system.transform(model.spec, system.prompts, 2)
     change = seeded(plain, 0)
     if change == plain:

@@ -15,7 +15,7 @@ from jax import Array
 from medvfm_jax.models.attention import attend
 from medvfm_jax.models.context import ConvUnit
 from medvfm_jax.models.interpolation import resize
-from medvfm_jax.models.layers import MlpBlock, layer_norm, neck, undivided
+from medvfm_jax.models.layers import KEEP_COSTLY, MlpBlock, layer_norm, neck, undivided
 from medvfm_jax.models.model import Model
 from medvfm_jax.models.sam.encoder import NORM_EPSILON, Attention, Block, SamEncoder, SamEncoderConfig
 from medvfm_jax.models.sam.grown import as_kind, grow, sam_of
@@ -131,8 +131,9 @@ class SamusEncoder(nn.Module):
         positions = self.param("pos_embed", nn.initializers.normal(0.02), shape)[0].astype(config.dtype)
         times = (config.pretrain_grid // x.shape[0]).bit_length() - 1
         x = x + HalvedUnits((config.dim,) * times, **options, name="post_pos_embed")(positions)
-        window_block = nn.remat(Block) if config.remat else Block
-        global_block = nn.remat(BranchBlock) if config.remat else BranchBlock
+        policy = KEEP_COSTLY if config.remat == "between" else None
+        window_block = nn.remat(Block, policy=policy) if config.remat else Block
+        global_block = nn.remat(BranchBlock, policy=policy) if config.remat else BranchBlock
         for i in range(config.depth):
             if i in config.global_blocks:
                 x, branch = global_block(config, name=f"blocks_{i}")(x, branch)
