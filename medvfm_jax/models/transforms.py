@@ -20,6 +20,10 @@ from medvfm_jax.models.sam.volume_decoder import to_volume_decoder
 from medvfm_jax.models.slab import slab_model
 from medvfm_jax.types import MedvfmError, Params
 
+MOST_NESTED = (
+    8  # transforms, one of what another gives; the configuration may come from the delta of a stranger
+)
+
 
 def to_slab(
     model: Model, params: Params, depth: int, of: Mapping[str, Any] | None = None
@@ -31,32 +35,16 @@ def to_slab(
     return slab_model(model, depth), params
 
 
-def to_deep_upscaling(
-    model: Model, params: Params, of: Mapping[str, Any] | None = None, seed: int = 0
-) -> tuple[Model, Params]:
-    """The model that the transform ``of`` gives with logits as fine as the image; see ``models.sam.deep_upscaling``."""
-    return deep_upscaling(*transform(of, model, params), seed)
+def following(change: Callable[..., tuple[Model, Params]]) -> Callable[..., tuple[Model, Params]]:
+    """A change (model, params, seed) as one of the model that another transform, ``of``, gives."""
 
+    def changed(
+        model: Model, params: Params, of: Mapping[str, Any] | None = None, seed: int = 0
+    ) -> tuple[Model, Params]:
+        return change(*transform(of, model, params), seed)
 
-def to_two_stages(
-    model: Model, params: Params, of: Mapping[str, Any] | None = None, seed: int = 0
-) -> tuple[Model, Params]:
-    """The model that the transform ``of`` gives with a second decoder; see ``models.sam.h_sam``."""
-    return to_h_sam(*transform(of, model, params), seed)
-
-
-def to_small_images(
-    model: Model, params: Params, of: Mapping[str, Any] | None = None, seed: int = 0
-) -> tuple[Model, Params]:
-    """The model that the transform ``of`` gives with SAMUS's image encoder; see ``models.sam.samus``."""
-    return to_samus(*transform(of, model, params), seed)
-
-
-def to_decoder_of_volumes(
-    model: Model, params: Params, of: Mapping[str, Any] | None = None, seed: int = 0
-) -> tuple[Model, Params]:
-    """The model that the transform ``of`` gives with a decoder over slices; see ``models.sam.volume_decoder``."""
-    return to_volume_decoder(*transform(of, model, params), seed)
+    changed.__doc__ = change.__doc__
+    return changed
 
 
 class BadTransform(MedvfmError, ValueError):
@@ -68,12 +56,12 @@ KINDS: Catalog[Callable[..., tuple[Model, Params]]] = Catalog(
     {
         "prompt_free": to_semantic,
         "slab": to_slab,
-        "deep_upscaling": to_deep_upscaling,
+        "deep_upscaling": following(deep_upscaling),
         "auto_sam": to_auto_sam,
-        "h_sam": to_two_stages,
-        "samus": to_small_images,
+        "h_sam": following(to_h_sam),
+        "samus": following(to_samus),
         "desam": to_desam,
-        "volume_decoder": to_decoder_of_volumes,
+        "volume_decoder": following(to_volume_decoder),
     },
     BadTransform,
 )
@@ -87,6 +75,11 @@ def transform(config: Mapping[str, Any] | None, model: Model, params: Params) ->
     """
     if config is None:
         return model, params
+    inner, depth = config, 0
+    while isinstance(inner, Mapping):
+        inner, depth = inner.get("of"), depth + 1
+    if depth > MOST_NESTED:
+        raise BadTransform(f"A transform follows {depth - 1} others; at most {MOST_NESTED - 1} can.")
     kind = config.get("kind") if isinstance(config, Mapping) else None
     make = KINDS[kind]
     options = {name: value for name, value in config.items() if name != "kind"}

@@ -154,7 +154,7 @@ def test_samus_has_overlapping_patches_on_a_quarter_of_the_image():
     [
         ("sam-tiny-test", {"kind": "h_sam"}, r"H-SAM needs a SAM without prompts \(--prompt none\)"),
         ("sam-tiny-test", {"kind": "deep_upscaling"}, "needs a SAM without prompts"),
-        ("unet", {"kind": "desam"}, "DeSAM needs a SAM that takes prompts, and 'unet' is another model"),
+        ("vit-tiny-test", {"kind": "desam"}, "DeSAM needs a SAM that takes prompts, and 'vit-tiny-test' is"),
         ("vit-tiny-test", {"kind": "auto_sam", "classes": 2}, "AutoSAM needs a SAM that takes prompts"),
         ("sam-tiny-test", {"kind": "auto_sam", "classes": 1}, "from 2 to 65536 classes, not 1"),
         ("sam-tiny-test", {"kind": "desam", "seed": -1}, "A seed is a whole number from 0"),

@@ -21,7 +21,7 @@ def test_links_are_at_distances_of_powers_of_two_that_divide_the_layer(layer, li
 
 
 def test_hardnet_85_has_its_published_size_and_strides():
-    """36.7 M parameters with the classifier of 1000 classes on 1280 features (Chao et al. 2019, table 4)."""
+    """36.7 M parameters with the classifier of 1000 classes on 1280 features, as the release says."""
     net = HarDNet(HarDNetConfig())
     maps, variables = jax.eval_shape(net.init_with_output, KEY, jnp.zeros((128, 128, 3)))
     assert [y.shape for y in maps] == [(32, 32, 192), (16, 16, 320), (8, 8, 720), (4, 4, 1280)]

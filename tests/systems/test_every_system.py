@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medvfm_jax import models, systems, weights
+from medvfm_jax import models, systems
 from medvfm_jax.adapters import NotMergeable, adapt_model, count, delta_leaves, from_config
 from medvfm_jax.models.transforms import seeded, transform
 from medvfm_jax.weights import artifacts
@@ -125,11 +125,12 @@ FACTS = {
     ),
 }
 NAMES = systems.SYSTEMS.names()
-PROMPTABLE = [name for name in NAMES if FACTS[name].model != "vit-tiny-test"]
+OWN = [name for name in NAMES if FACTS[name].own]
+PROMPTABLE = [name for name in NAMES if FACTS[name].model != "vit-tiny-test" and name not in OWN]
 
 
 def changed(name, model, params):
-    """The model and its parameters as the system's own transform makes them, of three classes."""
+    """The model and the shapes of its parameters as the system's own transform makes them, of three classes."""
     system = systems.SYSTEMS[name]
     change = seeded(system.transform(model.spec, system.prompts, 3), 0)
     if change["kind"] == "slab":
@@ -141,8 +142,7 @@ def changed(name, model, params):
         found.append(new)
         return params
 
-    abstract = isinstance(jax.tree.leaves(params)[0], jax.ShapeDtypeStruct)
-    params = jax.eval_shape(convert, params) if abstract else jax.jit(convert)(params)
+    params = jax.eval_shape(convert, params)
     return found[0], params
 
 
@@ -208,15 +208,10 @@ def test_bfloat16_and_recomputation_keep_shapes_and_float32_deltas(name: str) ->
 def test_start_gradient_vmap_and_merge(name: str) -> None:
     """Under jit: starts as the model, moves when its delta does, four deltas at once, and folds into the weights."""
     model, params, given = *toy_sam(), (IMAGE, BOX)
-    if FACTS[name].own:
-        model, params = changed(name, *weights.load(FACTS[name].model, image_size=FACTS[name].side))
-        rng = np.random.default_rng(0)
-        image, *prompts = given_to(model.spec)
-        given = (rng.normal(size=image.shape).astype(np.float32), *prompts)
     params = perturbed(params, 0.1)  # biases that are not zero
     adapted = adapt_model(systems.adapter(name, model, **FACTS[name].options), model)
-    zero = jax.jit(adapted.init)(KEY, params)
-    moved = perturbed(zero, 0.1 if FACTS[name].own else 0.3)
+    zero = adapted.init(KEY, params)
+    moved = perturbed(zero)
     run = run_of(adapted)
 
     def squares(delta, params):
@@ -242,6 +237,53 @@ def test_start_gradient_vmap_and_merge(name: str) -> None:
         return
     folded = adapted.merge(params, moved)
     chex.assert_trees_all_close(model.apply(folded, *given).logits, after, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_start_and_gradient_with_modules_of_its_own(name: str) -> None:
+    """Starts as the transformed model, moves when its delta does, four deltas at once by shape, and the merge."""
+    model = models.build(FACTS[name].model, image_size=FACTS[name].side)
+    model, shapes = changed(name, model, jax.eval_shape(model.init, KEY))
+    params = drawn(shapes)
+    adapted = adapt_model(systems.adapter(name, model, **FACTS[name].options), model)
+    zero = jax.jit(adapted.init)(KEY, params)
+    moved = perturbed(zero, 0.05)
+    image, *prompts = given_to(model.spec)
+    given = (np.random.default_rng(0).normal(size=image.shape).astype(np.float32), *prompts)
+
+    def squares(delta, params):
+        out = run_of(adapted)(params, delta, *given)
+        return (out**2).mean(), out
+
+    step = jax.jit(jax.grad(squares, has_aux=True))
+    (_, start), (gradient, after) = step(zero, params), step(moved, params)
+    apply = jax.jit(lambda params: model.apply(params, *given).logits)
+    chex.assert_trees_all_close(start, apply(params), rtol=1e-4, atol=1e-4)
+    assert float(jnp.abs(after - start).max()) > 1e-4
+    chex.assert_tree_all_finite(gradient)
+    assert np.mean([float(jnp.abs(g).max()) > 0 for g in jax.tree.leaves(gradient)]) > 0.9
+    four = jax.tree.map(lambda d: jax.ShapeDtypeStruct((4, *d.shape), d.dtype), moved)
+    each = jax.eval_shape(jax.vmap(lambda delta: squares(delta, params)[1]), four)
+    assert each.shape == (4, *after.shape)
+    if FACTS[name].merge:
+        with pytest.raises(NotMergeable, match=FACTS[name].merge):
+            adapted.merge(params, moved)
+        return
+    chex.assert_trees_all_close(apply(adapted.merge(params, moved)), after, rtol=1e-3, atol=1e-3)
+
+
+def drawn(shapes):
+    """Numbers of a sensible size for parameters, without compiling anything."""
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        noise = rng.normal(size=leaf.shape).astype(np.float32)
+        if path[-1].key in ("scale", "var"):
+            return 1.0 + 0.1 * np.abs(noise)
+        inputs = float(np.prod(leaf.shape[:-1]))
+        return noise * (inputs**-0.5 if path[-1].key == "kernel" else 0.1)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 @pytest.mark.parametrize("name", NAMES)
