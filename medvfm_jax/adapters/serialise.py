@@ -11,6 +11,7 @@ from medvfm_jax.adapters.compacter import compacter
 from medvfm_jax.adapters.context_blocks import context_block
 from medvfm_jax.adapters.conv_lora import conv_lora
 from medvfm_jax.adapters.core import Adapter, chain
+from medvfm_jax.adapters.cubic_attention import cubic_attention
 from medvfm_jax.adapters.depth_attention import depth_attention
 from medvfm_jax.adapters.depth_convolution import depth_convolution
 from medvfm_jax.adapters.dora import dora
@@ -48,6 +49,7 @@ _ALL: Mapping[str, Callable[..., Adapter]] = {
     "multiscale_bottleneck": multiscale_bottleneck,
     "depth_attention": depth_attention,
     "depth_convolution": depth_convolution,
+    "cubic_attention": cubic_attention,
     "slice_embedding": slice_embedding,
     "volume_bottleneck": volume_bottleneck,
     "scale_shift": scale_shift,

@@ -30,6 +30,7 @@ from medvfm_jax.systems import (
     sd_trans,
     ssf,
     three_d_med_sam,
+    three_d_sam_adapter,
     trans_sam,
     vpt,
 )
@@ -47,6 +48,7 @@ SYSTEMS: Catalog[System] = Catalog(
         "trans_sam": trans_sam.SYSTEM,
         "samus": samus.SYSTEM,
         "desam": desam.SYSTEM,
+        "3dsam_adapter": three_d_sam_adapter.SYSTEM,
         "3dmedsam": three_d_med_sam.SYSTEM,
         "lora": lora.SYSTEM,
         "dora": dora.SYSTEM,

@@ -14,7 +14,7 @@ from medvfm_jax.weights import artifacts
 from tests.adapters.toy_sam import BOX
 from tests.train.small_runs import build_models_once, small
 
-SLABS = ("ma_sam", "3dmedsam")
+SLABS = ("ma_sam", "3dmedsam", "3dsam_adapter")
 THIN = {"ma_sam": ("fact.rank=4", "before_attention.width=4", "before_mlp.width=4")}
 
 

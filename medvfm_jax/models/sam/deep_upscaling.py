@@ -6,8 +6,6 @@ from medvfm_jax.models.model import Model
 from medvfm_jax.models.sam.grown import grow, sam_of
 from medvfm_jax.types import Params
 
-NEW = r"mask_decoder/(output_upscaling_[4-9]\d*|output_hypernetworks_mlps_\d+/layers_2)/.*"
-
 
 def deep_upscaling(model: Model, params: Params, seed: int = 0) -> tuple[Model, Params]:
     """Replace the upscaling by four of SAM's grid by one to the side of the image; every doubling halves the features.
