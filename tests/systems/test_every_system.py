@@ -68,7 +68,7 @@ FACTS = {
     "3dsam_adapter": Facts(
         112_467,
         ENCODER | {"second_decoder"},
-        merge="nonlinearity",
+        merge="it mixes slices",
         change=lambda plain: {
             "kind": "slab",
             "depth": 8,
@@ -79,7 +79,7 @@ FACTS = {
     "3dmedsam": Facts(
         101_875,
         ENCODER | {"second_decoder"},
-        merge="nonlinearity",
+        merge="it mixes slices",
         change=lambda plain: {
             "kind": "slab",
             "depth": 8,
@@ -250,7 +250,8 @@ def test_start_gradient_vmap_and_merge(name: str) -> None:
     chex.assert_trees_all_close(model.apply(folded, *given).logits, after, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", OWN)
+# One of them in every run; what the others add is checked by itself in tests/models and tests/adapters.
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n != "auto_sam")) for n in OWN])
 def test_start_and_gradient_with_modules_of_its_own(name: str) -> None:
     """Starts as the transformed model, moves when its delta does, four deltas at once by shape, and the merge."""
     model = models.build(FACTS[name].model, image_size=FACTS[name].side)
