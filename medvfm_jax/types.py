@@ -50,12 +50,14 @@ class Prediction(NamedTuple):
 
     object_score (Q,): above 0 where the model sees an object at all; SAM 2 only.
     coarse: logits (C, d, h, w) of a network's coarser stages, the finest first, for the loss alone; else empty.
+    earlier: of a decoder in stages, the logits of an earlier one, of the same shape; only a loss looks at them.
     """
 
     logits: Array
     iou: Array | None = None
     object_score: Array | None = None
     coarse: tuple[Array, ...] = ()
+    earlier: Array | None = None
 
 
 class Batch(NamedTuple):

@@ -33,6 +33,7 @@ from medvfm_jax.adapters.serialise import from_config, to_config
 from medvfm_jax.adapters.sites import Site, find_sites
 from medvfm_jax.adapters.tap import tap
 from medvfm_jax.adapters.tune import bias_only, tune
+from medvfm_jax.adapters.whole import whole
 
 __all__ = [
     "AdaptedModel",
@@ -77,4 +78,5 @@ __all__ = [
     "to_config",
     "touches_encoder",
     "tune",
+    "whole",
 ]

@@ -8,7 +8,7 @@ from jax import Array
 
 from medvfm_jax.types import Delta
 
-_WITHOUT_IMAGE = ("mask_decoder", "prompt_encoder")
+_WITHOUT_IMAGE = ("mask_decoder", "prompt_encoder", "second_decoder")
 FIXED = "fixed_"
 
 
@@ -60,6 +60,6 @@ def touches_encoder(delta: Delta) -> bool:
         delta: of any adapter.
 
     Returns:
-        False for sites of the mask decoder and the prompt encoder alone; everything else counts.
+        False for sites of the mask decoders and the prompt encoder alone; everything else counts.
     """
     return any(leaf.path.split("/")[0] not in _WITHOUT_IMAGE for leaf in delta_leaves(delta))

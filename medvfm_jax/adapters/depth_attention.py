@@ -16,6 +16,7 @@ from medvfm_jax.adapters.lora import Layout
 from medvfm_jax.adapters.parameter_paths import SiteDelta
 from medvfm_jax.adapters.sites import Site, feature_width
 from medvfm_jax.mesh_axes import SLICES
+from medvfm_jax.models.slab import slices
 
 
 def depth_attention(
@@ -76,14 +77,6 @@ def depth_attention(
     config = {"kind": "depth_attention", "at": at, "head_dim": head_dim, "layout": layout}
     config |= {"width": width, "ratio": ratio}
     return at_sites(at, "around", init_site, apply_site, config=config)
-
-
-def slices() -> int:
-    """Slices of the slab that is being traced; 1 outside one."""
-    try:
-        return jax.lax.axis_size(SLICES)
-    except NameError:  # no axis of that name
-        return 1
 
 
 def _over_slices(frozen: Any, x: Array, layout: Layout, head_dim: int) -> Array:

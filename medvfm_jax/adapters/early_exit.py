@@ -61,8 +61,8 @@ def residual_convolutions(at: str) -> Adapter:
         return {"first": first, "second": second, "scale": jnp.zeros(d), "shift": jnp.zeros(d)}
 
     def residual(delta: SiteDelta, x: Array) -> Array:
-        hidden = jax.nn.relu(_over_positions(_conv(x, delta["first"])))
-        return x + _over_positions(_conv(hidden, delta["second"])) * delta["scale"] + delta["shift"]
+        hidden = jax.nn.relu(over_positions(_conv(x, delta["first"])))
+        return x + over_positions(_conv(hidden, delta["second"])) * delta["scale"] + delta["shift"]
 
     return at_sites(at, "before", init_site, residual, config={"kind": "residual_convolutions", "at": at})
 
@@ -72,7 +72,7 @@ def _conv(x: Array, kernel: Array) -> Array:
     return jax.lax.conv_general_dilated(x[None], kernel, (1, 1), "SAME", dimension_numbers=layout)[0]
 
 
-def _over_positions(x: Array) -> Array:
+def over_positions(x: Array) -> Array:
     """Zero mean and unit variance of every feature over the positions, in at least float32 and in two passes."""
     exact = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     exact = exact - exact.mean((0, 1))

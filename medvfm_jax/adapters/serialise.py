@@ -12,7 +12,9 @@ from medvfm_jax.adapters.compacter import compacter
 from medvfm_jax.adapters.context_blocks import context_block
 from medvfm_jax.adapters.conv_lora import conv_lora
 from medvfm_jax.adapters.core import Adapter, chain
+from medvfm_jax.adapters.cubic_attention import cubic_attention
 from medvfm_jax.adapters.depth_attention import depth_attention
+from medvfm_jax.adapters.depth_convolution import depth_convolution
 from medvfm_jax.adapters.dora import dora
 from medvfm_jax.adapters.early_exit import block_exit, residual_convolutions
 from medvfm_jax.adapters.errors import BadAdapterConfig
@@ -21,17 +23,22 @@ from medvfm_jax.adapters.hyper_bottleneck import hyper_bottleneck
 from medvfm_jax.adapters.lora import lora
 from medvfm_jax.adapters.lora_experts import lora_experts
 from medvfm_jax.adapters.lora_ga import lora_ga
+from medvfm_jax.adapters.multiscale_bottleneck import multiscale_bottleneck
 from medvfm_jax.adapters.pissa import pissa
 from medvfm_jax.adapters.prompt_tokens import prompt_tokens
 from medvfm_jax.adapters.replace import replace
 from medvfm_jax.adapters.scale_shift import scale_shift
+from medvfm_jax.adapters.shared_bottleneck import shared_bottleneck
 from medvfm_jax.adapters.tune import tune
+from medvfm_jax.adapters.volume_bottleneck import slice_embedding, volume_bottleneck
+from medvfm_jax.adapters.whole import whole
 from medvfm_jax.catalog import Catalog, did_you_mean
 from medvfm_jax.types import ModelSpec
 
 _ALL: Mapping[str, Callable[..., Adapter]] = {
     "tune": tune,
     "replace": replace,
+    "whole": whole,
     "lora": lora,
     "lora_experts": lora_experts,
     "dora": dora,
@@ -42,9 +49,15 @@ _ALL: Mapping[str, Callable[..., Adapter]] = {
     "conv_lora": conv_lora,
     "compacter": compacter,
     "bottleneck": bottleneck,
+    "shared_bottleneck": shared_bottleneck,
+    "multiscale_bottleneck": multiscale_bottleneck,
     "depth_attention": depth_attention,
     "channel_spatial": channel_spatial,
     "hyper_bottleneck": hyper_bottleneck,
+    "depth_convolution": depth_convolution,
+    "cubic_attention": cubic_attention,
+    "slice_embedding": slice_embedding,
+    "volume_bottleneck": volume_bottleneck,
     "scale_shift": scale_shift,
     "prompt_tokens": prompt_tokens,
     "context": context_block,

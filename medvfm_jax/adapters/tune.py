@@ -1,7 +1,7 @@
 """Train a part of the frozen parameters themselves, as additive increments."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -91,9 +91,25 @@ def _names(pattern: str, leaf_name: str) -> bool:
     return re.search(rf"(?<![A-Za-z_]){leaf_name}(?![A-Za-z_])", pattern) is not None
 
 
-def _add(site_params: Params, delta: SiteDelta) -> Mapping[str, Array]:
-    for name, change in delta.items():
+def replaced(
+    site_params: Params, delta: SiteDelta, change: Callable[[Array, Array], Array]
+) -> Mapping[str, Array]:
+    """{name: change(parameter, delta)} in the dtype of the parameters.
+
+    Args:
+        site_params: of one module.
+        delta: an array for some of them, of their shapes.
+        change: (parameter, array of the delta) -> parameter.
+
+    Raises:
+        NoSuchSite: a parameter that is not there or has another shape.
+    """
+    for name, array in delta.items():
         found = site_params[name].shape if name in site_params else "nothing"
-        if found != change.shape:
-            raise NoSuchSite(f"the delta adds {change.shape} to a parameter '{name}', which is {found} here.")
-    return {n: (site_params[n] + d).astype(site_params[n].dtype) for n, d in delta.items()}
+        if found != array.shape:
+            raise NoSuchSite(f"the delta adds {array.shape} to a parameter '{name}', which is {found} here.")
+    return {n: change(site_params[n], d).astype(site_params[n].dtype) for n, d in delta.items()}
+
+
+def _add(site_params: Params, delta: SiteDelta) -> Mapping[str, Array]:
+    return replaced(site_params, delta, lambda value, increment: value + increment)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 from medvfm_jax.mesh_axes import SLICES
@@ -59,6 +60,26 @@ def slab_model(model: Model, depth: int) -> Model:
         "logits_shape": (depth, *spec.logits_shape),
     }
     return Model(encode, decode, apply, model.init, replace(spec, **shapes))
+
+
+def slices() -> int:
+    """Slices of the slab that is being traced; 1 outside one."""
+    try:
+        return jax.lax.axis_size(SLICES)
+    except NameError:  # no axis of that name
+        return 1
+
+
+def neighbours(z: Array) -> tuple[Array, Array]:
+    """z of this slice -> that of the slice before and of the one after in the slab; zeros beyond its ends."""
+    n = slices()
+    if n == 1:
+        return jnp.zeros_like(z), jnp.zeros_like(z)
+    here = jax.lax.axis_index(SLICES)
+    # Round in a circle, which is what vmap asks of a permutation; the ends are then cut.
+    before = jax.lax.ppermute(z, SLICES, [(i, (i + 1) % n) for i in range(n)])
+    after = jax.lax.ppermute(z, SLICES, [(i, (i - 1) % n) for i in range(n)])
+    return jnp.where(here > 0, before, 0), jnp.where(here < n - 1, after, 0)
 
 
 def _over_slices(one: Any, out_axes: int = 0) -> Any:

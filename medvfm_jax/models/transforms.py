@@ -10,10 +10,20 @@ from typing import Any
 
 from medvfm_jax.catalog import Catalog
 from medvfm_jax.models.model import Model
+from medvfm_jax.models.sam.auto_sam import to_auto_sam
+from medvfm_jax.models.sam.deep_upscaling import deep_upscaling
+from medvfm_jax.models.sam.desam import to_desam
+from medvfm_jax.models.sam.h_sam import to_h_sam
 from medvfm_jax.models.sam.input_rule import with_input
 from medvfm_jax.models.sam.prompt_free import to_instances, to_semantic
+from medvfm_jax.models.sam.samus import to_samus
+from medvfm_jax.models.sam.volume_decoder import to_volume_decoder
 from medvfm_jax.models.slab import slab_model
 from medvfm_jax.types import MedvfmError, Normalise, Params, Resize
+
+MOST_NESTED = (
+    8  # transforms, one of what another gives; the configuration may come from the delta of a stranger
+)
 
 
 def to_slab(
@@ -42,13 +52,36 @@ def to_input(
     return with_input(model, image_size, normalise, resize, pad_before_norm), params
 
 
+def following(change: Callable[..., tuple[Model, Params]]) -> Callable[..., tuple[Model, Params]]:
+    """A change (model, params, seed) as one of the model that another transform, ``of``, gives."""
+
+    def changed(
+        model: Model, params: Params, of: Mapping[str, Any] | None = None, seed: int = 0
+    ) -> tuple[Model, Params]:
+        return change(*transform(of, model, params), seed)
+
+    changed.__doc__ = change.__doc__
+    return changed
+
+
 class BadTransform(MedvfmError, ValueError):
     """A configuration of a transform that cannot be used."""
 
 
 KINDS: Catalog[Callable[..., tuple[Model, Params]]] = Catalog(
     "transform of a model",
-    {"prompt_free": to_semantic, "instances": to_instances, "slab": to_slab, "input": to_input},
+    {
+        "prompt_free": to_semantic,
+        "instances": to_instances,
+        "slab": to_slab,
+        "input": to_input,
+        "deep_upscaling": following(deep_upscaling),
+        "auto_sam": to_auto_sam,
+        "h_sam": following(to_h_sam),
+        "samus": following(to_samus),
+        "desam": to_desam,
+        "volume_decoder": following(to_volume_decoder),
+    },
     BadTransform,
 )
 
@@ -61,6 +94,11 @@ def transform(config: Mapping[str, Any] | None, model: Model, params: Params) ->
     """
     if config is None:
         return model, params
+    inner, depth = config, 0
+    while isinstance(inner, Mapping):
+        inner, depth = inner.get("of"), depth + 1
+    if depth > MOST_NESTED:
+        raise BadTransform(f"A transform follows {depth - 1} others; at most {MOST_NESTED - 1} can.")
     kind = config.get("kind") if isinstance(config, Mapping) else None
     make = KINDS[kind]
     options = {name: value for name, value in config.items() if name != "kind"}
@@ -69,3 +107,21 @@ def transform(config: Mapping[str, Any] | None, model: Model, params: Params) ->
     except TypeError as error:
         raise BadTransform(f"The transform '{kind}' does not take these options: {error}.") from None
     return make(model, params, **options)
+
+
+def seeded(config: Mapping[str, Any] | None, seed: int) -> dict[str, Any] | None:
+    """The configuration with a seed for every transform in it that starts new parameters at random."""
+    if config is None:
+        return None
+    if config.get("of") is not None:
+        config = {**config, "of": seeded(config["of"], seed)}
+    return (
+        {**config, "seed": seed}
+        if "seed" in inspect.signature(KINDS[config["kind"]]).parameters
+        else {**config}
+    )
+
+
+def kinds_of(config: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """Names of the transforms in a configuration, the last to be applied first."""
+    return () if config is None else (config["kind"], *kinds_of(config.get("of")))

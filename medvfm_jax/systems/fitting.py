@@ -8,10 +8,12 @@ from medvfm_jax.adapters import BadAdapterConfig, NoSuchSite, WrongSite, adapt_m
 from medvfm_jax.adapters.training_options import check_ranks
 from medvfm_jax.models.context import MapTooSmall
 from medvfm_jax.models.model import Model
+from medvfm_jax.models.transforms import seeded, transform
 from medvfm_jax.systems import lora_sam, med_sa_whole, places, samed_s
 from medvfm_jax.systems.catalog import SYSTEMS
 from medvfm_jax.systems.configuration import configure
-from medvfm_jax.types import Params
+from medvfm_jax.systems.record import System
+from medvfm_jax.types import MedvfmError, Params
 
 # What patterns of ``places`` stand for; a user's own pattern is shown as it is.
 _WORDS = {
@@ -26,6 +28,9 @@ _WORDS = {
     places.LINEAR_AND_NORM: "transformer blocks in its image encoder",
     places.VIT_BLOCK: "transformer blocks that it knows",
     places.NORM: "layer norm",
+    places.SECOND_DECODER: "second decoder (a SAM without prompts gets it: --prompt none)",
+    places.MASK_BRANCH: "branch that draws masks (a SAM with prompts gets it: --prompt box)",
+    places.PREDICTOR: "network that predicts prompts (a SAM without prompts gets it: --prompt none)",
     "image_encoder": "image encoder",
     samed_s.OUTSIDE_TRANSFORMER: "mask decoder or prompt encoder",
     lora_sam.OUTPUTS: "mask tokens with hypernetworks",
@@ -52,15 +57,49 @@ def fit(name: str, model: Model, params: Params, rank: int | None = None) -> Fit
     Returns:
         What would train, or one sentence on why it does not fit.
     """
-    own = SYSTEMS[name].adapter(model.spec)
+    system = SYSTEMS[name]
+    try:
+        model, params = as_trained(system, model, params)
+    except MedvfmError as error:
+        return Fit(None, why(error))
+    own = system.adapter(model.spec)
     ranked = {f"{part}.rank": rank for part, options in own.items() if rank is not None and "rank" in options}
     try:
-        adapted = adapt_model(from_config(configure(name, SYSTEMS[name], model.spec, ranked)), model)
+        adapted = adapt_model(from_config(configure(name, system, model.spec, ranked)), model)
         delta = jax.eval_shape(adapted.init, jax.random.key(0), params)
         check_ranks(adapted.adapter.config, delta)
     except (BadAdapterConfig, MapTooSmall, NoSuchSite, WrongSite) as error:
         return Fit(None, why(error))
     return Fit(count(delta, params).trained)
+
+
+def as_trained(system: System, model: Model, params: Params) -> tuple[Model, Params]:
+    """The model with the modules that the system adds, for two classes; itself where it adds none.
+
+    Args:
+        system: to be tried.
+        model: to adapt.
+        params: of it, arrays or shapes.
+
+    Returns:
+        (model, shapes of its parameters).
+
+    Raises:
+        MedvfmError: a model that the system's transform does not take.
+    """
+    plain = system.transform(model.spec, system.prompts, 2)
+    change = seeded(plain, 0)
+    if change == plain:
+        return model, params
+    found: list[Model] = []
+
+    def traced(params: Params) -> Params:
+        changed, params = transform(change, model, params)
+        found.append(changed)
+        return params
+
+    params = jax.eval_shape(traced, params)
+    return found[0], params
 
 
 def why(error: Exception) -> str:

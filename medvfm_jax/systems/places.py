@@ -15,6 +15,11 @@ MLP = r"image_encoder/(.*/)?mlp"
 ATTENTION_AND_MLP = f"{ATTENTION}|{MLP}"
 LINEAR_AND_NORM = r"image_encoder/(.*/)?(qkv|proj|lin1|lin2|fc1|fc2|norm\d?)"
 NORM = r"(.*/)?([^/]*norm[^/]*|neck_[13]|output_upscaling_1|mask_downscaling_[14])/(scale|bias)"  # not batch norms
+PREDICTOR = r"prompt_encoder/predictor/.*"  # of AutoSAM
+PATCHES = "image_encoder/patch_embed"
+SECOND_DECODER = r"second_decoder/.*"  # of H-SAM and 3DMedSAM
+MASK_BRANCH = r"second_decoder/(.*)"  # of DeSAM; written otherwise so that what is missing has another name
+SAMUS = r"image_encoder/(blocks_\d+/\w+_adapter|cnn_embed|input_adapter|post_pos_embed)/.*"
 VIT_BLOCK = r"image_encoder/(blocks_\d+|blocks/block_\d+|layers_\d+/blocks_\d+)"
 
 

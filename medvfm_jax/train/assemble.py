@@ -24,7 +24,7 @@ from medvfm_jax.images.preparation import AS_THEY_ARE, Preparation
 from medvfm_jax.models import catalog
 from medvfm_jax.models.entry import ModelEntry
 from medvfm_jax.models.model import Model
-from medvfm_jax.models.transforms import transform
+from medvfm_jax.models.transforms import seeded, transform
 from medvfm_jax.runs.run_directory import CONFIG, read_record
 from medvfm_jax.runs.settings_record import settings_digest
 from medvfm_jax.settings.groups import ModelConfig
@@ -148,7 +148,7 @@ def adapt_base(
     """The system's parts around a model, as ``assemble``; where ``base.params`` are shapes, so is the delta."""
     task, spec = base.model.spec.task, base.model.spec
     prompt = config.resolved_prompt(system, task)
-    transform = with_depth(system.transform(spec, prompt, classes), name, depth)
+    transform = seeded(with_depth(system.transform(spec, prompt, classes), name, depth), seed)
     base = transformed(base, transform)
     options = systems.parse_assignments(config.set)
     adapter = systems.configure(name, system, base.model.spec, options, elsewhere)

@@ -12,7 +12,7 @@ import io
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medvfm_jax import __version__
-from medvfm_jax.settings.groups import Tier
+from medvfm_jax.models.transforms import kinds_of
+from medvfm_jax.settings.groups import ModelConfig, Tier
 from medvfm_jax.types import Batch
 
 MEMORY_LIMIT = 1 << 30  # bytes of embeddings kept in memory
@@ -170,6 +171,12 @@ def make_cache(
     """
     folder = None if tier == "memory" else cache_folder / "embeddings"
     return EmbeddingCache(encode, fingerprint, folder, 0 if tier == "disk" else MEMORY_LIMIT)
+
+
+def encoder_settings(fingerprint: str, config: ModelConfig, transform: Mapping[str, Any] | None) -> str:
+    """What an embedding depends on beside the image: weights, model, dtype, and transforms that change the encoder."""
+    changes = [kind for kind in kinds_of(transform) if kind != "prompt_free"]
+    return " ".join([fingerprint, config.model, config.dtype, *changes])
 
 
 def embed(batch: Batch, cache: EmbeddingCache) -> Batch:

@@ -10,7 +10,15 @@ from jax import Array
 from medvfm_jax.adapters.lora import DROPOUT
 from medvfm_jax.adapters.training_options import is_random
 from medvfm_jax.catalog import Catalog
-from medvfm_jax.losses import deeply_supervised, dice_ce, on_prediction, sam_loss, weighted
+from medvfm_jax.losses import (
+    deeply_supervised,
+    dice_ce,
+    mask_iou,
+    on_prediction,
+    sam_loss,
+    weighted,
+    weighted_mean,
+)
 from medvfm_jax.losses.segmentation import Target
 from medvfm_jax.mesh_axes import CLIENTS, DATA, fully_automatic
 from medvfm_jax.train.step import LossFn
@@ -53,6 +61,28 @@ def _instances(prediction: Prediction, target: Array, weight: Array | None = Non
 
 
 CLASSES, DISTANCE = slice(None, -1), -1  # of the logits of a model with a distance map
+LAST_STAGE = 0.86  # H-SAM's share grows from 0.6 to 0.97 over 300 epochs; this is its mean
+
+
+def _both_stages(prediction: Prediction, target: Array, weight: Array | None = None) -> Any:
+    """The loss of SAMed on both stages of a decoder, the last with ``LAST_STAGE`` and the earlier with the rest."""
+    if prediction.earlier is None:
+        raise UnknownObjective("objective=h_sam rates two stages of a decoder, and the model has one.")
+    loss = on_prediction(_samed)
+    last, terms = loss(prediction, target, weight)
+    earlier, _ = loss(Prediction(prediction.earlier), target, weight)
+    return LAST_STAGE * last + (1 - LAST_STAGE) * earlier, terms | {"earlier": earlier}
+
+
+def _with_quality(prediction: Prediction, target: Array, weight: Array | None = None) -> Any:
+    """MedSAM's loss and the absolute error of the predicted IoU of each prompt's only mask (DeSAM)."""
+    if prediction.iou is None:
+        raise UnknownObjective("objective=desam rates the masks of prompts, and there are none.")
+    value, terms = OBJECTIVES["medsam"](prediction, target, weight)
+    real = jax.vmap(mask_iou)(prediction.logits[:, 0], target)
+    error = weighted_mean(jnp.abs(prediction.iou[:, 0].astype(jnp.float32) - real), weight)
+    return value + error, terms | {"iou": error}
+
 
 OBJECTIVES: Catalog[Callable[..., Any]] = Catalog(
     "objective",
@@ -61,6 +91,8 @@ OBJECTIVES: Catalog[Callable[..., Any]] = Catalog(
         "samed": on_prediction(_samed),
         "sam": sam_loss,
         "instances": _instances,
+        "h_sam": _both_stages,
+        "desam": _with_quality,
     },
     UnknownObjective,
 )
@@ -75,7 +107,8 @@ def make_loss(adapted: Adapted, objective: str, *, cached: bool = False, trainin
         adapted: model with adapter.
         objective: "medsam" (Dice + cross-entropy, 1:1), "samed" (0.8 Dice with squared denominators + 0.2
             cross-entropy), "sam" (20 focal + Dice + IoU regression; promptable models only), "instances" ("samed"
-            for the classes, Dice + cross-entropy for the distance map; models with one).
+            for the classes, Dice + cross-entropy for the distance map; models with one), "h_sam" ("samed" on both
+            stages), "desam" ("medsam" and the error of the predicted IoU).
         cached: ``batch.image`` holds embeddings (B, h, w, c) and only the decoder runs.
         training: an adapter with dropout drops, every image by a key of its own; without, ``key`` is not used. SAM 2
             gives the mask of the prompt alone, never one of three.

@@ -23,7 +23,7 @@ from medvfm_jax.train.assemble import Assembled, assemble, entry_of
 from medvfm_jax.train.checkpoint import Checkpoint
 from medvfm_jax.train.data_check import about, check_split, recorded_objects
 from medvfm_jax.train.early_stopping import EarlyStopping
-from medvfm_jax.train.embedding_cache import EmbeddingCache, embed, make_cache
+from medvfm_jax.train.embedding_cache import EmbeddingCache, embed, encoder_settings, make_cache
 from medvfm_jax.train.gradient_start import with_gradient_start
 from medvfm_jax.train.loop import Hook, Loader, MappedLoader, fit
 from medvfm_jax.train.optimizer import make_optimizer, make_schedule
@@ -232,7 +232,7 @@ def _cache(run: Run) -> EmbeddingCache | None:
     if config.embeddings == "off" or config.augment in ("full", "upright") or touches_encoder(delta):
         return None
     encode = functools.partial(jax.jit(adapted.encode), jax.device_put(base.params), delta)
-    settings = f"{base.fingerprint} {config.model} {config.dtype}"
+    settings = encoder_settings(base.fingerprint, config, run.assembled.transform)
     return make_cache(encode, settings, config.embeddings, cache_dir())
 
 

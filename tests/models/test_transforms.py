@@ -1,3 +1,5 @@
+import functools
+
 import pytest
 
 from medvfm_jax import models
@@ -10,9 +12,14 @@ def test_nothing_changes_nothing():
     assert transform(None, model, {}) == (model, {})
 
 
+NESTED = functools.reduce(lambda of, _: {"kind": "h_sam", "of": of}, range(900), None)
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
+        (NESTED, "follows 899 others; at most 7 can"),
+        ({"kind": "h_sam", "of": 3}, "no transform of a model 'None'"),
         ({"kind": "prompt_fre"}, "no transform of a model 'prompt_fre', the nearest is 'prompt_free'"),
         ({}, "no transform of a model 'None', known are prompt_free"),
         ([1], "no transform of a model 'None'"),

@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import chex
@@ -13,7 +13,7 @@ import pytest
 
 from medvfm_jax import models, systems
 from medvfm_jax.adapters import NotMergeable, adapt_model, count, delta_leaves, from_config
-from medvfm_jax.models.transforms import transform
+from medvfm_jax.models.transforms import seeded, transform
 from medvfm_jax.weights import artifacts
 from tests.adapters.toy_sam import BOX, IMAGE, KEY, toy_sam
 from tests.adapters.toy_vit import perturbed
@@ -24,6 +24,8 @@ class Facts(NamedTuple):
 
     merge: words of the sentence why it cannot be folded into weights, "" if it can. attention: it has sites in
     the transformer of the mask decoder.
+    change: (transform of a prompt-free model, or None) -> that of the system.  own: it adds modules to the model, so
+    that the system is tried on what the transform makes of ``model`` (3 classes), not on the toy.  side: of images.
     """
 
     trained: int
@@ -33,6 +35,9 @@ class Facts(NamedTuple):
     options: Mapping[str, Any] = {}
     merge: str = ""
     attention: bool = False
+    change: Callable[[Any], Any] = lambda plain: plain
+    own: bool = False
+    side: int = 32
 
 
 ENCODER, DECODER = frozenset({"image_encoder"}), frozenset({"mask_decoder"})
@@ -58,8 +63,74 @@ FACTS = {
         attention=True,
     ),
     "med_sa": Facts(41_792, ENCODER | DECODER, merge="nonlinearity"),
-    "instances": Facts(40_608, DECODER),
-    "sd_trans": Facts(42_384, ENCODER | DECODER, merge="nonlinearity"),
+    "instances": Facts(
+        40_608,
+        DECODER,
+        change=lambda plain: plain and {"kind": "instances", "classes": plain["classes"]},
+    ),
+    "auto_sam": Facts(
+        7_032,
+        frozenset({"prompt_encoder"}),
+        change=lambda plain: plain and {"kind": "auto_sam", "classes": plain["classes"]},
+        own=True,
+    ),
+    "h_sam": Facts(
+        93_564,
+        ENCODER | DECODER | {"prompt_encoder", "second_decoder"},
+        change=lambda plain: plain and {"kind": "h_sam", "of": plain},
+        own=True,
+    ),
+    "trans_sam": Facts(43_581, ENCODER | DECODER, merge="nonlinearity"),
+    "samus": Facts(
+        418_172,
+        ENCODER,
+        change=lambda plain: {"kind": "samus", "of": plain},
+        own=True,
+        side=64,
+    ),
+    "desam": Facts(
+        101_660, DECODER | {"second_decoder"}, change=lambda plain: plain or {"kind": "desam"}, own=True
+    ),
+    "3dsam_adapter": Facts(
+        112_467,
+        ENCODER | {"second_decoder"},
+        merge="it mixes slices",
+        change=lambda plain: {
+            "kind": "slab",
+            "depth": 8,
+            "of": plain and {"kind": "volume_decoder", "of": plain},
+        },
+        own=True,
+    ),
+    "3dmedsam": Facts(
+        101_875,
+        ENCODER | {"second_decoder"},
+        merge="it mixes slices",
+        change=lambda plain: {
+            "kind": "slab",
+            "depth": 8,
+            "of": plain and {"kind": "volume_decoder", "of": plain},
+        },
+        own=True,
+    ),
+    "sd_trans": Facts(
+        42_384,
+        ENCODER | DECODER,
+        merge="nonlinearity",
+        change=lambda plain: {"kind": "slab", "depth": 5, "of": plain},
+    ),
+    "ma_sam": Facts(
+        36_914 + (2 * 16 * 8 + 4 * 2 * 64) + 8 * (2 * 16 + 3 * 4 * 4 + 4 + 2 * 4 * 16 + 4 + 16),
+        ENCODER | DECODER | {"prompt_encoder"},
+        options={"fact.rank": 8, "before_attention.width": 4, "before_mlp.width": 4},
+        merge="it has a nonlinearity",
+        change=lambda plain: {
+            "kind": "slab",
+            "depth": 5,
+            "of": plain and {"kind": "deep_upscaling", "of": plain},
+        },
+        own=True,
+    ),
     "lora": Facts(1_024, ENCODER),
     "dora": Facts(1_152, ENCODER),
     "pissa": Facts(1_024, ENCODER),
@@ -91,35 +162,49 @@ FACTS = {
     ),
 }
 NAMES = systems.SYSTEMS.names()
-PROMPTABLE = [name for name in NAMES if FACTS[name].model != "vit-tiny-test"]
+OWN = [name for name in NAMES if FACTS[name].own]
+PROMPTABLE = [name for name in NAMES if FACTS[name].model != "vit-tiny-test" and name not in OWN]
 
 
+def changed(name, model, params):
+    """The model and the shapes of its parameters as the system's own transform makes them, of three classes."""
+    system = systems.SYSTEMS[name]
+    change = seeded(system.transform(model.spec, system.prompts, 3), 0)
+    if change["kind"] == "slab":
+        change |= {"depth": 3}
+    found = []
+
+    def convert(params):
+        new, params = transform(change, model, params)
+        found.append(new)
+        return params
+
+    params = jax.eval_shape(convert, params)
+    return found[0], params
+
+
+def given_to(spec):
+    """Shapes of what a model is applied to: an image, and a box where it takes prompts."""
+    image = jax.ShapeDtypeStruct(spec.input_shape, jnp.float32)
+    return (image, BOX) if spec.task == "promptable" else (image,)
+
+
+@functools.cache
 def shapes_of(name, **options):
     """(adapted model, shapes of its parameters and its delta, what it is applied to) on a model of the catalog."""
     model = models.build(FACTS[name].model, **options)
     params = jax.eval_shape(model.init, KEY)
+    if FACTS[name].own:
+        model, params = changed(name, model, params)
     adapted = adapt_model(systems.adapter(name, model, **FACTS[name].options), model)
-    image = jax.ShapeDtypeStruct((model.spec.input_size, model.spec.input_size, 3), jnp.float32)
-    given = (image, BOX) if model.spec.task == "promptable" else (image,)
-    return adapted, params, jax.eval_shape(adapted.init, KEY, params), given
-
-
-@functools.cache
-def plain_shape(name):
-    """Shape of what the model gives by itself, for one prompt where it takes prompts."""
-    model = models.build(name)
-    params = jax.eval_shape(model.init, KEY)
-    image = jax.ShapeDtypeStruct((model.spec.input_size, model.spec.input_size, 3), jnp.float32)
-    if model.spec.task == "promptable":
-        return jax.eval_shape(lambda p, x: model.apply(p, x, BOX).logits, params, image).shape
-    return jax.eval_shape(model.encode, params, image).shape
+    return adapted, params, jax.eval_shape(adapted.init, KEY, params), given_to(model.spec)
 
 
 def run_of(adapted):
     """What the model computes: logits, or features where it has no masks."""
-    if adapted.spec.task == "promptable":
-        return lambda params, delta, *given: adapted.apply(params, delta, *given).logits
-    return adapted.encode
+    if adapted.spec.task == "features":
+        return adapted.encode
+    return lambda params, delta, *given: adapted.apply(params, delta, *given).logits
 
 
 def test_every_system_has_its_facts_here() -> None:
@@ -151,7 +236,8 @@ def test_bfloat16_and_recomputation_keep_shapes_and_float32_deltas(name: str) ->
         return out.astype(jnp.float32).sum(), out
 
     gradient, out = jax.eval_shape(jax.grad(loss, has_aux=True), delta, params, *given)
-    assert out.shape == plain_shape(FACTS[name].model)
+    outputs = {"promptable": (1, 1), "semantic": (adapted.spec.classes,), "features": ()}[adapted.spec.task]
+    assert out.shape == outputs + (adapted.spec.logits_shape if outputs else adapted.spec.embedding)
     chex.assert_trees_all_equal_shapes_and_dtypes(gradient, delta)
 
 
@@ -159,18 +245,23 @@ def test_bfloat16_and_recomputation_keep_shapes_and_float32_deltas(name: str) ->
 def test_start_gradient_vmap_and_merge(name: str) -> None:
     """Under jit: starts as the model, moves when its delta does, four deltas at once, and folds into the weights."""
     model, params = toy_sam(attention=FACTS[name].attention)
+    given = (IMAGE, BOX)
     params = perturbed(params, 0.1)  # biases that are not zero
     adapted = adapt_model(systems.adapter(name, model, **FACTS[name].options), model)
     zero = adapted.init(KEY, params)
     moved = perturbed(zero)
     run = run_of(adapted)
 
+    def squares(delta, params):
+        out = run(params, delta, *given)
+        return (out**2).sum(), out
+
     @jax.jit
     def everything(params, zero, moved):
         four = jax.tree.map(lambda a, b: jnp.stack([a, b, b, a]), zero, moved)
-        each = jax.vmap(run, (None, 0, None, None))(params, four, IMAGE, BOX)
-        gradient = jax.grad(lambda delta: (run(params, delta, IMAGE, BOX) ** 2).sum())(moved)
-        return model.apply(params, IMAGE, BOX).logits, run(params, moved, IMAGE, BOX), each, gradient
+        each = jax.vmap(lambda delta: run(params, delta, *given))(four)
+        gradient, after = jax.grad(squares, has_aux=True)(moved, params)
+        return model.apply(params, *given).logits, after, each, gradient
 
     base, after, each, gradient = everything(params, zero, moved)
     assert FACTS[name].identity
@@ -183,7 +274,56 @@ def test_start_gradient_vmap_and_merge(name: str) -> None:
             adapted.merge(params, moved)
         return
     folded = adapted.merge(params, moved)
-    chex.assert_trees_all_close(model.apply(folded, IMAGE, BOX).logits, after, atol=1e-4)
+    chex.assert_trees_all_close(model.apply(folded, *given).logits, after, atol=1e-4)
+
+
+# One of them in every run; what the others add is checked by itself in tests/models and tests/adapters.
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n != "auto_sam")) for n in OWN])
+def test_start_and_gradient_with_modules_of_its_own(name: str) -> None:
+    """Starts as the transformed model, moves when its delta does, four deltas at once by shape, and the merge."""
+    model = models.build(FACTS[name].model, image_size=FACTS[name].side)
+    model, shapes = changed(name, model, jax.eval_shape(model.init, KEY))
+    params = drawn(shapes)
+    adapted = adapt_model(systems.adapter(name, model, **FACTS[name].options), model)
+    zero = jax.jit(adapted.init)(KEY, params)
+    moved = perturbed(zero, 0.05)
+    image, *prompts = given_to(model.spec)
+    given = (np.random.default_rng(0).normal(size=image.shape).astype(np.float32), *prompts)
+
+    def squares(delta, params):
+        out = run_of(adapted)(params, delta, *given)
+        return (out**2).mean(), out
+
+    step = jax.jit(jax.grad(squares, has_aux=True))
+    (_, start), (gradient, after) = step(zero, params), step(moved, params)
+    apply = jax.jit(lambda params: model.apply(params, *given).logits)
+    chex.assert_trees_all_close(start, apply(params), rtol=1e-4, atol=1e-4)
+    assert float(jnp.abs(after - start).max()) > 1e-4
+    chex.assert_tree_all_finite(gradient)
+    # DeSAM's IoU head does not reach the masks.
+    assert np.mean([float(jnp.abs(g).max()) > 0 for g in jax.tree.leaves(gradient)]) > 0.75
+    four = jax.tree.map(lambda d: jax.ShapeDtypeStruct((4, *d.shape), d.dtype), moved)
+    each = jax.eval_shape(jax.vmap(lambda delta: squares(delta, params)[1]), four)
+    assert each.shape == (4, *after.shape)
+    if FACTS[name].merge:
+        with pytest.raises(NotMergeable, match=FACTS[name].merge):
+            adapted.merge(params, moved)
+        return
+    chex.assert_trees_all_close(apply(adapted.merge(params, moved)), after, rtol=1e-3, atol=1e-3)
+
+
+def drawn(shapes):
+    """Numbers of a sensible size for parameters, without compiling anything."""
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        noise = rng.normal(size=leaf.shape).astype(np.float32)
+        if path[-1].key in ("scale", "var"):
+            return 1.0 + 0.1 * np.abs(noise)
+        inputs = float(np.prod(leaf.shape[:-1]))
+        return noise * (inputs**-0.5 if path[-1].key == "kernel" else 0.1)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -208,19 +348,18 @@ def test_the_transform_is_json_and_changes_shapes_alone(name: str) -> None:
     if name == "instances":
         assert systems.SYSTEMS[name].transform(model.spec, "none", 3) == {"kind": "instances", "classes": 3}
         return  # tests/models/test_semantic.py has what it makes of a model
-    slab = {"kind": "slab", "depth": 5} if name == "sd_trans" else None
-    change = systems.SYSTEMS[name].transform(model.spec, "none", 3)
-    for given, found in (
+    change, facts = systems.SYSTEMS[name].transform(model.spec, "none", 3), FACTS[name]
+    for plain, found in (
         ({"kind": "prompt_free", "classes": 3}, change),
         (None, systems.SYSTEMS[name].transform(model.spec, "box", 3)),
         (None, systems.SYSTEMS[name].transform(features.spec, "none", 3)),
     ):
-        assert json.loads(json.dumps(found)) == (slab | {"of": given} if slab else given)
+        assert json.loads(json.dumps(found)) == facts.change(plain)
     found = []
 
     def convert(params):
-        changed, params = transform(change, model, params)
-        found.append(changed)
+        new, params = transform(change, model, params)
+        found.append(new)
         return params
 
     params = jax.eval_shape(convert, jax.eval_shape(model.init, KEY))

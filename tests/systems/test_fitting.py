@@ -67,3 +67,28 @@ def test_attention_over_slices_needs_a_map_and_efficient_sam_has_tokens():
     found = fit("sd_trans", model, jax.eval_shape(model.init, jax.random.key(0)))
     assert found.trained is None
     assert "with qkv, proj and heads of 8 on a map" in found.reason
+
+
+SAM = models.build("sam-tiny-test")
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "told"),
+    [
+        ("desam", MODEL, "DeSAM needs a SAM that takes prompts, and 'vit-tiny-test' is another model."),
+        ("auto_sam", MODEL, "the model has no network that predicts prompts"),
+        ("h_sam", MODEL, "the model has no"),
+        ("samus", models.build("lite-tiny-test"), "SAMUS needs a SAM with a ViT"),
+    ],
+)
+def test_systems_that_add_modules_say_which_models_they_are_for(name, model, told):
+    found = fit(name, model, jax.eval_shape(model.init, jax.random.key(0)))
+    assert found.trained is None
+    assert told in found.reason
+    assert ".*" not in found.reason
+
+
+def test_what_a_system_adds_is_counted():
+    shapes = jax.eval_shape(SAM.init, jax.random.key(0))
+    whole = fit("desam", SAM, shapes).trained
+    assert whole > sum(p.size for p in jax.tree.leaves(shapes["params"]["mask_decoder"]))

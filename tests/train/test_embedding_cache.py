@@ -5,8 +5,9 @@ import jax
 import numpy as np
 import pytest
 
+from medvfm_jax.settings.groups import ModelConfig
 from medvfm_jax.train import embedding_cache
-from medvfm_jax.train.embedding_cache import EmbeddingCache, embed, make_cache
+from medvfm_jax.train.embedding_cache import EmbeddingCache, embed, encoder_settings, make_cache
 from medvfm_jax.train.loop import MappedLoader
 from medvfm_jax.types import Batch
 
@@ -188,3 +189,13 @@ def test_a_pipe_or_a_file_in_the_place_of_the_folder_costs_time_only_and_is_said
         np.testing.assert_array_equal(cache(IMAGES[0]), expected)
     assert cache.encoded == 2
     assert cache.describe_damage().startswith("embeddings could not be kept in ")
+
+
+def test_embeddings_of_a_changed_encoder_are_not_those_of_the_model():
+    config = ModelConfig(model="lite-medsam")
+    plain = encoder_settings("abc", config, None)
+    assert plain == "abc lite-medsam float32"
+    assert encoder_settings("abc", config, {"kind": "prompt_free", "classes": 3}) == plain
+    auto = encoder_settings("abc", config, {"kind": "auto_sam", "classes": 3, "seed": 1})
+    assert auto == encoder_settings("abc", config, {"kind": "auto_sam", "classes": 2, "seed": 0}) != plain
+    assert encoder_settings("abc", config, {"kind": "desam", "seed": 0}) not in (plain, auto)

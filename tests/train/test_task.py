@@ -251,3 +251,37 @@ def test_a_distance_map_adds_its_error_and_is_no_class():
     counts = make_overlap(with_map)(PARAMS, DELTA, batch)
     assert counts["predicted"].shape == (3, 2)
     assert float(counts["predicted"][0, 1]) == (IMAGE[0, :6, :, 1] > IMAGE[0, :6, :, 0]).sum()
+
+
+def decode_stages(params, delta, embedding, prompts, multimask=False):
+    logits = decode_classes(params, delta, embedding, prompts).logits
+    return Prediction(logits, earlier=delta["share"] * logits)
+
+
+def test_two_stages_are_weighed_and_the_earlier_one_is_told():
+    batch, delta = semantic_batch(), DELTA | {"share": jnp.float32(0.5)}
+    value, metrics = make_loss(model(decode_stages), "h_sam")(PARAMS, delta, batch, None)
+    last, _ = make_loss(model(decode_classes), "samed")(PARAMS, delta, batch, None)
+    same, _ = make_loss(model(decode_stages), "h_sam")(
+        PARAMS, DELTA | {"share": jnp.float32(1.0)}, batch, None
+    )
+    np.testing.assert_allclose(same, last, rtol=1e-6)
+    np.testing.assert_allclose(value, 0.86 * last + 0.14 * metrics["earlier"], rtol=1e-6)
+    with pytest.raises(UnknownObjective, match="rates two stages of a decoder, and the model has one"):
+        make_loss(model(decode_classes), "h_sam")(PARAMS, delta, batch, None)
+
+
+def test_the_quality_that_a_mask_predicts_is_rated_by_its_absolute_error():
+    batch = promptable_batch()
+    batch = batch._replace(target=np.where(batch.target == IGNORE, 0, batch.target))
+    value, metrics = make_loss(model(decode_masks), "desam")(PARAMS, DELTA, batch, None)
+    plain, _ = make_loss(model(decode_masks), "medsam")(PARAMS, DELTA, batch, None)
+    real = []
+    for b, q in [(0, 0), (0, 1), (1, 0)]:  # every predicted IoU is 0
+        logits = 2 * IMAGE[b, ..., 0] + 0.3 + batch.prompts.labels[b, q].sum()
+        mask, truth = logits > 0, batch.target[b, q] == 1
+        real.append((mask & truth).sum() / (mask | truth).sum())
+    np.testing.assert_allclose(metrics["iou"], np.mean(real), rtol=1e-5)
+    np.testing.assert_allclose(value, plain + np.mean(real), rtol=1e-5)
+    with pytest.raises(UnknownObjective, match="objective=desam rates the masks of prompts"):
+        make_loss(model(decode_classes), "desam")(PARAMS, DELTA, semantic_batch(), None)

@@ -38,7 +38,7 @@ from medvfm_jax.train import checkpoint, hooks
 from medvfm_jax.train.assemble import delta_metadata
 from medvfm_jax.train.data_check import about, lines
 from medvfm_jax.train.early_stopping import EarlyStopping
-from medvfm_jax.train.embedding_cache import EmbeddingCache, embed, make_cache
+from medvfm_jax.train.embedding_cache import EmbeddingCache, embed, encoder_settings, make_cache
 from medvfm_jax.train.loop import StepEnd, fit
 from medvfm_jax.train.optimizer import make_schedule
 from medvfm_jax.train.task import make_loss, make_overlap
@@ -230,7 +230,7 @@ def _cache(run: FederatedRun) -> EmbeddingCache | None:
     if config.embeddings == "off" or config.augment not in ("auto", "none") or touches_encoder(run.delta):
         return None
     encode = functools.partial(jax.jit(run.adapted.encode), run.base.params, run.delta)
-    settings = f"{run.base.fingerprint} {config.model} {config.dtype}"
+    settings = encoder_settings(run.base.fingerprint, config, run.assembled.transform)
     return make_cache(encode, settings, config.embeddings, cache_dir())
 
 

@@ -8,7 +8,7 @@ from jax import Array
 from medvfm_jax.federated.core.personal_parts import leaf_name
 from medvfm_jax.federated.core.records import Tree
 
-_ROOT = re.compile(r"(^|/)(?=(image_encoder|prompt_encoder|mask_decoder)(/|$))")
+_ROOT = re.compile(r"(^|/)(?=(image_encoder|prompt_encoder|mask_decoder|second_decoder)(/|$))")
 _NUMBERED = re.compile(r"(.*(?:blocks|layers)_\d+)/")
 
 

@@ -92,6 +92,14 @@ class Attention(nn.Module):
         return nn.Dense(dim, dtype=config.dtype, name="proj")(costly(out))
 
 
+class Stream(nn.Module):
+    """What runs from attention to MLP, as it is: a place for adapters that change it for both norm and residual."""
+
+    def __call__(self, x: Array) -> Array:
+        """x (h, w, c) -> the same."""
+        return x
+
+
 class Block(nn.Module):
     """Pre-norm transformer block, x (h, w, c) -> (h, w, c)."""
 
@@ -105,6 +113,7 @@ class Block(nn.Module):
         y = norm(x)
         outside = norm(jnp.zeros((1, x.shape[-1]), x.dtype)) if config.pad_before_norm else None
         x = undivided(costly(x + Attention(config, self.is_global, name="attn")(y, outside)))
+        x = Stream(name="stream")(x)
         y = layer_norm("norm2", NORM_EPSILON, config.dtype)(x)
         z = MlpBlock(config.mlp_ratio * x.shape[-1], dtype=config.dtype, name="mlp")(y)
         if config.block_adapters:

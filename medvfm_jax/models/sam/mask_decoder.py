@@ -3,7 +3,8 @@
 Source: Kirillov et al. 2023, "Segment Anything", appendix A, "Lightweight mask decoder".
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -114,12 +115,22 @@ class TwoWayTransformer(nn.Module):
         return layer_norm("norm_final_attn", NORM_EPSILON, self.dtype)(tokens), image
 
 
+class Stage(NamedTuple):
+    """Within the decoder: tokens of the masks (Q, M, c), the image (Q, h, w, c) and its pixels (Q, 4h, 4w, c / 8)."""
+
+    tokens: Array
+    image: Array
+    pixels: Array
+
+
 class MaskDecoder(nn.Module):
     """Embedding (h, w, c) and prompts' tokens -> float32 logits (Q, M, 4h, 4w) and IoU (Q, M).
 
     ``outputs`` mask tokens, each with its own hypernetwork.  SAM has 4: ``multimask`` takes the last three,
     otherwise the first.  ``all_masks`` returns every output and no IoU, for semantic segmentation.  ``efficient``: as
     EfficientSAM has it, see ``TwoWayBlock``; GELU in all MLPs, and upscaled features are normalised all together.
+    ``doublings``: of the side from embedding to logits, 2 in SAM; each halves the features.
+    ``stages``: return a ``Stage`` too, for decoders that go on from there.
     """
 
     dim: int = 256
@@ -128,6 +139,8 @@ class MaskDecoder(nn.Module):
     heads: int = 8
     hidden: int = 2048
     all_masks: bool = False
+    doublings: int = 2
+    stages: bool = False
     dtype: Any = jnp.float32
     efficient: bool = False
 
@@ -140,7 +153,7 @@ class MaskDecoder(nn.Module):
         dense: Array,
         present: Array | None = None,
         multimask: bool = False,
-    ) -> tuple[Array, Array | None]:
+    ) -> tuple[Array, Array | None] | tuple[Array, Array | None, Stage]:
         h, w, dtype = *embedding.shape[:2], self.dtype
         own = [embedding_table(nn.Embed(1, self.dim, name="iou_token"))]
         own.append(embedding_table(nn.Embed(self.outputs, self.dim, name="mask_tokens")))
@@ -156,8 +169,10 @@ class MaskDecoder(nn.Module):
         transformer = TwoWayTransformer(self.depth, self.heads, self.hidden, **options, name="transformer")
         tokens, image = transformer(tokens, image, positions, present)
 
-        pixels = self._upscale(rearrange(image, "q (h w) c -> q h w c", h=h, w=w))
-        widths, activation = (self.dim, self.dim, self.dim // 8), gelu if self.efficient else nn.relu
+        image = rearrange(image, "q (h w) c -> q h w c", h=h, w=w)
+        pixels = self._upscale(image)
+        more = (Stage(tokens[:, 1 : 1 + self.outputs], image, pixels),) if self.stages else ()
+        widths, activation = (self.dim, self.dim, pixels.shape[-1]), gelu if self.efficient else nn.relu
         # All hypernetworks run, so that all can be adapted; the compiler drops those without effect.
         weights = [
             ReluMlp(widths, dtype, activation, name=f"output_hypernetworks_mlps_{i}")(tokens[:, 1 + i])
@@ -166,21 +181,30 @@ class MaskDecoder(nn.Module):
         kept = slice(None) if self.all_masks else slice(1, None) if multimask else slice(0, 1)
         logits = masks_of(jnp.stack(weights[kept], axis=1), pixels)
         if self.all_masks:
-            return logits, None
+            return logits, None, *more
         widths = (self.dim, self.dim, self.outputs)
         iou = ReluMlp(widths, dtype, activation, name="iou_prediction_head")(tokens[:, 0])
-        return logits, iou[:, kept].astype(jnp.float32)
+        return logits, iou[:, kept].astype(jnp.float32), *more
 
     def _upscale(self, image: Array) -> Array:
-        """Image tokens (Q, h, w, c) -> pixel features (Q, 4h, 4w, c / 8)."""
+        """Image tokens (Q, h, w, c) -> pixel features (Q, 4h, 4w, c / 8).
+
+        The last of the doublings has no norm; layers are numbered as in the checkpoints, activations included.
+        """
         double = {"kernel_size": (2, 2), "strides": (2, 2), "dtype": self.dtype}
-        x = UpConv(self.dim // 4, **double, name="output_upscaling_0")(image)
+        x, last = image, self.doublings - 1
+        for i in range(self.doublings):
+            features = max(1, self.dim // 2 ** (i + 2))
+            x = UpConv(features, **double, name=f"output_upscaling_{3 * i}")(x)
+            if i < last:
+                x = self._norm(f"output_upscaling_{3 * i + 1}")(x)
+            x = gelu(x)
+        return x
+
+    def _norm(self, name: str) -> Callable[[Array], Array]:
         if self.efficient:  # statistics of a prompt's whole map
-            options = {"epsilon": NORM_EPSILON, "use_fast_variance": False, "dtype": self.dtype}
-            x = gelu(nn.GroupNorm(1, **options, name="output_upscaling_1")(x))
-        else:
-            x = gelu(layer_norm("output_upscaling_1", 1e-6, self.dtype)(x))
-        return gelu(UpConv(self.dim // 8, **double, name="output_upscaling_3")(x))
+            return nn.GroupNorm(1, epsilon=NORM_EPSILON, use_fast_variance=False, dtype=self.dtype, name=name)
+        return layer_norm(name, 1e-6, self.dtype)
 
 
 def masks_of(weights: Array, pixels: Array) -> Array:

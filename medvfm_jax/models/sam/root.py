@@ -21,28 +21,37 @@ class Sam(nn.Module):
 
     classes: 0 for the promptable model; otherwise the prompt-free one with that many outputs.
     efficient: prompt encoder and mask decoder as EfficientSAM has them.
+    doublings, stages: see ``MaskDecoder``.
     """
 
     encoder: nn.Module
     spec: ModelSpec
     classes: int = 0
     decoder_hidden: int = 2048
+    doublings: int = 2
+    stages: bool = False
     dtype: Any = jnp.float32
     efficient: bool = False
 
     def setup(self) -> None:
         dim, grid = self.spec.embedding[-1], self.spec.embedding[:2]
         self.image_encoder = self.encoder.clone(parent=None)
-        kind = EfficientPromptEncoder if self.efficient else PromptEncoder
-        self.prompt_encoder = kind(dim, self.spec.input_size, grid, dtype=self.dtype)
+        self.prompt_encoder = self.new_prompt_encoder(dim, grid)
         self.mask_decoder = MaskDecoder(
             dim,
             self.classes or MASKS,
             hidden=self.decoder_hidden,
             all_masks=bool(self.classes),
+            doublings=self.doublings,
+            stages=self.stages,
             dtype=self.dtype,
             efficient=self.efficient,
         )
+
+    def new_prompt_encoder(self, dim: int, grid: tuple[int, int]) -> PromptEncoder:
+        """The module that becomes ``prompt_encoder``."""
+        kind = EfficientPromptEncoder if self.efficient else PromptEncoder
+        return kind(dim, self.spec.input_size, grid, dtype=self.dtype)
 
     def encode(self, image: Array) -> Array:
         """Image (S, S, 3) -> embedding (h, w, c)."""
@@ -64,7 +73,7 @@ class Sam(nn.Module):
 
 def as_model(sam: Sam) -> Model:
     """The pure functions of a root module."""
-    size, low = sam.spec.input_size, sam.spec.logits_size
+    size, low = sam.spec.input_size, 4 * sam.spec.embedding[0]
 
     def encode(params: Params, image: Array, **kw: Any) -> Array:
         return sam.apply(params, image, **{"method": "encode", **kw})
