@@ -16,6 +16,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -178,11 +179,14 @@ def _folder() -> Path:
 @functools.cache
 def _stamp() -> str:
     """Of everything that a trace depends on beside its words."""
-    root = Path(__file__).parent
-    files = sorted(root.rglob("*.py"))
-    said = [(str(file.relative_to(root)), *_size_and_time(file)) for file in files]
-    said += [__version__, *executables.platform_words()]
+    said = [*_SOURCE, __version__, metadata.version("flax"), *executables.platform_words()]
     return hashlib.sha256(repr(said).encode()).hexdigest()[:16]
+
+
+def _source() -> list[tuple[Any, ...]]:
+    """Every source file of this package as it is now."""
+    root = Path(__file__).parent
+    return [(str(file.relative_to(root)), *_size_and_time(file)) for file in sorted(root.rglob("*.py"))]
 
 
 def _size_and_time(file: Path) -> tuple[int, int]:
@@ -190,9 +194,14 @@ def _size_and_time(file: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
+_SOURCE = _source()  # as this process imports it: what an editor writes later is another source
+
+
 def _read(words: Any, kind: str) -> memoryview | None:
     """What is kept, mapped into memory: its pages are shared with other processes and read when they are used."""
     path = _path(words, kind)
+    if _source() != _SOURCE:
+        return None
     try:
         if not path.is_file():  # nothing, or a pipe, from which reading would never end
             return None
@@ -201,13 +210,15 @@ def _read(words: Any, kind: str) -> memoryview | None:
     except (OSError, ValueError):  # ValueError: an empty file
         return None
     content = memoryview(stored)[:-_DIGEST]
-    if stored[-_DIGEST:] == _digest(path.name, content):
+    if stored[-_DIGEST:] == _digest(path, content):
         return content
     return None
 
 
 def _write(words: Any, kind: str, *pieces: Any) -> None:
     path = _path(words, kind)
+    if _source() != _SOURCE:  # nobody can tell which of the two made it
+        return
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     with contextlib.suppress(OSError):  # a cache that cannot be written is slower, not wrong
         if not path.parent.exists():
@@ -215,7 +226,7 @@ def _write(words: Any, kind: str, *pieces: Any) -> None:
             _sweep(path.parent.parent)
         try:
             with open(temporary, "wb") as file:
-                for piece in (*pieces, _digest(path.name, *pieces)):
+                for piece in (*pieces, _digest(path, *pieces)):
                     file.write(piece)
             os.replace(temporary, path)
         finally:
@@ -232,8 +243,9 @@ def _sweep(root: Path) -> None:
             leftover.unlink(missing_ok=True)
 
 
-def _digest(name: str, *pieces: Any) -> bytes:
-    digest = hashlib.sha256(name.encode())
+def _digest(path: Path, *pieces: Any) -> bytes:
+    """Of a file's content, its name and its folder: what belongs to other words or another source is not read."""
+    digest = hashlib.sha256(f"{path.parent.name}/{path.name}".encode())
     for piece in pieces:
         digest.update(piece)
     return digest.digest()

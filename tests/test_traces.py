@@ -59,16 +59,55 @@ def test_other_words_and_other_shapes_are_other_programs(words, rows):
     np.testing.assert_array_equal(found["y"], 2 * inputs(rows)[1])
 
 
-def test_another_version_of_the_source_traces_anew(monkeypatch):
-    traces.program(WORDS, scaled, *inputs())
-    monkeypatch.setattr(traces, "_size_and_time", lambda file: (1, 2))
-    traces._stamp.cache_clear()
-    function, calls = counted(scaled)
-    try:
-        traces.program(WORDS, function, *inputs())
-    finally:
+@pytest.fixture
+def another_version(monkeypatch):
+    """What a process that imported another source, or another flax, has."""
+
+    def begin(change):
+        change(monkeypatch)
         traces._stamp.cache_clear()
+
+    yield begin
+    monkeypatch.undo()
+    traces._stamp.cache_clear()
+
+
+def _edited(monkeypatch):
+    monkeypatch.setattr(traces, "_source", lambda: [("models/model.py", 1, 2)])
+    monkeypatch.setattr(traces, "_SOURCE", [("models/model.py", 1, 2)])
+
+
+def _newer_flax(monkeypatch):
+    monkeypatch.setattr(traces.metadata, "version", lambda name: "99")
+
+
+@pytest.mark.parametrize("change", [_edited, _newer_flax])
+def test_another_version_of_the_source_traces_anew(another_version, change):
+    traces.program(WORDS, scaled, *inputs())
+    function, calls = counted(scaled)
+    another_version(change)
+    traces.program(WORDS, function, *inputs())
     assert len(calls) == 1
+
+
+def test_a_process_whose_source_was_edited_since_it_began_keeps_and_reads_nothing(monkeypatch, folder):
+    traces.shapes(["kept"], lambda: {"a": jax.ShapeDtypeStruct((1,), "float32")})
+    monkeypatch.setattr(traces, "_source", lambda: [])
+    assert traces.shapes(["kept"], lambda: {"a": jax.ShapeDtypeStruct((2,), "float32")})["a"].shape == (2,)
+    monkeypatch.undo()
+    monkeypatch.setenv("MEDVFM_CACHE", str(folder.parent))
+    assert traces.shapes(["kept"], lambda: pytest.fail("traced"))["a"].shape == (1,)
+
+
+def test_a_file_of_another_source_is_not_read(another_version, folder):
+    traces.shapes(["kept"], lambda: {"a": jax.ShapeDtypeStruct((1,), "float32")})
+    (old,) = folder.iterdir()
+    another_version(_edited)
+    traces.shapes(["other"], lambda: {})
+    (new,) = (f for f in folder.iterdir() if f != old)
+    for file in old.iterdir():
+        (new / file.name).write_bytes(file.read_bytes())
+    assert traces.shapes(["kept"], lambda: {"a": jax.ShapeDtypeStruct((2,), "float32")})["a"].shape == (2,)
 
 
 @pytest.mark.parametrize("kind", ["program", "json"])
@@ -180,7 +219,7 @@ def test_kept_shapes_of_another_form_are_traced_again(folder, content):
     """With the right digest, so only the form is wrong."""
     assert traces.shapes(WORDS, abstract) == abstract()
     (path,) = folder.rglob("*.json")
-    path.write_bytes(content + traces._digest(path.name, content))
+    path.write_bytes(content + traces._digest(path, content))
     assert traces.shapes(WORDS, abstract) == abstract()
     assert traces.shapes(WORDS, pytest.fail) == abstract()  # and kept anew
 

@@ -65,9 +65,10 @@ class ModelConfig(Settings):
     SAMed does. `auto`: none for samed and for models without prompts, box otherwise."""
     prompts_per_image: int = 4
     """Prompts per image and step, sampled from its labels or instances."""
-    objective: Literal["auto", "medsam", "samed", "sam", "instances"] = "auto"
+    objective: Literal["auto", "medsam", "samed", "sam", "instances", "h_sam", "desam"] = "auto"
     """Loss: `medsam` Dice + cross-entropy, `samed` 0.8 Dice + 0.2 cross-entropy, `sam` 20 focal + Dice
-    + IoU, `instances` that of `samed` and of a distance map that tells objects apart."""
+    + IoU, `instances` that of `samed` and of a distance map that tells objects apart, `h_sam` that of `samed` on
+    both stages of its decoder, `desam` that of `medsam` and the error of the rated IoU."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Number format of the computation; parameters stay float32."""
     weights: Path | None = None

@@ -80,7 +80,7 @@ def test_med_sa_sites_and_weights(layout: str) -> None:
 
 def test_what_each_system_touches() -> None:
     encoder = {name: touches_encoder(deltas_of(name, "fused", **small(name))) for name in sam_systems()}
-    assert {name for name, touched in encoder.items() if not touched} == {"decoder", "linear"}
+    assert {name for name, touched in encoder.items() if not touched} == {"decoder", "linear", "instances"}
     assert set(deltas_of("linear", "fused")["head"]) == {
         f"mask_decoder/output_hypernetworks_mlps_{m}/layers_2" for m in range(4)
     }
