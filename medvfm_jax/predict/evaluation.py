@@ -420,6 +420,8 @@ def _score(
     if folder is not None:
         values = np.asarray(dataset.values)[predicted.labels]
         write_mask(_file(folder, case.case, dataset), values, case.image)
+        if predicted.instances is not None and subject.prompt == "none":
+            write_mask(_file(folder / "instances", case.case, dataset), predicted.instances, case.image)
     who = {"case": case.case.id, "patient": case.case.patient, "site": case.case.site}
     return [who | row for row in rows]
 

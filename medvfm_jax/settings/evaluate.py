@@ -40,7 +40,8 @@ class EvaluateConfig(ReadingConfig):
     """With --run and --split val: keep only the largest connected component of each label whose Dice gains from it, in
     every later evaluate and segment with --run. Models without prompts; the scores are those of all components."""
     save_predictions: bool = True
-    """Write predictions; the report draws its overlays from them."""
+    """Write predictions, class numbers of whole cases, and in predictions/instances the numbers of objects where a
+    model tells them apart without prompts; the report draws its overlays from them."""
     cases: int | None = None
     """Score the first so many cases only."""
     val_fraction: float = 0.15
