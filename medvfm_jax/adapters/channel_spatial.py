@@ -28,8 +28,11 @@ def channel_spatial(at: str, ratio: float = 0.25, normalise: bool = False) -> Ad
         normalise: standardise x over its features first, see ``bottleneck``.
 
     Returns:
-        The adapter. Its ``init`` raises WrongSite for modules whose input is no map (h, w, c) of even sides, or whose
-        output has another shape.
+        The adapter.
+
+    Raises:
+        WrongSite: by its ``init``, for modules whose input is no map (h, w, c) of even sides, or whose output has
+            another shape.
 
     References:
         Cheng et al. 2023 (SAM-Med2D), https://arxiv.org/abs/2308.16184
