@@ -21,18 +21,18 @@ def gate_over(x: Array, axis: int, kernel: Array, bias: Array) -> Array:
 
     kernel (7, 7, 2), maximum first; the convolution runs over the two axes that are left, with zeros around them.
     """
-    pooled = jnp.stack([_largest(x, axis), x.mean(axis)], axis=-1)
+    pooled = jnp.stack([peak(x, axis), x.mean(axis)], axis=-1)
     return x * jnp.expand_dims(jax.nn.sigmoid(convolve(pooled, kernel[..., None])[..., 0] + bias), axis)
 
 
-def _largest(x: Array, axis: int) -> Array:
-    """Maximum over an axis whose gradient goes to the first place that has it.
+def peak(x: Array, axis: int) -> Array:
+    """Maximum over an axis; the gradient goes to the first entry that has it, as in PyTorch.
 
-    That of ``jnp.max`` divides by how many places equal the maximum: none, where a compiler rounds the map otherwise
-    when it computes it a second time.
+    That of ``x.max`` looks for entries equal to the maximum.  Where a compiler computes x twice and rounds in two ways
+    it finds none, and divides by nothing.
     """
-    places = jnp.argmax(jax.lax.stop_gradient(x), axis, keepdims=True)
-    return jnp.take_along_axis(x, places, axis).squeeze(axis)
+    first = jax.nn.one_hot(x.argmax(axis), x.shape[axis], axis=axis, dtype=x.dtype)
+    return (x * first).sum(axis)
 
 
 def spatial_attention(delta: SiteDelta, x: Array) -> Array:

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from medvfm_jax.adapters.map_gates import gate_parameters, spatial_attention, triplet_attention
+from medvfm_jax.adapters.map_gates import gate_parameters, peak, spatial_attention, triplet_attention
 
 X = np.random.default_rng(0).normal(size=(4, 5, 3)).astype(np.float32)
 
@@ -28,3 +28,9 @@ def test_gates_by_hand():
     np.testing.assert_allclose(triplet_attention(delta, X), sum(expected) / 3, atol=1e-5)
     first = {"gate": delta["gate"][2:], "gate_bias": delta["gate_bias"][2:]}
     np.testing.assert_allclose(spatial_attention(first, X), expected[2], atol=1e-5)
+
+
+def test_the_gradient_of_a_maximum_goes_to_one_entry():
+    tied = np.array([[[2.0, 2.0, 1.0]]], np.float32)
+    np.testing.assert_array_equal(peak(X, 1), X.max(1))
+    np.testing.assert_array_equal(jax.grad(lambda x: peak(x, 2).sum())(tied), [[[1.0, 0.0, 0.0]]])
