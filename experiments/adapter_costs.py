@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from medvfm_jax import models, systems
 from medvfm_jax.adapters import NoSuchSite, NotMergeable, WrongSite, adapt_model, count, touches_encoder
 from medvfm_jax.models.model import Model
+from medvfm_jax.models.transforms import seeded
 from medvfm_jax.plan.flops import forward_flops, training_flops
 from medvfm_jax.types import Params, Prompts
 
@@ -35,7 +36,7 @@ slices, where its attention over slices rests. What each system is: [Methods](me
 
 
 class Cost(NamedTuple):
-    """What a system costs; all numbers are None where it does not fit, and ``merges`` says why.
+    """What a system costs; all numbers are None where it is not counted, and ``merges`` says why.
 
     trained: parameters. size: bytes of the delta. merges: "yes", or why not. encoder: whether it is changed.
     forward, training: FLOPs.
@@ -52,6 +53,9 @@ class Cost(NamedTuple):
 
 def cost(name: str, model: Model, params: Params) -> Cost:
     """Cost of a system on a model, from the shapes of its parameters."""
+    change = systems.SYSTEMS[name].transform(model.spec, systems.SYSTEMS[name].prompts, 2)
+    if seeded(change, 0) != change:
+        return Cost(name, "not counted: it adds modules of its own; `medvfm systems` has its parameters")
     adapted = adapt_model(systems.adapter(name, model), model)
     try:
         delta = jax.eval_shape(adapted.init, jax.random.key(0), params)

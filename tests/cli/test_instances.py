@@ -36,7 +36,9 @@ def test_prompts_and_other_objectives_are_refused(medvfm, cells, tmp_path):
     boxes = medvfm(*adapt_words(cells, tmp_path / "a", adapter="instances", prompt="box"))
     assert boxes.code == 1
     assert "System 'instances' finds all objects without prompts; leave out --prompt box." in boxes.err
-    medsam = medvfm(*adapt_words(cells, tmp_path / "b", adapter="instances", prompt="none", objective="medsam"))
+    medsam = medvfm(
+        *adapt_words(cells, tmp_path / "b", adapter="instances", prompt="none", objective="medsam")
+    )
     assert medsam.code == 1
     assert "a distance map, which objective=medsam does not fit; leave out --objective." in medsam.err
     assert not (tmp_path / "a").exists()
