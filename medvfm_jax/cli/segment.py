@@ -144,11 +144,14 @@ def _one(
         "mask": target,
         "pixels": _pixels(found.labels),
         "labels": segmenter.labels,
-        "classes": None if found.classes is None else dict(enumerate(found.classes.tolist())),
         "iou": found.iou,
         "logits": args.logits,
     }
-    return record if found.object_score is None else {**record, "object_score": found.object_score}
+    if found.classes is not None:
+        record["classes"] = dict(enumerate(found.classes.tolist()))
+    if found.object_score is not None:
+        record["object_score"] = found.object_score
+    return record
 
 
 def _pixels(labels: np.ndarray) -> dict[int, int]:
@@ -166,7 +169,7 @@ def _arrays(found: Segmented) -> dict[str, np.ndarray]:
 
 def _describe(record: dict[str, Any], followed: bool) -> str:
     names = {value: f" ({name})" for value, name in record["labels"].items()}
-    if record["classes"] is not None:
+    if "classes" in record:
         return f"{record['mask']}  {_objects(record)}"
     pixels = ", ".join(f"{value}{names.get(value, '')}: {n:,}" for value, n in record["pixels"].items())
     iou = record["iou"]

@@ -63,7 +63,7 @@ def test_the_version(medvfm):
         (["quickstart", "--qqqqqq"], "there is no option --qqqqqq; see `medvfm quickstart --help`"),
         (["quickstart", "more"], "'more' belongs to no option"),
         (["weights", "lst"], "there is no subcommand 'lst'; did you mean list; see `medvfm weights --help`"),
-        (["weights"], "say which: list, get, verify, convert or export; see `medvfm weights --help`"),
+        (["weights"], "say which: list, get, verify, convert, export or import; see `medvfm weights --help`"),
         (["weights", "convert", "f", "--too", "m"], "did you mean --to; see `medvfm weights convert --help`"),
         (["weights", "convert"], "FILE and --to are missing; see `medvfm weights convert --help`"),
         (["adapt"], "--data is missing; see `medvfm adapt --help`"),

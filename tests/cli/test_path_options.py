@@ -65,7 +65,7 @@ def options(*kinds):
             given = [flag, HERE] if flag else [HERE]
             for other, _, needed in rows:
                 if needed and other != flag:
-                    given += [other, "x"] if other else ["x"]
+                    given = [*given, other, "x"] if other else ["x", *given]  # options of many words take all
             yield pytest.param(flag, [*words, *given], id=f"{' '.join(words)} {flag or 'place'}")
 
 

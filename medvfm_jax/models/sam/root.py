@@ -91,7 +91,9 @@ def as_model(sam: Sam) -> Model:
     def initialise(key: Array) -> Params:
         # With a mask, so that the layers that only mask prompts reach are there too.
         points, labels = jnp.zeros((1, 1, 2)), jnp.zeros((1, 1), jnp.int32)
-        prompts = Prompts(points, labels, None if sam.efficient else jnp.zeros((1, low, low, 1)))
+        prompts = Prompts(
+            points, labels, None if getattr(sam, "efficient", False) else jnp.zeros((1, low, low, 1))
+        )
         return sam.init(_light_key(key), jnp.zeros((size, size, 3), jnp.float32), prompts)
 
     # Compiled, the forward pass that Linen runs to find the parameters is dropped as unused.

@@ -163,7 +163,7 @@ class UNet3d(nn.Module):
     def decode(self, features: tuple[Array, ...]) -> Prediction:
         """Features of the decoder's stages -> Prediction with logits (classes, D, H, W) and coarse ones."""
         finest, *coarser = self.mask_decoder(features)
-        return Prediction(finest, None, tuple(coarser))
+        return Prediction(finest, coarse=tuple(coarser))
 
     def __call__(self, volume: Array) -> Prediction:
         return self.decode(self.encode(volume))
