@@ -30,7 +30,7 @@ def test_the_loss_is_the_weighted_sum_and_the_terms_those_of_the_finest():
         return value, {"distance": value}
 
     target = jnp.ones((2, 2, 2, 2))
-    prediction = Prediction(2 * target, None, (jnp.full((2, 1, 1, 1), 4.0),))
+    prediction = Prediction(2 * target, coarse=(jnp.full((2, 1, 1, 1), 4.0),))
     total, terms = deeply_supervised(loss)(prediction, target, jnp.float32(1))
     assert float(total) == pytest.approx(2 / 3 * 1 + 1 / 3 * 3)
     assert float(terms["distance"]) == 1
