@@ -140,6 +140,11 @@ class FederateConfig(TrainingConfig):
             ("dp_slices", 1),
         ]:
             require(getattr(self, name) >= least, name, getattr(self, name), f"at least {least}")
+        if self.spacing == (0,):
+            raise BadConfig(
+                "spacing=0 is the median over the volumes of all clients, which none of them knows; give --spacing "
+                "millimetres."
+            )
         require(0 < self.participation <= 1, "participation", self.participation, "above 0 and at most 1")
         require(self.dp_epsilon is None or self.dp_epsilon > 0, "dp_epsilon", self.dp_epsilon, "positive")
         require(0 < self.dp_delta < 1, "dp_delta", self.dp_delta, "between 0 and 1")
