@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from medvfm_jax.data import make_phantom_dataset
-from medvfm_jax.federated.run.federate import federate
 from medvfm_jax.federated.run.evaluate_sites import evaluate
+from medvfm_jax.federated.run.federate import federate
 from medvfm_jax.settings.evaluate import EvaluateConfig
 from medvfm_jax.settings.records import BadConfig
 from tests.federated.small_federation import small
