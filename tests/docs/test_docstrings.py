@@ -23,7 +23,6 @@ NOT_YET = {
     "medvfm_jax.federated.network",
     "medvfm_jax.federated.privacy",
     "medvfm_jax.federated.systems",
-    "medvfm_jax.parallel",
     "medvfm_jax.plan",
 }
 SECTIONS = ("Args", "Returns", "Yields", "Raises", "Attributes", "References")
