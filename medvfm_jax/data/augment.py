@@ -198,4 +198,4 @@ def _intensity(rng: np.random.Generator, config: AugmentConfig, image: NDArray) 
     return np.clip(unit, 0, 1)
 
 
-LABEL_OUTSIDE, INSTANCE_OUTSIDE = IGNORE, 0  # what a rotation brings into view: nobody labelled it
+LABEL_OUTSIDE, INSTANCE_OUTSIDE = IGNORE, 0  # what a rotation brings into view is unlabelled

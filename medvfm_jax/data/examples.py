@@ -1,4 +1,4 @@
-"""Examples: pictures as they are, volumes by slice, by slab of slices or by patch."""
+"""Examples: whole pictures, volumes by slice, by slab of slices or by patch."""
 
 import itertools
 import math

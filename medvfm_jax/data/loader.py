@@ -151,7 +151,7 @@ def make_loader(
     if shuffle:
         source = source.shuffle()
     if epochs != 1:
-        # grain's own endless repetition overflows when batches of one are counted; nobody sees 2^52 examples.
+        # grain's own endless repetition overflows when batches of one are counted; 2^52 examples are never reached.
         source = source.repeat(max(2, (1 << 52) // len(examples)) if epochs is None else epochs)
     source, size = source.random_map(make)[part::parts], batch_size // parts
     batches = source.batch(size, drop_remainder=False, batch_fn=lambda items: _stack(items, size))

@@ -150,7 +150,7 @@ def _step(config: PlanConfig, mesh: Mesh) -> Work:
 
 
 def count_flops(training: Abstract) -> Flops:
-    """Work of one step over all devices as it is compiled; model FLOPs of the form without kernels."""
+    """FLOPs of one compiled step over all devices; model FLOPs are counted on the form without custom kernels."""
 
     def count() -> Flops:
         def loss(*arguments: Any) -> Any:  # a new function each time, or jax would trace once for both forms
