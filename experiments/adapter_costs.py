@@ -29,7 +29,7 @@ _HEAD = """# What adapters cost
 Made by `python -m experiments.adapter_costs` from shapes of SAM ViT-B (`sam-b`, 1024 pixels, one box); do not edit. A
 delta that merges leaves a model of the original size and speed; `medvfm weights export` writes it. FLOPs count matrix
 products and convolutions: of a prediction, against the model alone, and of a training step without what is computed
-twice. Where the image encoder stays as it is, its embeddings can be cached and the encoder drops out of both. Constants
+twice. Where the image encoder is unchanged, its embeddings can be cached and the encoder drops out of both. Constants
 that are stored with a delta and not trained are in its size, not among its parameters. `sd_trans` is counted on single
 slices, where its attention over slices rests. What each system is: [Methods](methods.md).
 """
@@ -108,7 +108,7 @@ def _row(found: Cost, alone: int) -> Sequence[str]:
         found.merges,
         f"{found.trained:,}",
         f"{found.size / 2**20:.2f} MiB",
-        "changed" if found.encoder else "as it is",
+        "changed" if found.encoder else "unchanged",
         f"+{more:.2f} %",
         f"{found.training / 1e9:,.0f} GFLOP",
     )

@@ -1,4 +1,4 @@
-"""AutoSAM: a network predicts SAM's dense prompt from the image; SAM stays as it is."""
+"""AutoSAM: a network predicts SAM's dense prompt from the image; SAM stays frozen."""
 
 from typing import Any
 

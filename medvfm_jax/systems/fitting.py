@@ -15,7 +15,7 @@ from medvfm_jax.systems.configuration import configure
 from medvfm_jax.systems.record import System
 from medvfm_jax.types import MedvfmError, Params
 
-# What patterns of ``places`` stand for; a user's own pattern is shown as it is.
+# What patterns of ``places`` stand for; a user's own pattern is shown verbatim.
 _WORDS = {
     places.DECODER: "mask decoder",
     places.DECODER_AND_PROMPT_ENCODER: "mask decoder or prompt encoder",
