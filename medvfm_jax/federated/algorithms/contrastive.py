@@ -20,7 +20,11 @@ def moon(
     mu: float = 1.0,
     temperature: float = 0.5,
 ) -> Algorithm:
-    """FedAvg on loss + mu ``model_contrast``; a client keeps its last local delta."""
+    """FedAvg on loss + mu ``model_contrast``; a client keeps its last local delta.
+
+    References:
+        Li et al. 2021, https://arxiv.org/abs/2103.16257
+    """
 
     def client_update(
         server: Server, previous: Tree, shard: Shard, step_mask: Array, key: Array

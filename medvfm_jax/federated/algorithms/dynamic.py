@@ -11,6 +11,9 @@ def feddyn(gradient: Gradient, optimizer: Optimizer, alpha: float = 0.1) -> Algo
     """Clients minimise f_i(y) - <g_i, y> + alpha/2 |y - x|^2 and set g_i <- g_i - alpha (y_i - x).
 
     Server: h <- h - alpha |S|/N mean_S (y_i - x); x <- mean_S y_i - h / alpha.  Clients count equally.
+
+    References:
+        Acar et al. 2021, https://arxiv.org/abs/2111.04263
     """
 
     def client_update(

@@ -27,6 +27,9 @@ def feddf(
     public_batches: leaves (steps, batch, ...), the same every round.  The ensemble is the plain mean of the
     participants' logits.  Adam normalises gradients of any size, so even clients that agree move the server a
     little.  The server needs every client's delta, so this does not go with privacy.
+
+    References:
+        Lin et al. 2020, https://arxiv.org/abs/2006.07242
     """
     base, server_optimizer = fedavg(gradient, optimizer), server_optimizer or optax.adam(1e-3)
 

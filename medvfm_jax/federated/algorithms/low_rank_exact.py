@@ -47,6 +47,9 @@ def flora(
 
     New factors: a uniform in +-1/sqrt(in), b zero.  Clients may have different ranks.  ``clients`` is n, from which
     the download of n stacked pairs is counted.
+
+    References:
+        Wang et al. 2024, https://arxiv.org/abs/2409.05976
     """
 
     def aggregate(server: Server, uploads: Tree, cohort: Cohort) -> Server:
@@ -66,6 +69,9 @@ def fedex_lora(gradient: Gradient, optimizer: Optimizer, clients: int) -> Algori
     """Average a and b, and add what that misses, sum_i p_i a_i b_i - mean(a) mean(b), to the base (Singhal 2024).
 
     ``clients`` is n, from which the download of the residual's n pairs is counted.
+
+    References:
+        Singhal et al. 2024, https://arxiv.org/abs/2410.09432
     """
 
     def aggregate(server: Server, uploads: Tree, cohort: Cohort) -> Server:
@@ -80,6 +86,9 @@ def flexlora(gradient: Gradient, optimizer: Optimizer, ranks: Sequence[int] | No
     """Best approximation of sum_i p_i a_i b_i at the server's rank; a client takes its first r_i directions.
 
     The mean product is never formed: QR of the stacks and a small SVD (Bai et al. 2024).
+
+    References:
+        Bai et al. 2024, https://arxiv.org/abs/2402.11505
     """
 
     def aggregate(server: Server, uploads: Tree, cohort: Cohort) -> Server:
@@ -92,7 +101,11 @@ def flexlora(gradient: Gradient, optimizer: Optimizer, ranks: Sequence[int] | No
 
 
 def lora_fair(gradient: Gradient, optimizer: Optimizer, ridge: float = 0.01) -> Algorithm:
-    """Average a and b, then correct b so that the product is nearest to the mean product (Bian et al. 2024)."""
+    """Average a and b, then correct b so that the product is nearest to the mean product (Bian et al. 2024).
+
+    References:
+        Bian et al. 2024, https://arxiv.org/abs/2411.14961
+    """
 
     def aggregate(server: Server, uploads: Tree, cohort: Cohort) -> Server:
         fixed = {}

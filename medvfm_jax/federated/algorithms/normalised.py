@@ -17,6 +17,9 @@ def fednova(gradient: Gradient, learning_rate: float, momentum: float = 0.0, mu:
     does not go with client-level privacy: noise would be multiplied by it, and be missing when nobody came.
 
     Raises ValueError for both at once.
+
+    References:
+        Wang et al. 2020, https://arxiv.org/abs/2007.07481
     """
     if momentum and mu:
         raise ValueError("fednova: momentum and the proximal term mu cannot be combined.")

@@ -57,6 +57,9 @@ def qsgd(levels: int) -> Codec:
     """|x| sign(x_i) l_i / s with l_i = s |x_i| / |x| rounded at random: 32 + d (1 + ceil(log2(s + 1))) bits.
 
     omega <= min(d / s^2, sqrt(d) / s) per leaf (Alistarh et al. 2017, QSGD, lemma 3.1).
+
+    References:
+        Alistarh et al. 2017, https://arxiv.org/abs/1610.02132
     """
     require(0 < levels < 2**15, "qsgd", "levels", levels, "an integer from 1 to 32767")
     level_width = levels.bit_length()  # ceil(log2(levels + 1))
@@ -85,6 +88,9 @@ def natural() -> Codec:
     Unbiased with omega = 1/8 (Horvath et al. 2019, natural compression).  The chance of rounding up is the
     mantissa read as a fraction, so a random mantissa is added and its carry kept: exact, subnormals included.
     Magnitudes above 2^127 are rounded down to it.
+
+    References:
+        Horvath et al. 2019, https://arxiv.org/abs/1905.10988
     """
 
     def encode(key: Array, leaf: Array) -> Codes:

@@ -26,6 +26,9 @@ def rotated(bits: int, largest_block: int = _LARGEST_BLOCK) -> Codec:
     al. 2017, section 3; the constant follows from the sub-Gaussian maximum of a rotated block): it hardly grows
     with the size, where without rotation it grows linearly.  One seed of 32 bits per update; per leaf
     b d' + 64 (number of blocks) bits, d' >= d the padded size.
+
+    References:
+        Suresh et al. 2017, https://arxiv.org/abs/1611.00429
     """
     require(bits in range(1, 17), "rotated", "bits", bits, "an integer from 1 to 16")
     require_power_of_two("rotated", largest_block)

@@ -22,6 +22,9 @@ def count_sketch(rows: int, columns: int, seed: int | None = None) -> Codec:
     are independent.  With a fixed ``seed`` they are the same for everybody: nothing is sent, and the codec is
     linear, so a server may add sketches (the sum of messages is the message of the sum), but every round then has
     the same collisions.
+
+    References:
+        Rothchild et al. 2020, https://arxiv.org/abs/2007.07682
     """
     require(rows > 0 and rows % 2 == 1, "count_sketch", "rows", rows, "an odd number")
     require(columns > 0, "count_sketch", "columns", columns, "at least 1")
