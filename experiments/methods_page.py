@@ -168,6 +168,9 @@ def _others(package: ModuleType, made: str, known: Iterable[str], folders: Seque
     ]
 
 
+_LOOK_UPS = ("make_codec", "from_config")  # they give what the catalogs have
+
+
 def functions_of(package: ModuleType) -> Iterator[tuple[str, Callable[..., Any]]]:
     """Functions of an ``__all__``, in alphabetical order."""
     for name in sorted(package.__all__):

@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from medvfm_jax.federated.algorithms import fedadagrad, fedadam, fedavg, fedavgm, fedyogi
+from medvfm_jax.federated.algorithms import fedadagrad, fedadam, fedavg, fedavgm, fedopt, fedyogi
 from medvfm_jax.federated.algorithms.server_optimizers import adaptive_server
 from medvfm_jax.federated.core.local_training import gradient_of
 from tests.federated.quadratics import cohort, loss, run, shard
@@ -71,3 +71,11 @@ def test_fedadam_reaches_the_neighbourhood_of_the_optimum() -> None:
     problem = cohort()
     server, _, _ = run(fedadam(gradient_of(loss), optax.sgd(0.01), 0.03), shard(problem, 2), 400)
     assert np.linalg.norm(server.delta["w"] - problem.optimum) < 0.05
+
+
+def test_fedopt_feeds_the_mean_change_to_an_optimizer_of_optax() -> None:
+    """With momentum it is FedAvgM, whose v is that of optax.trace."""
+    data, momentum = shard(cohort(), 3), optax.sgd(0.7, momentum=0.5)
+    found = run(fedopt(gradient_of(loss), optax.sgd(0.1), momentum), data, 3)[0].delta["w"]
+    same = run(fedavgm(gradient_of(loss), optax.sgd(0.1), 0.7, momentum=0.5), data, 3)[0].delta["w"]
+    np.testing.assert_allclose(found, same, rtol=1e-13)
