@@ -27,13 +27,14 @@ BOX = Prompts(jax.ShapeDtypeStruct((1, 2, 2), jnp.float32), jax.ShapeDtypeStruct
 _HEAD = """# What adapters cost
 
 Made by `python -m experiments.adapter_costs` from shapes of SAM ViT-B (`sam-b`, 1024 pixels, one box); do not edit. A
-delta that merges leaves a model of the original size and speed; `medvfm weights export` writes it. FLOPs count matrix
-products and convolutions: of a prediction, against the model alone, and of a training step without what is computed
-twice. Where the image encoder stays as it is, its embeddings can be cached and the encoder drops out of both. Constants
-that are stored with a delta and not trained are in its size, not among its parameters. `sd_trans` is counted on single
-slices, where its attention over slices rests; systems with modules of their own on the model that they make of it, for
-two classes, without a box where they take none, and for one slice of a slab (`samus` sees images of 256 pixels). What
-each system is: [Methods](methods.md).
+delta that merges leaves a model of the original size and speed, or of both with the modules that the system adds ("its
+modules stay"); `medvfm weights export` writes the former. FLOPs count matrix products and convolutions: of a
+prediction, against the model alone, and of a training step without what is computed twice. Where the image encoder
+stays as it is, its embeddings can be cached and the encoder drops out of both. Constants that are stored with a delta
+and not trained are in its size, not among its parameters. `sd_trans` is counted on single slices, where its attention
+over slices rests; systems with modules of their own on the model that they make of it, for two classes, without a box
+where they take none, and for one slice of a slab (`samus` sees images of 256 pixels). What each system is:
+[Methods](methods.md).
 """
 
 
@@ -56,6 +57,7 @@ class Cost(NamedTuple):
 def cost(name: str, model: Model, params: Params) -> Cost:
     """Cost of a system on a model, from the shapes of its parameters."""
     try:
+        plain = model
         model, params = as_trained(systems.SYSTEMS[name], model, params)
         adapted = adapt_model(systems.adapter(name, model), model)
         delta = jax.eval_shape(adapted.init, jax.random.key(0), params)
@@ -64,7 +66,9 @@ def cost(name: str, model: Model, params: Params) -> Cost:
     image = jax.ShapeDtypeStruct(model.spec.input_shape, jnp.float32)
     slices = model.spec.input_shape[0] if model.spec.rank == 3 else 1
     box = BOX if model.spec.task == "promptable" else None
-    found = count(delta, params)
+    found, merges = count(delta, params), _merges(adapted, params, delta)
+    if model is not plain and merges == "yes":
+        merges = "yes, its modules stay"
 
     def loss(params, delta, image, box):
         return adapted.apply(params, delta, image, box).logits.astype(jnp.float32).sum(), {}
@@ -73,7 +77,7 @@ def cost(name: str, model: Model, params: Params) -> Cost:
     training = training_flops(loss, params, delta, image, box).model
     return Cost(
         name,
-        _merges(adapted, params, delta),
+        merges,
         found.trained,
         found.bytes,
         touches_encoder(delta),
