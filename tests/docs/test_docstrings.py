@@ -18,8 +18,6 @@ from experiments.site_pages import public_packages
 NOT_YET = {
     "medvfm_jax.federated.network",
     "medvfm_jax.federated.systems",
-    "medvfm_jax.federated.network",
-    "medvfm_jax.federated.systems",
 }
 SECTIONS = ("Args", "Returns", "Yields", "Raises", "Attributes", "References")
 PUBLICATION = re.compile(r"\bet al\.|\b[A-Z][a-z]+ (?:and [A-Z][a-z]+ )?(?:19|20)\d\d\b")
