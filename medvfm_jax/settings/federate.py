@@ -92,7 +92,7 @@ class FederateConfig(TrainingConfig):
     min_patients: int = 1
     """Sites with fewer patients are left out."""
     leave_out: str | None = None
-    """Site whose images nobody trains on; its test patients are scored all the same."""
+    """Site held out from training; its test patients are scored all the same."""
     out: Path = Path("runs/federate")
     """Run directory to create."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -188,7 +188,7 @@ class FederateConfig(TrainingConfig):
         if self.keep_optimizer and self.optimizer == "sgd":
             raise BadConfig("Plain SGD has no state to keep between rounds; leave --keep-optimizer out.")
         if self.patient_privacy and self.augment not in ("auto", "none"):
-            raise BadConfig("Patient-level privacy trains on images as they are; use --augment none.")
+            raise BadConfig("Patient-level privacy trains without augmentation; use --augment none.")
 
     @property
     def patient_privacy(self) -> bool:

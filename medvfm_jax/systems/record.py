@@ -50,7 +50,8 @@ class System(NamedTuple):
         prompts: simulated in training where the model takes any and the user does not say.
         objective: task ("promptable", "semantic") -> name of the loss in ``train.task``.
         learning_rate: highest one of AdamW that worked for LiteMedSAM.
-        differences: what differs from the publication, or is our interpretation of it; "" if nothing is known.
+        differences: what differs from the publication, "" if nothing is known; "Interpretation: " stands first where
+            it leaves open, or nobody has seen, what it does (``catalog.fidelity_of``).
     """
 
     description: str

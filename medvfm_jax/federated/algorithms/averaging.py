@@ -45,7 +45,7 @@ def fedavg(gradient: Gradient, optimizer: Optimizer, server_rate: float = 1.0) -
         The algorithm, for ``make_round``.
 
     References:
-        https://arxiv.org/abs/1602.05629, algorithm 1
+        McMahan et al. 2017, https://arxiv.org/abs/1602.05629
     """
     return averaging(gradient, optimizer, optax.sgd(server_rate))
 
@@ -62,7 +62,7 @@ def fedprox(gradient: Gradient, optimizer: Optimizer, mu: float) -> Algorithm:
         The algorithm, for ``make_round``.
 
     References:
-        https://arxiv.org/abs/1812.06127, algorithm 2
+        Li et al. 2020, https://arxiv.org/abs/1812.06127
     """
     return averaging(gradient, optimizer, optax.sgd(1.0), mu=mu)
 
@@ -79,7 +79,7 @@ def fedopt(gradient: Gradient, optimizer: Optimizer, server_optimizer: Optimizer
         The algorithm, for ``make_round``.
 
     References:
-        https://arxiv.org/abs/2003.00295, algorithm 1
+        Reddi et al. 2021, https://arxiv.org/abs/2003.00295
     """
     return averaging(gradient, optimizer, server_optimizer)
 
@@ -98,8 +98,8 @@ def fedsharp(gradient: Gradient, optimizer: Optimizer, rho: float = 0.05) -> Alg
         The algorithm, for ``make_round``.
 
     References:
-        https://arxiv.org/abs/2206.02618
-        https://arxiv.org/abs/2203.11834
+        Qu et al. 2022, https://arxiv.org/abs/2206.02618
+        Caldarola et al. 2022, https://arxiv.org/abs/2203.11834
     """
     base = averaging(sharpness_aware(gradient, rho), optimizer, optax.sgd(1.0))
     return base._replace(reads="a second gradient of the same batch")

@@ -33,7 +33,7 @@ def moon(
         The algorithm, for ``make_round``.
 
     References:
-        https://arxiv.org/abs/2103.16257
+        Li et al. 2021, https://arxiv.org/abs/2103.16257
     """
 
     def client_update(

@@ -25,7 +25,7 @@ def scaffold(gradient: Gradient, learning_rate: float, server_rate: float = 1.0)
         The algorithm, for ``make_round``.
 
     References:
-        https://arxiv.org/abs/1910.06378, algorithm 1
+        Karimireddy et al. 2020, https://arxiv.org/abs/1910.06378
     """
     optimizer = optax.sgd(learning_rate)
 

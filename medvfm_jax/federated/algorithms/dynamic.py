@@ -21,7 +21,7 @@ def feddyn(gradient: Gradient, optimizer: Optimizer, alpha: float = 0.1) -> Algo
         The algorithm, for ``make_round``.
 
     References:
-        https://arxiv.org/abs/2111.04263, algorithm 1
+        Acar et al. 2021, https://arxiv.org/abs/2111.04263
     """
 
     def client_update(

@@ -38,7 +38,7 @@ def feddf(
         The algorithm, for ``make_round``.
 
     References:
-        https://arxiv.org/abs/2006.07242
+        Lin et al. 2020, https://arxiv.org/abs/2006.07242
     """
     base, server_optimizer = fedavg(gradient, optimizer), server_optimizer or optax.adam(1e-3)
 

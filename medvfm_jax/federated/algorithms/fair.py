@@ -27,7 +27,7 @@ def qfedavg(gradient: Gradient, learning_rate: float, q: float = 1.0) -> Algorit
         The algorithm, for ``make_round``.
 
     References:
-        https://arxiv.org/abs/1905.10497, algorithm 2
+        Li et al. 2020, https://arxiv.org/abs/1905.10497
     """
     optimizer = optax.sgd(learning_rate)
 

@@ -39,7 +39,7 @@ def fedit(gradient: Gradient, optimizer: Optimizer) -> Algorithm:
         The algorithm, for ``make_round``.
 
     References:
-        https://arxiv.org/abs/2305.05644
+        Zhang et al. 2024, https://arxiv.org/abs/2305.05644
     """
     return averaging(gradient, optimizer, optax.sgd(1.0), measure=_error_of_changes)
 
@@ -57,7 +57,7 @@ def ffa_lora(gradient: Gradient, optimizer: Optimizer) -> Algorithm:
         The algorithm, for ``make_round``.
 
     References:
-        https://arxiv.org/abs/2403.12313
+        Sun et al. 2024, https://arxiv.org/abs/2403.12313
     """
     base = averaging(gradient, optimizer, optax.sgd(1.0), frozen=names_of_a)
     return base._replace(measure=_no_error)
@@ -74,7 +74,7 @@ def fedsa_lora(gradient: Gradient, optimizer: Optimizer) -> Algorithm:
         The algorithm, for ``make_round``.
 
     References:
-        https://arxiv.org/abs/2410.01463
+        Guo et al. 2025, https://arxiv.org/abs/2410.01463
     """
     base = averaging(gradient, optimizer, optax.sgd(1.0), personal=names_of_b)
     return base._replace(measure=_no_error)
@@ -93,7 +93,7 @@ def rolora(gradient: Gradient, optimizer: Optimizer) -> Algorithm:
         The algorithm, for ``make_round``.
 
     References:
-        https://arxiv.org/abs/2409.02346
+        Chen et al. 2024, https://arxiv.org/abs/2409.02346
     """
 
     def alternate(server: Server, tree: Tree) -> Tree:
@@ -149,7 +149,8 @@ def hetlora(
         The algorithm, for ``make_round``.
 
     References:
-        https://arxiv.org/abs/2401.06432
+        Cho et al. 2024, https://arxiv.org/abs/2401.06432.  Interpretation: the norm is over all sites together, and
+        so is the rank; the paper leaves both per layer open.
     """
 
     def tail_norm(delta: Tree, rank: Array) -> Array:

@@ -57,7 +57,7 @@ def flora(
         The algorithm, for ``make_round``.
 
     References:
-        https://arxiv.org/abs/2409.05976
+        Wang et al. 2024, https://arxiv.org/abs/2409.05976
     """
 
     def aggregate(server: Server, uploads: Tree, cohort: Cohort) -> Server:
@@ -85,7 +85,7 @@ def fedex_lora(gradient: Gradient, optimizer: Optimizer, clients: int) -> Algori
         The algorithm, for ``make_round``.
 
     References:
-        https://arxiv.org/abs/2410.09432
+        Singhal et al. 2024, https://arxiv.org/abs/2410.09432
     """
 
     def aggregate(server: Server, uploads: Tree, cohort: Cohort) -> Server:
@@ -110,7 +110,7 @@ def flexlora(gradient: Gradient, optimizer: Optimizer, ranks: Sequence[int] | No
         The algorithm, for ``make_round``.
 
     References:
-        https://arxiv.org/abs/2402.11505
+        Bai et al. 2024, https://arxiv.org/abs/2402.11505
     """
 
     def aggregate(server: Server, uploads: Tree, cohort: Cohort) -> Server:
@@ -134,7 +134,7 @@ def lora_fair(gradient: Gradient, optimizer: Optimizer, ridge: float = 0.01) -> 
         The algorithm, for ``make_round``.
 
     References:
-        https://arxiv.org/abs/2411.14961
+        Bian et al. 2024, https://arxiv.org/abs/2411.14961
     """
 
     def aggregate(server: Server, uploads: Tree, cohort: Cohort) -> Server:

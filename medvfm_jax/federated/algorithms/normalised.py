@@ -31,7 +31,7 @@ def fednova(gradient: Gradient, learning_rate: float, momentum: float = 0.0, mu:
         ValueError: momentum and mu are both given.
 
     References:
-        https://arxiv.org/abs/2007.07481
+        Wang et al. 2020, https://arxiv.org/abs/2007.07481
     """
     if momentum and mu:
         raise ValueError("fednova: momentum and the proximal term mu cannot be combined.")

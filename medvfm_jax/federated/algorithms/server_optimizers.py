@@ -36,7 +36,7 @@ def fedavgm(
         The algorithm, for ``make_round``.
 
     References:
-        https://arxiv.org/abs/1909.06335
+        Hsu et al. 2019, https://arxiv.org/abs/1909.06335
     """
     algorithm = fedopt(gradient, optimizer, optax.sgd(server_rate, momentum))
     return algorithm._replace(applies="keeps it in its momentum, so that later rounds move by it again")
@@ -57,7 +57,7 @@ def fedadagrad(
         The algorithm, for ``make_round``.
 
     References:
-        https://arxiv.org/abs/2003.00295, algorithm 2
+        Reddi et al. 2021, algorithm 2, https://arxiv.org/abs/2003.00295
     """
     return _adaptive(gradient, optimizer, adaptive_server("adagrad", server_rate, beta1=0.0, tau=tau))
 
@@ -77,7 +77,7 @@ def fedyogi(
         The algorithm, for ``make_round``.
 
     References:
-        https://arxiv.org/abs/2003.00295, algorithm 2
+        Reddi et al. 2021, algorithm 2, https://arxiv.org/abs/2003.00295
     """
     return _adaptive(gradient, optimizer, adaptive_server("yogi", server_rate, tau=tau))
 
@@ -97,7 +97,7 @@ def fedadam(
         The algorithm, for ``make_round``.
 
     References:
-        https://arxiv.org/abs/2003.00295, algorithm 2
+        Reddi et al. 2021, algorithm 2, https://arxiv.org/abs/2003.00295
     """
     return _adaptive(gradient, optimizer, adaptive_server("adam", server_rate, tau=tau))
 

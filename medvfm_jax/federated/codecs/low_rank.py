@@ -36,7 +36,7 @@ def powersgd(rank: int) -> Codec:
         The codec; its messages are decoded with the shapes of the update alone.
 
     References:
-        https://arxiv.org/abs/1905.13727
+        Vogels et al. 2019, https://arxiv.org/abs/1905.13727
     """
     require(rank > 0, "powersgd", "rank", rank, "at least 1")
 

@@ -37,7 +37,7 @@ def scaled_sign() -> Codec:
         The codec; its messages are decoded with the shapes of the update alone.
 
     References:
-        https://arxiv.org/abs/1901.09847
+        Karimireddy et al. 2019, https://arxiv.org/abs/1901.09847
     """
     return leafwise(
         lambda key, leaf: _signs(leaf.ravel(), jnp.abs(leaf).mean().reshape(1)),
@@ -68,7 +68,8 @@ def drive(exact_along: bool = True, rounds: int = 2, largest_block: int = 4096) 
         The codec; its messages are decoded with the shapes of the update alone.
 
     References:
-        https://arxiv.org/abs/2105.08339
+        Vargaftik et al. 2021, https://arxiv.org/abs/2105.08339.  Differs: blocks are rotated by Hadamard
+        matrices and random signs, which are not uniform.
     """
     require(rounds > 0, "drive", "rounds", rounds, "at least 1")
     require_power_of_two("drive", largest_block, _SMALLEST_BLOCK)

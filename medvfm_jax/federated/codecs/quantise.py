@@ -79,7 +79,7 @@ def qsgd(levels: int) -> Codec:
         The codec; its messages are decoded with the shapes of the update alone.
 
     References:
-        https://arxiv.org/abs/1610.02132
+        Alistarh et al. 2017, https://arxiv.org/abs/1610.02132
     """
     require(0 < levels < 2**15, "qsgd", "levels", levels, "an integer from 1 to 32767")
     level_width = levels.bit_length()  # ceil(log2(levels + 1))
@@ -113,7 +113,7 @@ def natural() -> Codec:
         The codec; its messages are decoded with the shapes of the update alone.
 
     References:
-        https://arxiv.org/abs/1905.10988
+        Horvath et al. 2019, https://arxiv.org/abs/1905.10988
     """
 
     def encode(key: Array, leaf: Array) -> Codes:

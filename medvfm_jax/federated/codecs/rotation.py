@@ -35,7 +35,7 @@ def rotated(bits: int, largest_block: int = _LARGEST_BLOCK) -> Codec:
         The codec; its messages are decoded with the shapes of the update alone.
 
     References:
-        https://arxiv.org/abs/1611.00429
+        Suresh et al. 2017, https://arxiv.org/abs/1611.00429
     """
     require(bits in range(1, 17), "rotated", "bits", bits, "an integer from 1 to 16")
     require_power_of_two("rotated", largest_block)

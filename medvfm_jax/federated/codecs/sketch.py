@@ -32,7 +32,7 @@ def count_sketch(rows: int, columns: int, seed: int | None = None) -> Codec:
         The codec; its messages are decoded with the shapes of the update alone.
 
     References:
-        https://arxiv.org/abs/2007.07682
+        Rothchild et al. 2020, https://arxiv.org/abs/2007.07682
     """
     require(rows > 0 and rows % 2 == 1, "count_sketch", "rows", rows, "an odd number")
     require(columns > 0, "count_sketch", "columns", columns, "at least 1")

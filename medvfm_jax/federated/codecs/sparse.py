@@ -32,7 +32,7 @@ def top_k(fraction: float) -> Codec:
         The codec; its messages are decoded with the shapes of the update alone.
 
     References:
-        https://arxiv.org/abs/1809.07599
+        Stich et al. 2018, https://arxiv.org/abs/1809.07599
     """
     _check_fraction("top_k", fraction)
 
@@ -61,7 +61,7 @@ def rand_k(fraction: float) -> Codec:
         The codec; its messages are decoded with the shapes of the update alone.
 
     References:
-        https://arxiv.org/abs/1809.07599
+        Stich et al. 2018, https://arxiv.org/abs/1809.07599
     """
     _check_fraction("rand_k", fraction)
 
