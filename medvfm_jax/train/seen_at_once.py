@@ -82,7 +82,10 @@ def _too_large(shape: Sequence[int], entry: ModelEntry) -> str | None:
     *sides, channels = shape
     if min(shape) < 1:
         return "every number has to be at least 1"
-    needed, most = math.prod(sides) * max(channels, entry.spec.embedding[-1]) * 4, budget.budget()
+    features = math.prod(entry.spec.embedding) / math.prod(
+        entry.spec.input_shape[:3]
+    )  # of the embedding, per voxel
+    needed, most = math.prod(sides) * max(channels, features) * 4, budget.budget()
     if needed <= most:
         return None
     return (
