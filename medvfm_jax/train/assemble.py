@@ -171,8 +171,8 @@ def check_prompts(spec: ModelSpec, prompt: str) -> None:
     """Raise BadConfig for prompts of a model of patches: commands ask it without any."""
     if spec.rank == 3 and prompt != "none":
         raise BadConfig(
-            f"Commands ask models of volumes, like {spec.name}, without prompts: adapt it with --prompt none. Points in "
-            "a volume are given from Python, see docs/volumes.md."
+            f"Commands ask models of volumes, like {spec.name}, without prompts: adapt it with --prompt none. Points "
+            "in a volume are given from Python, see docs/volumes.md."
         )
 
 

@@ -107,9 +107,17 @@ def multi_krum(byzantine: int, chosen: int) -> Rule:
     The condition is checked against the rows n when the round is traced (BadFederation); if fewer participate, at
     least one neighbour is still counted.
 
+    Raises:
+        BadFederation: a negative ``byzantine``, or ``chosen`` below 1.
+
     References:
         Blanchard et al. 2017, https://arxiv.org/abs/1703.02757
     """
+
+    if byzantine < 0 or chosen < 1:
+        raise BadFederation(
+            f"Krum: byzantine must be at least 0 and chosen at least 1, not {byzantine} and {chosen}."
+        )
 
     def rule(points: Array, weights: Array, present: Array) -> Array:
         del weights
