@@ -81,7 +81,7 @@ def bottleneck(
 def check_width(kind: str, width: int | None, ratio: float | None) -> None:
     """Raise BadAdapterConfig unless exactly one is given, a width of at least 1 or a finite ratio above 0."""
     if (width is None) == (ratio is None):
-        raise BadAdapterConfig(f"{kind}: give either width or ratio.")
+        raise BadAdapterConfig(f"{kind}: give either width or ratio, and set the other to none.")
     if width is not None and width < 1:
         raise BadAdapterConfig(f"{kind}: width must be at least 1, not {width}.")
     if ratio is not None and not 0 < ratio < math.inf:
