@@ -11,7 +11,7 @@ import jax
 
 from medvfm_jax.cli import console
 from medvfm_jax.cli.options.adapt import AdaptArgs
-from medvfm_jax.parallel import RULES, BadMesh, BadProcesses, OverMesh, make_mesh, start_processes
+from medvfm_jax.parallel import RULES, BadMesh, BadProcesses, Placement, make_mesh, start_processes
 from medvfm_jax.runs.progress import ProgressDisplay
 from medvfm_jax.settings.adapt import AdaptConfig
 from medvfm_jax.train import adapt
@@ -28,7 +28,7 @@ def run(args: AdaptArgs) -> int:
     return 0
 
 
-def _placement(args: AdaptArgs) -> OverMesh | None:
+def _placement(args: AdaptArgs) -> Placement | None:
     """The devices that were asked for; None for one.  Raises BadMesh, BadProcesses."""
     if not args.distributed:
         if any(value is not None for value in (args.coordinator, args.processes, args.process)):
@@ -44,11 +44,11 @@ def _placement(args: AdaptArgs) -> OverMesh | None:
             console.say(f"{jax.device_count()} devices are here and one is used; --mesh all takes them all")
         return None
     mesh = make_mesh(None if args.mesh in (None, "all") else args.mesh)
-    return OverMesh(mesh, RULES[args.rules](), args.rules)
+    return Placement(mesh, RULES[args.rules](), args.rules)
 
 
 @contextmanager
-def _stream(placement: OverMesh | None) -> Iterator[TextIO]:
+def _stream(placement: Placement | None) -> Iterator[TextIO]:
     """Where progress goes: of several processes the first one tells."""
     if placement is not None and placement.process > 0:
         with open(os.devnull, "w") as nowhere:

@@ -2,7 +2,7 @@
 
 from medvfm_jax.parallel.errors import BadMesh, BadProcesses, BadRules
 from medvfm_jax.parallel.mesh import AXES, make_mesh, parse_mesh
-from medvfm_jax.parallel.placement import OverMesh
+from medvfm_jax.parallel.placement import Placement
 from medvfm_jax.parallel.processes import start_processes
 from medvfm_jax.parallel.rules import RULES, Largest, Rules, fsdp, replicated, spec_of, tensor
 from medvfm_jax.parallel.shardings import (
@@ -20,7 +20,7 @@ __all__ = [
     "BadProcesses",
     "BadRules",
     "Largest",
-    "OverMesh",
+    "Placement",
     "Rules",
     "batch_shardings",
     "delta_shardings",

@@ -1,7 +1,7 @@
-"""A run of ``train.adapt`` over the devices of a mesh, in one process or in many that run the same program."""
+"""Where a training run happens: on one device, or over a mesh, in one process or in many that run the same program."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -14,26 +14,39 @@ from medvfm_jax.mesh_axes import CLIENTS, DATA
 from medvfm_jax.parallel.errors import BadMesh
 from medvfm_jax.parallel.rules import Rules
 from medvfm_jax.parallel.shardings import param_shardings, shard_step, state_shardings
-from medvfm_jax.train.state import TrainState
-from medvfm_jax.train.step import Step
 from medvfm_jax.types import Batch, Params
 
+if TYPE_CHECKING:
+    from medvfm_jax.train.state import TrainState
+    from medvfm_jax.train.step import Step
 
-class OverMesh:
-    """``train.placement.Placement`` over a mesh: batches over "clients" and "data", weights by the rules.
 
-    The losses are those of one device but for the order of sums.  Where several processes run, each loads its share
-    of every batch, all see the same numbers, and process 0 writes the files.
+class Placement:
+    """Where the arrays of a training run live, and which process writes its files.
+
+    On one device nothing is moved, and the step is compiled as it was made. Over a mesh batches are sharded over
+    "clients" and "data", weights by the rules; the losses are those of one device but for the order of sums. Where
+    several processes run, each loads its share of every batch, all see the same numbers, and process 0 writes.
+
+    Attributes:
+        process: number of this process; 0 writes the files.
+        processes: how many run this same program.
+        parts: equal parts a batch is divided into over all devices.
     """
 
-    def __init__(self, mesh: Mesh, rules: Rules, name: str = "replicated"):
+    def __init__(self, mesh: Mesh | None = None, rules: Rules = (), name: str = "replicated"):
+        """mesh: None for JAX's default device, in this process alone. name: of the rules, for the record of the run."""
         self._mesh, self._rules, self._name = mesh, rules, name
-        self.process, self.processes = jax.process_index(), jax.process_count()
-        self.parts = mesh.shape[CLIENTS] * mesh.shape[DATA]
-        self._batch = NamedSharding(mesh, PartitionSpec((CLIENTS, DATA)))
+        self.process, self.processes, self.parts = 0, 1, 1
+        if mesh is not None:
+            self.process, self.processes = jax.process_index(), jax.process_count()
+            self.parts = mesh.shape[CLIENTS] * mesh.shape[DATA]
+            self._batch = NamedSharding(mesh, PartitionSpec((CLIENTS, DATA)))
 
     def describe(self) -> dict[str, Any]:
         """For the record of the run."""
+        if self._mesh is None:
+            return {"devices": 1}
         return {"mesh": dict(self._mesh.shape), "rules": self._name, "processes": self.processes}
 
     def check_batch(self, size: int, accumulate: int) -> None:
@@ -46,15 +59,19 @@ class OverMesh:
             )
 
     def keep(self, params: Params) -> Params:
-        """In the host's memory, so that no device holds more than its share."""
-        return jax.device_get(params)
+        """Weights just loaded, over a mesh in the host's memory, so that no device holds more than its share."""
+        return params if self._mesh is None else jax.device_get(params)
 
     def put_params(self, params: Params) -> Params:
         """Weights by the rules; raises BadRules naming a path without a rule."""
+        if self._mesh is None:
+            return params
         return jax.tree.map(_put, params, param_shardings(self._rules, self._mesh, params))
 
-    def put_state(self, state: TrainState, optimizer: optax.GradientTransformation) -> TrainState:
+    def put_state(self, state: "TrainState", optimizer: optax.GradientTransformation) -> "TrainState":
         """Delta and moments where their weights are, counters and the key everywhere."""
+        if self._mesh is None:
+            return state
         return jax.tree.map(_put, state, state_shardings(self._rules, self._mesh, state, optimizer))
 
     def put_share(self, batch: Any) -> Any:
@@ -65,17 +82,22 @@ class OverMesh:
 
     def put_whole(self, batch: Batch) -> Batch:
         """Leaves (b, ...) over the devices; b is a multiple of ``parts``, see ``check_batch``."""
-        return jax.tree.map(lambda x: _put(x, self._batch), batch)
+        return batch if self._mesh is None else jax.tree.map(lambda x: _put(x, self._batch), batch)
 
-    def compile(self, step: Step, params: Params, state: TrainState) -> Callable[..., Any]:
-        """``step(state, batch)``; the state stays where it is and is donated."""
+    def compile(self, step: "Step", params: Params, state: "TrainState") -> Callable[..., Any]:
+        """``step(params, state, batch)`` -> ``step(state, batch)``, for placed weights and states placed like this.
+
+        The weights stay an argument of the compiled program, and the state's buffers are donated.
+        """
+        if self._mesh is None:
+            return lambda state, batch: step(params, state, batch)
         where = jax.tree.map(lambda x: x.sharding, (params, state))
         sharded = shard_step(step, *where, self._batch)
         return lambda state, batch: sharded(params, state, batch)
 
     def fetch(self, tree: Any) -> Any:
         """Numpy, whole, in every process; typed keys stay keys."""
-        return jax.tree.map(_fetch, tree)
+        return jax.device_get(tree) if self._mesh is None else jax.tree.map(_fetch, tree)
 
     def any(self, flag: bool) -> bool:
         """Whether any process says so."""

@@ -32,10 +32,10 @@ class Largest:
     least: int = 2**16
 
 
-Placement = PartitionSpec | Largest
-Rules = Sequence[tuple[str, Placement]]
+Where = PartitionSpec | Largest
+Rules = Sequence[tuple[str, Where]]
 
-_EVERYWHERE: tuple[str, Placement] = (r".*", PartitionSpec())
+_EVERYWHERE: tuple[str, Where] = (r".*", PartitionSpec())
 _WIDENING = r"image_encoder/(.*/)?(attn/qkv|mlp/(lin1|fc1))"
 _NARROWING = r"image_encoder/(.*/)?(attn/proj|mlp/(lin2|fc2))"
 

@@ -4,7 +4,7 @@ The step itself is that of one device (``train.make_step``): ``shard_step`` says
 and the compiler adds the collectives.  ``train.fit`` runs it unchanged.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import optax
@@ -14,9 +14,11 @@ from medvfm_jax.adapters import delta_leaves
 from medvfm_jax.mesh_axes import CLIENTS, DATA
 from medvfm_jax.parallel.errors import BadMesh
 from medvfm_jax.parallel.rules import Rules, spec_of
-from medvfm_jax.train.state import TrainState
-from medvfm_jax.train.step import Step
 from medvfm_jax.types import Delta, Params
+
+if TYPE_CHECKING:
+    from medvfm_jax.train.state import TrainState
+    from medvfm_jax.train.step import Step
 
 Shardings = Any  # a tree like the arrays', with a NamedSharding per leaf
 
@@ -68,8 +70,8 @@ def delta_shardings(rules: Rules, mesh: Mesh, delta: Delta) -> Shardings:
 
 
 def state_shardings(
-    rules: Rules, mesh: Mesh, state: TrainState, optimizer: optax.GradientTransformation
-) -> TrainState:
+    rules: Rules, mesh: Mesh, state: "TrainState", optimizer: optax.GradientTransformation
+) -> "TrainState":
     """Shardings of a TrainState: moments as the delta they belong to, counters and the random key replicated.
 
     Args:
@@ -93,7 +95,7 @@ def state_shardings(
         delta,
         transform_non_params=lambda _: everywhere,
     )
-    return TrainState(delta, moments, everywhere, everywhere)
+    return state._replace(delta=delta, opt_state=moments, step=everywhere, key=everywhere)
 
 
 def batch_shardings(mesh: Mesh, batch: Any) -> Shardings:
@@ -123,7 +125,7 @@ def batch_shardings(mesh: Mesh, batch: Any) -> Shardings:
     return jax.tree.map(one, batch)
 
 
-def shard_step(step: Step, params: Shardings, state: TrainState, batch: Shardings) -> Step:
+def shard_step(step: "Step", params: Shardings, state: "TrainState", batch: Shardings) -> "Step":
     """A training step compiled with these shardings; the state keeps its sharding and its buffers are donated.
 
     It is traced under the mesh, so that custom kernels, which the compiler cannot partition, partition themselves.
@@ -140,7 +142,7 @@ def shard_step(step: Step, params: Shardings, state: TrainState, batch: Sharding
     mesh = jax.tree.leaves(batch)[0].mesh
     metrics = NamedSharding(mesh, PartitionSpec())
 
-    def on_mesh(params: Params, state: TrainState, batch: Any) -> Any:
+    def on_mesh(params: Params, state: "TrainState", batch: Any) -> Any:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             return step(params, state, batch)
 

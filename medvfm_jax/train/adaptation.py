@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from medvfm_jax.parallel.placement import Placement
 from medvfm_jax.runs import run_directory
 from medvfm_jax.runs.progress import ProgressDisplay
 from medvfm_jax.settings.adapt import AdaptConfig
 from medvfm_jax.train import checkpoint, hooks
 from medvfm_jax.train.assemble import delta_metadata
 from medvfm_jax.train.data_check import lines
-from medvfm_jax.train.placement import OneDevice, Placement
 from medvfm_jax.train.training import Run, Trained, resolve, train
 from medvfm_jax.weights import artifacts
 
@@ -47,7 +47,7 @@ def adapt(
     Args:
         config: settings.
         display: shows progress; None draws on stderr.
-        placement: many devices and processes, see ``parallel.OverMesh``; may change when a run is resumed. None: one
+        placement: many devices and processes, see ``parallel.Placement``; may change when a run is resumed. None: one
             device.
 
     Returns:
@@ -59,7 +59,7 @@ def adapt(
     """
     with contextlib.ExitStack() as stack:
         display = display or stack.enter_context(ProgressDisplay(title="adapt"))
-        placement = placement or OneDevice()
+        placement = placement or Placement()
         writes = placement.process == 0
         if writes:
             run_directory.refuse_existing(config.out, config.resume)

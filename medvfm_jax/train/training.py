@@ -16,6 +16,7 @@ from medvfm_jax.adapters.training_options import rate_of
 from medvfm_jax.data import usual_augmentation
 from medvfm_jax.data.check import DatasetCheck
 from medvfm_jax.fetch import cache_dir
+from medvfm_jax.parallel.placement import Placement
 from medvfm_jax.runs.progress import ProgressDisplay
 from medvfm_jax.settings.adapt import AdaptConfig
 from medvfm_jax.settings.records import to_json
@@ -27,7 +28,6 @@ from medvfm_jax.train.embedding_cache import EmbeddingCache, embed, encoder_sett
 from medvfm_jax.train.gradient_start import with_gradient_start
 from medvfm_jax.train.loop import Hook, Loader, MappedLoader, fit
 from medvfm_jax.train.optimizer import make_optimizer, make_schedule
-from medvfm_jax.train.placement import OneDevice, Placement
 from medvfm_jax.train.preparation import prepared, recorded_preparation
 from medvfm_jax.train.rank_allocation import with_rank_allocation
 from medvfm_jax.train.seen_at_once import patch_shape, slab_depth
@@ -106,7 +106,7 @@ def resolve(
 
     Args:
         config: settings.
-        placement: many devices and processes, see ``parallel.OverMesh``; None: one device.
+        placement: many devices and processes, see ``parallel.Placement``; None: one device.
         display: shows how far the check is.
 
     Returns:
@@ -115,7 +115,7 @@ def resolve(
     Raises:
         MedvfmError: what a user can cause: settings, data, weights.
     """
-    placement, display = placement or OneDevice(), display or ProgressDisplay(title="adapt")
+    placement, display = placement or Placement(), display or ProgressDisplay(title="adapt")
     entry, system = entry_of(config.model), systems.SYSTEMS[config.adapter]
     config.check_start(entry, "adapter", config.adapter)
     accumulate = config.resolved_accumulate(entry, jax.default_backend(), placement.parts)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from medvfm_jax.data import make_phantom_dataset
-from medvfm_jax.parallel import RULES, BadMesh, OverMesh, make_mesh
+from medvfm_jax.parallel import RULES, BadMesh, Placement, make_mesh
 from medvfm_jax.runs.run_directory import read_json, read_metrics
 from medvfm_jax.train import AdaptConfig, adapt, training
 from medvfm_jax.train.loop import fit
@@ -37,7 +37,7 @@ def over(sizes, rules="replicated"):
     mesh = make_mesh(
         sizes, jax.devices()[: np.prod([int(part.partition("=")[2]) for part in sizes.split(",")])]
     )
-    return OverMesh(mesh, RULES[rules](), rules)
+    return Placement(mesh, RULES[rules](), rules)
 
 
 def losses(result):
