@@ -48,6 +48,8 @@ def run(args: SegmentArgs) -> int:
         check_fits(target, image)
         if args.logits is not None and segmenter.semantic and image.is_volume:
             raise BadUsage("a volume segmented without prompts has no logits to write; leave out --logits")
+        if args.logits is not None and segmenter.in_tiles:
+            raise BadUsage("the run sees pictures in tiles and has no logits to write; leave out --logits")
         if args.logits is not None and args.propagate:
             raise BadUsage("objects followed through a volume have no logits to write; leave out --logits")
     _warn(args, segmenter, images)

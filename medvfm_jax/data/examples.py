@@ -12,6 +12,7 @@ from medvfm_jax.data.objects import How, object_map, objects_of
 from medvfm_jax.data.records import BadCase, Case, Dataset
 from medvfm_jax.data.store import DecodedCase, store_of
 from medvfm_jax.images import Frame, frame_of, pile, plane, preprocess
+from medvfm_jax.images.tiles import side_by_side
 from medvfm_jax.images.windows import cut, starts
 from medvfm_jax.types import IGNORE, MedvfmError, ModelSpec
 
@@ -27,6 +28,7 @@ class Example(NamedTuple):
 
     index: of the slice, or of a slab's first slice, along ``axis``. window: (D, H, W) of a slab or a patch, in voxels
     of the volume with ``axis`` first, beginning at ``corner``; without a corner it lies somewhere else each time.
+    Of a model of tiles ``corner`` is the first pixel (row, column) of one in the picture or slice.
     """
 
     id: str
@@ -34,7 +36,7 @@ class Example(NamedTuple):
     index: int | None = None
     axis: int | None = None
     window: tuple[int, int, int] | None = None
-    corner: tuple[int, int, int] | None = None
+    corner: tuple[int, ...] | None = None
 
 
 class LoadedExample(NamedTuple):
@@ -64,6 +66,7 @@ def examples(
 
     semantic: every picture and slice; of a case's slices without foreground the share ``empty`` (0..1, rounded up),
     evenly spaced. promptable: those with an object that covers at least one pixel of the model's logits.
+    A model of tiles gets those that cover each picture side by side, or with ``random`` one anywhere in it.
     A model of slabs gets one from every slice on, empty ones as slices; one of patches those that cover each volume
     side by side, or with ``random`` as many at random places, half of them around a labelled voxel.
     labels: names of the classes that count (default: all). skipped: if given, bad cases are left out and
@@ -92,7 +95,8 @@ def examples(
         if spec.rank == 3 and spec.resize == "none":
             found += _patches(decoded, spec, random)
         else:
-            found += _of_case(decoded, spec, task, empty, wanted, how)
+            listed = _of_case(decoded, spec, task, empty, wanted, how)
+            found += listed if spec.tile is None or random else _tiles(decoded, spec.tile, listed)
     if not found:
         raise NoExamples(
             f"No {'picture' if dataset.dimension == 2 else 'slice'} of {dataset.folder} is left to use"
@@ -195,6 +199,17 @@ def _of_case(
         return [Example(f"{name}#{i:04d}", name, i, axis) for i in chosen]
     window = (depth, *pile(decoded.label, axis).shape[1:])
     return [Example(f"{name}#{i:04d}+{depth}", name, i, axis, window, (i, 0, 0)) for i in chosen]
+
+
+def _tiles(decoded: DecodedCase, tile: int, listed: list[Example]) -> list[Example]:
+    """Of each picture or slice its tiles side by side."""
+    found = []
+    for example in listed:
+        label = decoded.label if example.index is None else plane(decoded.label, example.axis, example.index)
+        for corner in side_by_side(label.shape, tile):
+            place = ",".join(map(str, corner))
+            found.append(example._replace(id=f"{example.id}#{place}", corner=corner))
+    return found
 
 
 def _patches(decoded: DecodedCase, spec: ModelSpec, random: bool) -> list[Example]:

@@ -48,8 +48,8 @@ class SegmentArgs:
     multimask: bool = False
     """Of three candidate masks take the one the model rates best; for ambiguous clicks."""
     overlap: float | None = None
-    """Share of a window that the next one covers too, for models that see slabs or patches of volumes; by default
-    0.5. More is smoother and slower."""
+    """Share of a window that the next one covers too, for models that see slabs or patches of volumes or tiles of
+    pictures; by default 0.5. More is smoother and slower."""
     logits: Path | None = None
     """Write low_res_logits, iou and logits at the original size into this .npz file (one image only)."""
     weights: Path | None = None
