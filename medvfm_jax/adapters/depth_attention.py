@@ -27,7 +27,7 @@ def depth_attention(
     The site has x (h, w, d) of one slice and the parameters qkv and proj, and a norm where it normalises its input.
     Every position attends to the same position of all slices of the axis ``mesh_axes.SLICES``, with the frozen qkv and
     proj, without relative positions.  The bottleneck has no residual of its own and starts at zero.  Slices of a slab
-    of one, and pictures, have nobody to attend to: there nothing is added.
+    of one, and pictures, have no other slice to attend to: there nothing is added.
 
     Args:
         at: regular expression of module paths, full match.

@@ -376,7 +376,7 @@ def _as_it_is(config: EvaluateConfig, source: SplitData) -> Subject:
     prompt = "box" if config.prompt == "auto" else config.prompt
     if base.model.spec.task != "promptable" or prompt == "none":
         raise BadConfig(
-            f"{config.model} as it is gives no labels of its own: adapt it first, or use box prompts."
+            f"{config.model} without a delta gives no class labels: adapt it first, or use box prompts."
         )
     return Subject(config.model, None, base, with_adapter(base, None), {}, prompt)
 

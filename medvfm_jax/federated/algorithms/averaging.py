@@ -34,17 +34,53 @@ from medvfm_jax.federated.core.tree_math import add, scale, subtract
 
 
 def fedavg(gradient: Gradient, optimizer: Optimizer, server_rate: float = 1.0) -> Algorithm:
-    """x <- x + server_rate sum_i p_i (y_i - x) (McMahan et al. 2017)."""
+    """x <- x + server_rate sum_i p_i (y_i - x) (McMahan et al. 2017).
+
+    Args:
+        gradient: how a client's data enter: (trained, batch, key, whole) -> (loss, gradient), see ``gradient_of``.
+        optimizer: optax optimizer of the local steps, started anew in every round unless it is ``kept``.
+        server_rate: factor on the mean change; 1 replaces the model by the mean.
+
+    Returns:
+        The algorithm, for ``make_round``.
+
+    References:
+        McMahan et al. 2017, https://arxiv.org/abs/1602.05629
+    """
     return averaging(gradient, optimizer, optax.sgd(server_rate))
 
 
 def fedprox(gradient: Gradient, optimizer: Optimizer, mu: float) -> Algorithm:
-    """FedAvg with mu/2 |y - x|^2 added to each local loss (Li et al. 2020)."""
+    """FedAvg with mu/2 |y - x|^2 added to each local loss (Li et al. 2020).
+
+    Args:
+        gradient: how a client's data enter: (trained, batch, key, whole) -> (loss, gradient), see ``gradient_of``.
+        optimizer: optax optimizer of the local steps, started anew in every round unless it is ``kept``.
+        mu: weight of the proximal term.
+
+    Returns:
+        The algorithm, for ``make_round``.
+
+    References:
+        Li et al. 2020, https://arxiv.org/abs/1812.06127
+    """
     return averaging(gradient, optimizer, optax.sgd(1.0), mu=mu)
 
 
 def fedopt(gradient: Gradient, optimizer: Optimizer, server_optimizer: Optimizer) -> Algorithm:
-    """Feed minus the mean change to any optax optimizer on the server (Reddi et al. 2021)."""
+    """Feed minus the mean change to any optax optimizer on the server (Reddi et al. 2021).
+
+    Args:
+        gradient: how a client's data enter: (trained, batch, key, whole) -> (loss, gradient), see ``gradient_of``.
+        optimizer: optax optimizer of the local steps, started anew in every round unless it is ``kept``.
+        server_optimizer: optax optimizer that is fed minus the mean change.
+
+    Returns:
+        The algorithm, for ``make_round``.
+
+    References:
+        Reddi et al. 2021, https://arxiv.org/abs/2003.00295
+    """
     return averaging(gradient, optimizer, server_optimizer)
 
 
@@ -52,6 +88,18 @@ def fedsharp(gradient: Gradient, optimizer: Optimizer, rho: float = 0.05) -> Alg
     """FedAvg whose clients use the gradient at y + rho g / |g|, g = grad(y), so that they seek flat minima.
 
     Published as FedSAM (Qu et al. 2022; Caldarola et al. 2022); renamed because SAM is Segment Anything here.
+
+    Args:
+        gradient: how a client's data enter: (trained, batch, key, whole) -> (loss, gradient), see ``gradient_of``.
+        optimizer: optax optimizer of the local steps, started anew in every round unless it is ``kept``.
+        rho: radius of the ascent step, in the l2 norm of the delta.
+
+    Returns:
+        The algorithm, for ``make_round``.
+
+    References:
+        Qu et al. 2022, https://arxiv.org/abs/2206.02618
+        Caldarola et al. 2022, https://arxiv.org/abs/2203.11834
     """
     base = averaging(sharpness_aware(gradient, rho), optimizer, optax.sgd(1.0))
     return base._replace(reads="a second gradient of the same batch")

@@ -20,7 +20,21 @@ def moon(
     mu: float = 1.0,
     temperature: float = 0.5,
 ) -> Algorithm:
-    """FedAvg on loss + mu ``model_contrast``; a client keeps its last local delta."""
+    """FedAvg on loss + mu ``model_contrast``; a client keeps its last local delta.
+
+    Args:
+        gradient: how a client's data enter: (trained, batch, key, whole) -> (loss, gradient), see ``gradient_of``.
+        features: (delta, batch) -> representations (batch, ...), compared by their cosine.
+        optimizer: optax optimizer of the local steps, started anew in every round unless it is ``kept``.
+        mu: weight of the contrastive term.
+        temperature: of its softmax.
+
+    Returns:
+        The algorithm, for ``make_round``.
+
+    References:
+        Li et al. 2021, https://arxiv.org/abs/2103.16257
+    """
 
     def client_update(
         server: Server, previous: Tree, shard: Shard, step_mask: Array, key: Array

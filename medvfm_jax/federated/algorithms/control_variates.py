@@ -15,6 +15,17 @@ def scaffold(gradient: Gradient, learning_rate: float, server_rate: float = 1.0)
     c_i+ = c_i - c + (x - y_i) / (K eta); x <- x + server_rate mean_S (y_i - x); c <- c + |S|/N mean_S (c_i+ - c_i).
     Clients count equally.  Up and down twice the delta.  A lossy codec acts on what the server sees of both
     changes, so that c is then only about the mean of the c_i.
+
+    Args:
+        gradient: how a client's data enter: (trained, batch, key, whole) -> (loss, gradient), see ``gradient_of``.
+        learning_rate: step size of plain local SGD.
+        server_rate: factor on the mean change.
+
+    Returns:
+        The algorithm, for ``make_round``.
+
+    References:
+        Karimireddy et al. 2020, https://arxiv.org/abs/1910.06378
     """
     optimizer = optax.sgd(learning_rate)
 

@@ -11,6 +11,17 @@ def feddyn(gradient: Gradient, optimizer: Optimizer, alpha: float = 0.1) -> Algo
     """Clients minimise f_i(y) - <g_i, y> + alpha/2 |y - x|^2 and set g_i <- g_i - alpha (y_i - x).
 
     Server: h <- h - alpha |S|/N mean_S (y_i - x); x <- mean_S y_i - h / alpha.  Clients count equally.
+
+    Args:
+        gradient: how a client's data enter: (trained, batch, key, whole) -> (loss, gradient), see ``gradient_of``.
+        optimizer: optax optimizer of the local steps, started anew in every round unless it is ``kept``.
+        alpha: strength of the dynamic regularisation.
+
+    Returns:
+        The algorithm, for ``make_round``.
+
+    References:
+        Acar et al. 2021, https://arxiv.org/abs/2111.04263
     """
 
     def client_update(

@@ -17,6 +17,17 @@ def qfedavg(gradient: Gradient, learning_rate: float, q: float = 1.0) -> Algorit
 
     F_i is the loss of x on the client's batches, which costs one more forward pass.  q = 0 is FedAvg with equal
     clients.  Both sums depend on the data and are uploaded, clipped and noised together.
+
+    Args:
+        gradient: how a client's data enter: (trained, batch, key, whole) -> (loss, gradient), see ``gradient_of``.
+        learning_rate: step size of plain local SGD.
+        q: exponent of the losses: the larger, the more clients with large losses count.
+
+    Returns:
+        The algorithm, for ``make_round``.
+
+    References:
+        Li et al. 2020, https://arxiv.org/abs/1905.10497
     """
     optimizer = optax.sgd(learning_rate)
 

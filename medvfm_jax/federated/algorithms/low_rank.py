@@ -29,7 +29,18 @@ from medvfm_jax.federated.core.tree_math import add, select, zeros_like
 
 
 def fedit(gradient: Gradient, optimizer: Optimizer) -> Algorithm:
-    """Average a and b apart, which is not the average of their products (Zhang et al. 2024)."""
+    """Average a and b apart, which is not the average of their products (Zhang et al. 2024).
+
+    Args:
+        gradient: how a client's data enter: (trained, batch, key, whole) -> (loss, gradient), see ``gradient_of``.
+        optimizer: optax optimizer of the local steps, started anew in every round unless it is ``kept``.
+
+    Returns:
+        The algorithm, for ``make_round``.
+
+    References:
+        Zhang et al. 2024, https://arxiv.org/abs/2305.05644
+    """
     return averaging(gradient, optimizer, optax.sgd(1.0), measure=_error_of_changes)
 
 
@@ -37,13 +48,34 @@ def ffa_lora(gradient: Gradient, optimizer: Optimizer) -> Algorithm:
     """Freeze a at its common start, train and average b only (Sun et al. 2024).
 
     Exact, half the traffic, and noise enters the product linearly.  The aggregation error is zero by construction.
+
+    Args:
+        gradient: how a client's data enter: (trained, batch, key, whole) -> (loss, gradient), see ``gradient_of``.
+        optimizer: optax optimizer of the local steps, started anew in every round unless it is ``kept``.
+
+    Returns:
+        The algorithm, for ``make_round``.
+
+    References:
+        Sun et al. 2024, https://arxiv.org/abs/2403.12313
     """
     base = averaging(gradient, optimizer, optax.sgd(1.0), frozen=names_of_a)
     return base._replace(measure=_no_error)
 
 
 def fedsa_lora(gradient: Gradient, optimizer: Optimizer) -> Algorithm:
-    """Train both, share a, keep b at the client (Guo et al. 2025); no products are ever averaged."""
+    """Train both, share a, keep b at the client (Guo et al. 2025); no products are ever averaged.
+
+    Args:
+        gradient: how a client's data enter: (trained, batch, key, whole) -> (loss, gradient), see ``gradient_of``.
+        optimizer: optax optimizer of the local steps, started anew in every round unless it is ``kept``.
+
+    Returns:
+        The algorithm, for ``make_round``.
+
+    References:
+        Guo et al. 2025, https://arxiv.org/abs/2410.01463
+    """
     base = averaging(gradient, optimizer, optax.sgd(1.0), personal=names_of_b)
     return base._replace(measure=_no_error)
 
@@ -52,6 +84,16 @@ def rolora(gradient: Gradient, optimizer: Optimizer) -> Algorithm:
     """Even rounds train and average b, odd rounds a, so that every round is exact (Chen et al. 2024).
 
     One static message holds both factors, one of them zero: on a real wire half the counted bits are not needed.
+
+    Args:
+        gradient: how a client's data enter: (trained, batch, key, whole) -> (loss, gradient), see ``gradient_of``.
+        optimizer: optax optimizer of the local steps, started anew in every round unless it is ``kept``.
+
+    Returns:
+        The algorithm, for ``make_round``.
+
+    References:
+        Chen et al. 2024, https://arxiv.org/abs/2409.02346
     """
 
     def alternate(server: Server, tree: Tree) -> Tree:
@@ -93,9 +135,22 @@ def hetlora(
     """Clients of different rank: truncate the server's factors, train, average zero-padded with weights |a_i b_i|_F.
 
     With ``prune`` = gamma < 1 a client drops to rank floor(gamma r_i) when training has shrunk the norm of what lies
-    beyond it; ``penalty`` times |a_tail| |b_tail| in the loss encourages that (Cho et al. 2024).  The norm is over
-    all sites together, and so is the rank: the paper leaves both per layer open.  Uploads are the factors, not their
-    changes.
+    beyond it; ``penalty`` encourages that (Cho et al. 2024).  The norm is over all sites together, and so is the rank:
+    the paper leaves both per layer open.  Uploads are the factors, not their changes.
+
+    Args:
+        gradient: how a client's data enter: (trained, batch, key, whole) -> (loss, gradient), see ``gradient_of``.
+        optimizer: optax optimizer of the local steps, started anew in every round unless it is ``kept``.
+        ranks: rank of each client in order, at most the server's; None: all have the server's.
+        prune: gamma: share of its rank to which a client may drop in a round; 1 never does.
+        penalty: weight of |a_tail| |b_tail| in the local loss.
+
+    Returns:
+        The algorithm, for ``make_round``.
+
+    References:
+        Cho et al. 2024, https://arxiv.org/abs/2401.06432.  Interpretation: the norm is over all sites together, and
+        so is the rank; the paper leaves both per layer open.
     """
 
     def tail_norm(delta: Tree, rank: Array) -> Array:

@@ -45,8 +45,19 @@ def flora(
 ) -> Algorithm:
     """Stack all factors, add their exact weighted product to the base, start new factors (Wang et al. 2024).
 
-    New factors: a uniform in +-1/sqrt(in), b zero.  Clients may have different ranks.  ``clients`` is n, from which
-    the download of n stacked pairs is counted.
+    New factors: a uniform in +-1/sqrt(in), b zero.  Clients may have different ranks.
+
+    Args:
+        gradient: how a client's data enter: (trained, batch, key, whole) -> (loss, gradient), see ``gradient_of``.
+        optimizer: optax optimizer of the local steps, started anew in every round unless it is ``kept``.
+        clients: n, from which the download of n stacked pairs is counted.
+        ranks: rank of each client in order, at most the server's; None: all have the server's.
+
+    Returns:
+        The algorithm, for ``make_round``.
+
+    References:
+        Wang et al. 2024, https://arxiv.org/abs/2409.05976
     """
 
     def aggregate(server: Server, uploads: Tree, cohort: Cohort) -> Server:
@@ -65,7 +76,16 @@ def flora(
 def fedex_lora(gradient: Gradient, optimizer: Optimizer, clients: int) -> Algorithm:
     """Average a and b, and add what that misses, sum_i p_i a_i b_i - mean(a) mean(b), to the base (Singhal 2024).
 
-    ``clients`` is n, from which the download of the residual's n pairs is counted.
+    Args:
+        gradient: how a client's data enter: (trained, batch, key, whole) -> (loss, gradient), see ``gradient_of``.
+        optimizer: optax optimizer of the local steps, started anew in every round unless it is ``kept``.
+        clients: n, from which the download of the residual's n pairs of factors is counted.
+
+    Returns:
+        The algorithm, for ``make_round``.
+
+    References:
+        Singhal et al. 2024, https://arxiv.org/abs/2410.09432
     """
 
     def aggregate(server: Server, uploads: Tree, cohort: Cohort) -> Server:
@@ -80,6 +100,17 @@ def flexlora(gradient: Gradient, optimizer: Optimizer, ranks: Sequence[int] | No
     """Best approximation of sum_i p_i a_i b_i at the server's rank; a client takes its first r_i directions.
 
     The mean product is never formed: QR of the stacks and a small SVD (Bai et al. 2024).
+
+    Args:
+        gradient: how a client's data enter: (trained, batch, key, whole) -> (loss, gradient), see ``gradient_of``.
+        optimizer: optax optimizer of the local steps, started anew in every round unless it is ``kept``.
+        ranks: rank of each client in order, at most the server's; None: all have the server's.
+
+    Returns:
+        The algorithm, for ``make_round``.
+
+    References:
+        Bai et al. 2024, https://arxiv.org/abs/2402.11505
     """
 
     def aggregate(server: Server, uploads: Tree, cohort: Cohort) -> Server:
@@ -92,7 +123,19 @@ def flexlora(gradient: Gradient, optimizer: Optimizer, ranks: Sequence[int] | No
 
 
 def lora_fair(gradient: Gradient, optimizer: Optimizer, ridge: float = 0.01) -> Algorithm:
-    """Average a and b, then correct b so that the product is nearest to the mean product (Bian et al. 2024)."""
+    """Average a and b, then correct b so that the product is nearest to the mean product (Bian et al. 2024).
+
+    Args:
+        gradient: how a client's data enter: (trained, batch, key, whole) -> (loss, gradient), see ``gradient_of``.
+        optimizer: optax optimizer of the local steps, started anew in every round unless it is ``kept``.
+        ridge: added to the diagonal of mean(a)^T mean(a) when the correction of b is solved for.
+
+    Returns:
+        The algorithm, for ``make_round``.
+
+    References:
+        Bian et al. 2024, https://arxiv.org/abs/2411.14961
+    """
 
     def aggregate(server: Server, uploads: Tree, cohort: Cohort) -> Server:
         fixed = {}

@@ -17,6 +17,21 @@ def fednova(gradient: Gradient, learning_rate: float, momentum: float = 0.0, mu:
     does not go with client-level privacy: noise would be multiplied by it, and be missing when nobody came.
 
     Raises ValueError for both at once.
+
+    Args:
+        gradient: how a client's data enter: (trained, batch, key, whole) -> (loss, gradient), see ``gradient_of``.
+        learning_rate: step size of plain local SGD.
+        momentum: of the local SGD.
+        mu: weight of the proximal term mu/2 |y - x|^2.
+
+    Returns:
+        The algorithm, for ``make_round``.
+
+    Raises:
+        ValueError: momentum and mu are both given.
+
+    References:
+        Wang et al. 2020, https://arxiv.org/abs/2007.07481
     """
     if momentum and mu:
         raise ValueError("fednova: momentum and the proximal term mu cannot be combined.")

@@ -24,7 +24,20 @@ def fedavgm(
     server_rate: float = 1.0,
     momentum: float = 0.9,
 ) -> Algorithm:
-    """v <- momentum v + mean change; x <- x + server_rate v (Hsu et al. 2019)."""
+    """v <- momentum v + mean change; x <- x + server_rate v (Hsu et al. 2019).
+
+    Args:
+        gradient: how a client's data enter: (trained, batch, key, whole) -> (loss, gradient), see ``gradient_of``.
+        optimizer: optax optimizer of the local steps, started anew in every round unless it is ``kept``.
+        server_rate: factor on the momentum v.
+        momentum: share of v that stays from round to round.
+
+    Returns:
+        The algorithm, for ``make_round``.
+
+    References:
+        Hsu et al. 2019, https://arxiv.org/abs/1909.06335
+    """
     algorithm = fedopt(gradient, optimizer, optax.sgd(server_rate, momentum))
     return algorithm._replace(applies="keeps it in its momentum, so that later rounds move by it again")
 
@@ -32,21 +45,60 @@ def fedavgm(
 def fedadagrad(
     gradient: Gradient, optimizer: Optimizer, server_rate: float = 0.1, tau: float = 1e-3
 ) -> Algorithm:
-    """Adaptive server with v <- v + change^2 and no momentum."""
+    """Adaptive server with v <- v + change^2 and no momentum.
+
+    Args:
+        gradient: how a client's data enter: (trained, batch, key, whole) -> (loss, gradient), see ``gradient_of``.
+        optimizer: optax optimizer of the local steps, started anew in every round unless it is ``kept``.
+        server_rate: step size of the server.
+        tau: added to the root of v, so that small v do not give large steps.
+
+    Returns:
+        The algorithm, for ``make_round``.
+
+    References:
+        Reddi et al. 2021, algorithm 2, https://arxiv.org/abs/2003.00295
+    """
     return _adaptive(gradient, optimizer, adaptive_server("adagrad", server_rate, beta1=0.0, tau=tau))
 
 
 def fedyogi(
     gradient: Gradient, optimizer: Optimizer, server_rate: float = 0.01, tau: float = 1e-3
 ) -> Algorithm:
-    """Adaptive server with v <- v - (1 - beta2) change^2 sign(v - change^2)."""
+    """Adaptive server with v <- v - (1 - beta2) change^2 sign(v - change^2).
+
+    Args:
+        gradient: how a client's data enter: (trained, batch, key, whole) -> (loss, gradient), see ``gradient_of``.
+        optimizer: optax optimizer of the local steps, started anew in every round unless it is ``kept``.
+        server_rate: step size of the server.
+        tau: added to the root of v, so that small v do not give large steps.
+
+    Returns:
+        The algorithm, for ``make_round``.
+
+    References:
+        Reddi et al. 2021, algorithm 2, https://arxiv.org/abs/2003.00295
+    """
     return _adaptive(gradient, optimizer, adaptive_server("yogi", server_rate, tau=tau))
 
 
 def fedadam(
     gradient: Gradient, optimizer: Optimizer, server_rate: float = 0.1, tau: float = 1e-3
 ) -> Algorithm:
-    """Adaptive server with v <- beta2 v + (1 - beta2) change^2."""
+    """Adaptive server with v <- beta2 v + (1 - beta2) change^2.
+
+    Args:
+        gradient: how a client's data enter: (trained, batch, key, whole) -> (loss, gradient), see ``gradient_of``.
+        optimizer: optax optimizer of the local steps, started anew in every round unless it is ``kept``.
+        server_rate: step size of the server.
+        tau: added to the root of v, so that small v do not give large steps.
+
+    Returns:
+        The algorithm, for ``make_round``.
+
+    References:
+        Reddi et al. 2021, algorithm 2, https://arxiv.org/abs/2003.00295
+    """
     return _adaptive(gradient, optimizer, adaptive_server("adam", server_rate, tau=tau))
 
 

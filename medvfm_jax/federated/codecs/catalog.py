@@ -24,9 +24,10 @@ from medvfm_jax.federated.core.records import Codec, Tree
 class Guarantee(NamedTuple):
     """Constants that hold for every update of given shapes, in expectation over the key.
 
-    omega: the codec is unbiased and E|Q(x) - x|^2 <= omega |x|^2; None for a biased codec.
-    delta: E|C(x) - x|^2 <= (1 - delta) |x|^2, where C is the codec itself if it is biased, and
-        ``scaled(codec, 1 / (1 + omega))`` if it is not; 0 or less where no contraction is known.
+    Attributes:
+        omega: the codec is unbiased and E|Q(x) - x|^2 <= omega |x|^2; None for a biased codec.
+        delta: E|C(x) - x|^2 <= (1 - delta) |x|^2, where C is the codec itself if it is biased, and ``scaled(codec, 1
+            / (1 + omega))`` if it is not; 0 or less where no contraction is known.
     """
 
     omega: float | None
@@ -34,7 +35,14 @@ class Guarantee(NamedTuple):
 
 
 class CodecEntry(NamedTuple):
-    """A codec of the catalogue: its factory, default options, and the guarantee for a vector of d >= 1 entries."""
+    """A codec of the catalogue.
+
+    Attributes:
+        make: (**options) -> Codec.
+        options: names and defaults of the options.
+        guarantee: (d, **options) -> ``Guarantee`` for a vector of d >= 1 entries.
+        whole: whether the constants are those of the whole update as one vector, not of its worst leaf.
+    """
 
     make: Callable[..., Codec]
     options: dict[str, Any]
@@ -43,7 +51,14 @@ class CodecEntry(NamedTuple):
 
 
 def make_codec(name: str, **options: Any) -> Codec:
-    """Build a codec of ``CODECS``; options that are not given have the catalogue's defaults.
+    """Build a codec of ``CODECS``.
+
+    Args:
+        name: of ``CODECS``.
+        options: of the codec; those not given have the catalogue's defaults.
+
+    Returns:
+        The codec.
 
     Raises:
         InvalidCodec: an unknown name or option, or a value with which the codec cannot work.
@@ -53,7 +68,19 @@ def make_codec(name: str, **options: Any) -> Codec:
 
 
 def guarantee(name: str, like: Tree, **options: Any) -> Guarantee:
-    """Constants of a codec of ``CODECS`` for updates of the shapes of ``like``: those of its worst leaf."""
+    """Constants of a codec of ``CODECS`` for updates of the shapes of ``like``: those of its worst leaf.
+
+    Args:
+        name: of ``CODECS``.
+        like: pytree of arrays or shapes, the update of one client.
+        options: of the codec; those not given have the catalogue's defaults.
+
+    Returns:
+        The constants.
+
+    Raises:
+        InvalidCodec: an unknown name or option.
+    """
     entry = _entry(name, options)
     sizes = [x.size for x in jax.tree.leaves(like) if x.size]
     sizes = [sum(sizes)] if entry.whole else sizes

@@ -42,12 +42,24 @@ _IDENTITY = Codec(
 
 
 def identity() -> Codec:
-    """Send the update as it is; always the same record, so that it can be recognised."""
+    """Send the update unchanged; always the same record, so that it can be recognised.
+
+    Returns:
+        The codec; its messages are decoded with the shapes of the update alone.
+    """
     return _IDENTITY
 
 
 def leafwise(encode: Callable[[Array, Array], Tree], decode: Callable[[Tree, Array], Array]) -> Codec:
-    """encode(key, leaf (...)) -> message; decode(message, like) -> values of the leaf, in any shape."""
+    """A codec without state that treats every leaf for itself.
+
+    Args:
+        encode: (key, leaf (...)) -> message of the leaf.
+        decode: (message, like) -> its values, in any shape.
+
+    Returns:
+        The codec; its messages are decoded with the shapes of the update alone.
+    """
 
     def encode_leaf(like: Array, key: Array, leaf: Array) -> Tree:
         return encode(key, leaf) if like.size else leaf
@@ -73,10 +85,18 @@ def seeded(
     decode: Callable[[Array, Tree, Array], Array],
     seed: int | None = None,
 ) -> Codec:
-    """encode(shared key, private key, leaf) -> message; decode(shared key, message, like) -> values.
+    """A codec whose sender and receiver make the same random choices.
 
-    The shared key of a leaf follows from a seed that is drawn for every message and sent with it; or, where
-    ``seed`` is given, from that number, which everybody knows: then nothing is sent and the choices never change.
+    The shared key of a leaf follows from a seed that is drawn for every message and sent with it; or, where ``seed`` is
+    given, from that number: then nothing is sent and the choices never change.
+
+    Args:
+        encode: (shared key, private key, leaf) -> message of the leaf.
+        decode: (shared key, message, like) -> its values.
+        seed: None: one is drawn for every message and sent with it; a number: known to all.
+
+    Returns:
+        The codec; its messages are decoded with the shapes of the update alone.
     """
 
     def encode_leaf(like: Array, shared: Array, private: Array, leaf: Array) -> Tree:
@@ -103,7 +123,14 @@ def seeded(
 
 
 def flattened(codec: Codec) -> Codec:
-    """Apply ``codec`` to the whole update as one vector (d,): one norm, one top-k, one sketch for all leaves."""
+    """Apply ``codec`` to the whole update as one vector (d,): one norm, one top-k, one sketch for all leaves.
+
+    Args:
+        codec: of vectors.
+
+    Returns:
+        The codec; its messages are decoded with the shapes of the update alone.
+    """
 
     def encode(key: Array, state: Tree, update: Tree) -> tuple[Tree, Tree]:
         return codec.encode(key, state, _ravel(update))
@@ -121,7 +148,15 @@ def flattened(codec: Codec) -> Codec:
 
 
 def scaled(codec: Codec, factor: float) -> Codec:
-    """Multiply what is decoded.  With factor 1 / (1 + omega), an unbiased codec contracts: delta = 1 / (1 + omega)."""
+    """Multiply what is decoded.  With factor 1 / (1 + omega), an unbiased codec contracts: delta = 1 / (1 + omega).
+
+    Args:
+        codec: any codec.
+        factor: on the decoded update.
+
+    Returns:
+        The codec; its messages are decoded with the shapes of the update alone.
+    """
 
     def decode(message: Tree, like: Tree) -> Tree:
         return jax.tree.map(lambda x: (factor * x).astype(x.dtype), codec.decode(message, like))

@@ -28,6 +28,15 @@ def powersgd(rank: int) -> Codec:
 
     A column of Q that is zero, as in the first message or after a leaf did not move, is drawn anew from the key:
     from zero the power method would not leave again.
+
+    Args:
+        rank: r, columns of the factors.
+
+    Returns:
+        The codec; its messages are decoded with the shapes of the update alone.
+
+    References:
+        Vogels et al. 2019, https://arxiv.org/abs/1905.13727
     """
     require(rank > 0, "powersgd", "rank", rank, "at least 1")
 

@@ -35,6 +35,12 @@ def uniform(bits: int) -> Codec:
     """2^b levels between minimum and maximum of each leaf: b d + 64 bits.
 
     With step D = (max - min) / (2^b - 1): E|Q(x) - x|^2 <= d D^2 / 4 <= |x|^2 d / (2 (2^b - 1)^2).
+
+    Args:
+        bits: b of each entry.
+
+    Returns:
+        The codec; its messages are decoded with the shapes of the update alone.
     """
     require(bits in range(1, 17), "uniform", "bits", bits, "an integer from 1 to 16")
     return leafwise(
@@ -44,12 +50,20 @@ def uniform(bits: int) -> Codec:
 
 
 def int8() -> Codec:
-    """Uniform with 8 bits: a quarter of float32, omega <= d / 130050."""
+    """Uniform with 8 bits: a quarter of float32, omega <= d / 130050.
+
+    Returns:
+        The codec; its messages are decoded with the shapes of the update alone.
+    """
     return uniform(8)
 
 
 def int4() -> Codec:
-    """Uniform with 4 bits: an eighth of float32, omega <= d / 450."""
+    """Uniform with 4 bits: an eighth of float32, omega <= d / 450.
+
+    Returns:
+        The codec; its messages are decoded with the shapes of the update alone.
+    """
     return uniform(4)
 
 
@@ -57,6 +71,15 @@ def qsgd(levels: int) -> Codec:
     """|x| sign(x_i) l_i / s with l_i = s |x_i| / |x| rounded at random: 32 + d (1 + ceil(log2(s + 1))) bits.
 
     omega <= min(d / s^2, sqrt(d) / s) per leaf (Alistarh et al. 2017, QSGD, lemma 3.1).
+
+    Args:
+        levels: s, steps between 0 and the norm of a leaf.
+
+    Returns:
+        The codec; its messages are decoded with the shapes of the update alone.
+
+    References:
+        Alistarh et al. 2017, https://arxiv.org/abs/1610.02132
     """
     require(0 < levels < 2**15, "qsgd", "levels", levels, "an integer from 1 to 32767")
     level_width = levels.bit_length()  # ceil(log2(levels + 1))
@@ -85,6 +108,12 @@ def natural() -> Codec:
     Unbiased with omega = 1/8 (Horvath et al. 2019, natural compression).  The chance of rounding up is the
     mantissa read as a fraction, so a random mantissa is added and its carry kept: exact, subnormals included.
     Magnitudes above 2^127 are rounded down to it.
+
+    Returns:
+        The codec; its messages are decoded with the shapes of the update alone.
+
+    References:
+        Horvath et al. 2019, https://arxiv.org/abs/1905.10988
     """
 
     def encode(key: Array, leaf: Array) -> Codes:

@@ -22,6 +22,17 @@ def count_sketch(rows: int, columns: int, seed: int | None = None) -> Codec:
     are independent.  With a fixed ``seed`` they are the same for everybody: nothing is sent, and the codec is
     linear, so a server may add sketches (the sum of messages is the message of the sum), but every round then has
     the same collisions.
+
+    Args:
+        rows: independent estimates of each entry; odd.
+        columns: buckets of each row.
+        seed: None: a new one is drawn for every message; a number: the same for all, known to the receiver.
+
+    Returns:
+        The codec; its messages are decoded with the shapes of the update alone.
+
+    References:
+        Rothchild et al. 2020, https://arxiv.org/abs/2007.07682
     """
     require(rows > 0 and rows % 2 == 1, "count_sketch", "rows", rows, "an odd number")
     require(columns > 0, "count_sketch", "columns", columns, "at least 1")

@@ -33,7 +33,12 @@ class WireError(MedvfmError):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Codes:
-    """Unsigned integers below 2**width, sent in ``width`` bits each; width 0 means that only 0 is possible."""
+    """Unsigned integers that are sent in fewer bits than their dtype has.
+
+    Attributes:
+        values: integers (...) below 2**width.
+        width: bits of each; 0 means that only 0 is possible.
+    """
 
     values: Array  # any shape, of code_dtype(width)
     width: int = dataclasses.field(metadata={"static": True})
@@ -42,7 +47,11 @@ class Codes:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Known:
-    """A tree that sender and receiver both hold already: 0 bits."""
+    """A tree that sender and receiver both hold already: 0 bits.
+
+    Attributes:
+        values: pytree of arrays.
+    """
 
     values: Tree
 
@@ -58,12 +67,27 @@ def index_width(size: int) -> int:
 
 
 def message_bits(message: Tree) -> int:
-    """Bits of one message, as a Python int; arrays, tracers or shapes (``jax.eval_shape``) alike."""
+    """Bits of one message.
+
+    Args:
+        message: pytree of arrays, tracers or shapes (``jax.eval_shape``), with ``Codes`` and ``Known`` parts.
+
+    Returns:
+        Bits, a Python int.
+    """
     return sum(_part_bits(part) for part in _parts(message))
 
 
 def message_shapes(codec: Codec, like: Tree) -> Tree:
-    """Shapes of the message for one update of the shapes of ``like``, as ``unpack`` wants them."""
+    """Shapes of the message for one update of the shapes of ``like``, as ``unpack`` wants them.
+
+    Args:
+        codec: any codec.
+        like: pytree of arrays or shapes, the update of one client.
+
+    Returns:
+        Pytree of shapes and dtypes.
+    """
 
     def first(update: Tree) -> Tree:
         return codec.encode(jax.random.key(0), codec.init(update), update)[0]
@@ -72,12 +96,26 @@ def message_shapes(codec: Codec, like: Tree) -> Tree:
 
 
 def bits(codec: Codec, like: Tree) -> int:
-    """Bits of one message of ``codec`` for an update of the shapes of ``like``; nothing is computed."""
+    """Bits of one message of ``codec`` for an update of the shapes of ``like``; nothing is computed.
+
+    Args:
+        codec: any codec.
+        like: pytree of arrays or shapes, the update of one client.
+
+    Returns:
+        Bits of a message, from static shapes and dtypes.
+    """
     return message_bits(message_shapes(codec, like))
 
 
 def pack(message: Tree) -> bytes:
-    """One client's message (concrete arrays) -> its bytes.
+    """One client's message as bytes.
+
+    Args:
+        message: pytree of concrete arrays, with ``Codes`` and ``Known`` parts.
+
+    Returns:
+        The bytes, without those of ``Known`` parts.
 
     Raises:
         WireError: a code does not fit its width.
@@ -86,9 +124,15 @@ def pack(message: Tree) -> bytes:
 
 
 def unpack(data: bytes, shapes: Tree, known: Sequence[Tree] = ()) -> Tree:
-    """Bytes and ``message_shapes`` -> the message with numpy arrays, equal to the packed one in every bit.
+    """Bytes back to a message.
 
-    ``known`` are the receiver's own values of the ``Known`` parts, in order.
+    Args:
+        data: from ``pack``.
+        shapes: from ``message_shapes``.
+        known: the receiver's own values of the ``Known`` parts, in order.
+
+    Returns:
+        The message with numpy arrays, equal to the packed one in every bit.
 
     Raises:
         WireError: the length is not that of such a message, or the number of known values is another one.

@@ -43,7 +43,14 @@ def unchanged(tree: Tree) -> Tree:
 
 
 def gradient_of(loss: Loss) -> Gradient:
-    """The gradient of ``loss(delta, batch, key) -> ()``."""
+    """A loss as the gradient that algorithms are made from.
+
+    Args:
+        loss: (delta, batch, key) -> ().
+
+    Returns:
+        gradient(trained, batch, key, whole=unchanged) -> (loss, gradient by ``trained``).
+    """
 
     def gradient(trained: Tree, batch: Tree, key: Array, whole: Whole = unchanged) -> tuple[Array, Tree]:
         return jax.value_and_grad(lambda part: loss(whole(part), batch, key))(trained)

@@ -13,9 +13,14 @@ Chosen = str | Callable[[Tree], frozenset[str]]  # a pattern, or a function from
 
 
 def split_personal(delta: Tree, personal: Chosen) -> tuple[Tree, Tree]:
-    """Split into (shared, personal); in each part the leaves of the other are None.
+    """Split a delta into (shared, personal); in each part the leaves of the other are None.
 
-    personal: a regular expression for the whole leaf path "a/b/c", or a function that names the leaves.
+    Args:
+        delta: nested dict of arrays.
+        personal: a regular expression for the whole leaf path "a/b/c", or a function that names the leaves.
+
+    Returns:
+        The two parts, of the structure of ``delta``.
     """
     names = None if isinstance(personal, str) else personal(delta)
 
@@ -32,7 +37,15 @@ def split_personal(delta: Tree, personal: Chosen) -> tuple[Tree, Tree]:
 
 
 def join_personal(shared: Tree, personal: Tree) -> Tree:
-    """Undo ``split_personal``; also gives one client's full delta from the server's part and its own."""
+    """Undo ``split_personal``; also gives one client's full delta from the server's part and its own.
+
+    Args:
+        shared: from ``split_personal``, or the server's part.
+        personal: the part with None where ``shared`` has leaves.
+
+    Returns:
+        The whole delta.
+    """
     return jax.tree.map(lambda s, p: p if s is None else s, shared, personal, is_leaf=_missing)
 
 

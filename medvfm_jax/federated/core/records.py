@@ -17,8 +17,10 @@ Weights = Literal["samples", "equal", "upload"]
 class Shard(NamedTuple):
     """Data of one client for one round, or of all clients, stacked.
 
-    batches: leaves (steps, batch, ...).  samples (): the client's number of samples, its weight in a mean.
-    rate (): factor on this client's learning rate, or None for 1.
+    Attributes:
+        batches: leaves (steps, batch, ...).
+        samples: (), the client's number of samples, its weight in a mean.
+        rate: (), factor on this client's learning rate; None for 1.
     """
 
     batches: Tree
@@ -27,31 +29,46 @@ class Shard(NamedTuple):
 
 
 class Server(NamedTuple):
-    """What the server keeps between rounds; ``delta`` and what the algorithm needs of ``state`` are broadcast."""
+    """What the server keeps between rounds; ``delta`` and what the algorithm needs of ``state`` are broadcast.
+
+    Attributes:
+        delta: the shared delta.
+        round: () int32, rounds so far.
+        state: of the algorithm: moments, control variates.
+        clip: (), current clipping bound; constant unless the privacy mechanism adapts it.
+        residual: of the codec of the server's own steps, if it has one.
+    """
 
     delta: Tree
-    round: Array  # () int32
-    state: Tree  # of the algorithm: moments, control variates
-    clip: Array  # () current clipping bound; constant unless the privacy mechanism adapts it
-    residual: Tree = ()  # of the codec of the server's own steps, if it has one
+    round: Array
+    state: Tree
+    clip: Array
+    residual: Tree = ()
 
 
 class Client(NamedTuple):
-    """What one client keeps between rounds, or all clients, stacked."""
+    """What one client keeps between rounds, or all clients, stacked.
 
-    state: Tree  # of the algorithm: control variates, personal parameters
-    residual: Tree  # of the codec: what was not sent yet
-    id: Array  # () uint32, names the client's random stream; travels with it when clients are permuted
+    Attributes:
+        state: of the algorithm: control variates, personal parameters.
+        residual: of the codec: what was not sent yet.
+        id: () uint32, names the client's random stream; travels with it when clients are permuted.
+    """
+
+    state: Tree
+    residual: Tree
+    id: Array
 
 
 class Report(NamedTuple):
     """What one client's work yields.
 
-    upload: the only tree that depends on the client's data; goes through codec, clipping and noise.
-    weight (): weight in the mean; 1 for every client when privacy is on.
-    loss (): mean local loss, a metric.
-    public: scalars that depend on the schedule only (step counts), averaged exactly; never compressed or noised.
-    measured: further metrics, {name: ()}, averaged over clients; they never leave a hospital on a network.
+    Attributes:
+        upload: the only tree that depends on the client's data; goes through codec, clipping and noise.
+        weight: (), weight in the mean; 1 for every client when privacy is on.
+        loss: (), mean local loss, a metric.
+        public: scalars that depend on the schedule only (step counts), averaged exactly; never compressed or noised.
+        measured: further metrics, {name: ()}, averaged over clients; they never leave a hospital on a network.
     """
 
     upload: Tree
@@ -67,10 +84,12 @@ class Cohort(NamedTuple):
     With privacy ``weights``, ``present`` and ``public`` are None: they are exact and follow from who came, so nothing
     that is released may depend on them.  What is left is public or random.
 
-    weights (n,): weights of the uploads, 0 where none arrived or it was excluded.  present (n,) bool.
-    fraction (): participants / population; with privacy the expected, public number.
-    public: weighted mean of ``Report.public`` for a mean, stacked (n,) for a stack.
-    key: for randomness of the server.
+    Attributes:
+        weights: (n,), weights of the uploads, 0 where none arrived or it was excluded.
+        present: (n,) bool.
+        fraction: (), participants / population; with privacy the expected, public number.
+        public: weighted mean of ``Report.public`` for a mean, stacked (n,) for a stack.
+        key: for randomness of the server.
     """
 
     weights: Array | None
@@ -83,26 +102,43 @@ class Cohort(NamedTuple):
 class Algorithm(NamedTuple):
     """A federated algorithm; ``client_update`` sees one client, so that any backend may map it.
 
-    init_server(delta) -> (delta to broadcast, state of the algorithm).
-    init_client(delta, client_id) -> state of one client.
-    client_update(server, state, shard, step_mask (steps,) bool, key) -> (state, Report).
-    aggregate(server, upload, cohort) -> Server; ``upload`` is the mean if ``reduction`` is "mean", and all
-        uploads stacked (n, ...) (zeros where none arrived) if it is "stack", as robust rules need.
-    measure(server, uploads stacked, weights (n,)) -> dict of scalars reported with the round, or None.
-    download(server) -> what a client receives, for counting bits; None: ``server.delta``.
-    traffic(server, state, shard) -> bits a client sends in one local step, and as many receives, from shapes, where the
-        server computes a part of each step; None: uploads and downloads are what crosses.
-    model(server, state of a client) -> the delta that this client predicts with; for state None, somebody who took no
-        part, without the leaves that only clients have.
-    reads: what a client's work takes of its data beside one gradient per local step, in words; "" for nothing.
-        Patient-level privacy puts noise on that gradient alone, so it refuses such an algorithm.
-    exact: what ``aggregate`` reads of a round beside the mean of the uploads and public constants, in words; "" for
-        nothing.  Noise on the mean does not cover it, so with client-level privacy such an algorithm is refused.
-    applies: what ``aggregate`` does with the mean of the uploads, and so with noise on it, where it does more than add
-        it to the delta, in words; "" for adding it.
-    weights: what ``Report.weight`` is: the client's samples, 1 for every client, or a number that follows from its
-        upload and has no public bound, which a grid of whole numbers (secure aggregation) needs.
-    uploads: a change, zero if nothing was learnt, or the model itself, which clipping would cut to nothing.
+    The mean of two clients' targets, from FedAvg on a quadratic loss:
+
+    >>> import jax, jax.numpy as jnp, optax
+    >>> from medvfm_jax.federated import Shard, gradient_of, make_round
+    >>> from medvfm_jax.federated.algorithms import fedavg
+    >>> pull = gradient_of(lambda delta, batch, key: 0.5 * jnp.sum((delta["w"] - batch) ** 2))
+    >>> federation = make_round(fedavg(pull, optax.sgd(1.0)))
+    >>> data = Shard(jnp.array([[[0.0]], [[4.0]]]), samples=jnp.array([1.0, 3.0]))
+    >>> server, clients = federation.init({"w": jnp.zeros(1)}, data)
+    >>> everyone, one_step = jnp.ones(2, bool), jnp.ones(2, int)
+    >>> server, clients, metrics = federation.round(server, clients, data, everyone, one_step, jax.random.key(0))
+    >>> float(server.delta["w"][0])
+    3.0
+
+    Attributes:
+        init_server: (delta) -> (delta to broadcast, state of the algorithm).
+        init_client: (delta, client id) -> state of one client.
+        client_update: (server, state, shard, step_mask (steps,) bool, key) -> (state, Report).
+        aggregate: (server, upload, cohort) -> Server; ``upload`` is the mean if ``reduction`` is "mean", and all
+            uploads stacked (n, ...) (zeros where none arrived) if it is "stack", as robust rules need.
+        reduction: "mean" or "stack".
+        measure: (server, uploads stacked, weights (n,)) -> dict of scalars reported with the round, or None.
+        download: (server) -> what a client receives, for counting bits; None: ``server.delta``.
+        model: (server, state of a client) -> the delta that this client predicts with; for state None, a client that
+            took no part, without the leaves that only clients have.
+        reads: what a client's work takes of its data beside one gradient per local step, in words; "" for nothing.
+            Patient-level privacy puts noise on that gradient alone, so it refuses such an algorithm.
+        exact: what ``aggregate`` reads of a round beside the mean of the uploads and public constants, in words; ""
+            for nothing. Noise on the mean does not cover it, so with client-level privacy such an algorithm is
+            refused.
+        applies: what ``aggregate`` does with the mean of the uploads, and so with noise on it, where it does more
+            than add it to the delta, in words; "" for adding it.
+        traffic: (server, state, shard) -> bits a client sends in one local step, and as many receives, from shapes,
+            where the server computes a part of each step; None: uploads and downloads are what crosses.
+        weights: what ``Report.weight`` is: the client's samples, 1 for every client, or a number that follows from
+            its upload and has no public bound, which a grid of whole numbers (secure aggregation) needs.
+        uploads: a change, zero if nothing was learnt, or the model itself, which clipping would cut to nothing.
     """
 
     init_server: Callable[[Tree], tuple[Tree, Tree]]
@@ -124,9 +160,21 @@ class Algorithm(NamedTuple):
 class Codec(NamedTuple):
     """Compress one client's update; the state is per client, e.g. an error-feedback residual.
 
-    init(update) -> state; encode(key, state, update) -> (message, state); decode(message, like) -> update, where
-    ``like`` has the update's structure, shapes and dtypes.  A message is a pytree of arrays; its bits follow from
-    its static shapes and dtypes.
+    A message is a pytree of arrays; its bits follow from its static shapes and dtypes.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from medvfm_jax.federated.codecs import bits, top_k
+    >>> codec, update = top_k(0.25), {"w": jnp.array([0.1, -3.0, 0.2, 0.0])}
+    >>> message, state = codec.encode(jax.random.key(0), codec.init(update), update)
+    >>> codec.decode(message, update)["w"].tolist()
+    [0.0, -3.0, 0.0, 0.0]
+    >>> bits(codec, update)  # one float32, and its place among four
+    34
+
+    Attributes:
+        init: (update) -> state.
+        encode: (key, state, update) -> (message, state).
+        decode: (message, like) -> update, where ``like`` has the update's structure, shapes and dtypes.
     """
 
     init: Callable[[Tree], Tree]
@@ -140,6 +188,14 @@ class AdaptiveClip(NamedTuple):
     C <- C exp(-rate (b - quantile)), b = 1/2 + (sum of +1/2 where norm <= C, else -1/2, + N(0, bit_noise^2)) /
     expected clients: with halves one client changes the sum by 1/2, as its noise assumes.
     The noise on the updates grows to (z^-2 - (2 bit_noise)^-2)^(-1/2), so that z stays the whole round's multiplier.
+
+    Attributes:
+        quantile: share of the upload norms below the bound.
+        rate: step size of the logarithm of the bound.
+        bit_noise: standard deviation of the noise on the sum of the halves.
+
+    References:
+        https://arxiv.org/abs/1905.03871, algorithm 1
     """
 
     quantile: float = 0.5
@@ -154,6 +210,14 @@ class Privacy(NamedTuple):
     ``expected_clients`` is public and fixed, so the divisor reveals nothing.  Losses, norms and counts reported
     with a round are exact: they are for the simulator's eyes and are not private; `round_step` passes on none of them.
     The noise is as secret as the round's key: draw that with `privacy.draw_secret`, never from a seed that is recorded.
+
+    Attributes:
+        clip: C, l2 norm to which an upload is clipped; the first one if ``adapt`` moves it.
+        noise_multiplier: z, standard deviation of the noise on the sum in clips.
+        expected_clients: public divisor of the sum.
+        unit: what is protected, "client" or "patient".
+        neighbours: how two neighbouring data sets differ, see ``privacy.account``.
+        adapt: moves the clip; None keeps it.
     """
 
     clip: float
@@ -169,25 +233,40 @@ class Metrics(NamedTuple):
 
     Bits are float32 totals over clients: an int32 would overflow at 256 MiB.  With privacy they are those of the
     expected number of clients, which tells nothing about who came.
+
+    Attributes:
+        loss: mean local loss.
+        client_loss: (n,), 0 where a client did not count.
+        upload_norm: mean l2 norm before clipping.
+        upload_bits: sent by clients.
+        download_bits: received by clients.
+        participants: uploads that entered the aggregate.
+        dropped: clients that began the round and vanished.
+        excluded: (n,) bool, clients whose upload was not finite.
+        extra: what the algorithm measured.
+        summed: False: too few answered for secure aggregation, so no client counted.
     """
 
     loss: Array
-    client_loss: Array  # (n,), 0 where a client did not count
-    upload_norm: Array  # mean l2 norm before clipping
+    client_loss: Array
+    upload_norm: Array
     upload_bits: Array
     download_bits: Array
-    participants: Array  # uploads that entered the aggregate
-    dropped: Array  # clients that began the round and vanished
-    excluded: Array  # (n,) bool, clients whose upload was not finite
+    participants: Array
+    dropped: Array
+    excluded: Array
     extra: dict[str, Array]
-    summed: Array | bool = True  # False: too few answered for secure aggregation, so nobody counted
+    summed: Array | bool = True
 
 
 class Federation(NamedTuple):
-    """``init(delta, data) -> (server, clients)`` and the jittable round.
+    """A federated run in two pure functions.
 
-    round(server, clients, data, participation (n,) bool, steps (n, steps) bool or (n,) int, key, dropped=None)
-    -> (server, clients, Metrics); server and clients are pytrees: checkpoint them and go on exactly.
+    Attributes:
+        init: (delta, data) -> (server, clients).
+        round: (server, clients, data, participation (n,) bool, steps (n, steps) bool or (n,) int, key, dropped=None)
+            -> (server, clients, Metrics), jittable; server and clients are pytrees: checkpoint them and go on
+            exactly.
     """
 
     init: Callable[[Tree, Shard], tuple[Server, Client]]

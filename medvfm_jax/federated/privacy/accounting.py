@@ -38,7 +38,19 @@ class MissingPrivacyExtra(MedvfmError, ImportError):
 
 
 class Guarantee(NamedTuple):
-    """(ε, δ) and everything it rests on."""
+    """(ε, δ) and everything it rests on.
+
+    Attributes:
+        epsilon: ε.
+        delta: δ.
+        unit: what is protected: "client" or "patient".
+        neighbours: how two neighbouring data sets differ in one unit, see ``account``.
+        sampling: who takes part in a round: "poisson", "fixed size" or "everyone".
+        rate: share of the population in a round.
+        noise_multiplier: standard deviation of the noise on the sum, in clips.
+        rounds: noisy sums that were released.
+        accountant: name of the method of composition.
+    """
 
     epsilon: float
     delta: float
@@ -68,13 +80,27 @@ def account(
     sampling: Sampling = "poisson",
     accountant: Accountant = "pld",
 ) -> Guarantee:
-    """Privacy of `rounds` noisy sums -> Guarantee, with the unit and neighbouring relation `privacy` names.
+    """Privacy of `rounds` noisy sums.
 
-    rate: the fraction of the population that takes part in a round (patients in a step). At rate 1 the sampling is
-    "everyone". neighbours: "add or remove one"; "zero out one" (the record counts as zero; the same ε); "replace one"
-    (sensitivity 2 C instead of C, so the same noise protects less). For patients inside a hospital, rounds are all its
-    DP-SGD steps. Adaptive clipping needs no extra term, see `client_level.update_multiplier`.
-    Raises BadPrivacy for a combination no accountant covers, MissingPrivacyExtra without dp-accounting.
+    Neighbours: "add or remove one"; "zero out one" (the record counts as zero; the same ε); "replace one"
+    (sensitivity 2 C instead of C, so the same noise protects less). Adaptive clipping needs no extra term, see
+    `client_level.update_multiplier`.
+
+    Args:
+        privacy: the mechanism.
+        rounds: noisy sums; for patients inside a hospital all its DP-SGD steps.
+        delta: δ of the guarantee.
+        rate: share of the population that takes part in a round (patients in a step). At rate 1 the sampling is
+            "everyone".
+        sampling: how participants are drawn.
+        accountant: "pld" and "rdp" of dp-accounting, or "exact" for everyone in every round.
+
+    Returns:
+        (ε, δ) with the unit and neighbouring relation that ``privacy`` names.
+
+    Raises:
+        BadPrivacy: a combination that no accountant covers.
+        MissingPrivacyExtra: dp-accounting is not installed.
     """
     sampling = "everyone" if rate == 1 else sampling
     _check(privacy, rounds, delta, rate, sampling, accountant)
@@ -104,6 +130,24 @@ def with_epsilon(
     """The record with the least noise multiplier whose `account` is at most `epsilon`; the rest stays.
 
     The multiplier is within the relative `tolerance` of the least one and never below it.
+
+    Args:
+        privacy: the mechanism; its noise multiplier is replaced.
+        epsilon: largest ε.
+        rounds: noisy sums; for patients inside a hospital all its DP-SGD steps.
+        delta: δ of the guarantee.
+        rate: share of the population that takes part in a round (patients in a step). At rate 1 the sampling is
+            "everyone".
+        sampling: how participants are drawn.
+        accountant: "pld" and "rdp" of dp-accounting, or "exact" for everyone in every round.
+        tolerance: relative, of the multiplier.
+
+    Returns:
+        The same record with the noise multiplier found.
+
+    Raises:
+        BadPrivacy: no noise gives this ε, or a combination that no accountant covers.
+        MissingPrivacyExtra: dp-accounting is not installed.
     """
     if not (epsilon > 0 and math.isfinite(epsilon)):
         raise BadPrivacy(f"epsilon is {epsilon}; noise can be found for a finite epsilon above zero only")

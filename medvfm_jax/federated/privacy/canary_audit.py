@@ -22,14 +22,23 @@ from medvfm_jax.federated.privacy.errors import BadPrivacy
 
 
 class Audit(NamedTuple):
-    """Lower bound on ε at δ, valid with the stated confidence, and the counts it rests on."""
+    """Lower bound on ε at δ, valid with the stated confidence, and the counts it rests on.
+
+    Attributes:
+        epsilon: lower bound on ε.
+        delta: δ of the claim.
+        confidence: probability with which the bound holds, over the runs.
+        threshold: scores above it are taken for runs with the canary.
+        hits: runs with the canary that were recognised, of how many.
+        false_alarms: runs without it taken for runs with it, of how many.
+    """
 
     epsilon: float
     delta: float
     confidence: float
-    threshold: float  # scores above it are taken for runs with the canary
-    hits: tuple[int, int]  # runs with the canary recognised, of how many
-    false_alarms: tuple[int, int]  # runs without it taken for runs with it, of how many
+    threshold: float
+    hits: tuple[int, int]
+    false_alarms: tuple[int, int]
 
     def contradicts(self, claimed_epsilon: float) -> bool:
         """Whether the claim is refuted at this confidence; False does not confirm it."""
@@ -37,7 +46,16 @@ class Audit(NamedTuple):
 
 
 def canary_update(key: Array, like: Tree, norm: float) -> Tree:
-    """A random direction like the update, of l2 norm `norm`: the clip, where one client's effect is largest."""
+    """A random direction like the update, of l2 norm `norm`: the clip, where one client's effect is largest.
+
+    Args:
+        key: of the direction.
+        like: pytree of arrays or shapes, an update.
+        norm: l2 norm.
+
+    Returns:
+        The canary, float32 leaves.
+    """
     leaves, structure = jax.tree.flatten(like)
     keys = jax.random.split(key, max(len(leaves), 1))
     drawn = [jax.random.normal(k, jnp.shape(x), jnp.float32) for k, x in zip(keys[: len(leaves)], leaves)]
@@ -48,11 +66,20 @@ def canary_update(key: Array, like: Tree, norm: float) -> Tree:
 def canary_scores(
     release: Callable[[Array, Tree], Tree], canary: Tree, trials: int, key: Array, batch: int = 64
 ) -> tuple[Array, Array]:
-    """-> scores (trials,) of runs with the canary and (trials,) of runs without, each with fresh randomness.
+    """Scores of a mechanism that runs with a canary, and without it.
 
-    release(key, update) runs the whole mechanism, or all rounds of a federation, with `update` as the (unclipped)
-    upload of one client more, and returns what the adversary sees; the runs without get zeros. The score is the
-    release's component along the canary. Jittable; `batch` trials at a time.
+    The score is the release's component along the canary. Jittable.
+
+    Args:
+        release: (key, update) -> what the adversary sees: the whole mechanism, or all rounds of a federation, with
+            `update` as the (unclipped) upload of one client more.
+        canary: the update; runs without it get zeros.
+        trials: runs of each kind.
+        key: of all randomness; each run has its own.
+        batch: trials computed at a time.
+
+    Returns:
+        Scores (trials,) of runs with the canary and (trials,) of runs without.
     """
     squared = sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(canary))
 
@@ -73,11 +100,24 @@ def epsilon_lower_bound(
     confidence: float = 0.95,
     threshold: float | None = None,
 ) -> Audit:
-    """Scores (n,) and (m,) of independent runs -> Audit.
+    """Lower bound on ε from an attack.
 
-    (ε, δ) allows hits <= e^ε false alarms + δ and its mirror image; Clopper-Pearson bounds of both rates, each at half
-    of 1 - confidence, turn that around. Without a `threshold` fixed beforehand, one is chosen on the first half of the
-    runs and tested on the second: choosing and testing on the same runs would be no bound.
+    (ε, δ) allows hits <= e^ε false alarms + δ and its mirror image; Clopper-Pearson bounds of both rates, each at
+    half of 1 - confidence, turn that around.
+
+    Args:
+        with_canary: scores (n,) of independent runs with the canary.
+        without: scores (m,) of independent runs without it.
+        delta: δ of the claim.
+        confidence: probability with which the bound holds.
+        threshold: fixed before the runs; None: chosen on the first half of the runs and tested on the second, since
+            choosing and testing on the same runs would be no bound.
+
+    Returns:
+        The bound and the counts.
+
+    Raises:
+        BadPrivacy: fewer than two runs of a kind, or a confidence or delta that is no probability.
     """
     with_canary, without = np.asarray(with_canary, float).ravel(), np.asarray(without, float).ravel()
     if min(with_canary.size, without.size) < 2 or not 0 < confidence < 1 or not 0 <= delta < 1:

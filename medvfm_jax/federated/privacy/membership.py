@@ -18,22 +18,38 @@ from medvfm_jax.federated.privacy.errors import BadPrivacy
 
 
 class Membership(NamedTuple):
-    """How well losses tell members from others; 0.5 and 0 are chance."""
+    """How well losses tell members from others; 0.5 and 0 are chance.
 
-    auc: float  # P(loss of a member < loss of another), ties half
-    auc_error: float  # standard error of the AUC (DeLong); NaN with fewer than two of either
-    advantage: float  # largest true-positive minus false-positive rate over all thresholds
-    threshold: float  # losses at most this are called members, at the largest advantage
+    Attributes:
+        auc: area under the ROC curve of the attack by threshold, 0.5 for chance.
+        auc_error: standard error of the AUC (DeLong), NaN with fewer than two of either.
+        advantage: largest difference of true and false positive rate, 0 for chance.
+        threshold: losses up to it are called members at that difference.
+        members: patients trained on.
+        others: patients not trained on.
+    """
+
+    auc: float
+    auc_error: float
+    advantage: float
+    threshold: float
     members: int
     others: int
 
 
 def loss_attack(member_losses: ArrayLike, other_losses: ArrayLike) -> Membership:
-    """Losses (n,) of members and (m,) of others -> Membership.
+    """Membership inference by the loss.
 
     One loss per patient, see `per_patient`: slices of a patient are not independent. The others must come from the
     same hospitals, or the attack measures the difference between hospitals. `advantage` is chosen in sample, so it is
     optimistic for few patients; the AUC is not.
+
+    Args:
+        member_losses: (n,), one per patient trained on.
+        other_losses: (m,), one per patient not trained on.
+
+    Returns:
+        How well a threshold on the loss separates them.
     """
     members, others = _losses(member_losses), _losses(other_losses)
     n, m = members.size, others.size
@@ -61,7 +77,18 @@ def true_positive_rate(
 
 
 def per_patient(losses: ArrayLike, patients: Sequence) -> np.ndarray:
-    """Losses (n,) of slices and whose they are (n,) -> mean loss of each patient (P,), in order of appearance."""
+    """Losses of slices averaged over each patient.
+
+    Args:
+        losses: (n,) of slices.
+        patients: to which patient each belongs, (n,).
+
+    Returns:
+        Mean loss of each patient (P,), in order of appearance.
+
+    Raises:
+        BadPrivacy: the lengths differ, or a loss is NaN.
+    """
     losses = _losses(losses)
     if len(patients) != losses.size:
         raise BadPrivacy(

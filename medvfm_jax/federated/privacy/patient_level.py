@@ -30,7 +30,12 @@ _LARGEST_LOSS = 1e25
 
 
 class PatientBatch(NamedTuple):
-    """slices: leaves (P, S, ...), P patients with up to S slices each; mask (P, S) bool, False is padding."""
+    """P patients with up to S slices each.
+
+    Attributes:
+        slices: leaves (P, S, ...).
+        mask: (P, S) bool, False is padding.
+    """
 
     slices: Tree
     mask: Array
@@ -47,19 +52,26 @@ class PatientMetrics(NamedTuple):
 def patient_gradient(
     loss: Callable[[Tree, Tree, Array], Array], privacy: Privacy, microbatch: int | None = None
 ) -> Callable[..., tuple[PatientMetrics, Tree]]:
-    """Loss of one slice -> `gradient(delta, batch, key)` -> (metrics, private gradient like delta).
+    """Gradient of DP-SGD with patients as records: (Σ_patients clip(∇ patient loss, C) + N(0, (z C)²)) / m.
 
-    A fourth argument `whole` says what of `delta` the loss is of, as in `local_training.Gradient`.
+    A patient without slices adds nothing, so a batch drawn by `sampling.poisson_batch` is padded with such patients.
+    Padding slices must hold finite numbers.
 
-    loss(delta, slice, key) -> () for one slice. A patient's loss is the mean over its slices; a patient without any
-    adds nothing, so a batch drawn by `sampling.poisson_batch` is padded with such patients. Padding slices must
-    hold finite numbers.
+    Args:
+        loss: (delta, slice, key) -> () for one slice; a patient's loss is the mean over its slices.
+        privacy: clip C, noise multiplier z, and m = `expected_clients`, the expected number of patients in a batch, a
+            public constant; its unit must be "patient".
+        microbatch: patients differentiated at a time, so that memory is microbatch x delta; None: all.
 
-    The gradient is (Σ_patients clip(∇ patient loss, C) + N(0, (z C)²)) / m with C `privacy.clip`, z
-    `privacy.noise_multiplier`, m `privacy.expected_clients`: the expected number of patients in a batch, a public
-    constant. `privacy.unit` must be "patient". `microbatch` patients are differentiated at a time (None: all), so
-    memory is microbatch × delta. Pure and jittable.
-    Source: Abadi et al., Deep Learning with Differential Privacy, CCS 2016, with the patient as the record.
+    Returns:
+        `gradient(delta, batch, key, whole)` -> (metrics, private gradient like delta), pure and jittable; `whole`
+        says what of `delta` the loss is of, as in `local_training.Gradient`.
+
+    Raises:
+        BadPrivacy: another unit, an adaptive clip, or a batch that cannot be cut into microbatches.
+
+    References:
+        https://arxiv.org/abs/1607.00133, algorithm 1, with the patient as the record
     """
     if privacy.unit != "patient":
         raise BadPrivacy(
@@ -124,6 +136,18 @@ def patient_value_and_grad(
 
     Measured beside the loss: "patients" of a step and "clipped_patients" among them, numbers whose means over steps and
     clients give the share that was clipped. Like the loss they are exact, so not private.
+
+    Args:
+        loss: (delta, slice, key) -> () for one slice; a patient's loss is the mean over its slices.
+        privacy: clip C, noise multiplier z, and m = `expected_clients`, the expected number of patients in a batch, a
+            public constant; its unit must be "patient".
+        microbatch: patients differentiated at a time, so that memory is microbatch x delta; None: all.
+
+    Returns:
+        The gradient, for the factory of an algorithm.
+
+    Raises:
+        BadPrivacy: as `patient_gradient`.
     """
     gradient = patient_gradient(loss, privacy, microbatch)
 
@@ -140,10 +164,22 @@ def patient_value_and_grad(
 def group_by_patient(
     slices: Tree, patients: Sequence, slices_per_patient: int, rng: np.random.Generator
 ) -> tuple[PatientBatch, list]:
-    """Leaves (n, ...) and the n patients they belong to -> batch of all P patients, the P names in order.
+    """Slices grouped by patient.
 
-    A patient with more than S slices keeps a random S of them: its choice depends on nobody else, so the guarantee
+    A patient with more than S slices keeps a random S of them: the choice depends on no other patient, so the guarantee
     stays. Padding repeats a slice of the same patient, which is finite by construction. On the host, before training.
+
+    Args:
+        slices: leaves (n, ...).
+        patients: to which patient each slice belongs, (n,).
+        slices_per_patient: S, slices kept of a patient at most.
+        rng: of that choice.
+
+    Returns:
+        The batch of all P patients, and their P names in order.
+
+    Raises:
+        BadPrivacy: lengths differ, or S is below 1.
     """
     rows: dict = {}
     for row, patient in enumerate(patients):

@@ -29,7 +29,11 @@ _BYTES = 32
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Secret:
-    """256 bits; its ``repr`` does not show them."""
+    """256 bits; its ``repr`` does not show them.
+
+    Attributes:
+        data: 32 bytes.
+    """
 
     data: bytes
 
@@ -52,16 +56,32 @@ class Secret:
 
 
 def draw_secret(dp_seed: int | None = None) -> Secret:
-    """A fresh secret from the operating system; with ``dp_seed`` one that anybody who knows the number can make."""
+    """A fresh secret from the operating system; with ``dp_seed`` one that anybody who knows the number can make.
+
+    Args:
+        dp_seed: None, or a number from which the secret follows, for tests: then it is no secret.
+
+    Returns:
+        The secret.
+    """
     if dp_seed is None:
         return Secret(secrets.token_bytes(_BYTES))
     return Secret(hashlib.sha256(f"medvfm dp seed {dp_seed}".encode()).digest())
 
 
 def secret_in(path: Path) -> Secret:
-    """The secret in a file of one's own, drawn and written (mode 0600) if there is none yet.
+    """The secret in a file, drawn and written if there is none yet.
 
-    Two processes that begin at once get the same one. Raises BadPrivacy for a file that holds no secret.
+    Two processes that begin at once get the same one.
+
+    Args:
+        path: file, written with mode 0600 if it is not there.
+
+    Returns:
+        The secret.
+
+    Raises:
+        BadPrivacy: the file holds no secret.
     """
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

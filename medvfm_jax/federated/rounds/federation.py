@@ -91,23 +91,38 @@ def make_round(
     down: Codec | None = None,
     secure: SecureSum | None = None,
 ) -> Federation:
-    """Build ``init(delta, data)`` and ``round(server, clients, data, participation, steps, key, dropped=None,
-    measured=True)``.
+    """Build the pure functions of a federated run.
 
-    participation (n,) bool: who was chosen.  steps (n, steps) bool or (n,) int: which local steps a client makes.
-    dropped (n,) bool: who vanished in mid-round; to the server and to its own state such a client was absent.
-    A chosen client without a single step, or whose upload, loss or new state is not finite, does not count either;
-    the latter is reported in ``Metrics.excluded``.  ``population`` is N where only a cohort's rows are passed in.
-    Rows that are absent cost nothing with the backend "loop"; elsewhere pass only the rows of those taking part.
-    measured (static): without it ``Algorithm.measure`` is left out, and uploads that are only summed are not kept.
-    down: compresses the server's step as ``codec`` does a client's, for algorithms that broadcast ``server.delta``.
-    Its message goes to every client of the population, taking part or not, so that all hold the same delta.
-    secure: secure aggregation: of the uploads only the sum of masked integers is used, see ``secure.secure_sum``.  With
-    fewer answers than its threshold the round has no sum and changes nothing, no client's state either; a client whose
-    upload does not fit is excluded.  Where the clients add the noise, one whose upload is not finite sends its noise
-    alone, so that data do not decide who answers.
+    ``round`` takes (server, clients, data, participation, steps, key, dropped=None, measured=True). participation
+    (n,) bool: who was chosen. steps (n, steps) bool or (n,) int: which local steps a client makes. dropped (n,) bool:
+    who vanished in mid-round; to the server and to its own state such a client was absent. measured (static): without
+    it ``Algorithm.measure`` is left out, and uploads that are only summed are not kept.
 
-    Raises BadFederation for parts that do not fit together.
+    A chosen client without a single step, or whose upload, loss or new state is not finite, does not count; the
+    latter is reported in ``Metrics.excluded``. Rows that are absent cost nothing with the backend "loop"; elsewhere
+    pass only the rows of those taking part.
+
+    Args:
+        algorithm: gradient in, model out.
+        codec: of the clients' uploads; None: uncompressed.
+        privacy: central client-level privacy; None: none.
+        backend: how clients are mapped: "vmap", "loop" or "shard_map".
+        mesh: over whose client axis "shard_map" shards.
+        chunk: clients side by side at most.
+        population: N, where only a cohort's rows are passed in.
+        down: compresses the server's step as ``codec`` does a client's, for algorithms that broadcast
+            ``server.delta``; its message goes to every client of the population, taking part or not, so that all hold
+            the same delta.
+        secure: secure aggregation: of the uploads only the sum of masked integers is used, see ``secure.secure_sum``.
+            With fewer answers than its threshold the round has no sum and changes nothing, no client's state either;
+            a client whose upload does not fit is excluded. Where the clients add the noise, one whose upload is not
+            finite sends its noise alone, so that data do not decide who answers.
+
+    Returns:
+        ``init`` and ``round``.
+
+    Raises:
+        BadFederation: parts that do not fit together.
     """
     check_split(algorithm, codec, privacy, down, secure)
     codec = codec or identity()
@@ -326,7 +341,15 @@ def client_work(
 
 
 def name_excluded(metrics: Metrics, names: Sequence[str] | None = None) -> list[str]:
-    """Name the clients of one round whose upload was not finite, by ``names`` or by number; on the host."""
+    """Name the clients of one round whose upload was not finite; on the host.
+
+    Args:
+        metrics: of the round.
+        names: of the clients in order; None: their numbers.
+
+    Returns:
+        The names.
+    """
     rows = np.flatnonzero(np.asarray(metrics.excluded))
     return [str(row) if names is None else names[row] for row in rows]
 

@@ -30,7 +30,7 @@ def check_privacy_and_downlink(algorithm: Algorithm, privacy: Privacy | None, do
     if algorithm.reduction == "stack":
         raise BadFederation(
             "This algorithm looks at every upload (a robust rule, stacked factors or distillation), so noise on their "
-            "sum would protect nobody: leave privacy out or choose an algorithm that averages."
+            "sum would give no privacy: leave privacy out or choose an algorithm that averages."
         )
     refuse_models(algorithm)
     if algorithm.exact:
@@ -46,8 +46,8 @@ def check_split(algorithm: Algorithm, *parts: Any) -> None:
     if algorithm.traffic is not None and any(part is not None for part in parts):
         raise BadFederation(
             "The server computes a part of every step of this algorithm from the patches of the clients' images, which "
-            "cross as they are: leave codecs, privacy and secure aggregation out, or choose an algorithm whose clients "
-            "send updates."
+            "are sent unprotected: leave codecs, privacy and secure aggregation out, or choose an algorithm whose "
+            "clients send updates."
         )
 
 
