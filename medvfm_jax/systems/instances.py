@@ -3,28 +3,22 @@
 from typing import Any
 
 from medvfm_jax.adapters.errors import BadAdapterConfig
-from medvfm_jax.systems.places import lora_on_qv, tuned_decoder
-from medvfm_jax.systems.record import Parts, System
+from medvfm_jax.systems.places import tuned_decoder
+from medvfm_jax.systems.record import System
 from medvfm_jax.types import ModelSpec
 
 
 def _transform(spec: ModelSpec, prompt: str, classes: int) -> dict[str, Any]:
     if prompt != "none":
-        raise BadAdapterConfig(
-            f"System 'instances' finds all objects without prompts; leave out --prompt {prompt}."
-        )
+        raise BadAdapterConfig(f"Instances are found without prompts; leave out --prompt {prompt}.")
     return {"kind": "instances", "classes": classes}
-
-
-def _parts(spec: ModelSpec) -> Parts:
-    return {**tuned_decoder(spec), "lora": lora_on_qv(spec)}
 
 
 SYSTEM = System(
     description="objects without prompts: classes and the distance of each pixel to the edge of its object, cut by a "
     "watershed (Naylor et al. 2019; Archit et al. 2025, automatic instance segmentation)",
     source="https://doi.org/10.1038/s41592-024-02580-4",
-    adapter=_parts,
+    adapter=tuned_decoder,
     transform=_transform,
     prompts="none",
     objective={"promptable": "instances", "semantic": "instances"},

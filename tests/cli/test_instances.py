@@ -36,7 +36,7 @@ def test_adapt_evaluate_and_segment_objects(medvfm, cells, told_apart, tmp_path)
 def test_prompts_and_other_objectives_are_refused(medvfm, cells, tmp_path):
     boxes = medvfm(*adapt_words(cells, tmp_path / "a", adapter="instances", prompt="box"))
     assert boxes.code == 1
-    assert "System 'instances' finds all objects without prompts; leave out --prompt box." in boxes.err
+    assert "Instances are found without prompts; leave out --prompt box." in boxes.err
     medsam = medvfm(
         *adapt_words(cells, tmp_path / "b", adapter="instances", prompt="none", objective="medsam")
     )

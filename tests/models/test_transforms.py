@@ -1,7 +1,5 @@
 import functools
-from dataclasses import replace
 
-import jax
 import pytest
 
 from medvfm_jax import models
@@ -64,35 +62,3 @@ def test_another_input_keeps_weights_and_outputs():
 def test_inputs_that_a_model_does_not_take(model, options, message):
     with pytest.raises(MedvfmError, match=message):
         transform({"kind": "input", **options}, models.build(model), {})
-
-
-SLAB = {"kind": "slab", "depth": 2, "of": {"kind": "prompt_free", "classes": 2}}
-
-
-def test_tiles_change_what_is_seen_at_once_and_nothing_else():
-    model = models.build("unet", classes=2)
-    changed, params = transform({"kind": "tile", "side": 128, "of": None}, model, {"params": 1})
-    assert params == {"params": 1}
-    assert changed.spec.tile == 128
-    assert replace(changed.spec, tile=None) == model.spec
-    assert changed.apply is model.apply
-
-
-@pytest.mark.parametrize(
-    ("model", "options", "message"),
-    [
-        ("unet", {"side": 8}, "a side of 16 to 16384 pixels, a whole number, not 8"),
-        ("unet", {"side": 128.0}, "a whole number, not 128.0"),
-        ("unet", {"side": True}, "a whole number, not True"),
-        ("unet", {"side": 64, "of": {"kind": "tile", "side": 64}}, "leave out --tile"),
-        ("unet", {"side": 64, "of": SLAB}, "only promptable ones convert"),
-        ("sam-tiny-test", {"side": 64}, "for models that need no prompts .* leave out --tile"),
-        ("sam-tiny-test", {"side": 64, "of": SLAB}, "see one picture at a time.* leave out --tile"),
-        ("unet-3d", {"side": 64}, "see one picture at a time.* leave out --tile"),
-    ],
-)
-def test_tiles_that_a_model_does_not_take(model, options, message):
-    built = models.build(model, **({"classes": 2} if model.startswith("unet") else {}))
-    params = built.init(jax.random.key(0)) if model == "sam-tiny-test" and "of" in options else {}
-    with pytest.raises(MedvfmError, match=message):
-        transform({"kind": "tile", **options}, built, params)
