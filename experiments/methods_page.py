@@ -211,10 +211,13 @@ def _kinds(system: systems.System) -> set[str]:
     return found
 
 
+_BY_OPTION = {"tile": "--prompt none --tile 256"}  # transforms that an option asks for, with any system
 _FEDERATED = {name: entry.system for name, entry in federated_systems.SYSTEMS.items()}
 
 
 def _by_transform(kind: str) -> str:
+    if kind in _BY_OPTION:
+        return f"medvfm adapt {_BY_OPTION[kind]}"
     for name, system in systems.SYSTEMS.items():
         if kind in _transforms(system):
             return f"medvfm adapt --adapter {name} --prompt {_transforms(system)[kind]}"

@@ -101,6 +101,9 @@ class ModelSpec:
     qkv_layout: Literal["fused", "head_major"] = "fused"  # columns of attn/qkv: [q|k|v], or [q|k|v] per head
     head_dim: int = 64  # width of one attention head of the image encoder
     multimask_fallback: bool = False  # an unstable mask is replaced by one of three, but with training=True
+    tile: int | None = (
+        None  # side in pixels of the squares that pictures are cut into; None: pictures are seen whole
+    )
 
     def __post_init__(self) -> None:
         """One number stands for the shape of a square picture."""

@@ -6,21 +6,25 @@ from pathlib import Path
 from medvfm_jax.cli.errors import BadUsage
 from medvfm_jax.cli.targets import check_target
 from medvfm_jax.images import Image
-from medvfm_jax.images.reading import NIFTI, SUFFIXES, holds_volume, stem_of, suffix_of
+from medvfm_jax.images.reading import NIFTI, holds_volume, stem_of, suffix_of
 from medvfm_jax.images.writing import MASK_SUFFIXES
 
 _OF_VOLUMES = (*NIFTI, ".npy")
 
 
-def targets_of(images: Sequence[Path], out: Path, logits: Path | None, *, overwrite: bool) -> list[Path]:
+def targets_of(
+    images: Sequence[Path], out: Path, logits: Path | None, *, overwrite: bool, folder: bool = False
+) -> list[Path]:
     """The mask file of each image, in order.
 
-    ``out`` is a file for one image, a folder for several, or for one if it exists or has no suffix. Raises
+    ``out`` is a file for one image, a folder for several, or for one if it exists or has no suffix. folder: the images
+    were found in one, so that ``out`` is one however many there are. Raises
     BadUsage for names that mean nothing, files that exist (unless ``overwrite``) or could not be written, and
     for an ``out`` that would replace an image.
     """
-    _check_images(images)
-    single = len(images) == 1
+    if not images:
+        raise BadUsage("there is no image to segment; give one or more files")
+    single = len(images) == 1 and not folder
     if logits is not None and not (single and logits.suffix.lower() == ".npz"):
         raise BadUsage("--logits takes a file ending in .npz and works with one image")
     named = out.name.lower().endswith(MASK_SUFFIXES) and not out.is_dir()
@@ -50,20 +54,6 @@ def check_fits(target: Path, image: Image) -> None:
         raise BadUsage(
             f"{image.path} is a volume and {target} holds a picture; give --out a name ending in .nii.gz"
         )
-
-
-def _check_images(images: Sequence[Path]) -> None:
-    if not images:
-        raise BadUsage("there is no image to segment; give one or more files")
-    for path in images:
-        if not path.is_dir():
-            continue
-        names = sorted(p.name for p in path.iterdir())
-        if not names:
-            raise BadUsage(f"{path} is an empty folder; give image files, or a folder with a DICOM series")
-        pictures = [suffix_of(Path(name)) for name in names if suffix_of(Path(name)) in SUFFIXES]
-        if pictures:
-            raise BadUsage(f"{path} is a folder of images; give its files, such as {path}/*{pictures[0]}")
 
 
 def _mask_suffix(path: Path) -> str:

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from medvfm_jax.cli import console
 from medvfm_jax.cli.errors import BadUsage
+from medvfm_jax.cli.image_folders import listed
 from medvfm_jax.cli.mask_targets import check_fits, targets_of
 from medvfm_jax.cli.options.segment import SegmentArgs
 from medvfm_jax.data.case_notes import CaseNotes
@@ -29,8 +30,13 @@ def run(args: SegmentArgs) -> int:
         raise BadUsage("give either --run or --delta")
     if args.ensemble and args.logits is not None:
         raise BadUsage("an ensemble averages probabilities and has no logits to write; leave out --logits")
-    targets = targets_of(args.images, args.out, args.logits, overwrite=args.overwrite)
-    images = _read(args.images)
+    given = listed(args.images, args.out)
+    targets = targets_of(
+        given.images, args.out, args.logits, overwrite=args.overwrite, folder=bool(given.folders)
+    )
+    for line in given.lines():
+        console.warn(line)
+    images = _read(given.images)
     segmenter = load_segmenter(
         args.model,
         args.delta,
@@ -48,11 +54,17 @@ def run(args: SegmentArgs) -> int:
         check_fits(target, image)
         if args.logits is not None and segmenter.semantic and image.is_volume:
             raise BadUsage("a volume segmented without prompts has no logits to write; leave out --logits")
+        if args.logits is not None and segmenter.in_tiles:
+            raise BadUsage("the run sees pictures in tiles and has no logits to write; leave out --logits")
         if args.logits is not None and args.propagate:
             raise BadUsage("objects followed through a volume have no logits to write; leave out --logits")
     _warn(args, segmenter, images)
     records = list(_each(segmenter, images, queries, targets, args))
-    console.result({"images": records}, "\n".join(_describe(record, args.propagate) for record in records))
+    skipped = [{"file": path, "why": why} for path, why in given.skipped.items()]
+    console.result(
+        {"images": records, "skipped": skipped},
+        "\n".join(_describe(record, args.propagate) for record in records),
+    )
     return 0
 
 

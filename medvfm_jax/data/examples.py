@@ -12,6 +12,7 @@ from medvfm_jax.data.objects import How, object_map, objects_of
 from medvfm_jax.data.records import BadCase, Case, Dataset
 from medvfm_jax.data.store import DecodedCase, store_of
 from medvfm_jax.images import Frame, frame_of, pile, plane, preprocess
+from medvfm_jax.images.tiles import side_by_side
 from medvfm_jax.images.windows import cut, starts
 from medvfm_jax.types import IGNORE, MedvfmError, ModelSpec
 
@@ -31,7 +32,8 @@ class Example(NamedTuple):
         index: of the slice, or of a slab's first slice, along ``axis``; None for pictures and patches.
         axis: of the volume that slices are perpendicular to; None for pictures.
         window: (D, H, W) of a slab or patch, voxels, with ``axis`` first; None for pictures and slices.
-        corner: first voxel (d, h, w) of the window; None for a patch whose place is drawn anew at every load.
+        corner: first voxel (d, h, w) of the window; None for a patch whose place is drawn anew at every load.  Of a
+            model of tiles: first pixel (row, column) of one in the picture or slice, None for one drawn anew.
     """
 
     id: str
@@ -39,7 +41,7 @@ class Example(NamedTuple):
     index: int | None = None
     axis: int | None = None
     window: tuple[int, int, int] | None = None
-    corner: tuple[int, int, int] | None = None
+    corner: tuple[int, ...] | None = None
 
 
 class LoadedExample(NamedTuple):
@@ -71,7 +73,8 @@ def examples(
 ) -> list[Example]:
     """The examples of these cases, in order; reads and checks every case.
 
-    For a model of slices: each picture and slice.  For a model of slabs: a slab from each slice on, where an empty
+    For a model of slices: each picture and slice.  For one of tiles: those that cover each picture or slice side by
+    side.  For a model of slabs: a slab from each slice on, where an empty
     slab is treated as an empty slice.  For a model of patches: windows that cover each volume side by side.
 
     Args:
@@ -83,7 +86,8 @@ def examples(
         empty: semantic: share (0 to 1, rounded up) of a case's slices without foreground that is kept, evenly spaced.
         labels: names of the classes that count as foreground; default all.
         skipped: if given, bad cases are left out and their messages put here, by id; otherwise the first one raises.
-        random: patches at as many random places instead, half of them around a labelled voxel.
+        random: patches at as many random places instead, or one tile anywhere in each picture, half of them around a
+            labelled voxel.
 
     Returns:
         At least one example.
@@ -117,7 +121,8 @@ def examples(
         if spec.rank == 3 and spec.resize == "none":
             found += _patches(decoded, spec, random)
         else:
-            found += _of_case(decoded, spec, task, empty, wanted, how)
+            listed = _of_case(decoded, spec, task, empty, wanted, how)
+            found += listed if spec.tile is None or random else _tiles(decoded, spec.tile, listed)
     if not found:
         raise NoExamples(
             f"No {'picture' if dataset.dimension == 2 else 'slice'} of {dataset.folder} is left to use"
@@ -243,6 +248,17 @@ def _of_case(
         return [Example(f"{name}#{i:04d}", name, i, axis) for i in chosen]
     window = (depth, *pile(decoded.label, axis).shape[1:])
     return [Example(f"{name}#{i:04d}+{depth}", name, i, axis, window, (i, 0, 0)) for i in chosen]
+
+
+def _tiles(decoded: DecodedCase, tile: int, listed: list[Example]) -> list[Example]:
+    """Of each picture or slice its tiles side by side."""
+    found = []
+    for example in listed:
+        label = decoded.label if example.index is None else plane(decoded.label, example.axis, example.index)
+        for corner in side_by_side(label.shape, tile):
+            place = ",".join(map(str, corner))
+            found.append(example._replace(id=f"{example.id}#{place}", corner=corner))
+    return found
 
 
 def _patches(decoded: DecodedCase, spec: ModelSpec, random: bool) -> list[Example]:

@@ -18,11 +18,20 @@ from medvfm_jax.data.augment import (
     augment,
     augment_slab,
 )
-from medvfm_jax.data.examples import Example, NoExamples, Task, class_lookup, example_image, load_example
+from medvfm_jax.data.examples import (
+    Example,
+    NoExamples,
+    Task,
+    class_lookup,
+    example_image,
+    load_example,
+    random_corner,
+)
 from medvfm_jax.data.objects import object_map, objects_of
 from medvfm_jax.data.records import Dataset
 from medvfm_jax.data.targets import PromptConfig, instance_target, promptable_target, semantic_target
 from medvfm_jax.images import frame_of, preprocess
+from medvfm_jax.images.tiles import levelled, part
 from medvfm_jax.types import ABSENT, IGNORE, Batch, MedvfmError, ModelSpec, Prompts
 
 __all__ = ["BadLoaderState", "Loader", "example_image", "load_example", "make_batch", "make_loader"]
@@ -227,14 +236,22 @@ class _Maker:
         """Load, augment, preprocess, simulate prompts."""
         example = self.examples[index]
         image, label, instances, _ = load_example(self.dataset, example, rng)
+        tile, longest, limits = self.spec.tile, self.spec.input_size, None
+        if tile is not None:
+            # Turned and zoomed pixels come from around the tile, not from beyond its border.
+            surrounded = tile if example.corner is not None else 2 * tile
+            image, limits, longest = levelled(self.spec, image), (0.0, 1.0), surrounded
+            image, label, instances = _part(rng, (image, label, instances), surrounded, example.corner)
         if self.config != NONE:
             change = augment_slab if self.spec.rank == 3 else augment
             image, (label, instances) = change(
                 rng, self.config, image, (label, instances),
-                longest=self.spec.input_size, outside=(LABEL_OUTSIDE, INSTANCE_OUTSIDE),
+                longest=longest, outside=(LABEL_OUTSIDE, INSTANCE_OUTSIDE),
             )  # fmt: skip
+        if tile is not None and example.corner is None:
+            image, label, instances = _part(rng, (image, label, instances), tile, None)
         if self.image_fn is None:
-            array, frame = preprocess(self.spec, image)
+            array, frame = preprocess(self.spec, image, limits)
         else:
             array, frame = np.asarray(self.image_fn(example)), frame_of(self.spec, *label.shape)
         if self.task == "semantic" and not self.spec.distance_map:
@@ -243,6 +260,15 @@ class _Maker:
         if self.task == "semantic":
             return Batch(array, None, instance_target(frame, label, objects, self.lookup), np.float32(1))
         return Batch(array, *promptable_target(rng, frame, label, objects, self.prompts))
+
+
+def _part(
+    rng: np.random.Generator, arrays: tuple[NDArray | None, ...], side: int, corner: tuple[int, ...] | None
+) -> list[NDArray | None]:
+    """Of a picture, its label map and its objects the square at ``corner``, or one at random; see ``random_corner``."""
+    if corner is None:
+        corner = random_corner(rng, arrays[1][None], (1, side, side))[1:]
+    return [None if array is None else part(array, corner, side) for array in arrays]
 
 
 def _stack(items: Sequence[Batch], size: int) -> Batch:

@@ -13,6 +13,8 @@ from medvfm_jax.images.sampling import Filter, dense_matrix, matrix, resize
 from medvfm_jax.printable import counted
 from medvfm_jax.types import IGNORE, ModelSpec
 
+Limits = tuple[float, float]
+
 
 class Frame(NamedTuple):
     """How an image lies in a model's input: resized, zeros below and to the right.
@@ -53,10 +55,13 @@ class Frame(NamedTuple):
 def frame_of(spec: ModelSpec, *shape: int) -> Frame:
     """The frame an image of this shape gets: the longest side fitted, both sides stretched, or nothing resized.
 
+    Of a model that sees tiles of pictures: the frame of a tile, or of what there is of it at the picture's border,
+    which is enlarged as much as all others.
+
     Args:
         spec: of the model.
         *shape: (H, W), or (D, H, W) with as many slices as the model's input has; that of the input where nothing is
-            resized.
+            resized; no side larger than ``spec.tile``.
 
     Returns:
         The frame.
@@ -69,7 +74,11 @@ def frame_of(spec: ModelSpec, *shape: int) -> Frame:
     fits = len(shape) == spec.rank and tuple(depth) == spec.input_shape[:-3]
     if not fits or (spec.resize == "none" and (height, width) != sides):
         raise BadImage(f"Voxels of shape {shape} do not fit {spec.name}, whose input is {spec.size}.")
-    if spec.resize in ("stretch", "none"):
+    if spec.tile is not None:
+        if max(height, width) > spec.tile:
+            raise BadImage(f"A part of {height} x {width} pixels is larger than a tile of {spec.tile}.")
+        scaled = tuple(max(1, int(n * side / spec.tile + 0.5)) for n, side in zip((height, width), sides))
+    elif spec.resize in ("stretch", "none"):
         scaled = sides
     else:
         factor = min(sides[0] / height, sides[1] / width)
@@ -77,7 +86,9 @@ def frame_of(spec: ModelSpec, *shape: int) -> Frame:
     return Frame(shape, (*depth, *scaled), spec.input_shape[:-1], spec.logits_shape)
 
 
-def preprocess(spec: ModelSpec, image: NDArray) -> tuple[NDArray[np.float32], Frame]:
+def preprocess(
+    spec: ModelSpec, image: NDArray, limits: Limits | None = None
+) -> tuple[NDArray[np.float32], Frame]:
     """Picture -> model input.
 
     A model of slabs gets (D, H, W, C), each slice prepared as a picture; a patch keeps its voxels and channels.
@@ -93,6 +104,8 @@ def preprocess(spec: ModelSpec, image: NDArray) -> tuple[NDArray[np.float32], Fr
     Args:
         spec: of the model.
         image: (H, W, C) or (H, W), any number type.
+        limits: the (least, greatest) of 0..1 that "minmax" takes in place of those of this image; see
+            ``images.tiles``.
 
     Returns:
         (input (S, S, 3) float32, frame of the image).
@@ -101,7 +114,7 @@ def preprocess(spec: ModelSpec, image: NDArray) -> tuple[NDArray[np.float32], Fr
         BadImage: an array of another shape.
     """
     if spec.rank == 2:
-        return _picture(spec, image)
+        return _picture(spec, image, limits)
     frame = frame_of(spec, *image.shape[:3])
     if spec.resize == "none":
         return _patch(spec, image), frame
@@ -119,16 +132,22 @@ def _patch(spec: ModelSpec, patch: NDArray) -> NDArray[np.float32]:
     return normalise(spec, patch.astype(np.float32))
 
 
-def _picture(spec: ModelSpec, image: NDArray) -> tuple[NDArray[np.float32], Frame]:
-    three = three_channels(image)
-    frame = frame_of(spec, *three.shape[:2])
-    # Greyscale is resized once, not three times.
-    grey = image.ndim == 2 or image.shape[-1] == 1
-    scaled = resize(to_unit(three[..., :1] if grey else three), *frame.scaled, filter_of(spec))
-    scaled = repeat(scaled[..., 0], "h w -> h w c", c=3) if grey else scaled
+def _picture(
+    spec: ModelSpec, image: NDArray, limits: Limits | None = None
+) -> tuple[NDArray[np.float32], Frame]:
+    unit = unit_channels(image)
+    frame = frame_of(spec, *unit.shape[:2])
+    scaled = resize(unit, *frame.scaled, filter_of(spec))
+    scaled = repeat(scaled[..., 0], "h w -> h w c", c=3) if scaled.shape[-1] == 1 else scaled
     out = np.zeros((*frame.input_shape, 3), np.float32)
-    out[: frame.scaled[0], : frame.scaled[1]] = normalise(spec, scaled)
+    out[: frame.scaled[0], : frame.scaled[1]] = normalise(spec, scaled, limits)
     return out, frame
+
+
+def unit_channels(image: NDArray) -> NDArray[np.float32]:
+    """Picture -> what a model sees of it in 0..1, (H, W, 3), or (H, W, 1) in grey, which is resized once."""
+    three = three_channels(image)
+    return to_unit(three[..., :1] if image.ndim == 2 or image.shape[-1] == 1 else three)
 
 
 def filter_of(spec: ModelSpec) -> Filter:
@@ -136,10 +155,12 @@ def filter_of(spec: ModelSpec) -> Filter:
     return "area" if spec.normalise == "minmax" else "linear"
 
 
-def normalise(spec: ModelSpec, unit: NDArray[np.float32]) -> NDArray[np.float32]:
+def normalise(
+    spec: ModelSpec, unit: NDArray[np.float32], limits: Limits | None = None
+) -> NDArray[np.float32]:
     """Picture (H, W, 3) in 0..1 -> the numbers the model expects; see ``preprocess``."""
     if spec.normalise == "minmax":
-        low, high = unit.min(), unit.max()
+        low, high = (unit.min(), unit.max()) if limits is None else map(np.float32, limits)
         return (unit - low) / np.maximum(high - low, np.float32(1e-8))
     if spec.normalise == "unit":
         return unit

@@ -15,6 +15,8 @@ from medvfm_jax.types import MedvfmError
 _DEVIATION = 1 / 8  # of a window's side
 _LEAST = 1e-3  # weight of a window's border: a voxel that lies in one window only keeps its digits
 
+OVERLAP = 0.5  # of windows, unless somebody says otherwise
+
 Shape = tuple[int, int, int]
 
 

@@ -6,6 +6,7 @@ built again.  A new transform is one function and one line in ``KINDS``.
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from medvfm_jax.catalog import Catalog
@@ -21,6 +22,7 @@ from medvfm_jax.models.sam.volume_decoder import to_volume_decoder
 from medvfm_jax.models.slab import slab_model
 from medvfm_jax.types import MedvfmError, Normalise, Params, Resize
 
+LEAST_TILE, MOST_TILE = 16, 16_384  # pixels of a side
 MOST_NESTED = (
     8  # transforms, one of what another gives; the configuration may come from the delta of a stranger
 )
@@ -52,6 +54,24 @@ def to_input(
     return with_input(model, image_size, normalise, resize, pad_before_norm), params
 
 
+def to_tiles(
+    model: Model, params: Params, side: int, of: Mapping[str, Any] | None = None
+) -> tuple[Model, Params]:
+    """The model that the transform ``of`` gives, for tiles of ``side`` x ``side`` pixels; see ``images.tiles``."""
+    model, params = transform(of, model, params)
+    spec = model.spec
+    if spec.task != "semantic" or spec.rank != 2 or spec.resize == "none" or spec.tile is not None:
+        raise BadTransform(
+            f"Tiles are cut out of pictures for models that need no prompts and see one picture at a time, which "
+            f"{spec.name} as it is adapted does not; leave out --tile."
+        )
+    if type(side) is not int or not LEAST_TILE <= side <= MOST_TILE:
+        raise BadTransform(
+            f"A tile has a side of {LEAST_TILE} to {MOST_TILE} pixels, a whole number, not {side!r:.80}."
+        )
+    return model._replace(spec=replace(spec, tile=side)), params
+
+
 def following(change: Callable[..., tuple[Model, Params]]) -> Callable[..., tuple[Model, Params]]:
     """A change (model, params, seed) as one of the model that another transform, ``of``, gives."""
 
@@ -75,6 +95,7 @@ KINDS: Catalog[Callable[..., tuple[Model, Params]]] = Catalog(
         "instances": to_instances,
         "slab": to_slab,
         "input": to_input,
+        "tile": to_tiles,
         "deep_upscaling": following(deep_upscaling),
         "auto_sam": to_auto_sam,
         "h_sam": following(to_h_sam),

@@ -14,9 +14,10 @@ from medvfm_jax.data.targets import simulate
 from medvfm_jax.images import pile, plane, stack
 from medvfm_jax.images.geometry import slice_axis
 from medvfm_jax.images.intensity import VolumeScale
+from medvfm_jax.images.windows import OVERLAP
 from medvfm_jax.predict.ensemble import EnsemblePredictor
 from medvfm_jax.predict.predictor import Predictor, class_of_objects
-from medvfm_jax.predict.volume_prediction import OVERLAP, label_slices
+from medvfm_jax.predict.volume_prediction import label_slices
 
 
 class CasePrediction(NamedTuple):

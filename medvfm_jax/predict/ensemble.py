@@ -60,6 +60,7 @@ def check_member(run: Path, member: Member, first: Member) -> None:
             ("channels", lambda m: m.metadata.get("channel_names")),
             ("preparation of volumes", lambda m: m.preparation),
             ("window", lambda m: m.spec.input_shape if m.spec.rank == 3 else None),
+            ("tile", lambda m: m.spec.tile),
         )
         if of(first) != of(member)
     ]

@@ -37,7 +37,7 @@ from medvfm_jax.train.assemble import Base, check_prompts, load_adapted, load_ba
 from medvfm_jax.train.data_check import about, lines, refuse_bad
 from medvfm_jax.train.preparation import check_same_scale
 from medvfm_jax.train.training_data import SplitData, open_split
-from medvfm_jax.types import Delta
+from medvfm_jax.types import Delta, ModelSpec
 from medvfm_jax.weights import artifacts
 
 FORMAT = 1
@@ -117,7 +117,7 @@ def evaluate(
     cases, checked = readable(source.dataset, names, config, console)
     subject = _subject(config, run, source, console)
     source = source._replace(dataset=replace(source.dataset, preparation=subject.preparation))
-    resolved_overlap(subject.adapted.spec, config.overlap)
+    overlap = resolved_overlap(subject.adapted.spec, config.overlap)
     if subject.adapted.spec.rank == 3 and source.dataset.dimension == 2:
         raise BadConfig(
             f"{source.dataset.folder} has pictures; {subject.name} was trained to segment volumes."
@@ -128,7 +128,8 @@ def evaluate(
     run_directory.make_folder(out.parent)
     for line in lines(checked):
         console.print(line, markup=False, soft_wrap=True)
-    predictor = Predictor(subject.adapted, subject.base.params, subject.delta, flips=config.flips)
+    asked = {"flips": config.flips, "overlap": overlap}
+    predictor = Predictor(subject.adapted, subject.base.params, subject.delta, **asked)
     if config.ensemble:
         predictor = _ensemble(config, subject, predictor, cases, console)
     choose = None if sites is None else sites.choose(config, run, subject, predictor)
@@ -358,7 +359,8 @@ def _ensemble(
                 f"{folder} was trained on {counted(len(seen), 'case')} of those to be scored, '{min(seen)}' among "
                 "them; the score would be too good. Use runs with one test, like those of adapt --fold."
             )
-        members.append(Predictor(loaded.adapted, loaded.base.params, loaded.delta, flips=config.flips))
+        asked = {"flips": config.flips, "overlap": resolved_overlap(loaded.adapted.spec, config.overlap)}
+        members.append(Predictor(loaded.adapted, loaded.base.params, loaded.delta, **asked))
     return EnsemblePredictor(members)
 
 
@@ -427,6 +429,13 @@ def _score(
     return [who | row for row in rows]
 
 
+def _tiles(config: EvaluateConfig, spec: ModelSpec) -> dict[str, Any]:
+    """How pictures were cut into tiles, for the record; nothing where they were not."""
+    if spec.tile is None:
+        return {}
+    return {"tile": spec.tile, "overlap": resolved_overlap(spec, config.overlap)}
+
+
 def _names(dataset: Dataset, classes: tuple[int, ...]) -> list[str]:
     return [name for name, value in dataset.labels.items() if value in classes]
 
@@ -466,6 +475,7 @@ def _scores(
         "objects": None if subject.prompt == "none" else objects_of(source.dataset),
         "flips": config.flips,
         **({} if subject.adapted.spec.rank == 2 else {"window": list(subject.adapted.spec.input_shape[:-1])}),
+        **_tiles(config, subject.adapted.spec),
         **({"largest_component": _names(source.dataset, subject.largest)} if subject.largest else {}),
         **({"ensemble": [str(config.run), *map(str, config.ensemble)]} if config.ensemble else {}),
         "data": source.dataset.name,

@@ -9,6 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medvfm_jax.images import Query, flip_prompts, make_prompts, objects_from_distance, preprocess, restore
+from medvfm_jax.images.frame import Limits
+from medvfm_jax.images.tiles import tiled
+from medvfm_jax.images.windows import OVERLAP
 from medvfm_jax.types import (
     ABSENT,
     BOX_BOTTOM_RIGHT,
@@ -50,6 +53,14 @@ def classes_of(spec: ModelSpec) -> slice:
     return slice(None, -1 if spec.distance_map else None)
 
 
+def probabilities_of(spec: ModelSpec, logits: NDArray) -> NDArray[np.float32]:
+    """Logits of a prompt-free model, channels first -> probabilities of the classes, and the distance it may have."""
+    from scipy import special  # takes a third of a second, which `segment` need not wait for
+
+    found = special.softmax(logits[classes_of(spec)], axis=0)
+    return np.concatenate([found, special.expit(logits[-1:])]) if spec.distance_map else found
+
+
 def told_apart(classes: NDArray, distance: NDArray) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Scores of the classes (C, H, W) and distance (H, W) -> class index and object number of each pixel, (H, W).
 
@@ -75,13 +86,23 @@ class Predictor:
     """A model with its delta, compiled once for each number of prompts.
 
     flips: average the probabilities over the four flips (left-right, up-down) of the picture.
+    overlap: share of a tile that the next one covers too, of models that see pictures in tiles.
     """
 
-    def __init__(self, adapted: "AdaptedModel", params: Params, delta: Delta, *, flips: bool = False):
+    def __init__(
+        self,
+        adapted: "AdaptedModel",
+        params: Params,
+        delta: Delta,
+        *,
+        flips: bool = False,
+        overlap: float = OVERLAP,
+    ):
         self._spec, self._weights = adapted.spec, (params, jax.device_put(delta))
         self._encode = jax.jit(adapted.encode)
         self._decode = jax.jit(lambda *inputs: adapted.decode(*inputs).logits)
         self._flips: tuple[Flip, ...] = _ALL_FLIPS if flips else _NO_FLIP
+        self._overlap = overlap
 
     def with_delta(self, delta: Delta) -> "Predictor":
         """The same model with another delta of the same shapes; nothing is compiled again."""
@@ -109,22 +130,22 @@ class Predictor:
         return told_apart(np.stack(classes), distance / len(self._flips))
 
     def probabilities(self, window: NDArray) -> NDArray[np.float32]:
-        """Slab or patch (D, H, W, C) -> probability of each class (C, D, H, W)."""
+        """Picture (H, W, C), or slab or patch (D, H, W, C) -> probability of each class, classes first."""
         return self._summed(window) / len(self._flips)
 
     def _summed(self, picture: NDArray) -> NDArray[np.float32]:
-        """Probabilities of the classes, summed over the flips."""
-        from scipy import special  # takes a third of a second, which `segment` need not wait for
+        """Probabilities of the classes, and the distance of a model with one, summed over the flips."""
+        if self._spec.tile is None:
+            return self._seen(picture)
+        return tiled(self._spec, picture, self._overlap, self._seen)
 
+    def _seen(self, picture: NDArray, limits: Limits | None = None) -> NDArray[np.float32]:
+        """The same of what the model sees at once; limits: see ``preprocess``."""
         total: Any = 0.0
         for flip in self._flips:
-            embedding, frame = self._embed(_flipped(picture, flip, (-2, -3)))
+            embedding, frame = self._embed(_flipped(picture, flip, (-2, -3)), limits)
             logits = finite_logits(self._decode(*self._weights, embedding, None), self._spec.name)
-            maps = restore(frame, logits)
-            found = special.softmax(maps[classes_of(self._spec)], axis=0)
-            if self._spec.distance_map:
-                found = np.concatenate([found, special.expit(maps[-1:])])
-            total = total + _flipped(found, flip, (-1, -2))
+            total = total + _flipped(probabilities_of(self._spec, restore(frame, logits)), flip, (-1, -2))
         return total
 
     def masks(self, picture: NDArray, queries: Sequence[Query]) -> Iterator[NDArray[np.float32]]:
@@ -156,8 +177,8 @@ class Predictor:
             best[better], chosen[better] = probability[better], value
         return chosen
 
-    def _embed(self, picture: NDArray) -> tuple[Any, Any]:
-        prepared, frame = preprocess(self._spec, picture)
+    def _embed(self, picture: NDArray, limits: Limits | None = None) -> tuple[Any, Any]:
+        prepared, frame = preprocess(self._spec, picture, limits)
         return self._encode(*self._weights, prepared), frame
 
 

@@ -11,11 +11,19 @@ from numpy.typing import NDArray
 
 from medvfm_jax import local_paths, traces
 from medvfm_jax.images import Image, Query, check_query, make_prompts, plane, preprocess, restore, stack
+from medvfm_jax.images.frame import Limits
 from medvfm_jax.images.geometry import slice_axis
 from medvfm_jax.images.intensity import VolumeScale
 from medvfm_jax.images.preparation import slices_first
+from medvfm_jax.images.tiles import tiled
 from medvfm_jax.predict.ensemble import Member, check_member, mean
-from medvfm_jax.predict.predictor import class_of_objects, classes_of, finite_logits, told_apart
+from medvfm_jax.predict.predictor import (
+    class_of_objects,
+    classes_of,
+    finite_logits,
+    probabilities_of,
+    told_apart,
+)
 from medvfm_jax.predict.ready import Ready, loaded_alone, ready, with_delta, without_delta
 from medvfm_jax.predict.volume_prediction import label_slices, resolved_overlap
 from medvfm_jax.printable import counted
@@ -31,8 +39,8 @@ class Segmented(NamedTuple):
     """Masks of one picture or volume.
 
     labels: class or object numbers (H, W) or (X, Y, Z) on the image's own grid, 0 for none.
-    logits: (Q, M, H, W), or (C, H, W) without prompts, at the picture's own size; None for a volume without
-    prompts. low_res_logits, iou: as the model gives them, (Q, M, h, w) and (Q, M).
+    logits: (Q, M, H, W), or (C, H, W) without prompts, at the picture's own size; None without prompts for a volume
+    or a picture seen in tiles. low_res_logits, iou: as the model gives them, (Q, M, h, w) and (Q, M).
     classes: (n + 1,), class index of each object number, of a model that tells objects apart without prompts.
     object_score: (Q,), above 0 where the model sees an object, of models that say so. Of objects followed through a
     volume it and iou are (slices, Q).
@@ -50,7 +58,7 @@ class Segmenter:
     """A model with its delta, compiled once per number of prompts.
 
     multimask: of the three masks SAM offers for an ambiguous prompt, take the one it rates best.
-    overlap: of windows, for models of slabs and patches; half a window unless given.
+    overlap: of windows, for models of slabs, patches and tiles; half a window unless given.
     say: told when a program has to be compiled first.
     propagator: follows objects that are prompted on one slice of a volume through all slices.
     largest: classes of which the largest component alone is kept, of a model without prompts.
@@ -138,6 +146,11 @@ class Segmenter:
     def semantic(self) -> bool:
         """Whether the model takes no prompts."""
         return self._spec.task == "semantic"
+
+    @property
+    def in_tiles(self) -> bool:
+        """Whether pictures are seen in tiles, whose probabilities are blended."""
+        return self._spec.tile is not None
 
     def __call__(
         self,
@@ -243,8 +256,8 @@ class Segmenter:
             check_query(query, shape)
 
     def _labels(self, picture: NDArray) -> NDArray[np.int32]:
-        if self._others:
-            return self._probabilities(picture).argmax(0).astype(np.int32)
+        if self._others or self.in_tiles:
+            return self._probabilities(picture)[classes_of(self._spec)].argmax(0).astype(np.int32)
         return self._picture(picture, ()).logits[classes_of(self._spec)].argmax(0).astype(np.int32)
 
     def _probabilities(self, window: NDArray) -> NDArray[np.float32]:
@@ -253,13 +266,23 @@ class Segmenter:
         return mean([own, *(other._own_probabilities(window) for other in self._others)])
 
     def _own_probabilities(self, window: NDArray) -> NDArray[np.float32]:
-        from scipy import special  # takes a third of a second, which slices need not wait for
+        if self.in_tiles:
+            return tiled(self._spec, window, self._overlap, self._seen)
+        return self._seen(window)
 
-        prepared, frame = preprocess(self._spec, window)
+    def _seen(self, window: NDArray, limits: Limits | None = None) -> NDArray[np.float32]:
+        """Probabilities, and the distance of a model with one, of what the model sees at once."""
+        prepared, frame = preprocess(self._spec, window, limits)
         low = finite_logits(self._predict(prepared, {}).logits, self._spec.name)
-        return special.softmax(restore(frame, low), axis=0)
+        return probabilities_of(self._spec, restore(frame, low))
 
     def _picture(self, picture: NDArray, queries: Sequence[Query]) -> Segmented:
+        if self.in_tiles:
+            if not self._spec.distance_map:
+                return Segmented(self._labels(picture))
+            *classes, distance = self._own_probabilities(picture)
+            labels, objects = told_apart(np.stack(classes), distance)
+            return Segmented(objects, classes=class_of_objects(objects, labels))
         prepared, frame = preprocess(self._spec, picture)
         prompts = make_prompts(frame, queries)._asdict() if queries else {}
         low = self._predict(prepared, {name: value for name, value in prompts.items() if value is not None})
@@ -317,7 +340,7 @@ def load_segmenter(
         offline: download nothing.
         multimask: of the three masks SAM offers for an ambiguous prompt, take the one it rates best.
         say: see ``Segmenter``.
-        overlap: share by which neighbouring windows of a volume overlap; None: half a window.
+        overlap: share by which neighbouring windows of a volume, or tiles of a picture, overlap; None: half of one.
         ensemble: folders of more runs, whose probabilities are averaged with those of ``run``.
         propagate: objects prompted on one slice of a volume are followed through all slices; models with memory only.
 

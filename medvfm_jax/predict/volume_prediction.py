@@ -9,11 +9,9 @@ from numpy.typing import NDArray
 from medvfm_jax.images import Image, budget, pile, plane
 from medvfm_jax.images.geometry import slice_axis
 from medvfm_jax.images.preparation import AS_THEY_ARE, Preparation, resampled, restored
-from medvfm_jax.images.windows import blended, cut
+from medvfm_jax.images.windows import OVERLAP, blended, cut
 from medvfm_jax.settings.records import BadConfig, require
 from medvfm_jax.types import ModelSpec
-
-OVERLAP = 0.5  # of windows, by default
 
 Track = Callable[[Sequence[int]], Iterable[int]]
 
@@ -22,9 +20,9 @@ def resolved_overlap(spec: ModelSpec, overlap: float | None) -> float:
     """The share of a window that the next one covers too; raises BadConfig for one without a meaning."""
     if overlap is None:
         return OVERLAP
-    if spec.rank == 2:
+    if spec.rank == 2 and spec.tile is None:
         raise BadConfig(
-            f"{spec.name} sees one slice at a time, without windows that overlap; leave out --overlap."
+            f"{spec.name} sees one picture or slice at a time, without windows that overlap; leave out --overlap."
         )
     require(0 <= overlap < 1, "overlap", overlap, "at least 0 and below 1")
     return overlap

@@ -32,6 +32,10 @@ class AdaptConfig(TrainingConfig):
     intensity: Literal["usual", "nnunet"] = "usual"
     """Scale of intensities, for models of patches. `usual`: as for slices, a window of CT, percentiles of other images.
     `nnunet`: CT between percentiles of the labelled training voxels, z-scores of other images."""
+    tile: int | None = None
+    """Side in pixels of the squares that pictures and slices are cut into and that fill the model's input, for models
+    without prompts: trained on at random places, predicted with overlap and blended. Small tiles show small objects,
+    and large pictures need them. By default pictures are seen whole."""
     patience: int = 0
     """Validations without improvement that end the run; 0 never does. The best delta is kept in any case."""
     keep: Literal["nothing", "products", "everything"] = "everything"
@@ -44,6 +48,7 @@ class AdaptConfig(TrainingConfig):
         """Refuse what has no meaning; raises BadConfig, BadPath."""
         super().__post_init__()
         require(self.steps >= 1, "steps", self.steps, "at least 1")
+        require(self.tile is None or self.tile >= 16, "tile", self.tile, "at least 16")
         require(self.patience >= 0, "patience", self.patience, "at least 0")
         cases = self.train_cases
         require(cases is None or cases >= 1, "train_cases", cases, "at least 1")

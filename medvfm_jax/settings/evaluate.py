@@ -34,8 +34,8 @@ class EvaluateConfig(ReadingConfig):
     flips: bool = False
     """Average the predictions over the flips of the image (4 times the work)."""
     overlap: float | None = None
-    """Share of a window that the next one covers too, for models that see slabs or patches of volumes; by default
-    0.5. More is smoother and slower."""
+    """Share of a window that the next one covers too, for models that see slabs or patches of volumes or tiles of
+    pictures; by default 0.5. More is smoother and slower."""
     choose_largest: bool = False
     """With --run and --split val: keep only the largest connected component of each label whose Dice gains from it, in
     every later evaluate and segment with --run. Models without prompts; the scores are those of all components."""

@@ -10,9 +10,7 @@ from medvfm_jax.types import ModelSpec
 
 def _transform(spec: ModelSpec, prompt: str, classes: int) -> dict[str, Any]:
     if prompt != "none":
-        raise BadAdapterConfig(
-            f"System 'instances' finds all objects without prompts; leave out --prompt {prompt}."
-        )
+        raise BadAdapterConfig(f"Instances are found without prompts; leave out --prompt {prompt}.")
     return {"kind": "instances", "classes": classes}
 
 

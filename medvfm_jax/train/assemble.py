@@ -32,7 +32,7 @@ from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.systems import System
 from medvfm_jax.systems.fitting import why
 from medvfm_jax.train.preparation import PREPARATION, stored_preparation
-from medvfm_jax.train.seen_at_once import recorded_shape, stored_shape, with_depth
+from medvfm_jax.train.seen_at_once import recorded_shape, stored_shape, with_depth, with_tile
 from medvfm_jax.types import Delta, MedvfmError, ModelSpec, Params
 from medvfm_jax.weights import artifacts
 
@@ -110,13 +110,14 @@ def assemble(
     keep: str = "everything",
     shape: tuple[int, ...] | None = None,
     depth: int | None = None,
+    tile: int | None = None,
     elsewhere: Collection[str] = (),
 ) -> Assembled:
     """Load the weights and put the system's parts around the model.
 
     name: of the system, stored with the adapter.  classes: labels with the background.  seed: of initial values.
-    keep, shape: see ``load_base``.  depth: slices of a slab, if not the system's own.  elsewhere: see
-    ``systems.configure``.
+    keep, shape: see ``load_base``.  depth: slices of a slab, if not the system's own.  tile: side of the squares that
+    pictures are cut into.  elsewhere: see ``systems.configure``.
     Raises BadConfig, and what weights, transforms and adapters raise.
     """
     base = load_base(
@@ -130,7 +131,7 @@ def assemble(
         shape=shape,
     )
     return adapt_base(
-        base, config, name, system, classes=classes, seed=seed, depth=depth, elsewhere=elsewhere
+        base, config, name, system, classes=classes, seed=seed, depth=depth, tile=tile, elsewhere=elsewhere
     )
 
 
@@ -143,13 +144,15 @@ def adapt_base(
     classes: int,
     seed: int,
     depth: int | None = None,
+    tile: int | None = None,
     elsewhere: Collection[str] = (),
 ) -> Assembled:
     """The system's parts around a model, as ``assemble``; where ``base.params`` are shapes, so is the delta."""
     task, spec = base.model.spec.task, base.model.spec
     prompt = config.resolved_prompt(system, task)
     check_prompts(spec, prompt)
-    transform = seeded(with_depth(system.transform(spec, prompt, classes), name, depth), seed)
+    change = with_depth(system.transform(spec, prompt, classes), name, depth)
+    transform = seeded(with_tile(change, tile), seed)
     base = transformed(base, transform)
     options = systems.parse_assignments(config.set)
     adapter = systems.configure(name, system, base.model.spec, options, elsewhere)

@@ -1,4 +1,4 @@
-"""What a model of volumes sees at once, from settings to the model built: slices of a slab, sides of a patch."""
+"""What a model sees at once, from settings to the model built: slices of a slab, a patch, tiles of a picture."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -53,6 +53,11 @@ def with_depth(change: dict[str, Any] | None, system: str, depth: int | None) ->
             f"adapter={system} sees one slice at a time; leave out --window, or use --adapter sd_trans."
         )
     return change | {"depth": depth}
+
+
+def with_tile(change: dict[str, Any] | None, tile: int | None) -> dict[str, Any] | None:
+    """The transform of a system for tiles of pictures, None for whole ones."""
+    return change if tile is None else {"kind": "tile", "side": tile, "of": change}
 
 
 def recorded_shape(spec: ModelSpec) -> dict[str, list[int]]:

@@ -147,6 +147,7 @@ def resolve(
         keep=config.keep,
         shape=patch_shape(config, entry, len(source.dataset.channel_names)),
         depth=slab_depth(config),
+        tile=config.tile,
     )
     prompt, size = assembled.prompt, assembled.size
     checked = about(checked, prompt, assembled.base.model.spec, source.dataset.preparation)
@@ -227,8 +228,10 @@ def train(
 
 
 def _cache(run: Run) -> EmbeddingCache | None:
-    """A cache if the delta leaves the encoder alone and images come without random changes."""
+    """A cache if the delta leaves the encoder alone and images come without random changes, or tiles."""
     config, (base, adapted, delta, *_) = run.config, run.assembled
+    if config.tile is not None:
+        return None
     if config.embeddings == "off" or config.augment in ("full", "upright") or touches_encoder(delta):
         return None
     encode = functools.partial(jax.jit(adapted.encode), jax.device_put(base.params), delta)

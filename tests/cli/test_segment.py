@@ -72,7 +72,8 @@ def test_json_is_one_object_that_says_the_same(medvfm, plain, white, tmp_path):
         "images": [
             {"image": str(white), "mask": str(tmp_path / "m.png"), "pixels": {"1": 88, "2": 12},
              "labels": {}, "iou": [[0.5], [0.5]], "logits": None},
-        ]
+        ],
+        "skipped": [],
     }  # fmt: skip
     assert result.err == ""
 
@@ -239,6 +240,35 @@ def test_one_image_into_a_folder(medvfm, plain, white, tmp_path):
         assert pixels(tmp_path / folder / "white.png").sum() == 88
 
 
+def test_a_folder_goes_into_a_folder_and_what_is_no_image_is_counted_and_said(medvfm, plain, white, tmp_path):
+    folder, masks = tmp_path / "in", tmp_path / "out"
+    (folder / "sub").mkdir(parents=True)
+    for name in ("b.png", "a.png", ".hidden.png", "sub/c.png"):
+        (folder / name).write_bytes(white.read_bytes())
+    for name in ("notes.txt", "sites.csv", "scan.dcm"):
+        (folder / name).write_text("mine")
+    result = medvfm("segment", folder, "--model", SAM, *BOX, "--out", masks, "--json")
+    assert [Path(record["image"]).name for record in result.json["images"]] == ["a.png", "b.png"]
+    assert sorted(path.name for path in masks.iterdir()) == ["a.png", "b.png"]
+    assert pixels(masks / "a.png").sum() == 88
+    assert {Path(left["file"]).name: left["why"] for left in result.json["skipped"]} == {
+        ".hidden.png": "hidden",
+        "notes.txt": "no image by its name",
+        "scan.dcm": "DICOM beside other images",
+        "sites.csv": "no image by its name",
+        "sub": "a folder within",
+    }
+    for line in (
+        "skipped 1 item, hidden",
+        "skipped 2 items, no image by its name: ",
+        "skipped 1 item, a folder",
+    ):
+        assert line in result.err
+    one = medvfm("segment", folder / "sub", "--model", SAM, *BOX, "--out", tmp_path / "one")
+    assert one.code == 0
+    assert pixels(tmp_path / "one" / "c.png").sum() == 88
+
+
 @pytest.mark.parametrize(
     ("images", "out", "sentence"),
     [
@@ -256,7 +286,9 @@ def test_one_image_into_a_folder(medvfm, plain, white, tmp_path):
         (["b.png", "a.png"], "sub", "sub/a.png exists; add --overwrite"),
         (["scan.nii.gz"], "m.png", "is a volume and"),
         (["empty"], "masks", "empty is an empty folder"),
-        (["sub"], "masks", "sub is a folder of images; give its files, such as"),
+        (["sub"], "sub", "would lie among the images they are of; choose another --out"),
+        (["sub"], "m.png", "m.png names one mask; several need a folder"),
+        (["sub", "a.png"], "masks", "two images would be written to"),
     ],
 )
 def test_a_target_that_cannot_be_is_refused_before_any_work(

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -294,3 +296,14 @@ def test_pictures_have_no_slabs(tmp_path, spec):
     with pytest.raises(NoExamples, match="slices at once") as caught:
         examples(open_dataset(folder), ["a"], spec, "semantic")
     assert_one_sentence(caught, "choose data with volumes")
+
+
+def test_of_tiles_those_side_by_side_and_in_training_one_anywhere_in_each_picture(tmp_path):
+    mask = np.zeros((20, 40), np.uint8)
+    mask[3:9, 30:36] = 1
+    dataset = open_dataset(plain_folder(tmp_path, {"a": mask, "b": mask[:12, :12]}))
+    spec = replace(SPEC, task="semantic", tile=16)
+    fixed = examples(dataset, ["a", "b"], spec, "semantic")
+    assert [e.id for e in fixed] == ["a#0,0", "a#0,12", "a#0,24", "a#4,0", "a#4,12", "a#4,24", "b#0,0"]
+    assert [e.corner for e in fixed[:2]] == [(0, 0), (0, 12)]
+    assert [e.id for e in examples(dataset, ["a", "b"], spec, "semantic", random=True)] == ["a", "b"]

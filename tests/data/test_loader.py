@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from medvfm_jax.data.augment import AugmentConfig, UnknownAugmentation
 from medvfm_jax.data.targets import semantic_target
 from medvfm_jax.images import preprocess
 from medvfm_jax.types import ABSENT, IGNORE
-from tests.data.small_folders import SPEC, assert_one_sentence
+from tests.data.small_folders import SPEC, assert_one_sentence, plain_folder
 
 MIXED = PromptConfig("mixed", 3, points=2)
 
@@ -262,3 +264,55 @@ def test_shares_of_a_batch_are_the_batch(cells, parts):
 def test_shares_that_do_not_exist_are_refused(cells, options):
     with pytest.raises(BadLoaderState):
         loader_of(cells, "semantic", batch_size=4, **options)
+
+
+# Tiles
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """One picture, 24 x 48: dark on the left, a bright object of 6 x 6 on the right."""
+    image, mask = np.full((24, 48), 10, np.uint8), np.zeros((24, 48), np.uint8)
+    image[8:14, 38:44], mask[8:14, 38:44] = 210, 1
+    return open_dataset(plain_folder(tmp_path_factory.mktemp("wide"), {"a": mask}, images={"a": image}))
+
+
+def test_a_tile_fills_the_input_and_intensities_are_those_of_the_whole_picture(wide):
+    """12 pixels at 32: the object of 6 x 6 is a quarter of its tile, a tile of background is black, not grey."""
+    spec = replace(SPEC, task="semantic", tile=12)
+    found = examples(wide, ["a"], spec, "semantic")
+    batch = make_batch(wide, found, spec, "semantic")
+    corners = [example.corner for example in found]
+    assert corners == [(y, x) for y in (0, 12) for x in (0, 12, 24, 36)]
+    dark, above = corners.index((0, 0)), corners.index((0, 36))
+    assert (batch.image[dark] == 0).all()
+    assert (batch.target[dark, 0] == 1).all()
+    # Rows 8 to 12 and columns 2 to 8 of the tile are object.
+    np.testing.assert_allclose(batch.target[above, 1].mean(), 4 * 6 / 12**2, rtol=1e-5)
+    np.testing.assert_allclose(batch.image[above].mean(), 4 * 6 / 12**2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("augment", ["none", "full"])
+def test_training_sees_tiles_anywhere_half_of_them_around_an_object(wide, augment):
+    """Of all places of a tile of 12 few show any of the object; turned and zoomed pixels are of the picture."""
+    spec = replace(SPEC, task="semantic", tile=12)
+    found = examples(wide, ["a"], spec, "semantic", random=True)
+    loader = make_loader(
+        wide, found, spec, "semantic", batch_size=40, seed=0, threads=0, augment=augment, shuffle=False
+    )
+    batch = next(loader)
+    assert batch.image.shape == (40, 32, 32, 3)
+    shows = (batch.target[:, 1] > 0.5).any((1, 2))
+    assert 0.4 < shows.mean() < 0.95
+    assert len({target.tobytes() for target in batch.target[shows]}) > 10
+    unlabelled = (batch.target[:, 0] == IGNORE).mean()
+    assert unlabelled == 0 if augment == "none" else unlabelled < 0.15
+
+
+def test_a_picture_smaller_than_a_tile_is_filled_up_and_the_rest_counts_nothing(wide):
+    spec = replace(SPEC, task="semantic", tile=96)
+    (whole,) = examples(wide, ["a"], spec, "semantic")
+    batch = make_batch(wide, [whole], spec, "semantic")
+    assert (batch.image[0, 8:] == 0).all()
+    assert (batch.image[0, :, 16:] == 0).all()
+    assert ((batch.target[0, 0] == IGNORE) == ~np.pad(np.ones((4, 8), bool), ((0, 12), (0, 8)))).all()

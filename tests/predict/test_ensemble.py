@@ -1,5 +1,6 @@
 """Probabilities of several runs, and who may join them."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -37,6 +38,7 @@ def test_the_mean_of_probabilities_decides_not_the_votes():
         ({"metadata": ABOUT | {"labels": {"background": 0, "b": 1}}}, "its labels differ"),
         ({"metadata": ABOUT | {"channel_names": ["CT"]}}, "its channels differ"),
         ({"preparation": Preparation((1.0, 1.0, 1.0))}, "its preparation of volumes differ"),
+        ({"spec": replace(SPEC, tile=64)}, "its tile differ from those of the first run"),
     ],
 )
 def test_runs_that_see_or_say_other_things_do_not_join(changed, what):

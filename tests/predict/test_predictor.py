@@ -191,3 +191,30 @@ def test_another_delta_gives_its_own_masks_and_compiles_nothing():
     np.testing.assert_array_equal(second.classes(image), image.argmin(-1))
     np.testing.assert_array_equal(first.classes(image), image.argmax(-1))
     assert len(traced) == 1
+
+
+@pytest.mark.parametrize("flips", [0, 1])
+def test_a_picture_that_is_one_tile_is_that_picture_bit_by_bit(flips):
+    image = picture()
+    whole, tile = (
+        Predictor(plain_model(leaning, "semantic", classes=2, tile=side), {}, {}, flips=flips)
+        for side in (None, SIZE)
+    )
+    np.testing.assert_array_equal(tile.probabilities(image), whole.probabilities(image))
+    np.testing.assert_array_equal(tile.classes(image), whole.classes(image))
+
+
+@pytest.mark.parametrize("shape", [(20, 45), (7, 40), (5, 9)])
+def test_tiles_keep_pixels_and_are_blended_with_weights_that_sum_to_one(shape):
+    """Each tile of 16 pixels at 16: the model's answer per pixel, wherever the tiles lie and however they overlap."""
+    image = picture(*shape)
+    model = plain_model(channels, "semantic", classes=3, tile=SIZE)
+    near, far = (Predictor(model, {}, {}, overlap=overlap) for overlap in (0.0, 0.7))
+    expected = softmax(10 * np.moveaxis(image, -1, 0), axis=0)
+    # Where a tile ends in padding the last pixel is interpolated with it, as that of a whole picture is.
+    inner = (
+        slice(0, min(shape[0], SIZE) - 1 if shape[0] < SIZE else None),
+        slice(0, min(shape[1], SIZE) - 1 if shape[1] < SIZE else None),
+    )
+    for predictor in (near, far):
+        np.testing.assert_allclose(predictor.probabilities(image)[:, *inner], expected[:, *inner], atol=1e-5)

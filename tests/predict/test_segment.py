@@ -9,6 +9,7 @@ from medvfm_jax import systems, weights
 from medvfm_jax.images import BadPrompt, Image, Query
 from medvfm_jax.images.intensity import volume_to_unit, window
 from medvfm_jax.models.errors import UnknownModel
+from medvfm_jax.predict.predictor import Predictor
 from medvfm_jax.predict.segment import load_segmenter
 from medvfm_jax.predict.volume_prediction import label_slices
 from medvfm_jax.runs import run_directory
@@ -17,7 +18,7 @@ from medvfm_jax.runs.settings_record import settings_digest
 from medvfm_jax.train import BadConfig, assemble
 from medvfm_jax.types import ModelSpec, Prediction
 from medvfm_jax.weights import WrongBaseWeights, artifacts
-from tests.predict.plain_models import SIZE, channels, inside_box
+from tests.predict.plain_models import SIZE, channels, inside_box, plain_model
 from tests.predict.plain_segmenter import segmenter
 
 
@@ -363,3 +364,27 @@ def test_slices_of_a_volume_get_their_classes_from_such_a_model():
     found = segmenter(cells, "semantic", spec=tells_apart)(image)
     np.testing.assert_array_equal(found.labels[3:11, 1:15].max(), 1)
     assert set(np.unique(found.labels)) == {0, 1}
+
+
+@pytest.mark.parametrize("shape", [(SIZE, SIZE), (40, 25), (9, 30)])
+def test_a_picture_in_tiles_is_segmented_as_it_is_evaluated(shape):
+    array = np.random.default_rng(0).integers(0, 256, (*shape, 3)).astype(np.uint8)
+    of = {"classes": 3, "tile": SIZE}
+    found = segmenter(channels, "semantic", spec=of)(picture(array))
+    scored = Predictor(plain_model(channels, "semantic", **of), {}, {}).classes(array)
+    np.testing.assert_array_equal(found.labels, scored)
+    assert found.logits is None
+
+
+def test_objects_are_told_apart_across_tiles():
+    array = np.zeros((2 * SIZE, 3 * SIZE, 3), np.uint8)
+    array[3 : 2 * SIZE - 3, 3:41, 0] = 255
+    array[5 : 2 * SIZE - 5, 5:20, 2] = array[5 : 2 * SIZE - 5, 24:39, 2] = 255
+    of = {"classes": 2, "distance_map": True, "tile": SIZE}
+    found = segmenter(cells, "semantic", spec=of)(picture(array))
+    assert found.classes.tolist() == [0, 1, 1]
+    classes, objects = Predictor(plain_model(cells, "semantic", **of), {}, {}).instances(array)
+    np.testing.assert_array_equal(found.labels, objects)
+    np.testing.assert_array_equal(objects > 0, classes > 0)
+    left, right = objects[5 : 2 * SIZE - 5, 5:20], objects[5 : 2 * SIZE - 5, 24:39]
+    assert left.min() == left.max() != right.min() == right.max()

@@ -18,6 +18,8 @@ class SegmentArgs:
 
     Example: medvfm segment scans/*.nii.gz --run runs/a --out masks
 
+    Example: medvfm segment scans --run runs/a --out masks
+
     Example: medvfm segment ct.nii.gz --model sam2-tiny --slice 40 --box 30 40 110 120 --propagate --out mask.nii.gz
 
     Coordinates are pixels of the original image, x to the right, y down. Each --box is an object with a number
@@ -26,9 +28,10 @@ class SegmentArgs:
     """
 
     images: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE...")]
-    """Images to segment: PNG, JPEG, TIFF, NIfTI, .npy, DICOM."""
+    """Images to segment: PNG, JPEG, TIFF, NIfTI, .npy, DICOM. Of a folder its images, and what else lies in it is
+    skipped and said, or the DICOM series it holds."""
     out: Path
-    """Mask to write, on the image's own grid; for several images a folder."""
+    """Mask to write, on the image's own grid; for several images, or a folder of them, a folder."""
     model: str | None = None
     """Pretrained model to prompt, or the base of --delta."""
     delta: Path | None = None
@@ -48,8 +51,8 @@ class SegmentArgs:
     multimask: bool = False
     """Of three candidate masks take the one the model rates best; for ambiguous clicks."""
     overlap: float | None = None
-    """Share of a window that the next one covers too, for models that see slabs or patches of volumes; by default
-    0.5. More is smoother and slower."""
+    """Share of a window that the next one covers too, for models that see slabs or patches of volumes or tiles of
+    pictures; by default 0.5. More is smoother and slower."""
     logits: Path | None = None
     """Write low_res_logits, iou and logits at the original size into this .npz file (one image only)."""
     weights: Path | None = None
