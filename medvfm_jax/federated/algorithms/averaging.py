@@ -34,17 +34,57 @@ from medvfm_jax.federated.core.tree_math import add, scale, subtract
 
 
 def fedavg(gradient: Gradient, optimizer: Optimizer, server_rate: float = 1.0) -> Algorithm:
-    """x <- x + server_rate sum_i p_i (y_i - x) (McMahan et al. 2017)."""
+    """x <- x + server_rate sum_i p_i (y_i - x) (McMahan et al. 2017).
+
+    Args:
+        gradient: gradient of a client's loss, `gradient_of(loss)` or `privacy.patient_value_and_grad(loss, privacy)`.
+        optimizer: of the local steps, started anew in every round; one made by `kept_optimizer.kept` goes on where
+            the client's last round ended.
+        server_rate: factor on the mean change; 1 replaces the server's delta by the weighted mean of the clients'
+            deltas.
+
+    Returns:
+        The algorithm; a client uploads y_i - x, with its number of samples as weight.
+
+    References:
+        https://arxiv.org/abs/1602.05629
+    """
     return averaging(gradient, optimizer, optax.sgd(server_rate))
 
 
 def fedprox(gradient: Gradient, optimizer: Optimizer, mu: float) -> Algorithm:
-    """FedAvg with mu/2 |y - x|^2 added to each local loss (Li et al. 2020)."""
+    """FedAvg with mu/2 |y - x|^2 added to each local loss (Li et al. 2020).
+
+    Args:
+        gradient: gradient of a client's loss, `gradient_of(loss)` or `privacy.patient_value_and_grad(loss, privacy)`.
+        optimizer: of the local steps, started anew in every round; one made by `kept_optimizer.kept` goes on where
+            the client's last round ended.
+        mu: strength of the proximal term; its gradient mu (y - x) is added to that of the loss.
+
+    Returns:
+        The algorithm; uploads as in FedAvg.
+
+    References:
+        https://arxiv.org/abs/1812.06127
+    """
     return averaging(gradient, optimizer, optax.sgd(1.0), mu=mu)
 
 
 def fedopt(gradient: Gradient, optimizer: Optimizer, server_optimizer: Optimizer) -> Algorithm:
-    """Feed minus the mean change to any optax optimizer on the server (Reddi et al. 2021)."""
+    """Give minus the mean change to an optax optimizer on the server, as its gradient (Reddi et al. 2021).
+
+    Args:
+        gradient: gradient of a client's loss, `gradient_of(loss)` or `privacy.patient_value_and_grad(loss, privacy)`.
+        optimizer: of the local steps, started anew in every round; one made by `kept_optimizer.kept` goes on where
+            the client's last round ended.
+        server_optimizer: any optax optimizer; its state is kept in `Server.state`.
+
+    Returns:
+        The algorithm; uploads as in FedAvg.
+
+    References:
+        https://arxiv.org/abs/2003.00295
+    """
     return averaging(gradient, optimizer, server_optimizer)
 
 
@@ -52,6 +92,19 @@ def fedsharp(gradient: Gradient, optimizer: Optimizer, rho: float = 0.05) -> Alg
     """FedAvg whose clients use the gradient at y + rho g / |g|, g = grad(y), so that they seek flat minima.
 
     Published as FedSAM (Qu et al. 2022; Caldarola et al. 2022); renamed because SAM is Segment Anything here.
+
+    Args:
+        gradient: gradient of a client's loss, `gradient_of(loss)` or `privacy.patient_value_and_grad(loss, privacy)`.
+        optimizer: of the local steps, started anew in every round; one made by `kept_optimizer.kept` goes on where
+            the client's last round ended.
+        rho: length of the ascent step, an l2 norm over the whole of what is trained.
+
+    Returns:
+        The algorithm; every local step costs two gradients of the same batch, uploads as in FedAvg.
+
+    References:
+        https://arxiv.org/abs/2206.02618
+        https://arxiv.org/abs/2203.11834
     """
     base = averaging(sharpness_aware(gradient, rho), optimizer, optax.sgd(1.0))
     return base._replace(reads="a second gradient of the same batch")

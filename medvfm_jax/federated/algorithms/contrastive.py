@@ -20,7 +20,22 @@ def moon(
     mu: float = 1.0,
     temperature: float = 0.5,
 ) -> Algorithm:
-    """FedAvg on loss + mu ``model_contrast``; a client keeps its last local delta."""
+    """FedAvg on loss + mu ``model_contrast``; a client keeps its last local delta.
+
+    Args:
+        gradient: gradient of a client's loss, `gradient_of(loss)` or `privacy.patient_value_and_grad(loss, privacy)`.
+        features: (delta, batch) -> (batch, d), the representation that is contrasted.
+        optimizer: of the local steps, started anew in every round.
+        mu: weight of the contrastive term.
+        temperature: T by which cosine similarities are divided.
+
+    Returns:
+        The algorithm; a client keeps a whole delta, the one it ended its last round with, and every step evaluates
+        the features of three models.
+
+    References:
+        https://arxiv.org/abs/2103.16257
+    """
 
     def client_update(
         server: Server, previous: Tree, shard: Shard, step_mask: Array, key: Array

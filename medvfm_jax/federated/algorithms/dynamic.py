@@ -11,6 +11,17 @@ def feddyn(gradient: Gradient, optimizer: Optimizer, alpha: float = 0.1) -> Algo
     """Clients minimise f_i(y) - <g_i, y> + alpha/2 |y - x|^2 and set g_i <- g_i - alpha (y_i - x).
 
     Server: h <- h - alpha |S|/N mean_S (y_i - x); x <- mean_S y_i - h / alpha.  Clients count equally.
+
+    Args:
+        gradient: gradient of a client's loss, `gradient_of(loss)` or `privacy.patient_value_and_grad(loss, privacy)`.
+        optimizer: of the local steps, started anew in every round.
+        alpha: strength of the proximal and of the linear term.
+
+    Returns:
+        The algorithm; a client keeps g_i and the server h, each of the shape of the delta and zero at the start.
+
+    References:
+        https://arxiv.org/abs/2111.04263
     """
 
     def client_update(

@@ -24,9 +24,22 @@ def feddf(
 ) -> Algorithm:
     """FedAvg, then one step of the server optimizer (Adam 1e-3) per unlabelled batch on ``ensemble_loss``.
 
-    public_batches: leaves (steps, batch, ...), the same every round.  The ensemble is the plain mean of the
-    participants' logits.  Adam normalises gradients of any size, so even clients that agree move the server a
-    little.  The server needs every client's delta, so this does not go with privacy.
+    The ensemble is the plain mean of the participants' logits.  Adam normalises gradients of any size, so even clients
+    that agree move the server a little.  The server needs every client's delta, so `make_round` refuses privacy with
+    it.
+
+    Args:
+        gradient: gradient of a client's loss, `gradient_of(loss)` or `privacy.patient_value_and_grad(loss, privacy)`.
+        optimizer: of the local steps, started anew in every round.
+        logits: (delta, batch) -> (..., classes), of the model that is distilled.
+        public_batches: unlabelled data at the server, leaves (steps, batch, ...), the same in every round.
+        server_optimizer: of the distillation steps, started anew in every round; None for `optax.adam(1e-3)`.
+
+    Returns:
+        The algorithm, with reduction "stack"; uploads as in FedAvg.
+
+    References:
+        https://arxiv.org/abs/2006.07242
     """
     base, server_optimizer = fedavg(gradient, optimizer), server_optimizer or optax.adam(1e-3)
 

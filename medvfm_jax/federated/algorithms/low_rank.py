@@ -29,21 +29,69 @@ from medvfm_jax.federated.core.tree_math import add, select, zeros_like
 
 
 def fedit(gradient: Gradient, optimizer: Optimizer) -> Algorithm:
-    """Average a and b apart, which is not the average of their products (Zhang et al. 2024)."""
+    """Average a and b apart, which is not the average of their products (Zhang et al. 2024).
+
+    Args:
+        gradient: gradient of a client's loss, `gradient_of(loss)` or `privacy.patient_value_and_grad(loss, privacy)`.
+        optimizer: of the local steps, started anew in every round; one made by `kept_optimizer.kept` goes on where
+            the client's last round ended.
+
+    Returns:
+        The algorithm; uploads as in FedAvg. Its `measure` reports "aggregation_error" and
+        "aggregation_error_relative".
+
+    Raises:
+        BadFederation: from a round that is measured, for a delta without a pair of low-rank factors.
+
+    References:
+        https://arxiv.org/abs/2305.05644
+    """
     return averaging(gradient, optimizer, optax.sgd(1.0), measure=_error_of_changes)
 
 
 def ffa_lora(gradient: Gradient, optimizer: Optimizer) -> Algorithm:
     """Freeze a at its common start, train and average b only (Sun et al. 2024).
 
-    Exact, half the traffic, and noise enters the product linearly.  The aggregation error is zero by construction.
+    Exact, half the traffic where the ranks and widths of a and b are alike, and noise enters the product linearly.  The
+    aggregation error is zero by construction.
+
+    Args:
+        gradient: gradient of a client's loss, `gradient_of(loss)` or `privacy.patient_value_and_grad(loss, privacy)`.
+        optimizer: of the local steps, started anew in every round; one made by `kept_optimizer.kept` goes on where
+            the client's last round ended.
+
+    Returns:
+        The algorithm; an upload has None for the leaves a. Its `measure` reports "aggregation_error" and
+        "aggregation_error_relative".
+
+    Raises:
+        BadFederation: from `Federation.init`, for a delta without a pair of low-rank factors.
+
+    References:
+        https://arxiv.org/abs/2403.12313
     """
     base = averaging(gradient, optimizer, optax.sgd(1.0), frozen=names_of_a)
     return base._replace(measure=_no_error)
 
 
 def fedsa_lora(gradient: Gradient, optimizer: Optimizer) -> Algorithm:
-    """Train both, share a, keep b at the client (Guo et al. 2025); no products are ever averaged."""
+    """Train both, share a, keep b at the client (Guo et al. 2025); no products are ever averaged.
+
+    Args:
+        gradient: gradient of a client's loss, `gradient_of(loss)` or `privacy.patient_value_and_grad(loss, privacy)`.
+        optimizer: of the local steps, started anew in every round; one made by `kept_optimizer.kept` goes on where
+            the client's last round ended.
+
+    Returns:
+        The algorithm; an upload has None for the leaves b, which are a client's state. Its `measure` reports
+        "aggregation_error" and "aggregation_error_relative".
+
+    Raises:
+        BadFederation: from `Federation.init`, for a delta without a pair of low-rank factors.
+
+    References:
+        https://arxiv.org/abs/2410.01463
+    """
     base = averaging(gradient, optimizer, optax.sgd(1.0), personal=names_of_b)
     return base._replace(measure=_no_error)
 
@@ -51,7 +99,23 @@ def fedsa_lora(gradient: Gradient, optimizer: Optimizer) -> Algorithm:
 def rolora(gradient: Gradient, optimizer: Optimizer) -> Algorithm:
     """Even rounds train and average b, odd rounds a, so that every round is exact (Chen et al. 2024).
 
-    One static message holds both factors, one of them zero: on a real wire half the counted bits are not needed.
+    One static message holds both factors, of which one is zero: a wire format that leaves it out would need half the
+    counted bits where a and b are of one size.
+
+    Args:
+        gradient: gradient of a client's loss, `gradient_of(loss)` or `privacy.patient_value_and_grad(loss, privacy)`.
+        optimizer: of the local steps, started anew in every round; one made by `kept_optimizer.kept` goes on where
+            the client's last round ended.
+
+    Returns:
+        The algorithm; uploads as in FedAvg. Its `measure` reports "aggregation_error" and
+        "aggregation_error_relative".
+
+    Raises:
+        BadFederation: from `Federation.init`, for a delta without a pair of low-rank factors.
+
+    References:
+        https://arxiv.org/abs/2409.02346
     """
 
     def alternate(server: Server, tree: Tree) -> Tree:
@@ -95,7 +159,24 @@ def hetlora(
     With ``prune`` = gamma < 1 a client drops to rank floor(gamma r_i) when training has shrunk the norm of what lies
     beyond it; ``penalty`` times |a_tail| |b_tail| in the loss encourages that (Cho et al. 2024).  The norm is over
     all sites together, and so is the rank: the paper leaves both per layer open.  Uploads are the factors, not their
-    changes.
+    changes, so `make_round` refuses client-level privacy with it.
+
+    Args:
+        gradient: gradient of a client's loss, `gradient_of(loss)` or `privacy.patient_value_and_grad(loss, privacy)`.
+        optimizer: of the local steps, started anew in every round.
+        ranks: of the clients, by client id; None or empty: each has the largest rank of the delta.
+        prune: gamma in (0, 1]; 1 keeps every rank.
+        penalty: weight of |a_tail| |b_tail| in the loss.
+
+    Returns:
+        The algorithm; a client keeps its rank, () int32. Its `measure` reports "aggregation_error" and
+        "aggregation_error_relative".
+
+    Raises:
+        BadFederation: from `Federation.init`, for a delta without a pair of low-rank factors.
+
+    References:
+        https://arxiv.org/abs/2401.06432
     """
 
     def tail_norm(delta: Tree, rank: Array) -> Array:

@@ -45,8 +45,24 @@ def flora(
 ) -> Algorithm:
     """Stack all factors, add their exact weighted product to the base, start new factors (Wang et al. 2024).
 
-    New factors: a uniform in +-1/sqrt(in), b zero.  Clients may have different ranks.  ``clients`` is n, from which
-    the download of n stacked pairs is counted.
+    New factors: a uniform in +-1/sqrt(in), b zero.  Clients may have different ranks.  The download is counted as the
+    delta and n pairs per site.
+
+    Args:
+        gradient: of the loss at a pair (delta, increments of the base), see ``base_increments.on_increments``.
+        optimizer: of the local steps, started anew in every round.
+        clients: their number n, which only the count of downloaded bits uses.
+        ranks: of the clients, by client id; None or empty: each has the largest rank of the delta.
+
+    Returns:
+        The algorithm, with reduction "stack"; uploads are the factors, and its model is a pair (delta, {site: dense
+        increment (..., in, out)}). Its `measure` reports "aggregation_error" and "aggregation_error_relative".
+
+    Raises:
+        BadFederation: from `Federation.init`, for a delta without a pair of low-rank factors.
+
+    References:
+        https://arxiv.org/abs/2409.05976
     """
 
     def aggregate(server: Server, uploads: Tree, cohort: Cohort) -> Server:
@@ -65,7 +81,22 @@ def flora(
 def fedex_lora(gradient: Gradient, optimizer: Optimizer, clients: int) -> Algorithm:
     """Average a and b, and add what that misses, sum_i p_i a_i b_i - mean(a) mean(b), to the base (Singhal 2024).
 
-    ``clients`` is n, from which the download of the residual's n pairs is counted.
+    The download is counted as the delta and the n pairs of the residual per site.
+
+    Args:
+        gradient: of the loss at a pair (delta, increments of the base), see ``base_increments.on_increments``.
+        optimizer: of the local steps, started anew in every round.
+        clients: their number n, which only the count of downloaded bits uses.
+
+    Returns:
+        The algorithm, with reduction "stack"; uploads are the factors, and its model is a pair (delta, {site: dense
+        increment (..., in, out)}). Its `measure` reports "aggregation_error" and "aggregation_error_relative".
+
+    Raises:
+        BadFederation: from `Federation.init`, for a delta without a pair of low-rank factors.
+
+    References:
+        https://arxiv.org/abs/2410.09432
     """
 
     def aggregate(server: Server, uploads: Tree, cohort: Cohort) -> Server:
@@ -80,6 +111,21 @@ def flexlora(gradient: Gradient, optimizer: Optimizer, ranks: Sequence[int] | No
     """Best approximation of sum_i p_i a_i b_i at the server's rank; a client takes its first r_i directions.
 
     The mean product is never formed: QR of the stacks and a small SVD (Bai et al. 2024).
+
+    Args:
+        gradient: gradient of a client's loss, `gradient_of(loss)` or `privacy.patient_value_and_grad(loss, privacy)`.
+        optimizer: of the local steps, started anew in every round.
+        ranks: of the clients, by client id; None or empty: each has the largest rank of the delta.
+
+    Returns:
+        The algorithm, with reduction "stack"; uploads are the factors. Its `measure` reports "aggregation_error" and
+        "aggregation_error_relative".
+
+    Raises:
+        BadFederation: from `Federation.init`, for a delta without a pair of low-rank factors.
+
+    References:
+        https://arxiv.org/abs/2402.11505
     """
 
     def aggregate(server: Server, uploads: Tree, cohort: Cohort) -> Server:
@@ -92,7 +138,23 @@ def flexlora(gradient: Gradient, optimizer: Optimizer, ranks: Sequence[int] | No
 
 
 def lora_fair(gradient: Gradient, optimizer: Optimizer, ridge: float = 0.01) -> Algorithm:
-    """Average a and b, then correct b so that the product is nearest to the mean product (Bian et al. 2024)."""
+    """Average a and b, then correct b so that the product is nearest to the mean product (Bian et al. 2024).
+
+    Args:
+        gradient: gradient of a client's loss, `gradient_of(loss)` or `privacy.patient_value_and_grad(loss, privacy)`.
+        optimizer: of the local steps, started anew in every round.
+        ridge: weight of the squared size of the correction, which keeps it near zero.
+
+    Returns:
+        The algorithm, with reduction "stack"; uploads are the factors. Its `measure` reports "aggregation_error" and
+        "aggregation_error_relative".
+
+    Raises:
+        BadFederation: from `Federation.init`, for a delta without a pair of low-rank factors.
+
+    References:
+        https://arxiv.org/abs/2411.14961
+    """
 
     def aggregate(server: Server, uploads: Tree, cohort: Cohort) -> Server:
         fixed = {}

@@ -12,11 +12,25 @@ from medvfm_jax.federated.core.tree_math import add, scale, subtract
 def fednova(gradient: Gradient, learning_rate: float, momentum: float = 0.0, mu: float = 0.0) -> Algorithm:
     """x <- x + tau_eff sum_i p_i (y_i - x) / |a_i|_1, tau_eff = sum_i p_i |a_i|_1, after local SGD.
 
-    |a_i|_1 of ``effort``; a client's own rate factor counts as effort too.  Use momentum or the proximal term mu,
-    not both: the paper gives no formula for their combination.  tau_eff is an exact mean over those who came, so this
-    does not go with client-level privacy: noise would be multiplied by it, and be missing when nobody came.
+    |a_i|_1 of ``effort``; a client's own rate factor counts as effort too.  Use momentum or the proximal term mu, not
+    both: the paper gives no formula for their combination.  tau_eff is an exact mean over the participants, so
+    `make_round` refuses client-level privacy with it: the noise would be multiplied by it, and vanish in an empty
+    round.
 
-    Raises ValueError for both at once.
+    Args:
+        gradient: gradient of a client's loss, `gradient_of(loss)` or `privacy.patient_value_and_grad(loss, privacy)`.
+        learning_rate: eta, of the local SGD steps.
+        momentum: of the local steps, 0 for none.
+        mu: strength of the proximal term, 0 for none.
+
+    Returns:
+        The algorithm; an upload is (y_i - x) / |a_i|_1, and |a_i|_1 is averaged exactly as `Report.public`.
+
+    Raises:
+        ValueError: momentum and mu are both given.
+
+    References:
+        https://arxiv.org/abs/2007.07481
     """
     if momentum and mu:
         raise ValueError("fednova: momentum and the proximal term mu cannot be combined.")

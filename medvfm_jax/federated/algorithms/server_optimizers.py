@@ -24,7 +24,21 @@ def fedavgm(
     server_rate: float = 1.0,
     momentum: float = 0.9,
 ) -> Algorithm:
-    """v <- momentum v + mean change; x <- x + server_rate v (Hsu et al. 2019)."""
+    """v <- momentum v + mean change; x <- x + server_rate v (Hsu et al. 2019).
+
+    Args:
+        gradient: gradient of a client's loss, `gradient_of(loss)` or `privacy.patient_value_and_grad(loss, privacy)`.
+        optimizer: of the local steps, started anew in every round; one made by `kept_optimizer.kept` goes on where
+            the client's last round ended.
+        server_rate: of the server's step.
+        momentum: factor on the server's last v, without dampening.
+
+    Returns:
+        The algorithm; v, of the shape of the delta, is kept in `Server.state`.
+
+    References:
+        https://arxiv.org/abs/1909.06335
+    """
     algorithm = fedopt(gradient, optimizer, optax.sgd(server_rate, momentum))
     return algorithm._replace(applies="keeps it in its momentum, so that later rounds move by it again")
 
@@ -32,21 +46,63 @@ def fedavgm(
 def fedadagrad(
     gradient: Gradient, optimizer: Optimizer, server_rate: float = 0.1, tau: float = 1e-3
 ) -> Algorithm:
-    """Adaptive server with v <- v + change^2 and no momentum."""
+    """Adaptive server with v <- v + change^2 and no momentum.
+
+    Args:
+        gradient: gradient of a client's loss, `gradient_of(loss)` or `privacy.patient_value_and_grad(loss, privacy)`.
+        optimizer: of the local steps, started anew in every round; one made by `kept_optimizer.kept` goes on where
+            the client's last round ended.
+        server_rate: factor on m / (sqrt(v) + tau).
+        tau: added to the root; v starts at tau^2.
+
+    Returns:
+        The algorithm; both moments, of the shape of the delta, are kept in `Server.state`.
+
+    References:
+        https://arxiv.org/abs/2003.00295
+    """
     return _adaptive(gradient, optimizer, adaptive_server("adagrad", server_rate, beta1=0.0, tau=tau))
 
 
 def fedyogi(
     gradient: Gradient, optimizer: Optimizer, server_rate: float = 0.01, tau: float = 1e-3
 ) -> Algorithm:
-    """Adaptive server with v <- v - (1 - beta2) change^2 sign(v - change^2)."""
+    """Adaptive server with v <- v - (1 - beta2) change^2 sign(v - change^2).
+
+    Args:
+        gradient: gradient of a client's loss, `gradient_of(loss)` or `privacy.patient_value_and_grad(loss, privacy)`.
+        optimizer: of the local steps, started anew in every round; one made by `kept_optimizer.kept` goes on where
+            the client's last round ended.
+        server_rate: factor on m / (sqrt(v) + tau), beta1 = 0.9 and beta2 = 0.99.
+        tau: added to the root; v starts at tau^2.
+
+    Returns:
+        The algorithm; both moments, of the shape of the delta, are kept in `Server.state`.
+
+    References:
+        https://arxiv.org/abs/2003.00295
+    """
     return _adaptive(gradient, optimizer, adaptive_server("yogi", server_rate, tau=tau))
 
 
 def fedadam(
     gradient: Gradient, optimizer: Optimizer, server_rate: float = 0.1, tau: float = 1e-3
 ) -> Algorithm:
-    """Adaptive server with v <- beta2 v + (1 - beta2) change^2."""
+    """Adaptive server with v <- beta2 v + (1 - beta2) change^2.
+
+    Args:
+        gradient: gradient of a client's loss, `gradient_of(loss)` or `privacy.patient_value_and_grad(loss, privacy)`.
+        optimizer: of the local steps, started anew in every round; one made by `kept_optimizer.kept` goes on where
+            the client's last round ended.
+        server_rate: factor on m / (sqrt(v) + tau), beta1 = 0.9 and beta2 = 0.99.
+        tau: added to the root; v starts at tau^2.
+
+    Returns:
+        The algorithm; both moments, of the shape of the delta, are kept in `Server.state`.
+
+    References:
+        https://arxiv.org/abs/2003.00295
+    """
     return _adaptive(gradient, optimizer, adaptive_server("adam", server_rate, tau=tau))
 
 

@@ -43,7 +43,15 @@ def unchanged(tree: Tree) -> Tree:
 
 
 def gradient_of(loss: Loss) -> Gradient:
-    """The gradient of ``loss(delta, batch, key) -> ()``."""
+    """Make the gradient function of a loss, as the algorithms take it.
+
+    Args:
+        loss: (delta, batch, key) -> ().
+
+    Returns:
+        gradient(trained, batch, key, whole=identity) -> (loss (), gradient like trained) at the delta
+        ``whole(trained)``; algorithms that train only a part of the delta give ``whole``.
+    """
 
     def gradient(trained: Tree, batch: Tree, key: Array, whole: Whole = unchanged) -> tuple[Array, Tree]:
         return jax.value_and_grad(lambda part: loss(whole(part), batch, key))(trained)

@@ -13,9 +13,15 @@ Chosen = str | Callable[[Tree], frozenset[str]]  # a pattern, or a function from
 
 
 def split_personal(delta: Tree, personal: Chosen) -> tuple[Tree, Tree]:
-    """Split into (shared, personal); in each part the leaves of the other are None.
+    """Split a delta into what is shared with the server and what stays at the client.
 
-    personal: a regular expression for the whole leaf path "a/b/c", or a function that names the leaves.
+    Args:
+        delta: any pytree.
+        personal: regular expression that must match a whole leaf path "a/b/c", or a function (delta) -> the names of
+            the leaves.
+
+    Returns:
+        (shared, personal), each of the structure of the delta, with None for the leaves of the other.
     """
     names = None if isinstance(personal, str) else personal(delta)
 
@@ -32,7 +38,15 @@ def split_personal(delta: Tree, personal: Chosen) -> tuple[Tree, Tree]:
 
 
 def join_personal(shared: Tree, personal: Tree) -> Tree:
-    """Undo ``split_personal``; also gives one client's full delta from the server's part and its own."""
+    """Undo ``split_personal``; also gives one client's full delta from the server's part and its own.
+
+    Args:
+        shared: from ``split_personal``, or the server's delta.
+        personal: from ``split_personal``, or a client's own leaves; used where ``shared`` is None.
+
+    Returns:
+        The whole delta.
+    """
     return jax.tree.map(lambda s, p: p if s is None else s, shared, personal, is_leaf=_missing)
 
 

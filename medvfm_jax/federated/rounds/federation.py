@@ -91,23 +91,46 @@ def make_round(
     down: Codec | None = None,
     secure: SecureSum | None = None,
 ) -> Federation:
-    """Build ``init(delta, data)`` and ``round(server, clients, data, participation, steps, key, dropped=None,
-    measured=True)``.
+    """Combine an algorithm, codecs and privacy into one round, a pure function that runs under ``jax.jit``.
 
-    participation (n,) bool: who was chosen.  steps (n, steps) bool or (n,) int: which local steps a client makes.
-    dropped (n,) bool: who vanished in mid-round; to the server and to its own state such a client was absent.
-    A chosen client without a single step, or whose upload, loss or new state is not finite, does not count either;
-    the latter is reported in ``Metrics.excluded``.  ``population`` is N where only a cohort's rows are passed in.
-    Rows that are absent cost nothing with the backend "loop"; elsewhere pass only the rows of those taking part.
-    measured (static): without it ``Algorithm.measure`` is left out, and uploads that are only summed are not kept.
-    down: compresses the server's step as ``codec`` does a client's, for algorithms that broadcast ``server.delta``.
-    Its message goes to every client of the population, taking part or not, so that all hold the same delta.
-    secure: secure aggregation: of the uploads only the sum of masked integers is used, see ``secure.secure_sum``.  With
+    The result's ``round(server, clients, data, participation, steps, key, dropped=None, measured=True)`` takes:
+    participation (n,) bool: which clients were chosen.  steps (n, steps) bool or (n,) int: the local steps a client
+    makes. dropped (n,) bool: clients that vanished in mid-round; to the server and to its own state such a client was
+    absent. measured (static): False leaves ``Algorithm.measure`` out, and uploads that are only summed are not kept.
+
+    A chosen client without a single step, or whose upload, loss or new state is not finite, does not count; the latter
+    is reported in ``Metrics.excluded``.  Absent rows cost nothing with the backend "loop"; with the others pass only
+    the rows of the participants.
+
+    With secure aggregation only the sum of masked integers of the uploads is used, see ``secure.secure_sum``.  With
     fewer answers than its threshold the round has no sum and changes nothing, no client's state either; a client whose
-    upload does not fit is excluded.  Where the clients add the noise, one whose upload is not finite sends its noise
-    alone, so that data do not decide who answers.
+    upload does not fit the grid is excluded.  Where the clients add the noise, one whose upload is not finite sends its
+    noise alone, so that data do not decide which clients answer.
 
-    Raises BadFederation for parts that do not fit together.
+    Args:
+        algorithm: what clients and server compute.
+        codec: compresses the uploads; None: `codecs.identity`.
+        privacy: client-level differential privacy with noise of the server, None for none.
+        backend: "vmap": all clients at once; "loop": one after the other; "shard_map": sharded over the mesh axis
+            "clients".
+        mesh: with an axis "clients", for "shard_map"; the number of clients must be a multiple of its size.
+        chunk: clients that "vmap" and "shard_map" compute at a time, which bounds the uploads in memory; None for
+            all.
+        population: N, where only the rows of a cohort are passed in; None: the number of rows.
+        down: compresses the server's step as ``codec`` does a client's, for algorithms that broadcast
+            ``server.delta``. Its message goes to every client of the population, participating or not, so that all
+            hold the same delta.
+        secure: secure aggregation, None for none.
+
+    Returns:
+        The federation: its ``init`` and ``round``.
+
+    Raises:
+        BadFederation: parts that do not fit together: an unknown backend, a mesh without the axis, a chunk below 1,
+            or an algorithm that the codec of the download, privacy or secure aggregation does not allow; from
+            ``round`` for clients that cannot be divided over the devices.
+        BadPrivacy: client-level privacy or noise of the clients with an algorithm that uploads whole models, or noise
+            on the clip count that is too small.
     """
     check_split(algorithm, codec, privacy, down, secure)
     codec = codec or identity()
@@ -326,7 +349,15 @@ def client_work(
 
 
 def name_excluded(metrics: Metrics, names: Sequence[str] | None = None) -> list[str]:
-    """Name the clients of one round whose upload was not finite, by ``names`` or by number; on the host."""
+    """Name the clients of one round that were excluded; on the host.
+
+    Args:
+        metrics: of one round.
+        names: of the n clients; None: their row numbers.
+
+    Returns:
+        The names, in the order of the rows, empty if every client was healthy.
+    """
     rows = np.flatnonzero(np.asarray(metrics.excluded))
     return [str(row) if names is None else names[row] for row in rows]
 
