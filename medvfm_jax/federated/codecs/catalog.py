@@ -24,9 +24,10 @@ from medvfm_jax.federated.core.records import Codec, Tree
 class Guarantee(NamedTuple):
     """Constants that hold for every update of given shapes, in expectation over the key.
 
-    omega: the codec is unbiased and E|Q(x) - x|^2 <= omega |x|^2; None for a biased codec.
-    delta: E|C(x) - x|^2 <= (1 - delta) |x|^2, where C is the codec itself if it is biased, and
-        ``scaled(codec, 1 / (1 + omega))`` if it is not; 0 or less where no contraction is known.
+    Attributes:
+        omega: the codec is unbiased and E|Q(x) - x|^2 <= omega |x|^2; None for a biased codec.
+        delta: E|C(x) - x|^2 <= (1 - delta) |x|^2, where C is the codec itself if it is biased, and ``scaled(codec, 1
+            / (1 + omega))`` if it is not; 0 or less where no contraction is known.
     """
 
     omega: float | None
@@ -34,16 +35,30 @@ class Guarantee(NamedTuple):
 
 
 class CodecEntry(NamedTuple):
-    """A codec of the catalogue: its factory, default options, and the guarantee for a vector of d >= 1 entries."""
+    """A codec of the catalogue.
+
+    Attributes:
+        make: (**options) -> Codec.
+        options: name -> default.
+        guarantee: (d, **options) -> Guarantee for a vector of d >= 1 entries.
+        whole: whether the codec compresses the update as one vector instead of leaf by leaf.
+    """
 
     make: Callable[..., Codec]
     options: dict[str, Any]
-    guarantee: Callable[..., Guarantee]  # (d, **options)
-    whole: bool = False  # sees the update as one vector instead of leaf by leaf
+    guarantee: Callable[..., Guarantee]
+    whole: bool = False
 
 
 def make_codec(name: str, **options: Any) -> Codec:
     """Build a codec of ``CODECS``; options that are not given have the catalogue's defaults.
+
+    Args:
+        name: of the codec.
+        **options: its options, such as ``fraction=0.05``.
+
+    Returns:
+        The codec.
 
     Raises:
         InvalidCodec: an unknown name or option, or a value with which the codec cannot work.
@@ -53,7 +68,20 @@ def make_codec(name: str, **options: Any) -> Codec:
 
 
 def guarantee(name: str, like: Tree, **options: Any) -> Guarantee:
-    """Constants of a codec of ``CODECS`` for updates of the shapes of ``like``: those of its worst leaf."""
+    """Constants of a codec of ``CODECS`` for updates of given shapes: those of its worst leaf.
+
+    Args:
+        name: of the codec.
+        like: update of arrays or shapes; leaves without elements do not count.
+        **options: as for ``make_codec``; only their names are checked.
+
+    Returns:
+        The largest omega and the smallest delta of all leaves, or those of the whole update for a codec that sees it
+        as one vector.
+
+    Raises:
+        InvalidCodec: an unknown name or option.
+    """
     entry = _entry(name, options)
     sizes = [x.size for x in jax.tree.leaves(like) if x.size]
     sizes = [sum(sizes)] if entry.whole else sizes

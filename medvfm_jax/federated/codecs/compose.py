@@ -42,12 +42,24 @@ _IDENTITY = Codec(
 
 
 def identity() -> Codec:
-    """Send the update as it is; always the same record, so that it can be recognised."""
+    """Send the update uncompressed: the message is the update.
+
+    Returns:
+        Always the same record, so that ``codec is identity()`` recognises it.
+    """
     return _IDENTITY
 
 
 def leafwise(encode: Callable[[Array, Array], Tree], decode: Callable[[Tree, Array], Array]) -> Codec:
-    """encode(key, leaf (...)) -> message; decode(message, like) -> values of the leaf, in any shape."""
+    """Compress each leaf of an update on its own; leaves without elements are sent unchanged.
+
+    Args:
+        encode: (key, leaf (...)) -> message, a pytree.
+        decode: (message, like) -> values of the leaf, in any shape; ``like`` has its shape and dtype.
+
+    Returns:
+        The codec, without state.
+    """
 
     def encode_leaf(like: Array, key: Array, leaf: Array) -> Tree:
         return encode(key, leaf) if like.size else leaf
@@ -73,10 +85,18 @@ def seeded(
     decode: Callable[[Array, Tree, Array], Array],
     seed: int | None = None,
 ) -> Codec:
-    """encode(shared key, private key, leaf) -> message; decode(shared key, message, like) -> values.
+    """As ``leafwise``, for codecs whose receiver repeats the random choices of the sender from a shared key.
 
-    The shared key of a leaf follows from a seed that is drawn for every message and sent with it; or, where
-    ``seed`` is given, from that number, which everybody knows: then nothing is sent and the choices never change.
+    The shared key of a leaf follows from a seed that is drawn for every message and sent with it, 32 bits; or, where
+    ``seed`` is given, from that number, which is public: then nothing is sent and the choices never change.
+
+    Args:
+        encode: (shared key, private key, leaf) -> message.
+        decode: (shared key, message, like) -> values of the leaf, in any shape.
+        seed: public seed of all messages, None to draw one per message.
+
+    Returns:
+        The codec, without state.
     """
 
     def encode_leaf(like: Array, shared: Array, private: Array, leaf: Array) -> Tree:
@@ -103,7 +123,14 @@ def seeded(
 
 
 def flattened(codec: Codec) -> Codec:
-    """Apply ``codec`` to the whole update as one vector (d,): one norm, one top-k, one sketch for all leaves."""
+    """Apply ``codec`` to the whole update as one vector (d,): one norm, one top-k, one sketch for all leaves.
+
+    Args:
+        codec: applied to the vector; its options and its state are about d entries.
+
+    Returns:
+        The codec of whole updates; the leaves are concatenated in their order and cast back to their dtypes.
+    """
 
     def encode(key: Array, state: Tree, update: Tree) -> tuple[Tree, Tree]:
         return codec.encode(key, state, _ravel(update))
@@ -121,7 +148,15 @@ def flattened(codec: Codec) -> Codec:
 
 
 def scaled(codec: Codec, factor: float) -> Codec:
-    """Multiply what is decoded.  With factor 1 / (1 + omega), an unbiased codec contracts: delta = 1 / (1 + omega)."""
+    """Multiply what is decoded.  With factor 1 / (1 + omega), an unbiased codec contracts: delta = 1 / (1 + omega).
+
+    Args:
+        codec: whose messages are sent unchanged.
+        factor: on every decoded entry.
+
+    Returns:
+        The codec; the dtype of the update is kept.
+    """
 
     def decode(message: Tree, like: Tree) -> Tree:
         return jax.tree.map(lambda x: (factor * x).astype(x.dtype), codec.decode(message, like))

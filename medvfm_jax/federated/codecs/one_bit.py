@@ -32,6 +32,12 @@ def scaled_sign() -> Codec:
 
     Biased; |C(x) - x|^2 = |x|^2 - |x|_1^2 / d, so delta = |x|_1^2 / (d |x|^2) exactly, between 1/d (one entry) and 1
     (equal magnitudes) (Karimireddy et al. 2019).  Use it under ``error_feedback``.
+
+    Returns:
+        The codec, without state.
+
+    References:
+        https://arxiv.org/abs/1901.09847
     """
     return leafwise(
         lambda key, leaf: _signs(leaf.ravel(), jnp.abs(leaf).mean().reshape(1)),
@@ -52,6 +58,20 @@ def drive(exact_along: bool = True, rounds: int = 2, largest_block: int = 4096) 
     is unbiased.  Use DRIVE with the least squares under ``error_feedback`` or ``ef21``.
 
     One seed of 32 bits per update; per leaf d' + 32 (number of blocks) bits, d' >= d the padded size.
+
+    Args:
+        exact_along: scale of a block: True for S = |x|^2 / |y|_1, False for the least squares.
+        rounds: Hadamard rotations with random signs, one after the other.
+        largest_block: a power of two of at least 64; smaller blocks are used where they waste less padding.
+
+    Returns:
+        The codec, without state.
+
+    Raises:
+        InvalidCodec: no rounds, or a block that is no power of two of at least 64.
+
+    References:
+        https://arxiv.org/abs/2105.08339
     """
     require(rounds > 0, "drive", "rounds", rounds, "at least 1")
     require_power_of_two("drive", largest_block, _SMALLEST_BLOCK)

@@ -35,6 +35,15 @@ def uniform(bits: int) -> Codec:
     """2^b levels between minimum and maximum of each leaf: b d + 64 bits.
 
     With step D = (max - min) / (2^b - 1): E|Q(x) - x|^2 <= d D^2 / 4 <= |x|^2 d / (2 (2^b - 1)^2).
+
+    Args:
+        bits: b per entry, 1 to 16.
+
+    Returns:
+        The codec, without state.
+
+    Raises:
+        InvalidCodec: other numbers of bits.
     """
     require(bits in range(1, 17), "uniform", "bits", bits, "an integer from 1 to 16")
     return leafwise(
@@ -44,12 +53,20 @@ def uniform(bits: int) -> Codec:
 
 
 def int8() -> Codec:
-    """Uniform with 8 bits: a quarter of float32, omega <= d / 130050."""
+    """Uniform with 8 bits: a quarter of float32, omega <= d / 130050.
+
+    Returns:
+        ``uniform(8)``.
+    """
     return uniform(8)
 
 
 def int4() -> Codec:
-    """Uniform with 4 bits: an eighth of float32, omega <= d / 450."""
+    """Uniform with 4 bits: an eighth of float32, omega <= d / 450.
+
+    Returns:
+        ``uniform(4)``.
+    """
     return uniform(4)
 
 
@@ -57,6 +74,18 @@ def qsgd(levels: int) -> Codec:
     """|x| sign(x_i) l_i / s with l_i = s |x_i| / |x| rounded at random: 32 + d (1 + ceil(log2(s + 1))) bits.
 
     omega <= min(d / s^2, sqrt(d) / s) per leaf (Alistarh et al. 2017, QSGD, lemma 3.1).
+
+    Args:
+        levels: s, magnitudes above zero, 1 to 32767.
+
+    Returns:
+        The codec, without state; its norm is that of a leaf.
+
+    Raises:
+        InvalidCodec: other numbers of levels.
+
+    References:
+        https://arxiv.org/abs/1610.02132
     """
     require(0 < levels < 2**15, "qsgd", "levels", levels, "an integer from 1 to 32767")
     level_width = levels.bit_length()  # ceil(log2(levels + 1))
@@ -85,6 +114,12 @@ def natural() -> Codec:
     Unbiased with omega = 1/8 (Horvath et al. 2019, natural compression).  The chance of rounding up is the
     mantissa read as a fraction, so a random mantissa is added and its carry kept: exact, subnormals included.
     Magnitudes above 2^127 are rounded down to it.
+
+    Returns:
+        The codec, without state; every leaf is read as float32.
+
+    References:
+        https://arxiv.org/abs/1905.10988
     """
 
     def encode(key: Array, leaf: Array) -> Codes:

@@ -26,6 +26,19 @@ def rotated(bits: int, largest_block: int = _LARGEST_BLOCK) -> Codec:
     al. 2017, section 3; the constant follows from the sub-Gaussian maximum of a rotated block): it hardly grows
     with the size, where without rotation it grows linearly.  One seed of 32 bits per update; per leaf
     b d' + 64 (number of blocks) bits, d' >= d the padded size.
+
+    Args:
+        bits: b per rotated entry, 1 to 16.
+        largest_block: a power of two; smaller blocks are used where they waste less padding.
+
+    Returns:
+        The codec, without state.
+
+    Raises:
+        InvalidCodec: other numbers of bits, or a block that is no power of two.
+
+    References:
+        https://arxiv.org/abs/1611.00429
     """
     require(bits in range(1, 17), "rotated", "bits", bits, "an integer from 1 to 16")
     require_power_of_two("rotated", largest_block)
@@ -41,7 +54,14 @@ def rotated(bits: int, largest_block: int = _LARGEST_BLOCK) -> Codec:
 
 
 def hadamard(x: Array) -> Array:
-    """Orthonormal Walsh-Hadamard transform (its own inverse) of the last axis, a power of two n: O(64 n log64 n)."""
+    """Orthonormal Walsh-Hadamard transform of the last axis, its own inverse, in O(64 n log64 n).
+
+    Args:
+        x: (..., n), n a power of two.
+
+    Returns:
+        (..., n), products in full float32 precision.
+    """
     n = x.shape[-1]
     if n <= _FACTOR:
         return jnp.matmul(x, _matrix(n, x.dtype), precision=jax.lax.Precision.HIGHEST)

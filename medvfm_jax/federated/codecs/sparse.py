@@ -24,6 +24,18 @@ def top_k(fraction: float) -> Codec:
 
     Biased; a contraction with delta >= k/d, attained when all magnitudes are equal (Stich et al. 2018).  Use it
     under ``error_feedback`` or ``ef21``, or what is small in every round is never sent.
+
+    Args:
+        fraction: of the d entries of a leaf that is sent, above 0 and at most 1; at least one entry.
+
+    Returns:
+        The codec, without state.
+
+    Raises:
+        InvalidCodec: another fraction.
+
+    References:
+        https://arxiv.org/abs/1809.07599
     """
     _check_fraction("top_k", fraction)
 
@@ -44,6 +56,18 @@ def rand_k(fraction: float) -> Codec:
     """Send k = ceil(fraction d) entries chosen at random, times d/k: 32 k bits per leaf, and one seed of 32 bits.
 
     Unbiased with omega = d/k - 1 exactly (Stich et al. 2018); the receiver draws the same places from the seed.
+
+    Args:
+        fraction: of the d entries of a leaf that is sent, above 0 and at most 1; at least one entry.
+
+    Returns:
+        The codec, without state.
+
+    Raises:
+        InvalidCodec: another fraction.
+
+    References:
+        https://arxiv.org/abs/1809.07599
     """
     _check_fraction("rand_k", fraction)
 

@@ -33,16 +33,25 @@ class WireError(MedvfmError):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Codes:
-    """Unsigned integers below 2**width, sent in ``width`` bits each; width 0 means that only 0 is possible."""
+    """Unsigned integers below 2**width, sent in ``width`` bits each; width 0 means that only 0 is possible.
 
-    values: Array  # any shape, of code_dtype(width)
+    Attributes:
+        values: of any shape and ``code_dtype(width)``, the smallest unsigned dtype that holds them.
+        width: bits per code, 0 to 32, static.
+    """
+
+    values: Array
     width: int = dataclasses.field(metadata={"static": True})
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Known:
-    """A tree that sender and receiver both hold already: 0 bits."""
+    """A tree that sender and receiver both hold already: 0 bits.
+
+    Attributes:
+        values: the tree, such as the memory of EF21.
+    """
 
     values: Tree
 
@@ -58,12 +67,27 @@ def index_width(size: int) -> int:
 
 
 def message_bits(message: Tree) -> int:
-    """Bits of one message, as a Python int; arrays, tracers or shapes (``jax.eval_shape``) alike."""
+    """Bits of one message, without the padding of its bytes.
+
+    Args:
+        message: of arrays, tracers or shapes (``jax.eval_shape``).
+
+    Returns:
+        The number, a Python int.
+    """
     return sum(_part_bits(part) for part in _parts(message))
 
 
 def message_shapes(codec: Codec, like: Tree) -> Tree:
-    """Shapes of the message for one update of the shapes of ``like``, as ``unpack`` wants them."""
+    """Shapes of the message of one update, as ``unpack`` wants them; nothing is computed.
+
+    Args:
+        codec: that makes the message.
+        like: update of arrays or shapes.
+
+    Returns:
+        The message with `jax.ShapeDtypeStruct` for its arrays.
+    """
 
     def first(update: Tree) -> Tree:
         return codec.encode(jax.random.key(0), codec.init(update), update)[0]
@@ -72,12 +96,26 @@ def message_shapes(codec: Codec, like: Tree) -> Tree:
 
 
 def bits(codec: Codec, like: Tree) -> int:
-    """Bits of one message of ``codec`` for an update of the shapes of ``like``; nothing is computed."""
+    """Bits of one message of a codec; nothing is computed.
+
+    Args:
+        codec: that makes the message.
+        like: update of arrays or shapes.
+
+    Returns:
+        The number, a Python int.
+    """
     return message_bits(message_shapes(codec, like))
 
 
 def pack(message: Tree) -> bytes:
-    """One client's message (concrete arrays) -> its bytes.
+    """Serialise one client's message: its parts in order, each padded to a whole byte.
+
+    Args:
+        message: of concrete arrays.
+
+    Returns:
+        The bytes; ``Known`` parts take none.
 
     Raises:
         WireError: a code does not fit its width.
@@ -86,9 +124,15 @@ def pack(message: Tree) -> bytes:
 
 
 def unpack(data: bytes, shapes: Tree, known: Sequence[Tree] = ()) -> Tree:
-    """Bytes and ``message_shapes`` -> the message with numpy arrays, equal to the packed one in every bit.
+    """Undo ``pack``.
 
-    ``known`` are the receiver's own values of the ``Known`` parts, in order.
+    Args:
+        data: the bytes.
+        shapes: from ``message_shapes``.
+        known: the receiver's own values of the ``Known`` parts, in order.
+
+    Returns:
+        The message with numpy arrays, equal to the packed one in every bit.
 
     Raises:
         WireError: the length is not that of such a message, or the number of known values is another one.

@@ -38,7 +38,19 @@ class MissingPrivacyExtra(MedvfmError, ImportError):
 
 
 class Guarantee(NamedTuple):
-    """(ε, δ) and everything it rests on."""
+    """(ε, δ) and everything it rests on; `str` makes one sentence of it.
+
+    Attributes:
+        epsilon: ε, infinite without noise.
+        delta: δ.
+        unit: what is protected, `Privacy.unit`.
+        neighbours: relation of neighbouring data sets, `Privacy.neighbours`.
+        sampling: how the participants of a round are drawn, see `account`.
+        rate: expected share of the population in a round.
+        noise_multiplier: standard deviation of the noise in clips, `Privacy.noise_multiplier`.
+        rounds: noisy sums released; with patients as units, DP-SGD steps.
+        accountant: that computed ε.
+    """
 
     epsilon: float
     delta: float
@@ -68,13 +80,32 @@ def account(
     sampling: Sampling = "poisson",
     accountant: Accountant = "pld",
 ) -> Guarantee:
-    """Privacy of `rounds` noisy sums -> Guarantee, with the unit and neighbouring relation `privacy` names.
+    """Compute the (ε, δ) guarantee of a number of noisy sums.
 
-    rate: the fraction of the population that takes part in a round (patients in a step). At rate 1 the sampling is
-    "everyone". neighbours: "add or remove one"; "zero out one" (the record counts as zero; the same ε); "replace one"
-    (sensitivity 2 C instead of C, so the same noise protects less). For patients inside a hospital, rounds are all its
-    DP-SGD steps. Adaptive clipping needs no extra term, see `client_level.update_multiplier`.
-    Raises BadPrivacy for a combination no accountant covers, MissingPrivacyExtra without dp-accounting.
+    "zero out one" (a record counts as zero) costs the same ε as "add or remove one"; with "replace one" the sensitivity
+    is 2 C instead of C, so the same noise protects less.  Adaptive clipping needs no extra term, see
+    `client_level.update_multiplier`.
+
+    Args:
+        privacy: noise multiplier, unit and neighbouring relation.
+        rounds: noisy sums that are released; for patients inside a hospital, all its DP-SGD steps.
+        delta: δ, in (0, 1).
+        rate: share of the population that takes part in a round (of patients, in a step), in (0, 1]; at 1 the
+            sampling is "everyone".
+        sampling: "poisson": each drawn independently with probability ``rate``; "fixed size": without replacement;
+            "everyone".
+        accountant: "pld", "rdp" or, at rate 1 only, "exact".
+
+    Returns:
+        The guarantee, with the unit and neighbouring relation that ``privacy`` names.
+
+    Raises:
+        BadPrivacy: a number out of range, or a combination that no accountant covers.
+        MissingPrivacyExtra: "pld" or "rdp" with noise, and dp-accounting is not installed.
+
+    References:
+        https://arxiv.org/abs/1805.06530
+        https://arxiv.org/abs/1702.07476
     """
     sampling = "everyone" if rate == 1 else sampling
     _check(privacy, rounds, delta, rate, sampling, accountant)
@@ -101,9 +132,27 @@ def with_epsilon(
     accountant: Accountant = "pld",
     tolerance: float = 1e-3,
 ) -> Privacy:
-    """The record with the least noise multiplier whose `account` is at most `epsilon`; the rest stays.
+    """Find the least noise with which `account` stays within an ε; everything else of the record is kept.
 
-    The multiplier is within the relative `tolerance` of the least one and never below it.
+    The multiplier is within the relative ``tolerance`` of the least one and never below it.
+
+    Args:
+        privacy: its noise multiplier is replaced.
+        epsilon: largest ε, finite and above zero.
+        rounds: as for `account`.
+        delta: as for `account`.
+        rate: as for `account`.
+        sampling: as for `account`.
+        accountant: as for `account`.
+        tolerance: of the noise multiplier, relative.
+
+    Returns:
+        The record with the noise multiplier found.
+
+    Raises:
+        BadPrivacy: an ε that is not finite and positive, one that needs a multiplier above e^20 or allows one below
+            0.05, and what `account` refuses.
+        MissingPrivacyExtra: as for `account`.
     """
     if not (epsilon > 0 and math.isfinite(epsilon)):
         raise BadPrivacy(f"epsilon is {epsilon}; noise can be found for a finite epsilon above zero only")

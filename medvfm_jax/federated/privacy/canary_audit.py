@@ -22,14 +22,23 @@ from medvfm_jax.federated.privacy.errors import BadPrivacy
 
 
 class Audit(NamedTuple):
-    """Lower bound on ε at δ, valid with the stated confidence, and the counts it rests on."""
+    """Lower bound on ε at δ, valid with the stated confidence, and the counts it rests on.
+
+    Attributes:
+        epsilon: the bound, at least 0.
+        delta: δ it holds at.
+        confidence: probability that the bound holds, at least.
+        threshold: scores above it are taken for runs with the canary.
+        hits: (runs with the canary recognised, runs with it).
+        false_alarms: (runs without the canary taken for runs with it, runs without it).
+    """
 
     epsilon: float
     delta: float
     confidence: float
-    threshold: float  # scores above it are taken for runs with the canary
-    hits: tuple[int, int]  # runs with the canary recognised, of how many
-    false_alarms: tuple[int, int]  # runs without it taken for runs with it, of how many
+    threshold: float
+    hits: tuple[int, int]
+    false_alarms: tuple[int, int]
 
     def contradicts(self, claimed_epsilon: float) -> bool:
         """Whether the claim is refuted at this confidence; False does not confirm it."""
@@ -37,7 +46,16 @@ class Audit(NamedTuple):
 
 
 def canary_update(key: Array, like: Tree, norm: float) -> Tree:
-    """A random direction like the update, of l2 norm `norm`: the clip, where one client's effect is largest."""
+    """Draw an update in a random direction, of the length at which one client's effect is largest: the clip.
+
+    Args:
+        key: of the direction, uniform over the sphere.
+        like: update of arrays or shapes.
+        norm: l2 norm over all leaves.
+
+    Returns:
+        float32 arrays in the structure of ``like``.
+    """
     leaves, structure = jax.tree.flatten(like)
     keys = jax.random.split(key, max(len(leaves), 1))
     drawn = [jax.random.normal(k, jnp.shape(x), jnp.float32) for k, x in zip(keys[: len(leaves)], leaves)]
@@ -48,11 +66,24 @@ def canary_update(key: Array, like: Tree, norm: float) -> Tree:
 def canary_scores(
     release: Callable[[Array, Tree], Tree], canary: Tree, trials: int, key: Array, batch: int = 64
 ) -> tuple[Array, Array]:
-    """-> scores (trials,) of runs with the canary and (trials,) of runs without, each with fresh randomness.
+    """Run a mechanism with and without a canary, each time with fresh randomness, and score what it releases.
 
-    release(key, update) runs the whole mechanism, or all rounds of a federation, with `update` as the (unclipped)
-    upload of one client more, and returns what the adversary sees; the runs without get zeros. The score is the
-    release's component along the canary. Jittable; `batch` trials at a time.
+    The score is the release's component along the canary, in lengths of the canary.  Jittable.
+
+    Args:
+        release: (key, update) -> what the adversary sees, like the canary: the whole mechanism, or all rounds of a
+            federation, with ``update`` as the unclipped upload of one further client; the runs without get zeros.
+        canary: the update, see `canary_update`.
+        trials: runs of each kind.
+        key: of all runs.
+        batch: runs that are computed at a time.
+
+    Returns:
+        Scores (trials,) of the runs with the canary and (trials,) of those without.
+
+    References:
+        https://arxiv.org/abs/2006.07709
+        https://arxiv.org/abs/2302.07956
     """
     squared = sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(canary))
 
@@ -73,11 +104,28 @@ def epsilon_lower_bound(
     confidence: float = 0.95,
     threshold: float | None = None,
 ) -> Audit:
-    """Scores (n,) and (m,) of independent runs -> Audit.
+    """Bound ε from below by how well a threshold tells runs with the canary from runs without.
 
     (ε, δ) allows hits <= e^ε false alarms + δ and its mirror image; Clopper-Pearson bounds of both rates, each at half
     of 1 - confidence, turn that around. Without a `threshold` fixed beforehand, one is chosen on the first half of the
     runs and tested on the second: choosing and testing on the same runs would be no bound.
+
+    Args:
+        with_canary: scores (n,) of independent runs with the canary.
+        without: scores (m,) of independent runs without.
+        delta: δ, in [0, 1).
+        confidence: of the bound, in (0, 1).
+        threshold: scores above it count as runs with the canary; None: chosen on half of the runs.
+
+    Returns:
+        The bound and its counts.
+
+    Raises:
+        BadPrivacy: fewer than two runs of either kind, or a number out of range.
+
+    References:
+        https://arxiv.org/abs/2006.07709
+        https://arxiv.org/abs/2302.07956
     """
     with_canary, without = np.asarray(with_canary, float).ravel(), np.asarray(without, float).ravel()
     if min(with_canary.size, without.size) < 2 or not 0 < confidence < 1 or not 0 <= delta < 1:

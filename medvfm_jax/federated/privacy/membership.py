@@ -18,22 +18,45 @@ from medvfm_jax.federated.privacy.errors import BadPrivacy
 
 
 class Membership(NamedTuple):
-    """How well losses tell members from others; 0.5 and 0 are chance."""
+    """How well losses tell members from non-members; chance is an AUC of 0.5 and an advantage of 0.
 
-    auc: float  # P(loss of a member < loss of another), ties half
-    auc_error: float  # standard error of the AUC (DeLong); NaN with fewer than two of either
-    advantage: float  # largest true-positive minus false-positive rate over all thresholds
-    threshold: float  # losses at most this are called members, at the largest advantage
+    Attributes:
+        auc: P(loss of a member < loss of a non-member), ties half.
+        auc_error: standard error of the AUC (DeLong); NaN with fewer than two of either.
+        advantage: largest true-positive minus false-positive rate over all thresholds.
+        threshold: losses at most this are called members, at the largest advantage.
+        members: their number.
+        others: number of non-members.
+    """
+
+    auc: float
+    auc_error: float
+    advantage: float
+    threshold: float
     members: int
     others: int
 
 
 def loss_attack(member_losses: ArrayLike, other_losses: ArrayLike) -> Membership:
-    """Losses (n,) of members and (m,) of others -> Membership.
+    """Membership inference by thresholding the loss.
 
-    One loss per patient, see `per_patient`: slices of a patient are not independent. The others must come from the
+    One loss per patient, see `per_patient`: slices of a patient are not independent. The non-members must come from the
     same hospitals, or the attack measures the difference between hospitals. `advantage` is chosen in sample, so it is
     optimistic for few patients; the AUC is not.
+
+    Args:
+        member_losses: (n,), of patients the model was trained on.
+        other_losses: (m,), of patients it was not trained on.
+
+    Returns:
+        AUC, advantage and the counts.
+
+    Raises:
+        BadPrivacy: no loss of a group, or one that is NaN.
+
+    References:
+        https://arxiv.org/abs/1709.01604
+        https://arxiv.org/abs/2112.03570
     """
     members, others = _losses(member_losses), _losses(other_losses)
     n, m = members.size, others.size
@@ -61,7 +84,18 @@ def true_positive_rate(
 
 
 def per_patient(losses: ArrayLike, patients: Sequence) -> np.ndarray:
-    """Losses (n,) of slices and whose they are (n,) -> mean loss of each patient (P,), in order of appearance."""
+    """Average the losses of slices over each patient.
+
+    Args:
+        losses: (n,), of slices.
+        patients: (n,), the patient of each slice, hashable.
+
+    Returns:
+        Mean losses (P,), in order of first appearance.
+
+    Raises:
+        BadPrivacy: other numbers of losses and patients, no loss, or one that is NaN.
+    """
     losses = _losses(losses)
     if len(patients) != losses.size:
         raise BadPrivacy(

@@ -30,7 +30,12 @@ _LARGEST_LOSS = 1e25
 
 
 class PatientBatch(NamedTuple):
-    """slices: leaves (P, S, ...), P patients with up to S slices each; mask (P, S) bool, False is padding."""
+    """Slices of a batch, grouped by patient.
+
+    Attributes:
+        slices: leaves (P, S, ...), P patients with up to S slices each.
+        mask: (P, S) bool, False where a slice is padding.
+    """
 
     slices: Tree
     mask: Array
@@ -47,19 +52,30 @@ class PatientMetrics(NamedTuple):
 def patient_gradient(
     loss: Callable[[Tree, Tree, Array], Array], privacy: Privacy, microbatch: int | None = None
 ) -> Callable[..., tuple[PatientMetrics, Tree]]:
-    """Loss of one slice -> `gradient(delta, batch, key)` -> (metrics, private gradient like delta).
+    """DP-SGD with the patient as the record: one clipped gradient per patient, and noise on their sum.
 
-    A fourth argument `whole` says what of `delta` the loss is of, as in `local_training.Gradient`.
-
-    loss(delta, slice, key) -> () for one slice. A patient's loss is the mean over its slices; a patient without any
-    adds nothing, so a batch drawn by `sampling.poisson_batch` is padded with such patients. Padding slices must
-    hold finite numbers.
+    A patient's loss is the mean over its slices; a patient without any adds nothing, so a batch drawn by
+    `sampling.poisson_batch` is padded with such patients. Padding slices must hold finite numbers.
 
     The gradient is (Σ_patients clip(∇ patient loss, C) + N(0, (z C)²)) / m with C `privacy.clip`, z
     `privacy.noise_multiplier`, m `privacy.expected_clients`: the expected number of patients in a batch, a public
-    constant. `privacy.unit` must be "patient". `microbatch` patients are differentiated at a time (None: all), so
-    memory is microbatch × delta. Pure and jittable.
-    Source: Abadi et al., Deep Learning with Differential Privacy, CCS 2016, with the patient as the record.
+    constant. Pure and jittable (Abadi et al. 2016).
+
+    Args:
+        loss: (delta, slice, key) -> () of one slice.
+        privacy: with unit "patient" and without an adaptive bound.
+        microbatch: patients that are differentiated at a time, which bounds memory to as many deltas; None: all.
+
+    Returns:
+        gradient(delta, batch, key, whole=identity) -> (PatientMetrics, private gradient like delta), at
+        ``whole(delta)`` as in `local_training.Gradient`.
+
+    Raises:
+        BadPrivacy: another unit or an adaptive bound; from the gradient for a batch whose patients the microbatch
+            does not divide, or an expected number of patients that is not positive.
+
+    References:
+        https://arxiv.org/abs/1607.00133
     """
     if privacy.unit != "patient":
         raise BadPrivacy(
@@ -124,6 +140,17 @@ def patient_value_and_grad(
 
     Measured beside the loss: "patients" of a step and "clipped_patients" among them, numbers whose means over steps and
     clients give the share that was clipped. Like the loss they are exact, so not private.
+
+    Args:
+        loss: as for `patient_gradient`.
+        privacy: as for `patient_gradient`.
+        microbatch: as for `patient_gradient`.
+
+    Returns:
+        gradient(delta, batch, key, whole=identity) -> (Observed, private gradient), with a `PatientBatch` as batch.
+
+    Raises:
+        BadPrivacy: as for `patient_gradient`.
     """
     gradient = patient_gradient(loss, privacy, microbatch)
 
@@ -140,10 +167,22 @@ def patient_value_and_grad(
 def group_by_patient(
     slices: Tree, patients: Sequence, slices_per_patient: int, rng: np.random.Generator
 ) -> tuple[PatientBatch, list]:
-    """Leaves (n, ...) and the n patients they belong to -> batch of all P patients, the P names in order.
+    """Group slices by their patient, on the host, before training.
 
-    A patient with more than S slices keeps a random S of them: its choice depends on nobody else, so the guarantee
-    stays. Padding repeats a slice of the same patient, which is finite by construction. On the host, before training.
+    A patient with more than S slices keeps a random S of them: its choice does not depend on other patients, so the
+    guarantee stays. Padding repeats a slice of the same patient, which is finite if its slices are.
+
+    Args:
+        slices: leaves (n, ...).
+        patients: (n,), the patient of each slice, hashable.
+        slices_per_patient: S, at least 1.
+        rng: of the choice of slices.
+
+    Returns:
+        The batch of all P patients as numpy arrays, and the P patients in order of first appearance.
+
+    Raises:
+        BadPrivacy: no slices, or no room for one per patient.
     """
     rows: dict = {}
     for row, patient in enumerate(patients):

@@ -29,7 +29,11 @@ _BYTES = 32
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Secret:
-    """256 bits; its ``repr`` does not show them."""
+    """Secret of a private run, which its ``repr`` does not show; raises BadPrivacy for another length.
+
+    Attributes:
+        data: 32 bytes.
+    """
 
     data: bytes
 
@@ -52,16 +56,32 @@ class Secret:
 
 
 def draw_secret(dp_seed: int | None = None) -> Secret:
-    """A fresh secret from the operating system; with ``dp_seed`` one that anybody who knows the number can make."""
+    """Draw a secret from the operating system, or derive a reproducible one for tests, which protects nothing.
+
+    Args:
+        dp_seed: number that the secret is made from; None for the operating system's generator.
+
+    Returns:
+        The secret.
+    """
     if dp_seed is None:
         return Secret(secrets.token_bytes(_BYTES))
     return Secret(hashlib.sha256(f"medvfm dp seed {dp_seed}".encode()).digest())
 
 
 def secret_in(path: Path) -> Secret:
-    """The secret in a file of one's own, drawn and written (mode 0600) if there is none yet.
+    """Read the secret of a private file; if there is no such file, draw one and write it (mode 0600).
 
-    Two processes that begin at once get the same one. Raises BadPrivacy for a file that holds no secret.
+    Two processes that begin at once get the same one.
+
+    Args:
+        path: of the file; its folder is made with mode 0700.
+
+    Returns:
+        The secret.
+
+    Raises:
+        BadPrivacy: a file that cannot be read or written, or that does not hold 32 bytes.
     """
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
