@@ -28,6 +28,32 @@ _NEEDS = {"before": ("x",), "after": ("y",), "parallel": ("x", "y"), "around": (
 class Adapter(NamedTuple):
     """Three pure functions and what they act on.
 
+    Scale the output of one layer by 1 + g, with g the only thing trained:
+
+    >>> import flax.linen as nn, jax, jax.numpy as jnp
+    >>> from medvfm_jax.adapters import at
+    >>> class Net(nn.Module):
+    ...     @nn.compact
+    ...     def __call__(self, x):
+    ...         return nn.Dense(3, name="head")(x)
+    >>> net, x = Net(), jnp.ones((1, 2))
+    >>> params = net.init(jax.random.key(0), x)
+    >>> gain = at(
+    ...     "head",
+    ...     "after",
+    ...     init_site=lambda key, site: {"g": jnp.zeros(site.y.shape[-1])},
+    ...     apply_site=lambda delta, y: (1 + delta["g"]) * y,
+    ... )
+    >>> delta = gain.init(jax.random.key(1), net.apply, params, x)
+    >>> {path: {name: leaf.shape for name, leaf in arrays.items()} for path, arrays in delta.items()}
+    {'head': {'g': (3,)}}
+    >>> adapted = gain.wrap(net.apply)
+    >>> bool((adapted(params, delta, x) == net.apply(params, x)).all())  # the identity at the start
+    True
+    >>> twice = {"head": {"g": jnp.ones(3)}}
+    >>> bool((adapted(params, twice, x) == 2 * net.apply(params, x)).all())
+    True
+
     Attributes:
         init: (key, apply_fn, params, *inputs, **kw) -> delta; finds its sites abstractly, never runs the model.
         wrap: (apply_fn, strict=True) -> adapted(params, delta, *inputs, **kw).  Strict: every site of the delta must be

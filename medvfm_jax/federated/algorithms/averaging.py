@@ -125,7 +125,7 @@ def sharpness_aware(gradient: Gradient, rho: float) -> Gradient:
 
 
 class AveragingState(NamedTuple):
-    """State of the server optimizer; leaves of the delta that nobody trains."""
+    """State of the server optimizer; leaves of the delta that are not trained."""
 
     optimizer: Tree
     frozen: Tree

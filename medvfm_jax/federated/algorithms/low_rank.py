@@ -135,7 +135,7 @@ class RankState(NamedTuple):
 
 
 def client_ranks(ranks: Sequence[int] | None, delta: Tree, client_id: Array) -> RankState:
-    """Rank of a client by its id; without any everybody has the full rank of the delta's widest pair."""
+    """Rank of a client by its id; without any the largest rank of the delta's pairs."""
     full = max(f.a.shape[-1] for f in factors_of(delta).values())
     if not ranks:
         return RankState(jnp.int32(full))

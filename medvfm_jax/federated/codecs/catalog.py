@@ -129,7 +129,7 @@ def _drive(d: int, exact_along: bool, rounds: int, largest_block: int) -> Guaran
 
 
 def _count_sketch(d: int, rows: int, columns: int, seed: int | None) -> Guarantee:
-    """With a seed that everybody knows, the collisions are always the same: neither unbiased nor a contraction."""
+    """With a public seed the collisions are always the same: neither unbiased nor a contraction."""
     del rows
     return _unbiased((d - 1) / columns) if seed is None else Guarantee(None, -math.inf)
 

@@ -371,7 +371,7 @@ def make_coordinator(
 
 
 def random_key() -> Array:
-    """A key from the operating system's generator: whoever can guess the key of a run can take its noise off."""
+    """A key from the operating system's generator: with a key that can be guessed, the noise can be subtracted."""
     return jax.random.wrap_key_data(np.frombuffer(secrets.token_bytes(8), np.uint32), impl=KEY_IMPLEMENTATION)
 
 

@@ -178,7 +178,7 @@ def with_epsilon(
         low = high - 1
         while excess(low) <= 0:
             low, high = low - 1, low
-            if low < -3:  # a twentieth of the clip protects nobody, and the loss distribution becomes huge
+            if low < -3:  # a twentieth of the clip is no protection, and the loss distribution becomes huge
                 raise BadPrivacy(
                     f"epsilon {epsilon:g} is so large that a noise multiplier below 0.05 would do"
                 )

@@ -1,4 +1,4 @@
-"""Membership inference by loss: can somebody who sees the model tell the patients it was trained on?
+"""Membership inference by loss: can an adversary with the model tell the patients it was trained on?
 
 A weak attack on purpose: it needs only one loss per patient. Failing it is a fact about the model, passing it is not a
 guarantee. What a guarantee allows at most: `largest_advantage`, `largest_auc`.

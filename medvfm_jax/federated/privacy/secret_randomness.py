@@ -1,11 +1,11 @@
-"""Randomness that nobody outside a run can repeat: noise and samples whose seed is known protect nobody.
+"""Randomness that cannot be repeated outside a run: noise and samples from a known seed are no protection.
 
 A run draws one `Secret` from the operating system, and everything random in it follows from that by HMAC-SHA256 of a
 purpose, so that two purposes, rounds or clients share nothing. What is kept to continue a run is the secret itself, in
 files closed to other users.
 
 How strong it is: the secret has 256 bits. A JAX key (threefry2x32) has 64, which is all that algorithm takes, so noise
-withstands whoever cannot try 2^64 keys; threefry was made for statistics and nobody has proved it hard to invert.
+withstands an adversary that cannot try 2^64 keys; threefry was made for statistics and is not proved hard to invert.
 numpy's generators (PCG64, seeded anew for every purpose) hold 128 bits of seed.
 """
 

@@ -223,7 +223,7 @@ def make_round(
             who = clients.id, participation, each.answered
             enough, upload = _opened(secure, sums.upload, who, round_key, like)
             public = ()
-            # Without a sum nobody counted: neither in the numbers, nor for its own state.
+            # Without a sum no client counts: neither in the metrics, nor for its own state.
             counted = sums, each.loss, each.weight
             sums, loss, weight = select(enough, counted, zeros_like(counted))
             each = each._replace(client=select(enough, each.client, clients), loss=loss, weight=weight)
@@ -246,7 +246,7 @@ def make_round(
             down_key = jax.random.fold_in(round_key, _DOWN)
             sent, _, residual = compressed_step(down, down_key, server.residual, server.delta, new.delta)
             new = new._replace(delta=sent, residual=residual)
-        if privacy is None:  # with privacy, noise must be released even if nobody came
+        if privacy is None:  # with privacy, noise must be released even in an empty round
             new = select(enough, new, server)
         else:
             bound_key = jax.random.fold_in(round_key, _BOUND)
@@ -387,7 +387,7 @@ def _one_client(states: Tree, data: Shard) -> tuple[Tree, Shard]:
 def _download_bits(
     algorithm: Algorithm, down: Codec | None, server: Server, asked: Array, population: int
 ) -> Array:
-    """Whole deltas to those taking part, or a compressed step to everybody, who began with the whole delta."""
+    """Whole deltas to the participants, or a compressed step to all clients, which began with the whole delta."""
     download = algorithm.download or (lambda server: server.delta)
     whole = float(message_bits(jax.eval_shape(download, server)))
     if down is None:

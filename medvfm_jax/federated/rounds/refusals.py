@@ -18,7 +18,7 @@ from medvfm_jax.federated.secure.secure_sum import (
 
 
 def check_privacy_and_downlink(algorithm: Algorithm, privacy: Privacy | None, down: Codec | None) -> None:
-    """Refuse a compressed download of something else than the delta, and noise that would protect nobody."""
+    """Refuse a compressed download of something else than the delta, and noise that would not protect the uploads."""
     if down is not None and algorithm.download is not None:
         raise BadFederation(
             "Clients of this algorithm receive other things than the delta, so the server's step cannot be "

@@ -8,7 +8,7 @@ training instances, by the features of the local model (GlobalModel_generated.py
 Interpretation: local(x) = global(x) + own(x) with a second low-rank adapter "own", so that local training starts from
 the global adapter and a site computes W x + global(x) + w own(x); the features of an image are the mean of its
 embedding.  The delta is ``{"global_lora": ..., "local_lora":
-..., further shared parts}`` with "own" under "local_lora"; as it is, it is the local model.
+..., further shared parts}`` with "own" under "local_lora"; unchanged, it is the local model.
 """
 
 from functools import partial
