@@ -35,7 +35,7 @@ class System(NamedTuple):
     >>> from medvfm_jax import adapters, models
     >>> from medvfm_jax.systems import System, configure
     >>> biases = System(
-    ...     description="every bias tuned (Ben Zaken et al. 2022)",
+    ...     description="every bias tuned (BitFit)",
     ...     source="https://arxiv.org/abs/2106.10199",
     ...     adapter=lambda spec: {"bias": {"kind": "tune", "at": r"(.*/)?bias"}},
     ... )
