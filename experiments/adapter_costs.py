@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from medvfm_jax import models, systems
 from medvfm_jax.adapters import NoSuchSite, NotMergeable, WrongSite, adapt_model, count, touches_encoder
 from medvfm_jax.models.model import Model
-from medvfm_jax.models.transforms import seeded
 from medvfm_jax.plan.flops import forward_flops, training_flops
+from medvfm_jax.systems.fitting import as_trained
 from medvfm_jax.types import Params, Prompts
 
 PAGE = Path(__file__).parent.parent / "docs" / "adapter-costs.md"
@@ -27,11 +27,14 @@ BOX = Prompts(jax.ShapeDtypeStruct((1, 2, 2), jnp.float32), jax.ShapeDtypeStruct
 _HEAD = """# What adapters cost
 
 Made by `python -m experiments.adapter_costs` from shapes of SAM ViT-B (`sam-b`, 1024 pixels, one box); do not edit. A
-delta that merges leaves a model of the original size and speed; `medvfm weights export` writes it. FLOPs count matrix
-products and convolutions: of a prediction, against the model alone, and of a training step without what is computed
-twice. Where the image encoder stays as it is, its embeddings can be cached and the encoder drops out of both. Constants
-that are stored with a delta and not trained are in its size, not among its parameters. `sd_trans` is counted on single
-slices, where its attention over slices rests. What each system is: [Methods](methods.md).
+delta that merges leaves a model of the original size and speed, or of both with the modules that the system adds ("its
+modules stay"); `medvfm weights export` writes the former. FLOPs count matrix products and convolutions: of a
+prediction, against the model alone, and of a training step without what is computed twice. Where the image encoder
+is unchanged, its embeddings can be cached and the encoder drops out of both. Constants that are stored with a delta
+and not trained are in its size, not among its parameters. `sd_trans` is counted on single slices, where its attention
+over slices rests; systems with modules of their own on the model that they make of it, for two classes, without a box
+where they take none, and for one slice of a slab (`samus` sees images of 256 pixels). What each system is:
+[Methods](methods.md).
 """
 
 
@@ -39,7 +42,7 @@ class Cost(NamedTuple):
     """What a system costs; all numbers are None where it is not counted, and ``merges`` says why.
 
     trained: parameters. size: bytes of the delta. merges: "yes", or why not. encoder: whether it is changed.
-    forward, training: FLOPs.
+    forward, training: FLOPs of one image or slice.
     """
 
     name: str
@@ -53,30 +56,33 @@ class Cost(NamedTuple):
 
 def cost(name: str, model: Model, params: Params) -> Cost:
     """Cost of a system on a model, from the shapes of its parameters."""
-    change = systems.SYSTEMS[name].transform(model.spec, systems.SYSTEMS[name].prompts, 2)
-    if seeded(change, 0) != change:
-        return Cost(name, "not counted: it adds modules of its own; `medvfm systems` has its parameters")
-    adapted = adapt_model(systems.adapter(name, model), model)
     try:
+        plain = model
+        model, params = as_trained(systems.SYSTEMS[name], model, params)
+        adapted = adapt_model(systems.adapter(name, model), model)
         delta = jax.eval_shape(adapted.init, jax.random.key(0), params)
     except (NoSuchSite, WrongSite) as error:
         return Cost(name, f"does not fit: {error}")
     image = jax.ShapeDtypeStruct(model.spec.input_shape, jnp.float32)
-    found = count(delta, params)
+    slices = model.spec.input_shape[0] if model.spec.rank == 3 else 1
+    box = BOX if model.spec.task == "promptable" else None
+    found, merges = count(delta, params), _merges(adapted, params, delta)
+    if model is not plain and merges == "yes":
+        merges = "yes, its modules stay"
 
     def loss(params, delta, image, box):
         return adapted.apply(params, delta, image, box).logits.astype(jnp.float32).sum(), {}
 
-    forward = forward_flops(lambda p, d, x, b: adapted.apply(p, d, x, b).logits, params, delta, image, BOX)
-    training = training_flops(loss, params, delta, image, BOX).model
+    forward = forward_flops(lambda p, d, x, b: adapted.apply(p, d, x, b).logits, params, delta, image, box)
+    training = training_flops(loss, params, delta, image, box).model
     return Cost(
         name,
-        _merges(adapted, params, delta),
+        merges,
         found.trained,
         found.bytes,
         touches_encoder(delta),
-        forward,
-        training,
+        forward // slices,
+        training // slices,
     )
 
 
@@ -108,8 +114,8 @@ def _row(found: Cost, alone: int) -> Sequence[str]:
         found.merges,
         f"{found.trained:,}",
         f"{found.size / 2**20:.2f} MiB",
-        "changed" if found.encoder else "as it is",
-        f"+{more:.2f} %",
+        "changed" if found.encoder else "unchanged",
+        f"{more:+.2f} %",
         f"{found.training / 1e9:,.0f} GFLOP",
     )
 

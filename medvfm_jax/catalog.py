@@ -2,8 +2,9 @@
 
 import difflib
 import inspect
+import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 if TYPE_CHECKING:  # it imports JAX, for which the command line does not wait to name the nearest option
     from medvfm_jax.types import MedvfmError
@@ -77,3 +78,26 @@ def description_of(record: Any) -> str:
     made = getattr(record, "make", record)
     text = (inspect.getdoc(made) or "") if callable(made) else ""
     return " ".join(text.split("\n\n")[0].split()).rstrip(".")
+
+
+def differences_of(record: Any) -> str:
+    """What differs from the publication of a method, "" if nothing is known.
+
+    Records have a field for it; the docstring of a function says it under References, from "Differs: " or
+    "Interpretation: " to the end of the entry.  "Interpretation: " stands first where the publication leaves open, or
+    nobody has seen, what the method does, so that ours is one reading of several.
+    """
+    if isinstance(given := getattr(record, "differences", None), str):
+        return given
+    made = getattr(record, "make", record)
+    text = " ".join((inspect.getdoc(made) or "").split()) if callable(made) else ""
+    found = re.search(r"(?:Differs: (?=\w)|(?=Interpretation: )).*", text)
+    return found[0].removeprefix("Differs: ").rstrip(".") if found else ""
+
+
+def fidelity_of(record: Any) -> Literal["exact", "differs", "interpretation"]:
+    """Whether a method is that of its publication, as far as ``differences_of`` knows."""
+    text = differences_of(record)
+    if not text:
+        return "exact"
+    return "interpretation" if text.startswith("Interpretation: ") else "differs"

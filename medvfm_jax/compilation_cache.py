@@ -1,6 +1,6 @@
 """Compiled programs kept on disk, so that the second run of a command starts at once.
 
-The command line and the experiments call ``enable``; a library that is imported changes nobody's process.
+The command line and the experiments call ``enable``; an import alone does not change the process.
 """
 
 import contextlib

@@ -1,6 +1,6 @@
 """Settings of the process that make XLA's CPU backend faster; they change no result beyond rounding.
 
-The command line and the benchmarks call ``tune`` before JAX starts.  A library that is imported changes nobody's
+The command line and the benchmarks call ``tune`` before JAX starts.  An import alone does not change the
 process, so programs of your own call it themselves: ``medvfm_jax.cpu.tune()``, first thing.
 """
 

@@ -1,4 +1,4 @@
-"""JSON that somebody else may have written or damaged: a value of sane depth, finite numbers, or one short reason."""
+"""JSON from untrusted or damaged files: a value of sane depth, finite numbers, or one short reason."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Regular expressions that somebody else may have written: matched in bounded time, or refused.
+"""Regular expressions from untrusted sources: matched in bounded time, or refused.
 
 Python's engine tries one way to divide a text among the parts of a pattern after the other. How many ways there can be
 follows from the pattern and the length of the text; nested repetitions have exponentially many.

@@ -184,7 +184,7 @@ def _stamp() -> str:
 
 
 def _source() -> list[tuple[Any, ...]]:
-    """Every source file of this package as it is now."""
+    """Every source file of this package in its present state."""
     root = Path(__file__).parent
     return [(str(file.relative_to(root)), *_size_and_time(file)) for file in sorted(root.rglob("*.py"))]
 
@@ -217,7 +217,7 @@ def _read(words: Any, kind: str) -> memoryview | None:
 
 def _write(words: Any, kind: str, *pieces: Any) -> None:
     path = _path(words, kind)
-    if _source() != _SOURCE:  # nobody can tell which of the two made it
+    if _source() != _SOURCE:  # unknown which of the two made it
         return
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     with contextlib.suppress(OSError):  # a cache that cannot be written is slower, not wrong

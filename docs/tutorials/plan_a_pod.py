@@ -19,7 +19,7 @@ from medvfm_jax.settings import PlanConfig
 # `medvfm plan --model sam-tiny-test --adapter linear --topology cpu --global-batch 4`
 
 # %%
-batch = 4 * jax.device_count()  # a batch is divided over the devices
+batch = 4 * jax.device_count()  # a batch is sharded over the devices
 config = PlanConfig(
     model="sam-tiny-test", adapter="linear", image_size=32, global_batch=batch, topology="cpu"
 )

@@ -54,7 +54,7 @@ def adalora(
         dropout: as in ``lora``.
         penalty: weight of ``|a^T a - 1|^2 + |b b^T - 1|^2`` in the objective.
         begin: share of a run's steps before the first value is pruned.
-        end: share of the steps after which the ranks stay as they are.
+        end: share of the steps after which the ranks are fixed.
         every: steps between two prunings.
 
     Returns:

@@ -47,15 +47,14 @@ def bottleneck(
         The adapter.
 
     Raises:
-        BadAdapterConfig: not exactly one of width and ratio, another position or activation.
+        BadAdapterConfig: not exactly one of width and ratio, one not above 0, another position or activation.
 
     References:
         Houlsby et al. 2019, https://arxiv.org/abs/1902.00751; parallel: He et al. 2022,
         https://arxiv.org/abs/2110.04366; Med-SA: Wu et al. 2023, https://arxiv.org/abs/2304.12620; parallel to the MLP
         with ReLU: AdaptFormer, Chen et al. 2022, https://arxiv.org/abs/2205.13535
     """
-    if (width is None) == (ratio is None):
-        raise BadAdapterConfig("bottleneck: give either width or ratio.")
+    check_width("bottleneck", width, ratio)
     if where not in ("after", "parallel"):
         raise BadAdapterConfig(f"bottleneck: where must be 'after' or 'parallel', not '{where}'.")
 
@@ -77,6 +76,16 @@ def bottleneck(
     config = {"kind": "bottleneck", "at": at, "width": width, "ratio": ratio, "where": where}
     config |= {"scale": scale, "normalise": normalise, "activation": activation}
     return at_sites(at, where, init_site, residual if where == "after" else branch, NOT_MERGEABLE, config)
+
+
+def check_width(kind: str, width: int | None, ratio: float | None) -> None:
+    """Raise BadAdapterConfig unless exactly one is given, a width of at least 1 or a finite ratio above 0."""
+    if (width is None) == (ratio is None):
+        raise BadAdapterConfig(f"{kind}: give either width or ratio, and set the other to none.")
+    if width is not None and width < 1:
+        raise BadAdapterConfig(f"{kind}: width must be at least 1, not {width}.")
+    if ratio is not None and not 0 < ratio < math.inf:
+        raise BadAdapterConfig(f"{kind}: ratio must be above 0, not {ratio}.")
 
 
 def standardise(x: Array) -> Array:

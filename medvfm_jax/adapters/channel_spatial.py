@@ -20,7 +20,7 @@ def channel_spatial(at: str, ratio: float = 0.25, normalise: bool = False) -> Ad
     """Add ``models.sam.channel_spatial`` of a module's input to its output: the identity at init, not mergeable.
 
     x (h, w, c) -> (h, w, c) with even h and w. Delta of one site: "channel_0/kernel", "spatial_0/kernel", ... and the
-    norm, which starts at zero (the release starts it at one, so that training does not start from the model).
+    norm.
 
     Args:
         at: regular expression of module paths, full match.
@@ -35,7 +35,8 @@ def channel_spatial(at: str, ratio: float = 0.25, normalise: bool = False) -> Ad
             another shape.
 
     References:
-        Cheng et al. 2023 (SAM-Med2D), https://arxiv.org/abs/2308.16184
+        Cheng et al. 2023 (SAM-Med2D), https://arxiv.org/abs/2308.16184.  Differs: the norm starts at zero, in the
+        release at one, so that training does not start from the model.
     """
 
     def init_site(key: Array, site: Site) -> SiteDelta:

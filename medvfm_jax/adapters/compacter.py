@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax import Array
 
-from medvfm_jax.adapters.bottleneck import NOT_MERGEABLE
+from medvfm_jax.adapters.bottleneck import NOT_MERGEABLE, check_width
 from medvfm_jax.adapters.core import Adapter
 from medvfm_jax.adapters.core import at as at_sites
 from medvfm_jax.adapters.errors import BadAdapterConfig, WrongSite
@@ -36,15 +36,15 @@ def compacter(at: str, width: int | None = None, ratio: float | None = None, n: 
         The adapter.
 
     Raises:
-        BadAdapterConfig: not exactly one of width and ratio, n below 1, or a width that n does not divide.
+        BadAdapterConfig: not exactly one of width and ratio, one not above 0, n below 1, or a width that n does not
+            divide.
         WrongSite: by the adapter's ``init``, for features d that n does not divide.
 
     References:
         Karimi Mahabadi et al. 2021, eq. 5-7, https://arxiv.org/abs/2106.04647
     """
-    if (width is None) == (ratio is None):
-        raise BadAdapterConfig("compacter: give either width or ratio.")
-    if n < 1 or (width is not None and (width < 1 or width % n)):
+    check_width("compacter", width, ratio)
+    if n < 1 or (width is not None and width % n):
         raise BadAdapterConfig(f"compacter: n={n} must be at least 1 and divide the width, {width}.")
 
     def init_site(key: Array, site: Site) -> SiteDelta:

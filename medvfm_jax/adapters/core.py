@@ -28,30 +28,24 @@ _NEEDS = {"before": ("x",), "after": ("y",), "parallel": ("x", "y"), "around": (
 class Adapter(NamedTuple):
     """Three pure functions and what they act on.
 
-    Scale the output of one layer by 1 + g, with g the only thing trained:
+    Around any function that calls Linen modules:
 
-    >>> import flax.linen as nn, jax, jax.numpy as jnp
-    >>> from medvfm_jax.adapters import at
-    >>> class Net(nn.Module):
-    ...     @nn.compact
-    ...     def __call__(self, x):
-    ...         return nn.Dense(3, name="head")(x)
-    >>> net, x = Net(), jnp.ones((1, 2))
-    >>> params = net.init(jax.random.key(0), x)
-    >>> gain = at(
-    ...     "head",
-    ...     "after",
-    ...     init_site=lambda key, site: {"g": jnp.zeros(site.y.shape[-1])},
-    ...     apply_site=lambda delta, y: (1 + delta["g"]) * y,
-    ... )
-    >>> delta = gain.init(jax.random.key(1), net.apply, params, x)
-    >>> {path: {name: leaf.shape for name, leaf in arrays.items()} for path, arrays in delta.items()}
-    {'head': {'g': (3,)}}
-    >>> adapted = gain.wrap(net.apply)
-    >>> bool((adapted(params, delta, x) == net.apply(params, x)).all())  # the identity at the start
+    >>> import jax, jax.numpy as jnp
+    >>> from flax import linen as nn
+    >>> from medvfm_jax.adapters import lora
+    >>> network = nn.Sequential([nn.Dense(4), nn.relu, nn.Dense(2)])
+    >>> x = jnp.ones((1, 3))
+    >>> params, apply = network.init(jax.random.key(0), x), network.apply
+    >>> adapter = lora(rank=1, alpha=None, at="layers_0")
+    >>> delta = adapter.init(jax.random.key(1), apply, params, x)
+    >>> jax.tree.map(jnp.shape, delta)
+    {'layers_0': {'a': (3, 1), 'b': (1, 4)}}
+    >>> adapted = adapter.wrap(apply)
+    >>> bool((adapted(params, delta, x) == apply(params, x)).all())  # b starts at zero
     True
-    >>> twice = {"head": {"g": jnp.ones(3)}}
-    >>> bool((adapted(params, twice, x) == 2 * net.apply(params, x)).all())
+    >>> moved = jax.tree.map(lambda leaf: leaf + 1.0, delta)
+    >>> merged = adapter.merge(params, moved)
+    >>> bool(jnp.allclose(apply(merged, x), adapted(params, moved, x), atol=1e-5))
     True
 
     Attributes:

@@ -97,7 +97,7 @@ def _attend(q: Array, k: Array, v: Array, valid: Array, tables: tuple[Array, Arr
     bias = rearrange(by_row[..., :, None] + by_column[..., None, :], "n a y x i j -> n a (y x) (i j)")
     logits = jnp.einsum("natd,snaud->natsu", q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype), k, **wide)
     logits = logits + bias[..., None, :] + jnp.einsum("natd,sd->nats", q, here, **wide)[..., None]
-    logits = jnp.where(valid[:, None, None, None, :], logits, -1e30)  # a window beyond the map has nobody
+    logits = jnp.where(valid[:, None, None, None, :], logits, -1e30)  # a window beyond the map has no keys
     weights = jax.nn.softmax(rearrange(logits, "n a t s u -> n a t (s u)")).astype(v.dtype)
     weights = rearrange(weights, "n a t (s u) -> n a t s u", s=n)
     return jnp.einsum("natsu,snaud->natd", weights, v)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax import Array
 
-from medvfm_jax.adapters.bottleneck import standardise, through_bottleneck, zero_bottleneck
+from medvfm_jax.adapters.bottleneck import check_width, standardise, through_bottleneck, zero_bottleneck
 from medvfm_jax.adapters.compose import FrozenCall
 from medvfm_jax.adapters.core import Adapter
 from medvfm_jax.adapters.core import at as at_sites
@@ -27,7 +27,7 @@ def depth_attention(
     The site has x (h, w, d) of one slice and the parameters qkv and proj, and a norm where it normalises its input.
     Every position attends to the same position of all slices of the axis ``mesh_axes.SLICES``, with the frozen qkv and
     proj, without relative positions.  The bottleneck has no residual of its own and starts at zero.  Slices of a slab
-    of one, and pictures, have nobody to attend to: there nothing is added.
+    of one, and pictures, have no other slice to attend to: there nothing is added.
 
     Args:
         at: regular expression of module paths, full match.
@@ -40,14 +40,13 @@ def depth_attention(
         The adapter.
 
     Raises:
-        BadAdapterConfig: not exactly one of width and ratio, or an unknown layout.
+        BadAdapterConfig: not exactly one of width and ratio, or one that is not above 0, or an unknown layout.
         WrongSite: by the adapter's ``init``, for modules that are no attention.
 
     References:
         Wu et al. 2023, "Medical SAM Adapter", section 3.2 (SD-Trans), https://arxiv.org/abs/2304.12620
     """
-    if (width is None) == (ratio is None):
-        raise BadAdapterConfig("depth_attention: give either width or ratio.")
+    check_width("depth_attention", width, ratio)
     if layout not in ("fused", "head_major"):
         raise BadAdapterConfig(f"depth_attention: layout must be 'fused' or 'head_major', not '{layout}'.")
 

@@ -23,6 +23,9 @@ def block_exit(at: str, last: int) -> Adapter:
     Blocks are numbered by their names, "blocks_0" first, and the first ``last`` are open at init.  "open" is no
     parameter: its gradient is zero, and who trains the delta keeps it at 0 or 1.  Not mergeable.
     Raises BadAdapterConfig for last < 1, WrongSite for a site without a number or that changes the shape of x.
+
+    References:
+        Almalik et al. 2023 (FeSViBS), https://arxiv.org/abs/2306.14638
     """
     if last < 1:
         raise BadAdapterConfig(f"block_exit: last must be at least 1, not {last}.")

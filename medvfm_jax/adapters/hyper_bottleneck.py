@@ -35,8 +35,9 @@ def hyper_bottleneck(at: str, width: int = 32, layers: int = 1) -> Adapter:
         BadAdapterConfig: a width or number of layers below 1.
 
     References:
-        Wu et al. 2023, "Medical SAM Adapter", section 3.3 (HyP-Adpt), https://arxiv.org/abs/2304.12620. After the
-        paper's formulas; the released code has no such module, so sizes and starting values are ours.
+        Wu et al. 2023, "Medical SAM Adapter", section 3.3 (HyP-Adpt), https://arxiv.org/abs/2304.12620.
+        Interpretation: after the paper's formulas; the released code has no such module, so sizes and starting values
+        are ours.
     """
     if width < 1 or layers < 1:
         raise BadAdapterConfig(

@@ -33,6 +33,10 @@ def lora_experts(rank: int, alpha: float | None, at: str) -> Adapter:
     Raises:
         BadAdapterConfig: a rank below 1.
         WrongSite: at init, for modules that are no Dense.
+
+    References:
+        Wu et al. 2023 (FedMS), https://arxiv.org/abs/2312.15926.  Differs: experts are mixed at every site and token,
+        in the publication whole models.
     """
     scale = lora_scale(rank, alpha)
 

@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from medvfm_jax.adapters.bottleneck import NOT_MERGEABLE, standardise, zero_bottleneck
+from medvfm_jax.adapters.bottleneck import NOT_MERGEABLE, check_width, standardise, zero_bottleneck
 from medvfm_jax.adapters.compose import FrozenCall
 from medvfm_jax.adapters.core import Adapter
 from medvfm_jax.adapters.core import at as at_sites
 from medvfm_jax.adapters.early_exit import over_positions
-from medvfm_jax.adapters.errors import BadAdapterConfig, WrongSite
+from medvfm_jax.adapters.errors import WrongSite
 from medvfm_jax.adapters.lora import check_training_options, dropped
 from medvfm_jax.adapters.map_gates import convolve, gate_parameters, spatial_attention
 from medvfm_jax.adapters.parameter_paths import SiteDelta
@@ -41,8 +41,7 @@ def multiscale_bottleneck(at: str, ratio: float = 1 / 8, dropout: float = 0.0) -
         Wu et al. 2025, Trans-SAM (MDT adapter), https://doi.org/10.1016/j.knosys.2024.112909; spatial attention: Woo et
         al. 2018, https://arxiv.org/abs/1807.06521
     """
-    if not ratio > 0:
-        raise BadAdapterConfig(f"multiscale_bottleneck: ratio must be above 0, not {ratio}.")
+    check_width("multiscale_bottleneck", None, ratio)
     check_training_options(dropout, 1.0)
 
     def init_site(key: Array, site: Site) -> SiteDelta:

@@ -1,5 +1,6 @@
 """Turn "lora.rank=8" from a command line into a typed option."""
 
+import math
 import types
 import typing
 from collections.abc import Iterable
@@ -75,10 +76,13 @@ def _convert(value: Any, choice: Any) -> Any:
 def _number(value: Any, choice: type) -> Any:
     if isinstance(value, bool) or (choice is int and isinstance(value, float)):
         return _UNFIT
+    if isinstance(value, str) and (not value.isascii() or "_" in value):
+        return _UNFIT  # Python reads 1_0 and digits of other scripts
     try:
-        return choice(value)
+        number = choice(value)
     except (TypeError, ValueError):
         return _UNFIT
+    return number if abs(number) < math.inf else _UNFIT
 
 
 def _shown(choice: Any) -> str:
@@ -86,6 +90,6 @@ def _shown(choice: Any) -> str:
         return "none"
     if typing.get_origin(choice) is Literal:
         return " or ".join(f"'{option}'" for option in typing.get_args(choice))
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(
+    return {int: "a whole number", float: "a finite number", bool: "true or false", str: "text"}.get(
         choice, str(choice)
     )

@@ -31,8 +31,8 @@ def scale_shift(at: str, where: Literal["before", "after"] = "after") -> Adapter
         BadAdapterConfig: another position.
 
     References:
-        Lian et al. 2022 (SSF; it starts at small random values instead of the identity),
-        https://arxiv.org/abs/2210.08823
+        Lian et al. 2022 (SSF), https://arxiv.org/abs/2210.08823.  Differs: it starts at the identity, in the
+        publication at small random values.
     """
     if where not in ("before", "after"):
         raise BadAdapterConfig(f"scale_shift: where must be 'before' or 'after', not '{where}'.")

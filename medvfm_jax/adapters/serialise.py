@@ -94,7 +94,7 @@ def from_config(config: Mapping[str, Any]) -> Adapter:
 
     Args:
         config: {"kind": "lora", "rank": 4, ...}, or {"kind": "chain", "parts": {name: such a part}}; it may come from a
-            file that nobody here has written.
+            file from an untrusted source.
 
     Returns:
         The adapter.
@@ -123,7 +123,7 @@ def fitted(adapter: Adapter, spec: ModelSpec) -> Adapter:
         spec: of the model to adapt.
 
     Returns:
-        An equal adapter where nothing was left open; custom adapters as they are.
+        An equal adapter where nothing was left open; custom adapters unchanged.
     """
     if adapter.config is None:
         return adapter

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from medvfm_jax.adapters.bottleneck import NOT_MERGEABLE, standardise, zero_bottleneck
+from medvfm_jax.adapters.bottleneck import NOT_MERGEABLE, check_width, standardise, zero_bottleneck
 from medvfm_jax.adapters.core import Adapter
 from medvfm_jax.adapters.core import at as at_sites
 from medvfm_jax.adapters.early_exit import over_positions
-from medvfm_jax.adapters.errors import BadAdapterConfig, WrongSite
+from medvfm_jax.adapters.errors import WrongSite
 from medvfm_jax.adapters.map_gates import gate_parameters, triplet_attention
 from medvfm_jax.adapters.parameter_paths import SiteDelta, match
 from medvfm_jax.adapters.sites import ApplyFn, Site, feature_width, find_sites, path_of
@@ -47,8 +47,7 @@ def shared_bottleneck(at: str, source: str = "image_encoder/patch_embed", ratio:
         Wu et al. 2025, Trans-SAM (IPF adapter), https://doi.org/10.1016/j.knosys.2024.112909; triplet attention: Misra
         et al. 2021, https://arxiv.org/abs/2010.03045
     """
-    if not ratio > 0:
-        raise BadAdapterConfig(f"shared_bottleneck: ratio must be above 0, not {ratio}.")
+    check_width("shared_bottleneck", None, ratio)
 
     def width(site: Site) -> int:
         return max(1, int(ratio * feature_width(site, "y")))

@@ -2,7 +2,7 @@
 
 The update is ``scale * ((a0 + a)(b0 + b) - a0 b0)``, computed as ``a (b0 + b) + a0 b``, so that the model at the start
 is the base exactly.  Delta of one site: the changes ``a`` (in, rank) and ``b`` (rank, out), zero at the start, and the
-constants ``fixed_a``, ``fixed_b``, which nobody trains; they are stored because they cannot be computed again: the
+constants ``fixed_a``, ``fixed_b``, which are not trained; they are stored because they cannot be computed again: the
 decomposition of another machine may differ in signs, a gradient needs the data.
 """
 

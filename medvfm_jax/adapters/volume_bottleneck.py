@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from medvfm_jax.adapters.bottleneck import NOT_MERGEABLE, zero_bottleneck
+from medvfm_jax.adapters.bottleneck import NOT_MERGEABLE, check_width, zero_bottleneck
 from medvfm_jax.adapters.core import Adapter, not_mergeable
 from medvfm_jax.adapters.core import at as at_sites
-from medvfm_jax.adapters.errors import BadAdapterConfig, WrongSite
+from medvfm_jax.adapters.errors import WrongSite
 from medvfm_jax.adapters.parameter_paths import SiteDelta
 from medvfm_jax.adapters.sites import Site
 from medvfm_jax.models.convolution import depthwise_shifted
@@ -63,8 +63,7 @@ def volume_bottleneck(at: str, ratio: float = 0.5) -> Adapter:
         Gong et al. 2023 (3DSAM-adapter), https://arxiv.org/abs/2306.13465; without its ReLU after up, whose gradient
         would be zero from a start at zero
     """
-    if not ratio > 0:
-        raise BadAdapterConfig(f"volume_bottleneck: ratio must be above 0, not {ratio}.")
+    check_width("volume_bottleneck", None, ratio)
 
     def init_site(key: Array, site: Site) -> SiteDelta:
         _check_map("volume_bottleneck", site, site.x)

@@ -1,4 +1,4 @@
-"""Train parameters as they are, from their first values on: those of modules that a transform has added to a model."""
+"""Full training of parameters from their initial values: those of modules that a transform has added to a model."""
 
 from typing import Any
 

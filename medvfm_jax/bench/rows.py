@@ -56,7 +56,7 @@ class Subject(NamedTuple):
 
 
 def subject(name: str, dtype: str) -> Subject:
-    """The model as it is with weights from seed 0."""
+    """The model without an adapter, with random weights from seed 0."""
     model = catalog.build(name, dtype=jnp.dtype(dtype))
     return Subject(model, jax.jit(model.init)(jax.random.key(0)))
 

@@ -22,7 +22,7 @@ def timed(call: Callable[[], Any]) -> Clock:
 
 
 def take_turns(clocks: Mapping[_Name, Clock], rounds: Iterable[int]) -> dict[_Name, list[float]]:
-    """Seconds of every clock, one per round; the order rotates, so nobody always follows the same neighbour."""
+    """Seconds of every clock, one per round; the order rotates, so that none always runs after the same one."""
     seconds: dict[_Name, list[float]] = {name: [] for name in clocks}
     for i in rounds:
         for name in rotated(list(clocks), i):

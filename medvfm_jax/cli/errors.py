@@ -30,7 +30,7 @@ def _describe(error: BaseException) -> tuple[str, int]:
         return "ended by SIGTERM; what was committed so far is kept", TERMINATED
     if isinstance(error, KeyboardInterrupt):
         return "interrupted; what was committed so far is kept", INTERRUPTED
-    from medvfm_jax.types import MedvfmError  # imports JAX, for which nobody waits who misspelled an option
+    from medvfm_jax.types import MedvfmError  # imports JAX, too slow for a misspelled option
 
     for cause in _chain(error):
         if isinstance(cause, MedvfmError):

@@ -57,7 +57,7 @@ def run(args: QuickstartArgs) -> int:
     if not picture.exists():
         write_atomically(picture, _picture(args, adapted))
     rows = {
-        f"{MODEL} as it is, boxes from the reference": zero_shot,
+        f"{MODEL} zero-shot, boxes from the reference": zero_shot,
         f"adapted ({ADAPTER}), no prompts": adapted,
     }
     text = "\n".join(
@@ -116,7 +116,7 @@ def _zero_shot(args: QuickstartArgs, lines: Console) -> dict[str, Any]:
 def _picture(args: QuickstartArgs, adapted: dict[str, Any]) -> bytes:
     """Per label the adapted model's median case, zero-shot on the left, adapted on the right."""
     dataset = open_dataset(mni152.NAME, offline=args.offline)
-    columns = {"as it is, boxes from the reference": ZERO_SHOT, "adapted, no prompts": ADAPTED}
+    columns = {"zero-shot, boxes from the reference": ZERO_SHOT, "adapted, no prompts": ADAPTED}
     rows = []
     for label, value in dataset.labels.items():
         ranks = choose(adapted["cases"], label) if value else {}

@@ -1,4 +1,4 @@
-"""`medvfm segment`: masks of images nobody has labelled."""
+"""`medvfm segment`: masks of unlabelled images."""
 
 import collections
 import sys

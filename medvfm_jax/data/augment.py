@@ -15,13 +15,23 @@ from medvfm_jax.types import IGNORE, MedvfmError
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
-    """What may happen to a picture; probabilities are per picture, ranges uniform.
+    """Random augmentation of a picture; probabilities are per picture, ranges are uniform where nothing else is said.
 
-    flip_horizontal, flip_vertical, quarter_turns: exact, each equally likely to happen or not; a quarter turn
-    alone never mirrors the picture, and all three together give its eight symmetries.
-    affine: probability of a rotation by up to ``rotate`` degrees, a zoom by a factor in ``zoom``, and a shift
-    by up to ``shift`` of the side. intensity: probability of each of: gamma in ``gamma`` (log-uniform), gain in
-    ``contrast`` about the mean, an offset up to ``brightness``, Gaussian noise with deviation up to ``noise``.
+    Attributes:
+        flip_horizontal: whether the picture is mirrored left to right with probability 1/2.
+        flip_vertical: the same, top to bottom.
+        quarter_turns: whether it is turned by 90 degrees with probability 1/2; with both flips this gives all eight
+            symmetries.
+        affine: probability of a rotation, zoom and shift, all at once.
+        rotate: largest angle, degrees, either way.
+        zoom: range of the factor, log-uniform.
+        shift: largest shift, as a share of each side.
+        intensity: probability of each of the four changes of intensity, drawn independently; intensities are scaled
+            to 0..1 before.
+        gamma: range of the exponent, log-uniform.
+        contrast: range of the gain about the mean.
+        brightness: largest offset, either way.
+        noise: largest standard deviation of Gaussian noise.
     """
 
     flip_horizontal: bool = True
@@ -54,10 +64,16 @@ AUGMENTATIONS: Catalog[AugmentConfig] = Catalog(
 
 
 def usual_augmentation(dimension: int) -> str:
-    """Name of the changes for pictures (2) or slices of volumes (3).
+    """Name of the augmentation for pictures or for slices of volumes.
 
-    A picture under the microscope has no top; a body has one, and labels depend on it: after mirrors and quarter
+    Microscopy has no preferred orientation; anatomy has, and labels depend on it: after mirrors and quarter
     turns the front of the hippocampus looks like its back.
+
+    Args:
+        dimension: 2 for pictures, 3 for volumes.
+
+    Returns:
+        "full" for pictures, "upright" (no flips, no quarter turns) for volumes.
     """
     return "full" if dimension == 2 else "upright"
 
@@ -182,4 +198,4 @@ def _intensity(rng: np.random.Generator, config: AugmentConfig, image: NDArray) 
     return np.clip(unit, 0, 1)
 
 
-LABEL_OUTSIDE, INSTANCE_OUTSIDE = IGNORE, 0  # what a rotation brings into view: nobody labelled it
+LABEL_OUTSIDE, INSTANCE_OUTSIDE = IGNORE, 0  # what a rotation brings into view is unlabelled

@@ -20,8 +20,8 @@ from medvfm_jax.data.splits import Split
 from medvfm_jax.images.budget import budget
 from medvfm_jax.printable import counted
 
-ABOUT_PROMPTS = ("many pieces", "objects")  # kinds that concern nobody who simulates no prompts
-MANY_CHANNELS = "many channels"  # kind that concerns nobody whose model sees every channel
+ABOUT_PROMPTS = ("many pieces", "objects")  # kinds relevant only where prompts are simulated
+MANY_CHANNELS = "many channels"  # kind irrelevant to models that see every channel
 _SEEN = 3  # channels of models of pictures and slices
 _OUTLIER = 2.0  # a spacing this many times larger or smaller than the median of the dataset
 
@@ -85,7 +85,7 @@ def check_dataset(
 
 
 def has_unclear_masks(findings: Iterable[Finding]) -> bool:
-    """Whether nobody knows what the numbers in the masks mean, so that nothing can be said about labels."""
+    """Whether the meaning of the numbers in the masks is undeclared, so that nothing can be said about labels."""
     return any(finding.kind == UNCLEAR_MASKS and finding.severity == "error" for finding in findings)
 
 

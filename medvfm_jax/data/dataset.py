@@ -45,14 +45,27 @@ def open_dataset(
     found: Findings | None = None,
     cached: bool = True,
 ) -> Dataset:
-    """Folder or name of a built-in dataset ("mni152_tissue") -> Dataset.
+    """Open a folder or a built-in dataset.
 
     A folder is nnU-Net v2 (``dataset.json``, ``imagesTr``, ``labelsTr``) or plain (``images/``, ``masks/``,
-    ``instances/``); either may have a ``sites.csv``. Nothing but names, and the values in plain masks, is
-    looked at here; ``read_case`` checks a case. allow_geometry_mismatch: accept label maps of the right
-    shape with corners up to so many mm from their image's. follow_links: files may lie outside the folder.
-    objects: what one prompt is about, see ``data.objects``. found: collects errors that would be raised.
-    cached: trust the values of plain masks found earlier. Raises BadDataset.
+    ``instances/``); either may have a ``sites.csv``.  Only file names, and the values in plain masks, are read
+    here; ``read_case`` checks a case.
+
+    Args:
+        source: a folder, or the name of a built-in dataset such as "mni152_tissue".
+        allow_geometry_mismatch: accept label maps of the right shape with corners up to so many mm from their
+            image's.
+        offline: do not download a built-in dataset.
+        follow_links: files may lie outside the folder.
+        objects: what one prompt is about, see ``data.objects``; default "auto".
+        found: collects errors that would be raised.
+        cached: reuse the values found in plain masks by an earlier call.
+
+    Returns:
+        A Dataset.
+
+    Raises:
+        BadDataset: no such folder, no known layout, or files that contradict each other.
     """
     if str(source) in BUILTIN and not Path(source).exists():
         source = BUILTIN[str(source)](offline=offline)
@@ -88,8 +101,19 @@ def open_dataset(
 def read_case(dataset: Dataset, case: Case | str) -> LoadedCase:
     """Read image, label map and instance map of a case, and check that they belong together.
 
-    Raises BadCase if a file cannot be read or all objects lie outside the classes, GeometryMismatch if shapes or
-    affines differ, UnknownLabel for values the dataset does not declare.
+    Args:
+        dataset: the dataset.
+        case: one of its cases, or its id.
+
+    Returns:
+        The arrays; if there is only an instance map, the label is 1 on objects.
+
+    Raises:
+        BadDataset: the dataset has no such case.
+        BadCase: a file cannot be read, or all objects lie outside the classes.
+        GeometryMismatch: shapes or affines differ.
+        WrongChannels: another number of channels than declared.
+        UnknownLabel: label values that the dataset does not declare.
     """
     case = dataset.case(case) if isinstance(case, str) else case
     try:

@@ -1,4 +1,4 @@
-"""Examples: pictures as they are, volumes by slice, by slab of slices or by patch."""
+"""Examples: whole pictures, volumes by slice, by slab of slices or by patch."""
 
 import itertools
 import math
@@ -23,10 +23,15 @@ class NoExamples(MedvfmError, ValueError):
 
 
 class Example(NamedTuple):
-    """One picture, or a slice, a slab or a patch of a volume. ``id`` is stable: the case, and "#" with the place.
+    """One picture, or a slice, a slab or a patch of a volume.
 
-    index: of the slice, or of a slab's first slice, along ``axis``. window: (D, H, W) of a slab or a patch, in voxels
-    of the volume with ``axis`` first, beginning at ``corner``; without a corner it lies somewhere else each time.
+    Attributes:
+        id: unique and stable: the case and, for volumes, "#" with the place.
+        case: id of the case.
+        index: of the slice, or of a slab's first slice, along ``axis``; None for pictures and patches.
+        axis: of the volume that slices are perpendicular to; None for pictures.
+        window: (D, H, W) of a slab or patch, voxels, with ``axis`` first; None for pictures and slices.
+        corner: first voxel (d, h, w) of the window; None for a patch whose place is drawn anew at every load.
     """
 
     id: str
@@ -38,9 +43,13 @@ class Example(NamedTuple):
 
 
 class LoadedExample(NamedTuple):
-    """image (H, W, C); label (H, W) int32 class index or IGNORE; instances (H, W) int32 or None; its case.
+    """An example in memory, at its own size; what lies beyond the end of a volume is 0, IGNORE and 0.
 
-    Of a slab or a patch (D, H, W, C) and (D, H, W); beyond the end of the volume 0, IGNORE and 0.
+    Attributes:
+        image: (H, W, C); of a slab or patch (D, H, W, C).
+        label: (H, W) or (D, H, W) int32, class index or IGNORE.
+        instances: of the same shape, int32, 1..n per object and 0 elsewhere; or None.
+        case: the case it belongs to.
     """
 
     image: NDArray
@@ -60,14 +69,30 @@ def examples(
     skipped: dict[str, str] | None = None,
     random: bool = False,
 ) -> list[Example]:
-    """List the examples of these cases, in order; reads and checks every one of them.
+    """The examples of these cases, in order; reads and checks every case.
 
-    semantic: every picture and slice; of a case's slices without foreground the share ``empty`` (0..1, rounded up),
-    evenly spaced. promptable: those with an object that covers at least one pixel of the model's logits.
-    A model of slabs gets one from every slice on, empty ones as slices; one of patches those that cover each volume
-    side by side, or with ``random`` as many at random places, half of them around a labelled voxel.
-    labels: names of the classes that count (default: all). skipped: if given, bad cases are left out and
-    their messages put there; otherwise the first one raises BadCase. Raises NoExamples if nothing is left.
+    For a model of slices: each picture and slice.  For a model of slabs: a slab from each slice on, where an empty
+    slab is treated as an empty slice.  For a model of patches: windows that cover each volume side by side.
+
+    Args:
+        dataset: the dataset.
+        cases: ids of its cases.
+        spec: input and output shapes of the model.
+        task: "semantic": all of them, but see ``empty``; "promptable": those with an object that covers at least one
+            pixel of the logits.
+        empty: semantic: share (0 to 1, rounded up) of a case's slices without foreground that is kept, evenly spaced.
+        labels: names of the classes that count as foreground; default all.
+        skipped: if given, bad cases are left out and their messages put here, by id; otherwise the first one raises.
+        random: patches at as many random places instead, half of them around a labelled voxel.
+
+    Returns:
+        At least one example.
+
+    Raises:
+        BadCase: a case has no reference or cannot be read (unless ``skipped`` is given), or ``labels`` names an
+            unknown class.
+        BadDataset: the dataset has no such case.
+        NoExamples: nothing is left, or the model needs volumes and the dataset has pictures.
     """
     if spec.rank == 3 and dataset.dimension == 2:
         raise NoExamples(
@@ -102,9 +127,19 @@ def examples(
 
 
 def load_example(dataset: Dataset, example: Example, rng: np.random.Generator | None = None) -> LoadedExample:
-    """Example -> picture, label map, instance map at their own size; see ``LoadedExample``.
+    """Read an example at its own size.
 
-    rng: draws the place of an example that has none.
+    Args:
+        dataset: the dataset.
+        example: one of its examples.
+        rng: draws the corner of a patch that has none; default: not reproducible.
+
+    Returns:
+        Image, label map and instance map.
+
+    Raises:
+        BadCase: the case cannot be read.
+        BadDataset: the dataset has no such case.
     """
     decoded = store_of(dataset)(example.case)
     arrays = (decoded.image, decoded.label, decoded.instances)
@@ -129,7 +164,20 @@ def load_example(dataset: Dataset, example: Example, rng: np.random.Generator | 
 
 
 def example_image(dataset: Dataset, example: Example, spec: ModelSpec) -> tuple[NDArray[np.float32], Frame]:
-    """Example -> model input (S, S, 3), Frame, without augmentation: what an embedding may be kept for."""
+    """Model input of an example without augmentation, as embeddings of frozen encoders are cached for.
+
+    Args:
+        dataset: the dataset.
+        example: one of its examples.
+        spec: input and output shapes of the model.
+
+    Returns:
+        Input of shape ``spec.input_shape``, float32, and the Frame that maps between input and image.
+
+    Raises:
+        BadCase: the case cannot be read.
+        BadDataset: the dataset has no such case.
+    """
     return preprocess(spec, load_example(dataset, example).image)
 
 

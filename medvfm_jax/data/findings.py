@@ -48,7 +48,7 @@ class Findings:
 
 
 def note_unused(folder: Path, names: Sequence[str], found: Findings) -> None:
-    """Note files, and folders in a folder, that nobody reads."""
+    """Note files, and folders in a folder, that are not read."""
     if names:
         message = f"not used: {counted(len(names), 'file')} in {folder}: {named(names)}"
         found.note("unused files", message, names)

@@ -27,7 +27,7 @@ class Problem(NamedTuple):
 
 
 class Agreement(NamedTuple):
-    """How an instance map and a label map of the same case differ; pixels nobody labelled count for neither.
+    """How an instance map and a label map of the same case differ; unlabelled pixels count for neither.
 
     outside: pixels of objects on the background. lost: objects wholly there. uncovered: pixels of a class that no
     object has. several: objects in more than one class.

@@ -95,15 +95,39 @@ def make_loader(
     threads: int = 1,
     share: tuple[int, int] = (0, 1),
 ) -> Loader:
-    """Examples -> iterator of ``Batch`` (numpy), see ``types.Batch`` for the shapes.
+    """Iterator of batches (numpy) over examples.
 
-    Each epoch has its own order; every example and epoch has its own random numbers, which depend on ``seed``
-    and its position alone. augment: True or "full", "upright", "flips", False or "none", or a config.
-    labels: names of the classes that count. epochs: None never ends; a last incomplete batch is filled with weight 0.
-    image_fn: gives ``Batch.image`` instead of preprocessing, such as a cached embedding of the example;
-    excludes augmentation. threads: that prepare batches ahead; 0 prepares them when asked.
-    share: (i, n) gives the i-th of n equal parts of every batch, which together are the batch that (0, 1) gives.
-    Raises NoExamples, MedvfmError.
+    Each epoch has its own order; the random numbers of an example in an epoch depend on ``seed`` and its position
+    alone.
+
+    Args:
+        dataset: the dataset.
+        examples: what to draw from.
+        spec: input and output shapes of the model.
+        task: "semantic" or "promptable".
+        batch_size: examples per batch, of all shares together.
+        seed: of order, augmentation and prompts, at least 0.
+        prompts: how prompts are simulated; default ``PromptConfig()``.
+        augment: True or "full", "upright", "flips", False or "none", or a config.
+        labels: names of the classes that count as foreground; default all.
+        shuffle: whether the order is random.
+        epochs: None: endless; otherwise a last incomplete batch is padded with examples of weight 0.
+        image_fn: gives ``Batch.image`` of an example instead of preprocessing, such as a cached embedding; excludes
+            augmentation.
+        threads: that prepare batches ahead; 0: each is prepared when asked for.
+        share: (i, n): the i-th of n equal parts of every batch, for n processes; together they are the batch of (0,
+            1).
+
+    Returns:
+        A Loader whose batches have the shapes of ``types.Batch``.
+
+    Raises:
+        NoExamples: no examples, a batch size or a number of epochs below 1, an unknown task, or no objects for a
+            model that separates them.
+        BadLoaderState: a negative seed or number of threads, a share that does not fit, or ``image_fn`` with
+            augmentation.
+        UnknownAugmentation: a name that does not exist.
+        BadCase: ``labels`` names an unknown class; while iterating, a case cannot be read.
     """
     config = _augmentation(augment)
     if not examples:
@@ -127,7 +151,7 @@ def make_loader(
     if shuffle:
         source = source.shuffle()
     if epochs != 1:
-        # grain's own endless repetition overflows when batches of one are counted; nobody sees 2^52 examples.
+        # grain's own endless repetition overflows when batches of one are counted; 2^52 examples are never reached.
         source = source.repeat(max(2, (1 << 52) // len(examples)) if epochs is None else epochs)
     source, size = source.random_map(make)[part::parts], batch_size // parts
     batches = source.batch(size, drop_remainder=False, batch_fn=lambda items: _stack(items, size))
@@ -149,7 +173,24 @@ def make_batch(
     prompts: PromptConfig | None = None,
     labels: Sequence[str] | None = None,
 ) -> Batch:
-    """These very examples as one batch, without augmentation."""
+    """One batch of exactly these examples, without augmentation.
+
+    Args:
+        dataset: the dataset.
+        examples: the B examples, at least one.
+        spec: input and output shapes of the model.
+        task: "semantic" or "promptable".
+        seed: of the prompts.
+        prompts: how they are simulated; default ``PromptConfig()``.
+        labels: names of the classes that count as foreground; default all.
+
+    Returns:
+        A Batch of numpy arrays, see ``types.Batch``.
+
+    Raises:
+        NoExamples: an unknown task, or no objects for a model that separates them.
+        BadCase: a case cannot be read, or ``labels`` names an unknown class.
+    """
     make = _Maker(dataset, tuple(examples), spec, task, prompts or PromptConfig(), NONE, labels, None)
     return _stack([make(i, np.random.default_rng([seed, i])) for i in range(len(examples))], len(examples))
 

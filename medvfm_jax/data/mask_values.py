@@ -15,7 +15,7 @@ from medvfm_jax.images.reading import distinct_values, suffix_of
 from medvfm_jax.printable import counted
 
 _MOST_CLASSES = 64  # more distinct values, or larger ones among several, are instance numbers or grey levels
-_UNLABELLED = 255  # among class numbers of one file, the customary value for pixels nobody labelled
+_UNLABELLED = 255  # among class numbers of one file, the customary value for unlabelled pixels
 _THREADS = 2
 UNCLEAR_MASKS = "mask convention"  # kind of the finding
 _LOSSY = (".jpg", ".jpeg")
@@ -58,7 +58,7 @@ def scheme_of(folder: Path, masks: Sequence[Path], found: Findings, *, cached: b
             _refuse_unclear(folder, per_file, values)
         except UnclearMasks as error:
             found.error(UNCLEAR_MASKS, error)
-            return _several(others)  # for those who go on; nobody is told what it would mean
+            return _several(others)  # for callers that go on; its meaning is not reported
         scheme = _several(others)
     _say(folder, scheme, len(masks), found)
     return scheme

@@ -50,7 +50,8 @@ def as_before(dataset: Dataset) -> Dataset:
 def object_map(label: NDArray, instances: NDArray | None, wanted: NDArray, how: How) -> NDArray[np.int32]:
     """(H, W) -> number of the object at each pixel, 0 for none; of classes (indices) in ``wanted`` alone.
 
-    how: "instances" as they are numbered, "components" numbered from 1 over all classes, "labels" by class index.
+    how: "instances" with the numbers of the instance map, "components" numbered from 1 over all classes, "labels" by
+        class index.
     """
     if how == "instances":
         return np.where(np.isin(label, wanted), instances, 0)

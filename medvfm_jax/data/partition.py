@@ -50,7 +50,7 @@ class ScannerShift(NamedTuple):
 
 
 class Partition(NamedTuple):
-    """clients: name -> its patients, none at two clients; shifts: name -> its scanner, none for as it is."""
+    """clients: name -> its patients, none at two clients; shifts: name -> simulated scanner, if any."""
 
     clients: Mapping[str, tuple[str, ...]]
     shifts: Mapping[str, ScannerShift] = {}

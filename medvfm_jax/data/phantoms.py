@@ -17,12 +17,22 @@ Kind = Literal["cells", "volumes"]
 def make_phantom_dataset(
     folder: str | Path, kind: Kind = "cells", n: int = 8, *, size: int = 64, seed: int = 0
 ) -> Path:
-    """Write ``n`` cases into a new folder and return it; the same arguments give the same files.
+    """Write a small synthetic dataset with known answers; the same arguments give the same files.
 
-    "cells": bright discs on noise, RGB, as images/, masks/ (0, 255), instances/ and sites.csv with two sites
-    (one of them inverted), size × size pixels. "volumes": an ellipsoid with a core in noise, nnU-Net v2, one
-    channel, size × size × 6 voxels of 1 × 1 × 3 mm, labels shell = 1 and core = 2. Raises BadDataset for
-    other kinds and for folders that have files already.
+    Args:
+        folder: where; must be new or empty.
+        kind: "cells": bright discs on noise, RGB, size x size pixels, as images/, masks/ (0, 255), instances/ and
+            sites.csv with two sites (one of them inverted). "volumes": an ellipsoid with a core in noise, nnU-Net v2,
+            one channel, size x size x 6 voxels of 1 x 1 x 3 mm, labels shell = 1 and core = 2.
+        n: number of cases.
+        size: side in pixels.
+        seed: of the noise and the shapes.
+
+    Returns:
+        The folder.
+
+    Raises:
+        BadDataset: another kind, or a folder with files in it.
     """
     folder = Path(folder)
     writers = {"cells": _cells, "volumes": _volumes}

@@ -52,8 +52,13 @@ def whole_number(value: Any) -> int:
 class Case:
     """One picture or volume with its reference.
 
-    patient: cases of one patient never come into different splits. site: hospital, scanner or
-    acquisition group. images: one file per channel, or one file with all channels.
+    Attributes:
+        id: unique name within the dataset.
+        patient: cases of one patient are never put into different splits.
+        site: hospital, scanner or acquisition group.
+        images: one file per channel, or one file with all channels.
+        label: label map, None without a reference.
+        instances: map of numbered objects, or None.
     """
 
     id: str
@@ -66,16 +71,29 @@ class Case:
 
 @dataclass(frozen=True, eq=False)  # by identity, so that what was read from it can be kept beside it
 class Dataset:
-    """A folder of cases that belong together.
+    """A folder of cases with one set of labels.
 
-    labels: class name -> class index, 0..K in this order, background 0. values: the number that stands for
-    each class index in the label files. ignore: the number in the label files that no score looks at, or
-    None. dimension: 2 for pictures, 3 for volumes. objects: what one prompt is about, see ``data.objects``.
-    allow_geometry_mismatch: how far, in mm, the header of a label map may place a corner from where the image has
-    it. notes: about how the cases read so far were read.
-    findings: what was odd when the folder was opened (``data.findings.Finding``). alter: changes the array of each
-    image as it is read, such as a scanner shift of `partition`; None for images as they are. preparation: of volumes
-    for a model of patches.
+    Attributes:
+        name: for messages and records.
+        folder: where the files are.
+        cases: at least one, with distinct ids.
+        labels: class name -> class index 0..K in this order, background 0.
+        ignore: value in the label files that is left out of every loss and score, or None.
+        dimension: 2 for pictures, 3 for volumes.
+        licence: as the folder declares it.
+        channel_names: one name per channel; empty if none are declared.
+        values: value in the label files of each class, in the order of ``labels``; default: the class indices.
+        file_ending: of the images.
+        note: one sentence about where the data come from.
+        allow_geometry_mismatch: how far, in mm, the header of a label map may place a corner from where the image has
+            it.
+        objects: what one prompt is about: instances, connected components or whole labels, see ``data.objects``.
+        findings: what was odd when the folder was opened (``data.findings.Finding``).
+        alter: changes the array of each image as it is read, such as a simulated scanner shift of `partition`; None:
+            no change.
+        preparation: resampling and cropping of volumes for a model of patches.
+        notes: how the cases read so far deviated from the rules, such as rounded headers.
+        by_id: the cases by id, filled in from ``cases``.
     """
 
     name: str
@@ -124,9 +142,11 @@ class Dataset:
 class LoadedCase(NamedTuple):
     """A case in memory, validated.
 
-    image: (H, W, C) or (X, Y, Z, C), with geometry. label: class index per pixel, IGNORE where nothing is
-    known, (H, W) or (X, Y, Z) int32, None if there is no reference. instances: 1..n per object, 0 between
-    them, same shape, or None.
+    Attributes:
+        case: which one.
+        image: array (H, W, C) or (X, Y, Z, C), with its geometry.
+        label: class index per pixel, (H, W) or (X, Y, Z) int32, IGNORE where unlabelled; None without a reference.
+        instances: 1..n per object, 0 elsewhere, same shape; or None.
     """
 
     case: Case

@@ -19,7 +19,13 @@ class BadSplit(MedvfmError, ValueError):
 
 
 class Split(NamedTuple):
-    """Names of cases; no patient is in two of them."""
+    """Ids of cases; no patient is in two parts.
+
+    Attributes:
+        train: cases to train on.
+        val: cases for early stopping and the choice of a checkpoint.
+        test: cases that are only scored.
+    """
 
     train: tuple[str, ...]
     val: tuple[str, ...]
@@ -36,14 +42,30 @@ def split(
     fold: int | None = None,
     use_file: bool = True,
 ) -> Split:
-    """Cut a dataset by patients into train, val and test.
+    """Split a dataset by patients into train, val and test.
 
-    val, test: shares of the patients; each site is represented in proportion. n_train: keep that many
-    training patients, the first of the same order, so that smaller sets lie inside larger ones and val and
-    test never change. fold: 0 to 4 for cross-validation: the test stays, and that fifth of the other patients is val,
-    whatever its share. If the folder has nnU-Net's ``splits_final.json`` (and use_file), its ``fold`` rules, 0 if none
-    is given: "val" of the file is our test, and our val is taken from its training patients, because early stopping
-    must not see the test; a "test" list in the file is taken as it is. Raises BadSplit.
+    If the folder has nnU-Net's ``splits_final.json`` and ``use_file``, its fold decides: "val" of the file is our
+    test, and our val is taken from its training patients, because early stopping must not see the test; a "test"
+    list in the file is used unchanged, and then "val" of the file is our val.
+
+    Args:
+        dataset: the dataset.
+        seed: of the order of patients.
+        val: share of the patients; each site is represented in proportion.
+        test: the same.
+        n_train: keep only so many training patients, the first of the same order, so that smaller sets are subsets of
+            larger ones and val and test never change.
+        fold: 0 to 4 for cross-validation: test stays, and that fifth of the other patients is val, whatever ``val``
+            says; with a file, the number of its fold (default 0).
+        use_file: whether ``splits_final.json`` is looked for.
+
+    Returns:
+        The ids of each part, in the dataset's order.
+
+    Raises:
+        BadSplit: shares that leave nothing, an unknown fold, too few patients, a damaged file, or one that puts a
+            patient into two parts.
+        BadDataset: the file names a case that the dataset does not have.
     """
     given = _from_file(dataset, fold or 0) if use_file else None
     everyone = {case.id: case.patient for case in dataset.cases}
@@ -103,10 +125,21 @@ def stratified_order(dataset: Dataset, cases: Iterable[str], seed: int) -> list[
 def nnunet_folds(
     cases: Sequence[str], folds: int = NNUNET_FOLDS, seed: int = NNUNET_SEED
 ) -> list[dict[str, list[str]]]:
-    """The folds nnU-Net v2 makes when there is no ``splits_final.json``: [{"train": ..., "val": ...}, ...].
+    """The folds nnU-Net v2 makes when there is no ``splits_final.json``.
 
-    A shuffled K-fold over the sorted names with numpy's legacy generator, as scikit-learn's KFold does it.
-    By case, as nnU-Net does; patients with several cases need a file of their own.
+    A shuffled K-fold over the sorted names with numpy's legacy generator, as scikit-learn's KFold does it.  By
+    case, as in nnU-Net; patients with several cases need a file of their own.
+
+    Args:
+        cases: ids.
+        folds: how many.
+        seed: of the shuffle.
+
+    Returns:
+        One {"train": [...], "val": [...]} per fold, sorted ids.
+
+    Raises:
+        BadSplit: ``folds`` is not between 2 and the number of cases.
     """
     names = sorted(cases)
     if not 2 <= folds <= len(names):

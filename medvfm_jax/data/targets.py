@@ -22,12 +22,15 @@ from medvfm_jax.types import IGNORE, MedvfmError, Prompts
 
 @dataclasses.dataclass(frozen=True)
 class PromptConfig:
-    """Prompts simulated for one image.
+    """How prompts of one image are simulated from its objects.
 
-    kind: "box", "point", or "mixed", a fair coin for each object. count: objects per image, Q; images with
-    fewer are filled up with prompts of weight 0. points: clicks inside the object of a point prompt.
-    jitter: how far a box reaches outwards at most, as a share of the image's longest side (0.02 in MedSAM's
-    training; 0 gives the tight box). centre: the first click is the object's innermost pixel, not a random one.
+    Attributes:
+        kind: "box", "point", or "mixed": box or point with equal probability for each object.
+        count: Q, objects per image; images with fewer are padded with prompts of weight 0.
+        points: clicks inside the object of a point prompt.
+        jitter: largest outward shift of a box side, as a share of the image's longest side (0.02 in MedSAM's
+            training; 0: the tight box).
+        centre: whether the first click is the object's innermost pixel instead of a random one.
     """
 
     kind: Literal["box", "point", "mixed"] = "box"

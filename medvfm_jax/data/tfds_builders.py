@@ -2,7 +2,7 @@
 
 For those whose input pipelines speak TFDS. The examples are the pictures and slices of ``data.examples``,
 written once as array_record files with PNG images, and read with random access through
-``builder.as_data_source()``, which grain takes as it is. TensorFlow is never imported.
+``builder.as_data_source()``, which grain takes directly. TensorFlow is never imported.
 
     source = as_source("mni152_tissue", split="train")
     source[0]  # {"image": (H, W, C) uint8, "label": (H, W, 1) uint8, "case": b"slab_012", "slice": 0, ...}
@@ -191,7 +191,7 @@ def _eight_bits(image: NDArray) -> NDArray[np.uint8]:
 
 
 def _png(array: NDArray[np.uint8]) -> io.BytesIO:
-    """The PNG file of (H, W) or (H, W, 1 or 3); TFDS stores such bytes as they are."""
+    """The PNG file of (H, W) or (H, W, 1 or 3); TFDS stores such bytes unchanged."""
     buffer = io.BytesIO()
     Pillow.fromarray(array[..., 0] if array.ndim == 3 and array.shape[-1] == 1 else array).save(buffer, "PNG")
     buffer.seek(0)

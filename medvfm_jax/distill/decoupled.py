@@ -1,4 +1,4 @@
-"""Decoupled distillation: a small encoder learns the embedding of a large one; the rest stays as it is.
+"""Decoupled distillation: a small encoder learns the embedding of a large one; the rest stays frozen.
 
 The student's embedding replaces the teacher's, so the teacher's frozen prompt encoder and mask decoder work
 on it unchanged. Nothing but images is needed: no masks, no prompts. The teacher runs once over the images

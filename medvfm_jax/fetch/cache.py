@@ -20,9 +20,7 @@ except ImportError:  # Windows has no fcntl; there the rename alone keeps reader
     fcntl = None
 
 
-ABANDONED_AFTER_S = (
-    86400.0  # age of a temporary file that nobody writes any more, where files cannot be locked
-)
+ABANDONED_AFTER_S = 86400.0  # age of an abandoned temporary file, where files cannot be locked
 
 
 class FetchError(MedvfmError):
@@ -142,7 +140,7 @@ def remove_leftovers(target: Path) -> None:
     for path in target.parent.iterdir() if target.parent.is_dir() else ():
         if not ours.fullmatch(path.name):
             continue
-        with suppress(OSError), open(path, "rb+") as file:  # gone already, or somebody else's
+        with suppress(OSError), open(path, "rb+") as file:  # gone already, or another process's
             abandoned = _lock_now(file.fileno())
             if abandoned is None:
                 abandoned = time.time() - path.stat().st_mtime > ABANDONED_AFTER_S

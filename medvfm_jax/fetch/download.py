@@ -98,7 +98,7 @@ def _transfer(url: str, part: Path, size: int | None, digest_known: bool, progre
     have = part.stat().st_size if part.exists() else 0
     tag = _saved_tag(part, url)
     if have and tag is None and not digest_known:
-        have = 0  # without a tag or a digest nobody could tell whether both halves are of one file
+        have = 0  # without a tag or a digest it is unknown whether both halves are of one file
     if size is not None and have == size:
         return True
     if size is not None and have > size:

@@ -100,7 +100,7 @@ def minmax(array: NDArray) -> NDArray[np.float32]:
 def to_unit(array: NDArray) -> NDArray[np.float32]:
     """Picture of any number type -> 0..1.
 
-    bool and uint8: a fixed scale. Floats between 0 and 1: as they are. Anything else (16 bits, Hounsfield
+    bool and uint8: a fixed scale. Floats between 0 and 1: unchanged. Anything else (16 bits, Hounsfield
     units, raw MR) has no agreed white: from the least to the greatest value of this picture.
     """
     if array.dtype == bool:

@@ -19,7 +19,7 @@ Shape = tuple[int, int, int]  # (D, H, W), the axis of slices first
 
 
 class Preparation(NamedTuple):
-    """How volumes are prepared; the default leaves voxels as they are and scales intensities as slices are.
+    """How volumes are prepared; the default does not resample and scales intensities as slices are.
 
     spacing: (depth, height, width) of a voxel in mm that all volumes are resampled to, or None.
     intensity: of each channel the (least, greatest) intensity shown, or None for z-scores of each volume; see

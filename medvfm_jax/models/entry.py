@@ -11,8 +11,8 @@ from medvfm_jax.types import ModelSpec
 class ModelEntry(NamedTuple):
     """A model of the catalog; nothing here needs a trace or a weight.
 
-    family: name of its folder's variant: sam, tiny_vit_sam, efficient_sam, rep_vit_sam, sam2, vit, unet, unet3d,
-        unetr.
+    family: name of its folder's variant: sam, tiny_vit_sam, efficient_sam, rep_vit_sam, sam2, sam_med3d, vit,
+        unet, unet3d, unetr.
     spec: at the image size the weights were trained for.
     build(**options) -> Model; options: the names it takes.
     tables: port tables that read its checkpoints, that of the original release first.
@@ -20,6 +20,8 @@ class ModelEntry(NamedTuple):
     heads: of a block of the image encoder, 1 where blocks cannot be divided by heads.
     group: blocks of a kind that ``scan_blocks`` stacks together.
     whole_batches: a CPU is faster with a whole batch than with one image after the other.
+    source: link to the paper.
+    differences: what differs from it; "" if nothing is known. See ``catalog.fidelity_of``.
     """
 
     family: str
@@ -31,6 +33,8 @@ class ModelEntry(NamedTuple):
     heads: int = 1
     group: int = 1
     whole_batches: bool = False
+    source: str = ""
+    differences: str = ""
 
     @property
     def description(self) -> str:

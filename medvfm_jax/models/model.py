@@ -26,7 +26,7 @@ class Model(NamedTuple):
         apply: (params, image, prompts | None, multimask=False, **kw) -> Prediction; equals decode of encode.
         init: (key) -> params, ``{"params": {...}}`` in float32.
         spec: what a user must know before using the model.
-        root: the Linen module behind them, for conversions within ``models/``; nobody else needs it.
+        root: the Linen module behind them, for conversions within ``models/``; not needed elsewhere.
     """
 
     encode: Callable[..., Array]

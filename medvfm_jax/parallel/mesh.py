@@ -19,7 +19,17 @@ AXES = (CLIENTS, DATA, MODEL)  # the last varies fastest: tensor parallelism bet
 
 
 def parse_mesh(text: str) -> dict[str, int]:
-    """ "data=4,model=2" -> {"clients": 1, "data": 4, "model": 2}; raises BadMesh."""
+    """ "data=4,model=2" -> {"clients": 1, "data": 4, "model": 2}.
+
+    Args:
+        text: comma-separated axis=size; axes left out have size 1.
+
+    Returns:
+        Size of every axis of ``AXES``, in that order.
+
+    Raises:
+        BadMesh: an axis does not exist or is given twice, or a size is no whole number of at least 1.
+    """
     sizes = dict.fromkeys(AXES, 1)
     seen: set[str] = set()
     for part in filter(None, (part.strip() for part in text.split(","))):
@@ -37,8 +47,18 @@ def parse_mesh(text: str) -> dict[str, int]:
 def make_mesh(sizes: str | Mapping[str, int] | None = None, devices: Sequence[Any] | None = None) -> Mesh:
     """Mesh ("clients", "data", "model") over all devices, or over those given.
 
-    sizes: text or numbers, see ``parse_mesh``; None puts every device on "data".  On a TPU the order of the devices
-    follows the wires between them.  Raises BadMesh if the sizes do not multiply to the number of devices.
+    On a TPU the order of the devices follows the physical topology (``jax.make_mesh``).
+
+    Args:
+        sizes: text as ``parse_mesh`` takes it, or sizes by axis; axes left out have size 1. None: all devices on
+            "data".
+        devices: default ``jax.devices()``, of all processes.
+
+    Returns:
+        Mesh with automatic axes.
+
+    Raises:
+        BadMesh: an axis is unknown, or the sizes do not multiply to the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = {DATA: len(devices)} if sizes is None else sizes

@@ -13,8 +13,16 @@ def start_processes(
 ) -> None:
     """Join the other processes; call it before the first use of a device, with the same arguments but ``process``.
 
-    coordinator: "host:port" of process 0.  On TPU slices, under Slurm and under Open MPI nothing needs to be given.
-    Raises BadProcesses if the arguments are incomplete, or if the others do not come within five minutes.
+    On TPU slices, under Slurm and under Open MPI all three can be left out.
+
+    Args:
+        coordinator: "host:port" of process 0.
+        processes: how many there are.
+        process: number of this one, from 0.
+
+    Raises:
+        BadProcesses: only some of the three are given, ``process`` is not in 0..processes - 1, ``coordinator`` has no
+            port, or the others do not come within 300 seconds.
     """
     given = [value is not None for value in (coordinator, processes, process)]
     if any(given) and not all(given):

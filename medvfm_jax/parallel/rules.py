@@ -19,10 +19,12 @@ from medvfm_jax.parallel.errors import BadRules
 
 @dataclass(frozen=True)
 class Largest:
-    """Divide the longest axis that can be divided over mesh axis ``axis``; the first such from behind in a tie.
+    """Shard the longest axis that is a multiple of the size of mesh axis ``axis``; of equally long ones the last.
 
-    skip: leading axes never divided (the stack that a scan runs over).  least: arrays with fewer elements stay whole,
-    because collecting them costs more than it saves.
+    Attributes:
+        axis: name of the mesh axis.
+        skip: number of leading array axes never sharded, such as the stack that a scan runs over.
+        least: arrays with fewer elements are replicated, because gathering them costs more than it saves.
     """
 
     axis: str
@@ -39,26 +41,46 @@ _NARROWING = r"image_encoder/(.*/)?(attn/proj|mlp/(lin2|fc2))"
 
 
 def replicated() -> Rules:
-    """Every parameter whole on every device: the rule for adapters, whose gradients are small."""
+    """Every parameter whole on every device: the rule for adapters, whose gradients are small.
+
+    Returns:
+        One rule that matches every path.
+    """
     return (_EVERYWHERE,)
 
 
 def fsdp(least: int = 2**16) -> Rules:
-    """Every large array divided over "data" (FSDP, Zhao et al. 2023; ZeRO stage 3, Rajbhandari et al. 2020).
+    """FSDP: every large array sharded over the data axis (Zhao et al. 2023; Rajbhandari et al. 2020).
 
-    The compiler collects an array before its use and scatters its gradient.  Of stacked blocks the stack stays whole,
-    so that a scan collects one group at a time.
+    The compiler gathers an array before its use and reduce-scatters its gradient.  Of stacked blocks the leading axis
+    is not sharded, so that a scan gathers one group at a time.
+
+    Args:
+        least: arrays with fewer elements are replicated.
+
+    Returns:
+        Rules; the first is for stacked blocks, the second for all other paths.
+
+    References:
+        https://arxiv.org/abs/2304.11277 (FSDP)
+        https://arxiv.org/abs/1910.02054 (ZeRO, stage 3)
     """
     return ((r"image_encoder/blocks/.*", Largest(DATA, 1, least)), (r".*", Largest(DATA, 0, least)))
 
 
 def tensor() -> Rules:
-    """Blocks of ViT and SAM divided over "model": Megatron's columns, then rows (Shoeybi et al. 2019, section 3).
+    """Tensor parallelism over the model axis for ViT and SAM, as in Megatron-LM (Shoeybi et al. 2019, section 3).
 
-    qkv and the first layer of the MLP are divided by output, proj and the second by input, so that a block needs two
-    sums over devices.  qkv's columns are [q|k|v], as in the checkpoints, not grouped by head, so the compiler moves
-    activations once more per block to bring whole heads together; the plan counts it.  LoRA's ``b`` follows the
-    outputs, ``a`` the inputs; everything else is everywhere.
+    qkv and the first layer of the MLP are column-parallel (sharded by output), proj and the second layer row-parallel
+    (by input), so that a block needs two all-reduces.  qkv's columns are [q|k|v], as in the checkpoints, not grouped by
+    head, so the compiler exchanges activations once more per block to bring whole heads together; the plan counts it.
+    LoRA's ``b`` is sharded as the outputs, ``a`` as the inputs; everything else is replicated.
+
+    Returns:
+        Rules; the last replicates what no other matches.
+
+    References:
+        https://arxiv.org/abs/1909.08053
     """
     return (
         (_WIDENING + r"/(kernel|b(_\w)?)", PartitionSpec(None, MODEL)),
@@ -74,9 +96,20 @@ RULES: Catalog[Callable[[], Rules]] = Catalog(
 
 
 def spec_of(rules: Rules, mesh: Mesh, path: str, shape: Sequence[int]) -> PartitionSpec:
-    """PartitionSpec, one entry per axis, of the array at ``path`` by the first rule that matches it in full.
+    """PartitionSpec of the array at ``path``, by the first rule whose regex matches the whole path.
 
-    Raises BadRules if no rule matches, or one that names axes the mesh has not or cannot divide the array by.
+    Args:
+        rules: ordered (regex, placement) pairs; a PartitionSpec is for the last axes of the array.
+        mesh: the mesh whose axes the placements name.
+        path: "module path/name" of the array.
+        shape: its shape.
+
+    Returns:
+        PartitionSpec with one entry per axis of the array.
+
+    Raises:
+        BadRules: no rule matches, or the matching one names an axis that the mesh does not have, has more entries
+            than the array has axes, or shards an axis whose length is no multiple of the devices.
     """
     for pattern, placement in rules:
         if re.fullmatch(pattern, path):

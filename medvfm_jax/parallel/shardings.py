@@ -22,7 +22,19 @@ Shardings = Any  # a tree like the arrays', with a NamedSharding per leaf
 
 
 def param_shardings(rules: Rules, mesh: Mesh, params: Params) -> Shardings:
-    """Tree of NamedSharding like ``params`` (arrays or shapes); raises BadRules naming a path without a rule."""
+    """Where each parameter lives, by the rules.
+
+    Args:
+        rules: ordered (regex, placement) pairs, see ``spec_of``.
+        mesh: the mesh.
+        params: ``{"params": {...}}`` of arrays or ``jax.ShapeDtypeStruct``; only shapes are read.
+
+    Returns:
+        Tree like ``params`` with a NamedSharding per leaf.
+
+    Raises:
+        BadRules: see ``spec_of``; the message names the parameter's path.
+    """
 
     def one(keys: tuple[Any, ...], leaf: Any) -> NamedSharding:
         path = "/".join(str(key.key) for key in keys)
@@ -32,7 +44,22 @@ def param_shardings(rules: Rules, mesh: Mesh, params: Params) -> Shardings:
 
 
 def delta_shardings(rules: Rules, mesh: Mesh, delta: Delta) -> Shardings:
-    """Tree of NamedSharding like ``delta``: increments (``tune``) as their weights, other arrays by their own path."""
+    """Where each array of a delta lives, by the rules.
+
+    An increment of a parameter (``tune``) has the parameter's path and so its sharding; other arrays have a path of
+    their own below the module they adapt.
+
+    Args:
+        rules: ordered (regex, placement) pairs, see ``spec_of``.
+        mesh: the mesh.
+        delta: arrays or ``jax.ShapeDtypeStruct``; only shapes are read.
+
+    Returns:
+        Tree like ``delta`` with a NamedSharding per leaf.
+
+    Raises:
+        BadRules: see ``spec_of``; the message names the array's path.
+    """
     specs = [
         spec_of(rules, mesh, f"{leaf.path}/{leaf.name}", leaf.array.shape) for leaf in delta_leaves(delta)
     ]
@@ -43,7 +70,20 @@ def delta_shardings(rules: Rules, mesh: Mesh, delta: Delta) -> Shardings:
 def state_shardings(
     rules: Rules, mesh: Mesh, state: TrainState, optimizer: optax.GradientTransformation
 ) -> TrainState:
-    """Shardings of a TrainState: moments as the delta they belong to; counters and the key everywhere."""
+    """Shardings of a TrainState: moments as the delta they belong to, counters and the random key replicated.
+
+    Args:
+        rules: ordered (regex, placement) pairs, see ``spec_of``.
+        mesh: the mesh.
+        state: arrays or ``jax.ShapeDtypeStruct``; only shapes are read.
+        optimizer: the one that made ``state.opt_state``.
+
+    Returns:
+        A TrainState with a NamedSharding in place of each array.
+
+    Raises:
+        BadRules: see ``spec_of``.
+    """
     everywhere = NamedSharding(mesh, PartitionSpec())
     delta = delta_shardings(rules, mesh, state.delta)
     moments = optax.tree.map_params(
@@ -57,7 +97,18 @@ def state_shardings(
 
 
 def batch_shardings(mesh: Mesh, batch: Any) -> Shardings:
-    """Leading axis of every leaf over "clients" and "data"; raises BadMesh if it cannot be divided."""
+    """Sharding of a batch: the leading axis of every leaf over "clients" and "data".
+
+    Args:
+        mesh: the mesh.
+        batch: leaves (B, ...), arrays or ``jax.ShapeDtypeStruct``.
+
+    Returns:
+        Tree like ``batch`` with the same NamedSharding for every leaf.
+
+    Raises:
+        BadMesh: B is no multiple of the devices of "clients" and "data" together.
+    """
     parts = mesh.shape[CLIENTS] * mesh.shape[DATA]
     sharding = NamedSharding(mesh, PartitionSpec((CLIENTS, DATA)))
 
@@ -73,9 +124,18 @@ def batch_shardings(mesh: Mesh, batch: Any) -> Shardings:
 
 
 def shard_step(step: Step, params: Shardings, state: TrainState, batch: Shardings) -> Step:
-    """``step(params, state, batch)`` compiled for these shardings; the state stays where it is and is donated.
+    """A training step compiled with these shardings; the state keeps its sharding and its buffers are donated.
 
-    It is traced with the mesh known, so that kernels, which the compiler cannot divide, divide themselves.
+    It is traced under the mesh, so that custom kernels, which the compiler cannot partition, partition themselves.
+
+    Args:
+        step: ``step(params, state, batch) -> (state, metrics)``, as ``train.make_step`` makes it.
+        params: what ``param_shardings`` gives.
+        state: what ``state_shardings`` gives.
+        batch: what ``batch_shardings`` gives, or one sharding for all leaves.
+
+    Returns:
+        The step under ``jax.jit``; metrics are replicated.
     """
     mesh = jax.tree.leaves(batch)[0].mesh
     metrics = NamedSharding(mesh, PartitionSpec())

@@ -1,7 +1,7 @@
 """A federated round over the devices of a mesh, compiled ahead of time: does the cohort fit, and how long is a round.
 
-The round is that of ``make_round`` with FedAvg and AdamW, clients divided over the mesh axis "clients" by shard_map.
-Base weights are one argument of the program, whole on every device or divided over "data": no client has a copy.
+The round is that of ``make_round`` with FedAvg and AdamW, clients sharded over the mesh axis "clients" by shard_map.
+Base weights are one argument of the program, replicated or sharded over "data": there is one copy for all clients.
 """
 
 from functools import partial

@@ -67,7 +67,21 @@ class Speed:
 
 @dataclass(frozen=True)
 class Plan:
-    """What `plan` found; per device where nothing else is said.  flops: of the whole step, over all devices."""
+    """What ``plan`` found; numbers are per device unless stated otherwise.
+
+    Attributes:
+        config: what was asked for.
+        devices: how many.
+        mesh: size of each mesh axis.
+        trained: number of trained parameters, in all.
+        total: number of parameters, in all.
+        memory: bytes, and whether they fit.
+        flops: of one step, over all devices.
+        program: what was read from the compiled program; None if the compiler refused.
+        speed: estimated seconds per step; None without a program or for a CPU.
+        advice: what to change first if it does not fit, else None.
+        compile_seconds: time the compiler took.
+    """
 
     config: PlanConfig
     devices: int
@@ -91,9 +105,18 @@ class Work(NamedTuple):
 
 
 def plan(config: PlanConfig) -> Plan:
-    """Compile one training step for ``config.topology`` and read what the compiler says; nothing is allocated.
+    """Compile one training step for ``config.topology`` and read the compiler's report; no arrays are allocated.
 
-    Raises BadPlan, BadMesh, BadRules, and what the catalogue and the adapters raise.
+    Args:
+        config: model, adapter, batch, topology, mesh and rules.
+
+    Returns:
+        The plan of the step.
+
+    Raises:
+        BadPlan: an unknown topology, one whose compiler is not installed, or settings that cannot be planned.
+        BadMesh: the mesh does not fit the devices or the batch.
+        BadRules: sharding rules that do not fit the parameters.
     """
     return compile_for(config, lambda mesh: _step(config, mesh))
 
@@ -127,7 +150,7 @@ def _step(config: PlanConfig, mesh: Mesh) -> Work:
 
 
 def count_flops(training: Abstract) -> Flops:
-    """Work of one step over all devices as it is compiled; model FLOPs of the form without kernels."""
+    """FLOPs of one compiled step over all devices; model FLOPs are counted on the form without custom kernels."""
 
     def count() -> Flops:
         def loss(*arguments: Any) -> Any:  # a new function each time, or jax would trace once for both forms

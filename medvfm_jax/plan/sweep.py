@@ -1,9 +1,10 @@
 """The best way to run a training step on given devices: compile the sensible ways, few of them, and compare.
 
 A candidate is a mesh, rules, parts of the batch, and what is kept for the backward pass.  Sensible means: ``data``
-divides the batch; with one device per copy of the model, parameters are whole or divided over ``data`` (``replicated``,
-``fsdp``); a ``model`` axis, which must divide the encoder's heads, comes with ``tensor`` alone, because the other rules
-would leave its devices to do the same work twice; parts are 1, 2, 4, ... up to one image per device.
+divides the batch; with one device per copy of the model, parameters are replicated or sharded over ``data``
+(``replicated``, ``fsdp``); a ``model`` axis, which must divide the encoder's heads, comes with ``tensor`` alone,
+because the other rules would leave its devices to do the same work twice; parts are
+1, 2, 4, ... up to one image per device.
 """
 
 import dataclasses

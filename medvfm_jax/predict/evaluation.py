@@ -33,7 +33,7 @@ from medvfm_jax.runs.progress import tracked
 from medvfm_jax.runs.provenance import provenance
 from medvfm_jax.settings.evaluate import EvaluateConfig
 from medvfm_jax.settings.records import BadConfig
-from medvfm_jax.train.assemble import Base, load_adapted, load_base, with_adapter
+from medvfm_jax.train.assemble import Base, check_prompts, load_adapted, load_base, spec_of, with_adapter
 from medvfm_jax.train.data_check import about, lines, refuse_bad
 from medvfm_jax.train.preparation import check_same_scale
 from medvfm_jax.train.training_data import SplitData, open_split
@@ -363,6 +363,8 @@ def _ensemble(
 
 
 def _as_it_is(config: EvaluateConfig, source: SplitData) -> Subject:
+    prompt = "box" if config.prompt == "auto" else config.prompt
+    check_prompts(spec_of(config.model), prompt)
     base = load_base(
         config.model,
         classes=source.dataset.classes,
@@ -371,10 +373,9 @@ def _as_it_is(config: EvaluateConfig, source: SplitData) -> Subject:
         file=config.weights,
         offline=config.offline,
     )
-    prompt = "box" if config.prompt == "auto" else config.prompt
     if base.model.spec.task != "promptable" or prompt == "none":
         raise BadConfig(
-            f"{config.model} as it is gives no labels of its own: adapt it first, or use box prompts."
+            f"{config.model} without a delta gives no class labels: adapt it first, or use box prompts."
         )
     return Subject(config.model, None, base, with_adapter(base, None), {}, prompt)
 

@@ -1,4 +1,4 @@
-"""What `segment` computes with: loaded, or, of published weights as they are, kept from an earlier time.
+"""What `segment` computes with: loaded, or, for published weights without a delta, kept from an earlier call.
 
 Building a model imports Linen and every adapter, and is needed only where its program has to be compiled.  So what a
 ``Segmenter`` must know of a model is kept beside the program (see ``traces``), and the weights are memory-mapped.
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Ready(NamedTuple):
     """A model with its delta, on the device.
 
-    delta: {} for a model as it is, and then metadata is None.  note: what could not be checked about the delta.
+    delta: {} for a pretrained model without one, and then metadata is None.  note: what could not be checked about it.
     words: what the computation follows from, see ``traces``.  adapted: builds the model, where it must be traced.
     preparation: of volumes before the model sees them.
     """
@@ -62,7 +62,7 @@ def with_delta(delta: Path, **options: Any) -> Ready:
 
 
 def without_delta(model: str, *, dtype: str, file: Path | None, offline: bool) -> Ready:
-    """A model as it is.  Raises BadConfig for one that gives no masks, and what ``load_base`` raises."""
+    """A pretrained model without a delta.  Raises BadConfig if it gives no masks, and what ``load_base`` raises."""
     found = _kept(model, dtype) if file is None else None
     if found is not None:
         return found
@@ -76,10 +76,11 @@ def loaded_alone(
     model: str, dtype: str, file: Path | None, offline: bool, *, memory: bool = False
 ) -> "Loaded":
     """A model without a delta.  memory: with what follows objects through a volume.  Raises as ``without_delta``."""
-    from medvfm_jax.train.assemble import Loaded, load_base, spec_of, with_adapter
+    from medvfm_jax.train.assemble import Loaded, check_prompts, load_base, spec_of, with_adapter
 
+    check_prompts(spec_of(model), "point")
     if spec_of(model).task != "promptable":
-        raise BadConfig(f"{model} as it is gives no masks; adapt it first and give its --run.")
+        raise BadConfig(f"{model} without a delta gives no masks; adapt it first and give its --run.")
     base = load_base(model, classes=2, seed=0, dtype=dtype, file=file, offline=offline, memory=memory)
     words = (model, dtype, "memory") if memory else (model, dtype)
     return Loaded(base, with_adapter(base, None), {}, None, words=words)

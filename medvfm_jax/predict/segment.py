@@ -1,4 +1,4 @@
-"""`segment`: masks of pictures and volumes nobody has labelled, from boxes, clicks, or a prompt-free delta."""
+"""`segment`: masks of unlabelled pictures and volumes, from boxes, clicks, or a prompt-free delta."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -108,7 +108,7 @@ class Segmenter:
 
     @property
     def channels(self) -> tuple[str, ...]:
-        """Names of the channels the delta was trained on, () where nobody named them; "CT" means Hounsfield."""
+        """Names of the channels the delta was trained on, () where none were named; "CT" means Hounsfield."""
         return tuple(self._trained.get("channel_names", ()))
 
     @property
@@ -383,12 +383,12 @@ def _chosen(run: Path, metadata: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def _check_propagation(model: str | None, delta: Path | None, run: Path | None) -> None:
-    """Raise BadConfig unless a model as it is, with a memory, is to follow objects."""
+    """Raise BadConfig unless a pretrained model with a memory, without a delta, is to follow objects."""
     from medvfm_jax.train.assemble import entry_of
 
     if delta is not None or run is not None:
         raise BadConfig(
-            "Objects are followed by a model as it is: leave --run and --delta out, or --propagate."
+            "Objects are followed by a pretrained model without a delta: leave --run and --delta out, or --propagate."
         )
     if model is not None and "memory" not in entry_of(model).options:
         raise BadConfig(f"{model} has no memory to follow objects with; take a SAM 2, such as sam2-tiny.")

@@ -13,7 +13,7 @@ from medvfm_jax.images.windows import blended, cut
 from medvfm_jax.settings.records import BadConfig, require
 from medvfm_jax.types import ModelSpec
 
-OVERLAP = 0.5  # of windows, unless somebody says otherwise
+OVERLAP = 0.5  # of windows, by default
 
 Track = Callable[[Sequence[int]], Iterable[int]]
 

@@ -42,7 +42,7 @@ def sites(run: RunRecord) -> str:
     lead = f"Worst site: <b>{text(worst.site)}</b>, Dice {words.score(worst.mean)}."
     left_out = run.config.get("leave_out")
     if left_out:
-        lead += f" Nobody trained on {text(left_out)}."
+        lead += f" {text(left_out)} was held out from training."
     return section("Sites", f'<div class="scroll wide" tabindex="0">{chart}</div>', lead)
 
 
@@ -212,7 +212,7 @@ def side_by_side(runs: Sequence[RunRecord]) -> str:
 def kind_of(run: RunRecord) -> str:
     """What a run is among federated ones: "local only", "centralised", "fedavg", or "one place"."""
     if not is_federated(run):
-        return "not federated" if run.config else "as it is"
+        return "not federated" if run.config else "zero-shot"
     algorithm = str(run.config["resolved"].get("algorithm"))
     return "local only" if algorithm == "local" else algorithm
 

@@ -211,7 +211,7 @@ def _picture(folder: Path, name: str) -> bytes | None:
     """PNG bytes from arrays in the folder; None if the file is missing, damaged, too large, or elsewhere."""
     try:
         path = (folder / name).resolve()
-        inside = path.is_relative_to(folder.resolve())  # scores may come from somebody else
+        inside = path.is_relative_to(folder.resolve())  # scores may come from an untrusted source
         if not inside or not path.is_file() or path.stat().st_size > _LARGEST_PICTURE:
             return None
         with np.load(path, allow_pickle=False) as arrays:

@@ -191,7 +191,7 @@ def trained(run: RunRecord) -> str:
     """What was trained, out of how many parameters, and how large the delta is."""
     size, config = run.trained, run.config
     if not (size or config):
-        return section("What was trained", "", missing="Nothing was trained: the model was scored as it is.")
+        return section("What was trained", "", missing="Nothing was trained: the model was scored zero-shot.")
     resolved = config.get("resolved") or {}
     share = words.share(size.get("parameters"), size.get("total"))
     parameters = (

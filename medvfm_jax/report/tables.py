@@ -153,7 +153,7 @@ def describe(run: RunRecord) -> str:
     made_of = [config[key] for key in ("model", "adapter") if config.get(key)]
     parts = [
         scores.get("model") or " + ".join(map(str, made_of)),
-        "as it is" if scores and not run.trained else None,
+        "zero-shot" if scores and not run.trained else None,
         "no prompts" if prompt == "none" else f"{prompt} prompts" if prompt else None,
         "averaged over flips" if scores.get("flips") else None,
     ]

@@ -216,7 +216,7 @@ def _remove_if_unused(folder: Path, created: list[Path]) -> None:
     """A command that was refused after all (bad data, for example) leaves no trace."""
     if folder.is_dir() and [p.name for p in folder.iterdir()] == [_LOCK]:
         (folder / _LOCK).unlink()
-        with contextlib.suppress(OSError):  # somebody has put something in
+        with contextlib.suppress(OSError):  # something has been put in
             for part in created:
                 part.rmdir()
 
@@ -331,7 +331,7 @@ def _check_record(record: Mapping[str, Any]) -> None:
 
 
 def describe_damage(path: Path, damaged: list[int]) -> str:
-    """ "X has 2 damaged lines (3, 7)", for whoever leaves them out to say so."""
+    """ "X has 2 damaged lines (3, 7)", for callers that leave them out and report it."""
     shown = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
     return f"{path} has {counted(len(damaged), 'damaged line')} ({shown})"
 

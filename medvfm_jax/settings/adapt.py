@@ -29,13 +29,6 @@ class AdaptConfig(TrainingConfig):
     fold: int | None = None
     """Cross-validation: 0 to 4 takes that fifth of the patients beside the test for validation, whatever
     --val-fraction says. Give the five runs to `evaluate` and `segment` with --ensemble."""
-    window: tuple[int, ...] = ()
-    """What a model of volumes sees at once, in voxels: slices of a slab for sd_trans (by default 5), depth, height and
-    width of a patch for unetr (multiples of 16, by default 96 96 96) and unet-3d (of 8, by default 64 64 64). Depth is
-    the axis with the thickest slices."""
-    spacing: tuple[float, ...] = ()
-    """Size of a voxel in mm that volumes are resampled to, for models of patches: one number, or depth, height and
-    width; 0 for the median of the training volumes. Predictions are brought back to each volume's own voxels."""
     intensity: Literal["usual", "nnunet"] = "usual"
     """Scale of intensities, for models of patches. `usual`: as for slices, a window of CT, percentiles of other images.
     `nnunet`: CT between percentiles of the labelled training voxels, z-scores of other images."""
@@ -55,27 +48,12 @@ class AdaptConfig(TrainingConfig):
         cases = self.train_cases
         require(cases is None or cases >= 1, "train_cases", cases, "at least 1")
         require(self.fold is None or 0 <= self.fold <= 4, "fold", self.fold, "0 to 4")
-        window = " ".join(map(str, self.window))
-        require(len(self.window) in (0, 1, 3), "window", window, "one number, or three")
-        require(all(n >= 1 for n in self.window), "window", window, "numbers of at least 1")
-        spacing = " ".join(f"{n:g}" for n in self.spacing)
-        require(len(self.spacing) in (0, 1, 3), "spacing", spacing, "one number, or three")
-        least = 0 if len(self.spacing) == 1 else 1e-3
-        require(all(least <= n < 1e3 for n in self.spacing), "spacing", spacing, "millimetres below 1000")
         require(0 <= self.warmup <= 1, "warmup", self.warmup, "between 0 and 1")
         require(self.accumulate is None or self.accumulate >= 1, "accumulate", self.accumulate, "at least 1")
         if self.accumulate and self.batch_size % self.accumulate:
             raise BadConfig(
                 f"accumulate={self.accumulate} does not divide batch_size={self.batch_size}; make the "
                 "batch size a multiple of it."
-            )
-
-    def check_model(self, entry: "ModelEntry") -> None:
-        """Raise BadConfig if the model is one whose settings these cannot be."""
-        if entry.start == "random" and self.adapter != "full":
-            raise BadConfig(
-                f"Model '{self.model}' starts from random weights, so adapter={self.adapter!r} would leave most of "
-                f"them random; use --adapter full with --model {self.model}."
             )
 
     def resolved_accumulate(self, entry: "ModelEntry", backend: str, devices: int = 1) -> int:
@@ -85,13 +63,6 @@ class AdaptConfig(TrainingConfig):
         """
         one_by_one = backend == "cpu" and not entry.whole_batches
         return self.accumulate or (max(1, self.batch_size // devices) if one_by_one else 1)
-
-    def target_spacing(self) -> tuple[float, float, float] | None:
-        """(depth, height, width) in mm; None where nothing is asked for, or the median."""
-        if self.spacing in ((), (0,)):
-            return None
-        depth, height, width = self.spacing * 3 if len(self.spacing) == 1 else self.spacing
-        return depth, height, width
 
     def warmup_steps(self) -> int:
         """Steps of the warm-up."""

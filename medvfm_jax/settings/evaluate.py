@@ -64,7 +64,7 @@ class EvaluateConfig(ReadingConfig):
         if (self.run is None) == (self.model is None):
             raise BadConfig("Evaluate needs either --run RUN or --model NAME, and not both.")
         if self.model is not None and self.data is None:
-            raise BadConfig("A model as it is knows no data: add --data FOLDER.")
+            raise BadConfig("A model without a run records no data: add --data FOLDER.")
         if self.run is not None and self.delta is not None:
             raise BadConfig("A run has its own delta: give --delta with --model, not with --run.")
         if self.ensemble and self.run is None:

@@ -92,7 +92,7 @@ class FederateConfig(TrainingConfig):
     min_patients: int = 1
     """Sites with fewer patients are left out."""
     leave_out: str | None = None
-    """Site whose images nobody trains on; its test patients are scored all the same."""
+    """Site held out from training; its test patients are scored all the same."""
     out: Path = Path("runs/federate")
     """Run directory to create."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -140,6 +140,11 @@ class FederateConfig(TrainingConfig):
             ("dp_slices", 1),
         ]:
             require(getattr(self, name) >= least, name, getattr(self, name), f"at least {least}")
+        if self.spacing == (0,):
+            raise BadConfig(
+                "spacing=0 is the median over the volumes of all clients, which none of them knows; give --spacing "
+                "millimetres."
+            )
         require(0 < self.participation <= 1, "participation", self.participation, "above 0 and at most 1")
         require(self.dp_epsilon is None or self.dp_epsilon > 0, "dp_epsilon", self.dp_epsilon, "positive")
         require(0 < self.dp_delta < 1, "dp_delta", self.dp_delta, "between 0 and 1")
@@ -183,7 +188,7 @@ class FederateConfig(TrainingConfig):
         if self.keep_optimizer and self.optimizer == "sgd":
             raise BadConfig("Plain SGD has no state to keep between rounds; leave --keep-optimizer out.")
         if self.patient_privacy and self.augment not in ("auto", "none"):
-            raise BadConfig("Patient-level privacy trains on images as they are; use --augment none.")
+            raise BadConfig("Patient-level privacy trains without augmentation; use --augment none.")
 
     @property
     def patient_privacy(self) -> bool:

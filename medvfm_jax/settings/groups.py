@@ -179,6 +179,48 @@ class ReadingConfig(Settings):
         require_distance(self.allow_geometry_mismatch)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VolumeConfig(Settings):
+    """What a model of volumes sees at once, and the size of the voxels it sees."""
+
+    window: tuple[int, ...] = ()
+    """What a model of volumes sees at once, in voxels: slices of a slab for sd_trans (by default 5), depth, height and
+    width of a patch for unetr (multiples of 16, by default 96 96 96) and unet-3d (of 8, by default 64 64 64). Depth is
+    the axis with the thickest slices."""
+    spacing: tuple[float, ...] = ()
+    """Size of a voxel in mm that volumes are resampled to, for models of patches: one number, or depth, height and
+    width; 0 for the median of the training volumes. Predictions are brought back to each volume's own voxels."""
+
+    def __post_init__(self) -> None:
+        """Refuse what has no meaning; raises BadConfig."""
+        super().__post_init__()
+        window = " ".join(map(str, self.window))
+        require(len(self.window) in (0, 1, 3), "window", window, "one number, or three")
+        require(all(n >= 1 for n in self.window), "window", window, "numbers of at least 1")
+        spacing = " ".join(f"{n:g}" for n in self.spacing)
+        require(len(self.spacing) in (0, 1, 3), "spacing", spacing, "one number, or three")
+        least = 0 if len(self.spacing) == 1 else 1e-3
+        require(all(least <= n < 1e3 for n in self.spacing), "spacing", spacing, "millimetres below 1000")
+
+    def target_spacing(self) -> tuple[float, float, float] | None:
+        """(depth, height, width) in mm; None where nothing is asked for, or the median."""
+        if self.spacing in ((), (0,)):
+            return None
+        depth, height, width = self.spacing * 3 if len(self.spacing) == 1 else self.spacing
+        return depth, height, width
+
+
 @dataclasses.dataclass(frozen=True)
-class TrainingConfig(ReadingConfig, RunConfig, OptimConfig, ModelConfig, DataConfig):
+class TrainingConfig(VolumeConfig, ReadingConfig, RunConfig, OptimConfig, ModelConfig, DataConfig):
     """Training on labelled images, in one place or in several."""
+
+    def check_start(self, entry: "ModelEntry", option: str, system: str) -> None:
+        """Raise BadConfig if the model starts from random weights that the system would leave so.
+
+        option: under which the command takes the system.
+        """
+        if entry.start == "random" and system != "full":
+            raise BadConfig(
+                f"Model '{self.model}' starts from random weights, so {option}={system!r} would leave most of them "
+                f"random; use --{option} full with --model {self.model}."
+            )

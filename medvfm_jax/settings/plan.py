@@ -44,7 +44,8 @@ class PlanConfig(Training):
     mesh: str | None = None
     """Devices per mesh axis, for example data=64,model=4; by default all on data."""
     rules: str = "replicated"
-    """Where parameters live: replicated, fsdp (divided over data), tensor (blocks divided over model)."""
+    """Where parameters live: replicated, fsdp (sharded over the data axis), tensor (blocks sharded over the
+    model axis)."""
 
 
 @dataclass(frozen=True)

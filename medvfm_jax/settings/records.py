@@ -43,7 +43,7 @@ def to_json(config: Any) -> dict[str, Any]:
 
 
 def as_of_today(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A ``config.json`` that an earlier version wrote, under today's names; one of today's as it is.
+    """A ``config.json`` that an earlier version wrote, under today's names; one of today's unchanged.
 
     Raises BadConfig for a list of options that is none.
     """

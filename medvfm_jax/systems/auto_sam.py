@@ -1,4 +1,4 @@
-"""AutoSAM: a network predicts SAM's dense prompt from the image; SAM stays as it is."""
+"""AutoSAM: a network predicts SAM's dense prompt from the image; SAM stays frozen."""
 
 from typing import Any
 
@@ -21,7 +21,8 @@ SYSTEM = System(
     prompts="none",
     objective={"promptable": "medsam", "semantic": "medsam"},
     learning_rate=3e-4,
-    differences="HarDNet starts at random, in the release from ImageNet, and normalises over channels instead of with "
-    "batch statistics; its small decoder is our interpretation. Several classes get one prompt each, where the "
-    "publication has one. Masks are the sigmoid of logits, in the release logits scaled to 0 to 1.",
+    differences="Interpretation: HarDNet starts at random, in the release from ImageNet, and normalises over "
+    "channels instead of with batch statistics; its small decoder is our interpretation. Several classes get one "
+    "prompt each, where the publication has one. Masks are the sigmoid of logits, in the release logits scaled to "
+    "0 to 1.",
 )

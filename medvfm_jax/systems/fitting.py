@@ -15,7 +15,7 @@ from medvfm_jax.systems.configuration import configure
 from medvfm_jax.systems.record import System
 from medvfm_jax.types import MedvfmError, Params
 
-# What patterns of ``places`` stand for; a user's own pattern is shown as it is.
+# What the patterns of systems stand for; a user's own pattern is shown verbatim.
 _WORDS = {
     places.DECODER: "mask decoder",
     places.DECODER_AND_PROMPT_ENCODER: "mask decoder or prompt encoder",
@@ -35,6 +35,20 @@ _WORDS = {
     samed_s.OUTSIDE_TRANSFORMER: "mask decoder or prompt encoder",
     lora_sam.OUTPUTS: "mask tokens with hypernetworks",
     f"{med_sa_whole.BLOCK}/cross_attn_token_to_image": "transformer in its mask decoder",
+    f"{med_sa_whole.BLOCK}/cross_attn_image_to_token": "transformer in its mask decoder",
+    f"{med_sa_whole.BLOCK}/mlp": "transformer in its mask decoder",
+    "mask_decoder/(transformer|iou_token|mask_tokens|iou_prediction_head)/.*": "mask decoder with a transformer",
+    r"image_encoder/(.*/)?stream": "image encoder that MA-SAM knows",
+    r"image_encoder/(.*/)?local_conv": "image encoder that MA-SAM knows",
+    r"image_encoder/layers_[1-9]\d*/blocks_\d+": "image encoder that MA-SAM knows",
+    r"image_encoder/(blocks_\d+/\w+_adapter|cnn_embed|input_adapter|post_pos_embed)/.*": "branch of convolutions",
+    r"image_encoder/blocks_\d+/attn/rel_pos_[hw]": "relative positions in its image encoder",
+    r"image_encoder/(blocks_\d+/norm[12]|neck_[0-3])/.*": "transformer with a neck as its image encoder",
+    "image_encoder/patch_embed": "layer that embeds patches in its image encoder",
+    r"image_encoder/blocks_\d*[02468]/attn": "attention in its image encoder",
+    r"image_encoder/blocks_\d*[13579]/attn": "attention in its image encoder",
+    ".*": "parameter",
+    "(.*/)?bias": "bias",
 }
 
 

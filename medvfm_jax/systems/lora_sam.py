@@ -18,6 +18,6 @@ SYSTEM = System(
     source="https://arxiv.org/abs/2502.14584",
     adapter=_parts,
     prompts="none",
-    differences="Our interpretation: the source, a survey, names LoRASAM and the share that trains, below 1 %, and "
+    differences="Interpretation: the source, a survey, names LoRASAM and the share that trains, below 1 %, and "
     "no more; the paper behind the name is not known to us. SAMed's low-rank updates without its tuned decoder.",
 )

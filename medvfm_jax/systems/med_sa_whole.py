@@ -31,7 +31,8 @@ SYSTEM = System(
     source="https://arxiv.org/abs/2304.12620",
     adapter=_parts,
     learning_rate=5e-4,
-    differences="The release has no hyper-prompting adapter and tunes the whole mask decoder instead: that is med_sa. "
-    "HyP-Adpt is our reading of the paper's formulas: width, number of products (one) and starting values are ours, "
-    "and each token is adapted by the weights it makes itself. The third adapter acts before the residual is added.",
+    differences="Interpretation: the release has no hyper-prompting adapter and tunes the whole mask decoder "
+    "instead: that is med_sa. HyP-Adpt is our reading of the paper's formulas: width, number of products (one) and "
+    "starting values are ours, and each token is adapted by the weights it makes itself. The third adapter acts "
+    "before the residual is added.",
 )

@@ -29,25 +29,17 @@ def prompt_free_on_request(spec: ModelSpec, prompt: str, classes: int) -> dict[s
 class System(NamedTuple):
     """A published way to adapt a model, as parts of this library; every part can be overridden in a run.
 
-    A system that tunes every bias, and what it trains of a model:
+    The biases of the mask decoder, and LoRA whose rank a run chooses:
 
-    >>> import jax
-    >>> from medvfm_jax import adapters, models
+    >>> from medvfm_jax.models.catalog import MODELS
     >>> from medvfm_jax.systems import System, configure
-    >>> biases = System(
-    ...     description="every bias tuned (BitFit)",
-    ...     source="https://arxiv.org/abs/2106.10199",
-    ...     adapter=lambda spec: {"bias": {"kind": "tune", "at": r"(.*/)?bias"}},
-    ... )
-    >>> model = models.build("lite-tiny-test")
-    >>> config = configure("biases", biases, model.spec)
-    >>> config["parts"]
-    {'bias': {'kind': 'tune', 'at': '(.*/)?bias'}}
-    >>> adapted = adapters.adapt_model(adapters.from_config(config), model)
-    >>> params = jax.eval_shape(model.init, jax.random.key(0))
-    >>> delta = jax.eval_shape(adapted.init, jax.random.key(1), params)
-    >>> print(adapters.count(delta, params))
-    2,548 parameters train, 3.63 % of the model's 70,248; the delta is 10.0 KiB
+    >>> def parts(spec):
+    ...     lora = {"kind": "lora", "rank": 4, "alpha": None, "at": "image_encoder/.*/attn/proj"}
+    ...     return {"biases": {"kind": "tune", "at": "mask_decoder/.*/bias"}, "lora": lora}
+    >>> system = System("LoRA, and biases of the decoder", source="", adapter=parts)
+    >>> config = configure("mine", system, MODELS["sam-b"].spec, {"lora.rank": "8"})
+    >>> [(part["kind"], part.get("rank")) for part in config["parts"].values()]
+    [('tune', None), ('lora', 8)]
 
     Attributes:
         description: one line on what it does, with the authors.
@@ -58,7 +50,8 @@ class System(NamedTuple):
         prompts: simulated in training where the model takes any and the user does not say.
         objective: task ("promptable", "semantic") -> name of the loss in ``train.task``.
         learning_rate: highest one of AdamW that worked for LiteMedSAM.
-        differences: what differs from the publication, or is our interpretation of it; "" if nothing is known.
+        differences: what differs from the publication, "" if nothing is known; "Interpretation: " stands first where
+            it leaves open, or nobody has seen, what it does (``catalog.fidelity_of``).
     """
 
     description: str

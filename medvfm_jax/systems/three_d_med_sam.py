@@ -31,7 +31,7 @@ SYSTEM = System(
     transform=_transform,
     prompts="none",
     learning_rate=5e-4,
-    differences="An interpretation: of 3DMedSAM (Biocybernetics and Biomedical Engineering 45(1), 2025) only the "
+    differences="Interpretation: of 3DMedSAM (Biocybernetics and Biomedical Engineering 45(1), 2025) only the "
     "abstract was read, so patches and bottlenecks are those of 3DSAM-adapter, which is linked; layout of the decoder, "
     "prompt-free training and slabs whose attention stays within slices are ours.",
 )

@@ -36,8 +36,8 @@ SYSTEM = System(
     transform=_transform,
     prompts="none",
     learning_rate=4e-4,
-    differences="Made from a description, without the release. Without its point prompts for every level: slabs are "
-    "segmented without prompts. Slices are resized like pictures, where the publication has cubes of voxels with half "
-    "of SAM's positions; the layout of the aggregating decoder and windows that end at the border are ours. The "
-    "bottleneck has no ReLU after its last layer, which starts at zero.",
+    differences="Interpretation: made from a description, without the release. Without its point prompts for every "
+    "level: slabs are segmented without prompts. Slices are resized like pictures, where the publication has cubes "
+    "of voxels with half of SAM's positions; the layout of the aggregating decoder and windows that end at the "
+    "border are ours. The bottleneck has no ReLU after its last layer, which starts at zero.",
 )

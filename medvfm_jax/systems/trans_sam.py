@@ -18,7 +18,8 @@ SYSTEM = System(
     source="https://doi.org/10.1016/j.knosys.2024.112909",
     adapter=_parts,
     learning_rate=5e-4,
-    differences="Made from a description, without the release. Where it normalises with batch statistics, these use "
-    "those of the image; triplet attention has none. On TinyViT the patches are resized to every stage and bottlenecks "
-    "of each width share a projection of their own. That the mask decoder is tuned is our interpretation.",
+    differences="Interpretation: made from a description, without the release. Where it normalises with batch "
+    "statistics, these use those of the image; triplet attention has none. On TinyViT the patches are resized to "
+    "every stage and bottlenecks of each width share a projection of their own. That the mask decoder is tuned is "
+    "our interpretation.",
 )

@@ -148,6 +148,7 @@ def adapt_base(
     """The system's parts around a model, as ``assemble``; where ``base.params`` are shapes, so is the delta."""
     task, spec = base.model.spec.task, base.model.spec
     prompt = config.resolved_prompt(system, task)
+    check_prompts(spec, prompt)
     transform = seeded(with_depth(system.transform(spec, prompt, classes), name, depth), seed)
     base = transformed(base, transform)
     options = systems.parse_assignments(config.set)
@@ -164,6 +165,15 @@ def adapt_base(
     except (NoSuchSite, WrongSite) as error:
         raise type(error)(f"System '{name}' does not fit model '{config.model}': {why(error)}") from error
     return Assembled(base, adapted, delta, prompt, objective, transform, adapter)
+
+
+def check_prompts(spec: ModelSpec, prompt: str) -> None:
+    """Raise BadConfig for prompts of a model of patches: commands ask it without any."""
+    if spec.rank == 3 and prompt != "none":
+        raise BadConfig(
+            f"Commands ask models of volumes, like {spec.name}, without prompts: adapt it with --prompt none. Points "
+            "in a volume are given from Python, see docs/volumes.md."
+        )
 
 
 def _with_start(base: Base, adapter: dict[str, Any], seed: int) -> tuple[AdaptedModel, Delta]:

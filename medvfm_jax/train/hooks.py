@@ -97,7 +97,7 @@ def to_all(*recorders: Recorder) -> Recorder:
 class Checkpoints:
     """Hook: commit a checkpoint every ``every`` steps, every ``seconds`` of wall time, and at the end.
 
-    fetch: brings a state to the host where it is divided over devices, with the help of all processes, of which one
+    fetch: brings a state to the host where it is sharded over devices, with the help of all processes, of which one
     ``writes``; wall times differ between them, so ``seconds`` must then be infinite.
     private: the state holds a secret, see `checkpoint.Checkpoint`.
     """

@@ -10,7 +10,7 @@ from medvfm_jax.data.volume_statistics import volume_statistics
 from medvfm_jax.images.intensity import is_hounsfield
 from medvfm_jax.images.preparation import AS_THEY_ARE, Preparation, of_record
 from medvfm_jax.models.entry import ModelEntry
-from medvfm_jax.settings.adapt import AdaptConfig
+from medvfm_jax.settings.groups import TrainingConfig
 from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.types import ModelSpec
 from medvfm_jax.weights.artifacts import BadDelta
@@ -18,13 +18,20 @@ from medvfm_jax.weights.artifacts import BadDelta
 PREPARATION = "preparation"  # in the metadata of a delta
 
 
-def prepared(dataset: Dataset, training: Iterable[str], config: AdaptConfig, entry: ModelEntry) -> Dataset:
+def prepared(
+    dataset: Dataset,
+    training: Iterable[str],
+    config: TrainingConfig,
+    entry: ModelEntry,
+    intensity: str = "usual",
+) -> Dataset:
     """The dataset with its volumes prepared as the settings say.
 
     training: names of the training volumes, from which a median spacing and the range of CT are taken.
+    intensity: "usual" or "nnunet", see ``AdaptConfig``.
     Raises BadConfig for a model that sees slices, and for a median spacing of volumes that have none.
     """
-    if not config.spacing and config.intensity == "usual":
+    if not config.spacing and intensity == "usual":
         return dataset
     option = "--spacing" if config.spacing else "--intensity"
     if "window" not in entry.options:
@@ -34,8 +41,10 @@ def prepared(dataset: Dataset, training: Iterable[str], config: AdaptConfig, ent
         )
     if dataset.dimension == 2:
         raise BadConfig(f"{dataset.folder} has pictures; {option} is about volumes.")
-    found = volume_statistics(dataset, training)
     spacing = config.target_spacing()
+    if spacing is not None and intensity == "usual":
+        return replace(dataset, preparation=Preparation(spacing, None))
+    found = volume_statistics(dataset, training)
     if config.spacing and spacing is None:
         if found.spacing is None:
             raise BadConfig(
@@ -43,13 +52,13 @@ def prepared(dataset: Dataset, training: Iterable[str], config: AdaptConfig, ent
                 "the volumes as NIfTI with their spacing."
             )
         spacing = found.spacing
-    intensity = None
-    if config.intensity == "nnunet":
+    scale = None
+    if intensity == "nnunet":
         names = dataset.channel_names or ("",) * len(found.ranges)
-        intensity = tuple(
+        scale = tuple(
             range_ if is_hounsfield(name) else None for name, range_ in zip(names, found.ranges, strict=True)
         )
-    return replace(dataset, preparation=Preparation(spacing, intensity))
+    return replace(dataset, preparation=Preparation(spacing, scale))
 
 
 def recorded_preparation(dataset: Dataset) -> dict[str, Any]:

@@ -5,18 +5,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medvfm_jax.data import Dataset
 from medvfm_jax.images import budget
 from medvfm_jax.models.entry import ModelEntry
-from medvfm_jax.settings.adapt import AdaptConfig
+from medvfm_jax.settings.groups import TrainingConfig, VolumeConfig
 from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.types import ModelSpec
 from medvfm_jax.weights import artifacts
 
 
-def patch_shape(config: AdaptConfig, entry: ModelEntry, dataset: Dataset) -> tuple[int, ...] | None:
+def patch_shape(config: TrainingConfig, entry: ModelEntry, channels: int) -> tuple[int, ...] | None:
     """(D, H, W, channels) of the patches a model is built for, None for a model that sees pictures or slices.
 
+    channels: of the data.
     Raises BadConfig for a ``window`` of another kind than the model's, or too large to hold.
     """
     if "window" not in entry.options:
@@ -30,13 +30,13 @@ def patch_shape(config: AdaptConfig, entry: ModelEntry, dataset: Dataset) -> tup
         raise BadConfig(
             f"Model '{config.model}' sees patches; give --window three sides: depth, height, width."
         )
-    shape = (*(config.window or entry.spec.input_shape[:3]), max(1, len(dataset.channel_names)))
+    shape = (*(config.window or entry.spec.input_shape[:3]), max(1, channels))
     if problem := _too_large(shape, entry):
         raise BadConfig(f"window is {' '.join(map(str, shape[:3]))}: {problem}.")
     return shape
 
 
-def slab_depth(config: AdaptConfig) -> int | None:
+def slab_depth(config: VolumeConfig) -> int | None:
     """Slices of a slab, None where the settings do not say."""
     return config.window[0] if len(config.window) == 1 else None
 
@@ -82,7 +82,10 @@ def _too_large(shape: Sequence[int], entry: ModelEntry) -> str | None:
     *sides, channels = shape
     if min(shape) < 1:
         return "every number has to be at least 1"
-    needed, most = math.prod(sides) * max(channels, entry.spec.embedding[-1]) * 4, budget.budget()
+    features = math.prod(entry.spec.embedding) / math.prod(
+        entry.spec.input_shape[:3]
+    )  # of the embedding, per voxel
+    needed, most = math.prod(sides) * max(channels, features) * 4, budget.budget()
     if needed <= most:
         return None
     return (

@@ -101,5 +101,5 @@ def _cut(x: Array, parts: int) -> Array:
             f"A batch of {x.shape[0]} cannot be cut into {parts} equal parts; choose a batch size that is "
             "a multiple of accumulate."
         )
-    # Every part takes its examples from the whole batch: where the batch is divided over devices, none is idle.
+    # Every part takes its examples from the whole batch: where the batch is sharded over devices, none is idle.
     return rearrange(x, "(b parts) ... -> parts b ...", parts=parts)

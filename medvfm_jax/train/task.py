@@ -134,7 +134,7 @@ def make_loss(adapted: Adapted, objective: str, *, cached: bool = False, trainin
             value = function(predict(params, delta, image, prompts, **rngs, **as_trained), target, weight)
             return value if isinstance(value, tuple) else (value, {})
 
-        # Where the images are divided over devices, say so: left to itself, the compiler divides features instead.
+        # Where the images are sharded over devices, constrain it: otherwise the compiler shards features instead.
         over = (CLIENTS, DATA) if fully_automatic() else None
         values, terms = jax.vmap(one, spmd_axis_name=over)(*batch, keys)
         share = batch.weight.reshape(batch.weight.shape[0], -1).sum(-1)

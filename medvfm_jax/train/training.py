@@ -117,7 +117,7 @@ def resolve(
     """
     placement, display = placement or OneDevice(), display or ProgressDisplay(title="adapt")
     entry, system = entry_of(config.model), systems.SYSTEMS[config.adapter]
-    config.check_model(entry)
+    config.check_start(entry, "adapter", config.adapter)
     accumulate = config.resolved_accumulate(entry, jax.default_backend(), placement.parts)
     placement.check_batch(config.batch_size, accumulate)
     source = open_split(
@@ -135,7 +135,7 @@ def resolve(
     checked = check_split(source, skip_bad=config.skip_bad, track=display.track, say=display.say)
     bad = checked.bad_cases()
     training = [case for case in source.split.train if case not in bad]
-    source = source._replace(dataset=prepared(source.dataset, training, config, entry))
+    source = source._replace(dataset=prepared(source.dataset, training, config, entry, config.intensity))
     classes = source.dataset.classes
     assembled = assemble(
         config,
@@ -145,7 +145,7 @@ def resolve(
         seed=config.seed,
         offline=config.offline,
         keep=config.keep,
-        shape=patch_shape(config, entry, source.dataset),
+        shape=patch_shape(config, entry, len(source.dataset.channel_names)),
         depth=slab_depth(config),
     )
     prompt, size = assembled.prompt, assembled.size

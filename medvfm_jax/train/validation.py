@@ -18,7 +18,7 @@ Overlap = Callable[[Params, Delta, Batch], dict[str, jax.Array]]
 class Validation(NamedTuple):
     """How training is validated: score(model) -> {"dice", ...}, every so many steps and at the end.
 
-    fetch: brings a model to the host where it is divided over devices.  model: that of a state, its delta.
+    fetch: brings a model to the host where it is sharded over devices.  model: that of a state, its delta.
     """
 
     score: Callable[[Any], Mapping[str, float]]

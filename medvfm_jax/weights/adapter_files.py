@@ -41,7 +41,7 @@ class Place(NamedTuple):
 class Sorted(NamedTuple):
     """An adapter file by our names.
 
-    parts: of the delta.  whole: parameter path -> value of what was trained as a whole, or is kept as it is.
+    parts: of the delta.  whole: parameter path -> value of what was trained as a whole, or is kept unchanged.
     left_out: sentences on arrays that have no place in the model.
     """
 
@@ -85,7 +85,7 @@ def sort_arrays(
         state: of the file.
         kind: see `kind_of`.
         parts: of the adapter that take arrays; those of others are left out.
-        shapes: of the parameters of the model, as it is transformed for the adapter.
+        shapes: of the parameters of the model, after the adapter's transform.
         model: its name, for messages.
         where: the file, for messages.
 

@@ -83,7 +83,7 @@ def _ported(file: Path, model: str, options: Mapping[str, Any]) -> dict[str, Any
     params = port_file(file, shapes(model, **options), said.append)
     for text in said:  # and again whenever the file is loaded, so its parameters are not kept
         _say(text)
-    if _state(file) == before and not said:  # nobody wrote to it between the digest and the reading
+    if _state(file) == before and not said:  # it was not written to between the digest and the reading
         traces.keep_arrays(words, params)
     return params
 

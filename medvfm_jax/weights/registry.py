@@ -194,6 +194,14 @@ _ENTRIES = (
         notes="SAM 2.1 tiny retrained on medical volumes and videos; with the memory of the video model",
     ),
     WeightsEntry(
+        "sam-med3d",
+        "https://huggingface.co/blueyo0/SAM-Med3D/resolve/main/sam_med3d_turbo.pth",
+        "sam-med3d",
+        "Apache-2.0",
+        ("point",),
+        notes="SAM-Med3D-turbo, fine-tuned on 44 datasets",
+    ),
+    WeightsEntry(
         "efficient-sam-ti",
         "https://huggingface.co/merve/EfficientSAM/resolve/main/efficient_sam_vitt.pt",
         "efficient-sam-ti",

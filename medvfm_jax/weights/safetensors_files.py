@@ -2,7 +2,7 @@
 
     length of header (8, little-endian) | header: JSON {name: {"dtype", "shape", "data_offsets"}} | the tensors
 
-The reader is our own, because it must hold for files nobody here has written: what the header says is checked
+The reader is our own, because it must be safe for files from untrusted sources: what the header says is checked
 against the size of the file before anything is allocated.
 Source: the format's description in the README of huggingface/safetensors.
 """

@@ -125,7 +125,7 @@ def test_scores_replace_scores_and_nothing_else(medvfm, run, plain, tmp_path):
     [
         ((), 2, "needs either --run RUN or --model NAME"),
         (("--run", "RUN", "--model", SAM), 2, "and not both"),
-        (("--model", SAM), 2, "knows no data: add --data FOLDER"),
+        (("--model", SAM), 2, "records no data: add --data FOLDER"),
         (("--run", "RUN", "--delta", "d"), 2, "give --delta with --model"),
         (("--run", "RUN", "--cases", 0), 2, "cases is 0; expected at least 1"),
         (("--run", "RUN", "--profile", "strit"), 1, "no metric profile 'strit', the nearest is 'strict'"),

@@ -65,7 +65,7 @@ def test_from_nothing_to_a_report_and_again_without_work(medvfm, tiny, tmp_path,
     assert (again.code, again.err) == (0, "")
     assert contents(folder) == before
     lines = again.out.splitlines()
-    assert f"{SAM} as it is, boxes from the reference: Dice {record['zero_shot']['mean']:.3f}" in again.out
+    assert f"{SAM} zero-shot, boxes from the reference: Dice {record['zero_shot']['mean']:.3f}" in again.out
     assert lines[-2].startswith(f"report: {folder / 'report.html'}")
     assert f"medvfm segment IMAGE --run {folder / 'adapted'}" in lines[-1]
     for other in (("--steps", 4), ("--seed", 1)):

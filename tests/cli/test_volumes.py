@@ -12,6 +12,7 @@ from medvfm_jax.data import make_phantom_dataset
 from tests.cli.commands import LITE, SAM, adapt_words
 
 UNETR = "unetr-tiny-test"
+MED3D = "sam-med3d-tiny-test"
 SLABS = {"model": SAM, "adapter": "sd_trans", "prompt": "auto", "window": 3, "batch_size": 1}
 PATCHES = {"model": UNETR, "adapter": "full", "prompt": "auto", "batch_size": 1}
 
@@ -26,6 +27,7 @@ def words(data, out, sides=(), **settings):
     [
         (SLABS, (), "(4 slabs)", [3, 64, 64]),
         (PATCHES, (16, 16, 16), "(1 window)", [16, 16, 16]),
+        (PATCHES | {"model": MED3D, "adapter": "samed"}, (16, 16, 16), "(1 window)", [16, 16, 16]),
     ],
 )
 def test_adapt_evaluate_and_segment_a_volume(medvfm, volumes, cells, tmp_path, settings, window, unit, seen):
@@ -74,6 +76,12 @@ def test_adapt_evaluate_and_segment_a_volume(medvfm, volumes, cells, tmp_path, s
         (SLABS | {"window": 0}, (), "window is 0; expected numbers of at least 1"),
         (SLABS | {"prompt": "box"}, (), "Slabs are segmented without prompts"),
         ({"model": UNETR, "adapter": "full", "prompt": "none"}, (5,), "give --window three sides"),
+        (
+            {"model": MED3D, "adapter": "lora", "prompt": "point"},
+            (16, 16, 16),
+            "without prompts: adapt it with",
+        ),
+        ({"model": MED3D, "adapter": "samed"}, (16, 32, 16), "three equal multiples of 16, not 16 32 16"),
         (
             {"model": UNETR, "adapter": "full", "prompt": "none"},
             (20, 16, 16),

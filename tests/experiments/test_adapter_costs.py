@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from experiments.adapter_costs import BOX, PAGE, Cost, cost, page
 from medvfm_jax import models, systems
 from medvfm_jax.plan.flops import forward_flops
+from medvfm_jax.systems.fitting import fit
 
 
 def rows() -> dict[str, list[str]]:
@@ -44,6 +45,28 @@ def test_a_row_is_measured_on_the_model() -> None:
     plain = forward_flops(lambda p, x, b: model.apply(p, x, b).logits, params, image, BOX)
     tokens = 4 * 16 + 2  # both window blocks call qkv once more, on one token
     assert found.forward - plain == tokens * 2 * (16 * 8 + 8 * 48)
+
+
+def test_every_system_is_counted_but_those_that_do_not_fit() -> None:
+    assert {name for name, row in rows().items() if not "".join(row[2:]).strip()} == {"vpt"}
+
+
+def test_modules_that_a_system_adds_are_counted() -> None:
+    model = models.build("sam-tiny-test")
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    found = cost("desam", model, params)
+    assert (found.merges, found.encoder) == ("yes, its modules stay", False)
+    assert found.trained == fit("desam", model, params).trained
+    assert found.forward > cost("decoder", model, params).forward
+
+
+def test_a_slab_is_counted_by_the_slice() -> None:
+    """A slab of 8 slices on a tiny model: less than eight times the model alone for each."""
+    model = models.build("sam-tiny-test")
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    image = jax.ShapeDtypeStruct(model.spec.input_shape, jnp.float32)
+    alone = forward_flops(lambda p, x, b: model.apply(p, x, b).logits, params, image, BOX)
+    assert alone < cost("3dmedsam", model, params).forward < 8 * alone
 
 
 def test_what_does_not_fit_says_why_in_its_row() -> None:

@@ -73,7 +73,7 @@ def test_a_model_as_it_is_is_scored_with_boxes_in_a_folder_of_its_own(cells, fak
         None,
     )
     assert (tmp_path / "runs" / "sam-tiny-test_cells" / "scores.json").is_file()
-    with pytest.raises(BadConfig, match="as it is gives no labels of its own"):
+    with pytest.raises(BadConfig, match="without a delta gives no class labels"):
         evaluate(EvaluateConfig(model="sam-tiny-test", data=str(cells), prompt="none"))
 
 

@@ -310,7 +310,7 @@ def test_a_run_that_has_not_ended_is_refused(run, tmp_path):
     ("model", "error", "message"),
     [
         (None, BadConfig, "needs --run RUN, --delta FILE or --model NAME"),
-        ("unet", BadConfig, "as it is gives no masks; adapt it first"),
+        ("unet", BadConfig, "without a delta gives no masks; adapt it first"),
         ("dinov2-s", BadConfig, "gives features, not masks"),
         ("sam-bb", UnknownModel, "no model 'sam-bb', the nearest is 'sam-b'"),
     ],

@@ -69,7 +69,7 @@ def test_every_site_has_its_interval_and_the_worst_is_named():
     assert "mean over sites" in shown
     worst = min(site_scores(record.scores["cases"]), key=lambda score: score.mean)
     assert f"Worst site: {worst.site} , Dice {worst.mean:.3f}" in shown
-    assert "Nobody trained on south." in shown
+    assert "south was held out from training." in shown
     assert federated_sections.sites(run()._replace(scores={})) == ""
 
 

@@ -101,7 +101,7 @@ def test_prompts_few_patients_compatibility_profiles_and_skipped_cases_are_noted
     [
         (record(), "lite-medsam + samed, no prompts, on Hippocampus"),
         (record(as_it_is(flips=True), {}),
-         "lite-medsam, as it is, box prompts, averaged over flips, on Hippocampus"),
+         "lite-medsam, zero-shot, box prompts, averaged over flips, on Hippocampus"),
         (record({}), "lite-medsam + samed, on Dataset004_Hippocampus"),
         (record(**NOTHING), ""),
     ],

@@ -99,7 +99,7 @@ def test_runs_side_by_side():
     head, first, second = only_table(tables.side_by_side(runs))
     assert head == ["run", "Dice ↑", "NSD ↑", "HD95 (mm) ↓", "ASSD (mm) ↓", "trained parameters"]
     assert first[0] == "samedlite-medsam + samed, no prompts"
-    assert second[0] == "zero shotlite-medsam, as it is, box prompts"
+    assert second[0] == "zero shotlite-medsam, zero-shot, box prompts"
     assert (first[-1], second[-1]) == ("4,200,12343 %", "none")
     assert first[1].startswith(f"{runs[0].summary_row('dice')['mean']:.3f}")
 

@@ -32,9 +32,9 @@ def test_settings_without_meaning_are_refused(change, message):
 
 def test_a_model_that_starts_from_random_weights_is_trained_whole():
     with pytest.raises(BadConfig, match="--adapter full with --model unet"):
-        AdaptConfig(data="x", model="unet").check_model(MODELS["unet"])
-    AdaptConfig(data="x", model="unet", adapter="full").check_model(MODELS["unet"])
-    AdaptConfig(data="x").check_model(MODELS["lite-medsam"])
+        AdaptConfig(data="x", model="unet").check_start(MODELS["unet"], "adapter", "samed")
+    AdaptConfig(data="x", model="unet").check_start(MODELS["unet"], "adapter", "full")
+    AdaptConfig(data="x").check_start(MODELS["lite-medsam"], "adapter", "samed")
 
 
 @pytest.mark.parametrize(

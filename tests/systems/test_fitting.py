@@ -3,9 +3,10 @@
 import jax
 import pytest
 
-from medvfm_jax import models
+from medvfm_jax import models, systems
 from medvfm_jax.adapters import NoSuchSite
-from medvfm_jax.systems.fitting import fit, why
+from medvfm_jax.models.catalog import MODELS
+from medvfm_jax.systems.fitting import _WORDS, fit, why
 
 MODEL = models.build("vit-tiny-test")
 SHAPES = jax.eval_shape(MODEL.init, jax.random.key(0))
@@ -92,3 +93,23 @@ def test_what_a_system_adds_is_counted():
     shapes = jax.eval_shape(SAM.init, jax.random.key(0))
     whole = fit("desam", SAM, shapes).trained
     assert whole > sum(p.size for p in jax.tree.leaves(shapes["params"]["mask_decoder"]))
+
+
+@pytest.mark.parametrize("name", systems.SYSTEMS.names())
+def test_every_pattern_of_a_system_has_words(name):
+    """So that no model that lacks its sites is answered with a regular expression."""
+    for entry in MODELS.values():
+        for part in systems.SYSTEMS[name].adapter(entry.spec).values():
+            assert part["at"] in _WORDS, part
+
+
+def test_volumetric_networks_are_answered_in_words():
+    model = models.build("unet-3d-tiny-test")
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    assert fit("trans_sam", model, shapes).reason == (
+        "the model has no layer that embeds patches in its image encoder."
+    )
+    assert fit("3dsam_adapter", model, shapes).reason == (
+        "the model has no transformer with a neck as its image encoder."
+    )
+    assert fit("lora", model, shapes).reason == "the model has no attention with q, k and v in one layer."

@@ -1,5 +1,3 @@
-from types import SimpleNamespace
-
 import pytest
 
 from medvfm_jax.models.catalog import MODELS
@@ -8,8 +6,6 @@ from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.train.seen_at_once import patch_shape, recorded_shape, slab_depth, stored_shape, with_depth
 from medvfm_jax.weights.artifacts import BadDelta
 
-TWO_CHANNELS = SimpleNamespace(channel_names=("T1", "T2"))
-UNNAMED = SimpleNamespace(channel_names=())
 SLAB = {"kind": "slab", "depth": 5, "of": None}
 
 
@@ -19,13 +15,13 @@ def settings(*window, **others):
 
 def test_patches_have_the_sides_asked_for_and_the_channels_of_the_data():
     entry = MODELS["unetr"]
-    assert patch_shape(settings(32, 48, 64), entry, TWO_CHANNELS) == (32, 48, 64, 2)
-    assert patch_shape(settings(), entry, UNNAMED) == (96, 96, 96, 1)
-    assert patch_shape(settings(5), MODELS["lite-medsam"], TWO_CHANNELS) is None
+    assert patch_shape(settings(32, 48, 64), entry, 2) == (32, 48, 64, 2)
+    assert patch_shape(settings(), entry, 0) == (96, 96, 96, 1)
+    assert patch_shape(settings(5), MODELS["lite-medsam"], 2) is None
     with pytest.raises(BadConfig, match="three sides: depth, height, width"):
-        patch_shape(settings(5), entry, UNNAMED)
+        patch_shape(settings(5), entry, 0)
     with pytest.raises(BadConfig, match="sees pictures and slices"):
-        patch_shape(settings(32, 32, 32), MODELS["unet"], UNNAMED)
+        patch_shape(settings(32, 32, 32), MODELS["unet"], 0)
 
 
 def test_slabs_have_the_depth_asked_for():
@@ -69,8 +65,8 @@ def test_a_window_has_a_limit_that_can_be_raised(monkeypatch):
     """16 features of 320 x 320 x 320 voxels in float32 are 1.95 GiB, of 336 to the third 2.26 GiB; 2 are allowed."""
     entry = MODELS["unetr"]
     assert entry.spec.embedding[-1] == 16
-    assert patch_shape(settings(320, 320, 320), entry, UNNAMED) == (320, 320, 320, 1)
+    assert patch_shape(settings(320, 320, 320), entry, 0) == (320, 320, 320, 1)
     with pytest.raises(BadConfig, match=r"window is 336 336 336: .*MEDVFM_MAX_IMAGE_GIB"):
-        patch_shape(settings(336, 336, 336), entry, UNNAMED)
+        patch_shape(settings(336, 336, 336), entry, 0)
     monkeypatch.setenv("MEDVFM_MAX_IMAGE_GIB", "3")
-    assert patch_shape(settings(336, 336, 336), entry, UNNAMED) == (336, 336, 336, 1)
+    assert patch_shape(settings(336, 336, 336), entry, 0) == (336, 336, 336, 1)

@@ -23,7 +23,8 @@ class AdaptArgs(AdaptConfig):
     """Train over several devices: `all`, or how many on each axis, for example data=4,model=2. May change when a run
     is resumed."""
     rules: Literal["replicated", "fsdp", "tensor"] = "replicated"
-    """With --mesh, where the weights are: whole on every device, divided over data, blocks divided over model."""
+    """With --mesh, where the weights are: replicated, sharded over the data axis (fsdp), or blocks sharded over
+    the model axis (tensor)."""
     distributed: bool = False
     """One process per host, all started with this command, --out on a disk that they share; found automatically on TPU
     slices, under Slurm and Open MPI."""

@@ -27,4 +27,5 @@ class FederateArgs(FederateConfig):
     """Divide the clients of a round over several devices: `all`, or how many on each axis, for example clients=4,data=2
     (data divides the images of a client's step). May change when a run is resumed."""
     rules: Literal["replicated", "fsdp", "tensor"] = "replicated"
-    """With --mesh, where the base weights are: whole on every device, divided over data, blocks divided over model."""
+    """With --mesh, where the base weights are: replicated, sharded over the data axis (fsdp), or blocks sharded over
+    the model axis (tensor)."""

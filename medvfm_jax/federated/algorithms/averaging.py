@@ -37,17 +37,15 @@ def fedavg(gradient: Gradient, optimizer: Optimizer, server_rate: float = 1.0) -
     """x <- x + server_rate sum_i p_i (y_i - x) (McMahan et al. 2017).
 
     Args:
-        gradient: gradient of a client's loss, `gradient_of(loss)` or `privacy.patient_value_and_grad(loss, privacy)`.
-        optimizer: of the local steps, started anew in every round; one made by `kept_optimizer.kept` goes on where
-            the client's last round ended.
-        server_rate: factor on the mean change; 1 replaces the server's delta by the weighted mean of the clients'
-            deltas.
+        gradient: how a client's data enter: (trained, batch, key, whole) -> (loss, gradient), see ``gradient_of``.
+        optimizer: optax optimizer of the local steps, started anew in every round unless it is ``kept``.
+        server_rate: factor on the mean change; 1 replaces the model by the mean.
 
     Returns:
-        The algorithm; a client uploads y_i - x, with its number of samples as weight.
+        The algorithm, for ``make_round``.
 
     References:
-        https://arxiv.org/abs/1602.05629
+        McMahan et al. 2017, https://arxiv.org/abs/1602.05629
     """
     return averaging(gradient, optimizer, optax.sgd(server_rate))
 
@@ -56,34 +54,32 @@ def fedprox(gradient: Gradient, optimizer: Optimizer, mu: float) -> Algorithm:
     """FedAvg with mu/2 |y - x|^2 added to each local loss (Li et al. 2020).
 
     Args:
-        gradient: gradient of a client's loss, `gradient_of(loss)` or `privacy.patient_value_and_grad(loss, privacy)`.
-        optimizer: of the local steps, started anew in every round; one made by `kept_optimizer.kept` goes on where
-            the client's last round ended.
-        mu: strength of the proximal term; its gradient mu (y - x) is added to that of the loss.
+        gradient: how a client's data enter: (trained, batch, key, whole) -> (loss, gradient), see ``gradient_of``.
+        optimizer: optax optimizer of the local steps, started anew in every round unless it is ``kept``.
+        mu: weight of the proximal term.
 
     Returns:
-        The algorithm; uploads as in FedAvg.
+        The algorithm, for ``make_round``.
 
     References:
-        https://arxiv.org/abs/1812.06127
+        Li et al. 2020, https://arxiv.org/abs/1812.06127
     """
     return averaging(gradient, optimizer, optax.sgd(1.0), mu=mu)
 
 
 def fedopt(gradient: Gradient, optimizer: Optimizer, server_optimizer: Optimizer) -> Algorithm:
-    """Give minus the mean change to an optax optimizer on the server, as its gradient (Reddi et al. 2021).
+    """Feed minus the mean change to any optax optimizer on the server (Reddi et al. 2021).
 
     Args:
-        gradient: gradient of a client's loss, `gradient_of(loss)` or `privacy.patient_value_and_grad(loss, privacy)`.
-        optimizer: of the local steps, started anew in every round; one made by `kept_optimizer.kept` goes on where
-            the client's last round ended.
-        server_optimizer: any optax optimizer; its state is kept in `Server.state`.
+        gradient: how a client's data enter: (trained, batch, key, whole) -> (loss, gradient), see ``gradient_of``.
+        optimizer: optax optimizer of the local steps, started anew in every round unless it is ``kept``.
+        server_optimizer: optax optimizer that is fed minus the mean change.
 
     Returns:
-        The algorithm; uploads as in FedAvg.
+        The algorithm, for ``make_round``.
 
     References:
-        https://arxiv.org/abs/2003.00295
+        Reddi et al. 2021, https://arxiv.org/abs/2003.00295
     """
     return averaging(gradient, optimizer, server_optimizer)
 
@@ -94,17 +90,16 @@ def fedsharp(gradient: Gradient, optimizer: Optimizer, rho: float = 0.05) -> Alg
     Published as FedSAM (Qu et al. 2022; Caldarola et al. 2022); renamed because SAM is Segment Anything here.
 
     Args:
-        gradient: gradient of a client's loss, `gradient_of(loss)` or `privacy.patient_value_and_grad(loss, privacy)`.
-        optimizer: of the local steps, started anew in every round; one made by `kept_optimizer.kept` goes on where
-            the client's last round ended.
-        rho: length of the ascent step, an l2 norm over the whole of what is trained.
+        gradient: how a client's data enter: (trained, batch, key, whole) -> (loss, gradient), see ``gradient_of``.
+        optimizer: optax optimizer of the local steps, started anew in every round unless it is ``kept``.
+        rho: radius of the ascent step, in the l2 norm of the delta.
 
     Returns:
-        The algorithm; every local step costs two gradients of the same batch, uploads as in FedAvg.
+        The algorithm, for ``make_round``.
 
     References:
-        https://arxiv.org/abs/2206.02618
-        https://arxiv.org/abs/2203.11834
+        Qu et al. 2022, https://arxiv.org/abs/2206.02618
+        Caldarola et al. 2022, https://arxiv.org/abs/2203.11834
     """
     base = averaging(sharpness_aware(gradient, rho), optimizer, optax.sgd(1.0))
     return base._replace(reads="a second gradient of the same batch")
@@ -125,7 +120,7 @@ def sharpness_aware(gradient: Gradient, rho: float) -> Gradient:
 
 
 class AveragingState(NamedTuple):
-    """State of the server optimizer; leaves of the delta that are not trained."""
+    """State of the server optimizer; leaves of the delta that nobody trains."""
 
     optimizer: Tree
     frozen: Tree

@@ -17,6 +17,7 @@ from medvfm_jax.catalog import Catalog, did_you_mean
 from medvfm_jax.federated import algorithms
 from medvfm_jax.federated.algorithms import personalise
 from medvfm_jax.federated.algorithms.independent import independent
+from medvfm_jax.federated.algorithms.option_ranges import check_range
 from medvfm_jax.federated.core import robust
 from medvfm_jax.federated.core.base_increments import on_increments, without_increments
 from medvfm_jax.federated.core.client_models import first_shapes
@@ -148,6 +149,8 @@ def read_options(
             options[name] = tuple(typed(part, int, f"{what}: {name}") for part in text.split(","))
             continue
         options[name] = typed(text, int | None if default is None else type(default), f"{what}: {name}")
+        if part == "algorithm":
+            check_range(name, options[name], what)
     return options
 
 

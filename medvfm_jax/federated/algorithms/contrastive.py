@@ -23,18 +23,17 @@ def moon(
     """FedAvg on loss + mu ``model_contrast``; a client keeps its last local delta.
 
     Args:
-        gradient: gradient of a client's loss, `gradient_of(loss)` or `privacy.patient_value_and_grad(loss, privacy)`.
-        features: (delta, batch) -> (batch, d), the representation that is contrasted.
-        optimizer: of the local steps, started anew in every round.
+        gradient: how a client's data enter: (trained, batch, key, whole) -> (loss, gradient), see ``gradient_of``.
+        features: (delta, batch) -> representations (batch, ...), compared by their cosine.
+        optimizer: optax optimizer of the local steps, started anew in every round unless it is ``kept``.
         mu: weight of the contrastive term.
-        temperature: T by which cosine similarities are divided.
+        temperature: of its softmax.
 
     Returns:
-        The algorithm; a client keeps a whole delta, the one it ended its last round with, and every step evaluates
-        the features of three models.
+        The algorithm, for ``make_round``.
 
     References:
-        https://arxiv.org/abs/2103.16257
+        Li et al. 2021, https://arxiv.org/abs/2103.16257
     """
 
     def client_update(

@@ -13,20 +13,19 @@ def scaffold(gradient: Gradient, learning_rate: float, server_rate: float = 1.0)
     """Local steps y <- y - eta (g_i(y) - c_i + c); then option II of the paper:
 
     c_i+ = c_i - c + (x - y_i) / (K eta); x <- x + server_rate mean_S (y_i - x); c <- c + |S|/N mean_S (c_i+ - c_i).
-    Clients count equally.  Upload and download are twice the delta.  A lossy codec acts on what the server sees of both
-    changes, so c is then only approximately the mean of the c_i.
+    Clients count equally.  Up and down twice the delta.  A lossy codec acts on what the server sees of both
+    changes, so that c is then only about the mean of the c_i.
 
     Args:
-        gradient: gradient of a client's loss, `gradient_of(loss)` or `privacy.patient_value_and_grad(loss, privacy)`.
-        learning_rate: eta, of the local SGD steps.
-        server_rate: factor on the mean change of the delta.
+        gradient: how a client's data enter: (trained, batch, key, whole) -> (loss, gradient), see ``gradient_of``.
+        learning_rate: step size of plain local SGD.
+        server_rate: factor on the mean change.
 
     Returns:
-        The algorithm; an upload is {"change": y_i - x, "control": c_i+ - c_i}. A client keeps c_i and the server c,
-        of the shape of the delta and zero at the start.
+        The algorithm, for ``make_round``.
 
     References:
-        https://arxiv.org/abs/1910.06378
+        Karimireddy et al. 2020, https://arxiv.org/abs/1910.06378
     """
     optimizer = optax.sgd(learning_rate)
 

@@ -13,15 +13,15 @@ def feddyn(gradient: Gradient, optimizer: Optimizer, alpha: float = 0.1) -> Algo
     Server: h <- h - alpha |S|/N mean_S (y_i - x); x <- mean_S y_i - h / alpha.  Clients count equally.
 
     Args:
-        gradient: gradient of a client's loss, `gradient_of(loss)` or `privacy.patient_value_and_grad(loss, privacy)`.
-        optimizer: of the local steps, started anew in every round.
-        alpha: strength of the proximal and of the linear term.
+        gradient: how a client's data enter: (trained, batch, key, whole) -> (loss, gradient), see ``gradient_of``.
+        optimizer: optax optimizer of the local steps, started anew in every round unless it is ``kept``.
+        alpha: strength of the dynamic regularisation.
 
     Returns:
-        The algorithm; a client keeps g_i and the server h, each of the shape of the delta and zero at the start.
+        The algorithm, for ``make_round``.
 
     References:
-        https://arxiv.org/abs/2111.04263
+        Acar et al. 2021, https://arxiv.org/abs/2111.04263
     """
 
     def client_update(

@@ -22,24 +22,23 @@ def feddf(
     public_batches: Tree,
     server_optimizer: Optimizer | None = None,
 ) -> Algorithm:
-    """FedAvg, then one step of the server optimizer (Adam 1e-3) per unlabelled batch on ``ensemble_loss``.
+    """FedAvg, then one step of the server optimizer per unlabelled batch on ``ensemble_loss``.
 
     The ensemble is the plain mean of the participants' logits.  Adam normalises gradients of any size, so even clients
-    that agree move the server a little.  The server needs every client's delta, so `make_round` refuses privacy with
-    it.
+    that agree move the server a little.  The server needs every client's delta, so this does not go with privacy.
 
     Args:
-        gradient: gradient of a client's loss, `gradient_of(loss)` or `privacy.patient_value_and_grad(loss, privacy)`.
-        optimizer: of the local steps, started anew in every round.
-        logits: (delta, batch) -> (..., classes), of the model that is distilled.
-        public_batches: unlabelled data at the server, leaves (steps, batch, ...), the same in every round.
-        server_optimizer: of the distillation steps, started anew in every round; None for `optax.adam(1e-3)`.
+        gradient: how a client's data enter: (trained, batch, key, whole) -> (loss, gradient), see ``gradient_of``.
+        optimizer: optax optimizer of the local steps, started anew in every round unless it is ``kept``.
+        logits: (delta, batch) -> logits (batch, classes, ...) of one client's model.
+        public_batches: unlabelled batches at the server, leaves (steps, batch, ...), the same in every round.
+        server_optimizer: of the distillation; None: Adam with rate 1e-3.
 
     Returns:
-        The algorithm, with reduction "stack"; uploads as in FedAvg.
+        The algorithm, for ``make_round``.
 
     References:
-        https://arxiv.org/abs/2006.07242
+        Lin et al. 2020, https://arxiv.org/abs/2006.07242
     """
     base, server_optimizer = fedavg(gradient, optimizer), server_optimizer or optax.adam(1e-3)
 

@@ -15,19 +15,19 @@ _SMALLEST_LOSS = 1e-10  # F^(q-1) of a client that has nothing left to learn
 def qfedavg(gradient: Gradient, learning_rate: float, q: float = 1.0) -> Algorithm:
     """w_i = L (x - y_i), L = 1/eta; x <- x - sum_i F_i^q w_i / sum_i (q F_i^(q-1) |w_i|^2 + L F_i^q).
 
-    F_i is the loss of x on the client's batches, which costs one more evaluation of the gradient function per batch.  q
-    = 0 is FedAvg with equal weights.  Both sums depend on the data and are uploaded, clipped and noised together.
+    F_i is the loss of x on the client's batches, which costs one more forward pass.  q = 0 is FedAvg with equal
+    clients.  Both sums depend on the data and are uploaded, clipped and noised together.
 
     Args:
-        gradient: gradient of a client's loss, `gradient_of(loss)` or `privacy.patient_value_and_grad(loss, privacy)`.
-        learning_rate: eta, of the local SGD steps.
-        q: exponent; the larger, the more a client with a large loss weighs.
+        gradient: how a client's data enter: (trained, batch, key, whole) -> (loss, gradient), see ``gradient_of``.
+        learning_rate: step size of plain local SGD.
+        q: exponent of the losses: the larger, the more clients with large losses count.
 
     Returns:
-        The algorithm; an upload is {"step": like the delta, "size": ()}.
+        The algorithm, for ``make_round``.
 
     References:
-        https://arxiv.org/abs/1905.10497
+        Li et al. 2020, https://arxiv.org/abs/1905.10497
     """
     optimizer = optax.sgd(learning_rate)
 

@@ -32,19 +32,14 @@ def fedit(gradient: Gradient, optimizer: Optimizer) -> Algorithm:
     """Average a and b apart, which is not the average of their products (Zhang et al. 2024).
 
     Args:
-        gradient: gradient of a client's loss, `gradient_of(loss)` or `privacy.patient_value_and_grad(loss, privacy)`.
-        optimizer: of the local steps, started anew in every round; one made by `kept_optimizer.kept` goes on where
-            the client's last round ended.
+        gradient: how a client's data enter: (trained, batch, key, whole) -> (loss, gradient), see ``gradient_of``.
+        optimizer: optax optimizer of the local steps, started anew in every round unless it is ``kept``.
 
     Returns:
-        The algorithm; uploads as in FedAvg. Its `measure` reports "aggregation_error" and
-        "aggregation_error_relative".
-
-    Raises:
-        BadFederation: from a round that is measured, for a delta without a pair of low-rank factors.
+        The algorithm, for ``make_round``.
 
     References:
-        https://arxiv.org/abs/2305.05644
+        Zhang et al. 2024, https://arxiv.org/abs/2305.05644
     """
     return averaging(gradient, optimizer, optax.sgd(1.0), measure=_error_of_changes)
 
@@ -52,23 +47,17 @@ def fedit(gradient: Gradient, optimizer: Optimizer) -> Algorithm:
 def ffa_lora(gradient: Gradient, optimizer: Optimizer) -> Algorithm:
     """Freeze a at its common start, train and average b only (Sun et al. 2024).
 
-    Exact, half the traffic where the ranks and widths of a and b are alike, and noise enters the product linearly.  The
-    aggregation error is zero by construction.
+    Exact, half the traffic, and noise enters the product linearly.  The aggregation error is zero by construction.
 
     Args:
-        gradient: gradient of a client's loss, `gradient_of(loss)` or `privacy.patient_value_and_grad(loss, privacy)`.
-        optimizer: of the local steps, started anew in every round; one made by `kept_optimizer.kept` goes on where
-            the client's last round ended.
+        gradient: how a client's data enter: (trained, batch, key, whole) -> (loss, gradient), see ``gradient_of``.
+        optimizer: optax optimizer of the local steps, started anew in every round unless it is ``kept``.
 
     Returns:
-        The algorithm; an upload has None for the leaves a. Its `measure` reports "aggregation_error" and
-        "aggregation_error_relative".
-
-    Raises:
-        BadFederation: from `Federation.init`, for a delta without a pair of low-rank factors.
+        The algorithm, for ``make_round``.
 
     References:
-        https://arxiv.org/abs/2403.12313
+        Sun et al. 2024, https://arxiv.org/abs/2403.12313
     """
     base = averaging(gradient, optimizer, optax.sgd(1.0), frozen=names_of_a)
     return base._replace(measure=_no_error)
@@ -78,19 +67,14 @@ def fedsa_lora(gradient: Gradient, optimizer: Optimizer) -> Algorithm:
     """Train both, share a, keep b at the client (Guo et al. 2025); no products are ever averaged.
 
     Args:
-        gradient: gradient of a client's loss, `gradient_of(loss)` or `privacy.patient_value_and_grad(loss, privacy)`.
-        optimizer: of the local steps, started anew in every round; one made by `kept_optimizer.kept` goes on where
-            the client's last round ended.
+        gradient: how a client's data enter: (trained, batch, key, whole) -> (loss, gradient), see ``gradient_of``.
+        optimizer: optax optimizer of the local steps, started anew in every round unless it is ``kept``.
 
     Returns:
-        The algorithm; an upload has None for the leaves b, which are a client's state. Its `measure` reports
-        "aggregation_error" and "aggregation_error_relative".
-
-    Raises:
-        BadFederation: from `Federation.init`, for a delta without a pair of low-rank factors.
+        The algorithm, for ``make_round``.
 
     References:
-        https://arxiv.org/abs/2410.01463
+        Guo et al. 2025, https://arxiv.org/abs/2410.01463
     """
     base = averaging(gradient, optimizer, optax.sgd(1.0), personal=names_of_b)
     return base._replace(measure=_no_error)
@@ -99,23 +83,17 @@ def fedsa_lora(gradient: Gradient, optimizer: Optimizer) -> Algorithm:
 def rolora(gradient: Gradient, optimizer: Optimizer) -> Algorithm:
     """Even rounds train and average b, odd rounds a, so that every round is exact (Chen et al. 2024).
 
-    One static message holds both factors, of which one is zero: a wire format that leaves it out would need half the
-    counted bits where a and b are of one size.
+    One static message holds both factors, one of them zero: on a real wire half the counted bits are not needed.
 
     Args:
-        gradient: gradient of a client's loss, `gradient_of(loss)` or `privacy.patient_value_and_grad(loss, privacy)`.
-        optimizer: of the local steps, started anew in every round; one made by `kept_optimizer.kept` goes on where
-            the client's last round ended.
+        gradient: how a client's data enter: (trained, batch, key, whole) -> (loss, gradient), see ``gradient_of``.
+        optimizer: optax optimizer of the local steps, started anew in every round unless it is ``kept``.
 
     Returns:
-        The algorithm; uploads as in FedAvg. Its `measure` reports "aggregation_error" and
-        "aggregation_error_relative".
-
-    Raises:
-        BadFederation: from `Federation.init`, for a delta without a pair of low-rank factors.
+        The algorithm, for ``make_round``.
 
     References:
-        https://arxiv.org/abs/2409.02346
+        Chen et al. 2024, https://arxiv.org/abs/2409.02346
     """
 
     def alternate(server: Server, tree: Tree) -> Tree:
@@ -135,7 +113,7 @@ class RankState(NamedTuple):
 
 
 def client_ranks(ranks: Sequence[int] | None, delta: Tree, client_id: Array) -> RankState:
-    """Rank of a client by its id; without any the largest rank of the delta's pairs."""
+    """Rank of a client by its id; without any everybody has the full rank of the delta's widest pair."""
     full = max(f.a.shape[-1] for f in factors_of(delta).values())
     if not ranks:
         return RankState(jnp.int32(full))
@@ -157,26 +135,22 @@ def hetlora(
     """Clients of different rank: truncate the server's factors, train, average zero-padded with weights |a_i b_i|_F.
 
     With ``prune`` = gamma < 1 a client drops to rank floor(gamma r_i) when training has shrunk the norm of what lies
-    beyond it; ``penalty`` times |a_tail| |b_tail| in the loss encourages that (Cho et al. 2024).  The norm is over
-    all sites together, and so is the rank: the paper leaves both per layer open.  Uploads are the factors, not their
-    changes, so `make_round` refuses client-level privacy with it.
+    beyond it; ``penalty`` encourages that (Cho et al. 2024).  The norm is over all sites together, and so is the rank:
+    the paper leaves both per layer open.  Uploads are the factors, not their changes.
 
     Args:
-        gradient: gradient of a client's loss, `gradient_of(loss)` or `privacy.patient_value_and_grad(loss, privacy)`.
-        optimizer: of the local steps, started anew in every round.
-        ranks: of the clients, by client id; None or empty: each has the largest rank of the delta.
-        prune: gamma in (0, 1]; 1 keeps every rank.
-        penalty: weight of |a_tail| |b_tail| in the loss.
+        gradient: how a client's data enter: (trained, batch, key, whole) -> (loss, gradient), see ``gradient_of``.
+        optimizer: optax optimizer of the local steps, started anew in every round unless it is ``kept``.
+        ranks: rank of each client in order, at most the server's; None: all have the server's.
+        prune: gamma: share of its rank to which a client may drop in a round; 1 never does.
+        penalty: weight of |a_tail| |b_tail| in the local loss.
 
     Returns:
-        The algorithm; a client keeps its rank, () int32. Its `measure` reports "aggregation_error" and
-        "aggregation_error_relative".
-
-    Raises:
-        BadFederation: from `Federation.init`, for a delta without a pair of low-rank factors.
+        The algorithm, for ``make_round``.
 
     References:
-        https://arxiv.org/abs/2401.06432
+        Cho et al. 2024, https://arxiv.org/abs/2401.06432.  Interpretation: the norm is over all sites together, and
+        so is the rank; the paper leaves both per layer open.
     """
 
     def tail_norm(delta: Tree, rank: Array) -> Array:

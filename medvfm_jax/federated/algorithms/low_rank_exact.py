@@ -45,24 +45,19 @@ def flora(
 ) -> Algorithm:
     """Stack all factors, add their exact weighted product to the base, start new factors (Wang et al. 2024).
 
-    New factors: a uniform in +-1/sqrt(in), b zero.  Clients may have different ranks.  The download is counted as the
-    delta and n pairs per site.
+    New factors: a uniform in +-1/sqrt(in), b zero.  Clients may have different ranks.
 
     Args:
-        gradient: of the loss at a pair (delta, increments of the base), see ``base_increments.on_increments``.
-        optimizer: of the local steps, started anew in every round.
-        clients: their number n, which only the count of downloaded bits uses.
-        ranks: of the clients, by client id; None or empty: each has the largest rank of the delta.
+        gradient: how a client's data enter: (trained, batch, key, whole) -> (loss, gradient), see ``gradient_of``.
+        optimizer: optax optimizer of the local steps, started anew in every round unless it is ``kept``.
+        clients: n, from which the download of n stacked pairs is counted.
+        ranks: rank of each client in order, at most the server's; None: all have the server's.
 
     Returns:
-        The algorithm, with reduction "stack"; uploads are the factors, and its model is a pair (delta, {site: dense
-        increment (..., in, out)}). Its `measure` reports "aggregation_error" and "aggregation_error_relative".
-
-    Raises:
-        BadFederation: from `Federation.init`, for a delta without a pair of low-rank factors.
+        The algorithm, for ``make_round``.
 
     References:
-        https://arxiv.org/abs/2409.05976
+        Wang et al. 2024, https://arxiv.org/abs/2409.05976
     """
 
     def aggregate(server: Server, uploads: Tree, cohort: Cohort) -> Server:
@@ -81,22 +76,16 @@ def flora(
 def fedex_lora(gradient: Gradient, optimizer: Optimizer, clients: int) -> Algorithm:
     """Average a and b, and add what that misses, sum_i p_i a_i b_i - mean(a) mean(b), to the base (Singhal 2024).
 
-    The download is counted as the delta and the n pairs of the residual per site.
-
     Args:
-        gradient: of the loss at a pair (delta, increments of the base), see ``base_increments.on_increments``.
-        optimizer: of the local steps, started anew in every round.
-        clients: their number n, which only the count of downloaded bits uses.
+        gradient: how a client's data enter: (trained, batch, key, whole) -> (loss, gradient), see ``gradient_of``.
+        optimizer: optax optimizer of the local steps, started anew in every round unless it is ``kept``.
+        clients: n, from which the download of the residual's n pairs of factors is counted.
 
     Returns:
-        The algorithm, with reduction "stack"; uploads are the factors, and its model is a pair (delta, {site: dense
-        increment (..., in, out)}). Its `measure` reports "aggregation_error" and "aggregation_error_relative".
-
-    Raises:
-        BadFederation: from `Federation.init`, for a delta without a pair of low-rank factors.
+        The algorithm, for ``make_round``.
 
     References:
-        https://arxiv.org/abs/2410.09432
+        Singhal et al. 2024, https://arxiv.org/abs/2410.09432
     """
 
     def aggregate(server: Server, uploads: Tree, cohort: Cohort) -> Server:
@@ -113,19 +102,15 @@ def flexlora(gradient: Gradient, optimizer: Optimizer, ranks: Sequence[int] | No
     The mean product is never formed: QR of the stacks and a small SVD (Bai et al. 2024).
 
     Args:
-        gradient: gradient of a client's loss, `gradient_of(loss)` or `privacy.patient_value_and_grad(loss, privacy)`.
-        optimizer: of the local steps, started anew in every round.
-        ranks: of the clients, by client id; None or empty: each has the largest rank of the delta.
+        gradient: how a client's data enter: (trained, batch, key, whole) -> (loss, gradient), see ``gradient_of``.
+        optimizer: optax optimizer of the local steps, started anew in every round unless it is ``kept``.
+        ranks: rank of each client in order, at most the server's; None: all have the server's.
 
     Returns:
-        The algorithm, with reduction "stack"; uploads are the factors. Its `measure` reports "aggregation_error" and
-        "aggregation_error_relative".
-
-    Raises:
-        BadFederation: from `Federation.init`, for a delta without a pair of low-rank factors.
+        The algorithm, for ``make_round``.
 
     References:
-        https://arxiv.org/abs/2402.11505
+        Bai et al. 2024, https://arxiv.org/abs/2402.11505
     """
 
     def aggregate(server: Server, uploads: Tree, cohort: Cohort) -> Server:
@@ -141,19 +126,15 @@ def lora_fair(gradient: Gradient, optimizer: Optimizer, ridge: float = 0.01) -> 
     """Average a and b, then correct b so that the product is nearest to the mean product (Bian et al. 2024).
 
     Args:
-        gradient: gradient of a client's loss, `gradient_of(loss)` or `privacy.patient_value_and_grad(loss, privacy)`.
-        optimizer: of the local steps, started anew in every round.
-        ridge: weight of the squared size of the correction, which keeps it near zero.
+        gradient: how a client's data enter: (trained, batch, key, whole) -> (loss, gradient), see ``gradient_of``.
+        optimizer: optax optimizer of the local steps, started anew in every round unless it is ``kept``.
+        ridge: added to the diagonal of mean(a)^T mean(a) when the correction of b is solved for.
 
     Returns:
-        The algorithm, with reduction "stack"; uploads are the factors. Its `measure` reports "aggregation_error" and
-        "aggregation_error_relative".
-
-    Raises:
-        BadFederation: from `Federation.init`, for a delta without a pair of low-rank factors.
+        The algorithm, for ``make_round``.
 
     References:
-        https://arxiv.org/abs/2411.14961
+        Bian et al. 2024, https://arxiv.org/abs/2411.14961
     """
 
     def aggregate(server: Server, uploads: Tree, cohort: Cohort) -> Server:

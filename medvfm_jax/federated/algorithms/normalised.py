@@ -12,25 +12,26 @@ from medvfm_jax.federated.core.tree_math import add, scale, subtract
 def fednova(gradient: Gradient, learning_rate: float, momentum: float = 0.0, mu: float = 0.0) -> Algorithm:
     """x <- x + tau_eff sum_i p_i (y_i - x) / |a_i|_1, tau_eff = sum_i p_i |a_i|_1, after local SGD.
 
-    |a_i|_1 of ``effort``; a client's own rate factor counts as effort too.  Use momentum or the proximal term mu, not
-    both: the paper gives no formula for their combination.  tau_eff is an exact mean over the participants, so
-    `make_round` refuses client-level privacy with it: the noise would be multiplied by it, and vanish in an empty
-    round.
+    |a_i|_1 of ``effort``; a client's own rate factor counts as effort too.  Use momentum or the proximal term mu,
+    not both: the paper gives no formula for their combination.  tau_eff is an exact mean over those who came, so this
+    does not go with client-level privacy: noise would be multiplied by it, and be missing when nobody came.
+
+    Raises ValueError for both at once.
 
     Args:
-        gradient: gradient of a client's loss, `gradient_of(loss)` or `privacy.patient_value_and_grad(loss, privacy)`.
-        learning_rate: eta, of the local SGD steps.
-        momentum: of the local steps, 0 for none.
-        mu: strength of the proximal term, 0 for none.
+        gradient: how a client's data enter: (trained, batch, key, whole) -> (loss, gradient), see ``gradient_of``.
+        learning_rate: step size of plain local SGD.
+        momentum: of the local SGD.
+        mu: weight of the proximal term mu/2 |y - x|^2.
 
     Returns:
-        The algorithm; an upload is (y_i - x) / |a_i|_1, and |a_i|_1 is averaged exactly as `Report.public`.
+        The algorithm, for ``make_round``.
 
     Raises:
         ValueError: momentum and mu are both given.
 
     References:
-        https://arxiv.org/abs/2007.07481
+        Wang et al. 2020, https://arxiv.org/abs/2007.07481
     """
     if momentum and mu:
         raise ValueError("fednova: momentum and the proximal term mu cannot be combined.")

@@ -20,12 +20,20 @@ NORM_LEAVES = (
 
 
 def fedper(gradient: Gradient, optimizer: Optimizer, personal: Chosen) -> Algorithm:
-    """FedAvg in which ``personal`` leaves never leave their client (Arivazhagan et al. 2019)."""
+    """FedAvg in which ``personal`` leaves never leave their client (Arivazhagan et al. 2019).
+
+    References:
+        Arivazhagan et al. 2019, https://arxiv.org/abs/1912.00818
+    """
     return _with_own_part(averaging(gradient, optimizer, optax.sgd(1.0), personal=personal))
 
 
 def fedbn(gradient: Gradient, optimizer: Optimizer, norms: Chosen = NORM_LEAVES) -> Algorithm:
-    """FedAvg in which the parameters of normalisation layers stay local (Li et al. 2021)."""
+    """FedAvg in which the parameters of normalisation layers stay local (Li et al. 2021).
+
+    References:
+        Li et al. 2021, https://arxiv.org/abs/2102.07623
+    """
     return _with_own_part(averaging(gradient, optimizer, optax.sgd(1.0), personal=norms))
 
 
@@ -33,6 +41,9 @@ def fedrep(gradient: Gradient, optimizer: Optimizer, personal: Chosen, personal_
     """FedPer whose clients first train only the personal part, then only the shared one (Collins et al. 2021).
 
     The first ``personal_steps`` steps a client makes go to its head, all later ones to the body.
+
+    References:
+        Collins et al. 2021, https://arxiv.org/abs/2102.07078
     """
     halved = one_then_other(optimizer, personal, personal_steps)
     return _with_own_part(averaging(gradient, halved, optax.sgd(1.0), personal=personal))
@@ -42,6 +53,9 @@ def ditto(gradient: Gradient, optimizer: Optimizer, strength: float) -> Algorith
     """FedAvg, and beside it a personal model v_i of loss + strength/2 |v_i - x|^2 per client (Li et al. 2021).
 
     Client state: v_i, started at the first delta.  Two backward passes per local step; traffic as FedAvg.
+
+    References:
+        Li et al. 2021, https://arxiv.org/abs/2012.04221
     """
     shared = fedavg(gradient, optimizer)
 

@@ -27,17 +27,16 @@ def fedavgm(
     """v <- momentum v + mean change; x <- x + server_rate v (Hsu et al. 2019).
 
     Args:
-        gradient: gradient of a client's loss, `gradient_of(loss)` or `privacy.patient_value_and_grad(loss, privacy)`.
-        optimizer: of the local steps, started anew in every round; one made by `kept_optimizer.kept` goes on where
-            the client's last round ended.
-        server_rate: of the server's step.
-        momentum: factor on the server's last v, without dampening.
+        gradient: how a client's data enter: (trained, batch, key, whole) -> (loss, gradient), see ``gradient_of``.
+        optimizer: optax optimizer of the local steps, started anew in every round unless it is ``kept``.
+        server_rate: factor on the momentum v.
+        momentum: share of v that stays from round to round.
 
     Returns:
-        The algorithm; v, of the shape of the delta, is kept in `Server.state`.
+        The algorithm, for ``make_round``.
 
     References:
-        https://arxiv.org/abs/1909.06335
+        Hsu et al. 2019, https://arxiv.org/abs/1909.06335
     """
     algorithm = fedopt(gradient, optimizer, optax.sgd(server_rate, momentum))
     return algorithm._replace(applies="keeps it in its momentum, so that later rounds move by it again")
@@ -49,17 +48,16 @@ def fedadagrad(
     """Adaptive server with v <- v + change^2 and no momentum.
 
     Args:
-        gradient: gradient of a client's loss, `gradient_of(loss)` or `privacy.patient_value_and_grad(loss, privacy)`.
-        optimizer: of the local steps, started anew in every round; one made by `kept_optimizer.kept` goes on where
-            the client's last round ended.
-        server_rate: factor on m / (sqrt(v) + tau).
-        tau: added to the root; v starts at tau^2.
+        gradient: how a client's data enter: (trained, batch, key, whole) -> (loss, gradient), see ``gradient_of``.
+        optimizer: optax optimizer of the local steps, started anew in every round unless it is ``kept``.
+        server_rate: step size of the server.
+        tau: added to the root of v, so that small v do not give large steps.
 
     Returns:
-        The algorithm; both moments, of the shape of the delta, are kept in `Server.state`.
+        The algorithm, for ``make_round``.
 
     References:
-        https://arxiv.org/abs/2003.00295
+        Reddi et al. 2021, algorithm 2, https://arxiv.org/abs/2003.00295
     """
     return _adaptive(gradient, optimizer, adaptive_server("adagrad", server_rate, beta1=0.0, tau=tau))
 
@@ -70,17 +68,16 @@ def fedyogi(
     """Adaptive server with v <- v - (1 - beta2) change^2 sign(v - change^2).
 
     Args:
-        gradient: gradient of a client's loss, `gradient_of(loss)` or `privacy.patient_value_and_grad(loss, privacy)`.
-        optimizer: of the local steps, started anew in every round; one made by `kept_optimizer.kept` goes on where
-            the client's last round ended.
-        server_rate: factor on m / (sqrt(v) + tau), beta1 = 0.9 and beta2 = 0.99.
-        tau: added to the root; v starts at tau^2.
+        gradient: how a client's data enter: (trained, batch, key, whole) -> (loss, gradient), see ``gradient_of``.
+        optimizer: optax optimizer of the local steps, started anew in every round unless it is ``kept``.
+        server_rate: step size of the server.
+        tau: added to the root of v, so that small v do not give large steps.
 
     Returns:
-        The algorithm; both moments, of the shape of the delta, are kept in `Server.state`.
+        The algorithm, for ``make_round``.
 
     References:
-        https://arxiv.org/abs/2003.00295
+        Reddi et al. 2021, algorithm 2, https://arxiv.org/abs/2003.00295
     """
     return _adaptive(gradient, optimizer, adaptive_server("yogi", server_rate, tau=tau))
 
@@ -91,17 +88,16 @@ def fedadam(
     """Adaptive server with v <- beta2 v + (1 - beta2) change^2.
 
     Args:
-        gradient: gradient of a client's loss, `gradient_of(loss)` or `privacy.patient_value_and_grad(loss, privacy)`.
-        optimizer: of the local steps, started anew in every round; one made by `kept_optimizer.kept` goes on where
-            the client's last round ended.
-        server_rate: factor on m / (sqrt(v) + tau), beta1 = 0.9 and beta2 = 0.99.
-        tau: added to the root; v starts at tau^2.
+        gradient: how a client's data enter: (trained, batch, key, whole) -> (loss, gradient), see ``gradient_of``.
+        optimizer: optax optimizer of the local steps, started anew in every round unless it is ``kept``.
+        server_rate: step size of the server.
+        tau: added to the root of v, so that small v do not give large steps.
 
     Returns:
-        The algorithm; both moments, of the shape of the delta, are kept in `Server.state`.
+        The algorithm, for ``make_round``.
 
     References:
-        https://arxiv.org/abs/2003.00295
+        Reddi et al. 2021, algorithm 2, https://arxiv.org/abs/2003.00295
     """
     return _adaptive(gradient, optimizer, adaptive_server("adam", server_rate, tau=tau))
 

@@ -39,23 +39,23 @@ class CodecEntry(NamedTuple):
 
     Attributes:
         make: (**options) -> Codec.
-        options: name -> default.
-        guarantee: (d, **options) -> Guarantee for a vector of d >= 1 entries.
-        whole: whether the codec compresses the update as one vector instead of leaf by leaf.
+        options: names and defaults of the options.
+        guarantee: (d, **options) -> ``Guarantee`` for a vector of d >= 1 entries.
+        whole: whether the constants are those of the whole update as one vector, not of its worst leaf.
     """
 
     make: Callable[..., Codec]
     options: dict[str, Any]
-    guarantee: Callable[..., Guarantee]
-    whole: bool = False
+    guarantee: Callable[..., Guarantee]  # (d, **options)
+    whole: bool = False  # sees the update as one vector instead of leaf by leaf
 
 
 def make_codec(name: str, **options: Any) -> Codec:
-    """Build a codec of ``CODECS``; options that are not given have the catalogue's defaults.
+    """Build a codec of ``CODECS``.
 
     Args:
-        name: of the codec.
-        **options: its options, such as ``fraction=0.05``.
+        name: of ``CODECS``.
+        options: of the codec; those not given have the catalogue's defaults.
 
     Returns:
         The codec.
@@ -68,16 +68,15 @@ def make_codec(name: str, **options: Any) -> Codec:
 
 
 def guarantee(name: str, like: Tree, **options: Any) -> Guarantee:
-    """Constants of a codec of ``CODECS`` for updates of given shapes: those of its worst leaf.
+    """Constants of a codec of ``CODECS`` for updates of the shapes of ``like``: those of its worst leaf.
 
     Args:
-        name: of the codec.
-        like: update of arrays or shapes; leaves without elements do not count.
-        **options: as for ``make_codec``; only their names are checked.
+        name: of ``CODECS``.
+        like: pytree of arrays or shapes, the update of one client.
+        options: of the codec; those not given have the catalogue's defaults.
 
     Returns:
-        The largest omega and the smallest delta of all leaves, or those of the whole update for a codec that sees it
-        as one vector.
+        The constants.
 
     Raises:
         InvalidCodec: an unknown name or option.
@@ -129,7 +128,7 @@ def _drive(d: int, exact_along: bool, rounds: int, largest_block: int) -> Guaran
 
 
 def _count_sketch(d: int, rows: int, columns: int, seed: int | None) -> Guarantee:
-    """With a public seed the collisions are always the same: neither unbiased nor a contraction."""
+    """With a seed that everybody knows, the collisions are always the same: neither unbiased nor a contraction."""
     del rows
     return _unbiased((d - 1) / columns) if seed is None else Guarantee(None, -math.inf)
 

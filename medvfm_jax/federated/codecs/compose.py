@@ -42,23 +42,23 @@ _IDENTITY = Codec(
 
 
 def identity() -> Codec:
-    """Send the update uncompressed: the message is the update.
+    """Send the update unchanged; always the same record, so that it can be recognised.
 
     Returns:
-        Always the same record, so that ``codec is identity()`` recognises it.
+        The codec; its messages are decoded with the shapes of the update alone.
     """
     return _IDENTITY
 
 
 def leafwise(encode: Callable[[Array, Array], Tree], decode: Callable[[Tree, Array], Array]) -> Codec:
-    """Compress each leaf of an update on its own; leaves without elements are sent unchanged.
+    """A codec without state that treats every leaf for itself.
 
     Args:
-        encode: (key, leaf (...)) -> message, a pytree.
-        decode: (message, like) -> values of the leaf, in any shape; ``like`` has its shape and dtype.
+        encode: (key, leaf (...)) -> message of the leaf.
+        decode: (message, like) -> its values, in any shape.
 
     Returns:
-        The codec, without state.
+        The codec; its messages are decoded with the shapes of the update alone.
     """
 
     def encode_leaf(like: Array, key: Array, leaf: Array) -> Tree:
@@ -85,18 +85,18 @@ def seeded(
     decode: Callable[[Array, Tree, Array], Array],
     seed: int | None = None,
 ) -> Codec:
-    """As ``leafwise``, for codecs whose receiver repeats the random choices of the sender from a shared key.
+    """A codec whose sender and receiver make the same random choices.
 
-    The shared key of a leaf follows from a seed that is drawn for every message and sent with it, 32 bits; or, where
-    ``seed`` is given, from that number, which is public: then nothing is sent and the choices never change.
+    The shared key of a leaf follows from a seed that is drawn for every message and sent with it; or, where ``seed`` is
+    given, from that number: then nothing is sent and the choices never change.
 
     Args:
-        encode: (shared key, private key, leaf) -> message.
-        decode: (shared key, message, like) -> values of the leaf, in any shape.
-        seed: public seed of all messages, None to draw one per message.
+        encode: (shared key, private key, leaf) -> message of the leaf.
+        decode: (shared key, message, like) -> its values.
+        seed: None: one is drawn for every message and sent with it; a number: known to all.
 
     Returns:
-        The codec, without state.
+        The codec; its messages are decoded with the shapes of the update alone.
     """
 
     def encode_leaf(like: Array, shared: Array, private: Array, leaf: Array) -> Tree:
@@ -126,10 +126,10 @@ def flattened(codec: Codec) -> Codec:
     """Apply ``codec`` to the whole update as one vector (d,): one norm, one top-k, one sketch for all leaves.
 
     Args:
-        codec: applied to the vector; its options and its state are about d entries.
+        codec: of vectors.
 
     Returns:
-        The codec of whole updates; the leaves are concatenated in their order and cast back to their dtypes.
+        The codec; its messages are decoded with the shapes of the update alone.
     """
 
     def encode(key: Array, state: Tree, update: Tree) -> tuple[Tree, Tree]:
@@ -151,11 +151,11 @@ def scaled(codec: Codec, factor: float) -> Codec:
     """Multiply what is decoded.  With factor 1 / (1 + omega), an unbiased codec contracts: delta = 1 / (1 + omega).
 
     Args:
-        codec: whose messages are sent unchanged.
-        factor: on every decoded entry.
+        codec: any codec.
+        factor: on the decoded update.
 
     Returns:
-        The codec; the dtype of the update is kept.
+        The codec; its messages are decoded with the shapes of the update alone.
     """
 
     def decode(message: Tree, like: Tree) -> Tree:

@@ -47,6 +47,10 @@ def error_feedback(codec: Codec) -> Codec:
 
     For contractions; scale an unbiased codec by 1 / (1 + omega) first.  Step sizes must be O(delta / L): the residual
     is about (1 / delta) updates large and arrives late.
+
+    References:
+        Seide et al. 2014, https://doi.org/10.21437/Interspeech.2014-274
+        Karimireddy et al. 2019, https://arxiv.org/abs/1901.09847
     """
 
     def init(update: Tree) -> Residual:
@@ -66,6 +70,9 @@ def ef21(codec: Codec) -> Codec:
 
     For contractions with delta > 0.  Linear convergence under the Polyak-Lojasiewicz condition without any bound on
     how much clients differ.
+
+    References:
+        Richtarik et al. 2021, https://arxiv.org/abs/2106.05203
     """
     return _tracking(codec, 1.0)
 
@@ -75,6 +82,9 @@ def diana(codec: Codec, alpha: float) -> Codec:
 
     For unbiased codecs; what is received is unbiased too.  alpha = 0 never learns: plain compressed descent, whose
     error stays proportional to the clients' own gradients at the optimum.
+
+    References:
+        Mishchenko et al. 2019, https://arxiv.org/abs/1901.09269
     """
     require(0 <= alpha <= 1, "diana", "alpha", alpha, "0 <= alpha <= 1")
     return _tracking(codec, alpha)

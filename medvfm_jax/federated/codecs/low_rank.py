@@ -22,7 +22,7 @@ def powersgd(rank: int) -> Codec:
     """P = orth(M Q), Q = M^T P, one step of the power method per message, started from the last Q: 32 r (n + m) bits.
 
     A leaf (..., m) is the matrix (n, m) with all leading axes in n.  Leaves of fewer than two axes, and those for
-    which the factors would be no smaller, are sent unchanged.  Biased: M is projected on r directions, so the
+    which the factors would be no smaller, are sent as they are.  Biased: M is projected on r directions, so the
     error never exceeds |M|^2, and for a fixed M it falls to the optimum, the singular values beyond r (Vogels et al.
     2019).  Use it under ``error_feedback``.  State: Q (m, r) per matrix, () for the others.
 
@@ -30,16 +30,13 @@ def powersgd(rank: int) -> Codec:
     from zero the power method would not leave again.
 
     Args:
-        rank: r, number of columns of both factors.
+        rank: r, columns of the factors.
 
     Returns:
-        The codec, with a state.
-
-    Raises:
-        InvalidCodec: a rank below 1.
+        The codec; its messages are decoded with the shapes of the update alone.
 
     References:
-        https://arxiv.org/abs/1905.13727
+        Vogels et al. 2019, https://arxiv.org/abs/1905.13727
     """
     require(rank > 0, "powersgd", "rank", rank, "at least 1")
 

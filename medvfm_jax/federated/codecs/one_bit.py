@@ -34,10 +34,10 @@ def scaled_sign() -> Codec:
     (equal magnitudes) (Karimireddy et al. 2019).  Use it under ``error_feedback``.
 
     Returns:
-        The codec, without state.
+        The codec; its messages are decoded with the shapes of the update alone.
 
     References:
-        https://arxiv.org/abs/1901.09847
+        Karimireddy et al. 2019, https://arxiv.org/abs/1901.09847
     """
     return leafwise(
         lambda key, leaf: _signs(leaf.ravel(), jnp.abs(leaf).mean().reshape(1)),
@@ -60,18 +60,16 @@ def drive(exact_along: bool = True, rounds: int = 2, largest_block: int = 4096) 
     One seed of 32 bits per update; per leaf d' + 32 (number of blocks) bits, d' >= d the padded size.
 
     Args:
-        exact_along: scale of a block: True for S = |x|^2 / |y|_1, False for the least squares.
-        rounds: Hadamard rotations with random signs, one after the other.
-        largest_block: a power of two of at least 64; smaller blocks are used where they waste less padding.
+        exact_along: which scale, see above.
+        rounds: rounds of random signs and Hadamard transform in a rotation.
+        largest_block: largest block that is rotated at once, a power of two.
 
     Returns:
-        The codec, without state.
-
-    Raises:
-        InvalidCodec: no rounds, or a block that is no power of two of at least 64.
+        The codec; its messages are decoded with the shapes of the update alone.
 
     References:
-        https://arxiv.org/abs/2105.08339
+        Vargaftik et al. 2021, https://arxiv.org/abs/2105.08339.  Differs: blocks are rotated by Hadamard
+        matrices and random signs, which are not uniform.
     """
     require(rounds > 0, "drive", "rounds", rounds, "at least 1")
     require_power_of_two("drive", largest_block, _SMALLEST_BLOCK)

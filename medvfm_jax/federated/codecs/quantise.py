@@ -37,13 +37,10 @@ def uniform(bits: int) -> Codec:
     With step D = (max - min) / (2^b - 1): E|Q(x) - x|^2 <= d D^2 / 4 <= |x|^2 d / (2 (2^b - 1)^2).
 
     Args:
-        bits: b per entry, 1 to 16.
+        bits: b of each entry.
 
     Returns:
-        The codec, without state.
-
-    Raises:
-        InvalidCodec: other numbers of bits.
+        The codec; its messages are decoded with the shapes of the update alone.
     """
     require(bits in range(1, 17), "uniform", "bits", bits, "an integer from 1 to 16")
     return leafwise(
@@ -56,7 +53,7 @@ def int8() -> Codec:
     """Uniform with 8 bits: a quarter of float32, omega <= d / 130050.
 
     Returns:
-        ``uniform(8)``.
+        The codec; its messages are decoded with the shapes of the update alone.
     """
     return uniform(8)
 
@@ -65,7 +62,7 @@ def int4() -> Codec:
     """Uniform with 4 bits: an eighth of float32, omega <= d / 450.
 
     Returns:
-        ``uniform(4)``.
+        The codec; its messages are decoded with the shapes of the update alone.
     """
     return uniform(4)
 
@@ -76,16 +73,13 @@ def qsgd(levels: int) -> Codec:
     omega <= min(d / s^2, sqrt(d) / s) per leaf (Alistarh et al. 2017, QSGD, lemma 3.1).
 
     Args:
-        levels: s, magnitudes above zero, 1 to 32767.
+        levels: s, steps between 0 and the norm of a leaf.
 
     Returns:
-        The codec, without state; its norm is that of a leaf.
-
-    Raises:
-        InvalidCodec: other numbers of levels.
+        The codec; its messages are decoded with the shapes of the update alone.
 
     References:
-        https://arxiv.org/abs/1610.02132
+        Alistarh et al. 2017, https://arxiv.org/abs/1610.02132
     """
     require(0 < levels < 2**15, "qsgd", "levels", levels, "an integer from 1 to 32767")
     level_width = levels.bit_length()  # ceil(log2(levels + 1))
@@ -116,10 +110,10 @@ def natural() -> Codec:
     Magnitudes above 2^127 are rounded down to it.
 
     Returns:
-        The codec, without state; every leaf is read as float32.
+        The codec; its messages are decoded with the shapes of the update alone.
 
     References:
-        https://arxiv.org/abs/1905.10988
+        Horvath et al. 2019, https://arxiv.org/abs/1905.10988
     """
 
     def encode(key: Array, leaf: Array) -> Codes:

@@ -28,17 +28,14 @@ def rotated(bits: int, largest_block: int = _LARGEST_BLOCK) -> Codec:
     b d' + 64 (number of blocks) bits, d' >= d the padded size.
 
     Args:
-        bits: b per rotated entry, 1 to 16.
-        largest_block: a power of two; smaller blocks are used where they waste less padding.
+        bits: b of each entry.
+        largest_block: largest block that is rotated at once, a power of two.
 
     Returns:
-        The codec, without state.
-
-    Raises:
-        InvalidCodec: other numbers of bits, or a block that is no power of two.
+        The codec; its messages are decoded with the shapes of the update alone.
 
     References:
-        https://arxiv.org/abs/1611.00429
+        Suresh et al. 2017, https://arxiv.org/abs/1611.00429
     """
     require(bits in range(1, 17), "rotated", "bits", bits, "an integer from 1 to 16")
     require_power_of_two("rotated", largest_block)
@@ -54,13 +51,13 @@ def rotated(bits: int, largest_block: int = _LARGEST_BLOCK) -> Codec:
 
 
 def hadamard(x: Array) -> Array:
-    """Orthonormal Walsh-Hadamard transform of the last axis, its own inverse, in O(64 n log64 n).
+    """Orthonormal Walsh-Hadamard transform (its own inverse) of the last axis, a power of two n: O(64 n log64 n).
 
     Args:
         x: (..., n), n a power of two.
 
     Returns:
-        (..., n), products in full float32 precision.
+        (..., n), of the same l2 norm.
     """
     n = x.shape[-1]
     if n <= _FACTOR:

@@ -18,25 +18,21 @@ def count_sketch(rows: int, columns: int, seed: int | None = None) -> Codec:
     variance is no larger, and large entries stand out (Charikar et al. 2002; FetchSGD, Rothchild et al. 2020).
     omega <= (d - 1) / columns, with equality for one row.
 
-    Buckets and signs follow from a seed sent with every message (32 bits), so that the errors of clients and rounds are
-    independent.  With a fixed ``seed`` all clients and rounds share them: no seed is sent, and the codec is linear up
-    to the median, so a server may add sketches (the sum of messages is the message of the sum), but every round then
-    has the same collisions.
+    Buckets and signs follow from a seed sent with every message (32 bits), so that the errors of clients and rounds
+    are independent.  With a fixed ``seed`` they are the same for everybody: nothing is sent, and the codec is
+    linear, so a server may add sketches (the sum of messages is the message of the sum), but every round then has
+    the same collisions.
 
     Args:
-        rows: independent estimates of every entry, an odd number.
-        columns: buckets per row.
-        seed: public seed of buckets and signs, None to draw one per message.
+        rows: independent estimates of each entry; odd.
+        columns: buckets of each row.
+        seed: None: a new one is drawn for every message; a number: the same for all, known to the receiver.
 
     Returns:
-        The codec, without state.
-
-    Raises:
-        InvalidCodec: an even number of rows, or no columns.
+        The codec; its messages are decoded with the shapes of the update alone.
 
     References:
-        https://doi.org/10.1007/3-540-45465-9_59
-        https://arxiv.org/abs/2007.07682
+        Rothchild et al. 2020, https://arxiv.org/abs/2007.07682
     """
     require(rows > 0 and rows % 2 == 1, "count_sketch", "rows", rows, "an odd number")
     require(columns > 0, "count_sketch", "columns", columns, "at least 1")

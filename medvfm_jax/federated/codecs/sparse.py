@@ -26,16 +26,13 @@ def top_k(fraction: float) -> Codec:
     under ``error_feedback`` or ``ef21``, or what is small in every round is never sent.
 
     Args:
-        fraction: of the d entries of a leaf that is sent, above 0 and at most 1; at least one entry.
+        fraction: share of the entries of each leaf that is sent.
 
     Returns:
-        The codec, without state.
-
-    Raises:
-        InvalidCodec: another fraction.
+        The codec; its messages are decoded with the shapes of the update alone.
 
     References:
-        https://arxiv.org/abs/1809.07599
+        Stich et al. 2018, https://arxiv.org/abs/1809.07599
     """
     _check_fraction("top_k", fraction)
 
@@ -58,16 +55,13 @@ def rand_k(fraction: float) -> Codec:
     Unbiased with omega = d/k - 1 exactly (Stich et al. 2018); the receiver draws the same places from the seed.
 
     Args:
-        fraction: of the d entries of a leaf that is sent, above 0 and at most 1; at least one entry.
+        fraction: share of the entries of each leaf that is sent.
 
     Returns:
-        The codec, without state.
-
-    Raises:
-        InvalidCodec: another fraction.
+        The codec; its messages are decoded with the shapes of the update alone.
 
     References:
-        https://arxiv.org/abs/1809.07599
+        Stich et al. 2018, https://arxiv.org/abs/1809.07599
     """
     _check_fraction("rand_k", fraction)
 

@@ -33,14 +33,14 @@ class WireError(MedvfmError):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Codes:
-    """Unsigned integers below 2**width, sent in ``width`` bits each; width 0 means that only 0 is possible.
+    """Unsigned integers that are sent in fewer bits than their dtype has.
 
     Attributes:
-        values: of any shape and ``code_dtype(width)``, the smallest unsigned dtype that holds them.
-        width: bits per code, 0 to 32, static.
+        values: integers (...) below 2**width.
+        width: bits of each; 0 means that only 0 is possible.
     """
 
-    values: Array
+    values: Array  # any shape, of code_dtype(width)
     width: int = dataclasses.field(metadata={"static": True})
 
 
@@ -50,7 +50,7 @@ class Known:
     """A tree that sender and receiver both hold already: 0 bits.
 
     Attributes:
-        values: the tree, such as the memory of EF21.
+        values: pytree of arrays.
     """
 
     values: Tree
@@ -67,26 +67,26 @@ def index_width(size: int) -> int:
 
 
 def message_bits(message: Tree) -> int:
-    """Bits of one message, without the padding of its bytes.
+    """Bits of one message.
 
     Args:
-        message: of arrays, tracers or shapes (``jax.eval_shape``).
+        message: pytree of arrays, tracers or shapes (``jax.eval_shape``), with ``Codes`` and ``Known`` parts.
 
     Returns:
-        The number, a Python int.
+        Bits, a Python int.
     """
     return sum(_part_bits(part) for part in _parts(message))
 
 
 def message_shapes(codec: Codec, like: Tree) -> Tree:
-    """Shapes of the message of one update, as ``unpack`` wants them; nothing is computed.
+    """Shapes of the message for one update of the shapes of ``like``, as ``unpack`` wants them.
 
     Args:
-        codec: that makes the message.
-        like: update of arrays or shapes.
+        codec: any codec.
+        like: pytree of arrays or shapes, the update of one client.
 
     Returns:
-        The message with `jax.ShapeDtypeStruct` for its arrays.
+        Pytree of shapes and dtypes.
     """
 
     def first(update: Tree) -> Tree:
@@ -96,26 +96,26 @@ def message_shapes(codec: Codec, like: Tree) -> Tree:
 
 
 def bits(codec: Codec, like: Tree) -> int:
-    """Bits of one message of a codec; nothing is computed.
+    """Bits of one message of ``codec`` for an update of the shapes of ``like``; nothing is computed.
 
     Args:
-        codec: that makes the message.
-        like: update of arrays or shapes.
+        codec: any codec.
+        like: pytree of arrays or shapes, the update of one client.
 
     Returns:
-        The number, a Python int.
+        Bits of a message, from static shapes and dtypes.
     """
     return message_bits(message_shapes(codec, like))
 
 
 def pack(message: Tree) -> bytes:
-    """Serialise one client's message: its parts in order, each padded to a whole byte.
+    """One client's message as bytes.
 
     Args:
-        message: of concrete arrays.
+        message: pytree of concrete arrays, with ``Codes`` and ``Known`` parts.
 
     Returns:
-        The bytes; ``Known`` parts take none.
+        The bytes, without those of ``Known`` parts.
 
     Raises:
         WireError: a code does not fit its width.
@@ -124,10 +124,10 @@ def pack(message: Tree) -> bytes:
 
 
 def unpack(data: bytes, shapes: Tree, known: Sequence[Tree] = ()) -> Tree:
-    """Undo ``pack``.
+    """Bytes back to a message.
 
     Args:
-        data: the bytes.
+        data: from ``pack``.
         shapes: from ``message_shapes``.
         known: the receiver's own values of the ``Known`` parts, in order.
 

@@ -43,14 +43,13 @@ def unchanged(tree: Tree) -> Tree:
 
 
 def gradient_of(loss: Loss) -> Gradient:
-    """Make the gradient function of a loss, as the algorithms take it.
+    """A loss as the gradient that algorithms are made from.
 
     Args:
         loss: (delta, batch, key) -> ().
 
     Returns:
-        gradient(trained, batch, key, whole=identity) -> (loss (), gradient like trained) at the delta
-        ``whole(trained)``; algorithms that train only a part of the delta give ``whole``.
+        gradient(trained, batch, key, whole=unchanged) -> (loss, gradient by ``trained``).
     """
 
     def gradient(trained: Tree, batch: Tree, key: Array, whole: Whole = unchanged) -> tuple[Array, Tree]:

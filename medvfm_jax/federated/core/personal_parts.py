@@ -13,15 +13,14 @@ Chosen = str | Callable[[Tree], frozenset[str]]  # a pattern, or a function from
 
 
 def split_personal(delta: Tree, personal: Chosen) -> tuple[Tree, Tree]:
-    """Split a delta into what is shared with the server and what stays at the client.
+    """Split a delta into (shared, personal); in each part the leaves of the other are None.
 
     Args:
-        delta: any pytree.
-        personal: regular expression that must match a whole leaf path "a/b/c", or a function (delta) -> the names of
-            the leaves.
+        delta: nested dict of arrays.
+        personal: a regular expression for the whole leaf path "a/b/c", or a function that names the leaves.
 
     Returns:
-        (shared, personal), each of the structure of the delta, with None for the leaves of the other.
+        The two parts, of the structure of ``delta``.
     """
     names = None if isinstance(personal, str) else personal(delta)
 
@@ -41,8 +40,8 @@ def join_personal(shared: Tree, personal: Tree) -> Tree:
     """Undo ``split_personal``; also gives one client's full delta from the server's part and its own.
 
     Args:
-        shared: from ``split_personal``, or the server's delta.
-        personal: from ``split_personal``, or a client's own leaves; used where ``shared`` is None.
+        shared: from ``split_personal``, or the server's part.
+        personal: the part with None where ``shared`` has leaves.
 
     Returns:
         The whole delta.

@@ -43,7 +43,11 @@ def robust(algorithm: Algorithm, rule: Rule) -> Algorithm:
 
 
 def coordinate_median(points: Array, weights: Array, present: Array) -> Array:
-    """Median of every coordinate; the mean of the two middle values for an even count (Yin et al. 2018)."""
+    """Median of every coordinate; the mean of the two middle values for an even count (Yin et al. 2018).
+
+    References:
+        Yin et al. 2018, https://arxiv.org/abs/1803.01498
+    """
     del weights
     ordered, count = _sorted_present(points, present), present.sum()
     low, high = jnp.maximum(count - 1, 0) // 2, count // 2
@@ -69,6 +73,9 @@ def trimmed_mean(trim: float = 0.2) -> Rule:
     """Mean of every coordinate without its floor(trim m) largest and smallest of m values (Yin et al. 2018).
 
     Raises BadFederation unless 0 <= trim < 1/2.
+
+    References:
+        Yin et al. 2018, https://arxiv.org/abs/1803.01498
     """
     if not 0 <= trim < 0.5:
         raise BadFederation(f"trimmed mean: trim must be at least 0 and below 0.5, not {trim}.")
@@ -86,7 +93,11 @@ def trimmed_mean(trim: float = 0.2) -> Rule:
 
 
 def krum(byzantine: int) -> Rule:
-    """The upload with the smallest sum of squared distances to its m - f - 2 nearest (Blanchard et al. 2017)."""
+    """The upload with the smallest sum of squared distances to its m - f - 2 nearest (Blanchard et al. 2017).
+
+    References:
+        Blanchard et al. 2017, https://arxiv.org/abs/1703.02757
+    """
     return multi_krum(byzantine, 1)
 
 
@@ -95,7 +106,18 @@ def multi_krum(byzantine: int, chosen: int) -> Rule:
 
     The condition is checked against the rows n when the round is traced (BadFederation); if fewer participate, at
     least one neighbour is still counted.
+
+    Raises:
+        BadFederation: a negative ``byzantine``, or ``chosen`` below 1.
+
+    References:
+        Blanchard et al. 2017, https://arxiv.org/abs/1703.02757
     """
+
+    if byzantine < 0 or chosen < 1:
+        raise BadFederation(
+            f"Krum: byzantine must be at least 0 and chosen at least 1, not {byzantine} and {chosen}."
+        )
 
     def rule(points: Array, weights: Array, present: Array) -> Array:
         del weights
@@ -134,6 +156,9 @@ def geometric_median(iterations: int = 100, tolerance: float = 1e-6) -> Rule:
     |z - c| <= r (1 - a) / sqrt(1 - 2 a) (Minsker 2015, lemma 2.1).  The weights are the clients' numbers of samples.
 
     Raises BadFederation for less than one iteration or a tolerance that is not positive.
+
+    References:
+        Pillutla et al. 2022, https://arxiv.org/abs/1912.13445
     """
     if iterations < 1 or not tolerance > 0:
         raise BadFederation(

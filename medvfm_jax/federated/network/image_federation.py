@@ -33,9 +33,10 @@ from medvfm_jax.federated.network.site import Site
 from medvfm_jax.federated.privacy import Guarantee
 from medvfm_jax.federated.privacy.discrete_accounting import account_discrete, discrete_with_epsilon
 from medvfm_jax.federated.secure.secure_sum import SecureSum, distributed_noise, fixed_point
-from medvfm_jax.settings.groups import ModelConfig, TrainingConfig
-from medvfm_jax.train.assemble import Assembled, Base, assemble
+from medvfm_jax.settings.groups import TrainingConfig
+from medvfm_jax.train.assemble import Assembled, Base, assemble, entry_of
 from medvfm_jax.train.optimizer import make_optimizer
+from medvfm_jax.train.seen_at_once import patch_shape, recorded_shape, slab_depth
 from medvfm_jax.train.step import LossFn
 from medvfm_jax.train.task import make_loss
 from medvfm_jax.train.training_data import TrainingData, open_split, training_data
@@ -60,6 +61,8 @@ class ImageFederation:
     """Names of the values 0, 1, ... in the masks; every site's data must have the same."""
     channels: str = ""
     """Names of the channels of volumes, such as "CT", which means Hounsfield units; every site's data must agree."""
+    window: str = ""
+    """What a model of volumes sees at once, as `--window` of ``medvfm adapt``: "3" slices of a slab, or "16 64 64"."""
     algorithm: str = "fedavg"
     codec: str = "int8"
     remember: bool = False
@@ -103,6 +106,14 @@ class ImageFederation:
         """("CT",), or () for pictures."""
         return tuple(self.channels.split(",")) if self.channels else ()
 
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """``window`` in numbers; raises BadFederation."""
+        sides = self.window.split()
+        if not all(side.isdigit() for side in sides):
+            raise BadFederation(f"window is '{self.window}', expected one whole number, or three.")
+        return tuple(map(int, sides))
+
     @classmethod
     def read(cls, settings: Mapping[str, Any]) -> "ImageFederation":
         """From a flat table such as a run configuration, other keys are ignored; raises BadFederation."""
@@ -128,14 +139,27 @@ class Prepared(NamedTuple):
 
 def prepare(settings: ImageFederation, weights: Path | None = None, offline: bool = False) -> Prepared:
     """Load the base weights (``weights``: a local file) and build the agreement.  Raises MedvfmError."""
-    model = ModelConfig(
+    config = TrainingConfig(
+        "",
         model=settings.model,
         prompt=settings.prompt,
         prompts_per_image=settings.prompts_per_image,
+        window=settings.sides,
         weights=weights,
     )
     classes, system = len(settings.numbered_labels), systems.SYSTEMS[settings.preset]
-    assembled = assemble(model, settings.preset, system, classes=classes, seed=settings.seed, offline=offline)
+    model = entry_of(settings.model)
+    config.check_start(model, "preset", settings.preset)
+    assembled = assemble(
+        config,
+        settings.preset,
+        system,
+        classes=classes,
+        seed=settings.seed,
+        offline=offline,
+        shape=patch_shape(config, model, len(settings.channel_names)),
+        depth=slab_depth(config),
+    )
     algorithm_catalog.check_rates(assembled.adapter)
     base, codec = assembled.base, make_codec(settings.codec)
     agreed = {name: value for name, value in vars(settings).items() if settings.secure or name not in _SECURE}
@@ -223,6 +247,7 @@ def save_result(prepared: Prepared, progress: Progress, path: Path) -> None:
         "seed": settings.seed,
         "prompt": settings.prompt,
         "rounds": int(progress.server.round),
+        **recorded_shape(assembled.base.model.spec),
     }
     artifacts.save_delta(path, join_personal(shared, assembled.delta), metadata)
 
@@ -268,7 +293,8 @@ def _example(settings: ImageFederation, spec: ModelSpec) -> Shard:
 
     image, size = shape(*spec.input_shape), spec.logits_shape
     if prompts is None:
-        batches = Batch(image, None, shape(len(settings.numbered_labels), *size), shape())
+        outputs = len(settings.numbered_labels) + spec.distance_map
+        batches = Batch(image, None, shape(outputs, *size), shape())
     else:
         q, p = prompts.count, prompts.slots
         asked = Prompts(shape(q, p, 2), shape(q, p, dtype=jnp.int32))

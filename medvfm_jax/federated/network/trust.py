@@ -25,7 +25,7 @@ def largest_weights(
         return dict.fromkeys(sites, 1.0)
     if not isinstance(sites, Mapping):
         raise BadFederation(
-            "Nobody has said how much a site may count: give sites as {name: number of samples it declared}, or "
+            "The largest weight of a site is not set: give sites as {name: number of samples it declared}, or "
             "largest_weight."
         )
     for site, samples in sites.items():
@@ -48,8 +48,8 @@ def check_sites(sites: Sequence[str], nodes: Mapping[str, int] | str | None) -> 
         return
     if not isinstance(nodes, Mapping):
         raise BadFederation(
-            "Nobody has said which node speaks for which site: give nodes as {name: number of its node}, or "
-            '"first_come" to believe whoever says a name first.'
+            "Nodes are not assigned to sites: give nodes as {name: number of its node}, or "
+            '"first_come" to trust the first node that claims a name.'
         )
     without = [site for site in sites if site not in nodes]
     if without or len(set(nodes.values())) < len(nodes):

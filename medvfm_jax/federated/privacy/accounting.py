@@ -38,18 +38,18 @@ class MissingPrivacyExtra(MedvfmError, ImportError):
 
 
 class Guarantee(NamedTuple):
-    """(ε, δ) and everything it rests on; `str` makes one sentence of it.
+    """(ε, δ) and everything it rests on.
 
     Attributes:
-        epsilon: ε, infinite without noise.
+        epsilon: ε.
         delta: δ.
-        unit: what is protected, `Privacy.unit`.
-        neighbours: relation of neighbouring data sets, `Privacy.neighbours`.
-        sampling: how the participants of a round are drawn, see `account`.
-        rate: expected share of the population in a round.
-        noise_multiplier: standard deviation of the noise in clips, `Privacy.noise_multiplier`.
-        rounds: noisy sums released; with patients as units, DP-SGD steps.
-        accountant: that computed ε.
+        unit: what is protected: "client" or "patient".
+        neighbours: how two neighbouring data sets differ in one unit, see ``account``.
+        sampling: who takes part in a round: "poisson", "fixed size" or "everyone".
+        rate: share of the population in a round.
+        noise_multiplier: standard deviation of the noise on the sum, in clips.
+        rounds: noisy sums that were released.
+        accountant: name of the method of composition.
     """
 
     epsilon: float
@@ -80,32 +80,27 @@ def account(
     sampling: Sampling = "poisson",
     accountant: Accountant = "pld",
 ) -> Guarantee:
-    """Compute the (ε, δ) guarantee of a number of noisy sums.
+    """Privacy of `rounds` noisy sums.
 
-    "zero out one" (a record counts as zero) costs the same ε as "add or remove one"; with "replace one" the sensitivity
-    is 2 C instead of C, so the same noise protects less.  Adaptive clipping needs no extra term, see
+    Neighbours: "add or remove one"; "zero out one" (the record counts as zero; the same ε); "replace one"
+    (sensitivity 2 C instead of C, so the same noise protects less). Adaptive clipping needs no extra term, see
     `client_level.update_multiplier`.
 
     Args:
-        privacy: noise multiplier, unit and neighbouring relation.
-        rounds: noisy sums that are released; for patients inside a hospital, all its DP-SGD steps.
-        delta: δ, in (0, 1).
-        rate: share of the population that takes part in a round (of patients, in a step), in (0, 1]; at 1 the
-            sampling is "everyone".
-        sampling: "poisson": each drawn independently with probability ``rate``; "fixed size": without replacement;
+        privacy: the mechanism.
+        rounds: noisy sums; for patients inside a hospital all its DP-SGD steps.
+        delta: δ of the guarantee.
+        rate: share of the population that takes part in a round (patients in a step). At rate 1 the sampling is
             "everyone".
-        accountant: "pld", "rdp" or, at rate 1 only, "exact".
+        sampling: how participants are drawn.
+        accountant: "pld" and "rdp" of dp-accounting, or "exact" for everyone in every round.
 
     Returns:
-        The guarantee, with the unit and neighbouring relation that ``privacy`` names.
+        (ε, δ) with the unit and neighbouring relation that ``privacy`` names.
 
     Raises:
-        BadPrivacy: a number out of range, or a combination that no accountant covers.
-        MissingPrivacyExtra: "pld" or "rdp" with noise, and dp-accounting is not installed.
-
-    References:
-        https://arxiv.org/abs/1805.06530
-        https://arxiv.org/abs/1702.07476
+        BadPrivacy: a combination that no accountant covers.
+        MissingPrivacyExtra: dp-accounting is not installed.
     """
     sampling = "everyone" if rate == 1 else sampling
     _check(privacy, rounds, delta, rate, sampling, accountant)
@@ -132,27 +127,27 @@ def with_epsilon(
     accountant: Accountant = "pld",
     tolerance: float = 1e-3,
 ) -> Privacy:
-    """Find the least noise with which `account` stays within an ε; everything else of the record is kept.
+    """The record with the least noise multiplier whose `account` is at most `epsilon`; the rest stays.
 
-    The multiplier is within the relative ``tolerance`` of the least one and never below it.
+    The multiplier is within the relative `tolerance` of the least one and never below it.
 
     Args:
-        privacy: its noise multiplier is replaced.
-        epsilon: largest ε, finite and above zero.
-        rounds: as for `account`.
-        delta: as for `account`.
-        rate: as for `account`.
-        sampling: as for `account`.
-        accountant: as for `account`.
-        tolerance: of the noise multiplier, relative.
+        privacy: the mechanism; its noise multiplier is replaced.
+        epsilon: largest ε.
+        rounds: noisy sums; for patients inside a hospital all its DP-SGD steps.
+        delta: δ of the guarantee.
+        rate: share of the population that takes part in a round (patients in a step). At rate 1 the sampling is
+            "everyone".
+        sampling: how participants are drawn.
+        accountant: "pld" and "rdp" of dp-accounting, or "exact" for everyone in every round.
+        tolerance: relative, of the multiplier.
 
     Returns:
-        The record with the noise multiplier found.
+        The same record with the noise multiplier found.
 
     Raises:
-        BadPrivacy: an ε that is not finite and positive, one that needs a multiplier above e^20 or allows one below
-            0.05, and what `account` refuses.
-        MissingPrivacyExtra: as for `account`.
+        BadPrivacy: no noise gives this ε, or a combination that no accountant covers.
+        MissingPrivacyExtra: dp-accounting is not installed.
     """
     if not (epsilon > 0 and math.isfinite(epsilon)):
         raise BadPrivacy(f"epsilon is {epsilon}; noise can be found for a finite epsilon above zero only")
@@ -178,7 +173,7 @@ def with_epsilon(
         low = high - 1
         while excess(low) <= 0:
             low, high = low - 1, low
-            if low < -3:  # a twentieth of the clip is no protection, and the loss distribution becomes huge
+            if low < -3:  # a twentieth of the clip protects nobody, and the loss distribution becomes huge
                 raise BadPrivacy(
                     f"epsilon {epsilon:g} is so large that a noise multiplier below 0.05 would do"
                 )

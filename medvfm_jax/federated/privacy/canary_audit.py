@@ -25,12 +25,12 @@ class Audit(NamedTuple):
     """Lower bound on ε at δ, valid with the stated confidence, and the counts it rests on.
 
     Attributes:
-        epsilon: the bound, at least 0.
-        delta: δ it holds at.
-        confidence: probability that the bound holds, at least.
+        epsilon: lower bound on ε.
+        delta: δ of the claim.
+        confidence: probability with which the bound holds, over the runs.
         threshold: scores above it are taken for runs with the canary.
-        hits: (runs with the canary recognised, runs with it).
-        false_alarms: (runs without the canary taken for runs with it, runs without it).
+        hits: runs with the canary that were recognised, of how many.
+        false_alarms: runs without it taken for runs with it, of how many.
     """
 
     epsilon: float
@@ -46,15 +46,15 @@ class Audit(NamedTuple):
 
 
 def canary_update(key: Array, like: Tree, norm: float) -> Tree:
-    """Draw an update in a random direction, of the length at which one client's effect is largest: the clip.
+    """A random direction like the update, of l2 norm `norm`: the clip, where one client's effect is largest.
 
     Args:
-        key: of the direction, uniform over the sphere.
-        like: update of arrays or shapes.
-        norm: l2 norm over all leaves.
+        key: of the direction.
+        like: pytree of arrays or shapes, an update.
+        norm: l2 norm.
 
     Returns:
-        float32 arrays in the structure of ``like``.
+        The canary, float32 leaves.
     """
     leaves, structure = jax.tree.flatten(like)
     keys = jax.random.split(key, max(len(leaves), 1))
@@ -66,24 +66,20 @@ def canary_update(key: Array, like: Tree, norm: float) -> Tree:
 def canary_scores(
     release: Callable[[Array, Tree], Tree], canary: Tree, trials: int, key: Array, batch: int = 64
 ) -> tuple[Array, Array]:
-    """Run a mechanism with and without a canary, each time with fresh randomness, and score what it releases.
+    """Scores of a mechanism that runs with a canary, and without it.
 
-    The score is the release's component along the canary, in lengths of the canary.  Jittable.
+    The score is the release's component along the canary. Jittable.
 
     Args:
-        release: (key, update) -> what the adversary sees, like the canary: the whole mechanism, or all rounds of a
-            federation, with ``update`` as the unclipped upload of one further client; the runs without get zeros.
-        canary: the update, see `canary_update`.
+        release: (key, update) -> what the adversary sees: the whole mechanism, or all rounds of a federation, with
+            `update` as the (unclipped) upload of one client more.
+        canary: the update; runs without it get zeros.
         trials: runs of each kind.
-        key: of all runs.
-        batch: runs that are computed at a time.
+        key: of all randomness; each run has its own.
+        batch: trials computed at a time.
 
     Returns:
-        Scores (trials,) of the runs with the canary and (trials,) of those without.
-
-    References:
-        https://arxiv.org/abs/2006.07709
-        https://arxiv.org/abs/2302.07956
+        Scores (trials,) of runs with the canary and (trials,) of runs without.
     """
     squared = sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(canary))
 
@@ -104,28 +100,24 @@ def epsilon_lower_bound(
     confidence: float = 0.95,
     threshold: float | None = None,
 ) -> Audit:
-    """Bound ε from below by how well a threshold tells runs with the canary from runs without.
+    """Lower bound on ε from an attack.
 
-    (ε, δ) allows hits <= e^ε false alarms + δ and its mirror image; Clopper-Pearson bounds of both rates, each at half
-    of 1 - confidence, turn that around. Without a `threshold` fixed beforehand, one is chosen on the first half of the
-    runs and tested on the second: choosing and testing on the same runs would be no bound.
+    (ε, δ) allows hits <= e^ε false alarms + δ and its mirror image; Clopper-Pearson bounds of both rates, each at
+    half of 1 - confidence, turn that around.
 
     Args:
         with_canary: scores (n,) of independent runs with the canary.
-        without: scores (m,) of independent runs without.
-        delta: δ, in [0, 1).
-        confidence: of the bound, in (0, 1).
-        threshold: scores above it count as runs with the canary; None: chosen on half of the runs.
+        without: scores (m,) of independent runs without it.
+        delta: δ of the claim.
+        confidence: probability with which the bound holds.
+        threshold: fixed before the runs; None: chosen on the first half of the runs and tested on the second, since
+            choosing and testing on the same runs would be no bound.
 
     Returns:
-        The bound and its counts.
+        The bound and the counts.
 
     Raises:
-        BadPrivacy: fewer than two runs of either kind, or a number out of range.
-
-    References:
-        https://arxiv.org/abs/2006.07709
-        https://arxiv.org/abs/2302.07956
+        BadPrivacy: fewer than two runs of a kind, or a confidence or delta that is no probability.
     """
     with_canary, without = np.asarray(with_canary, float).ravel(), np.asarray(without, float).ravel()
     if min(with_canary.size, without.size) < 2 or not 0 < confidence < 1 or not 0 <= delta < 1:

@@ -1,4 +1,4 @@
-"""Membership inference by loss: can an adversary with the model tell the patients it was trained on?
+"""Membership inference by loss: can somebody who sees the model tell the patients it was trained on?
 
 A weak attack on purpose: it needs only one loss per patient. Failing it is a fact about the model, passing it is not a
 guarantee. What a guarantee allows at most: `largest_advantage`, `largest_auc`.
@@ -18,15 +18,15 @@ from medvfm_jax.federated.privacy.errors import BadPrivacy
 
 
 class Membership(NamedTuple):
-    """How well losses tell members from non-members; chance is an AUC of 0.5 and an advantage of 0.
+    """How well losses tell members from others; 0.5 and 0 are chance.
 
     Attributes:
-        auc: P(loss of a member < loss of a non-member), ties half.
-        auc_error: standard error of the AUC (DeLong); NaN with fewer than two of either.
-        advantage: largest true-positive minus false-positive rate over all thresholds.
-        threshold: losses at most this are called members, at the largest advantage.
-        members: their number.
-        others: number of non-members.
+        auc: area under the ROC curve of the attack by threshold, 0.5 for chance.
+        auc_error: standard error of the AUC (DeLong), NaN with fewer than two of either.
+        advantage: largest difference of true and false positive rate, 0 for chance.
+        threshold: losses up to it are called members at that difference.
+        members: patients trained on.
+        others: patients not trained on.
     """
 
     auc: float
@@ -38,25 +38,18 @@ class Membership(NamedTuple):
 
 
 def loss_attack(member_losses: ArrayLike, other_losses: ArrayLike) -> Membership:
-    """Membership inference by thresholding the loss.
+    """Membership inference by the loss.
 
-    One loss per patient, see `per_patient`: slices of a patient are not independent. The non-members must come from the
+    One loss per patient, see `per_patient`: slices of a patient are not independent. The others must come from the
     same hospitals, or the attack measures the difference between hospitals. `advantage` is chosen in sample, so it is
     optimistic for few patients; the AUC is not.
 
     Args:
-        member_losses: (n,), of patients the model was trained on.
-        other_losses: (m,), of patients it was not trained on.
+        member_losses: (n,), one per patient trained on.
+        other_losses: (m,), one per patient not trained on.
 
     Returns:
-        AUC, advantage and the counts.
-
-    Raises:
-        BadPrivacy: no loss of a group, or one that is NaN.
-
-    References:
-        https://arxiv.org/abs/1709.01604
-        https://arxiv.org/abs/2112.03570
+        How well a threshold on the loss separates them.
     """
     members, others = _losses(member_losses), _losses(other_losses)
     n, m = members.size, others.size
@@ -84,17 +77,17 @@ def true_positive_rate(
 
 
 def per_patient(losses: ArrayLike, patients: Sequence) -> np.ndarray:
-    """Average the losses of slices over each patient.
+    """Losses of slices averaged over each patient.
 
     Args:
-        losses: (n,), of slices.
-        patients: (n,), the patient of each slice, hashable.
+        losses: (n,) of slices.
+        patients: to which patient each belongs, (n,).
 
     Returns:
-        Mean losses (P,), in order of first appearance.
+        Mean loss of each patient (P,), in order of appearance.
 
     Raises:
-        BadPrivacy: other numbers of losses and patients, no loss, or one that is NaN.
+        BadPrivacy: the lengths differ, or a loss is NaN.
     """
     losses = _losses(losses)
     if len(patients) != losses.size:

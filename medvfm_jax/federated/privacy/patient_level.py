@@ -30,11 +30,11 @@ _LARGEST_LOSS = 1e25
 
 
 class PatientBatch(NamedTuple):
-    """Slices of a batch, grouped by patient.
+    """P patients with up to S slices each.
 
     Attributes:
-        slices: leaves (P, S, ...), P patients with up to S slices each.
-        mask: (P, S) bool, False where a slice is padding.
+        slices: leaves (P, S, ...).
+        mask: (P, S) bool, False is padding.
     """
 
     slices: Tree
@@ -52,30 +52,26 @@ class PatientMetrics(NamedTuple):
 def patient_gradient(
     loss: Callable[[Tree, Tree, Array], Array], privacy: Privacy, microbatch: int | None = None
 ) -> Callable[..., tuple[PatientMetrics, Tree]]:
-    """DP-SGD with the patient as the record: one clipped gradient per patient, and noise on their sum.
+    """Gradient of DP-SGD with patients as records: (Σ_patients clip(∇ patient loss, C) + N(0, (z C)²)) / m.
 
-    A patient's loss is the mean over its slices; a patient without any adds nothing, so a batch drawn by
-    `sampling.poisson_batch` is padded with such patients. Padding slices must hold finite numbers.
-
-    The gradient is (Σ_patients clip(∇ patient loss, C) + N(0, (z C)²)) / m with C `privacy.clip`, z
-    `privacy.noise_multiplier`, m `privacy.expected_clients`: the expected number of patients in a batch, a public
-    constant. Pure and jittable (Abadi et al. 2016).
+    A patient without slices adds nothing, so a batch drawn by `sampling.poisson_batch` is padded with such patients.
+    Padding slices must hold finite numbers.
 
     Args:
-        loss: (delta, slice, key) -> () of one slice.
-        privacy: with unit "patient" and without an adaptive bound.
-        microbatch: patients that are differentiated at a time, which bounds memory to as many deltas; None: all.
+        loss: (delta, slice, key) -> () for one slice; a patient's loss is the mean over its slices.
+        privacy: clip C, noise multiplier z, and m = `expected_clients`, the expected number of patients in a batch, a
+            public constant; its unit must be "patient".
+        microbatch: patients differentiated at a time, so that memory is microbatch x delta; None: all.
 
     Returns:
-        gradient(delta, batch, key, whole=identity) -> (PatientMetrics, private gradient like delta), at
-        ``whole(delta)`` as in `local_training.Gradient`.
+        `gradient(delta, batch, key, whole)` -> (metrics, private gradient like delta), pure and jittable; `whole`
+        says what of `delta` the loss is of, as in `local_training.Gradient`.
 
     Raises:
-        BadPrivacy: another unit or an adaptive bound; from the gradient for a batch whose patients the microbatch
-            does not divide, or an expected number of patients that is not positive.
+        BadPrivacy: another unit, an adaptive clip, or a batch that cannot be cut into microbatches.
 
     References:
-        https://arxiv.org/abs/1607.00133
+        https://arxiv.org/abs/1607.00133, algorithm 1, with the patient as the record
     """
     if privacy.unit != "patient":
         raise BadPrivacy(
@@ -142,15 +138,16 @@ def patient_value_and_grad(
     clients give the share that was clipped. Like the loss they are exact, so not private.
 
     Args:
-        loss: as for `patient_gradient`.
-        privacy: as for `patient_gradient`.
-        microbatch: as for `patient_gradient`.
+        loss: (delta, slice, key) -> () for one slice; a patient's loss is the mean over its slices.
+        privacy: clip C, noise multiplier z, and m = `expected_clients`, the expected number of patients in a batch, a
+            public constant; its unit must be "patient".
+        microbatch: patients differentiated at a time, so that memory is microbatch x delta; None: all.
 
     Returns:
-        gradient(delta, batch, key, whole=identity) -> (Observed, private gradient), with a `PatientBatch` as batch.
+        The gradient, for the factory of an algorithm.
 
     Raises:
-        BadPrivacy: as for `patient_gradient`.
+        BadPrivacy: as `patient_gradient`.
     """
     gradient = patient_gradient(loss, privacy, microbatch)
 
@@ -167,22 +164,22 @@ def patient_value_and_grad(
 def group_by_patient(
     slices: Tree, patients: Sequence, slices_per_patient: int, rng: np.random.Generator
 ) -> tuple[PatientBatch, list]:
-    """Group slices by their patient, on the host, before training.
+    """Slices grouped by patient.
 
-    A patient with more than S slices keeps a random S of them: its choice does not depend on other patients, so the
-    guarantee stays. Padding repeats a slice of the same patient, which is finite if its slices are.
+    A patient with more than S slices keeps a random S of them: the choice depends on no other patient, so the guarantee
+    stays. Padding repeats a slice of the same patient, which is finite by construction. On the host, before training.
 
     Args:
         slices: leaves (n, ...).
-        patients: (n,), the patient of each slice, hashable.
-        slices_per_patient: S, at least 1.
-        rng: of the choice of slices.
+        patients: to which patient each slice belongs, (n,).
+        slices_per_patient: S, slices kept of a patient at most.
+        rng: of that choice.
 
     Returns:
-        The batch of all P patients as numpy arrays, and the P patients in order of first appearance.
+        The batch of all P patients, and their P names in order.
 
     Raises:
-        BadPrivacy: no slices, or no room for one per patient.
+        BadPrivacy: lengths differ, or S is below 1.
     """
     rows: dict = {}
     for row, patient in enumerate(patients):

@@ -1,11 +1,11 @@
-"""Randomness that cannot be repeated outside a run: noise and samples from a known seed are no protection.
+"""Randomness that nobody outside a run can repeat: noise and samples whose seed is known protect nobody.
 
 A run draws one `Secret` from the operating system, and everything random in it follows from that by HMAC-SHA256 of a
 purpose, so that two purposes, rounds or clients share nothing. What is kept to continue a run is the secret itself, in
 files closed to other users.
 
 How strong it is: the secret has 256 bits. A JAX key (threefry2x32) has 64, which is all that algorithm takes, so noise
-withstands an adversary that cannot try 2^64 keys; threefry was made for statistics and is not proved hard to invert.
+withstands whoever cannot try 2^64 keys; threefry was made for statistics and nobody has proved it hard to invert.
 numpy's generators (PCG64, seeded anew for every purpose) hold 128 bits of seed.
 """
 
@@ -29,7 +29,7 @@ _BYTES = 32
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Secret:
-    """Secret of a private run, which its ``repr`` does not show; raises BadPrivacy for another length.
+    """256 bits; its ``repr`` does not show them.
 
     Attributes:
         data: 32 bytes.
@@ -56,10 +56,10 @@ class Secret:
 
 
 def draw_secret(dp_seed: int | None = None) -> Secret:
-    """Draw a secret from the operating system, or derive a reproducible one for tests, which protects nothing.
+    """A fresh secret from the operating system; with ``dp_seed`` one that anybody who knows the number can make.
 
     Args:
-        dp_seed: number that the secret is made from; None for the operating system's generator.
+        dp_seed: None, or a number from which the secret follows, for tests: then it is no secret.
 
     Returns:
         The secret.
@@ -70,18 +70,18 @@ def draw_secret(dp_seed: int | None = None) -> Secret:
 
 
 def secret_in(path: Path) -> Secret:
-    """Read the secret of a private file; if there is no such file, draw one and write it (mode 0600).
+    """The secret in a file, drawn and written if there is none yet.
 
     Two processes that begin at once get the same one.
 
     Args:
-        path: of the file; its folder is made with mode 0700.
+        path: file, written with mode 0600 if it is not there.
 
     Returns:
         The secret.
 
     Raises:
-        BadPrivacy: a file that cannot be read or written, or that does not hold 32 bytes.
+        BadPrivacy: the file holds no secret.
     """
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

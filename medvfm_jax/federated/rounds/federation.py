@@ -91,46 +91,38 @@ def make_round(
     down: Codec | None = None,
     secure: SecureSum | None = None,
 ) -> Federation:
-    """Combine an algorithm, codecs and privacy into one round, a pure function that runs under ``jax.jit``.
+    """Build the pure functions of a federated run.
 
-    The result's ``round(server, clients, data, participation, steps, key, dropped=None, measured=True)`` takes:
-    participation (n,) bool: which clients were chosen.  steps (n, steps) bool or (n,) int: the local steps a client
-    makes. dropped (n,) bool: clients that vanished in mid-round; to the server and to its own state such a client was
-    absent. measured (static): False leaves ``Algorithm.measure`` out, and uploads that are only summed are not kept.
+    ``round`` takes (server, clients, data, participation, steps, key, dropped=None, measured=True). participation
+    (n,) bool: who was chosen. steps (n, steps) bool or (n,) int: which local steps a client makes. dropped (n,) bool:
+    who vanished in mid-round; to the server and to its own state such a client was absent. measured (static): without
+    it ``Algorithm.measure`` is left out, and uploads that are only summed are not kept.
 
-    A chosen client without a single step, or whose upload, loss or new state is not finite, does not count; the latter
-    is reported in ``Metrics.excluded``.  Absent rows cost nothing with the backend "loop"; with the others pass only
-    the rows of the participants.
-
-    With secure aggregation only the sum of masked integers of the uploads is used, see ``secure.secure_sum``.  With
-    fewer answers than its threshold the round has no sum and changes nothing, no client's state either; a client whose
-    upload does not fit the grid is excluded.  Where the clients add the noise, one whose upload is not finite sends its
-    noise alone, so that data do not decide which clients answer.
+    A chosen client without a single step, or whose upload, loss or new state is not finite, does not count; the
+    latter is reported in ``Metrics.excluded``. Rows that are absent cost nothing with the backend "loop"; elsewhere
+    pass only the rows of those taking part.
 
     Args:
-        algorithm: what clients and server compute.
-        codec: compresses the uploads; None: `codecs.identity`.
-        privacy: client-level differential privacy with noise of the server, None for none.
-        backend: "vmap": all clients at once; "loop": one after the other; "shard_map": sharded over the mesh axis
-            "clients".
-        mesh: with an axis "clients", for "shard_map"; the number of clients must be a multiple of its size.
-        chunk: clients that "vmap" and "shard_map" compute at a time, which bounds the uploads in memory; None for
-            all.
-        population: N, where only the rows of a cohort are passed in; None: the number of rows.
+        algorithm: gradient in, model out.
+        codec: of the clients' uploads; None: uncompressed.
+        privacy: central client-level privacy; None: none.
+        backend: how clients are mapped: "vmap", "loop" or "shard_map".
+        mesh: over whose client axis "shard_map" shards.
+        chunk: clients side by side at most.
+        population: N, where only a cohort's rows are passed in.
         down: compresses the server's step as ``codec`` does a client's, for algorithms that broadcast
-            ``server.delta``. Its message goes to every client of the population, participating or not, so that all
-            hold the same delta.
-        secure: secure aggregation, None for none.
+            ``server.delta``; its message goes to every client of the population, taking part or not, so that all hold
+            the same delta.
+        secure: secure aggregation: of the uploads only the sum of masked integers is used, see ``secure.secure_sum``.
+            With fewer answers than its threshold the round has no sum and changes nothing, no client's state either;
+            a client whose upload does not fit is excluded. Where the clients add the noise, one whose upload is not
+            finite sends its noise alone, so that data do not decide who answers.
 
     Returns:
-        The federation: its ``init`` and ``round``.
+        ``init`` and ``round``.
 
     Raises:
-        BadFederation: parts that do not fit together: an unknown backend, a mesh without the axis, a chunk below 1,
-            or an algorithm that the codec of the download, privacy or secure aggregation does not allow; from
-            ``round`` for clients that cannot be divided over the devices.
-        BadPrivacy: client-level privacy or noise of the clients with an algorithm that uploads whole models, or noise
-            on the clip count that is too small.
+        BadFederation: parts that do not fit together.
     """
     check_split(algorithm, codec, privacy, down, secure)
     codec = codec or identity()
@@ -223,7 +215,7 @@ def make_round(
             who = clients.id, participation, each.answered
             enough, upload = _opened(secure, sums.upload, who, round_key, like)
             public = ()
-            # Without a sum no client counts: neither in the metrics, nor for its own state.
+            # Without a sum nobody counted: neither in the numbers, nor for its own state.
             counted = sums, each.loss, each.weight
             sums, loss, weight = select(enough, counted, zeros_like(counted))
             each = each._replace(client=select(enough, each.client, clients), loss=loss, weight=weight)
@@ -246,7 +238,7 @@ def make_round(
             down_key = jax.random.fold_in(round_key, _DOWN)
             sent, _, residual = compressed_step(down, down_key, server.residual, server.delta, new.delta)
             new = new._replace(delta=sent, residual=residual)
-        if privacy is None:  # with privacy, noise must be released even in an empty round
+        if privacy is None:  # with privacy, noise must be released even if nobody came
             new = select(enough, new, server)
         else:
             bound_key = jax.random.fold_in(round_key, _BOUND)
@@ -349,14 +341,14 @@ def client_work(
 
 
 def name_excluded(metrics: Metrics, names: Sequence[str] | None = None) -> list[str]:
-    """Name the clients of one round that were excluded; on the host.
+    """Name the clients of one round whose upload was not finite; on the host.
 
     Args:
-        metrics: of one round.
-        names: of the n clients; None: their row numbers.
+        metrics: of the round.
+        names: of the clients in order; None: their numbers.
 
     Returns:
-        The names, in the order of the rows, empty if every client was healthy.
+        The names.
     """
     rows = np.flatnonzero(np.asarray(metrics.excluded))
     return [str(row) if names is None else names[row] for row in rows]
@@ -387,7 +379,7 @@ def _one_client(states: Tree, data: Shard) -> tuple[Tree, Shard]:
 def _download_bits(
     algorithm: Algorithm, down: Codec | None, server: Server, asked: Array, population: int
 ) -> Array:
-    """Whole deltas to the participants, or a compressed step to all clients, which began with the whole delta."""
+    """Whole deltas to those taking part, or a compressed step to everybody, who began with the whole delta."""
     download = algorithm.download or (lambda server: server.delta)
     whole = float(message_bits(jax.eval_shape(download, server)))
     if down is None:

@@ -18,7 +18,7 @@ from medvfm_jax.federated.secure.secure_sum import (
 
 
 def check_privacy_and_downlink(algorithm: Algorithm, privacy: Privacy | None, down: Codec | None) -> None:
-    """Refuse a compressed download of something else than the delta, and noise that would not protect the uploads."""
+    """Refuse a compressed download of something else than the delta, and noise that would protect nobody."""
     if down is not None and algorithm.download is not None:
         raise BadFederation(
             "Clients of this algorithm receive other things than the delta, so the server's step cannot be "
@@ -30,7 +30,7 @@ def check_privacy_and_downlink(algorithm: Algorithm, privacy: Privacy | None, do
     if algorithm.reduction == "stack":
         raise BadFederation(
             "This algorithm looks at every upload (a robust rule, stacked factors or distillation), so noise on their "
-            "sum would protect nobody: leave privacy out or choose an algorithm that averages."
+            "sum would give no privacy: leave privacy out or choose an algorithm that averages."
         )
     refuse_models(algorithm)
     if algorithm.exact:
@@ -46,8 +46,8 @@ def check_split(algorithm: Algorithm, *parts: Any) -> None:
     if algorithm.traffic is not None and any(part is not None for part in parts):
         raise BadFederation(
             "The server computes a part of every step of this algorithm from the patches of the clients' images, which "
-            "cross as they are: leave codecs, privacy and secure aggregation out, or choose an algorithm whose clients "
-            "send updates."
+            "are sent unprotected: leave codecs, privacy and secure aggregation out, or choose an algorithm whose "
+            "clients send updates."
         )
 
 

@@ -201,7 +201,9 @@ def _adapted(config: AuditConfig, record: dict[str, Any]) -> _Run:
 def _membership(config: AuditConfig, run: _Run, console: Console) -> dict[str, Any]:
     """Losses of training patients against those of test patients, as they are and relative to before training."""
     if not run.source.split.test:
-        raise BadConfig(f"{config.run} kept no patient for the test, so there is nobody to compare with.")
+        raise BadConfig(
+            f"{config.run} kept no patient for the test, so there are no non-members to compare with."
+        )
     split = run.source.split
     members, others = (
         _losses(config, run, cases, console, title)

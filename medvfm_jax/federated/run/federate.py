@@ -354,7 +354,7 @@ def _score(
         out,
         run.source,
         cases,
-        about(checked, asked, run.base.model.spec),
+        about(checked, asked, run.base.model.spec, dataset.preparation),
         subject,
         predictor_of,
         console,

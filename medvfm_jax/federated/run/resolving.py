@@ -41,6 +41,8 @@ from medvfm_jax.settings.records import to_json
 from medvfm_jax.systems import SYSTEMS, System, parse_assignments
 from medvfm_jax.train.assemble import Assembled, Base, assemble, entry_of
 from medvfm_jax.train.data_check import about, check_split, recorded_objects
+from medvfm_jax.train.preparation import prepared, recorded_preparation
+from medvfm_jax.train.seen_at_once import patch_shape, slab_depth
 from medvfm_jax.train.training_data import SplitData, data_digest
 from medvfm_jax.types import Batch, Delta
 
@@ -109,6 +111,8 @@ def resolve(config: FederateConfig, display: ProgressDisplay | None = None) -> F
     """
     display = display or ProgressDisplay(title="federate")
     given = parse_assignments(config.set)
+    model = entry_of(config.model)
+    config.check_start(model, "preset", config.preset)
     name, entry, options = _algorithm(config, given)
     codec_options, down_options = (
         read_options(given, part, CODECS[codec].options, f"{part.replace('_', '-')} {codec}")
@@ -118,6 +122,8 @@ def resolve(config: FederateConfig, display: ProgressDisplay | None = None) -> F
     source, partition = divide(config)
     checked = check_split(source, skip_bad=config.skip_bad, track=display.track, say=display.say)
     system = _system(config)
+    training = [case for case in source.split.train if case not in checked.bad_cases()]
+    source = source._replace(dataset=prepared(source.dataset, training, config, model))
     assembled = assemble(
         config,
         config.preset,
@@ -125,6 +131,8 @@ def resolve(config: FederateConfig, display: ProgressDisplay | None = None) -> F
         classes=source.dataset.classes,
         seed=config.seed,
         offline=config.offline,
+        shape=patch_shape(config, model, len(source.dataset.channel_names)),
+        depth=slab_depth(config),
         elsewhere=[f"{part}.{option}" for part, taken in parts.items() for option in taken],
     )
     algorithm_catalog.check_rates(assembled.adapter)
@@ -132,7 +140,7 @@ def resolve(config: FederateConfig, display: ProgressDisplay | None = None) -> F
         adapter = adapter_with_increments(assembled.adapter, assembled.delta)
         assembled = assembled.with_adapter(adapter, config.seed)
     base, delta, prompt = assembled.base, assembled.delta, assembled.prompt
-    checked = about(checked, prompt, base.model.spec)
+    checked = about(checked, prompt, base.model.spec, source.dataset.preparation)
     trained = [site for site in partition.clients if site != config.leave_out]
     if entry.needs_clients:
         options |= {"clients": len(trained)}
@@ -160,12 +168,13 @@ def resolve(config: FederateConfig, display: ProgressDisplay | None = None) -> F
         )
     tells_all = privacy is None or config.dp_log_unprotected
     whole_split = source.split_record()
-    rate = config.resolved_learning_rate(system, entry_of(config.model), entry.plain_sgd)
+    rate = config.resolved_learning_rate(system, model, entry.plain_sgd)
     record = to_json(config) | {
         "resolved": {
             "data": str(source.dataset.folder.resolve()),
             "checked": checked.record() if tells_all else None,
             **assembled.record(),
+            **recorded_preparation(source.dataset),
             "objects": recorded_objects(source.dataset, prompt),
             "algorithm": name,
             "algorithm_options": options,

@@ -25,3 +25,8 @@ class FederatedSystem(NamedTuple):
     def description(self) -> str:
         """One line, with its source."""
         return self.system.description
+
+    @property
+    def differences(self) -> str:
+        """What differs from its source, see ``systems.System``."""
+        return self.system.differences

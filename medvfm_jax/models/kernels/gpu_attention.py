@@ -3,7 +3,7 @@
 A program takes some queries of one head against all keys, a few rows of the grid at a time, with a running maximum.
 For the gradient the weights are computed again from the logarithm of their sum, once for every block of queries (q and
 the biases) and once for every block of keys (k and v).  Sides of blocks are powers of two: rows of the grid are filled
-up with columns, and the grid with rows, whose bias is so negative that nobody attends there.
+up with columns, and the grid with rows, whose bias is so negative that they get no attention weight.
 
 Source: Dao 2023, FlashAttention-2, algorithms 1 and 2; Li et al. 2022, MViTv2, equation 4, for the biases.
 """

@@ -197,6 +197,9 @@ def to_desam(model: Model, params: Params, seed: int = 0) -> tuple[Model, Params
 
     Raises:
         NotConvertible: another model.
+
+    References:
+        Gao et al. 2024, https://arxiv.org/abs/2306.00499
     """
     root = sam_of(model, "promptable", "DeSAM")
     blocks, features = quarters(root, params, "DeSAM")

@@ -93,7 +93,7 @@ class Attention(nn.Module):
 
 
 class Stream(nn.Module):
-    """What runs from attention to MLP, as it is: a place for adapters that change it for both norm and residual."""
+    """Identity between attention and MLP: a site for adapters that change the input of both norm and residual."""
 
     def __call__(self, x: Array) -> Array:
         """x (h, w, c) -> the same."""

@@ -81,68 +81,115 @@ def _build_efficient(
     return _model(EfficientSamEncoder(replace(config, dtype=dtype)), spec, dtype, efficient=True)
 
 
-def _sam(spec: ModelSpec, config: SamEncoderConfig, start: Any = "published") -> ModelEntry:
+def _sam(spec: ModelSpec, config: SamEncoderConfig, start: Any = "published", source: str = "") -> ModelEntry:
     build: Callable[..., Model] = partial(_build_vit, spec, config)
     options = ("image_size", "scan_blocks", "remat", "dtype")
     return ModelEntry(
-        "sam", spec, build, options, (SAM, HF_SAM), start=start, heads=config.heads, group=config.group
+        "sam",
+        spec,
+        build,
+        options,
+        (SAM, HF_SAM),
+        start=start,
+        source=source,
+        heads=config.heads,
+        group=config.group,
     )
 
 
-def _tiny(spec: ModelSpec, config: TinyViTConfig, start: Any = "published") -> ModelEntry:
+def _tiny(spec: ModelSpec, config: TinyViTConfig, start: Any = "published", source: str = "") -> ModelEntry:
     build: Callable[..., Model] = partial(_build_tiny_vit, spec, config)
-    return ModelEntry("tiny_vit_sam", spec, build, ("image_size", "dtype"), (TINY_VIT_SAM,), start=start)
+    return ModelEntry(
+        "tiny_vit_sam", spec, build, ("image_size", "dtype"), (TINY_VIT_SAM,), start=start, source=source
+    )
 
 
-def _edge(spec: ModelSpec, config: RepViTConfig, start: Any = "published") -> ModelEntry:
+def _edge(spec: ModelSpec, config: RepViTConfig, start: Any = "published", source: str = "") -> ModelEntry:
     build: Callable[..., Model] = partial(_build_rep_vit, spec, config)
-    return ModelEntry("rep_vit_sam", spec, build, ("image_size", "dtype"), (REP_VIT_SAM,), start=start)
+    return ModelEntry(
+        "rep_vit_sam", spec, build, ("image_size", "dtype"), (REP_VIT_SAM,), start=start, source=source
+    )
 
 
-def _efficient(spec: ModelSpec, config: EfficientSamConfig, start: Any = "published") -> ModelEntry:
+def _efficient(
+    spec: ModelSpec, config: EfficientSamConfig, start: Any = "published", source: str = ""
+) -> ModelEntry:
     build: Callable[..., Model] = partial(_build_efficient, spec, config)
     options = ("image_size", "dtype")
     return ModelEntry(
-        "efficient_sam", spec, build, options, (EFFICIENT_SAM,), start=start, heads=config.heads
+        "efficient_sam",
+        spec,
+        build,
+        options,
+        (EFFICIENT_SAM,),
+        start=start,
+        source=source,
+        heads=config.heads,
     )
 
 
 _TINY_VIT = {"qkv_layout": "head_major", "head_dim": 32}
 
 ENTRIES: Mapping[str, ModelEntry] = {
-    "sam-b": _sam(_spec("sam-b", 1024, 64, 256, **_SAM_RULE), SamEncoderConfig()),
+    "sam-b": _sam(
+        _spec("sam-b", 1024, 64, 256, **_SAM_RULE),
+        SamEncoderConfig(),
+        source="https://arxiv.org/abs/2304.02643",
+    ),
     "sam-l": _sam(
-        _spec("sam-l", 1024, 64, 256, **_SAM_RULE), SamEncoderConfig(1024, 24, 16, (5, 11, 17, 23))
+        _spec("sam-l", 1024, 64, 256, **_SAM_RULE),
+        SamEncoderConfig(1024, 24, 16, (5, 11, 17, 23)),
+        source="https://arxiv.org/abs/2304.02643",
     ),
     "sam-h": _sam(
         _spec("sam-h", 1024, 64, 256, **_SAM_RULE, head_dim=80),
         SamEncoderConfig(1280, 32, 16, (7, 15, 23, 31)),
+        source="https://arxiv.org/abs/2304.02643",
     ),
-    "medsam": _sam(_spec("medsam", 1024, 64, 256, **_BOX_RULE, resize="stretch"), SamEncoderConfig()),
+    "medsam": _sam(
+        _spec("medsam", 1024, 64, 256, **_BOX_RULE, resize="stretch"),
+        SamEncoderConfig(),
+        source="https://arxiv.org/abs/2304.12306",
+    ),
     "sam-tiny-test": _sam(
         _spec("sam-tiny-test", 64, 4, 32, **_SAM_RULE, head_dim=8),
         SamEncoderConfig(16, 4, 2, (1, 3), window=3, pretrain_grid=4, mlp_ratio=2, out_features=32),
         "fixed",
     ),
-    "lite-medsam": _tiny(_spec("lite-medsam", 256, 64, 256, **_BOX_RULE, **_TINY_VIT), TinyViTConfig()),
+    "lite-medsam": _tiny(
+        _spec("lite-medsam", 256, 64, 256, **_BOX_RULE, **_TINY_VIT),
+        TinyViTConfig(),
+        source="https://arxiv.org/abs/2304.12306",
+    ),
     "mobile-sam": _tiny(
-        _spec("mobile-sam", 1024, 64, 256, **_SAM_RULE, **_TINY_VIT), TinyViTConfig(stem_stride=2)
+        _spec("mobile-sam", 1024, 64, 256, **_SAM_RULE, **_TINY_VIT),
+        TinyViTConfig(stem_stride=2),
+        source="https://arxiv.org/abs/2306.14289",
     ),
     "tiny-sam": _tiny(
-        _spec("tiny-sam", 1024, 64, 256, **_SAM_RULE, **_TINY_VIT), TinyViTConfig(stem_stride=2)
+        _spec("tiny-sam", 1024, 64, 256, **_SAM_RULE, **_TINY_VIT),
+        TinyViTConfig(stem_stride=2),
+        source="https://arxiv.org/abs/2312.13789",
     ),
     "sam-med2d": _sam(
         _spec("sam-med2d", 256, 16, 256, **_SAM_RULE, resize="stretch"),
         SamEncoderConfig(pretrain_grid=16, block_adapters=True),
+        source="https://arxiv.org/abs/2308.16184",
     ),
     "efficient-sam-ti": _efficient(
-        _spec("efficient-sam-ti", 1024, 64, 256, **_EFFICIENT_RULE), EfficientSamConfig()
+        _spec("efficient-sam-ti", 1024, 64, 256, **_EFFICIENT_RULE),
+        EfficientSamConfig(),
+        source="https://arxiv.org/abs/2312.00863",
     ),
     "efficient-sam-s": _efficient(
-        _spec("efficient-sam-s", 1024, 64, 256, **_EFFICIENT_RULE), EfficientSamConfig(384, heads=6)
+        _spec("efficient-sam-s", 1024, 64, 256, **_EFFICIENT_RULE),
+        EfficientSamConfig(384, heads=6),
+        source="https://arxiv.org/abs/2312.00863",
     ),
     "edge-sam": _edge(
-        _spec("edge-sam", 1024, 64, 256, "S-Lab-1.0 (non-commercial)", **_SAM_RULE), RepViTConfig()
+        _spec("edge-sam", 1024, 64, 256, "S-Lab-1.0 (non-commercial)", **_SAM_RULE),
+        RepViTConfig(),
+        source="https://arxiv.org/abs/2312.06660",
     ),
     "med2d-tiny-test": _sam(
         _spec("med2d-tiny-test", 64, 4, 32, **_SAM_RULE, head_dim=8),

@@ -63,7 +63,7 @@ def as_kind(kind: type[Sam], root: Sam, **facts: Any) -> Any:
 
 
 def sam_of(model: Model, task: str, what: str) -> Sam:
-    """The root module of a SAM as it is built, for a task ("promptable", "semantic", "" for either).
+    """The root module of a SAM at build time, for a task ("promptable", "semantic", "" for either).
 
     Raises NotConvertible, which names ``what`` needs it.
     """

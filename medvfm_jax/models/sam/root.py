@@ -73,7 +73,7 @@ class Sam(nn.Module):
 
 def as_model(sam: Sam) -> Model:
     """The pure functions of a root module."""
-    size, low = sam.spec.input_size, 4 * sam.spec.embedding[0]
+    low = tuple(4 * side for side in sam.spec.embedding[:-1])
 
     def encode(params: Params, image: Array, **kw: Any) -> Array:
         return sam.apply(params, image, **{"method": "encode", **kw})
@@ -90,11 +90,11 @@ def as_model(sam: Sam) -> Model:
 
     def initialise(key: Array) -> Params:
         # With a mask, so that the layers that only mask prompts reach are there too.
-        points, labels = jnp.zeros((1, 1, 2)), jnp.zeros((1, 1), jnp.int32)
+        points, labels = jnp.zeros((1, 1, len(low))), jnp.zeros((1, 1), jnp.int32)
         prompts = Prompts(
-            points, labels, None if getattr(sam, "efficient", False) else jnp.zeros((1, low, low, 1))
+            points, labels, None if getattr(sam, "efficient", False) else jnp.zeros((1, *low, 1))
         )
-        return sam.init(_light_key(key), jnp.zeros((size, size, 3), jnp.float32), prompts)
+        return sam.init(_light_key(key), jnp.zeros(sam.spec.input_shape, jnp.float32), prompts)
 
     # Compiled, the forward pass that Linen runs to find the parameters is dropped as unused.
     init = jax.jit(initialise)

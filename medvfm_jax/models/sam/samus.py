@@ -155,6 +155,9 @@ def to_samus(model: Model, params: Params, seed: int = 0) -> tuple[Model, Params
 
     Raises:
         NotConvertible: another model, or an image whose grid is not half of SAM's or smaller by a power of two.
+
+    References:
+        Lin et al. 2023, https://arxiv.org/abs/2309.06824
     """
     root = sam_of(model, "", "SAMUS")
     if not isinstance(root.encoder, SamEncoder) or root.encoder.config.scan_blocks:

@@ -119,6 +119,9 @@ def to_volume_decoder(model: Model, params: Params, seed: int = 0) -> tuple[Mode
 
     Raises:
         NotConvertible: another model.
+
+    References:
+        Gong et al. 2023, https://arxiv.org/abs/2306.13465
     """
     root = sam_of(model, "semantic", "A decoder of volumes")
     blocks, features = quarters(root, params, "A decoder of volumes")

@@ -53,6 +53,7 @@ def _entry(
     licence: str = "Apache-2.0",
     hidden: int = _HIDDEN,
     start: Any = "published",
+    source: str = "https://arxiv.org/abs/2408.00714",
 ) -> ModelEntry:
     grid, features = 2 * size // config.reduction, PACKED * config.out_features
     spec = ModelSpec(
@@ -73,6 +74,7 @@ def _entry(
         ("image_size", "remat", "memory", "dtype"),
         (SAM2, HF_SAM2),
         start=start,
+        source=source,
         heads=config.heads,
     )
 
@@ -84,7 +86,14 @@ ENTRIES: Mapping[str, ModelEntry] = {
         "sam2-base-plus", HieraConfig(112, 2, (2, 3, 16, 3), (12, 16, 20), background=14)
     ),
     "sam2-large": _entry("sam2-large", HieraConfig(144, 2, (2, 6, 36, 4), (23, 33, 43), (8, 4, 16, 8))),
-    "medsam2": _entry("medsam2", _TINY, 512, prompts=("box",), licence="CC-BY-SA-4.0"),
+    "medsam2": _entry(
+        "medsam2",
+        _TINY,
+        512,
+        prompts=("box",),
+        licence="CC-BY-SA-4.0",
+        source="https://arxiv.org/abs/2504.03600",
+    ),
     "sam2-tiny-test": _entry(
         "sam2-tiny-test",
         HieraConfig(8, 1, (1, 1, 3, 1), (4,), (4, 2, 6, 3), background=3, mlp_ratio=2, out_features=32),

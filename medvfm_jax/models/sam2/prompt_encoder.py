@@ -36,7 +36,7 @@ def with_padding(prompts: Prompts | None) -> Prompts | None:
     """Prompts with one slot more, a padding point where a question of points or a box has none.
 
     SAM appends one to points without a box, SAM 2 to boxes too, which it takes as two points.  Prompts without any slot
-    (a mask alone) stay as they are.
+    (a mask alone) are unchanged.
     """
     if prompts is None or prompts.labels.shape[1] == 0:
         return prompts

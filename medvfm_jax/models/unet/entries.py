@@ -14,5 +14,7 @@ ENTRIES: Mapping[str, ModelEntry] = {
         ("classes", "base", "depth", "image_size", "norm", "groups", "dtype"),
         start="random",
         whole_batches=True,
+        source="https://arxiv.org/abs/1505.04597",
+        differences="Padded convolutions, instance normalisation and leaky ReLU, as in nnU-Net.",
     ),
 }

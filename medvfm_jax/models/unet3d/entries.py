@@ -72,7 +72,13 @@ def _sized(spec: ModelSpec, config: UNet3dConfig, shape: tuple[int, ...]) -> Mod
     )
 
 
-def _entry(name: str, config: UNet3dConfig, window: tuple[int, int, int]) -> ModelEntry:
+_PLAN = "A fixed plan of few stages, where nnU-Net plans them for each data set."
+_FOLDED = f"{_PLAN} Voxels of each 2 x 2 x 2 cube are the channels of one."
+
+
+def _entry(
+    name: str, config: UNet3dConfig, window: tuple[int, int, int], differences: str = _PLAN
+) -> ModelEntry:
     spec = ModelSpec(
         name,
         (*window, 1),
@@ -94,13 +100,18 @@ def _entry(name: str, config: UNet3dConfig, window: tuple[int, int, int]) -> Mod
         ("classes", "window", "channels", "dtype"),
         start="random",
         whole_batches=True,
+        source="https://doi.org/10.1038/s41592-020-01008-z",
+        differences=differences,
     )
 
 
 ENTRIES: Mapping[str, ModelEntry] = {
     "unet-3d": _entry("unet-3d", UNet3dConfig(classes=2), (64, 64, 64)),
     "unet-3d-folded": _entry(
-        "unet-3d-folded", UNet3dConfig(2, widths=(32, 64, 128), blocks=(1, 2, 2), fold=2), (64, 64, 64)
+        "unet-3d-folded",
+        UNet3dConfig(2, widths=(32, 64, 128), blocks=(1, 2, 2), fold=2),
+        (64, 64, 64),
+        _FOLDED,
     ),
     "unet-3d-tiny-test": _entry(
         "unet-3d-tiny-test", UNet3dConfig(2, widths=(4, 6, 6), blocks=(1, 1, 1), fold=2), (16, 16, 16)

@@ -96,6 +96,7 @@ def _entry(name: str, config: UnetrConfig, side: int) -> ModelEntry:
         start="random",
         heads=config.heads,
         whole_batches=True,
+        source="https://arxiv.org/abs/2103.10504",
     )
 
 

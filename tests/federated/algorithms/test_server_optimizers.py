@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from medvfm_jax.federated.algorithms import fedadam, fedavg, fedavgm
+from medvfm_jax.federated.algorithms import fedadagrad, fedadam, fedavg, fedavgm, fedopt, fedyogi
 from medvfm_jax.federated.algorithms.server_optimizers import adaptive_server
 from medvfm_jax.federated.core.local_training import gradient_of
 from tests.federated.quadratics import cohort, loss, run, shard
@@ -30,6 +30,18 @@ def test_adaptive_rules(rule: str) -> None:
         }[rule]
         want = want + rate * m / (np.sqrt(v) + tau)
     np.testing.assert_allclose(x, want, rtol=1e-13)
+
+
+@pytest.mark.parametrize(("make", "share"), [(fedadagrad, 1.0), (fedyogi, 0.01), (fedadam, 0.01)])
+def test_a_first_round_is_the_rule_on_the_mean_change(make, share: float) -> None:
+    """All three have v = tau^2 + share d^2 where d^2 > tau^2, but for Adam's 0.99 tau^2; m = 0.1 d with momentum."""
+    data, rate, tau = shard(cohort(), 3), 0.1, 1e-3
+    change = np.asarray(run(fedavg(gradient_of(loss), optax.sgd(0.1)), data, 1)[0].delta["w"])
+    assert (change**2 > tau**2).all()
+    found = run(make(gradient_of(loss), optax.sgd(0.1), rate, tau), data, 1)[0].delta["w"]
+    m = change if make is fedadagrad else 0.1 * change
+    v = (0.99 if make is fedadam else 1.0) * tau**2 + share * change**2
+    np.testing.assert_allclose(found, rate * m / (np.sqrt(v) + tau), rtol=1e-12)
 
 
 def test_adam_rule_is_adam_of_optax_without_bias_correction() -> None:
@@ -59,3 +71,11 @@ def test_fedadam_reaches_the_neighbourhood_of_the_optimum() -> None:
     problem = cohort()
     server, _, _ = run(fedadam(gradient_of(loss), optax.sgd(0.01), 0.03), shard(problem, 2), 400)
     assert np.linalg.norm(server.delta["w"] - problem.optimum) < 0.05
+
+
+def test_fedopt_feeds_the_mean_change_to_an_optimizer_of_optax() -> None:
+    """With momentum it is FedAvgM, whose v is that of optax.trace."""
+    data, momentum = shard(cohort(), 3), optax.sgd(0.7, momentum=0.5)
+    found = run(fedopt(gradient_of(loss), optax.sgd(0.1), momentum), data, 3)[0].delta["w"]
+    same = run(fedavgm(gradient_of(loss), optax.sgd(0.1), 0.7, momentum=0.5), data, 3)[0].delta["w"]
+    np.testing.assert_allclose(found, same, rtol=1e-13)

@@ -18,7 +18,9 @@ from medvfm_jax.federated.codecs import (
     qsgd,
     rand_k,
     rotated,
+    scaled,
     scaled_sign,
+    seeded,
     top_k,
     uniform,
 )
@@ -259,3 +261,25 @@ def test_leaves_of_equal_shape_have_their_own_randomness() -> None:
     assert [int((x != 0).sum()) for x in received.values()] == [4, 4, 4]
     assert not np.array_equal(received["a"], received["b"])
     np.testing.assert_allclose([x.max() for x in received.values()], [5, 5, 19 / 4])
+
+
+def test_scaled_multiplies_what_is_decoded() -> None:
+    codec, key = uniform(4), jax.random.key(1)
+    whole = codec.decode(codec.encode(key, codec.init(X), jnp.asarray(X))[0], X)
+    half = scaled(codec, 0.5)
+    np.testing.assert_array_equal(
+        half.decode(half.encode(key, half.init(X), jnp.asarray(X))[0], X), 0.5 * whole
+    )
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+def test_seeded_gives_both_sides_the_same_choices(seed: int | None) -> None:
+    """The receiver takes off what the sender added, from a seed in the message or one that all know."""
+    codec = seeded(
+        lambda shared, private, leaf: leaf + jax.random.normal(shared, leaf.shape),
+        lambda shared, message, like: message - jax.random.normal(shared, like.shape),
+        seed,
+    )
+    first, second = (codec.encode(jax.random.key(k), (), jnp.asarray(X))[0] for k in (0, 1))
+    np.testing.assert_allclose(codec.decode(first, X), X, atol=1e-5)
+    assert (seed is None) != bool((jax.tree.leaves(first)[-1] == jax.tree.leaves(second)[-1]).all())

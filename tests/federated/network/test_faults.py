@@ -177,10 +177,10 @@ def test_a_weight_that_is_claimed_is_bounded(tmp_path: Path) -> None:
 def test_without_a_word_nobody_is_believed() -> None:
     """Neither how much a site counts nor who speaks for it is left to whoever says so."""
     fedavg = agreement(alg.fedavg(gradient_of(loss), SGD))
-    with pytest.raises(BadFederation, match="Nobody has said how much a site may count"):
+    with pytest.raises(BadFederation, match="The largest weight of a site is not set"):
         make_coordinator(fedavg, SITES, nodes=NODES)
     for kwargs in ({}, {"nodes": "anybody"}):
-        with pytest.raises(BadFederation, match="Nobody has said which node speaks for which site"):
+        with pytest.raises(BadFederation, match="Nodes are not assigned to sites"):
             make_coordinator(SCAFFOLD, SITES, **kwargs)
     for nodes, words in (
         ({"north": 1, "east": 2}, "no node is given for 'south'"),

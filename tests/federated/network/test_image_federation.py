@@ -175,3 +175,24 @@ def test_settings_are_read_from_a_flat_table() -> None:
     for name, value in (("local-steps", "3"), ("local-steps", True), ("remember", 1), ("model", 5)):
         with pytest.raises(BadFederation, match=f"{name.replace('-', '_')} is {value!r}, expected"):
             ImageFederation.read({name: value})
+
+
+def test_hospitals_train_on_windows_of_their_volumes(tmp_path: Path) -> None:
+    volumes = make_phantom_dataset(tmp_path / "volumes", "volumes", 5, size=16)
+    settings = {
+        "model": "unet-3d-tiny-test", "preset": "full", "prompt": "none", "window": "8 16 16", "channels": "MRI",
+        "labels": "background,shell,core", "local_steps": 1, "batch_size": 1, "augment": "none",
+    }  # fmt: skip
+    prepared = prepare(ImageFederation.read(settings))
+    site = image_site(prepared, "north", str(volumes), tmp_path / "north")
+    coordinator = make_coordinator(prepared.agreement, {"north": 50}, nodes={"north": 1})
+    begun = coordinator.begin(KEY)
+    request = coordinator.ask(begun, {"north": 1})
+    replies = {1: make_site(site)(1, request.messages[1])}
+    progress, record = coordinator.finish(begun, request, replies)
+    assert record.arrived == ("north",)
+    save_result(prepared, progress, tmp_path / "delta.safetensors")
+    loaded = load_adapted(tmp_path / "delta.safetensors", model=None, dtype="float32")
+    assert loaded.base.model.spec.input_shape == (8, 16, 16, 1)
+    with pytest.raises(BadFederation, match="window is 'wide', expected one whole number, or three"):
+        prepare(ImageFederation.read(settings | {"window": "wide"}))
