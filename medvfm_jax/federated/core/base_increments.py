@@ -1,7 +1,7 @@
 """Dense increments of frozen weights as a part of a delta, for FLoRA and FedEx-LoRA, which change the base.
 
 Beside every part of the LoRA kind stands a second one of full rank, "PART_increment": its product a b is what the
-algorithm added to the base so far.  Nobody trains it; with it a delta alone says what everybody's model is, and an
+algorithm added to the base so far.  It is not trained; with it the delta alone determines the model, and an
 adapter with it is built, stored and evaluated as any other.
 """
 

@@ -1,4 +1,4 @@
-"""What of a round is a client's model: one delta for everybody, and the leaves that each client has for itself."""
+"""What of a round is a client's model: one shared delta, and the leaves that each client keeps."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from medvfm_jax.federated.core.records import Algorithm, Server, Tree
 
 
 class Models(NamedTuple):
-    """The models of a round: shared, a whole delta for everybody; own, stacked (n, ...), None where nothing is own."""
+    """The models of a round: shared, a whole delta; own, stacked (n, ...), None where nothing is own."""
 
     shared: Tree
     own: Tree
@@ -20,8 +20,8 @@ class Models(NamedTuple):
 def client_models(algorithm: Algorithm, start: Tree, server: Server, states: Tree) -> Models:
     """The models a round ends with, from the first delta, the server and the clients' stacked states.
 
-    Own are the leaves of ``Algorithm.model`` that depend on the client's state.  Where somebody who took no part has
-    none, it has the first values: what a client keeps is nobody else's.
+    Own are the leaves of ``Algorithm.model`` that depend on the client's state.  A client that took no
+    part has the first values there: what a client keeps is not shared.
     """
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), states)
     is_own = _of_client(algorithm, server, one)
@@ -34,7 +34,7 @@ def client_models(algorithm: Algorithm, start: Tree, server: Server, states: Tre
 
 
 def model_of(models: Models, client: int | None) -> Tree:
-    """The whole delta that a client uses, or with None somebody who took no part."""
+    """The whole delta that a client uses, or with None a client that took no part."""
     if client is None:
         return models.shared
     own = jax.tree.map(lambda x: x[client], models.own)

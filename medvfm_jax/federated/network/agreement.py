@@ -26,11 +26,16 @@ KEY_IMPLEMENTATION = "threefry2x32"  # named on both sides: a node may have anot
 class Agreement(NamedTuple):
     """The common part of a federation; every node builds it from the same settings.
 
-    delta: the first delta; the server's values count, a node needs its structure and, for personal parts, its values.
-    example: one client's `Shard` for one round, arrays or shapes.  Sites may have other numbers of steps and other
-        batch sizes, as long as the update has the same shapes.
-    settings: whatever else must be equal, such as learning rates and the fingerprint of the base weights.
-    secure: secure aggregation of the updates; ``secure.clients`` is the number of sites.
+    Attributes:
+        algorithm: what sites and server compute.
+        delta: the first delta; the server's values count, a node needs its structure and, for personal parts, its
+            values.
+        example: one client's `Shard` for one round, arrays or shapes. Sites may have other numbers of steps and other
+            batch sizes, as long as the update has the same shapes.
+        codec: compresses the uploads; one without memory at the receiver.
+        settings: what else must be equal on all nodes, such as learning rates and the fingerprint of the base
+            weights.
+        secure: secure aggregation of the updates, None for none; ``secure.clients`` is the number of sites.
     """
 
     algorithm: Algorithm
@@ -80,8 +85,16 @@ class Contract(NamedTuple):
 def contract(agreement: Agreement) -> Contract:
     """Derive the shapes of all messages by abstract evaluation, and the digest that every message carries.
 
-    Raises BadFederation for a codec whose receiver has to remember every sender, and for what secure aggregation
-    cannot add up.
+    Args:
+        agreement: of all nodes.
+
+    Returns:
+        Shapes of all messages and of what is stored, and the digest; no array is computed.
+
+    Raises:
+        BadFederation: a codec whose receiver has to remember every sender, two parts of the model with one path, or
+            an algorithm or codec that secure aggregation cannot sum.
+        BadPrivacy: noise of the sites, and an algorithm that uploads whole models.
     """
     algorithm = agreement.algorithm
     server, state, *_ = work = _work(agreement)

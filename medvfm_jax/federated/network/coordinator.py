@@ -45,9 +45,12 @@ _KEPT = 2  # checkpoints
 class Progress(NamedTuple):
     """What the server keeps between rounds, and on disk.
 
-    accepted (n,) int32: the last round whose update of each site entered the aggregate, -1 for none.
-    key (2,) uint32: key data of the run, from which the keys of sites and rounds follow.  run: 32 hexadecimal digits.
-    noise (2,) uint32: key data of the noise, which nothing that is sent depends on; () without privacy.
+    Attributes:
+        server: as in a simulated round.
+        accepted: (n,) int32: the last round whose update of each site entered the aggregate, -1 for none.
+        key: (2,) uint32: key data of the run, from which the keys of sites and rounds follow.
+        run: 32 hexadecimal digits.
+        noise: (2,) uint32: key data of the noise, which nothing that is sent depends on; () without privacy.
     """
 
     server: Server
@@ -58,7 +61,12 @@ class Progress(NamedTuple):
 
 
 class Request(NamedTuple):
-    """The messages of one round; nodes: {site: node}, messages: {node: bytes}."""
+    """The messages of one round.
+
+    Attributes:
+        nodes: {site: node}, the sites that are asked.
+        messages: {node: bytes}, of kind "work".
+    """
 
     nodes: dict[str, int]
     messages: dict[int, bytes]
@@ -67,9 +75,16 @@ class Request(NamedTuple):
 class RoundRecord(NamedTuple):
     """One round over the network.  Bytes are those of whole messages, headers included, both ways over all sites.
 
-    metrics: as of the simulator, `Metrics.excluded` among them; None if too few sites arrived and nothing changed; the
-        server then goes on to the next round only where too many have revealed their shares of this one before.
-    refused: {site: sentence} of answers that were not used.  missing: sites that were asked and did not answer.
+    Attributes:
+        round: its number, from 0.
+        metrics: as of the simulator, `Metrics.excluded` among them; None if too few sites arrived and nothing
+            changed. With secure aggregation the server then still goes on to the next round where too many shares of
+            this round's secrets have been revealed.
+        arrived: sites whose update was used.
+        refused: {site: sentence} of answers that were not used.
+        missing: sites that were asked and did not answer.
+        upload_bytes: from all sites.
+        download_bytes: to all sites.
     """
 
     round: int
@@ -84,15 +99,22 @@ class RoundRecord(NamedTuple):
 class Coordinator(NamedTuple):
     """The server as pure functions, from ``make_coordinator``.
 
-    begin(key, noise=None) -> Progress; noise: a key of the noise for tests, None for the operating system's randomness.
-    hello(progress, node) -> bytes.  admit(progress, node, reply) -> name of the site.
-    ask(progress, {site: node}) -> Request.
-    finish(progress, request, {node: bytes, or a sentence}) -> (Progress, RoundRecord).
-    round(progress, {site: node}, exchange, seconds) -> (Progress, RoundRecord): all of a round, ``ask`` and ``finish``
-        with one exchange, or the four of secure aggregation.
-    save(folder, progress) and restore(folder) -> Progress or None.
-    forget(folder, progress) -> Progress with another key of the noise, as the only checkpoint: for the end of a run.
-    private: whether noise is added, here or by the sites for their patients: then no loss is told.
+    Attributes:
+        sites: their names; the position is the client's id.
+        begin: (key, noise=None) -> Progress; noise: a key of the noise for tests, None for the operating system's
+            randomness.
+        hello: (progress, node) -> bytes of the question which site a node is.
+        admit: (progress, node, reply) -> name of the site; raises BadMessage.
+        ask: (progress, {site: node}) -> Request.
+        finish: (progress, request, {node: bytes, or a sentence}) -> (Progress, RoundRecord).
+        round: (progress, {site: node}, exchange, seconds) -> (Progress, RoundRecord): all of a round, ``ask`` and
+            ``finish`` with one exchange, or the four of secure aggregation.
+        save: (folder, progress): writes a checkpoint and keeps the last two.
+        restore: (folder) -> Progress of the newest checkpoint, or None without one.
+        forget: (folder, progress) -> Progress with another key of the noise, as the only checkpoint: for the end of a
+            run.
+        private: whether noise is added, by the server or by the sites for their patients; then losses are not
+            reported.
     """
 
     sites: tuple[str, ...]
@@ -118,18 +140,32 @@ def make_coordinator(
 ) -> Coordinator:
     """Build the server of a federation.
 
-    sites: {name: number of samples it declared}, or names alone; the position is the client's id.
-    fewest: with fewer usable answers a round changes nothing; with privacy every round that was asked releases its
-        noise, as a round without noise would tell who was missing.
-    largest_weight: of one site in the mean, which it states itself every round; above it, it is refused.  None: the
-        number it declared, or what the algorithm gives to every site alike.  ``math.inf`` believes whatever a site
-        claims: one of them can then make the model its own.
-    nodes: {site: node} as the keys of the nodes were registered, so that no site can speak for another.  "first_come":
-        a site is who says so first; only where whoever can connect is trusted.
-    All uploads of a round are held in memory at once: n times the size of an update.
+    All uploads of a round are held in memory at once: n times the size of an update.  With privacy every round that was
+    asked releases its noise, however few sites answer: a round without noise would reveal which sites were missing.
 
-    Raises BadFederation for parts that do not fit together, and for trust that was not asked for: neither
-    declared samples nor ``largest_weight``, no ``nodes``.
+    Args:
+        agreement: of all nodes.
+        sites: {name: number of samples it declared}, or names alone; the position is the client's id.
+        privacy: client-level differential privacy with noise of the server, None for none.
+        fewest: with fewer usable answers a round changes nothing, except with privacy.
+        largest_weight: of one site in the mean, which it states itself every round; an update above it is refused.
+            None: the number it declared, or 1 where the algorithm weighs all sites alike. With ``math.inf`` any
+            weight is accepted, so one site can determine the model alone.
+        nodes: {site: node} as the keys of the nodes were registered, so that no site can impersonate another.
+            "first_come": the first node to claim a name gets it, for networks where every node that can connect is
+            trusted.
+
+    Returns:
+        The server's functions.
+
+    Raises:
+        BadFederation: parts that do not fit together, neither declared samples nor ``largest_weight``, or no
+            ``nodes``; from ``begin`` for a key of another implementation, from ``finish`` and ``round`` where the
+            model becomes infinite.
+        BadMessage: from ``admit`` for a reply that cannot be used or a site that is not on the list, from ``restore``
+            for a checkpoint that is damaged or of another federation.
+        BadPrivacy: an algorithm that uploads whole models with client-level privacy or noise of the sites, or noise
+            on the clip count that is too small.
     """
     largest = largest_weights(agreement, sites, largest_weight)
     sites = tuple(sites)
@@ -335,7 +371,7 @@ def make_coordinator(
 
 
 def random_key() -> Array:
-    """A key from the operating system's generator: whoever can guess the key of a run can take its noise off."""
+    """A key from the operating system's generator: with a key that can be guessed, the noise can be subtracted."""
     return jax.random.wrap_key_data(np.frombuffer(secrets.token_bytes(8), np.uint32), impl=KEY_IMPLEMENTATION)
 
 

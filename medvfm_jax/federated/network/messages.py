@@ -36,12 +36,18 @@ class BadMessage(BadFederation):
 class Header(NamedTuple):
     """What a message is about; every field is always sent.
 
-    kind: "hello" and "work" go to a site, "here", "done" and "failed" come back; "server", "site" and "secrets" lie on
-        disk; for the others see ``secure_messages``.
-    federation: digest of what all nodes must agree on (`Agreement`).  run: 32 hexadecimal digits, drawn once per run.
-    round: of the server.  node: number of the receiving or answering node.  site: its name.  client: its row.
-    accepted: the last round whose update of this site entered the aggregate, -1 for none.
-    reason: why a site could not do its work, a word of ``site.REASONS``.  layout: see ``layouts.layout``.
+    Attributes:
+        kind: "hello" and "work" go to a site, "here", "done" and "failed" come back; "server", "site" and "secrets"
+            lie on disk; for the others see ``secure_messages``.
+        federation: digest of what all nodes must agree on (`Agreement`), 64 hexadecimal digits.
+        run: 32 hexadecimal digits, drawn once per run.
+        round: of the server.
+        node: number of the receiving or answering node.
+        site: its name, "" where the message is to no site in particular.
+        client: its row, -1 for none.
+        accepted: the last round whose update of this site entered the aggregate, -1 for none.
+        reason: why a site could not do its work, a word of ``site.REASONS``, else "".
+        layout: names, dtypes and shapes of the payload, see ``layouts.layout``.
     """
 
     kind: str
@@ -57,16 +63,29 @@ class Header(NamedTuple):
 
 
 class Message(NamedTuple):
-    """A frame that was opened: its header was checked field by field, its payload is still bytes."""
+    """A message whose frame and header have been checked; its payload is not decoded yet.
+
+    Attributes:
+        header: checked field by field.
+        payload: bytes, as ``codecs.wire.pack`` writes them.
+    """
 
     header: Header
     payload: bytes
 
 
 def encode(header: Header, payload: bytes = b"") -> bytes:
-    """Header and payload -> the bytes of a message.
+    """Frame a header and a payload as the bytes of a message.
 
-    Raises BadMessage if the header does not obey the rules a receiver checks.
+    Args:
+        header: of the message.
+        payload: packed arrays, as the header's layout says.
+
+    Returns:
+        The bytes, with a SHA-256 digest at the end.
+
+    Raises:
+        BadMessage: a header that a receiver would refuse, or one above 1 MiB.
     """
     contents = list(header.layout) if type(header.layout) is tuple else header.layout
     fields = header._asdict() | {"layout": contents}
@@ -79,9 +98,18 @@ def encode(header: Header, payload: bytes = b"") -> bytes:
 
 
 def decode(data: bytes, payload_limit: int) -> Message:
-    """Bytes of a message with at most ``payload_limit`` bytes of payload -> Message.
+    """Open the bytes of a message: lengths are checked before anything is copied, the digest before anything is read.
 
-    Lengths are checked before anything is copied, the digest before anything is read.  Raises BadMessage.
+    Args:
+        data: received or read.
+        payload_limit: largest payload accepted, in bytes.
+
+    Returns:
+        The header and the payload.
+
+    Raises:
+        BadMessage: bytes that are too many, too few, damaged, of another format version, or whose header this package
+            would not have written.
     """
     if len(data) > OVERHEAD + HEADER_LIMIT + payload_limit:
         raise BadMessage(

@@ -30,7 +30,7 @@ class Keys(NamedTuple):
 
 
 class Listed(NamedTuple):
-    """ "deal": everybody's public keys."""
+    """ "deal": the public keys of all sites that joined."""
 
     keys: Array  # (n, 2, 32) uint8
     joined: Array  # (n,) bool

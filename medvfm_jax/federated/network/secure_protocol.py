@@ -73,7 +73,7 @@ def public_keys(own: Secrets) -> tuple[bytes, bytes]:
 
 
 def deal(own: Secrets, me: int, about: Round) -> dict[int, bytes]:
-    """{row: shares of b_i and of the mask key, sealed for that row}, for everybody that joined, oneself too.
+    """{row: shares of b_i and of the mask key, sealed for that row}, for every site that joined, this one included.
 
     Raises BadFederation for a threshold that would let a server ask two disjoint groups.
     """
@@ -120,7 +120,7 @@ def mask(
 def reveal(shares: Mapping[int, tuple[bytes, bytes]], answered: frozenset[int]) -> dict[int, bytes]:
     """{row: the one share the server may have}: of b for those that answered, of the mask key for the others.
 
-    Whoever calls this calls it once a round: both shares of one site would expose its message.
+    To be called once a round: both shares of one site would expose its message.
     """
     return {row: parts[0 if row in answered else 1] for row, parts in shares.items()}
 

@@ -21,10 +21,12 @@ _LOG = logging.getLogger(__name__)
 
 
 class Transport(NamedTuple):
-    """nodes() -> numbers of the nodes that are connected now.
+    """A network as two functions.
 
-    exchange(messages {node: bytes}, seconds) -> {node: reply, or one sentence about why there is none}; it returns
-    when all have answered or the seconds are over, and leaves out who did not answer.
+    Attributes:
+        nodes: () -> numbers of the nodes that are connected now.
+        exchange: (messages {node: bytes}, seconds) -> {node: reply, or one sentence about why there is none}; it
+            returns when all have answered or the seconds are over, and leaves out the nodes that did not answer.
     """
 
     nodes: Callable[[], Collection[int]]
@@ -32,12 +34,15 @@ class Transport(NamedTuple):
 
 
 class Patience(NamedTuple):
-    """How long the server waits, in seconds.
+    """How long the server waits, in seconds, and how often it tries.
 
-    answer: for the work of one round.  joining: for enough sites to be connected, before every round.
-    greeting: for a node that is new to say which site it is.  pause: between two looks at who is connected.
-    again: before a node that was not admitted is asked again; every question starts a process there.
-    tries: of one round, if too few sites answered.
+    Attributes:
+        answer: for the answers of one exchange of a round.
+        joining: for enough sites to be connected, before every round.
+        greeting: for new nodes to say which site they are.
+        pause: between two looks at which nodes are connected.
+        again: before a node that was not admitted is asked again; every question starts a process there.
+        tries: attempts at one round, if too few sites answer.
     """
 
     answer: float = 3600.0
@@ -59,13 +64,28 @@ def run_session(
 ) -> Progress:
     """Run until ``rounds`` rounds are done, from the last checkpoint in ``folder`` if there is one.
 
-    key: of a new run, None for one from the operating system; a resumed run has its own.  Noise never comes from it.
-    fewest: sites that must be connected before a round is asked.
-    Every round is a line of ``folder/metrics.jsonl``, with "no_sum" where nothing changed, and a checkpoint.  With
-    privacy the line says nothing that the noise does not cover; the log names sites that were left out.  At the end the
-    key of the noise is forgotten.
+    Every attempt at a round is a line of ``folder/metrics.jsonl``, with "no_sum" where nothing changed, and every round
+    done is a checkpoint.  With privacy the line holds nothing that the noise does not cover; the log names sites that
+    were left out.  At the end the key of the noise is forgotten.
 
-    Raises BadFederation if too few sites come or answer; the checkpoint of the last good round is then in place.
+    Args:
+        coordinator: from `make_coordinator`.
+        transport: carries the messages.
+        rounds: of the whole run, those before a restart included.
+        folder: of the run: metrics and checkpoints.
+        key: of a new run, of the implementation threefry2x32; None for one from the operating system. A resumed run
+            keeps its own, and noise never comes from it.
+        patience: times to wait.
+        fewest: sites that must be connected before a round is asked.
+
+    Returns:
+        The state after the last round.
+
+    Raises:
+        BadFederation: too few sites connect or answer, or the model becomes infinite; the checkpoint of the last good
+            round is then in place. Also for a key of another kind.
+        BadMessage: the checkpoint is damaged or of another federation.
+        BadPath: a folder that is no path on a disk of this machine.
     """
     local_paths.check(folder, "The folder of the run")
     progress = coordinator.restore(folder)

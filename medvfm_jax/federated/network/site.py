@@ -62,7 +62,7 @@ REASONS: Mapping[str, str] = {
 
 
 class SiteFailed(BadFederation):
-    """A site cannot take part in this round; reason: a word of ``REASONS``."""
+    """A site cannot take part in this round; its attribute ``reason`` is a word of ``REASONS``."""
 
     def __init__(self, reason: str, sentence: str):
         super().__init__(sentence)
@@ -72,12 +72,16 @@ class SiteFailed(BadFederation):
 class Site(NamedTuple):
     """One hospital.
 
-    name: as the server's list of sites knows it.
-    shard: round number -> (`Shard`, mask (steps,) bool or count of the steps to make); the same for the same round.
-    folder: where this site keeps its state, a file per run, and the secret of its noise; nobody else may read it.
-        What ``shard`` draws at random for patient-level privacy must come from that secret too (`noise_secret`).
-    noisy_answers: rounds, over all runs, that this site answers with noise of its own: those it was accounted for.
-        None: as many as are asked for.
+    Attributes:
+        agreement: of all nodes.
+        name: as on the server's list of sites.
+        shard: (round number) -> (`Shard`, mask (steps,) bool or count of the steps to make); the same for the same
+            round. What it draws at random for patient-level privacy must come from the secret of this site
+            (`noise_secret`).
+        folder: where this site keeps its state, a file per run, and the secret of its noise; other users must not be
+            able to read it.
+        noisy_answers: rounds, over all runs, that this site answers with noise of its own: the number its privacy was
+            accounted for. None: no limit.
     """
 
     agreement: Agreement
@@ -95,12 +99,20 @@ class _Kept(NamedTuple):
 
 
 def make_site(site: Site) -> Callable[[int, bytes], bytes]:
-    """Return ``answer(node, request) -> reply``: bytes in, bytes out; node: this node's number on the network.
+    """Build the function with which a hospital answers the server.
 
-    It never raises for anything that a message, the data or the local work can do: the reply then is of the kind
-    "failed" with a word of ``REASONS``, and the full sentence goes to this site's log only.
+    ``answer`` never raises for anything that a message, the data or the local work can do: the reply then is of the
+    kind "failed" with a word of ``REASONS``, and the full sentence goes to this site's log only.
 
-    Raises BadFederation for a name that cannot be sent.
+    Args:
+        site: its name, data and folder.
+
+    Returns:
+        answer(node, request) -> reply, bytes to bytes; ``node`` is this node's number on the network.
+
+    Raises:
+        BadFederation: a name that cannot be sent, and as for `contract`.
+        BadPrivacy: as for `contract`.
     """
     if not re.fullmatch(SITE_NAME, site.name, re.ASCII):
         raise BadFederation(

@@ -1,4 +1,4 @@
-"""Whom the server believes: names of sites, the node that speaks for each, and how much one may count."""
+"""What the server trusts: names of sites, the node that speaks for each, and the largest weight of each."""
 
 import math
 import re
@@ -16,7 +16,7 @@ from medvfm_jax.federated.secure.secure_sum import SecureSum
 def largest_weights(
     agreement: Agreement, sites: Sequence[str] | Mapping[str, float], largest_weight: float | None
 ) -> dict[str, float]:
-    """{site: the largest weight it may claim}; raises BadFederation if nobody has said."""
+    """{site: the largest weight it may claim}; raises BadFederation if no bound is given."""
     if largest_weight is not None:
         if not largest_weight > 0:
             raise BadFederation(f"largest_weight is {largest_weight}, expected a positive number.")

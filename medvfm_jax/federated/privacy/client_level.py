@@ -26,7 +26,7 @@ def noisy_mean(total: Tree, bound: Array | float, privacy: Privacy, key: Array) 
     """Sum of clipped updates -> (sum + N(0, (z C)² I)) / (q N), leaf by leaf; std per entry z C / (q N).
 
     `bound` is the C the updates were clipped to, q N is `privacy.expected_clients`, z is `update_multiplier`.
-    Call it once per round, also when nobody came: a round without noise would tell.
+    Call it once per round, also in an empty round: a round without noise would reveal it.
     Source: McMahan et al., Learning Differentially Private Recurrent Language Models, ICLR 2018.
     """
     if not privacy.expected_clients > 0:
@@ -46,7 +46,7 @@ def noisy_mean(total: Tree, bound: Array | float, privacy: Privacy, key: Array) 
 
 @partial(jax.jit, static_argnums=(1, 2))
 def private_normal(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
-    """Normal numbers that hide somebody; by the name of this function `draws_private_noise` finds them in a program."""
+    """Normal noise of a privacy mechanism; `draws_private_noise` finds it in a program by the name of this function."""
     return jax.random.normal(key, shape, dtype)
 
 
@@ -63,7 +63,7 @@ def draws_private_noise(jaxpr: Jaxpr) -> bool:
 
 
 def refuse_models(algorithm: Algorithm) -> None:
-    """Raise BadPrivacy for an algorithm whose clients upload the model itself, whoever adds the noise."""
+    """Raise BadPrivacy for an algorithm whose clients upload the model itself, for noise of server and clients."""
     if algorithm.uploads == "model":
         raise BadPrivacy(
             "Clients of this algorithm upload their factors and not what they changed, so clipping would cut the model "

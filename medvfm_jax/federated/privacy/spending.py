@@ -1,4 +1,4 @@
-"""From the epsilon somebody asks for to the noise of a whole run, and back to what was spent after each round."""
+"""From the requested epsilon to the noise of a whole run, and back to what was spent after each round."""
 
 from collections.abc import Mapping
 from functools import lru_cache

@@ -37,7 +37,7 @@ class SecureSum(NamedTuple):
         update lies outside the range of the grid; such a client is left out and named, not cut to size.
     decode(rotation_key, total (d,) uint32, like) -> the mean update, with the structure of ``like``.
     bits: per coordinate on the wire.  clients: in a round, at most.  threshold: fewer answers than this open no sum.
-    noise: what ``encode`` adds as the client's share of the noise, so that nobody else may add any; "none" for nothing.
+    noise: what ``encode`` adds as the client's share of the noise, where the server adds none; "none" for nothing.
     heaviest: bound on every weight, a public number; with noise all weigh alike.
     rounds: that the noise was made for, None for any number; a site answers no others.
     settings: everything both sides must agree on, for a digest.

@@ -8,7 +8,7 @@ training instances, by the features of the local model (GlobalModel_generated.py
 Interpretation: local(x) = global(x) + own(x) with a second low-rank adapter "own", so that local training starts from
 the global adapter and a site computes W x + global(x) + w own(x); the features of an image are the mean of its
 embedding.  The delta is ``{"global_lora": ..., "local_lora":
-..., further shared parts}`` with "own" under "local_lora"; as it is, it is the local model.
+..., further shared parts}`` with "own" under "local_lora"; unchanged, it is the local model.
 """
 
 from functools import partial
@@ -95,9 +95,22 @@ def feddpa_t(gradient: Gradient, optimizer: Optimizer) -> Algorithm:
 
 
 def mix(delta: Tree, weight: Array | float) -> Tree:
-    """Give the local model the weight w () and the global one 1 - w, by scaling the local factors b.
+    """Give the local model the weight w and the global one 1 - w, by scaling the local factors b.
 
     0 is the global model, 1 the local one.  Under ``jax.vmap`` over instances every instance has its own w.
+
+    Args:
+        delta: with the parts "global_lora" and "local_lora", as for ``feddpa_t``.
+        weight: w, () in [0, 1].
+
+    Returns:
+        The delta of the mixture.
+
+    Raises:
+        BadFederation: no low-rank factors in "local_lora".
+
+    References:
+        https://arxiv.org/abs/2403.19211
     """
     pairs = {
         site: Factors(f.a, f.b * jnp.asarray(weight, f.b.dtype))
@@ -107,10 +120,21 @@ def mix(delta: Tree, weight: Array | float) -> Tree:
 
 
 def instance_weight(features: Array, local_features: Array, scale: float = HALF) -> Array:
-    """Features (d,) of an instance, (S, d) of the client's training images -> w () in [0, 1].
+    """Weight of the local model for one instance: ``scale`` times its mean cosine similarity to training images.
 
-    ``scale`` times the mean cosine similarity, cut off at 0 and 1 (the cut is an interpretation): an instance unlike
-    what the client trained on gets the global adapter.
+    It is cut off at 0 and 1 (the cut is an interpretation): an instance unlike the client's training data gets the
+    global adapter.
+
+    Args:
+        features: (d,), of the instance.
+        local_features: (S, d), of the client's training images.
+        scale: largest weight, reached at cosine 1.
+
+    Returns:
+        w, () in [0, 1].
+
+    References:
+        https://arxiv.org/abs/2403.19211
     """
     unit, local_unit = (
         x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12) for x in (features, local_features)

@@ -12,7 +12,7 @@ the release averages over positions to a pseudo class token, and has no last ReL
 start what it was trained on; the encoder's neck follows at the server, and the tail is the mask decoder.
 Interpretation: normalisation over the positions of an image in the place of batch statistics, no dropout; clients
 train in parallel on copies of the server's part, so projection and neck are averaged too, where the code trains one in
-turn.  A client that never took part, and whoever is no client, leaves after the last block that may be drawn.
+turn.  A client that never took part, and a site outside the federation, leaves after the last block that may be drawn.
 """
 
 import math

@@ -8,12 +8,13 @@ from medvfm_jax.systems import System
 
 
 class FederatedSystem(NamedTuple):
-    """A system with its algorithm.
+    """A published federated system: what is trained at every client, and the algorithm that combines it.
 
-    system: description, source, adapter and training settings, see ``systems.System``.
-    algorithm(gradient, optimizer, **options) -> Algorithm for ``make_round``; every option has a default.  One that is
-        called ``params`` takes the frozen weights, one called ``split`` the model in three parts.
-    instance_mixing: every image is predicted with a mixture of its own of the global and the local model (``feddpa``).
+    Attributes:
+        system: description, source, adapter and training settings, see ``systems.System``.
+        algorithm: (gradient, optimizer, **options) -> Algorithm for ``make_round``; every option has a default. One
+            that is called ``params`` takes the frozen weights, one called ``split`` the model in three parts.
+        instance_mixing: every image is predicted with its own mixture of the global and the local model (``feddpa``).
     """
 
     system: System
