@@ -177,7 +177,7 @@ QKV = "image_encoder/blocks_0/attn/qkv"
         ("decoder", {"zzz": 8}, "known are decoder.at"),
         ("lora", {"lora.rank": "four"}, "lora.rank must be a whole number, not 'four'"),
         ("lora", {"lora.rank": 2.5}, "must be a whole number"),
-        ("lora", {"lora.alpha": "x"}, "must be none or a number"),
+        ("lora", {"lora.alpha": "x"}, "must be none or a finite number"),
         ("lora", {"lora.layout": "mixed"}, "must be none or 'fused' or 'head_major'"),
         ("lora", {"lora.rank_stabilised": "maybe"}, "must be true or false"),
         ("lora", {"lora.rank": 0}, "rank must be at least 1"),
