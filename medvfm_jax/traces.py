@@ -13,7 +13,7 @@ import json
 import math
 import mmap
 import os
-import shutil
+import secrets
 import time
 from collections.abc import Callable, Mapping
 from importlib import metadata
@@ -29,7 +29,8 @@ from medvfm_jax.fetch import cache_dir
 _DIGEST = hashlib.sha256().digest_size
 LARGEST = 2**30  # bytes of arrays that are kept together
 _ALIGNED = 64  # bytes; XLA copies arrays that begin elsewhere
-_GENERATIONS = 3  # versions of the source whose traces stay on disk
+MOST = 8 * 2**30  # bytes of all that is kept; what was not used for longest goes first
+_UNUSED = 30 * 24 * 3600  # seconds after which a file goes in any case
 _ABANDONED = (
     3600  # seconds after which a file that is still being written belongs to a process that was killed
 )
@@ -168,7 +169,9 @@ def _from_json(tree: Any) -> Any:
 def _path(words: Any, kind: str) -> Path:
     config = jax.config
     settings = [os.environ.get("MEDVFM_KERNELS"), config.jax_enable_x64, config.jax_default_matmul_precision]
-    said = json.dumps([words, settings], sort_keys=True, default=str)
+    said = json.dumps(
+        [words, settings], default=str
+    )  # as ordered: that of the parts of a chain of adapters matters
     return _folder() / f"{hashlib.sha256(said.encode()).hexdigest()[:32]}.{kind}"
 
 
@@ -211,6 +214,8 @@ def _read(words: Any, kind: str) -> memoryview | None:
         return None
     content = memoryview(stored)[:-_DIGEST]
     if stored[-_DIGEST:] == _digest(path, content):
+        with contextlib.suppress(OSError):
+            os.utime(path)  # used now, see `_sweep`
         return content
     return None
 
@@ -219,11 +224,9 @@ def _write(words: Any, kind: str, *pieces: Any) -> None:
     path = _path(words, kind)
     if _source() != _SOURCE:  # unknown which of the two made it
         return
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary = path.with_suffix(f".{secrets.token_hex(8)}.tmp")
     with contextlib.suppress(OSError):  # a cache that cannot be written is slower, not wrong
-        if not path.parent.exists():
-            path.parent.mkdir(parents=True)
-            _sweep(path.parent.parent)
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(temporary, "wb") as file:
                 for piece in (*pieces, _digest(path, *pieces)):
@@ -231,16 +234,21 @@ def _write(words: Any, kind: str, *pieces: Any) -> None:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+        _sweep(path.parent.parent)
 
 
 def _sweep(root: Path) -> None:
-    """Remove what earlier versions of the source kept, and what killed processes left."""
-    generations = sorted((f for f in root.iterdir() if f.is_dir()), key=lambda f: f.stat().st_mtime)
-    for old in generations[:-_GENERATIONS]:
-        shutil.rmtree(old, ignore_errors=True)
-    for leftover in root.rglob("*.tmp"):
-        if time.time() - leftover.stat().st_mtime > _ABANDONED:
-            leftover.unlink(missing_ok=True)
+    """Remove what was not used for longest, as far as it is too much or too old, and what killed processes left."""
+    now, total = time.time(), 0
+    found = [(file, file.stat()) for file in root.rglob("*.*") if file.is_file()]
+    for file, status in sorted(found, key=lambda one: -one[1].st_mtime):
+        unfinished = file.suffix == ".tmp"
+        total += 0 if unfinished else status.st_size
+        if total > MOST or now - status.st_mtime > (_ABANDONED if unfinished else _UNUSED):
+            file.unlink(missing_ok=True)
+    for folder in root.iterdir():
+        with contextlib.suppress(OSError):  # it is not empty
+            folder.rmdir()
 
 
 def _digest(path: Path, *pieces: Any) -> bytes:

@@ -1,4 +1,5 @@
 import os
+import time
 
 import jax
 import jax.numpy as jnp
@@ -201,11 +202,44 @@ def test_a_folder_that_cannot_be_written_is_no_reason_to_fail(tmp_path, monkeypa
     assert traces.program(WORDS, scaled, *inputs())(*inputs())["y"].shape == (2, 4)
 
 
-def test_old_generations_are_removed_and_the_newest_stay(folder, monkeypatch):
-    for generation in range(5):
-        monkeypatch.setattr(traces, "_stamp", lambda generation=generation: f"generation-{generation}")
-        traces.shapes(WORDS, lambda: {"a": jax.ShapeDtypeStruct((1,), "float32")})
-    assert {f.name for f in folder.iterdir()} == {"generation-2", "generation-3", "generation-4"}
+def keep(words, age):
+    """Keep shapes, and make them look unused for so many seconds."""
+    traces.shapes(words, abstract)
+    path = traces._path(words, "json")
+    os.utime(path, (time.time() - age,) * 2)
+    return path
+
+
+def test_what_was_not_used_for_longest_goes_first_where_it_is_too_much(monkeypatch):
+    first, second, third = (keep(["words", i], 100 - i) for i in range(3))
+    traces.shapes(["words", 0], pytest.fail)  # used again
+    monkeypatch.setattr(traces, "MOST", 3 * first.stat().st_size)
+    fourth = keep(["words", 3], 0)
+    assert [path.exists() for path in (first, second, third, fourth)] == [True, False, True, True]
+
+
+def test_what_was_not_used_for_a_month_goes_and_so_does_what_a_killed_process_left(folder, monkeypatch):
+    with monkeypatch.context() as earlier:
+        earlier.setattr(traces, "_stamp", lambda: "another version")
+        old, recent = keep(["words", 0], 31 * 24 * 3600), keep(["words", 1], 29 * 24 * 3600)
+    leftover, being_written = recent.with_suffix(".1.tmp"), recent.with_suffix(".2.tmp")
+    leftover.write_bytes(b"")
+    being_written.write_bytes(b"")
+    os.utime(leftover, (time.time() - 7200,) * 2)
+    keep(WORDS, 0)
+    assert [path.exists() for path in (old, recent, leftover, being_written)] == [False, True, False, True]
+    recent.unlink()
+    being_written.unlink()
+    keep(["words", 2], 0)
+    assert [f.name for f in folder.iterdir()] == [traces._stamp()], "empty folders go too"
+
+
+def test_the_order_of_words_matters():
+    """That of the parts of a chain of adapters does."""
+    traces.program([{"a": 1, "b": 2}], scaled, *inputs())
+    function, calls = counted(scaled)
+    traces.program([{"b": 2, "a": 1}], function, *inputs())
+    assert calls
 
 
 def abstract():
