@@ -1,5 +1,6 @@
 """From settings to something that trains: base weights, transform of the model, adapter, start of the delta."""
 
+import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -281,7 +282,9 @@ def check_run(run: Mapping[str, Any], metadata: Mapping[str, Any], delta: Path) 
     said |= {name: resolved.get(name) for name in RESOLVED}
     for name, ours in said.items():
         theirs = metadata.get(name)
-        if name in metadata and theirs != ours:
+        # In order: that of the parts of an adapter matters, and dictionaries of other orders are equal.
+        ordered = name != "adapter" or json.dumps(theirs) == json.dumps(ours)
+        if name in metadata and not (theirs == ours and ordered):
             raise ForeignDelta(
                 f"{delta} was not made by the run it lies in: its {name} is {theirs!r:.80}, {CONFIG} says "
                 f"{ours!r:.80}. Put the run's own delta back, or give this one alone with --delta."

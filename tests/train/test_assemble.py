@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from medvfm_jax import weights
-from medvfm_jax.train.assemble import load_adapted
+from medvfm_jax.train.assemble import ForeignDelta, check_run, load_adapted
 from medvfm_jax.types import MedvfmError
 from medvfm_jax.weights import artifacts
 from tests.cli.commands import save_random_delta
@@ -75,3 +75,13 @@ def test_what_no_training_writes_is_refused_at_once(delta, metadata, words):
     with pytest.raises(MedvfmError, match=words):
         load(path)
     assert time.perf_counter() - began < 20
+
+
+def test_parts_of_an_adapter_in_another_order_are_of_another_run(tmp_path):
+    a, b = {"kind": "tune", "at": "a"}, {"kind": "tune", "at": "b"}
+    ours = {"kind": "chain", "parts": {"a": a, "b": b}}
+    run = {"model": "m", "seed": 0, "resolved": {"adapter": ours}}
+    metadata = {"adapter": {"kind": "chain", "parts": {"b": b, "a": a}}}
+    with pytest.raises(ForeignDelta, match="its adapter is"):
+        check_run(run, metadata, tmp_path / "delta.safetensors")
+    assert check_run(run, {"adapter": ours}, tmp_path / "delta.safetensors")
