@@ -6,9 +6,10 @@ A test holds the page against the records, so that a new method cannot be missin
 """
 
 import contextlib
+import importlib
 import inspect
+import pkgutil
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from types import CodeType, ModuleType
@@ -235,20 +236,20 @@ def _transforms(system: systems.System) -> dict[str, str]:
 
 def _reached(package: ModuleType, folder: str, *users: str) -> set[str]:
     """Names of functions of a package that something in the folders ``users`` names, and of what these call in turn."""
-    functions = {
-        name: thing
-        for module, loaded in list(sys.modules.items())
-        if f"{module}.".startswith(f"{package.__name__}.")
-        for name, thing in vars(loaded).items()
-        if inspect.isfunction(thing) and f"{thing.__module__}.".startswith(f"{package.__name__}.")
-    }
-    found, todo = set(), [name for name in functions if _used(name, folder, *users)]
+    functions: dict[str, list[Any]] = {}  # of the same name, of several modules
+    for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        module = importlib.import_module(found.name)
+        for name, thing in vars(module).items():
+            if inspect.isfunction(thing) and thing.__module__ == module.__name__:
+                functions.setdefault(name, []).append(thing)
+    reached, todo = set(), [name for name in functions if _used(name, folder, *users)]
     while todo:
         name = todo.pop()
-        if name not in found:
-            found.add(name)
-            todo += [other for other in _names(functions[name].__code__) if other in functions]
-    return found
+        if name not in reached:
+            reached.add(name)
+            called = [other for function in functions[name] for other in _names(function.__code__)]
+            todo += [other for other in called if other in functions]
+    return reached
 
 
 def _names(code: CodeType) -> Iterator[str]:

@@ -171,7 +171,10 @@ def test_the_adapter_of_the_guide_adds_the_mean_over_the_slices():
     """docs/volumes.md: its code runs, and a collective over the named axis is all it takes."""
     guide = (Path(__file__).parents[2] / "docs" / "volumes.md").read_text(encoding="utf-8")
     names: dict = {}
-    exec(re.search(r"```python\n(.*?)```", guide, re.DOTALL)[1], names)
+    exec(
+        next(b for b in re.findall(r"```python\n(.*?)```", guide, re.DOTALL) if "def mean_of_slices" in b),
+        names,
+    )
     x, root = np.random.default_rng(0).normal(size=(DEPTH, 2, 3, WIDTH)).astype(np.float32), Root()
     params, adapter = root.init(KEY, x[0]), names["mean_of_slices"]("attn")
     adapted = adapter.wrap(root.apply)

@@ -17,7 +17,7 @@ MODULE = evaluation
 class Everything:
     """A predictor for which each box is full; nothing is compiled."""
 
-    def __init__(self, *_, flips):
+    def __init__(self, *_, flips, overlap):
         self.flips = flips
 
     def label_map(self, picture, queries, values):
@@ -132,7 +132,7 @@ def test_scores_replace_scores_and_nothing_else(medvfm, run, plain, tmp_path):
         (("--run", "RUN", "--prompt", "none"), 1, "cannot be scored with none"),
         (("--run", "NOWHERE"), 1, "config.json does not exist; is"),
         (("--run", "RUN", "--data", "NOWHERE"), 1, "is not a folder"),
-        (("--model", SAM, "--data", "CELLS", "--prompt", "none"), 1, "gives no labels of its own"),
+        (("--model", SAM, "--data", "CELLS", "--prompt", "none"), 1, "gives no class labels"),
         (("--model", "vit-tiny-test", "--data", "CELLS"), 1, "gives features, not masks"),
         (("--model", "sam-tiny-tset", "--data", "CELLS"), 1, "the nearest is 'sam-tiny-test'"),
     ],

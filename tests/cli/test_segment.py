@@ -155,7 +155,14 @@ def test_objects_are_followed_through_a_volume(medvfm, scan, tmp_path, monkeypat
 
     def loaded(model, delta, propagate, **options):
         assert (model, delta, propagate) == ("sam2-tiny", None, True)
-        kinds = {"note": "", "prompts": ("box",), "semantic": False, "labels": {}, "seen": 3}
+        kinds = {
+            "note": "",
+            "prompts": ("box",),
+            "semantic": False,
+            "labels": {},
+            "seen": 3,
+            "in_tiles": False,
+        }
         return Following(check=lambda *_: None, filled_up=lambda image: None, **kinds)
 
     monkeypatch.setattr(command, "load_segmenter", loaded)

@@ -105,7 +105,7 @@ def test_overlap_needs_windows(medvfm, volumes, tmp_path):
     told = medvfm(
         "evaluate", "--model", LITE, "--data", volumes, "--overlap", "0.5", "--out", tmp_path / "s.json"
     )
-    told.refused("sees one slice at a time, without windows")
+    told.refused("sees one picture or slice at a time, without windows")
     assert not (tmp_path / "s.json").exists()
 
 

@@ -48,7 +48,7 @@ def test_an_honest_delta_is_loaded(delta):
         ({"adapter": {"kind": "tune", "at": r"((([a-z0-9_/]+)+)+)+!"}}, "endlessly long"),
         ({"adapter": {"kind": "lora", "rank": 2**62, "alpha": 1, "at": r".*/qkv"}}, "delta|adapter"),
         ({"adapter": {"kind": "lora", "rank": 10**11, "alpha": 1, "at": r".*/qkv"}}, "delta|adapter"),
-        ({"adapter": {"kind": "bottleneck", "width": -3, "at": r".*/attn"}}, "delta|adapter"),
+        ({"adapter": {"kind": "bottleneck", "width": -3, "at": r".*/attn"}}, "at least 1, not -3"),
         ({"adapter": {"kind": "bottleneck", "ratio": 1e18, "at": r".*/attn"}}, "delta|adapter"),
         ({"adapter": {"kind": "prompt_tokens", "n": 10**12, "at": r".*blocks_\d+"}}, "delta|adapter"),
         ({"adapter": {"kind": "context", "block": "x", "width": 10**12, "at": r".*/attn"}}, "context"),

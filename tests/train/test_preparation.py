@@ -31,7 +31,7 @@ def test_settings_become_a_preparation(volumes):
     assert prepared(volumes, cases, asked(), PATCHES) is volumes
     median = prepared(volumes, cases, asked(spacing=(0,)), PATCHES).preparation
     assert median == Preparation((3.0, 1.0, 1.0))
-    given = prepared(volumes, cases, asked(spacing=(1.5,), intensity="nnunet"), PATCHES).preparation
+    given = prepared(volumes, cases, asked(spacing=(1.5,)), PATCHES, "nnunet").preparation
     assert given == Preparation((1.5, 1.5, 1.5), (None,))
     assert asked(spacing=(3.0, 1.0, 2.0)).target_spacing() == (3.0, 1.0, 2.0)
     with pytest.raises(BadConfig, match="leave out --spacing"):
