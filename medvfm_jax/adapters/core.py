@@ -28,25 +28,26 @@ _NEEDS = {"before": ("x",), "after": ("y",), "parallel": ("x", "y"), "around": (
 class Adapter(NamedTuple):
     """Three pure functions and what they act on.
 
-    Around any function that calls Linen modules:
+    Examples:
+        Around any function that calls Linen modules:
 
-    >>> import jax, jax.numpy as jnp
-    >>> from flax import linen as nn
-    >>> from medvfm_jax.adapters import lora
-    >>> network = nn.Sequential([nn.Dense(4), nn.relu, nn.Dense(2)])
-    >>> x = jnp.ones((1, 3))
-    >>> params, apply = network.init(jax.random.key(0), x), network.apply
-    >>> adapter = lora(rank=1, alpha=None, at="layers_0")
-    >>> delta = adapter.init(jax.random.key(1), apply, params, x)
-    >>> jax.tree.map(jnp.shape, delta)
-    {'layers_0': {'a': (3, 1), 'b': (1, 4)}}
-    >>> adapted = adapter.wrap(apply)
-    >>> bool((adapted(params, delta, x) == apply(params, x)).all())  # b starts at zero
-    True
-    >>> moved = jax.tree.map(lambda leaf: leaf + 1.0, delta)
-    >>> merged = adapter.merge(params, moved)
-    >>> bool(jnp.allclose(apply(merged, x), adapted(params, moved, x), atol=1e-5))
-    True
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import linen as nn
+        >>> from medvfm_jax.adapters import lora
+        >>> network = nn.Sequential([nn.Dense(4), nn.relu, nn.Dense(2)])
+        >>> x = jnp.ones((1, 3))
+        >>> params, apply = network.init(jax.random.key(0), x), network.apply
+        >>> adapter = lora(rank=1, alpha=None, at="layers_0")
+        >>> delta = adapter.init(jax.random.key(1), apply, params, x)
+        >>> jax.tree.map(jnp.shape, delta)
+        {'layers_0': {'a': (3, 1), 'b': (1, 4)}}
+        >>> adapted = adapter.wrap(apply)
+        >>> bool((adapted(params, delta, x) == apply(params, x)).all())  # b starts at zero
+        True
+        >>> moved = jax.tree.map(lambda leaf: leaf + 1.0, delta)
+        >>> merged = adapter.merge(params, moved)
+        >>> bool(jnp.allclose(apply(merged, x), adapted(params, moved, x), atol=1e-5))
+        True
 
     Attributes:
         init: (key, apply_fn, params, *inputs, **kw) -> delta; finds its sites abstractly, never runs the model.

@@ -29,17 +29,18 @@ def prompt_free_on_request(spec: ModelSpec, prompt: str, classes: int) -> dict[s
 class System(NamedTuple):
     """A published way to adapt a model, as parts of this library; every part can be overridden in a run.
 
-    The biases of the mask decoder, and LoRA whose rank a run chooses:
+    Examples:
+        The biases of the mask decoder, and LoRA whose rank a run chooses:
 
-    >>> from medvfm_jax.models.catalog import MODELS
-    >>> from medvfm_jax.systems import System, configure
-    >>> def parts(spec):
-    ...     lora = {"kind": "lora", "rank": 4, "alpha": None, "at": "image_encoder/.*/attn/proj"}
-    ...     return {"biases": {"kind": "tune", "at": "mask_decoder/.*/bias"}, "lora": lora}
-    >>> system = System("LoRA, and biases of the decoder", source="", adapter=parts)
-    >>> config = configure("mine", system, MODELS["sam-b"].spec, {"lora.rank": "8"})
-    >>> [(part["kind"], part.get("rank")) for part in config["parts"].values()]
-    [('tune', None), ('lora', 8)]
+        >>> from medvfm_jax.models.catalog import MODELS
+        >>> from medvfm_jax.systems import System, configure
+        >>> def parts(spec):
+        ...     lora = {"kind": "lora", "rank": 4, "alpha": None, "at": "image_encoder/.*/attn/proj"}
+        ...     return {"biases": {"kind": "tune", "at": "mask_decoder/.*/bias"}, "lora": lora}
+        >>> system = System("LoRA, and biases of the decoder", source="", adapter=parts)
+        >>> config = configure("mine", system, MODELS["sam-b"].spec, {"lora.rank": "8"})
+        >>> [(part["kind"], part.get("rank")) for part in config["parts"].values()]
+        [('tune', None), ('lora', 8)]
 
     Attributes:
         description: one line on what it does, with the authors.

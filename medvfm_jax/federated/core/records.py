@@ -102,19 +102,20 @@ class Cohort(NamedTuple):
 class Algorithm(NamedTuple):
     """A federated algorithm; ``client_update`` sees one client, so that any backend may map it.
 
-    The mean of two clients' targets, from FedAvg on a quadratic loss:
+    Examples:
+        The mean of two clients' targets, from FedAvg on a quadratic loss:
 
-    >>> import jax, jax.numpy as jnp, optax
-    >>> from medvfm_jax.federated import Shard, gradient_of, make_round
-    >>> from medvfm_jax.federated.algorithms import fedavg
-    >>> pull = gradient_of(lambda delta, batch, key: 0.5 * jnp.sum((delta["w"] - batch) ** 2))
-    >>> federation = make_round(fedavg(pull, optax.sgd(1.0)))
-    >>> data = Shard(jnp.array([[[0.0]], [[4.0]]]), samples=jnp.array([1.0, 3.0]))
-    >>> server, clients = federation.init({"w": jnp.zeros(1)}, data)
-    >>> everyone, one_step = jnp.ones(2, bool), jnp.ones(2, int)
-    >>> server, clients, metrics = federation.round(server, clients, data, everyone, one_step, jax.random.key(0))
-    >>> float(server.delta["w"][0])
-    3.0
+        >>> import jax, jax.numpy as jnp, optax
+        >>> from medvfm_jax.federated import Shard, gradient_of, make_round
+        >>> from medvfm_jax.federated.algorithms import fedavg
+        >>> pull = gradient_of(lambda delta, batch, key: 0.5 * jnp.sum((delta["w"] - batch) ** 2))
+        >>> federation = make_round(fedavg(pull, optax.sgd(1.0)))
+        >>> data = Shard(jnp.array([[[0.0]], [[4.0]]]), samples=jnp.array([1.0, 3.0]))
+        >>> server, clients = federation.init({"w": jnp.zeros(1)}, data)
+        >>> everyone, one_step = jnp.ones(2, bool), jnp.ones(2, int)
+        >>> server, clients, metrics = federation.round(server, clients, data, everyone, one_step, jax.random.key(0))
+        >>> float(server.delta["w"][0])
+        3.0
 
     Attributes:
         init_server: (delta) -> (delta to broadcast, state of the algorithm).
@@ -162,14 +163,15 @@ class Codec(NamedTuple):
 
     A message is a pytree of arrays; its bits follow from its static shapes and dtypes.
 
-    >>> import jax, jax.numpy as jnp
-    >>> from medvfm_jax.federated.codecs import bits, top_k
-    >>> codec, update = top_k(0.25), {"w": jnp.array([0.1, -3.0, 0.2, 0.0])}
-    >>> message, state = codec.encode(jax.random.key(0), codec.init(update), update)
-    >>> codec.decode(message, update)["w"].tolist()
-    [0.0, -3.0, 0.0, 0.0]
-    >>> bits(codec, update)  # one float32, and its place among four
-    34
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from medvfm_jax.federated.codecs import bits, top_k
+        >>> codec, update = top_k(0.25), {"w": jnp.array([0.1, -3.0, 0.2, 0.0])}
+        >>> message, state = codec.encode(jax.random.key(0), codec.init(update), update)
+        >>> codec.decode(message, update)["w"].tolist()
+        [0.0, -3.0, 0.0, 0.0]
+        >>> bits(codec, update)  # one float32, and its place among four
+        34
 
     Attributes:
         init: (update) -> state.
