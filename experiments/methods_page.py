@@ -36,7 +36,13 @@ PAGE, SOURCES = ROOT / "docs" / "methods.md", ROOT / "medvfm_jax"
 RESULTS = PAGE.with_name("results.md")
 PYTHON = "Python only"
 COLUMNS = ("name", "what it is", "paper", "as published", "reachable by", "test", "measured")
-_HEAD = """# Methods
+_HEAD = """---
+hide:
+  - navigation
+  - toc
+---
+
+# Methods
 
 Made by `python -m experiments.methods_page` from the package's records, docstrings, tests and results; do not edit.
 
@@ -121,8 +127,10 @@ def sections() -> dict[str, list[Method]]:
 
 def page() -> str:
     """The whole page."""
-    lines = [_HEAD]
-    for title, rows in sections().items():
+    found = sections()
+    anchors = {title: re.sub(r"[^\w]+", "-", title.lower()).strip("-") for title in found}
+    lines = [_HEAD, " · ".join(f"[{title}](#{anchor})" for title, anchor in anchors.items()), ""]
+    for title, rows in found.items():
         lines += [f"## {title}", "", *_table(rows), ""]
     return "\n".join(lines)
 

@@ -1,7 +1,8 @@
 """Adapt, distil and federate vision foundation models for medical images, as pure JAX functions.
 
->>> model, params = medvfm_jax.load("lite-medsam")
->>> adapter = medvfm_jax.systems.adapter("samed", model)
+Examples:
+    >>> model, params = medvfm_jax.load("lite-medsam")
+    >>> adapter = medvfm_jax.systems.adapter("samed", model)
 
 The folders below are imported on first use, so that the command line answers at once.
 """

@@ -1,8 +1,9 @@
 """Federated adaptation: one compiled round over a cohort of clients, with codec and privacy.
 
->>> federation = make_round(algorithms.fedavg(gradient_of(loss), optax.adamw(1e-4)), codec=codecs.int8())
->>> server, clients = federation.init(delta, data)
->>> server, clients, metrics = jax.jit(federation.round)(server, clients, data, participation, steps, key)
+Examples:
+    >>> federation = make_round(algorithms.fedavg(gradient_of(loss), optax.adamw(1e-4)), codec=codecs.int8())
+    >>> server, clients = federation.init(delta, data)
+    >>> server, clients, metrics = jax.jit(federation.round)(server, clients, data, participation, steps, key)
 """
 
 from medvfm_jax.federated import algorithms, codecs, systems

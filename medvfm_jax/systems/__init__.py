@@ -1,7 +1,8 @@
 """Published ways to adapt a vision foundation model, one record and one file each.
 
->>> system = systems.SYSTEMS["samed"]
->>> adapter = systems.adapter("samed", model, **{"lora.rank": 8})
+Examples:
+    >>> system = systems.SYSTEMS["samed"]
+    >>> adapter = systems.adapter("samed", model, **{"lora.rank": 8})
 """
 
 from medvfm_jax.systems.catalog import SYSTEMS

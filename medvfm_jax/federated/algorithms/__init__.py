@@ -1,6 +1,7 @@
 """Federated algorithms, each a factory from a client's gradient (``local_training.Gradient``) to an ``Algorithm``.
 
->>> fedavg(gradient_of(loss), optax.adamw(1e-4))
+Examples:
+    >>> fedavg(gradient_of(loss), optax.adamw(1e-4))
 """
 
 from medvfm_jax.federated.algorithms.averaging import fedavg, fedopt, fedprox, fedsharp

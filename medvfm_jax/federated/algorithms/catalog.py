@@ -1,7 +1,8 @@
 """Algorithms by name, with their options, as `medvfm federate` offers them.
 
->>> entry = ALGORITHMS["fedprox"]
->>> algorithm = entry.make(gradient_of(loss), optax.adamw(1e-3), mu=0.1)
+Examples:
+    >>> entry = ALGORITHMS["fedprox"]
+    >>> algorithm = entry.make(gradient_of(loss), optax.adamw(1e-3), mu=0.1)
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,10 +1,11 @@
 """A federation of ``network`` as a Flower ClientApp and ServerApp: Flower authenticates nodes and carries bytes.
 
->>> client = client_app(lambda node, run: Site(make_agreement(run), node["site"], shards, Path(node["state"])))
->>> images, nodes = {"north": 480, "east": 300}, {"north": 1287961, "east": 1153579}  # declared, and registered
->>> server = server_app(
-...     lambda run: Session(make_coordinator(make_agreement(run), images, nodes=nodes), 20, Path("run"))
-... )
+Examples:
+    >>> client = client_app(lambda node, run: Site(make_agreement(run), node["site"], shards, Path(node["state"])))
+    >>> images, nodes = {"north": 480, "east": 300}, {"north": 1287961, "east": 1153579}  # declared, and registered
+    >>> server = server_app(
+    ...     lambda run: Session(make_coordinator(make_agreement(run), images, nodes=nodes), 20, Path("run"))
+    ... )
 
 Needs the extra ``federated``.  docs/hospital.md shows a whole federation.
 """

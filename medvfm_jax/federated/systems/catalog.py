@@ -1,8 +1,9 @@
 """Every federated system by name; a new one is a file with a ``SYSTEM`` and a line here.
 
->>> chosen = systems.SYSTEMS["flap_sam"]
->>> adapter = adapters.from_config(configure("flap_sam", chosen.system, model.spec))
->>> federation = make_round(chosen.algorithm(gradient_of(loss), optax.adamw(1e-4)))
+Examples:
+    >>> chosen = systems.SYSTEMS["flap_sam"]
+    >>> adapter = adapters.from_config(configure("flap_sam", chosen.system, model.spec))
+    >>> federation = make_round(chosen.algorithm(gradient_of(loss), optax.adamw(1e-4)))
 
 Every system runs in the same rounds as any other algorithm, so codecs, backends and checkpoints apply to it.
 """
