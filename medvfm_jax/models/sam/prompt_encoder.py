@@ -97,9 +97,10 @@ class PromptEncoder(nn.Module):
         if prompts is None:
             return jnp.zeros((1, 0, self.dim), jnp.float32), jnp.zeros((1, 0), bool)
         points, labels = prompts.points, prompts.labels
-        if points.shape[-1] != 2 or points.shape[:-1] != labels.shape or labels.ndim != 2:
+        rank = len(self.grid)
+        if points.shape[-1] != rank or points.shape[:-1] != labels.shape or labels.ndim != 2:
             raise BadPrompts(
-                f"prompts need points (Q, P, 2) and labels (Q, P), not {points.shape} and {labels.shape}."
+                f"prompts need points (Q, P, {rank}) and labels (Q, P), not {points.shape} and {labels.shape}."
             )
         positions = self.pe_layer((points + 0.5) / self.image_size)
         positions = jnp.where((labels > PAD)[..., None], positions, 0.0)
@@ -108,9 +109,11 @@ class PromptEncoder(nn.Module):
         return jnp.where(present[..., None], tokens, 0.0), present
 
     def _dense(self, mask: Array) -> Array:
-        h, w = self.grid
-        if mask.ndim != 4 or mask.shape[1:] != (4 * h, 4 * w, 1):
-            raise BadPrompts(f"a mask prompt must be (Q, {4 * h}, {4 * w}, 1) logits, not {mask.shape}.")
+        sides = tuple(4 * n for n in self.grid)
+        if mask.shape[1:] != (*sides, 1):
+            raise BadPrompts(
+                f"a mask prompt must be (Q, {', '.join(map(str, sides))}, 1) logits, not {mask.shape}."
+            )
         x = gelu(self.mask_downscaling_1(self.mask_downscaling_0(mask)))
         x = gelu(self.mask_downscaling_4(self.mask_downscaling_3(x)))
         return self.mask_downscaling_6(x)

@@ -23,7 +23,7 @@ class SamMed3d(Sam):
     def setup(self) -> None:
         dim, grid = self.spec.embedding[-1], self.spec.embedding[:3]
         self.image_encoder = self.encoder.clone(parent=None)
-        self.prompt_encoder = PromptEncoder3d(dim, self.spec.input_shape[:3], grid, dtype=self.dtype)
+        self.prompt_encoder = PromptEncoder3d(dim, self.spec.input_size, grid, dtype=self.dtype)
         self.mask_decoder = MaskDecoder3d(
             dim,
             self.classes or MASKS,
