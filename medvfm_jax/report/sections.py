@@ -176,9 +176,10 @@ def learning_curve(run: RunRecord) -> str:
     if validation:
         step, best = max(validation, key=lambda point: point[1])
         lead = f"Best validation Dice {words.score(best)} at step {words.count(step)}; the delta of that step is kept. "
-    speed = [v for _, v in _points(run, "images_per_s")]
+    speed = [v for _, v in _points(run, "images_per_s")[1:] if v > 0]  # the first step compiles
     if speed:
-        lead += f"Median speed {sorted(speed)[len(speed) // 2]:.3g} images/s."
+        # Of the time that all steps took together: a device may report two steps at once, one of them in no time.
+        lead += f"Mean speed {len(speed) / sum(1 / v for v in speed):.3g} images/s."
     missing = "There is no learning curve: the run logged no training steps." if run.config else ""
     return section("Learning curve", f'<div class="charts">{body}</div>' if body else "", lead, missing)
 

@@ -27,7 +27,7 @@ class ProgressDisplay:
     def __init__(self, stream: TextIO | None = None, title: str = "train"):
         self._console = Console(file=stream or sys.stderr, soft_wrap=True, highlight=False)
         self._title, self._bar, self._task = title, None, None
-        self._loss = self._speed = None
+        self._loss = self._seconds = None  # smoothed; seconds of one example
         self._shown, self._seen = float("-inf"), 0
 
     def __enter__(self) -> "ProgressDisplay":
@@ -56,7 +56,8 @@ class ProgressDisplay:
             self._loss = _smooth(self._loss, end.metrics["loss"])
         # The first step compiles; its speed says nothing about the rest.
         if self._seen and end.seconds is not None:
-            self._speed = _smooth(self._speed, end.examples / max(end.seconds, 1e-9))
+            # Seconds are smoothed, not speeds: a device may report two steps at once, one of them in no time.
+            self._seconds = _smooth(self._seconds, end.seconds / end.examples)
         self._seen += 1
         if self._console.is_terminal:
             self._draw(end)
@@ -85,13 +86,13 @@ class ProgressDisplay:
 
     def _describe(self, end: "StepEnd") -> str:
         loss = [] if self._loss is None else [f"loss {self._loss:.4f}"]
-        speed = [] if self._speed is None else [f"{self._speed:.1f} images/s"]
+        speed = [] if not self._seconds else [f"{1 / self._seconds:.1f} images/s"]
         return "  ".join([*loss, *speed])
 
     def _remaining(self, end: "StepEnd") -> str:
-        if self._speed is None or end.last:
+        if self._seconds is None or end.last:
             return ""
-        seconds = (end.steps - end.step) * end.examples / self._speed
+        seconds = (end.steps - end.step) * end.examples * self._seconds
         return f"{_duration(seconds)} left"
 
 

@@ -163,10 +163,10 @@ LINES = [
 ]
 
 
-def test_the_learning_curve_names_the_best_step_and_the_median_speed():
+def test_the_learning_curve_names_the_best_step_and_the_mean_speed():
     page = Page(sections.learning_curve(record(lines=LINES)))
     assert "Best validation Dice 0.620 at step 1,204" in page.text
-    assert "Median speed 4 images/s" in page.text
+    assert "Mean speed 7.66 images/s" in page.text  # 2 / (1 / 4 + 1 / 90)
     assert [svg["aria-label"] for svg in page.all("svg")] == ["Training loss", "Validation Dice"]
     assert len(page.all("circle")) == 3
 

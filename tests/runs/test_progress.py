@@ -58,6 +58,17 @@ def test_speed_leaves_out_the_first_step_and_gives_the_time_that_is_left(clock):
     assert last == "adapt 50/50  loss 1.8100  2.0 images/s"
 
 
+def test_steps_that_a_device_reports_in_pairs_have_the_speed_of_the_pair(clock):
+    stream = io.StringIO()
+    display = ProgressDisplay(stream, "adapt")
+    for step in range(1, 42):
+        display(end(step, seconds=4.0 if step % 2 else 0.004))
+    clock.now += 60
+    display(end(42, seconds=0.004))
+    speed = float(stream.getvalue().splitlines()[-1].split("images/s")[0].split()[-1])
+    assert speed == pytest.approx(end(1).examples / 2.002, rel=0.2)
+
+
 def test_what_is_said_is_printed_as_it_is_on_one_line():
     stream = io.StringIO()
     ProgressDisplay(stream).say("[bold]" + " word" * 60 + " [/nonsense]")
