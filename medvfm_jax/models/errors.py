@@ -9,3 +9,7 @@ class UnknownModel(MedvfmError, ValueError):
 
 class BadModelOption(MedvfmError, ValueError):
     """An option that the model does not have, or a value that does not fit."""
+
+
+class NotConvertible(MedvfmError, ValueError):
+    """A model that cannot be turned into the one asked for."""

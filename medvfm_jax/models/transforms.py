@@ -10,13 +10,15 @@ from dataclasses import replace
 from typing import Any
 
 from medvfm_jax.catalog import Catalog
+from medvfm_jax.models.distance_head import with_distance_head
 from medvfm_jax.models.model import Model
+from medvfm_jax.models.sam import prompt_free
 from medvfm_jax.models.sam.auto_sam import to_auto_sam
 from medvfm_jax.models.sam.deep_upscaling import deep_upscaling
 from medvfm_jax.models.sam.desam import to_desam
 from medvfm_jax.models.sam.h_sam import to_h_sam
 from medvfm_jax.models.sam.input_rule import with_input
-from medvfm_jax.models.sam.prompt_free import to_instances, to_semantic
+from medvfm_jax.models.sam.prompt_free import to_semantic
 from medvfm_jax.models.sam.samus import to_samus
 from medvfm_jax.models.sam.volume_decoder import to_volume_decoder
 from medvfm_jax.models.slab import slab_model
@@ -82,6 +84,12 @@ def following(change: Callable[..., tuple[Model, Params]]) -> Callable[..., tupl
 
     changed.__doc__ = change.__doc__
     return changed
+
+
+def to_instances(model: Model, params: Params, classes: int) -> tuple[Model, Params]:
+    """A model that tells objects apart without prompts: one more mask token of a promptable one, or one more head."""
+    change = with_distance_head if model.spec.task == "semantic" else prompt_free.to_instances
+    return change(model, params, classes)
 
 
 class BadTransform(MedvfmError, ValueError):

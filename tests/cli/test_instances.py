@@ -33,6 +33,17 @@ def test_adapt_evaluate_and_segment_objects(medvfm, cells, told_apart, tmp_path)
     assert set(record["classes"]) == {str(n) for n in range(objects.max() + 1)}
 
 
+def test_a_network_from_scratch_tells_objects_apart_too(medvfm, cells, tmp_path):
+    words = adapt_words(
+        cells, tmp_path / "run", model="unet", adapter="instances_full", prompt="none", steps=1
+    )
+    assert medvfm(*words).code == 0
+    said = medvfm("evaluate", "--run", tmp_path / "run", "--cases", 1)
+    assert said.code == 0
+    scores = json.loads((tmp_path / "run" / "scores.json").read_text())
+    assert {"aji", "pq"} <= {row["metric"] for row in scores["summary"]}
+
+
 def test_prompts_and_other_objectives_are_refused(medvfm, cells, tmp_path):
     boxes = medvfm(*adapt_words(cells, tmp_path / "a", adapter="instances", prompt="box"))
     assert boxes.code == 1

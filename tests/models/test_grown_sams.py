@@ -7,8 +7,8 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from medvfm_jax import models
+from medvfm_jax.models.errors import NotConvertible
 from medvfm_jax.models.sam.desam import ResidualSE, spread
-from medvfm_jax.models.sam.prompt_free import NotConvertible
 from medvfm_jax.models.sam.samus import OverlappingPatches
 from medvfm_jax.models.transforms import kinds_of, seeded, transform
 

@@ -68,6 +68,11 @@ FACTS = {
         DECODER,
         change=lambda plain: plain and {"kind": "instances", "classes": plain["classes"]},
     ),
+    "instances_full": Facts(
+        73_372,
+        ENCODER | DECODER | {"prompt_encoder"},
+        change=lambda plain: plain and {"kind": "instances", "classes": plain["classes"]},
+    ),
     "instances_lora": Facts(
         40_608 + 1_024,
         ENCODER | DECODER,
@@ -353,7 +358,7 @@ def test_a_stored_delta_builds_its_model_again(name: str, tmp_path) -> None:
 def test_the_transform_is_json_and_changes_shapes_alone(name: str) -> None:
     """Prompt-free on request with a promptable model, nothing otherwise, and a slab of it; works on shapes."""
     model, features = models.build("sam-tiny-test"), models.build("vit-tiny-test")
-    if name in ("instances", "instances_lora"):
+    if name in ("instances", "instances_full", "instances_lora"):
         assert systems.SYSTEMS[name].transform(model.spec, "none", 3) == {"kind": "instances", "classes": 3}
         return  # tests/models/test_semantic.py has what it makes of a model
     change, facts = systems.SYSTEMS[name].transform(model.spec, "none", 3), FACTS[name]

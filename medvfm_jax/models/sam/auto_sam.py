@@ -11,12 +11,13 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax import Array
 
+from medvfm_jax.models.errors import NotConvertible
 from medvfm_jax.models.interpolation import resize
 from medvfm_jax.models.model import Model
 from medvfm_jax.models.sam.grown import as_kind, grow, sam_of
 from medvfm_jax.models.sam.harmonic import HarDNetConfig, MapPredictor
 from medvfm_jax.models.sam.prompt_encoder import PromptEncoder
-from medvfm_jax.models.sam.prompt_free import MOST_CLASSES, NotConvertible
+from medvfm_jax.models.sam.prompt_free import MOST_CLASSES
 from medvfm_jax.models.sam.root import Sam
 from medvfm_jax.types import Params, Prediction, Prompts
 

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from medvfm_jax.models.convolution import UpConv
+from medvfm_jax.models.errors import NotConvertible
 from medvfm_jax.models.model import Model
 from medvfm_jax.models.sam.grown import as_kind, grow, sam_of
-from medvfm_jax.models.sam.prompt_free import NotConvertible
 from medvfm_jax.models.sam.root import Sam
 from medvfm_jax.types import Params, Prediction, Prompts
 

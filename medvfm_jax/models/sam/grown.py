@@ -7,8 +7,8 @@ import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
 
+from medvfm_jax.models.errors import NotConvertible
 from medvfm_jax.models.model import Model
-from medvfm_jax.models.sam.prompt_free import NotConvertible
 from medvfm_jax.models.sam.root import Sam, as_model
 from medvfm_jax.types import Params
 

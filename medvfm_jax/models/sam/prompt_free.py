@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from medvfm_jax.models.errors import NotConvertible
 from medvfm_jax.models.model import Model
 from medvfm_jax.models.sam.root import Sam, as_model
-from medvfm_jax.types import MedvfmError, Params
+from medvfm_jax.types import Params
 
 DAMPING = (
     0.1  # masks of a model asked nothing reach logits of 30: confident, mostly wrong, and slow to unlearn
@@ -22,10 +23,6 @@ DAMPING = (
 
 
 MOST_CLASSES = 65_536  # what a label map of 16 bits can hold
-
-
-class NotConvertible(MedvfmError, ValueError):
-    """The model has no mask tokens to turn into classes."""
 
 
 def to_semantic(model: Model, params: Params, classes: int) -> tuple[Model, Params]:

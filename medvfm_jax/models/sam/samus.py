@@ -14,12 +14,12 @@ from jax import Array
 
 from medvfm_jax.models.attention import attend
 from medvfm_jax.models.context import ConvUnit
+from medvfm_jax.models.errors import NotConvertible
 from medvfm_jax.models.interpolation import resize
 from medvfm_jax.models.layers import KEEP_COSTLY, MlpBlock, layer_norm, neck, undivided
 from medvfm_jax.models.model import Model
 from medvfm_jax.models.sam.encoder import NORM_EPSILON, Attention, Block, SamEncoder, SamEncoderConfig
 from medvfm_jax.models.sam.grown import as_kind, grow, sam_of
-from medvfm_jax.models.sam.prompt_free import NotConvertible
 from medvfm_jax.models.sam.root import Sam
 from medvfm_jax.types import Params
 
