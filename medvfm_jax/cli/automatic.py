@@ -34,7 +34,7 @@ def automatic_config(args: SegmentArgs) -> AutomaticConfig | None:
         return None
     others = {
         "--box": args.box, "--point": args.point, "--propagate": args.propagate, "--logits": args.logits,
-        "--ensemble": args.ensemble, "--multimask": args.multimask,
+        "--ensemble": args.ensemble, "--multimask": args.multimask, "--refine": args.refine, "--mask": args.mask,
     }  # fmt: skip
     for name, value in others.items():
         if value:

@@ -21,6 +21,7 @@ from medvfm_jax.cli.errors import BadUsage
 from medvfm_jax.cli.image_folders import listed
 from medvfm_jax.cli.mask_targets import check_fits, targets_of
 from medvfm_jax.cli.options.segment import SegmentArgs
+from medvfm_jax.cli.refinement import check_refinement, describe_steps, refined, starting_mask, unlearned
 from medvfm_jax.cli.targets import check_target
 from medvfm_jax.data.case_notes import CaseNotes
 from medvfm_jax.images import Image, Query, read, write_mask
@@ -34,6 +35,7 @@ def run(args: SegmentArgs) -> int:
     """Check everything that can be checked, then segment one image after the other."""
     queries = _queries(args)
     automatic = automatic_config(args)
+    check_refinement(args)
     if args.delta is not None and args.run is not None:
         raise BadUsage("give either --run or --delta")
     if args.ensemble and args.logits is not None:
@@ -66,6 +68,7 @@ def run(args: SegmentArgs) -> int:
         else:
             segmenter.check_automatic(image, args.index)
         check_fits(target, image)
+        starting_mask(args, image)
         if args.logits is not None and segmenter.semantic and image.is_volume:
             raise BadUsage("a volume segmented without prompts has no logits to write; leave out --logits")
         if args.logits is not None and segmenter.in_tiles:
@@ -110,6 +113,8 @@ def _warn(args: SegmentArgs, segmenter: Segmenter, images: Sequence[Image]) -> N
             f"{what} was trained with {' and '.join(segmenter.prompts)} prompts only; expect a poor mask "
             "from points, and give a --box instead"
         )
+    if line := unlearned(args, segmenter):
+        console.warn(line)
     _say_notes(images)
     for image in images:
         if image.array.shape[-1] > segmenter.seen:
@@ -152,7 +157,7 @@ def _queries(args: SegmentArgs) -> list[Query]:
         raise BadUsage("points belong to one object: give them with one --box or with none")
     if args.box:
         return [Query(np.array(box, np.float32), points, labels) for box in args.box]
-    return [Query(None, points, labels)] if args.point else []
+    return [Query(None, points, labels)] if args.point or args.mask is not None else []
 
 
 def _one(
@@ -163,7 +168,11 @@ def _one(
     args: SegmentArgs,
     track: Callable[[Sequence[int]], Iterable[int]],
 ) -> dict[str, Any]:
-    found = segmenter(image, queries, args.index, track)
+    steps = None
+    if args.refine or args.mask is not None:
+        found, steps = refined(segmenter, image, queries, args, track)
+    else:
+        found = segmenter(image, queries, args.index, track)
     write_mask(target, found.labels, image)
     if args.logits is not None:
         write_npz(args.logits, _arrays(found))
@@ -175,6 +184,8 @@ def _one(
         "iou": found.iou,
         "logits": args.logits,
     }
+    if steps is not None:
+        record["steps"] = steps
     if found.classes is not None:
         record["classes"] = dict(enumerate(found.classes.tolist()))
     if found.object_score is not None:
@@ -208,7 +219,8 @@ def _describe(record: dict[str, Any], followed: bool) -> str:
         rated = "; found in " + ", ".join(f"{n} of {len(iou)} slices" for n in seen)
     else:
         rated = "; rated IoU " + ", ".join(f"{v:.2f}" for v in iou.max(1))
-    return f"{record['mask']}  pixels {pixels or 'nothing found'}{rated}"
+    line = f"{record['mask']}  pixels {pixels or 'nothing found'}{rated}"
+    return "\n".join([line, *describe_steps(record.get("steps", ()))])
 
 
 def _objects(record: dict[str, Any]) -> str:

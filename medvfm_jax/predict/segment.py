@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from medvfm_jax import local_paths, traces
 from medvfm_jax.images import Image, Query, check_query, make_prompts, plane, preprocess, restore, stack
-from medvfm_jax.images.frame import Limits
+from medvfm_jax.images.frame import Frame, Limits
 from medvfm_jax.images.geometry import slice_axis
 from medvfm_jax.images.intensity import VolumeScale
 from medvfm_jax.images.preparation import slices_first
@@ -35,6 +35,7 @@ from medvfm_jax.types import Delta, Params, Prediction, PromptKind, Prompts
 
 if TYPE_CHECKING:
     from medvfm_jax.predict.automatic_masks import AutomaticMasks
+    from medvfm_jax.predict.interactive import Interactive
     from medvfm_jax.predict.propagation import Propagator
 
 
@@ -318,6 +319,28 @@ class Segmenter:
         )
         return found._replace(labels=_into(image, found.labels, index))
 
+    def interactive(self, image: Image, index: int | None = None) -> "Interactive":
+        """A picture, or a slice of a volume, encoded once, to be asked again and again.
+
+        Args:
+            image: picture or volume.
+            index: slice of a volume.
+
+        Returns:
+            What is called with the prompts known by now and the masks found before (``previous=``).
+
+        Raises:
+            BadConfig: a model without prompts, or a volume without a slice.
+        """
+        from medvfm_jax.predict.interactive import Interactive
+
+        self._check_channels(image)
+        if self.semantic:
+            raise BadConfig("This delta segments without prompts: there is no mask to refine.")
+        self._asked(image, index)
+        encoded = self._halves.encode(self._plane(image, index))
+        return Interactive(self._halves, encoded, lambda labels: _into(image, labels, index))
+
     def _plane(self, image: Image, index: int | None) -> NDArray:
         """The picture, or the slice of a volume as in training."""
         if not image.is_volume:
@@ -365,11 +388,7 @@ class Segmenter:
             )
         if self.semantic:
             return Segmented(logits.argmax(0).astype(np.int32), logits, np.asarray(low.logits))
-        iou = np.asarray(low.iou)
-        chosen = logits[np.arange(len(logits)), iou.argmax(1)]  # (Q, H, W)
-        labels = np.where(chosen.max(0) > 0, 1 + chosen.argmax(0), 0).astype(np.int32)
-        score = None if low.object_score is None else np.asarray(low.object_score)
-        return Segmented(labels, logits, np.asarray(low.logits), iou, object_score=score)
+        return _numbered(low, logits)
 
     def _predict(self, image: NDArray, prompts: dict[str, NDArray]) -> Prediction:
         shape = tuple((name, value.shape) for name, value in prompts.items())
@@ -464,6 +483,23 @@ def load_segmenter(
         largest=largest,
         others=others,
     )
+
+
+def of_objects(frame: Frame, low: Prediction, name: str) -> Segmented:
+    """What a promptable model gives for the objects of a picture -> their masks on its own grid.
+
+    frame: of the picture.  name: of the model, for BadLogits.
+    """
+    return _numbered(low, restore(frame, finite_logits(low.logits, name)))
+
+
+def _numbered(low: Prediction, logits: NDArray[np.float32]) -> Segmented:
+    """Of each object the mask that is rated best; a pixel belongs to the object with the largest logit above 0."""
+    iou = np.asarray(low.iou)
+    chosen = logits[np.arange(len(logits)), iou.argmax(1)]  # (Q, H, W)
+    labels = np.where(chosen.max(0) > 0, 1 + chosen.argmax(0), 0).astype(np.int32)
+    score = None if low.object_score is None else np.asarray(low.object_score)
+    return Segmented(labels, logits, np.asarray(low.logits), iou, object_score=score)
 
 
 def _into(image: Image, labels: NDArray[np.int32], index: int | None) -> NDArray[np.int32]:

@@ -139,6 +139,8 @@ def test_the_codec_guide_sends_half_the_bits_and_rounds_to_half_precision():
 
 def test_the_prompting_guide_finds_masks():
     scope = run("prompting.md")
+    assert scope["first"].iou.shape == (1, 3)
+    assert scope["second"].labels.shape == (48, 64)
     assert scope["labels"].shape == (48, 64)
     assert scope["rows"][0]["number"] == 1
 

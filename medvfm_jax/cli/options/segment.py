@@ -22,6 +22,9 @@ class SegmentArgs:
 
     Example: medvfm segment ct.nii.gz --model sam2-tiny --slice 40 --box 30 40 110 120 --propagate --out mask.nii.gz
 
+    Example: medvfm segment cells.png --model sam-b --weights sam_vit_b_01ec64.pth --point 64 80 1 --point 90 40 0
+    --refine --out mask.png
+
     Example: medvfm segment cells.png --model mobile-sam --weights mobile_sam.pt --automatic --out mask.png
 
     Coordinates are pixels of the original image, x to the right, y down. Each --box is an object with a number
@@ -50,6 +53,10 @@ class SegmentArgs:
     """Slice of a volume that the prompts belong to, counted from 0."""
     propagate: bool = False
     """Follow the objects of that slice through the whole volume, in both directions (SAM 2)."""
+    refine: bool = False
+    """Give the points one after the other, the box before them, and feed the mask of each step back with the next."""
+    mask: Path | None = None
+    """Mask to begin with, on the grid of the image: one object, 0 outside; with points or a box, or alone."""
     automatic: bool = False
     """Masks of everything, from a grid of points: numbered from the best one on, with a table of them in a .csv
     beside the mask. For models trained with points."""
