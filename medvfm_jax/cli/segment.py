@@ -11,10 +11,18 @@ import numpy as np
 from rich.console import Console
 
 from medvfm_jax.cli import console
+from medvfm_jax.cli.automatic import (
+    automatic_config,
+    automatic_record,
+    describe_automatic,
+    table_of,
+)
 from medvfm_jax.cli.errors import BadUsage
 from medvfm_jax.cli.image_folders import listed
 from medvfm_jax.cli.mask_targets import check_fits, targets_of
 from medvfm_jax.cli.options.segment import SegmentArgs
+from medvfm_jax.cli.refinement import check_refinement, describe_steps, refined, starting_mask, unlearned
+from medvfm_jax.cli.targets import check_target
 from medvfm_jax.data.case_notes import CaseNotes
 from medvfm_jax.images import Image, Query, read, write_mask
 from medvfm_jax.images.writing import write_npz
@@ -26,6 +34,8 @@ from medvfm_jax.runs.progress import tracked
 def run(args: SegmentArgs) -> int:
     """Check everything that can be checked, then segment one image after the other."""
     queries = _queries(args)
+    automatic = automatic_config(args)
+    check_refinement(args)
     if args.delta is not None and args.run is not None:
         raise BadUsage("give either --run or --delta")
     if args.ensemble and args.logits is not None:
@@ -34,6 +44,9 @@ def run(args: SegmentArgs) -> int:
     targets = targets_of(
         given.images, args.out, args.logits, overwrite=args.overwrite, folder=bool(given.folders)
     )
+    if automatic is not None:
+        for target in targets:
+            check_target(table_of(target), args.overwrite)
     for line in given.lines():
         console.warn(line)
     images = _read(given.images)
@@ -50,8 +63,12 @@ def run(args: SegmentArgs) -> int:
         propagate=args.propagate,
     )
     for image, target in zip(images, targets, strict=True):
-        segmenter.check(image, queries, args.index)
+        if automatic is None:
+            segmenter.check(image, queries, args.index)
+        else:
+            segmenter.check_automatic(image, args.index)
         check_fits(target, image)
+        starting_mask(args, image)
         if args.logits is not None and segmenter.semantic and image.is_volume:
             raise BadUsage("a volume segmented without prompts has no logits to write; leave out --logits")
         if args.logits is not None and segmenter.in_tiles:
@@ -59,11 +76,18 @@ def run(args: SegmentArgs) -> int:
         if args.logits is not None and args.propagate:
             raise BadUsage("objects followed through a volume have no logits to write; leave out --logits")
     _warn(args, segmenter, images)
-    records = list(_each(segmenter, images, queries, targets, args))
+    if automatic is not None:
+        one = partial(automatic_record, segmenter, config=automatic, index=args.index)
+    else:
+        one = partial(_one, segmenter, queries=queries, args=args)
+    records = list(_each(one, images, targets))
     skipped = [{"file": path, "why": why} for path, why in given.skipped.items()]
     console.result(
         {"images": records, "skipped": skipped},
-        "\n".join(_describe(record, args.propagate) for record in records),
+        "\n".join(
+            _describe(record, args.propagate) if automatic is None else describe_automatic(record)
+            for record in records
+        ),
     )
     return 0
 
@@ -89,6 +113,8 @@ def _warn(args: SegmentArgs, segmenter: Segmenter, images: Sequence[Image]) -> N
             f"{what} was trained with {' and '.join(segmenter.prompts)} prompts only; expect a poor mask "
             "from points, and give a --box instead"
         )
+    if line := unlearned(args, segmenter):
+        console.warn(line)
     _say_notes(images)
     for image in images:
         if image.array.shape[-1] > segmenter.seen:
@@ -111,20 +137,15 @@ def _say_notes(images: Sequence[Image]) -> None:
 
 
 def _each(
-    segmenter: Segmenter,
-    images: Sequence[Image],
-    queries: Sequence[Query],
-    targets: Sequence[Path],
-    args: SegmentArgs,
+    one: Callable[..., dict[str, Any]], images: Sequence[Image], targets: Sequence[Path]
 ) -> Iterator[dict[str, Any]]:
-    """Segment and write; progress over the images, or over the slices of the only one."""
+    """Segment and write with ``one(image, target, track=)``; progress over the images, or within the only one."""
     lines = Console(file=sys.stderr, highlight=False)
     if len(images) == 1:
-        slices = partial(tracked, title="segment", console=lines)
-        yield _one(segmenter, images[0], queries, targets[0], args, slices)
+        yield one(images[0], targets[0], track=partial(tracked, title="segment", console=lines))
         return
     for image, target in tracked(list(zip(images, targets, strict=True)), "segment", lines):
-        yield _one(segmenter, read(image.path), queries, target, args, iter)
+        yield one(read(image.path), target, track=iter)
 
 
 def _queries(args: SegmentArgs) -> list[Query]:
@@ -136,18 +157,22 @@ def _queries(args: SegmentArgs) -> list[Query]:
         raise BadUsage("points belong to one object: give them with one --box or with none")
     if args.box:
         return [Query(np.array(box, np.float32), points, labels) for box in args.box]
-    return [Query(None, points, labels)] if args.point else []
+    return [Query(None, points, labels)] if args.point or args.mask is not None else []
 
 
 def _one(
     segmenter: Segmenter,
     image: Image,
-    queries: Sequence[Query],
     target: Path,
+    queries: Sequence[Query],
     args: SegmentArgs,
     track: Callable[[Sequence[int]], Iterable[int]],
 ) -> dict[str, Any]:
-    found = segmenter(image, queries, args.index, track)
+    steps = None
+    if args.refine or args.mask is not None:
+        found, steps = refined(segmenter, image, queries, args, track)
+    else:
+        found = segmenter(image, queries, args.index, track)
     write_mask(target, found.labels, image)
     if args.logits is not None:
         write_npz(args.logits, _arrays(found))
@@ -159,6 +184,8 @@ def _one(
         "iou": found.iou,
         "logits": args.logits,
     }
+    if steps is not None:
+        record["steps"] = steps
     if found.classes is not None:
         record["classes"] = dict(enumerate(found.classes.tolist()))
     if found.object_score is not None:
@@ -192,7 +219,8 @@ def _describe(record: dict[str, Any], followed: bool) -> str:
         rated = "; found in " + ", ".join(f"{n} of {len(iou)} slices" for n in seen)
     else:
         rated = "; rated IoU " + ", ".join(f"{v:.2f}" for v in iou.max(1))
-    return f"{record['mask']}  pixels {pixels or 'nothing found'}{rated}"
+    line = f"{record['mask']}  pixels {pixels or 'nothing found'}{rated}"
+    return "\n".join([line, *describe_steps(record.get("steps", ()))])
 
 
 def _objects(record: dict[str, Any]) -> str:

@@ -8,8 +8,10 @@ if TYPE_CHECKING:
     from medvfm_jax.predict.evaluation import evaluate
     from medvfm_jax.predict.predictor import Predictor
     from medvfm_jax.predict.segment import Segmenter, load_segmenter
+    from medvfm_jax.settings.automatic import AutomaticConfig
 
 _WHERE = {
+    "AutomaticConfig": "medvfm_jax.settings.automatic",
     "Predictor": "medvfm_jax.predict.predictor",
     "Segmenter": "medvfm_jax.predict.segment",
     "evaluate": "medvfm_jax.predict.evaluation",
@@ -17,4 +19,4 @@ _WHERE = {
 }
 __getattr__, __dir__ = lazy.attributes(__name__, _WHERE)
 
-__all__ = ["Predictor", "Segmenter", "evaluate", "load_segmenter"]
+__all__ = ["AutomaticConfig", "Predictor", "Segmenter", "evaluate", "load_segmenter"]

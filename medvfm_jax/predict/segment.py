@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from medvfm_jax import local_paths, traces
 from medvfm_jax.images import Image, Query, check_query, make_prompts, plane, preprocess, restore, stack
-from medvfm_jax.images.frame import Limits
+from medvfm_jax.images.frame import Frame, Limits
 from medvfm_jax.images.geometry import slice_axis
 from medvfm_jax.images.intensity import VolumeScale
 from medvfm_jax.images.preparation import slices_first
 from medvfm_jax.images.tiles import tiled
+from medvfm_jax.predict.encoded import Halves
 from medvfm_jax.predict.ensemble import Member, check_member, mean
 from medvfm_jax.predict.predictor import (
     class_of_objects,
@@ -28,10 +29,13 @@ from medvfm_jax.predict.ready import Ready, loaded_alone, ready, with_delta, wit
 from medvfm_jax.predict.volume_prediction import label_slices, resolved_overlap
 from medvfm_jax.printable import counted
 from medvfm_jax.runs import run_directory
+from medvfm_jax.settings.automatic import AutomaticConfig
 from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.types import Delta, Params, Prediction, PromptKind, Prompts
 
 if TYPE_CHECKING:
+    from medvfm_jax.predict.automatic_masks import AutomaticMasks
+    from medvfm_jax.predict.interactive import Interactive
     from medvfm_jax.predict.propagation import Propagator
 
 
@@ -84,6 +88,7 @@ class Segmenter:
         # What could not be checked about the deltas.
         self.note = "; ".join(note for note in (ready.note, *(other.note for other in others)) if note)
         self._words = ["segment", *ready.words, multimask] if ready.words else None
+        self._halves = Halves(ready, say)
         self._programs: dict[Any, Callable[..., Any]] = {}
         options = {"multimask": True} if multimask else {}
 
@@ -207,15 +212,28 @@ class Segmenter:
             self._say(f"compiling {self._spec.name} ...")
             followed = self._propagator(image, queries, index, multimask=self._multimask, track=track)
             return Segmented(followed.labels, iou=followed.iou, object_score=followed.object_score)
-        axis = slice_axis(image)
-        scale = VolumeScale(image.array, self.channels)
-        found = self._picture(scale(plane(image.array, axis, index)), queries)
-        labels = [np.zeros_like(found.labels)] * image.grid[axis]
-        labels[index] = found.labels
-        return found._replace(labels=stack(labels, image))
+        found = self._picture(self._plane(image, index), queries)
+        return found._replace(labels=_into(image, found.labels, index))
 
     def check(self, image: Image, queries: Sequence[Query], index: int | None) -> None:
         """Raise for prompts that do not fit the model or the image; see ``__call__``."""
+        self._check_channels(image)
+        if self.semantic and queries:
+            raise BadConfig("This delta segments without prompts; leave out --box and --point.")
+        if not self.semantic and not queries:
+            raise BadConfig(f"{self._spec.name} needs a prompt: give --box X0 Y0 X1 Y1 or --point X Y LABEL.")
+        if not image.is_volume and self._propagator is not None:
+            raise BadConfig(f"{image.path} is a picture: there is nothing to follow objects through.")
+        if self.semantic and image.is_volume and index is not None:
+            raise BadConfig("This delta segments every slice; leave out --slice.")
+        if image.is_volume:
+            self._grid(image)
+        shape = image.grid if self.semantic and image.is_volume else self._asked(image, index)
+        for query in queries:
+            check_query(query, shape)
+
+    def _check_channels(self, image: Image) -> None:
+        """Raise for an image with other channels, or of other rank, than the model takes."""
         name, count = self._spec.name, image.array.shape[-1]
         expected = max(1, len(self.channels))  # a picture of one channel may be in grey or in colour
         if count != expected and (image.is_volume or expected > 1):
@@ -228,32 +246,106 @@ class Segmenter:
             raise BadConfig(f"{what} Keep one time point." if times and expected == 1 else what)
         if self._spec.rank == 3 and not image.is_volume:
             raise BadConfig(f"{image.path} is a picture; {name} was trained to segment volumes.")
-        if self.semantic and queries:
-            raise BadConfig("This delta segments without prompts; leave out --box and --point.")
-        if not self.semantic and not queries:
-            raise BadConfig(f"{name} needs a prompt: give --box X0 Y0 X1 Y1 or --point X Y LABEL.")
-        if not image.is_volume and self._propagator is not None:
-            raise BadConfig(f"{image.path} is a picture: there is nothing to follow objects through.")
+
+    def _asked(self, image: Image, index: int | None) -> tuple[int, int]:
+        """(H, W) of the picture, or of the slice of a volume, that is asked about; raises BadConfig without it."""
         if not image.is_volume and index is not None:
             raise BadConfig(f"{image.path} is a picture and has no slices; leave out --slice.")
-        if self.semantic and index is not None:
-            raise BadConfig("This delta segments every slice; leave out --slice.")
-        if image.is_volume:
-            self._grid(image)
-        if not image.is_volume or self.semantic:
-            shape = image.grid
-        else:
-            axis = slice_axis(image)
-            count = image.grid[axis]
-            if index is None or not 0 <= index < count:
-                raise BadConfig(
-                    f"{image.path} is a volume of {counted(count, 'slice')}: say which one the prompts belong to, "
-                    f"--slice 0 to {count - 1}."
-                )
-            width, height = (n for a, n in enumerate(image.grid) if a != axis)
-            shape = (height, width)
-        for query in queries:
-            check_query(query, shape)
+        if not image.is_volume:
+            return image.grid
+        axis = slice_axis(image)
+        count = image.grid[axis]
+        if index is None or not 0 <= index < count:
+            raise BadConfig(
+                f"{image.path} is a volume of {counted(count, 'slice')}: say which one the prompts belong to, "
+                f"--slice 0 to {count - 1}."
+            )
+        width, height = (n for a, n in enumerate(image.grid) if a != axis)
+        return height, width
+
+    def check_automatic(self, image: Image, index: int | None) -> None:
+        """Raise BadConfig if masks of a grid of points cannot be had of this model or this image."""
+        self._check_channels(image)
+        if self.semantic:
+            raise BadConfig("This delta segments without prompts already; leave out --automatic.")
+        if "point" not in self.prompts:
+            from medvfm_jax.models import MODELS  # imports flax
+
+            named = (name for name, entry in MODELS.items() if not name.endswith("-test"))
+            fit = [n for n in named if MODELS[n].spec.rank == 2 and "point" in MODELS[n].spec.prompts]
+            raise BadConfig(
+                f"{self._spec.name} was trained with {' and '.join(self.prompts)} prompts only, and automatic masks "
+                f"come from a grid of points. Take {', '.join(fit[:-1])} or {fit[-1]}, or a run of "
+                f"{self._spec.name} that was adapted with --prompt point."
+            )
+        self._asked(image, index)
+
+    def automatic(
+        self,
+        image: Image,
+        config: AutomaticConfig | None = None,
+        index: int | None = None,
+        track: Callable[[Sequence[int]], Iterable[int]] = iter,
+        *,
+        multimask: bool | None = None,
+    ) -> "AutomaticMasks":
+        """Masks of everything in a picture, or in a slice of a volume, from a grid of points.
+
+        Args:
+            image: picture or volume.
+            config: the grid, and which masks are kept; by default as in Segment Anything.
+            index: slice of a volume.
+            track: shows progress over the batches of points, whose numbers it gives back.
+            multimask: three masks per point; by default of a pretrained model, as in the reference, and one of a model
+                with a delta, which was trained to give one.
+
+        Returns:
+            The masks on the picture's own grid, the best first; of a volume those of the slice, while ``labels`` are
+            those of the whole volume.
+
+        Raises:
+            BadConfig: a model that was not trained with points, or a volume without a slice.
+
+        References:
+            Kirillov et al. 2023, "Segment Anything", appendix B, https://arxiv.org/abs/2304.02643
+        """
+        from medvfm_jax.predict.automatic_masks import automatic_masks
+
+        self.check_automatic(image, index)
+        config = config or AutomaticConfig()
+        several = not self._trained if multimask is None else multimask
+        found = automatic_masks(
+            self._halves, self._plane(image, index), config, multimask=several, track=track
+        )
+        return found._replace(labels=_into(image, found.labels, index))
+
+    def interactive(self, image: Image, index: int | None = None) -> "Interactive":
+        """A picture, or a slice of a volume, encoded once, to be asked again and again.
+
+        Args:
+            image: picture or volume.
+            index: slice of a volume.
+
+        Returns:
+            What is called with the prompts known by now and the masks found before (``previous=``).
+
+        Raises:
+            BadConfig: a model without prompts, or a volume without a slice.
+        """
+        from medvfm_jax.predict.interactive import Interactive
+
+        self._check_channels(image)
+        if self.semantic:
+            raise BadConfig("This delta segments without prompts: there is no mask to refine.")
+        self._asked(image, index)
+        encoded = self._halves.encode(self._plane(image, index))
+        return Interactive(self._halves, encoded, lambda labels: _into(image, labels, index))
+
+    def _plane(self, image: Image, index: int | None) -> NDArray:
+        """The picture, or the slice of a volume as in training."""
+        if not image.is_volume:
+            return image.array
+        return VolumeScale(image.array, self.channels)(plane(image.array, slice_axis(image), index))
 
     def _labels(self, picture: NDArray) -> NDArray[np.int32]:
         if self._others or self.in_tiles:
@@ -296,11 +388,7 @@ class Segmenter:
             )
         if self.semantic:
             return Segmented(logits.argmax(0).astype(np.int32), logits, np.asarray(low.logits))
-        iou = np.asarray(low.iou)
-        chosen = logits[np.arange(len(logits)), iou.argmax(1)]  # (Q, H, W)
-        labels = np.where(chosen.max(0) > 0, 1 + chosen.argmax(0), 0).astype(np.int32)
-        score = None if low.object_score is None else np.asarray(low.object_score)
-        return Segmented(labels, logits, np.asarray(low.logits), iou, object_score=score)
+        return _numbered(low, logits)
 
     def _predict(self, image: NDArray, prompts: dict[str, NDArray]) -> Prediction:
         shape = tuple((name, value.shape) for name, value in prompts.items())
@@ -395,6 +483,32 @@ def load_segmenter(
         largest=largest,
         others=others,
     )
+
+
+def of_objects(frame: Frame, low: Prediction, name: str) -> Segmented:
+    """What a promptable model gives for the objects of a picture -> their masks on its own grid.
+
+    frame: of the picture.  name: of the model, for BadLogits.
+    """
+    return _numbered(low, restore(frame, finite_logits(low.logits, name)))
+
+
+def _numbered(low: Prediction, logits: NDArray[np.float32]) -> Segmented:
+    """Of each object the mask that is rated best; a pixel belongs to the object with the largest logit above 0."""
+    iou = np.asarray(low.iou)
+    chosen = logits[np.arange(len(logits)), iou.argmax(1)]  # (Q, H, W)
+    labels = np.where(chosen.max(0) > 0, 1 + chosen.argmax(0), 0).astype(np.int32)
+    score = None if low.object_score is None else np.asarray(low.object_score)
+    return Segmented(labels, logits, np.asarray(low.logits), iou, object_score=score)
+
+
+def _into(image: Image, labels: NDArray[np.int32], index: int | None) -> NDArray[np.int32]:
+    """Labels of a picture, or of one slice of a volume -> on the grid of the image, 0 in all other slices."""
+    if not image.is_volume:
+        return labels
+    planes = [np.zeros_like(labels)] * image.grid[slice_axis(image)]
+    planes[index] = labels
+    return stack(planes, image)
 
 
 def _chosen(run: Path, metadata: Mapping[str, Any]) -> tuple[int, ...]:

@@ -94,6 +94,7 @@ def test_every_guide_with_python_is_run_here():
         "own-codec",
         "own-dataset",
         "peft-file",
+        "prompting",
         "volumes",  # in tests/adapters/test_depth_attention.py
     }
     assert {
@@ -134,6 +135,14 @@ def test_the_codec_guide_sends_half_the_bits_and_rounds_to_half_precision():
     scope = run("own-codec.md")
     assert scope["codecs"].bits(scope["half"], scope["update"]) == 16 * 109
     assert 0 < float(abs(scope["received"]["a"] - scope["update"]["a"]).max()) < 2**-11
+
+
+def test_the_prompting_guide_finds_masks():
+    scope = run("prompting.md")
+    assert scope["first"].iou.shape == (1, 3)
+    assert scope["second"].labels.shape == (48, 64)
+    assert scope["labels"].shape == (48, 64)
+    assert scope["rows"][0]["number"] == 1
 
 
 def test_the_dataset_guide_gives_batches(tmp_path, monkeypatch):

@@ -37,5 +37,6 @@ def segmenter(
         return Prediction(found, jnp.full(found.shape[:2], 0.5) if task == "promptable" else None)
 
     base = Base(SimpleNamespace(spec=spec), {}, "")
-    loaded = Loaded(base, plain._replace(apply=apply, spec=spec), {}, metadata or None)
+    whole = plain._replace(apply=apply, decode=apply, spec=spec)  # the embedding is the image
+    loaded = Loaded(base, whole, {}, metadata or None)
     return Segmenter(ready(loaded), multimask=multimask)

@@ -22,6 +22,11 @@ class SegmentArgs:
 
     Example: medvfm segment ct.nii.gz --model sam2-tiny --slice 40 --box 30 40 110 120 --propagate --out mask.nii.gz
 
+    Example: medvfm segment cells.png --model sam-b --weights sam_vit_b_01ec64.pth --point 64 80 1 --point 90 40 0
+    --refine --out mask.png
+
+    Example: medvfm segment cells.png --model mobile-sam --weights mobile_sam.pt --automatic --out mask.png
+
     Coordinates are pixels of the original image, x to the right, y down. Each --box is an object with a number
     of its own, 1, 2, ... in the mask; all --point belong to one object, or to the one --box. Without prompts the
     numbers are the classes of the data the delta was trained on.
@@ -48,6 +53,26 @@ class SegmentArgs:
     """Slice of a volume that the prompts belong to, counted from 0."""
     propagate: bool = False
     """Follow the objects of that slice through the whole volume, in both directions (SAM 2)."""
+    refine: bool = False
+    """Give the points one after the other, the box before them, and feed the mask of each step back with the next."""
+    mask: Path | None = None
+    """Mask to begin with, on the grid of the image: one object, 0 outside; with points or a box, or alone."""
+    automatic: bool = False
+    """Masks of everything, from a grid of points: numbered from the best one on, with a table of them in a .csv
+    beside the mask. For models trained with points."""
+    points_per_side: int | None = None
+    """Of that grid; by default 32."""
+    pred_iou: float | None = None
+    """Least IoU that the model expects of a mask, for --automatic; by default 0.88."""
+    stability: float | None = None
+    """Least stability score of a mask (how little its edge depends on the threshold), for --automatic; by default
+    0.95."""
+    box_nms: float | None = None
+    """Of two masks whose boxes have a larger IoU the better one stays, for --automatic; by default 0.7."""
+    crop_layers: int | None = None
+    """Layers of overlapping crops that are looked at too, 4, 16, ... of them, for small objects; by default 0."""
+    min_area: int | None = None
+    """Fill holes and remove islands of fewer pixels in the masks of --automatic; by default 0."""
     multimask: bool = False
     """Of three candidate masks take the one the model rates best; for ambiguous clicks."""
     overlap: float | None = None
