@@ -15,14 +15,20 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 from jax import Array
 
 from medvfm_jax.catalog import Catalog
 from medvfm_jax.models.clip.text_tower import TextConfig, TextTower
 from medvfm_jax.models.layers import quick_gelu
 from medvfm_jax.models.model import Model
-from medvfm_jax.models.vit.modules import NoDecoder, UnknownVariant, ViT, ViTConfig, check_image_size
+from medvfm_jax.models.vit.modules import (
+    NoDecoder,
+    UnknownVariant,
+    ViT,
+    ViTConfig,
+    check_image_size,
+    patch_map,
+)
 from medvfm_jax.types import ModelSpec, Params
 
 # Of the images CLIP was trained with, in units of [0, 1].
@@ -82,9 +88,12 @@ class Clip(nn.Module):
     def encode_tokens(self, image: Array) -> tuple[Array, Array]:
         """Image (S, S, 3) -> class token (dim,), patch tokens (S/p, S/p, dim), both after the final norm."""
         tokens = self.image_encoder(image)
-        return tokens[0], rearrange(
-            tokens[1:], "(h w) c -> h w c", h=image.shape[0] // self.config.image.patch_size
-        )
+        return tokens[0], patch_map(self.config.image, tokens, image.shape[0])
+
+    @property
+    def image_config(self) -> ViTConfig:
+        """Shape of the image tower, a plain ViT."""
+        return self.config.image
 
     def embed_image(self, image: Array) -> Array:
         """Image (S, S, 3) -> embedding (e,) of length 1."""

@@ -67,6 +67,17 @@ def similarity(model: Model, params: Params, images: Array, token_ids: Array) ->
     ``tokenizer.json`` beside the weights, ``Tokenizer.from_file(path).encode(text).ids``, start and end included; fill
     shorter texts up to the longest with the id of the end.
 
+    Examples:
+        >>> import jax
+        >>> from medvfm_jax import models
+        >>> from medvfm_jax.models.clip import similarity
+        >>> model = models.build("clip-tiny-test")
+        >>> params = model.init(jax.random.key(0))
+        >>> images = jax.random.normal(jax.random.key(1), (2, *model.spec.input_shape))
+        >>> texts = [[38, 4, 8, 39], [38, 5, 39, 39], [38, 6, 39, 39]]  # 38 starts a text, 39 ends it
+        >>> jax.nn.softmax(similarity(model, params, images, texts)).shape
+        (2, 3)
+
     Args:
         model: a CLIP, ``models.build("clip-vit-b16")``; ``weights.load`` gives it with parameters.
         params: its parameters.
@@ -78,17 +89,6 @@ def similarity(model: Model, params: Params, images: Array, token_ids: Array) ->
 
     Raises:
         BadTokens: as ``embed_text``; arrays of another number of axes.
-
-    Examples:
-        >>> import jax
-        >>> from medvfm_jax import models
-        >>> from medvfm_jax.models.clip import similarity
-        >>> model = models.build("clip-tiny-test")
-        >>> params = model.init(jax.random.key(0))
-        >>> images = jax.random.normal(jax.random.key(1), (2, *model.spec.input_shape))
-        >>> texts = [[38, 4, 8, 39], [38, 5, 39, 39], [38, 6, 39, 39]]  # 38 starts a text, 39 ends it
-        >>> jax.nn.softmax(similarity(model, params, images, texts)).shape
-        (2, 3)
 
     References:
         Radford et al. 2021, section 3.1.2 and figure 3, https://arxiv.org/abs/2103.00020

@@ -245,8 +245,17 @@ class FeatureExtractor(nn.Module):
     def encode_tokens(self, image: Array) -> tuple[Array, Array]:
         """Image (S, S, 3) -> class token (dim,), patch tokens (S/p, S/p, dim)."""
         tokens = self.image_encoder(image)
-        h = image.shape[0] // self.config.patch_size
-        return tokens[0], rearrange(tokens[1 + self.config.registers :], "(h w) c -> h w c", h=h)
+        return tokens[0], patch_map(self.config, tokens, image.shape[0])
+
+    @property
+    def image_config(self) -> ViTConfig:
+        """Shape of the ViT."""
+        return self.config
+
+
+def patch_map(config: ViTConfig, tokens: Array, height: int) -> Array:
+    """Tokens (n, dim) of an image that many pixels high -> those of its patches (h, w, dim)."""
+    return rearrange(tokens[1 + config.registers :], "(h w) c -> h w c", h=height // config.patch_size)
 
 
 def build_vit(
@@ -290,7 +299,7 @@ def build_vit(
     def init(key: Array) -> Params:
         return root.init(key, jnp.zeros((size, size, 3), jnp.float32))
 
-    return Model(encode, decode, apply, init, spec_of(variant, config, size))
+    return Model(encode, decode, apply, init, spec_of(variant, config, size), root)
 
 
 def check_image_size(variant: str, config: ViTConfig, image_size: int | None) -> int:
