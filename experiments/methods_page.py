@@ -220,7 +220,8 @@ def _kinds(system: systems.System) -> set[str]:
     return found
 
 
-_BY_OPTION = {"tile": "--prompt none --tile 256"}  # transforms that an option asks for, with any system
+# Transforms that an option asks for, with any system.
+_BY_OPTION = {"tile": "--prompt none --tile 256", "linear_head": "--model dinov2-s --adapter linear"}
 _FEDERATED = {name: entry.system for name, entry in federated_systems.SYSTEMS.items()}
 
 

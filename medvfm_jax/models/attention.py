@@ -84,9 +84,10 @@ def dot_logits(q: Array, k: Array) -> Array:
     return jnp.matmul(q, jnp.swapaxes(k, -1, -2), preferred_element_type=jnp.float32)
 
 
-def attend(q: Array, k: Array, v: Array) -> Array:
-    """Softmax attention of scaled queries q (..., n, d) on k, v (..., m, d) -> (..., n, d)."""
-    return softmax_average(dot_logits(q, k), v)
+def attend(q: Array, k: Array, v: Array, seen: Array | None = None) -> Array:
+    """Softmax attention of scaled queries q (..., n, d) on the k, v (..., m, d) that are seen (n, m) -> (..., n, d)."""
+    logits = dot_logits(q, k)
+    return softmax_average(logits if seen is None else jnp.where(seen, logits, -jnp.inf), v)
 
 
 def attend_in_steps(q: Array, k: Array, v: Array, present: Array | None = None) -> Array:

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from medvfm_jax.catalog import Catalog
-from medvfm_jax.models import sam, sam2, sam_med3d, scan, unet, unet3d, unetr, vit
+from medvfm_jax.models import clip, sam, sam2, sam_med3d, scan, unet, unet3d, unetr, vit
 from medvfm_jax.models.entry import ModelEntry
 from medvfm_jax.models.errors import BadModelOption, UnknownModel
 from medvfm_jax.models.model import Model
@@ -24,6 +24,7 @@ MODELS: Catalog[ModelEntry] = Catalog(
         **sam2.ENTRIES,
         **sam_med3d.ENTRIES,
         **vit.ENTRIES,
+        **clip.ENTRIES,
         **unet.ENTRIES,
         **unet3d.ENTRIES,
         **unetr.ENTRIES,
@@ -38,10 +39,10 @@ def build(name: str, **options: Any) -> Model:
     Args:
         name: one of ``MODELS``; those ending in "-test" are tiny and have no published weights.
         **options: ``dtype`` (compute dtype, float32 or bfloat16) for all; ``image_size`` for models of pictures,
-            ``window`` and ``channels`` for models of patches; ``scan_blocks`` for SAM and ViT encoders (blocks stacked,
-            see ``models.scan``); ``remat`` for encoders of SAM and SAM 2 (True, or "between": only what lies between
-            matrix products is computed again); ``memory`` for SAM 2 (with what follows objects through a volume);
-            ``classes``, ``base`` and ``depth`` for the U-Net, ``classes`` for models of volumes.
+            ``window`` and ``channels`` for models of patches; ``scan_blocks`` for SAM, ViT and CLIP encoders (blocks
+            stacked, see ``models.scan``); ``remat`` for the same and for SAM 2 (True, or for SAMs "between": only what
+            lies between matrix products is computed again); ``memory`` for SAM 2 (with what follows objects through a
+            volume); ``classes``, ``base`` and ``depth`` for the U-Net, ``classes`` for models of volumes.
 
     Returns:
         The model; ``model.init(key)`` gives random parameters, ``weights.load`` published ones.

@@ -24,6 +24,11 @@ def gelu(x: Array) -> Array:
     return x * (0.5 + 0.5 * jax.lax.erf(x * _SQRT_HALF.astype(x.dtype)))
 
 
+def quick_gelu(x: Array) -> Array:
+    """CLIP's approximation of the Gaussian error linear unit, x * sigmoid(1.702 x); same shape and dtype."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
 def costly(x: Array) -> Array:
     """Checkpoint name of what costs more to recompute in the backward pass than to store; see ``KEEP_COSTLY``."""
     return checkpoint_name(x, "costly")

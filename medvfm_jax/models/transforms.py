@@ -22,6 +22,7 @@ from medvfm_jax.models.sam.prompt_free import to_semantic
 from medvfm_jax.models.sam.samus import to_samus
 from medvfm_jax.models.sam.volume_decoder import to_volume_decoder
 from medvfm_jax.models.slab import slab_model
+from medvfm_jax.models.vit.linear_head import with_linear_head
 from medvfm_jax.types import MedvfmError, Normalise, Params, Resize
 
 LEAST_TILE, MOST_TILE = 16, 16_384  # pixels of a side
@@ -101,6 +102,7 @@ KINDS: Catalog[Callable[..., tuple[Model, Params]]] = Catalog(
     {
         "prompt_free": to_semantic,
         "instances": to_instances,
+        "linear_head": with_linear_head,
         "slab": to_slab,
         "input": to_input,
         "tile": to_tiles,

@@ -43,6 +43,9 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType(
     {
         # biases, norms, embeddings, tables: the same in both worlds
         "none": Layout(lambda a: a, lambda a: a, None),
+        # a vector (n,) or a table (n, c) behind axes of length 1: CLIP's class token and positions -> those of a ViT
+        "token": Layout(lambda a: a[None, None], lambda a: a[0, 0], 1),
+        "tokens": Layout(lambda a: a[None], lambda a: a[0], 2),
         # Linear: (out, in) -> (in, out)
         "transpose": Layout(np.transpose, np.transpose, 2),
         # Conv: (out, in / groups, h, w) -> (h, w, in / groups, out); depthwise falls out of it

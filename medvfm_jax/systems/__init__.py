@@ -7,6 +7,7 @@ Examples:
 
 from medvfm_jax.systems.catalog import SYSTEMS
 from medvfm_jax.systems.configuration import adapter, adapter_config, configure, parse_assignments
+from medvfm_jax.systems.features import for_features
 from medvfm_jax.systems.record import System, prompt_free_on_request
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "adapter",
     "adapter_config",
     "configure",
+    "for_features",
     "parse_assignments",
     "prompt_free_on_request",
 ]

@@ -12,6 +12,7 @@ from medvfm_jax.models.transforms import seeded, transform
 from medvfm_jax.systems import lora_sam, med_sa_whole, places, samed_s
 from medvfm_jax.systems.catalog import SYSTEMS
 from medvfm_jax.systems.configuration import configure
+from medvfm_jax.systems.features import for_features
 from medvfm_jax.systems.record import System
 from medvfm_jax.types import MedvfmError, Params
 
@@ -71,7 +72,7 @@ def fit(name: str, model: Model, params: Params, rank: int | None = None) -> Fit
     Returns:
         What would train, or one sentence on why it does not fit.
     """
-    system = SYSTEMS[name]
+    system = for_features(SYSTEMS[name]) if model.spec.task == "features" else SYSTEMS[name]
     try:
         model, params = as_trained(system, model, params)
     except MedvfmError as error:
@@ -103,7 +104,7 @@ def as_trained(system: System, model: Model, params: Params) -> tuple[Model, Par
     """
     plain = system.transform(model.spec, system.prompts, 2)
     change = seeded(plain, 0)
-    if change == plain:
+    if change == plain and model.spec.task != "features":
         return model, params
     found: list[Model] = []
 

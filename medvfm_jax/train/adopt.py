@@ -18,7 +18,7 @@ from medvfm_jax.adapters.training_options import check_ranks
 from medvfm_jax.printable import counted
 from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.systems import sd_trans
-from medvfm_jax.train.assemble import Base, load_base, transformed, with_adapter
+from medvfm_jax.train.assemble import Base, load_base, spec_of, transformed, with_adapter
 from medvfm_jax.types import Delta
 from medvfm_jax.weights.adapter_files import IOU_HEAD, BadAdapterFile, Kind, Shapes, kind_of, sort_arrays
 from medvfm_jax.weights.peft import PeftAdapter, load_peft
@@ -84,6 +84,7 @@ def adopt(
         raise BadConfig(f"{file} is an adapter of {kind}, not of {system}; leave out --system.")
     classes = _classes(state, kind, system, file)
     change = _transform(state, kind, system, classes, image_size)
+    spec_of(model)
     base = load_base(model, classes=2, seed=0, dtype="float32", file=weights, offline=offline)
     changed = transformed(base, change)
     left_out: tuple[str, ...] = ()

@@ -149,8 +149,10 @@ def adapt_base(
     elsewhere: Collection[str] = (),
 ) -> Assembled:
     """The system's parts around a model, as ``assemble``; where ``base.params`` are shapes, so is the delta."""
-    task, spec = base.model.spec.task, base.model.spec
-    prompt = config.resolved_prompt(system, task)
+    spec = base.model.spec
+    if spec.task == "features":
+        system = systems.for_features(system)
+    prompt = config.resolved_prompt(system, "semantic" if spec.task == "features" else spec.task)
     check_prompts(spec, prompt)
     change = with_depth(system.transform(spec, prompt, classes), name, depth)
     transform = seeded(with_tile(change, tile), seed)
@@ -228,6 +230,10 @@ def load_adapted(
     artifacts.check_base(metadata, base.params)
     change = stored_transform(metadata, base.model.spec)
     base = transformed(base, change)
+    if base.model.spec.task == "features":
+        raise artifacts.BadDelta(
+            f"{delta}: its model, {name}, gives features, and it has no layer that makes masks."
+        )
     _check_labels(metadata, base.model.spec, delta)
     adapted = with_adapter(base, metadata["adapter"])
     preparation = stored_preparation(metadata, base.model.spec, delta)
@@ -320,10 +326,8 @@ def load_base(
     keep: for the backward pass, see ``catalog.KEEP``. shape: (D, H, W, channels) of a patch, for models built for one.
     memory: with what follows objects through a volume, for models that have it.
 
-    Raises BadConfig for a model that gives features instead of masks, or that cannot keep less than everything, and
-    what ``weights.load`` raises.
+    Raises BadConfig for a model that cannot keep less than everything, and what ``weights.load`` raises.
     """
-    spec_of(name)
     options = options_of(dtype)
     if keep != "everything":
         if "remat" not in entry_of(name).options:
@@ -356,14 +360,14 @@ def entry_of(name: str) -> ModelEntry:
 
 
 def spec_of(name: str) -> ModelSpec:
-    """What a model is, before its weights are fetched.
+    """What a model is that is asked for masks without a delta, before its weights are fetched.
 
     Raises UnknownModel, and BadConfig for a model that gives features instead of masks.
     """
     spec = entry_of(name).spec
     if spec.task == "features":
         raise BadConfig(
-            f"Model '{name}' gives features, not masks; choose one that segments, like lite-medsam."
+            f"Model '{name}' gives features, not masks; adapt it first, or choose one that segments, like lite-medsam."
         )
     return spec
 

@@ -156,7 +156,7 @@ def to_jax(
         if problem := wrong_values(value):
             broken.append(f"{' + '.join(sources)} {problem}")
         elif not broken:
-            flat[path] = np.ascontiguousarray(value, dtype=np.float32)
+            flat[path] = np.asarray(value, np.float32, order="C")
     if broken:
         raise PortError(where, problems=broken)
     return {"params": unflatten(flat)}
@@ -182,8 +182,10 @@ def to_torch(table: PortTable, params: Mapping[str, Any]) -> dict[str, np.ndarra
         except KeyError:
             unknown.append(path)
             continue
-        for key, part in zip(sources, np.split(np.asarray(value), len(sources), axis=-1), strict=True):
-            state[key] = np.ascontiguousarray(LAYOUTS[row.layout].to_torch(part))
+        whole = np.asarray(value)
+        parts = np.split(whole, len(sources), axis=-1) if len(sources) > 1 else (whole,)
+        for key, part in zip(sources, parts, strict=True):
+            state[key] = np.asarray(LAYOUTS[row.layout].to_torch(part), order="C")
     if unknown:
         raise PortError(f"table {table.name}", problems=(f"no row for {path}" for path in unknown))
     state.update({alias: state[key] for alias, key in table.aliases if key in state})

@@ -310,6 +310,30 @@ _ENTRIES = (
         ("none",),
         notes="ImageNet-21k",
     ),
+    WeightsEntry(
+        "clip-vit-b16",
+        "https://huggingface.co/openai/clip-vit-base-patch16/resolve/main/pytorch_model.bin",
+        "clip-vit-b16",
+        "MIT",
+        ("none",),
+        notes="licence of the code repository; image and text towers",
+    ),
+    WeightsEntry(
+        "clip-vit-b32",
+        "https://huggingface.co/openai/clip-vit-base-patch32/resolve/main/pytorch_model.bin",
+        "clip-vit-b32",
+        "MIT",
+        ("none",),
+        notes="licence of the code repository; image and text towers",
+    ),
+    WeightsEntry(
+        "clip-vit-l14",
+        "https://huggingface.co/openai/clip-vit-large-patch14/resolve/main/pytorch_model.bin",
+        "clip-vit-l14",
+        "MIT",
+        ("none",),
+        notes="licence of the code repository; image and text towers",
+    ),
 )
 WEIGHTS: Catalog[WeightsEntry] = Catalog(
     "published set of weights", {entry.name: entry for entry in _ENTRIES}, UnknownWeights

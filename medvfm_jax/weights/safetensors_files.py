@@ -163,7 +163,7 @@ def write(path: Path | str, arrays: Mapping[str, np.ndarray], metadata: Mapping[
     The same arrays and metadata give the same bytes.
     """
     path = Path(path)
-    tensors = {key: np.ascontiguousarray(value) for key, value in arrays.items()}
+    tensors = {key: np.asarray(value, order="C") for key, value in arrays.items()}
     with temporary(path) as part:
         try:
             save_file(tensors, part, metadata=dict(metadata))

@@ -19,13 +19,13 @@ def test_which_fit_a_model_and_a_rank(medvfm):
     )
     assert "which is 16 wide: choose lora.rank=16" in found["lora"]["reason"]
     assert "is too large for the kernel" in found["pissa"]["reason"]
-    assert found["linear"]["reason"] == "the model has no linear layer before the masks that it knows."
-    assert found["vpt"]["trained"] == 2 * 10 * 16
+    assert found["linear"]["trained"] == 2 * (16 + 1)
+    assert found["vpt"]["trained"] == 2 * 10 * 16 + 2 * (16 + 1)
     assert "needs a Dense on a map" in found["conv_lora"]["reason"]
     assert not [s for s in found.values() if ".*" in s["reason"]]
     said = medvfm("systems", "--model", "vit-tiny-test").out
-    assert "lora                  512 parameters" in said
-    assert "decoder       does not fit: the model has no mask decoder." in said
+    assert "lora                  546 parameters" in said
+    assert "lora_sam      does not fit: the model has no mask tokens with hypernetworks." in said
 
 
 def test_a_rank_alone_and_unknown_models_are_refused(medvfm):

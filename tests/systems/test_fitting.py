@@ -9,17 +9,18 @@ from medvfm_jax.models.catalog import MODELS
 from medvfm_jax.systems.fitting import _WORDS, fit, why
 
 MODEL = models.build("vit-tiny-test")
+HEAD = 2 * (16 + 1)  # the layer that a model of features gets, for two classes
 SHAPES = jax.eval_shape(MODEL.init, jax.random.key(0))
 
 
 @pytest.mark.parametrize(
     ("name", "rank", "trained"),
     [
-        ("lora", None, 2 * 2 * 4 * (16 + 16)),
-        ("lora", 16, 2 * 2 * 16 * (16 + 16)),
-        ("pissa", 8, 2 * 2 * 8 * (16 + 16)),
-        ("fact_tt", 2, 2 * 16 * 2 + 2 * 2 * 4),
-        ("bitfit", 3, 16 + 2 * (48 + 16 + 64 + 16 + 2 * 16) + 16),  # no rank to change
+        ("lora", None, 2 * 2 * 4 * (16 + 16) + HEAD),
+        ("lora", 16, 2 * 2 * 16 * (16 + 16) + HEAD),
+        ("pissa", 8, 2 * 2 * 8 * (16 + 16) + HEAD),
+        ("fact_tt", 2, 2 * 16 * 2 + 2 * 2 * 4 + HEAD),
+        ("bitfit", 3, 16 + 2 * (48 + 16 + 64 + 16 + 2 * 16) + 16 + HEAD),  # no rank to change
     ],
 )
 def test_what_fits_says_what_trains(name: str, rank: int | None, trained: int) -> None:
@@ -36,7 +37,7 @@ def test_what_fits_says_what_trains(name: str, rank: int | None, trained: int) -
         ),
         ("lora_ga", 9, "takes 18 singular directions and which has 16"),
         ("adalora", 3, "target must be above 0 and at most the rank, 3, not 4"),
-        ("decoder", None, "the model has no mask decoder."),
+        ("lora_sam", None, "the model has no mask tokens with hypernetworks."),
     ],
 )
 def test_what_does_not_fit_says_why(name: str, rank: int | None, reason: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 from medvfm_jax.adapters import BadAdapterConfig
 from medvfm_jax.data import BadCase, BadDataset
 from medvfm_jax.models.errors import UnknownModel
+from medvfm_jax.models.sam.prompt_free import NotConvertible
 from medvfm_jax.runs import run_directory
 from medvfm_jax.runs.run_directory import RunExists, RunInUse
 from medvfm_jax.train import BadConfig, adapt, training
@@ -67,7 +68,12 @@ def test_a_run_that_another_process_writes_to_is_refused(cells, tmp_path):
     [
         ({"data": "nowhere"}, BadDataset, "nowhere is not a folder"),
         ({"model": "sam-huge"}, UnknownModel, "sam-huge"),
-        ({"model": "vit-tiny-test", "adapter": "lora"}, BadConfig, "gives features, not masks"),
+        (
+            {"model": "vit-tiny-test", "adapter": "desam", "prompt": "auto"},
+            NotConvertible,
+            "DeSAM needs a SAM that takes prompts",
+        ),
+        ({"model": "vit-tiny-test", "adapter": "lora"}, BadConfig, "takes no prompts; use --prompt none"),
         ({"adapter": "lara"}, BadAdapterConfig, "lara"),
         ({"set": ("head.rank=8",)}, BadAdapterConfig, "head.rank"),
         ({"train_cases": 9}, MedvfmError, "9 training patients were asked for"),

@@ -9,6 +9,7 @@ Sources: Dosovitskiy et al. 2021 (ViT), Touvron et al. 2021 (LayerScale), Oquab 
 Darcet et al. 2024 (registers).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,7 +24,7 @@ from medvfm_jax.models.attention import attend
 from medvfm_jax.models.backend import backend as current_backend
 from medvfm_jax.models.errors import BadModelOption
 from medvfm_jax.models.interpolation import resize
-from medvfm_jax.models.layers import LayerNorm, MlpBlock, layer_norm
+from medvfm_jax.models.layers import LayerNorm, MlpBlock, gelu, layer_norm
 from medvfm_jax.models.model import Model
 from medvfm_jax.types import MedvfmError, ModelSpec, Params
 
@@ -58,6 +59,10 @@ class ViTConfig:
     interpolate_offset: float = 0.0  # DINOv2 enlarges by (side + 0.1) / pretraining side
     registers: int = 0  # learned tokens without a position between the class token and the patches
     antialias: bool = False  # whether positions for another grid are low-pass filtered when they shrink
+    activation: Callable[[Array], Array] = gelu
+    patch_bias: bool = True
+    pre_norm: bool = False  # a layer norm before the first block, as in CLIP
+    causal: bool = False  # a token attends to itself and to what stands before it: text
     scan_blocks: bool = False
     remat: bool = False  # recompute every block in the backward pass
     dtype: Any = jnp.float32
@@ -95,7 +100,8 @@ class PatchEmbed(nn.Module):
     @nn.compact
     def __call__(self, image: Array) -> Array:
         patch = (self.config.patch_size,) * 2
-        return nn.Conv(self.config.dim, patch, patch, "VALID", dtype=self.config.dtype, name="proj")(image)
+        options = {"use_bias": self.config.patch_bias, "dtype": self.config.dtype}
+        return nn.Conv(self.config.dim, patch, patch, "VALID", **options, name="proj")(image)
 
 
 class Attention(nn.Module):
@@ -109,7 +115,9 @@ class Attention(nn.Module):
         qkv = nn.Dense(3 * dim, dtype=dtype, name="qkv")(x)
         q, k, v = rearrange(qkv, "tokens (three heads d) -> three heads tokens d", three=3, heads=heads)
         q = q * (dim // heads) ** -0.5
-        if x.shape[0] > TOKENS_PER_MAPPED_HEAD and current_backend() == "cpu":
+        if self.config.causal:
+            out = attend(q, k, v, jnp.tri(len(x), dtype=bool))
+        elif x.shape[0] > TOKENS_PER_MAPPED_HEAD and current_backend() == "cpu":
             out = jax.lax.map(lambda one: attend(*one), (q, k, v))
         else:
             out = attend(q, k, v)
@@ -138,7 +146,11 @@ class Block(nn.Module):
             return LayerScale(name=name)(y) if self.config.layer_scale else y
 
         mlp = MlpBlock(
-            self.config.mlp_ratio * self.config.dim, names=("fc1", "fc2"), dtype=self.config.dtype, name="mlp"
+            self.config.mlp_ratio * self.config.dim,
+            self.config.activation,
+            self.config.dtype,
+            names=("fc1", "fc2"),
+            name="mlp",
         )
         x = x + scaled(Attention(self.config, name="attn")(norm("norm1")(x)), "ls1")
         return x + scaled(mlp(norm("norm2")(x)), "ls2")
@@ -152,6 +164,25 @@ class BlockGroup(nn.Module):
     @nn.compact
     def __call__(self, x: Array, _: None = None) -> tuple[Array, None]:
         return Block(self.config, name="block_0")(x), None
+
+
+def in_blocks(config: ViTConfig, x: Array) -> Array:
+    """All blocks one after the other, x (tokens, dim) -> (tokens, dim); call it inside a compact method.
+
+    Rematerialised inside the scan: unrolled checkpoints hardly save memory on CPU, scanned ones do.
+    """
+    if config.scan_blocks:
+        stack = nn.scan(
+            nn.remat(BlockGroup, prevent_cse=False) if config.remat else BlockGroup,
+            variable_axes={"params": 0, "taps": 0},
+            split_rngs={"params": True, "dropout": True},
+            length=config.depth,
+        )
+        return stack(config, name="blocks")(x, None)[0]
+    block = nn.remat(Block) if config.remat else Block
+    for i in range(config.depth):
+        x = block(config, name=f"blocks_{i}")(x)
+    return x
 
 
 class ViT(nn.Module):
@@ -174,19 +205,9 @@ class ViT(nn.Module):
         if config.registers:
             first.append(self.param("register_tokens", small, (1, config.registers, config.dim))[0])
         x = jnp.concatenate([*(token.astype(config.dtype) for token in first), x])
-        if config.scan_blocks:
-            # Rematerialised inside the scan: unrolled checkpoints hardly save memory on CPU, scanned ones do.
-            stack = nn.scan(
-                nn.remat(BlockGroup, prevent_cse=False) if config.remat else BlockGroup,
-                variable_axes={"params": 0, "taps": 0},
-                split_rngs={"params": True, "dropout": True},
-                length=config.depth,
-            )
-            x, _ = stack(config, name="blocks")(x, None)
-        else:
-            block = nn.remat(Block) if config.remat else Block
-            for i in range(config.depth):
-                x = block(config, name=f"blocks_{i}")(x)
+        if config.pre_norm:
+            x = layer_norm("norm_pre", config.norm_eps, config.dtype)(x)
+        x = in_blocks(config, x)
         return layer_norm("norm", config.norm_eps, config.dtype)(x)
 
 
@@ -224,8 +245,17 @@ class FeatureExtractor(nn.Module):
     def encode_tokens(self, image: Array) -> tuple[Array, Array]:
         """Image (S, S, 3) -> class token (dim,), patch tokens (S/p, S/p, dim)."""
         tokens = self.image_encoder(image)
-        h = image.shape[0] // self.config.patch_size
-        return tokens[0], rearrange(tokens[1 + self.config.registers :], "(h w) c -> h w c", h=h)
+        return tokens[0], patch_map(self.config, tokens, image.shape[0])
+
+    @property
+    def image_config(self) -> ViTConfig:
+        """Shape of the ViT."""
+        return self.config
+
+
+def patch_map(config: ViTConfig, tokens: Array, height: int) -> Array:
+    """Tokens (n, dim) of an image that many pixels high -> those of its patches (h, w, dim)."""
+    return rearrange(tokens[1 + config.registers :], "(h w) c -> h w c", h=height // config.patch_size)
 
 
 def build_vit(
@@ -254,13 +284,7 @@ def build_vit(
         )
     if interpolate_offset is not None:
         config = replace(config, interpolate_offset=interpolate_offset)
-    size = config.pretrain_size if image_size is None else image_size
-    if size < config.patch_size or size % config.patch_size:
-        near = max(1, round(size / config.patch_size)) * config.patch_size
-        raise BadImageSize(
-            f"{variant} cuts images into patches of {config.patch_size} px: image_size {size} is no positive "
-            f"multiple of that; use {near}."
-        )
+    size = check_image_size(variant, config, image_size)
     root = FeatureExtractor(config)
 
     def encode(params: Params, image: Array, **kw: Any) -> Array:
@@ -275,11 +299,23 @@ def build_vit(
     def init(key: Array) -> Params:
         return root.init(key, jnp.zeros((size, size, 3), jnp.float32))
 
-    return Model(encode, decode, apply, init, spec_of(variant, config, size))
+    return Model(encode, decode, apply, init, spec_of(variant, config, size), root)
+
+
+def check_image_size(variant: str, config: ViTConfig, image_size: int | None) -> int:
+    """Side of the images: the pretraining size unless given; raises BadImageSize for what patches do not fill."""
+    size = config.pretrain_size if image_size is None else image_size
+    if size < config.patch_size or size % config.patch_size:
+        near = max(1, round(size / config.patch_size)) * config.patch_size
+        raise BadImageSize(
+            f"{variant} cuts images into patches of {config.patch_size} px: image_size {size} is no positive "
+            f"multiple of that; use {near}."
+        )
+    return size
 
 
 def encode_tokens(model: Model, params: Params, image: Array, **kw: Any) -> tuple[Array, Array]:
-    """Image (S, S, 3) -> class token (dim,), patch tokens (h, w, dim) of a model made by ``build_vit``."""
+    """Image (S, S, 3) -> class token (dim,), patch tokens (h, w, dim) of a plain ViT or a CLIP."""
     return model.encode(params, image, method="encode_tokens", **kw)
 
 
