@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from medvfm_jax.catalog import Catalog
-from medvfm_jax.models import clip, sam, sam2, sam_med3d, scan, unet, unet3d, unetr, vit
+from medvfm_jax.models import clip, sam, sam2, sam_med3d, scan, segvol, unet, unet3d, unetr, vit
 from medvfm_jax.models.entry import ModelEntry
 from medvfm_jax.models.errors import BadModelOption, UnknownModel
 from medvfm_jax.models.model import Model
@@ -23,6 +23,7 @@ MODELS: Catalog[ModelEntry] = Catalog(
         **sam.ENTRIES,
         **sam2.ENTRIES,
         **sam_med3d.ENTRIES,
+        **segvol.ENTRIES,
         **vit.ENTRIES,
         **clip.ENTRIES,
         **unet.ENTRIES,

@@ -56,6 +56,8 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType(
         "oidhw_to_dhwio": Layout(
             lambda k: k.transpose(2, 3, 4, 1, 0), lambda k: k.transpose(4, 3, 0, 1, 2), 5
         ),
+        # a map of a volume: (channels, d, h, w) -> (d, h, w, channels)
+        "cdhw_to_dhwc": Layout(lambda a: a.transpose(1, 2, 3, 0), lambda a: a.transpose(3, 0, 1, 2), 4),
         # Conv3d of one voxel as a linear layer: (out, in, 1, 1, 1) -> (in, out)
         "pointwise": Layout(
             lambda k: k.reshape(k.shape[:2]).T, lambda k: k.T.reshape(*k.T.shape, 1, 1, 1), 5

@@ -202,6 +202,14 @@ _ENTRIES = (
         notes="SAM-Med3D-turbo, fine-tuned on 44 datasets",
     ),
     WeightsEntry(
+        "segvol",
+        Page("https://huggingface.co/BAAI/SegVol", "SegVol_v1.pth"),
+        "segvol",
+        "MIT",
+        ("point", "box"),
+        notes="among the files of the page; CLIP's text encoder in it is not used",
+    ),
+    WeightsEntry(
         "efficient-sam-ti",
         "https://huggingface.co/merve/EfficientSAM/resolve/main/efficient_sam_vitt.pt",
         "efficient-sam-ti",

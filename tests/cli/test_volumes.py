@@ -13,6 +13,7 @@ from tests.cli.commands import LITE, SAM, adapt_words
 
 UNETR = "unetr-tiny-test"
 MED3D = "sam-med3d-tiny-test"
+SEGVOL = "segvol-tiny-test"
 SLABS = {"model": SAM, "adapter": "sd_trans", "prompt": "auto", "window": 3, "batch_size": 1}
 PATCHES = {"model": UNETR, "adapter": "full", "prompt": "auto", "batch_size": 1}
 
@@ -28,6 +29,7 @@ def words(data, out, sides=(), **settings):
         (SLABS, (), "(4 slabs)", [3, 64, 64]),
         (PATCHES, (16, 16, 16), "(1 window)", [16, 16, 16]),
         (PATCHES | {"model": MED3D, "adapter": "samed"}, (16, 16, 16), "(1 window)", [16, 16, 16]),
+        (PATCHES | {"model": SEGVOL, "adapter": "samed"}, (8, 16, 16), "(1 window)", [8, 16, 16]),
     ],
 )
 def test_adapt_evaluate_and_segment_a_volume(medvfm, volumes, cells, tmp_path, settings, window, unit, seen):
@@ -81,6 +83,7 @@ def test_adapt_evaluate_and_segment_a_volume(medvfm, volumes, cells, tmp_path, s
             (16, 16, 16),
             "without prompts: adapt it with",
         ),
+        ({"model": SEGVOL, "adapter": "samed"}, (6, 16, 16), "three multiples of 4 16 16, not 6 16 16"),
         ({"model": MED3D, "adapter": "samed"}, (16, 32, 16), "three equal multiples of 16, not 16 32 16"),
         (
             {"model": UNETR, "adapter": "full", "prompt": "none"},

@@ -126,11 +126,13 @@ class Stage(NamedTuple):
 class MaskDecoder(nn.Module):
     """Embedding (h, w, c) and prompts' tokens -> float32 logits (Q, M, 4h, 4w) and IoU (Q, M).
 
-    ``outputs`` mask tokens, each with its own hypernetwork.  SAM has 4: ``multimask`` takes the last three,
-    otherwise the first.  ``all_masks`` returns every output and no IoU, for semantic segmentation.  ``efficient``: as
-    EfficientSAM has it, see ``TwoWayBlock``; GELU in all MLPs, and upscaled features are normalised all together.
+    Of a volume (d, h, w, c) where ``_upscale`` is that of one.  ``outputs`` mask tokens, each with its own
+    hypernetwork.  SAM has 4: ``multimask`` takes the last three, otherwise the first.  ``all_masks`` returns every
+    output and no IoU, for semantic segmentation.  ``efficient``: as EfficientSAM has it, see ``TwoWayBlock``; GELU in
+    all MLPs, and upscaled features are normalised all together.
     ``doublings``: of the side from embedding to logits, 2 in SAM; each halves the features.
     ``stages``: return a ``Stage`` too, for decoders that go on from there.
+    ``quality_hidden``: width of the head of the IoU, None for ``dim``.
     """
 
     dim: int = 256
@@ -143,6 +145,7 @@ class MaskDecoder(nn.Module):
     stages: bool = False
     dtype: Any = jnp.float32
     efficient: bool = False
+    quality_hidden: int | None = None
 
     @nn.compact
     def __call__(
@@ -153,8 +156,10 @@ class MaskDecoder(nn.Module):
         dense: Array,
         present: Array | None = None,
         multimask: bool = False,
+        direction: Array | None = None,
     ) -> tuple[Array, Array | None] | tuple[Array, Array | None, Stage]:
-        h, w, dtype = *embedding.shape[:2], self.dtype
+        """Answer every prompt; ``direction`` (Q, c / 8) is added to the weights of all masks."""
+        sides, dtype = embedding.shape[:-1], self.dtype
         own = [embedding_table(nn.Embed(1, self.dim, name="iou_token"))]
         own.append(embedding_table(nn.Embed(self.outputs, self.dim, name="mask_tokens")))
         own = jnp.concatenate(own).astype(dtype)
@@ -163,13 +168,14 @@ class MaskDecoder(nn.Module):
         if present is not None:
             always = jnp.ones((prompts, own.shape[0]), bool)
             present = jnp.concatenate([always, present], axis=1)
-        image = rearrange(embedding.astype(dtype) + dense, "q h w c -> q (h w) c")
-        positions = rearrange(image_pe.astype(dtype), "h w c -> (h w) c")
+        image = embedding.astype(dtype) + dense
+        image = image.reshape(len(image), -1, self.dim)
+        positions = image_pe.astype(dtype).reshape(-1, self.dim)
         options = {"dtype": dtype, "efficient": self.efficient}
         transformer = TwoWayTransformer(self.depth, self.heads, self.hidden, **options, name="transformer")
         tokens, image = transformer(tokens, image, positions, present)
 
-        image = rearrange(image, "q (h w) c -> q h w c", h=h, w=w)
+        image = image.reshape(len(image), *sides, self.dim)
         pixels = self._upscale(image)
         more = (Stage(tokens[:, 1 : 1 + self.outputs], image, pixels),) if self.stages else ()
         widths, activation = (self.dim, self.dim, pixels.shape[-1]), gelu if self.efficient else nn.relu
@@ -179,10 +185,14 @@ class MaskDecoder(nn.Module):
             for i in range(self.outputs)
         ]
         kept = slice(None) if self.all_masks else slice(1, None) if multimask else slice(0, 1)
-        logits = masks_of(jnp.stack(weights[kept], axis=1), pixels)
+        chosen = jnp.stack(weights[kept], axis=1)
+        if direction is not None:
+            chosen = chosen + direction[:, None]
+        logits = masks_of(chosen, pixels)
         if self.all_masks:
             return logits, None, *more
-        widths = (self.dim, self.dim, self.outputs)
+        hidden = self.quality_hidden or self.dim
+        widths = (hidden, hidden, self.outputs)
         iou = ReluMlp(widths, dtype, activation, name="iou_prediction_head")(tokens[:, 0])
         return logits, iou[:, kept].astype(jnp.float32), *more
 
@@ -208,11 +218,11 @@ class MaskDecoder(nn.Module):
 
 
 def masks_of(weights: Array, pixels: Array) -> Array:
-    """Weights (Q, M, c), pixel features (Q, h, w, c) -> float32 logits (Q, M, h, w).
+    """Weights (Q, M, c), features of pixels (Q, h, w, c) or voxels (Q, d, h, w, c) -> float32 logits (Q, M, h, w).
 
     Pixels come first in the product: in the other order XLA turns their features round, the decoder's largest array.
     """
-    h, w = pixels.shape[1:3]
-    flat = rearrange(pixels, "q h w c -> q (h w) c")
+    count, *sides, width = pixels.shape
+    flat = pixels.reshape(count, -1, width)
     logits = jnp.einsum("qnc,qmc->qnm", flat, weights, preferred_element_type=jnp.float32)
-    return rearrange(logits, "q (h w) m -> q m h w", h=h, w=w)
+    return jnp.swapaxes(logits, 1, 2).reshape(len(logits), -1, *sides)

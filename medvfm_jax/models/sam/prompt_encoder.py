@@ -92,6 +92,10 @@ class PromptEncoder(nn.Module):
         """Positional encoding of the embedding's cells, (h, w, dim) float32."""
         return self.pe_layer.of_grid(self.grid)
 
+    def unit(self, points: Array) -> Array:
+        """Positions in pixels or voxels -> in the unit square or cube."""
+        return points / self.image_size
+
     def _sparse(self, prompts: Prompts | None) -> tuple[Array, Array]:
         kinds = [embedding_table(e) for e in (self.not_a_point_embed, *self.point_embeddings)]
         if prompts is None:
@@ -102,7 +106,7 @@ class PromptEncoder(nn.Module):
             raise BadPrompts(
                 f"prompts need points (Q, P, {rank}) and labels (Q, P), not {points.shape} and {labels.shape}."
             )
-        positions = self.pe_layer((points + 0.5) / self.image_size)
+        positions = self.pe_layer(self.unit(points + 0.5))
         positions = jnp.where((labels > PAD)[..., None], positions, 0.0)
         tokens = positions + jnp.concatenate(kinds)[labels - PAD]
         present = labels != ABSENT

@@ -13,6 +13,15 @@ def _biased(source: str, target: str, layout: str) -> tuple[Row, ...]:
     return _kernel(source, target, layout), *array(f"{source}.bias", f"{target}/bias")
 
 
+# Of the mask decoder, beside MASK_DECODER_ALIKE and the norm.
+UPSCALED_HEADS: tuple[Row, ...] = (
+    *dense("mask_decoder.transformer.layers.{i}.mlp.{m:lin1|lin2}"),
+    _kernel("mask_decoder.output_upscaling.{m:0|3}", "mask_decoder/output_upscaling_{m}/taps", "doubled"),
+    *array("mask_decoder.output_upscaling.{m:0|3}.bias", "mask_decoder/output_upscaling_{m}/bias"),
+    *dense("mask_decoder.output_hypernetworks_mlps.{i}.layers.{j}"),
+    *dense("mask_decoder.iou_prediction_head.layers.{j}"),
+)
+
 SAM_MED3D = PortTable(
     "sam_med3d",
     (
@@ -34,11 +43,7 @@ SAM_MED3D = PortTable(
         *_biased("prompt_encoder.mask_downscaling.6", "prompt_encoder/mask_downscaling_6", "pointwise"),
         *norm("prompt_encoder.mask_downscaling.{m:1|4}"),
         *MASK_DECODER_ALIKE,
-        *dense("mask_decoder.transformer.layers.{i}.mlp.{m:lin1|lin2}"),
-        _kernel("mask_decoder.output_upscaling.{m:0|3}", "mask_decoder/output_upscaling_{m}/taps", "doubled"),
-        *array("mask_decoder.output_upscaling.{m:0|3}.bias", "mask_decoder/output_upscaling_{m}/bias"),
+        *UPSCALED_HEADS,
         *norm("mask_decoder.output_upscaling.1"),
-        *dense("mask_decoder.output_hypernetworks_mlps.{i}.layers.{j}"),
-        *dense("mask_decoder.iou_prediction_head.layers.{j}"),
     ),
 )

@@ -16,21 +16,23 @@ from medvfm_jax.models.sam.prompt_encoder import NORM_EPSILON, PromptEncoder
 class RandomPositions3d(nn.Module):
     """Positions in the unit cube (..., 3) -> sines, cosines and the sines again (..., dim) in float32.
 
-    The frequencies are drawn once and never trained; they belong to the weights.
+    The frequencies are drawn once and never trained; they belong to the weights.  ``parts``: 3 of SAM-Med3D; with 2 the
+    sines are not there again.
     """
 
     dim: int
+    parts: int = 3
 
     @nn.compact
     def __call__(self, positions: Array) -> Array:
-        matrix = self.param(
-            "positional_encoding_gaussian_matrix", nn.initializers.normal(1.0), (3, self.dim // 3)
-        )
+        shape = (3, self.dim // self.parts)
+        matrix = self.param("positional_encoding_gaussian_matrix", nn.initializers.normal(1.0), shape)
         # Written out: a matrix product would be rounded to bfloat16 on TPU, and angles cannot take that.
         signed = 2.0 * positions.astype(jnp.float32) - 1.0
         turns = sum(signed[..., i : i + 1] * matrix[i] for i in range(3))
         angle = 2.0 * np.float32(np.pi) * turns
-        return jnp.concatenate([jnp.sin(angle), jnp.cos(angle), jnp.sin(angle)], axis=-1)
+        waves = jnp.sin(angle), jnp.cos(angle)
+        return jnp.concatenate((*waves, waves[0])[: self.parts], axis=-1)
 
     def of_grid(self, grid: tuple[int, int, int]) -> Array:
         """Positional encoding of the centres of a grid's cells, (d, h, w, dim) float32.

@@ -16,12 +16,10 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax import Array
 
-from medvfm_jax.models.attention import attend
-from medvfm_jax.models.layers import MlpBlock, layer_norm
+from medvfm_jax.models.unetr.transformer import NORM_EPSILON, Transformer, TransformerConfig
 from medvfm_jax.types import Prediction
 
 PATCH = 16  # voxels along a side of a token; the decoder doubles four times
-NORM_EPSILON = 1e-5  # of layer and instance norms
 _SLOPE = 0.01
 
 
@@ -42,70 +40,10 @@ class UnetrConfig:
         """Channels at a level, 0 being the finest."""
         return self.features * 2**level
 
-
-class Attention(nn.Module):
-    """Multi-head self-attention without biases of q, k and v, x (tokens, dim) -> (tokens, dim)."""
-
-    config: UnetrConfig
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        dim, heads, dtype = self.config.dim, self.config.heads, self.config.dtype
-        qkv = nn.Dense(3 * dim, use_bias=False, dtype=dtype, name="qkv")(x)
-        q, k, v = rearrange(qkv, "tokens (three heads d) -> three heads tokens d", three=3, heads=heads)
-        out = attend(q * (dim // heads) ** -0.5, k, v)
-        return nn.Dense(dim, dtype=dtype, name="out_proj")(
-            rearrange(out, "heads tokens d -> tokens (heads d)")
-        )
-
-
-class Block(nn.Module):
-    """Pre-norm transformer block, x (tokens, dim) -> (tokens, dim)."""
-
-    config: UnetrConfig
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        config = self.config
-        x = x + Attention(config, name="attn")(layer_norm("norm1", NORM_EPSILON, config.dtype)(x))
-        mlp = MlpBlock(config.mlp, names=("linear1", "linear2"), dtype=config.dtype, name="mlp")
-        return x + mlp(layer_norm("norm2", NORM_EPSILON, config.dtype)(x))
-
-
-class PatchEmbedding(nn.Module):
-    """Volume (D, H, W, c) -> tokens (D/16 * H/16 * W/16, dim) with learned positions.
-
-    A convolution whose windows do not overlap is one matrix product; its kernel's rows are (depth, row, column, c).
-    """
-
-    config: UnetrConfig
-
-    @nn.compact
-    def __call__(self, volume: Array) -> Array:
-        config = self.config
-        cubes = rearrange(volume, "(d i) (h j) (w k) c -> (d h w) (i j k c)", i=PATCH, j=PATCH, k=PATCH)
-        tokens = nn.Dense(config.dim, dtype=config.dtype, name="patch_embeddings")(cubes)
-        shape = (1, len(tokens), config.dim)
-        positions = self.param("position_embeddings", nn.initializers.truncated_normal(0.02), shape)
-        return tokens + positions[0].astype(config.dtype)
-
-
-class Transformer(nn.Module):
-    """Volume (D, H, W, c) -> outputs of the blocks in ``skips`` and of the final norm, each (D/16, H/16, W/16, dim)."""
-
-    config: UnetrConfig
-
-    @nn.compact
-    def __call__(self, volume: Array) -> tuple[Array, ...]:
-        config, found = self.config, []
-        x = PatchEmbedding(config, name="patch_embedding")(volume)
-        for i in range(config.depth):
-            x = Block(config, name=f"blocks_{i}")(x)
-            if i in config.skips:
-                found.append(x)
-        found.append(layer_norm("norm", NORM_EPSILON, config.dtype)(x))
-        d, h, _ = (n // PATCH for n in volume.shape[:3])
-        return tuple(rearrange(x, "(d h w) c -> d h w c", d=d, h=h) for x in found)
+    @property
+    def transformer(self) -> TransformerConfig:
+        """Its share of the shape."""
+        return TransformerConfig(self.dim, self.depth, self.heads, self.mlp, (PATCH,) * 3, dtype=self.dtype)
 
 
 class Doubled(nn.Module):
@@ -196,7 +134,7 @@ class UnetrBody(nn.Module):
     def __call__(self, volume: Array) -> Array:
         config, dtype = self.config, self.config.dtype
         volume = volume.astype(dtype)
-        *outputs, x = Transformer(config, name="vit")(volume)
+        *outputs, x = Transformer(config.transformer, config.skips, name="vit")(volume)
         skips = [Residual(config.width(0), dtype, name="encoder1_layer")(volume)]
         for level, tokens in enumerate(outputs, 1):
             skips.append(SkipPath(config.width(level), 4 - level, dtype, name=f"encoder{level + 1}")(tokens))

@@ -20,6 +20,18 @@ def _residual(source: str, target: str) -> tuple[Row, ...]:
     )
 
 
+def transformer_blocks(source: str, target: str) -> tuple[Row, ...]:
+    """Rows of the blocks and the last norm of MONAI's ``ViT`` below a key and a path."""
+    block = f"{target}/blocks_{{i}}"
+    return (
+        *norm(f"{source}.blocks.{{i}}.{{m:norm1|norm2}}", f"{block}/{{m}}"),
+        *dense(f"{source}.blocks.{{i}}.attn.qkv", f"{block}/attn/qkv", bias=False),
+        *dense(f"{source}.blocks.{{i}}.attn.out_proj", f"{block}/attn/out_proj"),
+        *dense(f"{source}.blocks.{{i}}.mlp.{{m:linear1|linear2}}", f"{block}/mlp/{{m}}"),
+        *norm(f"{source}.norm", f"{target}/norm"),
+    )
+
+
 UNETR = PortTable(
     "unetr",
     (
@@ -30,11 +42,7 @@ UNETR = PortTable(
         ),
         *array("vit.patch_embedding.patch_embeddings.bias", f"{_VIT}/patch_embedding/patch_embeddings/bias"),
         *array("vit.patch_embedding.position_embeddings", f"{_VIT}/patch_embedding/position_embeddings"),
-        *norm("vit.blocks.{i}.{m:norm1|norm2}", f"{_VIT}/blocks_{{i}}/{{m}}"),
-        *dense("vit.blocks.{i}.attn.qkv", f"{_VIT}/blocks_{{i}}/attn/qkv", bias=False),
-        *dense("vit.blocks.{i}.attn.out_proj", f"{_VIT}/blocks_{{i}}/attn/out_proj"),
-        *dense("vit.blocks.{i}.mlp.{m:linear1|linear2}", f"{_VIT}/blocks_{{i}}/mlp/{{m}}"),
-        *norm("vit.norm", f"{_VIT}/norm"),
+        *transformer_blocks("vit", _VIT),
         *_residual("encoder1.layer", "encoder1_layer"),
         _kernel("encoder{e:2|3|4}.transp_conv_init", "encoder{e}/transp_conv_init", "doubled"),
         _kernel("encoder{e:2|3}.blocks.{i}.0", "encoder{e}/blocks_{i}_0", "doubled"),

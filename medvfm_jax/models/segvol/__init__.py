@@ -1,0 +1,5 @@
+"""SegVol, a promptable model of CT volumes: points, boxes and words."""
+
+from medvfm_jax.models.segvol.entries import ENTRIES
+
+__all__ = ["ENTRIES"]
