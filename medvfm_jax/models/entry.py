@@ -11,7 +11,7 @@ from medvfm_jax.types import ModelSpec
 class ModelEntry(NamedTuple):
     """A model of the catalog; nothing here needs a trace or a weight.
 
-    family: name of its folder's variant: sam, tiny_vit_sam, efficient_sam, rep_vit_sam, sam2, sam_med3d, vit,
+    family: name of its folder's variant: sam, tiny_vit_sam, efficient_sam, rep_vit_sam, sam2, sam_med3d, vit, swin,
         unet, unet3d, unetr.
     spec: at the image size the weights were trained for.
     build(**options) -> Model; options: the names it takes.
