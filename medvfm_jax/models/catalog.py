@@ -6,7 +6,20 @@ from typing import Any
 import jax.numpy as jnp
 
 from medvfm_jax.catalog import Catalog
-from medvfm_jax.models import clip, sam, sam2, sam_med3d, scan, segvol, unet, unet3d, unetr, vit
+from medvfm_jax.models import (
+    clip,
+    sam,
+    sam2,
+    sam_med3d,
+    scan,
+    segvol,
+    swin,
+    swin_unet,
+    unet,
+    unet3d,
+    unetr,
+    vit,
+)
 from medvfm_jax.models.entry import ModelEntry
 from medvfm_jax.models.errors import BadModelOption, UnknownModel
 from medvfm_jax.models.model import Model
@@ -26,6 +39,8 @@ MODELS: Catalog[ModelEntry] = Catalog(
         **segvol.ENTRIES,
         **vit.ENTRIES,
         **clip.ENTRIES,
+        **swin.ENTRIES,
+        **swin_unet.ENTRIES,
         **unet.ENTRIES,
         **unet3d.ENTRIES,
         **unetr.ENTRIES,

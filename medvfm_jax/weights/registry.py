@@ -88,6 +88,7 @@ class WeightsEntry:
 
 
 META = "https://dl.fbaipublicfiles.com"
+SWIN = "https://github.com/SwinTransformer/storage/releases/download/v1.0.0"
 ALL_PROMPTS: tuple[PromptKind, ...] = ("box", "point", "mask")
 
 _ENTRIES = (
@@ -341,6 +342,30 @@ _ENTRIES = (
         "MIT",
         ("none",),
         notes="licence of the code repository; image and text towers",
+    ),
+    WeightsEntry(
+        "swin-t",
+        f"{SWIN}/swin_tiny_patch4_window7_224.pth",
+        "swin-t",
+        "MIT",
+        ("none",),
+        notes="ImageNet-1k",
+    ),
+    WeightsEntry(
+        "swin-s",
+        f"{SWIN}/swin_small_patch4_window7_224.pth",
+        "swin-s",
+        "MIT",
+        ("none",),
+        notes="ImageNet-1k",
+    ),
+    WeightsEntry(
+        "swin-b",
+        f"{SWIN}/swin_base_patch4_window7_224.pth",
+        "swin-b",
+        "MIT",
+        ("none",),
+        notes="ImageNet-1k",
     ),
 )
 WEIGHTS: Catalog[WeightsEntry] = Catalog(
