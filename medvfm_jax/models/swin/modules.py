@@ -69,20 +69,25 @@ class PatchEmbed(nn.Module):
 
 
 class WindowAttention(nn.Module):
-    """Self-attention inside windows (n, tokens, c), whose logits may get a ``mask`` (n, tokens, tokens) added."""
+    """Self-attention inside windows (n, tokens, c), whose logits may get a ``mask`` (n, tokens, tokens) added.
+
+    axes: of space. Windows of fewer tokens take the first rows and columns of the bias, as MONAI does.
+    """
 
     heads: int
     window: int
     dtype: Any = jnp.float32
+    axes: int = 2
 
     @nn.compact
     def __call__(self, x: Array, mask: np.ndarray | None = None) -> Array:
         channels = x.shape[-1]
         qkv = costly(nn.Dense(3 * channels, dtype=self.dtype, name="qkv")(x))
         q, k, v = rearrange(qkv, "n t (three heads d) -> three n heads t d", three=3, heads=self.heads)
-        shape = ((2 * self.window - 1) ** 2, self.heads)
+        shape = ((2 * self.window - 1) ** self.axes, self.heads)
         table = self.param("relative_position_bias_table", _SMALL, shape)
-        bias = rearrange(table[offsets(self.window)], "query key heads -> heads query key")
+        rows = offsets(self.window, self.axes)[: x.shape[1], : x.shape[1]]
+        bias = rearrange(table[rows], "query key heads -> heads query key")
         logits = dot_logits(q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype), k) + bias
         if mask is not None:
             logits = logits + mask[:, None]
@@ -182,14 +187,16 @@ class FeatureExtractor(nn.Module):
         return self.image_encoder(image)
 
 
-def offsets(window: int) -> np.ndarray:
-    """Row of the bias table for every pair of tokens in a window, (query, key) of window**2 each.
+def offsets(window: int, axes: int = 2) -> np.ndarray:
+    """Row of the bias table for every pair of tokens in a window, (query, key) of window**axes each.
 
-    Rows and columns of query minus key, each moved to begin at 0; the row counts 2 window - 1 times.
+    Places of query minus key along each axis, each moved to begin at 0, are the digits of a number to the base
+    2 window - 1, the first axis first.
     """
-    places = np.indices((window, window)).reshape(2, -1)
-    row, column = places[:, :, None] - places[:, None, :] + window - 1
-    return row * (2 * window - 1) + column
+    places = np.indices((window,) * axes).reshape(axes, -1)
+    apart = places[:, :, None] - places[:, None, :] + window - 1
+    base = 2 * window - 1
+    return np.tensordot(base ** np.arange(axes)[::-1], apart, 1)
 
 
 def wrapping_mask(size: tuple[int, int], window: int, shift: int) -> np.ndarray:

@@ -9,14 +9,16 @@ from medvfm_jax.port_tables.table import PortTable, Row
 _BODY, _VIT = "image_encoder", "image_encoder/vit"
 
 
-def _kernel(source: str, target: str, layout: str) -> Row:
+def kernel_row(source: str, target: str, layout: str) -> Row:
+    """Row of a convolution without bias, below the body."""
     return Row((f"{source}.conv.weight",), f"{_BODY}/{target}/conv/kernel", layout)
 
 
-def _residual(source: str, target: str) -> tuple[Row, ...]:
+def residual_rows(source: str, target: str) -> tuple[Row, ...]:
+    """Rows of a residual block, below the body."""
     return (
-        _kernel(f"{source}.{{n:conv1|conv2}}", f"{target}/{{n}}", "oidhw_to_dhwio"),
-        _kernel(f"{source}.conv3", f"{target}/conv3", "pointwise"),
+        kernel_row(f"{source}.{{n:conv1|conv2}}", f"{target}/{{n}}", "oidhw_to_dhwio"),
+        kernel_row(f"{source}.conv3", f"{target}/conv3", "pointwise"),
     )
 
 
@@ -43,12 +45,12 @@ UNETR = PortTable(
         *array("vit.patch_embedding.patch_embeddings.bias", f"{_VIT}/patch_embedding/patch_embeddings/bias"),
         *array("vit.patch_embedding.position_embeddings", f"{_VIT}/patch_embedding/position_embeddings"),
         *transformer_blocks("vit", _VIT),
-        *_residual("encoder1.layer", "encoder1_layer"),
-        _kernel("encoder{e:2|3|4}.transp_conv_init", "encoder{e}/transp_conv_init", "doubled"),
-        _kernel("encoder{e:2|3}.blocks.{i}.0", "encoder{e}/blocks_{i}_0", "doubled"),
-        *_residual("encoder{e:2|3}.blocks.{i}.1", "encoder{e}/blocks_{i}_1"),
-        _kernel("decoder{e:2|3|4|5}.transp_conv", "decoder{e}/transp_conv", "doubled"),
-        *_residual("decoder{e:2|3|4|5}.conv_block", "decoder{e}/conv_block"),
+        *residual_rows("encoder1.layer", "encoder1_layer"),
+        kernel_row("encoder{e:2|3|4}.transp_conv_init", "encoder{e}/transp_conv_init", "doubled"),
+        kernel_row("encoder{e:2|3}.blocks.{i}.0", "encoder{e}/blocks_{i}_0", "doubled"),
+        *residual_rows("encoder{e:2|3}.blocks.{i}.1", "encoder{e}/blocks_{i}_1"),
+        kernel_row("decoder{e:2|3|4|5}.transp_conv", "decoder{e}/transp_conv", "doubled"),
+        *residual_rows("decoder{e:2|3|4|5}.conv_block", "decoder{e}/conv_block"),
         Row(("out.conv.conv.weight",), "mask_decoder/head/kernel", "pointwise"),
         *array("out.conv.conv.bias", "mask_decoder/head/bias"),
     ),
