@@ -1,6 +1,7 @@
 """Named, invertible changes of array layout between PyTorch and JAX; views, but where a kernel becomes a matrix."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -35,8 +36,8 @@ def _cubes_to_jax(kernel: np.ndarray) -> np.ndarray:
     return kernel.transpose(2, 3, 4, 1, 0).reshape(-1, len(kernel))
 
 
-def _cubes_to_torch(kernel: np.ndarray) -> np.ndarray:
-    return kernel.reshape(16, 16, 16, -1, kernel.shape[-1]).transpose(4, 3, 0, 1, 2)
+def _cubes_to_torch(kernel: np.ndarray, side: int) -> np.ndarray:
+    return kernel.reshape(side, side, side, -1, kernel.shape[-1]).transpose(4, 3, 0, 1, 2)
 
 
 LAYOUTS: Mapping[str, Layout] = MappingProxyType(
@@ -58,7 +59,9 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType(
             lambda k: k.reshape(k.shape[:2]).T, lambda k: k.T.reshape(*k.T.shape, 1, 1, 1), 5
         ),
         # Conv3d whose windows of 16 voxels do not overlap, as a linear layer: (out, in, 16, 16, 16) -> (voxels in, out)
-        "cubes_of_16": Layout(_cubes_to_jax, _cubes_to_torch, 5),
+        "cubes_of_16": Layout(_cubes_to_jax, partial(_cubes_to_torch, side=16), 5),
+        # The same of windows of 2 voxels
+        "cubes_of_2": Layout(_cubes_to_jax, partial(_cubes_to_torch, side=2), 5),
         # ConvTranspose3d with kernel and stride 2 as a linear layer: (in, out, 2, 2, 2) -> (in, voxels out)
         "doubled": Layout(_doubled_to_jax, _doubled_to_torch, 5),
     }
