@@ -46,6 +46,7 @@ MODELS: Catalog[ModelEntry] = Catalog(
         **unet.ENTRIES,
         **unet3d.ENTRIES,
         **unetr.ENTRIES,
+        **swin_unetr.ENTRIES,
     },
     UnknownModel,
 )

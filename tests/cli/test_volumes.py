@@ -12,6 +12,7 @@ from medvfm_jax.data import make_phantom_dataset
 from tests.cli.commands import LITE, SAM, adapt_words
 
 UNETR = "unetr-tiny-test"
+SWIN = "swin-unetr-tiny-test"
 MED3D = "sam-med3d-tiny-test"
 SEGVOL = "segvol-tiny-test"
 SLABS = {"model": SAM, "adapter": "sd_trans", "prompt": "auto", "window": 3, "batch_size": 1}
@@ -28,6 +29,7 @@ def words(data, out, sides=(), **settings):
     [
         (SLABS, (), "(4 slabs)", [3, 64, 64]),
         (PATCHES, (16, 16, 16), "(1 window)", [16, 16, 16]),
+        (PATCHES | {"model": SWIN}, (32, 32, 32), "(1 window)", [32, 32, 32]),
         (PATCHES | {"model": MED3D, "adapter": "samed"}, (16, 16, 16), "(1 window)", [16, 16, 16]),
         (PATCHES | {"model": SEGVOL, "adapter": "samed"}, (8, 16, 16), "(1 window)", [8, 16, 16]),
     ],

@@ -8,6 +8,7 @@ from medvfm_jax.models import catalog
 from medvfm_jax.models.sam.port_table import SAM
 from medvfm_jax.models.sam.rep_vit_port_table import REP_VIT_SAM
 from medvfm_jax.models.sam.tiny_vit_port_table import TINY_VIT_SAM
+from medvfm_jax.models.swin_unetr.port_table import SWIN_UNETR
 from medvfm_jax.models.unetr.port_table import UNETR
 from medvfm_jax.port_tables.table import PLACEHOLDER
 from medvfm_jax.weights.port import PortError, check, to_jax, to_torch
@@ -171,4 +172,21 @@ def test_every_parameter_of_unetr_has_one_row_and_comes_back():
     assert state["decoder2.conv_block.conv3.conv.weight"].shape == (4, 8, 1, 1, 1)
     unused = {"vit.blocks.0.norm_cross_attn.weight": np.ones(16, np.float32)}
     back = to_jax(UNETR, state | unused, shapes)
+    jax.tree.map(np.testing.assert_array_equal, back, params)
+
+
+def test_every_parameter_of_swin_unetr_has_one_row_and_comes_back():
+    """As for UNETR; the index of relative positions, a buffer of MONAI's, is left out."""
+    model = catalog.build("swin-unetr-tiny-test", channels=2)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda s: rng.normal(size=s.shape).astype(np.float32), shapes)
+    state = to_torch(SWIN_UNETR, params)
+    assert choose(state) is SWIN_UNETR
+    assert state["swinViT.patch_embed.proj.weight"].shape == (4, 2, 2, 2, 2)
+    assert state["swinViT.layers1.0.blocks.1.attn.relative_position_bias_table"].shape == (125, 1)
+    assert state["swinViT.layers4.0.downsample.reduction.weight"].shape == (64, 256)
+    assert state["decoder5.transp_conv.conv.weight"].shape == (64, 32, 2, 2, 2)
+    unused = {"swinViT.layers1.0.blocks.0.attn.relative_position_index": np.zeros((27, 27), np.int64)}
+    back = to_jax(SWIN_UNETR, state | unused, shapes)
     jax.tree.map(np.testing.assert_array_equal, back, params)
