@@ -76,8 +76,8 @@ def with_linear_head(model: Model, params: Params, classes: int) -> tuple[Model,
 
     References:
         Strudel et al. 2021 (Segmenter), section 3.2, https://arxiv.org/abs/2105.05633
-        Interpretation: the layer starts at zero, so that no seed matters to it; logits are enlarged four times, as SAM's
-        masks are beside its embedding, and not to the whole picture, which predictions are brought to anyway.
+        Interpretation: the layer starts at zero, so that no seed matters to it; logits are enlarged four times, as
+        SAM's masks are beside its embedding, and not to the whole picture, which predictions are brought to anyway.
     """
     config = getattr(model.root, "image_config", None)
     if not isinstance(config, ViTConfig):
