@@ -367,6 +367,38 @@ _ENTRIES = (
         ("none",),
         notes="ImageNet-1k",
     ),
+    WeightsEntry(
+        "dinov3-vits16",
+        Page("https://huggingface.co/facebook/dinov3-vits16-pretrain-lvd1689m", "model.safetensors"),
+        "dinov3-vits16",
+        "DINOv3 License (Meta)",
+        ("none",),
+        notes="to be had from Meta after its licence is accepted; the names of transformers",
+    ),
+    WeightsEntry(
+        "dinov3-vitb16",
+        Page("https://huggingface.co/facebook/dinov3-vitb16-pretrain-lvd1689m", "model.safetensors"),
+        "dinov3-vitb16",
+        "DINOv3 License (Meta)",
+        ("none",),
+        notes="to be had from Meta after its licence is accepted; the names of transformers",
+    ),
+    WeightsEntry(
+        "dinov3-vitl16",
+        Page("https://huggingface.co/facebook/dinov3-vitl16-pretrain-lvd1689m", "model.safetensors"),
+        "dinov3-vitl16",
+        "DINOv3 License (Meta)",
+        ("none",),
+        notes="to be had from Meta after its licence is accepted; the names of transformers",
+    ),
+    WeightsEntry(
+        "dinov3-vith16plus",
+        Page("https://huggingface.co/facebook/dinov3-vith16plus-pretrain-lvd1689m", "model.safetensors"),
+        "dinov3-vith16plus",
+        "DINOv3 License (Meta)",
+        ("none",),
+        notes="to be had from Meta after its licence is accepted; the names of transformers",
+    ),
 )
 WEIGHTS: Catalog[WeightsEntry] = Catalog(
     "published set of weights", {entry.name: entry for entry in _ENTRIES}, UnknownWeights

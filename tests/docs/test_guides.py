@@ -95,11 +95,25 @@ def test_every_guide_with_python_is_run_here():
         "own-dataset",
         "peft-file",
         "prompting",
+        "images-and-texts",
         "volumes",  # in tests/adapters/test_depth_attention.py
     }
     assert {
         guide.stem for guide in GUIDES[1:-1] if "```python" in guide.read_text(encoding="utf-8")
     } == tested
+
+
+def test_the_guide_to_texts_gives_shares_of_each_image(monkeypatch):
+    import medvfm_jax
+    from medvfm_jax.weights import load
+
+    monkeypatch.setattr(medvfm_jax, "load", lambda name, file: load("clip-tiny-test"), raising=False)
+    ids = "token_ids = [[38, 20, 39], [38, 30, 39]]"  # of the tiny vocabulary
+    code = re.sub(r"token_ids = \[.*", ids, python_of("images-and-texts.md"))
+    scope = {"__name__": "guide"}
+    exec(compile(code, "images-and-texts.md", "exec"), scope)
+    assert scope["shares"].shape == (1, 2)
+    assert float(scope["shares"].sum()) == pytest.approx(1.0)
 
 
 def test_the_adapter_guide_gives_a_working_adapter():

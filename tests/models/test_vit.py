@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from medvfm_jax.fetch.cache import FetchError
+from medvfm_jax.models.catalog import MODELS, build
 from medvfm_jax.models.errors import BadModelOption
+from medvfm_jax.models.scan import stack
 from medvfm_jax.models.vit import modules as vit
+from medvfm_jax.models.vit import rotary
 from medvfm_jax.models.vit.modules import (
     BadImageSize,
     NoDecoder,
@@ -15,6 +19,7 @@ from medvfm_jax.models.vit.modules import (
     build_vit,
     encode_tokens,
 )
+from medvfm_jax.weights import load
 
 PUBLISHED_SIZES = {  # without the classification head; DINOv2's mask token is taken off
     "vit-b": 85_798_656,
@@ -25,6 +30,10 @@ PUBLISHED_SIZES = {  # without the classification head; DINOv2's mask token is t
     "dinov2-s-reg": 22_056_576 - 384 + 4 * 384,
     "dinov2-b-reg": 86_580_480 - 768 + 4 * 768,
     "dinov2-l-reg": 304_368_640 - 1024 + 4 * 1024,
+    "dinov3-vits16": 21_596_160,  # of transformers' DINOv3ViTModel without its mask token
+    "dinov3-vitb16": 85_659_648,
+    "dinov3-vitl16": 303_128_576,
+    "dinov3-vith16plus": 840_591_360,
 }
 
 
@@ -209,3 +218,63 @@ def test_filtered_positions_are_a_low_pass_where_the_grid_shrinks():
     filtered = vit.interpolate_pos_embed(embedding, (3, 3), antialias=True)[1]
     sampled = vit.interpolate_pos_embed(embedding, (3, 3))[1]
     assert np.abs(filtered).max() < 0.1 < np.abs(sampled).max()
+
+
+def test_angles_are_those_of_the_centres_of_patches():
+    """Of a 1 x 2 grid with eight features: the row lies at 0, the columns at -1/2 and 1/2; periods 1 and 10."""
+    turned = rotary.angles((1, 2), 8, 100.0)
+    one, tenth = 2 * np.pi * 0.5, 2 * np.pi * 0.5 / 10
+    np.testing.assert_allclose(turned, [[0, 0, -one, -tenth], [0, 0, one, tenth]], rtol=1e-6)
+
+
+def test_turned_products_depend_on_how_far_patches_are_apart():
+    """q and k, the same for all patches: along a row the product is a function of the distance, and lengths stay."""
+    q, k = (jnp.broadcast_to(jax.random.normal(jax.random.key(i), (8,)), (1 + 25, 8)) for i in (0, 1))
+    turned = rotary.angles((5, 5), 8, 100.0)
+    q, k = rotary.rotate(q, turned), rotary.rotate(k, turned)
+    np.testing.assert_array_equal(
+        q[0], jax.random.normal(jax.random.key(0), (8,))
+    )  # the class token has no place
+    np.testing.assert_allclose(jnp.linalg.norm(q, axis=-1), jnp.linalg.norm(q[0]), rtol=1e-5)
+    products = (q[1:] @ k[1:].T).reshape(5, 5, 5, 5)
+    np.testing.assert_allclose(products[0, 0, 0, 2], products[3, 2, 3, 4], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(products[0, 0, 2, 0], products[2, 3, 4, 3], rtol=1e-4, atol=1e-4)
+    assert abs(products[0, 0, 0, 2] - products[0, 0, 2, 0]) > 1e-2
+    assert abs(products[0, 0, 0, 2] - products[0, 2, 0, 0]) > 1e-2
+
+
+def test_gated_mlp_in_closed_form():
+    mlp = vit.GatedMlp(3)
+    x = jnp.array([[0.5, -1.0]])
+    params = mlp.init(jax.random.key(0), x)
+    w = [params["params"][name]["kernel"] for name in ("w1", "w2", "w3")]
+    gate = x @ w[0]
+    np.testing.assert_allclose(
+        mlp.apply(params, x), (gate / (1 + jnp.exp(-gate)) * (x @ w[1])) @ w[2], rtol=1e-5
+    )
+
+
+def test_dinov3_has_places_without_learned_positions():
+    model = build_vit("dinov3-tiny-test")
+    params = model.init(jax.random.key(0))
+    encoder = params["params"]["image_encoder"]
+    assert "pos_embed" not in encoder
+    assert set(encoder["blocks_0"]["attn"]) == {"qkv", "q_bias", "v_bias", "proj"}
+    assert set(encoder["blocks_0"]["attn"]["qkv"]) == {"kernel"}
+    image = jax.random.normal(jax.random.key(1), (32, 32, 3))
+    tokens = model.encode(params, image)
+    assert tokens.shape == (4, 4, 16)
+    swapped = model.encode(params, jnp.concatenate([image[16:], image[:16]]))
+    assert np.abs(jnp.concatenate([swapped[2:], swapped[:2]]) - tokens).max() > 1e-3
+    scanned = build_vit("dinov3-tiny-test", scan_blocks=True, remat=True)
+    np.testing.assert_allclose(scanned.encode(stack(params, 1), image), tokens, atol=1e-5)
+
+
+def test_dinov3_comes_from_the_file_of_who_has_the_licence():
+    assert MODELS["dinov3-vitl16"].spec.licence == "DINOv3 License (Meta)"
+    with pytest.raises(
+        FetchError, match=r"dinov3-vits16-pretrain-lvd1689m, then medvfm weights get dinov3-vits16"
+    ):
+        load("dinov3-vits16")
+    with pytest.raises(BadModelOption, match="has no option interpolate_offset"):
+        build("dinov3-vits16", interpolate_offset=0.1)

@@ -18,7 +18,7 @@ ENTRIES: Mapping[str, ModelEntry] = {
         start="fixed" if name.endswith("-test") else "published",
         heads=config.image.heads,
         source="https://arxiv.org/abs/2103.00020",
-        differences="Images are stretched to a square; CLIP cuts the middle square out of them.",
+        differences="Images are stretched to a square; CLIP resizes bicubically and cuts out the middle.",
     )
     for name, config in VARIANTS.items()
 }

@@ -1,4 +1,4 @@
-"""The names of Hugging Face transformers for ViT and DINOv2, with and without registers.
+"""The names of Hugging Face transformers for ViT, DINOv2, with and without registers, and DINOv3.
 
 Files keep the classic names (`encoder.layer.0.attention.attention.query`); the modules of transformers 5 are
 called otherwise in memory (`layers.0.attention.q_proj`), so there is a table for either.
@@ -76,3 +76,29 @@ HF_VIT = _vit("hf_vit", "encoder.layer.{i}", CLASSIC, "intermediate.dense", "out
 HF_VIT_5 = _vit("hf_vit_5", "layers.{i}", CURRENT, "mlp.fc1", "mlp.fc2")
 HF_DINOV2 = _dinov2("hf_dinov2", CLASSIC)
 HF_DINOV2_5 = _dinov2("hf_dinov2_5", CURRENT)
+
+
+def _dinov3(name: str, gated: bool) -> PortTable:
+    layer, (up, down) = "layer.{i}", ("w2", "w3") if gated else ("fc1", "fc2")
+    rows = (
+        *array("embeddings.cls_token", "image_encoder/cls_token"),
+        *array("embeddings.register_tokens", "image_encoder/register_tokens"),
+        *conv("embeddings.patch_embeddings", "image_encoder/patch_embed/proj"),
+        *norm(f"{layer}.{{m:norm1|norm2}}", f"{BLOCK}/{{m}}"),
+        *dense(tuple(f"{layer}.attention.{n}_proj" for n in "qkv"), f"{BLOCK}/attn/qkv", bias=False),
+        *array(f"{layer}.attention.q_proj.bias", f"{BLOCK}/attn/q_bias"),
+        *array(f"{layer}.attention.v_proj.bias", f"{BLOCK}/attn/v_bias"),
+        *dense(f"{layer}.attention.o_proj", f"{BLOCK}/attn/proj"),
+        *dense(f"{layer}.mlp.up_proj", f"{BLOCK}/mlp/{up}"),
+        *dense(f"{layer}.mlp.down_proj", f"{BLOCK}/mlp/{down}"),
+        *(dense(f"{layer}.mlp.gate_proj", f"{BLOCK}/mlp/w1") if gated else ()),
+        *array(f"{layer}.layer_scale1.lambda1", f"{BLOCK}/ls1/gamma"),
+        *array(f"{layer}.layer_scale2.lambda1", f"{BLOCK}/ls2/gamma"),
+        *norm("norm", "image_encoder/norm"),
+    )
+    # In memory the modules of transformers 5 lie below "model".
+    return PortTable(name, rows, ignored=("embeddings.mask_token",), prefixes=("model.",))
+
+
+HF_DINOV3 = _dinov3("hf_dinov3", False)
+HF_DINOV3_GATED = _dinov3("hf_dinov3_gated", True)

@@ -61,9 +61,7 @@ class LinearSegmenter(nn.Module):
 def with_linear_head(model: Model, params: Params, classes: int) -> tuple[Model, Params]:
     """Make a plain ViT, DINOv2 or the image tower of CLIP a semantic model: a linear layer classifies its patches.
 
-    What does not belong to the image tower is left out.  Interpretation: the layer starts at zero, so that no seed
-    matters to it; logits are enlarged four times, as large as SAM's masks are beside its embedding, and not to the
-    whole picture, which predictions are brought to anyway.
+    What does not belong to the image tower is left out.
 
     Args:
         model: of features, with a plain ViT.
@@ -78,6 +76,8 @@ def with_linear_head(model: Model, params: Params, classes: int) -> tuple[Model,
 
     References:
         Strudel et al. 2021 (Segmenter), section 3.2, https://arxiv.org/abs/2105.05633
+        Interpretation: the layer starts at zero, so that no seed matters to it; logits are enlarged four times, as
+        SAM's masks are beside its embedding, and not to the whole picture, which predictions are brought to anyway.
     """
     config = getattr(model.root, "image_config", None)
     if not isinstance(config, ViTConfig):

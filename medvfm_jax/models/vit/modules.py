@@ -1,12 +1,14 @@
-"""Plain vision transformers: ViT-B/L (timm, HF ``ViTModel``), DINOv2 S/B/L with and without registers.
+"""Plain vision transformers: ViT-B/L (timm, HF ``ViTModel``), DINOv2 S/B/L with and without registers, DINOv3.
 
 Parameter paths are the keys of timm and of facebook's checkpoints below ``image_encoder``:
 ``image_encoder/cls_token``, ``.../register_tokens``, ``.../pos_embed``, ``.../patch_embed/proj/kernel``,
 ``.../blocks_0/{norm1,attn/qkv,attn/proj,ls1/gamma,norm2,mlp/fc1,mlp/fc2,ls2/gamma}``, ``.../norm``.
-DINOv2's ``mask_token`` takes no part in the forward pass and is not kept.
+``mask_token`` of DINO takes no part in the forward pass and is not kept.  DINOv3 has no ``pos_embed`` but rotary
+positions, and keys without a bias: ``attn/qkv`` then has a kernel alone, and ``attn/q_bias``, ``attn/v_bias`` stand
+beside it.
 
 Sources: Dosovitskiy et al. 2021 (ViT), Touvron et al. 2021 (LayerScale), Oquab et al. 2024 (DINOv2),
-Darcet et al. 2024 (registers).
+Darcet et al. 2024 (registers), Siméoni et al. 2025 (DINOv3).
 """
 
 from collections.abc import Callable
@@ -26,6 +28,7 @@ from medvfm_jax.models.errors import BadModelOption
 from medvfm_jax.models.interpolation import resize
 from medvfm_jax.models.layers import LayerNorm, MlpBlock, gelu, layer_norm
 from medvfm_jax.models.model import Model
+from medvfm_jax.models.vit import rotary
 from medvfm_jax.types import MedvfmError, ModelSpec, Params
 
 # Above this many tokens the (heads, tokens, tokens) logits no longer fit a CPU's cache: one head at a time.
@@ -62,6 +65,9 @@ class ViTConfig:
     activation: Callable[[Array], Array] = gelu
     patch_bias: bool = True
     pre_norm: bool = False  # a layer norm before the first block, as in CLIP
+    rope: float = 0.0  # largest period of rotary positions, DINOv3: 100; 0: learned positions
+    key_bias: bool = True
+    gated: int = 0  # hidden width of a gated MLP (SwiGLU), DINOv3 H+; 0: a plain MLP
     causal: bool = False  # a token attends to itself and to what stands before it: text
     scan_blocks: bool = False
     remat: bool = False  # recompute every block in the backward pass
@@ -74,6 +80,9 @@ class ViTConfig:
 
 
 _DINOV2 = ViTConfig(384, 12, 6, 14, 518, layer_scale=True, interpolate_offset=0.1)
+_DINOV3 = ViTConfig(
+    384, 12, 6, 16, 224, layer_scale=True, norm_eps=1e-5, registers=4, rope=100.0, key_bias=False
+)
 _REGISTERS = replace(_DINOV2, interpolate_offset=0.0, registers=4, antialias=True)
 VARIANTS: Catalog[ViTConfig] = Catalog(
     "plain ViT",
@@ -86,10 +95,18 @@ VARIANTS: Catalog[ViTConfig] = Catalog(
         "dinov2-s-reg": _REGISTERS,
         "dinov2-b-reg": replace(_REGISTERS, dim=768, heads=12),
         "dinov2-l-reg": replace(_REGISTERS, dim=1024, depth=24, heads=16),
+        "dinov3-vits16": _DINOV3,
+        "dinov3-vitb16": replace(_DINOV3, dim=768, heads=12),
+        "dinov3-vitl16": replace(_DINOV3, dim=1024, depth=24, heads=16),
+        "dinov3-vith16plus": replace(_DINOV3, dim=1280, depth=32, heads=20, gated=5120),
         "vit-tiny-test": ViTConfig(16, 2, 2, 16, 32, layer_scale=True),
+        "dinov3-tiny-test": replace(_DINOV3, dim=16, depth=2, heads=2, patch_size=8, pretrain_size=32),
     },
     UnknownVariant,
 )
+
+
+LICENCES = {"dinov3": "DINOv3 License (Meta)"}  # of weights, by the first word of a name
 
 
 class PatchEmbed(nn.Module):
@@ -105,15 +122,24 @@ class PatchEmbed(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention, x (tokens, dim) -> (tokens, dim)."""
+    """Multi-head self-attention, x (tokens, dim) -> (tokens, dim); grid: (h, w) of the patches."""
 
     config: ViTConfig
+    grid: tuple[int, int] = (0, 0)
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         dim, heads, dtype = self.config.dim, self.config.heads, self.config.dtype
-        qkv = nn.Dense(3 * dim, dtype=dtype, name="qkv")(x)
+        qkv = nn.Dense(3 * dim, use_bias=self.config.key_bias, dtype=dtype, name="qkv")(x)
+        if not self.config.key_bias:
+            q_bias, v_bias = (
+                self.param(name, nn.initializers.zeros, (dim,)) for name in ("q_bias", "v_bias")
+            )
+            qkv = qkv + jnp.concatenate([q_bias, jnp.zeros_like(q_bias), v_bias]).astype(dtype)
         q, k, v = rearrange(qkv, "tokens (three heads d) -> three heads tokens d", three=3, heads=heads)
+        if self.config.rope:
+            turned = rotary.angles(self.grid, dim // heads, self.config.rope)
+            q, k = rotary.rotate(q, turned), rotary.rotate(k, turned)
         q = q * (dim // heads) ** -0.5
         if self.config.causal:
             out = attend(q, k, v, jnp.tri(len(x), dtype=bool))
@@ -122,6 +148,18 @@ class Attention(nn.Module):
         else:
             out = attend(q, k, v)
         return nn.Dense(dim, dtype=dtype, name="proj")(rearrange(out, "heads tokens d -> tokens (heads d)"))
+
+
+class GatedMlp(nn.Module):
+    """Gated perceptron (SwiGLU, Shazeer 2020), x (..., c) -> (..., c)."""
+
+    hidden: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        gate, value = (nn.Dense(self.hidden, dtype=self.dtype, name=name)(x) for name in ("w1", "w2"))
+        return nn.Dense(x.shape[-1], dtype=self.dtype, name="w3")(nn.silu(gate) * value)
 
 
 class LayerScale(nn.Module):
@@ -133,9 +171,10 @@ class LayerScale(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block, x (tokens, dim) -> (tokens, dim)."""
+    """Pre-norm transformer block, x (tokens, dim) -> (tokens, dim); grid: (h, w) of the patches."""
 
     config: ViTConfig
+    grid: tuple[int, int] = (0, 0)
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -145,14 +184,17 @@ class Block(nn.Module):
         def scaled(y: Array, name: str) -> Array:
             return LayerScale(name=name)(y) if self.config.layer_scale else y
 
-        mlp = MlpBlock(
-            self.config.mlp_ratio * self.config.dim,
-            self.config.activation,
-            self.config.dtype,
-            names=("fc1", "fc2"),
-            name="mlp",
-        )
-        x = x + scaled(Attention(self.config, name="attn")(norm("norm1")(x)), "ls1")
+        if self.config.gated:
+            mlp: nn.Module = GatedMlp(self.config.gated, self.config.dtype, name="mlp")
+        else:
+            mlp = MlpBlock(
+                self.config.mlp_ratio * self.config.dim,
+                self.config.activation,
+                self.config.dtype,
+                names=("fc1", "fc2"),
+                name="mlp",
+            )
+        x = x + scaled(Attention(self.config, self.grid, name="attn")(norm("norm1")(x)), "ls1")
         return x + scaled(mlp(norm("norm2")(x)), "ls2")
 
 
@@ -160,14 +202,17 @@ class BlockGroup(nn.Module):
     """The body of the scan over equal groups; a plain ViT has one block per group."""
 
     config: ViTConfig
+    grid: tuple[int, int] = (0, 0)
 
     @nn.compact
     def __call__(self, x: Array, _: None = None) -> tuple[Array, None]:
-        return Block(self.config, name="block_0")(x), None
+        return Block(self.config, self.grid, name="block_0")(x), None
 
 
-def in_blocks(config: ViTConfig, x: Array) -> Array:
+def in_blocks(config: ViTConfig, x: Array, grid: tuple[int, int] = (0, 0)) -> Array:
     """All blocks one after the other, x (tokens, dim) -> (tokens, dim); call it inside a compact method.
+
+    grid: (h, w) of the patches, which rotary positions need.
 
     Rematerialised inside the scan: unrolled checkpoints hardly save memory on CPU, scanned ones do.
     """
@@ -178,10 +223,10 @@ def in_blocks(config: ViTConfig, x: Array) -> Array:
             split_rngs={"params": True, "dropout": True},
             length=config.depth,
         )
-        return stack(config, name="blocks")(x, None)[0]
+        return stack(config, grid, name="blocks")(x, None)[0]
     block = nn.remat(Block) if config.remat else Block
     for i in range(config.depth):
-        x = block(config, name=f"blocks_{i}")(x)
+        x = block(config, grid, name=f"blocks_{i}")(x)
     return x
 
 
@@ -196,10 +241,12 @@ class ViT(nn.Module):
         patches = PatchEmbed(config, name="patch_embed")(image.astype(config.dtype))
         small = nn.initializers.normal(0.02)
         cls_token = self.param("cls_token", small, (1, 1, config.dim))
-        pos_embed = self.param("pos_embed", small, (1, 1 + config.pretrain_grid**2, config.dim))
-        class_position, positions = interpolate_pos_embed(
-            pos_embed, patches.shape[:2], config.interpolate_offset, config.antialias
-        )
+        grid, class_position, positions = patches.shape[:2], 0.0, jnp.zeros(())
+        if not config.rope:
+            pos_embed = self.param("pos_embed", small, (1, 1 + config.pretrain_grid**2, config.dim))
+            class_position, positions = interpolate_pos_embed(
+                pos_embed, grid, config.interpolate_offset, config.antialias
+            )
         x = rearrange(patches + positions.astype(config.dtype), "h w c -> (h w) c")
         first = [cls_token[0] + class_position]
         if config.registers:
@@ -207,7 +254,7 @@ class ViT(nn.Module):
         x = jnp.concatenate([*(token.astype(config.dtype) for token in first), x])
         if config.pre_norm:
             x = layer_norm("norm_pre", config.norm_eps, config.dtype)(x)
-        x = in_blocks(config, x)
+        x = in_blocks(config, x, grid)
         return layer_norm("norm", config.norm_eps, config.dtype)(x)
 
 
@@ -322,7 +369,7 @@ def encode_tokens(model: Model, params: Params, image: Array, **kw: Any) -> tupl
 def spec_of(variant: str, config: ViTConfig, size: int) -> ModelSpec:
     """What a variant is at an image size."""
     grid = size // config.patch_size
-    is_dino = variant.startswith("dinov2")
+    is_dino = variant.startswith("dino")
     return ModelSpec(
         name=variant,
         input_shape=size,
@@ -334,7 +381,7 @@ def spec_of(variant: str, config: ViTConfig, size: int) -> ModelSpec:
         std=(0.229, 0.224, 0.225) if is_dino else (0.5, 0.5, 0.5),
         prompts=("none",),
         task="features",
-        licence="Apache-2.0",
+        licence=LICENCES.get(variant.split("-")[0], "Apache-2.0"),
         qkv_layout="fused",
         head_dim=config.dim // config.heads,
         notes="class token and patch tokens after the final norm; no mask decoder",
