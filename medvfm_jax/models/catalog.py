@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from medvfm_jax.catalog import Catalog
-from medvfm_jax.models import sam, sam2, sam_med3d, scan, swin, swin_unet, unet, unet3d, unetr, vit
+from medvfm_jax.models import hiformer, sam, sam2, sam_med3d, scan, swin, swin_unet, unet, unet3d, unetr, vit
 from medvfm_jax.models.entry import ModelEntry
 from medvfm_jax.models.errors import BadModelOption, UnknownModel
 from medvfm_jax.models.model import Model
@@ -26,6 +26,7 @@ MODELS: Catalog[ModelEntry] = Catalog(
         **vit.ENTRIES,
         **swin.ENTRIES,
         **swin_unet.ENTRIES,
+        **hiformer.ENTRIES,
         **unet.ENTRIES,
         **unet3d.ENTRIES,
         **unetr.ENTRIES,
