@@ -6,7 +6,20 @@ from typing import Any
 import jax.numpy as jnp
 
 from medvfm_jax.catalog import Catalog
-from medvfm_jax.models import hiformer, sam, sam2, sam_med3d, scan, swin, swin_unet, unet, unet3d, unetr, vit
+from medvfm_jax.models import (
+    ds_transunet,
+    hiformer,
+    sam,
+    sam2,
+    sam_med3d,
+    scan,
+    swin,
+    swin_unet,
+    unet,
+    unet3d,
+    unetr,
+    vit,
+)
 from medvfm_jax.models.entry import ModelEntry
 from medvfm_jax.models.errors import BadModelOption, UnknownModel
 from medvfm_jax.models.model import Model
@@ -27,6 +40,7 @@ MODELS: Catalog[ModelEntry] = Catalog(
         **swin.ENTRIES,
         **swin_unet.ENTRIES,
         **hiformer.ENTRIES,
+        **ds_transunet.ENTRIES,
         **unet.ENTRIES,
         **unet3d.ENTRIES,
         **unetr.ENTRIES,
@@ -44,7 +58,8 @@ def build(name: str, **options: Any) -> Model:
             ``window`` and ``channels`` for models of patches; ``scan_blocks`` for SAM and ViT encoders (blocks stacked,
             see ``models.scan``); ``remat`` for encoders of SAM and SAM 2 (True, or "between": only what lies between
             matrix products is computed again); ``memory`` for SAM 2 (with what follows objects through a volume);
-            ``classes``, ``base`` and ``depth`` for the U-Net, ``classes`` for models of volumes.
+            ``base`` and ``depth`` for the U-Net; ``classes`` for it, other networks trained from scratch and models of
+            volumes.
 
     Returns:
         The model; ``model.init(key)`` gives random parameters, ``weights.load`` published ones.

@@ -12,7 +12,7 @@ class ModelEntry(NamedTuple):
     """A model of the catalog; nothing here needs a trace or a weight.
 
     family: name of its folder's variant: sam, tiny_vit_sam, efficient_sam, rep_vit_sam, sam2, sam_med3d, vit, swin,
-        swin_unet, hiformer, unet, unet3d, unetr.
+        swin_unet, hiformer, ds_transunet, unet, unet3d, unetr.
     spec: at the image size the weights were trained for.
     build(**options) -> Model; options: the names it takes.
     tables: port tables that read its checkpoints, that of the original release first.
