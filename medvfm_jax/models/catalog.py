@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from medvfm_jax.catalog import Catalog
 from medvfm_jax.models import (
     clip,
+    ds_transunet,
+    hiformer,
     sam,
     sam2,
     sam_med3d,
@@ -43,10 +45,11 @@ MODELS: Catalog[ModelEntry] = Catalog(
         **swin.ENTRIES,
         **swin_unet.ENTRIES,
         **swin_unetr.ENTRIES,
+        **hiformer.ENTRIES,
+        **ds_transunet.ENTRIES,
         **unet.ENTRIES,
         **unet3d.ENTRIES,
         **unetr.ENTRIES,
-        **swin_unetr.ENTRIES,
     },
     UnknownModel,
 )
@@ -61,7 +64,8 @@ def build(name: str, **options: Any) -> Model:
             ``window`` and ``channels`` for models of patches; ``scan_blocks`` for SAM, ViT and CLIP encoders (blocks
             stacked, see ``models.scan``); ``remat`` for the same and for SAM 2 (True, or for SAMs "between": only what
             lies between matrix products is computed again); ``memory`` for SAM 2 (with what follows objects through a
-            volume); ``classes``, ``base`` and ``depth`` for the U-Net, ``classes`` for models of volumes.
+            volume); ``base`` and ``depth`` for the U-Net; ``classes`` for it, other networks trained from scratch
+            and models of volumes.
 
     Returns:
         The model; ``model.init(key)`` gives random parameters, ``weights.load`` published ones.
