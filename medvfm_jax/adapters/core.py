@@ -165,7 +165,8 @@ def chain(**adapters: Adapter) -> Adapter:
         delta: Delta = {}
         for name, adapter in adapters.items():
             delta[name] = adapter.init(named_key(key, name), apply_fn, params, *inputs, **kw)
-            apply_fn = bind(adapter.wrap(apply_fn), delta[name])
+            if adapter.levels != {"params"}:  # which changes no module and no shape
+                apply_fn = bind(adapter.wrap(apply_fn), delta[name])
         return delta
 
     def wrap(apply_fn: ApplyFn, strict: bool = True) -> ApplyFn:

@@ -20,6 +20,7 @@ from medvfm_jax.types import Params
 ApplyFn = Callable[..., Any]
 
 _unseen = threading.local()  # interceptors are thread-local in Linen, so this is too
+_found = threading.local()
 
 
 class Site(NamedTuple):
@@ -64,6 +65,28 @@ def find_sites(apply_fn: ApplyFn, params: Params, *inputs: Any, **kw: Any) -> di
         NoSuchSite: ``params`` is not the tree of the one Linen root module called.
     """
     refuse_jitted(apply_fn)
+    known = getattr(_found, "sites", None)
+    if known is None:
+        return _traced_sites(apply_fn, params, *inputs, **kw)
+    leaves, tree = jax.tree.flatten(jax.tree.map(_shape, ((params, *inputs), kw)))
+    key = apply_fn, tree, tuple(leaves)
+    if key not in known:
+        known[key] = _traced_sites(apply_fn, params, *inputs, **kw)
+    return dict(known[key])
+
+
+@contextlib.contextmanager
+def remembering(known: dict[Any, dict[str, Site]]) -> Iterator[None]:
+    """Keep in ``known`` what is found while this is open, and trace no function twice for inputs of the same shapes."""
+    before = getattr(_found, "sites", None)
+    _found.sites = known
+    try:
+        yield
+    finally:
+        _found.sites = before
+
+
+def _traced_sites(apply_fn: ApplyFn, params: Params, *inputs: Any, **kw: Any) -> dict[str, Site]:
     sites: dict[str, Site] = {}
 
     def intercept(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:

@@ -1,11 +1,13 @@
 """`medvfm systems`: the published ways to adapt a model, one line each, and which fit a model."""
 
+from collections.abc import Iterator
+
 import jax
 
-from medvfm_jax import models, systems
+from medvfm_jax import models, systems, traces
 from medvfm_jax.cli import console
 from medvfm_jax.cli.options.systems import SystemsArgs
-from medvfm_jax.systems.fitting import fit
+from medvfm_jax.systems.fitting import Fit, fits
 
 
 def run(args: SystemsArgs) -> int:
@@ -16,13 +18,32 @@ def run(args: SystemsArgs) -> int:
             console.say(f"{name:<13} {text}")
         console.result({"systems": [{"name": n, "description": text} for n, text in described.items()]})
         return 0
-    model = models.build(args.model)
-    params = jax.eval_shape(model.init, jax.random.key(0))
     found = []
-    for name, text in described.items():
-        fits = fit(name, model, params, args.rank)
-        words = f"does not fit: {fits.reason}" if fits.trained is None else f"{fits.trained:>11,} parameters"
+    for (name, text), fit in zip(described.items(), _fits(args, list(described)), strict=True):
+        words = f"does not fit: {fit.reason}" if fit.trained is None else f"{fit.trained:>11,} parameters"
         console.say(f"{name:<13} {words}")
-        found.append({"name": name, "description": text, "trained": fits.trained, "reason": fits.reason})
+        found.append({"name": name, "description": text, "trained": fit.trained, "reason": fit.reason})
     console.result({"model": args.model, "rank": args.rank, "systems": found})
     return 0
+
+
+def _fits(args: SystemsArgs, names: list[str]) -> Iterator[Fit]:
+    """Whether each system fits, as it was found an earlier time; what is not known is traced."""
+    models.MODELS[args.model]  # an unknown name is refused before anything is looked up
+
+    def words(name: str) -> list[object]:
+        return ["fit", name, args.model, args.rank]
+
+    kept = {name: traces.facts(words(name)) for name in names}
+    unknown = [name for name in names if kept[name] is None]
+    traced = _traced(args, unknown) if unknown else iter(())
+    for name in names:
+        if (known := kept[name]) is None:
+            known = next(traced)._asdict()
+            traces.keep_facts(words(name), known)
+        yield Fit(**known)
+
+
+def _traced(args: SystemsArgs, names: list[str]) -> Iterator[Fit]:
+    model = models.build(args.model)
+    return fits(names, model, jax.eval_shape(model.init, jax.random.key(0)), args.rank)

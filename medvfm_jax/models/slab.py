@@ -31,9 +31,12 @@ def slab_model(model: Model, depth: int) -> Model:
     """
     spec = model.spec
     if spec.task != "semantic" or spec.rank != 2:
-        what = "sees volumes already" if spec.rank == 3 else "needs prompts"
+        if spec.rank == 3:
+            raise NoSlab(
+                f"A slab is made of slices, and {spec.name} sees volumes already; take another adapter."
+            )
         raise NoSlab(
-            f"Slabs are segmented without prompts, slice by slice, but {spec.name} {what}; use --prompt none."
+            f"Slabs are segmented without prompts, slice by slice, but {spec.name} needs prompts; use --prompt none."
         )
     if spec.distance_map:
         raise NoSlab(f"{spec.name} tells objects in pictures apart; a slab has none.")

@@ -1,10 +1,13 @@
 """Whether a system fits a model and a rank, from shapes alone, and in words where it does not."""
 
-from typing import NamedTuple
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 
 from medvfm_jax.adapters import BadAdapterConfig, NoSuchSite, WrongSite, adapt_model, count, from_config
+from medvfm_jax.adapters.sites import Site, remembering
 from medvfm_jax.adapters.training_options import check_ranks
 from medvfm_jax.models.context import MapTooSmall
 from medvfm_jax.models.model import Model
@@ -72,11 +75,38 @@ def fit(name: str, model: Model, params: Params, rank: int | None = None) -> Fit
     Returns:
         What would train, or one sentence on why it does not fit.
     """
-    system = for_features(SYSTEMS[name]) if model.spec.task == "features" else SYSTEMS[name]
-    try:
-        model, params = as_trained(system, model, params)
-    except MedvfmError as error:
-        return Fit(None, why(error))
+    return next(fits([name], model, params, rank))
+
+
+def fits(names: Iterable[str], model: Model, params: Params, rank: int | None = None) -> Iterator[Fit]:
+    """Try several systems on a model, which is traced once for all that see it alike.
+
+    Args:
+        names: of the systems.
+        model: to adapt.
+        params: shapes of its parameters.
+        rank: as in ``fit``.
+
+    Yields:
+        What ``fit`` gives for each.
+    """
+    grown: dict[str, tuple[Model, Params]] = {}
+    sites: dict[Any, dict[str, Site]] = {}
+    for name in names:
+        system = for_features(SYSTEMS[name]) if model.spec.task == "features" else SYSTEMS[name]
+        try:
+            change = json.dumps(system.transform(model.spec, system.prompts, 2), sort_keys=True)
+            if change not in grown:
+                grown[change] = as_trained(system, model, params)
+        except MedvfmError as error:
+            yield Fit(None, why(error))
+            continue
+        with remembering(sites):
+            found = _fit(name, system, *grown[change], rank)
+        yield found
+
+
+def _fit(name: str, system: System, model: Model, params: Params, rank: int | None) -> Fit:
     own = system.adapter(model.spec)
     ranked = {f"{part}.rank": rank for part, options in own.items() if rank is not None and "rank" in options}
     try:

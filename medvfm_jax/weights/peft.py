@@ -172,7 +172,7 @@ def load_peft(folder: Path | str, params: Params) -> PeftAdapter:
         if a.shape[0] != fan_in or b.shape != (rank, fan_out) or not rank:
             raise BadPeft(
                 f"{folder}: the factors of {module} are {a.T.shape} and {b.T.shape}, which does not fit a kernel of "
-                f"{fan_in} inputs and {fan_out} outputs."
+                f"{fan_in} inputs and {fan_out} outputs; was the adapter made for another model?"
             )
         if rank != (said := config.rank(module)):
             raise BadPeft(

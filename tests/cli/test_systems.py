@@ -1,6 +1,6 @@
 """`medvfm systems`: one line each; on a model what trains, or one sentence without a regular expression."""
 
-from medvfm_jax import systems
+from medvfm_jax import models, systems
 
 
 def test_every_system_is_listed_with_its_line(medvfm):
@@ -11,7 +11,7 @@ def test_every_system_is_listed_with_its_line(medvfm):
     assert record["systems"][0] == {"name": "samed", "description": systems.SYSTEMS.describe()["samed"]}
 
 
-def test_which_fit_a_model_and_a_rank(medvfm):
+def test_which_fit_a_model_and_a_rank(medvfm, monkeypatch):
     record = medvfm("systems", "--model", "vit-tiny-test", "--rank", 17, "--json").json
     found = {system["name"]: system for system in record["systems"]}
     assert (
@@ -26,6 +26,8 @@ def test_which_fit_a_model_and_a_rank(medvfm):
     said = medvfm("systems", "--model", "vit-tiny-test").out
     assert "lora                  546 parameters" in said
     assert "lora_sam      does not fit: the model has no mask tokens with hypernetworks." in said
+    monkeypatch.setattr(models, "build", None)  # what was found an earlier time is kept
+    assert medvfm("systems", "--model", "vit-tiny-test").out == said
 
 
 def test_a_rank_alone_and_unknown_models_are_refused(medvfm):

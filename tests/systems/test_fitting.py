@@ -4,9 +4,9 @@ import jax
 import pytest
 
 from medvfm_jax import models, systems
-from medvfm_jax.adapters import NoSuchSite
+from medvfm_jax.adapters import NoSuchSite, sites
 from medvfm_jax.models.catalog import MODELS
-from medvfm_jax.systems.fitting import _WORDS, fit, why
+from medvfm_jax.systems.fitting import _WORDS, fit, fits, why
 
 MODEL = models.build("vit-tiny-test")
 HEAD = 2 * (16 + 1)  # the layer that a model of features gets, for two classes
@@ -25,6 +25,15 @@ SHAPES = jax.eval_shape(MODEL.init, jax.random.key(0))
 )
 def test_what_fits_says_what_trains(name: str, rank: int | None, trained: int) -> None:
     assert fit(name, MODEL, SHAPES, rank) == (trained, "")
+
+
+def test_systems_that_see_the_model_alike_trace_it_once(monkeypatch) -> None:
+    traced, names = [], ["lora", "adaptformer", "ssf", "layernorm"]
+    plain = sites._traced_sites
+    monkeypatch.setattr(sites, "_traced_sites", lambda *a, **kw: traced.append(a) or plain(*a, **kw))
+    found = list(fits(names, MODEL, SHAPES))
+    assert len(traced) == 1
+    assert found == [fit(name, MODEL, SHAPES) for name in names]
 
 
 @pytest.mark.parametrize(
