@@ -130,5 +130,14 @@ def _kept(model: str, dtype: str) -> Ready | None:
         None,
         "",
         (model, dtype),
-        lambda: loaded_alone(model, dtype, None, True).adapted,
+        lambda: _adapted_within_a_trace(model, dtype),
     )
+
+
+def _adapted_within_a_trace(model: str, dtype: str) -> "AdaptedModel":
+    """The model whose weights were kept, where a program of it that was not kept is being traced.
+
+    Loading computes with numbers (a fingerprint of the weights), which within a trace are none unless one says so.
+    """
+    with jax.ensure_compile_time_eval():
+        return loaded_alone(model, dtype, None, True).adapted

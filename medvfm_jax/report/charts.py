@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from medvfm_jax.report.style import CHART_CSS, LIGHT
 from medvfm_jax.report.words import interval, score, text
 
 _WIDTH, _HEIGHT = 480, 260
@@ -12,12 +13,13 @@ _MOST_POINTS = 400
 
 
 class Series(NamedTuple):
-    """One curve: points (x, y) in order of x."""
+    """One curve: points (x, y) in order of x, and intervals (x, low, high)."""
 
     name: str
     points: Sequence[tuple[float, float]]
     smooth: bool = False  # draw the points faintly and their moving average on top
     dots: bool = False
+    bars: Sequence[tuple[float, float, float]] = ()
 
 
 class Interval(NamedTuple):
@@ -42,6 +44,7 @@ def curves(title: str, series: Sequence[Series], x_name: str = "step") -> str:
         return ""
     xs = [x for s in drawn for x, _ in s.points]
     ys = [y for s in drawn for _, y in s.points]
+    ys += [y for s in drawn for _, low, high in s.bars for y in (low, high)]
     x_ticks, y_ticks = ticks(min(xs), max(xs), least=1.0), ticks(min(ys), max(ys))
     (x_low, *_, x_high), (y_low, *_, y_high) = x_ticks, y_ticks
 
@@ -107,6 +110,15 @@ def intervals(title: str, rows: Sequence[Interval], metric: str) -> str:
     return "".join([*parts, "</svg>"])
 
 
+def standalone(svg: str) -> str:
+    """A chart of this module as a file of its own, with the page's colours; "" stays ""."""
+    if not svg:
+        return ""
+    style = f"<style>svg {{ {LIGHT} background: var(--panel); font-family: sans-serif; }} {CHART_CSS}</style>"
+    head, body = svg.split(">", 1)
+    return f'{head} xmlns="http://www.w3.org/2000/svg">{style}{body}\n'
+
+
 def ticks(low: float, high: float, about: int = 5, least: float = 0.0) -> list[float]:
     """At least two round numbers, evenly and at least `least` apart, that enclose [low, high]."""
     if not high > low:
@@ -130,8 +142,12 @@ def moving_average(values: Sequence[float], reach: int) -> list[float]:
 
 def _curve(series: Series, colour: int, px, py) -> list[str]:
     points = _thinned(series.points)
+    bars = [
+        f'<line class="line s{colour}" x1="{px(x):.1f}" x2="{px(x):.1f}" y1="{py(low):.1f}" y2="{py(high):.1f}"/>'
+        for x, low, high in series.bars
+    ]
     path = _path([(px(x), py(y)) for x, y in points])
-    parts = []
+    parts = bars
     if series.smooth and len(points) > 8:
         average = moving_average([y for _, y in points], max(2, len(points) // 30))
         parts.append(f'<path class="faint s{colour}" d="{path}"/>')

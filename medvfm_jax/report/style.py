@@ -4,7 +4,7 @@
 REFERENCE_COLOUR = "#38bdf8"
 PREDICTION_COLOUR = "#fb923c"
 
-_LIGHT = """
+LIGHT = """
   --ground: #f6f7f9; --panel: #ffffff; --text: #17202b; --muted: #5a6675; --line: #dfe3e9; --rule: #eceff3;
   --accent: #1d5fd1; --accent-soft: #dbe7fb; --good: #17803d; --bad: #b42318; --note: #fff7e2;
   --note-line: #e5b94b; --series-0: #1d5fd1; --series-1: #c2570c; --series-2: #17803d; --series-3: #8b3fc4;
@@ -15,10 +15,22 @@ _DARK = """
   --note-line: #a58025; --series-0: #7fb0ff; --series-1: #fba55c; --series-2: #5fd08a; --series-3: #cf9bff;
 """
 
+CHART_CSS = """svg text { fill: var(--muted); font-size: 12px; font-family: inherit; }
+svg .title { fill: var(--text); font-weight: 600; font-size: 13px; }
+svg .grid { stroke: var(--rule); } svg .axis { stroke: var(--line); }
+svg .line { fill: none; stroke-width: 2; stroke-linejoin: round; }
+svg .faint { fill: none; stroke-width: 1; opacity: 0.35; }
+svg .value { fill: var(--text); font-variant-numeric: tabular-nums; }
+.s0 { stroke: var(--series-0); } .s1 { stroke: var(--series-1); }
+.s2 { stroke: var(--series-2); } .s3 { stroke: var(--series-3); }
+.f0 { fill: var(--series-0); } .f1 { fill: var(--series-1); }
+.f2 { fill: var(--series-2); } .f3 { fill: var(--series-3); }
+"""
+
 CSS = f"""
-:root {{ color-scheme: light dark; {_LIGHT} }}
+:root {{ color-scheme: light dark; {LIGHT} }}
 @media (prefers-color-scheme: dark) {{ :root {{ {_DARK} }} }}
-@media print {{ :root {{ {_LIGHT} color-scheme: light; }} .scroll {{ max-height: none !important; }} }}
+@media print {{ :root {{ {LIGHT} color-scheme: light; }} .scroll {{ max-height: none !important; }} }}
 * {{ box-sizing: border-box; }}
 body {{ margin: 0; background: var(--ground); color: var(--text);
   font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }}
@@ -81,17 +93,7 @@ figcaption b {{ color: var(--text); }}
 .charts {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(min(400px, 100%), 1fr));
   gap: 18px; }}
 svg {{ display: block; width: 100%; height: auto; }}
-svg text {{ fill: var(--muted); font-size: 12px; font-family: inherit; }}
-svg .title {{ fill: var(--text); font-weight: 600; font-size: 13px; }}
-svg .grid {{ stroke: var(--rule); }} svg .axis {{ stroke: var(--line); }}
-svg .line {{ fill: none; stroke-width: 2; stroke-linejoin: round; }}
-svg .faint {{ fill: none; stroke-width: 1; opacity: 0.35; }}
-svg .value {{ fill: var(--text); font-variant-numeric: tabular-nums; }}
-.s0 {{ stroke: var(--series-0); }} .s1 {{ stroke: var(--series-1); }}
-.s2 {{ stroke: var(--series-2); }} .s3 {{ stroke: var(--series-3); }}
-.f0 {{ fill: var(--series-0); }} .f1 {{ fill: var(--series-1); }}
-.f2 {{ fill: var(--series-2); }} .f3 {{ fill: var(--series-3); }}
-code {{ font: 13px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; overflow-wrap: anywhere;
+{CHART_CSS}code {{ font: 13px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; overflow-wrap: anywhere;
   white-space: pre-wrap; }}
 details {{ margin-top: 14px; }} summary {{ cursor: pointer; color: var(--accent); font-size: 14px; }}
 @media (max-width: 600px) {{

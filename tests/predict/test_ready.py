@@ -67,6 +67,14 @@ def test_the_second_time_nothing_is_built_and_the_numbers_are_the_same(published
     assert second.words == first.words
 
 
+def test_a_program_that_was_not_kept_is_traced_with_weights_that_were(published):
+    found(published[0])
+    kept = found(published[0])
+    shape = jax.ShapeDtypeStruct(kept.spec.input_shape, np.float32)
+    embedding = jax.eval_shape(lambda image: kept.adapted().encode(kept.params, {}, image), shape)
+    assert embedding.shape == kept.spec.embedding
+
+
 def test_a_file_that_is_gone_or_of_another_size_is_not_replaced_by_what_was_kept(published):
     name, file = published
     found(name)

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from medvfm_jax.report.charts import Interval, Series, curves, intervals, moving_average, ticks
+from medvfm_jax.report.charts import Interval, Series, curves, intervals, moving_average, standalone, ticks
 from tests.report.parsed_page import Page
 
 
@@ -106,3 +106,24 @@ def test_tick_labels_have_as_many_digits_as_the_step_needs():
     svg = curves("v", [Series("v", [(1, 0.0), (10, 1.25)])])
     labels = re.findall(r'text-anchor="end">([\d.]+)<', svg)
     assert labels == ["0.00", "0.25", "0.50", "0.75", "1.00", "1.25"]
+
+
+def test_intervals_of_a_curve_are_drawn_and_lie_within_the_axis():
+    bars = [(0.0, 0.2, 0.9), (5.0, 0.4, 0.6)]
+    svg = curves("Dice", [Series("box", [(0.0, 0.5), (5.0, 0.5)], bars=bars)], "noise")
+    lines = [a for a in Page(svg).all("line") if a["class"] == "line s0"]
+    assert [line["x1"] == line["x2"] for line in lines] == [True, True]
+    lengths = [float(line["y1"]) - float(line["y2"]) for line in lines]
+    assert lengths[0] / lengths[1] == pytest.approx(0.7 / 0.2, rel=0.01)
+    middle = [y for _, y in points_of(svg, "line")]
+    assert float(lines[1]["y1"]) > middle[1] > float(lines[1]["y2"])
+
+
+def test_a_chart_of_its_own_brings_its_colours_along():
+    svg = curves("Dice", [Series("box", [(0.0, 0.5), (5.0, 0.5)])], "noise")
+    alone = standalone(svg)
+    assert alone.startswith('<svg viewBox="0 0 480 260"')
+    assert 'xmlns="http://www.w3.org/2000/svg"' in alone
+    assert "--series-0:" in alone
+    assert ".s0 { stroke: var(--series-0); }" in alone
+    assert standalone("") == ""
