@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from medvfm_jax.catalog import Catalog
-from medvfm_jax.models import sam, sam2, sam_med3d, scan, unet, unet3d, unetr, vit
+from medvfm_jax.models import linknet3d, sam, sam2, sam_med3d, scan, unet, unet3d, unetr, vit
 from medvfm_jax.models.entry import ModelEntry
 from medvfm_jax.models.errors import BadModelOption, UnknownModel
 from medvfm_jax.models.model import Model
@@ -27,6 +27,7 @@ MODELS: Catalog[ModelEntry] = Catalog(
         **unet.ENTRIES,
         **unet3d.ENTRIES,
         **unetr.ENTRIES,
+        **linknet3d.ENTRIES,
     },
     UnknownModel,
 )

@@ -12,7 +12,7 @@ class ModelEntry(NamedTuple):
     """A model of the catalog; nothing here needs a trace or a weight.
 
     family: name of its folder's variant: sam, tiny_vit_sam, efficient_sam, rep_vit_sam, sam2, sam_med3d, vit,
-        unet, unet3d, unetr.
+        unet, unet3d, unetr, linknet3d, i3resnet.
     spec: at the image size the weights were trained for.
     build(**options) -> Model; options: the names it takes.
     tables: port tables that read its checkpoints, that of the original release first.
@@ -20,6 +20,8 @@ class ModelEntry(NamedTuple):
     heads: of a block of the image encoder, 1 where blocks cannot be divided by heads.
     group: blocks of a kind that ``scan_blocks`` stacks together.
     whole_batches: a CPU is faster with a whole batch than with one image after the other.
+    fresh: modules at the root of the parameters that the published weights lack; they start from the run's seed.
+    localiser: name of the model that finds the part of a volume which this one sees stretched to its window, "" for none.
     source: link to the paper.
     differences: what differs from it; "" if nothing is known. See ``catalog.fidelity_of``.
     """
@@ -33,8 +35,15 @@ class ModelEntry(NamedTuple):
     heads: int = 1
     group: int = 1
     whole_batches: bool = False
+    fresh: tuple[str, ...] = ()
+    localiser: str = ""
     source: str = ""
     differences: str = ""
+
+    @property
+    def complete(self) -> bool:
+        """Whether it gives masks of classes as its weights are published, without a delta."""
+        return self.spec.task == "semantic" and self.start != "random" and not self.fresh
 
     @property
     def description(self) -> str:
