@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from medvfm_jax.catalog import Catalog
-from medvfm_jax.models import linknet3d, sam, sam2, sam_med3d, scan, unet, unet3d, unetr, vit
+from medvfm_jax.models import i3resnet, linknet3d, sam, sam2, sam_med3d, scan, unet, unet3d, unetr, vit
 from medvfm_jax.models.entry import ModelEntry
 from medvfm_jax.models.errors import BadModelOption, UnknownModel
 from medvfm_jax.models.model import Model
@@ -28,6 +28,7 @@ MODELS: Catalog[ModelEntry] = Catalog(
         **unet3d.ENTRIES,
         **unetr.ENTRIES,
         **linknet3d.ENTRIES,
+        **i3resnet.ENTRIES,
     },
     UnknownModel,
 )
@@ -59,6 +60,12 @@ def build(name: str, **options: Any) -> Model:
     if jnp.dtype(options.get("dtype", jnp.float32)) not in COMPUTE_DTYPES:
         raise BadModelOption(f"Model '{name}' computes in float32 or bfloat16, not {options['dtype']}.")
     return entry.build(**options)
+
+
+def published(name: str, tree: Params) -> Params:
+    """Parameters of a model, or their shapes -> those that its published weights hold; see ``ModelEntry.fresh``."""
+    fresh = MODELS[name].fresh
+    return {**tree, "params": {k: v for k, v in tree["params"].items() if k not in fresh}} if fresh else tree
 
 
 def stack_blocks(params: Params, name: str) -> Params:

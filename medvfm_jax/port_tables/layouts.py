@@ -61,6 +61,10 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType(
         "oidhw_to_dhwio": Layout(
             lambda k: k.transpose(2, 3, 4, 1, 0), lambda k: k.transpose(4, 3, 0, 1, 2), 5
         ),
+        # Conv3d of a network that has width before height: (out, in, d, w, h) -> (d, h, w, in, out)
+        "oidwh_to_dhwio": Layout(
+            lambda k: k.transpose(2, 4, 3, 1, 0), lambda k: k.transpose(4, 3, 0, 2, 1), 5
+        ),
         # ConvTranspose3d: (in, out, d, h, w) -> (d, h, w, in, out), flipped
         "conv_transpose_3d": Layout(_conv_transpose_3d_to_jax, _conv_transpose_3d_to_torch, 5),
         # Conv3d of one voxel as a linear layer: (out, in, 1, 1, 1) -> (in, out)

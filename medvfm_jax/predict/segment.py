@@ -414,10 +414,14 @@ def _extractor(
     model: str, found: Ready, dtype: str, offline: bool, say: Callable[[str], None]
 ) -> "BrainExtractor | None":
     """The two networks of a model that another one tells where to look; None for other models."""
+    from medvfm_jax.models.catalog import MODELS
     from medvfm_jax.train.assemble import entry_of
 
     localiser = entry_of(model).localiser
     if not localiser:
+        helped = [name for name, entry in MODELS.items() if entry.localiser == model]
+        if helped:
+            raise BadConfig(f"{model} only finds where {helped[0]} looks; take --model {helped[0]}.")
         return None
     from medvfm_jax.predict.brain_extraction import BrainExtractor
 
