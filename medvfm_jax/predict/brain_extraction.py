@@ -47,10 +47,14 @@ class BrainExtractor:
         small = _stretched(volume, self._localiser.window)
         low, high = np.quantile(small, [DARKEST, BRIGHTEST])
         if not high > low:
-            raise BadImage(f"{image.path} has one intensity almost everywhere: there is no brain to be found in it.")
+            raise BadImage(
+                f"{image.path} has one intensity almost everywhere: there is no brain to be found in it."
+            )
         found = _largest(self._localiser(_normalised(small, low, high)))
         if not found.any():
-            raise BadImage(f"No brain was found in {image.path}; the networks know T1-weighted volumes of the head.")
+            raise BadImage(
+                f"No brain was found in {image.path}; the networks know T1-weighted volumes of the head."
+            )
         box = box_around(found, volume.shape)
         seen = self._network(_normalised(_stretched(volume[box], self._network.window), low, high))
         labels = np.zeros(volume.shape, np.uint8)
@@ -141,7 +145,9 @@ def _normalised(volume: NDArray[np.float32], low: float, high: float) -> NDArray
 
 def _largest(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """The largest component alone; voxels that share a corner are connected."""
-    from medvfm_jax.predict.largest_component import keep_largest  # its scipy.ndimage takes a third of a second
+    from medvfm_jax.predict.largest_component import (
+        keep_largest,  # its scipy.ndimage takes a third of a second
+    )
 
     return keep_largest(mask.astype(np.uint8), (1,)) > 0
 

@@ -385,7 +385,9 @@ def load_segmenter(
         found = without_delta(model, dtype=dtype, file=weights, offline=offline)
         extractor = _extractor(model, found, dtype, offline, say)
     if extractor is not None and overlap is not None:
-        raise BadConfig(f"{model} sees a volume as a whole, without windows that overlap; leave out --overlap.")
+        raise BadConfig(
+            f"{model} sees a volume as a whole, without windows that overlap; leave out --overlap."
+        )
     if multimask and found.spec.task != "promptable":
         raise BadConfig(
             "This delta segments without prompts and gives one mask per class; leave out --multimask."
