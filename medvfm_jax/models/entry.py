@@ -21,7 +21,8 @@ class ModelEntry(NamedTuple):
     group: blocks of a kind that ``scan_blocks`` stacks together.
     whole_batches: a CPU is faster with a whole batch than with one image after the other.
     fresh: modules at the root of the parameters that the published weights lack; they start from the run's seed.
-    localiser: name of the model that finds the part of a volume which this one sees stretched to its window, "" for none.
+    localiser: name of the model that finds the part of a volume which this one sees, stretched to its window; "" for
+        none.
     source: link to the paper.
     differences: what differs from it; "" if nothing is known. See ``catalog.fidelity_of``.
     """

@@ -6,7 +6,7 @@ largest component is kept and its holes are filled.  Nothing asks for the spacin
 
 References:
     Fisch et al. 2024, "deepbet: fast brain extraction of T1-weighted MRI using convolutional neural networks",
-    https://arxiv.org/abs/2308.07003; the steps and their constants are those of ``deepbet/bet.py`` in its package (MIT).
+    https://arxiv.org/abs/2308.07003; steps and constants are those of ``deepbet/bet.py`` in its package (MIT).
 """
 
 from collections.abc import Callable

@@ -339,8 +339,8 @@ def load_base(
         options["classes"] = classes
     elif entry_of(name).complete and classes != entry_of(name).spec.classes:
         raise BadConfig(
-            f"Model '{name}' has {entry_of(name).spec.classes} classes with the background, and {classes} are asked for; "
-            "choose a model whose decoder starts at random, like merlin."
+            f"Model '{name}' has {entry_of(name).spec.classes} classes with the background, and {classes} are asked "
+            "for; choose a model whose decoder starts at random, like merlin."
         )
     if entry_of(name).start == "random" and file is None:
         model = catalog.build(name, **options)

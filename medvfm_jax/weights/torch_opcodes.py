@@ -77,7 +77,8 @@ SCRIPTED_NAME = re.compile(r"__torch__(\.\w+)+")
 def read_pickle(data: bytes, where: str, *, scripted: bool = False) -> Any:
     """Bytes of `data.pkl` -> dicts, lists, tuples, numbers, strings and Tensor records.
 
-    `where` names the file in errors.  scripted: modules of a TorchScript archive become Scripted records.  Raises UnsafeCheckpoint for an opcode or name outside the allowed set,
+    `where` names the file in errors.  scripted: modules of a TorchScript archive become Scripted records.
+    Raises UnsafeCheckpoint for an opcode or name outside the allowed set,
     BadCheckpoint for a stream that ends early or makes no sense.
     """
     machine = _Machine(data, where, scripted)

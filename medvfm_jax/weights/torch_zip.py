@@ -1,7 +1,8 @@
 """Read a PyTorch `.pth` file (the zip container torch writes since 1.6) without torch, without unpickling.
 
 The container holds `<name>/data.pkl`, a pickle that describes tensors, and `<name>/data/<key>`, their
-storages.  A TorchScript archive (`torch.jit.save`) is one too: of its modules the tensors are read, of its code nothing.  `torch_opcodes` interprets the pickle; the storages are memory-mapped, so nothing is copied.
+storages.  A TorchScript archive (`torch.jit.save`) is one too: of its modules the tensors are read, of its code
+nothing.  `torch_opcodes` interprets the pickle; the storages are memory-mapped, so nothing is copied.
 Source: torch/serialization.py (_save, _load), torch/csrc/jit/serialization.
 """
 

