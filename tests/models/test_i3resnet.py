@@ -92,5 +92,5 @@ def test_a_file_of_the_encoder_alone_is_loaded(tmp_path):
 
 @pytest.mark.parametrize("window", [(16, 16, 32), (8, 32, 32), (32, 32), (16, 32, 32.0)])
 def test_windows_that_do_not_fit(window):
-    with pytest.raises((BadModelOption, ValueError), match=r"multiples of 16 32 32|zip"):
+    with pytest.raises(BadModelOption, match="multiples of 16 32 32"):
         models.build("merlin-tiny-test", window=window)
