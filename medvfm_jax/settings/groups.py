@@ -185,7 +185,7 @@ class VolumeConfig(Settings):
 
     window: tuple[int, ...] = ()
     """What a model of volumes sees at once, in voxels: slices of a slab for sd_trans (by default 5), depth, height and
-    width of a patch for unetr (multiples of 16, by default 96 96 96) unet-3d (of 8, by default 64 64 64) and
+    width of a patch for unetr (multiples of 16, by default 96 96 96), unet-3d (of 8, by default 64 64 64) and
     merlin (of 16 32 32, by default 32 64 64). Depth is the axis with the thickest slices."""
     spacing: tuple[float, ...] = ()
     """Size of a voxel in mm that volumes are resampled to, for models of patches: one number, or depth, height and

@@ -198,8 +198,8 @@ class _Machine:
 
     def new_object(self) -> None:
         """An empty Scripted, for a class of the archive itself; any other class is refused."""
-        arguments, made = self.pop(), self.pop()
-        if not self.scripted or not isinstance(made, Name) or not SCRIPTED_NAME.fullmatch(str(made)):
+        arguments, made = (self.pop(), self.pop()) if self.scripted else (None, None)
+        if not isinstance(made, Name) or not SCRIPTED_NAME.fullmatch(str(made)):
             raise UnsafeCheckpoint(
                 f"{self.where}: pickle opcode 'NEWOBJ' at byte {self.at - 1} has no place in a state dict; nothing was "
                 f"executed. {ASK}"
