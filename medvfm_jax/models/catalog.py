@@ -10,6 +10,8 @@ from medvfm_jax.models import (
     clip,
     ds_transunet,
     hiformer,
+    i3resnet,
+    linknet3d,
     sam,
     sam2,
     sam_med3d,
@@ -50,6 +52,8 @@ MODELS: Catalog[ModelEntry] = Catalog(
         **unet.ENTRIES,
         **unet3d.ENTRIES,
         **unetr.ENTRIES,
+        **linknet3d.ENTRIES,
+        **i3resnet.ENTRIES,
     },
     UnknownModel,
 )
@@ -82,6 +86,12 @@ def build(name: str, **options: Any) -> Model:
     if jnp.dtype(options.get("dtype", jnp.float32)) not in COMPUTE_DTYPES:
         raise BadModelOption(f"Model '{name}' computes in float32 or bfloat16, not {options['dtype']}.")
     return entry.build(**options)
+
+
+def published(name: str, tree: Params) -> Params:
+    """Parameters of a model, or their shapes -> those that its published weights hold; see ``ModelEntry.fresh``."""
+    fresh = MODELS[name].fresh
+    return {**tree, "params": {k: v for k, v in tree["params"].items() if k not in fresh}} if fresh else tree
 
 
 def stack_blocks(params: Params, name: str) -> Params:

@@ -47,17 +47,46 @@ def conv3d(x: Array, kernel: Array) -> Array:
 
 
 def conv3d_strided(x: Array, kernel: Array) -> Array:
-    """3 x 3 x 3 convolution with stride 2 and padding 1: x (d, h, w, c) of even sides -> (d/2, h/2, w/2, out).
+    """Convolution with stride 2: x (d, h, w, c) of even sides, kernel (k, k, k, c, out) -> (d/2, h/2, w/2, out).
 
-    On a CPU the voxels of a 2 x 2 x 2 cube become channels; then output i sees cubes i - 1 and i, with a kernel whose
-    first voxel is 0.  The gradient of a strided convolution has holes, which a CPU computes naively.
+    k is 3, 7, 11, ...; the padding is (k - 1) / 2.  On a CPU the voxels of a 2 x 2 x 2 cube become channels; then, for
+    a k of 3, output i sees cubes i - 1 and i, with a kernel whose first voxel is 0.  The gradient of a strided
+    convolution has holes, which a CPU computes naively.
     """
+    reach = len(kernel) // 2
     if current_backend() != "cpu":
-        return conv3d_direct(x, kernel, ((1, 1),) * 3, stride=2)
+        return conv3d_direct(x, kernel, ((reach, reach),) * 3, stride=2)
     cubes = rearrange(x, "(d i) (h j) (w k) c -> d h w (i j k c)", i=2, j=2, k=2)
     wide = jnp.pad(kernel, [(1, 0)] * 3 + [(0, 0)] * 2)
     folded = rearrange(wide, "(d i) (h j) (w k) c out -> d h w (i j k c) out", i=2, j=2, k=2)
-    return conv3d_by_depth(cubes, folded, ((1, 0),) * 3)
+    return conv3d_by_depth(cubes, folded, (((reach + 1) // 2, (reach - 1) // 2),) * 3)
+
+
+def conv3d_doubling(x: Array, kernel: Array) -> Array:
+    """Transposed 3 x 3 x 3 convolution that doubles every side: x (d, h, w, c) -> (2d, 2h, 2w, out).
+
+    Stride 2, padding 1 and output padding 1; the kernel (3, 3, 3, c, out) is that of the correlation, the flipped one
+    of ``ConvTranspose3d``.  Along each axis voxel 2i of the result is x[i] times the middle of the kernel, voxel
+    2i + 1 is x[i] times its first plus x[i + 1] times its last: one convolution of 2 x 2 x 2 for all eight of a cube.
+    """
+    for axis in range(3):
+        first, middle, last = jnp.split(kernel, 3, axis)
+        pairs = [jnp.concatenate([a, b], axis) for a, b in ((middle, first), (jnp.zeros_like(last), last))]
+        kernel = jnp.concatenate(pairs, axis)  # offset 0: even and odd voxel, then offset 1
+    kernel = rearrange(kernel, "(d i) (h j) (w k) c out -> d h w c (i j k out)", i=2, j=2, k=2)
+    function = conv3d_by_depth if current_backend() == "cpu" else conv3d_direct
+    y = function(x, kernel, ((0, 1),) * 3)
+    return rearrange(y, "d h w (i j k out) -> (d i) (h j) (w k) out", i=2, j=2, k=2)
+
+
+def max_pool3d_halving(x: Array) -> Array:
+    """Maximum over 3 x 3 x 3 with stride 2 and padding 1: x (d, h, w, c) of even sides -> (d/2, h/2, w/2, c)."""
+    for axis in range(3):
+        even, odd = (lax.slice_in_dim(x, i, None, 2, axis) for i in (0, 1))
+        before = lax.slice_in_dim(odd, 0, odd.shape[axis] - 1, 1, axis)
+        before = jnp.pad(before, [(int(a == axis), 0) for a in range(4)], constant_values=-jnp.inf)
+        x = jnp.maximum(jnp.maximum(even, odd), before)
+    return x
 
 
 def conv3d_direct(x: Array, kernel: Array, padding: Padding, stride: int = 1) -> Array:

@@ -19,6 +19,9 @@ class ModelEntry(NamedTuple):
     heads: of a block of the image encoder, 1 where blocks cannot be divided by heads.
     group: blocks of a kind that ``scan_blocks`` stacks together.
     whole_batches: a CPU is faster with a whole batch than with one image after the other.
+    fresh: modules at the root of the parameters that the published weights lack; they start from the run's seed.
+    localiser: name of the model that finds the part of a volume which this one sees, stretched to its window; "" for
+        none.
     source: link to the paper.
     differences: what differs from it; "" if nothing is known. See ``catalog.fidelity_of``.
     """
@@ -32,8 +35,15 @@ class ModelEntry(NamedTuple):
     heads: int = 1
     group: int = 1
     whole_batches: bool = False
+    fresh: tuple[str, ...] = ()
+    localiser: str = ""
     source: str = ""
     differences: str = ""
+
+    @property
+    def complete(self) -> bool:
+        """Whether it gives masks of classes as its weights are published, without a delta."""
+        return self.spec.task == "semantic" and self.start != "random" and not self.fresh
 
     @property
     def description(self) -> str:

@@ -40,6 +40,14 @@ def _cubes_to_torch(side: int, kernel: np.ndarray) -> np.ndarray:
     return kernel.reshape(side, side, side, -1, kernel.shape[-1]).transpose(4, 3, 0, 1, 2)
 
 
+def _conv_transpose_3d_to_jax(kernel: np.ndarray) -> np.ndarray:
+    return kernel[:, :, ::-1, ::-1, ::-1].transpose(2, 3, 4, 0, 1)
+
+
+def _conv_transpose_3d_to_torch(kernel: np.ndarray) -> np.ndarray:
+    return kernel.transpose(3, 4, 0, 1, 2)[:, :, ::-1, ::-1, ::-1]
+
+
 LAYOUTS: Mapping[str, Layout] = MappingProxyType(
     {
         # biases, norms, embeddings, tables: the same in both worlds
@@ -59,6 +67,12 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType(
         ),
         # a map of a volume: (channels, d, h, w) -> (d, h, w, channels)
         "cdhw_to_dhwc": Layout(lambda a: a.transpose(1, 2, 3, 0), lambda a: a.transpose(3, 0, 1, 2), 4),
+        # Conv3d of a network that has width before height: (out, in, d, w, h) -> (d, h, w, in, out)
+        "oidwh_to_dhwio": Layout(
+            lambda k: k.transpose(2, 4, 3, 1, 0), lambda k: k.transpose(4, 3, 0, 2, 1), 5
+        ),
+        # ConvTranspose3d: (in, out, d, h, w) -> (d, h, w, in, out), flipped
+        "conv_transpose_3d": Layout(_conv_transpose_3d_to_jax, _conv_transpose_3d_to_torch, 5),
         # Conv3d of one voxel as a linear layer: (out, in, 1, 1, 1) -> (in, out)
         "pointwise": Layout(
             lambda k: k.reshape(k.shape[:2]).T, lambda k: k.T.reshape(*k.T.shape, 1, 1, 1), 5

@@ -76,11 +76,12 @@ def loaded_alone(
     model: str, dtype: str, file: Path | None, offline: bool, *, memory: bool = False
 ) -> "Loaded":
     """A model without a delta.  memory: with what follows objects through a volume.  Raises as ``without_delta``."""
-    from medvfm_jax.train.assemble import Loaded, check_prompts, load_base, spec_of, with_adapter
+    from medvfm_jax.train.assemble import Loaded, check_prompts, entry_of, load_base, spec_of, with_adapter
 
-    check_prompts(spec_of(model), "point")
-    if spec_of(model).task != "promptable":
-        raise BadConfig(f"{model} without a delta gives no masks; adapt it first and give its --run.")
+    if not entry_of(model).complete:
+        check_prompts(spec_of(model), "point")
+        if spec_of(model).task != "promptable":
+            raise BadConfig(f"{model} without a delta gives no masks; adapt it first and give its --run.")
     base = load_base(model, classes=2, seed=0, dtype=dtype, file=file, offline=offline, memory=memory)
     words = (model, dtype, "memory") if memory else (model, dtype)
     return Loaded(base, with_adapter(base, None), {}, None, words=words)

@@ -35,6 +35,7 @@ from medvfm_jax.types import Delta, Params, Prediction, PromptKind, Prompts
 
 if TYPE_CHECKING:
     from medvfm_jax.predict.automatic_masks import AutomaticMasks
+    from medvfm_jax.predict.brain_extraction import BrainExtractor
     from medvfm_jax.predict.interactive import Interactive
     from medvfm_jax.predict.propagation import Propagator
 
@@ -67,6 +68,7 @@ class Segmenter:
     propagator: follows objects that are prompted on one slice of a volume through all slices.
     largest: classes of which the largest component alone is kept, of a model without prompts.
     others: whose probabilities are averaged with these.
+    extractor: finds the one class of a volume as a whole, and then nothing else is asked.
     """
 
     def __init__(
@@ -79,9 +81,10 @@ class Segmenter:
         propagator: "Propagator | None" = None,
         largest: tuple[int, ...] = (),
         others: Sequence["Segmenter"] = (),
+        extractor: "BrainExtractor | None" = None,
     ):
         self._say, self._multimask, self._propagator = say, multimask, propagator
-        self._largest, self._others = largest, tuple(others)
+        self._largest, self._others, self._extractor = largest, tuple(others), extractor
         self._spec, self._weights = ready.spec, (ready.params, jax.device_put(ready.delta))
         self._overlap = resolved_overlap(self._spec, overlap)
         self._trained, self._preparation = ready.metadata or {}, ready.preparation
@@ -115,6 +118,8 @@ class Segmenter:
     @property
     def labels(self) -> dict[int, str]:
         """Names of the numbers in a mask of a prompt-free model, background included; {} with prompts."""
+        if self._extractor is not None:
+            return self._extractor.labels
         return (
             {index: name for name, index in self._trained.get("labels", {}).items()} if self.semantic else {}
         )
@@ -136,7 +141,7 @@ class Segmenter:
 
     def filled_up(self, image: Image) -> tuple[int, ...] | None:
         """The window (D, H, W) of a patch, or (D,) of a slab, if the volume is smaller: the rest of it is zeros."""
-        if self._spec.rank == 2 or not image.is_volume:
+        if self._spec.rank == 2 or not image.is_volume or self._extractor is not None:
             return None
         window = self._spec.input_shape[:3] if self._spec.resize == "none" else self._spec.input_shape[:1]
         size = self._grid(image)
@@ -193,6 +198,8 @@ class Segmenter:
             return Segmented(self._labels(image.array))
         if not image.is_volume:
             return self._picture(image.array, queries)
+        if self._extractor is not None:
+            return Segmented(self._extractor(image))
         if self.semantic:
             predict = self._labels if self._spec.rank == 2 else self._probabilities
             planes = label_slices(
@@ -218,14 +225,15 @@ class Segmenter:
     def check(self, image: Image, queries: Sequence[Query], index: int | None) -> None:
         """Raise for prompts that do not fit the model or the image; see ``__call__``."""
         self._check_channels(image)
+        what = "This delta" if self._trained else self._spec.name
         if self.semantic and queries:
-            raise BadConfig("This delta segments without prompts; leave out --box and --point.")
+            raise BadConfig(f"{what} segments without prompts; leave out --box and --point.")
         if not self.semantic and not queries:
             raise BadConfig(f"{self._spec.name} needs a prompt: give --box X0 Y0 X1 Y1 or --point X Y LABEL.")
         if not image.is_volume and self._propagator is not None:
             raise BadConfig(f"{image.path} is a picture: there is nothing to follow objects through.")
         if self.semantic and image.is_volume and index is not None:
-            raise BadConfig("This delta segments every slice; leave out --slice.")
+            raise BadConfig(f"{what} segments every slice; leave out --slice.")
         if image.is_volume:
             self._grid(image)
         shape = image.grid if self.semantic and image.is_volume else self._asked(image, index)
@@ -444,7 +452,7 @@ def load_segmenter(
             local_paths.check(path)
     if propagate:
         _check_propagation(model, delta, run)
-    record = propagator = None
+    record = propagator = extractor = None
     if run is not None:
         record = run_directory.finished(run)
         delta, dtype = run / run_directory.DELTA, record["dtype"]
@@ -462,6 +470,11 @@ def load_segmenter(
         found, propagator = ready(loaded), Propagator(loaded.base.model, loaded.base.params)
     else:
         found = without_delta(model, dtype=dtype, file=weights, offline=offline)
+        extractor = _extractor(model, found, dtype, offline, say)
+    if extractor is not None and overlap is not None:
+        raise BadConfig(
+            f"{model} sees a volume as a whole, without windows that overlap; leave out --overlap."
+        )
     if multimask and found.spec.task != "promptable":
         raise BadConfig(
             "This delta segments without prompts and gives one mask per class; leave out --multimask."
@@ -482,6 +495,7 @@ def load_segmenter(
         propagator=propagator,
         largest=largest,
         others=others,
+        extractor=extractor,
     )
 
 
@@ -509,6 +523,24 @@ def _into(image: Image, labels: NDArray[np.int32], index: int | None) -> NDArray
     planes = [np.zeros_like(labels)] * image.grid[slice_axis(image)]
     planes[index] = labels
     return stack(planes, image)
+
+
+def _extractor(
+    model: str, found: Ready, dtype: str, offline: bool, say: Callable[[str], None]
+) -> "BrainExtractor | None":
+    """The two networks of a model that another one tells where to look; None for other models."""
+    from medvfm_jax.models.catalog import MODELS
+    from medvfm_jax.train.assemble import entry_of
+
+    localiser = entry_of(model).localiser
+    if not localiser:
+        helped = [name for name, entry in MODELS.items() if entry.localiser == model]
+        if helped:
+            raise BadConfig(f"{model} only finds where {helped[0]} looks; take --model {helped[0]}.")
+        return None
+    from medvfm_jax.predict.brain_extraction import BrainExtractor
+
+    return BrainExtractor(without_delta(localiser, dtype=dtype, file=None, offline=offline), found, say)
 
 
 def _chosen(run: Path, metadata: Mapping[str, Any]) -> tuple[int, ...]:

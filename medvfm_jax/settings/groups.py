@@ -58,7 +58,8 @@ class ModelConfig(Settings):
 
     model: str = "lite-medsam"
     """Model to adapt; with --adapter full, `unet`, `swin-unet`, `hiformer-b` and `ds-transunet` train from scratch
-    on pictures, and `unet-3d`, `unet-3d-folded` (fast on a CPU), `unetr` and `swin-unetr` on volumes."""
+    on pictures, and `unet-3d`, `unet-3d-folded` (fast on a CPU), `unetr` and `swin-unetr` on volumes; `merlin` and
+    `astra` are pretrained encoders of CT volumes."""
     set: tuple[str, ...] = ()
     """Options of the adapter, for example lora.rank=8; may be given several times."""
     prompt: PromptChoice = "auto"
@@ -186,8 +187,8 @@ class VolumeConfig(Settings):
 
     window: tuple[int, ...] = ()
     """What a model of volumes sees at once, in voxels: slices of a slab for sd_trans (by default 5), depth, height and
-    width of a patch for unetr and swin-unetr (multiples of 16 and 32, by default 96 96 96) and unet-3d (of 8, by
-    default 64 64 64). Depth is the axis with the thickest slices."""
+    width of a patch for unetr and swin-unetr (multiples of 16 and 32, by default 96 96 96), unet-3d (of 8, by
+    default 64 64 64) and merlin (of 16 32 32, by default 32 64 64). Depth is the axis with the thickest slices."""
     spacing: tuple[float, ...] = ()
     """Size of a voxel in mm that volumes are resampled to, for models of patches: one number, or depth, height and
     width; 0 for the median of the training volumes. Predictions are brought back to each volume's own voxels."""

@@ -339,13 +339,18 @@ def load_base(
         options["memory"] = True
     if shape is not None:
         options |= {"window": shape[:3], "channels": shape[3]}
-    if entry_of(name).start == "random":
+    if entry_of(name).start == "random" or entry_of(name).fresh:
         options["classes"] = classes
+    elif entry_of(name).complete and classes != entry_of(name).spec.classes:
+        raise BadConfig(
+            f"Model '{name}' has {entry_of(name).spec.classes} classes with the background, and {classes} are asked "
+            "for; choose a model whose decoder starts at random, like merlin."
+        )
     if entry_of(name).start == "random" and file is None:
         model = catalog.build(name, **options)
         params = model.init(jax.random.key(seed))
     else:
-        model, params = weights.load(name, file, offline=offline, **options)
+        model, params = weights.load(name, file, offline=offline, seed=seed, **options)
     return Base(model, params, artifacts.fingerprint(params))
 
 

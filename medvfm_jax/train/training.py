@@ -228,9 +228,9 @@ def train(
 
 
 def _cache(run: Run) -> EmbeddingCache | None:
-    """A cache if the delta leaves the encoder alone and images come without random changes, or tiles."""
+    """A cache if the delta leaves the encoder alone and images come without random changes, tiles or patches."""
     config, (base, adapted, delta, *_) = run.config, run.assembled
-    if config.tile is not None:
+    if config.tile is not None or base.model.spec.resize == "none":  # patches lie elsewhere each time
         return None
     if config.embeddings == "off" or config.augment in ("full", "upright") or touches_encoder(delta):
         return None

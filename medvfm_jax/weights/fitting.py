@@ -66,7 +66,7 @@ def fitting_models(file: Path | str) -> tuple[list[str], PortError | None]:
     own = metadata.get("format") == OWN_FORMAT
     table = choose(state)
     for name in _related(metadata.get("model")) if own else _read_by(table):
-        targets = jax.eval_shape(catalog.build(name).init, jax.random.key(0))
+        targets = catalog.published(name, jax.eval_shape(catalog.build(name).init, jax.random.key(0)))
         try:
             if own:
                 _own(state, targets, str(file))
@@ -98,7 +98,8 @@ def set_aside_in(file: Path | str, model: str) -> str:
     table = choose(state)
     if metadata.get("format") == OWN_FORMAT or not table.optional:
         return ""
-    return set_aside(table, state, jax.eval_shape(catalog.build(model).init, jax.random.key(0)))
+    targets = jax.eval_shape(catalog.build(model).init, jax.random.key(0))
+    return set_aside(table, state, catalog.published(model, targets))
 
 
 def _related(model: str | None) -> list[str]:

@@ -21,18 +21,19 @@ _WHOLE = (".pth", ".pt", ".bin", ".safetensors")  # files that hold all their ar
 
 
 def load(
-    name: str, file: Path | str | None = None, *, offline: bool = False, **options: Any
+    name: str, file: Path | str | None = None, *, offline: bool = False, seed: int = 0, **options: Any
 ) -> tuple[Model, Params]:
     """Load a model with its weights.
 
     Weights are never random, except where there are none by nature: `unet` and the `*-tiny-test` models start from a
-    fixed seed.
+    fixed seed, and the decoder of an encoder that was published without one from ``seed``.
 
     Args:
         name: of published weights, or of a model.
         file: to read instead of the published file: `.pth`, safetensors or ONNX, under the names of the original
             release, of transformers, or our own.
         offline: never touch the network.
+        seed: of modules that the published weights lack, see ``ModelEntry.fresh``.
         **options: go to `models.build` (scan_blocks, dtype, image_size).
 
     Returns:
@@ -51,14 +52,28 @@ def load(
     if file is None and start == "random":
         return model, jax.jit(model.init)(jax.random.key(0))
     if file is None and start == "fixed":
-        return model, _test_params(shapes(model_name, **options))
+        params = _test_params(catalog.published(model_name, shapes(model_name, **options)))
+        return model, _with_fresh(params, model, model_name, seed)
     if file is None:
         with fetch.bar(name) as progress:
             file = registry.fetch(name, progress, offline=offline)
     params = _ported(Path(file), model_name, {k: v for k, v in options.items() if k != "scan_blocks"})
     if options.get("scan_blocks"):
         params = catalog.stack_blocks(params, model_name)
-    return model, _on_device(params)
+    return model, _with_fresh(_on_device(params), model, model_name, seed)
+
+
+def _with_fresh(params: Params, model: Model, name: str, seed: int) -> Params:
+    """The parameters with those of the modules that the published weights lack, drawn from a seed."""
+    fresh = catalog.MODELS[name].fresh
+    if not fresh:
+        return params
+
+    @jax.jit  # so that what is published is not drawn as well
+    def drawn(key: jax.Array) -> dict[str, Any]:
+        return {root: value for root, value in model.init(key)["params"].items() if root in fresh}
+
+    return {**params, "params": {**params["params"], **drawn(jax.random.key(seed))}}
 
 
 def kept_words(model: str, sha256: str, options: Mapping[str, Any]) -> list[Any]:
@@ -73,14 +88,14 @@ def _ported(file: Path, model: str, options: Mapping[str, Any]) -> dict[str, Any
     itself.  Files that point to others (shards of safetensors, ONNX) are converted each time.
     """
     if file.suffix not in _WHOLE or not file.is_file():
-        return port_file(file, shapes(model, **options), _say)
+        return port_file(file, catalog.published(model, shapes(model, **options)), _say)
     before = _state(file)
     words = kept_words(model, fetch.sha256_of(file), options)
     kept = traces.arrays(words)
     if kept is not None:
         return kept
     said: list[str] = []
-    params = port_file(file, shapes(model, **options), said.append)
+    params = port_file(file, catalog.published(model, shapes(model, **options)), said.append)
     for text in said:  # and again whenever the file is loaded, so its parameters are not kept
         _say(text)
     if _state(file) == before and not said:  # it was not written to between the digest and the reading

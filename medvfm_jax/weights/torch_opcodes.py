@@ -57,6 +57,13 @@ class Tensor:
     strides: tuple[int, ...]
 
 
+@dataclass(eq=False)
+class Scripted:
+    """A module of a TorchScript archive: the attributes that its description lists; its code is not looked at."""
+
+    attributes: dict[str, Any]
+
+
 class _Mark:
     """The stack's MARK."""
 
@@ -64,15 +71,17 @@ class _Mark:
 MARK = _Mark()
 ASK = "Ask for a safetensors file or a bare state_dict."
 STORAGE_NAME = re.compile(r"torch\.(\w+Storage)")
+SCRIPTED_NAME = re.compile(r"__torch__(\.\w+)+")
 
 
-def read_pickle(data: bytes, where: str) -> Any:
+def read_pickle(data: bytes, where: str, *, scripted: bool = False) -> Any:
     """Bytes of `data.pkl` -> dicts, lists, tuples, numbers, strings and Tensor records.
 
-    `where` names the file in errors.  Raises UnsafeCheckpoint for an opcode or name outside the allowed set,
+    `where` names the file in errors.  scripted: modules of a TorchScript archive become Scripted records.
+    Raises UnsafeCheckpoint for an opcode or name outside the allowed set,
     BadCheckpoint for a stream that ends early or makes no sense.
     """
-    machine = _Machine(data, where)
+    machine = _Machine(data, where, scripted)
     try:
         return machine.run()
     except (
@@ -93,8 +102,8 @@ def read_pickle(data: bytes, where: str) -> Any:
 class _Machine:
     """The pickle stack machine, reduced to data."""
 
-    def __init__(self, data: bytes, where: str):
-        self.data, self.where, self.at = data, where, 0
+    def __init__(self, data: bytes, where: str, scripted: bool = False):
+        self.data, self.where, self.at, self.scripted = data, where, 0, scripted
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
 
@@ -157,7 +166,8 @@ class _Machine:
 
     def name(self, module: str, name: str) -> None:
         found = Name(module, name)
-        if str(found) not in CALLS and not STORAGE_NAME.fullmatch(str(found)):
+        of_script = self.scripted and SCRIPTED_NAME.fullmatch(str(found))
+        if str(found) not in CALLS and not STORAGE_NAME.fullmatch(str(found)) and not of_script:
             raise UnsafeCheckpoint(
                 f"{self.where}: the file wants to use {str(found)[:100]!r}, which is not part of a plain "
                 "state dict (a malicious file, a pickled module, a training checkpoint); "
@@ -174,12 +184,29 @@ class _Machine:
         self.push(CALLS[str(callee)](*arguments))
 
     def build(self) -> None:
-        """Drop attributes: torch stores `_metadata` (module versions) on the OrderedDict."""
-        self.pop()
+        """Drop attributes: torch stores `_metadata` (module versions) on the OrderedDict; keep those of a Scripted."""
+        state = self.pop()
+        if isinstance(self.stack[-1], Scripted):
+            if type(state) is not dict or not all(isinstance(key, str) for key in state):
+                raise TypeError("a scripted module whose attributes have no names")
+            self.stack[-1].attributes.update(state)
+            return
         if not isinstance(self.stack[-1], dict):
             raise UnsafeCheckpoint(
                 f"{self.where}: sets attributes of {type(self.stack[-1]).__name__}; nothing was executed."
             )
+
+    def new_object(self) -> None:
+        """An empty Scripted, for a class of the archive itself; any other class is refused."""
+        arguments, made = (self.pop(), self.pop()) if self.scripted else (None, None)
+        if not isinstance(made, Name) or not SCRIPTED_NAME.fullmatch(str(made)):
+            raise UnsafeCheckpoint(
+                f"{self.where}: pickle opcode 'NEWOBJ' at byte {self.at - 1} has no place in a state dict; nothing was "
+                f"executed. {ASK}"
+            )
+        if arguments != ():
+            raise ValueError("a scripted module that is made with arguments")
+        self.push(Scripted({}))
 
     def storage(self) -> None:
         kind, name, key, _location, elements = _expect(
@@ -246,6 +273,36 @@ def _size(values: Any = ()) -> tuple[int, ...]:
     if not isinstance(values, list | tuple) or len(values) > MAX_DIMENSIONS:
         raise ValueError("a torch.Size that is no shape")
     return tuple(values)
+
+
+def scripted_tensors(root: Scripted) -> dict[str, Tensor]:
+    """Module of a TorchScript archive -> {"path.of.attribute": Tensor}, as its ``state_dict`` names them.
+
+    A module is visited once, so this takes no longer than the file is long.  Raises ValueError where one that holds
+    tensors stands in two places or within itself: the paths would have no end, or be many.
+    """
+    found: dict[str, Tensor] = {}
+    filled: dict[
+        int, bool
+    ] = {}  # of every module visited: whether it holds tensors; True while it is being visited
+    left: list[tuple[str, Scripted, int | None]] = [("", root, None)]
+    while left:
+        path, module, before = left.pop()
+        if before is not None:
+            filled[id(module)] = len(found) > before
+            continue
+        if id(module) in filled:
+            if filled[id(module)]:
+                raise ValueError(f"the module {shortened(repr(path))} stands in two places")
+            continue
+        filled[id(module)] = True
+        left.append((path, module, len(found)))
+        for name, value in module.attributes.items():
+            if isinstance(value, Tensor):
+                found[f"{path}{name}"] = value
+            elif isinstance(value, Scripted):
+                left.append((f"{path}{name}.", value, None))
+    return found
 
 
 CALLS: dict[str, Callable[..., Any]] = {
@@ -315,12 +372,12 @@ ACTIONS: dict[bytes, Callable[[_Machine], None]] = {
     b"Q": lambda m: m.storage(),
     b"R": lambda m: m.call(),
     b"b": lambda m: m.build(),
+    b"\x81": lambda m: m.new_object(),
 }
 
 OPCODE_NAMES = {
     b"i": "INST",
     b"o": "OBJ",
-    b"\x81": "NEWOBJ",
     b"\x92": "NEWOBJ_EX",
     b"P": "PERSID",
     b"\x82": "EXT1",

@@ -1,7 +1,8 @@
 """Read a PyTorch `.pth` file (the zip container torch writes since 1.6) without torch, without unpickling.
 
 The container holds `<name>/data.pkl`, a pickle that describes tensors, and `<name>/data/<key>`, their
-storages.  `torch_opcodes` interprets the pickle; the storages are memory-mapped, so nothing is copied.
+storages.  A TorchScript archive (`torch.jit.save`) is one too: of its modules the tensors are read, of its code
+nothing.  `torch_opcodes` interprets the pickle; the storages are memory-mapped, so nothing is copied.
 Source: torch/serialization.py (_save, _load), torch/csrc/jit/serialization.
 """
 
@@ -17,7 +18,14 @@ import numpy as np
 from medvfm_jax.printable import counted, shortened
 from medvfm_jax.weights.byte_budget import ByteBudget
 from medvfm_jax.weights.soundness import renamed
-from medvfm_jax.weights.torch_opcodes import BadCheckpoint, Tensor, UnsafeCheckpoint, read_pickle
+from medvfm_jax.weights.torch_opcodes import (
+    BadCheckpoint,
+    Scripted,
+    Tensor,
+    UnsafeCheckpoint,
+    read_pickle,
+    scripted_tensors,
+)
 
 __all__ = ["BadCheckpoint", "UnsafeCheckpoint", "read"]
 
@@ -117,7 +125,9 @@ class _Records:
         if len(self.infos) != len(infos):
             raise BadCheckpoint(f"{path}: two records of the same name; the file was tampered with.")
         self.bytes = np.memmap(path, np.uint8, mode="r")
-        if sum(info.file_size for info in infos) > len(self.bytes):
+        # The code of a TorchScript archive is compressed, and never read.
+        read = [info for info in infos if info.filename.split("/")[1:2] != ["code"]]
+        if sum(info.file_size for info in read) > len(self.bytes):
             raise BadCheckpoint(
                 f"{path}: its records claim more bytes than the file has; they overlap or are compressed, which "
                 "torch never does."
@@ -128,8 +138,6 @@ class _Records:
                 f"{path}: a zip file, but not one written by torch.save (no <name>/data.pkl)."
             )
         self.root = roots[0]
-        if self.root + "constants.pkl" in self.infos:
-            raise BadCheckpoint(f"{path}: a TorchScript archive (it holds code); a state dict was expected.")
         self.storages: dict[str, np.ndarray] = {}
         self.budget = ByteBudget(path, len(self.bytes), SHARED)
 
@@ -144,7 +152,16 @@ class _Records:
             raise BadCheckpoint(
                 f"{self.path}: data.pkl has {self.infos[name].file_size} bytes; not a state dict."
             )
-        return read_pickle(self.record(name).tobytes(), str(self.path))
+        scripted = self.root + "constants.pkl" in self.infos
+        content = read_pickle(self.record(name).tobytes(), str(self.path), scripted=scripted)
+        if not scripted:
+            return content
+        if not isinstance(content, Scripted):
+            raise BadCheckpoint(f"{self.path}: a TorchScript archive (it holds code) without a module.")
+        try:
+            return scripted_tensors(content)
+        except ValueError as error:
+            raise BadCheckpoint(f"{self.path}: a TorchScript archive that is no tree ({error}).") from error
 
     def record(self, name: str) -> np.ndarray:
         """The bytes of one record, its checksum verified."""

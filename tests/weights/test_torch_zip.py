@@ -306,3 +306,60 @@ def test_a_path_longer_than_the_system_allows_is_a_sentence(tmp_path):
     for suffix in (".pth", ".safetensors", ".onnx"):
         with pytest.raises(BadCheckpoint, match="File name too long"):
             read_state(tmp_path / ("n" * 300 + suffix))
+
+
+def scripted(tmp_path, root):
+    data = np.arange(2, dtype=np.float32)
+    return write_zip(tmp_path / "s.pt", root, {"0": data.tobytes()}, extra=("archive/constants.pkl",))
+
+
+def test_of_a_torchscript_archive_the_tensors_are_read(tmp_path):
+    """The opcodes are written by hand, as torch.jit.save has them: GLOBAL, EMPTY_TUPLE, NEWOBJ, a dict, BUILD."""
+    path = scripted(
+        tmp_path,
+        script({"training": b"\x89", "conv": script({"weight": TENSOR}, "__torch__.nn\nConv")}) + b".",
+    )
+    found = torch_zip.read(path)
+    assert list(found) == ["conv.weight"]
+    np.testing.assert_array_equal(found["conv.weight"], [0, 1])
+
+
+def test_scripted_modules_that_are_no_tree_are_refused(tmp_path):
+    twice = script({"a": script({"w": TENSOR}, "__torch__\nM") + b"q\x07", "b": b"h\x07"})
+    with pytest.raises(BadCheckpoint, match="two places"):
+        torch_zip.read(scripted(tmp_path, twice + b"."))
+    itself = b"c__torch__\nM\n)\x81q\x07}(" + text("me") + b"h\x07" + text("w") + TENSOR + b"ub"
+    with pytest.raises(BadCheckpoint, match="two places"):
+        torch_zip.read(scripted(tmp_path, itself + b"."))
+
+
+@pytest.mark.parametrize("name", ["os\nsystem", "__torch__x\nM", "__torch__\nM.x y", "builtins\neval"])
+def test_only_classes_of_the_archive_are_modules(tmp_path, name):
+    with pytest.raises(UnsafeCheckpoint, match="nothing was executed"):
+        torch_zip.read(scripted(tmp_path, script({"w": TENSOR}, name) + b"."))
+
+
+def test_modules_have_no_place_in_a_state_dict(tmp_path):
+    data = np.arange(2, dtype=np.float32)
+    path = write_zip(tmp_path / "x.pth", script({"w": TENSOR}) + b".", {"0": data.tobytes()})
+    with pytest.raises(UnsafeCheckpoint, match="nothing was executed"):
+        torch_zip.read(path)
+
+
+def text(word):
+    return b"X" + len(word).to_bytes(4, "little") + word.encode()
+
+
+def script(attributes, name="__torch__\nNet"):
+    items = b"".join(text(key) + value for key, value in attributes.items())
+    return b"c" + name.encode() + b"\n)\x81}(" + items + b"ub"
+
+
+TENSOR = (
+    b"ctorch._utils\n_rebuild_tensor_v2\n(("
+    + text("storage")
+    + b"ctorch\nFloatStorage\n"
+    + text("0")
+    + text("cpu")
+    + b"K\x02tQK\x00(K\x02t(K\x01t\x89ccollections\nOrderedDict\n)RtR"
+)
