@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from medvfm_jax.catalog import Catalog
 from medvfm_jax.few_shot.dense_features import DenseEncoder, Support
+from medvfm_jax.few_shot.persam import PersamPredictor
 from medvfm_jax.few_shot.predictors import FewShotPredictor, PrototypePredictor
 from medvfm_jax.settings.few_shot import FewShotConfig
 from medvfm_jax.settings.records import BadConfig
@@ -25,6 +26,10 @@ def _prototype(
     return PrototypePredictor(encoder, support, temperature=config.temperature, count=config.prototypes)
 
 
+def _persam(base: Base, encoder: DenseEncoder, support: Support, config: FewShotConfig) -> FewShotPredictor:
+    return PersamPredictor(base, encoder, support, most_objects=config.most_objects)
+
+
 METHODS: Catalog[Method] = Catalog(
     "few-shot method",
     {
@@ -32,6 +37,11 @@ METHODS: Catalog[Method] = Catalog(
             "class prototypes by masked average pooling, cosine similarity (PANet)",
             "https://arxiv.org/abs/1908.06391",
             _prototype,
+        ),
+        "persam": Method(
+            "SAM asked at the place most like the target, its attention guided; promptable models (PerSAM)",
+            "https://arxiv.org/abs/2305.03048",
+            _persam,
         ),
     },
     BadConfig,

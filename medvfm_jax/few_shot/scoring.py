@@ -164,5 +164,6 @@ def _record(config: FewShotConfig, learning: Dataset, chosen: Sequence[str]) -> 
         "select_cases": config.select_cases,
         "temperature": config.temperature,
         "prototypes": config.prototypes,
+        "most_objects": config.most_objects,
         "slices": config.slices,
     }

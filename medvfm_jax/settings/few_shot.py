@@ -8,7 +8,7 @@ from medvfm_jax.settings.groups import ReadingConfig
 from medvfm_jax.settings.records import require
 
 SelectCases = Literal["random", "k_center", "k_medoids"]
-FewShotMethod = Literal["prototype"]
+FewShotMethod = Literal["prototype", "persam"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,11 @@ class FewShotConfig(ReadingConfig):
     model: str = "dinov2-s"
     """Frozen model whose features are compared, like dinov2-s or lite-medsam."""
     method: FewShotMethod = "prototype"
-    """`prototype`: each place gets the class whose mean features in the support are most similar."""
+    """`prototype`: each place gets the class whose mean features in the support are most similar. `persam`: a
+    promptable SAM is asked where the picture is most like the class in the support; by points, or by a box of the
+    similar places where its weights know boxes alone, like lite-medsam. The box of the mask then refines it."""
+    most_objects: int = 1
+    """With persam: objects of a class that are looked for in each picture or slice, one after the other."""
     temperature: float = 0.05
     """Cosine similarities are divided by it before the softmax."""
     prototypes: int = 1
@@ -60,7 +64,7 @@ class FewShotConfig(ReadingConfig):
     def __post_init__(self) -> None:
         """Refuse what has no meaning; raises BadConfig, BadPath."""
         super().__post_init__()
-        for name in ("train_cases", "prototypes", "slices"):
+        for name in ("train_cases", "prototypes", "slices", "most_objects"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         require(self.temperature > 0, "temperature", self.temperature, "positive")
         require(self.cases is None or self.cases >= 1, "cases", self.cases, "at least 1")
