@@ -34,6 +34,7 @@ COMMANDS = {
     "adapt": "adapt a model to a folder of labelled images, training a fraction of its parameters",
     "federate": "one model from the images of several hospitals, which share updates instead of images",
     "evaluate": "score a run, or a pretrained model zero-shot, with patient-level intervals",
+    "fewshot": "masks and scores of a frozen model that was shown a few labelled cases",
     "segment": "masks of pictures and volumes, from boxes, clicks or a delta that needs none",
     "audit": "what a run gives away: a canary against its noise, an attack by losses on its patients",
     "report": "one HTML page for one run, or several side by side",

@@ -51,7 +51,7 @@ class Subject(NamedTuple):
     """What is scored: a model with a delta (empty for zero-shot), and how it was made.
 
     preparation: of volumes, as in training. largest: classes of which the largest component alone is kept.
-    metadata: of the delta.
+    metadata: of the delta. record: more about how it was made, for the scores.
     """
 
     name: str
@@ -63,6 +63,7 @@ class Subject(NamedTuple):
     preparation: Preparation = AS_THEY_ARE
     largest: tuple[int, ...] = ()
     metadata: Mapping[str, Any] | None = None
+    record: Mapping[str, Any] = {}
 
 
 class Choice(NamedTuple):
@@ -478,6 +479,7 @@ def _scores(
         **_tiles(config, subject.adapted.spec),
         **({"largest_component": _names(source.dataset, subject.largest)} if subject.largest else {}),
         **({"ensemble": [str(config.run), *map(str, config.ensemble)]} if config.ensemble else {}),
+        **subject.record,
         "data": source.dataset.name,
         "licence": source.dataset.licence,
         "note": source.dataset.note,

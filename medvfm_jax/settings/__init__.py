@@ -5,6 +5,7 @@ from medvfm_jax.settings.audit import AuditConfig
 from medvfm_jax.settings.bench import BenchConfig
 from medvfm_jax.settings.evaluate import EvaluateConfig
 from medvfm_jax.settings.federate import FederateConfig
+from medvfm_jax.settings.few_shot import FewShotConfig
 from medvfm_jax.settings.plan import CohortPlanConfig, PlanConfig, Training
 from medvfm_jax.settings.records import BadConfig, from_json, to_json
 
@@ -16,6 +17,7 @@ __all__ = [
     "CohortPlanConfig",
     "EvaluateConfig",
     "FederateConfig",
+    "FewShotConfig",
     "PlanConfig",
     "Training",
     "from_json",

@@ -1,0 +1,39 @@
+"""Segmentation from a few labelled pictures with a frozen model: prototypes and what compares with them."""
+
+from typing import TYPE_CHECKING
+
+from medvfm_jax import lazy
+
+if TYPE_CHECKING:
+    from medvfm_jax.few_shot.dense_features import BadSupport, DenseEncoder, Support, encode_support
+    from medvfm_jax.few_shot.persam import PersamPredictor
+    from medvfm_jax.few_shot.predictors import PrototypePredictor
+    from medvfm_jax.few_shot.prototypes import Prototypes, cosine_logits, make_prototypes, masked_average
+    from medvfm_jax.few_shot.scoring import few_shot
+
+_WHERE = {
+    **dict.fromkeys(
+        ("BadSupport", "DenseEncoder", "Support", "encode_support"), "medvfm_jax.few_shot.dense_features"
+    ),
+    "PersamPredictor": "medvfm_jax.few_shot.persam",
+    "PrototypePredictor": "medvfm_jax.few_shot.predictors",
+    **dict.fromkeys(
+        ("Prototypes", "cosine_logits", "make_prototypes", "masked_average"), "medvfm_jax.few_shot.prototypes"
+    ),
+    "few_shot": "medvfm_jax.few_shot.scoring",
+}
+__getattr__, __dir__ = lazy.attributes(__name__, _WHERE)
+
+__all__ = [
+    "BadSupport",
+    "DenseEncoder",
+    "PersamPredictor",
+    "PrototypePredictor",
+    "Prototypes",
+    "Support",
+    "cosine_logits",
+    "encode_support",
+    "few_shot",
+    "make_prototypes",
+    "masked_average",
+]

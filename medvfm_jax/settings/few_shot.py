@@ -1,0 +1,74 @@
+"""What `fewshot` can be asked for: one frozen record, the same for Python and the command line."""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from medvfm_jax.settings.groups import ReadingConfig
+from medvfm_jax.settings.records import require
+
+SelectCases = Literal["random", "k_center", "k_medoids"]
+FewShotMethod = Literal["prototype", "persam"]
+
+
+@dataclasses.dataclass(frozen=True)
+class FewShotConfig(ReadingConfig):
+    """Segment with a frozen model and a few labelled cases (the support); no weight is trained."""
+
+    data: str
+    """Folder with labelled images, or name of a built-in dataset; its --split is scored."""
+    _: dataclasses.KW_ONLY
+    support: str | None = None
+    """Folder with the labelled cases to learn from, with the same labels; by default the training cases of --data, as
+    `adapt` would split them with --seed."""
+    train_cases: int = 4
+    """Patients of the support."""
+    select_cases: SelectCases = "random"
+    """How they are chosen: at `random`, every site in proportion, as for `adapt`; `k_center`: the farthest from each
+    other, `k_medoids`: the middle of each cluster; both by the model's mean features, without looking at labels."""
+    model: str = "dinov2-s"
+    """Frozen model whose features are compared, like dinov2-s or lite-medsam."""
+    method: FewShotMethod = "prototype"
+    """`prototype`: each place gets the class whose mean features in the support are most similar. `persam`: a
+    promptable SAM is asked where the picture is most like the class in the support; by points, or by a box of the
+    similar places where its weights know boxes alone, like lite-medsam. The box of the mask then refines it."""
+    most_objects: int = 1
+    """With persam: objects of a class that are looked for in each picture or slice, one after the other."""
+    temperature: float = 0.05
+    """Cosine similarities are divided by it before the softmax."""
+    prototypes: int = 1
+    """Prototypes of each class: centres of its features in the support."""
+    slices: int = 8
+    """Of a volume of the support, at most so many slices, evenly among those with labels."""
+    split: Literal["test", "val", "train", "all"] = "test"
+    """Cases of --data to score."""
+    profile: str = "strict"
+    """Metric profile: strict, nnunet, transunet_compat, medsam_compat."""
+    save_predictions: bool = True
+    """Write predictions, class numbers of whole cases, and overlays of some."""
+    cases: int | None = None
+    """Score the first so many cases only."""
+    val_fraction: float = 0.15
+    """Share of the patients used for validation."""
+    test_fraction: float = 0.2
+    """Share of the patients kept for the test."""
+    seed: int = 0
+    """Seed of the split, the choice of the support and the bootstrap."""
+    weights: Path | None = None
+    """File with the base weights, for models that are not fetched automatically."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format of the computation."""
+    out: Path | None = None
+    """Where scores go; by default runs/fewshot_METHOD_MODEL_DATA/scores.json."""
+
+    def __post_init__(self) -> None:
+        """Refuse what has no meaning; raises BadConfig, BadPath."""
+        super().__post_init__()
+        for name in ("train_cases", "prototypes", "slices", "most_objects"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        require(self.temperature > 0, "temperature", self.temperature, "positive")
+        require(self.cases is None or self.cases >= 1, "cases", self.cases, "at least 1")
+        for name in ("val_fraction", "test_fraction"):
+            require(0 <= getattr(self, name) < 1, name, getattr(self, name), "at least 0 and below 1")
+        total = self.val_fraction + self.test_fraction
+        require(total < 1, "val_fraction + test_fraction", total, "below 1, or nothing is left to learn from")
