@@ -110,7 +110,10 @@ class DsTransUnetBody(nn.Module):
         config, dim = self.config, self.config.swin.dim
         image = image.astype(config.dtype)
         whole = ConvUp(config.features, config.groups, dtype=config.dtype, name="low_whole")(image)
-        smaller = rearrange(whole, "(h row) (w column) c -> h w c row column", row=2, column=2).max((-2, -1))
+        # By pairs: the gradient of a maximum over axes divides by the number of places that are equal to it, which XLA
+        # counted as none where it had computed the map a second time.
+        rows = jnp.maximum(whole[::2], whole[1::2])
+        smaller = jnp.maximum(rows[:, ::2], rows[:, 1::2])
         half = ConvUp(dim // 2, config.groups, dtype=config.dtype, name="low_half")(smaller)
         return {"whole": whole, "half": half}
 

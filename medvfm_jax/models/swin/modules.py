@@ -64,7 +64,18 @@ class PatchEmbed(nn.Module):
     def __call__(self, image: Array) -> Array:
         config = self.config
         patch = (config.patch_size,) * 2
-        x = PatchConv(config.dim, patch, patch, dtype=config.dtype, name="proj")(image.astype(config.dtype))
+        # A bias as PyTorch starts it: patches of zeros would else be tokens of zeros, in front of whose norms gradients
+        # become a few hundred times as large each.
+        bound = 1 / np.sqrt(np.prod(patch) * image.shape[-1])
+        bias = nn.initializers.uniform(2 * bound)
+        x = PatchConv(
+            config.dim,
+            patch,
+            patch,
+            bias_init=lambda *args: bias(*args) - bound,
+            dtype=config.dtype,
+            name="proj",
+        )(image.astype(config.dtype))
         return layer_norm("norm", NORM_EPSILON, config.dtype)(x)
 
 
