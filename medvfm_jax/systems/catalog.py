@@ -22,6 +22,7 @@ from medvfm_jax.systems import (
     layernorm,
     linear,
     lora,
+    lora_context,
     lora_ga,
     lora_mixture,
     lora_sam,
@@ -81,6 +82,7 @@ SYSTEMS: Catalog[System] = Catalog(
         "layernorm": layernorm.SYSTEM,
         "vpt": vpt.SYSTEM,
         "context": context.SYSTEM,
+        "lora_context": lora_context.SYSTEM,
     },
     BadAdapterConfig,
 )

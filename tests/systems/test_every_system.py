@@ -166,6 +166,7 @@ FACTS = {
         options={"context.block": "aspp", "context.width": 2},
         merge="works on whole maps",
     ),
+    "lora_context": Facts(0, ENCODER, options={"context.width": 2}, merge="works on whole maps"),
 }
 NAMES = systems.SYSTEMS.names()
 OWN = [name for name in NAMES if FACTS[name].own]
