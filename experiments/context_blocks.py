@@ -5,7 +5,7 @@ python -m experiments.context_blocks --data DATA/dsb2018 --out runs/context_bloc
 Row ``lora_few`` is LoRA alone; every other row is `medvfm adapt --adapter lora_context --set context.block=NAME`, with
 "-" in the row for "_" in the block's name. A block that takes a pyramid reads the encoder's stages (`context.levels`).
 The table has Dice with its interval, trained parameters and milliseconds per step of each row, and the paired
-difference to LoRA alone. Rows that are there are kept, so it can be stopped and started again, and made row by row (--rows).
+difference to LoRA alone. Rows that are there are kept, so it can be stopped, started again, and made row by row.
 """
 
 import dataclasses
