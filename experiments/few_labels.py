@@ -7,8 +7,9 @@ that was interrupted goes on where it was.
 
 import dataclasses
 import json
+import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,15 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "decoder": {"model": "lite-medsam", "adapter": "decoder"},
     "unet": {"model": "unet", "adapter": "full"},
 }
+
+PAIRS = (
+    ("unet_few", "samed_few"),
+    ("unet_few_long", "samed_few"),
+    ("unet_all", "samed_all"),
+    ("samed_few", "unet3d_few"),
+    ("samed_all", "unet3d_all"),
+    ("zero_shot", "decoder_few"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +70,10 @@ class Plan:
     def methods(self) -> Mapping[str, Mapping[str, Any]]:
         """What the first word of a row stands for."""
         return METHODS
+
+    def pairs(self) -> Sequence[tuple[str, str]]:
+        """Rows (a, b) whose cases are compared, b minus a, where both are there."""
+        return PAIRS
 
 
 def run(plan: Plan, results: Path) -> None:
@@ -137,18 +151,11 @@ def _table(plan: Plan) -> dict[str, Any]:
             "n_patients": record["n_patients"],
             "summary": [r for r in record["summary"] if r["metric"] in plan.metrics],
             "seconds": run_directory.read_json(plan.out / row / "seconds.json"),
+            "ms_per_step": _milliseconds(plan, row),
         }
-    pairs = [
-        ("unet_few", "samed_few"),
-        ("unet_few_long", "samed_few"),
-        ("unet_all", "samed_all"),
-        ("samed_few", "unet3d_few"),
-        ("samed_all", "unet3d_all"),
-        ("zero_shot", "decoder_few"),
-    ]
     differences = {
         f"{b} minus {a}": compare(scores[a]["cases"], scores[b]["cases"], "dice", seed=plan.seed)
-        for a, b in pairs
+        for a, b in plan.pairs()
         if a in scores and b in scores
     }
     first = next(iter(scores.values()))
@@ -162,6 +169,15 @@ def _table(plan: Plan) -> dict[str, Any]:
         "rows": rows,
         "paired_dice": differences,
     }
+
+
+def _milliseconds(plan: Plan, row: str) -> float | None:
+    """Median over the lines of training of a step's wall time without compilation, None where nothing is trained."""
+    if not (plan.out / row / run_directory.METRICS).exists():
+        return None
+    lines = run_directory.read_metrics(plan.out / row)
+    speeds = [line["images_per_s"] for line in lines if line.get("images_per_s")]
+    return round(1e3 * plan.batch_size / statistics.median(speeds), 1) if speeds else None
 
 
 def markdown(table: dict[str, Any]) -> str:

@@ -23,6 +23,7 @@ from medvfm_jax.systems import (
     layernorm,
     linear,
     lora,
+    lora_context,
     lora_ga,
     lora_mixture,
     lora_sam,
@@ -83,6 +84,7 @@ SYSTEMS: Catalog[System] = Catalog(
         "layernorm": layernorm.SYSTEM,
         "vpt": vpt.SYSTEM,
         "context": context.SYSTEM,
+        "lora_context": lora_context.SYSTEM,
     },
     BadAdapterConfig,
 )

@@ -31,6 +31,7 @@ _WORDS = {
     places.ATTENTION_AND_MLP: "attention or an MLP in its image encoder",
     places.LINEAR_AND_NORM: "transformer blocks in its image encoder",
     places.VIT_BLOCK: "transformer blocks that it knows",
+    places.LEVELS: "stages or blocks that it knows in its image encoder",
     places.NORM: "layer norm",
     places.SECOND_DECODER: "second decoder (a SAM without prompts gets it: --prompt none)",
     places.MASK_BRANCH: "branch that draws masks (a SAM with prompts gets it: --prompt box)",

@@ -171,6 +171,12 @@ FACTS = {
         options={"context.block": "aspp", "context.width": 2},
         merge="works on whole maps",
     ),
+    "lora_context": Facts(
+        1_718,
+        ENCODER,
+        options={"context.width": 2, "context.levels": r"image_encoder/blocks_\d+"},
+        merge="works on whole maps",
+    ),
 }
 NAMES = systems.SYSTEMS.names()
 OWN = [name for name in NAMES if FACTS[name].own]
