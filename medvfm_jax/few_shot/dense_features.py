@@ -1,74 +1,25 @@
-"""A frozen encoder's features of every place of a picture, and those of a labelled support."""
+"""Features and classes of a labelled support."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from numpy.typing import NDArray
 
 from medvfm_jax import weights
 from medvfm_jax.data import Case, Dataset, read_case
-from medvfm_jax.images import preprocess
 from medvfm_jax.images.frame import Frame, to_target
-from medvfm_jax.models.model import Model
 from medvfm_jax.predict.case_prediction import Pictures, planes_of
-from medvfm_jax.predict.predictor import finite_logits
 from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.train.assemble import Base, entry_of, options_of
-from medvfm_jax.types import MedvfmError, ModelSpec, Params
+from medvfm_jax.train.dense_encoder import DenseEncoder
+from medvfm_jax.types import MedvfmError
 from medvfm_jax.weights import artifacts
 
 
 class BadSupport(MedvfmError, ValueError):
     """Labelled cases of which nothing can be learned about a class."""
-
-
-class DenseEncoder:
-    """Pictures -> features on the grid of the encoder's embedding, by one compiled program.
-
-    Examples:
-        >>> encoder = DenseEncoder(*weights.load("sam-tiny-test"))
-        >>> features, frame = encoder(np.zeros((20, 30, 3), np.uint8))
-        >>> features.shape, frame.logits_shape
-        ((4, 4, 32), (4, 4))
-    """
-
-    def __init__(self, model: Model, params: Params):
-        """model, params: of pictures; volumes are seen slice by slice.
-
-        Raises BadConfig for a model of volumes.
-        """
-        if model.spec.rank != 2 or len(model.spec.embedding) != 3:
-            raise BadConfig(
-                f"{model.spec.name} sees volumes; few-shot methods compare features of pictures and slices: choose a "
-                "model of pictures, like dinov2-s."
-            )
-        grid = tuple(model.spec.embedding[:2])
-        self.spec: ModelSpec = replace(model.spec, logits_shape=grid, task="semantic", distance_map=False)
-        self._params, self._encode = params, jax.jit(model.encode)
-
-    def __call__(self, picture: NDArray) -> tuple[NDArray[np.float32], Frame]:
-        """Picture (H, W, C) -> features (h, w, c) and the frame, whose logits are the grid of the features.
-
-        Raises NotFinite.
-        """
-        prepared, frame = preprocess(self.spec, picture)
-        features = self._encode(self._params, prepared)
-        return finite_logits(features, self.spec.name), frame
-
-    def mean(self, picture: NDArray) -> NDArray[np.float32]:
-        """Picture (H, W, C) -> mean features (c,) of the places that lie on it, not on the padding."""
-        features, frame = self(picture)
-        inside = on_picture(frame)
-        return features[inside].mean(0)
-
-
-def on_picture(frame: Frame) -> NDArray[np.bool_]:
-    """(h, w): which places of the grid lie on the picture."""
-    return to_target(frame, np.ones((1, *frame.original), np.float32))[0] >= 0
 
 
 class Support(NamedTuple):

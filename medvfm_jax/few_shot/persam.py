@@ -8,12 +8,13 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from medvfm_jax.few_shot.cascade import Cascade
-from medvfm_jax.few_shot.dense_features import DenseEncoder, Support, on_picture
+from medvfm_jax.few_shot.dense_features import DenseEncoder, Support
 from medvfm_jax.few_shot.prototypes import masked_average, unit
 from medvfm_jax.images import Query, restore
 from medvfm_jax.images.prompts import box_of
 from medvfm_jax.models.sam.guidance import Guidance
 from medvfm_jax.train.assemble import Base
+from medvfm_jax.train.dense_encoder import on_picture
 from medvfm_jax.types import BACKGROUND, FOREGROUND
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import TYPE_CHECKING, Literal
 
-from medvfm_jax.settings.groups import TrainingConfig
+from medvfm_jax.settings.groups import SelectCases, TrainingConfig
 from medvfm_jax.settings.records import BadConfig, require
 
 if TYPE_CHECKING:
@@ -26,6 +26,9 @@ class AdaptConfig(TrainingConfig):
     """Share of the steps in which the learning rate rises."""
     train_cases: int | None = None
     """Train on this many patients only; validation and test stay the same."""
+    select_cases: SelectCases = "random"
+    """How those of --train-cases are chosen: at `random`, every site in proportion; `k_center`: the farthest from each
+    other, `k_medoids`: the middle of each cluster; both by the mean features of --model, without looking at labels."""
     fold: int | None = None
     """Cross-validation: 0 to 4 takes that fifth of the patients beside the test for validation, whatever
     --val-fraction says. Give the five runs to `evaluate` and `segment` with --ensemble."""
@@ -52,6 +55,10 @@ class AdaptConfig(TrainingConfig):
         require(self.patience >= 0, "patience", self.patience, "at least 0")
         cases = self.train_cases
         require(cases is None or cases >= 1, "train_cases", cases, "at least 1")
+        if self.select_cases != "random" and cases is None:
+            raise BadConfig(
+                f"select_cases={self.select_cases} chooses a few training cases: say how many with --train-cases."
+            )
         require(self.fold is None or 0 <= self.fold <= 4, "fold", self.fold, "0 to 4")
         require(0 <= self.warmup <= 1, "warmup", self.warmup, "between 0 and 1")
         require(self.accumulate is None or self.accumulate >= 1, "accumulate", self.accumulate, "at least 1")

@@ -4,10 +4,9 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from medvfm_jax.settings.groups import ReadingConfig
+from medvfm_jax.settings.groups import ReadingConfig, SelectCases
 from medvfm_jax.settings.records import require
 
-SelectCases = Literal["random", "k_center", "k_medoids"]
 FewShotMethod = Literal["prototype", "persam"]
 
 

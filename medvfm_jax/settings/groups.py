@@ -18,6 +18,7 @@ PromptChoice = Literal["auto", "none", "box", "point", "mixed"]
 Augment = Literal["auto", "none", "flips", "upright", "full"]
 ObjectChoice = Literal["instances", "components", "labels"]
 Tier = Literal["auto", "memory", "disk", "off"]  # where embeddings are kept
+SelectCases = Literal["random", "k_center", "k_medoids"]
 ScheduleName = Literal["cosine", "poly", "linear", "constant"]
 
 _TUNE_ALL = ("full", "instances_full")  # systems that leave nothing as it starts

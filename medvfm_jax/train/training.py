@@ -21,6 +21,7 @@ from medvfm_jax.runs.progress import ProgressDisplay
 from medvfm_jax.settings.adapt import AdaptConfig
 from medvfm_jax.settings.records import to_json
 from medvfm_jax.train.assemble import Assembled, assemble, entry_of
+from medvfm_jax.train.case_selection import with_selected
 from medvfm_jax.train.checkpoint import Checkpoint
 from medvfm_jax.train.data_check import about, check_split, recorded_objects
 from medvfm_jax.train.early_stopping import EarlyStopping
@@ -125,7 +126,7 @@ def resolve(
         seed=config.seed,
         val=config.val_fraction,
         test=config.test_fraction,
-        train_cases=config.train_cases,
+        train_cases=config.train_cases if config.select_cases == "random" else None,
         fold=config.fold,
         offline=config.offline,
         allow_geometry_mismatch=config.allow_geometry_mismatch,
@@ -134,6 +135,8 @@ def resolve(
     )
     checked = check_split(source, skip_bad=config.skip_bad, track=display.track, say=display.say)
     bad = checked.bad_cases()
+    if config.select_cases != "random":
+        source = with_selected(source, config, bad, track=display.track)
     training = [case for case in source.split.train if case not in bad]
     source = source._replace(dataset=prepared(source.dataset, training, config, entry, config.intensity))
     classes = source.dataset.classes

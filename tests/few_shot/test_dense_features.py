@@ -6,8 +6,9 @@ import pytest
 from medvfm_jax import weights
 from medvfm_jax.data import make_phantom_dataset, open_dataset
 from medvfm_jax.few_shot import BadSupport, DenseEncoder, encode_support
-from medvfm_jax.few_shot.dense_features import class_shares, load_encoder, on_picture, pictures_of
+from medvfm_jax.few_shot.dense_features import class_shares, load_encoder, pictures_of
 from medvfm_jax.settings.records import BadConfig
+from medvfm_jax.train.dense_encoder import on_picture
 from medvfm_jax.types import IGNORE
 
 

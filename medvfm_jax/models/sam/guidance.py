@@ -54,7 +54,7 @@ def guided_decode(model: Model) -> Callable[..., Prediction]:
         softmax of per_segment_anything/modeling/transformer.py. Interpretation: positions of tokens stay what
         they were; there an addition in place changes them too.
     """
-    if not isinstance(model.root, Sam) or model.spec.task != "promptable":
+    if not isinstance(model.root, Sam) or model.spec.task != "promptable" or model.spec.rank != 2:
         raise NotGuided(
             f"{model.spec.name} has not the mask decoder of SAM that PerSAM guides; choose a promptable model of the "
             "SAM family, like lite-medsam or medsam-vit-b."
