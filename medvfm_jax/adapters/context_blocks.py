@@ -9,20 +9,18 @@ from medvfm_jax.adapters.context import context
 from medvfm_jax.adapters.core import Adapter
 from medvfm_jax.adapters.errors import BadAdapterConfig
 from medvfm_jax.catalog import Catalog
-from medvfm_jax.models.context import (
-    ASPP,
-    BiFPN,
-    ContextBridge,
-    CrossScaleAttention,
-    DilatedStack,
-    DoubleLevelFusion,
-    FPNNeck,
-    InteractiveFusion,
-    LargeKernel,
-    MixFFN,
-    PyramidPooling,
-    TokenAggregation,
-)
+from medvfm_jax.models.context.aspp import ASPP
+from medvfm_jax.models.context.bifpn import BiFPN
+from medvfm_jax.models.context.context_bridge import ContextBridge
+from medvfm_jax.models.context.cross_scale_attention import CrossScaleAttention
+from medvfm_jax.models.context.dilated import DilatedStack
+from medvfm_jax.models.context.double_level_fusion import DoubleLevelFusion
+from medvfm_jax.models.context.feature_pyramid import FPNNeck
+from medvfm_jax.models.context.interactive_fusion import InteractiveFusion
+from medvfm_jax.models.context.large_kernel import LargeKernel
+from medvfm_jax.models.context.mix_ffn import MixFFN
+from medvfm_jax.models.context.pyramid_pooling import PyramidPooling
+from medvfm_jax.models.context.token_aggregation import TokenAggregation
 
 
 class Block(NamedTuple):

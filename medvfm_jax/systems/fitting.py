@@ -9,7 +9,7 @@ import jax
 from medvfm_jax.adapters import BadAdapterConfig, NoSuchSite, WrongSite, adapt_model, count, from_config
 from medvfm_jax.adapters.sites import Site, remembering
 from medvfm_jax.adapters.training_options import check_ranks
-from medvfm_jax.models.context import MapTooSmall
+from medvfm_jax.models.context.errors import MapTooSmall
 from medvfm_jax.models.model import Model
 from medvfm_jax.models.transforms import seeded, transform
 from medvfm_jax.systems import lora_sam, med_sa_whole, places, samed_s

@@ -11,7 +11,7 @@ from flax.traverse_util import unflatten_dict
 from jax import Array
 
 from medvfm_jax.adapters import NoSuchSite, WrongSite, bind, chain, context, context_block, lora, tap
-from medvfm_jax.models.context import TokenAggregation
+from medvfm_jax.models.context.token_aggregation import TokenAggregation
 
 KEY = jax.random.key(0)
 IMAGE = jax.random.normal(KEY, (4, 4, 3))

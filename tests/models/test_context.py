@@ -4,15 +4,12 @@ import numpy as np
 import pytest
 
 from medvfm_jax.adapters.context_blocks import BLOCKS
-from medvfm_jax.models.context import (
-    ASPP,
-    CrossScaleAttention,
-    FeaturePyramid,
-    MapTooSmall,
-    PyramidPooling,
-    enlarge,
-    region_means,
-)
+from medvfm_jax.models.context.aspp import ASPP
+from medvfm_jax.models.context.cross_scale_attention import CrossScaleAttention
+from medvfm_jax.models.context.errors import MapTooSmall
+from medvfm_jax.models.context.feature_pyramid import FeaturePyramid
+from medvfm_jax.models.context.pyramid_pooling import PyramidPooling
+from medvfm_jax.models.context.scales import enlarge, region_means
 
 SMALL = {"width": 8}
 NAMES = pytest.mark.parametrize("name", sorted(BLOCKS))

@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 
 from medvfm_jax.adapters.context_blocks import BLOCKS
-from medvfm_jax.models.context import BiFPN, DilatedStack, FPNNeck, LargeKernel, MixFFN, TokenAggregation
-from medvfm_jax.models.context.large_kernel import depthwise_banded
+from medvfm_jax.models.context.bifpn import BiFPN
+from medvfm_jax.models.context.dilated import DilatedStack
+from medvfm_jax.models.context.feature_pyramid import FPNNeck
+from medvfm_jax.models.context.large_kernel import LargeKernel, depthwise_banded
+from medvfm_jax.models.context.mix_ffn import MixFFN
+from medvfm_jax.models.context.token_aggregation import TokenAggregation
 from medvfm_jax.models.convolution import depthwise_grouped
 
 SIDE, CENTRE = 16, 8

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from medvfm_jax.models.context import ConvUnit
+from medvfm_jax.models.context.units import ConvUnit
 from medvfm_jax.models.interpolation import resize
 from medvfm_jax.models.layers import layer_norm
 

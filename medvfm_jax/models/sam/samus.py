@@ -13,7 +13,7 @@ from einops import rearrange
 from jax import Array
 
 from medvfm_jax.models.attention import attend
-from medvfm_jax.models.context import ConvUnit
+from medvfm_jax.models.context.units import ConvUnit
 from medvfm_jax.models.errors import NotConvertible
 from medvfm_jax.models.interpolation import resize
 from medvfm_jax.models.layers import KEEP_COSTLY, MlpBlock, layer_norm, neck, undivided

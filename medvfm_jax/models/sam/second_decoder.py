@@ -16,7 +16,7 @@ from einops import rearrange, reduce
 from jax import Array
 
 from medvfm_jax.models.attention import dot_logits
-from medvfm_jax.models.context import region_means
+from medvfm_jax.models.context.scales import region_means
 from medvfm_jax.models.convolution import UpConv
 from medvfm_jax.models.interpolation import resize
 from medvfm_jax.models.layers import MlpBlock, ReluMlp, embedding_table, gelu, layer_norm
