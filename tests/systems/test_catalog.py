@@ -102,7 +102,8 @@ def adds_modules(system: systems.System) -> bool:
 
 
 def small(name: str) -> dict:
-    return {"context.block": "aspp", "context.width": 2} if name == "context" else {}
+    """Options that fit a toy of two blocks on a map of few positions."""
+    return {"context.block": "aspp", "context.width": 2} if name in ("context", "lora_context") else {}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
