@@ -55,7 +55,7 @@ class ProgressDisplay:
         if "loss" in end.metrics:  # a private run does not show it
             self._loss = _smooth(self._loss, end.metrics["loss"])
         # The first step compiles; its speed says nothing about the rest.
-        if self._seen and end.seconds is not None:
+        if self._seen and end.seconds is not None and end.examples:
             # Seconds are smoothed, not speeds: a device may report two steps at once, one of them in no time.
             self._seconds = _smooth(self._seconds, end.seconds / end.examples)
         self._seen += 1

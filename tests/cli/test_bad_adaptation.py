@@ -7,7 +7,7 @@ from medvfm_jax import weights
 from medvfm_jax.weights.peft import LowRank, save_peft
 from tests.cli.commands import LITE, SAM, adapt_words, save_random_delta
 
-VIT, UNETR, MED3D = "vit-tiny-test", "unetr-tiny-test", "sam-med3d-tiny-test"
+UNETR, MED3D = "unetr-tiny-test", "sam-med3d-tiny-test"
 NONE = {"prompt": "none"}
 
 
@@ -23,7 +23,6 @@ def words(data, out, **settings):
     [
         # a system on a backbone without its sites
         ("cells", {"model": SAM, "adapter": "vpt"}, ["System 'vpt' does not fit model 'sam-tiny-test'"]),
-        ("cells", {"model": VIT, "adapter": "lora", **NONE}, ["gives features, not masks"]),
         (
             "volumes",
             {"model": UNETR, "adapter": "lora", "window": (16, 16, 16), **NONE},

@@ -107,7 +107,12 @@ def test_round_trip_is_exact():
 @pytest.mark.parametrize("name", sorted(LAYOUTS))
 def test_layouts_invert(name):
     layout = LAYOUTS[name]
-    sides = {"pointwise": 1, "doubled": 2, "cubes_of_16": 16}  # of kernels that become matrices
+    sides = {
+        "pointwise": 1,
+        "doubled": 2,
+        "cubes_of_2": 2,
+        "cubes_of_16": 16,
+    }  # of kernels that become matrices
     shape = (2, 3, *[sides[name]] * 3) if name in sides else (2, 3, 4, 5, 6)[: layout.ndim or 3]
     value = normal(*shape)
     there = layout.to_jax(value)

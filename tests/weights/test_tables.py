@@ -183,10 +183,10 @@ def test_every_parameter_of_swin_unetr_has_one_row_and_comes_back():
     params = jax.tree.map(lambda s: rng.normal(size=s.shape).astype(np.float32), shapes)
     state = to_torch(SWIN_UNETR, params)
     assert choose(state) is SWIN_UNETR
-    assert state["swinViT.patch_embed.proj.weight"].shape == (4, 2, 2, 2, 2)
+    assert state["swinViT.patch_embed.proj.weight"].shape == (6, 2, 2, 2, 2)
     assert state["swinViT.layers1.0.blocks.1.attn.relative_position_bias_table"].shape == (125, 1)
-    assert state["swinViT.layers4.0.downsample.reduction.weight"].shape == (64, 256)
-    assert state["decoder5.transp_conv.conv.weight"].shape == (64, 32, 2, 2, 2)
+    assert state["swinViT.layers4.0.downsample.reduction.weight"].shape == (96, 384)
+    assert state["decoder5.transp_conv.conv.weight"].shape == (96, 48, 2, 2, 2)
     unused = {"swinViT.layers1.0.blocks.0.attn.relative_position_index": np.zeros((27, 27), np.int64)}
     back = to_jax(SWIN_UNETR, state | unused, shapes)
     jax.tree.map(np.testing.assert_array_equal, back, params)

@@ -96,7 +96,13 @@ class Swin3d(nn.Module):
         config, dtype = self.config, self.config.dtype
         p = _PATCH
         cubes = rearrange(volume, "(d i) (h j) (w k) c -> d h w (i j k c)", i=p, j=p, k=p)
-        x = nn.Dense(config.features, dtype=dtype, name="patch_embed")(cubes)
+        # As in ``swin.modules.PatchEmbed``: cubes of zeros are no tokens of zeros at start.
+        bound = cubes.shape[-1] ** -0.5
+        bias = nn.initializers.uniform(2 * bound)
+        embed = nn.Dense(
+            config.features, bias_init=lambda *args: bias(*args) - bound, dtype=dtype, name="patch_embed"
+        )
+        x = embed(cubes)
         found = [_normalised(x)]
         for stage, (depth, heads) in enumerate(zip(config.depths, config.heads, strict=True), 1):
             for i in range(depth):
