@@ -60,8 +60,8 @@ def large_depthwise(x: Array, kernel: Array) -> Array:
 def depthwise_banded(x: Array, kernel: Array) -> Array:
     """``large_depthwise`` as one product per channel: (h, k w) windows of rows with a banded (k w, w) matrix.
 
-    It multiplies with zeros, w per k.  Processor time on one core, a map of 64 x 64 x 64 and a kernel of 13 x 13, forward
-    and gradient: 76 and 115 ms; XLA's grouped convolution 115 and 270, a sum of k^2 shifted maps 64 and 349.
+    It multiplies with zeros, w per k.  On one core, a map of 64 x 64 x 64, 13 x 13, forward and
+    gradient: 76 and 115 ms; XLA's grouped convolution 115 and 270, a sum of k^2 shifted maps 64 and 349.
     """
     (h, w, _), k = x.shape, kernel.shape[0]
     half = k // 2
