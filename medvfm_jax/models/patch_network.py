@@ -5,12 +5,12 @@ from dataclasses import replace
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
+from medvfm_jax.models.encoder_decoder import encoder_decoder_model
 from medvfm_jax.models.errors import BadModelOption
 from medvfm_jax.models.model import Model
-from medvfm_jax.types import ModelSpec, Params, Prediction
+from medvfm_jax.types import ModelSpec
 
 
 def build_patch_network(
@@ -57,23 +57,7 @@ def build_patch_network(
         logits_shape=window,
         classes=classes,
     )
-
-    def encode(params: Params, volume: Any, **kw: Any) -> Any:
-        return root.apply(params, volume, **{"method": "encode", **kw})
-
-    def decode(
-        params: Params, embedding: Any, prompts: Any = None, multimask: bool = False, **kw: Any
-    ) -> Prediction:
-        return root.apply(params, embedding, **{"method": "decode", **kw})
-
-    def apply(
-        params: Params, volume: Any, prompts: Any = None, multimask: bool = False, **kw: Any
-    ) -> Prediction:
-        return root.apply(params, volume, **kw)
-
-    # Compiled, the forward pass that Linen runs to find the parameters is dropped as unused.
-    init = jax.jit(lambda key: root.init(key, jnp.zeros(spec.input_shape, jnp.float32)))
-    return Model(encode, decode, apply, init, spec)
+    return encoder_decoder_model(root, spec)
 
 
 def patch_network_spec(name: str, side: int, features: int, **others: Any) -> ModelSpec:

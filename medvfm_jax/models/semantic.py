@@ -1,16 +1,14 @@
-"""Networks that label every pixel of a picture and are trained from scratch: their input rule and their functions."""
+"""Networks that label every pixel of a picture and are trained from scratch: their input rule and their classifier."""
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
 from jax import Array
 
 from medvfm_jax.models.errors import BadModelOption
-from medvfm_jax.models.model import Model
-from medvfm_jax.types import ModelSpec, Params, Prediction
+from medvfm_jax.types import ModelSpec
 
 
 def spec_from_scratch(
@@ -31,27 +29,6 @@ def spec_from_scratch(
         head_dim=head_dim,
         notes=f"no pretrained weights: {notes}",
     )
-
-
-def semantic_model(root: nn.Module, spec: ModelSpec) -> Model:
-    """The functions of a root module that has ``encode``, ``decode`` and ``__call__``; prompts are ignored."""
-
-    def encode(params: Params, image: Array, **kw: Any) -> Array:
-        return root.apply(params, image, **{"method": "encode", **kw})
-
-    def decode(
-        params: Params, embedding: Array, prompts: Any = None, multimask: bool = False, **kw: Any
-    ) -> Prediction:
-        return root.apply(params, embedding, **{"method": "decode", **kw})
-
-    def apply(
-        params: Params, image: Array, prompts: Any = None, multimask: bool = False, **kw: Any
-    ) -> Prediction:
-        return root.apply(params, image, **kw)
-
-    # Compiled, the forward pass that Linen runs to find the parameters is dropped as unused.
-    init = jax.jit(lambda key: root.init(key, jnp.zeros(spec.input_shape, jnp.float32)))
-    return Model(encode, decode, apply, init, spec)
 
 
 def check_from_scratch(name: str, classes: int, image_size: int, step: int) -> None:

@@ -73,7 +73,7 @@ def test_a_large_bias_lets_a_token_see_its_right_neighbour_only():
 
 def test_shifted_windows_see_only_what_lay_together():
     """8 x 8 tokens, windows of 4 shifted by 2: the first window is whole, the last has four parts."""
-    mask = wrapping_mask((8, 8), 4, 2)
+    mask = wrapping_mask((8, 8), (4, 4), (2, 2))
     assert mask.shape == (4, 16, 16)
     assert (mask[0] == 0).all()
     for window, parts in ((1, 2), (2, 2), (3, 4)):

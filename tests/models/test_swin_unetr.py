@@ -7,8 +7,8 @@ import pytest
 
 from medvfm_jax import models
 from medvfm_jax.models.errors import BadModelOption
-from medvfm_jax.models.swin.modules import APART, offsets
-from medvfm_jax.models.swin_unetr.modules import MERGED, Block, PatchMerging, wrapping_mask
+from medvfm_jax.models.swin.modules import APART, offsets, wrapping_mask
+from medvfm_jax.models.swin_unetr.modules import MERGED, Block, PatchMerging
 
 
 def test_shapes_are_those_of_the_spec_in_every_function():

@@ -8,9 +8,10 @@ from typing import Any
 import jax.numpy as jnp
 
 from medvfm_jax.models.ds_transunet.modules import DsTransUnet, DsTransUnetConfig
+from medvfm_jax.models.encoder_decoder import encoder_decoder_model
 from medvfm_jax.models.entry import ModelEntry
 from medvfm_jax.models.model import Model
-from medvfm_jax.models.semantic import check_from_scratch, semantic_model, spec_from_scratch
+from medvfm_jax.models.semantic import check_from_scratch, spec_from_scratch
 from medvfm_jax.models.swin.modules import SwinConfig
 from medvfm_jax.types import ModelSpec
 
@@ -33,7 +34,7 @@ def build_ds_transunet(
     config = replace(config, classes=classes, swin=replace(config.swin, dtype=dtype))
     size = _SIZES[name] if image_size is None else image_size
     check_from_scratch(name, classes, size, config.reduction)
-    return semantic_model(DsTransUnet(config), _spec(name, config, size))
+    return encoder_decoder_model(DsTransUnet(config), _spec(name, config, size))
 
 
 def _spec(name: str, config: DsTransUnetConfig, size: int) -> ModelSpec:

@@ -23,11 +23,11 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax import Array
 
+from medvfm_jax.models.encoder_decoder import EncoderDecoder
 from medvfm_jax.models.hiformer.modules import ConvUp, EncoderBlock
 from medvfm_jax.models.interpolation import resize
 from medvfm_jax.models.semantic import Classifier
 from medvfm_jax.models.swin.modules import Stage, Swin, SwinConfig
-from medvfm_jax.types import Prediction
 
 _SWIN_T = SwinConfig()
 
@@ -118,7 +118,7 @@ class DsTransUnetBody(nn.Module):
         return {"whole": whole, "half": half}
 
 
-class DsTransUnet(nn.Module):
+class DsTransUnet(EncoderDecoder):
     """Root module: image (S, S, 3) -> logits (classes, S, S)."""
 
     config: DsTransUnetConfig
@@ -126,14 +126,3 @@ class DsTransUnet(nn.Module):
     def setup(self) -> None:
         self.image_encoder = DsTransUnetBody(self.config)
         self.mask_decoder = Classifier(self.config.classes, dtype=self.config.dtype)
-
-    def encode(self, image: Array) -> Array:
-        """Image (S, S, 3) -> features (S, S, dim / 4)."""
-        return self.image_encoder(image)
-
-    def decode(self, features: Array) -> Prediction:
-        """Features (S, S, dim / 4) -> Prediction with logits (classes, S, S)."""
-        return Prediction(self.mask_decoder(features))
-
-    def __call__(self, image: Array) -> Prediction:
-        return self.decode(self.encode(image))

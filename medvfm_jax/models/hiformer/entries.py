@@ -7,11 +7,12 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from medvfm_jax.models.encoder_decoder import encoder_decoder_model
 from medvfm_jax.models.entry import ModelEntry
 from medvfm_jax.models.hiformer.modules import REDUCTION, HiFormer, HiFormerConfig
 from medvfm_jax.models.hiformer.resnet import ResNetConfig
 from medvfm_jax.models.model import Model
-from medvfm_jax.models.semantic import check_from_scratch, semantic_model, spec_from_scratch
+from medvfm_jax.models.semantic import check_from_scratch, spec_from_scratch
 from medvfm_jax.models.swin.modules import SwinConfig
 from medvfm_jax.types import ModelSpec
 
@@ -55,7 +56,7 @@ def build_hiformer(
     size = _SIZES.get(name, 224) if image_size is None else image_size
     # Two tokens a side at least: at one, a norm over one image would erase everything.
     check_from_scratch(name, classes, size, 2 * REDUCTION)
-    return semantic_model(HiFormer(config), _spec(name, config, size))
+    return encoder_decoder_model(HiFormer(config), _spec(name, config, size))
 
 
 def _spec(name: str, config: HiFormerConfig, size: int) -> ModelSpec:

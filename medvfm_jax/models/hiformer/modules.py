@@ -25,12 +25,12 @@ from einops import rearrange
 from jax import Array
 
 from medvfm_jax.models.attention import attend, attend_in_steps
+from medvfm_jax.models.encoder_decoder import EncoderDecoder
 from medvfm_jax.models.hiformer.resnet import ResNet, ResNetConfig
 from medvfm_jax.models.interpolation import resize
 from medvfm_jax.models.layers import MlpBlock, gelu, layer_norm
 from medvfm_jax.models.semantic import Classifier
 from medvfm_jax.models.swin.modules import NORM_EPSILON, PatchMerging, Stage, SwinConfig
-from medvfm_jax.types import Prediction
 
 REDUCTION = 16  # pixels of the image per token of the coarsest level, along one side
 
@@ -198,7 +198,7 @@ class HiFormerBody(nn.Module):
         return resize(x, image.shape[:2])
 
 
-class HiFormer(nn.Module):
+class HiFormer(EncoderDecoder):
     """Root module: image (S, S, 3) -> logits (classes, S, S)."""
 
     config: HiFormerConfig
@@ -206,14 +206,3 @@ class HiFormer(nn.Module):
     def setup(self) -> None:
         self.image_encoder = HiFormerBody(self.config)
         self.mask_decoder = Classifier(self.config.classes, 3, dtype=self.config.dtype)
-
-    def encode(self, image: Array) -> Array:
-        """Image (S, S, 3) -> features (S, S, 16)."""
-        return self.image_encoder(image)
-
-    def decode(self, features: Array) -> Prediction:
-        """Features (S, S, 16) -> Prediction with logits (classes, S, S)."""
-        return Prediction(self.mask_decoder(features))
-
-    def __call__(self, image: Array) -> Prediction:
-        return self.decode(self.encode(image))

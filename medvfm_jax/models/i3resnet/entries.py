@@ -5,15 +5,15 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
+from medvfm_jax.models.encoder_decoder import encoder_decoder_model
 from medvfm_jax.models.entry import ModelEntry
 from medvfm_jax.models.errors import BadModelOption
 from medvfm_jax.models.i3resnet.modules import MULTIPLE, I3ResNet, I3ResNetConfig
 from medvfm_jax.models.i3resnet.port_table import I3RESNET
 from medvfm_jax.models.model import Model
-from medvfm_jax.types import ModelSpec, Params, Prediction
+from medvfm_jax.types import ModelSpec
 
 
 def build_i3resnet(
@@ -45,23 +45,7 @@ def build_i3resnet(
         raise BadModelOption(f"{spec.name} needs classes of at least 1, not {classes}.")
     config = replace(config, classes=classes, dtype=dtype)
     root, spec = I3ResNet(config), _sized(spec, config, (*window, 1))
-
-    def encode(params: Params, volume: Any, **kw: Any) -> Any:
-        return root.apply(params, volume, **{"method": "encode", **kw})
-
-    def decode(
-        params: Params, embedding: Any, prompts: Any = None, multimask: bool = False, **kw: Any
-    ) -> Prediction:
-        return root.apply(params, embedding, **{"method": "decode", **kw})
-
-    def apply(
-        params: Params, volume: Any, prompts: Any = None, multimask: bool = False, **kw: Any
-    ) -> Prediction:
-        return root.apply(params, volume, **kw)
-
-    # Compiled, the forward pass that Linen runs to find the parameters is dropped as unused.
-    init = jax.jit(lambda key: root.init(key, jnp.zeros(spec.input_shape, jnp.float32)))
-    return Model(encode, decode, apply, init, spec)
+    return encoder_decoder_model(root, spec)
 
 
 def _sized(spec: ModelSpec, config: I3ResNetConfig, shape: tuple[int, ...]) -> ModelSpec:

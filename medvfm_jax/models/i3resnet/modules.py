@@ -25,8 +25,8 @@ from jax import Array, lax
 
 from medvfm_jax.models.convolution import FrozenBatchNorm
 from medvfm_jax.models.convolution_3d import conv3d, conv3d_strided, max_pool3d_halving
+from medvfm_jax.models.encoder_decoder import EncoderDecoder
 from medvfm_jax.models.unet3d.modules import ConvNorm, Doubled
-from medvfm_jax.types import Prediction
 
 _HE = nn.initializers.he_normal()
 EXPANSION = 4  # channels that a block gives, of those it convolves
@@ -142,7 +142,7 @@ class I3ResNetDecoder(nn.Module):
         return rearrange(y, "d h w (j k n) -> n d (h j) (w k)", j=2, k=2)
 
 
-class I3ResNet(nn.Module):
+class I3ResNet(EncoderDecoder):
     """Root module: volume (D, H, W, 1) -> logits (classes, D, H, W)."""
 
     config: I3ResNetConfig
@@ -150,14 +150,3 @@ class I3ResNet(nn.Module):
     def setup(self) -> None:
         self.image_encoder = I3ResNetEncoder(self.config)
         self.mask_decoder = I3ResNetDecoder(self.config)
-
-    def encode(self, volume: Array) -> tuple[Array, ...]:
-        """Volume (D, H, W, 1) -> features of the encoder, the finest first."""
-        return self.image_encoder(volume)
-
-    def decode(self, features: tuple[Array, ...]) -> Prediction:
-        """Features of the encoder -> Prediction with logits (classes, D, H, W)."""
-        return Prediction(self.mask_decoder(features))
-
-    def __call__(self, volume: Array) -> Prediction:
-        return self.decode(self.encode(volume))

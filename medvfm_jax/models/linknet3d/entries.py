@@ -5,15 +5,15 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
+from medvfm_jax.models.encoder_decoder import encoder_decoder_model
 from medvfm_jax.models.entry import ModelEntry
 from medvfm_jax.models.errors import BadModelOption
 from medvfm_jax.models.linknet3d.modules import LinkNet3d, LinkNet3dConfig
 from medvfm_jax.models.linknet3d.port_table import LINKNET3D
 from medvfm_jax.models.model import Model
-from medvfm_jax.types import ModelSpec, Params, Prediction
+from medvfm_jax.types import ModelSpec
 
 
 def build_linknet3d(
@@ -40,23 +40,7 @@ def build_linknet3d(
         raise BadModelOption(f"{spec.name} sees volumes of 1 channel, not {channels}.")
     root = LinkNet3d(replace(config, dtype=dtype))
     spec = _sized(spec, config, (*window, 1))
-
-    def encode(params: Params, volume: Any, **kw: Any) -> Any:
-        return root.apply(params, volume, **{"method": "encode", **kw})
-
-    def decode(
-        params: Params, embedding: Any, prompts: Any = None, multimask: bool = False, **kw: Any
-    ) -> Prediction:
-        return root.apply(params, embedding, **{"method": "decode", **kw})
-
-    def apply(
-        params: Params, volume: Any, prompts: Any = None, multimask: bool = False, **kw: Any
-    ) -> Prediction:
-        return root.apply(params, volume, **kw)
-
-    # Compiled, the forward pass that Linen runs to find the parameters is dropped as unused.
-    init = jax.jit(lambda key: root.init(key, jnp.zeros(spec.input_shape, jnp.float32)))
-    return Model(encode, decode, apply, init, spec)
+    return encoder_decoder_model(root, spec)
 
 
 def _sized(spec: ModelSpec, config: LinkNet3dConfig, shape: tuple[int, ...]) -> ModelSpec:

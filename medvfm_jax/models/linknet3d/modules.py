@@ -24,7 +24,7 @@ from medvfm_jax.models.convolution_3d import (
     conv3d_strided,
     max_pool3d_halving,
 )
-from medvfm_jax.types import Prediction
+from medvfm_jax.models.encoder_decoder import EncoderDecoder
 
 _HE = nn.initializers.he_normal()
 NORM_EPSILON = 1e-5
@@ -159,7 +159,7 @@ class LinkNet3dDecoder(nn.Module):
         return y.astype(jnp.float32) + bias[:, None, None, None]
 
 
-class LinkNet3d(nn.Module):
+class LinkNet3d(EncoderDecoder):
     """Root module: volume (D, H, W, c) -> logits (classes, D, H, W)."""
 
     config: LinkNet3dConfig
@@ -167,14 +167,3 @@ class LinkNet3d(nn.Module):
     def setup(self) -> None:
         self.image_encoder = LinkNet3dEncoder(self.config)
         self.mask_decoder = LinkNet3dDecoder(self.config)
-
-    def encode(self, volume: Array) -> tuple[Array, ...]:
-        """Volume (D, H, W, c) -> features of the encoder's stages."""
-        return self.image_encoder(volume)
-
-    def decode(self, features: tuple[Array, ...]) -> Prediction:
-        """Features of the encoder's stages -> Prediction with logits (classes, D, H, W)."""
-        return Prediction(self.mask_decoder(features))
-
-    def __call__(self, volume: Array) -> Prediction:
-        return self.decode(self.encode(volume))

@@ -14,6 +14,7 @@ Source: Liu et al. 2021, "Swin Transformer: Hierarchical Vision Transformer usin
 transformers' ``modeling_swin.py`` for the layout of parameters.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,7 +124,7 @@ class Block(nn.Module):
         padded = y.shape[:2]
         shift = window // 2 if self.shifted and min(h, w) > window else 0
         y = jnp.roll(y, (-shift, -shift), (0, 1)) if shift else y
-        mask = wrapping_mask(padded, window, shift) if shift else None
+        mask = wrapping_mask(padded, (window,) * 2, (shift,) * 2) if shift else None
         attention = WindowAttention(self.heads, window, self.dtype, name="attn")
         y = unpartition(attention(partition(y, window), mask), window, padded)
         y = jnp.roll(y, (shift, shift), (0, 1)) if shift else y
@@ -210,13 +211,17 @@ def offsets(window: int, axes: int = 2) -> np.ndarray:
     return np.tensordot(base ** np.arange(axes)[::-1], apart, 1)
 
 
-def wrapping_mask(size: tuple[int, int], window: int, shift: int) -> np.ndarray:
-    """What is added to the logits in windows of a map that was rolled by ``shift``: (windows, tokens, tokens).
+def wrapping_mask(size: Sequence[int], windows: Sequence[int], shifts: Sequence[int]) -> np.ndarray:
+    """What is added to the logits in windows of a map that was rolled by ``shifts``: (windows, tokens, tokens).
 
     Zero for tokens that lay in one part of the map before it was rolled, ``APART`` for others.
     """
-    row, column = (
-        np.where(np.arange(n) < n - window, 0, np.where(np.arange(n) < n - shift, 1, 2)) for n in size
-    )
-    parts = rearrange(3 * row[:, None] + column, "(nh wh) (nw ww) -> (nh nw) (wh ww)", wh=window, ww=window)
-    return np.where(parts[:, :, None] == parts[:, None, :], 0.0, APART).astype(np.float32)
+    part, axes = np.zeros(size, np.int64), len(size)
+    for axis, (n, window, shift) in enumerate(zip(size, windows, shifts, strict=True)):
+        if shift:
+            place = np.arange(n)
+            along = np.where(place < n - window, 0, np.where(place < n - shift, 1, 2))
+            part = 3 * part + along.reshape([-1 if a == axis else 1 for a in range(axes)])
+    cut = part.reshape([m for n, window in zip(size, windows, strict=True) for m in (n // window, window)])
+    part = cut.transpose(*range(0, 2 * axes, 2), *range(1, 2 * axes, 2)).reshape(-1, np.prod(windows))
+    return np.where(part[:, :, None] == part[:, None, :], 0.0, APART).astype(np.float32)

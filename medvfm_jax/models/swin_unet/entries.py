@@ -7,9 +7,10 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from medvfm_jax.models.encoder_decoder import encoder_decoder_model
 from medvfm_jax.models.entry import ModelEntry
 from medvfm_jax.models.model import Model
-from medvfm_jax.models.semantic import check_from_scratch, semantic_model, spec_from_scratch
+from medvfm_jax.models.semantic import check_from_scratch, spec_from_scratch
 from medvfm_jax.models.swin.modules import SwinConfig
 from medvfm_jax.models.swin_unet.modules import SwinUnet, SwinUnetConfig
 from medvfm_jax.types import ModelSpec
@@ -34,7 +35,7 @@ def build_swin_unet(
     config = replace(config, classes=classes, swin=replace(config.swin, dtype=dtype))
     size = _size(config) if image_size is None else image_size
     check_from_scratch(name, classes, size, config.swin.reduction)
-    return semantic_model(SwinUnet(config), _spec(name, config, size))
+    return encoder_decoder_model(SwinUnet(config), _spec(name, config, size))
 
 
 def _size(config: SwinUnetConfig) -> int:

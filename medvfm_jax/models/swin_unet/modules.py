@@ -21,10 +21,10 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax import Array
 
+from medvfm_jax.models.encoder_decoder import EncoderDecoder
 from medvfm_jax.models.layers import layer_norm
 from medvfm_jax.models.semantic import Classifier
 from medvfm_jax.models.swin.modules import NORM_EPSILON, Stage, Swin, SwinConfig
-from medvfm_jax.types import Prediction
 
 _TWO_PER_STAGE = SwinConfig(depths=(2, 2, 2, 2))
 
@@ -77,7 +77,7 @@ class SwinUnetBody(nn.Module):
         return PatchExpand(swin.dim, swin.patch_size, dtype, name="expand")(x)
 
 
-class SwinUnet(nn.Module):
+class SwinUnet(EncoderDecoder):
     """Root module: image (S, S, 3) -> logits (classes, S, S)."""
 
     config: SwinUnetConfig
@@ -85,14 +85,3 @@ class SwinUnet(nn.Module):
     def setup(self) -> None:
         self.image_encoder = SwinUnetBody(self.config)
         self.mask_decoder = Classifier(self.config.classes, use_bias=False, dtype=self.config.dtype)
-
-    def encode(self, image: Array) -> Array:
-        """Image (S, S, 3) -> features (S, S, dim)."""
-        return self.image_encoder(image)
-
-    def decode(self, features: Array) -> Prediction:
-        """Features (S, S, dim) -> Prediction with logits (classes, S, S)."""
-        return Prediction(self.mask_decoder(features))
-
-    def __call__(self, image: Array) -> Prediction:
-        return self.decode(self.encode(image))

@@ -17,14 +17,13 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-import numpy as np
 from einops import rearrange
 from jax import Array
 
+from medvfm_jax.models.encoder_decoder import EncoderDecoder
 from medvfm_jax.models.layers import MlpBlock, layer_norm
-from medvfm_jax.models.swin.modules import APART, NORM_EPSILON, WindowAttention
+from medvfm_jax.models.swin.modules import NORM_EPSILON, WindowAttention, wrapping_mask
 from medvfm_jax.models.unetr.modules import Classifier, Residual, UpBlock
-from medvfm_jax.types import Prediction
 
 MULTIPLE = 32  # voxels: tokens of 2, halved four times
 _PATCH = 2
@@ -139,7 +138,7 @@ class SwinUnetrBody(nn.Module):
         return x
 
 
-class SwinUnetr(nn.Module):
+class SwinUnetr(EncoderDecoder):
     """Root module: volume (D, H, W, c) -> logits (classes, D, H, W)."""
 
     config: SwinUnetrConfig
@@ -147,30 +146,3 @@ class SwinUnetr(nn.Module):
     def setup(self) -> None:
         self.image_encoder = SwinUnetrBody(self.config)
         self.mask_decoder = Classifier(self.config)
-
-    def encode(self, volume: Array) -> Array:
-        """Volume (D, H, W, c) -> features (D, H, W, features)."""
-        return self.image_encoder(volume)
-
-    def decode(self, features: Array) -> Prediction:
-        """Features -> Prediction with logits (classes, D, H, W)."""
-        return Prediction(self.mask_decoder(features))
-
-    def __call__(self, volume: Array) -> Prediction:
-        return self.decode(self.encode(volume))
-
-
-def wrapping_mask(size: tuple[int, ...], windows: tuple[int, ...], shift: tuple[int, ...]) -> np.ndarray:
-    """What is added to the logits in windows of a map that was rolled by ``shift``: (windows, tokens, tokens).
-
-    Zero for tokens that lay in one part of the map before it was rolled, ``APART`` for others.
-    """
-    part = np.zeros(size, np.int64)
-    for axis, (n, window, by) in enumerate(zip(size, windows, shift, strict=True)):
-        if by:
-            place = np.arange(n)
-            along = np.where(place < n - window, 0, np.where(place < n - by, 1, 2))
-            part = 3 * part + along.reshape([-1 if a == axis else 1 for a in range(len(size))])
-    i, j, k = windows
-    part = rearrange(part, "(d i) (h j) (w k) -> (d h w) (i j k)", i=i, j=j, k=k)
-    return np.where(part[:, :, None] == part[:, None, :], 0.0, APART).astype(np.float32)

@@ -5,14 +5,14 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
+from medvfm_jax.models.encoder_decoder import encoder_decoder_model
 from medvfm_jax.models.entry import ModelEntry
 from medvfm_jax.models.errors import BadModelOption
 from medvfm_jax.models.model import Model
 from medvfm_jax.models.unet3d.modules import UNet3d, UNet3dConfig
-from medvfm_jax.types import ModelSpec, Params, Prediction
+from medvfm_jax.types import ModelSpec
 
 
 def build_unet3d(
@@ -43,23 +43,7 @@ def build_unet3d(
         )
     config = replace(config, classes=classes, dtype=dtype)
     root, spec = UNet3d(config), _sized(spec, config, (*window, channels))
-
-    def encode(params: Params, volume: Any, **kw: Any) -> Any:
-        return root.apply(params, volume, **{"method": "encode", **kw})
-
-    def decode(
-        params: Params, embedding: Any, prompts: Any = None, multimask: bool = False, **kw: Any
-    ) -> Prediction:
-        return root.apply(params, embedding, **{"method": "decode", **kw})
-
-    def apply(
-        params: Params, volume: Any, prompts: Any = None, multimask: bool = False, **kw: Any
-    ) -> Prediction:
-        return root.apply(params, volume, **kw)
-
-    # Compiled, the forward pass that Linen runs to find the parameters is dropped as unused.
-    init = jax.jit(lambda key: root.init(key, jnp.zeros(spec.input_shape, jnp.float32)))
-    return Model(encode, decode, apply, init, spec)
+    return encoder_decoder_model(root, spec)
 
 
 def _sized(spec: ModelSpec, config: UNet3dConfig, shape: tuple[int, ...]) -> ModelSpec:

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax import Array
 
+from medvfm_jax.models.encoder_decoder import EncoderDecoder
 from medvfm_jax.models.unetr.transformer import NORM_EPSILON, Transformer, TransformerConfig
-from medvfm_jax.types import Prediction
 
 PATCH = 16  # voxels along a side of a token; the decoder doubles four times
 _SLOPE = 0.01
@@ -154,7 +154,7 @@ class Classifier(nn.Module):
         return rearrange(logits.astype(jnp.float32), "d h w classes -> classes d h w")
 
 
-class Unetr(nn.Module):
+class Unetr(EncoderDecoder):
     """Root module: volume (D, H, W, c) -> logits (classes, D, H, W)."""
 
     config: UnetrConfig
@@ -162,14 +162,3 @@ class Unetr(nn.Module):
     def setup(self) -> None:
         self.image_encoder = UnetrBody(self.config)
         self.mask_decoder = Classifier(self.config)
-
-    def encode(self, volume: Array) -> Array:
-        """Volume (D, H, W, c) -> features (D, H, W, features)."""
-        return self.image_encoder(volume)
-
-    def decode(self, features: Array) -> Prediction:
-        """Features -> Prediction with logits (classes, D, H, W)."""
-        return Prediction(self.mask_decoder(features))
-
-    def __call__(self, volume: Array) -> Prediction:
-        return self.decode(self.encode(volume))
