@@ -11,7 +11,7 @@ from medvfm_jax.types import ModelSpec, Params, Prediction
 
 
 class EncoderDecoder(nn.Module):
-    """Root module; its ``setup`` makes ``image_encoder``, image or volume -> features, and ``mask_decoder`` -> logits."""
+    """Root module; its ``setup`` makes ``image_encoder`` (image or volume -> features) and ``mask_decoder``."""
 
     def encode(self, image: Any) -> Any:
         """Image or volume, channels last -> features."""
