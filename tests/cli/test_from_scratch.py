@@ -8,7 +8,14 @@ from tests.cli.commands import adapt_words
 
 
 @pytest.mark.parametrize(
-    "model", ["swin-unet-tiny-test", "hiformer-tiny-test", "ds-transunet-tiny-test", "transunet-tiny-test"]
+    "model",
+    [
+        "swin-unet-tiny-test",
+        "hiformer-tiny-test",
+        "ds-transunet-tiny-test",
+        "transunet-tiny-test",
+        "missformer-tiny-test",
+    ],
 )
 def test_adapt_evaluate_and_segment(medvfm, cells, tmp_path, model):
     out, picture = tmp_path / "run", next((cells / "images").iterdir())
