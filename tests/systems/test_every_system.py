@@ -165,6 +165,7 @@ FACTS = {
     "layernorm": Facts(1_016, ENCODER | DECODER | {"prompt_encoder"}),
     "bitfit": Facts(2_224, ENCODER | DECODER | {"prompt_encoder"}),
     "vpt": Facts(320, ENCODER, model="vit-tiny-test", identity=False),
+    "vpt_shallow": Facts(50 * 16, ENCODER, model="vit-tiny-test", identity=False),
     "context": Facts(
         42_604,
         ENCODER | DECODER,
