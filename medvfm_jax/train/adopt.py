@@ -15,10 +15,12 @@ import numpy as np
 from medvfm_jax import systems
 from medvfm_jax.adapters import delta_leaves
 from medvfm_jax.adapters.training_options import check_ranks
+from medvfm_jax.images.preparation import Preparation
 from medvfm_jax.printable import counted
 from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.systems import sd_trans
 from medvfm_jax.train.assemble import Base, load_base, spec_of, transformed, with_adapter
+from medvfm_jax.train.preparation import PREPARATION
 from medvfm_jax.types import Delta
 from medvfm_jax.weights.adapter_files import IOU_HEAD, BadAdapterFile, Kind, Shapes, kind_of, sort_arrays
 from medvfm_jax.weights.peft import PeftAdapter, load_peft
@@ -28,6 +30,7 @@ from medvfm_jax.weights.tree import collection, flatten
 PEFT_ARRAYS = "adapter_model.safetensors"
 MASK_TOKENS = "mask_decoder.mask_tokens.weight"
 SAMED_SIZE = 512  # pixels, unless the user says otherwise
+SAMED_RANGE = (-125.0, 275.0)  # Hounsfield units that became 0 and 1 before its training
 POSITIONS = r"image_encoder/(.*/)?rel_pos_[hw]"
 
 
@@ -51,6 +54,7 @@ def adopt(
     image_size: int | None = None,
     labels: Sequence[str] = (),
     prompt: str = "box",
+    intensity: tuple[float, float] | None = None,
     offline: bool = False,
 ) -> Adopted:
     """Read an adapter of another program for a model.
@@ -63,6 +67,9 @@ def adopt(
         image_size: in pixels; by default 512 for SAMed's files, as released, the model's own for others.
         labels: names of the outputs of a model without prompts, the background first; by default class_1, ...
         prompt: kind of prompts that a model with prompts was trained for.
+        intensity: of volumes, the (least, greatest) that became 0 and 1 before the training; by default -125 to 275 HU
+            for SAMed's files, as released, each volume's own percentiles for others.  Stored with the delta, which
+            clips volumes so before a prediction.
         offline: never touch the network.
 
     Returns:
@@ -84,6 +91,12 @@ def adopt(
         raise BadConfig(f"{file} is an adapter of {kind}, not of {system}; leave out --system.")
     classes = _classes(state, kind, system, file)
     change = _transform(state, kind, system, classes, image_size)
+    if intensity is None and kind in ("samed", "samed_s"):
+        intensity = SAMED_RANGE
+    if intensity is not None and not -np.inf < intensity[0] < intensity[1] < np.inf:
+        raise BadConfig(
+            f"intensity is {intensity[0]:g} {intensity[1]:g}; expected two numbers, the least first."
+        )
     spec_of(model)
     base = load_base(model, classes=2, seed=0, dtype="float32", file=weights, offline=offline)
     changed = transformed(base, change)
@@ -105,6 +118,8 @@ def adopt(
         "classes": classes or 2,
         "labels": _labels(labels, classes, file),
     }
+    if intensity is not None:
+        metadata |= {PREPARATION: Preparation(None, (intensity,)).record(), "channel_names": ["CT"]}
     return Adopted(delta, metadata, left_out)
 
 
