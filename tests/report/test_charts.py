@@ -2,6 +2,7 @@ import itertools
 import math
 import re
 
+import numpy as np
 import pytest
 
 from medvfm_jax.report.charts import Interval, Series, curves, intervals, moving_average, standalone, ticks
