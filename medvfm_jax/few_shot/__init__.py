@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from medvfm_jax.few_shot.predictors import LearnedPredictor
     from medvfm_jax.few_shot.prototypes import Prototypes, cosine_logits, make_prototypes, masked_average
     from medvfm_jax.few_shot.scoring import few_shot
+    from medvfm_jax.few_shot.transductive import fit_transductive, size_penalty
 
 _WHERE = {
     **dict.fromkeys(
@@ -25,6 +26,7 @@ _WHERE = {
         ("Prototypes", "cosine_logits", "make_prototypes", "masked_average"), "medvfm_jax.few_shot.prototypes"
     ),
     "few_shot": "medvfm_jax.few_shot.scoring",
+    **dict.fromkeys(("fit_transductive", "size_penalty"), "medvfm_jax.few_shot.transductive"),
 }
 __getattr__, __dir__ = lazy.attributes(__name__, _WHERE)
 
@@ -40,8 +42,10 @@ __all__ = [
     "encode_support",
     "few_shot",
     "fit_head",
+    "fit_transductive",
     "head_logits",
     "learning_curve",
     "make_prototypes",
     "masked_average",
+    "size_penalty",
 ]

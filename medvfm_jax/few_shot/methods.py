@@ -9,6 +9,7 @@ from medvfm_jax.few_shot.dense_features import DenseEncoder, Support
 from medvfm_jax.few_shot.learners import Learner, head_learner, prototype_learner
 from medvfm_jax.few_shot.persam import PersamPredictor
 from medvfm_jax.few_shot.predictors import FewShotPredictor, LearnedPredictor
+from medvfm_jax.few_shot.transductive import TransductivePredictor
 from medvfm_jax.settings.few_shot import FewShotConfig
 from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.train.assemble import Base
@@ -36,6 +37,12 @@ def _persam(base: Base, encoder: DenseEncoder, support: Support, config: FewShot
     return PersamPredictor(base, encoder, support, most_objects=config.most_objects)
 
 
+def _transductive(
+    base: Base, encoder: DenseEncoder, support: Support, config: FewShotConfig
+) -> FewShotPredictor:
+    return TransductivePredictor(encoder, support, config)
+
+
 METHODS: Catalog[Method] = Catalog(
     "few-shot method",
     {
@@ -53,6 +60,11 @@ METHODS: Catalog[Method] = Catalog(
             "the same behind a residual adapter that sees neighbouring places (FSEFT)",
             "https://arxiv.org/abs/2303.17051",
             partial(head_learner, kind="spatial"),
+        ),
+        "transductive": Method(
+            "a spatial head trained further for each picture, which has to cover as much as in the support (FSEFT)",
+            "https://arxiv.org/abs/2303.17051",
+            _transductive,
         ),
         "persam": Method(
             "SAM asked at the place most like the target, its attention guided; promptable models (PerSAM)",

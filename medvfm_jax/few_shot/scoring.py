@@ -25,6 +25,7 @@ from medvfm_jax.runs import run_directory
 from medvfm_jax.runs.progress import tracked
 from medvfm_jax.settings.evaluate import EvaluateConfig
 from medvfm_jax.settings.few_shot import FewShotConfig
+from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.train.assemble import with_adapter
 from medvfm_jax.train.case_selection import mean_features
 from medvfm_jax.train.data_check import about, lines
@@ -53,6 +54,11 @@ def few_shot(config: FewShotConfig, console: Console | None = None) -> dict[str,
     console = console or Console(stderr=True, highlight=False)
     profiles.get(config.profile)
     source, learning, candidates = open_data(config)
+    if config.method == "transductive" and source.dataset.dimension == 3:
+        raise BadConfig(
+            "--method transductive knows how much of a picture a class covers, which slices of a volume do not share; "
+            "choose spatial."
+        )
     out = config.out or _default_out(config, source)
     refuse_foreign(out, config.save_predictions and config.out is not None)
     scoring = as_evaluation(config)
@@ -166,6 +172,8 @@ def record_of(config: FewShotConfig, learning: Dataset, chosen: Sequence[str]) -
         "temperature": config.temperature,
         "steps": config.steps,
         "learning_rate": config.learning_rate,
+        "size_margin": config.size_margin,
+        "size_weight": config.size_weight,
         "prototypes": config.prototypes,
         "most_objects": config.most_objects,
         "slices": config.slices,

@@ -7,7 +7,7 @@ from typing import Literal
 from medvfm_jax.settings.groups import ReadingConfig, SelectCases
 from medvfm_jax.settings.records import BadConfig, require
 
-FewShotMethod = Literal["prototype", "linear", "spatial", "persam"]
+FewShotMethod = Literal["prototype", "linear", "spatial", "transductive", "persam"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,15 +36,21 @@ class FewShotConfig(ReadingConfig):
     method: FewShotMethod = "prototype"
     """`prototype`: each place gets the class whose mean features in the support are most similar. `linear`: a
     logistic regression of each place's features; `spatial`: the same behind a small adapter that sees neighbouring
-    places; both are trained on the support in seconds. `persam`: a promptable SAM is asked where the picture is most
-    like the class in the support; by points, or by a box of the similar places where its weights know boxes alone,
-    like lite-medsam. The box of the mask then refines it."""
+    places; both are trained on the support in seconds. `transductive`: such a spatial one, trained further for each
+    picture, of which each class has to cover about as much as in the support. `persam`: a promptable SAM is asked where
+    the picture is most like the class in the support; by points, or by a box of the similar places where its weights
+    know boxes alone, like lite-medsam. The box of the mask then refines it."""
     most_objects: int = 1
     """With persam: objects of a class that are looked for in each picture or slice, one after the other."""
     steps: int = 100
-    """With linear and spatial: steps of Adam, each on all of the support."""
+    """With linear, spatial and transductive: steps of Adam, each on all of the support; transductive takes as many
+    again for each picture."""
     learning_rate: float = 0.01
-    """With linear and spatial: learning rate of Adam."""
+    """With linear, spatial and transductive: learning rate of Adam."""
+    size_margin: float = 0.2
+    """With transductive: a class may cover that share less or more of a picture than on average in the support."""
+    size_weight: float = 1.0
+    """With transductive: weight of what it covers beyond that, beside the loss of the support."""
     temperature: float = 0.05
     """Cosine similarities are divided by it before the softmax."""
     prototypes: int = 1
@@ -78,6 +84,8 @@ class FewShotConfig(ReadingConfig):
         for name in ("train_cases", "prototypes", "slices", "most_objects", "seeds", "steps"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         require(self.learning_rate > 0, "learning_rate", self.learning_rate, "positive")
+        for name in ("size_margin", "size_weight"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         if self.shots:
             rising = all(a < b for a, b in zip((0, *self.shots), self.shots, strict=False))
             require(rising, "shots", " ".join(map(str, self.shots)), "numbers above 0 that rise")
