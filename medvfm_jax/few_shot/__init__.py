@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from medvfm_jax.few_shot.curve import learning_curve
     from medvfm_jax.few_shot.dense_features import BadSupport, DenseEncoder, Support, encode_support
     from medvfm_jax.few_shot.heads import Head, fit_head, head_logits
+    from medvfm_jax.few_shot.matcher import MatcherPredictor
     from medvfm_jax.few_shot.persam import PersamPredictor
     from medvfm_jax.few_shot.predictors import LearnedPredictor
     from medvfm_jax.few_shot.prototypes import Prototypes, cosine_logits, make_prototypes, masked_average
@@ -20,6 +21,7 @@ _WHERE = {
     ),
     **dict.fromkeys(("Head", "fit_head", "head_logits"), "medvfm_jax.few_shot.heads"),
     "learning_curve": "medvfm_jax.few_shot.curve",
+    "MatcherPredictor": "medvfm_jax.few_shot.matcher",
     "PersamPredictor": "medvfm_jax.few_shot.persam",
     "LearnedPredictor": "medvfm_jax.few_shot.predictors",
     **dict.fromkeys(
@@ -35,6 +37,7 @@ __all__ = [
     "DenseEncoder",
     "Head",
     "LearnedPredictor",
+    "MatcherPredictor",
     "PersamPredictor",
     "Prototypes",
     "Support",

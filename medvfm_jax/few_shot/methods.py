@@ -7,6 +7,7 @@ from typing import NamedTuple
 from medvfm_jax.catalog import Catalog
 from medvfm_jax.few_shot.dense_features import DenseEncoder, Support
 from medvfm_jax.few_shot.learners import Learner, head_learner, prototype_learner
+from medvfm_jax.few_shot.matcher import MatcherPredictor
 from medvfm_jax.few_shot.persam import PersamPredictor
 from medvfm_jax.few_shot.predictors import FewShotPredictor, LearnedPredictor
 from medvfm_jax.few_shot.transductive import TransductivePredictor
@@ -35,6 +36,11 @@ def _learned(description: str, source: str, learner: Callable[[FewShotConfig], L
 
 def _persam(base: Base, encoder: DenseEncoder, support: Support, config: FewShotConfig) -> FewShotPredictor:
     return PersamPredictor(base, encoder, support, most_objects=config.most_objects)
+
+
+def _matcher(base: Base, encoder: DenseEncoder, support: Support, config: FewShotConfig) -> FewShotPredictor:
+    settings = {"clusters": config.clusters, "merged": config.merged_masks, "seed": config.seed}
+    return MatcherPredictor(base, encoder, support, **settings)
 
 
 def _transductive(
@@ -70,6 +76,11 @@ METHODS: Catalog[Method] = Catalog(
             "SAM asked at the place most like the target, its attention guided; promptable models (PerSAM)",
             "https://arxiv.org/abs/2305.03048",
             _persam,
+        ),
+        "matcher": Method(
+            "SAM asked at places that match the support both ways, masks that match as a whole merged (Matcher)",
+            "https://arxiv.org/abs/2305.13310",
+            _matcher,
         ),
     },
     BadConfig,

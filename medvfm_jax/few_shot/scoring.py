@@ -176,5 +176,7 @@ def record_of(config: FewShotConfig, learning: Dataset, chosen: Sequence[str]) -
         "size_weight": config.size_weight,
         "prototypes": config.prototypes,
         "most_objects": config.most_objects,
+        "clusters": config.clusters,
+        "merged_masks": config.merged_masks,
         "slices": config.slices,
     }

@@ -7,7 +7,7 @@ from typing import Literal
 from medvfm_jax.settings.groups import ReadingConfig, SelectCases
 from medvfm_jax.settings.records import BadConfig, require
 
-FewShotMethod = Literal["prototype", "linear", "spatial", "transductive", "persam"]
+FewShotMethod = Literal["prototype", "linear", "spatial", "transductive", "persam", "matcher"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,9 +39,14 @@ class FewShotConfig(ReadingConfig):
     places; both are trained on the support in seconds. `transductive`: such a spatial one, trained further for each
     picture, of which each class has to cover about as much as in the support. `persam`: a promptable SAM is asked where
     the picture is most like the class in the support; by points, or by a box of the similar places where its weights
-    know boxes alone, like lite-medsam. The box of the mask then refines it."""
+    know boxes alone, like lite-medsam. The box of the mask then refines it. `matcher`: it is asked about clusters of
+    places that match the support both ways, and the masks that match it as a whole are merged."""
     most_objects: int = 1
     """With persam: objects of a class that are looked for in each picture or slice, one after the other."""
+    clusters: int = 8
+    """With matcher: clusters of matched places; each is asked about, random sets of them, and all together."""
+    merged_masks: int = 10
+    """With matcher: masks of a class that are merged, at most."""
     steps: int = 100
     """With linear, spatial and transductive: steps of Adam, each on all of the support; transductive takes as many
     again for each picture."""
@@ -81,7 +86,16 @@ class FewShotConfig(ReadingConfig):
     def __post_init__(self) -> None:
         """Refuse what has no meaning; raises BadConfig, BadPath."""
         super().__post_init__()
-        for name in ("train_cases", "prototypes", "slices", "most_objects", "seeds", "steps"):
+        for name in (
+            "train_cases",
+            "prototypes",
+            "slices",
+            "most_objects",
+            "seeds",
+            "steps",
+            "clusters",
+            "merged_masks",
+        ):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         require(self.learning_rate > 0, "learning_rate", self.learning_rate, "positive")
         for name in ("size_margin", "size_weight"):
