@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from medvfm_jax.cli.errors import BadUsage
 from medvfm_jax.cli.options.segment import SegmentArgs
 from medvfm_jax.images import Image, Query, plane, read_labels
-from medvfm_jax.images.geometry import slice_axis
+from medvfm_jax.images.geometry import mismatch, slice_axis
 from medvfm_jax.predict.segment import Segmented, Segmenter
 from medvfm_jax.printable import counted
 
@@ -48,6 +48,10 @@ def starting_mask(args: SegmentArgs, image: Image) -> NDArray[np.bool_] | None:
     if labels.grid != image.grid:
         raise BadUsage(
             f"{args.mask} has shape {labels.grid} and {image.path} {image.grid}; give a mask of it"
+        )
+    if (apart := mismatch(labels, image)).what:
+        raise BadUsage(
+            f"{args.mask} does not lie on the grid of {image.path}: {apart.what}; save it with the image's header"
         )
     found = labels.array[..., 0]
     found = plane(found, slice_axis(image), args.index) if image.is_volume else found
