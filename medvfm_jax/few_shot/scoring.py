@@ -54,11 +54,7 @@ def few_shot(config: FewShotConfig, console: Console | None = None) -> dict[str,
     console = console or Console(stderr=True, highlight=False)
     profiles.get(config.profile)
     source, learning, candidates = open_data(config)
-    if config.method == "transductive" and source.dataset.dimension == 3:
-        raise BadConfig(
-            "--method transductive knows how much of a picture a class covers, which slices of a volume do not share; "
-            "choose spatial."
-        )
+    _refuse_slices(config, source.dataset)
     out = config.out or _default_out(config, source)
     refuse_foreign(out, config.save_predictions and config.out is not None)
     scoring = as_evaluation(config)
@@ -94,6 +90,14 @@ def few_shot(config: FewShotConfig, console: Console | None = None) -> dict[str,
     for line in lines(checked):
         console.print(line, markup=False, soft_wrap=True)
     return score_cases(scoring, out, source, cases, checked, subject, lambda case: predictor, console)
+
+
+def _refuse_slices(config: FewShotConfig, dataset: Dataset) -> None:
+    if config.method == "transductive" and dataset.dimension == 3:
+        raise BadConfig(
+            "--method transductive knows how much of a picture a class covers, which slices of a volume do not share; "
+            "choose spatial."
+        )
 
 
 def open_data(config: FewShotConfig) -> tuple[SplitData, Dataset, list[str]]:

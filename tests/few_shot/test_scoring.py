@@ -132,3 +132,9 @@ def test_a_support_with_other_labels_is_refused(data, tmp_path):
     other = make_phantom_dataset(tmp_path / "volumes", "volumes", 2, size=16)
     with pytest.raises(BadSupport, match="Rename them"):
         few_shot(FewShotConfig(str(data), support=str(other), out=tmp_path / "s.json"))
+
+
+def test_sizes_of_slices_are_no_prior(tmp_path):
+    volumes = make_phantom_dataset(tmp_path / "volumes", "volumes", 2, size=16)
+    with pytest.raises(BadConfig, match="choose spatial"):
+        few_shot(FewShotConfig(str(volumes), method="transductive", out=tmp_path / "s.json"))
