@@ -14,15 +14,14 @@ from medvfm_jax.cli import console
 from medvfm_jax.cli.automatic import (
     automatic_config,
     automatic_record,
+    check_tables,
     describe_automatic,
-    table_of,
 )
 from medvfm_jax.cli.errors import BadUsage
 from medvfm_jax.cli.image_folders import listed
 from medvfm_jax.cli.mask_targets import check_fits, targets_of
 from medvfm_jax.cli.options.segment import SegmentArgs
 from medvfm_jax.cli.refinement import check_refinement, describe_steps, refined, starting_mask, unlearned
-from medvfm_jax.cli.targets import check_target
 from medvfm_jax.data.case_notes import CaseNotes
 from medvfm_jax.images import Image, Query, read, write_mask
 from medvfm_jax.images.writing import write_npz
@@ -46,8 +45,7 @@ def run(args: SegmentArgs) -> int:
         given.images, args.out, args.logits, overwrite=args.overwrite, folder=bool(given.folders)
     )
     if automatic is not None:
-        for target in targets:
-            check_target(table_of(target), args.overwrite)
+        check_tables(targets, args.overwrite)
     for line in given.lines():
         console.warn(line)
     images = _read(given.images)
