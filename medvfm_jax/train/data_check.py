@@ -46,11 +46,12 @@ def check_dimensions(
     Raises NoExamples for pictures where slabs or patches are wanted, BadCase for a volume with fewer slices than a
     slab, and BadConfig for slices asked of a system that makes no slabs.
     """
+    if entry.spec.rank == 3:  # its window is checked where it is built
+        check_volumes(dataset, entry.spec.name, entry.spec.input_shape[0])
+        return
     system = for_features(system) if entry.spec.task == "features" else system
     change = with_depth(system.transform(entry.spec, system.prompts, 2), name, slab_depth(config))
-    if entry.spec.rank == 3:
-        check_volumes(dataset, entry.spec.name, entry.spec.input_shape[0])
-    if entry.spec.rank == 3 or change is None or change["kind"] != "slab":
+    if change is None or change["kind"] != "slab":
         return
     depth = change["depth"]
     check_volumes(dataset, f"{entry.spec.name} with {name}", depth)
