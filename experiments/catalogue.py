@@ -2,15 +2,16 @@ r"""Every method that fits two cores on the same data with the same steps: score
 
 python -m experiments.catalogue --nuclei DATA/dsb2018 --hippocampus DATA/Dataset004_Hippocampus --out runs/catalogue
 
-Nuclei are trained on a few images of all acquisition sites but one and scored on the one held out; hippocampus on a few
-volumes and scored on the test patients. No prompts, one output per class, in every row. A row is made by the
-commands `adapt` and `evaluate` in processes of their own, so that the peak of their memory is that of the method. A row
-that is there is kept, and so is one of an earlier table with the same settings. Seeds are made one after the other for
-all rows: stopped early, the table has fewer seeds.
+Nuclei are trained on a few images of all acquisition sites but one and scored on the one held out; hippocampus on a
+few volumes and scored on the test patients. Every system is asked with its own prompts, boxes from the reference or
+none, which the table says: an encoder's adapter alone cannot learn what new class tokens mean, so that Dice with
+boxes and without are two groups. A row is made by the commands `adapt` and `evaluate` in processes of their own, so
+that the peak of their memory is that of the method. A row that is there is kept, and so is one of an earlier table
+with the same settings. Seeds are made one after the other for all rows: stopped early, the table has fewer seeds.
 
-Rows named ``TYPE @ PLACE`` differ by the type of adapter and by where it is alone (the class tokens and the linear
-layers that they weight are tuned in each), so that the two can be told apart (arXiv 2502.00418 finds that the place
-matters more).
+Rows named ``TYPE @ PLACE`` have no prompts and differ by the type of adapter and by where it is alone (the class
+tokens and the linear layers that they weight are tuned in each), so that the two can be told apart (arXiv 2502.00418
+finds that the place matters more).
 """
 
 import csv
@@ -55,6 +56,7 @@ class Method(NamedTuple):
     set: tuple[str, ...] = ()
     window: tuple[int, ...] = ()  # slices of a slab, sides of a patch
     on: tuple[str, ...] = ("nuclei", "hippocampus")
+    prompt: str = "auto"
 
     def words(self) -> list[str]:
         """For the command line."""
@@ -73,7 +75,7 @@ def _placed(kind: str, at: str) -> Method:
         at = {_ATTENTION: r"image_encoder/(.*/)?attn", _MLP: r"image_encoder/(.*/)?mlp"}.get(
             at, r"mask_decoder/transformer/(.*/)?mlp"
         )
-    return Method("lite-medsam", system, (_HEAD, f"{part}.at={at}", *own), on=("nuclei",))
+    return Method("lite-medsam", system, (_HEAD, f"{part}.at={at}", *own), on=("nuclei",), prompt="none")
 
 
 def _lite(*systems: str) -> dict[str, Method]:
@@ -165,10 +167,9 @@ def run(plan: Plan) -> None:
     table = _with_rows_of_before(_table(plan, data), plan.results)
     plan.results.parent.mkdir(parents=True, exist_ok=True)
     run_directory.write_json(plan.results, table)
-    for dataset in dict.fromkeys(name.partition(":")[0] for name in table["rows"]):
-        plan.results.with_name(f"{plan.results.stem}_{dataset}.svg").write_text(
-            _plot(table, dataset), "utf-8"
-        )
+    for dataset, prompt in dict.fromkeys(_group(name, row) for name, row in table["rows"].items()):
+        path = plan.results.with_name(f"{plan.results.stem}_{dataset}_{prompt}.svg")
+        path.write_text(_plot(table, dataset, prompt), "utf-8")
     console.print(markdown(table), markup=False)
 
 
@@ -225,8 +226,8 @@ def _make(plan: Plan, dataset: str, data: Data, row: str, seed: int, console: Co
         return
     console.print(f"{dataset}: {row}, seed {seed}", markup=False)
     settings = {
-        "data": data.train, "out": folder, "seed": seed, "prompt": "none", "train-cases": plan.few, "steps": plan.steps,
-        "batch-size": plan.batch_size, "validate-every": 0,
+        "data": data.train, "out": folder, "seed": seed, "prompt": method.prompt, "train-cases": plan.few,
+        "steps": plan.steps, "batch-size": plan.batch_size, "validate-every": 0,
     }  # fmt: skip
     trained = _command("adapt", settings, [*method.words(), *(["--resume"] if folder.exists() else [])])
     if isinstance(trained, str):
@@ -367,10 +368,10 @@ def _dice(summary: Sequence[Mapping[str, Any]]) -> float:
 
 
 def markdown(table: Mapping[str, Any]) -> str:
-    """The table as text, best Dice first within a dataset."""
-    head = "| row | seeds | Dice | NSD | AJI | trained | delta, kB | s per step | peak, MiB |"
-    rows = sorted(table["rows"].items(), key=lambda kv: (kv[0].partition(":")[0], -_dice(kv[1]["summary"])))
-    lines = [head, "|---" * 9 + "|"]
+    """The table as text, by dataset and prompts, best Dice first."""
+    head = "| row | prompts | seeds | Dice | NSD | AJI | trained | delta, kB | s per step | peak, MiB |"
+    rows = sorted(table["rows"].items(), key=lambda kv: (*_group(*kv), -_dice(kv[1]["summary"])))
+    lines = [head, "|---" * 10 + "|"]
     for name, row in rows:
         scores = [_cell(_of(row["summary"], metric)) for metric in ("dice", "nsd", "aji")]
         costs = [
@@ -379,7 +380,7 @@ def markdown(table: Mapping[str, Any]) -> str:
             f"{row['step_s']:.2f}",
             f"{row['peak_mib']:.0f}",
         ]
-        lines.append("| " + " | ".join([name, str(row["seeds"]), *scores, *costs]) + " |")
+        lines.append("| " + " | ".join([name, row["prompt"], str(row["seeds"]), *scores, *costs]) + " |")
     return "\n".join(lines)
 
 
@@ -390,13 +391,21 @@ def _cell(row: Mapping[str, Any] | None) -> str:
     return f"{row['mean']:.3f}{bounds}"
 
 
-def _plot(table: Mapping[str, Any], dataset: str) -> str:
+def _group(name: str, row: Mapping[str, Any]) -> tuple[str, str]:
+    """Dataset and prompts: rows that can be compared."""
+    return name.partition(":")[0], "boxes" if row["prompt"] == "box" else str(row["prompt"])
+
+
+def _plot(table: Mapping[str, Any], dataset: str, prompt: str) -> str:
     dots = [
         Dot(name.partition(": ")[2], row["trained"], _dice(row["summary"]))
         for name, row in table["rows"].items()
-        if name.startswith(f"{dataset}: ")
+        if _group(name, row) == (dataset, prompt)
     ]
-    return pareto_plot(f"{dataset}: Dice against trained parameters", dots, "trained parameters", "Dice")
+    asked = "without prompts" if prompt == "none" else f"with {prompt}"
+    return pareto_plot(
+        f"{dataset}, {asked}: Dice against trained parameters", dots, "trained parameters", "Dice"
+    )
 
 
 if __name__ == "__main__":

@@ -19,9 +19,9 @@ def is_random(config: Mapping[str, Any] | None) -> bool:
         config: of the adapter, None for a custom one.
 
     Returns:
-        True where a part has dropout.
+        True where a part has dropout, or chooses among experts with noise.
     """
-    return any(part.get("dropout", 0) for _, part in parts_of(config))
+    return any(part.get("dropout", 0) or part.get("top_k") is not None for _, part in parts_of(config))
 
 
 def rate_of(config: Mapping[str, Any] | None) -> Callable[[tuple[str, ...]], float] | None:

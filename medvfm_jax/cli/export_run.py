@@ -15,6 +15,7 @@ from medvfm_jax.cli.targets import check_target
 from medvfm_jax.fetch import sha256_of
 from medvfm_jax.runs import run_directory
 from medvfm_jax.train import assemble
+from medvfm_jax.train.adopt import KEPT_WITH_PEFT
 from medvfm_jax.types import Delta, MedvfmError
 from medvfm_jax.weights.peft import CannotExport, LowRank, Names, save_peft
 
@@ -60,7 +61,9 @@ def export_run(
         parts = list(_parts(adapter or {}, delta))
         updates = dict(update for part in parts for update in low_rank_updates(*part))
         tuned = {path.split("/")[0] for part in parts for path in tuned_modules(*part)}
-        modules = save_peft(target, updates, merged, name, tuned, names)
+        about = {key: metadata[key] for key in KEPT_WITH_PEFT if key in metadata}
+        about["transform"] = assemble.stored_transform(metadata, assemble.entry_of(name).spec)
+        modules = save_peft(target, updates, merged, name, tuned, names, about)
         whole = f" and the whole of {', '.join(sorted(tuned))}" if tuned else ""
         where = "in its original names" if names == "original" else "in the names of transformers"
         return target, f"PEFT adapter of {len(modules)} Linear layers of {name}{whole}, {where}"

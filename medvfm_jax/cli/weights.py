@@ -125,6 +125,7 @@ def _import(args: Import) -> None:
         image_size=args.image_size,
         labels=args.labels,
         prompt=args.prompt,
+        intensity=args.intensity,
         offline=args.offline,
     )
     weights.save_delta(args.out, found.delta, found.metadata)

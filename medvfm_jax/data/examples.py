@@ -96,13 +96,11 @@ def examples(
         BadCase: a case has no reference or cannot be read (unless ``skipped`` is given), or ``labels`` names an
             unknown class.
         BadDataset: the dataset has no such case.
-        NoExamples: nothing is left, or the model needs volumes and the dataset has pictures.
+        NoExamples: nothing is left, or the model needs volumes, or objects, and the dataset has none.
     """
-    if spec.rank == 3 and dataset.dimension == 2:
-        raise NoExamples(
-            f"{spec.name} sees {spec.input_shape[0]} slices at once, and {dataset.folder} has pictures; choose data "
-            "with volumes, or another model or adapter."
-        )
+    if spec.rank == 3:
+        check_volumes(dataset, spec.name, spec.input_shape[0])
+    check_objects(dataset, spec)
     store, found = store_of(dataset), []
     wanted = _wanted(dataset, labels)
     how = objects_of(dataset) if task == "promptable" else "labels"
@@ -129,6 +127,24 @@ def examples(
             + (f" ({len(skipped)} bad cases skipped)." if skipped else "; check labels and masks.")
         )
     return found
+
+
+def check_volumes(dataset: Dataset, model: str, slices: int) -> None:
+    """Raise NoExamples where a model that sees so many slices at once is to learn from pictures."""
+    if dataset.dimension == 2:
+        raise NoExamples(
+            f"{model} sees {slices} slices at once, and {dataset.folder} has pictures; choose data with volumes, or "
+            "another model or adapter."
+        )
+
+
+def check_objects(dataset: Dataset, spec: ModelSpec) -> None:
+    """Raise NoExamples where a model that tells objects apart is to learn from data without any."""
+    if spec.distance_map and objects_of(dataset) == "labels":
+        raise NoExamples(
+            f"{dataset.folder} has no objects to tell apart: {spec.name} needs instance maps, or pictures whose "
+            "connected pieces are objects (--objects components)."
+        )
 
 
 def load_example(dataset: Dataset, example: Example, rng: np.random.Generator | None = None) -> LoadedExample:

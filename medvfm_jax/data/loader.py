@@ -22,6 +22,7 @@ from medvfm_jax.data.examples import (
     Example,
     NoExamples,
     Task,
+    check_objects,
     class_lookup,
     example_image,
     load_example,
@@ -226,11 +227,7 @@ class _Maker:
         self.lookup = np.array([chosen.get(name, 0) for name in dataset.labels], np.int32)
         self.wanted = np.array([i for i, output in enumerate(self.lookup) if output > 0])
         self.how = objects_of(dataset) if task == "promptable" or spec.distance_map else None
-        if spec.distance_map and self.how == "labels":
-            raise NoExamples(
-                f"{dataset.folder} has no objects to tell apart: {spec.name} needs instance maps, or pictures whose "
-                "connected pieces are objects (--objects components)."
-            )
+        check_objects(dataset, spec)
 
     def __call__(self, index: int, rng: np.random.Generator) -> Batch:
         """Load, augment, preprocess, simulate prompts."""

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medvfm_jax.few_shot.dense_features import DenseEncoder, Support
-from medvfm_jax.few_shot.prototypes import cosine_logits, make_prototypes
+from medvfm_jax.few_shot.learners import Learner
 from medvfm_jax.images import restore
 from medvfm_jax.types import ModelSpec
 
@@ -22,21 +22,20 @@ class FewShotPredictor(Protocol):
         ...
 
 
-class PrototypePredictor:
-    """Each pixel gets the class with the most similar prototype; similarities are interpolated between places."""
+class LearnedPredictor:
+    """Each pixel gets the class with the largest logit, which is interpolated between places."""
 
-    def __init__(self, encoder: DenseEncoder, support: Support, *, temperature: float = 0.05, count: int = 1):
-        """temperature, count: see ``prototypes.make_prototypes`` and ``cosine_logits``."""
+    def __init__(self, encoder: DenseEncoder, support: Support, learner: Learner, seed: int = 0):
+        """Learns from the support at once. seed: of random weights, where the learner has some."""
         self.spec, self._encoder = encoder.spec, encoder
-        self.prototypes = jax.jit(make_prototypes, static_argnames="count")(
-            support.features, support.shares, count=count
-        )
-        self._logits = jax.jit(lambda features: cosine_logits(features, self.prototypes, temperature))
+        present = np.ones(len(support.features), np.float32)
+        self.model = jax.jit(learner.fit)(support.features, support.shares, present, jax.random.key(seed))
+        self._logits = jax.jit(learner.logits)
 
     def logits(self, picture: NDArray) -> NDArray[np.float32]:
-        """Picture (H, W, C) -> (K, H, W): similarities divided by the temperature."""
+        """Picture (H, W, C) -> logits (K, H, W)."""
         features, frame = self._encoder(picture)
-        return restore(frame, self._logits(features))
+        return restore(frame, self._logits(self.model, features))
 
     def classes(self, picture: NDArray) -> NDArray[np.int32]:
         """Picture (H, W, C) -> class index (H, W)."""

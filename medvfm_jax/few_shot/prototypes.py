@@ -27,6 +27,12 @@ def unit(vectors: Array) -> Array:
     return vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), _EPSILON)
 
 
+def centre_of(features: Array, shares: Array) -> Array:
+    """Mean features (c,) of the labelled places of a support: features (n, h, w, c), shares (n, K, h, w)."""
+    known = shares.sum(1)
+    return jnp.einsum("nhw,nhwc->c", known, features) / jnp.maximum(known.sum(), _EPSILON)
+
+
 def masked_average(features: Array, shares: Array) -> Array:
     """Mean features of each class over the places that it covers, weighted with the share covered.
 
@@ -64,8 +70,7 @@ def make_prototypes(features: Array, shares: Array, count: int = 1) -> Prototype
         https://arxiv.org/abs/2007.06309. Interpretation: the three together; the centre is that of the support's places
         rather than of base classes, which nobody has here, and k-means is spherical.
     """
-    known = shares.sum(1)
-    centre = jnp.einsum("nhw,nhwc->c", known, features) / jnp.maximum(known.sum(), _EPSILON)
+    centre = centre_of(features, shares)
     centred = unit(features - centre)
     if count == 1:
         return Prototypes(unit(masked_average(centred, shares))[:, None], centre)

@@ -25,6 +25,7 @@ from medvfm_jax.runs import run_directory
 from medvfm_jax.runs.progress import tracked
 from medvfm_jax.settings.evaluate import EvaluateConfig
 from medvfm_jax.settings.few_shot import FewShotConfig
+from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.train.assemble import with_adapter
 from medvfm_jax.train.case_selection import mean_features
 from medvfm_jax.train.data_check import about, lines
@@ -52,10 +53,15 @@ def few_shot(config: FewShotConfig, console: Console | None = None) -> dict[str,
     """
     console = console or Console(stderr=True, highlight=False)
     profiles.get(config.profile)
-    source, learning, candidates = _data(config)
+    source, learning, candidates = open_data(config)
+    if config.method == "transductive" and source.dataset.dimension == 3:
+        raise BadConfig(
+            "--method transductive knows how much of a picture a class covers, which slices of a volume do not share; "
+            "choose spatial."
+        )
     out = config.out or _default_out(config, source)
     refuse_foreign(out, config.save_predictions and config.out is not None)
-    scoring = _as_evaluation(config)
+    scoring = as_evaluation(config)
     names = getattr(source.split, config.split) if config.split != "all" else sorted(source.dataset.by_id)
     cases, checked = readable(source.dataset, names, scoring, console)
     base = load_encoder(config.model, file=config.weights, dtype=config.dtype, offline=config.offline)
@@ -81,7 +87,7 @@ def few_shot(config: FewShotConfig, console: Console | None = None) -> dict[str,
         with_adapter(base, None)._replace(spec=predictor.spec),
         {},
         "none",
-        record={"few_shot": _record(config, learning, chosen)},
+        record={"few_shot": record_of(config, learning, chosen)},
     )
     run_directory.make_folder(out.parent)
     checked = about(checked, "none", predictor.spec)
@@ -90,7 +96,7 @@ def few_shot(config: FewShotConfig, console: Console | None = None) -> dict[str,
     return score_cases(scoring, out, source, cases, checked, subject, lambda case: predictor, console)
 
 
-def _data(config: FewShotConfig) -> tuple[SplitData, Dataset, list[str]]:
+def open_data(config: FewShotConfig) -> tuple[SplitData, Dataset, list[str]]:
     """The data to score, those to learn from, and the names of the cases that the support is chosen from."""
 
     def opened(folder: str) -> SplitData:
@@ -146,7 +152,8 @@ def _default_out(config: FewShotConfig, source: SplitData) -> Path:
     return Path("runs") / "_".join(words) / run_directory.SCORES
 
 
-def _as_evaluation(config: FewShotConfig) -> EvaluateConfig:
+def as_evaluation(config: FewShotConfig) -> EvaluateConfig:
+    """The settings of an evaluation without prompts that these name."""
     shared = (
         "data", "model", "split", "profile", "save_predictions", "cases", "val_fraction", "test_fraction", "seed",
         "weights", "dtype", "offline", "skip_bad", "allow_geometry_mismatch", "follow_links",
@@ -154,7 +161,7 @@ def _as_evaluation(config: FewShotConfig) -> EvaluateConfig:
     return EvaluateConfig(**{name: getattr(config, name) for name in shared}, prompt="none")
 
 
-def _record(config: FewShotConfig, learning: Dataset, chosen: Sequence[str]) -> dict[str, Any]:
+def record_of(config: FewShotConfig, learning: Dataset, chosen: Sequence[str]) -> dict[str, Any]:
     """For scores.json."""
     return {
         "method": config.method,
@@ -163,7 +170,13 @@ def _record(config: FewShotConfig, learning: Dataset, chosen: Sequence[str]) -> 
         "support_cases": list(chosen),
         "select_cases": config.select_cases,
         "temperature": config.temperature,
+        "steps": config.steps,
+        "learning_rate": config.learning_rate,
+        "size_margin": config.size_margin,
+        "size_weight": config.size_weight,
         "prototypes": config.prototypes,
         "most_objects": config.most_objects,
+        "clusters": config.clusters,
+        "merged_masks": config.merged_masks,
         "slices": config.slices,
     }

@@ -15,6 +15,7 @@ SILENT = logging.getLogger(__name__)
 for _name in (__name__, "tifffile", "pydicom"):
     # What they log about a damaged file is raised here as well; programs that want it add a handler.
     logging.getLogger(_name).addHandler(logging.NullHandler())
+SILENT.propagate = False  # a handler of the root, which absl sets up, would print what nibabel repairs
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from medvfm_jax.types import MedvfmError
 TURNED = "turned or mirrored as the EXIF orientation says, as viewers show them; masks must fit that picture"
 TWO_FORMS = "qform and sform place the voxels differently; the sform was used"
 SLANTED = "slices lie at a slant (tilted gantry), which a qform cannot say; masks get an sform only"
+NO_SIZE = "the header gives a voxel no size, so its edges count as 1 and nothing is known in mm"
 LEFT_OUT = "files of the folder that are no DICOM images were left out"
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from medvfm_jax.images.budget import check_extent, check_size
 from medvfm_jax.images.decoding import SILENT, damaged, decoding
 from medvfm_jax.images.geometry import ROUNDING, displacement, slanted, spacing_of
-from medvfm_jax.images.image import SLANTED, TWO_FORMS, BadImage, Image
+from medvfm_jax.images.image import NO_SIZE, SLANTED, TWO_FORMS, BadImage, Image
 from medvfm_jax.printable import counted
 
 _KIND = "NIfTI file"
@@ -34,12 +34,14 @@ class _Layout(NamedTuple):
 
 
 def read_nifti(path: Path, max_bytes: int) -> Image:
-    """File -> volume (X, Y, Z, C) with the affine of its sform, else of its qform.
+    """File -> volume (X, Y, Z, C) with the affine of its sform, else of its qform, else of the sizes of its voxels.
+
+    Where none of them says how large a voxel is (pixdim of 0), the spacing is None and the affine counts voxels.
 
     The array has the file's own number type, or float32 where the header scales. Raises BadImage: damaged or
     no NIfTI file, an affine that maps no volume, more axes than (X, Y, Z, C), more bytes than ``max_bytes``.
     """
-    header = _header(path)
+    header, sized = _header(path)
     with decoding(path, _KIND):
         layout = _layout(header)
         affine = np.array(header.get_best_affine(), np.float64)
@@ -63,11 +65,17 @@ def read_nifti(path: Path, max_bytes: int) -> Image:
     array = raw.reshape(*shape[:3], -1)
     array = _scaled(array, layout) if scaled else np.asarray(array, array.dtype.newbyteorder("="), order="C")
     notes = [(TWO_FORMS, _forms_differ(header, shape[:3])), (SLANTED, slanted(affine, shape[:3]))]
-    return Image(array, spacing, affine, path, tuple(note for note, holds in notes if holds))
+    notes.append((NO_SIZE, not sized))
+    return Image(
+        array, spacing if sized else None, affine, path, tuple(note for note, holds in notes if holds)
+    )
 
 
-def _header(path: Path) -> Any:
-    """nibabel's header from the first bytes alone: its own reader trusts the lengths of extensions."""
+def _header(path: Path) -> tuple[Any, bool]:
+    """nibabel's header from the first bytes alone: its own reader trusts the lengths of extensions.
+
+    And whether it says how large a voxel is; nibabel puts 1 wherever it says 0.
+    """
     with decoding(path, _KIND):
         try:
             with gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as file:
@@ -81,11 +89,12 @@ def _header(path: Path) -> Any:
         raise damaged(path, _KIND, "no NIfTI header")
     with decoding(path, _KIND):
         header = kind(start[: kind.template_dtype.itemsize], check=False)
+        sized = int(header["sform_code"]) > 0 or bool(np.all(header["pixdim"][1:4] != 0))
         header.check_fix(logger=SILENT)
         single = bytes(header["magic"].tobytes()[:2]) == b"n+"
     if not single:
         raise BadImage(f"{path} is a header whose voxels lie in another file (.img); convert it to one .nii.")
-    return header
+    return header, sized
 
 
 def _layout(header: Any) -> _Layout:

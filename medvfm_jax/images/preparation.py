@@ -13,6 +13,7 @@ from medvfm_jax.images.budget import VARIABLE, budget
 from medvfm_jax.images.image import BadImage
 from medvfm_jax.images.intensity import VolumeScale
 from medvfm_jax.images.sampling import matrix
+from medvfm_jax.printable import counted
 from medvfm_jax.types import IGNORE
 
 Shape = tuple[int, int, int]  # (D, H, W), the axis of slices first
@@ -40,7 +41,12 @@ class Preparation(NamedTuple):
         }
 
     def scale(self, array: NDArray, channel_names: tuple[str, ...]) -> VolumeScale:
-        """How the intensities of a volume (..., C) become 0..1."""
+        """How the intensities of a volume (..., C) become 0..1; raises BadImage for another number of channels."""
+        if self.intensity is not None and len(self.intensity) != array.shape[-1]:
+            raise BadImage(
+                f"The volume has {counted(array.shape[-1], 'channel')}, and the run knows the intensities of "
+                f"{len(self.intensity)}; give the channels that it was trained on."
+            )
         return VolumeScale(array, channel_names, intensity=self.intensity)
 
     def grid(self, shape: Shape, spacing: tuple[float, ...] | None, axis: int, what: str) -> Shape:

@@ -13,7 +13,6 @@ from medvfm_jax.data.objects import object_map, objects_of
 from medvfm_jax.data.targets import simulate
 from medvfm_jax.images import pile, plane, stack
 from medvfm_jax.images.geometry import slice_axis
-from medvfm_jax.images.intensity import VolumeScale
 from medvfm_jax.images.windows import OVERLAP
 from medvfm_jax.predict.ensemble import EnsemblePredictor
 from medvfm_jax.predict.predictor import Predictor, class_of_objects
@@ -38,7 +37,7 @@ class Pictures(Sequence[NDArray]):
         self._image = case.image
         if case.image.is_volume:
             self._axis = slice_axis(case.image)
-            self._scale = VolumeScale(case.image.array, dataset.channel_names)
+            self._scale = dataset.preparation.scale(case.image.array, dataset.channel_names)
 
     def __len__(self) -> int:
         return self._image.grid[self._axis] if self._image.is_volume else 1

@@ -13,7 +13,6 @@ from medvfm_jax import local_paths, traces
 from medvfm_jax.images import Image, Query, check_query, make_prompts, plane, preprocess, restore, stack
 from medvfm_jax.images.frame import Frame, Limits
 from medvfm_jax.images.geometry import slice_axis
-from medvfm_jax.images.intensity import VolumeScale
 from medvfm_jax.images.preparation import slices_first
 from medvfm_jax.images.tiles import tiled
 from medvfm_jax.predict.encoded import Halves
@@ -353,7 +352,8 @@ class Segmenter:
         """The picture, or the slice of a volume as in training."""
         if not image.is_volume:
             return image.array
-        return VolumeScale(image.array, self.channels)(plane(image.array, slice_axis(image), index))
+        scale = self._preparation.scale(image.array, self.channels)
+        return scale(plane(image.array, slice_axis(image), index))
 
     def _labels(self, picture: NDArray) -> NDArray[np.int32]:
         if self._others or self.in_tiles:

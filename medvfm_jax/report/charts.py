@@ -33,10 +33,10 @@ class Interval(NamedTuple):
     colour: int = 0
 
 
-def curves(title: str, series: Sequence[Series], x_name: str = "step") -> str:
+def curves(title: str, series: Sequence[Series], x_name: str = "step", *, doubling: bool = False) -> str:
     """Line chart of one quantity over whole numbers; series without a finite point are left out.
 
-    "" when no series is left.
+    doubling: the numbers, above 0, lie on a logarithmic axis with a mark at each of them. "" when no series is left.
     """
     drawn = [s._replace(points=_finite(s.points)) for s in series]
     drawn = [s for s in drawn if s.points]
@@ -45,11 +45,14 @@ def curves(title: str, series: Sequence[Series], x_name: str = "step") -> str:
     xs = [x for s in drawn for x, _ in s.points]
     ys = [y for s in drawn for _, y in s.points]
     ys += [y for s in drawn for _, low, high in s.bars for y in (low, high)]
-    x_ticks, y_ticks = ticks(min(xs), max(xs), least=1.0), ticks(min(ys), max(ys))
-    (x_low, *_, x_high), (y_low, *_, y_high) = x_ticks, y_ticks
+    x_ticks = sorted(set(xs)) if doubling else ticks(min(xs), max(xs), least=1.0)
+    y_ticks = ticks(min(ys), max(ys))
+    place = math.log if doubling else float
+    x_low, x_high, (y_low, *_, y_high) = place(x_ticks[0]), place(x_ticks[-1]), y_ticks
+    x_span = x_high - x_low or 1.0  # of a single size
 
     def px(x: float) -> float:
-        return _LEFT + (x - x_low) / (x_high - x_low) * (_WIDTH - _LEFT - _RIGHT)
+        return _LEFT + (place(x) - x_low) / x_span * (_WIDTH - _LEFT - _RIGHT)
 
     def py(y: float) -> float:
         return _HEIGHT - _BOTTOM - (y - y_low) / (y_high - y_low) * (_HEIGHT - _TOP - _BOTTOM)
@@ -62,7 +65,8 @@ def curves(title: str, series: Sequence[Series], x_name: str = "step") -> str:
     for tick in x_ticks:
         x, base = f"{px(tick):.1f}", _HEIGHT - _BOTTOM
         parts.append(f'<line class="axis" x1="{x}" x2="{x}" y1="{base}" y2="{base + 4}"/>')
-        parts.append(f'<text x="{x}" y="{base + 18}" text-anchor="middle">{_tick(tick, x_ticks)}</text>')
+        mark = f"{tick:g}" if doubling else _tick(tick, x_ticks)
+        parts.append(f'<text x="{x}" y="{base + 18}" text-anchor="middle">{mark}</text>')
     base = _HEIGHT - _BOTTOM
     parts.append(f'<line class="axis" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{base}" y2="{base}"/>')
     parts.append(f'<text x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 6}" text-anchor="end">{text(x_name)}</text>')

@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Literal
 
 from medvfm_jax.settings.groups import ReadingConfig, SelectCases
-from medvfm_jax.settings.records import require
+from medvfm_jax.settings.records import BadConfig, require
 
-FewShotMethod = Literal["prototype", "persam"]
+FewShotMethod = Literal["prototype", "linear", "spatial", "transductive", "persam", "matcher"]
 
 
 @dataclasses.dataclass(frozen=True)
 class FewShotConfig(ReadingConfig):
-    """Segment with a frozen model and a few labelled cases (the support); no weight is trained."""
+    """Segment with a frozen model and a few labelled cases (the support); no weight of the model is trained."""
 
     data: str
     """Folder with labelled images, or name of a built-in dataset; its --split is scored."""
@@ -22,17 +22,40 @@ class FewShotConfig(ReadingConfig):
     `adapt` would split them with --seed."""
     train_cases: int = 4
     """Patients of the support."""
+    shots: tuple[int, ...] = ()
+    """A learning curve in place of --train-cases: numbers of patients, like 1 2 4 8 16 32. Each of --seeds supports of
+    each size learns, all in one program, and Dice is written to learning_curve.json with a plot beside it; no
+    predictions are written."""
+    seeds: int = 3
+    """With --shots: random supports of each size; the smaller ones of a seed lie within its larger ones."""
     select_cases: SelectCases = "random"
     """How they are chosen: at `random`, every site in proportion, as for `adapt`; `k_center`: the farthest from each
     other, `k_medoids`: the middle of each cluster; both by the model's mean features, without looking at labels."""
     model: str = "dinov2-s"
     """Frozen model whose features are compared, like dinov2-s or lite-medsam."""
     method: FewShotMethod = "prototype"
-    """`prototype`: each place gets the class whose mean features in the support are most similar. `persam`: a
-    promptable SAM is asked where the picture is most like the class in the support; by points, or by a box of the
-    similar places where its weights know boxes alone, like lite-medsam. The box of the mask then refines it."""
+    """`prototype`: each place gets the class whose mean features in the support are most similar. `linear`: a
+    logistic regression of each place's features; `spatial`: the same behind a small adapter that sees neighbouring
+    places; both are trained on the support in seconds. `transductive`: such a spatial one, trained further for each
+    picture, of which each class has to cover about as much as in the support. `persam`: a promptable SAM is asked where
+    the picture is most like the class in the support; by points, or by a box of the similar places where its weights
+    know boxes alone, like lite-medsam. The box of the mask then refines it. `matcher`: it is asked about clusters of
+    places that match the support both ways, and the masks that match it as a whole are merged."""
     most_objects: int = 1
     """With persam: objects of a class that are looked for in each picture or slice, one after the other."""
+    clusters: int = 8
+    """With matcher: clusters of matched places; each is asked about, random sets of them, and all together."""
+    merged_masks: int = 10
+    """With matcher: masks of a class that are merged, at most."""
+    steps: int = 100
+    """With linear, spatial and transductive: steps of Adam, each on all of the support; transductive takes as many
+    again for each picture."""
+    learning_rate: float = 0.01
+    """With linear, spatial and transductive: learning rate of Adam."""
+    size_margin: float = 0.2
+    """With transductive: a class may cover that share less or more of a picture than on average in the support."""
+    size_weight: float = 1.0
+    """With transductive: weight of what it covers beyond that, beside the loss of the support."""
     temperature: float = 0.05
     """Cosine similarities are divided by it before the softmax."""
     prototypes: int = 1
@@ -52,19 +75,38 @@ class FewShotConfig(ReadingConfig):
     test_fraction: float = 0.2
     """Share of the patients kept for the test."""
     seed: int = 0
-    """Seed of the split, the choice of the support and the bootstrap."""
+    """Seed of the split, the choice of the support, the random weights of a head and the bootstrap."""
     weights: Path | None = None
     """File with the base weights, for models that are not fetched automatically."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Number format of the computation."""
     out: Path | None = None
-    """Where scores go; by default runs/fewshot_METHOD_MODEL_DATA/scores.json."""
+    """Where scores go; by default runs/fewshot_METHOD_MODEL_DATA/scores.json, or learning_curve.json with --shots."""
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning; raises BadConfig, BadPath."""
         super().__post_init__()
-        for name in ("train_cases", "prototypes", "slices", "most_objects"):
+        for name in (
+            "train_cases",
+            "prototypes",
+            "slices",
+            "most_objects",
+            "seeds",
+            "steps",
+            "clusters",
+            "merged_masks",
+        ):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        require(self.learning_rate > 0, "learning_rate", self.learning_rate, "positive")
+        for name in ("size_margin", "size_weight"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        if self.shots:
+            rising = all(a < b for a, b in zip((0, *self.shots), self.shots, strict=False))
+            require(rising, "shots", " ".join(map(str, self.shots)), "numbers above 0 that rise")
+            if self.select_cases != "random" or self.train_cases != FewShotConfig.train_cases:
+                raise BadConfig(
+                    "--shots chooses its supports at random: leave --select-cases and --train-cases out."
+                )
         require(self.temperature > 0, "temperature", self.temperature, "positive")
         require(self.cases is None or self.cases >= 1, "cases", self.cases, "at least 1")
         for name in ("val_fraction", "test_fraction"):

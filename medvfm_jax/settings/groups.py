@@ -58,9 +58,9 @@ class ModelConfig(Settings):
     """A model, what is asked of it, and the options of what is put into it."""
 
     model: str = "lite-medsam"
-    """Model to adapt; with --adapter full, `unet`, `swin-unet`, `hiformer-b` and `ds-transunet` train from scratch
-    on pictures, and `unet-3d`, `unet-3d-folded` (fast on a CPU), `unetr` and `swin-unetr` on volumes; `merlin` and
-    `astra` are pretrained encoders of CT volumes."""
+    """Model to adapt; with --adapter full, `unet`, `swin-unet`, `hiformer-b`, `ds-transunet`, `transunet` and
+    `missformer` train from scratch on pictures, and `unet-3d`, `unet-3d-folded` (fast on a CPU), `unetr` and
+    `swin-unetr` on volumes; `merlin` and `astra` are pretrained encoders of CT volumes."""
     set: tuple[str, ...] = ()
     """Options of the adapter, for example lora.rank=8; may be given several times."""
     prompt: PromptChoice = "auto"

@@ -42,6 +42,7 @@ from medvfm_jax.systems import (
     three_d_sam_adapter,
     trans_sam,
     vpt,
+    vpt_shallow,
 )
 from medvfm_jax.systems.record import System
 
@@ -85,6 +86,7 @@ SYSTEMS: Catalog[System] = Catalog(
         "bitfit": bitfit.SYSTEM,
         "layernorm": layernorm.SYSTEM,
         "vpt": vpt.SYSTEM,
+        "vpt_shallow": vpt_shallow.SYSTEM,
         "context": context.SYSTEM,
         "lora_context": lora_context.SYSTEM,
     },

@@ -44,6 +44,7 @@ _WORDS = {
     f"{med_sa_whole.BLOCK}/mlp": "transformer in its mask decoder",
     "mask_decoder/(transformer|iou_token|mask_tokens|iou_prediction_head)/.*": "mask decoder with a transformer",
     r"image_encoder/(.*/)?stream": "image encoder that MA-SAM knows",
+    "image_encoder/blocks_0": "first block of a plain transformer in its image encoder",
     r"image_encoder/(.*/)?local_conv": "image encoder that MA-SAM knows",
     r"image_encoder/layers_[1-9]\d*/blocks_\d+": "image encoder that MA-SAM knows",
     r"image_encoder/(blocks_\d+/\w+_adapter|cnn_embed|input_adapter|post_pos_embed)/.*": "branch of convolutions",

@@ -20,5 +20,6 @@ SYSTEM = System(
     adapter=_parts,
     learning_rate=5e-4,
     differences="Without the hyper-prompting adapter of the decoder, which the release does not have "
-    "either; med_sa_whole has it. For another image size than the weights' own, positions are resized bilinearly.",
+    "either; med_sa_whole has it. For another image size than the weights' own, positions are resized bilinearly, "
+    "where the release takes cubic interpolation.",
 )

@@ -21,6 +21,7 @@ SECOND_DECODER = r"second_decoder/.*"  # of H-SAM and 3DMedSAM
 MASK_BRANCH = r"second_decoder/(.*)"  # of DeSAM; written otherwise so that what is missing has another name
 SAMUS = r"image_encoder/(blocks_\d+/\w+_adapter|cnn_embed|input_adapter|post_pos_embed)/.*"
 VIT_BLOCK = r"image_encoder/(blocks_\d+|blocks/block_\d+|layers_\d+/blocks_\d+)"
+FIRST_VIT_BLOCK, FINAL_NORM = "image_encoder/blocks_0", "image_encoder/norm"  # of a plain ViT
 # What a context block reads beside the embedding: stages of a hierarchical encoder, or some blocks of a plain one.
 LEVELS = r"image_encoder/(layers_\d+|blocks_(2|5|8|11|17|23|31)|blocks/block_\d+)"
 

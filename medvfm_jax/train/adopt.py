@@ -15,19 +15,28 @@ import numpy as np
 from medvfm_jax import systems
 from medvfm_jax.adapters import delta_leaves
 from medvfm_jax.adapters.training_options import check_ranks
+from medvfm_jax.images.preparation import Preparation
 from medvfm_jax.printable import counted
 from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.systems import sd_trans
-from medvfm_jax.train.assemble import Base, load_base, spec_of, transformed, with_adapter
+from medvfm_jax.train.assemble import Base, entry_of, load_base, spec_of, transformed, with_adapter
+from medvfm_jax.train.preparation import PREPARATION
+from medvfm_jax.train.seen_at_once import stored_shape
 from medvfm_jax.types import Delta
+from medvfm_jax.weights import artifacts, safetensors_files
 from medvfm_jax.weights.adapter_files import IOU_HEAD, BadAdapterFile, Kind, Shapes, kind_of, sort_arrays
 from medvfm_jax.weights.peft import PeftAdapter, load_peft
 from medvfm_jax.weights.read import read_state
 from medvfm_jax.weights.tree import collection, flatten
 
 PEFT_ARRAYS = "adapter_model.safetensors"
+# Metadata of a delta that say which model a PEFT folder of ours is for, and what its outputs mean.
+KEPT_WITH_PEFT = (
+    "fingerprint", "seed", "transform", "prompt", "classes", "labels", "input_shape", PREPARATION, "channel_names",
+)  # fmt: skip
 MASK_TOKENS = "mask_decoder.mask_tokens.weight"
 SAMED_SIZE = 512  # pixels, unless the user says otherwise
+SAMED_RANGE = (-125.0, 275.0)  # Hounsfield units that became 0 and 1 before its training
 POSITIONS = r"image_encoder/(.*/)?rel_pos_[hw]"
 
 
@@ -51,6 +60,7 @@ def adopt(
     image_size: int | None = None,
     labels: Sequence[str] = (),
     prompt: str = "box",
+    intensity: tuple[float, float] | None = None,
     offline: bool = False,
 ) -> Adopted:
     """Read an adapter of another program for a model.
@@ -63,6 +73,9 @@ def adopt(
         image_size: in pixels; by default 512 for SAMed's files, as released, the model's own for others.
         labels: names of the outputs of a model without prompts, the background first; by default class_1, ...
         prompt: kind of prompts that a model with prompts was trained for.
+        intensity: of volumes, the (least, greatest) that became 0 and 1 before the training; by default -125 to 275 HU
+            for SAMed's files, as released, each volume's own percentiles for others.  Stored with the delta, which
+            clips volumes so before a prediction.
         offline: never touch the network.
 
     Returns:
@@ -71,6 +84,7 @@ def adopt(
     Raises:
         BadAdapterFile: no known adapter, or one that does not fit the model.
         BadPeft, BadCheckpoint, UnsafeCheckpoint: a file that is damaged or no adapter.
+        WrongBaseWeights: a PEFT folder of ours that was made for other weights.
         BadConfig: options that do not go with the file.
     """
     is_peft = file.is_dir()
@@ -82,8 +96,17 @@ def adopt(
         )
     if system not in (None, kind, "sd_trans" if kind == "med_sa" else kind):
         raise BadConfig(f"{file} is an adapter of {kind}, not of {system}; leave out --system.")
+    stored = safetensors_files.read_metadata(file / PEFT_ARRAYS) if is_peft else {}
+    if "medvfm" in stored:
+        return _exported(file, model, artifacts.described(stored, file), weights, labels, image_size, offline)
     classes = _classes(state, kind, system, file)
     change = _transform(state, kind, system, classes, image_size)
+    if intensity is None and kind in ("samed", "samed_s"):
+        intensity = SAMED_RANGE
+    if intensity is not None and not -np.inf < intensity[0] < intensity[1] < np.inf:
+        raise BadConfig(
+            f"intensity is {intensity[0]:g} {intensity[1]:g}; expected two numbers, the least first."
+        )
     spec_of(model)
     base = load_base(model, classes=2, seed=0, dtype="float32", file=weights, offline=offline)
     changed = transformed(base, change)
@@ -105,7 +128,36 @@ def adopt(
         "classes": classes or 2,
         "labels": _labels(labels, classes, file),
     }
+    if intensity is not None:
+        metadata |= {PREPARATION: Preparation(None, (intensity,)).record(), "channel_names": ["CT"]}
     return Adopted(delta, metadata, left_out)
+
+
+def _exported(
+    file: Path,
+    model: str,
+    said: Mapping[str, Any],
+    weights: Path | None,
+    labels: Sequence[str],
+    image_size: int | None,
+    offline: bool,
+) -> Adopted:
+    """A PEFT folder that `medvfm weights export` wrote, with the model and the labels that it says it is for."""
+    artifacts.require(said, ("fingerprint", "transform", "prompt", "classes", "labels"), file)
+    if image_size is not None:
+        raise BadConfig(f"{file} says itself which input its model has; leave out --image-size.")
+    shape, classes = stored_shape(said, entry_of(model), file), said["classes"]
+    options = {"seed": said.get("seed", 0), "dtype": "float32", "file": weights, "offline": offline}
+    base = load_base(model, classes=classes, shape=shape, **options)
+    artifacts.check_base(said, base.params)
+    changed = transformed(base, said["transform"])
+    adapter, delta = _from_peft(load_peft(file, changed.params))
+    _check(adapter, delta, changed, model, file)
+    metadata = {name: said[name] for name in KEPT_WITH_PEFT if name in said}
+    metadata |= {"base": model, "preset": adapter["preset"], "adapter": adapter}
+    if labels:
+        metadata["labels"] = _labels(labels, None if said["prompt"] != "none" else classes, file)
+    return Adopted(delta, metadata, ())
 
 
 def _classes(state: Mapping[str, np.ndarray], kind: str, system: str | None, file: Path) -> int | None:

@@ -5,13 +5,20 @@ from typing import Any
 
 from medvfm_jax.data import BadCase
 from medvfm_jax.data.check import ABOUT_PROMPTS, MANY_CHANNELS, DatasetCheck, check_dataset
+from medvfm_jax.data.examples import check_volumes
 from medvfm_jax.data.findings import Finding, named
 from medvfm_jax.data.inspection import CaseFacts
 from medvfm_jax.data.objects import objects_of
 from medvfm_jax.data.records import Dataset
 from medvfm_jax.images.geometry import widest_axis
 from medvfm_jax.images.preparation import AS_THEY_ARE, Preparation, slices_first
+from medvfm_jax.models.entry import ModelEntry
+from medvfm_jax.models.slab import MOST_SLICES
 from medvfm_jax.printable import counted
+from medvfm_jax.settings.groups import VolumeConfig
+from medvfm_jax.systems import System
+from medvfm_jax.systems.features import for_features
+from medvfm_jax.train.seen_at_once import slab_depth, with_depth
 from medvfm_jax.train.training_data import SplitData
 from medvfm_jax.types import ModelSpec
 
@@ -28,6 +35,38 @@ def check_split(
     )
     refuse_bad(found, source.dataset, skip_bad)
     return found
+
+
+def check_dimensions(
+    found: DatasetCheck, dataset: Dataset, config: VolumeConfig, entry: ModelEntry, name: str, system: System
+) -> None:
+    """Refuse data of other dimensions than a model sees with a system, from what is known before it is built.
+
+    found: what ``check_split`` gave.  name: of the system.
+    Raises NoExamples for pictures where slabs or patches are wanted, BadCase for a volume with fewer slices than a
+    slab, and BadConfig for slices asked of a system that makes no slabs.
+    """
+    system = for_features(system) if entry.spec.task == "features" else system
+    change = with_depth(system.transform(entry.spec, system.prompts, 2), name, slab_depth(config))
+    if entry.spec.rank == 3:
+        check_volumes(dataset, entry.spec.name, entry.spec.input_shape[0])
+    if entry.spec.rank == 3 or change is None or change["kind"] != "slab":
+        return
+    depth = change["depth"]
+    check_volumes(dataset, f"{entry.spec.name} with {name}", depth)
+    slices = {
+        case: _slices_first(facts, AS_THEY_ARE)[0]
+        for case, facts in sorted(found.facts.items())
+        if facts.grid is not None
+    }
+    small = [case for case, n in slices.items() if n < depth <= MOST_SLICES]
+    if small:
+        image, least = dataset.case(small[0]).images[0], min(slices.values())
+        more = f" ({counted(len(small), 'such volume')})" if len(small) > 1 else ""
+        raise BadCase(
+            f"{image} has {counted(slices[small[0]], 'slice')}, and {name} sees slabs of {depth}{more}; use --window "
+            f"{least}, or take such volumes out of the data."
+        )
 
 
 def about(

@@ -8,7 +8,7 @@ from typing import Any
 from medvfm_jax.data import Dataset
 from medvfm_jax.data.volume_statistics import volume_statistics
 from medvfm_jax.images.intensity import is_hounsfield
-from medvfm_jax.images.preparation import AS_THEY_ARE, Preparation, of_record
+from medvfm_jax.images.preparation import Preparation, of_record
 from medvfm_jax.models.entry import ModelEntry
 from medvfm_jax.settings.groups import TrainingConfig
 from medvfm_jax.settings.records import BadConfig
@@ -72,9 +72,11 @@ def stored_preparation(metadata: Mapping[str, Any], spec: ModelSpec, delta: Path
     record = metadata.get(PREPARATION)
     try:
         found = of_record(record)
-        if found != AS_THEY_ARE and spec.resize != "none":
+        slices = spec.resize != "none"
+        if found.spacing is not None and slices:
             raise ValueError("slices are not resampled")
-        if found.intensity is not None and len(found.intensity) != spec.input_shape[-1]:
+        channels = max(1, len(metadata.get("channel_names", ()))) if slices else spec.input_shape[-1]
+        if found.intensity is not None and len(found.intensity) != channels:
             raise ValueError("another number of channels")
     except (ValueError, TypeError, KeyError, IndexError) as error:
         raise BadDelta(

@@ -110,8 +110,8 @@ def make_loss(adapted: Adapted, objective: str, *, cached: bool = False, trainin
             for the classes, Dice + cross-entropy for the distance map; models with one), "h_sam" ("samed" on both
             stages), "desam" ("medsam" and the error of the predicted IoU).
         cached: ``batch.image`` holds embeddings (B, h, w, c) and only the decoder runs.
-        training: an adapter with dropout drops, every image by a key of its own; without, ``key`` is not used. SAM 2
-            gives the mask of the prompt alone, never one of three.
+        training: an adapter with dropout or noise draws, every image by a key of its own; without, ``key`` is not used.
+            SAM 2 gives the mask of the prompt alone, never one of three.
 
     Returns:
         ``loss(params, delta, batch, key) -> (scalar, metrics)``; the metric "weight" is the sum of the weights.

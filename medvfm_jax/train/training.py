@@ -23,7 +23,7 @@ from medvfm_jax.settings.records import to_json
 from medvfm_jax.train.assemble import Assembled, assemble, entry_of
 from medvfm_jax.train.case_selection import with_selected
 from medvfm_jax.train.checkpoint import Checkpoint
-from medvfm_jax.train.data_check import about, check_split, recorded_objects
+from medvfm_jax.train.data_check import about, check_dimensions, check_split, recorded_objects
 from medvfm_jax.train.early_stopping import EarlyStopping
 from medvfm_jax.train.embedding_cache import EmbeddingCache, embed, encoder_settings, make_cache
 from medvfm_jax.train.gradient_start import with_gradient_start
@@ -153,6 +153,7 @@ def resolve(
         objects=config.objects,
     )
     checked = check_split(source, skip_bad=config.skip_bad, track=display.track, say=display.say)
+    check_dimensions(checked, source.dataset, config, entry, config.adapter, system)
     bad = checked.bad_cases()
     if config.select_cases != "random":
         source = with_selected(source, config, bad, track=display.track)

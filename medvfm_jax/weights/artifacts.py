@@ -103,6 +103,14 @@ def read_metadata(path: Path | str) -> dict[str, Any]:
 def _metadata(stored: Mapping[str, str], path: Path | str) -> dict[str, Any]:
     if stored.get("format") != FORMAT:
         raise BadDelta(f"{path} is a safetensors file but no delta: its metadata lack format={FORMAT}.")
+    return described(stored, path)
+
+
+def described(stored: Mapping[str, str], path: Path | str) -> dict[str, Any]:
+    """What a file of ours says of its adapter, from the metadata of the safetensors format.
+
+    Raises BadCheckpoint for text that is no JSON, BadDelta for entries of another kind than expected.
+    """
     try:
         metadata = json_text.parse_object(stored.get("medvfm", "null"))
     except json_text.BadJson as error:

@@ -65,6 +65,7 @@ def save_peft(
     base: str,
     saved: Iterable[str] = (),
     names: Names = "original",
+    about: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """Write low-rank updates as a PEFT adapter folder.
 
@@ -76,6 +77,8 @@ def save_peft(
         saved: root modules ("mask_decoder") that were trained as a whole and are stored as a whole (PEFT's
             modules_to_save).
         names: of the modules: those of the original release, or of Hugging Face transformers (``SamModel``).
+        about: JSON-able, what of a delta's metadata PEFT has no place for: the transform of its model, its labels.  It
+            is kept in the header of the file of arrays, which PEFT does not read and ``train.adopt`` does.
 
     Returns:
         The PyTorch names of the Linear layers.
@@ -124,7 +127,8 @@ def save_peft(
         "rank_pattern": {name: value for name, value in ranks.items() if value != rank},
         "alpha_pattern": {name: value for name, value in alphas.items() if value != alpha},
     }
-    safetensors_files.write(folder / "adapter_model.safetensors", tensors, {"format": "pt"})
+    header = {"format": "pt"} | ({} if about is None else {"medvfm": json.dumps(about)})
+    safetensors_files.write(folder / "adapter_model.safetensors", tensors, header)
     with temporary(folder / "adapter_config.json") as part:
         part.write_text(json.dumps(config, indent=2) + "\n")
         publish(part, folder / "adapter_config.json")

@@ -10,11 +10,13 @@ from jax.scipy.special import erf
 
 from medvfm_jax.adapters import (
     BadAdapterConfig,
+    NoSuchSite,
     NotMergeable,
     WrongSite,
     bottleneck,
     channel_spatial,
     context_block,
+    from_config,
     hyper_bottleneck,
     prompt_tokens,
     scale_shift,
@@ -120,6 +122,50 @@ def test_prompt_tokens_are_in_front_of_the_block_and_gone_behind_it() -> None:
     delta = perturbed(adapter.init(KEY, net.apply, params, X))
     expected = X + X.sum(0) + delta["layers_0"]["tokens"].sum(0)
     chex.assert_trees_all_close(adapter.wrap(net.apply)(params, delta, X), expected, atol=1e-5)
+
+
+class Rows(nn.Module):  # a block that treats tokens as a set, and changes them
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        return x + jnp.tanh(nn.Dense(x.shape[-1], name="mix")(x.mean(0) + x))
+
+
+class Encoder(nn.Module):
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        for i in range(3):
+            x = Rows(name=f"blocks_{i}")(x)
+        return nn.LayerNorm(name="norm")(x)
+
+
+def test_tokens_of_the_first_block_pass_through_all_and_are_gone_before_the_norm() -> None:
+    net = Encoder()
+    params, adapter = params_of(net), prompt_tokens(3, "blocks_0", until="norm")
+    delta = adapter.init(KEY, net.apply, params, X)
+    assert jax.tree.map(jnp.shape, delta) == {"blocks_0": {"tokens": (3, X.shape[-1])}}
+    both = jnp.concatenate([delta["blocks_0"]["tokens"], X])  # by hand
+    expected = net.apply(params, both)[3:]
+    out = adapter.wrap(net.apply)(params, delta, X)
+    chex.assert_trees_all_close(out, expected, atol=1e-5)
+    gone = prompt_tokens(3, "blocks_0").wrap(net.apply)(params, delta, X)  # the second block still sees them
+    assert float(jnp.abs(out - gone).max()) > 1e-4
+    with pytest.raises(NotMergeable, match="further inputs of the block"):
+        adapter.merge(params, delta)
+    assert from_config(adapter.config).config == adapter.config
+
+
+def test_tokens_that_pass_through_blocks_begin_and_end_at_one_module() -> None:
+    net = Encoder()
+    params = params_of(net)
+    for adapter, error, words in (
+        (prompt_tokens(3, r"blocks_\d", until="norm"), WrongSite, "matches 3 modules"),
+        (prompt_tokens(3, "blocks_0", until="no.m"), NoSuchSite, "matches no module"),
+    ):
+        with pytest.raises(error, match=words):
+            adapter.init(KEY, net.apply, params, X)
+    vit, params = toy()
+    with pytest.raises(WrongSite, match="where its tokens are to be taken off, gets"):
+        prompt_tokens(3, "blocks_0", until="blocks_1/fc2").init(KEY, vit.apply, params, IMAGE)
 
 
 class Masked(nn.Module):

@@ -292,6 +292,78 @@ def test_conv_lora_without_experts_is_lora_and_with_one_a_convolution() -> None:
         adapter.init(KEY, net.apply, params, x[0])
 
 
+def by_hand(net, params, site, x, shares, scale=2.0):
+    """Conv-LoRA of two experts with these shares."""
+    z = x @ site["a"]
+    h, w, r = z.shape
+    total = z
+    for i, share in enumerate(shares):
+        large = jax.image.resize(z, (h * (i + 1), w * (i + 1), r), "cubic")
+        conv = nn.Conv(r, (3, 3))
+        seen = conv.apply({"params": {"kernel": site["conv"][i], "bias": site["conv_bias"][i]}}, large)
+        seen = jax.nn.gelu(seen, approximate=False)
+        total = total + share * jax.image.resize(seen, (h, w, r), "cubic", antialias=False)
+    return net.apply(params, x) + scale * total @ site["b"]
+
+
+def test_conv_lora_gives_a_map_to_its_best_experts_and_the_masks_train_the_gate() -> None:
+    net = nn.Sequential([nn.Dense(7)])
+    x = jax.random.normal(KEY, (4, 6, 5))
+    params = net.init(KEY, x)
+    adapter = conv_lora(2, 4.0, "layers_0", experts=3, top_k=1)
+    assert is_random(adapter.config)
+    assert not is_random(conv_lora(2, 4.0, "layers_0", experts=3).config)
+    delta = perturbed(adapter.init(KEY, net.apply, params, x))
+    assert delta["layers_0"]["noise"].shape == (2, 3)
+    logits = (x @ delta["layers_0"]["a"]).mean((0, 1)) @ delta["layers_0"]["gate"]
+    one = jax.nn.one_hot(jnp.argmax(logits), 3)
+    adapted = adapter.wrap(net.apply)
+    expected = by_hand(net, params, delta["layers_0"], x, one)
+    chex.assert_trees_all_close(adapted(params, delta, x), expected, atol=1e-4)
+    two = conv_lora(2, 4.0, "layers_0", experts=3, top_k=2).wrap(net.apply)
+    kept = jax.nn.softmax(jnp.where(logits > logits.min(), logits, -jnp.inf))
+    chex.assert_trees_all_close(
+        two(params, delta, x), by_hand(net, params, delta["layers_0"], x, kept), atol=1e-4
+    )
+    # The gate's gradient is that of a mixture whose forward value is the one expert.
+    found = jax.grad(lambda d: (adapted(params, d, x) ** 2).sum())(delta)["layers_0"]
+    soft = jax.nn.softmax(logits)
+    outer = jax.grad(lambda s: (by_hand(net, params, delta["layers_0"], x, s) ** 2).sum())(one)
+    mean = (x @ delta["layers_0"]["a"]).mean((0, 1))
+    jacobian = jnp.diag(soft) - jnp.outer(soft, soft)
+    np.testing.assert_allclose(found["gate"], jnp.outer(mean, jacobian @ outer), rtol=1e-3, atol=1e-4)
+    assert [bool(jnp.any(g)) for g in found["conv"]] == [bool(share) for share in one]
+
+
+def test_conv_lora_explores_its_experts_in_training_alone() -> None:
+    net = nn.Sequential([nn.Dense(7)])
+    x = jax.random.normal(KEY, (4, 6, 5))
+    params = net.init(KEY, x)
+    adapter = conv_lora(2, 4.0, "layers_0", experts=3, top_k=1)
+    start = adapter.init(KEY, net.apply, params, x)  # its gate is zero
+    delta = {"layers_0": start["layers_0"] | {"b": jnp.ones((2, 7))}}
+    adapted = jax.jit(adapter.wrap(net.apply))
+
+    def experts(noise, keys=24):
+        site = delta["layers_0"] | {"noise": noise, "gate": jnp.outer(jnp.sign(mean), jnp.array([4.0, 0, 0]))}
+        out = [
+            adapted(params, {"layers_0": site}, x, rngs={"dropout": jax.random.key(i)}) for i in range(keys)
+        ]
+        return len({round(float(o.sum()), 3) for o in out})
+
+    mean = (x @ delta["layers_0"]["a"]).mean((0, 1))
+    far = 100 * jnp.outer(jnp.sign(mean), jnp.ones(3)) / jnp.abs(mean).sum()
+    assert experts(far) == 3  # a deviation of about 100
+    assert experts(-far) == 1  # of 0.01
+    np.testing.assert_array_equal(adapted(params, delta, x), adapted(params, delta, x))
+
+
+@pytest.mark.parametrize("top_k", [0, 4])
+def test_conv_lora_chooses_among_the_experts_it_has(top_k: int) -> None:
+    with pytest.raises(BadAdapterConfig, match="top_k must be 1 to 3"):
+        conv_lora(2, 4.0, "layers_0", experts=3, top_k=top_k)
+
+
 def test_relu_is_another_bottleneck_than_gelu() -> None:
     params = dense_params()
     delta = perturbed(bottleneck("layers_0", width=3).init(KEY, DENSE.apply, params, TOKENS))

@@ -7,7 +7,16 @@ from PIL import Image
 from tests.cli.commands import adapt_words
 
 
-@pytest.mark.parametrize("model", ["swin-unet-tiny-test", "hiformer-tiny-test", "ds-transunet-tiny-test"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        "swin-unet-tiny-test",
+        "hiformer-tiny-test",
+        "ds-transunet-tiny-test",
+        "transunet-tiny-test",
+        "missformer-tiny-test",
+    ],
+)
 def test_adapt_evaluate_and_segment(medvfm, cells, tmp_path, model):
     out, picture = tmp_path / "run", next((cells / "images").iterdir())
     trained = medvfm(*adapt_words(cells, out, model=model, adapter="full", prompt="auto", batch_size=1))

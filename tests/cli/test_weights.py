@@ -6,6 +6,7 @@ import pytest
 
 from medvfm_jax import systems, weights
 from medvfm_jax.cli.main import main
+from medvfm_jax.models.transforms import seeded
 from medvfm_jax.train import assemble
 from medvfm_jax.weights import safetensors_files
 from medvfm_jax.weights.export import torch_state
@@ -77,14 +78,17 @@ def test_malicious_file(capsys, tmp_path):
 def adapted_run(folder, preset, prompt, classes=1):
     """A finished run directory with a random delta."""
     base = assemble.load_base(MODEL, classes=classes, seed=0, dtype="float32")
+    system = systems.SYSTEMS[preset]
+    change = seeded(system.transform(base.model.spec, prompt, classes), 0)
+    base = assemble.transformed(base, change)
     config = systems.adapter_config(preset, base.model)
-    base = assemble.transformed(base, systems.SYSTEMS[preset].transform(base.model.spec, prompt, classes))
     adapted = assemble.with_adapter(base, config)
     shapes = jax.eval_shape(adapted.init, jax.random.key(0), base.params)
     rng = np.random.default_rng(0)
     delta = jax.tree.map(lambda s: rng.normal(size=s.shape, scale=0.1).astype(np.float32), shapes)
     metadata = {"base": MODEL, "fingerprint": base.fingerprint, "adapter": config}
-    metadata |= {"prompt": prompt, "classes": classes}
+    metadata |= {"prompt": prompt, "classes": classes, "transform": change, "preset": preset, "seed": 0}
+    metadata["labels"] = {"background": 0} | {f"label {i}": i for i in range(1, classes)}
     weights.save_delta(folder / "delta.safetensors", delta, metadata)
     return base, adapted.merge(base.params, delta)
 
@@ -122,6 +126,44 @@ def test_export_peft_equals_merging(capsys, tmp_path):
     for key in after:
         stored = tensors.get(f"base_model.model.{key}", before[key])
         np.testing.assert_array_equal(stored, after[key], err_msg=key)
+
+
+READ_AGAIN = ("samed", "lora", "instances_lora")
+REFUSED = ("instances", "instances_full", "lora_sam", "dora", "auto_sam", "h_sam")
+
+
+@pytest.mark.parametrize("name", [*READ_AGAIN, *REFUSED])
+def test_a_peft_folder_comes_back_as_the_model_it_was_or_is_refused(capsys, tmp_path, name):
+    """Whatever the system changes of the model: the folder says it, or is not written."""
+    prompt = systems.SYSTEMS[name].prompts
+    _, merged = adapted_run(tmp_path, name, prompt, 3 if prompt == "none" else 2)
+    code, _, err = run(capsys, "export", tmp_path, "--format", "peft")
+    if name in REFUSED:
+        assert code == 1
+        assert err.count("\n") == 1
+        assert err.startswith("medvfm: ")
+        assert not (tmp_path / "peft").exists()
+        return
+    assert code == 0, err
+    words = ("--to", MODEL, "--out", tmp_path / "back.safetensors")
+    code, _, err = run(capsys, "import", tmp_path / "peft", *words)
+    assert code == 0, err
+    before = weights.load_delta(tmp_path / "delta.safetensors")[1]
+    after = weights.load_delta(tmp_path / "back.safetensors")[1]
+    same = ("transform", "prompt", "classes", "labels", "fingerprint")
+    assert {key: after[key] for key in same} == {key: before[key] for key in same}
+    loaded = assemble.load_adapted(tmp_path / "back.safetensors", model=None, dtype="float32")
+    again = loaded.adapted.merge(loaded.base.params, loaded.delta)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), again, merged)
+    code, _, err = run(capsys, "import", tmp_path / "peft", *words, "--overwrite", "--image-size", 32)
+    assert "leave out --image-size" in err
+    other = dict(after, fingerprint="0" * 64)
+    arrays, header = safetensors_files.read(tmp_path / "peft" / "adapter_model.safetensors")
+    header["medvfm"] = json.dumps(other)
+    safetensors_files.write(tmp_path / "peft" / "adapter_model.safetensors", arrays, header)
+    code, _, err = run(capsys, "import", tmp_path / "peft", *words, "--overwrite")
+    assert code == 1
+    assert "load the weights it was trained on" in err
 
 
 def test_export_refuses(capsys, tmp_path):

@@ -298,6 +298,15 @@ def test_pictures_have_no_slabs(tmp_path, spec):
     assert_one_sentence(caught, "choose data with volumes")
 
 
+def test_a_model_that_tells_objects_apart_needs_some(tmp_path):
+    dataset = open_dataset(plain_folder(tmp_path / "d", {"a": np.eye(8)}), objects="labels")
+    spec = replace(SPEC, task="semantic", distance_map=True)
+    with pytest.raises(NoExamples, match="no objects to tell apart") as caught:
+        examples(dataset, ["a"], spec, "semantic")
+    assert_one_sentence(caught, "--objects components")
+    assert len(examples(replace(dataset, objects="components"), ["a"], spec, "semantic")) == 1
+
+
 def test_of_tiles_those_side_by_side_and_in_training_one_anywhere_in_each_picture(tmp_path):
     mask = np.zeros((20, 40), np.uint8)
     mask[3:9, 30:36] = 1

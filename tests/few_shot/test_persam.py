@@ -25,6 +25,15 @@ def test_similarity_is_a_cosine():
     )
 
 
+def test_what_all_places_share_does_not_hide_the_target():
+    # A large common part: without a centre the least target-like place has the greatest cosine of the three.
+    features = np.array([[[10.0, 1.0], [10.0, -1.0], [5.0, 0.4]]])
+    target, centre = np.array([10.0, 0.8]), np.array([10.0, 0.0])
+    assert target_similarity(features, target).argmax() == 2
+    np.testing.assert_allclose(target_similarity(features, target, centre)[0, :2], [1, -1], atol=1e-6)
+    assert target_similarity(features, target, centre).argmax() == 0
+
+
 def test_clicks_lie_at_the_greatest_and_the_least():
     similarity = np.zeros((5, 7))
     similarity[1, 4], similarity[3, 2] = 1, -1
@@ -41,6 +50,14 @@ def test_the_box_holds_what_lies_together_with_the_greatest():
     similarity[6, 6] = 0.9  # elsewhere
     np.testing.assert_array_equal(box_around(similarity, 0.5), [2, 1, 4, 2])
     np.testing.assert_array_equal(box_around(similarity, 2.0), box_around(similarity, 0.54))
+
+
+def test_halfway_of_centred_features():
+    centre = np.array([5.0, 5.0], np.float32)
+    features = centre + np.array([[[[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]]], np.float32)
+    shares = np.array([[[[0.0, 1.0, 1.0]], [[1.0, 0.0, 0.0]]]], np.float32)
+    targets = centre + np.array([[0.0, 1.0], [1.0, 0.0]], np.float32)
+    np.testing.assert_allclose(halfway(features, shares, targets, centre), [0.25, 0.25], atol=1e-6)
 
 
 def test_halfway_between_the_class_and_all_else():

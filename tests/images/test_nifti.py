@@ -1,11 +1,12 @@
 import gzip
+import logging
 
 import nibabel
 import numpy as np
 import pytest
 
 from medvfm_jax.images import BadImage, read
-from medvfm_jax.images.image import SLANTED, TWO_FORMS
+from medvfm_jax.images.image import NO_SIZE, SLANTED, TWO_FORMS
 
 ARRAY = np.random.default_rng(0).integers(-1000, 3000, (5, 6, 7)).astype(np.int16)
 
@@ -16,6 +17,17 @@ def saved(path, array=ARRAY, affine=None, **fields):
         volume.header[name] = value
     nibabel.save(volume, path)
     return path
+
+
+class Kept(logging.Handler):
+    """Keeps what is logged."""
+
+    def __init__(self, records):
+        super().__init__()
+        self.records = records
+
+    def emit(self, record):
+        self.records.append(record)
 
 
 def with_scale(path, slope, inter):
@@ -71,6 +83,24 @@ def test_a_slanted_sform_is_said(tmp_path):
     volume.set_qform(None, code=0)
     nibabel.save(volume, tmp_path / "a.nii")
     assert read(tmp_path / "a.nii").notes == (SLANTED,)
+
+
+@pytest.mark.parametrize("axis", [1, 2, 3])
+def test_voxels_without_a_size_have_no_spacing_and_this_is_said(tmp_path, axis, monkeypatch):
+    path = saved(tmp_path / "a.nii")
+    content = bytearray(path.read_bytes())
+    content[76 + 4 * axis : 80 + 4 * axis] = bytes(4)  # pixdim
+    content[252:256] = bytes(4)  # no qform, no sform
+    path.write_bytes(bytes(content))
+    logged = []
+    monkeypatch.setattr(logging.getLogger(), "handlers", [Kept(logged)])
+    image = read(path)
+    assert (image.spacing, image.notes) == (None, (NO_SIZE,))
+    assert image.affine[axis - 1, axis - 1] in (1.0, -1.0)
+    assert logged == []  # what nibabel repairs is not printed beside the note
+    content[252:256] = np.array([0, 1], "<i2").tobytes()  # the sform says it
+    path.write_bytes(bytes(content))
+    assert read(path).spacing == (2.0, 2.0, 3.0)
 
 
 def test_a_file_too_short_for_its_header_is_refused_before_it_is_read(tmp_path):

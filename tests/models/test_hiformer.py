@@ -58,10 +58,11 @@ def test_the_stages_of_the_resnet_are_those_of_the_paper():
         assert found == total - last - 1000 * (features + 1)
 
 
-def test_pooling_is_the_windowed_maximum():
+@pytest.mark.parametrize("padding", [0, 1])
+def test_pooling_is_the_windowed_maximum(padding):
     x = jax.random.normal(jax.random.key(0), (6, 8, 2)) - 5.0  # zeros of a padding would be larger
-    expected = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
-    np.testing.assert_array_equal(largest_of_nine(x), expected)
+    expected = nn.max_pool(x, (3, 3), (2, 2), ((padding,) * 2,) * 2)
+    np.testing.assert_array_equal(largest_of_nine(x, padding), expected)
 
 
 def test_a_block_without_its_convolutions_is_its_short_cut():

@@ -2,24 +2,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medvfm_jax.models.interpolation import bicubic_matrix, bilinear_matrix, resize
+from medvfm_jax.models.interpolation import aligned_matrix, bicubic_matrix, bilinear_matrix, resize
 
+ALL = pytest.mark.parametrize("matrix", [bicubic_matrix, bilinear_matrix, aligned_matrix])
 BOTH = pytest.mark.parametrize("matrix", [bicubic_matrix, bilinear_matrix])
 SIZES = [(5, 9), (9, 5), (7, 7), (1, 4), (14, 16)]
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize(("size_in", "size_out"), SIZES)
 def test_weights_sum_to_one_so_constants_are_kept(matrix, size_in, size_out):
     np.testing.assert_allclose(matrix(size_in, size_out).sum(axis=1), 1.0, atol=1e-6)
 
 
-@BOTH
+@ALL
 def test_same_size_is_the_identity(matrix):
     np.testing.assert_array_equal(matrix(6, 6), np.eye(6, dtype=np.float32))
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize(("size_in", "size_out"), SIZES)
 def test_is_symmetric_under_reversal(matrix, size_in, size_out):
     weights = matrix(size_in, size_out)
@@ -45,6 +46,14 @@ def test_doubling_by_hand():
     np.testing.assert_allclose(bicubic_matrix(4, 8)[3], inner, atol=1e-6)
 
 
+def test_doubling_between_the_corners_by_hand():
+    """Positions 0, 1/3, 2/3, 1 between two pixels; and straight lines end where they ended."""
+    expected = [[1, 0], [2 / 3, 1 / 3], [1 / 3, 2 / 3], [0, 1]]
+    np.testing.assert_allclose(aligned_matrix(2, 4), expected, atol=1e-6)
+    line = aligned_matrix(5, 12) @ np.arange(5, dtype=np.float32)
+    np.testing.assert_allclose(line, np.linspace(0, 4, 12), atol=1e-6)
+
+
 def test_another_scale_shifts_the_coordinates():
     size_in, size_out = 4, 8
     offset = (size_out + 0.1) / size_in
@@ -53,7 +62,7 @@ def test_another_scale_shifts_the_coordinates():
     np.testing.assert_array_equal(bicubic_matrix(size_in, size_out, scale=size_out / size_in), plain)
 
 
-@pytest.mark.parametrize("method", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("method", ["bicubic", "bilinear", "aligned"])
 def test_resize_treats_rows_and_columns_apart(method):
     x = np.random.default_rng(0).normal(size=(4, 6, 3)).astype(np.float32)
     got = resize(jnp.asarray(x), (5, 9), method)

@@ -6,6 +6,7 @@ import pytest
 
 from medvfm_jax import weights
 from medvfm_jax.models import build, scan
+from medvfm_jax.models.interpolation import resize
 from medvfm_jax.models.sam.encoder import Attention
 from tests.adapters.jaxpr_equations import products_with
 
@@ -91,6 +92,39 @@ def test_another_image_size_uses_the_same_parameters(tiny):
     shapes = jax.tree.map(jnp.shape, jax.eval_shape(larger.init, jax.random.key(0)))
     assert shapes == jax.tree.map(jnp.shape, params)
     assert larger.encode(params, jnp.ones((96, 96, 3))).shape == (6, 6, 32)
+
+
+def test_positions_of_another_image_size_are_bilinear_and_not_cubic_as_in_medical_sam_adapter(tiny):
+    """What differs from that release, which med_sa names; at the weights' own size both are the stored positions."""
+    _, params, _ = tiny
+    own = params["params"]["image_encoder"]["pos_embed"][0]
+    assert own.shape == (4, 4, 16)
+
+    def added(size):
+        """What is between the patches and the first block."""
+        seen = {}
+
+        def keep(call, args, kwargs, context):
+            y = call(*args, **kwargs)
+            path = "/".join(context.module.path)
+            if context.method_name == "__call__" and path == "image_encoder/patch_embed":
+                seen["patches"] = y
+            elif context.method_name == "__call__" and path == "image_encoder/blocks_0":
+                seen["first"] = args[0]
+            return y
+
+        model = build("sam-tiny-test", image_size=size)
+        with nn.intercept_methods(keep):
+            model.encode(params, jnp.ones((size, size, 3)))
+        return seen["first"] - seen["patches"]
+
+    np.testing.assert_allclose(added(64), own, atol=1e-6)
+    found = added(96)
+    np.testing.assert_allclose(found, resize(own, (6, 6), "bilinear"), atol=1e-5)
+    cubic = resize(own, (6, 6), "bicubic")
+    assert float(jnp.abs(found - cubic).max()) > 0.1 * float(jnp.abs(own).max())
+    # A corner is a corner in one and overshoots in the other.
+    assert float(jnp.abs(found).max()) <= float(jnp.abs(own).max()) + 1e-6
 
 
 @pytest.mark.parametrize(

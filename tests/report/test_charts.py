@@ -2,6 +2,7 @@ import itertools
 import math
 import re
 
+import numpy as np
 import pytest
 
 from medvfm_jax.report.charts import Interval, Series, curves, intervals, moving_average, standalone, ticks
@@ -127,3 +128,15 @@ def test_a_chart_of_its_own_brings_its_colours_along():
     assert "--series-0:" in alone
     assert ".s0 { stroke: var(--series-0); }" in alone
     assert standalone("") == ""
+
+
+def test_doublings_lie_evenly_apart():
+    svg = curves(
+        "dice", [Series("dice", [(1, 0.1), (2, 0.2), (4, 0.3), (16, 0.4)], dots=True)], doubling=True
+    )
+    xs = [x for x, _ in points_of(svg, "line")]
+    steps = np.diff(xs)
+    np.testing.assert_allclose(steps / steps[0], [1, 1, 2], rtol=2e-3)
+    assert all(f">{n}<" in svg for n in (1, 2, 4, 16))
+    assert ">8<" not in svg
+    assert "NaN" not in curves("dice", [Series("dice", [(4, 0.3)])], doubling=True)

@@ -92,7 +92,11 @@ def test_what_each_system_touches() -> None:
 
 
 def sam_systems() -> list[str]:
-    return [name for name, system in systems.SYSTEMS.items() if name != "vpt" and not adds_modules(system)]
+    return [
+        name
+        for name, system in systems.SYSTEMS.items()
+        if not name.startswith("vpt") and not adds_modules(system)
+    ]
 
 
 def adds_modules(system: systems.System) -> bool:
@@ -137,7 +141,8 @@ def test_systems_start_as_the_model_and_their_config_rebuilds_them(layout: str) 
 def test_systems_of_a_plain_vit_leave_out_the_decoder() -> None:
     model = build_vit("vit-tiny-test")
     params = jax.eval_shape(model.init, KEY)
-    for name, parts in {"samed": {"lora"}, "vpt": {"prompts"}, "med_sa": {"space", "mlp"}}.items():
+    own = {"samed": {"lora"}, "vpt": {"prompts"}, "vpt_shallow": {"prompts"}, "med_sa": {"space", "mlp"}}
+    for name, parts in own.items():
         delta = adapt_model(systems.adapter(name, model), model).init(KEY, params)
         assert set(delta) == parts
         assert touches_encoder(delta)
@@ -149,8 +154,9 @@ def test_systems_of_a_plain_vit_leave_out_the_decoder() -> None:
 
 def test_systems_that_do_not_fit_say_so() -> None:
     model, params = toy_sam()
-    with pytest.raises(WrongSite, match=r"not on \(tokens, d\)"):
-        adapt_model(systems.adapter("vpt", model), model).init(KEY, params)
+    for name in ("vpt", "vpt_shallow"):
+        with pytest.raises(WrongSite, match=r"not on \(tokens, d\)"):
+            adapt_model(systems.adapter(name, model), model).init(KEY, params)
     vit = build_vit("vit-tiny-test")
     with pytest.raises(NoSuchSite, match="matches no parameter"):
         adapt_model(systems.adapter("linear", vit), vit).init(KEY, jax.eval_shape(vit.init, KEY))

@@ -149,7 +149,7 @@ FACTS = {
     "adalora": Facts(4 * 2 * 6 * (16 + 16 + 1), ENCODER),
     "lora_mixture": Facts(2_184, ENCODER, merge="gate weighs every token"),
     "conv_lora": Facts(
-        40_608 + 4 * (2 * 96 + 2 * 9 * 36 + 2 * 6 + 2 * 6),
+        40_608 + 4 * (2 * 96 + 2 * 9 * 36 + 2 * 6 + 2 * 2 * 6),
         ENCODER | DECODER,
         options={"lora.experts": 2},
         merge="depends on the tokens around it",
@@ -165,6 +165,7 @@ FACTS = {
     "layernorm": Facts(1_016, ENCODER | DECODER | {"prompt_encoder"}),
     "bitfit": Facts(2_224, ENCODER | DECODER | {"prompt_encoder"}),
     "vpt": Facts(320, ENCODER, model="vit-tiny-test", identity=False),
+    "vpt_shallow": Facts(50 * 16, ENCODER, model="vit-tiny-test", identity=False),
     "context": Facts(
         42_604,
         ENCODER | DECODER,

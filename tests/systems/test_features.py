@@ -20,6 +20,7 @@ HEAD = 2 * (16 + 1)  # two classes, 16 channels
         ("decoder", HEAD),
         ("lora", 2 * 2 * 4 * (16 + 16) + HEAD),
         ("vpt", 2 * 10 * 16 + HEAD),
+        ("vpt_shallow", 50 * 16 + HEAD),
         ("bitfit", 16 + 2 * (48 + 16 + 64 + 16 + 2 * 16) + 16 + HEAD),
         ("full", sum(leaf.size for leaf in jax.tree.leaves(SHAPES)) + HEAD),
     ],

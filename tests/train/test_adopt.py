@@ -10,6 +10,7 @@ import pytest
 from medvfm_jax import weights
 from medvfm_jax.adapters import delta_leaves
 from medvfm_jax.cli.main import main
+from medvfm_jax.images import Image
 from medvfm_jax.models.sam.encoder import Block
 from medvfm_jax.models.sam.input_rule import with_input
 from medvfm_jax.models.sam.prompt_free import to_semantic
@@ -125,6 +126,33 @@ def test_a_samed_file_gives_what_samed_computes(tmp_path, base):
     run = jax.jit(lambda params: changed.model.apply(params, image).logits)
     merged = with_adapter(changed, found.metadata["adapter"]).merge(changed.params, found.delta)
     np.testing.assert_allclose(run(merged), run(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_volumes_are_seen_in_the_range_that_samed_was_trained_on(tmp_path, base):
+    """-125 to 275 HU, kept by the delta: what lies outside changes nothing, what lies inside does."""
+    save(tmp_path / "epoch.pth", samed_file(*base))
+    image = rng.integers(-125, 275, (12, 10, 4, 1)).astype(np.int16)
+    image[0, 0], image[1, 1] = -125, 275
+
+    def masks(array, **options):
+        found = adopt(tmp_path / "epoch.pth", MODEL, image_size=32, **options)
+        weights.save_delta(tmp_path / "delta.safetensors", found.delta, found.metadata)
+        seen = []
+        segmenter = load_segmenter(delta=tmp_path / "delta.safetensors")
+        segmenter._labels = lambda picture: seen.append(picture) or np.zeros(picture.shape[:2], np.int32)
+        segmenter(Image(array, (1.0, 1.0, 3.0), np.diag([1.0, 1.0, 3.0, 1.0])))
+        return np.stack(seen, 2).swapaxes(0, 1)  # a plane has its second axis first
+
+    usual = masks(image)
+    np.testing.assert_allclose(usual, (image + 125.0) / 400.0, atol=1e-6)
+    beyond = np.where(image == 275, 3000, np.where(image == -125, -1024, image)).astype(np.int16)
+    np.testing.assert_array_equal(masks(beyond), usual)
+    np.testing.assert_allclose(
+        masks(beyond, intensity=(-200.0, 300.0)), np.clip((beyond + 200.0) / 500.0, 0, 1), atol=1e-6
+    )
+    for wrong in ((275.0, -125.0), (0.0, float("inf"))):
+        with pytest.raises(BadConfig, match="two numbers, the least first"):
+            adopt(tmp_path / "epoch.pth", MODEL, image_size=32, intensity=wrong)
 
 
 def test_a_samed_s_file_and_the_size_it_is_released_for(tmp_path, base):

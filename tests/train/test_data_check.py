@@ -3,12 +3,22 @@ import dataclasses
 import numpy as np
 import pytest
 
-from medvfm_jax.data import BadCase, open_dataset
+from medvfm_jax import systems
+from medvfm_jax.data import BadCase, NoExamples, open_dataset
 from medvfm_jax.data.check import check_dataset
 from medvfm_jax.data.objects import objects_of
+from medvfm_jax.models.catalog import MODELS
 from medvfm_jax.predict import evaluation
 from medvfm_jax.settings.evaluate import EvaluateConfig
-from medvfm_jax.train.data_check import about, check_split, lines, recorded_objects, refuse_bad
+from medvfm_jax.settings.groups import VolumeConfig
+from medvfm_jax.train.data_check import (
+    about,
+    check_dimensions,
+    check_split,
+    lines,
+    recorded_objects,
+    refuse_bad,
+)
 from medvfm_jax.train.training_data import open_split
 from tests.data.small_folders import SPEC, nnunet_folder, plain_folder
 
@@ -113,3 +123,59 @@ def test_volumes_smaller_than_the_window_are_named(tmp_path):
         assert note.message.startswith(
             f"smaller than the window of {words}, so filled up with zeros: 2 volumes: 'a', 'b'"
         )
+
+
+SLABS = {"ma_sam": 5, "sd_trans": 5, "3dmedsam": 8, "3dsam_adapter": 8}
+
+
+def test_the_systems_of_slabs_are_these():
+    spec = MODELS["sam-b"].spec
+    changes = {name: system.transform(spec, "none", 2) for name, system in systems.SYSTEMS.items()}
+    assert {name: c["depth"] for name, c in changes.items() if c is not None and c["kind"] == "slab"} == SLABS
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "slices"),
+    [
+        *(("sam-b", name, depth) for name, depth in SLABS.items()),
+        ("dinov2-s", "sd_trans", 5),
+        ("unet-3d", "full", 64),
+        ("sam-med3d", "samed", 128),
+    ],
+)
+def test_pictures_are_refused_before_anything_is_built(folder, model, name, slices):
+    dataset = open_dataset(folder)
+    found = check_dataset(dataset, cases=["a"])
+    with pytest.raises(
+        NoExamples, match=f"sees {slices} slices at once, and .* has pictures; choose data with"
+    ):
+        check_dimensions(found, dataset, VolumeConfig(), MODELS[model], name, systems.SYSTEMS[name])
+
+
+@pytest.mark.parametrize("name", SLABS)
+def test_a_volume_of_fewer_slices_than_a_slab_is_named_with_the_remedy(tmp_path, name):
+    """5 x 4 x 3 voxels of 2 x 1.5 x 4 mm: three slices."""
+    dataset = open_dataset(nnunet_folder(tmp_path / "d"))
+    found = check_dataset(dataset)
+
+    def check(*window):
+        check_dimensions(
+            found, dataset, VolumeConfig(window=window), MODELS["sam-b"], name, systems.SYSTEMS[name]
+        )
+
+    check(3)
+    for window in ((), (4,)):
+        with pytest.raises(BadCase) as caught:
+            check(*window)
+        image, depth = dataset.case("a").images[0], (*window, SLABS[name])[0]
+        assert str(caught.value) == (
+            f"{image} has 3 slices, and {name} sees slabs of {depth} (2 such volumes); use --window 3, or take such "
+            "volumes out of the data."
+        )
+
+
+@pytest.mark.parametrize("name", [name for name in systems.SYSTEMS.names() if name not in SLABS])
+def test_systems_of_pictures_take_volumes_slice_after_slice(tmp_path, name):
+    dataset = open_dataset(nnunet_folder(tmp_path / "d"))
+    found = check_dataset(dataset)
+    check_dimensions(found, dataset, VolumeConfig(), MODELS["sam-b"], name, systems.SYSTEMS[name])

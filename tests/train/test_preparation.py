@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from medvfm_jax.data import make_phantom_dataset, open_dataset
+from medvfm_jax.images import BadImage
 from medvfm_jax.images.preparation import AS_THEY_ARE, Preparation
 from medvfm_jax.models.catalog import MODELS
 from medvfm_jax.settings import AdaptConfig, BadConfig
@@ -50,6 +52,15 @@ def test_a_stored_preparation_is_read_or_refused():
             stored_preparation({"preparation": bad}, spec, path)
     with pytest.raises(BadDelta, match="means nothing to lite-medsam"):
         stored_preparation({"preparation": record}, SLICES.spec, path)
+    clipped = record | {
+        "spacing": None
+    }  # slices have a range of intensities, one for each channel of the volume
+    found = stored_preparation({"preparation": clipped}, SLICES.spec, path)
+    assert found == Preparation(None, ((0.0, 5.0),))
+    with pytest.raises(BadDelta, match="means nothing to lite-medsam"):
+        stored_preparation({"preparation": clipped, "channel_names": ["a", "b"]}, SLICES.spec, path)
+    with pytest.raises(BadImage, match="has 2 channels, and the run knows the intensities of 1"):
+        found.scale(np.zeros((2, 2, 2, 2)), ())
 
 
 def test_ct_is_not_mr():

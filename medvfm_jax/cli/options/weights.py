@@ -99,6 +99,9 @@ class Import:
     """Names of the outputs of a model without prompts, the background first; by default class_1, ..."""
     prompt: Literal["box", "point", "mixed"] = "box"
     """Prompts that a model with prompts was trained for."""
+    intensity: tuple[float, float] | None = None
+    """Of CT, the Hounsfield units that became 0 and 1 before the training; by default -125 275 for SAMed, as released.
+    The delta keeps them, and volumes are clipped so."""
     weights: Path | None = None
     """File with the base weights, if they are not the published ones."""
     overwrite: bool = False

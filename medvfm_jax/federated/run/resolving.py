@@ -40,7 +40,7 @@ from medvfm_jax.settings.federate import FederateConfig
 from medvfm_jax.settings.records import to_json
 from medvfm_jax.systems import SYSTEMS, System, parse_assignments
 from medvfm_jax.train.assemble import Assembled, Base, assemble, entry_of
-from medvfm_jax.train.data_check import about, check_split, recorded_objects
+from medvfm_jax.train.data_check import about, check_dimensions, check_split, recorded_objects
 from medvfm_jax.train.preparation import prepared, recorded_preparation
 from medvfm_jax.train.seen_at_once import patch_shape, slab_depth
 from medvfm_jax.train.training_data import SplitData, data_digest
@@ -122,6 +122,7 @@ def resolve(config: FederateConfig, display: ProgressDisplay | None = None) -> F
     source, partition = divide(config)
     checked = check_split(source, skip_bad=config.skip_bad, track=display.track, say=display.say)
     system = _system(config)
+    check_dimensions(checked, source.dataset, config, model, config.preset, system)
     training = [case for case in source.split.train if case not in checked.bad_cases()]
     source = source._replace(dataset=prepared(source.dataset, training, config, model))
     assembled = assemble(

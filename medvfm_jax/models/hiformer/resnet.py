@@ -101,10 +101,13 @@ class ResNet(nn.Module):
         return maps
 
 
-def largest_of_nine(x: Array) -> Array:
-    """Largest of every 3 x 3 pixels around every second one, x (h, w, c), even sides -> (h/2, w/2, c)."""
-    h, w, _ = x.shape
-    padded = jnp.pad(x, ((1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
+def largest_of_nine(x: Array, padding: int = 1) -> Array:
+    """Largest of every 3 x 3 pixels around every second one, x (h, w, c), even sides -> (h/2, w/2, c).
+
+    padding: 0 leaves out the windows that reach beyond the map, which are those of one row and column.
+    """
+    h, w = (side - 2 * (1 - padding) for side in x.shape[:2])
+    padded = jnp.pad(x, ((padding,) * 2, (padding,) * 2, (0, 0)), constant_values=-jnp.inf)
     # Slices rather than a windowed maximum, whose gradient is slow on CPU.
     parts = [padded[i : i + h : 2, j : j + w : 2] for i in range(3) for j in range(3)]
     return jax.tree.reduce(jnp.maximum, parts)
