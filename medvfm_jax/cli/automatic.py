@@ -8,6 +8,7 @@ from typing import Any
 
 from medvfm_jax.cli.errors import BadUsage
 from medvfm_jax.cli.options.segment import SegmentArgs
+from medvfm_jax.cli.targets import check_target
 from medvfm_jax.images import Image, write_mask
 from medvfm_jax.images.reading import NIFTI, suffix_of
 from medvfm_jax.images.writing import write_atomically
@@ -47,6 +48,16 @@ def table_of(mask: Path) -> Path:
     suffix = suffix_of(mask)
     name = mask.name[: -len(suffix)] if suffix in NIFTI else mask.stem
     return mask.with_name(f"{name}.csv")
+
+
+def check_tables(masks: Sequence[Path], overwrite: bool) -> None:
+    """Raise BadUsage if two masks would have one table, or a table exists or could not be written."""
+    tables = [table_of(mask) for mask in masks]
+    twice = [table for table in tables if tables.count(table) > 1]
+    if twice:
+        raise BadUsage(f"two tables would be written to {twice[0]}; segment those images one by one")
+    for table in tables:
+        check_target(table, overwrite)
 
 
 def automatic_record(

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from medvfm_jax.cli import console
 from medvfm_jax.cli.options.fewshot import FewshotArgs
-from medvfm_jax.few_shot.curve import learning_curve
+from medvfm_jax.few_shot.curve import learning_curve, plot_file
 from medvfm_jax.few_shot.scoring import few_shot
 from medvfm_jax.metrics.cases import INSTANCES
 from medvfm_jax.predict.score_table import interval, number, show
@@ -33,7 +33,7 @@ def run(args: FewshotArgs) -> int:
 
 
 def _curve(record: dict[str, Any]) -> int:
-    plot = Path(record["file"]).with_suffix(".svg")
+    plot = plot_file(Path(record["file"]))
     plot.write_text(plot_of(record), "utf-8")
     if not console.json_mode():
         console.say(_table(record))

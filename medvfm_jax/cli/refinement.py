@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from medvfm_jax.cli.errors import BadUsage
 from medvfm_jax.cli.options.segment import SegmentArgs
 from medvfm_jax.images import Image, Query, plane, read_labels
-from medvfm_jax.images.geometry import slice_axis
+from medvfm_jax.images.geometry import mismatch, slice_axis
 from medvfm_jax.predict.segment import Segmented, Segmenter
 from medvfm_jax.printable import counted
 
@@ -40,7 +40,7 @@ def unlearned(args: SegmentArgs, segmenter: Segmenter) -> str:
 def starting_mask(args: SegmentArgs, image: Image) -> NDArray[np.bool_] | None:
     """The mask of --mask on the picture, or on the slice; None without.
 
-    Raises BadUsage for a mask of another grid, an empty one, or one of several objects.
+    Raises BadUsage for a mask of another grid or place, an empty one, or one of several objects.
     """
     if args.mask is None:
         return None
@@ -49,6 +49,8 @@ def starting_mask(args: SegmentArgs, image: Image) -> NDArray[np.bool_] | None:
         raise BadUsage(
             f"{args.mask} has shape {labels.grid} and {image.path} {image.grid}; give a mask of it"
         )
+    if difference := mismatch(labels, image).what:
+        raise BadUsage(f"{args.mask} does not lie on {image.path}: {difference}; give a mask on its grid")
     found = labels.array[..., 0]
     found = plane(found, slice_axis(image), args.index) if image.is_volume else found
     numbers = np.unique(found[found != 0])

@@ -14,26 +14,26 @@ from medvfm_jax.cli import console
 from medvfm_jax.cli.automatic import (
     automatic_config,
     automatic_record,
+    check_tables,
     describe_automatic,
-    table_of,
 )
 from medvfm_jax.cli.errors import BadUsage
 from medvfm_jax.cli.image_folders import listed
 from medvfm_jax.cli.mask_targets import check_fits, targets_of
 from medvfm_jax.cli.options.segment import SegmentArgs
 from medvfm_jax.cli.refinement import check_refinement, describe_steps, refined, starting_mask, unlearned
-from medvfm_jax.cli.targets import check_target
 from medvfm_jax.data.case_notes import CaseNotes
 from medvfm_jax.images import Image, Query, read, write_mask
 from medvfm_jax.images.writing import write_npz
 from medvfm_jax.predict.segment import Segmented, Segmenter, load_segmenter
+from medvfm_jax.predict.volume_prompts import VolumeQuery
 from medvfm_jax.printable import counted
 from medvfm_jax.runs.progress import tracked
 
 
 def run(args: SegmentArgs) -> int:
     """Check everything that can be checked, then segment one image after the other."""
-    queries = _queries(args)
+    queries, in_volume = _queries(args), _volume_queries(args)
     automatic = automatic_config(args)
     check_refinement(args)
     if args.delta is not None and args.run is not None:
@@ -45,8 +45,7 @@ def run(args: SegmentArgs) -> int:
         given.images, args.out, args.logits, overwrite=args.overwrite, folder=bool(given.folders)
     )
     if automatic is not None:
-        for target in targets:
-            check_target(table_of(target), args.overwrite)
+        check_tables(targets, args.overwrite)
     for line in given.lines():
         console.warn(line)
     images = _read(given.images)
@@ -63,7 +62,9 @@ def run(args: SegmentArgs) -> int:
         propagate=args.propagate,
     )
     for image, target in zip(images, targets, strict=True):
-        if automatic is None:
+        if in_volume:
+            segmenter.check_in_volume(image, in_volume)
+        elif automatic is None:
             segmenter.check(image, queries, args.index)
         else:
             segmenter.check_automatic(image, args.index)
@@ -79,7 +80,7 @@ def run(args: SegmentArgs) -> int:
     if automatic is not None:
         one = partial(automatic_record, segmenter, config=automatic, index=args.index)
     else:
-        one = partial(_one, segmenter, queries=queries, args=args)
+        one = partial(_one, segmenter, queries=queries, in_volume=in_volume, args=args)
     records = list(_each(one, images, targets))
     skipped = [{"file": path, "why": why} for path, why in given.skipped.items()]
     console.result(
@@ -160,16 +161,38 @@ def _queries(args: SegmentArgs) -> list[Query]:
     return [Query(None, points, labels)] if args.point or args.mask is not None else []
 
 
+def _volume_queries(args: SegmentArgs) -> list[VolumeQuery]:
+    """What is asked in a volume; raises BadUsage for options that do not go with it."""
+    if not args.point_3d and not args.box_3d:
+        return []
+    others = {
+        "--box": args.box, "--point": args.point, "--slice": args.index is not None, "--refine": args.refine,
+        "--mask": args.mask is not None, "--automatic": args.automatic, "--propagate": args.propagate,
+        "--logits": args.logits is not None,
+    }  # fmt: skip
+    if given := [name for name, value in others.items() if value]:
+        raise BadUsage(f"--point-3d and --box-3d ask in the whole volume; leave out {', '.join(given)}")
+    if args.point_3d and len(args.box_3d) > 1:
+        raise BadUsage("points belong to one object: give them with one --box-3d or with none")
+    points = np.array([point for *point, _ in args.point_3d], np.float32).reshape(-1, 3)
+    labels = np.array([label for *_, label in args.point_3d], np.int32)
+    boxes = [np.array(box, np.float32) for box in args.box_3d] or [None]
+    return [VolumeQuery(box, points, labels) for box in boxes]
+
+
 def _one(
     segmenter: Segmenter,
     image: Image,
     target: Path,
     queries: Sequence[Query],
+    in_volume: Sequence[VolumeQuery],
     args: SegmentArgs,
     track: Callable[[Sequence[int]], Iterable[int]],
 ) -> dict[str, Any]:
     steps = None
-    if args.refine or args.mask is not None:
+    if in_volume:
+        found = segmenter.in_volume(image, in_volume, track)
+    elif args.refine or args.mask is not None:
         found, steps = refined(segmenter, image, queries, args, track)
     else:
         found = segmenter(image, queries, args.index, track)

@@ -23,7 +23,7 @@ from medvfm_jax.few_shot.dense_features import (
 )
 from medvfm_jax.few_shot.learners import Learner
 from medvfm_jax.few_shot.methods import METHODS
-from medvfm_jax.few_shot.scoring import as_evaluation, open_data, record_of
+from medvfm_jax.few_shot.scoring import as_evaluation, check_apart, open_data, record_of
 from medvfm_jax.images import restore, stack
 from medvfm_jax.local_paths import file_word
 from medvfm_jax.metrics import profiles, score_case, summarise
@@ -94,7 +94,9 @@ def learning_curve(config: FewShotConfig, console: Console | None = None) -> dic
     Raises:
         BadConfig: settings that contradict each other, a method that does not learn from features alone, or nothing
             left to score.
-        BadSupport: more patients than there are, or a support that shows nothing of a class.
+        BadSupport: more patients than there are, a support that shows nothing of a class, or one that holds an image
+            that is to be scored.
+        RunError: a file in the way that is no learning curve.
         MedvfmError: data or weights.
     """
     console = console or Console(stderr=True, highlight=False)
@@ -119,6 +121,8 @@ def learning_curve(config: FewShotConfig, console: Console | None = None) -> dic
                 f"All cases of the {config.split} split are in a support; choose another --split."
             )
     cases, checked = readable(source.dataset, names, as_evaluation(config), console)
+    if learning is not source.dataset:
+        check_apart(cases, [learning.case(name) for name in taken])
     base = load_encoder(config.model, file=config.weights, dtype=config.dtype, offline=config.offline)
     encoder = DenseEncoder(base.model, base.params)
     supports = _encoded(config, encoder, learning, orders, console)
@@ -210,9 +214,20 @@ def _default_out(config: FewShotConfig, data: str) -> Path:
     return Path("runs") / "_".join(("fewshot", config.method, config.model, file_word(data))) / CURVE
 
 
+def plot_file(out: Path) -> Path:
+    """Where the plot of a learning curve goes."""
+    return out.with_suffix(".svg")
+
+
 def _refuse_foreign(out: Path) -> None:
-    """A curve replaces a curve, nothing else."""
+    """A curve replaces a curve and its plot, nothing else."""
+    if out == plot_file(out):
+        raise BadConfig(f"--out {out} is the name of the plot; give that of the record, ending in .json.")
     if not out.exists():
+        if plot_file(out).exists():
+            raise run_directory.RunError(
+                f"{plot_file(out)} exists, where the plot would be written; choose another --out."
+            )
         return
     try:
         record = run_directory.read_json(out)

@@ -104,14 +104,20 @@ def head_logits(head: Head, features: Array) -> Array:
     logits = _projected(features, mean, deviation, w["kernel"]) + w["bias"]
     if "down" in w:
         reduced = _projected(features, mean, deviation, w["down"])
-        images = reduced.reshape(-1, *reduced.shape[-3:])
-        hidden = jax.nn.relu(
-            jax.lax.conv_general_dilated(
-                images, w["middle"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-            )
-        )
-        logits += hidden.reshape(reduced.shape) @ (w["up"] @ w["kernel"])
+        logits += jax.nn.relu(_around(reduced, w["middle"])) @ (w["up"] @ w["kernel"])
     return jnp.moveaxis(logits, -1, -3)
+
+
+def _around(x: Array, kernel: Array) -> Array:
+    """3 x 3 convolution of (..., h, w, r) with (3, 3, r, r), zeros beyond the border.
+
+    As nine products of matrices: XLA's convolution, within a loop on a CPU, is many times slower.
+    """
+    height, width = x.shape[-3:-1]
+    padded = jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [(1, 1), (1, 1), (0, 0)])
+    return sum(
+        padded[..., i : i + height, j : j + width, :] @ kernel[i, j] for i in range(3) for j in range(3)
+    )
 
 
 def _projected(features: Array, mean: Array, deviation: Array, matrix: Array) -> Array:

@@ -1,12 +1,13 @@
 """`fewshot`: a frozen model and a few labelled cases, scored on whole cases as `evaluate` scores."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from medvfm_jax.data import Dataset
+from medvfm_jax.data import Case, Dataset
 from medvfm_jax.data.selection import SELECTIONS
 from medvfm_jax.data.splits import stratified_order
 from medvfm_jax.few_shot.dense_features import (
@@ -44,7 +45,7 @@ def few_shot(config: FewShotConfig, console: Console | None = None) -> dict[str,
 
     Raises:
         BadConfig: settings that contradict each other or the model.
-        BadSupport: a support that shows nothing of a class, or has other labels.
+        BadSupport: a support that shows nothing of a class, has other labels, or holds an image that is to be scored.
         MedvfmError: data (all cases are read before the first prediction) or weights.
 
     Examples:
@@ -54,11 +55,7 @@ def few_shot(config: FewShotConfig, console: Console | None = None) -> dict[str,
     console = console or Console(stderr=True, highlight=False)
     profiles.get(config.profile)
     source, learning, candidates = open_data(config)
-    if config.method == "transductive" and source.dataset.dimension == 3:
-        raise BadConfig(
-            "--method transductive knows how much of a picture a class covers, which slices of a volume do not share; "
-            "choose spatial."
-        )
+    _refuse_slices(config, source.dataset)
     out = config.out or _default_out(config, source)
     refuse_foreign(out, config.save_predictions and config.out is not None)
     scoring = as_evaluation(config)
@@ -72,6 +69,8 @@ def few_shot(config: FewShotConfig, console: Console | None = None) -> dict[str,
             cases = [case for case in cases if case.id not in seen]
         else:
             console.print("warning: cases of the support are scored too", markup=False)
+    if learning is not source.dataset:
+        check_apart(cases, [learning.case(name) for name in chosen])
     support = encode_support(encoder, learning, chosen, config.slices)
     console.print(
         f"support: {counted(len(chosen), 'case')} ({counted(len(support.pictures), 'picture')}): "
@@ -94,6 +93,14 @@ def few_shot(config: FewShotConfig, console: Console | None = None) -> dict[str,
     for line in lines(checked):
         console.print(line, markup=False, soft_wrap=True)
     return score_cases(scoring, out, source, cases, checked, subject, lambda case: predictor, console)
+
+
+def _refuse_slices(config: FewShotConfig, dataset: Dataset) -> None:
+    if config.method == "transductive" and dataset.dimension == 3:
+        raise BadConfig(
+            "--method transductive knows how much of a picture a class covers, which slices of a volume do not share; "
+            "choose spatial."
+        )
 
 
 def open_data(config: FewShotConfig) -> tuple[SplitData, Dataset, list[str]]:
@@ -124,6 +131,32 @@ def open_data(config: FewShotConfig) -> tuple[SplitData, Dataset, list[str]]:
             f"Of {learning.folder} and {source.dataset.folder} one has volumes, the other pictures."
         )
     return source, learning, [case.id for case in learning.cases]
+
+
+def check_apart(scored: Iterable[Case], support: Iterable[Case]) -> None:
+    """Raise BadSupport if a case of another folder has the image of a case to be scored, whatever their names."""
+    scored, support = list(scored), list(support)
+    sizes = {_size(case) for case in scored}
+    again = [case for case in support if _size(case) in sizes]
+    if not again:
+        return
+    known = {_content(case): case for case in scored}
+    twice = [(case, known[_content(case)]) for case in again if _content(case) in known]
+    if twice:
+        case, same = twice[0]
+        raise BadSupport(
+            f"{counted(len(twice), 'image')} of the support would be scored too, {case.images[0]} as case '{same.id}' "
+            "among them; the score would be too good. Take a --support without them, or leave it out."
+        )
+
+
+def _size(case: Case) -> int:
+    return case.images[0].stat().st_size
+
+
+def _content(case: Case) -> bytes:
+    with open(case.images[0], "rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def _support_cases(

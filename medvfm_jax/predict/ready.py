@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from medvfm_jax.adapters import AdaptedModel
     from medvfm_jax.train.assemble import Loaded
 
+# How volumes were prepared for published weights that see patches: voxels of 1.5 mm and z-scores.
+PUBLISHED = {"sam-med3d": Preparation((1.5, 1.5, 1.5), (None,))}
+
 
 class Ready(NamedTuple):
     """A model with its delta, on the device.
@@ -76,15 +79,14 @@ def loaded_alone(
     model: str, dtype: str, file: Path | None, offline: bool, *, memory: bool = False
 ) -> "Loaded":
     """A model without a delta.  memory: with what follows objects through a volume.  Raises as ``without_delta``."""
-    from medvfm_jax.train.assemble import Loaded, check_prompts, entry_of, load_base, spec_of, with_adapter
+    from medvfm_jax.train.assemble import Loaded, entry_of, load_base, spec_of, with_adapter
 
-    if not entry_of(model).complete:
-        check_prompts(spec_of(model), "point")
-        if spec_of(model).task != "promptable":
-            raise BadConfig(f"{model} without a delta gives no masks; adapt it first and give its --run.")
+    if not entry_of(model).complete and spec_of(model).task != "promptable":
+        raise BadConfig(f"{model} without a delta gives no masks; adapt it first and give its --run.")
     base = load_base(model, classes=2, seed=0, dtype=dtype, file=file, offline=offline, memory=memory)
     words = (model, dtype, "memory") if memory else (model, dtype)
-    return Loaded(base, with_adapter(base, None), {}, None, words=words)
+    preparation = PUBLISHED.get(model, AS_THEY_ARE)
+    return Loaded(base, with_adapter(base, None), {}, None, words=words, preparation=preparation)
 
 
 def _words(model: str, dtype: str) -> list[str]:
@@ -132,6 +134,7 @@ def _kept(model: str, dtype: str) -> Ready | None:
         "",
         (model, dtype),
         lambda: _adapted_within_a_trace(model, dtype),
+        PUBLISHED.get(model, AS_THEY_ARE),
     )
 
 

@@ -10,7 +10,7 @@ from jax import Array
 from numpy.typing import NDArray
 
 from medvfm_jax import local_paths, traces
-from medvfm_jax.images import Image, Query, check_query, make_prompts, plane, preprocess, restore, stack
+from medvfm_jax.images import Image, Query, check_query, make_prompts, pile, plane, preprocess, restore, stack
 from medvfm_jax.images.frame import Frame, Limits
 from medvfm_jax.images.geometry import slice_axis
 from medvfm_jax.images.preparation import slices_first
@@ -26,6 +26,7 @@ from medvfm_jax.predict.predictor import (
 )
 from medvfm_jax.predict.ready import Ready, loaded_alone, ready, with_delta, without_delta
 from medvfm_jax.predict.volume_prediction import label_slices, resolved_overlap
+from medvfm_jax.predict.volume_prompts import VolumeQuery, check_volume_query, prompted_labels
 from medvfm_jax.printable import counted
 from medvfm_jax.runs import run_directory
 from medvfm_jax.settings.automatic import AutomaticConfig
@@ -221,8 +222,56 @@ class Segmenter:
         found = self._picture(self._plane(image, index), queries)
         return found._replace(labels=_into(image, found.labels, index))
 
+    def in_volume(
+        self,
+        image: Image,
+        queries: Sequence[VolumeQuery],
+        track: Callable[[Sequence[int]], Iterable[int]] = iter,
+    ) -> Segmented:
+        """Volume, boxes and points in its voxels -> masks, of a model that sees patches and takes prompts.
+
+        Args:
+            image: volume.
+            queries: one for each object.
+            track: shows progress over the objects.
+
+        Returns:
+            Labels on the volume's own grid, object i numbered i + 1.
+
+        Raises:
+            BadConfig: another model, or a picture.
+            BadPrompt: see ``check_volume_query``.
+            BadImage: a volume without a voxel size where the weights want one.
+        """
+        self.check_in_volume(image, queries)
+        return Segmented(
+            prompted_labels(
+                self._spec, image, queries, self.channels, self._preparation, self._predict, track
+            )
+        )
+
+    def check_in_volume(self, image: Image, queries: Sequence[VolumeQuery]) -> None:
+        """Raise for prompts that do not fit the model or the volume; see ``in_volume``."""
+        self._check_channels(image)
+        if self._spec.rank == 2 or self.semantic:
+            raise BadConfig(
+                f"{self._spec.name} takes no prompts in a volume; leave out --point-3d and --box-3d, which are for "
+                "models like sam-med3d."
+            )
+        self._grid(image)
+        for query in queries:
+            check_volume_query(query, self._spec, pile(image.array, slice_axis(image)).shape[:3])
+
+    def _refuse_patches(self) -> None:
+        """Raise BadConfig for a model that is asked in volumes, where a picture or a slice is asked about."""
+        if self._spec.rank == 3 and not self.semantic:
+            raise BadConfig(
+                f"{self._spec.name} sees volumes: ask it with --point-3d Z Y X LABEL or --box-3d Z0 Y0 X0 Z1 Y1 X1."
+            )
+
     def check(self, image: Image, queries: Sequence[Query], index: int | None) -> None:
         """Raise for prompts that do not fit the model or the image; see ``__call__``."""
+        self._refuse_patches()
         self._check_channels(image)
         what = "This delta" if self._trained else self._spec.name
         if self.semantic and queries:
@@ -272,6 +321,7 @@ class Segmenter:
 
     def check_automatic(self, image: Image, index: int | None) -> None:
         """Raise BadConfig if masks of a grid of points cannot be had of this model or this image."""
+        self._refuse_patches()
         self._check_channels(image)
         if self.semantic:
             raise BadConfig("This delta segments without prompts already; leave out --automatic.")
@@ -341,6 +391,7 @@ class Segmenter:
         """
         from medvfm_jax.predict.interactive import Interactive
 
+        self._refuse_patches()
         self._check_channels(image)
         if self.semantic:
             raise BadConfig("This delta segments without prompts: there is no mask to refine.")

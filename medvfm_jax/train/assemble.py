@@ -174,11 +174,11 @@ def adapt_base(
 
 
 def check_prompts(spec: ModelSpec, prompt: str) -> None:
-    """Raise BadConfig for prompts of a model of patches: commands ask it without any."""
+    """Raise BadConfig for prompts of a model of patches: it is trained and scored without any."""
     if spec.rank == 3 and prompt != "none":
         raise BadConfig(
-            f"Commands ask models of volumes, like {spec.name}, without prompts: adapt it with --prompt none. Points "
-            "in a volume are given from Python, see docs/volumes.md."
+            f"Models of volumes, like {spec.name}, are trained and scored without prompts: adapt it with --prompt "
+            "none. Pretrained ones are asked by segment --point-3d."
         )
 
 

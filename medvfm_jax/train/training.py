@@ -13,7 +13,7 @@ import optax
 from medvfm_jax import systems
 from medvfm_jax.adapters import touches_encoder
 from medvfm_jax.adapters.training_options import rate_of
-from medvfm_jax.data import usual_augmentation
+from medvfm_jax.data import Split, usual_augmentation
 from medvfm_jax.data.check import DatasetCheck
 from medvfm_jax.fetch import cache_dir
 from medvfm_jax.parallel.placement import Placement
@@ -157,8 +157,8 @@ def resolve(
     bad = checked.bad_cases()
     if config.select_cases != "random":
         source = with_selected(source, config, bad, track=display.track)
-    training = [case for case in source.split.train if case not in bad]
-    source = source._replace(dataset=prepared(source.dataset, training, config, entry, config.intensity))
+    described = [case for case in _described(source.split, config.fold) if case not in bad]
+    source = source._replace(dataset=prepared(source.dataset, described, config, entry, config.intensity))
     classes = source.dataset.classes
     assembled = assemble(
         config,
@@ -193,6 +193,11 @@ def resolve(
     }
     kept = assembled.base._replace(params=placement.keep(assembled.base.params))
     return Run(config, record, assembled._replace(base=kept), data, checked, accumulate, placement)
+
+
+def _described(split: Split, fold: int | None) -> list[str]:
+    """Cases whose spacing and intensities say how volumes are prepared: the same in every fold, as in nnU-Net."""
+    return [*split.train] if fold is None else sorted((*split.train, *split.val))
 
 
 def train(

@@ -86,3 +86,11 @@ def test_a_real_model_of_boxes_is_refused_and_one_of_points_works(medvfm, square
     assert result.code == 0, result
     assert (tmp_path / "m.png").exists()
     assert (tmp_path / "m.csv").exists()
+
+
+def test_two_images_of_one_name_do_not_share_a_table(medvfm, plain, squares, tmp_path):
+    np.save(tmp_path / "squares.npy", PICTURE)
+    images = (squares, tmp_path / "squares.npy")
+    result = medvfm("segment", *images, "--model", SAM, "--automatic", "--out", tmp_path / "masks")
+    result.refused("squares.csv", "one by one", code=2)
+    assert not (tmp_path / "masks").exists()

@@ -1,5 +1,6 @@
 """`medvfm segment --refine` and `--mask`."""
 
+import nibabel
 import numpy as np
 import pytest
 from PIL import Image as Pillow
@@ -86,3 +87,16 @@ def test_a_model_that_never_saw_masks_is_warned_about(medvfm, grey, weight_files
     result = medvfm(*words, "--box", 1, 1, 9, 9, "--point", 5, 6, 1, "--refine")
     assert result.code == 0
     assert f"{LITE} was not trained with masks as prompts" in result.err
+
+
+def test_a_mask_of_another_place_is_refused(medvfm, weight_files, tmp_path):
+
+    array, affine = np.zeros((8, 8, 3), np.int16), np.diag([1.0, 1.0, 3.0, 1.0])
+    array[2:5, 2:5, 1] = 1
+    moved = affine.copy()
+    moved[0, 0], moved[0, 3] = -1.0, 7.0  # the same box, mirrored
+    nibabel.save(nibabel.Nifti1Image(array, affine), tmp_path / "image.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(array, moved), tmp_path / "mask.nii.gz")
+    words = ("segment", tmp_path / "image.nii.gz", "--model", SAM, "--weights", weight_files[SAM])
+    words += ("--slice", 1, "--mask", tmp_path / "mask.nii.gz", "--out", tmp_path / "m.nii.gz")
+    medvfm(*words).refused("mask.nii.gz does not lie on", "position or direction", code=2)

@@ -135,6 +135,23 @@ def test_another_file_is_not_overwritten(data, tmp_path):
         learning_curve(config_of(data, tmp_path))
 
 
+def test_a_picture_where_the_plot_would_be_is_not_overwritten(data, tmp_path):
+    (tmp_path / "curve.svg").write_text("mine")
+    with pytest.raises(RunError, match=r"curve\.svg exists"):
+        learning_curve(config_of(data, tmp_path))
+    assert not (tmp_path / "curve.json").exists()
+
+
+def test_the_record_and_its_plot_are_two_files(data, tmp_path):
+    with pytest.raises(BadConfig, match="json"):
+        learning_curve(config_of(data, tmp_path, out=tmp_path / "curve.svg"))
+
+
+def test_supports_with_images_that_are_scored_are_refused(data, tmp_path):
+    with pytest.raises(BadSupport, match="scored too"):
+        learning_curve(config_of(data, tmp_path, support=str(data), shots=(8,)))
+
+
 def test_random_weights_are_those_of_the_seed():
     keys = jax.vmap(jax.random.key)(np.arange(4, 6))
     assert (jax.random.key_data(keys[1]) == jax.random.key_data(jax.random.key(5))).all()

@@ -11,6 +11,7 @@ from medvfm_jax.few_shot.curve import Supports, fit_all, seeds_at_once
 from medvfm_jax.few_shot.heads import (
     Head,
     Standard,
+    _around,
     fit_head,
     head_logits,
     new_weights,
@@ -60,6 +61,16 @@ def test_a_spatial_head_adds_what_its_neighbours_say():
     np.testing.assert_allclose(head_logits(head, features)[0], 10 * near + np.asarray(features)[..., 0])
     np.testing.assert_allclose(head_logits(head, -features)[0], -np.asarray(features)[..., 0])  # relu
     np.testing.assert_allclose(head_logits(head, features[None])[0], head_logits(head, features))
+
+
+def test_neighbours_are_those_of_a_convolution():
+    x, kernel = (
+        jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate([(2, 5, 4, 3), (3, 3, 3, 3)])
+    )
+    expected = jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    np.testing.assert_allclose(_around(x, kernel), expected, atol=1e-5)
 
 
 def test_an_untrained_head_is_undecided():

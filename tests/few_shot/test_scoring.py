@@ -132,3 +132,25 @@ def test_a_support_with_other_labels_is_refused(data, tmp_path):
     other = make_phantom_dataset(tmp_path / "volumes", "volumes", 2, size=16)
     with pytest.raises(BadSupport, match="Rename them"):
         few_shot(FewShotConfig(str(data), support=str(other), out=tmp_path / "s.json"))
+
+
+def test_sizes_of_slices_are_no_prior(tmp_path):
+    volumes = make_phantom_dataset(tmp_path / "volumes", "volumes", 2, size=16)
+    with pytest.raises(BadConfig, match="choose spatial"):
+        few_shot(FewShotConfig(str(volumes), method="transductive", out=tmp_path / "s.json"))
+
+
+@pytest.mark.parametrize("renamed", [False, True])
+def test_a_support_with_images_that_are_scored_is_refused(data, tmp_path, renamed):
+    # The same folder, or a copy of it under other names: nothing else tells that the test is known.
+    folder = data
+    if renamed:
+        folder = tmp_path / "copy"
+        for name in ("images", "masks"):
+            (folder / name).mkdir(parents=True)
+            for file in (data / name).iterdir():
+                (folder / name / f"other_{file.name}").write_bytes(file.read_bytes())
+    config = FewShotConfig(str(data), support=str(folder), train_cases=6, out=tmp_path / "s.json")
+    with pytest.raises(BadSupport, match="scored too"):
+        few_shot(config)
+    assert not (tmp_path / "s.json").exists()

@@ -1,5 +1,6 @@
 """The preparation that settings ask for, and that of a stored delta."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from medvfm_jax.images.preparation import AS_THEY_ARE, Preparation
 from medvfm_jax.models.catalog import MODELS
 from medvfm_jax.settings import AdaptConfig, BadConfig
 from medvfm_jax.train.preparation import check_same_scale, prepared, stored_preparation
+from medvfm_jax.train.training import resolve
 from medvfm_jax.weights.artifacts import BadDelta
 
 PATCHES, SLICES = MODELS["unet-3d"], MODELS["lite-medsam"]
@@ -67,3 +69,22 @@ def test_ct_is_not_mr():
     check_same_scale(("MRI", "CT"), ("T1", "ct"), Path("data"))
     with pytest.raises(BadConfig, match="channel 0 named 'CT', and data names it 'MRI'"):
         check_same_scale(("CT",), ("MRI",), Path("data"))
+
+
+def test_all_folds_prepare_volumes_alike(tmp_path):
+    folder = make_phantom_dataset(tmp_path / "v", "volumes", 8, size=16)
+    record = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps(record | {"channel_names": {"0": "CT"}}))
+    runs = [
+        resolve(
+            AdaptConfig(
+                data=str(folder), model="unet-3d", adapter="full", window=(8, 16, 16), spacing=(0,), intensity="nnunet",
+                fold=fold,
+            )
+        )
+        for fold in (0, 3)
+    ]  # fmt: skip
+    first, second = (run.data.source for run in runs)
+    assert first.split.train != second.split.train
+    assert first.dataset.preparation == second.dataset.preparation
+    assert first.dataset.preparation.intensity is not None

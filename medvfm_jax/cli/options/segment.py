@@ -8,6 +8,8 @@ import tyro
 
 Box = tuple[float, float, float, float]
 Point = tuple[float, float, int]
+Box3d = tuple[float, float, float, float, float, float]
+Point3d = tuple[float, float, float, int]
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,11 @@ class SegmentArgs:
     """X Y LABEL, label 1 inside the object, 0 outside; may be given several times."""
     index: Annotated[int | None, tyro.conf.arg(name="slice")] = None
     """Slice of a volume that the prompts belong to, counted from 0."""
+    point_3d: tyro.conf.UseAppendAction[tuple[Point3d, ...]] = ()
+    """Z Y X LABEL in voxels of a volume, Z the slice and Y X its pixels, for models that see volumes; may be given
+    several times. All belong to one object, or to the one --box-3d."""
+    box_3d: tyro.conf.UseAppendAction[tuple[Box3d, ...]] = ()
+    """Z0 Y0 X0 Z1 Y1 X1 around an object of a volume; may be given several times."""
     propagate: bool = False
     """Follow the objects of that slice through the whole volume, in both directions (SAM 2)."""
     refine: bool = False
