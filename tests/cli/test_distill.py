@@ -25,6 +25,7 @@ def metrics(out):
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_runs(medvfm, cells, tmp_path, recipe):
     assert medvfm(*words(cells, tmp_path, recipe=recipe, steps=1)).code == 0

@@ -1,6 +1,7 @@
 import pytest
 
 from medvfm_jax.distill import RECIPES, TERMS, UnknownRecipe
+from medvfm_jax.distill.record import ENCODER
 from medvfm_jax.settings.records import BadConfig
 
 
@@ -17,6 +18,9 @@ def test_ablations_are_options():
     assert (stage.rounds, stage.hard, "iou" in stage.terms) == (1, False, False)
     assert len(RECIPES["efficient_vit_sam"].configured({"first": "0"})) == 1
     assert len(RECIPES["efficient_vit_sam"].configured({})) == 2
+    assert [set(stage.terms) for stage in RECIPES["plain"].configured({})] == [{"labels"}]
+    (first,) = RECIPES["mobile_sam"].configured({})
+    assert set(first.terms) == {"embedding"} and first.trained == ENCODER
     (second,) = RECIPES["edge_sam"].configured({"first": "0"})
     assert second.terms == {"binary_masks": 1.0}
 
