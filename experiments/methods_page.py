@@ -120,7 +120,10 @@ def sections() -> dict[str, list[Method]]:
             _method(n, f, _by_transform(n), ["models", "systems", "train"]) for n, f in TRANSFORMS.items()
         ],
         "Losses": _package(losses, "medvfm adapt --objective NAME", "losses", "train"),
-        "Distillation": _package(distill, PYTHON, "distill"),
+        "Distillation": [
+            _method(n, r, f"medvfm distill --recipe {n}", ["distill"], kind="recipe")
+            for n, r in distill.RECIPES.items()
+        ],
         "Metrics": _package(metrics, "medvfm evaluate", "metrics", "cli", "predict", "report"),
     }
 

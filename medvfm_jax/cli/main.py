@@ -32,6 +32,7 @@ COMMANDS = {
     "check": "whether a data folder is in order, before anything is trained on it",
     "systems": "published ways to adapt a model, and which fit it",
     "adapt": "adapt a model to a folder of labelled images, training a fraction of its parameters",
+    "distill": "teach a small network what a large or an adapted one knows",
     "federate": "one model from the images of several hospitals, which share updates instead of images",
     "evaluate": "score a run, or a pretrained model zero-shot, with patient-level intervals",
     "fewshot": "masks and scores of a frozen model that was shown a few labelled cases",

@@ -1,21 +1,21 @@
-"""Distillation recipes: decoupled embedding distillation, and students cut out of their teachers."""
+"""Distillation: recipes by name, and students cut out of their teachers."""
 
-from medvfm_jax.distill.decoupled import (
-    DecoupledBatch,
-    EmbeddingMismatch,
-    make_decoupled_loss,
-    valid_positions,
-    write_embeddings,
-)
+from medvfm_jax.distill.catalog import RECIPES, UnknownRecipe
 from medvfm_jax.distill.inherit import Inherited, NothingInherited, inherit
+from medvfm_jax.distill.record import Recipe, Stage
+from medvfm_jax.distill.run import TeacherMismatch, distill
+from medvfm_jax.distill.terms import TERMS, UnknownTerm
 
 __all__ = [
-    "DecoupledBatch",
-    "EmbeddingMismatch",
+    "RECIPES",
+    "TERMS",
     "Inherited",
     "NothingInherited",
+    "Recipe",
+    "Stage",
+    "TeacherMismatch",
+    "UnknownRecipe",
+    "UnknownTerm",
+    "distill",
     "inherit",
-    "make_decoupled_loss",
-    "valid_positions",
-    "write_embeddings",
 ]

@@ -21,7 +21,7 @@ Tier = Literal["auto", "memory", "disk", "off"]  # where embeddings are kept
 SelectCases = Literal["random", "k_center", "k_medoids"]
 ScheduleName = Literal["cosine", "poly", "linear", "constant"]
 
-_TUNE_ALL = ("full", "instances_full")  # systems that leave nothing as it starts
+_TUNE_ALL = ("full", "instances_full", "student")  # systems that leave nothing as it starts
 _FROM_SCRATCH = 1e-3  # learning rate of a model that starts from random weights
 
 

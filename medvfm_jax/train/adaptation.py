@@ -57,14 +57,43 @@ def adapt(
         MedvfmError: everything a user can cause: settings, data, weights, a run directory in use, a full disk, a loss
             that is not finite.
     """
+
+    def resolved(placement: Placement, display: ProgressDisplay) -> Run:
+        return resolve(config, placement, display)
+
+    return run_in_directory(config, resolved, "adapt", display, placement)
+
+
+def run_in_directory(
+    config: AdaptConfig,
+    resolved: Callable[[Placement, ProgressDisplay], Run],
+    title: str,
+    display: ProgressDisplay | None = None,
+    placement: Placement | None = None,
+) -> RunResult:
+    """Train a run in ``config.out``, with checkpoints and metrics; with ``resume`` continue exactly where it was.
+
+    Args:
+        config: says where, and whether to continue.
+        resolved: makes the run.
+        title: of the command, for the display.
+        display: shows progress; None draws on stderr.
+        placement: see ``adapt``.
+
+    Returns:
+        Where the delta lies and what was trained.
+
+    Raises:
+        MedvfmError: what ``resolved`` and training raise; a run directory in use, a full disk.
+    """
     with contextlib.ExitStack() as stack:
-        display = display or stack.enter_context(ProgressDisplay(title="adapt"))
+        display = display or stack.enter_context(ProgressDisplay(title=title))
         placement = placement or Placement()
         writes = placement.process == 0
         if writes:
             run_directory.refuse_existing(config.out, config.resume)
             stack.enter_context(run_directory.locked(config.out))
-        run = resolve(config, placement, display)
+        run = resolved(placement, display)
         if writes:
             run_directory.claim(config.out, run.record, config.resume)
         _announce(run, display.say)

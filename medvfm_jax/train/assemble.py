@@ -339,7 +339,7 @@ def load_base(
         options["memory"] = True
     if shape is not None:
         options |= {"window": shape[:3], "channels": shape[3]}
-    if entry_of(name).start == "random" or entry_of(name).fresh:
+    if "classes" in entry_of(name).options:
         options["classes"] = classes
     elif entry_of(name).complete and classes != entry_of(name).spec.classes:
         raise BadConfig(

@@ -40,6 +40,22 @@ from medvfm_jax.train.validation import Validation, make_validation
 from medvfm_jax.types import Batch, Delta, Params
 
 
+class Goal(NamedTuple):
+    """What the steps of a run minimise, where that is not the loss of its labels.
+
+    Attributes:
+        loss: given ``params``, the delta, a batch and a key.
+        params: what the loss is given beside the delta.
+        batches: the run's loader -> one of batches that the loss takes.
+        updates: the run's optimiser -> one for this loss.
+    """
+
+    loss: LossFn
+    params: Any
+    batches: Callable[[Loader], Loader]
+    updates: Callable[[optax.GradientTransformation], optax.GradientTransformation]
+
+
 class Run(NamedTuple):
     """Everything resolved, nothing trained yet.
 
@@ -51,6 +67,7 @@ class Run(NamedTuple):
         checked: what the data check found.
         accumulate: parts of a batch, one after the other.
         placement: one device, or a mesh.
+        goal: None to minimise the loss of the labels.
     """
 
     config: AdaptConfig
@@ -60,6 +77,7 @@ class Run(NamedTuple):
     checked: DatasetCheck
     accumulate: int
     placement: Placement
+    goal: Goal | None = None
 
     @property
     def schedule(self) -> optax.Schedule:
@@ -74,7 +92,8 @@ class Run(NamedTuple):
         optimizer = make_optimizer(
             self.schedule, config.weight_decay, config.clip_norm or None, rate_of(adapter)
         )
-        return with_rank_allocation(optimizer, adapter, config.steps)
+        optimizer = with_rank_allocation(optimizer, adapter, config.steps)
+        return optimizer if self.goal is None else self.goal.updates(optimizer)
 
     def start(self) -> TrainState:
         """The state before the first step."""
@@ -209,19 +228,23 @@ def train(
     if cache is not None:
         say("the encoder is frozen: each image is encoded once and its embedding kept")
     asked = {"objective": assembled.objective, "cached": cache is not None}
-    loss = make_loss(assembled.adapted, **asked, training=True)
     loader = _loader(run, cache)
+    if run.goal is None:
+        loss, given = make_loss(assembled.adapted, **asked, training=True), assembled.base.params
+    else:
+        loss, given, loader = run.goal.loss, run.goal.params, run.goal.batches(loader)
     state, stopping = run.start(), EarlyStopping(run.config.patience)
     if start is not None:
         loader.set_state(start.loader_state)
         state, stopping = start.state, start.stopping
-    optimizer, params = run.optimizer, placement.put_params(assembled.base.params)
+    optimizer, given = run.optimizer, placement.put_params(given)
+    params = given if run.goal is None else placement.put_params(assembled.base.params)
     if start is None:
         adapter = assembled.adapted.adapter.config
-        delta = with_gradient_start(adapter, params, state.delta, loss, loader, run.accumulate)
+        delta = with_gradient_start(adapter, given, state.delta, loss, loader, run.accumulate)
         state = state._replace(delta=delta)
     state = placement.put_state(state, optimizer)
-    step = placement.compile(make_step(loss, optimizer, run.accumulate), params, state)
+    step = placement.compile(make_step(loss, optimizer, run.accumulate), given, state)
     validation = _validation(run, params, make_loss(assembled.adapted, **asked), cache)
     say("compiling the training step ...")
     fitted = fit(

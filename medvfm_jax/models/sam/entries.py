@@ -161,6 +161,17 @@ ENTRIES: Mapping[str, ModelEntry] = {
         TinyViTConfig(),
         source="https://arxiv.org/abs/2304.12306",
     ),
+    # Students: their weights come from `medvfm distill`.
+    "lite-medsam-s": _tiny(
+        _spec("lite-medsam-s", 256, 64, 256, **_BOX_RULE, **_TINY_VIT),
+        TinyViTConfig((32, 64, 128, 192), (1, 1, 3, 1), (1, 2, 4, 6)),
+        "random",
+    ),
+    "lite-medsam-xs": _tiny(
+        _spec("lite-medsam-xs", 256, 64, 256, **_BOX_RULE, **_TINY_VIT),
+        TinyViTConfig((32, 64, 128, 192), (1, 1, 3, 1), (1, 2, 4, 6), merge_strides=(1, 1, 1), stem_stride=2),
+        "random",
+    ),
     "mobile-sam": _tiny(
         _spec("mobile-sam", 1024, 64, 256, **_SAM_RULE, **_TINY_VIT),
         TinyViTConfig(stem_stride=2),
@@ -214,5 +225,10 @@ ENTRIES: Mapping[str, ModelEntry] = {
             (8, 16, 16, 32), (1, 1, 1, 1), (1, 2, 2, 4), (3, 3, 5, 3), mlp_ratio=2, out_features=32
         ),
         "fixed",
+    ),
+    "student-tiny-test": _tiny(
+        _spec("student-tiny-test", 32, 8, 32, **_BOX_RULE, qkv_layout="head_major", head_dim=8),
+        TinyViTConfig((8, 8, 16, 16), (1, 1, 1, 1), (1, 1, 2, 2), (3, 3, 5, 3), mlp_ratio=2, out_features=32),
+        "random",
     ),
 }

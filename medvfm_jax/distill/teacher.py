@@ -1,0 +1,106 @@
+"""A teacher: a model by name with its published weights, or the model of a run with its delta."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from jax import Array
+
+from medvfm_jax.adapters import NotMergeable
+from medvfm_jax.models.catalog import MODELS
+from medvfm_jax.runs import run_directory
+from medvfm_jax.runs.provenance import digest_files
+from medvfm_jax.settings.records import BadConfig
+from medvfm_jax.train.assemble import entry_of, load_adapted, load_base
+from medvfm_jax.types import ModelSpec, Params, Prediction
+
+
+class Teacher(NamedTuple):
+    """What a student learns from.
+
+    Attributes:
+        name: of its model.
+        spec: of the model as it answers.
+        params: what its functions take, {"params": ..., "delta": ...}.
+        encode: (params, image) -> embedding, un-batched.
+        decode: (params, embedding, prompts | None) -> Prediction.
+        merged: parameters of the plain model with the delta in them, or without where it cannot be merged.
+        prompt: it was trained for, None where it is asked as published.
+        labels: {name: number} it was trained for, None likewise.
+        trained_on: cases, of the data with this digest.
+        note: what should be said of it, "" for nothing.
+        fingerprint: of what it answers.
+    """
+
+    name: str
+    spec: ModelSpec
+    params: Params
+    encode: Callable[[Params, Array], Array]
+    decode: Callable[..., Prediction]
+    merged: Params
+    prompt: str | None = None
+    labels: Mapping[str, int] | None = None
+    trained_on: tuple[str, frozenset[str]] = ("", frozenset())
+    note: str = ""
+    fingerprint: str = ""
+
+
+def open_teacher(teacher: str, *, dtype: str, weights: Path | None = None, offline: bool = False) -> Teacher:
+    """Load a teacher.
+
+    Args:
+        teacher: name of a model, or a run directory.
+        dtype: of its computation.
+        weights: file of its base weights, if they are not published.
+        offline: never touch the network.
+
+    Raises:
+        MedvfmError: no such model or run, or weights and delta that do not belong together.
+    """
+    folder = Path(teacher)
+    if teacher in MODELS or not folder.is_dir():
+        entry = entry_of(teacher)
+        if entry.start == "random" and weights is None:
+            raise BadConfig(
+                f"Model '{teacher}' starts from random weights and can teach nothing; give a run of it."
+            )
+        classes = entry.spec.classes
+        base = load_base(teacher, classes=classes, seed=0, dtype=dtype, file=weights, offline=offline)
+        model = base.model
+        return Teacher(
+            teacher,
+            model.spec,
+            base.params,
+            model.encode,
+            model.decode,
+            base.params,
+            fingerprint=base.fingerprint,
+        )
+    record = run_directory.finished(folder)
+    path = folder / run_directory.DELTA
+    loaded = load_adapted(path, model=None, dtype=dtype, file=weights, offline=offline, run=record)
+    adapted, resolved = loaded.adapted, record["resolved"]
+    params = {"params": loaded.base.params, "delta": loaded.delta}
+    try:
+        merged, note = adapted.merge(loaded.base.params, loaded.delta), ""
+    except NotMergeable as error:
+        merged, note = (
+            loaded.base.params,
+            f"the student starts from {record['model']} without the delta: {error}",
+        )
+    return Teacher(
+        record["model"],
+        adapted.spec,
+        params,
+        lambda p, image: adapted.encode(p["params"], p["delta"], image),
+        lambda p, embedding, prompts: adapted.decode(p["params"], p["delta"], embedding, prompts),
+        merged,
+        resolved["prompt"],
+        resolved["labels"],
+        (
+            resolved["data_sha256"],
+            frozenset(resolved["split"]["train"]) | frozenset(resolved["split"]["val"]),
+        ),
+        note,
+        f"{loaded.base.fingerprint} {digest_files([path])}",
+    )

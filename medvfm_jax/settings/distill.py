@@ -1,0 +1,70 @@
+"""What `distill` can be asked for: one frozen record, the same for Python and the command line."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+from medvfm_jax.settings.adapt import AdaptConfig
+from medvfm_jax.settings.groups import DataConfig, OptimConfig, PromptChoice, ReadingConfig, RunConfig
+from medvfm_jax.settings.records import require
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillConfig(ReadingConfig, RunConfig, OptimConfig, DataConfig):
+    """Teach a small network what a large one knows."""
+
+    _: dataclasses.KW_ONLY
+    teacher: str = "lite-medsam"
+    """Model to learn from, or the run directory of one that was adapted (or distilled: an assistant)."""
+    teacher_weights: Path | None = None
+    """File with the teacher's base weights, if they are not fetched automatically."""
+    student: str = "lite-medsam-s"
+    """Network that learns; it starts with the teacher's numbers of the same names, cut to its size."""
+    recipe: str = "task"
+    """mobile_sam, tiny_sam, edge_sam, efficient_vit_sam, task; plain learns from labels alone, to compare with."""
+    set: tuple[str, ...] = ()
+    """Option of the recipe, for example rounds=1; may be given several times."""
+    start: Literal["teacher", "random"] = "teacher"
+    """Numbers of the encoder that the student starts with; decoder and prompts are the teacher's where they fit."""
+    prompt: PromptChoice = "auto"
+    """Prompts simulated from the labels; `none` for a teacher with one output per label. `auto`: the teacher's."""
+    prompts_per_image: int = 4
+    """Prompts per image and step, sampled from its labels or instances."""
+    objective: Literal["auto", "medsam", "samed", "sam"] = "auto"
+    """Loss on the labels, where the recipe looks at them."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format of the computation; parameters stay float32."""
+    steps: int = 400
+    """Optimiser steps."""
+    accumulate: int | None = None
+    """Parts a batch is cut into to save memory; the gradient is the same. By default one image at a time on CPU."""
+    warmup: float = 0.05
+    """Share of the steps in which the learning rate rises."""
+    train_cases: int | None = None
+    """Learn from the images of this many patients only; validation and test stay the same."""
+    tensorboard: bool = False
+    """Write scalars for TensorBoard too, into --out/tensorboard."""
+    out: Path = Path("runs/distill")
+    """Run directory to create."""
+
+    def __post_init__(self) -> None:
+        """Refuse what has no meaning; raises BadConfig, BadPath."""
+        super().__post_init__()
+        require(bool(self.teacher), "teacher", self.teacher, "a model or a run directory")
+        self.of_student("box")  # checks the rest
+
+    def of_student(self, prompt: PromptChoice) -> AdaptConfig:
+        """The student's run as `adapt` knows it, which `evaluate` and `segment` read.
+
+        prompt: what "auto" stands for.
+        """
+        own = {"teacher", "teacher_weights", "student", "recipe", "set", "start"}
+        shared: dict[str, Any] = {
+            f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in own
+        }
+        shared["prompt"] = prompt if self.prompt == "auto" else self.prompt
+        shared["learning_rate"] = self.learning_rate or LEARNING_RATE
+        return AdaptConfig(**shared, model=self.student, adapter="student")
+
+
+LEARNING_RATE = 1e-3

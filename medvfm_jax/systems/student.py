@@ -1,0 +1,13 @@
+"""Every number of a network, its buffers too: what `medvfm distill` leaves of a student."""
+
+from medvfm_jax.systems import full
+from medvfm_jax.systems.places import tuned
+
+BUFFERS = r".*/(mean|var|positional_encoding_gaussian_matrix)"
+
+SYSTEM = full.SYSTEM._replace(
+    description="every number of a network, its buffers too, which a student takes over from its teacher; made by "
+    "`medvfm distill`",
+    adapter=lambda spec: {"student": tuned(rf".*|{BUFFERS}")},
+    differences="",
+)
