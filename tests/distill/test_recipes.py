@@ -20,7 +20,8 @@ def test_ablations_are_options():
     assert len(RECIPES["efficient_vit_sam"].configured({})) == 2
     assert [set(stage.terms) for stage in RECIPES["plain"].configured({})] == [{"labels"}]
     (first,) = RECIPES["mobile_sam"].configured({})
-    assert set(first.terms) == {"embedding"} and first.trained == ENCODER
+    assert set(first.terms) == {"embedding"}
+    assert first.trained == ENCODER
     (second,) = RECIPES["edge_sam"].configured({"first": "0"})
     assert second.terms == {"binary_masks": 1.0}
 
