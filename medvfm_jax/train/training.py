@@ -139,7 +139,12 @@ def resolve(
     if config.select_cases != "random":
         source = with_selected(source, config, bad, track=display.track)
     training = [case for case in source.split.train if case not in bad]
-    source = source._replace(dataset=prepared(source.dataset, training, config, entry, config.intensity))
+    measured = list(training)
+    if (
+        config.fold is not None
+    ):  # all that the folds share, as in nnU-Net's fingerprint, or none could join another
+        measured += [case for case in source.split.val if case not in bad]
+    source = source._replace(dataset=prepared(source.dataset, measured, config, entry, config.intensity))
     classes = source.dataset.classes
     assembled = assemble(
         config,

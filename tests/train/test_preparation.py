@@ -1,5 +1,6 @@
 """The preparation that settings ask for, and that of a stored delta."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from medvfm_jax.images.preparation import AS_THEY_ARE, Preparation
 from medvfm_jax.models.catalog import MODELS
 from medvfm_jax.settings import AdaptConfig, BadConfig
 from medvfm_jax.train.preparation import check_same_scale, prepared, stored_preparation
+from medvfm_jax.train.training import resolve
 from medvfm_jax.weights.artifacts import BadDelta
 
 PATCHES, SLICES = MODELS["unet-3d"], MODELS["lite-medsam"]
@@ -67,3 +69,18 @@ def test_ct_is_not_mr():
     check_same_scale(("MRI", "CT"), ("T1", "ct"), Path("data"))
     with pytest.raises(BadConfig, match="channel 0 named 'CT', and data names it 'MRI'"):
         check_same_scale(("CT",), ("MRI",), Path("data"))
+
+
+def test_the_folds_of_a_run_prepare_volumes_alike(tmp_path):
+    folder = make_phantom_dataset(tmp_path / "ct", "volumes", 7, size=16)
+    header = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps(header | {"channel_names": {"0": "CT"}}))
+    settings = {"model": "unet-3d-tiny-test", "adapter": "full", "window": (16, 16, 16), "spacing": (0.0,)}
+    settings |= {"intensity": "nnunet", "test_fraction": 0.15}
+    first, second, without = (
+        resolve(AdaptConfig(str(folder), fold=fold, out=tmp_path / "run", **settings))
+        for fold in (0, 1, None)
+    )
+    assert first.record["resolved"]["split"] != second.record["resolved"]["split"]
+    assert first.record["resolved"]["preparation"] == second.record["resolved"]["preparation"]
+    assert first.record["resolved"]["preparation"] != without.record["resolved"]["preparation"]
