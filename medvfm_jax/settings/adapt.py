@@ -31,7 +31,8 @@ class AdaptConfig(TrainingConfig):
     other, `k_medoids`: the middle of each cluster; both by the mean features of --model, without looking at labels."""
     fold: int | None = None
     """Cross-validation: 0 to 4 takes that fifth of the patients beside the test for validation, whatever
-    --val-fraction says. Give the five runs to `evaluate` and `segment` with --ensemble."""
+    --val-fraction says; medians and percentiles of volumes are those of the whole. Give the five runs to `evaluate`
+    and `segment` with --ensemble."""
     intensity: Literal["usual", "nnunet"] = "usual"
     """Scale of intensities, for models of patches. `usual`: as for slices, a window of CT, percentiles of other images.
     `nnunet`: CT between percentiles of the labelled training voxels, z-scores of other images."""

@@ -57,7 +57,7 @@ def guided_decode(model: Model) -> Callable[..., Prediction]:
     if not isinstance(model.root, Sam) or model.spec.task != "promptable" or model.spec.rank != 2:
         raise NotGuided(
             f"{model.spec.name} has not the mask decoder of SAM that PerSAM guides; choose a promptable model of the "
-            "SAM family, like lite-medsam or medsam-vit-b."
+            "SAM family, like lite-medsam or medsam."
         )
 
     def decode(
