@@ -9,6 +9,20 @@ from medvfm_jax.settings.records import BadConfig, require
 
 FewShotMethod = Literal["prototype", "linear", "spatial", "transductive", "persam", "matcher"]
 
+_HEADS = ("linear", "spatial", "transductive")
+# Options that some methods alone have.
+_OPTIONS_OF = {
+    "most_objects": ("persam",),
+    "clusters": ("matcher",),
+    "merged_masks": ("matcher",),
+    "steps": _HEADS,
+    "learning_rate": _HEADS,
+    "size_margin": ("transductive",),
+    "size_weight": ("transductive",),
+    "temperature": ("prototype",),
+    "prototypes": ("prototype",),
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class FewShotConfig(ReadingConfig):
@@ -57,9 +71,9 @@ class FewShotConfig(ReadingConfig):
     size_weight: float = 1.0
     """With transductive: weight of what it covers beyond that, beside the loss of the support."""
     temperature: float = 0.05
-    """Cosine similarities are divided by it before the softmax."""
+    """With prototype: cosine similarities are divided by it before the softmax."""
     prototypes: int = 1
-    """Prototypes of each class: centres of its features in the support."""
+    """With prototype: prototypes of each class: centres of its features in the support."""
     slices: int = 8
     """Of a volume of the support, at most so many slices, evenly among those with labels."""
     split: Literal["test", "val", "train", "all"] = "test"
@@ -106,6 +120,14 @@ class FewShotConfig(ReadingConfig):
             if self.select_cases != "random" or self.train_cases != FewShotConfig.train_cases:
                 raise BadConfig(
                     "--shots chooses its supports at random: leave --select-cases and --train-cases out."
+                )
+        elif self.seeds != FewShotConfig.seeds:
+            raise BadConfig("--seeds counts the supports of a learning curve: give --shots with it.")
+        for name, methods in _OPTIONS_OF.items():
+            if self.method not in methods and getattr(self, name) != getattr(FewShotConfig, name):
+                raise BadConfig(
+                    f"--{name.replace('_', '-')} is an option of --method {' and '.join(methods)}, and does nothing "
+                    f"with {self.method}; leave it out."
                 )
         require(self.temperature > 0, "temperature", self.temperature, "positive")
         require(self.cases is None or self.cases >= 1, "cases", self.cases, "at least 1")

@@ -98,12 +98,12 @@ def test_a_trained_head_tells_two_colours_apart(kind):
 
 
 def learners():
-    config = FewShotConfig("data", steps=3)
+    config, alike = FewShotConfig("data", method="linear", steps=3), FewShotConfig("data")
     return {
         "linear": head_learner(config, "linear"),
         "spatial": head_learner(config, "spatial"),
-        "prototype": prototype_learner(config),
-        "prototypes": prototype_learner(replace(config, prototypes=2)),
+        "prototype": prototype_learner(alike),
+        "prototypes": prototype_learner(replace(alike, prototypes=2)),
     }
 
 

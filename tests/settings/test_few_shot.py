@@ -1,0 +1,32 @@
+import pytest
+
+from medvfm_jax.settings import BadConfig
+from medvfm_jax.settings.few_shot import FewShotConfig
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            {"most_objects": 3},
+            "--most-objects is an option of --method persam, and does nothing with prototype",
+        ),
+        ({"method": "linear", "size_margin": 0.1}, "--size-margin is an option of --method transductive"),
+        (
+            {"method": "persam", "steps": 5},
+            "--steps is an option of --method linear and spatial and transductive",
+        ),
+        ({"method": "linear", "temperature": 0.1}, "--temperature is an option of --method prototype"),
+        ({"method": "spatial", "merged_masks": 2}, "--merged-masks is an option of --method matcher"),
+        ({"seeds": 5}, "give --shots with it"),
+    ],
+)
+def test_an_option_that_does_nothing_is_refused(settings, said):
+    with pytest.raises(BadConfig, match=said):
+        FewShotConfig("data", **settings)
+
+
+def test_options_of_the_method_are_taken():
+    FewShotConfig("data", method="transductive", steps=5, size_margin=0.1)
+    FewShotConfig("data", method="linear", steps=5, shots=(1, 2), seeds=5)
+    FewShotConfig("data", temperature=0.1, prototypes=2)
