@@ -23,6 +23,7 @@ from medvfm_jax.few_shot.dense_features import (
 )
 from medvfm_jax.few_shot.learners import Learner
 from medvfm_jax.few_shot.methods import METHODS
+from medvfm_jax.few_shot.predictors import learned_logits
 from medvfm_jax.few_shot.scoring import as_evaluation, check_apart, open_data, record_of
 from medvfm_jax.images import restore, stack
 from medvfm_jax.local_paths import file_word
@@ -298,7 +299,7 @@ def _predictions(
     planes = []
     for picture in Pictures(dataset, case):
         features, frame = encoder(picture)
-        found = np.asarray(logits(models, features))
+        found = learned_logits(logits(models, features), encoder.spec.name)
         planes.append([[restore(frame, one).argmax(0).astype(np.int16) for one in sizes] for sizes in found])
     if not case.image.is_volume:
         return planes[0]

@@ -1,6 +1,6 @@
 """What answers for a support: class index of every pixel of a picture, without prompts."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from medvfm_jax.few_shot.dense_features import DenseEncoder, Support
 from medvfm_jax.few_shot.learners import Learner
 from medvfm_jax.images import restore
+from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.types import ModelSpec
 
 
@@ -20,6 +21,17 @@ class FewShotPredictor(Protocol):
     def classes(self, picture: NDArray) -> NDArray[np.int32]:
         """Picture (H, W, C) -> class index (H, W)."""
         ...
+
+
+def learned_logits(logits: Any, model: str) -> NDArray[np.float32]:
+    """Logits as numpy; raises BadConfig where learning from the support diverged: NaN reads as background."""
+    logits = np.asarray(logits)
+    if not np.isfinite(logits).all():
+        raise BadConfig(
+            f"What was learned from features of {model} gives numbers that are not finite; lower --learning-rate, or "
+            "raise --temperature."
+        )
+    return logits
 
 
 class LearnedPredictor:
@@ -35,7 +47,7 @@ class LearnedPredictor:
     def logits(self, picture: NDArray) -> NDArray[np.float32]:
         """Picture (H, W, C) -> logits (K, H, W)."""
         features, frame = self._encoder(picture)
-        return restore(frame, self._logits(self.model, features))
+        return restore(frame, learned_logits(self._logits(self.model, features), self.spec.name))
 
     def classes(self, picture: NDArray) -> NDArray[np.int32]:
         """Picture (H, W, C) -> class index (H, W)."""

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from medvfm_jax.few_shot.dense_features import DenseEncoder, Support
 from medvfm_jax.few_shot.heads import Head, fit_head, head_logits, support_loss
+from medvfm_jax.few_shot.predictors import learned_logits
 from medvfm_jax.images import restore
 from medvfm_jax.settings.few_shot import FewShotConfig
 from medvfm_jax.train.dense_encoder import on_picture
@@ -127,4 +128,4 @@ class TransductivePredictor:
         query, frame = self._encoder(picture)
         inside = on_picture(frame).astype(np.float32)
         logits = self._logits(self.head, self._support.features, self._support.shares, query, inside)
-        return restore(frame, logits).argmax(0).astype(np.int32)
+        return restore(frame, learned_logits(logits, self.spec.name)).argmax(0).astype(np.int32)

@@ -111,7 +111,8 @@ class FewShotConfig(ReadingConfig):
             "merged_masks",
         ):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        require(self.learning_rate > 0, "learning_rate", self.learning_rate, "positive")
+        require(self.prototypes <= 256, "prototypes", self.prototypes, "at most 256")
+        require(0 < self.learning_rate <= 10, "learning_rate", self.learning_rate, "positive, at most 10")
         for name in ("size_margin", "size_weight"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         if self.shots:
@@ -129,7 +130,7 @@ class FewShotConfig(ReadingConfig):
                     f"--{name.replace('_', '-')} is an option of --method {' and '.join(methods)}, and does nothing "
                     f"with {self.method}; leave it out."
                 )
-        require(self.temperature > 0, "temperature", self.temperature, "positive")
+        require(1e-6 <= self.temperature <= 1e6, "temperature", self.temperature, "between 1e-6 and 1e6")
         require(self.cases is None or self.cases >= 1, "cases", self.cases, "at least 1")
         for name in ("val_fraction", "test_fraction"):
             require(0 <= getattr(self, name) < 1, name, getattr(self, name), "at least 0 and below 1")

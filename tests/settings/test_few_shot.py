@@ -18,6 +18,10 @@ from medvfm_jax.settings.few_shot import FewShotConfig
         ),
         ({"method": "linear", "temperature": 0.1}, "--temperature is an option of --method prototype"),
         ({"method": "spatial", "merged_masks": 2}, "--merged-masks is an option of --method matcher"),
+        ({"prototypes": 5000}, "at most 256"),
+        ({"temperature": float("inf")}, "between 1e-6 and 1e6"),
+        ({"temperature": 1e-45}, "between 1e-6 and 1e6"),
+        ({"method": "linear", "learning_rate": float("inf")}, "at most 10"),
         ({"seeds": 5}, "give --shots with it"),
     ],
 )
