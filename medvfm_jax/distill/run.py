@@ -11,7 +11,7 @@ from medvfm_jax.distill.catalog import RECIPES
 from medvfm_jax.distill.inherit import Inherited, NothingInherited, inherit
 from medvfm_jax.distill.objective import Lessons, make_loss, only_trained
 from medvfm_jax.distill.record import Stage
-from medvfm_jax.distill.teacher import Teacher, open_teacher
+from medvfm_jax.distill.teacher import Teacher, open_teacher, prompt_of
 from medvfm_jax.fetch import cache_dir
 from medvfm_jax.parallel.placement import Placement
 from medvfm_jax.runs.progress import ProgressDisplay
@@ -53,10 +53,10 @@ def distill(config: DistillConfig, display: ProgressDisplay | None = None) -> Ru
 def _resolve(
     config: DistillConfig, stages: tuple[Stage, ...], placement: Placement, display: ProgressDisplay
 ) -> Run:
+    run = resolve(config.of_student(prompt_of(config.teacher)), placement, display)
     teacher = open_teacher(
         config.teacher, dtype=config.dtype, weights=config.teacher_weights, offline=config.offline
     )
-    run = resolve(config.of_student(teacher.prompt or "box"), placement, display)
     _check(teacher, run)
     stages = _asked_once_without_points(stages, run, display)
     start, inherited = _start(config, teacher, run)

@@ -10,6 +10,7 @@ from medvfm_jax.adapters import NotMergeable
 from medvfm_jax.models.catalog import MODELS
 from medvfm_jax.runs import run_directory
 from medvfm_jax.runs.provenance import digest_files
+from medvfm_jax.settings.groups import PromptChoice
 from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.train.assemble import entry_of, load_adapted, load_base
 from medvfm_jax.types import ModelSpec, Params, Prediction
@@ -25,8 +26,7 @@ class Teacher(NamedTuple):
         encode: (params, image) -> embedding, un-batched.
         decode: (params, embedding, prompts | None) -> Prediction.
         merged: parameters of the plain model with the delta in them, or without where it cannot be merged.
-        prompt: it was trained for, None where it is asked as published.
-        labels: {name: number} it was trained for, None likewise.
+        labels: {name: number} it was trained for, None where it is asked as published.
         trained_on: cases, of the data with this digest.
         note: what should be said of it, "" for nothing.
         fingerprint: of what it answers.
@@ -38,11 +38,22 @@ class Teacher(NamedTuple):
     encode: Callable[[Params, Array], Array]
     decode: Callable[..., Prediction]
     merged: Params
-    prompt: str | None = None
     labels: Mapping[str, int] | None = None
     trained_on: tuple[str, frozenset[str]] = ("", frozenset())
     note: str = ""
     fingerprint: str = ""
+
+
+def prompt_of(teacher: str) -> PromptChoice:
+    """What a teacher is asked with, before anything of it is loaded: what its run was trained with, or boxes.
+
+    Raises MedvfmError for a teacher that is neither a run nor a model with weights.
+    """
+    folder = Path(teacher)
+    if teacher in MODELS or not folder.is_dir():
+        entry_of(teacher)
+        return "box"
+    return run_directory.finished(folder)["resolved"]["prompt"]
 
 
 def open_teacher(teacher: str, *, dtype: str, weights: Path | None = None, offline: bool = False) -> Teacher:
@@ -95,7 +106,6 @@ def open_teacher(teacher: str, *, dtype: str, weights: Path | None = None, offli
         lambda p, image: adapted.encode(p["params"], p["delta"], image),
         lambda p, embedding, prompts: adapted.decode(p["params"], p["delta"], embedding, prompts),
         merged,
-        resolved["prompt"],
         resolved["labels"],
         (
             resolved["data_sha256"],

@@ -97,6 +97,7 @@ def test_what_does_not_belong_together_is_refused(medvfm, cells, tmp_path, chang
     assert not (tmp_path / "run" / "config.json").exists()
 
 
+@pytest.mark.slow
 def test_clicks_are_not_added_for_a_model_that_knows_boxes_alone(medvfm, cells, tmp_path):
     result = medvfm(*words(cells, tmp_path / "run", recipe="tiny_sam", steps=1))
     assert "knows boxes alone" in result.out
