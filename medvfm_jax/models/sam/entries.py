@@ -128,6 +128,7 @@ def _efficient(
     )
 
 
+_STUDENT = "LiteMedSAM with a smaller encoder, of our own choice."
 _TINY_VIT = {"qkv_layout": "head_major", "head_dim": 32}
 
 ENTRIES: Mapping[str, ModelEntry] = {
@@ -166,12 +167,14 @@ ENTRIES: Mapping[str, ModelEntry] = {
         _spec("lite-medsam-s", 256, 64, 256, **_BOX_RULE, **_TINY_VIT),
         TinyViTConfig((32, 64, 128, 192), (1, 1, 3, 1), (1, 2, 4, 6)),
         "random",
-    ),
+        source="https://arxiv.org/abs/2304.12306",
+    )._replace(differences=_STUDENT),
     "lite-medsam-xs": _tiny(
         _spec("lite-medsam-xs", 256, 64, 256, **_BOX_RULE, **_TINY_VIT),
         TinyViTConfig((32, 64, 128, 192), (1, 1, 3, 1), (1, 2, 4, 6), merge_strides=(1, 1, 1), stem_stride=2),
         "random",
-    ),
+        source="https://arxiv.org/abs/2304.12306",
+    )._replace(differences=_STUDENT),
     "mobile-sam": _tiny(
         _spec("mobile-sam", 1024, 64, 256, **_SAM_RULE, **_TINY_VIT),
         TinyViTConfig(stem_stride=2),
