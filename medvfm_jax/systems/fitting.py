@@ -12,7 +12,7 @@ from medvfm_jax.adapters.training_options import check_ranks
 from medvfm_jax.models.context.errors import MapTooSmall
 from medvfm_jax.models.model import Model
 from medvfm_jax.models.transforms import seeded, transform
-from medvfm_jax.systems import lora_sam, med_sa_whole, places, samed_s
+from medvfm_jax.systems import lora_sam, med_sa_whole, places, samed_s, student
 from medvfm_jax.systems.catalog import SYSTEMS
 from medvfm_jax.systems.configuration import configure
 from medvfm_jax.systems.features import for_features
@@ -54,6 +54,7 @@ _WORDS = {
     r"image_encoder/blocks_\d*[02468]/attn": "attention in its image encoder",
     r"image_encoder/blocks_\d*[13579]/attn": "attention in its image encoder",
     ".*": "parameter",
+    student.EVERYTHING: "parameter",
     "(.*/)?bias": "bias",
 }
 
