@@ -67,12 +67,10 @@ def _resolve(
     if teacher.note:
         display.say(f"note: {teacher.note}")
     own = to_json(config)
-    record = run.record | {
-        "distilled": {name: own[name] for name in ("teacher", "student", "recipe", "set", "start")},
-    }
+    record = run.record | {name: own[name] for name in ("teacher", "recipe", "set", "start")}
     record["resolved"] = record["resolved"] | {
         "teacher": {"model": teacher.name, "fingerprint": teacher.fingerprint},
-        "stages": [stage._asdict() for stage in stages],
+        "stages": {str(number): stage._asdict() for number, stage in enumerate(stages, 1)},
     }
     assembled = run.assembled._replace(delta=start)
     objective = make_loss(stages, assembled.adapted, teacher, assembled.objective)

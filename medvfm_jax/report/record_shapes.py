@@ -79,6 +79,8 @@ _RESOLVED: dict[str, Rule] = {
     "noise": _table(_scalar),
     "shifts": _table(_table(_scalar)),
     "split": _table(_scalars),
+    "stages": _table(_table(_anything)),  # of a recipe of distillation
+    "teacher": _table(_scalar),
     "trained": _table(_scalar),
     "training_patients": _table(_scalar),
 }
