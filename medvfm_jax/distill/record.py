@@ -42,7 +42,7 @@ class Recipe(NamedTuple):
         description: one line on what it does, with the authors.
         source: link to the paper.
         stages: (**options) -> the stages, in order; its keyword arguments are what a run can change with ``--set``,
-            among them every ablation.
+            among them every ablation. Terms of weight 0 and stages of share 0 are left out.
         differences: what differs from the publication, "" if nothing is known; "Interpretation: " stands first where
             it leaves open what it does (``catalog.fidelity_of``).
     """
@@ -75,7 +75,12 @@ class Recipe(NamedTuple):
         for name, value in values.items():
             require(value >= (1 if name == "rounds" else 0), name, value, "not negative, rounds at least 1")
             require(name != "first" or value <= 1, name, value, "at most 1")
-        stages = self.stages(**values)
+        asked = [stage._replace(terms=_present(stage.terms)) for stage in self.stages(**values)]
+        stages = tuple(stage for stage in asked if stage.share > 0)
         if not stages or any(not stage.terms for stage in stages):
             raise BadConfig("Every term of the recipe has weight 0: nothing would be learned.")
         return stages
+
+
+def _present(terms: Mapping[str, float]) -> dict[str, float]:
+    return {name: weight for name, weight in terms.items() if weight}

@@ -9,8 +9,10 @@ from numpy.typing import NDArray
 from medvfm_jax.few_shot.dense_features import DenseEncoder, Support
 from medvfm_jax.few_shot.learners import Learner
 from medvfm_jax.images import restore
-from medvfm_jax.settings.records import BadConfig
+from medvfm_jax.predict.predictor import finite_logits
 from medvfm_jax.types import ModelSpec
+
+DIVERGED = "learning from the support diverged: lower --learning-rate, or raise --temperature"
 
 
 class FewShotPredictor(Protocol):
@@ -24,14 +26,8 @@ class FewShotPredictor(Protocol):
 
 
 def learned_logits(logits: Any, model: str) -> NDArray[np.float32]:
-    """Logits as numpy; raises BadConfig where learning from the support diverged: NaN reads as background."""
-    logits = np.asarray(logits)
-    if not np.isfinite(logits).all():
-        raise BadConfig(
-            f"What was learned from features of {model} gives numbers that are not finite; lower --learning-rate, or "
-            "raise --temperature."
-        )
-    return logits
+    """Logits of what was learned from a support, as numpy; raises NotFinite."""
+    return finite_logits(logits, f"What was learned from features of {model}", DIVERGED)
 
 
 class LearnedPredictor:

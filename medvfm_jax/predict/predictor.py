@@ -37,14 +37,20 @@ class NotFinite(MedvfmError):
     """A model gives numbers that are not finite, of which no mask can be made."""
 
 
-def finite_logits(logits: Any, model: str) -> NDArray[np.float32]:
-    """Logits as numpy; raises NotFinite: a mask made of NaN is empty, which reads as "nothing found"."""
+DAMAGED = (
+    "its weights or delta are damaged or the training diverged: use others, or lower the learning rate and "
+    "train again"
+)
+
+
+def finite_logits(logits: Any, model: str, advice: str = DAMAGED) -> NDArray[np.float32]:
+    """Logits as numpy; raises NotFinite: a mask made of NaN is empty, which reads as "nothing found".
+
+    advice: why that is so, and what to do.
+    """
     logits = np.asarray(logits)
     if not np.isfinite(logits).all():
-        raise NotFinite(
-            f"{model} gives numbers that are not finite for this picture; its weights or delta are damaged or the "
-            "training diverged: use others, or lower the learning rate and train again."
-        )
+        raise NotFinite(f"{model} gives numbers that are not finite for this picture; {advice}.")
     return logits
 
 

@@ -3,11 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from medvfm_jax import models
 from medvfm_jax.models.ds_transunet.modules import InteractiveFusion
-from medvfm_jax.models.errors import BadModelOption
 
 
 def test_shapes_are_those_of_the_spec_in_every_function():
@@ -63,15 +61,3 @@ def test_fine_detail_passes_through_the_low_levels():
     features = jax.jit(lambda params, image: model.apply(params, image).logits)
     change = jnp.abs(features(cut, image.at[16, 16].add(3.0)) - features(cut, image)).max(0)
     assert change[16, 16] > 10 * change[:8, :8].max()
-    images = jnp.stack([image, image[::-1]])
-    together = jax.jit(jax.vmap(lambda x: model.apply(params, x).logits))(images)
-    np.testing.assert_allclose(together[1], features(params, images[1]), atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [({"image_size": 224}, "no positive multiple of 64"), ({"classes": 0}, "classes of at least 1, not 0")],
-)
-def test_options_that_do_not_fit_are_refused(options, said):
-    with pytest.raises(BadModelOption, match=said):
-        models.build("ds-transunet", **options)

@@ -7,7 +7,6 @@ import pytest
 
 from medvfm_jax import models
 from medvfm_jax.models.context.context_bridge import BridgeLayer
-from medvfm_jax.models.errors import BadModelOption
 from medvfm_jax.models.missformer.entries import VARIANTS
 from medvfm_jax.models.missformer.modules import EnhancedBlock
 
@@ -151,19 +150,3 @@ def test_every_parameter_has_a_finite_gradient(tiny):
         if jnp.abs(grad).max() < 1e-5:
             idle.add((path[-2].key, path[-1].key))
     assert idle <= {("k", "bias")}  # softmax ignores what is added to every key alike
-
-
-def test_a_batch_is_single_images(tiny):
-    model, params, image = tiny
-    together = jax.jit(jax.vmap(lambda x: model.apply(params, x).logits))(jnp.stack([image, image[::-1]]))
-    alone = jax.jit(lambda x: model.apply(params, x).logits)(image[::-1])
-    np.testing.assert_allclose(together[1], alone, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [({"image_size": 240}, "no positive multiple of 32"), ({"classes": 0}, "classes of at least 1, not 0")],
-)
-def test_options_that_do_not_fit_are_refused(options, said):
-    with pytest.raises(BadModelOption, match=said):
-        models.build("missformer", **options)

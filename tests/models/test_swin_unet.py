@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from medvfm_jax import models
-from medvfm_jax.models.errors import BadModelOption
 from medvfm_jax.models.swin_unet.modules import PatchExpand
 
 
@@ -63,16 +62,3 @@ def test_a_skip_reaches_the_logits_without_the_deep_path(tiny):
     assert change[63, 63] > 1e-3
     assert change[24:28, 24:28].max() > 1e-6 > change[:24, :24].max()
     assert jnp.abs(apply(params, changed) - apply(params, image)).max(0)[8:24, 8:24].max() > 1e-6
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"image_size": 200}, "image_size 200 is no positive multiple of 32"),
-        ({"classes": 0}, "classes of at least 1, not 0"),
-        ({"base": 4}, "no option base"),
-    ],
-)
-def test_options_that_do_not_fit_are_refused(options, said):
-    with pytest.raises(BadModelOption, match=said):
-        models.build("swin-unet", **options)

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from medvfm_jax import models
-from medvfm_jax.models.errors import BadModelOption
 from medvfm_jax.models.transunet.entries import VARIANTS
 from medvfm_jax.models.transunet.modules import TokenEncoder
 from medvfm_jax.models.transunet.resnet import KERNEL_EPSILON, HybridResNet, StdConv, Unit
@@ -108,19 +107,3 @@ def test_fine_detail_passes_through_the_skips(tiny):
     logits = jax.jit(lambda params, image: model.apply(params, image).logits)
     change = jnp.abs(logits(cut, image.at[16, 16].add(3.0)) - logits(cut, image)).max(0)
     assert change[16, 16] > 4 * change[:6, :6].max() > 0  # the norms carry some of it everywhere
-
-
-def test_one_image_never_sees_another(tiny):
-    model, params, image = tiny
-    together = jax.jit(jax.vmap(lambda x: model.apply(params, x).logits))(jnp.stack([image, image[::-1]]))
-    alone = jax.jit(lambda x: model.apply(params, x).logits)(image[::-1])
-    np.testing.assert_allclose(together[1], alone, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [({"image_size": 240}, "no positive multiple of 32"), ({"classes": 0}, "classes of at least 1, not 0")],
-)
-def test_options_that_do_not_fit_are_refused(options, said):
-    with pytest.raises(BadModelOption, match=said):
-        models.build("transunet", **options)

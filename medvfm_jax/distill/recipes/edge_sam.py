@@ -5,11 +5,10 @@ from medvfm_jax.distill.record import ENCODER, ENCODER_AND_DECODER, Recipe, Stag
 
 def _stages(*, first: float = 0.5, rounds: int = 2) -> tuple[Stage, ...]:
     """first: share of the steps that the embedding has; 0 leaves it out.  rounds: 1 asks about every prompt once."""
-    stages = (
+    return (
         Stage({"embedding": 1.0}, first, trained=ENCODER),
         Stage({"binary_masks": 1.0}, 1 - first, trained=ENCODER_AND_DECODER, rounds=rounds),
     )
-    return tuple(stage for stage in stages if stage.share > 0)
 
 
 RECIPE = Recipe(

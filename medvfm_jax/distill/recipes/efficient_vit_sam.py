@@ -5,8 +5,7 @@ from medvfm_jax.distill.record import ENCODER, Recipe, Stage
 
 def _stages(*, first: float = 0.5) -> tuple[Stage, ...]:
     """first: share of the steps that the first stage has; 0 leaves it out."""
-    stages = Stage({"embedding": 1.0}, first, trained=ENCODER), Stage({"labels": 1.0}, 1 - first)
-    return tuple(stage for stage in stages if stage.share > 0)
+    return Stage({"embedding": 1.0}, first, trained=ENCODER), Stage({"labels": 1.0}, 1 - first)
 
 
 RECIPE = Recipe(

@@ -12,10 +12,8 @@ def _stages(
     labels: float = 1.0,
 ) -> tuple[Stage, ...]:
     """Weights of the terms; 0 leaves one out."""
-    weights = {
-        "masks": masks, "embedding": embedding, "channels": channels, "attention": attention, "labels": labels
-    }  # fmt: skip
-    return (Stage({name: weight for name, weight in weights.items() if weight}),)
+    weights = {"masks": masks, "embedding": embedding, "channels": channels, "attention": attention}
+    return (Stage(weights | {"labels": labels}),)
 
 
 RECIPE = Recipe(

@@ -13,10 +13,9 @@ def _stages(
     hard_masks: bool = True,
 ) -> tuple[Stage, ...]:
     """rounds: 1 asks about every prompt once (no hard prompts).  hard_masks: False weighs all prompts alike."""
-    weights = {"embedding_l1": embedding, "masks": masks, "iou": iou, "labels": labels}
     return (
         Stage(
-            {name: weight for name, weight in weights.items() if weight},
+            {"embedding_l1": embedding, "masks": masks, "iou": iou, "labels": labels},
             trained=ENCODER_AND_DECODER,
             rounds=rounds,
             clicks="labels",
