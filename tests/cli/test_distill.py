@@ -35,6 +35,7 @@ def test_every_recipe_runs(medvfm, cells, tmp_path, recipe):
     assert all(np.isfinite(row["loss"]) and -1 <= row["cosine"] <= 1 for row in metrics(tmp_path))
 
 
+@pytest.mark.slow
 def test_the_embedding_comes_nearer_the_decoder_stays_the_teachers_and_the_student_is_scored(
     medvfm, cells, tmp_path
 ):
@@ -54,6 +55,7 @@ def test_the_embedding_comes_nearer_the_decoder_stays_the_teachers_and_the_stude
     assert "mobile_sam" in (out / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_same_bits(medvfm, cells, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     more = ("--checkpoint-every", 2)

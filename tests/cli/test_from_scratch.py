@@ -11,10 +11,10 @@ from tests.cli.commands import adapt_words
     "model",
     [
         "swin-unet-tiny-test",
-        "hiformer-tiny-test",
-        "ds-transunet-tiny-test",
-        "transunet-tiny-test",
-        "missformer-tiny-test",
+        pytest.param("hiformer-tiny-test", marks=pytest.mark.slow),
+        pytest.param("ds-transunet-tiny-test", marks=pytest.mark.slow),
+        pytest.param("transunet-tiny-test", marks=pytest.mark.slow),
+        pytest.param("missformer-tiny-test", marks=pytest.mark.slow),
     ],
 )
 def test_adapt_evaluate_and_segment(medvfm, cells, tmp_path, model):

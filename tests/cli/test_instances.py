@@ -33,6 +33,7 @@ def test_adapt_evaluate_and_segment_objects(medvfm, cells, told_apart, tmp_path)
     assert set(record["classes"]) == {str(n) for n in range(objects.max() + 1)}
 
 
+@pytest.mark.slow
 def test_a_network_from_scratch_tells_objects_apart_too(medvfm, cells, tmp_path):
     words = adapt_words(
         cells, tmp_path / "run", model="unet", adapter="instances_full", prompt="none", steps=1
@@ -57,6 +58,7 @@ def test_prompts_and_other_objectives_are_refused(medvfm, cells, tmp_path):
     assert not (tmp_path / "b").exists()
 
 
+@pytest.mark.slow
 def test_tiles_are_of_the_run_which_evaluate_and_segment_know(medvfm, cells, tmp_path):
     run, mask = tmp_path / "run", tmp_path / "objects.png"
     words = adapt_words(cells, run, adapter="instances", prompt="none", tile=24, validate_every=1)

@@ -28,8 +28,10 @@ def words(data, out, sides=(), **settings):
     ("settings", "window", "unit", "seen"),
     [
         (SLABS, (), "(4 slabs)", [3, 64, 64]),
-        (PATCHES, (16, 16, 16), "(1 window)", [16, 16, 16]),
-        (PATCHES | {"model": SWIN}, (32, 32, 32), "(1 window)", [32, 32, 32]),
+        pytest.param(PATCHES, (16, 16, 16), "(1 window)", [16, 16, 16], marks=pytest.mark.slow),
+        pytest.param(
+            PATCHES | {"model": SWIN}, (32, 32, 32), "(1 window)", [32, 32, 32], marks=pytest.mark.slow
+        ),
         (PATCHES | {"model": MED3D, "adapter": "samed"}, (16, 16, 16), "(1 window)", [16, 16, 16]),
         (PATCHES | {"model": SEGVOL, "adapter": "samed"}, (8, 16, 16), "(1 window)", [8, 16, 16]),
     ],

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 from experiments.adapter_costs import BOX, PAGE, Cost, cost, page
 from medvfm_jax import models, systems
@@ -51,6 +52,7 @@ def test_every_system_is_counted_but_those_that_do_not_fit() -> None:
     assert {name for name, row in rows().items() if not "".join(row[2:]).strip()} == {"vpt", "vpt_shallow"}
 
 
+@pytest.mark.slow
 def test_modules_that_a_system_adds_are_counted() -> None:
     model = models.build("sam-tiny-test")
     params = jax.eval_shape(model.init, jax.random.key(0))
@@ -60,6 +62,7 @@ def test_modules_that_a_system_adds_are_counted() -> None:
     assert found.forward > cost("decoder", model, params).forward
 
 
+@pytest.mark.slow
 def test_a_slab_is_counted_by_the_slice() -> None:
     """A slab of 8 slices on a tiny model: less than eight times the model alone for each."""
     model = models.build("sam-tiny-test")

@@ -120,6 +120,7 @@ def test_bad_requests_are_one_sentence(tiny):
         model.decode(params, images[0])
 
 
+@pytest.mark.slow
 def test_other_forms_compute_the_same(tiny):
     model, params, images = tiny
     scanned = models.build("clip-tiny-test", scan_blocks=True, remat=True)

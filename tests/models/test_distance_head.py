@@ -55,6 +55,7 @@ def test_taps_of_encoder_and_decoder_are_found_in_one_call(unet):
     assert {"image_encoder", "mask_decoder"} <= variables["intermediates"].keys()
 
 
+@pytest.mark.slow
 def test_everything_tuned_reaches_the_head_and_gives_it_a_gradient(unet):
     model, params, image = unet
     changed, more = with_distance_head(model, params, 3)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from medvfm_jax import models
 from medvfm_jax.models.ds_transunet.modules import InteractiveFusion
@@ -48,6 +49,7 @@ def test_a_map_reaches_the_other_through_its_average_alone():
     assert jnp.abs(run(only_fine, fine, other) - run(only_fine, fine, coarse)).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_fine_detail_passes_through_the_low_levels():
     """Without the maps of the transformers a change of one pixel still reaches the logits there and not elsewhere."""
     model = models.build("ds-transunet-tiny-test")

@@ -88,6 +88,7 @@ def test_the_mix_ffn_of_a_block_sees_its_neighbours_alone():
     np.testing.assert_array_equal(jnp.abs(change).max(-1) > 1e-6, reached)
 
 
+@pytest.mark.slow
 def test_the_bridge_cuts_wide_maps_into_tokens_of_the_narrowest_width():
     """With equal keys every token gets the average over the tokens of all scales, one norm for all of them."""
     maps = [jax.random.normal(jax.random.key(i), (2, 2, c)) for i, c in enumerate((4, 8, 20))]

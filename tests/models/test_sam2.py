@@ -109,6 +109,7 @@ def test_published_sizes(name, parameters):
     assert (found.logits.shape, found.iou.shape, found.object_score.shape) == ((1, 3, 256, 256), (1, 3), (1,))
 
 
+@pytest.mark.slow
 def test_other_sizes_formats_and_classes():
     """By shapes alone: 96 pixels, bfloat16, and one output per class."""
     with pytest.raises(BadModelOption, match="multiple of 32"):

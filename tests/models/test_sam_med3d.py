@@ -93,6 +93,7 @@ def test_it_has_the_parameters_of_the_release():
     assert models.build("sam-med3d").parameters == 100_509_232
 
 
+@pytest.mark.slow
 def test_without_prompts_it_has_one_output_per_class_and_any_cube():
     model = models.build("sam-med3d-tiny-test", window=(32, 32, 32))
     params = model.init(jax.random.key(0))

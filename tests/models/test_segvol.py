@@ -145,6 +145,7 @@ def test_it_has_the_parameters_of_the_release():
     assert models.build("segvol").parameters == 117_710_724, "without CLIP and mask prompts"
 
 
+@pytest.mark.slow
 def test_without_prompts_it_has_one_output_per_class_and_any_window():
     model = models.build("segvol-tiny-test", window=(8, 16, 48))
     params = model.init(jax.random.key(0))

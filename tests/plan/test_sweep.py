@@ -173,6 +173,7 @@ def test_words_compile_the_same_candidate_again():
     assert all(getattr(parsed, f.name) == getattr(config, f.name) for f in dataclasses.fields(PlanConfig))
 
 
+@pytest.mark.slow
 def test_a_real_sweep_over_eight_devices_of_this_machine():
     outcomes = list(sweep(TINY, 2))
     replicated, divided = (o.plan for o in outcomes[:2])

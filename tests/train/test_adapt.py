@@ -193,6 +193,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_good(cells, c
     assert not (tmp_path / "run" / "delta.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_keeping_less_for_the_backward_pass_changes_nothing_but_rounding(cells, compiled, tmp_path):
     settings = {"adapter": "lora", "steps": 2, "validate_every": 0, "batch_size": 1}
     losses = []

@@ -47,6 +47,7 @@ def test_training_goes_on_from_a_state_in_memory(cells, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, whole.delta, rest.delta)
 
 
+@pytest.mark.slow
 def test_many_seeds_train_side_by_side(cells, tmp_path):
     """What an ablation does: one step, mapped over the states of its seeds."""
     runs = [resolve(small(cells, tmp_path / str(seed), seed=seed, adapter="lora")) for seed in (0, 1)]

@@ -78,6 +78,7 @@ def test_a_round_trains_and_its_result_is_a_delta_file(
     assert loaded.metadata["rounds"] == 1
 
 
+@pytest.mark.slow
 def test_a_round_whose_updates_the_server_never_sees(prepared: Prepared, cells: Path, tmp_path: Path) -> None:
     """From settings alone: the same delta as a plain round without a codec, to the resolution of the grid."""
     pytest.importorskip("cryptography")
@@ -177,6 +178,7 @@ def test_settings_are_read_from_a_flat_table() -> None:
             ImageFederation.read({name: value})
 
 
+@pytest.mark.slow
 def test_hospitals_train_on_windows_of_their_volumes(tmp_path: Path) -> None:
     volumes = make_phantom_dataset(tmp_path / "volumes", "volumes", 5, size=16)
     settings = {

@@ -104,6 +104,7 @@ def test_a_hospital_smaller_than_a_batch_always_uses_everybody():
     assert gaussian_epsilon(1e-5, found.privacy.noise_multiplier, 30) == pytest.approx(8.0, rel=5e-3)
 
 
+@pytest.mark.slow
 def test_a_drawn_share_of_the_clients_needs_less_noise():
     drawn = plan(with_settings(participation=0.25, rounds=2, dp_epsilon=2.0), dict.fromkeys("abcdefgh", 5))
     everyone = plan(with_settings(rounds=2, dp_epsilon=2.0), dict.fromkeys("abcdefgh", 5))

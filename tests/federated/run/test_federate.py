@@ -180,6 +180,7 @@ def test_one_round_of_one_step_is_a_step_along_the_weighted_gradient(cells, tmp_
     assert float(metrics["loss/dark"]) == pytest.approx(float(each[1][0]), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_local_training_has_a_model_per_site_and_none_for_all(cells, tmp_path):
     result = federate(small(cells, tmp_path / "local", algorithm="local", rounds=2))
     assert result.delta is None
@@ -242,6 +243,7 @@ def test_noise_on_clients_is_found_and_recorded(cells, tmp_path):
     assert "of one client" in result.privacy
 
 
+@pytest.mark.slow
 def test_a_partition_of_its_own_with_scanners_of_their_own(cells, tmp_path, finished):
     result = federate(
         small(

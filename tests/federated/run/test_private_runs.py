@@ -220,6 +220,7 @@ def test_an_interrupted_private_run_goes_on_with_its_own_secret(watched, cells, 
     assert_same_numbers(again, whole)
 
 
+@pytest.mark.slow
 def test_killed_before_its_first_checkpoint_it_goes_on_with_the_same_noise(
     watched, cells, tmp_path, monkeypatch
 ):

@@ -93,6 +93,7 @@ def test_the_global_adapter_is_that_of_fedavg_in_both_variants() -> None:
         assert np.any(clients.state[LOCAL]["image_encoder/blocks_0/attn/qkv"]["b_q"]) == local_moves
 
 
+@pytest.mark.slow
 def test_a_local_adapter_learns_in_the_half_half_mix_with_the_global_one_as_received() -> None:
     """In the second round of FedDPA-T and of FedDPA-F after one global round, with the same starting point."""
     start = case(chain_of(feddpa_parts(SPEC, 2)))

@@ -18,6 +18,7 @@ SGD = optax.sgd(0.05)
 SITE = "image_encoder/blocks_1/attn/qkv"
 
 
+@pytest.mark.slow
 def test_the_first_stage_is_federated_lora() -> None:
     start = case(chain_of(fedms_parts(SPEC, 2)))
     lora = case({"kind": "lora", "rank": 2, "alpha": None, "at": "image_encoder/.*/qkv"})

@@ -204,6 +204,7 @@ def real_split(block: int) -> tuple:
     return make_split(adapted, params, "medsam"), one, delta, Batch(images, prompts, target, jnp.ones((1, 1)))
 
 
+@pytest.mark.slow
 def test_a_model_is_cut_after_its_patch_embedding_and_after_its_encoder() -> None:
     split, one, delta, batch = real_split(2)
     patches = quick_jit(split.stem)(delta, batch.image)
