@@ -206,9 +206,9 @@ def _difference_row(first: str, second: str, metric: str, found: Mapping[str, An
 
 
 def _reading(metric: str, found: Mapping[str, Any]) -> str:
-    """A verdict only where interval and sign-flip test agree."""
+    """A verdict only where interval and sign-flip test agree; none where no p-value of so few can be small enough."""
     low, high = found["low"], found["high"]
-    if low is None or high is None:
+    if low is None or high is None or 2.0 ** (1 - found["n"]) > _SIGNIFICANT:
         return '<span class="muted">too few patients</span>'
     if low <= 0 <= high or found["p_permutation"] > _SIGNIFICANT:
         return '<span class="muted">no clear difference</span>'

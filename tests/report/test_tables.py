@@ -142,14 +142,18 @@ def test_a_constant_shift_is_the_difference_its_interval_and_an_exact_p_value():
     assert [row[-1] for row in same[1:]] == ["no clear difference"] * 3
 
 
-def test_few_patients_get_no_verdict_however_sure_the_bootstrap_is():
-    """Of three equal differences 2 of 8 sign patterns are as extreme: p = 0.25."""
+@pytest.mark.parametrize(
+    ("n", "p", "reading"),
+    [(3, "0.250", "too few patients"), (5, "0.062", "too few patients"), (6, "0.031", "better")],
+)
+def test_few_patients_get_no_verdict_however_sure_the_bootstrap_is(n, p, reading):
+    """Of n equal differences 2 of 2^n sign patterns are as extreme, which only from six on can be below 0.05."""
     few = []
     for run in (shifted("a", 0.0), shifted("b", 0.1)):
-        few.append(record(run.name, rows=run.scores["cases"][:3]))
+        few.append(record(run.name, rows=run.scores["cases"][:n]))
     table = only_table(tables.paired_differences(few))
-    assert table[1][2:6] == ["3", "+0.100", "+0.100 to +0.100", "0.250"]
-    assert {row[-1] for row in table[1:]} == {"no clear difference"}
+    assert table[1][2:6] == [str(n), "+0.100", "+0.100 to +0.100", p]
+    assert {row[-1] for row in table[1:]} == {reading}
 
 
 def test_every_pair_is_compared_and_patients_of_one_run_only_are_counted():
