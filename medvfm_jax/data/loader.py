@@ -28,6 +28,7 @@ from medvfm_jax.data.examples import (
     load_example,
     random_corner,
 )
+from medvfm_jax.data.exemplars import with_exemplar
 from medvfm_jax.data.objects import object_map, objects_of
 from medvfm_jax.data.records import Dataset
 from medvfm_jax.data.targets import PromptConfig, instance_target, promptable_target, semantic_target
@@ -103,6 +104,7 @@ def make_loader(
     epochs: int | None = None,
     image_fn: ImageFn | None = None,
     threads: int = 1,
+    synthesis: float = 0.0,
     share: tuple[int, int] = (0, 1),
 ) -> Loader:
     """Iterator of batches (numpy) over examples.
@@ -125,6 +127,7 @@ def make_loader(
         image_fn: gives ``Batch.image`` of an example instead of preprocessing, such as a cached embedding; excludes
             augmentation.
         threads: that prepare batches ahead; 0: each is prepared when asked for.
+        synthesis: share of the pictures that objects of another example are laid into; see ``data.exemplars``.
         share: (i, n): the i-th of n equal parts of every batch, for n processes; together they are the batch of (0,
             1).
 
@@ -154,9 +157,16 @@ def make_loader(
             f"Batches of {batch_size} cannot be shared by {parts} loaders, of which this is number {part}; choose a "
             "batch size that is a multiple, and no number of epochs."
         )
-    if image_fn is not None and config != NONE:
+    if image_fn is not None and (config != NONE or synthesis):
         raise BadLoaderState("Images that are replaced cannot be augmented; switch one of the two off.")
-    make = _Maker(dataset, tuple(examples), spec, task, prompts or PromptConfig(), config, labels, image_fn)
+    if not 0 <= synthesis <= 1 or (synthesis and spec.rank == 3):
+        raise BadLoaderState(
+            f"Objects of others are laid into a share between 0 and 1 of pictures or slices; got {synthesis} for "
+            f"{spec.name}, which sees {spec.rank} dimensions."
+        )
+    make = _Maker(
+        dataset, tuple(examples), spec, task, prompts or PromptConfig(), config, labels, image_fn, synthesis
+    )
     source = grain.MapDataset.source(range(len(examples))).seed(seed)
     if shuffle:
         source = source.shuffle()
@@ -169,6 +179,7 @@ def make_loader(
     length = None if epochs is None else -(-len(examples) * epochs // batch_size)
     words = [dataset.name, task, batch_size, seed, shuffle, epochs, make.prompts, config, labels]
     words += [make.how] if make.how == "components" else []
+    words += [("synthesis", synthesis)] if synthesis else []
     identity = hashlib.sha256(repr((words, [e.id for e in examples])).encode()).hexdigest()[:16]
     return Loader(batches.to_iter_dataset(options), identity, length)
 
@@ -218,6 +229,7 @@ class _Maker:
         config: AugmentConfig,
         labels: Sequence[str] | None,
         image_fn: ImageFn | None,
+        synthesis: float = 0.0,
     ):
         if task not in ("semantic", "promptable"):
             raise NoExamples(f"There is no task '{task}'; choose from semantic, promptable.")
@@ -226,6 +238,7 @@ class _Maker:
         chosen = class_lookup(dataset, labels)
         self.lookup = np.array([chosen.get(name, 0) for name in dataset.labels], np.int32)
         self.wanted = np.array([i for i, output in enumerate(self.lookup) if output > 0])
+        self.synthesis = synthesis
         self.how = objects_of(dataset) if task == "promptable" or spec.distance_map else None
         check_objects(dataset, spec)
 
@@ -233,6 +246,8 @@ class _Maker:
         """Load, augment, preprocess, simulate prompts."""
         example = self.examples[index]
         image, label, instances, _ = load_example(self.dataset, example, rng)
+        if self.synthesis and rng.uniform() < self.synthesis and len(self.examples) > 1:
+            image, label, instances = self._with_another(rng, index, (image, label, instances))
         tile, longest, limits = self.spec.tile, self.spec.input_size, None
         if tile is not None:
             # Turned and zoomed pixels come from around the tile, not from beyond its border.
@@ -257,6 +272,15 @@ class _Maker:
         if self.task == "semantic":
             return Batch(array, None, instance_target(frame, label, objects, self.lookup), np.float32(1))
         return Batch(array, *promptable_target(rng, frame, label, objects, self.prompts))
+
+    def _with_another(
+        self, rng: np.random.Generator, index: int, picture: tuple[NDArray, NDArray, NDArray | None]
+    ) -> tuple[NDArray, NDArray, NDArray | None]:
+        """A picture with objects of another example, which is changed as this one will be."""
+        other = self.examples[(index + int(rng.integers(1, len(self.examples)))) % len(self.examples)]
+        exemplar = load_example(self.dataset, other, rng)[:3]
+        how = self.how or objects_of(self.dataset)
+        return with_exemplar(rng, self.config, picture, exemplar, self.wanted, how)
 
 
 def _part(

@@ -40,6 +40,9 @@ class AdaptConfig(TrainingConfig):
     """Side in pixels of the squares that pictures and slices are cut into and that fill the model's input, for models
     without prompts: trained on at random places, predicted with overlap and blended. Small tiles show small objects,
     and large pictures need them. By default pictures are seen whole."""
+    synthesis: float = 0.0
+    """Share of the training pictures and slices that objects of another one are laid into, turned, zoomed, lighter or
+    darker: more variety out of a few labelled ones."""
     patience: int = 0
     """Validations without improvement that end the run; 0 never does. The best delta is kept in any case."""
     keep: Literal["nothing", "products", "everything"] = "everything"
@@ -53,6 +56,7 @@ class AdaptConfig(TrainingConfig):
         super().__post_init__()
         require(self.steps >= 1, "steps", self.steps, "at least 1")
         require(self.tile is None or self.tile >= 16, "tile", self.tile, "at least 16")
+        require(0 <= self.synthesis <= 1, "synthesis", self.synthesis, "between 0 and 1")
         require(self.patience >= 0, "patience", self.patience, "at least 0")
         cases = self.train_cases
         require(cases is None or cases >= 1, "train_cases", cases, "at least 1")

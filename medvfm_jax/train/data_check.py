@@ -16,6 +16,7 @@ from medvfm_jax.models.entry import ModelEntry
 from medvfm_jax.models.slab import MOST_SLICES
 from medvfm_jax.printable import counted
 from medvfm_jax.settings.groups import VolumeConfig
+from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.systems import System
 from medvfm_jax.systems.features import for_features
 from medvfm_jax.train.seen_at_once import slab_depth, with_depth
@@ -37,6 +38,25 @@ def check_split(
     return found
 
 
+def slab_of(config: VolumeConfig, entry: ModelEntry, name: str, system: System) -> int | None:
+    """Slices of the slabs that a model of slices sees with a system, None where it sees one at a time.
+
+    name: of the system.  Raises BadConfig for slices asked of a system that makes no slabs.
+    """
+    system = for_features(system) if entry.spec.task == "features" else system
+    change = with_depth(system.transform(entry.spec, system.prompts, 2), name, slab_depth(config))
+    return None if change is None or change["kind"] != "slab" else int(change["depth"])
+
+
+def check_synthesis(share: float, config: VolumeConfig, entry: ModelEntry, name: str, system: System) -> None:
+    """Raise BadConfig where objects of other examples are asked for, a ``share`` above 0, and volumes are seen."""
+    if share and (entry.spec.rank == 3 or slab_of(config, entry, name, system)):
+        raise BadConfig(
+            f"Objects of other cases are laid into pictures and slices, and model '{entry.spec.name}' with {name} sees "
+            "several slices at once; leave out --synthesis."
+        )
+
+
 def check_dimensions(
     found: DatasetCheck, dataset: Dataset, config: VolumeConfig, entry: ModelEntry, name: str, system: System
 ) -> None:
@@ -49,11 +69,9 @@ def check_dimensions(
     if entry.spec.rank == 3:  # its window is checked where it is built
         check_volumes(dataset, entry.spec.name, entry.spec.input_shape[0])
         return
-    system = for_features(system) if entry.spec.task == "features" else system
-    change = with_depth(system.transform(entry.spec, system.prompts, 2), name, slab_depth(config))
-    if change is None or change["kind"] != "slab":
+    depth = slab_of(config, entry, name, system)
+    if depth is None:
         return
-    depth = change["depth"]
     check_volumes(dataset, f"{entry.spec.name} with {name}", depth)
     slices = {
         case: _slices_first(facts, AS_THEY_ARE)[0]

@@ -23,7 +23,13 @@ from medvfm_jax.settings.records import to_json
 from medvfm_jax.train.assemble import Assembled, assemble, entry_of
 from medvfm_jax.train.case_selection import with_selected
 from medvfm_jax.train.checkpoint import Checkpoint
-from medvfm_jax.train.data_check import about, check_dimensions, check_split, recorded_objects
+from medvfm_jax.train.data_check import (
+    about,
+    check_dimensions,
+    check_split,
+    check_synthesis,
+    recorded_objects,
+)
 from medvfm_jax.train.early_stopping import EarlyStopping
 from medvfm_jax.train.embedding_cache import EmbeddingCache, embed, encoder_settings, make_cache
 from medvfm_jax.train.gradient_start import with_gradient_start
@@ -152,6 +158,7 @@ def resolve(
         follow_links=config.follow_links,
         objects=config.objects,
     )
+    check_synthesis(config.synthesis, config, entry, config.adapter, system)
     checked = check_split(source, skip_bad=config.skip_bad, track=display.track, say=display.say)
     check_dimensions(checked, source.dataset, config, entry, config.adapter, system)
     bad = checked.bad_cases()
@@ -264,7 +271,8 @@ def _cache(run: Run) -> EmbeddingCache | None:
     config, (base, adapted, delta, *_) = run.config, run.assembled
     if config.tile is not None or base.model.spec.resize == "none":  # patches lie elsewhere each time
         return None
-    if config.embeddings == "off" or config.augment in ("full", "upright") or touches_encoder(delta):
+    changed = config.augment in ("full", "upright") or config.synthesis > 0
+    if config.embeddings == "off" or changed or touches_encoder(delta):
         return None
     encode = functools.partial(jax.jit(adapted.encode), jax.device_put(base.params), delta)
     settings = encoder_settings(base.fingerprint, config, run.assembled.transform)
@@ -275,7 +283,7 @@ def _loader(run: Run, cache: EmbeddingCache | None) -> Loader:
     augment, placement = run.config.augment, run.placement
     if augment == "auto":
         augment = "none" if cache else usual_augmentation(run.data.source.dataset.dimension)
-    loader = run.data.loader(augment, (placement.process, placement.processes))
+    loader = run.data.loader(augment, (placement.process, placement.processes), run.config.synthesis)
     embedded = MappedLoader(loader, lambda batch: embed(batch, cache)) if cache else loader
     return MappedLoader(embedded, placement.put_share)
 

@@ -42,8 +42,8 @@ class TrainingData(NamedTuple):
     val: list[Example]
     skipped: dict[str, str]
 
-    def loader(self, augment: str, share: tuple[int, int] = (0, 1)) -> Loader:
-        """Endless, shuffled; augment: "none", "flips", "upright" or "full"; share: see ``data.make_loader``."""
+    def loader(self, augment: str, share: tuple[int, int] = (0, 1), synthesis: float = 0.0) -> Loader:
+        """Endless, shuffled; augment: "none", "flips", "upright" or "full"; the others: see ``data.make_loader``."""
         return make_loader(
             self.source.dataset,
             self.train,
@@ -54,6 +54,7 @@ class TrainingData(NamedTuple):
             prompts=self.prompts,
             augment=augment,
             threads=_MOST_THREADS,
+            synthesis=synthesis,
             share=share,
         )
 

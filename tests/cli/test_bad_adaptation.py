@@ -54,6 +54,13 @@ def without_size(volumes, tmp_path_factory):
         ("cells", {"model": SAM, "adapter": "lora", "spacing": 1.5}, ["leave out --spacing"]),
         ("cells", {"model": SAM, "adapter": "3dsam_adapter", **NONE}, ["8 slices at once", "has pictures"]),
         ("cells", {"model": MED3D, "adapter": "samed", **NONE}, ["48 slices at once", "has pictures"]),
+        (
+            "volumes",
+            {"model": SAM, "adapter": "sd_trans", "synthesis": 0.5, **NONE},
+            ["leave out --synthesis"],
+        ),
+        ("volumes", {"model": MED3D, "adapter": "samed", "synthesis": 1, **NONE}, ["leave out --synthesis"]),
+        ("cells", {"model": SAM, "adapter": "lora", "synthesis": 2}, ["synthesis is 2", "between 0 and 1"]),
         # pictures of objects on data of three
         ("volumes", {"model": SAM, "adapter": "instances", "prompt": "auto"}, ["no objects to tell apart"]),
         # a rank larger than the layer

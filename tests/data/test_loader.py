@@ -226,6 +226,8 @@ def test_an_endless_loader_has_no_length(cells):
         ({"augment": "everything"}, UnknownAugmentation, "none, flips, upright, full"),
         ({"augment": True, "image_fn": lambda e: np.zeros(1)}, BadLoaderState, "cannot be augmented"),
         ({"labels": ["liver"]}, BadCase, "no label 'liver'"),
+        ({"synthesis": 1.5}, BadLoaderState, "between 0 and 1"),
+        ({"synthesis": 0.5, "image_fn": lambda e: np.zeros(1)}, BadLoaderState, "cannot be augmented"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(cells, options, kind, words):
@@ -290,6 +292,25 @@ def test_a_tile_fills_the_input_and_intensities_are_those_of_the_whole_picture(w
     # Rows 8 to 12 and columns 2 to 8 of the tile are object.
     np.testing.assert_allclose(batch.target[above, 1].mean(), 4 * 6 / 12**2, rtol=1e-5)
     np.testing.assert_allclose(batch.image[above].mean(), 4 * 6 / 12**2, rtol=1e-5)
+
+
+def test_objects_of_others_come_as_often_as_asked_and_change_nothing_else(cells):
+    """Without augmentation a picture that got nothing is as it was; the prompts know the objects that were added."""
+    plain, some, all_ = (
+        loader_of(cells, "semantic", batch_size=64, synthesis=share, augment="none")
+        for share in (0.0, 0.5, 1.0)
+    )
+    before, half, every = (next(loader) for loader in (plain, some, all_))
+    alike = [
+        (a == b).all((1, 2, 3)).mean() for a, b in ((half.image, before.image), (every.image, before.image))
+    ]
+    assert 0.3 < alike[0] < 0.95
+    assert alike[1] < alike[0]
+    more = (every.target[:, 1] > 0.5).sum() - (before.target[:, 1] > 0.5).sum()
+    assert more > 0
+    again = next(loader_of(cells, "semantic", batch_size=64, synthesis=0.5, augment="none"))
+    np.testing.assert_array_equal(half.image, again.image)
+    assert some.get_state()["data"] != plain.get_state()["data"]
 
 
 @pytest.mark.parametrize("augment", ["none", "full"])
