@@ -13,6 +13,7 @@ SECTIONS = {
     "hippocampus": "hippocampus-in-mri-medical-segmentation-decathlon",
     "hippocampus_3d": "hippocampus-in-mri-medical-segmentation-decathlon",
     "five_sites": "five-hospitals",
+    "catalogue": "type-of-adapter-and-place",
 }
 
 
@@ -67,7 +68,8 @@ def _of_file(experiment: str, record: Mapping[str, Any]) -> Iterator[Figure]:
     settings = record.get("settings_of_rows", {})
     for name, row in rows.items():
         if isinstance(row, Mapping):
-            yield from _central(experiment, row)
+            if not row.get("set"):  # options of its own: a measurement of them, not of the method as it comes
+                yield from _central(experiment, row)
         else:
             yield from _federated(experiment, settings[name], row)
 

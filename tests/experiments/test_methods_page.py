@@ -166,6 +166,9 @@ def test_a_new_file_of_results_is_shown_by_the_names_in_it(tmp_path):
     found = measured.measured("system", "vpt", tmp_path)
     assert found == "[Dice 0.500](results.md) (0.400 to 0.600), lungs, `vit-b`, 7 cases, 9 steps, no prompts"
     assert not measured.measured("system", "lora", tmp_path)
+    (tmp_path / "lungs.json").write_text(json.dumps({"rows": {"x": row | {"set": ["vpt.count=3"]}}}))
+    measured.figures.cache_clear()
+    assert not measured.measured("system", "vpt", tmp_path)  # of those options, not of the system as it comes
 
 
 def test_sections_of_results_that_are_linked_exist():
