@@ -42,6 +42,26 @@ def test_a_case_has_the_mean_of_its_scores_over_the_seeds():
     assert [(row["case"], row["dice"], row["n"]) for row in rows] == [("a", 0.75, 3), ("b", 0.5, 3)]
 
 
+def test_places_are_compared_over_types_and_types_over_places_by_case():
+    """Dice = a case's own + 0.2 at the MLP + 0.04 for SSF: exactly those are found, and nothing between the others."""
+
+    def rows(kind, place):
+        plus = 0.2 * (place == "mlp") + 0.04 * (kind == "ssf")
+        return [
+            {"case": c, "label": "foreground", "dice": d + plus}
+            for c, d in zip("abc", (0.1, 0.4, 0.5), strict=True)
+        ]
+
+    cases = {(k, p): [rows(k, p), rows(k, p)] for k in catalogue._TYPES for p in catalogue._PLACES}
+    found = catalogue.differences(cases)
+    assert {n: round(d["difference"], 6) for n, d in found["place"].items()} == {
+        "attention minus decoder": 0.0, "mlp minus decoder": 0.2, "mlp minus attention": 0.2,
+    }  # fmt: skip
+    assert {n: round(d["difference"], 6) for n, d in found["type"].items()} == {
+        "ssf minus lora": 0.04, "bottleneck minus lora": 0.0, "bottleneck minus ssf": -0.04,
+    }  # fmt: skip
+
+
 def test_a_step_takes_the_mean_time_of_all_but_the_first(tmp_path):
     lines = [
         {"step": 1, "images_per_s": 0.01},
