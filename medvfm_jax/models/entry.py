@@ -1,7 +1,7 @@
 """What the package knows of a model before it is built."""
 
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
 
 from medvfm_jax.models.model import Model
 from medvfm_jax.port_tables import PortTable
@@ -22,6 +22,8 @@ class ModelEntry(NamedTuple):
     fresh: modules at the root of the parameters that the published weights lack; they start from the run's seed.
     localiser: name of the model that finds the part of a volume which this one sees, stretched to its window; "" for
         none.
+    preparation: record of what was done to the volumes that the published weights saw, see
+        ``images.preparation.of_record``; None for nothing.
     source: link to the paper.
     differences: what differs from it; "" if nothing is known. See ``catalog.fidelity_of``.
     """
@@ -37,6 +39,7 @@ class ModelEntry(NamedTuple):
     whole_batches: bool = False
     fresh: tuple[str, ...] = ()
     localiser: str = ""
+    preparation: Mapping[str, Any] | None = None
     source: str = ""
     differences: str = ""
 

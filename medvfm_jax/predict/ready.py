@@ -12,16 +12,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 
 from medvfm_jax import traces
-from medvfm_jax.images.preparation import AS_THEY_ARE, Preparation
+from medvfm_jax.images.preparation import AS_THEY_ARE, Preparation, of_record
 from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.types import Delta, ModelSpec, Params
 
 if TYPE_CHECKING:
     from medvfm_jax.adapters import AdaptedModel
     from medvfm_jax.train.assemble import Loaded
-
-# How volumes were prepared for published weights that see patches: voxels of 1.5 mm and z-scores.
-PUBLISHED = {"sam-med3d": Preparation((1.5, 1.5, 1.5), (None,))}
 
 
 class Ready(NamedTuple):
@@ -85,7 +82,7 @@ def loaded_alone(
         raise BadConfig(f"{model} without a delta gives no masks; adapt it first and give its --run.")
     base = load_base(model, classes=2, seed=0, dtype=dtype, file=file, offline=offline, memory=memory)
     words = (model, dtype, "memory") if memory else (model, dtype)
-    preparation = PUBLISHED.get(model, AS_THEY_ARE)
+    preparation = of_record(entry_of(model).preparation)
     return Loaded(base, with_adapter(base, None), {}, None, words=words, preparation=preparation)
 
 
@@ -95,7 +92,7 @@ def _words(model: str, dtype: str) -> list[str]:
 
 def _keep(model: str, dtype: str, spec: ModelSpec) -> None:
     """Keep what ``_kept`` needs, for weights whose digest the package knows."""
-    from medvfm_jax.train.assemble import options_of
+    from medvfm_jax.train.assemble import entry_of, options_of
     from medvfm_jax.weights import registry
     from medvfm_jax.weights.load import kept_words
 
@@ -105,6 +102,7 @@ def _keep(model: str, dtype: str, spec: ModelSpec) -> None:
     file = registry.cached_path(entry)
     words = kept_words(entry.model, entry.sha256, options_of(dtype))
     said = {"spec": asdict(spec), "file": str(file), "size": file.stat().st_size, "parameters": words}
+    said["preparation"] = entry_of(model).preparation
     traces.keep_facts(_words(model, dtype), said)
 
 
@@ -134,7 +132,7 @@ def _kept(model: str, dtype: str) -> Ready | None:
         "",
         (model, dtype),
         lambda: _adapted_within_a_trace(model, dtype),
-        PUBLISHED.get(model, AS_THEY_ARE),
+        of_record(said.get("preparation")),
     )
 
 

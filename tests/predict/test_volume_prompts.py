@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from medvfm_jax.images import BadImage, BadPrompt, Image
-from medvfm_jax.images.preparation import AS_THEY_ARE, Preparation
+from medvfm_jax.images.preparation import AS_THEY_ARE, Preparation, of_record
 from medvfm_jax.models.catalog import MODELS
 from medvfm_jax.predict import load_segmenter
-from medvfm_jax.predict.ready import PUBLISHED
 from medvfm_jax.predict.volume_prompts import VolumeQuery, check_volume_query, prompted_labels
 from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.types import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, PAD, Prediction, Prompts
@@ -83,7 +82,7 @@ def test_voxels_of_the_run_and_back():
     np.testing.assert_allclose(middle, [22, 20, 9], atol=0.51)
     with pytest.raises(BadImage, match="says nothing about the size of its voxels"):
         asked(POINTS, volume(40, 44, 20, None), [click((9, 20, 22))], preparation)
-    assert PUBLISHED["sam-med3d"] == preparation
+    assert of_record(MODELS["sam-med3d"].preparation) == preparation
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,7 @@ def _entry(name: str, config: Encoder3dConfig, hidden: int = 2048, start: Any = 
         start=start,
         heads=config.heads,
         whole_batches=True,
+        preparation={"spacing": [1.5, 1.5, 1.5], "intensity": [None]},  # z-scores of each volume
         source="https://arxiv.org/abs/2310.15161",
     )
 
