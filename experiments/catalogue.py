@@ -152,7 +152,9 @@ class Plan:
     cases: int = 24
     """Cases to score."""
     results: Path = Path(__file__).parent / "results" / "catalogue.json"
-    """Where the table goes; the plot lies beside it."""
+    """Where the table goes."""
+    plots: Path = Path(__file__).parent.parent / "docs" / "images"
+    """Folder for a plot of each dataset and kind of prompts."""
 
 
 def run(plan: Plan) -> None:
@@ -172,7 +174,7 @@ def run(plan: Plan) -> None:
     plan.results.parent.mkdir(parents=True, exist_ok=True)
     run_directory.write_json(plan.results, table)
     for dataset, prompt in dict.fromkeys(_group(name, row) for name, row in table["rows"].items()):
-        path = plan.results.with_name(f"{plan.results.stem}_{dataset}_{prompt}.svg")
+        path = plan.plots / f"{plan.results.stem}_{dataset}_{prompt}.svg"
         path.write_text(_plot(table, dataset, prompt), "utf-8")
     console.print(markdown(table), markup=False)
 
