@@ -16,7 +16,7 @@ from medvfm_jax.distill.inherit import Inherited, NothingInherited, inherit
 from medvfm_jax.distill.objective import Encode, Lessons, Networks, make_loss, only_trained
 from medvfm_jax.distill.record import Stage
 from medvfm_jax.distill.teacher import Teacher, open_teacher, prompt_of
-from medvfm_jax.distill.terms import Sizes
+from medvfm_jax.distill.terms import OF_PROMPTS, Sizes
 from medvfm_jax.distill.terms.embeddings import AFFINITY_SIDE
 from medvfm_jax.distill.terms.record import pooled
 from medvfm_jax.fetch import cache_dir
@@ -72,6 +72,7 @@ def _resolve(
         config.teacher, dtype=config.dtype, weights=config.teacher_weights, offline=config.offline
     )
     _check(teacher, run)
+    _check_terms(stages, run)
     stages = _asked_once_without_points(stages, run, display)
     assembled = run.assembled
     start, inherited = _start(config.start, teacher, assembled)
@@ -138,6 +139,21 @@ def _check(teacher: Teacher, run: Run) -> None:
             f"{len(leaked)} test cases, like {leaked[0]}, were seen by the teacher in its training, so that scores on "
             "them would say nothing; give the --seed, --val-fraction and --test-fraction of its run."
         )
+
+
+def _check_terms(stages: tuple[Stage, ...], run: Run) -> None:
+    """Refuse terms that the models' kind of masks has no meaning for, before anything is written."""
+    spec = run.assembled.base.model.spec
+    for name in dict.fromkeys(name for stage in stages for name in stage.terms):
+        if name in OF_PROMPTS and spec.task != "promptable":
+            raise BadConfig(
+                f"Term '{name}' compares masks of prompts, and {spec.name} takes none; give --set {name}=0."
+            )
+        if name == "dkd" and (spec.task == "promptable" or spec.classes < 3):
+            raise BadConfig(
+                f"Term 'dkd' tells the class of a pixel from the others among each other, and {spec.name} is asked for "
+                "fewer than three classes; give --set dkd=0, or a teacher of two labels or more without prompts."
+            )
 
 
 def _check_shapes(teacher: Teacher, student: ModelSpec) -> None:

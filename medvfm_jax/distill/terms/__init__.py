@@ -20,6 +20,7 @@ from medvfm_jax.distill.terms.record import (
 
 __all__ = [
     "OF_MASKS",
+    "OF_PROMPTS",
     "TERMS",
     "Answer",
     "Compared",
@@ -67,6 +68,7 @@ TERMS: Catalog[Term] = Catalog(
     UnknownTerm,
 )
 OF_MASKS = tuple(name for name, term in TERMS.items() if term.kind in ("prediction", "other"))
+OF_PROMPTS = ("binary_masks", "iou")  # not of classes
 _HARD = {"masks": predictions.masks, "binary_masks": predictions.binary_masks}
 
 

@@ -80,8 +80,7 @@ def decoupled(seen: Compared) -> Array:
     student, teacher = _predictions(seen)
     if not is_semantic(seen) or len(student.logits) < 3:
         raise UnknownTerm(
-            "Term 'dkd' tells the target class from the others among each other: it needs a model that gives one mask "
-            "per label (--prompt none) and two labels or more beside the background; give --set dkd=0."
+            "Term 'dkd' tells the target class from the others among each other: it needs three classes or more."
         )
     index = jnp.where(seen.target[0] == IGNORE, IGNORE, seen.target.argmax(0))
     value = dkd(student.logits, teacher.logits, index, temperature=TEMPERATURE)
