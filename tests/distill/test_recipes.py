@@ -32,6 +32,8 @@ def test_ablations_are_options():
     assert len(RECIPES["sam_lightening"].configured({"first": "1"})) == 1
     early, late = RECIPES["dear_kd"].configured({"depth": "0.5"})
     assert (early.depths, set(late.terms)) == ((0.25, 0.5), {"labels"})
+    (only,) = RECIPES["emkd"].configured({"masks": "0", "importance": "0"})
+    assert only.terms == {"regions": 0.9, "labels": 1.0}
     (peers,) = RECIPES["mutual"].configured({"labels": "0"})
     assert set(peers.terms) == {"peer"}
     (second,) = RECIPES["edge_sam"].configured({"first": "0"})
