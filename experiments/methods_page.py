@@ -119,7 +119,7 @@ def sections() -> dict[str, list[Method]]:
         "Transforms of a model": [
             _method(n, f, _by_transform(n), ["models", "systems", "train"]) for n, f in TRANSFORMS.items()
         ],
-        "Losses": _package(losses, "medvfm adapt --objective NAME", "losses", "train"),
+        "Losses": _losses(),
         "Distillation": [
             _method(n, r, f"medvfm distill --recipe {n}", ["distill"], kind="recipe")
             for n, r in distill.RECIPES.items()
@@ -285,8 +285,23 @@ def _code(folder: str, without: str) -> tuple[str, ...]:
 
 def _package(package: ModuleType, command: str, folder: str, *users: str) -> list[Method]:
     """Rows of the functions of an ``__all__``; ``command`` reaches those that the folders ``users`` call."""
-    reached = _reached(package, folder, *users)
-    return [_method(n, f, command if n in reached else PYTHON, [folder]) for n, f in functions_of(package)]
+    reached = dict.fromkeys(_reached(package, folder, *users), command)
+    return [_method(n, f, reached.get(n, PYTHON), [folder]) for n, f in functions_of(package)]
+
+
+def _losses() -> list[Method]:
+    """Rows of the losses; those of distillation are reached through the terms that compute them."""
+    reached = dict.fromkeys(_reached(losses, "losses", "train"), "medvfm adapt --objective NAME")
+    reached["embedding_cosine"] = "medvfm distill"  # told in its metrics
+    for name, term in distill.TERMS.items():
+        for loss in term.losses:
+            by = f"medvfm distill --recipe {_OWN_RECIPE.get(name, f'task --set {name}={term.weight:g}')}"
+            reached.setdefault(loss, by)
+    return [_method(n, f, reached.get(n, PYTHON), ["losses"]) for n, f in functions_of(losses)]
+
+
+# Terms that compare with what one recipe alone has.
+_OWN_RECIPE = {"reconstruction": "sami", "consistency": "mean_teacher", "peer": "mutual", "layers": "dear_kd"}
 
 
 def _published(record: Any) -> str:

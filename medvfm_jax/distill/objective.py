@@ -13,16 +13,20 @@ from jax import Array
 
 from medvfm_jax.adapters import AdaptedModel
 from medvfm_jax.distill import terms
+from medvfm_jax.distill.blocks import with_maps
 from medvfm_jax.distill.clicks import with_click
+from medvfm_jax.distill.companions import AVERAGE, HELPERS, PARTNER, STUDENT
 from medvfm_jax.distill.record import Stage
 from medvfm_jax.distill.teacher import Teacher
-from medvfm_jax.distill.terms import Answer, Compared
+from medvfm_jax.distill.terms import TERMS, Answer, Compared
+from medvfm_jax.distill.terms.reconstruction import divided, rebuild
 from medvfm_jax.models.model import BUFFERS
 from medvfm_jax.train.loop import Loader
 from medvfm_jax.train.step import LossFn
 from medvfm_jax.types import Batch, Delta, Params, Prediction, Prompts
 
-Encode = Callable[[Any], Any]  # a preprocessed image -> the teacher's embedding, both on the host
+# A preprocessed image -> the teacher's embedding and the maps of its blocks that are compared, on the host.
+Encode = Callable[[Any], tuple[Any, tuple[Any, ...]]]
 
 
 class Lesson(NamedTuple):
@@ -31,6 +35,7 @@ class Lesson(NamedTuple):
     Attributes:
         image, prompts, target, weight: as in ``Batch``.
         embedding: (B, h, w, c), the teacher's.
+        layers: maps (B, h, w, c) of the teacher's blocks that are compared.
         progress: (B,), the share of the steps that were taken before this one, the same number B times.
     """
 
@@ -39,6 +44,7 @@ class Lesson(NamedTuple):
     target: Array
     weight: Array
     embedding: Array
+    layers: tuple[Array, ...]
     progress: Array
 
 
@@ -46,7 +52,7 @@ class Lessons:
     """Batches of a loader as lessons; its position counts them too."""
 
     def __init__(self, loader: Loader, encode: Encode, steps: int):
-        """encode: image -> embedding of the teacher.  steps: of the run."""
+        """encode: image -> embedding of the teacher, and maps of its blocks.  steps: of the run."""
         self._loader, self._encode, self._steps, self._drawn = loader, encode, steps, 0
 
     def __next__(self) -> Lesson:
@@ -54,7 +60,9 @@ class Lessons:
         batch: Batch = next(self._loader)
         progress = np.full(len(batch.image), self._drawn / self._steps, np.float32)
         self._drawn += 1
-        return Lesson(*batch, np.stack([self._encode(image) for image in batch.image]), progress)
+        seen = [self._encode(image) for image in batch.image]
+        embedding, *layers = (np.stack(arrays) for arrays in zip(*((e, *maps) for e, maps in seen)))
+        return Lesson(*batch, embedding, tuple(layers), progress)
 
     def get_state(self) -> dict[str, Any]:
         """Position, as JSON can hold it."""
@@ -66,44 +74,56 @@ class Lessons:
         self._drawn = state["drawn"]
 
 
+class Networks(NamedTuple):
+    """Who takes part in a run.
+
+    Attributes:
+        student: whose delta is trained.
+        teacher: asked about the masks of the embeddings in the lesson.
+        objective: name of the loss on labels, see ``train.task``.
+        partner: a second student, None where the recipe has none.
+        blocks: paths of the student's blocks that are compared with the teacher's.
+    """
+
+    student: AdaptedModel
+    teacher: Teacher
+    objective: str
+    partner: AdaptedModel | None = None
+    blocks: tuple[str, ...] = ()
+
+
 def ends_of(stages: Sequence[Stage]) -> tuple[float, ...]:
     """Where each stage but the last ends, in shares of the run."""
     whole = sum(stage.share for stage in stages)
     return tuple(accumulate(stage.share / whole for stage in stages))[:-1]
 
 
-def make_loss(stages: Sequence[Stage], student: AdaptedModel, teacher: Teacher, objective: str) -> LossFn:
+def make_loss(stages: Sequence[Stage], networks: Networks) -> LossFn:
     """The loss of a recipe, for ``train.make_step``.
 
     Args:
         stages: of the recipe; which one counts follows from ``lesson.progress``.
-        student: whose delta is trained.
-        teacher: asked about the masks of the embeddings in the lesson.
-        objective: name of the loss on labels, see ``train.task``.
+        networks: who takes part.
 
     Returns:
-        ``loss({"student": params, "teacher": params}, delta, lesson, key) -> (scalar, metrics)``: every term, "cosine"
-        of the embeddings, "weight"; terms of other stages are NaN.
+        ``loss(params, delta, lesson, key) -> (scalar, metrics)`` with params ``{"student": ..., "teacher": ...}``, and
+        "partner" and "memory" where there are. Metrics: every term, "cosine" and "error" of the embeddings, "weight";
+        those of other stages are NaN.
     """
-    names = list(dict.fromkeys(name for stage in stages for name in stage.terms))
-
-    def of_stage(stage: Stage) -> Callable[..., tuple[Array, dict[str, Array]]]:
-        one = _one_image(stage, student, teacher, objective)
-
-        def mean(params: Params, delta: Delta, lesson: Lesson, key: Array) -> tuple[Array, dict[str, Array]]:
-            keys = jax.random.split(key, len(lesson.image))
-            over = (None, None, 0, 0, 0, 0, 0, 0)
-            values, found = jax.vmap(one, in_axes=over)(params, delta, *lesson[:5], keys)
-            share = lesson.weight.reshape(len(lesson.image), -1).sum(-1)
-            share = share / jnp.where(share.sum() > 0, share.sum(), 1.0)
-            means = {name: (value * share).sum() for name, value in found.items()}
-            absent = {name: jnp.float32(jnp.nan) for name in names if name not in means}
-            return (values * share).sum(), means | absent
-
-        return mean
-
-    functions = [of_stage(stage) for stage in stages]
     ends = ends_of(stages)
+    spans = zip((0.0, *ends), (*ends, 1.0))
+    functions = [_of_stage(stage, networks, *span) for stage, span in zip(stages, spans)]
+    names = list(dict.fromkeys(name for stage in stages for name in _told(stage)))
+
+    def with_all(function: Callable[..., Any]) -> Callable[..., Any]:
+        def padded(*arguments: Any) -> tuple[Array, dict[str, Array]]:
+            value, found = function(*arguments)
+            absent = {name: jnp.float32(jnp.nan) for name in names if name not in found}
+            return value, found | absent
+
+        return padded
+
+    functions = [with_all(function) for function in functions]
 
     def loss(params: Params, delta: Delta, lesson: Lesson, key: Array) -> tuple[Array, dict[str, Array]]:
         at = sum((lesson.progress[0] >= end for end in ends), jnp.int32(0))
@@ -113,48 +133,146 @@ def make_loss(stages: Sequence[Stage], student: AdaptedModel, teacher: Teacher, 
     return loss
 
 
-def _one_image(
-    stage: Stage, student: AdaptedModel, teacher: Teacher, objective: str
-) -> Callable[..., tuple[Array, dict[str, Array]]]:
-    """Loss of a stage on one image: (params, delta, image, prompts, target, weight, embedding, key)."""
-    spec = student.spec
+def _told(stage: Stage) -> list[str]:
+    return [*stage.terms, *([] if stage.hidden else ("cosine", "error"))]
+
+
+def _of_stage(stage: Stage, networks: Networks, begin: float, end: float) -> Callable[..., Any]:
+    """(params, delta, lesson, key) -> (loss, {name: number}) of a stage that lasts from begin to end of the run."""
+    of_batch = {name: weight for name, weight in stage.terms.items() if TERMS[name].kind == "batch"}
+    one = _one_image(
+        stage._replace(terms={n: w for n, w in stage.terms.items() if n not in of_batch}), networks
+    )
+
+    def mean(params: Params, delta: Delta, lesson: Lesson, key: Array) -> tuple[Array, dict[str, Array]]:
+        keys = jax.random.split(key, len(lesson.image))
+        at = jnp.clip((lesson.progress - begin) / (end - begin), 0.0, 1.0)
+        values, found, embeddings = jax.vmap(one, in_axes=(None, None, 0, 0, 0))(
+            params, delta, lesson, keys, at
+        )
+        share = lesson.weight.reshape(len(lesson.image), -1).sum(-1)
+        share = share / jnp.where(share.sum() > 0, share.sum(), 1.0)
+        value = (values * share).sum()
+        told = {name: (number * share).sum() for name, number in found.items()}
+        if of_batch:
+            valid = jax.vmap(lambda target: terms.valid_positions(target, lesson.embedding.shape[1:3]))(
+                lesson.target
+            )
+            for name, ours in embeddings.items():
+                seen = Compared(
+                    Answer(ours),
+                    Answer(lesson.embedding),
+                    lesson.target,
+                    lesson.weight,
+                    valid,
+                    networks.objective,
+                )
+                more, found = terms.total(seen, of_batch)
+                value, told = value + more, told if name != STUDENT else told | found
+        return value, told
+
+    return mean
+
+
+def _one_image(stage: Stage, networks: Networks) -> Callable[..., Any]:
+    """(params, delta, lesson of one image, key, progress in the stage) -> (loss, {name: number}, embeddings)."""
+    spec, teacher = networks.student.spec, networks.teacher
     scale = spec.input_size / spec.logits_size
-    with_masks = any(name in terms.OF_MASKS for name in stage.terms)
+    with_masks = any(name in terms.OF_MASKS for name in stage.terms) or stage.rounds > 1
+    learners = [STUDENT, PARTNER] if stage.other == PARTNER else [STUDENT]
+    asked = [*learners, AVERAGE] if stage.other == AVERAGE else learners
+    models = {name: networks.partner if name == PARTNER else networks.student for name in asked}
 
     def one(
-        params: Params, delta: Delta, image: Array, prompts: Prompts | None, target: Array, weight: Array,
-        embedding: Array, key: Array,
-    ) -> tuple[Array, dict[str, Array]]:  # fmt: skip
-        ours = student.encode(params["student"], delta, image)
-        valid = terms.valid_positions(target, spec.embedding[:2])
-        value, found = jnp.float32(0), {}
+        params: Params, delta: Delta, lesson: Lesson, key: Array, at: Array
+    ) -> tuple[Array, dict[str, Array], dict[str, Array]]:
+        own = {name: {STUDENT: delta[name]} for name in asked}
+        base = {name: params[PARTNER if name == PARTNER else STUDENT] for name in asked}
+        noise, click, draw = jax.random.split(key, 3)
+
+        def look(name: str) -> tuple[Array, tuple[Array, ...]]:
+            image = lesson.image
+            if stage.noise:
+                seed = jax.random.fold_in(noise, asked.index(name))
+                image = image + stage.noise * jax.random.normal(seed, image.shape)
+            encode = models[name].encode
+            blocks = networks.blocks if name == STUDENT and "layers" in stage.terms else ()
+            return with_maps(lambda p, x, **kw: encode(p, own[name], x, **kw), blocks)(base[name], image)
+
+        valid = terms.valid_positions(lesson.target, lesson.embedding.shape[:2])
+        common = {
+            "target": lesson.target, "weight": lesson.weight, "valid": valid, "objective": networks.objective,
+            "helpers": delta.get(HELPERS, {}), "memory": params.get("memory"), "key": draw,
+        }  # fmt: skip
+        if stage.hidden:
+            rebuilt = _rebuilt(stage, models[STUDENT], base[STUDENT], own[STUDENT], lesson, delta, draw)
+            nothing = Answer(jnp.zeros_like(lesson.embedding))
+            seen = Compared(nothing, Answer(lesson.embedding), **common, rebuilt=rebuilt)
+            return *terms.total(seen, stage.terms), {}
+
+        looked = {name: look(name) for name in asked}
+        layers = tuple(zip(looked[STUDENT][1], lesson.layers))
+        weights = layer_weights(at, len(layers)) if stage.moving else jnp.ones(max(len(layers), 1))
+        rising = jnp.exp(-5 * (1 - jnp.minimum(at / stage.ramp, 1.0)) ** 2) if stage.ramp else 1.0
+        of_terms = {n: w * (rising if TERMS[n].kind == "other" else 1.0) for n, w in stage.terms.items()}
+        value, found, prompts = jnp.float32(0), {}, lesson.prompts
         for n in range(stage.rounds):
-            predictions: tuple[Prediction | None, Prediction | None] = (None, None)
+            answers = {name: Answer(embedding) for name, (embedding, _) in looked.items()}
+            theirs: Prediction | None = None
             if with_masks:
-                theirs = teacher.decode(params["teacher"], embedding, prompts)
-                predictions = (
-                    student.decode(params["student"], delta, ours, prompts),
-                    jax.lax.stop_gradient(theirs),
+                theirs = jax.lax.stop_gradient(teacher.decode(params["teacher"], lesson.embedding, prompts))
+                answers = {
+                    name: answer._replace(
+                        prediction=models[name].decode(base[name], own[name], answer.embedding, prompts)
+                    )
+                    for name, answer in answers.items()
+                }
+            for name in learners:
+                others = [answers[other] for other in asked if other != name]
+                seen = Compared(
+                    answers[name],
+                    Answer(lesson.embedding, theirs),
+                    **common,
+                    other=jax.lax.stop_gradient(others[0]) if others else None,
+                    layers=layers,
+                    layer_weights=weights,
                 )
-            seen = Compared(
-                Answer(ours, predictions[0]),
-                Answer(embedding, predictions[1]),
-                target,
-                weight,
-                valid,
-                objective,
-            )
-            more, of_round = terms.total(seen, stage.terms, stage.hard)
-            value = value + more / stage.rounds
-            found = {name: found.get(name, 0.0) + term / stage.rounds for name, term in of_round.items()}
+                mine = of_terms if name == STUDENT else _of_partner(of_terms)
+                more, of_round = terms.total(seen, mine, stage.hard)
+                value = value + more / stage.rounds
+                if name == STUDENT:
+                    told = of_round | {"cosine": terms.cosine(seen), "error": terms.error(seen)}
+                    found = {key: found.get(key, 0.0) + number / stage.rounds for key, number in told.items()}
             if n + 1 < stage.rounds:
-                wanted = target if stage.clicks == "labels" else predictions[1].logits[:, 0] > 0
-                prompts = with_click(
-                    prompts, predictions[0].logits[:, 0], wanted, scale, jax.random.fold_in(key, n)
-                )
-        return value, found | {"cosine": terms.cosine(seen)}
+                mask = answers[STUDENT].prediction.logits[:, 0]
+                wanted = lesson.target if stage.clicks == "labels" else theirs.logits[:, 0] > 0
+                prompts = with_click(prompts, mask, wanted, scale, jax.random.fold_in(click, n))
+        return value, found, {name: looked[name][0] for name in learners}
 
     return one
+
+
+def _of_partner(weights: dict[str, Any]) -> dict[str, Any]:
+    """Terms that hold for a partner too: those whose helpers are made for the student are left to it."""
+    return {name: weight for name, weight in weights.items() if TERMS[name].helper is None}
+
+
+def _rebuilt(
+    stage: Stage, model: AdaptedModel, base: Params, own: Delta, lesson: Lesson, delta: Delta, key: Array
+) -> Array:
+    """The teacher's embedding, from the student's tokens of which a share is hidden."""
+    h, w = lesson.embedding.shape[:2]
+    kept, left_out = divided(key, h * w, stage.hidden)
+    tokens = model.encode(base, own, lesson.image, kept=kept, method="visible")
+    return rebuild(delta[HELPERS]["reconstruction"], tokens, kept, left_out, lesson.embedding.shape)
+
+
+def layer_weights(at: Array, layers: int) -> Array:
+    """Weights (layers,) that move from the first to the last as ``at`` goes from 0 to 1: max(0, 1 - |at (L - 1) - i|).
+
+    They add up to 1.
+    """
+    return jnp.maximum(0.0, 1.0 - jnp.abs(at * (layers - 1) - jnp.arange(layers)))
 
 
 def only_trained(
@@ -181,5 +299,7 @@ def only_trained(
 
 
 def _moves(stage: Stage, path: Any) -> bool:
-    _, *keys = (entry.key for entry in path)  # the first is the name of the part of the adapter
+    part, *keys = (entry.key for entry in path)  # of what is trained
+    if part == HELPERS:
+        return keys[0] in stage.terms
     return keys[-1] not in BUFFERS and re.fullmatch(stage.trained, "/".join(keys)) is not None

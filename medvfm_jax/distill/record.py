@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 from medvfm_jax.adapters.errors import BadAdapterConfig
 from medvfm_jax.adapters.option_values import typed
 from medvfm_jax.catalog import did_you_mean
+from medvfm_jax.distill.terms import TERMS
 from medvfm_jax.settings.records import BadConfig, require
 
 EVERYTHING = r".*"
@@ -25,6 +26,16 @@ class Stage(NamedTuple):
             more click at a wrong pixel.
         clicks: what a pixel is compared with: the teacher's mask ("teacher") or the "labels".
         hard: weigh every prompt by how much better the teacher's mask is than the student's (TinySAM).
+        other: who learns beside the student, for terms that compare it with another than the teacher: nobody, its own
+            moving "average", or a "partner", a second student that all terms hold for too.
+        decay: of the moving average: average <- decay · average + (1 - decay) · student, at step t with
+            min(decay, 1 - 1 / (t + 1)).
+        noise: standard deviation of what is added to the pictures that student and other see, drawn for each.
+        ramp: share of the run over which the weight of terms with the other rises, as exp(-5 (1 - t)²).
+        kept: what the run leaves, the student or its moving average.
+        hidden: share of the tokens that the student does not see; the teacher's embedding is rebuilt (SAMI).
+        depths: relative depths of the blocks that the term "layers" compares, 1 is the last.
+        moving: the weight of those moves from the first to the last in the course of the stage (SAM-Lightening).
     """
 
     terms: Mapping[str, float]
@@ -33,6 +44,19 @@ class Stage(NamedTuple):
     rounds: int = 1
     clicks: Literal["teacher", "labels"] = "teacher"
     hard: bool = False
+    other: Literal["", "average", "partner"] = ""
+    decay: float = 0.99
+    noise: float = 0.0
+    ramp: float = 0.0
+    kept: Literal["student", "average"] = "student"
+    hidden: float = 0.0
+    depths: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
+    moving: bool = False
+
+    @property
+    def kinds(self) -> set[str]:
+        """What its terms look at, see ``Term.kind``."""
+        return {TERMS[name].kind for name in self.terms}
 
 
 class Recipe(NamedTuple):
@@ -59,27 +83,55 @@ class Recipe(NamedTuple):
     def configured(self, given: Mapping[str, str]) -> tuple[Stage, ...]:
         """The stages with options that were given as text.
 
+        An option is one of the recipe's, or the weight of any other term, which then joins every stage that sees whole
+        pictures.
+
         Raises:
-            BadConfig: an option that the recipe does not have, a value of another type, or nothing left to learn.
+            BadConfig: an option that there is not, a value of another type, or nothing left to learn.
         """
-        unknown = [name for name in given if name not in self.options()]
+        own = self.options()
+        more = {name for name in TERMS if name not in own}
+        unknown = [name for name in given if name not in own and name not in more]
         if unknown:
-            raise BadConfig(
-                f"This recipe has no option '{unknown[0]}'{did_you_mean(unknown[0], self.options())}."
-            )
-        hints = inspect.signature(self.stages).parameters
+            known = f"{did_you_mean(unknown[0], (*own, *more))}"
+            raise BadConfig(f"This recipe has no option '{unknown[0]}', nor is there such a term{known}.")
+        hints = {name: p.annotation for name, p in inspect.signature(self.stages).parameters.items()}
         try:
-            values = {name: typed(value, hints[name].annotation, name) for name, value in given.items()}
+            values = {name: typed(value, hints.get(name, float), name) for name, value in given.items()}
         except BadAdapterConfig as error:
             raise BadConfig(str(error)) from error
         for name, value in values.items():
-            require(value >= (1 if name == "rounds" else 0), name, value, "not negative, rounds at least 1")
-            require(name != "first" or value <= 1, name, value, "at most 1")
-        asked = [stage._replace(terms=_present(stage.terms)) for stage in self.stages(**values)]
+            least = 1 if name == "rounds" else 0
+            require(value >= least, name, value, "not negative, rounds at least 1")
+            require(name not in _SHARES or value <= 1, name, value, "at most 1")
+            require(name not in _BELOW_ONE or value < 1, name, value, "below 1")
+        joined = {name: values.pop(name) for name in more & set(values)}
+        asked = [
+            stage._replace(terms=_present({**stage.terms, **({} if stage.hidden else joined)}))
+            for stage in self.stages(**values)
+        ]
         stages = tuple(stage for stage in asked if stage.share > 0)
         if not stages or any(not stage.terms for stage in stages):
             raise BadConfig("Every term of the recipe has weight 0: nothing would be learned.")
+        for stage in stages:
+            _refuse_what_is_not_there(stage)
         return stages
+
+
+_SHARES, _BELOW_ONE = ("first", "ramp", "depth"), ("decay", "hidden")
+
+
+def _refuse_what_is_not_there(stage: Stage) -> None:
+    """Raise BadConfig for a term whose other network, or whose hidden tokens, the recipe has not."""
+    for name in stage.terms:
+        kind = TERMS[name].kind
+        if kind == "other" and not stage.other:
+            raise BadConfig(
+                f"Term '{name}' compares the student with another one that learns; choose --recipe mean_teacher or "
+                "mutual."
+            )
+        if kind == "hidden" and not stage.hidden:
+            raise BadConfig(f"Term '{name}' rebuilds what was hidden, and nothing is; choose --recipe sami.")
 
 
 def _present(terms: Mapping[str, float]) -> dict[str, float]:

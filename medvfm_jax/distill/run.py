@@ -1,26 +1,40 @@
 """`distill`: from a teacher and a folder of images to a student, in a run directory like that of `adapt`."""
 
-from collections.abc import Callable
+import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
 from numpy.typing import NDArray
 
+from medvfm_jax import systems
 from medvfm_jax.adapters.option_values import parse_assignments
+from medvfm_jax.distill.blocks import at_depths, block_paths, with_maps
 from medvfm_jax.distill.catalog import RECIPES
+from medvfm_jax.distill.companions import AVERAGE, PARTNER, left_of, with_average, with_companions
 from medvfm_jax.distill.inherit import Inherited, NothingInherited, inherit
-from medvfm_jax.distill.objective import Lessons, make_loss, only_trained
+from medvfm_jax.distill.objective import Encode, Lessons, Networks, make_loss, only_trained
 from medvfm_jax.distill.record import Stage
 from medvfm_jax.distill.teacher import Teacher, open_teacher, prompt_of
+from medvfm_jax.distill.terms import OF_PROMPTS, Sizes
+from medvfm_jax.distill.terms.embeddings import AFFINITY_SIDE
+from medvfm_jax.distill.terms.record import pooled
 from medvfm_jax.fetch import cache_dir
+from medvfm_jax.models.sam.efficient_encoder import tokens_of
 from medvfm_jax.parallel.placement import Placement
 from medvfm_jax.runs.progress import ProgressDisplay
 from medvfm_jax.settings.distill import DistillConfig
 from medvfm_jax.settings.records import BadConfig, to_json
 from medvfm_jax.train.adaptation import RunResult, run_in_directory
+from medvfm_jax.train.assemble import Assembled, assemble
 from medvfm_jax.train.embedding_cache import make_cache
 from medvfm_jax.train.training import Goal, Run, resolve
-from medvfm_jax.types import Delta, MedvfmError, Params
+from medvfm_jax.types import Delta, MedvfmError, ModelSpec, Params
+
+REMEMBERED = (
+    1024  # positions of the teacher's embeddings that "cirkd_memory" compares with, of this many images:
+)
+REMEMBERED_IMAGES = 32
 
 
 class TeacherMismatch(MedvfmError):
@@ -58,33 +72,91 @@ def _resolve(
         config.teacher, dtype=config.dtype, weights=config.teacher_weights, offline=config.offline
     )
     _check(teacher, run)
+    _check_terms(stages, run)
     stages = _asked_once_without_points(stages, run, display)
-    start, inherited = _start(config, teacher, run)
+    assembled = run.assembled
+    start, inherited = _start(config.start, teacher, assembled)
     display.say(
         f"{config.student} learns from {config.teacher} by {config.recipe}; it starts with "
         f"{inherited.whole} arrays of the teacher's whole, {inherited.cut} cut and {inherited.initial} at random"
     )
     if teacher.note:
         display.say(f"note: {teacher.note}")
+    partner = _partner(config, stages, teacher, run)
+    blocks, of_teacher, channels = _blocks(stages, teacher, run)
+    encode = _encoder(config, teacher, of_teacher)
+    sizes = Sizes(teacher.spec.embedding, channels, tokens_of(assembled.base.model))
+    accumulate = _accumulate(config, stages, run, display)
     own = to_json(config)
-    record = run.record | {name: own[name] for name in ("teacher", "recipe", "set", "start")}
+    record = run.record | {name: own[name] for name in ("teacher", "recipe", "set", "start", "partner")}
     record["resolved"] = record["resolved"] | {
         "teacher": {"model": teacher.name, "fingerprint": teacher.fingerprint},
         "stages": {str(number): stage._asdict() for number, stage in enumerate(stages, 1)},
     }
-    assembled = run.assembled._replace(delta=start)
-    objective = make_loss(stages, assembled.adapted, teacher, assembled.objective)
-    goal = Goal(
-        loss=objective,
-        params={"student": assembled.base.params, "teacher": teacher.params},
-        batches=lambda loader: Lessons(loader, _encoder(config, teacher), config.steps),
-        updates=lambda optimizer: only_trained(optimizer, stages, config.steps),
+    record["placement"] = record["placement"] | {"accumulate": accumulate}
+    assembled = assembled._replace(delta=start)
+    params = {"student": assembled.base.params, "teacher": teacher.params}
+    if partner is not None:
+        params[PARTNER] = partner.base.params
+    if any("memory" in stage.kinds for stage in stages):
+        params["memory"] = _memory(config, run, encode)
+    networks = Networks(
+        assembled.adapted, teacher, assembled.objective, None if partner is None else partner.adapted, blocks
     )
-    return run._replace(record=record, assembled=assembled, goal=goal)
+    decays = [stage.decay for stage in stages if stage.other == AVERAGE]
+
+    def updates(optimizer: Any) -> Any:
+        moved = only_trained(optimizer, stages, config.steps)
+        return with_average(moved, decays[0]) if decays else moved
+
+    def trained(delta: Delta) -> Delta:
+        key = jax.random.fold_in(jax.random.key(config.seed), 3)
+        return with_companions(delta, stages, sizes, key, None if partner is None else partner.delta)
+
+    goal = Goal(
+        loss=make_loss(stages, networks),
+        params=params,
+        batches=lambda loader: Lessons(loader, encode, config.steps),
+        updates=updates,
+        start=trained,
+        model=lambda delta: left_of(delta, stages[-1].kept),
+    )
+    jax.eval_shape(goal.start, start)  # refuses helpers that do not fit, before anything is written
+    return run._replace(record=record, assembled=assembled, goal=goal, accumulate=accumulate)
 
 
 def _check(teacher: Teacher, run: Run) -> None:
-    student, data = run.assembled.base.model.spec, run.data.source
+    data = run.data.source
+    _check_shapes(teacher, run.assembled.base.model.spec)
+    if teacher.labels is not None and dict(teacher.labels) != dict(data.dataset.labels):
+        raise TeacherMismatch(
+            f"The teacher was trained for the labels {', '.join(teacher.labels)}, and {data.dataset.name} has "
+            f"{', '.join(data.dataset.labels)}; distil on data with its labels."
+        )
+    digest, seen = teacher.trained_on
+    if digest == data.sha256 and (leaked := sorted(seen.intersection(data.split.test))):
+        raise TeacherMismatch(
+            f"{len(leaked)} test cases, like {leaked[0]}, were seen by the teacher in its training, so that scores on "
+            "them would say nothing; give the --seed, --val-fraction and --test-fraction of its run."
+        )
+
+
+def _check_terms(stages: tuple[Stage, ...], run: Run) -> None:
+    """Refuse terms that the models' kind of masks has no meaning for, before anything is written."""
+    spec = run.assembled.base.model.spec
+    for name in dict.fromkeys(name for stage in stages for name in stage.terms):
+        if name in OF_PROMPTS and spec.task != "promptable":
+            raise BadConfig(
+                f"Term '{name}' compares masks of prompts, and {spec.name} takes none; give --set {name}=0."
+            )
+        if name == "dkd" and (spec.task == "promptable" or spec.classes < 3):
+            raise BadConfig(
+                f"Term 'dkd' tells the class of a pixel from the others among each other, and {spec.name} is asked for "
+                "fewer than three classes; give --set dkd=0, or a teacher of two labels or more without prompts."
+            )
+
+
+def _check_shapes(teacher: Teacher, student: ModelSpec) -> None:
     if teacher.spec.task != student.task:
         raise TeacherMismatch(
             f"The teacher, {teacher.name}, {_asked(teacher.spec.task)}, and the student, {student.name}, "
@@ -103,17 +175,6 @@ def _check(teacher: Teacher, run: Run) -> None:
                 f"The teacher, {teacher.name}, {what} {theirs}, the student, {student.name}, {ours}; choose a student "
                 "of the teacher's kind."
             )
-    if teacher.labels is not None and dict(teacher.labels) != dict(data.dataset.labels):
-        raise TeacherMismatch(
-            f"The teacher was trained for the labels {', '.join(teacher.labels)}, and {data.dataset.name} has "
-            f"{', '.join(data.dataset.labels)}; distil on data with its labels."
-        )
-    digest, seen = teacher.trained_on
-    if digest == data.sha256 and (leaked := sorted(seen.intersection(data.split.test))):
-        raise TeacherMismatch(
-            f"{len(leaked)} test cases, like {leaked[0]}, were seen by the teacher in its training, so that scores on "
-            "them would say nothing; give the --seed, --val-fraction and --test-fraction of its run."
-        )
 
 
 def _asked(task: str) -> str:
@@ -135,17 +196,91 @@ def _asked_once_without_points(
     return tuple(stage._replace(rounds=1) for stage in stages)
 
 
-def _start(config: DistillConfig, teacher: Teacher, run: Run) -> tuple[Delta, Inherited]:
+def _start(start: str, teacher: Teacher, assembled: Assembled) -> tuple[Delta, Inherited]:
     """The student's delta: what the teacher's numbers are more than those that it starts with at random."""
-    params = run.assembled.base.params
+    params = assembled.base.params
     source = teacher.merged["params"]
-    if config.start == "random":
+    if start == "random":
         source = {name: tree for name, tree in source.items() if name != "image_encoder"}
     try:
         inherited = inherit({"params": source}, params)
     except NothingInherited:
         inherited = Inherited(params, 0, 0, len(jax.tree.leaves(params)))
-    return _difference(run.assembled.delta, inherited.params, params), inherited
+    return _difference(assembled.delta, inherited.params, params), inherited
+
+
+def _partner(
+    config: DistillConfig, stages: tuple[Stage, ...], teacher: Teacher, run: Run
+) -> Assembled | None:
+    """The second student, where a stage has one; of the student's own kind its encoder starts at random."""
+    if not any(stage.other == PARTNER for stage in stages):
+        if config.partner:
+            raise BadConfig(
+                f"Recipe {config.recipe} has one student; leave out --partner, or choose --recipe mutual."
+            )
+        return None
+    name = config.partner or config.student
+    student = config.of_student(run.assembled.prompt)
+    found = assemble(
+        dataclasses.replace(student, model=name),
+        student.adapter,
+        systems.SYSTEMS[student.adapter],
+        classes=run.data.source.dataset.classes,
+        seed=config.seed + 1,
+        offline=config.offline,
+    )
+    _check_shapes(teacher, found.base.model.spec)
+    delta, _ = _start("random" if name == config.student else config.start, teacher, found)
+    return found._replace(delta=delta)
+
+
+def _blocks(
+    stages: tuple[Stage, ...], teacher: Teacher, run: Run
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[tuple[int, int], ...]]:
+    """Paths of the student's and the teacher's blocks that are compared, and the channels of each pair."""
+    compared = [stage for stage in stages if "layers" in stage.terms]
+    if not compared:
+        return (), (), ()
+    student, base = run.assembled.adapted, run.assembled.base
+    spec, delta = base.model.spec, run.assembled.delta
+    image = jax.ShapeDtypeStruct(spec.input_shape, np.float32)
+    ours = block_paths(lambda p, x, **kw: student.encode(p, delta, x, **kw), base.params, image, spec.name)
+    theirs = block_paths(teacher.encode, teacher.params, image, teacher.name)
+    depths = compared[0].depths
+    pairs = tuple(zip(at_depths(tuple(ours), depths), at_depths(tuple(theirs), depths)))
+    channels = tuple((ours[a][-1], theirs[b][-1]) for a, b in pairs)
+    return tuple(a for a, _ in pairs), tuple(b for _, b in pairs), channels
+
+
+def _accumulate(config: DistillConfig, stages: tuple[Stage, ...], run: Run, display: ProgressDisplay) -> int:
+    """Parts of a batch; terms that relate its images need several of them at once."""
+    if not any("batch" in stage.kinds for stage in stages):
+        return run.accumulate
+    least = 3 if any("rkd_angle" in stage.terms for stage in stages) else 2
+    parts = config.accumulate or 1
+    if config.batch_size // parts < least:
+        raise BadConfig(
+            f"A term of this run relates {least} images of a batch to each other, and {config.batch_size // parts} "
+            f"are seen at once; give a larger --batch-size, or a smaller --accumulate."
+        )
+    if parts != run.accumulate:
+        display.say(
+            f"note: a term relates images to each other, so that {config.batch_size // parts} are seen at once"
+        )
+    return parts
+
+
+def _memory(config: DistillConfig, run: Run, encode: Encode) -> NDArray:
+    """Positions of the teacher's embeddings of training images, drawn once, (m, c)."""
+    loader = run.data.loader("none", (0, 1))
+    positions = []
+    for _ in range(-(-REMEMBERED_IMAGES // config.batch_size)):
+        for image in next(loader).image:
+            embedding, _ = encode(image)
+            positions.append(np.asarray(pooled(embedding, AFFINITY_SIDE)).reshape(-1, embedding.shape[-1]))
+    every = np.concatenate(positions)
+    rng = np.random.default_rng(config.seed)
+    return every[rng.permutation(len(every))[:REMEMBERED]].astype(np.float32)
 
 
 def _difference(delta: Delta, wanted: Params, params: Params) -> Delta:
@@ -159,16 +294,32 @@ def _difference(delta: Delta, wanted: Params, params: Params) -> Delta:
     return {part: changed}
 
 
-def _encoder(config: DistillConfig, teacher: Teacher) -> Callable[[NDArray], NDArray]:
-    """Image -> embedding of the teacher; kept where images come without random changes."""
-    encode = jax.jit(teacher.encode)
-    params = jax.device_put(teacher.params)
-
-    def one(image: NDArray) -> NDArray:
-        return np.asarray(encode(params, image))
-
-    if config.augment != "none" or config.embeddings == "off":
-        return one
-    return make_cache(
-        one, f"{teacher.fingerprint} {teacher.name} {config.dtype}", config.embeddings, cache_dir()
+def _encoder(config: DistillConfig, teacher: Teacher, blocks: tuple[str, ...]) -> Encode:
+    """Image -> embedding of the teacher and maps of its blocks; kept where images come without random changes."""
+    looked = with_maps(teacher.encode, blocks)
+    shapes = jax.eval_shape(
+        looked, teacher.params, jax.ShapeDtypeStruct(teacher.spec.input_shape, np.float32)
     )
+    sizes = [int(np.prod(shape.shape)) for shape in jax.tree.leaves(shapes)]
+    encode = jax.jit(looked)
+    params = jax.device_put(teacher.params)
+    if config.augment != "none" or config.embeddings == "off":
+        return lambda image: jax.tree.map(np.asarray, encode(params, image))
+
+    def packed(image: NDArray) -> NDArray:  # the cache keeps one array per image
+        return np.concatenate([np.ravel(array) for array in jax.tree.leaves(encode(params, image))])
+
+    about = f"{teacher.fingerprint} {teacher.name} {config.dtype} {' '.join(blocks)}".rstrip()
+    if not blocks:
+        cache = make_cache(
+            lambda image: np.asarray(encode(params, image)[0]), about, config.embeddings, cache_dir()
+        )
+        return lambda image: (cache(image), ())
+    cache = make_cache(packed, about, config.embeddings, cache_dir())
+
+    def unpacked(image: NDArray) -> tuple[NDArray, tuple[NDArray, ...]]:
+        parts = np.split(cache(image), np.cumsum(sizes)[:-1])
+        arrays = [part.reshape(s.shape) for part, s in zip(parts, jax.tree.leaves(shapes))]
+        return arrays[0], tuple(arrays[1:])
+
+    return unpacked

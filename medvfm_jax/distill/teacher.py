@@ -23,7 +23,7 @@ class Teacher(NamedTuple):
         name: of its model.
         spec: of the model as it answers.
         params: what its functions take, {"params": ..., "delta": ...}.
-        encode: (params, image) -> embedding, un-batched.
+        encode: (params, image, **kw) -> embedding, un-batched.
         decode: (params, embedding, prompts | None) -> Prediction.
         merged: parameters of the plain model with the delta in them, or without where it cannot be merged.
         labels: {name: number} it was trained for, None where it is asked as published.
@@ -35,7 +35,7 @@ class Teacher(NamedTuple):
     name: str
     spec: ModelSpec
     params: Params
-    encode: Callable[[Params, Array], Array]
+    encode: Callable[..., Array]
     decode: Callable[..., Prediction]
     merged: Params
     labels: Mapping[str, int] | None = None
@@ -103,7 +103,7 @@ def open_teacher(teacher: str, *, dtype: str, weights: Path | None = None, offli
         record["model"],
         adapted.spec,
         params,
-        lambda p, image: adapted.encode(p["params"], p["delta"], image),
+        lambda p, image, **kw: adapted.encode(p["params"], p["delta"], image, **kw),
         lambda p, embedding, prompts: adapted.decode(p["params"], p["delta"], embedding, prompts),
         merged,
         resolved["labels"],

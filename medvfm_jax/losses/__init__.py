@@ -2,6 +2,7 @@
 
 from medvfm_jax.losses.deep_supervision import deeply_supervised
 from medvfm_jax.losses.distillation_features import (
+    attention_distance,
     attention_transfer,
     cwd,
     embedding_cosine,
@@ -16,7 +17,6 @@ from medvfm_jax.losses.distillation_masks import dice_semimetric, mask_bce, mask
 from medvfm_jax.losses.distillation_relations import (
     cirkd,
     cirkd_memory,
-    emkd,
     ifvd,
     pixel_affinity,
     region_affinity,
@@ -40,6 +40,7 @@ __all__ = [
     "LossShapeMismatch",
     "Shares",
     "UnknownLoss",
+    "attention_distance",
     "attention_transfer",
     "cirkd",
     "cirkd_memory",
@@ -54,7 +55,6 @@ __all__ = [
     "dkd",
     "embedding_cosine",
     "embedding_mse",
-    "emkd",
     "fitnets",
     "focal",
     "hinton",

@@ -97,7 +97,19 @@ def attention_transfer(student: Array, teacher: Array, *, power: int = 2) -> Arr
 
 
 def attention_distance(student: Array, teacher: Array, *, power: int) -> Array:
-    """The same summed over positions, ‖Q_s / ‖Q_s‖ - Q_t / ‖Q_t‖‖²; with `power` 4 EMKD's importance maps."""
+    """‖Q_s / ‖Q_s‖ - Q_t / ‖Q_t‖‖², Q = Σ_c |F_c|^power: `attention_transfer` summed over positions.
+
+    Args:
+        student: features (h, w, c_s).
+        teacher: features (h, w, c_t); channels may differ.
+        power: exponent of the channels, 4 for EMKD's importance maps.
+
+    Returns:
+        () loss; EMKD's weight is 0.9.
+
+    References:
+        Qin et al., IEEE TMI 2021 (EMKD), https://arxiv.org/abs/2108.09987
+    """
 
     def attention(features: Array) -> Array:
         # Scaled to a largest value of 1 first: the fourth power of small features would drown in rounding.

@@ -9,8 +9,6 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax import Array
 
-from medvfm_jax.losses.distillation_features import attention_distance
-from medvfm_jax.losses.distillation_logits import hinton
 from medvfm_jax.losses.predictions import weighted_mean
 from medvfm_jax.types import IGNORE
 
@@ -238,41 +236,3 @@ def region_affinity(student: Array, teacher: Array, target: Array, classes: int)
     student, teacher = _pair(student, teacher)
     (of_student, present), (of_teacher, _) = contrast(student), contrast(teacher)
     return weighted_mean((of_student - of_teacher) ** 2, present)
-
-
-def emkd(
-    student_logits: Array,
-    teacher_logits: Array,
-    student_features: Array,
-    teacher_features: Array,
-    target: Array,
-    *,
-    weights: tuple[float, float, float] = (0.1, 0.9, 0.9),
-    temperature: float = 4.0,
-) -> Array:
-    """Efficient medical knowledge distillation: α · logits + β₁ · importance + β₂ · regions.
-
-    The parts are `hinton`, `attention_distance` of power 4 and `region_affinity`.
-
-    Args:
-        student_logits: (C, H, W).
-        teacher_logits: (C, H, W).
-        student_features: (h, w, c_s).
-        teacher_features: (h, w, c_t).
-        target: class index (h, w), at the features' resolution.
-        weights: (α, β₁, β₂), those of the paper.
-        temperature: of the logits.
-
-    Returns:
-        () loss.
-
-    References:
-        Qin et al., IEEE TMI 2021, https://arxiv.org/abs/2108.09987
-    """
-    alpha, beta_importance, beta_region = weights
-    classes = student_logits.shape[0]
-    return (
-        alpha * hinton(student_logits, teacher_logits, temperature=temperature)
-        + beta_importance * attention_distance(student_features, teacher_features, power=4)
-        + beta_region * region_affinity(student_features, teacher_features, target, classes)
-    )

@@ -21,9 +21,14 @@ class DistillConfig(ReadingConfig, RunConfig, OptimConfig, DataConfig):
     student: str = "lite-medsam-s"
     """Network that learns; it starts with the teacher's numbers of the same names, cut to its size."""
     recipe: str = "task"
-    """mobile_sam, tiny_sam, edge_sam, efficient_vit_sam, task; plain learns from labels alone, to compare with."""
+    """mobile_sam, tiny_sam, edge_sam, efficient_vit_sam, sam_lightening, sami, dear_kd, task, emkd, mean_teacher,
+    mutual; plain learns from labels alone, to compare with."""
     set: tuple[str, ...] = ()
-    """Option of the recipe, for example rounds=1; may be given several times."""
+    """Option of the recipe, for example rounds=1, or the weight of any term, for example pkd=1; may be given several
+    times."""
+    partner: str = ""
+    """Network that learns beside the student with --recipe mutual and is left behind; by default one like the student
+    whose encoder starts at random."""
     start: Literal["teacher", "random"] = "teacher"
     """Numbers of the encoder that the student starts with; decoder and prompts are the teacher's where they fit."""
     prompt: PromptChoice = "auto"
@@ -58,7 +63,7 @@ class DistillConfig(ReadingConfig, RunConfig, OptimConfig, DataConfig):
 
         prompt: what "auto" stands for.
         """
-        own = {"teacher", "teacher_weights", "student", "recipe", "set", "start"}
+        own = {"teacher", "teacher_weights", "student", "recipe", "set", "start", "partner"}
         shared: dict[str, Any] = {
             f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in own
         }

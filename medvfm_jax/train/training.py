@@ -54,12 +54,16 @@ class Goal(NamedTuple):
         params: what the loss is given beside the delta.
         batches: the run's loader -> one of batches that the loss takes.
         updates: the run's optimiser -> one for this loss.
+        start: the delta before the first step -> what is trained, which may hold more than the model takes.
+        model: what is trained -> the delta that is validated and kept.
     """
 
     loss: LossFn
     params: Any
     batches: Callable[[Loader], Loader]
     updates: Callable[[optax.GradientTransformation], optax.GradientTransformation]
+    start: Callable[[Delta], Delta] = lambda delta: delta
+    model: Callable[[Delta], Delta] = lambda trained: trained
 
 
 class Run(NamedTuple):
@@ -104,7 +108,12 @@ class Run(NamedTuple):
     def start(self) -> TrainState:
         """The state before the first step."""
         key = jax.random.fold_in(jax.random.key(self.config.seed), 2)
-        return init_state(self.assembled.delta, self.optimizer, key)
+        delta = self.assembled.delta
+        return init_state(delta if self.goal is None else self.goal.start(delta), self.optimizer, key)
+
+    def model(self, trained: Delta) -> Delta:
+        """What is trained -> the delta that is validated and kept."""
+        return trained if self.goal is None else self.goal.model(trained)
 
 
 class Trained(NamedTuple):
@@ -262,7 +271,7 @@ def train(
         say(damage)
     state, stopping = fitted
     best = stopping.delta
-    delta = placement.fetch(state.delta) if best is None else best
+    delta = placement.fetch(run.model(state.delta)) if best is None else best
     return Trained(delta, int(state.step), None if best is None else stopping.best, state, stopping)
 
 
@@ -301,4 +310,4 @@ def _validation(run: Run, params: Params, loss: LossFn, cache: EmbeddingCache | 
         return placement.fetch(overlap(*arguments))
 
     score = make_validation(params, loss, counts, data, prepare)
-    return Validation(score, run.config.validate_every, placement.fetch)
+    return Validation(score, run.config.validate_every, placement.fetch, lambda state: run.model(state.delta))

@@ -267,6 +267,24 @@ _ENTRIES = (
         notes="for non-commercial use only",
     ),
     WeightsEntry(
+        "rep-vit-sam",
+        Page("https://github.com/THU-MIG/RepViT/tree/main/sam", "repvit_sam.pt"),
+        "rep-vit-sam",
+        "Apache-2.0",
+        ALL_PROMPTS,
+        notes="among the releases of the page",
+    ),
+    *(
+        WeightsEntry(
+            f"efficient-vit-sam-{size}",
+            f"https://huggingface.co/mit-han-lab/efficientvit-sam/resolve/main/efficientvit_sam_{size}.pt",
+            f"efficient-vit-sam-{size}",
+            "Apache-2.0",
+            ALL_PROMPTS,
+        )
+        for size in ("l0", "l1", "l2", "xl0", "xl1")
+    ),
+    WeightsEntry(
         "dinov2-s",
         f"{META}/dinov2/dinov2_vits14/dinov2_vits14_pretrain.pth",
         "dinov2-s",

@@ -22,20 +22,50 @@ def test_ablations_are_options():
     (first,) = RECIPES["mobile_sam"].configured({})
     assert set(first.terms) == {"embedding"}
     assert first.trained == ENCODER
+    (labels,) = RECIPES["sami"].configured({"first": "0"})
+    assert not labels.hidden
+    assert [stage.hidden for stage in RECIPES["sami"].configured({"hidden": "0.5"})] == [0.5, 0]
+    (learned,) = RECIPES["mean_teacher"].configured({"average": "false", "noise": "0"})
+    assert (learned.kept, learned.noise) == ("student", 0)
+    first, _ = RECIPES["sam_lightening"].configured({"moving": "false"})
+    assert not first.moving
+    assert len(RECIPES["sam_lightening"].configured({"first": "1"})) == 1
+    early, late = RECIPES["dear_kd"].configured({"depth": "0.5"})
+    assert (early.depths, set(late.terms)) == ((0.25, 0.5), {"labels"})
+    (only,) = RECIPES["emkd"].configured({"masks": "0", "importance": "0"})
+    assert only.terms == {"regions": 0.9, "labels": 1.0}
+    (peers,) = RECIPES["mutual"].configured({"labels": "0"})
+    assert set(peers.terms) == {"peer"}
     (second,) = RECIPES["edge_sam"].configured({"first": "0"})
     assert second.terms == {"binary_masks": 1.0}
+
+
+def test_any_term_joins_the_stages_that_see_whole_pictures():
+    stages = RECIPES["efficient_vit_sam"].configured({"pkd": "3"})
+    assert [stage.terms["pkd"] for stage in stages] == [3.0, 3.0]
+    first, second = RECIPES["sami"].configured({"pkd": "3"})
+    assert (set(first.terms), set(second.terms)) == ({"reconstruction"}, {"labels", "pkd"})
+    (only,) = RECIPES["task"].configured({"embedding": "2"})  # its own option
+    assert only.terms["embedding"] == 2.0
+    assert stages[0].kinds == {"embedding", "batch"}
 
 
 @pytest.mark.parametrize(
     ("name", "given", "words"),
     [
+        ("task", {"peer": "1"}, "choose --recipe mean_teacher or mutual"),
+        ("task", {"reconstruction": "1"}, "choose --recipe sami"),
+        ("task", {"pdk": "1"}, "the nearest is 'pkd'"),
+        ("task", {"pkd": "much"}, "pkd must be a finite number"),
+        ("mean_teacher", {"decay": "1"}, "below 1"),
+        ("sami", {"hidden": "1"}, "below 1"),
         ("tiny_sam", {"round": "1"}, "nearest is 'rounds'"),
         ("tiny_sam", {"rounds": "0"}, "rounds at least 1"),
         ("tiny_sam", {"hard_masks": "perhaps"}, "hard_masks must be"),
         ("task", {"masks": "-1"}, "not negative"),
         ("edge_sam", {"first": "1.5"}, "at most 1"),
         ("task", {"masks": "0", "embedding": "0", "labels": "0"}, "nothing would be learned"),
-        ("mobile_sam", {"rounds": "1"}, "there are none"),
+        ("mobile_sam", {"rounds": "1"}, "no option 'rounds', nor is there such a term"),
     ],
 )
 def test_an_option_without_meaning_is_refused(name, given, words):

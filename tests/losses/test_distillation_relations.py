@@ -10,8 +10,7 @@ from medvfm_jax.types import IGNORE
 attention_transfer = jax.jit(losses.attention_transfer, static_argnames="power")
 cirkd = jax.jit(losses.cirkd)
 cirkd_memory = jax.jit(losses.cirkd_memory)
-emkd = jax.jit(losses.emkd)
-hinton = jax.jit(losses.hinton)
+attention_distance = jax.jit(losses.attention_distance, static_argnames="power")
 ifvd = jax.jit(losses.ifvd, static_argnames="classes")
 pixel_affinity = jax.jit(losses.pixel_affinity)
 region_affinity = jax.jit(losses.region_affinity, static_argnames="classes")
@@ -154,14 +153,7 @@ def test_gradients_are_finite_for_equal_samples_and_stop_at_the_teacher(maps):
         assert float(jnp.abs(jax.grad(loss, argnums=1)(t + 1, t**2)).max()) == 0.0
 
 
-def test_emkd_is_its_three_parts(maps, target):
-    logits = jnp.moveaxis(maps[0][0][..., :K], -1, 0), jnp.moveaxis(maps[1][0][..., :K], -1, 0)
+def test_the_distance_of_maps_of_importance_is_attention_transfer_summed_over_positions(maps):
     features = maps[0][0], maps[1][0]
-    expected = (
-        0.1 * hinton(*logits)
-        + 0.9
-        * features[0][..., 0].size
-        * attention_transfer(*features, power=4)  # there summed over positions
-        + 0.9 * region_affinity(*features, target, classes=K)
-    )
-    np.testing.assert_allclose(emkd(*logits, *features, target), expected, rtol=1e-5)
+    expected = features[0][..., 0].size * attention_transfer(*features, power=4)
+    np.testing.assert_allclose(attention_distance(*features, power=4), expected, rtol=1e-5)

@@ -9,9 +9,11 @@ import pytest
 
 from medvfm_jax import weights
 from medvfm_jax.models import build
+from medvfm_jax.models.convolution import depthwise_grouped
 from medvfm_jax.models.errors import BadModelOption
 from medvfm_jax.models.sam.channel_spatial import ChannelSpatialAdapter
 from medvfm_jax.models.sam.efficient_prompt_encoder import EfficientPromptEncoder
+from medvfm_jax.models.sam.efficient_vit import LinearAttention
 from medvfm_jax.models.sam.encoder import Block
 from medvfm_jax.models.sam.prompt_encoder import BadPrompts
 from medvfm_jax.models.sam.rep_vit import RepVggDepthwise, SqueezeExcite
@@ -56,6 +58,72 @@ def test_a_block_of_sam_med2d_adds_its_adapter_to_that_of_sam():
     found, expected, added = both(x)
     np.testing.assert_allclose(found, expected + added, atol=1e-5)
     assert float(jnp.abs(added).max()) > 0.1
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_the_branches_of_a_depthwise_block_are_fused_exactly(joint):
+    """One convolution is what the branches, their batch norms and x add up to, written out one after the other."""
+    x = jax.random.normal(jax.random.key(0), (6, 5, 8))
+    layer = RepVggDepthwise(joint)
+    params = layer.init(jax.random.key(1), x)["params"]
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(2), len(leaves))
+    params = tree.unflatten([abs(0.5 + jax.random.normal(k, p.shape)) for k, p in zip(keys, leaves)])
+
+    def norm(y, bn):
+        return (y - bn["mean"]) / jnp.sqrt(bn["var"] + 1e-5) * bn["scale"] + bn["bias"]
+
+    def depthwise(kernel):
+        return depthwise_grouped(x, kernel[:, :, 0], 1)
+
+    conv, second = params["conv"], params["conv1"]
+    expected = x + norm(depthwise(conv["c"]["kernel"]), conv["bn"])
+    if joint:
+        expected = norm(expected + depthwise(second["kernel"]) + second["bias"], params["bn"])
+    else:
+        expected = expected + norm(depthwise(second["c"]["kernel"]), second["bn"])
+    np.testing.assert_allclose(layer.apply({"params": params}, x), expected, rtol=1e-4, atol=1e-4)
+    assert set(params) == ({"conv", "conv1", "bn"} if joint else {"conv", "conv1"})
+
+
+def test_rep_vit_sam_keeps_the_grid_of_its_last_stage():
+    for name in ("edge-tiny-test", "rep-tiny-test"):
+        model, params = weights.load(name)
+        assert model.encode(params, jnp.zeros(model.spec.input_shape)).shape == model.spec.embedding
+        assert ("fuse_stage2" in params["params"]["image_encoder"]) == (name == "edge-tiny-test")
+
+
+def test_linear_attention_is_attention_with_relu_in_place_of_softmax():
+    """Of both scales, with the (tokens, tokens) weights that it never makes."""
+    x = jax.random.normal(jax.random.key(0), (3, 4, 16))
+    layer = LinearAttention(8, 3)
+    params = layer.init(jax.random.key(1), x)["params"]
+    params["proj"]["conv"]["kernel"] = jnp.concatenate([jnp.eye(16), 2 * jnp.eye(16)])[None, None]
+    params["proj"]["norm"]["var"] = jnp.full(16, 1 - 1e-6)
+    qkv = x @ params["qkv"]["kernel"][0, 0]
+    near = depthwise_grouped(qkv, params["aggreg_0"]["kernel"][:, :, 0], 1)
+    groups = near.reshape(3, 4, 6, 8)
+    mixing = params["aggreg_1"]["kernel"][0, 0].reshape(8, 6, 8)
+    near = jnp.einsum("hwgc,cgd->hwgd", groups, mixing).reshape(3, 4, 48)
+    expected = 0.0
+    for weight, both in ((1.0, qkv), (2.0, near)):
+        heads = []
+        for part in jnp.split(both.reshape(12, 48), 2, -1):
+            q, k, v = jnp.split(part, 3, -1)
+            weights_ = jax.nn.relu(q) @ jax.nn.relu(k).T
+            heads.append(weights_ @ v / (weights_.sum(-1, keepdims=True) + 1e-15))
+        expected = expected + weight * jnp.concatenate(heads, -1).reshape(3, 4, 16)
+    np.testing.assert_allclose(layer.apply({"params": params}, x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_efficient_vit_halves_the_picture_first_and_has_the_embedding_of_sam():
+    model, params = weights.load("efficient-vit-tiny-test")
+    image = jax.random.normal(jax.random.key(0), model.spec.input_shape)
+    blocks = image.reshape(32, 2, 32, 2, 3).mean((1, 3))
+    same = jnp.repeat(jnp.repeat(blocks, 2, 0), 2, 1)
+    found = model.encode(params, image)
+    assert found.shape == model.spec.embedding == (4, 4, 32)
+    np.testing.assert_allclose(found, model.encode(params, same), atol=1e-4)
 
 
 def test_rep_vgg_and_squeeze_excite_by_hand():

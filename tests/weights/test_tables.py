@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from medvfm_jax.models import catalog
+from medvfm_jax.models.sam.efficient_port_table import VIT_SAM
 from medvfm_jax.models.sam.port_table import SAM
 from medvfm_jax.models.sam.rep_vit_port_table import REP_VIT_SAM
 from medvfm_jax.models.sam.tiny_vit_port_table import TINY_VIT_SAM
@@ -87,13 +88,30 @@ def test_edge_sam_encoder_dump(reference_data):
         ("efficient-sam-ti", 10_223_204),
         ("efficient-sam-s", 26_413_028),
         ("edge-sam", 9_582_112),
+        # Published as 34.8, 47.7, 61.3, 117.0 and 203.3 million.
+        ("efficient-vit-sam-l0", 34_792_784),
+        ("efficient-vit-sam-l1", 47_650_128),
+        ("efficient-vit-sam-l2", 61_328_592),
+        ("efficient-vit-sam-xl0", 116_957_904),
+        ("efficient-vit-sam-xl1", 203_346_128),
+        ("rep-vit-sam", 27_223_480),  # with its training branches; not published
     ],
 )
 def test_published_parameter_counts(name, parameters):
     assert catalog.build(name).parameters == parameters
 
 
-@pytest.mark.parametrize("name", ["med2d-tiny-test", "efficient-tiny-test", "edge-tiny-test"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "med2d-tiny-test",
+        "efficient-tiny-test",
+        "edge-tiny-test",
+        "rep-tiny-test",
+        "efficient-vit-tiny-test",
+        "vit-student-tiny-test",
+    ],
+)
 def test_every_parameter_has_one_row_and_comes_back(name):
     """Both ways: the tiny model's parameters under the release's names, and back, bit by bit."""
     shapes = jax.eval_shape(catalog.build(name).init, jax.random.key(0))
@@ -103,6 +121,19 @@ def test_every_parameter_has_one_row_and_comes_back(name):
     state = to_torch(table, params)
     assert choose(state) is table
     jax.tree.map(np.testing.assert_array_equal, to_jax(table, state, shapes), params)
+
+
+@pytest.mark.parametrize(
+    ("model", "dump"), [("student-vit-ti", "efficient_sam_vitt"), ("student-vit-s", "efficient_sam_vits")]
+)
+def test_the_encoder_of_a_plain_student_is_that_of_efficient_sam(reference_data, model, dump):
+    """With SAM's own prompt encoder and mask decoder in place of the release's."""
+    folder = reference_data / "specs" / "state_dicts"
+    state = {k: v for k, v in read_dump(folder / f"{dump}.txt").items() if k.startswith("image_encoder")}
+    sam = read_dump(folder / "sam_vit_b.txt")
+    state |= {key: value for key, value in sam.items() if not key.startswith("image_encoder")}
+    assert choose(state) is VIT_SAM
+    check(VIT_SAM, state, jax.eval_shape(catalog.build(model).init, jax.random.key(0)))
 
 
 @pytest.mark.parametrize(

@@ -17,4 +17,5 @@ class DistillArgs(DistillConfig):
     """
 
     set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Option of the recipe, for example rounds=1; may be given several times."""
+    """Option of the recipe, for example rounds=1, or the weight of any term, for example pkd=1; may be given several
+    times."""

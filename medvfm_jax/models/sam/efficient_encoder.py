@@ -1,9 +1,11 @@
 """EfficientSAM's image encoder, a plain ViT: image (S, S, 3) -> embedding (S/16, S/16, 256).
 
 All blocks attend globally, without relative positions; ``pos_embed`` is that of 224 pixels with a class token, which is
-left out, and is resized bicubically.
+left out, and is resized bicubically.  With a ``dilation`` r blocks attend, in turn, within r segments of neighbouring
+tokens and among every r-th token (SAM-Lightening): a token reaches every other one in two blocks.
 
-Source: Xiong et al. 2024, "EfficientSAM"; the release's efficient_sam/efficient_sam_encoder.py.
+Sources: Xiong et al. 2024, "EfficientSAM"; the release's efficient_sam/efficient_sam_encoder.py.  Song et al. 2024,
+"SAM-Lightening", of which the abstract was read: how segments and dilation follow each other is our interpretation.
 """
 
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from jax import Array
 from medvfm_jax.models.convolution import PatchConv
 from medvfm_jax.models.interpolation import resize
 from medvfm_jax.models.layers import neck
+from medvfm_jax.models.model import Model
 from medvfm_jax.models.vit.modules import Block, ViTConfig
 
 
@@ -31,6 +34,7 @@ class EfficientSamConfig:
     pretrain_grid: int = 14  # of pos_embed
     mlp_ratio: int = 4
     out_features: int = 256
+    dilation: int = 1
     dtype: Any = jnp.float32
 
     @property
@@ -38,10 +42,17 @@ class EfficientSamConfig:
         """Pixels of the image per cell of the embedding, along one side."""
         return self.patch_size
 
-    @property
-    def block(self) -> ViTConfig:
-        """Of a block."""
-        return ViTConfig(self.dim, self.depth, self.heads, mlp_ratio=self.mlp_ratio, dtype=self.dtype)
+    def block(self, number: int) -> ViTConfig:
+        """Of a block: with dilation, even ones attend within segments and odd ones among every r-th token."""
+        apart = "segments" if number % 2 == 0 else "dilation"
+        return ViTConfig(
+            self.dim,
+            self.depth,
+            self.heads,
+            mlp_ratio=self.mlp_ratio,
+            dtype=self.dtype,
+            **{apart: self.dilation},
+        )
 
 
 class PatchEmbed(nn.Module):
@@ -56,12 +67,15 @@ class PatchEmbed(nn.Module):
 
 
 class EfficientSamEncoder(nn.Module):
-    """Image (S, S, 3) -> embedding (S/p, S/p, 256)."""
+    """Image (S, S, 3) -> embedding (S/p, S/p, 256).
+
+    kept: numbers of the tokens that are seen, (n,); then tokens (n, dim) come out as the last block leaves them.
+    """
 
     config: EfficientSamConfig
 
     @nn.compact
-    def __call__(self, image: Array) -> Array:
+    def __call__(self, image: Array, kept: Array | None = None) -> Array:
         config, side = self.config, self.config.pretrain_grid
         x = PatchEmbed(config, name="patch_embed")(image.astype(config.dtype))
         h, w = x.shape[:2]
@@ -69,6 +83,16 @@ class EfficientSamEncoder(nn.Module):
         positions = rearrange(positions[0, 1:], "(h w) c -> h w c", h=side)
         x = x + resize(positions, (h, w), "bicubic").astype(config.dtype)
         x = rearrange(x, "h w c -> (h w) c")
+        x = x if kept is None else x[kept]
         for i in range(config.depth):
-            x = Block(config.block, name=f"blocks_{i}")(x)
+            x = Block(config.block(i), name=f"blocks_{i}")(x)
+        if kept is not None:
+            return x
         return neck(rearrange(x, "(h w) c -> h w c", h=h), config.out_features, config.dtype)
+
+
+def tokens_of(model: Model) -> int:
+    """Width of the tokens of a model's image encoder; 0 for one that has none which could be left out."""
+    encoder = getattr(model.root, "encoder", None)
+    plain = isinstance(encoder, EfficientSamEncoder) and encoder.config.dilation == 1
+    return encoder.config.dim if plain else 0

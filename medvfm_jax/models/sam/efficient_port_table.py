@@ -1,5 +1,6 @@
-"""EfficientSAM as released (yformer/EfficientSAM): ViT-Ti and ViT-S."""
+"""EfficientSAM as released (yformer/EfficientSAM): ViT-Ti and ViT-S; and its encoder before SAM's own decoder."""
 
+from medvfm_jax.models.sam import port_table as sam
 from medvfm_jax.models.sam.port_table import MASK_DECODER_ALIKE, NECK
 from medvfm_jax.port_tables.rows import array, conv, conv_transpose, dense, embedding, norm
 from medvfm_jax.port_tables.table import PortTable, Row
@@ -42,3 +43,4 @@ MASK_DECODER: tuple[Row, ...] = (
 )
 
 EFFICIENT_SAM = PortTable("efficient_sam", ENCODER + NECK + PROMPT_ENCODER + MASK_DECODER)
+VIT_SAM = PortTable("vit_sam", ENCODER + NECK + sam.PROMPT_ENCODER + sam.MASK_DECODER)

@@ -1,4 +1,4 @@
-"""SAM with a RepViT encoder: EdgeSAM.
+"""SAM with a RepViT encoder: EdgeSAM, and RepViT-SAM, which has other norms in depthwise blocks and sums no stages.
 
 BatchNorm's step counter is not a parameter.
 """
@@ -9,6 +9,7 @@ from medvfm_jax.port_tables.table import PortTable, Row
 
 _FEATURES, _BLOCK = "image_encoder.features.{i}", "image_encoder/features_{i}"
 
+_JOINT = f"{_FEATURES}.token_mixer.0.conv1"
 CONVOLUTIONS = {
     "image_encoder.features.0.{m:0|2}": "image_encoder/stem_{m}",
     f"{_FEATURES}.token_mixer.0.{{m:conv|conv1}}": f"{_BLOCK}/token_mixer_0/{{m}}",
@@ -26,6 +27,7 @@ REP_VIT_ENCODER: tuple[Row, ...] = (
     *conv(f"{_FEATURES}.token_mixer.1.{{m:fc1|fc2}}", f"{_BLOCK}/token_mixer_1/{{m}}"),
     *conv("image_encoder.fuse_stage2", bias=False),
     *conv("image_encoder.fuse_stage3.op_list.0", "image_encoder/fuse_stage3", bias=False),
+    *conv(_JOINT, f"{_BLOCK}/token_mixer_0/conv1"),
 )
 
 REP_VIT_SAM = PortTable(

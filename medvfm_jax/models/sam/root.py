@@ -57,6 +57,10 @@ class Sam(nn.Module):
         """Image (S, S, 3) -> embedding (h, w, c)."""
         return self.image_encoder(image)
 
+    def visible(self, image: Array, kept: Array) -> Array:
+        """Image (S, S, 3) and the numbers of the tokens that are seen -> those tokens (n, dim), before the neck."""
+        return self.image_encoder(image, kept)
+
     def decode(self, embedding: Array, prompts: Prompts | None = None, multimask: bool = False) -> Prediction:
         """Embedding and prompts -> Prediction; ``multimask`` selects masks 1-3 instead of mask 0."""
         # The prompt-free model uses none, yet keeps the parameters, those of mask prompts included.

@@ -69,6 +69,8 @@ class ViTConfig:
     key_bias: bool = True
     gated: int = 0  # hidden width of a gated MLP (SwiGLU), DINOv3 H+; 0: a plain MLP
     causal: bool = False  # a token attends to itself and to what stands before it: text
+    segments: int = 1  # of neighbouring tokens, each attended to within itself
+    dilation: int = 1  # every so-manyth token makes a segment, in place of neighbours
     scan_blocks: bool = False
     remat: bool = False  # recompute every block in the backward pass
     dtype: Any = jnp.float32
@@ -141,13 +143,27 @@ class Attention(nn.Module):
             turned = rotary.angles(self.grid, dim // heads, self.config.rope)
             q, k = rotary.rotate(q, turned), rotary.rotate(k, turned)
         q = q * (dim // heads) ** -0.5
+        apart, together = _divided(self.config)
+        q, k, v = (rearrange(part, apart[0], **apart[1]) for part in (q, k, v)) if apart else (q, k, v)
         if self.config.causal:
             out = attend(q, k, v, jnp.tri(len(x), dtype=bool))
-        elif x.shape[0] > TOKENS_PER_MAPPED_HEAD and current_backend() == "cpu":
+        elif q.shape[-2] > TOKENS_PER_MAPPED_HEAD and current_backend() == "cpu":
             out = jax.lax.map(lambda one: attend(*one), (q, k, v))
         else:
             out = attend(q, k, v)
+        out = rearrange(out, together, heads=heads) if together else out
         return nn.Dense(dim, dtype=dtype, name="proj")(rearrange(out, "heads tokens d -> tokens (heads d)"))
+
+
+def _divided(config: ViTConfig) -> tuple[tuple[str, dict[str, int]] | None, str]:
+    """How queries, keys and values (heads, tokens, d) become (heads segments) that attend apart, and the way back."""
+    if config.segments > 1:
+        parts = {"r": config.segments}
+        return ("heads (r n) d -> (heads r) n d", parts), "(heads r) n d -> heads (r n) d"
+    if config.dilation > 1:
+        parts = {"r": config.dilation}
+        return ("heads (n r) d -> (heads r) n d", parts), "(heads r) n d -> heads (n r) d"
+    return None, ""
 
 
 class GatedMlp(nn.Module):
