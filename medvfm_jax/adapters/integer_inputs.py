@@ -31,7 +31,7 @@ def round_to(form: Form, x: Any, step: Any, bits: int) -> Any:
     -``GELU_DEPTH``; above 0 the other half, of the step.  softmax: of values from 0 to 1 half of the levels divide 1,
     half are of the finer step.  Of numpy arrays a numpy array, so that nothing is compiled.
     """
-    xp = np if isinstance(x, np.ndarray) else jnp
+    xp = np if isinstance(x, np.ndarray) and isinstance(step, np.ndarray) else jnp
     half = 2 ** (bits - 1)
 
     def levels(step: Any, least: int, most: int, start: Any = 0) -> Any:

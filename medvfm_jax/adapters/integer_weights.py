@@ -118,7 +118,7 @@ def stored(name: str, codes: Any, scales: Any, bits: int) -> SiteDelta:
     return {f"{name}{CODES}": paired(codes) if bits <= _NIBBLE else codes, f"{name}{SCALES}": scales}
 
 
-def restored(like: Any, delta: SiteDelta, name: str, bits: int, group: int = 0) -> Array:
+def restored(like: Any, delta: SiteDelta, name: str, bits: int, group: int = 0) -> Any:
     """The parameter ``name`` from what ``stored`` gave, in the shape and dtype of ``like``; raises NoSuchSite."""
     codes, scales = delta[f"{name}{CODES}"], delta.get(f"{name}{SCALES}")
     shape = None if like is None else like.shape
@@ -130,8 +130,9 @@ def restored(like: Any, delta: SiteDelta, name: str, bits: int, group: int = 0) 
             "model."
         )
     codes = unpaired(codes, inputs) if bits <= _NIBBLE else codes
-    spread = jnp.repeat(scales, min(group or inputs, inputs), axis=0)[:inputs]
-    return (codes.astype(jnp.float32) * spread).reshape(shape).astype(like.dtype)
+    xp = np if isinstance(codes, np.ndarray) else jnp
+    spread = xp.repeat(scales, min(group or inputs, inputs), axis=0)[:inputs]
+    return (codes.astype(xp.float32) * spread).reshape(shape).astype(like.dtype)
 
 
 def paired(codes: Any) -> Any:
@@ -141,8 +142,8 @@ def paired(codes: Any) -> Any:
     return (even[0::2] & 15) | (even[1::2] << 4)
 
 
-def unpaired(pairs: Array, rows: int) -> Array:
+def unpaired(pairs: Any, rows: int) -> Any:
     """The inverse of ``paired``: bytes -> int8 (rows, out)."""
-    pairs = jnp.asarray(pairs)
-    both = jnp.stack([pairs & 15, pairs >> 4], 1).reshape(-1, pairs.shape[-1])[:rows].astype(jnp.int8)
-    return jnp.where(both > 7, both - 16, both)
+    xp = np if isinstance(pairs, np.ndarray) else jnp
+    both = xp.stack([pairs & 15, pairs >> 4], 1).reshape(-1, pairs.shape[-1])[:rows].astype(xp.int8)
+    return xp.where(both > 7, both - 16, both)

@@ -204,12 +204,12 @@ def _change(
     The compressed model gets NaN for all parameters of its own, so that none of them can be read unnoticed.
     """
     adapted = method.apply(compressed, subject.model)
-    image, prompts = jax.tree.map(lambda leaf: leaf[0], (batches[0].image, batches[0].prompts))
+    seen = jax.tree.map(lambda leaf: leaf[0], (batches[0].image, batches[0].prompts))
     nothing = jax.tree.map(
         lambda leaf: np.broadcast_to(np.array(np.nan, leaf.dtype), leaf.shape), subject.params
     )
-    before = jax.jit(lambda p: subject.model.apply(p, image, prompts).logits)(subject.params)
-    after = jax.jit(lambda p, d: adapted.apply(p, d, image, prompts).logits)(nothing, compressed.delta)
+    before = jax.jit(lambda p, x: subject.model.apply(p, *x).logits)(subject.params, seen)
+    after = jax.jit(lambda p, d, x: adapted.apply(p, d, *x).logits)(nothing, compressed.delta, seen)
     before, after = np.asarray(before, np.float64), np.asarray(after, np.float64)
     if not np.isfinite(after).all():
         raise OutOfRange(

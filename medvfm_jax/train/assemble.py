@@ -250,6 +250,10 @@ def load_adapted(
     words = (name, dtype, classes, shape, change, metadata["adapter"])
     expected = traces.shapes(["delta", *words], lambda: _shapes_of(adapted, base, delta))
     artifacts.check_arrays(arrays, expected, delta)
+    if whole and adapted.adapter.levels == {"params"}:  # then it is the plain model with other numbers
+        params = jax.device_put(adapted.merge(base.params, arrays))
+        base, arrays, words = base._replace(params=params), {}, (name, dtype, classes, shape, change)
+        adapted = with_adapter(base, None)
     return Loaded(base, adapted, arrays, metadata, note, words, preparation)
 
 

@@ -7,7 +7,13 @@ import pytest
 from flax import linen as nn
 
 from medvfm_jax.adapters import BadAdapterConfig
-from medvfm_jax.adapters.integer_inputs import GELU_DEPTH, integer_inputs, integer_products, round_to, step_count
+from medvfm_jax.adapters.integer_inputs import (
+    GELU_DEPTH,
+    integer_inputs,
+    integer_products,
+    round_to,
+    step_count,
+)
 from medvfm_jax.models.attention import attend, with_operands
 from medvfm_jax.models.layers import gelu
 
@@ -29,7 +35,9 @@ def steps(form, *values):
         ("softmax", (X + 3) / 6, lambda half: (2**-4 / (half - 1),)),
     ],
 )
-def test_there_are_no_more_levels_than_bits_allow_and_nothing_moves_by_more_than_half_a_step(bits, form, x, step):
+def test_there_are_no_more_levels_than_bits_allow_and_nothing_moves_by_more_than_half_a_step(
+    bits, form, x, step
+):
     half = 2 ** (bits - 1)
     step = steps(form, *step(half))
     found = round_to(form, x, step, bits)

@@ -96,9 +96,7 @@ def test_the_adapter_runs_the_rounded_model_without_its_own_weights():
     own = np.asarray(params["params"]["layers_0"]["kernel"])
     np.testing.assert_allclose(merged["params"]["layers_0"]["kernel"], back(own, 4, 2)[0], atol=1e-6)
     empty = jax.tree.map(lambda leaf: leaf * jnp.nan if leaf.ndim == 2 else leaf, params)
-    np.testing.assert_array_equal(
-        adapter.wrap(network.apply)(empty, delta, x), network.apply(merged, x)
-    )
+    np.testing.assert_array_equal(adapter.wrap(network.apply)(empty, delta, x), network.apply(merged, x))
 
 
 def test_what_is_not_its_own_is_refused():

@@ -32,7 +32,12 @@ def test_a_layer_is_the_product_of_its_factors_and_merges_into_one():
     delta = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), shapes)
     merged = adapter.merge(params, delta)
     assert merged["params"]["point"]["kernel"].shape == (1, 1, 6, 5)
-    nothing = {"params": {**params["params"], "dense": jax.tree.map(lambda a: a * jnp.nan, params["params"]["dense"])}}
+    nothing = {
+        "params": {
+            **params["params"],
+            "dense": jax.tree.map(lambda a: a * jnp.nan, params["params"]["dense"]),
+        }
+    }
     np.testing.assert_allclose(
         adapter.wrap(Toy().apply)(nothing, delta, X), Toy().apply(merged, X), atol=1e-5
     )

@@ -1,7 +1,6 @@
 """Token merging: which tokens become one, and what each of them is told."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn

@@ -51,7 +51,9 @@ def random_params(network, x):
     shapes = jax.eval_shape(network.init, jax.random.key(0), x)
     leaves, tree = jax.tree.flatten(shapes)
     rng = np.random.default_rng(0)
-    return jax.tree.unflatten(tree, [jnp.asarray(rng.normal(size=s.shape) * 0.5, jnp.float32) for s in leaves])
+    return jax.tree.unflatten(
+        tree, [jnp.asarray(rng.normal(size=s.shape) * 0.5, jnp.float32) for s in leaves]
+    )
 
 
 def changed(params, module, layer, change):

@@ -88,7 +88,9 @@ def test_importance_is_the_derivative_by_a_gate_and_zero_where_nothing_follows()
     def loss(scale, batch):
         kernel = jnp.asarray(second["kernel"]).at[5].multiply(scale)  # the same as a gate on its input
         params = {"params": with_kernel(own.params["params"], ("image_encoder", "mlp", "fc2"), kernel)}
-        value = OBJECTIVES["medsam"](MODEL.apply(params, batch.image[0], BOX), batch.target[0], batch.weight[0])
+        value = OBJECTIVES["medsam"](
+            MODEL.apply(params, batch.image[0], BOX), batch.target[0], batch.weight[0]
+        )
         return value[0] if isinstance(value, tuple) else value
 
     expected = np.mean([abs(float(jax.grad(loss)(1.0, batch))) for batch in calibration().batches])
