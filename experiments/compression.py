@@ -17,7 +17,7 @@ from rich.console import Console
 from experiments.pareto_plot import Dot, pareto_plot
 from medvfm_jax import compilation_cache, cpu
 from medvfm_jax.compress import compress
-from medvfm_jax.metrics import compare
+from medvfm_jax.metrics import compare, summarise
 from medvfm_jax.predict import evaluate
 from medvfm_jax.runs import run_directory
 from medvfm_jax.runs.provenance import device, versions
@@ -99,11 +99,14 @@ def _scores(plan: Plan, row: str, what: dict[str, Any], console: Console) -> dic
 def table_of(
     plan: Plan, bytes_of: Mapping[str, int], scores: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """Bytes and scores of every row, and the paired difference from the whole model, for JSON."""
+    """Bytes and scores of every row on the cases that all have, and the paired difference from the whole model."""
     first = scores[WHOLE]
+    common = set.intersection(*({row["case"] for row in record["cases"]} for record in scores.values()))
+    cases = {row: [c for c in record["cases"] if c["case"] in common] for row, record in scores.items()}
     budgets = {}
     for row, record in scores.items():
-        dice = next(r for r in record["summary"] if r["metric"] == "dice")
+        summary = summarise(cases[row], seed=plan.seed)["summary"]
+        dice = next(r for r in summary if r["metric"] == "dice")
         budgets[row] = {
             "method": ROWS[row][0] if row in ROWS else None,
             "options": list(ROWS[row][1]) if row in ROWS else [],
@@ -115,12 +118,12 @@ def table_of(
             "dice": {name: dice[name] for name in ("mean", "low", "high", "n")},
             "paired_dice": None
             if row == WHOLE
-            else compare(first["cases"], record["cases"], "dice", seed=plan.seed),
+            else compare(cases[WHOLE], cases[row], "dice", seed=plan.seed),
         }
     return {
         "plan": {
             "model": plan.model,
-            "cases": plan.cases,
+            "cases": len(common),
             "calibration": plan.calibration,
             "seed": plan.seed,
         },

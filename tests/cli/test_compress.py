@@ -8,6 +8,7 @@ import pytest
 from medvfm_jax.weights import safetensors_files
 from tests.cli.commands import LITE, adapt_words, contents
 
+QKV = "image_encoder/layers_1/blocks_0/attn/qkv"
 QUICK = {"integers": ("candidates=3", "rounds=1", "rows=4"), "low_rank": ("error=0.3",)}
 
 
@@ -112,7 +113,7 @@ def test_a_run_is_compressed_with_its_delta_and_split_and_not_twice(medvfm, cell
         (
             "low_rank",
             LITE,
-            ("error=1e-9", "at=image_encoder/layers_1/blocks_0/attn/qkv"),
+            ("error=1e-9", f"at={QKV}"),
             (),
             "give a larger --set error",
         ),
