@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, get_args
 
 from experiments.covering_tests import ROOT, covering
 from experiments.measured import measured
-from medvfm_jax import adapters, distill, losses, metrics, systems
+from medvfm_jax import adapters, compress, distill, losses, metrics, systems
 from medvfm_jax.adapters.serialise import KINDS
 from medvfm_jax.catalog import description_of, differences_of, fidelity_of
 from medvfm_jax.federated import algorithms, codecs, privacy
@@ -124,6 +124,10 @@ def sections() -> dict[str, list[Method]]:
             _method(n, r, f"medvfm distill --recipe {n}", ["distill"], kind="recipe")
             for n, r in distill.RECIPES.items()
         ],
+        "Compression": [
+            _method(n, t, f"medvfm compress --method {n}", ["compress", "cli"], kind="method of compression")
+            for n, t in compress.METHODS.items()
+        ],
         "Metrics": _package(metrics, "medvfm evaluate", "metrics", "cli", "predict", "report"),
     }
 
@@ -211,7 +215,16 @@ def _by_system(kind: str) -> str:
         for name, system in catalog.items():
             if kind in _kinds(system):
                 return f"medvfm {command} {name}"
+    for name in _compressing(kind):
+        return f"medvfm compress --method {name}"
     return "medvfm weights import" if _used(kind, "adapters", "weights", "train") else PYTHON
+
+
+def _compressing(kind: str) -> list[str]:
+    """Methods of compression that make an adapter of this kind."""
+    return [
+        n for n, t in compress.METHODS.items() if kind in _names(inspect.getmodule(t.init)._init.__code__)
+    ]
 
 
 def _kinds(system: systems.System) -> set[str]:
@@ -326,7 +339,10 @@ def _by_its_system(part: Any) -> str:
         and system.differences
         and made[id(part)] in _kinds(system) | set(_transforms(system))
     ]
-    return f"see system `{told[0]}`" if told else ""
+    if told:
+        return f"see system `{told[0]}`"
+    methods = [n for n in _compressing(made[id(part)]) if compress.METHODS[n].differences]
+    return f"see method `{methods[0]}`" if methods else ""
 
 
 def _sources(record: Any) -> tuple[str, ...]:

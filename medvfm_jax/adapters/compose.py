@@ -7,6 +7,8 @@ import flax.linen as nn
 from jax import Array
 
 from medvfm_jax.adapters.parameter_paths import SiteDelta
+from medvfm_jax.adapters.sites import unseen
+from medvfm_jax.types import Params
 
 Where = Literal["before", "after", "parallel", "around"]
 
@@ -23,6 +25,13 @@ class FrozenCall:
         """Run the frozen module on x instead of its own input; further inputs stay."""
         y, restore = _first(self._run(x, *self._rest, **self._kwargs))
         self._rebuild = lambda new: restore(new.astype(y.dtype))
+        return y
+
+    def instead(self, module: nn.Module, params: Params, x: Array) -> Array:
+        """Run an unbound module with parameters of its own in place of the frozen one, with the same further inputs."""
+        with unseen():
+            y, restore = _first(module.apply({"params": params}, x, *self._rest, **self._kwargs))
+        self._rebuild = restore
         return y
 
     def rebuild(self, y: Array) -> Any:

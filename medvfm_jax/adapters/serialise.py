@@ -20,10 +20,15 @@ from medvfm_jax.adapters.early_exit import block_exit, residual_convolutions
 from medvfm_jax.adapters.errors import BadAdapterConfig
 from medvfm_jax.adapters.fact import fact
 from medvfm_jax.adapters.hyper_bottleneck import hyper_bottleneck
+from medvfm_jax.adapters.integer_inputs import integer_inputs, integer_products
+from medvfm_jax.adapters.integer_weights import integer_weights
 from medvfm_jax.adapters.lora import lora
 from medvfm_jax.adapters.lora_experts import lora_experts
 from medvfm_jax.adapters.lora_ga import lora_ga
+from medvfm_jax.adapters.low_rank import low_rank
+from medvfm_jax.adapters.merged_tokens import merged_tokens
 from medvfm_jax.adapters.multiscale_bottleneck import multiscale_bottleneck
+from medvfm_jax.adapters.narrow import narrow_attention, narrow_mlp
 from medvfm_jax.adapters.pissa import pissa
 from medvfm_jax.adapters.prompt_tokens import prompt_tokens
 from medvfm_jax.adapters.replace import replace
@@ -63,6 +68,13 @@ _ALL: Mapping[str, Callable[..., Adapter]] = {
     "context": context_block,
     "block_exit": block_exit,
     "residual_convolutions": residual_convolutions,
+    "integer_weights": integer_weights,
+    "integer_inputs": integer_inputs,
+    "integer_products": integer_products,
+    "low_rank": low_rank,
+    "narrow_mlp": narrow_mlp,
+    "narrow_attention": narrow_attention,
+    "merged_tokens": merged_tokens,
 }
 KINDS: Catalog[Callable[..., Adapter]] = Catalog("adapter kind", _ALL, BadAdapterConfig)
 

@@ -8,6 +8,9 @@ divisions instead of tokens^2.
 
 import math
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -45,6 +48,33 @@ class Formulation:
     interpret: bool = False
 
 
+Operand = Literal["q", "k", "p", "v"]  # p: the softmax, every row of which adds up to 1
+_seen_operands: ContextVar[Callable[[Operand, Array], Array] | None] = ContextVar("operands", default=None)
+
+
+_at_once: ContextVar[bool] = ContextVar("at_once", default=False)
+
+
+@contextmanager
+def with_operands(change: Callable[[Operand, Array], Array], at_once: bool = False) -> Iterator[None]:
+    """Within this block both products of attention are made of what ``change`` gives for each of their operands.
+
+    q is scaled where the logits are made.  Kernels, which nobody can look into, are not used.  at_once: nothing is cut
+    into steps either, so that ``change`` may keep what it sees.
+    """
+    tokens = _seen_operands.set(change), _at_once.set(at_once)
+    try:
+        yield
+    finally:
+        _seen_operands.reset(tokens[0])
+        _at_once.reset(tokens[1])
+
+
+def at_once() -> bool:
+    """Whether attention must not be cut into steps, see ``with_operands``."""
+    return _at_once.get()
+
+
 PLAIN = Formulation()
 CPU = Formulation(rows=256, heads=1, windows=1)
 # Keeps (heads, tokens, tokens) out of memory; accelerators want large products.  Not measured on one.
@@ -62,9 +92,11 @@ def formulation(tokens: int, backend: str | None = None) -> Formulation:
     AVX2).  TPU, GPU from compute capability 8 on: kernels, unless MEDVFM_KERNELS=0 is in the environment.  Elsewhere
     only the rows are cut, which bounds memory.
     """
+    if at_once():
+        return PLAIN
     backend = backend or current_backend()
     chosen = {"cpu": CPU, "tpu": TPU, "gpu": GPU if has_triton() else ACCELERATOR}.get(backend, ACCELERATOR)
-    if os.environ.get("MEDVFM_KERNELS") == "0":
+    if os.environ.get("MEDVFM_KERNELS") == "0" or _seen_operands.get() is not None:
         chosen = replace(chosen, kernels=None)
     if tokens <= PLAIN_TOKENS:
         return replace(chosen, rows=None, heads=None)
@@ -75,12 +107,17 @@ def softmax_average(logits: Array, v: Array) -> Array:
     """Average of v (..., m, d) by the softmax of float32 logits (..., n, m) -> (..., n, d), v's dtype."""
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
     total = weights.sum(axis=-1, keepdims=True)
+    if (change := _seen_operands.get()) is not None:
+        weights, total = change("p", weights / total), jnp.ones((), total.dtype)
+        v = change("v", v)
     average = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32) / total
     return average.astype(v.dtype)
 
 
 def dot_logits(q: Array, k: Array) -> Array:
     """Products of scaled queries (..., n, d) and keys (..., m, d) -> float32 (..., n, m)."""
+    if (change := _seen_operands.get()) is not None:
+        q, k = change("q", q), change("k", k)
     return jnp.matmul(q, jnp.swapaxes(k, -1, -2), preferred_element_type=jnp.float32)
 
 
@@ -99,14 +136,14 @@ def attend_in_steps(q: Array, k: Array, v: Array, present: Array | None = None) 
     (b, n, _), m = q.shape, k.shape[1]
     most = LOGITS_PER_STEP.get(current_backend(), LOGITS_PER_STEP[""])
 
-    def at_once(inputs: tuple[Array, ...]) -> Array:
+    def whole(inputs: tuple[Array, ...]) -> Array:
         q, k, v = inputs
         logits = dot_logits(q, k)
         return softmax_average(logits if present is None else jnp.where(present, logits, -jnp.inf), v)
 
-    if b * n * m <= most:
-        return at_once((q, k, v))
-    one_step = jax.checkpoint(at_once)
+    if b * n * m <= most or at_once():
+        return whole((q, k, v))
+    one_step = jax.checkpoint(whole)
     if n * m <= most:
         together = _largest_divisor(b, most // (n * m))
         groups = tuple(rearrange(x, "(g i) n d -> g i n d", i=together) for x in (q, k, v))

@@ -462,9 +462,10 @@ def _scores(
     checked: DatasetCheck,
 ) -> dict[str, Any]:
     size = count(subject.delta, subject.base.params)
-    trained = (
-        {"parameters": size.trained, "total": size.total, "bytes": size.bytes} if subject.delta else None
-    )
+    compression = (subject.metadata or {}).get(artifacts.COMPRESSION)
+    trained = None
+    if subject.delta and compression is None:
+        trained = {"parameters": size.trained, "total": size.total, "bytes": size.bytes}
     return {
         "format": FORMAT,
         "metric_profile": config.profile,
@@ -480,6 +481,7 @@ def _scores(
         **({"largest_component": _names(source.dataset, subject.largest)} if subject.largest else {}),
         **({"ensemble": [str(config.run), *map(str, config.ensemble)]} if config.ensemble else {}),
         **subject.record,
+        **({} if compression is None else {artifacts.COMPRESSION: dict(compression)}),
         "data": source.dataset.name,
         "licence": source.dataset.licence,
         "note": source.dataset.note,

@@ -73,6 +73,7 @@ _RESOLVED: dict[str, Rule] = {
     "checked": _checked,
     "algorithm_options": _table(_scalar_or_list),  # ranks of clients
     "codec_options": _table(_scalar),
+    "compression": _table(_anything),
     "down_codec_options": _table(_scalar),
     "holdings": _holdings,
     "labels": _table(_scalar),
@@ -151,6 +152,8 @@ def damaged_scores(scores: Mapping[str, Any]) -> str | None:
             return name
     if not _checked(scores.get("checked")):
         return "checked"
+    if not isinstance(scores.get("compression", {}), dict):
+        return "compression"
     models = scores.get("scored_by", {})
     if not isinstance(models, dict) or not all(isinstance(name, str) for name in models.values()):
         return "scored_by"
@@ -168,7 +171,7 @@ def damaged_scores(scores: Mapping[str, Any]) -> str | None:
         if not isinstance(values, list) or not all(type(value) is kind for value in values):
             return name
     lists = ("summary", "cases", "overlays", "skipped", "provenance", "empty", "checked", "scored_by")
-    lists += ("window", "largest_component", "ensemble")
+    lists += ("compression", "window", "largest_component", "ensemble")
     return next((name for name, value in scores.items() if name not in lists and not _scalar(value)), None)
 
 

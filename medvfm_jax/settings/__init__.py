@@ -3,6 +3,7 @@
 from medvfm_jax.settings.adapt import AdaptConfig
 from medvfm_jax.settings.audit import AuditConfig
 from medvfm_jax.settings.bench import BenchConfig
+from medvfm_jax.settings.compress import CompressConfig
 from medvfm_jax.settings.evaluate import EvaluateConfig
 from medvfm_jax.settings.federate import FederateConfig
 from medvfm_jax.settings.few_shot import FewShotConfig
@@ -15,6 +16,7 @@ __all__ = [
     "BadConfig",
     "BenchConfig",
     "CohortPlanConfig",
+    "CompressConfig",
     "EvaluateConfig",
     "FederateConfig",
     "FewShotConfig",

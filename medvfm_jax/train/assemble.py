@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from medvfm_jax import systems, traces, weights
 from medvfm_jax.adapters import (
@@ -226,10 +227,19 @@ def load_adapted(
     note = "" if run is None else check_run(run, metadata, delta)
     name, classes = model or metadata["base"], metadata["classes"]
     seed, shape = metadata.get("seed", 0), stored_shape(metadata, entry_of(name), delta)
-    base = load_base(name, classes=classes, seed=seed, dtype=dtype, file=file, offline=offline, shape=shape)
-    artifacts.check_base(metadata, base.params)
+    whole = artifacts.COMPRESSION in metadata
+    if whole:
+        base = _without_numbers(name, classes=classes, dtype=dtype, shape=shape, metadata=metadata)
+    else:
+        base = load_base(
+            name, classes=classes, seed=seed, dtype=dtype, file=file, offline=offline, shape=shape
+        )
+        artifacts.check_base(metadata, base.params)
     change = stored_transform(metadata, base.model.spec)
     base = transformed(base, change)
+    if whole:
+        base = base._replace(params=jax.tree.map(_nothing, base.params))
+        arrays = {**{part: {} for part in _parts(metadata)}, **arrays}  # a part may have no arrays
     if base.model.spec.task == "features":
         raise artifacts.BadDelta(
             f"{delta}: its model, {name}, gives features, and it has no layer that makes masks."
@@ -240,7 +250,35 @@ def load_adapted(
     words = (name, dtype, classes, shape, change, metadata["adapter"])
     expected = traces.shapes(["delta", *words], lambda: _shapes_of(adapted, base, delta))
     artifacts.check_arrays(arrays, expected, delta)
+    if whole and adapted.adapter.levels == {"params"}:  # then it is the plain model with other numbers
+        params = jax.device_put(adapted.merge(base.params, arrays))
+        base, arrays, words = base._replace(params=params), {}, (name, dtype, classes, shape, change)
+        adapted = with_adapter(base, None)
     return Loaded(base, adapted, arrays, metadata, note, words, preparation)
+
+
+def _without_numbers(
+    name: str, *, classes: int, dtype: str, shape: tuple[int, ...] | None, metadata: Mapping[str, Any]
+) -> Base:
+    """The model of a delta that holds all of its numbers; parameters are shapes."""
+    options = options_of(dtype)
+    if shape is not None:
+        options |= {"window": shape[:3], "channels": shape[3]}
+    if "classes" in entry_of(name).options:
+        options["classes"] = classes
+    model_name = weights.registry.model_of(name)
+    model = catalog.build(model_name, **options)
+    return Base(model, jax.eval_shape(model.init, jax.random.key(0)), metadata["fingerprint"])
+
+
+def _nothing(leaf: Any) -> np.ndarray:
+    """In place of a parameter that a compressed model does not read: NaN, which no memory is needed for."""
+    return np.broadcast_to(np.array(np.nan, leaf.dtype), leaf.shape)
+
+
+def _parts(metadata: Mapping[str, Any]) -> list[str]:
+    parts = (metadata["adapter"] or {}).get("parts")
+    return list(parts) if isinstance(parts, Mapping) else []
 
 
 def _shapes_of(adapted: AdaptedModel, base: Base, delta: Path) -> Delta:

@@ -24,6 +24,9 @@ from medvfm_jax.weights.tree import collection, flatten
 
 FORMAT = "medvfm-delta"
 SEPARATOR = ":"
+COMPRESSION = (
+    "compression"  # in the metadata of a delta that holds its whole model: the method and its options
+)
 PROMPTS = ("box", "point", "mixed", "none")  # that a delta may have been trained for
 
 
@@ -40,7 +43,7 @@ def save_delta(path: Path | str, delta: Delta, metadata: Mapping[str, Any]) -> N
 
     Args:
         path: to write.
-        delta: nested dict of finite floating-point arrays.
+        delta: nested dict of finite floating-point arrays; of a compressed model also of integers.
         metadata: JSON-able; should hold "base" (model name), "fingerprint" (see `fingerprint`) and "adapter" (its
             configuration).
 
@@ -55,7 +58,7 @@ def save_delta(path: Path | str, delta: Delta, metadata: Mapping[str, Any]) -> N
         if any(SEPARATOR in part for part in parts) or len(parts) < 2:
             raise BadDelta(f"A delta leaf needs a module path and a name without '{SEPARATOR}', not {parts}.")
         arrays[key] = np.asarray(value)
-        if problem := unsound(arrays[key]):
+        if problem := _unsound(arrays[key], metadata):
             raise BadDelta(f"{path} was not written: {key} {problem}; the training went wrong before.")
     # In the order given: that of the parts of an adapter matters.
     text = json.dumps({"medvfm_jax": medvfm_jax.__version__, **metadata})
@@ -82,7 +85,7 @@ def load_delta(path: Path | str) -> tuple[Delta, dict[str, Any]]:
         *groups, name = key.split(SEPARATOR)
         if not groups:
             raise BadDelta(f"{path}: key {shortened(key)!r} is not <chain part>:<module path>:<array>.")
-        if problem := unsound(arrays[key]):
+        if problem := _unsound(arrays[key], metadata):
             raise BadDelta(f"{path}: {shortened(key)} {problem}; no image can be segmented with it.")
         node = delta
         for group in groups:
@@ -93,6 +96,12 @@ def load_delta(path: Path | str) -> tuple[Delta, dict[str, Any]]:
             raise BadDelta(f"{path}: {shortened(key)} is an array and a group of others.")
         node[name] = arrays[key]
     return delta, metadata
+
+
+def _unsound(array: np.ndarray, metadata: Mapping[str, Any]) -> str | None:
+    """What is wrong with an array of a delta, or None."""
+    whole = COMPRESSION in metadata and array.dtype.kind in "iu" and array.dtype.itemsize == 1
+    return None if whole else unsound(array)
 
 
 def read_metadata(path: Path | str) -> dict[str, Any]:
@@ -170,6 +179,7 @@ _KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "labels": (_label_table, "a table of labels"),
     "channel_names": (_words, "a list of names"),
     "settings_sha256": (lambda value: isinstance(value, str), "a digest"),
+    COMPRESSION: (lambda value: isinstance(value, dict), "the settings of a compression"),
     "preset": (lambda value: isinstance(value, str | None), "the name of a preset"),
 }
 

@@ -19,7 +19,7 @@ from experiments.methods_page import (
     page,
     sections,
 )
-from medvfm_jax import adapters, distill, losses, metrics, systems
+from medvfm_jax import adapters, compress, distill, losses, metrics, systems
 from medvfm_jax.adapters import Adapter
 from medvfm_jax.adapters.serialise import KINDS
 from medvfm_jax.catalog import differences_of, fidelity_of
@@ -52,6 +52,7 @@ def test_nothing_of_a_catalog_is_missing():
         "Models": [name for name in MODELS if not name.endswith("-test")],
         "Transforms of a model": TRANSFORMS,
         "Distillation": distill.RECIPES,
+        "Compression": compress.METHODS,
     }.items():
         assert not set(catalog) - {row.name for row in rows()[title]}, title
 

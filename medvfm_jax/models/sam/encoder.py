@@ -64,31 +64,34 @@ class Attention(nn.Module):
     SAM pads windows that reach beyond the map with zeros and lets them take part in the softmax.  All these
     tokens are one and the same, so ``qkv`` runs on the real tokens and then, in a second call, on one zero
     token: exact with whatever adapts ``qkv`` token by token, and a sixth less work than padding first.
+    kept_heads: how many of the heads are left, None for all.
     """
 
     config: SamEncoderConfig
     is_global: bool
+    kept_heads: int | None = None
 
     @nn.compact
     def __call__(self, x: Array, outside: Array | None = None) -> Array:
         config, (h, w, dim) = self.config, x.shape
         window = config.window
         trained_for = config.pretrain_grid if self.is_global else window
-        shape = (2 * trained_for - 1, dim // config.heads)
+        heads, width = self.kept_heads or config.heads, dim // config.heads
+        shape = (2 * trained_for - 1, width)
         table_h = self.param("rel_pos_h", nn.initializers.normal(0.02), shape)
         table_w = self.param("rel_pos_w", nn.initializers.normal(0.02), shape)
-        to_qkv = nn.Dense(3 * dim, dtype=config.dtype, name="qkv")
+        to_qkv = nn.Dense(3 * heads * width, dtype=config.dtype, name="qkv")
         qkv = costly(to_qkv(x))
         if self.is_global:
-            q, k, v = rearrange(qkv, "h w (three n d) -> three n (h w) d", three=3, n=config.heads)
+            q, k, v = rearrange(qkv, "h w (three n d) -> three n (h w) d", three=3, n=heads)
             out = grid_attention(q, k, v, relative_positions(table_h, h), relative_positions(table_w, w))
             out = rearrange(out, "n (h w) d -> h w (n d)", h=h)
         else:
             fits = h % window == 0 and w % window == 0
             outside = jnp.zeros((1, dim), x.dtype) if outside is None else outside
-            fill = jnp.zeros(3 * dim, qkv.dtype) if fits else costly(to_qkv(outside)[0])
+            fill = jnp.zeros(qkv.shape[-1], qkv.dtype) if fits else costly(to_qkv(outside)[0])
             tables = relative_positions(table_h, window), relative_positions(table_w, window)
-            out = map_attention(qkv, fill, config.heads, *tables)
+            out = map_attention(qkv, fill, heads, *tables)
         return nn.Dense(dim, dtype=config.dtype, name="proj")(costly(out))
 
 

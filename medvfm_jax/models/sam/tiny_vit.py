@@ -95,18 +95,20 @@ class Attention(nn.Module):
     Where windows reach beyond the map, the reference pads with zeros before its norm and lets the padding take
     part in the softmax.  All these tokens are one and the same, so ``norm`` and ``qkv`` run on the real tokens
     and then, in a second call, on one zero token: exact with whatever adapts these modules token by token.
+    kept_heads: how many of ``heads`` are left, None for all.
     """
 
     heads: int
     window: int
     dtype: Any = jnp.float32
+    kept_heads: int | None = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         h, w, dim = x.shape
-        window, heads = self.window, self.heads
+        window, heads = self.window, self.kept_heads or self.heads
         norm = layer_norm("norm", EPSILON, self.dtype)
-        to_qkv = nn.Dense(3 * dim, dtype=self.dtype, name="qkv")
+        to_qkv = nn.Dense(3 * heads * (dim // self.heads), dtype=self.dtype, name="qkv")
         qkv = to_qkv(norm(x))
         if h % window or w % window:
             qkv = pad_with(qkv, to_qkv(norm(jnp.zeros((1, dim), x.dtype)))[0], window)

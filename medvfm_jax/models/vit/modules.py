@@ -22,7 +22,7 @@ from einops import rearrange
 from jax import Array
 
 from medvfm_jax.catalog import Catalog
-from medvfm_jax.models.attention import attend
+from medvfm_jax.models.attention import at_once, attend
 from medvfm_jax.models.backend import backend as current_backend
 from medvfm_jax.models.errors import BadModelOption
 from medvfm_jax.models.interpolation import resize
@@ -124,30 +124,35 @@ class PatchEmbed(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention, x (tokens, dim) -> (tokens, dim); grid: (h, w) of the patches."""
+    """Multi-head self-attention, x (tokens, dim) -> (tokens, dim); grid: (h, w) of the patches.
+
+    kept_heads: how many of the heads are left, None for all.
+    """
 
     config: ViTConfig
     grid: tuple[int, int] = (0, 0)
+    kept_heads: int | None = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        dim, heads, dtype = self.config.dim, self.config.heads, self.config.dtype
-        qkv = nn.Dense(3 * dim, use_bias=self.config.key_bias, dtype=dtype, name="qkv")(x)
+        dim, heads, dtype = self.config.dim, self.kept_heads or self.config.heads, self.config.dtype
+        width = dim // self.config.heads
+        qkv = nn.Dense(3 * heads * width, use_bias=self.config.key_bias, dtype=dtype, name="qkv")(x)
         if not self.config.key_bias:
             q_bias, v_bias = (
-                self.param(name, nn.initializers.zeros, (dim,)) for name in ("q_bias", "v_bias")
+                self.param(name, nn.initializers.zeros, (heads * width,)) for name in ("q_bias", "v_bias")
             )
             qkv = qkv + jnp.concatenate([q_bias, jnp.zeros_like(q_bias), v_bias]).astype(dtype)
         q, k, v = rearrange(qkv, "tokens (three heads d) -> three heads tokens d", three=3, heads=heads)
         if self.config.rope:
-            turned = rotary.angles(self.grid, dim // heads, self.config.rope)
+            turned = rotary.angles(self.grid, width, self.config.rope)
             q, k = rotary.rotate(q, turned), rotary.rotate(k, turned)
-        q = q * (dim // heads) ** -0.5
+        q = q * width**-0.5
         apart, together = _divided(self.config)
         q, k, v = (rearrange(part, apart[0], **apart[1]) for part in (q, k, v)) if apart else (q, k, v)
         if self.config.causal:
             out = attend(q, k, v, jnp.tri(len(x), dtype=bool))
-        elif q.shape[-2] > TOKENS_PER_MAPPED_HEAD and current_backend() == "cpu":
+        elif q.shape[-2] > TOKENS_PER_MAPPED_HEAD and current_backend() == "cpu" and not at_once():
             out = jax.lax.map(lambda one: attend(*one), (q, k, v))
         else:
             out = attend(q, k, v)

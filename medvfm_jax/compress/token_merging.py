@@ -1,0 +1,42 @@
+"""Attention and perceptrons of a plain ViT on fewer tokens."""
+
+from medvfm_jax.adapters.errors import WrongSite
+from medvfm_jax.adapters.explicit_sites import NO_MATCH, pattern_of
+from medvfm_jax.adapters.merged_tokens import merged_tokens
+from medvfm_jax.adapters.sites import Site
+from medvfm_jax.compress.calibration import Calibration
+from medvfm_jax.compress.record import Compressed, ParamTransform, Subject
+from medvfm_jax.compress.sites import modules, with_rest
+from medvfm_jax.settings.records import require
+
+
+def _init(
+    subject: Subject,
+    calibration: Calibration,
+    *,
+    share: float = 0.25,
+    protected: int = 0,
+    at: str = r"image_encoder/blocks_\d+/(attn|mlp)",
+) -> Compressed:
+    del calibration
+    require(0 <= share <= 0.5, "share", share, "from 0 to 0.5")
+    sites = modules(subject, at, _takes_tokens, "module of a plain ViT that takes tokens (n, c)")
+    config = merged_tokens(pattern_of(sites), share, protected).config
+    facts = {"modules": len(sites), "share": share}
+    return with_rest(subject, Compressed({"tokens": config}, {"tokens": {}}, facts), NO_MATCH)
+
+
+def _takes_tokens(site: Site) -> None:
+    if getattr(site.x, "ndim", 0) != 2 or getattr(site.y, "shape", None) != site.x.shape:
+        raise WrongSite(f"'{site.path}' does not take tokens (n, c).")
+
+
+TRANSFORM = ParamTransform(
+    description="attention and perceptrons of a plain ViT see tokens that are alike as one, and every token gets its "
+    "group's answer, so that a dense output stays dense (ToMe, Bolya et al. 2023)",
+    source="https://arxiv.org/abs/2210.09461",
+    init=_init,
+    differences="Tokens are merged and unmerged around each module, as Bolya and Hoffman 2023 do, and are compared "
+    "by the module's input instead of its keys; attention is not weighted by the size of groups. The file is as large "
+    "as before.",
+)

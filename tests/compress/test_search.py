@@ -1,0 +1,95 @@
+"""Steps found by search: weighted by curvature, never worse than covering everything."""
+
+import numpy as np
+import pytest
+
+from medvfm_jax.adapters.integer_inputs import round_to
+from medvfm_jax.adapters.integer_weights import largest, rounded
+from medvfm_jax.adapters.products import Product
+from medvfm_jax.compress.calibration import Rows
+from medvfm_jax.compress.search import input_form, operand_step, search
+
+
+def rows(x, g, window=None, kind="matrix"):
+    return Rows(Product(kind, window), x, g, float(x.min()), float(x.max()))
+
+
+def data(n=60, inputs=7, outputs=5, seed=0):
+    rng = np.random.default_rng(seed)
+    arrays = [rng.normal(size=shape) for shape in ((n, inputs), (n, outputs), (inputs, outputs))]
+    return [array.astype(np.float32) for array in arrays]
+
+
+def error(x, g, w, found, bits):
+    y = round_to(found.form, x, found.inputs, bits) @ (rounded(w, found.weights, bits) * found.weights)
+    return float((g**2 * (y - x @ w) ** 2).sum())
+
+
+def test_the_error_is_that_of_the_output_weighted_by_the_squared_gradient():
+    x, g, w = data()
+    found = search(rows(x, g), w, 4, candidates=10, rounds=2)
+    assert found.error == pytest.approx(error(x, g, w, found, 4), rel=1e-4)
+    start = search(rows(x, g), w, 4, candidates=10, rounds=0)
+    np.testing.assert_allclose(start.weights, np.abs(w).max(0) / largest(4), rtol=1e-6)
+    assert start.inputs[0] == pytest.approx(np.abs(x).max() / largest(4))
+    assert found.error < start.error
+    assert search(rows(x, g), w, 4, candidates=10, rounds=3).error <= found.error
+
+
+def test_places_and_outputs_without_curvature_do_not_matter():
+    x, g, w = data()
+    far = x.copy()
+    far[:30] *= 20  # outliers
+    g[:30] = 0
+    found = search(rows(far, g), w, 4, candidates=40, rounds=2)
+    assert found.inputs[0] < 0.5 * np.abs(far).max() / largest(4)
+    everywhere = search(rows(far, np.ones_like(g)), w, 4, candidates=40, rounds=2)
+    assert found.inputs[0] < everywhere.inputs[0]
+    assert found.error < error(far, g, w, everywhere, 4)
+
+
+def test_one_candidate_is_tried_by_brute_force():
+    x, g, w = data(outputs=1)
+    found = search(rows(x, g), w, 3, candidates=12, rounds=1)
+    shares = np.append(np.linspace(0.01, 1.2, 12), 1.0)
+    cover = np.array([np.abs(x).max() / 3], np.float32)
+    rounded_x = round_to("symmetric", x, cover, 3)
+    top = np.abs(w).max() / 3
+    tried = [
+        (g**2 * (rounded_x @ (rounded(w, np.float32(top * s), 3) * np.float32(top * s)) - x @ w) ** 2).sum()
+        for s in shares
+    ]
+    assert found.weights[0] == pytest.approx(top * shares[int(np.argmin(tried))], rel=1e-5)
+
+
+def test_a_depthwise_convolution_has_its_own_product():
+    rng = np.random.default_rng(0)
+    x, g = rng.normal(size=(40, 9, 4)).astype(np.float32), rng.normal(size=(40, 4)).astype(np.float32)
+    w = rng.normal(size=(3, 3, 1, 4)).astype(np.float32)
+    found = search(rows(x, g, (3, 3), "depthwise"), w, 8, candidates=20, rounds=1)
+    assert found.form == "asymmetric"
+    y = np.einsum("ntc,tc->nc", x, w.reshape(9, 4))
+    assert found.error < 1e-3 * (g**2 * y**2).sum()
+
+
+def test_the_form_follows_from_the_values():
+    x, g, _ = data()
+    assert input_form(rows(x, g), 8)[0] == "symmetric"
+    assert input_form(rows(x, g, (3, 3)), 8)[0] == "asymmetric"
+    bent = np.where(x < 0, -0.16, x)
+    form, step = input_form(rows(bent, g), 8)
+    assert form == "gelu"
+    assert step[0] == pytest.approx(x.max() / 127)
+
+
+def test_operands_of_attention_take_the_step_with_the_least_squared_error():
+    values = np.append(np.random.default_rng(0).normal(size=4000), 30).astype(np.float32)
+    step = operand_step("symmetric", values, 4, 50)
+    cover = np.array([30 / 7], np.float32)
+    assert step[0] < cover[0]
+    moved, moved_all = (np.square(round_to("symmetric", values, s, 4) - values).sum() for s in (step, cover))
+    assert moved < moved_all
+    shares = np.random.default_rng(1).dirichlet(np.full(64, 0.5), 100).reshape(-1).astype(np.float32)
+    assert -np.log2(operand_step("softmax", shares, 8, 1)[0] * 127) == pytest.approx(
+        round(-np.log2(operand_step("softmax", shares, 8, 1)[0] * 127))
+    )
