@@ -35,11 +35,8 @@ def main():
         Image.fromarray(labels.astype(np.uint8 if labels.max() < 256 else np.uint16)).save(given.mask)
     names = model.card["labels"] or {}
     for number in np.unique(labels):
-        print(
-            names.get(str(number), f"object {number}" if number else "background"),
-            (labels == number).sum(),
-            "pixels",
-        )
+        name = names.get(str(number), f"object {number}" if number else "background")
+        print(name, int((labels == number).sum()), "pixels")
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ from medvfm_jax.types import ModelSpec, Prediction
 class Subject(NamedTuple):
     """A model as functions of one image, its weights within.
 
-    encode, decode, apply: as those of ``Model``, without parameters; ``reference`` has the same three as `segment` calls
-    them: with the adapter beside the weights.
+    encode, decode, apply: as those of ``Model``, without parameters; ``reference`` has the same three as `segment`
+    calls them: with the adapter beside the weights.
     """
 
     spec: ModelSpec
