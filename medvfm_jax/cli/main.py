@@ -38,6 +38,7 @@ COMMANDS = {
     "evaluate": "score a run, or a pretrained model zero-shot, with patient-level intervals",
     "fewshot": "masks and scores of a frozen model that was shown a few labelled cases",
     "segment": "masks of pictures and volumes, from boxes, clicks or a delta that needs none",
+    "export": "files of ONNX, LiteRT or StableHLO, checked, with a runner that needs no JAX",
     "audit": "what a run gives away: a canary against its noise, an attack by losses on its patients",
     "report": "one HTML page for one run, or several side by side",
     "plan": "whether a training step fits a TPU slice or this machine, and how fast it would be",

@@ -169,13 +169,13 @@ class MaskDecoder(nn.Module):
             always = jnp.ones((prompts, own.shape[0]), bool)
             present = jnp.concatenate([always, present], axis=1)
         image = embedding.astype(dtype) + dense
-        image = image.reshape(len(image), -1, self.dim)
+        image = image.reshape(image.shape[0], -1, self.dim)
         positions = image_pe.astype(dtype).reshape(-1, self.dim)
         options = {"dtype": dtype, "efficient": self.efficient}
         transformer = TwoWayTransformer(self.depth, self.heads, self.hidden, **options, name="transformer")
         tokens, image = transformer(tokens, image, positions, present)
 
-        image = image.reshape(len(image), *sides, self.dim)
+        image = image.reshape(image.shape[0], *sides, self.dim)
         pixels = self._upscale(image)
         more = (Stage(tokens[:, 1 : 1 + self.outputs], image, pixels),) if self.stages else ()
         widths, activation = (self.dim, self.dim, pixels.shape[-1]), gelu if self.efficient else nn.relu
@@ -225,4 +225,4 @@ def masks_of(weights: Array, pixels: Array) -> Array:
     count, *sides, width = pixels.shape
     flat = pixels.reshape(count, -1, width)
     logits = jnp.einsum("qnc,qmc->qnm", flat, weights, preferred_element_type=jnp.float32)
-    return jnp.swapaxes(logits, 1, 2).reshape(len(logits), -1, *sides)
+    return jnp.swapaxes(logits, 1, 2).reshape(logits.shape[0], -1, *sides)

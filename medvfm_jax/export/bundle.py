@@ -1,0 +1,240 @@
+"""An exported model in one call: picture and prompts to masks. Needs numpy and the model's runtime, nothing else.
+
+This file is copied beside every exported model as ``medvfm_bundle.py``; in the package it opens the files that are
+checked. The arithmetic is that of ``medvfm_jax.images``, to which the tests hold it.
+
+    from medvfm_bundle import Model
+    model = Model("folder")
+    found = model(picture, boxes=[(30, 40, 110, 120)])   # picture (H, W) or (H, W, C); found["labels"] (H, W)
+
+Coordinates are pixels of the picture, x to the right, y down.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+ABSENT, PAD, BOX = -2, -1, (2, 3)
+
+
+class Model:
+    """The model of a folder that ``medvfm export`` wrote."""
+
+    def __init__(self, folder, int8=False, threads=None):
+        """Read the files.
+
+        int8: take the files with 8-bit weights, where the folder has them.  threads: of the runtime.
+        """
+        folder = Path(folder)
+        self.card = json.loads((folder / "model.json").read_text("utf-8"))
+        files = self.card["files_int8" if int8 else "files"]
+        if not files:
+            raise ValueError(f"{folder} has no files with 8-bit weights; export it with --int8.")
+        self._parts = {
+            name: network(folder / file, self.card["parts"][name], threads) for name, file in files.items()
+        }
+
+    def __call__(self, picture, boxes=(), points=()):
+        """Masks of a picture (H, W) or (H, W, C).
+
+        boxes: (x0, y0, x1, y1), an object each.  points: (x, y, label), label 1 inside and 0 outside, all of one
+        object, or of the one box; or a list of such lists, one for each object.
+        Gives a dict with labels (H, W): class, or number of the object, 0 for none; logits (Q, H, W) of the objects or
+        (C, H, W) of the classes; iou (Q,) of objects.
+        """
+        if self.card["task"] == "semantic":
+            image, frame = prepare(self.card, picture)
+            logits = restore(frame, self._one("model", image)[0])
+            return {"labels": logits.argmax(0).astype(np.int32), "logits": logits}
+        encoded = self.encode(picture)
+        return self.ask(encoded, boxes, points)
+
+    def encode(self, picture):
+        """Picture -> (embedding, frame), to be asked again and again."""
+        image, frame = prepare(self.card, picture)
+        return self._one("encoder", image)[0], frame
+
+    def ask(self, encoded, boxes=(), points=()):
+        """The masks of an encoded picture; see ``__call__``."""
+        embedding, frame = encoded
+        objects = as_objects(boxes, points)
+        if not objects:
+            raise ValueError("This model needs a prompt: give boxes or points.")
+        many, slots, _ = self.card["parts"]["decoder"]["inputs"][1]["shape"]
+        points, labels = make_prompts(frame, objects, slots)
+        step = len(objects) if isinstance(many, str) else many
+        found = []
+        for start in range(0, len(objects), step):
+            missing = max(0, start + step - len(objects))
+            some = np.pad(points[start : start + step], [(0, missing), (0, 0), (0, 0)])
+            kinds = np.pad(labels[start : start + step], [(0, missing), (0, 0)], constant_values=ABSENT)
+            logits, iou = self._parts["decoder"](embedding, some, kinds)[:2]
+            found.append((logits[: step - missing], iou[: step - missing]))
+        logits, iou = (np.concatenate(arrays) for arrays in zip(*found))
+        best = iou.argmax(1)
+        logits = restore(frame, np.take_along_axis(logits, best[:, None, None, None], 1)[:, 0])
+        labels = np.where(logits.max(0) > 0, 1 + logits.argmax(0), 0).astype(np.int32)
+        return {"labels": labels, "logits": logits, "iou": iou[np.arange(len(iou)), best]}
+
+    def _one(self, part, image):
+        """What a part gives for one image, filled up to the batch it was exported for."""
+        many = self.card["parts"][part]["inputs"][0]["shape"][0]
+        batch = np.zeros((1 if isinstance(many, str) else many, *image.shape), np.float32)
+        batch[0] = image
+        return [array[0] for array in self._parts[part](batch)]
+
+
+def network(file, part, threads=None):
+    """A file -> a function of its inputs that gives a list of its outputs, in the order of ``part``."""
+    file = Path(file)
+    names = [tensor["name"] for tensor in part["inputs"]]
+    wanted = [tensor["name"] for tensor in part["outputs"]]
+    if file.suffix == ".onnx":
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = threads or 0
+        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        return lambda *inputs: session.run(wanted, dict(zip(names, inputs)))
+    if file.suffix == ".tflite":
+        from ai_edge_litert.interpreter import Interpreter
+
+        run = Interpreter(str(file), num_threads=threads).get_signature_runner()
+
+        def called(*inputs):
+            found = run(**dict(zip(names, inputs)))
+            return [found[name] for name in wanted]
+
+        return called
+    from jax import export, jit
+
+    call = jit(export.deserialize(bytearray(file.read_bytes())).call)
+    return lambda *inputs: [np.asarray(array) for array in call(*inputs)]
+
+
+def prepare(card, picture):
+    """Picture (H, W) or (H, W, C) of any number type -> (the model's input (S, S, 3) float32, its frame)."""
+    rule = card["preparation"]
+    picture = np.asarray(picture)
+    picture = picture[..., None] if picture.ndim == 2 else picture
+    if picture.ndim != 3 or min(picture.shape) < 1:
+        raise ValueError(f"An array of shape {picture.shape} is no picture; expected (H, W) or (H, W, C).")
+    if picture.shape[-1] == 2:
+        mean = picture.astype(np.float32).mean(-1, keepdims=True).astype(picture.dtype)
+        picture = np.concatenate([picture, mean], -1)
+    unit = to_unit(picture[..., :3])
+    height, width = rule["input_shape"][:2]
+    rows, columns = unit.shape[:2]
+    if rule["resize"] == "longest_side":
+        factor = min(height / rows, width / columns)
+        scaled = max(1, int(rows * factor + 0.5)), max(1, int(columns * factor + 0.5))
+    else:
+        scaled = height, width
+    small = along(unit, weights(rows, scaled[0], rule["filter"]), 0)
+    small = along(small, weights(columns, scaled[1], rule["filter"]), 1)
+    small = np.repeat(small, 3, -1) if small.shape[-1] == 1 else small
+    out = np.zeros((height, width, 3), np.float32)
+    out[: scaled[0], : scaled[1]] = normalise(rule, small)
+    frame = {"original": (rows, columns), "scaled": scaled, "input": (height, width)}
+    return out, frame
+
+
+def to_unit(picture):
+    """Any number type -> 0..1: 8 bits on a fixed scale, floats in 0..1 as they are, others from least to greatest."""
+    if picture.dtype == bool:
+        return picture.astype(np.float32)
+    if picture.dtype == np.uint8:
+        return picture.astype(np.float32) / np.float32(255)
+    if picture.dtype.kind == "f" and picture.min() >= 0 and picture.max() <= 1:
+        return picture.astype(np.float32)
+    low, high = float(picture.min()), float(picture.max())
+    if not high > low:
+        return np.zeros(picture.shape, np.float32)
+    return np.clip((picture.astype(np.float64) - low) / (high - low), 0, 1).astype(np.float32)
+
+
+def normalise(rule, unit):
+    """Numbers in 0..1 -> those that the model expects."""
+    if rule["normalise"] == "minmax":
+        low, high = unit.min(), unit.max()
+        return (unit - low) / np.maximum(high - low, np.float32(1e-8))
+    if rule["normalise"] == "unit":
+        return unit
+    mean, std = (np.asarray(rule[name], np.float32) for name in ("mean", "std"))
+    return ((unit * np.float32(255) if rule["normalise"] == "mean_std_255" else unit) - mean) / std
+
+
+def weights(size, out, kind, length=None):
+    """(out, size): how much each of ``size`` pixels counts in each of ``out`` that cover the first ``length``.
+
+    kind: "area" averages what a pixel covers, "linear" interpolates, over a wider triangle where it shrinks.
+    """
+    step = (float(size) if length is None else length) / out
+    low, pixel = step * np.arange(out)[:, None], np.arange(size)
+    if kind == "area":
+        found = np.minimum(pixel + 1, low + step) - np.maximum(pixel, low)
+    else:
+        found = 1 - np.abs(pixel + 0.5 - (low + step / 2)) / max(step, 1.0)
+    found = np.where(found < 1e-7, 0.0, found)
+    return (found / found.sum(1, keepdims=True)).astype(np.float32)
+
+
+def along(array, matrix, axis):
+    """A matrix (out, size) applied to an axis; nothing where it would change nothing."""
+    if matrix.shape[0] == matrix.shape[1]:
+        return np.asarray(array, np.float32)
+    return np.moveaxis(np.tensordot(matrix, array, (1, axis)), 0, axis)
+
+
+def restore(frame, logits):
+    """Logits (..., h, w) of a model -> (..., H, W) on the picture's own pixels."""
+    logits = np.asarray(logits, np.float32)
+    sizes = zip(logits.shape[-2:], frame["original"], frame["scaled"], frame["input"])
+    rows, columns = (weights(n, out, "linear", inside * n / whole) for n, out, inside, whole in sizes)
+    return (rows @ logits) @ columns.T
+
+
+def as_objects(boxes, points):
+    """Boxes and points as they are given -> for each object (box or None, [(x, y, label), ...])."""
+    boxes, points = list(boxes), list(points)
+    if points and np.ndim(points[0]) == 1:
+        points = [points]
+    if boxes and points and len(boxes) != len(points):
+        raise ValueError(
+            f"{len(boxes)} boxes and {len(points)} lists of points: give one list for each box, or none."
+        )
+    count = max(len(boxes), len(points))
+    boxes, points = boxes or [None] * count, points or [()] * count
+    return list(zip(boxes, points))
+
+
+def make_prompts(frame, objects, slots):
+    """Objects in pixels of the picture -> points (Q, slots, 2), labels (Q, slots) in pixels of the model's input."""
+    (height, width), (rows, columns) = frame["original"], frame["scaled"]
+    scale = np.array([columns / width, rows / height])
+    points = np.zeros((len(objects), slots, 2), np.float32)
+    labels = np.full((len(objects), slots), ABSENT, np.int32)
+    for i, (box, clicks) in enumerate(objects):
+        corners = [] if box is None else [(box[0], box[1]), (box[2], box[3])]
+        n = len(clicks)
+        if n + max(len(corners), 1) > slots:
+            raise ValueError(
+                f"Object {i + 1} has {n} points{' and a box' if corners else ''}, more than the {slots} slots of this "
+                "export; export it with more --slots."
+            )
+        for k, (x, y, label) in enumerate(clicks):
+            if label not in (0, 1):
+                raise ValueError(f"A point has the label {label}; expected 1 inside the object or 0 outside.")
+            points[i, k], labels[i, k] = np.array([x, y], np.float64) * scale, label
+        if corners:
+            x0, y0, x1, y1 = box
+            if not (0 <= x0 <= x1 <= width and 0 <= y0 <= y1 <= height):
+                raise ValueError(
+                    f"The box {tuple(box)} is inverted or reaches outside the {width} x {height} picture."
+                )
+            points[i, n : n + 2], labels[i, n : n + 2] = np.array(corners, np.float64) * scale, BOX
+        else:
+            labels[i, n] = PAD
+    return points, labels

@@ -1,0 +1,43 @@
+"""Segment one picture with the exported model in this folder: python run.py picture.npy mask.npy --box X0 Y0 X1 Y1."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+
+def main():
+    """Read the picture, ask the model, write the mask and say what is in it."""
+    from medvfm_bundle import Model
+
+    words = argparse.ArgumentParser(description=__doc__)
+    words.add_argument("picture", type=Path, help=".npy, or PNG, JPEG, TIFF where Pillow is installed")
+    words.add_argument("mask", type=Path, help=".npy to write, or .png where Pillow is installed")
+    words.add_argument("--box", type=float, nargs=4, action="append", default=[])
+    words.add_argument(
+        "--point", type=float, nargs=3, action="append", default=[], help="X Y 1 (or 0: outside)"
+    )
+    words.add_argument("--int8", action="store_true", help="use the files with 8-bit weights")
+    given = words.parse_args()
+    model = Model(Path(__file__).parent, int8=given.int8)
+    if given.picture.suffix == ".npy":
+        picture = np.load(given.picture)
+    else:
+        from PIL import Image
+
+        picture = np.asarray(Image.open(given.picture))
+    labels = model(picture, boxes=given.box, points=given.point)["labels"]
+    if given.mask.suffix == ".npy":
+        np.save(given.mask, labels)
+    else:
+        from PIL import Image
+
+        Image.fromarray(labels.astype(np.uint8 if labels.max() < 256 else np.uint16)).save(given.mask)
+    names = model.card["labels"] or {}
+    for number in np.unique(labels):
+        name = names.get(str(number), f"object {number}" if number else "background")
+        print(name, int((labels == number).sum()), "pixels")
+
+
+if __name__ == "__main__":
+    main()
