@@ -28,7 +28,7 @@ WHOLE = "float32"
 ROWS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "int8": ("weight_only", ("bits=8",)),
     "int4": ("weight_only", ("bits=4",)),
-    "w8a8": ("integers", ()),
+    "w8a8": ("integers", ("candidates=12", "rounds=1")),
     "neurons_25": ("prune", ("neurons=0.25",)),
     "neurons_50_heads_20": ("prune", ("neurons=0.5", "heads=0.2")),
     "rank_01": ("low_rank", ("error=0.01",)),
