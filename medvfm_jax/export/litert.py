@@ -4,7 +4,9 @@ The converter has no public interface for StableHLO that was not made from PyTor
 litert-torch calls. So its version is pinned, and another one is refused.
 """
 
+import contextlib
 import importlib.metadata
+import io
 from pathlib import Path
 from typing import Any
 
@@ -119,5 +121,6 @@ def quantise_litert(path: Path, out: Path) -> None:
     """
     from litert_quantizer import quantizer
 
-    found = quantizer.Quantizer(str(path), [_DYNAMIC, _NOT_QUANTISED]).quantize()
+    with contextlib.redirect_stdout(io.StringIO()):  # it reports sizes there, where results of commands go
+        found = quantizer.Quantizer(str(path), [_DYNAMIC, _NOT_QUANTISED]).quantize()
     out.write_bytes(bytes(found.quantized_model))

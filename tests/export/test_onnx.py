@@ -41,13 +41,9 @@ def check(folder, function, *arrays, open_axis=False, others=()):
             np.testing.assert_allclose(got, wanted, rtol=2e-5, atol=2e-5)
 
 
-def conv(x, kernel, **options):
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        **{"window_strides": (1, 1), "padding": "SAME", "dimension_numbers": ("NHWC", "HWIO", "NHWC")}
-        | options,
-    )
+def conv(x, kernel, padding="SAME", window_strides=(1, 1), **options):
+    layout = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, kernel, window_strides, padding, dimension_numbers=layout, **options)
 
 
 CASES = {
@@ -60,10 +56,14 @@ CASES = {
     "casts": lambda x: ((x > 0).astype(jnp.float32), (x * 5).astype(jnp.int32)),
     "reductions": lambda x: (x.sum(), x.sum((1, 3)), x.max(-1), x.min(0), x.mean((0, 1)), x.argmax(1), x.argmin(-1)),
     "shapes": lambda x: (x.reshape(12, -1), x.transpose(3, 0, 2, 1), x[:, None], x[0], jnp.flip(x, (1, 2))),
-    "cuts": lambda x: (x[:, 1:5:2], x[..., -1], *jnp.split(x, [1, 3], axis=-1), jnp.pad(x, [(0, 0), (1, 2), (0, 1), (0, 0)])),
+    "cuts": lambda x: (
+        x[:, 1:5:2], x[..., -1], *jnp.split(x, [1, 3], axis=-1), jnp.pad(x, [(0, 0), (1, 2), (0, 1), (0, 0)]),
+    ),
     "less than it was": lambda x: (lax.pad(x, 0.0, [(0, 0, 0), (-1, 2, 0), (1, -2, 0), (0, 0, 0)]),),
     "joins": lambda x: (jnp.concatenate([x, 2 * x], 2), jnp.stack([x, x + 1], 1), jnp.cumsum(x, 1)),
-    "broadcast constants are stored": lambda x: (jnp.concatenate([x, jnp.broadcast_to(KERNEL[0, 0, :, 0], x.shape)], 1),),
+    "broadcast constants are stored": lambda x: (
+        jnp.concatenate([x, jnp.broadcast_to(KERNEL[0, 0, :, 0], x.shape)], 1),
+    ),
     "products": lambda x: (
         x @ KERNEL[0, 0], jnp.einsum("bhwc,bhwd->bcd", x, x), jnp.einsum("bhwc,bgwc->bwhg", x, x),
         jnp.einsum("Hh,bhwc->bHwc", TABLE[:6, :1] @ TABLE[:6, :1].T, x), jnp.vdot(x, x),
@@ -76,7 +76,9 @@ CASES = {
     ),
     "transposed convolution": lambda x: (lax.conv_transpose(x, KERNEL, (2, 3), "SAME"),),
     "pooling": lambda x: (lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID"),),
-    "tables": lambda x: (jnp.asarray(TABLE)[jnp.clip((3 * x).astype(jnp.int32), 0, 6)], jnp.take(x, jnp.array([2, 0]), 1)),
+    "tables": lambda x: (
+        jnp.asarray(TABLE)[jnp.clip((3 * x).astype(jnp.int32), 0, 6)], jnp.take(x, jnp.array([2, 0]), 1),
+    ),
 }  # fmt: skip
 
 

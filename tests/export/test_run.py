@@ -1,0 +1,167 @@
+"""Whole exports from Python: what is written, checked, refused, and kept."""
+
+import functools
+import json
+import os
+
+import jax
+import numpy as np
+import pytest
+
+from medvfm_jax import weights
+from medvfm_jax.export import CannotExport, checking, export, export_encoder, formats
+from medvfm_jax.export.bundle import Model, network
+from medvfm_jax.export.parts import encoder_part
+from medvfm_jax.images import Query, make_prompts, preprocess, restore
+from medvfm_jax.models import build
+from medvfm_jax.runs.run_directory import RunExists
+from medvfm_jax.settings.export import ExportConfig
+from medvfm_jax.settings.records import BadConfig
+
+SAM = "sam-tiny-test"
+NAMES = {"README.md", "check.json", "decoder{}", "encoder{}", "medvfm_bundle.py", "model.json", "run.py"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loaded_once():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(weights, "load", functools.lru_cache(weights.load))
+        yield
+
+
+def params():
+    return weights.load(SAM)[1]
+
+
+def config_of(out, **more):
+    return ExportConfig(**{"model": SAM, "out": out, "to": "onnx", "offline": True} | more)
+
+
+@pytest.mark.parametrize(
+    ("to", "dynamic"),
+    [("stablehlo", False), ("stablehlo", True), ("onnx", False), ("onnx", True), ("litert", False)],
+)
+def test_a_bundle_gives_the_masks_of_the_model(tmp_path, to, dynamic):
+    for module in formats.FORMATS[to].modules:
+        pytest.importorskip(module)
+    out = tmp_path / "bundle"
+    record = export(config_of(out, to=to, dynamic=dynamic, batch=2))
+    suffix = formats.FORMATS[to].suffix
+    assert {path.name for path in out.iterdir()} == {name.format(suffix) for name in NAMES}
+    check = json.loads((out / "check.json").read_text())
+    assert [row["file"] for row in check["files"]] == [f"encoder{suffix}", f"decoder{suffix}"]
+    assert all(output["error"] <= 1e-4 for row in record["files"] for output in row["outputs"].values())
+
+    model = build(SAM)
+    picture, boxes = checking.scene(model.spec, 6, seed=5)
+    found = Model(out)(picture, boxes=boxes)
+    prepared, frame = preprocess(model.spec, picture)
+    prompts = make_prompts(frame, [Query(box) for box in boxes], slots=8)
+    wanted = jax.jit(model.apply)(params(), prepared, prompts)
+    np.testing.assert_allclose(found["logits"], restore(frame, np.asarray(wanted.logits[:, 0])), atol=1e-4)
+    np.testing.assert_allclose(found["iou"], wanted.iou[:, 0], atol=1e-4)
+    assert found["labels"].shape == picture.shape[:2]
+
+
+def test_the_best_of_three_masks_is_taken(tmp_path):
+    export(config_of(tmp_path / "out", to="stablehlo", multimask=True))
+    model = build(SAM)
+    picture, boxes = checking.scene(model.spec, 2)
+    found = Model(tmp_path / "out")(picture, boxes=boxes, points=[[(3, 3, 0)], [(4, 4, 0)]])
+    prepared, frame = preprocess(model.spec, picture)
+    queries = [
+        Query(box, np.full((1, 2), float(3 + i)), np.zeros(1, np.int32)) for i, box in enumerate(boxes)
+    ]
+    wanted = model.apply(params(), prepared, make_prompts(frame, queries, slots=8), multimask=True)
+    best = np.asarray(wanted.iou).argmax(1)
+    logits = np.asarray(wanted.logits)[np.arange(2), best]
+    np.testing.assert_allclose(found["logits"], restore(frame, logits), atol=1e-4)
+
+
+def test_the_card_says_what_the_files_take(tmp_path):
+    export(config_of(tmp_path / "out", prompts=3, slots=5, to="stablehlo"))
+    record = json.loads((tmp_path / "out" / "model.json").read_text())
+    spec = build(SAM).spec
+    assert record["licence"] == spec.licence
+    assert record["parts"]["encoder"]["inputs"][0]["shape"] == [1, *spec.input_shape]
+    assert [tensor["shape"] for tensor in record["parts"]["decoder"]["inputs"][1:]] == [[3, 5, 2], [3, 5]]
+    assert record["preparation"]["normalise"] == spec.normalise
+    assert (
+        "| encoder.stablehlo: input | `image` | 1 x 64 x 64 x 3 |"
+        in (tmp_path / "out" / "README.md").read_text()
+    )
+
+
+def test_a_file_beyond_its_bound_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("medvfm_jax.export.run.FLOAT_BOUND", 1e-12)
+    with pytest.raises(CannotExport, match=r"encoder\.onnx is off by .* more than the bound"):
+        export(config_of(tmp_path / "out"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_runtime_result_is_found(tmp_path, monkeypatch):
+    def wrong(file, part, threads=None):
+        run = network(file, part, threads)
+        return lambda *inputs: [array + np.float32(1e-3) for array in run(*inputs)]
+
+    monkeypatch.setattr(checking, "network", wrong)
+    with pytest.raises(CannotExport, match="encoder"):
+        export(config_of(tmp_path / "out", to="stablehlo"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_eight_bits_are_bounded(tmp_path):
+    record = export(config_of(tmp_path / "out", int8=True))
+    rows = {row["file"]: row for row in record["files"]}
+    assert 1e-4 < rows["encoder.int8.onnx"]["outputs"]["embedding"]["error"] <= 0.1
+    assert rows["encoder.int8.onnx"]["bytes"] < rows["encoder.onnx"]["bytes"]
+    picture, boxes = checking.scene(build(SAM).spec, 2)
+    assert Model(tmp_path / "out", int8=True)(picture, boxes=boxes)["labels"].max() >= 0
+    with pytest.raises(CannotExport, match="--int8-bound"):
+        export(config_of(tmp_path / "b", int8=True, int8_bound=1e-4))
+    assert {path.name for path in tmp_path.iterdir()} == {"out"}
+
+
+def test_an_encoder_is_written_once_and_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDVFM_CACHE", str(tmp_path))
+    model, numbers = build(SAM), params()
+    path = export_encoder(model, numbers, to="stablehlo")
+    before = path.stat()
+    assert export_encoder(model, numbers, to="stablehlo") == path
+    assert path.stat().st_mtime_ns == before.st_mtime_ns
+    moved = jax.tree.map(lambda leaf: leaf * 1.01, numbers)
+    assert export_encoder(model, moved, to="stablehlo") != path
+    os.truncate(path, 10)  # damaged: written again
+    assert export_encoder(model, numbers, to="stablehlo").stat().st_size == before.st_size
+    part = encoder_part(None, model.spec, 1)
+    inputs = checking.image_inputs(part, model.spec)
+    (found,) = network(path, checking.part_record(part))(*inputs)
+    np.testing.assert_allclose(found[0], model.encode(numbers, inputs[0][0]), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("more", "error", "words"),
+    [
+        ({"model": "unet-3d"}, BadConfig, "without a delta"),
+        ({"model": "sam-med3d"}, CannotExport, "volumes"),
+        ({"model": "vit-tiny-test"}, BadConfig, "features"),
+        ({"to": "nonsense"}, formats.UnknownFormat, "nonsense"),
+    ],
+)
+def test_models_that_cannot_be_written_are_refused(tmp_path, more, error, words):
+    with pytest.raises(error, match=words):
+        export(config_of(tmp_path / "out", **more))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_of_the_users_is_written_over(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(RunExists, match="exists"):
+        export(config_of(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_what_is_not_installed_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(formats.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(CannotExport, match=r"medvfm-jax\[litert\].*environment of its own"):
+        export(config_of(tmp_path / "out", to="litert"))
