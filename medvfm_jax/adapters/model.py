@@ -64,5 +64,5 @@ def example_inputs(spec: ModelSpec, prompts: Prompts | None = None) -> tuple[Any
     image = jax.ShapeDtypeStruct(spec.input_shape, jnp.float32)
     if spec.task != "promptable":
         return image, None
-    points = jax.ShapeDtypeStruct((1, 2, 2), jnp.float32)
+    points = jax.ShapeDtypeStruct((1, 2, spec.rank), jnp.float32)
     return image, prompts or Prompts(points, jax.ShapeDtypeStruct((1, 2), jnp.int32))

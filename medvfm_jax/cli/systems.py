@@ -7,6 +7,7 @@ import jax
 from medvfm_jax import models, systems, traces
 from medvfm_jax.cli import console
 from medvfm_jax.cli.options.systems import SystemsArgs
+from medvfm_jax.settings.groups import TUNE_ALL
 from medvfm_jax.systems.fitting import Fit, fits
 
 
@@ -28,16 +29,23 @@ def run(args: SystemsArgs) -> int:
 
 
 def _fits(args: SystemsArgs, names: list[str]) -> Iterator[Fit]:
-    """Whether each system fits, as it was found an earlier time; what is not known is traced."""
-    models.MODELS[args.model]  # an unknown name is refused before anything is looked up
+    """Whether each system fits, as it was found an earlier time; what is not known is traced.
+
+    One that would leave the random weights of a model as they are is refused as `adapt` does.
+    """
+    entry = models.MODELS[args.model]  # an unknown name is refused before anything is looked up
+    scratch = entry.start == "random"
 
     def words(name: str) -> list[object]:
         return ["fit", name, args.model, args.rank]
 
     kept = {name: traces.facts(words(name)) for name in names}
-    unknown = [name for name in names if kept[name] is None]
+    unknown = [n for n in names if kept[n] is None and not (scratch and n not in TUNE_ALL)]
     traced = _traced(args, unknown) if unknown else iter(())
     for name in names:
+        if scratch and name not in TUNE_ALL:
+            yield Fit(None, "the model starts from random weights, which it would leave so; use full.")
+            continue
         if (known := kept[name]) is None:
             known = next(traced)._asdict()
             traces.keep_facts(words(name), known)

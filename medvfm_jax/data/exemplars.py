@@ -55,7 +55,7 @@ def with_exemplar(
         longest=max(exemplar[0].shape[:2]),
         outside=(LABEL_OUTSIDE, INSTANCE_OUTSIDE),
     )
-    donor, classes = _laid(donor, label.shape, 0), _laid(classes, label.shape, LABEL_OUTSIDE)
+    classes = _laid(classes, label.shape, LABEL_OUTSIDE)
     numbers = None if numbers is None else _laid(numbers, label.shape, INSTANCE_OUTSIDE)
     objects = object_map(classes, numbers, wanted, how)
     present = np.unique(objects[objects > 0])
@@ -63,6 +63,8 @@ def with_exemplar(
     mask = np.isin(objects, kept)
     if not mask.any():
         return image, label, instances
+    # Beyond a small exemplar's edge its edge goes on, or objects there would have a dark rim.
+    donor = _laid(donor, label.shape, None)
     if donor.shape[-1] != image.shape[-1]:
         donor = np.broadcast_to(donor.mean(-1, keepdims=True), image.shape)
     share = ndimage.gaussian_filter(mask.astype(np.float32), BORDER)[..., None]
@@ -73,8 +75,14 @@ def with_exemplar(
     return mixed.astype(np.float32), np.where(mask, classes, label), instances
 
 
-def _laid(array: NDArray, shape: tuple[int, ...], outside: int) -> NDArray:
-    """Array (H, W, ...) cut or padded around its middle to a height and width."""
+def _laid(array: NDArray, shape: tuple[int, ...], outside: int | None) -> NDArray:
+    """Array (H, W, ...) cut or padded around its middle to a height and width; None repeats its edge."""
+    if outside is None:
+        for axis, (have, want) in enumerate(zip(array.shape, shape)):
+            source, target = _overlap(have, want)
+            places = np.arange(want) - target.start + source.start
+            array = array.take(np.clip(places, 0, have - 1), axis)
+        return array
     result = np.full((*shape, *array.shape[2:]), outside, array.dtype)
     source, target = zip(*(_overlap(have, want) for have, want in zip(array.shape, shape)))
     result[target] = array[source]

@@ -21,7 +21,7 @@ Tier = Literal["auto", "memory", "disk", "off"]  # where embeddings are kept
 SelectCases = Literal["random", "k_center", "k_medoids"]
 ScheduleName = Literal["cosine", "poly", "linear", "constant"]
 
-_TUNE_ALL = ("full", "instances_full", "student")  # systems that leave nothing as it starts
+TUNE_ALL = ("full", "instances_full", "student")  # systems that leave nothing as it starts
 _FROM_SCRATCH = 1e-3  # learning rate of a model that starts from random weights
 
 
@@ -222,7 +222,7 @@ class TrainingConfig(VolumeConfig, ReadingConfig, RunConfig, OptimConfig, ModelC
 
         option: under which the command takes the system.
         """
-        if entry.start == "random" and system not in _TUNE_ALL:
+        if entry.start == "random" and system not in TUNE_ALL:
             raise BadConfig(
                 f"Model '{self.model}' starts from random weights, so {option}={system!r} would leave most of them "
                 f"random; use --{option} full with --model {self.model}."

@@ -100,7 +100,7 @@ def fits(names: Iterable[str], model: Model, params: Params, rank: int | None = 
         try:
             change = json.dumps(system.transform(model.spec, system.prompts, 2), sort_keys=True)
             if change not in grown:
-                grown[change] = as_trained(system, model, params)
+                grown[change] = as_trained(system, model, params, always=True)
         except MedvfmError as error:
             yield Fit(None, why(error))
             continue
@@ -121,13 +121,14 @@ def _fit(name: str, system: System, model: Model, params: Params, rank: int | No
     return Fit(count(delta, params).trained)
 
 
-def as_trained(system: System, model: Model, params: Params) -> tuple[Model, Params]:
+def as_trained(system: System, model: Model, params: Params, *, always: bool = False) -> tuple[Model, Params]:
     """The model with the modules that the system adds, for two classes; itself where it adds none.
 
     Args:
         system: to be tried.
         model: to adapt.
         params: of it, arrays or shapes.
+        always: also where the system only takes modules away, as those without prompts do.
 
     Returns:
         (model, shapes of its parameters).
@@ -137,7 +138,7 @@ def as_trained(system: System, model: Model, params: Params) -> tuple[Model, Par
     """
     plain = system.transform(model.spec, system.prompts, 2)
     change = seeded(plain, 0)
-    if change == plain and model.spec.task != "features":
+    if change is None or (change == plain and model.spec.task != "features" and not always):
         return model, params
     found: list[Model] = []
 

@@ -238,12 +238,12 @@ def _changed(
 def _whole(
     values: Mapping[str, np.ndarray], without_transformer: bool, shapes: Shapes, file: Path
 ) -> dict[str, tuple[dict[str, Any], Delta]]:
-    """{part: (configuration, delta)} of values that replace the model's; each part is complete or not there."""
-    decoder = {path: value for path, value in values.items() if not path.startswith("image_encoder/")}
-    roots = "|".join(sorted({path.split("/")[0] for path in decoder}))
+    """{part: (configuration, delta)} of values that replace the model's; complete but for the encoder."""
+    # Both releases store everything but the image encoder: a root without any array was lost.
+    roots = "|".join(sorted({path.split("/")[0] for path in shapes} - {"image_encoder"}))
     rest = "(?!transformer/).*" if without_transformer else ".*"
-    patterns = {"decoder": f"({roots})/{rest}"} if decoder else {}
-    if len(decoder) < len(values):
+    patterns = {"decoder": f"({roots})/{rest}"}
+    if any(path.startswith("image_encoder/") for path in values):
         patterns["positions"] = POSITIONS
     parts: dict[str, tuple[dict[str, Any], Delta]] = {}
     for part, pattern in patterns.items():

@@ -5,6 +5,7 @@ Source: peft/tuners/lora/config.py, peft/tuners/tuners_utils.py (check_target_mo
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,6 +38,7 @@ class PeftConfig(NamedTuple):
 
     target: PEFT's target_modules, a regular expression or names and ends of names. complete: all modules that it fits
     have an update. ranks, alphas: regular expressions for the ends of names -> what differs from r and alpha.
+    layers: layers_to_transform, numbers behind a name of layers_pattern, or behind any name; () for all.
     saved: modules_to_save, names and ends of names of modules that are stored as a whole.
     """
 
@@ -49,6 +51,8 @@ class PeftConfig(NamedTuple):
     alphas: Mapping[str, float]
     rank_stabilised: bool
     saved: tuple[str, ...] = ()
+    layers: tuple[int, ...] = ()
+    lists: tuple[str, ...] = ()
 
     def saves(self, array: str) -> bool:
         """Whether an array belongs to a module that is stored as a whole."""
@@ -60,7 +64,14 @@ class PeftConfig(NamedTuple):
         """Whether the adapter may update a module."""
         if isinstance(self.target, str):
             return self.target == ALL_LINEAR or self._matches(self.target, module)
-        return any(module == name or module.endswith(f".{name}") for name in self.target)
+        named = any(module == name or module.endswith(f".{name}") for name in self.target)
+        return named and (not self.layers or self._layer(module) in self.layers)
+
+    def _layer(self, module: str) -> int | None:
+        """The number of its layer: the last one behind a name, as PEFT looks for it."""
+        names = "|".join(map(re.escape, self.lists)) or r"[^.]*"
+        found = re.match(rf".*\.(?:{names})\.(\d+)\.", module)
+        return None if found is None else int(found[1])
 
     def demands(self, module: str) -> bool:
         """Whether the adapter is incomplete without an update of a module."""
@@ -131,14 +142,32 @@ def read_config(path: Path) -> PeftConfig:
     return PeftConfig(
         path,
         target if isinstance(target, str) else tuple(target),
-        not any(config.get(name) not in (None, []) for name in ("exclude_modules", "layers_to_transform")),
+        config.get("exclude_modules") in (None, []),
         config["r"],
         float(config["lora_alpha"]),
         _table(path, config, "rank_pattern", _rank, "ranks"),
         _table(path, config, "alpha_pattern", _alpha, "numbers"),
         stabilised,
         tuple(saved),
+        _layers(path, config.get("layers_to_transform"), target),
+        _words(path, config.get("layers_pattern")),
     )
+
+
+def _layers(path: Path, layers: Any, target: Any) -> tuple[int, ...]:
+    layers = [layers] if type(layers) is int else layers or []
+    if not isinstance(layers, list) or not all(type(n) is int and n >= 0 for n in layers):
+        raise BadPeft(f"{path}: layers_to_transform is no list of numbers of layers.")
+    if layers and isinstance(target, str):
+        raise BadPeft(f"{path}: layers_to_transform goes with names in target_modules, not with a pattern.")
+    return tuple(layers)
+
+
+def _words(path: Path, names: Any) -> tuple[str, ...]:
+    names = [names] if isinstance(names, str) else names or []
+    if not isinstance(names, list) or not all(isinstance(n, str) and re.fullmatch(r"\w+", n) for n in names):
+        raise BadPeft(f"{path}: layers_pattern is no list of names of lists of layers.")
+    return tuple(names)
 
 
 def _table(path: Path, config: Mapping[str, Any], name: str, fits: Callable[[Any], bool], what: str) -> Any:

@@ -30,6 +30,16 @@ def test_which_fit_a_model_and_a_rank(medvfm, monkeypatch):
     assert medvfm("systems", "--model", "vit-tiny-test").out == said
 
 
+def test_a_model_from_scratch_is_trained_whole_or_not_at_all(medvfm):
+    record = medvfm("systems", "--model", "unetr-tiny-test", "--json").json
+    fitting = {system["name"] for system in record["systems"] if system["trained"] is not None}
+    assert "full" in fitting
+    assert fitting <= {"full", "instances_full", "student"}
+    assert all(
+        "use full" in s["reason"] for s in record["systems"] if s["name"] in ("lora", "samed", "decoder")
+    )
+
+
 def test_a_rank_alone_and_unknown_models_are_refused(medvfm):
     medvfm("systems", "--rank", 4).refused("say which with --model")
     medvfm("systems", "--model", "vit-tiny-test", "--rank", 0).refused("at least 1")

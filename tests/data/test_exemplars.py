@@ -60,6 +60,14 @@ def test_an_exemplar_of_another_size_lies_with_its_middle_on_the_middle(still, s
     assert abs(rows.mean() - 19.5) <= 1
 
 
+def test_an_object_at_the_edge_of_a_small_exemplar_has_no_dark_rim(still):
+    """A bright exemplar on a bright picture: every mixture of the two is bright."""
+    exemplar = square(side=12, at=(0, 0), size=12, value=255)
+    bright = (np.full((40, 40, 1), 255, np.uint8), *square(at=(0, 0))[1:])
+    image, _, _ = with_exemplar(np.random.default_rng(0), NONE, bright, exemplar, np.array([1]), "labels")
+    np.testing.assert_allclose(image, 1.0, atol=1e-6)
+
+
 def test_each_object_is_kept_half_the_time_and_moves(monkeypatch):
     picture, exemplar = square(at=(0, 0), value=0), square(at=(16, 16))
     picture = (picture[0], np.zeros_like(picture[1]), None)

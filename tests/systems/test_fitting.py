@@ -36,6 +36,19 @@ def test_systems_that_see_the_model_alike_trace_it_once(monkeypatch) -> None:
     assert found == [fit(name, MODEL, SHAPES) for name in names]
 
 
+def test_a_system_without_prompts_is_counted_on_the_model_without_them() -> None:
+    """Two classes have two tokens and two MLPs where prompts have four of each, and a head that rates masks: 42,700."""
+    model = models.build("sam-tiny-test")
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    assert fit("samed", model, shapes).trained == 35_904  # as `medvfm adapt --adapter samed` says
+
+
+def test_models_of_volumes_with_prompts_are_tried_too() -> None:
+    model = models.build("sam-med3d-tiny-test")
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    assert fit("lora", model, shapes).trained > 0
+
+
 @pytest.mark.parametrize(
     ("name", "rank", "reason"),
     [
@@ -120,6 +133,6 @@ def test_volumetric_networks_are_answered_in_words():
         "the model has no layer that embeds patches in its image encoder."
     )
     assert fit("3dsam_adapter", model, shapes).reason == (
-        "the model has no transformer with a neck as its image encoder."
+        "A slab is made of slices, and unet-3d-tiny-test sees volumes already; take another adapter."
     )
     assert fit("lora", model, shapes).reason == "the model has no attention with q, k and v in one layer."

@@ -214,3 +214,35 @@ def test_keys_of_alpha_pattern_are_ends_of_names_or_patterns_as_in_peft(tmp_path
     file.write_text(json.dumps(config))
     read = load_peft(tmp_path, params).updates
     assert (read[QKV].scale, read[LIN1].scale) == (16.0, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("layers", "pattern", "told"),
+    [([0], None, ""), (0, "blocks", ""), ([1], None, "not of one adapter"), ([0, 1], ["blocks"], "")],
+)
+def test_layers_that_are_picked_by_number_are_those_of_the_arrays(tmp_path, layers, pattern, told):
+    """Two layers of which the arrays are of the first: fine for [0], of another adapter or incomplete otherwise."""
+    params = random_params("sam-tiny-test")
+    low, _ = update(params, QKV, 2, 1.0)
+    save_peft(tmp_path, {QKV: low}, params, "x")
+    file = tmp_path / "adapter_config.json"
+    config = json.loads(file.read_text()) | {"target_modules": ["qkv"]}
+    file.write_text(json.dumps(config | {"layers_to_transform": layers, "layers_pattern": pattern}))
+    if layers in ([0], 0):
+        assert set(load_peft(tmp_path, params).updates) == {QKV}
+    else:
+        with pytest.raises(BadPeft, match=told or "incomplete"):
+            load_peft(tmp_path, params)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"layers_to_transform": ["a"]}, {"layers_to_transform": [0], "layers_pattern": "a("}]
+)
+def test_layers_that_are_no_numbers_or_lie_behind_no_name(tmp_path, wrong):
+    params = random_params("sam-tiny-test")
+    low, _ = update(params, QKV, 2, 1.0)
+    save_peft(tmp_path, {QKV: low}, params, "x")
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | wrong))
+    with pytest.raises(BadPeft, match="is no list of"):
+        load_peft(tmp_path, params)
