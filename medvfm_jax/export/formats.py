@@ -88,8 +88,13 @@ def require_installed(name: str, *, int8: bool = False) -> Format:
     modules = (*chosen.modules, *(("litert_quantizer",) if int8 and name == "litert" else ()))
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if missing:
-        apart = " in an environment of its own (docs/export.md)" if name == "litert" else ""
+        more = (
+            " and pip install --no-deps 'litert-converter==0.5.*' 'litert-quantizer==0.11.*'"
+            if name == "litert"
+            else ""
+        )
         raise CannotExport(
-            f"Export to {name} needs {' and '.join(missing)}: pip install 'medvfm-jax[{chosen.extra}]'{apart}."
+            f"Export to {name} needs {' and '.join(missing)}: pip install 'medvfm-jax[{chosen.extra}]'{more} "
+            "(docs/export.md)."
         )
     return chosen

@@ -98,6 +98,7 @@ def export_encoder(
 
     Raises:
         CannotExport: see ``export``.
+        BadConfig: 8 bits of StableHLO, or an open batch of LiteRT.
 
     Examples:
         >>> from medvfm_jax import weights

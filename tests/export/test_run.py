@@ -163,5 +163,5 @@ def test_nothing_of_the_users_is_written_over(tmp_path):
 
 def test_what_is_not_installed_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(formats.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(CannotExport, match=r"medvfm-jax\[litert\].*environment of its own"):
+    with pytest.raises(CannotExport, match=r"medvfm-jax\[litert\].*--no-deps"):
         export(config_of(tmp_path / "out", to="litert"))
