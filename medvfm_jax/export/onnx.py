@@ -7,6 +7,7 @@ decoder with an open number of prompts came out with a wrong size, and it holds 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jax.extend.core import Literal
 
 from medvfm_jax.export.flat import CannotFlatten, flat
@@ -55,7 +56,7 @@ def _emitted(graph: Graph, closed: Any, part: Part) -> list[Value]:
         values[variable] = Value(shape, shape, variable.aval.dtype, None, tensor.name)
 
     def read(atom: Any) -> Value:
-        return constant(atom.val) if isinstance(atom, Literal) else values[atom]
+        return constant(np.asarray(atom.val, atom.aval.dtype)) if isinstance(atom, Literal) else values[atom]
 
     for equation in _used(jaxpr):
         found = emit(graph, equation, [read(atom) for atom in equation.invars])

@@ -35,7 +35,7 @@ def check(folder, function, *arrays, open_axis=False, others=()):
     write_onnx(part, folder / "model.onnx")
     run = network(folder / "model.onnx", part_record(part), threads=1)
     for given in (arrays, *others):
-        for got, wanted in zip(run(*given), function(*given), strict=True):
+        for got, wanted in zip(run(*given), function(*map(jnp.asarray, given)), strict=True):
             assert got.shape == wanted.shape
             assert got.dtype == wanted.dtype
             np.testing.assert_allclose(got, wanted, rtol=2e-5, atol=2e-5)
