@@ -85,6 +85,11 @@ def export_encoder(
 ) -> Path:
     """The image encoder alone as a file, checked, and kept for the next time.
 
+    Examples:
+        >>> from medvfm_jax import weights
+        >>> from medvfm_jax.export import export_encoder
+        >>> path = export_encoder(*weights.load("lite-medsam"), int8=True)  # doctest: +SKIP
+
     Args:
         model: whose encoder; of an adapted one, that of the merged weights.
         params: its weights.
@@ -99,11 +104,6 @@ def export_encoder(
     Raises:
         CannotExport: see ``export``.
         BadConfig: 8 bits of StableHLO, or an open batch of LiteRT.
-
-    Examples:
-        >>> from medvfm_jax import weights
-        >>> from medvfm_jax.export import export_encoder
-        >>> path = export_encoder(*weights.load("lite-medsam"), int8=True)  # doctest: +SKIP
     """
     chosen = require_installed(to, int8=int8)
     if int8 and chosen.quantise is None:
