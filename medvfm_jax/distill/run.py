@@ -76,17 +76,23 @@ def _resolve(
     stages = _asked_once_without_points(stages, run, display)
     assembled = run.assembled
     start, inherited = _start(config.start, teacher, assembled)
+    partner = _partner(config, stages, teacher, run)
+    blocks, of_teacher, channels = _blocks(stages, teacher, run)
+    encode = _encoder(config, teacher, of_teacher)
+    sizes = Sizes(teacher.spec.embedding, channels, tokens_of(assembled.base.model))
+    accumulate = _accumulate(config, stages, run, display)
+
+    def trained(delta: Delta) -> Delta:
+        key = jax.random.fold_in(jax.random.key(config.seed), 3)
+        return with_companions(delta, stages, sizes, key, None if partner is None else partner.delta)
+
+    jax.eval_shape(trained, start)  # refuses what needs another student, before anything is said or written
     display.say(
         f"{config.student} learns from {config.teacher} by {config.recipe}; it starts with "
         f"{inherited.whole} arrays of the teacher's whole, {inherited.cut} cut and {inherited.initial} at random"
     )
     if teacher.note:
         display.say(f"note: {teacher.note}")
-    partner = _partner(config, stages, teacher, run)
-    blocks, of_teacher, channels = _blocks(stages, teacher, run)
-    encode = _encoder(config, teacher, of_teacher)
-    sizes = Sizes(teacher.spec.embedding, channels, tokens_of(assembled.base.model))
-    accumulate = _accumulate(config, stages, run, display)
     own = to_json(config)
     record = run.record | {name: own[name] for name in ("teacher", "recipe", "set", "start", "partner")}
     record["resolved"] = record["resolved"] | {
@@ -109,10 +115,6 @@ def _resolve(
         moved = only_trained(optimizer, stages, config.steps)
         return with_average(moved, decays[0]) if decays else moved
 
-    def trained(delta: Delta) -> Delta:
-        key = jax.random.fold_in(jax.random.key(config.seed), 3)
-        return with_companions(delta, stages, sizes, key, None if partner is None else partner.delta)
-
     goal = Goal(
         loss=make_loss(stages, networks),
         params=params,
@@ -121,7 +123,6 @@ def _resolve(
         start=trained,
         model=lambda delta: left_of(delta, stages[-1].kept),
     )
-    jax.eval_shape(goal.start, start)  # refuses helpers that do not fit, before anything is written
     return run._replace(record=record, assembled=assembled, goal=goal, accumulate=accumulate)
 
 
