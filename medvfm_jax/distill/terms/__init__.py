@@ -75,7 +75,15 @@ _HARD = {"masks": predictions.masks, "binary_masks": predictions.binary_masks}
 def total(
     seen: Compared, weights: Mapping[str, float | Array], hard: bool = False
 ) -> tuple[Array, dict[str, Array]]:
-    """Sum of weight times term; -> (the sum, {name: term}).
+    """Sum of weight times term.
+
+    Args:
+        seen: student and teacher on one image, or on a batch for terms of one.
+        weights: name of a term -> its weight.
+        hard: weigh every prompt by ``hardness``, in the terms that can.
+
+    Returns:
+        The sum, and {name: term}.
 
     Raises:
         UnknownTerm: a name that does not exist, or a term of prompts for a model without.

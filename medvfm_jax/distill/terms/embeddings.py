@@ -79,12 +79,26 @@ def memory(seen: Compared) -> Array:
 
 
 def cosine(seen: Compared) -> Array:
-    """Mean cosine similarity of the embeddings; no loss, told beside it."""
+    """Mean cosine similarity of the embeddings; no loss, told beside it.
+
+    Args:
+        seen: student and teacher on one image.
+
+    Returns:
+        Scalar, without a gradient.
+    """
     return jax.lax.stop_gradient(losses.embedding_cosine(*_both(seen), seen.valid))
 
 
 def error(seen: Compared) -> Array:
-    """Squared error of the embedding, relative to the teacher's square; no loss, told beside it."""
+    """Squared error of the embedding, relative to the teacher's square; no loss, told beside it.
+
+    Args:
+        seen: student and teacher on one image.
+
+    Returns:
+        Scalar, without a gradient.
+    """
     zero = jnp.zeros_like(seen.teacher.embedding)
     size = losses.embedding_mse(zero, seen.teacher.embedding, seen.valid)
     return jax.lax.stop_gradient(embedding(seen) / jnp.maximum(size, jnp.finfo(jnp.float32).tiny))

@@ -66,6 +66,12 @@ def labels(seen: Compared) -> Array:
 def hardness(seen: Compared) -> Array:
     """Weight of each prompt: σ(IoU(teacher, label) / (IoU(student, label) + 1e-3) - 1), a half where they draw.
 
+    Args:
+        seen: student and teacher on one image.
+
+    Returns:
+        (Q,), without a gradient.
+
     References:
         TinySAM, section 3.2: https://arxiv.org/abs/2312.13789
     """

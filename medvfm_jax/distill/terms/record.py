@@ -18,7 +18,12 @@ class UnknownTerm(MedvfmError, ValueError):
 
 
 class Answer(NamedTuple):
-    """What a network makes of one image: embedding (h, w, c), and its prediction where masks are compared."""
+    """What a network makes of one image.
+
+    Attributes:
+        embedding: (h, w, c).
+        prediction: where masks are compared, else None.
+    """
 
     embedding: Array
     prediction: Prediction | None = None
@@ -61,8 +66,10 @@ class Compared(NamedTuple):
 class Sizes(NamedTuple):
     """Shapes that arrays which train beside a student follow from.
 
-    embedding: of the teacher.  layers: (student's channels, teacher's channels) of every pair of blocks.
-    tokens: width of the student's tokens, 0 where its encoder has none that can be left out.
+    Attributes:
+        embedding: of the teacher.
+        layers: (student's channels, teacher's channels) of every pair of blocks.
+        tokens: width of the student's tokens, 0 where its encoder has none that can be left out.
     """
 
     embedding: tuple[int, ...]
