@@ -47,6 +47,11 @@ def leaves_by_path(tree: Params) -> Iterator[tuple[str, str, Any]]:
         yield "/".join(keys[:-1]), keys[-1], leaf
 
 
+def parameters_by_path(params: Params) -> dict[str, tuple[str, str, Any]]:
+    """{path of a parameter: (module path, name, leaf)}."""
+    return {f"{m}/{n}".lstrip("/"): (m, n, leaf) for m, n, leaf in leaves_by_path(params["params"])}
+
+
 def node_at(tree: Params, path: str) -> Params:
     """Return the subtree at ``path``, or {} where there is none."""
     for key in _keys(path):

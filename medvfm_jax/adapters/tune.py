@@ -9,7 +9,7 @@ from jax import Array
 
 from medvfm_jax.adapters.core import Adapter
 from medvfm_jax.adapters.errors import NoSuchSite
-from medvfm_jax.adapters.parameter_paths import SiteDelta, fold, leaves_by_path, match
+from medvfm_jax.adapters.parameter_paths import SiteDelta, fold, leaves_by_path, match, parameters_by_path
 from medvfm_jax.adapters.sites import ApplyFn
 from medvfm_jax.types import Delta, Params
 
@@ -36,7 +36,7 @@ def tune(at: str) -> Adapter:
 
     def init(key: Array, apply_fn: ApplyFn, params: Params, *inputs: Any, **kw: Any) -> Delta:
         del key, apply_fn, inputs, kw
-        leaves = {f"{m}/{n}".lstrip("/"): (m, n, leaf) for m, n, leaf in leaves_by_path(params["params"])}
+        leaves = parameters_by_path(params)
         frozen = {path for path in statistics(params) if not _names(at, leaves[path][1])}
         delta: Delta = {}
         for path in match(at, leaves.keys() - frozen, "parameter that can be tuned"):

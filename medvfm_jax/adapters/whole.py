@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from medvfm_jax.adapters.core import Adapter
-from medvfm_jax.adapters.parameter_paths import SiteDelta, fold, leaves_by_path, match
+from medvfm_jax.adapters.parameter_paths import SiteDelta, fold, match, parameters_by_path
 from medvfm_jax.adapters.sites import ApplyFn
 from medvfm_jax.adapters.tune import replaced, statistics
 from medvfm_jax.types import Delta, Params
@@ -30,7 +30,7 @@ def whole(at: str) -> Adapter:
     def init(key: Array, apply_fn: ApplyFn, params: Params, *inputs: Any, **kw: Any) -> Delta:
         del key, apply_fn, inputs, kw
         buffers = statistics(params)
-        leaves = {f"{m}/{n}".lstrip("/"): (m, n, leaf) for m, n, leaf in leaves_by_path(params["params"])}
+        leaves = parameters_by_path(params)
         delta: Delta = {}
         for path in match(at, leaves.keys() - buffers, "parameter that can be trained"):
             module, name, leaf = leaves[path]

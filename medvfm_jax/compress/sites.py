@@ -6,7 +6,7 @@ from typing import Any
 from medvfm_jax import patterns
 from medvfm_jax.adapters.errors import NoSuchSite
 from medvfm_jax.adapters.model import example_inputs
-from medvfm_jax.adapters.parameter_paths import leaves_by_path, match
+from medvfm_jax.adapters.parameter_paths import leaves_by_path, match, parameters_by_path
 from medvfm_jax.adapters.sites import Site, find_sites
 from medvfm_jax.compress.record import REST, Compressed, Subject
 from medvfm_jax.types import Delta
@@ -27,8 +27,7 @@ def kernels(subject: Subject, pattern: str) -> list[str]:
     Raises:
         NoSuchSite: nothing matches, or something that is no kernel.
     """
-    paths = [f"{module}/{name}" for module, name, _ in leaves_by_path(subject.params["params"])]
-    found = match(pattern, paths, "parameter")
+    found = match(pattern, parameters_by_path(subject.params), "parameter")
     if wrong := [path for path in found if not path.endswith("/kernel")]:
         raise NoSuchSite(
             f"'{wrong[0]}' is no kernel, and kernels alone are rounded; let the pattern end with /kernel."

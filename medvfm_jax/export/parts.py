@@ -65,6 +65,15 @@ class Part(NamedTuple):
             return self.function(*inputs)
 
 
+def _many(batch: int | None) -> int | str:
+    """Images at once, or the name of a size that is left open."""
+    return IMAGES if batch is None else batch
+
+
+def _images(spec: ModelSpec, batch: int | None) -> Tensor:
+    return Tensor("image", (_many(batch), *spec.input_shape), "float32", "images as `prepare` gives them")
+
+
 def encoder_part(encode: Callable[[Array], Array], spec: ModelSpec, batch: int | None) -> Part:
     """Images to embeddings.
 
@@ -76,15 +85,14 @@ def encoder_part(encode: Callable[[Array], Array], spec: ModelSpec, batch: int |
     Returns:
         A part with the input ``image`` and the output ``embedding``.
     """
-    many = IMAGES if batch is None else batch
     return Part(
         "encoder",
         lambda image: (jax.vmap(encode)(image),),
-        (Tensor("image", (many, *spec.input_shape), "float32", "images as `prepare` gives them"),),
+        (_images(spec, batch),),
         (
             Tensor(
                 "embedding",
-                (many, *spec.embedding),
+                (_many(batch), *spec.embedding),
                 "float32",
                 "what the decoder is given, one image at a time",
             ),
@@ -146,12 +154,11 @@ def whole_part(apply: Callable[[Array], Array], spec: ModelSpec, batch: int | No
     Returns:
         A part with the input ``image`` and the output ``logits``.
     """
-    many = IMAGES if batch is None else batch
-    shape = many, spec.classes, *spec.logits_shape
+    shape = _many(batch), spec.classes, *spec.logits_shape
     return Part(
         "model",
         lambda image: (jax.vmap(apply)(image),),
-        (Tensor("image", (many, *spec.input_shape), "float32", "images as `prepare` gives them"),),
+        (_images(spec, batch),),
         (Tensor("logits", shape, "float32", "of the classes, the largest one counts"),),
     )
 

@@ -87,18 +87,25 @@ def test_what_a_recipe_is_about_falls(medvfm, cells, tmp_path, recipe, options, 
     assert np.mean(first[-6:]) < np.mean(first[:3])
 
 
-def test_what_trains_beside_a_student_is_in_its_checkpoints_and_left_behind(medvfm, cells, tmp_path):
-    """A generator, a moving average and a memory: the run goes on with the same bits, and leaves a student's delta."""
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    more = ("--checkpoint-every", 2, "--set", "mgd=1", "--set", "cirkd_memory=1")
-    assert medvfm(*words(cells, whole, *more, recipe="mean_teacher", steps=4)).code == 0
+def resumed_alike(medvfm, cells, folder, recipe, *options):
+    """Four steps in folder/whole, then again from its checkpoint before the last: the same bits, which are given."""
+    whole, parts = folder / "whole", folder / "parts"
+    more = ("--checkpoint-every", 2, *options)
+    assert medvfm(*words(cells, whole, *more, recipe=recipe, steps=4)).code == 0
     shutil.copytree(whole, parts)
     (parts / "delta.safetensors").unlink()
     last = max((parts / "checkpoints").iterdir(), key=lambda path: path.name)
     shutil.rmtree(last) if last.is_dir() else last.unlink()
-    assert medvfm(*words(cells, parts, *more, "--resume", recipe="mean_teacher", steps=4)).code == 0
+    assert medvfm(*words(cells, parts, *more, "--resume", recipe=recipe, steps=4)).code == 0
     a, b = (safetensors_files.read(out / "delta.safetensors")[0] for out in (whole, parts))
     assert all(np.array_equal(a[name], b[name]) for name in a)
+    return a
+
+
+def test_what_trains_beside_a_student_is_in_its_checkpoints_and_left_behind(medvfm, cells, tmp_path):
+    """A generator, a moving average and a memory: the run goes on with the same bits, and leaves a student's delta."""
+    whole = tmp_path / "whole"
+    a = resumed_alike(medvfm, cells, tmp_path, "mean_teacher", "--set", "mgd=1", "--set", "cirkd_memory=1")
     assert not any(word in name for name in a for word in ("helpers", "average", "mgd"))
     assert medvfm("evaluate", "--run", whole, "--json").code == 0
 
@@ -119,16 +126,7 @@ def test_a_small_student_learns_from_an_assistant_that_learned_from_the_teacher(
 
 @pytest.mark.slow
 def test_a_run_goes_on_with_the_same_bits(medvfm, cells, tmp_path):
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    more = ("--checkpoint-every", 2)
-    assert medvfm(*words(cells, whole, *more, recipe="efficient_vit_sam", steps=4)).code == 0
-    shutil.copytree(whole, parts)
-    (parts / "delta.safetensors").unlink()
-    last = max((parts / "checkpoints").iterdir(), key=lambda path: path.name)
-    shutil.rmtree(last) if last.is_dir() else last.unlink()
-    assert medvfm(*words(cells, parts, *more, "--resume", recipe="efficient_vit_sam", steps=4)).code == 0
-    a, b = (safetensors_files.read(out / "delta.safetensors")[0] for out in (whole, parts))
-    assert all(np.array_equal(a[name], b[name]) for name in a)
+    resumed_alike(medvfm, cells, tmp_path, "efficient_vit_sam")
 
 
 def test_a_run_teaches_and_its_test_cases_stay_unseen(medvfm, cells, tmp_path):
