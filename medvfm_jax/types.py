@@ -20,7 +20,7 @@ ABSENT, PAD, BACKGROUND, FOREGROUND, BOX_TOP_LEFT, BOX_BOTTOM_RIGHT = -2, -1, 0,
 
 PromptKind = Literal["box", "point", "mask", "none"]
 Resize = Literal["longest_side", "stretch", "none"]
-Normalise = Literal["minmax", "mean_std_255", "mean_std_unit", "unit"]
+Normalise = Literal["minmax", "mean_std_255", "mean_std_unit", "unit", "z_scores"]
 
 
 class MedvfmError(Exception):

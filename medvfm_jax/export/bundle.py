@@ -162,6 +162,11 @@ def normalise(rule, unit):
         return (unit - low) / np.maximum(high - low, np.float32(1e-8))
     if rule["normalise"] == "unit":
         return unit
+    if rule["normalise"] == "z_scores":
+        shown = unit[unit > 0].astype(np.float64)
+        if not shown.size:
+            return unit
+        return ((unit - shown.mean()) / max(shown.std(), 1e-8)).astype(np.float32)
     mean, std = (np.asarray(rule[name], np.float32) for name in ("mean", "std"))
     return ((unit * np.float32(255) if rule["normalise"] == "mean_std_255" else unit) - mean) / std
 

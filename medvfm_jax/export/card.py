@@ -18,6 +18,7 @@ _NORMALISED = {
     "mean_std_255": "0..255, minus the mean, divided by the standard deviation",
     "mean_std_unit": "0..1, minus the mean, divided by the standard deviation",
     "unit": "0..1",
+    "z_scores": "0..1, minus the mean of the numbers above 0 of the picture, divided by their standard deviation",
 }
 
 

@@ -96,7 +96,8 @@ def preprocess(
     Greyscale is repeated, of more than three channels the first three are used; ``spec.normalise`` then is
     "minmax": [0, 1] over this image, after resizing (MedSAM, LiteMedSAM);
     "mean_std_255": 0..255 minus ``mean``, divided by ``std`` (SAM); "mean_std_unit": the same on 0..1
-    (ImageNet); "unit": 0..1, unchanged.
+    (ImageNet); "unit": 0..1, unchanged; "z_scores": minus the mean of the numbers above 0 of this image or patch,
+    divided by their standard deviation (SAM-Med3D).
     What 0..255 or 0..1 means for 16-bit and float images: see ``intensity.to_unit``.
     Resizing averages areas for "minmax" models (OpenCV's INTER_AREA, on which LiteMedSAM was trained, without
     its rounding to 8 bits) and is linear with antialiasing for the others.
@@ -164,6 +165,11 @@ def normalise(
         return (unit - low) / np.maximum(high - low, np.float32(1e-8))
     if spec.normalise == "unit":
         return unit
+    if spec.normalise == "z_scores":
+        shown = unit[unit > 0].astype(np.float64)
+        if not shown.size:
+            return unit
+        return ((unit - shown.mean()) / max(shown.std(), 1e-8)).astype(np.float32)
     mean, std = np.asarray(spec.mean, np.float32), np.asarray(spec.std, np.float32)
     return ((unit * np.float32(255) if spec.normalise == "mean_std_255" else unit) - mean) / std
 

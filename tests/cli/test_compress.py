@@ -119,7 +119,7 @@ def test_a_run_is_compressed_with_its_delta_and_split_and_not_twice(medvfm, cell
         ),
         ("wieght_only", LITE, (), (), "nearest is 'weight_only'"),
         ("weight_only", LITE, (), ("--cases", 0), "cases is 0"),
-        ("weight_only", "unet-tiny-test", (), (), "adapt it"),
+        ("weight_only", "missformer-tiny-test", (), (), "adapt it"),
         ("weight_only", LITE, (), ("--data", "no-such-folder"), "no-such-folder"),
     ],
 )

@@ -30,6 +30,7 @@ RULES = [
     {"normalise": "mean_std_255", "mean": (123.0, 116.0, 103.0), "std": (58.0, 57.0, 57.5)},
     {"normalise": "mean_std_unit", "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.2), "resize": "stretch"},
     {"normalise": "unit", "resize": "stretch"},
+    {"normalise": "z_scores"},
 ]
 
 

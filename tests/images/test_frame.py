@@ -82,6 +82,18 @@ def test_sam_and_imagenet_rules():
     np.testing.assert_allclose(preprocess(unit, image)[0][5, 5], [10 / 255, 40 / 255, 120 / 255], rtol=1e-5)
 
 
+def test_z_scores_are_of_what_lies_above_zero():
+    image = np.random.default_rng(0).integers(0, 200, (64, 64)).astype(np.uint8)
+    image[:20] = 0
+    array = preprocess(dataclasses.replace(SPEC, normalise="z_scores"), image)[0][..., 0]
+    shown = array[image > 0]
+    np.testing.assert_allclose((shown.mean(), shown.std()), (0, 1), atol=1e-5)
+    np.testing.assert_allclose(array[0, 0], -image[image > 0].mean() / image[image > 0].std(), rtol=1e-5)
+    for number in (0, 7):
+        constant = np.full((64, 64), number, np.uint8)
+        assert (preprocess(dataclasses.replace(SPEC, normalise="z_scores"), constant)[0] == 0).all()
+
+
 def test_the_padding_of_normalised_images_is_zero():
     sam = dataclasses.replace(
         SPEC, normalise="mean_std_255", mean=(123.0, 116.0, 103.0), std=(58.0, 57.0, 57.0)

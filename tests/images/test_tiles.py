@@ -26,7 +26,7 @@ def seen(spec):
     return predict
 
 
-@pytest.mark.parametrize("normalise", ["minmax", "mean_std_255", "mean_std_unit", "unit"])
+@pytest.mark.parametrize("normalise", ["minmax", "mean_std_255", "mean_std_unit", "unit", "z_scores"])
 def test_a_picture_that_is_one_tile_is_predicted_as_a_whole_bit_by_bit(normalise):
     image = picture(TILE, TILE)
     of_tiles, whole = replace(SPEC, normalise=normalise), replace(WHOLE, normalise=normalise)

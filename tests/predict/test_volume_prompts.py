@@ -75,7 +75,7 @@ def test_boxes_are_objects_and_a_small_volume_is_filled_up():
 def test_voxels_of_the_run_and_back():
     """3 mm slices become two of 1.5 mm: a place in the middle of one is in the middle of the two."""
     image = volume(40, 44, 20, spacing=(1.5, 1.5, 3.0))
-    preparation = Preparation((1.5, 1.5, 1.5), (None,))
+    preparation = Preparation((1.5, 1.5, 1.5))
     labels, ((_, prompts),) = asked(POINTS, image, [click((9, 20, 22))], preparation)
     np.testing.assert_allclose(prompts["points"][0, 0], [2 * 9 + 0.5, 20, 22])
     middle = np.mean(np.argwhere(labels), 0)
@@ -114,12 +114,14 @@ def test_prompts_of_one_object_fit_into_one_window():
 def test_the_segmenter_gives_what_the_model_gives():
     import medvfm_jax as mv
 
-    image, place = volume(48, 48, 48, (1.0, 1.0, 1.0)), (20, 12, 30)
+    image, place = volume(48, 48, 48, (1.5, 1.5, 1.5)), (20, 12, 30)  # the spacing that its entry asks for
     found = load_segmenter("sam-med3d-tiny-test").in_volume(image, [click(place)])
     model, params = mv.load("sam-med3d-tiny-test")
     array = image.array.astype(np.float64)
     low, high = np.percentile(array[array != 0], [0.5, 99.5])
-    patch = np.clip((array - low) / (high - low), 0, 1).astype(np.float32).transpose(2, 1, 0, 3)
+    patch = np.clip((array - low) / (high - low), 0, 1).transpose(2, 1, 0, 3)
+    seen = patch[patch > 0]
+    patch = ((patch - seen.mean()) / seen.std()).astype(np.float32)
     tokens = Prompts(np.array([[place, (0, 0, 0)]], np.float32), np.array([[1, PAD]], np.int32))
     logits = np.asarray(model.apply(params, patch, tokens).logits)[0, 0]
     sure = np.abs(logits) > 1e-4

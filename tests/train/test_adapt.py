@@ -119,9 +119,9 @@ def prepared(monkeypatch, cells, tmp_path):
             seen["tier"] = tier
             return make_cache(encode, fingerprint, tier, folder)
 
-        def spy_loader(self, augment, share):
+        def spy_loader(self, augment, *more):
             seen["augment"] = augment
-            return loader(self, augment, share)
+            return loader(self, augment, *more)
 
         def stop(*_, **__):
             raise Stopped

@@ -73,11 +73,11 @@ def _entry(name: str, config: Encoder3dConfig, hidden: int = 2048, start: Any = 
         (config.grid, config.grid, config.grid, config.out_features),
         (side, side, side),
         resize="none",
-        normalise="unit",
+        normalise="z_scores",
         prompts=("point",),
         licence="Apache-2.0",
         head_dim=config.dim // config.heads,
-        notes="trained on voxels of 1.5 mm (--spacing 1.5) and z-scores of the voxels above 0",
+        notes="trained on voxels of 1.5 mm (--spacing 1.5)",
     )
     return ModelEntry(
         "sam_med3d",
@@ -88,7 +88,7 @@ def _entry(name: str, config: Encoder3dConfig, hidden: int = 2048, start: Any = 
         start=start,
         heads=config.heads,
         whole_batches=True,
-        preparation={"spacing": [1.5, 1.5, 1.5], "intensity": [None]},  # z-scores of each volume
+        preparation={"spacing": [1.5, 1.5, 1.5], "intensity": None},
         source="https://arxiv.org/abs/2310.15161",
     )
 
