@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from typing import Any, NoReturn
 
+from medvfm_jax.printable import shortened
+
 DEEPEST = 64  # levels; what this package writes has about ten
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 _LARGEST = 2**64  # of a whole number; hashes and seeds are below
@@ -19,13 +21,14 @@ def parse(text: bytes | str) -> Any:
     """UTF-8 JSON -> the value.
 
     Raises BadJson for other bytes, text after the value, NaN and infinite numbers, whole numbers of 2**64 and more,
-    halves of characters and more than ``DEEPEST`` levels: all of these only fail later, in code that did not expect
-    them.
+    halves of characters, the same name twice in an object and more than ``DEEPEST`` levels: all of these only fail
+    later, in code that did not expect them, or not at all.
     """
     try:
         text = text if isinstance(text, str) else text.decode("utf-8")
         value = json.loads(
             text,
+            object_pairs_hook=once,
             parse_constant=_refuse_constant,
             parse_float=_finite_float,
             parse_int=_sane_int,
@@ -78,6 +81,16 @@ _WORDS = {
     bool: "true or false",
     type(None): "null",
 }
+
+
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; BadJson for one with the same name twice, as only one of both could be used."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise BadJson(f"'{shortened(name)}' is there twice")
+        found[name] = value
+    return found
 
 
 def _refuse_constant(word: str) -> NoReturn:

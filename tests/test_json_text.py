@@ -35,6 +35,7 @@ def test_values_are_read_as_json_reads_them():
         ("9" * 10_000, "number that is too large"),
         (r'{"a": "\ud800"}', "half a character"),
         (r'{"\uDC00": 1}', "half a character"),
+        ('{"a": {"b": 1, "b": 2}}', "'b' is there twice"),
     ],
 )
 def test_everything_else_is_one_short_reason(text, reason):

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from medvfm_jax.fetch.cache import publish, temporary
+from medvfm_jax.json_text import once
 from medvfm_jax.printable import shortened
 from medvfm_jax.weights.byte_budget import ByteBudget
 from medvfm_jax.weights.torch_opcodes import BadCheckpoint
@@ -94,23 +95,13 @@ def _header(file: BinaryIO, path: Path | str) -> Header:
     text = file.read(length)
     if len(text) != length:
         raise ValueError("the file ends within its header")
-    entries = json.loads(text.decode("utf-8"), object_pairs_hook=_once)
+    entries = json.loads(text.decode("utf-8"), object_pairs_hook=once)
     if not isinstance(entries, dict):
         raise ValueError("the header is not a JSON object")
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError("the metadata are not words")
     return Header(entries, metadata, 8 + length)
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; one with the same name twice is refused, as only one of both could be used."""
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in found:
-            raise ValueError(f"'{shortened(name)}' is there twice")
-        found[name] = value
-    return found
 
 
 def _arrays(file: BinaryIO, header: Header, path: Path | str) -> dict[str, np.ndarray]:
