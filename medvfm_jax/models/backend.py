@@ -28,6 +28,22 @@ def has_triton() -> bool:
 
 
 @contextmanager
+def on_host() -> Iterator[None]:
+    """Within this block JAX computes on the CPU, where there is one beside the accelerator.
+
+    Initial numbers are drawn here, so that a run that was trained from scratch on a GPU finds its own on a CPU: what
+    backends make of the same random bits differs in the last place.
+    """
+    try:
+        device = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS names the accelerator alone
+        yield
+    else:
+        with jax.default_device(device):
+            yield
+
+
+@contextmanager
 def compiling_for(name: str) -> Iterator[None]:
     """Within this block models are traced as on backend ``name``, which need not exist here."""
     token = _target.set(name)

@@ -24,6 +24,7 @@ from medvfm_jax.adapters.training_options import check_ranks
 from medvfm_jax.data import Dataset
 from medvfm_jax.images.preparation import AS_THEY_ARE, Preparation
 from medvfm_jax.models import catalog
+from medvfm_jax.models.backend import on_host
 from medvfm_jax.models.entry import ModelEntry
 from medvfm_jax.models.model import Model
 from medvfm_jax.models.transforms import seeded, transform
@@ -386,7 +387,8 @@ def load_base(
         )
     if entry_of(name).start == "random" and file is None:
         model = catalog.build(name, **options)
-        params = model.init(jax.random.key(seed))
+        with on_host():
+            params = model.init(jax.random.key(seed))
     else:
         model, params = weights.load(name, file, offline=offline, seed=seed, **options)
     return Base(model, params, artifacts.fingerprint(params))

@@ -11,6 +11,7 @@ import numpy as np
 
 from medvfm_jax import fetch, traces
 from medvfm_jax.models import catalog
+from medvfm_jax.models.backend import on_host
 from medvfm_jax.models.model import Model
 from medvfm_jax.types import Params
 from medvfm_jax.weights import registry
@@ -50,7 +51,8 @@ def load(
     model_name = registry.model_of(name)
     model, start = catalog.build(model_name, **options), catalog.MODELS[model_name].start
     if file is None and start == "random":
-        return model, jax.jit(model.init)(jax.random.key(0))
+        with on_host():
+            return model, jax.jit(model.init)(jax.random.key(0))
     if file is None and start == "fixed":
         params = _test_params(catalog.published(model_name, shapes(model_name, **options)))
         return model, _with_fresh(params, model, model_name, seed)
@@ -73,7 +75,8 @@ def _with_fresh(params: Params, model: Model, name: str, seed: int) -> Params:
     def drawn(key: jax.Array) -> dict[str, Any]:
         return {root: value for root, value in model.init(key)["params"].items() if root in fresh}
 
-    return {**params, "params": {**params["params"], **drawn(jax.random.key(seed))}}
+    with on_host():
+        return {**params, "params": {**params["params"], **drawn(jax.random.key(seed))}}
 
 
 def kept_words(model: str, sha256: str, options: Mapping[str, Any]) -> list[Any]:
