@@ -21,6 +21,7 @@ from medvfm_jax.adapters.lora import (
 from medvfm_jax.adapters.lora_kernels import Qkv
 from medvfm_jax.adapters.parameter_paths import SiteDelta
 from medvfm_jax.adapters.sites import Site
+from medvfm_jax.models.convolution_gradient import convolve
 
 LEAST_NOISE = 0.01  # of the logits of experts in training
 
@@ -140,8 +141,7 @@ def _mixture(z: Array, conv: Array, bias: Array, shares: Array) -> Array:
     total = jnp.zeros_like(z)
     for i in range(conv.shape[0]):
         large = jax.image.resize(z, (h * (i + 1), w * (i + 1), r), "cubic") if i else z
-        layout = ("NHWC", "HWIO", "NHWC")
-        seen = jax.lax.conv_general_dilated(large[None], conv[i], (1, 1), "SAME", dimension_numbers=layout)[0]
+        seen = convolve(large[None], conv[i], (1, 1), "SAME")[0]
         seen = jax.nn.gelu(seen + bias[i], approximate=False)
         seen = jax.image.resize(seen, (h, w, r), "cubic", antialias=False) if i else seen
         total = total + shares[i] * seen

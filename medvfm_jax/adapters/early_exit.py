@@ -12,6 +12,7 @@ from medvfm_jax.adapters.core import at as at_sites
 from medvfm_jax.adapters.errors import BadAdapterConfig, WrongSite
 from medvfm_jax.adapters.parameter_paths import SiteDelta
 from medvfm_jax.adapters.sites import Site
+from medvfm_jax.models.convolution_gradient import convolve
 
 _NUMBER = re.compile(r".*_(\d+)")
 _EPSILON = 1e-5
@@ -71,8 +72,7 @@ def residual_convolutions(at: str) -> Adapter:
 
 
 def _conv(x: Array, kernel: Array) -> Array:
-    layout = ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(x[None], kernel, (1, 1), "SAME", dimension_numbers=layout)[0]
+    return convolve(x[None], kernel, (1, 1), "SAME")[0]
 
 
 def over_positions(x: Array) -> Array:

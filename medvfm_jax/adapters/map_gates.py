@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from medvfm_jax.adapters.parameter_paths import SiteDelta
+from medvfm_jax.models import convolution_gradient
 
 SIDE = 7  # of the gates' convolutions
 
@@ -48,5 +49,4 @@ def triplet_attention(delta: SiteDelta, x: Array) -> Array:
 
 def convolve(x: Array, kernel: Array) -> Array:
     """x (h, w, in), kernel (k, k, in, out) -> (h, w, out), zeros around the map."""
-    layout = ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(x[None], kernel, (1, 1), "SAME", dimension_numbers=layout)[0]
+    return convolution_gradient.convolve(x[None], kernel, (1, 1), "SAME")[0]

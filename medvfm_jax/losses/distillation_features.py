@@ -220,13 +220,20 @@ def mgd(
         Yang et al., ECCV 2022, https://arxiv.org/abs/2205.01529
     """
 
-    def convolve(x: Array, kernel: Array) -> Array:
-        return jax.lax.conv_general_dilated(
-            x[None], kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )[0]
-
     student, teacher = _pair(student, teacher)
     seen = jax.random.bernoulli(key, 1.0 - mask_ratio, (*student.shape[:2], 1))
-    hidden = convolve(student, generator["align"]) * seen
-    rebuilt = convolve(jax.nn.relu(convolve(hidden, generator["first"])), generator["second"])
+    hidden = _convolve(student, generator["align"]) * seen
+    rebuilt = _convolve(jax.nn.relu(_convolve(hidden, generator["first"])), generator["second"])
     return weight * jnp.sum((rebuilt - teacher) ** 2)
+
+
+def _convolve(x: Array, kernel: Array) -> Array:
+    """x (h, w, in), kernel (k, k, in, out) -> (h, w, out), zeros around the map.
+
+    A product for each tap of the kernel: XLA's gradient of a convolution is slow in a loop on a CPU.
+    """
+    (h, w, _), reach = x.shape, len(kernel) // 2
+    padded = jnp.pad(x, [(reach, reach), (reach, reach), (0, 0)])
+    return sum(
+        padded[i : i + h, j : j + w] @ tap for i, row in enumerate(kernel) for j, tap in enumerate(row)
+    )

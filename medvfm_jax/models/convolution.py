@@ -15,6 +15,7 @@ from flax.linen.dtypes import promote_dtype
 from jax import Array
 
 from medvfm_jax.models.backend import backend as current_backend
+from medvfm_jax.models.convolution_gradient import Conv
 
 
 class PatchConv(nn.Conv):
@@ -186,7 +187,7 @@ class ConvBN(nn.Module):
             conv = PatchConv(self.features, size, 1, **options)
         else:
             pad = self.kernel_size // 2  # both sides, also with stride 2: "SAME" would pad one side only
-            conv = nn.Conv(self.features, size, self.stride, ((pad, pad), (pad, pad)), **options)
+            conv = Conv(self.features, size, self.stride, ((pad, pad), (pad, pad)), **options)
         return FrozenBatchNorm(dtype=self.dtype, name="bn")(conv(x))
 
 

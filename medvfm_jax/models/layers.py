@@ -12,6 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from medvfm_jax.mesh_axes import fully_automatic, vary_like
 from medvfm_jax.models.convolution import PatchConv
+from medvfm_jax.models.convolution_gradient import Conv
 
 _SQRT_HALF = np.float32(0.5**0.5)
 
@@ -145,7 +146,7 @@ def neck(x: Array, features: int, dtype: Any = jnp.float32) -> Array:
     options = {"use_bias": False, "dtype": dtype}
     x = PatchConv(features, (1, 1), 1, **options, name="neck_0")(x)
     x = layer_norm("neck_1", 1e-6, dtype)(x)
-    x = nn.Conv(features, (3, 3), padding=1, **options, name="neck_2")(x)
+    x = Conv(features, (3, 3), padding=1, **options, name="neck_2")(x)
     return layer_norm("neck_3", 1e-6, dtype)(x)
 
 

@@ -7,6 +7,7 @@ from einops import rearrange
 from flax import linen as nn
 from jax import Array
 
+from medvfm_jax.models.convolution_gradient import Conv
 from medvfm_jax.models.errors import BadModelOption
 from medvfm_jax.types import ModelSpec
 
@@ -56,5 +57,5 @@ class Classifier(nn.Module):
         if self.kernel == 1:
             logits = nn.Dense(self.classes, **options)(features)
         else:
-            logits = nn.Conv(self.classes, (self.kernel,) * 2, **options)(features)
+            logits = Conv(self.classes, (self.kernel,) * 2, **options)(features)
         return rearrange(logits.astype(jnp.float32), "h w classes -> classes h w")

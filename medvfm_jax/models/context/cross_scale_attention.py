@@ -10,6 +10,7 @@ from jax import Array
 
 from medvfm_jax.models.context.errors import MapTooSmall
 from medvfm_jax.models.context.units import ConvUnit, LastProjection
+from medvfm_jax.models.convolution_gradient import Conv
 from medvfm_jax.models.layers import layer_norm
 
 
@@ -39,7 +40,7 @@ class CrossScaleAttention(nn.Module):
         embedded = []
         for i, features in enumerate(_halved(self.width, self.kernels)):
             size = self.stride * 2**i
-            conv = nn.Conv(features, (size, size), self.stride, dtype=self.dtype, name=f"scale_{size}")
+            conv = Conv(features, (size, size), self.stride, dtype=self.dtype, name=f"scale_{size}")
             embedded.append(conv(squeezed))
         tokens = rearrange(jnp.concatenate(embedded, axis=-1), "h w c -> (h w) c")
         tokens = layer_norm("norm", 1e-6, self.dtype)(tokens)

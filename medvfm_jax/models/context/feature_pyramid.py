@@ -9,6 +9,7 @@ from jax import Array
 
 from medvfm_jax.models.context.scales import as_maps, enlarge, fitted, scales
 from medvfm_jax.models.context.units import LastProjection
+from medvfm_jax.models.convolution_gradient import Conv
 from medvfm_jax.models.layers import layer_norm
 
 
@@ -29,7 +30,7 @@ class FeaturePyramid(nn.Module):
             lateral = nn.Dense(self.width, dtype=self.dtype, name=f"lateral_{level}")(maps[level])
             merged.append(lateral + enlarge(merged[-1], lateral.shape[:2]) if merged else lateral)
         return [
-            nn.Conv(self.width, (3, 3), dtype=self.dtype, name=f"smooth_{level}")(m)
+            Conv(self.width, (3, 3), dtype=self.dtype, name=f"smooth_{level}")(m)
             for level, m in enumerate(reversed(merged))
         ]
 

@@ -11,6 +11,7 @@ from einops import repeat
 from jax import Array
 
 from medvfm_jax.models.context.units import ConvUnit
+from medvfm_jax.models.convolution_gradient import Conv
 
 
 def scales(maps: Array | Sequence[Array], width: int, levels: int, dtype: Any = jnp.float32) -> list[Array]:
@@ -72,7 +73,7 @@ def two_scales(
 def halved(x: Array, width: int, name: str, dtype: Any = jnp.float32) -> Array:
     """3x3 convolution with stride 2 and GELU, x (h, w, c) -> (ceil(h/2), ceil(w/2), width); in a compact call."""
     # Padding (1, 1), not SAME: with stride 2 SAME pads one side only and shifts the grid.
-    down = nn.Conv(width, (3, 3), 2, padding=((1, 1), (1, 1)), dtype=dtype, name=name)
+    down = Conv(width, (3, 3), 2, padding=((1, 1), (1, 1)), dtype=dtype, name=name)
     return nn.gelu(down(x), approximate=False)
 
 

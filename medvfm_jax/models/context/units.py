@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
+from medvfm_jax.models.convolution_gradient import Conv
 from medvfm_jax.models.layers import layer_norm
 
 
@@ -20,7 +21,7 @@ class ConvUnit(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         size, rate = (self.kernel_size,) * 2, (self.rate,) * 2
-        x = nn.Conv(self.width, size, kernel_dilation=rate, use_bias=False, dtype=self.dtype, name="conv")(x)
+        x = Conv(self.width, size, kernel_dilation=rate, use_bias=False, dtype=self.dtype, name="conv")(x)
         return nn.gelu(layer_norm("norm", 1e-6, self.dtype)(x), approximate=False)
 
 

@@ -25,6 +25,7 @@ from einops import rearrange
 from jax import Array
 
 from medvfm_jax.models.attention import attend, attend_in_steps
+from medvfm_jax.models.convolution_gradient import Conv
 from medvfm_jax.models.encoder_decoder import EncoderDecoder
 from medvfm_jax.models.hiformer.resnet import ResNet, ResNetConfig
 from medvfm_jax.models.interpolation import resize
@@ -172,7 +173,7 @@ class ConvUp(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        x = nn.Conv(self.features, (3, 3), use_bias=False, dtype=self.dtype, name="conv")(x)
+        x = Conv(self.features, (3, 3), use_bias=False, dtype=self.dtype, name="conv")(x)
         norm = nn.GroupNorm(
             self.groups, epsilon=1e-5, reduction_axes=(-3, -2, -1), use_fast_variance=False, dtype=self.dtype,
             name="norm",

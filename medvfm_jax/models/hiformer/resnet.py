@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from medvfm_jax.models.convolution_gradient import Conv
+
 _HE = nn.initializers.he_normal()
 
 
@@ -44,7 +46,7 @@ class ConvNorm(nn.Module):
     def __call__(self, x: Array) -> Array:
         size, pad = (self.kernel,) * 2, (self.kernel // 2,) * 2  # both sides: "SAME" pads one with stride 2
         options = {"use_bias": False, "kernel_init": _HE, "dtype": self.dtype}
-        x = nn.Conv(self.features, size, self.stride, (pad, pad), **options, name="conv")(x)
+        x = Conv(self.features, size, self.stride, (pad, pad), **options, name="conv")(x)
         return nn.GroupNorm(
             num_groups=None,
             group_size=1,

@@ -21,10 +21,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 from einops import rearrange
 from flax.linen.dtypes import promote_dtype
-from jax import Array, lax
+from jax import Array
 
 from medvfm_jax.models.convolution import FrozenBatchNorm
 from medvfm_jax.models.convolution_3d import conv3d, conv3d_strided, max_pool3d_halving
+from medvfm_jax.models.convolution_gradient import convolve
 from medvfm_jax.models.encoder_decoder import EncoderDecoder
 from medvfm_jax.models.unet3d.modules import ConvNorm, Doubled
 
@@ -71,12 +72,8 @@ class Stem(nn.Module):
         kernel = self.param("kernel", _HE, (3, 7, 7, x.shape[-1], self.width))
         x, kernel = promote_dtype(x, kernel, dtype=self.dtype)
         padded, depth = jnp.pad(x, [(1, 1), (0, 0), (0, 0), (0, 0)]), len(x)
-        numbers = ("NHWC", "HWIO", "NHWC")
         return sum(
-            lax.conv_general_dilated(
-                padded[i : i + depth], plane, (2, 2), ((3, 3), (3, 3)), dimension_numbers=numbers
-            )
-            for i, plane in enumerate(kernel)
+            convolve(padded[i : i + depth], plane, (2, 2), ((3, 3), (3, 3))) for i, plane in enumerate(kernel)
         )
 
 

@@ -30,6 +30,7 @@ from medvfm_jax.models.context.context_bridge import BridgeLayer
 from medvfm_jax.models.context.mix_ffn import MixFFN
 from medvfm_jax.models.context.tokens import TokenAttention, to_map, to_tokens
 from medvfm_jax.models.convolution import PatchConv
+from medvfm_jax.models.convolution_gradient import Conv
 from medvfm_jax.models.encoder_decoder import EncoderDecoder
 from medvfm_jax.models.layers import layer_norm
 from medvfm_jax.models.semantic import Classifier
@@ -76,7 +77,7 @@ class OverlapPatches(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         size, pad = (self.kernel,) * 2, (self.kernel // 2,) * 2
-        x = nn.Conv(self.features, size, self.stride, (pad, pad), dtype=self.dtype, name="proj")(x)
+        x = Conv(self.features, size, self.stride, (pad, pad), dtype=self.dtype, name="proj")(x)
         return layer_norm("norm", NORM_EPSILON, self.dtype)(x)
 
 

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
+from medvfm_jax.models.convolution_gradient import Conv
 from medvfm_jax.models.errors import BadModelOption
 from medvfm_jax.models.layers import layer_norm
 
@@ -36,6 +37,6 @@ class ChannelSpatialAdapter(nn.Module):
         options = {"use_bias": False, "dtype": self.dtype}
         hidden = nn.relu(nn.Dense(max(1, int(self.ratio * dim)), **options, name="channel_0")(x.mean((0, 1))))
         gated = nn.sigmoid(nn.Dense(dim, **options, name="channel_2")(hidden)) * x
-        half = nn.Conv(dim, (3, 3), 2, ((1, 1), (1, 1)), **options, name="spatial_0")(gated)
+        half = Conv(dim, (3, 3), 2, ((1, 1), (1, 1)), **options, name="spatial_0")(gated)
         full = nn.ConvTranspose(dim, (4, 4), (2, 2), "SAME", **options, name="spatial_2")(nn.relu(half))
         return layer_norm("norm", 1e-5, self.dtype)(x + nn.relu(full))

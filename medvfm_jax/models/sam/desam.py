@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from medvfm_jax.models.convolution import UpConv
+from medvfm_jax.models.convolution_gradient import Conv
 from medvfm_jax.models.errors import NotConvertible
 from medvfm_jax.models.model import Model
 from medvfm_jax.models.sam.grown import as_kind, grow, sam_of
@@ -37,7 +38,7 @@ class ResidualSE(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         def convolved(x: Array, size: int, name: str) -> Array:
-            x = nn.Conv(self.width, (size, size), use_bias=False, dtype=self.dtype, name=name)(x)
+            x = Conv(self.width, (size, size), use_bias=False, dtype=self.dtype, name=name)(x)
             wide = x.astype(jnp.float32)
             away = wide - wide.mean((0, 1))
             return (away * jax.lax.rsqrt(jnp.square(away).mean((0, 1)) + 1e-5)).astype(self.dtype)

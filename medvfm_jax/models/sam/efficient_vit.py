@@ -20,6 +20,7 @@ from einops import rearrange, reduce
 from jax import Array
 
 from medvfm_jax.models.convolution import DepthwiseConv, FrozenBatchNorm, PatchConv
+from medvfm_jax.models.convolution_gradient import Conv
 from medvfm_jax.models.interpolation import resize
 from medvfm_jax.models.layers import layer_norm
 
@@ -74,7 +75,7 @@ class ConvLayer(nn.Module):
             conv = PatchConv(self.features, size, 1, **options)
         else:
             pad = self.kernel_size // 2
-            conv = nn.Conv(self.features, size, self.stride, ((pad, pad), (pad, pad)), **options)
+            conv = Conv(self.features, size, self.stride, ((pad, pad), (pad, pad)), **options)
         x = conv(x)
         x = FrozenBatchNorm(EPSILON, self.dtype, name="norm")(x) if self.normed else x
         return jax.nn.gelu(x, approximate=True) if self.active else x
@@ -126,7 +127,7 @@ class LinearAttention(nn.Module):
         plain = {"use_bias": False, "dtype": self.dtype}
         qkv = PatchConv(width, (1, 1), 1, **plain, name="qkv")(x)
         near = DepthwiseConv(width, size, 1, feature_group_count=width, **plain, name="aggreg_0")(qkv)
-        near = nn.Conv(width, (1, 1), feature_group_count=3 * heads, **plain, name="aggreg_1")(near)
+        near = Conv(width, (1, 1), feature_group_count=3 * heads, **plain, name="aggreg_1")(near)
         both = jnp.concatenate([qkv, near], -1).astype(jnp.float32)
         q, k, v = rearrange(both, "h w (heads three d) -> three heads (h w) d", three=3, d=self.head_dim)
         q, k = jax.nn.relu(q), jax.nn.relu(k)

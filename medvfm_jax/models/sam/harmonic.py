@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from medvfm_jax.models.context.units import ConvUnit
+from medvfm_jax.models.convolution_gradient import Conv
 from medvfm_jax.models.interpolation import resize
 from medvfm_jax.models.layers import layer_norm
 
@@ -118,5 +119,5 @@ class _Unit(nn.Module):
     def __call__(self, x: Array) -> Array:
         pad = self.size // 2
         shape = (self.size, self.size), self.stride, ((pad, pad), (pad, pad))
-        x = nn.Conv(self.width, *shape, use_bias=False, dtype=self.dtype, name="conv")(x)
+        x = Conv(self.width, *shape, use_bias=False, dtype=self.dtype, name="conv")(x)
         return nn.relu(layer_norm("norm", 1e-6, self.dtype)(x))

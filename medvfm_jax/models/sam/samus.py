@@ -14,6 +14,7 @@ from jax import Array
 
 from medvfm_jax.models.attention import attend
 from medvfm_jax.models.context.units import ConvUnit
+from medvfm_jax.models.convolution_gradient import Conv
 from medvfm_jax.models.errors import NotConvertible
 from medvfm_jax.models.interpolation import resize
 from medvfm_jax.models.layers import KEEP_COSTLY, MlpBlock, layer_norm, neck, undivided
@@ -111,7 +112,7 @@ class OverlappingPatches(nn.Module):
     def __call__(self, image: Array) -> Array:
         p = self.config.patch_size
         image = resize(image, (image.shape[0] + p // 2, image.shape[1] + p // 2))
-        conv = nn.Conv(self.config.dim, (p, p), p // 2, "VALID", dtype=self.config.dtype, name="proj")
+        conv = Conv(self.config.dim, (p, p), p // 2, "VALID", dtype=self.config.dtype, name="proj")
         return conv(image.astype(self.config.dtype))
 
 

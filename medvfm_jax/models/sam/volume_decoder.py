@@ -13,6 +13,7 @@ from einops import rearrange
 from jax import Array
 
 from medvfm_jax.models.convolution import UpConv
+from medvfm_jax.models.convolution_gradient import Conv
 from medvfm_jax.models.layers import gelu, layer_norm
 from medvfm_jax.models.model import Model
 from medvfm_jax.models.sam.desam import blocks_of, quarters
@@ -34,7 +35,7 @@ class VolumeConv(nn.Module):
         slab = jnp.concatenate(
             [before, x, after], axis=-1
         )  # the kernel's input features are (slice, feature)
-        return nn.Conv(self.width, (3, 3), dtype=self.dtype, name="conv")(slab)
+        return Conv(self.width, (3, 3), dtype=self.dtype, name="conv")(slab)
 
 
 class VolumeUnit(nn.Module):

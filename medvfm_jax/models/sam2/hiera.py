@@ -17,6 +17,7 @@ from einops import rearrange, reduce
 from jax import Array
 
 from medvfm_jax.models.attention import attend_in_steps, pad_with, partition, unpartition
+from medvfm_jax.models.convolution_gradient import Conv
 from medvfm_jax.models.interpolation import resize
 from medvfm_jax.models.layers import KEEP_COSTLY, MlpBlock, costly, layer_norm, undivided
 
@@ -115,7 +116,7 @@ class PatchEmbed(nn.Module):
     @nn.compact
     def __call__(self, image: Array) -> Array:
         stride, padding = (PATCH_STRIDE,) * 2, ((3, 3), (3, 3))
-        return nn.Conv(self.features, (7, 7), stride, padding, dtype=self.dtype, name="proj")(image)
+        return Conv(self.features, (7, 7), stride, padding, dtype=self.dtype, name="proj")(image)
 
 
 def embedded_patches(config: HieraConfig, module: nn.Module, image: Array) -> Array:

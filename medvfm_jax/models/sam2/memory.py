@@ -16,6 +16,7 @@ from einops import rearrange
 from jax import Array
 
 from medvfm_jax.models.convolution import DepthwiseConv, PatchConv
+from medvfm_jax.models.convolution_gradient import Conv
 from medvfm_jax.models.interpolation import resize
 from medvfm_jax.models.layers import ReluMlp, gelu, layer_norm
 from medvfm_jax.models.sam2.memory_attention import MemoryAttention, sine_map, sine_steps
@@ -80,7 +81,7 @@ class MemoryEncoder(nn.Module):
     def __call__(self, x: Array, mask: Array) -> Array:
         c, options, mask = x.shape[-1], {"dtype": self.dtype}, mask.astype(self.dtype)
         for i, width in enumerate((4, 16, 64, 256)):
-            conv = nn.Conv(width, (3, 3), 2, padding=1, name=f"mask_downsampler_{3 * i}", **options)
+            conv = Conv(width, (3, 3), 2, padding=1, name=f"mask_downsampler_{3 * i}", **options)
             mask = gelu(layer_norm(f"mask_downsampler_{3 * i + 1}", NORM_EPSILON, self.dtype)(conv(mask)))
         x = PatchConv(c, (1, 1), 1, name="pix_feat_proj", **options)(x.astype(self.dtype))
         x = x + PatchConv(c, (1, 1), 1, name="mask_downsampler_12", **options)(mask)

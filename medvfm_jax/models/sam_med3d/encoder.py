@@ -20,6 +20,7 @@ from einops import rearrange
 from jax import Array
 
 from medvfm_jax.models.attention import dot_logits, relative_positions, softmax_average
+from medvfm_jax.models.convolution_gradient import Conv
 from medvfm_jax.models.layers import MlpBlock, layer_norm
 
 PATCH = 16  # voxels along a side of a token
@@ -179,5 +180,5 @@ class Encoder3d(nn.Module):
         options = {"use_bias": False, "dtype": config.dtype}
         x = nn.Dense(config.out_features, **options, name="neck_0")(x)
         x = layer_norm("neck_1", NORM_EPSILON, config.dtype)(x)
-        x = nn.Conv(config.out_features, (3, 3, 3), padding=1, **options, name="neck_2")(x)
+        x = Conv(config.out_features, (3, 3, 3), padding=1, **options, name="neck_2")(x)
         return layer_norm("neck_3", NORM_EPSILON, config.dtype)(x)

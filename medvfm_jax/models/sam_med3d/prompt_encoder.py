@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from medvfm_jax.models.convolution_gradient import Conv
 from medvfm_jax.models.layers import LayerNorm
 from medvfm_jax.models.sam.prompt_encoder import NORM_EPSILON, PromptEncoder
 
@@ -56,8 +57,8 @@ class PromptEncoder3d(PromptEncoder):
         self.not_a_point_embed = nn.Embed(1, self.dim)
         self.no_mask_embed = nn.Embed(1, self.dim)
         half = {"kernel_size": (2, 2, 2), "strides": 2, "padding": "VALID", "dtype": self.dtype}
-        self.mask_downscaling_0 = nn.Conv(self.mask_channels // 4, **half)
+        self.mask_downscaling_0 = Conv(self.mask_channels // 4, **half)
         self.mask_downscaling_1 = LayerNorm(NORM_EPSILON, dtype=self.dtype)
-        self.mask_downscaling_3 = nn.Conv(self.mask_channels, **half)
+        self.mask_downscaling_3 = Conv(self.mask_channels, **half)
         self.mask_downscaling_4 = LayerNorm(NORM_EPSILON, dtype=self.dtype)
         self.mask_downscaling_6 = nn.Dense(self.dim, dtype=self.dtype)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from jax import Array
 
+from medvfm_jax.models.convolution_gradient import convolve
 from medvfm_jax.models.hiformer.resnet import largest_of_nine
 
 KERNEL_EPSILON = 1e-5  # added to the variance of a kernel
@@ -65,8 +66,7 @@ class StdConv(nn.Module):
             (self.kernel // 2,) * 2,
             (self.stride,) * 2,
         )  # both sides: "SAME" pads one with stride 2
-        layout = ("NHWC", "HWIO", "NHWC")
-        return jax.lax.conv_general_dilated(x[None], kernel, strides, (pad, pad), dimension_numbers=layout)[0]
+        return convolve(x[None], kernel, strides, (pad, pad))[0]
 
 
 class Unit(nn.Module):

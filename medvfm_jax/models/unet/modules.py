@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from einops import rearrange, reduce
 from jax import Array
 
+from medvfm_jax.models.convolution_gradient import Conv
 from medvfm_jax.models.model import Model
 from medvfm_jax.types import MedvfmError, ModelSpec, Params, Prediction
 
@@ -56,7 +57,7 @@ class ConvNorm(nn.Module):
     def __call__(self, x: Array) -> Array:
         config = self.config
         # No bias: the normalisation would take it away again.
-        x = nn.Conv(self.width, (3, 3), use_bias=False, kernel_init=_HE, dtype=config.dtype, name="conv")(x)
+        x = Conv(self.width, (3, 3), use_bias=False, kernel_init=_HE, dtype=config.dtype, name="conv")(x)
         per_channel = config.norm == "instance"
         norm = nn.GroupNorm(
             num_groups=None if per_channel else config.groups,

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax import Array
 
+from medvfm_jax.models.convolution_gradient import Conv
 from medvfm_jax.models.encoder_decoder import EncoderDecoder
 from medvfm_jax.models.unetr.transformer import NORM_EPSILON, Transformer, TransformerConfig
 
@@ -76,7 +77,7 @@ class Convolution(nn.Module):
         if self.size == 1:
             x = nn.Dense(self.width, use_bias=False, dtype=self.dtype, name="conv")(x)
         else:
-            x = nn.Conv(self.width, (self.size,) * 3, use_bias=False, dtype=self.dtype, name="conv")(x)
+            x = Conv(self.width, (self.size,) * 3, use_bias=False, dtype=self.dtype, name="conv")(x)
         wide = x.astype(jnp.float32)
         away = wide - wide.mean((0, 1, 2))
         return (away / jnp.sqrt(jnp.square(away).mean((0, 1, 2)) + NORM_EPSILON)).astype(self.dtype)

@@ -24,6 +24,7 @@ from jax import Array
 from medvfm_jax.catalog import Catalog
 from medvfm_jax.models.attention import at_once, attend
 from medvfm_jax.models.backend import backend as current_backend
+from medvfm_jax.models.convolution import PatchConv
 from medvfm_jax.models.errors import BadModelOption
 from medvfm_jax.models.interpolation import resize
 from medvfm_jax.models.layers import LayerNorm, MlpBlock, gelu, layer_norm
@@ -120,7 +121,7 @@ class PatchEmbed(nn.Module):
     def __call__(self, image: Array) -> Array:
         patch = (self.config.patch_size,) * 2
         options = {"use_bias": self.config.patch_bias, "dtype": self.config.dtype}
-        return nn.Conv(self.config.dim, patch, patch, "VALID", **options, name="proj")(image)
+        return PatchConv(self.config.dim, patch, patch, **options, name="proj")(image)
 
 
 class Attention(nn.Module):
