@@ -1,0 +1,30 @@
+"""Options of `medvfm analyze`."""
+
+from dataclasses import dataclass
+
+from medvfm_jax.settings.analyze import PlacementConfig, SimilarityConfig
+
+
+@dataclass(frozen=True)
+class Placement(PlacementConfig):
+    """Where in a model adapters should help most on some data, before anything is trained.
+
+    Example: medvfm analyze placement --data data/dsb2018 --model lite-medsam --rank 4 --budget 40000
+
+    Gradients of the loss on a few training images are taken with respect to every kernel. The table has, of kernels
+    whose paths differ by numbers alone: trained numbers of an update of that rank, what its best first step gains, the
+    empirical Fisher information with its standard error, and how many directions the mean gradient has.
+    """
+
+
+@dataclass(frozen=True)
+class Similarity(SimilarityConfig):
+    """How alike what several models see in the same pictures is: centred kernel alignment of their mean features.
+
+    Example: medvfm analyze similarity --data data/dsb2018 --models lite-medsam dinov2-s runs/student
+
+    1 is equal up to rotation and scale, 0 independent. The estimate has no bias, so it may lie a little below 0.
+    """
+
+
+AnalyzeArgs = Placement | Similarity

@@ -1,0 +1,22 @@
+"""Theory beside measurement: what can be computed of a model and data before anything is trained."""
+
+from medvfm_jax.theory.placement import Place, grouped, within_budget
+from medvfm_jax.theory.run import PlacementResult, SimilarityResult, analyze_placement, analyze_similarity
+from medvfm_jax.theory.similarity import debiased_cka, linear_cka
+from medvfm_jax.theory.spectrum import captured_energy, effective_rank, energy_rank, stable_rank
+
+__all__ = [
+    "Place",
+    "PlacementResult",
+    "SimilarityResult",
+    "analyze_placement",
+    "analyze_similarity",
+    "captured_energy",
+    "debiased_cka",
+    "effective_rank",
+    "energy_rank",
+    "grouped",
+    "linear_cka",
+    "stable_rank",
+    "within_budget",
+]

@@ -1,0 +1,88 @@
+"""`medvfm analyze`: gradients and features of small models, as tables and as JSON."""
+
+import numpy as np
+import pytest
+
+from tests.cli.commands import LITE, adapt_words
+
+SAM = "sam-tiny-test"
+
+
+def placement(data, *more, model=SAM):
+    return (
+        "analyze",
+        "placement",
+        "--data",
+        data,
+        "--model",
+        model,
+        "--cases",
+        3,
+        "--prompts-per-image",
+        2,
+        *more,
+    )
+
+
+def test_places_are_ranked_and_the_choice_trains(medvfm, cells, tmp_path):
+    words = placement(cells, "--rank", 2, "--budget", 3000, "--at", "image_encoder/.*")
+    found = medvfm(*words, "--json").json
+    assert found["images"] == 3
+    assert all(place["path"].startswith("image_encoder/") for place in found["places"])
+    scores = [group["score"] for group in found["groups"]]
+    assert scores == sorted(scores, reverse=True)
+    assert np.isfinite(
+        [group[name] for group in found["groups"] for name in ("gain", "fisher", "signal")]
+    ).all()
+    # A mean of three gradients is at most their root mean square.
+    assert all(group["gain"] <= group["fisher"] * (1 + 1e-5) for group in found["groups"])
+    assert 0 < sum(group["trained"] for group in found["chosen"]) <= 3000
+    again = medvfm(*words).out
+    assert found["chosen"][0]["path"].removesuffix("/kernel") in again
+    assert "next: medvfm adapt" in again
+    options = ("lora.rank=2", "lora.slices=none", "lora.layout=none", "lora.head_dim=none")
+    options += (f"lora.at={found['pattern']}",)
+    more = [word for option in options for word in ("--set", option)]
+    run = adapt_words(cells, tmp_path / "run", model=SAM, adapter="lora")
+    trained = medvfm(*run, *more, "--json").json
+    assert trained["trained"] == sum(group["trained"] for group in found["chosen"])
+
+
+def test_models_are_alike_as_their_features_are(medvfm, cells, tmp_path):
+    run = tmp_path / "run"
+    assert medvfm(*adapt_words(cells, run, model=LITE, adapter="decoder")).code == 0
+    words = ("analyze", "similarity", "--data", cells, "--cases", 4, "--models", LITE, SAM, run)
+    found = medvfm(*words, "--json").json
+    assert found["images"] == 4
+    alignment = found["alignment"]
+    assert alignment[LITE][LITE] == pytest.approx(1)
+    assert alignment[LITE][SAM] == pytest.approx(alignment[SAM][LITE])
+    assert alignment[LITE][str(run)] == pytest.approx(1), "the decoder alone was tuned"
+    assert "centred kernel alignment" in medvfm(*words).out
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (placement("DATA", "--at", "nothing"), "has no kernel of such a path"),
+        (placement("DATA", "--at", "("), "no regular expression"),
+        (placement("DATA", "--cases", 1), "cases is 1"),
+        (placement("DATA", "--rank", 0), "rank is 0"),
+        (placement("DATA", model="sam-tiny-tset"), "nearest is"),
+        (("analyze", "similarity", "--data", "DATA", "--models", SAM), "two or more"),
+        (("analyze", "similarity", "--data", "DATA", "--models", SAM, SAM), "twice"),
+        (("analyze", "similarity", "--data", "DATA", "--cases", 3), "cases is 3"),
+        (("analyze", "similarity", "--data", "DATA", "--models", SAM, "sam-med3d-tiny-test"), "sees volumes"),
+        (
+            ("analyze", "similarity", "--data", "DATA", "--models", SAM, "missformer-tiny-test"),
+            "random weights",
+        ),
+        (("analyze",), ""),
+    ],
+)
+def test_what_cannot_be_done_is_one_sentence(medvfm, cells, words, sentence):
+    medvfm(*(cells if word == "DATA" else word for word in words)).refused(sentence)
+
+
+def test_a_budget_that_nothing_fits_is_said(medvfm, cells):
+    assert "give a larger --budget" in medvfm(*placement(cells, "--budget", 1, "--at", ".*/qkv/kernel")).out
