@@ -115,7 +115,7 @@ def run(plan: Plan, results: Path = RESULTS) -> dict[str, Any]:
     scores = {name: _scores(plan, folder, console) for name, folder in rows.items()}
     table = table_of(plan, scores, {name: build(name) for name in (plan.teacher, *plan.students)})
     run_directory.write_json(results, table)
-    console.print(markdown(table), markup=False)
+    console.print(markdown(table), markup=False, soft_wrap=True)
     return table
 
 
