@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from medvfm_jax import systems
-from medvfm_jax.adapters import delta_leaves
+from medvfm_jax.adapters import WrongSite, delta_leaves
 from medvfm_jax.adapters.training_options import check_ranks
 from medvfm_jax.images.preparation import Preparation
 from medvfm_jax.printable import counted
@@ -285,7 +285,13 @@ def _by_module(values: Mapping[str, np.ndarray]) -> Delta:
 
 def _check(adapter: dict[str, Any], delta: Delta, base: Base, model: str, file: Path) -> None:
     """Raise BadAdapterFile unless the arrays are those that the adapter has on the model."""
-    check_ranks(adapter, delta)
+    try:
+        check_ranks(adapter, delta)
+    except WrongSite as error:
+        reason = str(error).partition(": choose")[0]
+        raise BadAdapterFile(
+            f"{file}: {reason}; the file was made for another backbone than {model}."
+        ) from error
     expected = jax.eval_shape(with_adapter(base, adapter).init, jax.random.key(0), base.params)
     wanted = {leaf[:3]: leaf.array.shape for leaf in delta_leaves(expected)}
     for leaf in delta_leaves(delta):

@@ -233,7 +233,7 @@ def test_files_of_other_backbones_and_options_that_do_not_go_with_a_file(tmp_pat
     for i in range(2 * BLOCKS):
         state[f"w_a_{i:03d}"], state[f"w_b_{i:03d}"] = normal(17, DIM), normal(DIM, 17)
     save(tmp_path / "rank.pth", state)
-    with pytest.raises(Exception, match="a rank of 17 is larger than the layer"):
+    with pytest.raises(BadAdapterFile, match=r"rank\.pth: a rank of 17 is larger .*; the file was made"):
         adopt(tmp_path / "rank.pth", MODEL)
     save(tmp_path / "sam.pth", torch_state(base[1]))
     with pytest.raises(BadAdapterFile, match="no adapter of SAMed"):
