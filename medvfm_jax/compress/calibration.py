@@ -60,16 +60,27 @@ class Rows(NamedTuple):
         product: how.
         x: rows of its input, (n, K) or (n, taps, out).
         g: gradient of the loss by its output there, (n, out).
-        low: least value of its whole input.
-        high: largest one.
+        lows: least value of each channel of its whole input, (in,).
+        highs: largest ones, (in,).
+        low, high: those of all channels.
         gelu: whether the input comes out of a GELU, as far as its values tell.
     """
 
     product: Product
     x: NDArray[np.float32]
     g: NDArray[np.float32]
-    low: float
-    high: float
+    lows: NDArray[np.float32]
+    highs: NDArray[np.float32]
+
+    @property
+    def low(self) -> float:
+        """Least value of the whole input."""
+        return float(self.lows.min())
+
+    @property
+    def high(self) -> float:
+        """Largest value of the whole input."""
+        return float(self.highs.max())
 
     @property
     def gelu(self) -> bool:
@@ -149,8 +160,8 @@ def observe(subject: Subject, calibration: Calibration, chosen: Callable[[str], 
             flat = y.reshape(-1, y.shape[-1])
             if path not in places:
                 places[path] = rng.choice(len(flat), min(rows, len(flat)), replace=False)
-            at_places = places[path]
-            seen["rows"][path] = rows_at(product, x, y, at_places), x.min(), x.max()
+            at_places, before = places[path], tuple(range(x.ndim - 1))
+            seen["rows"][path] = rows_at(product, x, y, at_places), x.min(before), x.max(before)
             shift = shifts.get(path, jnp.zeros((len(at_places), y.shape[-1])))
             return flat.at[at_places].add(shift.astype(y.dtype)).reshape(y.shape)
 
@@ -304,8 +315,8 @@ def _together(images: Sequence[tuple[Any, Any]], products: Mapping[str, Product]
         )
         _finite(path, x)
         _finite(path, g)
-        low, high = min(float(s[1]) for s in seen), max(float(s[2]) for s in seen)
-        rows[path] = Rows(products[path], x, g, low, high)
+        lows, highs = np.min([s[1] for s in seen], 0), np.max([s[2] for s in seen], 0)
+        rows[path] = Rows(products[path], x, g, lows, highs)
     others = {p: np.concatenate([image["others"][p] for image, _ in images]) for p in first["others"]}
     operands = {
         path: {name: np.concatenate([image["operands"][path][name] for image, _ in images]) for name in mine}

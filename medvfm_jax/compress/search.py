@@ -52,14 +52,14 @@ def search(rows: Rows, kernel: NDArray[np.float32], bits: int, candidates: int, 
     depthwise = rows.product.kind == "depthwise"
     w = kernel.reshape(-1, outputs).astype(np.float32)
     weight = np.square(rows.g)
-    y = _product(depthwise, rows.x, w)
+    y = product(depthwise, rows.x, w)
     form, cover = input_form(rows, bits)
     top = np.abs(w).max(0)
     of_weights = np.where(top > 0, top, 1).astype(np.float32) / largest(bits)
     shares = np.unique(np.append(np.linspace(LEAST, MOST, candidates), 1.0)).astype(np.float32)
 
     def errors(x: NDArray, steps: NDArray) -> NDArray:
-        return (weight * np.square(_product(depthwise, x, _rounded(w, steps, bits)) - y)).sum(0)
+        return (weight * np.square(product(depthwise, x, _rounded(w, steps, bits)) - y)).sum(0)
 
     best_w, best_x = of_weights, cover
     least = errors(round_to(form, rows.x, best_x, bits), best_w)
@@ -105,7 +105,8 @@ def operand_step(form: Form, values: NDArray, bits: int, candidates: int) -> NDA
     return tried[int(np.argmin(found))]
 
 
-def _product(depthwise: bool, x: NDArray, w: NDArray) -> NDArray:
+def product(depthwise: bool, x: NDArray, w: NDArray) -> NDArray:
+    """Rows of inputs times weights (K, out): (n, K), or of a depthwise convolution (n, taps, out) -> (n, out)."""
     return np.einsum("ntc,tc->nc", x, w) if depthwise else x @ w
 
 

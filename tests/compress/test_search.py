@@ -11,7 +11,8 @@ from medvfm_jax.compress.search import input_form, operand_step, search
 
 
 def rows(x, g, window=None, kind="matrix"):
-    return Rows(Product(kind, window), x, g, float(x.min()), float(x.max()))
+    before = tuple(range(x.ndim - 1))
+    return Rows(Product(kind, window), x, g, x.min(before), x.max(before))
 
 
 def data(n=60, inputs=7, outputs=5, seed=0):
