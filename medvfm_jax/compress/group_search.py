@@ -39,7 +39,8 @@ def truncated(lows: NDArray, highs: NDArray, limit: float) -> tuple[NDArray, NDA
 
     Sizes, the larger end of each range, are clustered by single linkage: channels whose sizes differ by less than the
     factor ``limit`` from one to the next lie together. Ends beyond the largest size of the largest cluster are cut to
-    ``limit`` times it.
+    ``limit`` times it. Channels that were always 0 take no part and get the range of all others, because nothing is
+    known of them.
 
     Args:
         lows: (channels,).
@@ -49,13 +50,14 @@ def truncated(lows: NDArray, highs: NDArray, limit: float) -> tuple[NDArray, NDA
     Returns:
         (channels,) each.
     """
-    sizes = np.maximum(np.maximum(-lows, highs), _TINY)
-    if len(sizes) < 2:
-        return lows, highs
-    tree = hierarchy.linkage(np.log(sizes)[:, None], "single")
-    cluster = hierarchy.fcluster(tree, np.log(limit), "distance")
-    most = limit * sizes[cluster == np.bincount(cluster).argmax()].max()
-    return np.maximum(lows, -most), np.minimum(highs, most)
+    sizes = np.maximum(-lows, highs)
+    alive = sizes > 0
+    if alive.sum() > 1:
+        logs = np.log(sizes[alive])
+        cluster = hierarchy.fcluster(hierarchy.linkage(logs[:, None], "single"), np.log(limit), "distance")
+        most = limit * np.exp(logs[cluster == np.bincount(cluster).argmax()].max())
+        lows, highs = np.maximum(lows, -most), np.minimum(highs, most)
+    return np.where(alive, lows, lows.min()), np.where(alive, highs, highs.max())
 
 
 def groups_of(lows: NDArray, highs: NDArray, groups: int) -> NDArray[np.uint8]:
@@ -152,9 +154,17 @@ class _Layer:
         self.cover = (np.maximum(self.highs - self.lows, _TINY) / self.most).astype(np.float32)
         sizes = np.bincount(group)
         self.step = np.array([np.exp((sizes * np.log(self.cover)).sum() / sizes.sum())], np.float32)
-        self.scale = self.cover / self.step[0]
-        self.low = np.array([self._firsts(n, self.cover[n])[0] for n in range(self.count)], np.float32)
-        self.weights = _cover(self._scaled(), bits)
+        # Fine inputs cost coarse weights where their rows grow: the better of two starts, with a step of its own for each
+        # group and with one for all.
+        starts = [self._start(self.cover), self._start(np.full_like(self.cover, self.cover.max()))]
+        _, self.scale, self.low, self.weights = min(starts, key=lambda start: start[0])
+
+    def _start(self, steps: NDArray) -> tuple[float, NDArray, NDArray, NDArray]:
+        """Error, and scales, first levels and steps of the weights, where groups have these steps."""
+        self.scale = (steps / self.step[0]).astype(np.float32)
+        self.low = np.array([self._firsts(n, steps[n])[0] for n in range(self.count)], np.float32)
+        self.weights = _cover(self._scaled(), self.bits)
+        return self.error(), self.scale, self.low, self.weights
 
     def error(self) -> float:
         """What is minimised, at the steps so far."""

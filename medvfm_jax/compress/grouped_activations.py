@@ -1,6 +1,10 @@
 """Weights and activations as integers, channels of activations scaled and shifted by group first: W4A4, W6A6, W8A8."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from medvfm_jax.adapters.grouped_inputs import grouped_inputs, scaled_rows
+from medvfm_jax.adapters.integer_inputs import integer_inputs, integer_products
 from medvfm_jax.adapters.integer_weights import integer_weights
 from medvfm_jax.compress.calibration import Calibration, observe
 from medvfm_jax.compress.group_search import group_search
@@ -39,8 +43,16 @@ def _init(
         parts.weights(path, scaled_rows(kernel, found.scale[found.group]), found.weights)
         arrays = {"group": found.group, "scale": found.scale, "low": found.low, "step": found.step}
         parts.inputs("grouped", path, arrays)
-    parts.finish(grouped=lambda sites: grouped_inputs(sites, groups, bits).config)
-    attentions = parts.attention(seen, candidates) if attention else 0
+
+    def rounding(sites: str, form: str) -> Mapping[str, Any] | None:
+        if form == "grouped":
+            return grouped_inputs(sites, groups, bits).config
+        return integer_inputs(sites, form, bits).config
+
+    parts.finish(rounding)
+    attentions = 0
+    if attention:
+        attentions = parts.attention(seen, candidates, lambda sites: integer_products(sites, bits).config)
     facts = {"kernels": len(paths), "bits": bits, "groups": groups, "attention": attentions}
     return with_rest(subject, Compressed(parts.configs, parts.delta, facts), at)
 

@@ -1,12 +1,12 @@
 """What every method that rounds weights and activations does alike: layers seen, operands of attention, checks."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from numpy.typing import NDArray
 
 from medvfm_jax.adapters.explicit_sites import pattern_of
-from medvfm_jax.adapters.integer_inputs import OPERANDS, integer_inputs, integer_products
+from medvfm_jax.adapters.integer_inputs import OPERANDS
 from medvfm_jax.adapters.integer_weights import quantised, rounded, stored
 from medvfm_jax.adapters.parameter_paths import SiteDelta
 from medvfm_jax.compress.calibration import Observed
@@ -43,10 +43,12 @@ class Parts:
             step = operand_step("symmetric", seen.others[path], self._bits, candidates)
             self.inputs("symmetric", path, {"step": step})
 
-    def attention(self, seen: Observed, candidates: int) -> int:
-        """Operands of attention; gives how many modules there are."""
+    def attention(
+        self, seen: Observed, candidates: int, config: Callable[[str], Mapping[str, Any] | None]
+    ) -> int:
+        """Operands of attention, config: of a pattern of modules; gives how many modules there are."""
         if seen.operands:
-            self.configs["products"] = integer_products(pattern_of(seen.operands), self._bits).config
+            self.configs["products"] = config(pattern_of(seen.operands))
             self.delta["products"] = {
                 path: {
                     name: operand_step(form, values[name], self._bits, candidates)
@@ -56,12 +58,11 @@ class Parts:
             }
         return len(seen.operands)
 
-    def finish(self, **others: Any) -> None:
-        """Put the inputs in: of forms of ``integer_inputs``, or (pattern) -> configuration by the name of a form."""
+    def finish(self, config: Callable[[str, str], Mapping[str, Any] | None]) -> None:
+        """Put the inputs in, config: of a pattern of modules and a form."""
         for form, sites in self._inputs.items():
-            at = pattern_of(sites)
-            part = others[form](at) if form in others else integer_inputs(at, form, self._bits).config
-            self.configs[f"inputs_{form}"], self.delta[f"inputs_{form}"] = part, sites
+            self.configs[f"inputs_{form}"] = config(pattern_of(sites), form)
+            self.delta[f"inputs_{form}"] = sites
 
 
 def check(**options: tuple[int, int]) -> None:

@@ -1,5 +1,6 @@
 """Weights and activations as integers with fixed scales, from a few calibration images: W8A8, W6A6."""
 
+from medvfm_jax.adapters.integer_inputs import integer_inputs, integer_products
 from medvfm_jax.adapters.integer_weights import integer_weights
 from medvfm_jax.compress.calibration import Calibration, observe
 from medvfm_jax.compress.integer_parts import Parts, check
@@ -32,8 +33,10 @@ def _init(
         found = search(seen.rows[path], kernel, bits, candidates, rounds)
         parts.weights(path, kernel, found.weights)
         parts.inputs(found.form, path, {"step": found.inputs})
-    parts.finish()
-    attentions = parts.attention(seen, candidates) if attention else 0
+    parts.finish(lambda sites, form: integer_inputs(sites, form, bits).config)
+    attentions = 0
+    if attention:
+        attentions = parts.attention(seen, candidates, lambda sites: integer_products(sites, bits).config)
     facts = {"kernels": len(paths), "bits": bits, "attention": attentions}
     return with_rest(subject, Compressed(parts.configs, parts.delta, facts), at)
 

@@ -25,7 +25,7 @@ from medvfm_jax.train.task import make_loss
 from medvfm_jax.types import Batch, Delta, Params, Prediction
 
 Goal = Literal["teacher", "labels"]
-_SHOWN = 10  # steps between what is said
+_RATED = 8  # times that all images are looked at during training; the best state is kept
 
 
 class Lesson(NamedTuple):
@@ -117,7 +117,8 @@ def _init(
     def rated(trained: Delta) -> float:
         return float(np.mean([rate(subject.params, trained, lesson) for lesson in lessons]))
 
-    before = rated(state.delta)
+    best = start = jax.device_get(state.delta)
+    before = least = rated(start)
     calibration.say("compiling a training step with everything rounded ...")
     waiting: list[int] = []
     for number in range(steps):
@@ -128,11 +129,15 @@ def _init(
                 f"Training of the rounded model diverged in step {number + 1}: its loss or a gradient is not finite; "
                 f"give a smaller --set learning_rate than {learning_rate:g}."
             )
-        if (number + 1) % _SHOWN == 0 or number + 1 == steps:
-            calibration.say(f"step {number + 1} of {steps}: loss {float(metrics['loss']):.4f}")
-    after = rated(state.delta)
-    parts, delta = trained_parts(begin, trainable, state.delta, bits)
-    facts = {**begin.facts, "steps": steps, "loss_before": round(before, 5), "loss_after": round(after, 5)}
+        if (number + 1) % max(1, steps // _RATED) == 0 or number + 1 == steps:
+            found = rated(state.delta)
+            calibration.say(f"step {number + 1} of {steps}: loss {found:.4f}, {before:.4f} before training")
+            if found < least:
+                best, least = jax.device_get(state.delta), found
+    if best is start:
+        calibration.say("no step made the rounded model better; it is stored as `integers` gives it")
+    parts, delta = trained_parts(begin, trainable, best, bits)
+    facts = {**begin.facts, "steps": steps, "loss_before": round(before, 5), "loss_after": round(least, 5)}
     return with_rest(subject, Compressed(parts, delta, facts), at)
 
 
@@ -236,6 +241,6 @@ TRANSFORM = ParamTransform(
     source="https://arxiv.org/abs/1902.08153",
     init=_init,
     differences="On the calibration images alone, against the masks of the floating-point model (loss=labels: "
-    "against the labels). Kernels move in units of their step and steps by factors, so that one learning rate of "
-    "AdamW fits both; norms and biases stay.",
+    "against the labels), of which the best state is kept. Kernels move in units of their step and steps by factors, "
+    "so that one learning rate of AdamW fits both; norms and biases stay.",
 )

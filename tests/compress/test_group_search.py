@@ -78,5 +78,8 @@ def test_the_extremes_of_a_few_channels_are_cut_and_nothing_else():
     cut = truncated(lows, highs, 10.0)
     np.testing.assert_array_equal(cut[0], -np.float32([1, 2, 3, 4, 0, 40]))
     np.testing.assert_array_equal(cut[1], np.float32([1, 2, 3, 4, 40, 5]))
+    dead = truncated(np.float32([0, 0, 0, 0, -1, 0]), np.float32([0, 0, 0, 0, 2, 3]), 10.0)  # behind a ReLU
+    np.testing.assert_array_equal(dead[0], [-1, -1, -1, -1, -1, 0])
+    np.testing.assert_array_equal(dead[1], [3, 3, 3, 3, 2, 3])
     steady = np.float32([1, 5, 25, 125])  # one reaches the next
     np.testing.assert_array_equal(truncated(-steady, steady, 10.0)[1], steady)
