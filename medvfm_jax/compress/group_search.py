@@ -154,8 +154,8 @@ class _Layer:
         self.cover = (np.maximum(self.highs - self.lows, _TINY) / self.most).astype(np.float32)
         sizes = np.bincount(group)
         self.step = np.array([np.exp((sizes * np.log(self.cover)).sum() / sizes.sum())], np.float32)
-        # Fine inputs cost coarse weights where their rows grow: the better of two starts, with a step of its own for each
-        # group and with one for all.
+        # Fine inputs cost coarse weights where their rows grow: the better of two starts, each group's own step and one
+        # for all.
         starts = [self._start(self.cover), self._start(np.full_like(self.cover, self.cover.max()))]
         _, self.scale, self.low, self.weights = min(starts, key=lambda start: start[0])
 
