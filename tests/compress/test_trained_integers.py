@@ -53,7 +53,7 @@ def test_the_loss_falls_and_the_stored_model_is_the_trained_one(begun):
     own, seen, begin = begun
     said = []
     made = METHODS["trained_integers"].init(
-        own, seen._replace(say=said.append), steps=60, learning_rate=0.01, bits=4, **QUICK
+        own, seen._replace(say=said.append), steps=60, learning_rate=0.03, bits=4, **QUICK
     )
     assert made.facts["loss_after"] < 0.8 * made.facts["loss_before"]
     assert any("step 60 of 60" in line for line in said)
