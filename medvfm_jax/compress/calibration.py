@@ -287,7 +287,7 @@ def _with_operands(path: str, call: Callable[[], Any], found: dict[str, Any]) ->
     mine: dict[str, Array] = {}
 
     def change(name: str, operand: Array) -> Array:
-        mine.setdefault(name, _sample(operand))
+        mine.setdefault(name, _sample(operand, ends=name != "p"))  # shares lie between 0 and 1 in any case
         return operand
 
     with with_operands(change, at_once=True):
@@ -297,11 +297,11 @@ def _with_operands(path: str, call: Callable[[], Any], found: dict[str, Any]) ->
     return y
 
 
-def _sample(x: Array) -> Array:
-    """At most ``SAMPLED`` values evenly over an array, the least and the largest one among them."""
+def _sample(x: Array, ends: bool = True) -> Array:
+    """At most ``SAMPLED`` values evenly over an array; ends: and the least and the largest one."""
     flat = jax.lax.stop_gradient(x).reshape(-1)
     step = max(1, -(-flat.shape[0] // SAMPLED))
-    return jnp.concatenate([flat[::step], flat.min()[None], flat.max()[None]])
+    return jnp.concatenate([flat[::step], flat.min()[None], flat.max()[None]]) if ends else flat[::step]
 
 
 def _together(images: Sequence[tuple[Any, Any]], products: Mapping[str, Product]) -> Observed:
