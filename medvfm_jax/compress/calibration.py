@@ -1,5 +1,6 @@
 """What a model computes on calibration images: rows of inputs with gradients, second moments, importance of parts."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -103,22 +104,24 @@ class Observed(NamedTuple):
 
 
 def output_fisher(prediction: Prediction, key: Array) -> Array:
-    """A scalar whose squared gradient has the Hessian of the KL divergence of the outputs as its mean over ``key``.
+    """A scalar whose squared gradient has the Hessian of the mean KL divergence of the outputs as its mean.
 
     Labels are drawn from the model's own masks: for a Bernoulli output with probability p the squared gradient of
     the cross-entropy by its logit has the mean p (1 - p), the second derivative of the divergence from it at itself.
-    The rated IoU is taken as the mean of a normal distribution.
+    The rated IoU is taken as the mean of a normal distribution. Draws are independent, so squares of sums are sums of
+    squares: a sum over n outputs is divided by the root of n, and masks of many pixels count as much as few ratings.
     """
     first, second = jax.random.split(key)
     logits = prediction.logits.astype(jnp.float32)
     if prediction.iou is None:
         classes = jnp.moveaxis(logits, 0, -1)
         drawn = jax.lax.stop_gradient(jax.random.categorical(first, classes))
-        return -jnp.take_along_axis(jax.nn.log_softmax(classes), drawn[..., None], -1).mean()
+        chosen = jnp.take_along_axis(jax.nn.log_softmax(classes), drawn[..., None], -1)
+        return -chosen.sum() / math.sqrt(chosen.size)
     drawn = jax.lax.stop_gradient(jax.random.bernoulli(first, jax.nn.sigmoid(logits)).astype(jnp.float32))
-    masks = (jnp.logaddexp(0.0, logits) - drawn * logits).mean()
+    masks = (jnp.logaddexp(0.0, logits) - drawn * logits).sum() / math.sqrt(logits.size)
     noise = jax.random.normal(second, prediction.iou.shape)
-    return masks + (prediction.iou * noise).mean()
+    return masks + (prediction.iou * noise).sum() / math.sqrt(noise.size)
 
 
 def observe(subject: Subject, calibration: Calibration, chosen: Callable[[str], bool], rows: int) -> Observed:
