@@ -28,7 +28,11 @@ WHOLE = "float32"
 ROWS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "int8": ("weight_only", ("bits=8",)),
     "int4": ("weight_only", ("bits=4",)),
-    "w8a8": ("integers", ("candidates=12", "rounds=1")),
+    "int4_sensitive": ("weight_only", ("bits=4", "group=32", "compensate=true", "sensitive=0.1")),
+    "w8a8": ("integers", ()),
+    "w8a8_grouped": ("grouped_activations", ("candidates=12", "rounds=1")),
+    "w6a6_grouped": ("grouped_activations", ("bits=6", "candidates=12", "rounds=1")),
+    "w8a8_trained": ("trained_integers", ("steps=48",)),
     "neurons_25": ("prune", ("neurons=0.25",)),
     "neurons_50_heads_20": ("prune", ("neurons=0.5", "heads=0.2")),
     "rank_01": ("low_rank", ("error=0.01",)),

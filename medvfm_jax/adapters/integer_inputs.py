@@ -16,6 +16,7 @@ from medvfm_jax.adapters.core import Adapter, at, not_mergeable
 from medvfm_jax.adapters.errors import BadAdapterConfig
 from medvfm_jax.adapters.parameter_paths import SiteDelta
 from medvfm_jax.adapters.sites import Site
+from medvfm_jax.adapters.straight_through import nearest
 from medvfm_jax.models.attention import Operand, with_operands
 
 Form = Literal["symmetric", "asymmetric", "gelu", "softmax"]
@@ -30,12 +31,13 @@ def round_to(form: Form, x: Any, step: Any, bits: int) -> Any:
     more.  asymmetric: 2^bits levels of step[0] from step[1] on.  gelu: below 0 half of the levels, down to
     -``GELU_DEPTH``; above 0 the other half, of the step.  softmax: of values from 0 to 1 half of the levels divide 1,
     half are of the finer step.  Of numpy arrays a numpy array, so that nothing is compiled.
+    Gradients pass straight through the rounding, to x and to the step, see ``nearest``.
     """
     xp = np if isinstance(x, np.ndarray) and isinstance(step, np.ndarray) else jnp
     half = 2 ** (bits - 1)
 
     def levels(step: Any, least: int, most: int, start: Any = 0) -> Any:
-        return xp.clip(xp.round((x - start) / step), least, most) * step + start
+        return nearest(xp.clip((x - start) / step, least, most)) * step + start
 
     if form == "symmetric":
         y = levels(step[0], -half, half - 1)

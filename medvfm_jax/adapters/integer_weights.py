@@ -11,6 +11,7 @@ from medvfm_jax.adapters.core import Adapter
 from medvfm_jax.adapters.errors import BadAdapterConfig, NoSuchSite
 from medvfm_jax.adapters.parameter_paths import SiteDelta, fold, match, parameters_by_path
 from medvfm_jax.adapters.sites import ApplyFn
+from medvfm_jax.adapters.straight_through import nearest
 from medvfm_jax.types import Delta, Params
 
 CODES, SCALES = ".codes", ".scales"
@@ -108,9 +109,9 @@ def quantised(w: Any, bits: int, group: int = 0, candidates: int = 1) -> tuple[A
 
 
 def rounded(w: Any, scale: Any, bits: int) -> Any:
-    """The nearest integers that there are to w / scale, as floating-point numbers."""
+    """The nearest integers that there are to w / scale, as floating-point numbers; see ``nearest`` for gradients."""
     xp = np if isinstance(w, np.ndarray) else jnp
-    return xp.clip(xp.round(w / scale), -largest(bits), largest(bits))
+    return nearest(xp.clip(w / scale, -largest(bits), largest(bits)))
 
 
 def stored(name: str, codes: Any, scales: Any, bits: int) -> SiteDelta:

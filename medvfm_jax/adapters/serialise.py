@@ -19,6 +19,7 @@ from medvfm_jax.adapters.dora import dora
 from medvfm_jax.adapters.early_exit import block_exit, residual_convolutions
 from medvfm_jax.adapters.errors import BadAdapterConfig
 from medvfm_jax.adapters.fact import fact
+from medvfm_jax.adapters.grouped_inputs import grouped_inputs
 from medvfm_jax.adapters.hyper_bottleneck import hyper_bottleneck
 from medvfm_jax.adapters.integer_inputs import integer_inputs, integer_products
 from medvfm_jax.adapters.integer_weights import integer_weights
@@ -71,6 +72,7 @@ _ALL: Mapping[str, Callable[..., Adapter]] = {
     "integer_weights": integer_weights,
     "integer_inputs": integer_inputs,
     "integer_products": integer_products,
+    "grouped_inputs": grouped_inputs,
     "low_rank": low_rank,
     "narrow_mlp": narrow_mlp,
     "narrow_attention": narrow_attention,

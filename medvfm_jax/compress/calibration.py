@@ -1,5 +1,6 @@
 """What a model computes on calibration images: rows of inputs with gradients, second moments, importance of parts."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -60,16 +61,27 @@ class Rows(NamedTuple):
         product: how.
         x: rows of its input, (n, K) or (n, taps, out).
         g: gradient of the loss by its output there, (n, out).
-        low: least value of its whole input.
-        high: largest one.
+        lows: least value of each channel of its whole input, (in,).
+        highs: largest ones, (in,).
+        low, high: those of all channels.
         gelu: whether the input comes out of a GELU, as far as its values tell.
     """
 
     product: Product
     x: NDArray[np.float32]
     g: NDArray[np.float32]
-    low: float
-    high: float
+    lows: NDArray[np.float32]
+    highs: NDArray[np.float32]
+
+    @property
+    def low(self) -> float:
+        """Least value of the whole input."""
+        return float(self.lows.min())
+
+    @property
+    def high(self) -> float:
+        """Largest value of the whole input."""
+        return float(self.highs.max())
 
     @property
     def gelu(self) -> bool:
@@ -92,22 +104,24 @@ class Observed(NamedTuple):
 
 
 def output_fisher(prediction: Prediction, key: Array) -> Array:
-    """A scalar whose squared gradient has the Hessian of the KL divergence of the outputs as its mean over ``key``.
+    """A scalar whose squared gradient has the Hessian of the mean KL divergence of the outputs as its mean.
 
     Labels are drawn from the model's own masks: for a Bernoulli output with probability p the squared gradient of
     the cross-entropy by its logit has the mean p (1 - p), the second derivative of the divergence from it at itself.
-    The rated IoU is taken as the mean of a normal distribution.
+    The rated IoU is taken as the mean of a normal distribution. Draws are independent, so squares of sums are sums of
+    squares: a sum over n outputs is divided by the root of n, and masks of many pixels count as much as few ratings.
     """
     first, second = jax.random.split(key)
     logits = prediction.logits.astype(jnp.float32)
     if prediction.iou is None:
         classes = jnp.moveaxis(logits, 0, -1)
         drawn = jax.lax.stop_gradient(jax.random.categorical(first, classes))
-        return -jnp.take_along_axis(jax.nn.log_softmax(classes), drawn[..., None], -1).mean()
+        chosen = jnp.take_along_axis(jax.nn.log_softmax(classes), drawn[..., None], -1)
+        return -chosen.sum() / math.sqrt(chosen.size)
     drawn = jax.lax.stop_gradient(jax.random.bernoulli(first, jax.nn.sigmoid(logits)).astype(jnp.float32))
-    masks = (jnp.logaddexp(0.0, logits) - drawn * logits).mean()
+    masks = (jnp.logaddexp(0.0, logits) - drawn * logits).sum() / math.sqrt(logits.size)
     noise = jax.random.normal(second, prediction.iou.shape)
-    return masks + (prediction.iou * noise).mean()
+    return masks + (prediction.iou * noise).sum() / math.sqrt(noise.size)
 
 
 def observe(subject: Subject, calibration: Calibration, chosen: Callable[[str], bool], rows: int) -> Observed:
@@ -149,8 +163,8 @@ def observe(subject: Subject, calibration: Calibration, chosen: Callable[[str], 
             flat = y.reshape(-1, y.shape[-1])
             if path not in places:
                 places[path] = rng.choice(len(flat), min(rows, len(flat)), replace=False)
-            at_places = places[path]
-            seen["rows"][path] = rows_at(product, x, y, at_places), x.min(), x.max()
+            at_places, before = places[path], tuple(range(x.ndim - 1))
+            seen["rows"][path] = rows_at(product, x, y, at_places), x.min(before), x.max(before)
             shift = shifts.get(path, jnp.zeros((len(at_places), y.shape[-1])))
             return flat.at[at_places].add(shift.astype(y.dtype)).reshape(y.shape)
 
@@ -276,7 +290,7 @@ def _with_operands(path: str, call: Callable[[], Any], found: dict[str, Any]) ->
     mine: dict[str, Array] = {}
 
     def change(name: str, operand: Array) -> Array:
-        mine.setdefault(name, _sample(operand))
+        mine.setdefault(name, _sample(operand, ends=name != "p"))  # shares lie between 0 and 1 in any case
         return operand
 
     with with_operands(change, at_once=True):
@@ -286,11 +300,11 @@ def _with_operands(path: str, call: Callable[[], Any], found: dict[str, Any]) ->
     return y
 
 
-def _sample(x: Array) -> Array:
-    """At most ``SAMPLED`` values evenly over an array, the least and the largest one among them."""
+def _sample(x: Array, ends: bool = True) -> Array:
+    """At most ``SAMPLED`` values evenly over an array; ends: and the least and the largest one."""
     flat = jax.lax.stop_gradient(x).reshape(-1)
     step = max(1, -(-flat.shape[0] // SAMPLED))
-    return jnp.concatenate([flat[::step], flat.min()[None], flat.max()[None]])
+    return jnp.concatenate([flat[::step], flat.min()[None], flat.max()[None]]) if ends else flat[::step]
 
 
 def _together(images: Sequence[tuple[Any, Any]], products: Mapping[str, Product]) -> Observed:
@@ -304,8 +318,8 @@ def _together(images: Sequence[tuple[Any, Any]], products: Mapping[str, Product]
         )
         _finite(path, x)
         _finite(path, g)
-        low, high = min(float(s[1]) for s in seen), max(float(s[2]) for s in seen)
-        rows[path] = Rows(products[path], x, g, low, high)
+        lows, highs = np.min([s[1] for s in seen], 0), np.max([s[2] for s in seen], 0)
+        rows[path] = Rows(products[path], x, g, lows, highs)
     others = {p: np.concatenate([image["others"][p] for image, _ in images]) for p in first["others"]}
     operands = {
         path: {name: np.concatenate([image["operands"][path][name] for image, _ in images]) for name in mine}

@@ -52,14 +52,14 @@ def search(rows: Rows, kernel: NDArray[np.float32], bits: int, candidates: int, 
     depthwise = rows.product.kind == "depthwise"
     w = kernel.reshape(-1, outputs).astype(np.float32)
     weight = np.square(rows.g)
-    y = _product(depthwise, rows.x, w)
+    y = product(depthwise, rows.x, w)
     form, cover = input_form(rows, bits)
     top = np.abs(w).max(0)
     of_weights = np.where(top > 0, top, 1).astype(np.float32) / largest(bits)
     shares = np.unique(np.append(np.linspace(LEAST, MOST, candidates), 1.0)).astype(np.float32)
 
     def errors(x: NDArray, steps: NDArray) -> NDArray:
-        return (weight * np.square(_product(depthwise, x, _rounded(w, steps, bits)) - y)).sum(0)
+        return (weight * np.square(product(depthwise, x, _rounded(w, steps, bits)) - y)).sum(0)
 
     best_w, best_x = of_weights, cover
     least = errors(round_to(form, rows.x, best_x, bits), best_w)
@@ -92,20 +92,27 @@ def input_form(rows: Rows, bits: int) -> tuple[Form, NDArray[np.float32]]:
 def operand_step(form: Form, values: NDArray, bits: int, candidates: int) -> NDArray[np.float32]:
     """Step of an operand of attention with the least squared error of sampled values.
 
-    Of a softmax the finer step is 1 / (2^(bits-1) - 1) divided by a power of two, as in PTQ4ViT.
+    Of a softmax the finer step is 1 / (2^(bits-1) - 1) divided by a power of two, as in PTQ4ViT. Its error is that of
+    an average with values whose mean is as large as their deviation: of N shares p, each 1 / N on average, that become
+    p + d, the square of the sum of all d, which is mean(d) / mean(p), and the sum of all d^2, which is
+    mean(d^2) / mean(p). By d^2 alone thousands of small shares are rounded to 0 for the sake of one large share.
     """
     half = 2 ** (bits - 1)
     if form == "softmax":
         tried = [np.array([2.0**-m / (half - 1)], np.float32) for m in range(0, 16)]
-    else:
-        cover = max(float(np.abs(values).max()), 1e-8) / (half - 1)
-        shares = np.unique(np.append(np.linspace(LEAST, MOST, candidates), 1.0))
-        tried = [np.array([cover * share], np.float32) for share in shares]
+        mean = max(float(values.mean()), np.finfo(np.float32).tiny)
+        moved = [(round_to(form, values, step, bits) - values).astype(np.float64) for step in tried]
+        found = [(d.mean() / mean) ** 2 + np.square(d).mean() / mean for d in moved]
+        return tried[int(np.argmin(found))]
+    cover = max(float(np.abs(values).max()), 1e-8) / (half - 1)
+    shares = np.unique(np.append(np.linspace(LEAST, MOST, candidates), 1.0))
+    tried = [np.array([cover * share], np.float32) for share in shares]
     found = [float(np.square(round_to(form, values, step, bits) - values).sum()) for step in tried]
     return tried[int(np.argmin(found))]
 
 
-def _product(depthwise: bool, x: NDArray, w: NDArray) -> NDArray:
+def product(depthwise: bool, x: NDArray, w: NDArray) -> NDArray:
+    """Rows of inputs times weights (K, out): (n, K), or of a depthwise convolution (n, taps, out) -> (n, out)."""
     return np.einsum("ntc,tc->nc", x, w) if depthwise else x @ w
 
 

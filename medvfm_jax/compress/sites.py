@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from medvfm_jax import patterns
-from medvfm_jax.adapters.errors import NoSuchSite
+from medvfm_jax.adapters.errors import NoSuchSite, WrongSite
 from medvfm_jax.adapters.model import example_inputs
 from medvfm_jax.adapters.parameter_paths import leaves_by_path, match, parameters_by_path
 from medvfm_jax.adapters.sites import Site, find_sites
@@ -51,7 +51,7 @@ def modules(subject: Subject, pattern: str, fits: Callable[[Site], Any], what: s
         NoSuchSite: there is none.
     """
     sites = find_sites(subject.model.apply, subject.params, *example_inputs(subject.model.spec))
-    found = {path: sites[path] for path in match(pattern, sites) if _fits(fits, sites[path])}
+    found = {path: sites[path] for path in match(pattern, sites) if accepts(fits, sites[path])}
     if not found:
         raise NoSuchSite(
             f"{subject.name} has no {what} at '{pattern}'; choose another --method, or --set at=PATTERN."
@@ -59,9 +59,8 @@ def modules(subject: Subject, pattern: str, fits: Callable[[Site], Any], what: s
     return found
 
 
-def _fits(fits: Callable[[Site], Any], site: Site) -> bool:
-    from medvfm_jax.adapters.errors import WrongSite
-
+def accepts(fits: Callable[[Site], Any], site: Site) -> bool:
+    """Whether a method can act on a module; fits raises WrongSite for others."""
     try:
         fits(site)
     except (WrongSite, KeyError):

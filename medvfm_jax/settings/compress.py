@@ -19,7 +19,8 @@ class CompressConfig(ReadingConfig):
     run: Path | None = None
     """Run directory of a model that was adapted or distilled, to compress instead."""
     method: str = "integers"
-    """weight_only, integers (W8A8), low_rank, prune, token_merging."""
+    """weight_only, integers (W8A8), trained_integers, grouped_activations (down to W4A4), low_rank, prune,
+    token_merging."""
     set: tuple[str, ...] = ()
     """Option of the method, for example bits=4; may be given several times."""
     data: str | None = None

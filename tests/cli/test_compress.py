@@ -9,7 +9,14 @@ from medvfm_jax.weights import safetensors_files
 from tests.cli.commands import LITE, adapt_words, contents
 
 QKV = "image_encoder/layers_1/blocks_0/attn/qkv"
-QUICK = {"integers": ("candidates=3", "rounds=1", "rows=4"), "low_rank": ("error=0.3",)}
+SHORT = ("candidates=3", "rounds=1", "rows=4")
+QUICK = {
+    "integers": SHORT,
+    "grouped_activations": (*SHORT, "groups=3", "bits=6"),
+    "trained_integers": (*SHORT, "steps=2"),
+    "low_rank": ("error=0.3",),
+}
+FOUR = ("bits=4", "group=16", "compensate=true", "sensitive=0.3")
 
 
 def words(data, out, method="weight_only", *more, model=LITE, options=()):
@@ -60,6 +67,9 @@ def test_a_model_with_fewer_bits_is_smaller_and_is_scored_and_asked_like_any_run
     ("method", "model", "options", "parts"),
     [
         ("integers", LITE, (), {"rest", "weights", "inputs_symmetric", "inputs_gelu", "products"}),
+        ("grouped_activations", LITE, (), {"rest", "weights", "inputs_grouped", "products"}),
+        ("trained_integers", LITE, (), {"rest", "weights", "inputs_symmetric", "inputs_gelu", "products"}),
+        ("weight_only", LITE, FOUR, {"rest", "weights", "fine_weights"}),
         ("low_rank", LITE, (), {"rest", "low_rank"}),
         ("prune", LITE, ("neurons=0.3", "heads=0.2"), {"rest", "neurons", "heads"}),
         ("token_merging", "efficient-tiny-test", (), {"rest"}),
@@ -73,9 +83,7 @@ def test_every_method_gives_a_model_that_needs_none_of_its_own_parameters(
     arrays, _ = safetensors_files.read(out / "delta.safetensors")
     assert parts <= {name.split(":")[0] for name in arrays}
     assert 0 < done["change"] < 3
-    smaller = {"integers": 0.6, "low_rank": 1.0, "prune": 1.0, "token_merging": 1.1}[
-        method
-    ]  # names weigh here
+    smaller = {"low_rank": 1.0, "prune": 1.0, "token_merging": 1.1}.get(method, 0.6)  # names weigh here
     assert sum(array.nbytes for array in arrays.values()) < smaller * done["bytes_before"]
     record = json.loads((out / "config.json").read_text())
     assert record["resolved"]["compression"]["method"] == method
@@ -104,6 +112,11 @@ def test_a_run_is_compressed_with_its_delta_and_split_and_not_twice(medvfm, cell
     [
         ("weight_only", LITE, ("bits=9",), (), "bits is 9"),
         ("weight_only", LITE, ("bit=8",), (), "nearest is 'bits'"),
+        ("weight_only", LITE, ("sensitive=1",), (), "sensitive is 1"),
+        ("grouped_activations", LITE, ("groups=0",), (), "groups is 0"),
+        ("grouped_activations", LITE, ("limit=1",), (), "limit is 1"),
+        ("trained_integers", LITE, ("steps=0",), (), "steps is 0"),
+        ("trained_integers", LITE, ("loss=both",), (), "loss must be"),
         ("weight_only", LITE, ("at=.*/bias",), (), "is no kernel"),
         ("weight_only", LITE, ("at=nothing",), (), "matches no parameter"),
         ("token_merging", LITE, (), (), "matches no module"),

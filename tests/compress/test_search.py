@@ -11,7 +11,8 @@ from medvfm_jax.compress.search import input_form, operand_step, search
 
 
 def rows(x, g, window=None, kind="matrix"):
-    return Rows(Product(kind, window), x, g, float(x.min()), float(x.max()))
+    before = tuple(range(x.ndim - 1))
+    return Rows(Product(kind, window), x, g, x.min(before), x.max(before))
 
 
 def data(n=60, inputs=7, outputs=5, seed=0):
@@ -93,3 +94,14 @@ def test_operands_of_attention_take_the_step_with_the_least_squared_error():
     assert -np.log2(operand_step("softmax", shares, 8, 1)[0] * 127) == pytest.approx(
         round(-np.log2(operand_step("softmax", shares, 8, 1)[0] * 127))
     )
+
+
+def test_a_softmax_over_many_tokens_keeps_its_mass():
+    sizes = np.exp(2 * np.random.default_rng(0).normal(size=(4, 4096)))
+    shares = (sizes / sizes.sum(1, keepdims=True)).astype(np.float32)
+    found = round_to("softmax", shares, operand_step("softmax", shares, 8, 1), 8)
+    np.testing.assert_allclose(found.sum(1), 1, atol=0.045)
+    tried = [np.float32([2.0**-m / 127]) for m in range(16)]
+    moved = [np.square(round_to("softmax", shares, step, 8) - shares).sum() for step in tried]
+    by_squares = round_to("softmax", shares, tried[int(np.argmin(moved))], 8)
+    assert (np.abs(found.sum(1) - 1) < 0.7 * np.abs(by_squares.sum(1) - 1)).all()

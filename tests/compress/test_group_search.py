@@ -1,0 +1,85 @@
+"""Groups of channels: clusters of ranges, and steps whose error is the one that the model will make."""
+
+import numpy as np
+import pytest
+
+from medvfm_jax.adapters.grouped_inputs import rounded_by_group
+from medvfm_jax.adapters.integer_weights import rounded
+from medvfm_jax.adapters.products import Product
+from medvfm_jax.compress.calibration import Rows
+from medvfm_jax.compress.group_search import group_search, groups_of, truncated
+from medvfm_jax.compress.search import product, search
+
+
+def uneven(kind="matrix", n=80, channels=12, outputs=5, pad=(0, 0), seed=0):
+    """Rows whose channels differ by a factor of 100, a third of them far from 0, and a kernel."""
+    rng = np.random.default_rng(seed)
+    size = np.repeat([1.0, 10.0, 100.0], channels // 3)
+    middle = np.where(np.arange(channels) % 3 == 0, 3 * size, 0)
+    taps = 1 if kind == "matrix" else 4
+    x = (rng.normal(size=(n, taps, channels)) * size + middle).astype(np.float32)
+    outputs = channels if kind == "depthwise" else outputs
+    x, w = (
+        (x[:, 0], rng.normal(size=(channels, outputs)))
+        if kind == "matrix"
+        else (x, rng.normal(size=(4, outputs)))
+    )
+    flat = x.reshape(-1, channels)
+    g = rng.normal(size=(n, outputs)).astype(np.float32)
+    return Rows(Product(kind, (2, 2), 1, pad), x, g, flat.min(0), flat.max(0)), w.astype(np.float32)
+
+
+def error(rows, w, found, bits):
+    depthwise = rows.product.kind == "depthwise"
+    x = rounded_by_group(rows.x, found.group, found.scale, found.low, found.step, bits)
+    scales = found.scale[found.group]
+    scaled = w * (scales if depthwise else scales[:, None])
+    y = product(depthwise, x, rounded(scaled, found.weights, bits) * found.weights)
+    return float((rows.g**2 * (y - product(depthwise, rows.x, w)) ** 2).sum())
+
+
+@pytest.mark.parametrize("kind", ["matrix", "depthwise"])
+@pytest.mark.parametrize("pad", [(0, 0), (1, 1)])
+def test_the_error_is_that_of_the_scaled_model_and_falls_with_every_round(kind, pad):
+    rows, w = uneven(kind, pad=pad)
+    found = [group_search(rows, w, 4, 4, 12, rounds, 10.0) for rounds in (0, 1, 2)]
+    for one in found:
+        assert one.error == pytest.approx(error(rows, w, one, 4), rel=1e-3)
+        used = one.group.max() + 1
+        if pad != (0, 0):  # zeros are levels
+            assert (one.low[:used] <= 0).all()
+            assert (one.low[:used] >= -15).all()
+    errors = [one.error for one in found]
+    assert errors[1] < errors[0]
+    assert errors[2] <= errors[1] * (1 + 1e-6)
+
+
+def test_groups_lose_less_than_one_step_for_all_channels():
+    rows, w = uneven()
+    plain = search(rows, w, 4, 12, 2).error
+    one, four, twelve = (group_search(rows, w, 4, groups, 12, 2, 1e6).error for groups in (1, 4, 12))
+    assert four < 0.5 * min(one, plain)
+    assert twelve <= four
+
+
+def test_channels_with_ranges_alike_lie_together():
+    lows = np.float32([-1, -1.1, 0, 0, -100, -98])
+    highs = np.float32([1, 0.9, 2, 2.1, 100, 101])
+    found = groups_of(lows, highs, 3)
+    assert found[0] == found[1]
+    assert found[2] == found[3]
+    assert found[4] == found[5]
+    assert len(set(found)) == 3
+    np.testing.assert_array_equal(groups_of(lows, highs, 6), range(6))
+
+
+def test_the_extremes_of_a_few_channels_are_cut_and_nothing_else():
+    lows, highs = -np.float32([1, 2, 3, 4, 0, 50]), np.float32([1, 2, 3, 4, 900, 5])
+    cut = truncated(lows, highs, 10.0)
+    np.testing.assert_array_equal(cut[0], -np.float32([1, 2, 3, 4, 0, 40]))
+    np.testing.assert_array_equal(cut[1], np.float32([1, 2, 3, 4, 40, 5]))
+    dead = truncated(np.float32([0, 0, 0, 0, -1, 0]), np.float32([0, 0, 0, 0, 2, 3]), 10.0)  # behind a ReLU
+    np.testing.assert_array_equal(dead[0], [-1, -1, -1, -1, -1, 0])
+    np.testing.assert_array_equal(dead[1], [3, 3, 3, 3, 2, 3])
+    steady = np.float32([1, 5, 25, 125])  # one reaches the next
+    np.testing.assert_array_equal(truncated(-steady, steady, 10.0)[1], steady)
