@@ -2,8 +2,8 @@
 
 python -m experiments.runtime_dice --data DATA/dsb2018 --cases 40
 
-Zero-shot, boxes from the reference, evenly spread over the test split; every case is predicted by all encoders in turn.
-Dice of the foreground; differences from JAX with paired intervals.  Results go to results/runtime_dice.json after each case.
+Zero-shot, boxes from the reference, cases spread over the test split; each is predicted with all encoders.  Dice
+of the foreground, differences from JAX with paired intervals.  Results go to results/runtime_dice.json after each case.
 """
 
 import dataclasses
