@@ -75,10 +75,10 @@ def main(options: Options) -> None:
 
 def _record(options, source, chosen, encoders, dice, errors):
     reference = np.array(dice["jax"])
-    rows = {"jax": {"dice": float(reference.mean()), "dice_interval": interval(reference)}}
+    encoded = {"jax": {"dice": float(reference.mean()), "dice_interval": interval(reference)}}
     for name, encoder in encoders.items():
         difference = np.array(dice[name]) - reference
-        rows[name] = {
+        encoded[name] = {
             "dice": float(np.mean(dice[name])),
             "minus_jax": float(difference.mean()),
             "minus_jax_interval": interval(difference),
@@ -92,7 +92,7 @@ def _record(options, source, chosen, encoders, dice, errors):
         "model": options.model,
         "data": source.dataset.name,
         "cases": chosen[: len(reference)],
-        "rows": rows,
+        "encoders": encoded,
         "dice": dice,
         "embedding_errors": errors,
         "versions": versions(),
