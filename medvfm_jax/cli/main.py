@@ -119,4 +119,15 @@ def _prepared(arguments: list[str]) -> Callable[[], int]:
     cpu.tune()
     compilation_cache.enable()
     module = importlib.import_module(f"medvfm_jax.cli.{name}")
+    if name != "plan" and getattr(parsed, "dtype", None) == "bfloat16":  # a plan is for other devices
+        _warn_of_bfloat16()
     return lambda: int(module.run(parsed) or 0)
+
+
+def _warn_of_bfloat16() -> None:
+    import jax
+
+    if jax.default_backend() == "cpu":
+        console.warn(
+            "bfloat16 is slower than float32 on a CPU, where JAX converts around every product; leave out --dtype"
+        )

@@ -60,6 +60,7 @@ def run(args: SegmentArgs) -> int:
         say=partial(print, file=sys.stderr, flush=True),
         overlap=args.overlap,
         propagate=args.propagate,
+        runtime=args.runtime,
     )
     for image, target in zip(images, targets, strict=True):
         if in_volume:
@@ -82,9 +83,10 @@ def run(args: SegmentArgs) -> int:
     else:
         one = partial(_one, segmenter, queries=queries, in_volume=in_volume, args=args)
     records = list(_each(one, images, targets))
+    runtime = segmenter.runtime
     skipped = [{"file": path, "why": why} for path, why in given.skipped.items()]
     console.result(
-        {"images": records, "skipped": skipped},
+        {"images": records, "skipped": skipped} | ({"runtime": runtime} if runtime else {}),
         "\n".join(
             _describe(record, args.propagate) if automatic is None else describe_automatic(record)
             for record in records

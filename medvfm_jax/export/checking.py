@@ -14,6 +14,15 @@ from medvfm_jax.export.parts import IMAGES, PROMPTS, Part
 from medvfm_jax.images import Query, make_prompts, preprocess
 from medvfm_jax.types import ModelSpec
 
+
+class BeyondBound(CannotExport):
+    """A file that gives something else than JAX; error: how much of what ``bound`` allows."""
+
+    def __init__(self, message: str, error: float, bound: float):
+        super().__init__(message)
+        self.error, self.bound = error, bound
+
+
 FLOAT_BOUND = 1e-4  # of the error of a file in float32, in units of the larger of 1 and the largest number
 _ROUNDS = 3
 _OPEN = 3  # images and objects where their number is left open
@@ -108,7 +117,8 @@ def measured(
         A record: error of each output, bound, bytes, seconds of one thread.
 
     Raises:
-        CannotExport: the file gives something else, or cannot be run.
+        BeyondBound: the file gives something else.
+        CannotExport: it cannot be run, or gives other shapes.
     """
     run = network(file, part_record(part), threads=1)
     try:
@@ -142,13 +152,15 @@ def measured(
         if tensor.name == "logits" and part.name == "decoder":
             outputs[tensor.name]["dice_of_masks"] = _dice(got > 0, wanted > 0)
         if not error <= bound:  # NaN too
-            raise CannotExport(
+            raise BeyondBound(
                 f"{file.name} is off by {error:.2g} in its {tensor.name}, more than the bound {bound:g}; "
                 + (
                     "raise --int8-bound or leave out --int8."
                     if relative
                     else "use --to stablehlo, and please report it."
-                )
+                ),
+                error,
+                bound,
             )
     return {
         "file": file.name,

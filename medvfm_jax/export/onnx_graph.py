@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from medvfm_jax.export.onnx_fusions import fused
 from medvfm_jax.types import MedvfmError
 
-OPSET, IR_VERSION = 18, 10
+OPSET, IR_VERSION = 20, 10
 LARGEST = 2**31 - 2**20  # bytes; protobuf holds less than 2 GiB
 LARGEST_REPEATED = (
     4096  # numbers that are stored as often as they are repeated; more are repeated when it runs
@@ -148,12 +149,13 @@ class Graph:
             raise CannotExport(
                 f"ONNX holds less than 2 GiB in a file and this model has {size / 2**30:.1f} GiB; use --to stablehlo."
             )
+        fewer = fused(self._nodes, list(self._arrays.values()), [name for name, *_ in outputs])
         graph = helper.make_graph(
-            self._nodes,
+            fewer.nodes,
             "medvfm",
             [_info(*given) for given in inputs],
             [_info(*given) for given in outputs],
-            list(self._arrays.values()),
+            list(fewer.constants.values()),
         )
         model = helper.make_model(
             graph,

@@ -1,4 +1,4 @@
-"""JAX's primitives in operators of ONNX (opset 18), one function for each that is not a plain name.
+"""JAX's primitives in operators of ONNX (opset 20), one function for each that is not a plain name.
 
 References:
     https://onnx.ai/onnx/operators/ and https://docs.jax.dev/en/latest/jax.lax.html

@@ -1,9 +1,10 @@
 """A promptable model in its two halves: a picture is encoded once, and its embedding decoded for many prompts."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 from numpy.typing import NDArray
 
@@ -12,6 +13,9 @@ from medvfm_jax.images import Frame, preprocess
 from medvfm_jax.images.frame import Limits
 from medvfm_jax.predict.ready import Ready
 from medvfm_jax.types import Delta, ModelSpec, Params, Prediction, Prompts
+
+if TYPE_CHECKING:
+    from medvfm_jax.export.frozen_encoder import FrozenEncoder  # imports flax
 
 
 class Encoded(NamedTuple):
@@ -27,18 +31,25 @@ class Encoded(NamedTuple):
 class Halves:
     """Encoder and decoder of a promptable model with its delta, each compiled once per shape of its inputs.
 
-    say: told when a program has to be compiled first.
+    say: told when a program has to be compiled first.  encoder: encodes outside JAX.
     """
 
-    def __init__(self, ready: Ready, say: Callable[[str], None] = lambda text: None):
+    def __init__(
+        self,
+        ready: Ready,
+        say: Callable[[str], None] = lambda text: None,
+        encoder: "FrozenEncoder | None" = None,
+    ):
         self.spec: ModelSpec = ready.spec
         self._weights, self._words, self._say = (ready.params, jax.device_put(ready.delta)), ready.words, say
-        self._adapted = ready.adapted
+        self._adapted, self._encoder = ready.adapted, encoder
         self._programs: dict[Any, Callable[..., Any]] = {}
 
     def encode(self, picture: NDArray, limits: Limits | None = None) -> Encoded:
         """Picture (H, W, C) -> its embedding; limits: see ``images.preprocess``."""
         prepared, frame = preprocess(self.spec, picture, limits)
+        if self._encoder is not None:
+            return Encoded(jnp.asarray(self._encoder.encode(prepared)), frame)
 
         def encode(params: Params, delta: Delta, image: Array) -> dict[str, Array]:
             return {"embedding": self._adapted().encode(params, delta, image)}

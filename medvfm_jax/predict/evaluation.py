@@ -16,6 +16,7 @@ from medvfm_jax.data import Case, Dataset, LoadedCase, read_case
 from medvfm_jax.data.check import DatasetCheck, check_dataset
 from medvfm_jax.data.names import file_of
 from medvfm_jax.data.objects import as_before, objects_of
+from medvfm_jax.export.frozen_encoder import frozen_encoder
 from medvfm_jax.images import read_labels, write_mask
 from medvfm_jax.images.preparation import AS_THEY_ARE, Preparation
 from medvfm_jax.local_paths import file_word
@@ -129,7 +130,17 @@ def evaluate(
     run_directory.make_folder(out.parent)
     for line in lines(checked):
         console.print(line, markup=False, soft_wrap=True)
-    asked = {"flips": config.flips, "overlap": overlap}
+    encoder = frozen_encoder(
+        config.runtime,
+        subject.base.model,
+        subject.base.params,
+        subject.adapted,
+        subject.delta,
+        lambda text: console.print(text, markup=False, soft_wrap=True),
+    )
+    if encoder is not None:
+        subject = subject._replace(record={**subject.record, "runtime": dict(encoder.record)})
+    asked = {"flips": config.flips, "overlap": overlap, "encoder": encoder}
     predictor = Predictor(subject.adapted, subject.base.params, subject.delta, **asked)
     if config.ensemble:
         predictor = _ensemble(config, subject, predictor, cases, console)

@@ -25,6 +25,7 @@ from medvfm_jax.types import (
 
 if TYPE_CHECKING:
     from medvfm_jax.adapters import AdaptedModel  # imports flax
+    from medvfm_jax.export.frozen_encoder import FrozenEncoder
 
 _CHUNK = 8  # prompts decoded at once; fewer are padded to a power of two, so that few programs are compiled
 _NO_FLIP, _ALL_FLIPS = ((False, False),), ((False, False), (True, False), (False, True), (True, True))
@@ -93,6 +94,7 @@ class Predictor:
 
     flips: average the probabilities over the four flips (left-right, up-down) of the picture.
     overlap: share of a tile that the next one covers too, of models that see pictures in tiles.
+    encoder: encodes outside JAX.
     """
 
     def __init__(
@@ -103,15 +105,21 @@ class Predictor:
         *,
         flips: bool = False,
         overlap: float = OVERLAP,
+        encoder: "FrozenEncoder | None" = None,
     ):
         self._spec, self._weights = adapted.spec, (params, jax.device_put(delta))
         self._encode = jax.jit(adapted.encode)
         self._decode = jax.jit(lambda *inputs: adapted.decode(*inputs).logits)
         self._flips: tuple[Flip, ...] = _ALL_FLIPS if flips else _NO_FLIP
-        self._overlap = overlap
+        self._overlap, self._encoder = overlap, encoder
 
     def with_delta(self, delta: Delta) -> "Predictor":
-        """The same model with another delta of the same shapes; nothing is compiled again."""
+        """The same model with another delta of the same shapes; nothing is compiled again.
+
+        Raises ValueError where the present delta is folded into an encoder outside JAX.
+        """
+        if self._encoder is not None and self._encoder.adapted:
+            raise ValueError("the encoder outside JAX holds the delta that is to be replaced")
         other = copy.copy(self)
         other._weights = (self._weights[0], jax.device_put(delta))
         return other
@@ -185,6 +193,8 @@ class Predictor:
 
     def _embed(self, picture: NDArray, limits: Limits | None = None) -> tuple[Any, Any]:
         prepared, frame = preprocess(self._spec, picture, limits)
+        if self._encoder is not None:
+            return self._encoder.encode(prepared), frame
         return self._encode(*self._weights, prepared), frame
 
 

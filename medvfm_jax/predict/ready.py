@@ -54,13 +54,6 @@ def ready(loaded: "Loaded") -> Ready:
     )
 
 
-def with_delta(delta: Path, **options: Any) -> Ready:
-    """A model with a delta; see ``train.assemble.load_adapted``."""
-    from medvfm_jax.train.assemble import load_adapted
-
-    return ready(load_adapted(delta, **options))
-
-
 def without_delta(model: str, *, dtype: str, file: Path | None, offline: bool) -> Ready:
     """A pretrained model without a delta.  Raises BadConfig if it gives no masks, and what ``load_base`` raises."""
     found = _kept(model, dtype) if file is None else None

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from medvfm_jax.metrics.bootstrap import methods_in_words
 from medvfm_jax.printable import counted
+from medvfm_jax.settings.runtime import described
 
 _DISTANCES = ("hd", "hd95", "assd")
 
@@ -16,9 +17,10 @@ def show(scores: Mapping[str, Any], console: Console) -> None:
     """Print what `evaluate` returned."""
     prompt = "no prompt" if scores["prompt"] == "none" else f"{scores['prompt']} prompts from the reference"
     flips = ", averaged over flips" if scores["flips"] else ""
+    runtime = f", {words}" if (words := described(scores.get("runtime"))) else ""
     profile = f"{scores['metric_profile']} profile"
     table = Table(
-        title=f"{scores['model']}, {prompt}{flips}, {scores['split']} split, {profile}",
+        title=f"{scores['model']}, {prompt}{flips}{runtime}, {scores['split']} split, {profile}",
         caption=_caption(scores),
         caption_justify="left",
         title_justify="left",

@@ -24,16 +24,18 @@ from medvfm_jax.predict.predictor import (
     probabilities_of,
     told_apart,
 )
-from medvfm_jax.predict.ready import Ready, loaded_alone, ready, with_delta, without_delta
+from medvfm_jax.predict.ready import Ready, loaded_alone, ready, without_delta
 from medvfm_jax.predict.volume_prediction import label_slices, resolved_overlap
 from medvfm_jax.predict.volume_prompts import VolumeQuery, check_volume_query, prompted_labels
 from medvfm_jax.printable import counted
 from medvfm_jax.runs import run_directory
 from medvfm_jax.settings.automatic import AutomaticConfig
 from medvfm_jax.settings.records import BadConfig
+from medvfm_jax.settings.runtime import RuntimeName
 from medvfm_jax.types import Delta, Params, Prediction, PromptKind, Prompts
 
 if TYPE_CHECKING:
+    from medvfm_jax.export.frozen_encoder import FrozenEncoder
     from medvfm_jax.predict.automatic_masks import AutomaticMasks
     from medvfm_jax.predict.brain_extraction import BrainExtractor
     from medvfm_jax.predict.interactive import Interactive
@@ -69,6 +71,7 @@ class Segmenter:
     largest: classes of which the largest component alone is kept, of a model without prompts.
     others: whose probabilities are averaged with these.
     extractor: finds the one class of a volume as a whole, and then nothing else is asked.
+    encoder: encodes pictures outside JAX.
     """
 
     def __init__(
@@ -82,6 +85,7 @@ class Segmenter:
         largest: tuple[int, ...] = (),
         others: Sequence["Segmenter"] = (),
         extractor: "BrainExtractor | None" = None,
+        encoder: "FrozenEncoder | None" = None,
     ):
         self._say, self._multimask, self._propagator = say, multimask, propagator
         self._largest, self._others, self._extractor = largest, tuple(others), extractor
@@ -90,19 +94,28 @@ class Segmenter:
         self._trained, self._preparation = ready.metadata or {}, ready.preparation
         # What could not be checked about the deltas.
         self.note = "; ".join(note for note in (ready.note, *(other.note for other in others)) if note)
-        self._words = ["segment", *ready.words, multimask] if ready.words else None
-        self._halves = Halves(ready, say)
+        self._encoder = encoder
+        what = "segment" if encoder is None else "segment an embedding"
+        self._words = [what, *ready.words, multimask] if ready.words else None
+        self._halves = Halves(ready, say, encoder)
         self._programs: dict[Any, Callable[..., Any]] = {}
         options = {"multimask": True} if multimask else {}
 
         def apply(params: Params, delta: Delta, image: Array, prompts: dict[str, Array]) -> dict[str, Array]:
-            found = ready.adapted().apply(
-                params, delta, image, Prompts(**prompts) if prompts else None, **options
-            )
+            adapted = ready.adapted()
+            function = (
+                adapted.apply if encoder is None else adapted.decode
+            )  # of an image, or of its embedding
+            found = function(params, delta, image, Prompts(**prompts) if prompts else None, **options)
             present = {"logits": found.logits, "iou": found.iou}
             return {name: value for name, value in present.items() if value is not None}
 
         self._apply = apply
+
+    @property
+    def runtime(self) -> Mapping[str, Any] | None:
+        """What encodes pictures outside JAX, None where JAX does."""
+        return None if self._encoder is None else self._encoder.record
 
     @property
     def prompts(self) -> tuple[PromptKind, ...]:
@@ -450,6 +463,8 @@ class Segmenter:
         return _numbered(low, logits)
 
     def _predict(self, image: NDArray, prompts: dict[str, NDArray]) -> Prediction:
+        if self._encoder is not None:
+            image = self._encoder.encode(image)
         shape = tuple((name, value.shape) for name, value in prompts.items())
         if shape not in self._programs:
             inputs = (*self._weights, image, prompts)
@@ -475,6 +490,7 @@ def load_segmenter(
     say: Callable[[str], None] = lambda text: None,
     overlap: float | None = None,
     propagate: bool = False,
+    runtime: RuntimeName = "jax",
 ) -> Segmenter:
     """Load a pretrained model, alone (zero-shot) or with the delta of a file or a run directory.
 
@@ -490,12 +506,15 @@ def load_segmenter(
         overlap: share by which neighbouring windows of a volume, or tiles of a picture, overlap; None: half of one.
         ensemble: folders of more runs, whose probabilities are averaged with those of ``run``.
         propagate: objects prompted on one slice of a volume are followed through all slices; models with memory only.
+        runtime: what encodes pictures, see ``export.frozen_encoder``; what decodes stays in JAX.
 
     Returns:
         Segmenter that predicts pictures and volumes.
 
     Raises:
-        BadConfig: nothing to load, or a model that gives no masks without a delta, or runs that do not belong together.
+        BadConfig: nothing to load, or a model that gives no masks without a delta, or runs that do not belong together,
+            or an encoder that JAX alone can run.
+        CannotExport: see ``export.frozen_encoder``.
         RunError: a run that has not ended.
     """
     for path in (run, delta, weights):
@@ -503,6 +522,9 @@ def load_segmenter(
             local_paths.check(path)
     if propagate:
         _check_propagation(model, delta, run)
+    if runtime != "jax" and (propagate or ensemble):
+        what = "--propagate follows objects" if propagate else "The runs of an ensemble are encoded"
+        raise BadConfig(f"{what} in JAX; leave out --runtime.")
     record = propagator = extractor = None
     if run is not None:
         record = run_directory.finished(run)
@@ -511,7 +533,10 @@ def load_segmenter(
     elif ensemble:
         raise BadConfig("An ensemble is made of runs: give one with --run and the others with --ensemble.")
     if delta is not None:
-        found = with_delta(delta, model=model, dtype=dtype, file=weights, offline=offline, run=record)
+        from medvfm_jax.train.assemble import load_adapted
+
+        loaded = load_adapted(delta, model=model, dtype=dtype, file=weights, offline=offline, run=record)
+        found = ready(loaded)
     elif model is None:
         raise BadConfig("Segmenting needs --run RUN, --delta FILE or --model NAME.")
     elif propagate:
@@ -519,6 +544,10 @@ def load_segmenter(
 
         loaded = loaded_alone(model, dtype, weights, offline, memory=True)
         found, propagator = ready(loaded), Propagator(loaded.base.model, loaded.base.params)
+    elif runtime != "jax":
+        loaded = loaded_alone(model, dtype, weights, offline)
+        found = ready(loaded)
+        extractor = _extractor(model, found, dtype, offline, say)
     else:
         found = without_delta(model, dtype=dtype, file=weights, offline=offline)
         extractor = _extractor(model, found, dtype, offline, say)
@@ -530,6 +559,12 @@ def load_segmenter(
         raise BadConfig(
             "This delta segments without prompts and gives one mask per class; leave out --multimask."
         )
+    encoder = None
+    if runtime != "jax":
+        from medvfm_jax.export.frozen_encoder import frozen_encoder  # imports flax
+
+        base = loaded.base
+        encoder = frozen_encoder(runtime, base.model, base.params, loaded.adapted, loaded.delta, say)
     largest: tuple[int, ...] = ()
     if run is not None and found.metadata and found.metadata["prompt"] == "none":
         largest = _chosen(run, found.metadata)
@@ -547,6 +582,7 @@ def load_segmenter(
         largest=largest,
         others=others,
         extractor=extractor,
+        encoder=encoder,
     )
 
 

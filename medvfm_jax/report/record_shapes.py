@@ -154,6 +154,11 @@ def damaged_scores(scores: Mapping[str, Any]) -> str | None:
         return "checked"
     if not isinstance(scores.get("compression", {}), dict):
         return "compression"
+    runtime = scores.get("runtime", {"name": "", "bits": 0})
+    if not isinstance(runtime, dict) or not all(_scalar(value) for value in runtime.values()):
+        return "runtime"
+    if not isinstance(runtime.get("name"), str) or type(runtime.get("bits")) is not int:
+        return "runtime"
     models = scores.get("scored_by", {})
     if not isinstance(models, dict) or not all(isinstance(name, str) for name in models.values()):
         return "scored_by"
@@ -171,7 +176,7 @@ def damaged_scores(scores: Mapping[str, Any]) -> str | None:
         if not isinstance(values, list) or not all(type(value) is kind for value in values):
             return name
     lists = ("summary", "cases", "overlays", "skipped", "provenance", "empty", "checked", "scored_by")
-    lists += ("compression", "window", "largest_component", "ensemble")
+    lists += ("compression", "runtime", "window", "largest_component", "ensemble")
     return next((name for name, value in scores.items() if name not in lists and not _scalar(value)), None)
 
 

@@ -8,6 +8,7 @@ from medvfm_jax import metrics
 from medvfm_jax.report import words
 from medvfm_jax.report.run_record import RunRecord
 from medvfm_jax.report.words import NOTHING, text
+from medvfm_jax.settings.runtime import described
 
 _INSTANCES = "instances"
 _SIGNIFICANT = 0.05
@@ -156,6 +157,7 @@ def describe(run: RunRecord) -> str:
         "zero-shot" if scores and not run.trained else None,
         "no prompts" if prompt == "none" else f"{prompt} prompts" if prompt else None,
         "averaged over flips" if scores.get("flips") else None,
+        described(scores.get("runtime")) or None,
     ]
     return ", ".join(text(part) for part in parts if part)
 

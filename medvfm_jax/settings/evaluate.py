@@ -6,6 +6,7 @@ from typing import Literal
 
 from medvfm_jax.settings.groups import ObjectChoice, ReadingConfig
 from medvfm_jax.settings.records import BadConfig, require
+from medvfm_jax.settings.runtime import RuntimeName
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +55,9 @@ class EvaluateConfig(ReadingConfig):
     """File with the base weights, for models that are not fetched automatically."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Number format of the computation."""
+    runtime: RuntimeName = "jax"
+    """What encodes images: another runtime on the CPU, with float32 or 8-bit products (-int8), needs its extra, [onnx]
+    or [litert]. The encoder is exported once, checked against JAX and kept; the decoder stays in JAX."""
     out: Path | None = None
     """Where scores go; by default RUN/scores.json (RUN/scores_SPLIT.json for another split than test), and
     runs/MODEL_DATA/scores.json for a zero-shot model."""
@@ -76,6 +80,8 @@ class EvaluateConfig(ReadingConfig):
                 "What is done to predictions is chosen on validation cases: --choose-largest needs --run and --split "
                 "val."
             )
+        if self.ensemble and self.runtime != "jax":
+            raise BadConfig("The runs of an ensemble are encoded by JAX; leave out --runtime, or --ensemble.")
         within = self.overlap is None or 0 <= self.overlap < 1
         require(within, "overlap", self.overlap, "at least 0 and below 1")
         require(self.cases is None or self.cases >= 1, "cases", self.cases, "at least 1")

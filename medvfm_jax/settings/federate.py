@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from medvfm_jax.settings.groups import Augment, ScheduleName, TrainingConfig
 from medvfm_jax.settings.records import BadConfig, require
+from medvfm_jax.settings.runtime import RuntimeName
 
 if TYPE_CHECKING:
     from medvfm_jax.models.entry import ModelEntry
@@ -124,6 +125,9 @@ class FederateConfig(TrainingConfig):
     """Metric profile of the scores: strict, nnunet, transunet_compat, medsam_compat."""
     backend: Literal["auto", "loop", "vmap"] = "auto"
     """Clients one after the other or side by side; `auto`: loop on CPU."""
+    runtime: RuntimeName = "jax"
+    """What encodes images where the encoder is frozen: another runtime on the CPU, with float32 or 8-bit products
+    (-int8), needs its extra, [onnx] or [litert]. What is trained stays in JAX."""
     chunk: int | None = None
     """Clients side by side at most, for cohorts that do not fit in memory."""
     seed: int = 0

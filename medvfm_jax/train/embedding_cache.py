@@ -38,7 +38,8 @@ class EmbeddingCache:
 
     encode: one preprocessed image -> its embedding, compiled. fingerprint: of the encoder's weights and
     settings. folder: where embeddings go that do not fit into ``memory_limit`` bytes, None for nowhere (they
-    are then encoded again when needed).
+    are then encoded again when needed). like: has outputs of the same shape and type and can be traced, where
+    ``encode`` cannot be.
     """
 
     def __init__(
@@ -47,7 +48,9 @@ class EmbeddingCache:
         fingerprint: str,
         folder: Path | None = None,
         memory_limit: int = MEMORY_LIMIT,
+        like: Callable[[NDArray], Any] | None = None,
     ):
+        self._like = like or encode
         self._encode, self._memory_limit = encode, memory_limit
         # Other versions and other devices round differently.
         words = (fingerprint, __version__, jax.__version__, jax.default_backend())
@@ -140,7 +143,7 @@ class EmbeddingCache:
     def _expected(self, image: NDArray) -> jax.ShapeDtypeStruct:
         """Shape and type of the embedding of an image; traced once per shape."""
         if image.shape not in self._shapes:
-            self._shapes[image.shape] = jax.eval_shape(self._encode, image)
+            self._shapes[image.shape] = jax.eval_shape(self._like, image)
         return self._shapes[image.shape]
 
     def describe_damage(self) -> str | None:
@@ -163,20 +166,29 @@ def _digest(key: str, content: bytes) -> bytes:
 
 
 def make_cache(
-    encode: Callable[[NDArray], Any], fingerprint: str, tier: Tier, cache_folder: Path
+    encode: Callable[[NDArray], Any],
+    fingerprint: str,
+    tier: Tier,
+    cache_folder: Path,
+    like: Callable[[NDArray], Any] | None = None,
 ) -> EmbeddingCache:
     """Cache for a tier: "memory" and nothing else; "auto" memory, then disk; "disk" every embedding on disk.
 
-    On disk they outlive the run, below ``cache_folder``/embeddings.
+    On disk they outlive the run, below ``cache_folder``/embeddings.  like: see ``EmbeddingCache``.
     """
     folder = None if tier == "memory" else cache_folder / "embeddings"
-    return EmbeddingCache(encode, fingerprint, folder, 0 if tier == "disk" else MEMORY_LIMIT)
+    return EmbeddingCache(encode, fingerprint, folder, 0 if tier == "disk" else MEMORY_LIMIT, like)
 
 
-def encoder_settings(fingerprint: str, config: ModelConfig, transform: Mapping[str, Any] | None) -> str:
-    """What an embedding depends on beside the image: weights, model, dtype, and transforms that change the encoder."""
+def encoder_settings(
+    fingerprint: str, config: ModelConfig, transform: Mapping[str, Any] | None, runtime: str = ""
+) -> str:
+    """What an embedding depends on beside the image: weights, model, dtype, and transforms that change the encoder.
+
+    runtime: what encodes, and its file, where it is not JAX.
+    """
     changes = [kind for kind in kinds_of(transform) if kind != "prompt_free"]
-    return " ".join([fingerprint, config.model, config.dtype, *changes])
+    return " ".join([fingerprint, config.model, config.dtype, *changes, *([runtime] if runtime else [])])
 
 
 def embed(batch: Batch, cache: EmbeddingCache) -> Batch:

@@ -14,7 +14,7 @@ class HalfPredictor:
     made = 0
     spec = ModelSpec("half", 16, (16, 16, 3), 16, task="semantic")
 
-    def __init__(self, *_, flips, overlap):
+    def __init__(self, *_, flips, overlap, encoder=None):
         type(self).made += 1
 
     def classes(self, picture):

@@ -199,3 +199,23 @@ def test_embeddings_of_a_changed_encoder_are_not_those_of_the_model():
     auto = encoder_settings("abc", config, {"kind": "auto_sam", "classes": 3, "seed": 1})
     assert auto == encoder_settings("abc", config, {"kind": "auto_sam", "classes": 2, "seed": 0}) != plain
     assert encoder_settings("abc", config, {"kind": "desam", "seed": 0}) not in (plain, auto)
+
+
+def test_embeddings_of_another_runtime_are_not_those_of_jax(tmp_path):
+    config = ModelConfig(model="sam-tiny-test")
+    settings = [encoder_settings("weights", config, None, runtime) for runtime in ("", "onnxruntime 1.0 abc")]
+    caches = [make_cache(encode, words, "disk", tmp_path) for words in settings]
+    for cache in caches:
+        cache(IMAGES[0])
+    assert [cache.encoded for cache in caches] == [1, 1]
+
+
+def test_what_cannot_be_traced_says_what_it_is_like(tmp_path):
+    def outside(image):
+        assert isinstance(image, np.ndarray)  # a tracer is none
+        return np.asarray(encode(image))
+
+    for encoded in (1, 0):
+        cache = make_cache(outside, "outside", "disk", tmp_path, like=encode)
+        np.testing.assert_array_equal(cache(IMAGES[0]), encode(IMAGES[0]))
+        assert (cache.encoded, cache.damaged) == (encoded, 0)

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import tyro
 
+from medvfm_jax.settings.runtime import RuntimeName
+
 Box = tuple[float, float, float, float]
 Point = tuple[float, float, int]
 Box3d = tuple[float, float, float, float, float, float]
@@ -89,6 +91,9 @@ class SegmentArgs:
     """Write low_res_logits, iou and logits at the original size into this .npz file (one image only)."""
     weights: Path | None = None
     """File with the base weights, for models that are not fetched automatically."""
+    runtime: RuntimeName = "jax"
+    """What encodes pictures: another runtime on the CPU, with float32 or 8-bit products (-int8), needs its extra,
+    [onnx] or [litert]. The encoder is exported once, checked against JAX and kept; the decoder stays in JAX."""
     overwrite: bool = False
     """Replace files that exist."""
     offline: bool = False

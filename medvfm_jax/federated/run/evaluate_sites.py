@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from rich.console import Console
 
+from medvfm_jax.adapters import touches_encoder
 from medvfm_jax.data import Case, Split
 from medvfm_jax.federated.core.errors import BadFederation
 from medvfm_jax.federated.run.model_names import REFERENCES, SHARED_MODEL, merged, own_model
@@ -20,7 +21,7 @@ from medvfm_jax.predict.predictor import Predictor
 from medvfm_jax.runs import run_directory
 from medvfm_jax.settings.evaluate import EvaluateConfig
 from medvfm_jax.settings.federate import FederateConfig
-from medvfm_jax.settings.records import from_json
+from medvfm_jax.settings.records import BadConfig, from_json
 from medvfm_jax.train.assemble import check_run
 from medvfm_jax.train.training_data import SplitData
 from medvfm_jax.weights import artifacts
@@ -71,6 +72,10 @@ def _choose(
     file = config.run / run_directory.PERSONAL
     if not file.is_file():
         return None
+    if config.runtime != "jax" and touches_encoder(subject.delta):
+        raise BadConfig(
+            f"Every site of {config.run} has an encoder of its own, which JAX alone can run; leave out --runtime."
+        )
     kept, metadata = artifacts.load_delta(file)
     check_run(run, metadata, file)
     shapes = jax.eval_shape(lambda: subject.delta)

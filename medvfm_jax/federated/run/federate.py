@@ -11,7 +11,6 @@ import jax
 from numpy.typing import NDArray
 from rich.console import Console
 
-from medvfm_jax.adapters import touches_encoder
 from medvfm_jax.data import Case, usual_augmentation
 from medvfm_jax.federated.core.client_models import Models, model_of
 from medvfm_jax.federated.core.errors import BadFederation
@@ -20,7 +19,7 @@ from medvfm_jax.federated.privacy.spending import validates
 from medvfm_jax.federated.run.kept_models import personal_models, references_to_keep, shared_model
 from medvfm_jax.federated.run.model_names import REFERENCES, SHARED_MODEL, own_model
 from medvfm_jax.federated.run.placement import CohortPlacement
-from medvfm_jax.federated.run.resolving import FederatedRun, resolve
+from medvfm_jax.federated.run.resolving import FederatedRun, caches_embeddings, resolve
 from medvfm_jax.federated.run.round_data import EVERYBODY, RoundLoader
 from medvfm_jax.federated.run.round_hooks import NO_SUM, RoundLine, RoundLog, recorder, site_validation
 from medvfm_jax.federated.run.round_step import RoundStep
@@ -226,12 +225,13 @@ def _rate(config: FederateConfig) -> Callable[[int], float]:
 
 def _cache(run: FederatedRun) -> EmbeddingCache | None:
     """A cache if the delta leaves the encoder alone and images come without random changes."""
-    config = run.config
-    if config.embeddings == "off" or config.augment not in ("auto", "none") or touches_encoder(run.delta):
+    config, runtime = run.config, "" if run.encoder is None else run.encoder.words
+    if not caches_embeddings(config, run.delta):
         return None
-    encode = functools.partial(jax.jit(run.adapted.encode), run.base.params, run.delta)
-    settings = encoder_settings(run.base.fingerprint, config, run.assembled.transform)
-    return make_cache(encode, settings, config.embeddings, cache_dir())
+    here = functools.partial(jax.jit(run.adapted.encode), run.base.params, run.delta)
+    settings = encoder_settings(run.base.fingerprint, config, run.assembled.transform, runtime)
+    encode = here if run.encoder is None else run.encoder.encode
+    return make_cache(encode, settings, config.embeddings, cache_dir(), like=here)
 
 
 def _loader(
@@ -323,9 +323,10 @@ def _score(
     cases, checked = readable(dataset, _first_of_each(run), settings, console)
     label = f"{config.preset}, {run.algorithm}"
     asked = "box" if prompt == "mixed" else prompt
-    subject = Subject(config.model, label, run.base, run.adapted, models.shared, asked)
+    record = {} if run.encoder is None else {"runtime": dict(run.encoder.record)}
+    subject = Subject(config.model, label, run.base, run.adapted, models.shared, asked, record=record)
 
-    shared = Predictor(run.adapted, run.base.params, model_of(models, 0))
+    shared = Predictor(run.adapted, run.base.params, model_of(models, 0), encoder=run.encoder)
 
     @functools.cache
     def of_client(index: int | None) -> Predictor:

@@ -3,10 +3,10 @@
 import hashlib
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from medvfm_jax.adapters import AdaptedModel, Count, count
+from medvfm_jax.adapters import AdaptedModel, Count, count, touches_encoder
 from medvfm_jax.catalog import did_you_mean
 from medvfm_jax.data import Dataset, Split, open_dataset, split
 from medvfm_jax.data.check import DatasetCheck
@@ -21,6 +21,7 @@ from medvfm_jax.data.partition import (
     quantity,
 )
 from medvfm_jax.data.sites import with_sites
+from medvfm_jax.export.frozen_encoder import FrozenEncoder, frozen_encoder
 from medvfm_jax.federated import systems
 from medvfm_jax.federated.algorithms import catalog as algorithm_catalog
 from medvfm_jax.federated.algorithms.catalog import BASELINES, AlgorithmEntry, read_options
@@ -37,7 +38,7 @@ from medvfm_jax.federated.run.round_data import EVERYBODY, ClientData, cohort
 from medvfm_jax.federated.secure.secure_sum import SecureSum, distributed_noise, fixed_point
 from medvfm_jax.runs.progress import ProgressDisplay
 from medvfm_jax.settings.federate import FederateConfig
-from medvfm_jax.settings.records import to_json
+from medvfm_jax.settings.records import BadConfig, to_json
 from medvfm_jax.systems import SYSTEMS, System, parse_assignments
 from medvfm_jax.train.assemble import Assembled, Base, assemble, entry_of
 from medvfm_jax.train.data_check import about, check_dimensions, check_split, recorded_objects
@@ -54,7 +55,7 @@ class FederatedRun(NamedTuple):
     sites: whose models are validated, the same but for centralised training.  steps: local
     steps of a round.  rate: learning rate of the first round.  noise: what to expect of the noise, if there is any.
     secure: secure aggregation, None without.  public: unlabelled batches at the server, or none.  keeps: whether
-    clients keep a part of the model.
+    clients keep a part of the model.  encoder: outside JAX, None for JAX.
     """
 
     config: FederateConfig
@@ -77,6 +78,7 @@ class FederatedRun(NamedTuple):
     secure: SecureSum | None
     public: list[Batch]
     keeps: bool
+    encoder: FrozenEncoder | None = None
 
     @property
     def base(self) -> Base:
@@ -167,6 +169,7 @@ def resolve(config: FederateConfig, display: ProgressDisplay | None = None) -> F
             config.participation,
             algorithm_catalog.outline(entry, options).applies,
         )
+    encoder = _encoder(config, assembled, display.say)
     tells_all = privacy is None or config.dp_log_unprotected
     whole_split = source.split_record()
     rate = config.resolved_learning_rate(system, model, entry.plain_sgd)
@@ -195,6 +198,8 @@ def resolve(config: FederateConfig, display: ProgressDisplay | None = None) -> F
             "noise": None if noise is None else noise.record(),
         }
     }
+    if encoder is not None:
+        record["resolved"]["runtime"] = {key: encoder.record[key] for key in ("name", "version", "bits")}
     if public:
         images = hashlib.sha256(b"".join(batch.image.tobytes() for batch in public))
         record["resolved"]["public_images_sha256"] = images.hexdigest()
@@ -203,8 +208,34 @@ def resolve(config: FederateConfig, display: ProgressDisplay | None = None) -> F
     return FederatedRun(
         config, record, assembled, source, checked, clients, sites, size, name, entry, options, codec,
         _down(config, down_options), privacy, steps, rate, noise,
-        _secure(config, name, entry, options, clients, privacy), public, keeps,
+        _secure(config, name, entry, options, clients, privacy), public, keeps, encoder,
     )  # fmt: skip
+
+
+def _encoder(
+    config: FederateConfig, assembled: Assembled, say: Callable[[str], None]
+) -> FrozenEncoder | None:
+    """What encodes outside JAX; raises BadConfig where images are encoded by what is trained, or in each step."""
+    if config.runtime == "jax":
+        return None
+    if touches_encoder(assembled.delta):
+        raise BadConfig(
+            f"--preset {config.preset} trains inside the encoder, which JAX alone can do; leave out --runtime "
+            f"{config.runtime}, or take a preset that leaves the encoder frozen, like decoder."
+        )
+    if not caches_embeddings(config, assembled.delta):
+        raise BadConfig(
+            f"--runtime {config.runtime} encodes each image once and keeps its embedding; leave out --embeddings off "
+            "and --augment, which ask for something else."
+        )
+    return frozen_encoder(config.runtime, assembled.base.model, assembled.base.params, say=say)
+
+
+def caches_embeddings(config: FederateConfig, delta: Delta) -> bool:
+    """Whether the delta leaves the encoder alone and images come without random changes."""
+    return not (
+        config.embeddings == "off" or config.augment not in ("auto", "none") or touches_encoder(delta)
+    )
 
 
 def divide(config: FederateConfig) -> tuple[SplitData, Partition]:

@@ -9,6 +9,7 @@ import pytest
 
 from medvfm_jax.data import make_phantom_dataset
 from medvfm_jax.federated import BadFederation
+from medvfm_jax.federated.run import evaluate_sites
 from medvfm_jax.federated.run.evaluate_sites import evaluate
 from medvfm_jax.federated.run.federate import federate
 from medvfm_jax.federated.run.model_names import merged
@@ -20,6 +21,7 @@ from medvfm_jax.report.run_record import load
 from medvfm_jax.runs import run_directory
 from medvfm_jax.runs.settings_record import settings_digest
 from medvfm_jax.settings import EvaluateConfig
+from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.train.assemble import SETTINGS
 from medvfm_jax.weights import artifacts
 from tests.federated.small_federation import small
@@ -110,3 +112,23 @@ def test_own_leaves_take_the_places_of_shared_ones():
     shared = {"a": {"x": 1, "y": 2}, "b": 3}
     assert merged({"a": {"y": 5}}, shared) == {"a": {"x": 1, "y": 5}, "b": 3}
     assert shared == {"a": {"x": 1, "y": 2}, "b": 3}
+
+
+def test_the_encoder_of_a_personalised_run_may_run_elsewhere_if_it_is_shared(
+    personalised, tmp_path, monkeypatch
+):
+    pytest.importorskip("onnxruntime")
+    ours = json.loads(personalised.scores.read_text())
+    asked = EvaluateConfig(run=personalised.folder, out=tmp_path / "scores.json", runtime="onnxruntime")
+    theirs = evaluate(asked)
+    assert theirs["scored_by"] == ours["scored_by"]
+    for one, other in zip(ours["cases"], theirs["cases"], strict=True):
+        assert one.get("dice") == pytest.approx(other.get("dice"), abs=2e-3)
+    written = json.loads((tmp_path / "scores.json").read_text())
+    assert damaged_scores(written) is None, "the report takes it"
+    assert damaged_scores(written | {"runtime": {"name": 3}}) == "runtime"
+    monkeypatch.setattr(evaluate_sites, "touches_encoder", lambda delta: True)
+    with pytest.raises(
+        BadConfig, match="has an encoder of its own, which JAX alone can run; leave out --runtime"
+    ):
+        evaluate(asked)
