@@ -156,7 +156,7 @@ def table_of(
         "profile": first["metric_profile"],
         "versions": versions(),
         "device": device(),
-        "rows": rows,
+        "networks": rows,
         "encoders": encoders(models, rounds),
     }
 
@@ -200,7 +200,7 @@ def markdown(table: Mapping[str, Any]) -> str:
         "| row | parameters | encoder's time of the teacher's, by runtime | Dice | minus teacher | minus without |",
         "|---" * 6 + "|",
     ]
-    for name, row in table["rows"].items():
+    for name, row in table["networks"].items():
         encoder, dice = table["encoders"][row["model"]], row["dice"]
         shares = ", ".join(
             f"{to} {s / whole['seconds'][to]:.2f}"

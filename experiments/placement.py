@@ -80,7 +80,7 @@ def table_of(plan: Plan, found: PlacementResult, catalogue: Mapping[str, Any]) -
         "seconds": found.seconds,
         "versions": versions(),
         "device": device(),
-        "rows": rows,
+        "places": rows,
         "order": order,
         "agrees": {tool: sorted(PLACES, key=lambda name: -rows[name][tool]) == order for tool in TOOLS},
     }
@@ -107,7 +107,7 @@ def markdown(table: Mapping[str, Any]) -> str:
         "|---" * 8 + "|",
     ]
     for name in table["order"]:
-        row, dice = table["rows"][name], table["rows"][name]["dice"]
+        row, dice = table["places"][name], table["places"][name]["dice"]
         lines.append(
             f"| {name} | {row['kernels']} | {row['trained']:,} | {row['gain']:.3g} | "
             f"{1000 * row['gain per number']:.3g} | {row['fisher']:.3g} ± {row['fisher_error']:.2g} | "

@@ -27,8 +27,8 @@ def test_students_are_compared_with_their_teacher_and_with_themselves_without_on
     plan = Plan("cells", teacher="teacher-net", students=("small",))
     rows = {TEACHER: scores(0.9, 0.8), "small task": scores(0.8, 0.8), "small plain": scores(0.6, 0.8)}
     table = table_of(plan, rows, {})
-    assert table["rows"][TEACHER]["minus"] == {}
-    with_teacher, without = (table["rows"][f"small {recipe}"]["minus"] for recipe in ("task", "plain"))
+    assert table["networks"][TEACHER]["minus"] == {}
+    with_teacher, without = (table["networks"][f"small {recipe}"]["minus"] for recipe in ("task", "plain"))
     assert with_teacher[TEACHER]["difference"] == pytest.approx(-0.05)
     assert with_teacher["plain"]["difference"] == pytest.approx(0.1)
     assert without[TEACHER]["difference"] == pytest.approx(-0.15)

@@ -35,16 +35,16 @@ def test_a_tool_agrees_that_has_the_measured_order():
     }
     table = table_of(Plan("x"), found, {"rows": rows})
     assert table["order"] == ["mlp", "attention", "decoder"]
-    assert table["rows"]["mlp"]["gain"] == 6
-    assert table["rows"]["mlp"]["fisher_error"] == pytest.approx(0.3 * 2**0.5)
-    assert table["rows"]["mlp"]["gain per number"] == pytest.approx(6 / 2000)
+    assert table["places"]["mlp"]["gain"] == 6
+    assert table["places"]["mlp"]["fisher_error"] == pytest.approx(0.3 * 2**0.5)
+    assert table["places"]["mlp"]["gain per number"] == pytest.approx(6 / 2000)
     assert table["agrees"] == {"gain": True, "gain per number": False, "fisher": False, "signal": False}
     assert "gain: yes" in markdown(table)
 
 
 def test_the_documentation_has_the_figures_of_the_file():
     table = json.loads(RESULTS.read_text(encoding="utf-8"))
-    assert set(table["rows"]) == set(PLACES)
+    assert set(table["places"]) == set(PLACES)
     page = (ROOT / "docs" / "theory.md").read_text(encoding="utf-8")
     for line in markdown(table).splitlines():
         assert line in page
