@@ -2,7 +2,7 @@
 
     python -m experiments.benchmarks.convolution_gradient
 
-A loop over four images, as gradient accumulation has it, adds up the gradient of the kernel and keeps that of the
+A loop over two images, as gradient accumulation has it, adds up the gradient of the kernel and keeps that of the
 input; JAX's own rule is measured without a loop too.  All take turns on one thread; processor time, median.
 
 Writes experiments/results/benchmark_convolution_gradient.json.  Needs the extra [parity].
@@ -37,14 +37,14 @@ CASES = (
     (256, 3, 16, 3, 2),
     (224, 3, 64, 7, 2),
 )
-IMAGES = 4
+IMAGES = 2
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument(
         "--out",
         type=Path,

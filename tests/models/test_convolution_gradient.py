@@ -86,7 +86,7 @@ def test_the_module_is_linens(options):
 
 
 def test_no_gradient_in_a_loop_has_a_layout_that_is_computed_naively():
-    """Such a convolution takes 25 times as long, and its kernel's gradient is none."""
+    """Such a convolution takes 40 times as long, and its kernel's gradient is none."""
     x, kernel = arrays((8, 8), 4, 4, (3, 3), 1)
 
     def step(total, part):
