@@ -26,7 +26,7 @@ class PlacementConfig(ReadingConfig):
     budget: int | None = None
     """Choose the places that gain most with at most so many trained numbers."""
     cases: int = 8
-    """Images of the training part; every one costs a gradient of the whole model."""
+    """Images (of volumes, slices or patches) of the training part; each costs a gradient of the whole model."""
     prompt: PromptChoice = "box"
     """Prompts simulated from the labels; `none` for one output per label, whose decoder starts at random."""
     prompts_per_image: int = 4

@@ -21,6 +21,7 @@ from medvfm_jax.theory.placement import Place, alike, grouped, place, within_bud
 from medvfm_jax.theory.similarity import debiased_cka
 from medvfm_jax.train.data_check import check_split
 from medvfm_jax.train.dense_encoder import DenseEncoder
+from medvfm_jax.train.loop import NonFiniteLoss
 from medvfm_jax.train.task import make_loss
 from medvfm_jax.train.training import Run, resolve
 from medvfm_jax.train.training_data import open_split
@@ -76,14 +77,15 @@ def analyze_placement(
 
     Raises:
         MedvfmError: settings, data or weights that do not fit; no kernel whose path fits ``config.at``.
+        NonFiniteLoss: a gradient that is not finite.
     """
     with ProgressDisplay(title="analyze") as display:
         run = resolve(config.training(), display=display)
-    images = min(config.cases, len(run.data.source.split.train))
+    images = min(config.cases, len(run.data.train))
     if images < 2:
-        raise BadConfig("The training part has one image; a spread needs two at least.")
+        raise BadConfig("The training part has one image that can be used; a spread needs two at least.")
     if images < config.cases:
-        say(f"note: the training part has {images} images, fewer than --cases {config.cases}")
+        say(f"note: the training part has {images} images or slices, fewer than --cases {config.cases}")
     start = time.monotonic()
     found = moments(_gradients(run, config.at, images, say))
     seconds = time.monotonic() - start
@@ -177,4 +179,11 @@ def _gradients(run: Run, at: str, images: int, say: Callable[[str], None]) -> It
             assembled.delta, assembled.base.params, next(loader), jax.random.fold_in(key, number)
         )
         say(f"gradient {number + 1} of {images}")
-        yield {path: np.asarray(found[part][module][name]) for path, (module, name) in paths.items()}
+        arrays = {path: np.asarray(found[part][module][name]) for path, (module, name) in paths.items()}
+        for path, array in arrays.items():
+            if not np.isfinite(array).all():
+                raise NonFiniteLoss(
+                    f"The gradient of {path} on image {number + 1} is not finite; check the data (medvfm check) and "
+                    "the weights."
+                )
+        yield arrays

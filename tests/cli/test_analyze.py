@@ -1,8 +1,11 @@
 """`medvfm analyze`: gradients and features of small models, as tables and as JSON."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from medvfm_jax.theory import run as theory_run
 from tests.cli.commands import LITE, adapt_words
 
 SAM = "sam-tiny-test"
@@ -86,3 +89,13 @@ def test_what_cannot_be_done_is_one_sentence(medvfm, cells, words, sentence):
 
 def test_a_budget_that_nothing_fits_is_said(medvfm, cells):
     assert "give a larger --budget" in medvfm(*placement(cells, "--budget", 1, "--at", ".*/qkv/kernel")).out
+
+
+def test_a_gradient_that_is_not_finite_is_told_and_in_no_table(medvfm, cells, monkeypatch):
+    def broken(*_, **__):
+        return lambda params, delta, *_: (jnp.nan * sum(jnp.sum(x) for x in jax.tree.leaves(delta)), {})
+
+    monkeypatch.setattr(theory_run, "make_loss", broken)
+    said = medvfm(*placement(cells)).err.splitlines()[-1]
+    assert said.startswith("medvfm: The gradient of ")
+    assert "on image 1 is not finite" in said
