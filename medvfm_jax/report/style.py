@@ -34,7 +34,7 @@ CSS = f"""
 * {{ box-sizing: border-box; }}
 body {{ margin: 0; background: var(--ground); color: var(--text);
   font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }}
-main, .masthead > div {{ max-width: 1080px; margin: 0 auto; padding: 0 24px; }}
+main, .masthead > div {{ max-width: 1240px; margin: 0 auto; padding: 0 24px; }}
 .masthead {{ background: var(--panel); border-bottom: 1px solid var(--line); padding: 30px 0 22px; }}
 .masthead h1 {{ margin: 2px 0 6px; font-size: 27px; line-height: 1.25; letter-spacing: -0.01em;
   overflow-wrap: anywhere; }}
@@ -64,7 +64,7 @@ section > p.after {{ margin-top: 12px; max-width: none; }}
 .scroll.wide svg {{ min-width: 760px; }}
 .scroll.tall {{ max-height: 460px; border: 1px solid var(--line); border-radius: 8px; }}
 table {{ border-collapse: collapse; width: 100%; font-size: 14px; }}
-th, td {{ padding: 7px 12px; border-bottom: 1px solid var(--rule); text-align: right; vertical-align: top;
+th, td {{ padding: 7px 9px; border-bottom: 1px solid var(--rule); text-align: right; vertical-align: top;
   font-variant-numeric: tabular-nums; white-space: nowrap; }}
 th {{ color: var(--muted); font-weight: 600; font-size: 13px; border-bottom-color: var(--line); }}
 th.text, td.text {{ text-align: left; }}
