@@ -24,11 +24,14 @@ class Place(NamedTuple):
         fisher_error: its standard error over images.
         signal: squared norm of the expected gradient, estimated without bias.
         gain: decrease of the loss per unit of learning rate by a first step with b = 0 and the best rows of a,
-            the first r singular vectors: the sum of the r largest squared singular values of the mean gradient, as
-            behind the start of LoRA-GA (Wang et al. 2024, https://arxiv.org/abs/2407.05000). The noise of few images
-            is in it too.
+            the first r singular vectors: the sum of the r largest squared singular values of the mean gradient. The
+            noise of few images is in it too.
         energy_rank: smallest rank with nine tenths of the mean gradient's energy; of several, the median, as below.
-        stable_rank, effective_rank: of the mean gradient.
+        stable_rank: of the mean gradient.
+        effective_rank: of the mean gradient.
+
+    References:
+        Wang et al. 2024, LoRA-GA, https://arxiv.org/abs/2407.05000, on first steps of low rank.
     """
 
     path: str
@@ -79,6 +82,9 @@ def alike(path: str) -> str:
 
 def grouped(places: Iterable[Place]) -> list[Place]:
     """Places whose paths differ by numbers alone as one: sums, medians of ranks, errors as of independent numbers.
+
+    Args:
+        places: of single weights.
 
     Returns:
         The groups, the largest gain per trained number first.

@@ -31,7 +31,8 @@ class PlacementResult(NamedTuple):
     """What was found, and what it cost.
 
     Attributes:
-        model, data: names.
+        model: its name.
+        data: name of the dataset.
         images: whose gradients were computed.
         seconds: that they took, compilation included.
         places: every weight, the largest gain per trained number first.
@@ -76,7 +77,8 @@ def analyze_placement(
         Moments of the gradient of every kernel, and the gain that a first step should bring.
 
     Raises:
-        MedvfmError: settings, data or weights that do not fit; no kernel whose path fits ``config.at``.
+        BadConfig: a training part of one image, or no kernel whose path fits ``config.at``.
+        MedvfmError: settings, data or weights that do not fit.
         NonFiniteLoss: a gradient that is not finite.
     """
     with ProgressDisplay(title="analyze") as display:
@@ -125,7 +127,8 @@ def analyze_similarity(
         One number for each pair of models.
 
     Raises:
-        MedvfmError: settings, data or weights that do not fit; fewer than four pictures.
+        BadConfig: fewer than four pictures.
+        MedvfmError: settings, data or weights that do not fit.
     """
     source = open_split(
         config.data, seed=config.seed, val=config.val_fraction, test=config.test_fraction, offline=config.offline,

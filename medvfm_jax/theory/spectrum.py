@@ -35,11 +35,25 @@ def energy_rank(values: Array, share: float = 0.9) -> Array:
 
 
 def stable_rank(values: Array) -> Array:
-    """Squared Frobenius norm over the squared spectral norm: values as for ``captured_energy`` -> ()."""
+    """Squared Frobenius norm over the squared spectral norm.
+
+    Args:
+        values: as for ``captured_energy``.
+
+    Returns:
+        ().
+    """
     return jnp.sum(values**2) / values[0] ** 2
 
 
 def effective_rank(values: Array) -> Array:
-    """Exponential of the entropy of the singular values' shares: values as for ``captured_energy`` -> ()."""
+    """Exponential of the entropy of the singular values' shares.
+
+    Args:
+        values: as for ``captured_energy``.
+
+    Returns:
+        ().
+    """
     share = values / jnp.sum(values)
     return jnp.exp(-jnp.sum(jnp.where(share > 0, share * jnp.log(jnp.where(share > 0, share, 1)), 0)))

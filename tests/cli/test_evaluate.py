@@ -17,7 +17,7 @@ MODULE = evaluation
 class Everything:
     """A predictor for which each box is full; nothing is compiled."""
 
-    def __init__(self, *_, flips, overlap):
+    def __init__(self, *_, flips, overlap, encoder=None):
         self.flips = flips
 
     def label_map(self, picture, queries, values):

@@ -43,7 +43,7 @@ def test_logits_on_a_full_disk(medvfm, plain, white, disk, tmp_path, monkeypatch
 
 def test_scores_on_a_full_disk(medvfm, trained, disk, monkeypatch):
     class Nothing:
-        def __init__(self, *_, flips, overlap):
+        def __init__(self, *_, flips, overlap, encoder=None):
             pass
 
         def label_map(self, picture, *_):

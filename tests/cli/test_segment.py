@@ -161,6 +161,7 @@ def test_objects_are_followed_through_a_volume(medvfm, scan, tmp_path, monkeypat
             "semantic": False,
             "labels": {},
             "seen": 3,
+            "runtime": None,
             "in_tiles": False,
         }
         return Following(check=lambda *_: None, filled_up=lambda image: None, **kinds)
