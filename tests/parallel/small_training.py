@@ -60,5 +60,6 @@ def train(start: Small, mesh: Mesh, rules: Rules, steps: int = 2, accumulate: in
     for i in range(steps):
         state, metrics = step(params, state, batch(i))
         losses.append(float(metrics["loss"]))
-    assert step._cache_size() == 1, "the step was traced again"
+    # JAX may have let the program go: its table is shared by all that a process compiles
+    assert step._cache_size() <= 1, "the step was traced again"
     return params, state, losses

@@ -50,7 +50,7 @@ def results(name: str, privacy: Privacy | None, **parts: object) -> dict[str, tu
             for _ in range(2):
                 state = step(*state[:2], data(), jnp.asarray(present), jnp.asarray(RAGGED), cheap_key(3))
             found[f"{who}, codec {on}"] = jax.device_get(state)
-    assert step._cache_size() == 1, "a round was traced again"
+    assert step._cache_size() <= 1, "a round was traced again"
     return found
 
 

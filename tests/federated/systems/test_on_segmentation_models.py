@@ -69,7 +69,7 @@ def run(model: Model, algorithm: Algorithm, delta: Tree, count: int = 3) -> tupl
     for _ in range(count):
         state = step(*state[:2], shard, jnp.ones(N, bool), jnp.full(N, STEPS), KEY)
         losses.append(float(state[2].loss))
-    assert step._cache_size() == 1, "a round was traced again"
+    assert step._cache_size() <= 1, "a round was traced again"
     return *state, losses
 
 
