@@ -63,6 +63,7 @@ def test_a_model_with_fewer_bits_is_smaller_and_is_scored_and_asked_like_any_run
     assert medvfm("report", out).code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "model", "options", "parts"),
     [

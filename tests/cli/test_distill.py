@@ -102,6 +102,7 @@ def resumed_alike(medvfm, cells, folder, recipe, *options):
     return a
 
 
+@pytest.mark.slow
 def test_what_trains_beside_a_student_is_in_its_checkpoints_and_left_behind(medvfm, cells, tmp_path):
     """A generator, a moving average and a memory: the run goes on with the same bits, and leaves a student's delta."""
     whole = tmp_path / "whole"
@@ -129,6 +130,7 @@ def test_a_run_goes_on_with_the_same_bits(medvfm, cells, tmp_path):
     resumed_alike(medvfm, cells, tmp_path, "efficient_vit_sam")
 
 
+@pytest.mark.slow
 def test_a_run_teaches_and_its_test_cases_stay_unseen(medvfm, cells, tmp_path):
     teacher, out = tmp_path / "teacher", tmp_path / "student"
     assert medvfm(*adapt_words(cells, teacher, model=LITE)).code == 0
