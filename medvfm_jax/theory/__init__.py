@@ -2,7 +2,7 @@
 
 from medvfm_jax.theory.placement import Place, grouped, within_budget
 from medvfm_jax.theory.run import PlacementResult, SimilarityResult, analyze_placement, analyze_similarity
-from medvfm_jax.theory.similarity import debiased_cka, linear_cka
+from medvfm_jax.theory.similarity import debiased_cka
 from medvfm_jax.theory.spectrum import captured_energy, effective_rank, energy_rank, stable_rank
 
 __all__ = [
@@ -16,7 +16,6 @@ __all__ = [
     "effective_rank",
     "energy_rank",
     "grouped",
-    "linear_cka",
     "stable_rank",
     "within_budget",
 ]

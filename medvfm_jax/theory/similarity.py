@@ -4,29 +4,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 
-def linear_cka(x: ArrayLike, y: ArrayLike) -> float:
-    """Linear centred kernel alignment, |Y'X|^2 / (|X'X| |Y'Y|) of centred features.
-
-    1 for features that are equal up to rotation, scale and shift.  Of few examples with many features it is high for
-    independent ones too; ``debiased_cka`` is not.
-
-    Args:
-        x: features (n, p).
-        y: features of the same examples (n, q).
-
-    Returns:
-        Between 0 and 1; NaN where one side is constant.
-
-    References:
-        Kornblith et al., ICML 2019, https://arxiv.org/abs/1905.00414, equation 5.
-    """
-    x, y = _centred(x), _centred(y)
-    bottom = np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y)
-    return float(np.linalg.norm(y.T @ x) ** 2 / bottom) if bottom > 0 else float("nan")
-
-
 def debiased_cka(x: ArrayLike, y: ArrayLike) -> float:
-    """The same with estimates without bias of the independence criterion: about 0 for independent features.
+    """Linear centred kernel alignment from estimates without bias of the independence criterion.
+
+    1 for features that are equal up to rotation, scale and shift, about 0 for independent ones.  The plain estimate,
+    |Y'X|^2 / (|X'X| |Y'Y|), is near 1 for independent features that are more than the examples.
 
     Args:
         x: features (n, p) of at least 4 examples.
@@ -39,7 +21,8 @@ def debiased_cka(x: ArrayLike, y: ArrayLike) -> float:
         ValueError: fewer than 4 examples.
 
     References:
-        Nguyen et al., ICLR 2021, https://arxiv.org/abs/2010.15327, equation 3; Song et al., JMLR 2012.
+        Kornblith et al., ICML 2019, https://arxiv.org/abs/1905.00414; Nguyen et al., ICLR 2021,
+        https://arxiv.org/abs/2010.15327, equation 3.
     """
     k, m = (features @ features.T for features in (_centred(x), _centred(y)))
     both, first, second = _unbiased_hsic(k, m), _unbiased_hsic(k, k), _unbiased_hsic(m, m)
