@@ -2,16 +2,14 @@
 
 import dataclasses
 import re
-from pathlib import Path
-from typing import Literal
 
 from medvfm_jax.settings.adapt import AdaptConfig
-from medvfm_jax.settings.groups import ObjectChoice, PromptChoice, ReadingConfig
+from medvfm_jax.settings.groups import PromptChoice, ReadingConfig, SampleConfig
 from medvfm_jax.settings.records import BadConfig, require
 
 
 @dataclasses.dataclass(frozen=True)
-class PlacementConfig(ReadingConfig):
+class PlacementConfig(SampleConfig):
     """Where in a model adapters should help most on some data, before anything is trained."""
 
     _: dataclasses.KW_ONLY
@@ -29,20 +27,6 @@ class PlacementConfig(ReadingConfig):
     """Images (of volumes, slices or patches) of the training part; each costs a gradient of the whole model."""
     prompt: PromptChoice = "box"
     """Prompts simulated from the labels; `none` for one output per label, whose decoder starts at random."""
-    prompts_per_image: int = 4
-    """Prompts of each image."""
-    objects: ObjectChoice | None = None
-    """What one simulated prompt is about; see `adapt`."""
-    val_fraction: float = 0.15
-    """Share of the patients used for validation; they are not looked at."""
-    test_fraction: float = 0.2
-    """Share of the patients kept for the test; they are not looked at."""
-    seed: int = 0
-    """Seed of the split, the prompts and the order of images."""
-    weights: Path | None = None
-    """File with the base weights, for models that are not fetched automatically."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Number format of the computation."""
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning; raises BadConfig, BadPath."""

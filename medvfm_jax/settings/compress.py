@@ -2,15 +2,15 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from medvfm_jax.settings.adapt import AdaptConfig
-from medvfm_jax.settings.groups import ObjectChoice, PromptChoice, ReadingConfig
+from medvfm_jax.settings.groups import PromptChoice, SampleConfig
 from medvfm_jax.settings.records import BadConfig, require
 
 
 @dataclasses.dataclass(frozen=True)
-class CompressConfig(ReadingConfig):
+class CompressConfig(SampleConfig):
     """Make a trained model smaller, or cheaper to run, without training it."""
 
     _: dataclasses.KW_ONLY
@@ -30,20 +30,6 @@ class CompressConfig(ReadingConfig):
     """Calibration images, evenly from the training part."""
     prompt: PromptChoice = "auto"
     """Prompts simulated from the labels of calibration images; `auto`: the run's, or boxes."""
-    prompts_per_image: int = 4
-    """Prompts of each calibration image."""
-    objects: ObjectChoice | None = None
-    """What one simulated prompt is about; see `adapt`."""
-    val_fraction: float = 0.15
-    """Share of the patients used for validation, if the data are split here."""
-    test_fraction: float = 0.2
-    """Share of the patients kept for the test, if the data are split here."""
-    seed: int = 0
-    """Seed of the split (without a run), the prompts and what is sampled."""
-    weights: Path | None = None
-    """File with the base weights, for models that are not fetched automatically."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Number format of the computation."""
     out: Path = Path("runs/compress")
     """Run directory to create."""
 

@@ -183,6 +183,26 @@ class ReadingConfig(Settings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class SampleConfig(ReadingConfig):
+    """A few labelled images of the training part that a model is looked at with, and is not trained on."""
+
+    prompts_per_image: int = 4
+    """Prompts of each of these images."""
+    objects: ObjectChoice | None = None
+    """What one simulated prompt is about; see `adapt`."""
+    val_fraction: float = 0.15
+    """Share of the patients used for validation, if the data are split here; they are not looked at."""
+    test_fraction: float = 0.2
+    """Share of the patients kept for the test, if the data are split here; they are not looked at."""
+    seed: int = 0
+    """Seed of the split (without a run), the prompts and what is sampled."""
+    weights: Path | None = None
+    """File with the base weights, for models that are not fetched automatically."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format of the computation."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class VolumeConfig(Settings):
     """What a model of volumes sees at once, and the size of the voxels it sees."""
 
