@@ -1,7 +1,8 @@
 """Theory beside measurement: what can be computed of a model and data before anything is trained."""
 
 from medvfm_jax.theory.placement import Place, grouped, within_budget
-from medvfm_jax.theory.run import PlacementResult, SimilarityResult, analyze_placement, analyze_similarity
+from medvfm_jax.theory.runs.placement import PlacementResult, analyze_placement
+from medvfm_jax.theory.runs.similarity import SimilarityResult, analyze_similarity
 from medvfm_jax.theory.similarity import debiased_cka
 from medvfm_jax.theory.spectrum import captured_energy, effective_rank, energy_rank, stable_rank
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medvfm_jax.theory import run as theory_run
+from medvfm_jax.theory.runs import placement as placement_run
 from tests.cli.commands import LITE, adapt_words
 
 SAM = "sam-tiny-test"
@@ -95,7 +95,7 @@ def test_a_gradient_that_is_not_finite_is_told_and_in_no_table(medvfm, cells, mo
     def broken(*_, **__):
         return lambda params, delta, *_: (jnp.nan * sum(jnp.sum(x) for x in jax.tree.leaves(delta)), {})
 
-    monkeypatch.setattr(theory_run, "make_loss", broken)
+    monkeypatch.setattr(placement_run, "make_loss", broken)
     said = medvfm(*placement(cells)).err.splitlines()[-1]
     assert said.startswith("medvfm: The gradient of ")
     assert "on image 1 is not finite" in said

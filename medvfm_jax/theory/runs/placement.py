@@ -1,30 +1,22 @@
-"""From settings to a record: gradients of a model on training images, one after the other."""
+"""Gradients of a model on training images, one after the other, and where they say that adapters help."""
 
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from medvfm_jax.distill.teacher import open_teacher
-from medvfm_jax.few_shot.dense_features import load_encoder, pictures_of
-from medvfm_jax.printable import counted
 from medvfm_jax.runs.progress import ProgressDisplay
-from medvfm_jax.settings.analyze import PlacementConfig, SimilarityConfig
+from medvfm_jax.settings.analyze import PlacementConfig
 from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.theory.gradient_moments import moments
 from medvfm_jax.theory.placement import Place, alike, grouped, place, within_budget
-from medvfm_jax.theory.similarity import debiased_cka
-from medvfm_jax.train.data_check import check_split
-from medvfm_jax.train.dense_encoder import DenseEncoder
 from medvfm_jax.train.loop import NonFiniteLoss
 from medvfm_jax.train.task import make_loss
 from medvfm_jax.train.training import Run, resolve
-from medvfm_jax.train.training_data import open_split
 
 
 class PlacementResult(NamedTuple):
@@ -96,70 +88,6 @@ def analyze_placement(
     chosen = [] if config.budget is None else within_budget(groups, config.budget)
     name = run.data.source.dataset.name
     return PlacementResult(config.model, name, images, seconds, tuple(places), tuple(groups), tuple(chosen))
-
-
-class SimilarityResult(NamedTuple):
-    """How alike models are.
-
-    Attributes:
-        models: as they were named.
-        data: its name.
-        images: pictures that all models saw.
-        alignment: models' names -> names -> debiased centred kernel alignment; NaN where features are constant.
-    """
-
-    models: tuple[str, ...]
-    data: str
-    images: int
-    alignment: dict[str, dict[str, float]]
-
-
-def analyze_similarity(
-    config: SimilarityConfig, say: Callable[[str], None] = lambda text: None
-) -> SimilarityResult:
-    """Compare what models see, by the mean feature of each picture.
-
-    Args:
-        config: settings.
-        say: told what is done.
-
-    Returns:
-        One number for each pair of models.
-
-    Raises:
-        BadConfig: fewer than four pictures.
-        MedvfmError: settings, data or weights that do not fit.
-    """
-    source = open_split(
-        config.data, seed=config.seed, val=config.val_fraction, test=config.test_fraction, offline=config.offline,
-        allow_geometry_mismatch=config.allow_geometry_mismatch, follow_links=config.follow_links,
-    )  # fmt: skip
-    with ProgressDisplay(title="analyze") as display:
-        bad = check_split(source, skip_bad=config.skip_bad, track=display.track, say=say).bad_cases()
-    cases = [case for case in source.split.train if case not in bad]
-    wanted = min(config.cases, len(cases))
-    if wanted < 4:
-        raise BadConfig(
-            f"The training part of {source.dataset.name} has {counted(wanted, 'case')}; 4 are needed."
-        )
-    if wanted < config.cases:
-        say(f"note: the training part has {wanted} cases, fewer than --cases {config.cases}")
-    chosen = [cases[int((i + 0.5) * len(cases) / wanted)] for i in range(wanted)]
-    pictures = [picture for case in chosen for picture, _ in pictures_of(source.dataset, case, slices=1)]
-    encoders, seen = {name: _encoder(name, config.offline) for name in config.models}, {}
-    for name, encoder in encoders.items():
-        say(f"{name}: {len(pictures)} pictures")
-        seen[name] = np.stack([encoder.mean(picture) for picture in pictures])
-    alignment = {a: {b: debiased_cka(seen[a], seen[b]) for b in seen} for a in seen}
-    return SimilarityResult(config.models, source.dataset.name, len(pictures), alignment)
-
-
-def _encoder(name: str, offline: bool) -> DenseEncoder:
-    if not Path(name).is_dir():
-        base = load_encoder(name, offline=offline)
-        return DenseEncoder(base.model, base.params)
-    teacher = open_teacher(name, dtype="float32", weights=None, offline=offline)
-    return DenseEncoder(teacher, teacher.params)
 
 
 def _gradients(run: Run, at: str, images: int, say: Callable[[str], None]) -> Iterator[dict[str, NDArray]]:

@@ -1,10 +1,10 @@
-"""What `analyze` can be asked for: frozen records, the same for Python and the command line."""
+"""Settings of `analyze placement`."""
 
 import dataclasses
 import re
 
 from medvfm_jax.settings.adapt import AdaptConfig
-from medvfm_jax.settings.groups import PromptChoice, ReadingConfig, SampleConfig
+from medvfm_jax.settings.groups import PromptChoice, SampleConfig
 from medvfm_jax.settings.records import BadConfig, require
 
 
@@ -45,30 +45,3 @@ class PlacementConfig(SampleConfig):
         own = {"rank", "at", "budget", "cases"}
         shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in own}
         return AdaptConfig(**shared, adapter="full", batch_size=1, augment="none")
-
-
-@dataclasses.dataclass(frozen=True)
-class SimilarityConfig(ReadingConfig):
-    """How alike what several models see in the same pictures is."""
-
-    _: dataclasses.KW_ONLY
-    data: str
-    """Folder with labelled images, or name of a built-in dataset; pictures of the training part are looked at."""
-    models: tuple[str, ...] = ("lite-medsam", "dinov2-s")
-    """Models as they were published, or run directories of adapted or distilled ones; two or more."""
-    cases: int = 32
-    """Pictures of the training part, evenly."""
-    val_fraction: float = 0.15
-    """Share of the patients used for validation; they are not looked at."""
-    test_fraction: float = 0.2
-    """Share of the patients kept for the test; they are not looked at."""
-    seed: int = 0
-    """Seed of the split."""
-
-    def __post_init__(self) -> None:
-        """Refuse what has no meaning; raises BadConfig."""
-        super().__post_init__()
-        require(len(self.models) >= 2, "models", self.models, "two or more")
-        require(self.cases >= 4, "cases", self.cases, "at least 4")
-        if repeated := [name for name in self.models if self.models.count(name) > 1]:
-            raise BadConfig(f"models has {repeated[0]} twice; a model is like itself.")

@@ -2,7 +2,7 @@
 
 import re
 
-from medvfm_jax.theory.run import _pattern
+from medvfm_jax.theory.runs.placement import _pattern
 
 
 def test_a_pattern_has_the_numbers_that_are_there():
