@@ -7,9 +7,9 @@ from typing import Any
 from rich.console import Console
 
 from medvfm_jax.cli import console
-from medvfm_jax.cli.analyses import placement, similarity
+from medvfm_jax.cli.analyses import ablate, curvature, kernel, placement, similarity
 
-TOOLS = (placement.TOOL, similarity.TOOL)
+TOOLS = (placement.TOOL, kernel.TOOL, curvature.TOOL, similarity.TOOL, ablate.TOOL)
 
 
 def run(args: Any) -> int:

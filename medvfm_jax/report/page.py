@@ -48,9 +48,14 @@ def write(runs: Sequence[Path], out: Path | None = None) -> Path:
         out = first.resolve().parent / "comparison.html"
     elif out is None:
         out = first / "report.html" if first.is_dir() else first.with_suffix(".html")
-    _refuse_foreign(Path(out))
-    _replace(Path(out), render(records))
+    publish(Path(out), render(records))
     return Path(out)
+
+
+def publish(out: Path, page: str) -> None:
+    """Write a page from ``framed`` in place of an earlier one; raises NoPlaceForReport for another file."""
+    _refuse_foreign(out)
+    _replace(out, page)
 
 
 def render(runs: Sequence[RunRecord]) -> str:
@@ -72,6 +77,11 @@ def render(runs: Sequence[RunRecord]) -> str:
         for run in runs:
             heading = f'<h2 class="run-title">{text(run.name)}</h2>'
             body += f'{heading}<p class="lead">{sections.summary_line(run)}</p>{_one_run(run)}'
+    return framed(title, lead, body)
+
+
+def framed(title: str, lead: str, body: str) -> str:
+    """A page without references to other files, of HTML but for the title."""
     policy = (
         "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
         "base-uri 'none'; form-action 'none'"

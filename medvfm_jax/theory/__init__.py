@@ -1,22 +1,58 @@
 """Theory beside measurement: what can be computed of a model and data before anything is trained."""
 
+from medvfm_jax.theory.curvature import (
+    NoCurvature,
+    Spectrum,
+    estimate_spectrum,
+    gauss_newton_product,
+    hessian_product,
+    lanczos,
+)
 from medvfm_jax.theory.placement import Place, grouped, within_budget
+from medvfm_jax.theory.predictors import PREDICTORS, Predictor
+from medvfm_jax.theory.rank_agreement import RankAgreement, rank_agreement
+from medvfm_jax.theory.runs.ablate import AblationResult, CellResult, analyze_ablate
+from medvfm_jax.theory.runs.curvature import CurvatureResult, analyze_curvature
+from medvfm_jax.theory.runs.kernel import AdapterKernel, KernelResult, analyze_kernel
 from medvfm_jax.theory.runs.placement import PlacementResult, analyze_placement
 from medvfm_jax.theory.runs.similarity import SimilarityResult, analyze_similarity
 from medvfm_jax.theory.similarity import debiased_cka
 from medvfm_jax.theory.spectrum import captured_energy, effective_rank, energy_rank, stable_rank
+from medvfm_jax.theory.tangent_kernel import KernelSummary, NoKernel, linearised_losses, summarise_kernel
 
 __all__ = [
+    "PREDICTORS",
+    "AblationResult",
+    "AdapterKernel",
+    "CellResult",
+    "CurvatureResult",
+    "KernelResult",
+    "KernelSummary",
+    "NoCurvature",
+    "NoKernel",
     "Place",
     "PlacementResult",
+    "Predictor",
+    "RankAgreement",
     "SimilarityResult",
+    "Spectrum",
+    "analyze_ablate",
+    "analyze_curvature",
+    "analyze_kernel",
     "analyze_placement",
     "analyze_similarity",
     "captured_energy",
     "debiased_cka",
     "effective_rank",
     "energy_rank",
+    "estimate_spectrum",
+    "gauss_newton_product",
     "grouped",
+    "hessian_product",
+    "lanczos",
+    "linearised_losses",
+    "rank_agreement",
     "stable_rank",
+    "summarise_kernel",
     "within_budget",
 ]

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,9 +10,10 @@ from medvfm_jax.parallel.placement import Placement
 from medvfm_jax.runs import run_directory
 from medvfm_jax.runs.progress import ProgressDisplay
 from medvfm_jax.settings.adapt import AdaptConfig
-from medvfm_jax.train import checkpoint, hooks
+from medvfm_jax.train import checkpoint, hooks, together
 from medvfm_jax.train.assemble import delta_metadata
 from medvfm_jax.train.data_check import lines
+from medvfm_jax.train.loop import NonFiniteLoss
 from medvfm_jax.train.training import Run, Trained, resolve, train
 from medvfm_jax.weights import artifacts
 
@@ -62,6 +63,55 @@ def adapt(
         return resolve(config, placement, display)
 
     return run_in_directory(config, resolved, "adapt", display, placement)
+
+
+def adapt_together(
+    configs: Sequence[AdaptConfig], say: Callable[[str], None] = lambda text: None
+) -> list[RunResult | NonFiniteLoss]:
+    """Train runs that differ by their seeds as one program (``train.together``), each in its own run directory.
+
+    They have no checkpoints: a directory is left behind when its run has ended, and an interrupted one is claimed
+    again with ``resume``.
+
+    Args:
+        configs: settings without validation; only seed and out may differ.
+        say: told what is done.
+
+    Returns:
+        Of each run where its delta lies, or why its loss was not finite; such a directory has no delta.
+
+    Raises:
+        NotAlike: runs that cannot train as one program.
+        MedvfmError: everything a user can cause.
+    """
+    with contextlib.ExitStack() as stack:
+        display = stack.enter_context(ProgressDisplay(title="adapt"))
+        runs: list[Run] = []
+        for config in configs:
+            run_directory.refuse_existing(config.out, config.resume)
+            stack.enter_context(run_directory.locked(config.out))
+            runs.append(_sharing(resolve(config, display=display), runs))
+            together.check_alike(runs)
+        told = []
+        for run in runs:
+            run_directory.claim(run.config.out, run.record, run.config.resume)
+            run_directory.truncate_metrics(run.config.out, 0, say)
+            record = stack.enter_context(_recorder(run.config, True))
+            told.append([hooks.MetricsLog(record, run.schedule)])
+        _announce(runs[0], say)
+        ended = together.train_together(runs, told, say=say)
+        return [
+            one if isinstance(one, NonFiniteLoss) else _finish(run, one, lambda text: None)
+            for run, one in zip(runs, ended)
+        ]
+
+
+def _sharing(run: Run, before: Sequence[Run]) -> Run:
+    """The run with the frozen parameters of the first one where they are the same, so that they are held once."""
+    if before and together.same_parameters(run, before[0]):
+        kept = run.assembled.base._replace(params=before[0].assembled.base.params)
+        return run._replace(assembled=run.assembled._replace(base=kept))
+    return run
 
 
 def run_in_directory(

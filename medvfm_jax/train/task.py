@@ -98,6 +98,20 @@ OBJECTIVES: Catalog[Callable[..., Any]] = Catalog(
 )
 
 
+def prediction_loss(objective: str) -> Callable[[Prediction, Array, Array | None], tuple[Array, Any]]:
+    """Return (prediction, target, weight) of one image -> (scalar, terms), all stages of a decoder in it.
+
+    Raises UnknownObjective for another name than those of ``make_loss``.
+    """
+    function = deeply_supervised(OBJECTIVES[objective])
+
+    def rate(prediction: Prediction, target: Array, weight: Array | None) -> tuple[Array, Any]:
+        value = function(prediction, target, weight)
+        return value if isinstance(value, tuple) else (value, {})
+
+    return rate
+
+
 def make_loss(adapted: Adapted, objective: str, *, cached: bool = False, training: bool = False) -> LossFn:
     """Loss of an adapted model on a ``Batch``.
 
@@ -119,7 +133,7 @@ def make_loss(adapted: Adapted, objective: str, *, cached: bool = False, trainin
     Raises:
         UnknownObjective: another objective.
     """
-    function = deeply_supervised(OBJECTIVES[objective])
+    rate = prediction_loss(objective)
     predict = predictor(adapted, cached=cached)
     random = training and is_random(adapted.adapter.config)
     as_trained = {"training": True} if training and adapted.spec.multimask_fallback else {}
@@ -131,8 +145,7 @@ def make_loss(adapted: Adapted, objective: str, *, cached: bool = False, trainin
             image: Array, prompts: Prompts | None, target: Array, weight: Array, key: Array | None
         ) -> tuple[Array, Any]:
             rngs = {"rngs": {DROPOUT: key}} if random else {}
-            value = function(predict(params, delta, image, prompts, **rngs, **as_trained), target, weight)
-            return value if isinstance(value, tuple) else (value, {})
+            return rate(predict(params, delta, image, prompts, **rngs, **as_trained), target, weight)
 
         # Where the images are sharded over devices, constrain it: otherwise the compiler shards features instead.
         over = (CLIENTS, DATA) if fully_automatic() else None

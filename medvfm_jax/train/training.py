@@ -240,11 +240,11 @@ def train(
         MedvfmError: what hooks raise.
     """
     placement, assembled = run.placement, run.assembled
-    cache = _cache(run)
+    cache = cache_of(run)
     if cache is not None:
         say("the encoder is frozen: each image is encoded once and its embedding kept")
     asked = {"objective": assembled.objective, "cached": cache is not None}
-    loader = _loader(run, cache)
+    loader = loader_of(run, cache)
     if run.goal is None:
         loss, given = make_loss(assembled.adapted, **asked, training=True), assembled.base.params
     else:
@@ -275,7 +275,7 @@ def train(
     return Trained(delta, int(state.step), None if best is None else stopping.best, state, stopping)
 
 
-def _cache(run: Run) -> EmbeddingCache | None:
+def cache_of(run: Run) -> EmbeddingCache | None:
     """A cache if the delta leaves the encoder alone and images come without random changes, tiles or patches."""
     config, (base, adapted, delta, *_) = run.config, run.assembled
     if config.tile is not None or base.model.spec.resize == "none":  # patches lie elsewhere each time
@@ -288,7 +288,8 @@ def _cache(run: Run) -> EmbeddingCache | None:
     return make_cache(encode, settings, config.embeddings, cache_dir())
 
 
-def _loader(run: Run, cache: EmbeddingCache | None) -> Loader:
+def loader_of(run: Run, cache: EmbeddingCache | None) -> Loader:
+    """Batches of a run as its step takes them, embeddings in place of images where there is a cache."""
     augment, placement = run.config.augment, run.placement
     if augment == "auto":
         augment = "none" if cache else usual_augmentation(run.data.source.dataset.dimension)

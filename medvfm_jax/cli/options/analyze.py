@@ -2,7 +2,13 @@
 
 from dataclasses import dataclass
 
-from medvfm_jax.settings.analyze import PlacementConfig, SimilarityConfig
+from medvfm_jax.settings.analyze import (
+    AblateConfig,
+    CurvatureConfig,
+    KernelConfig,
+    PlacementConfig,
+    SimilarityConfig,
+)
 
 
 @dataclass(frozen=True)
@@ -27,4 +33,39 @@ class Similarity(SimilarityConfig):
     """
 
 
-AnalyzeArgs = Placement | Similarity
+@dataclass(frozen=True)
+class Kernel(KernelConfig):
+    """How fast adapters can learn before any is trained, from their empirical neural tangent kernels.
+
+    Example: medvfm analyze kernel --data data/dsb2018 --model lite-medsam --adapters lora decoder layernorm
+
+    Gradients of a few logits of each training image are taken with respect to what each adapter trains. Their products
+    say how far a first step lowers the loss, along how many directions training can move, and what share of the
+    residual a linearised model would have left.
+    """
+
+
+@dataclass(frozen=True)
+class Curvature(CurvatureConfig):
+    """How curved the loss is in what is trained: largest eigenvalues, trace and spectral density.
+
+    Example: medvfm analyze curvature --run runs/a --cases 4
+
+    The mean loss of a few training images is looked at where a run ended, or before training with --data, --model and
+    --adapter. Its second derivatives are known by products with vectors alone (stochastic Lanczos quadrature).
+    """
+
+
+@dataclass(frozen=True)
+class Ablate(AblateConfig):
+    """A grid of runs, what theory predicts of each before its training, and whether the order is the same.
+
+    Example: medvfm analyze ablate --grid grid.json --out runs/ablation
+
+    Every combination of what varies is predicted, trained for each seed and scored. Seeds train as one program where
+    the encoder is frozen or the device is no CPU. The command can be given again: what is there is kept. Failed cells
+    are listed, in the table and on the page.
+    """
+
+
+AnalyzeArgs = Placement | Kernel | Curvature | Similarity | Ablate

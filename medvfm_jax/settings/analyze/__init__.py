@@ -1,6 +1,9 @@
 """What `analyze` can be asked for: frozen records, the same for Python and the command line."""
 
+from medvfm_jax.settings.analyze.ablate import AblateConfig
+from medvfm_jax.settings.analyze.curvature import CurvatureConfig
+from medvfm_jax.settings.analyze.kernel import KernelConfig
 from medvfm_jax.settings.analyze.placement import PlacementConfig
 from medvfm_jax.settings.analyze.similarity import SimilarityConfig
 
-__all__ = ["PlacementConfig", "SimilarityConfig"]
+__all__ = ["AblateConfig", "CurvatureConfig", "KernelConfig", "PlacementConfig", "SimilarityConfig"]

@@ -1,0 +1,238 @@
+"""A grid of runs: predictions of each cell before its training, what was measured, and whether the orders agree."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.console import Console
+
+from medvfm_jax.metrics.summary import summarise
+from medvfm_jax.predict import evaluate
+from medvfm_jax.runs import run_directory
+from medvfm_jax.settings import AdaptConfig, EvaluateConfig
+from medvfm_jax.settings.analyze.ablate import AblateConfig, Cell, folder_of, read_grid
+from medvfm_jax.theory.predictors import PREDICTORS
+from medvfm_jax.theory.rank_agreement import RankAgreement, rank_agreement
+from medvfm_jax.theory.runs.trained_numbers import open_start
+from medvfm_jax.train import adapt
+from medvfm_jax.train.adaptation import adapt_together
+from medvfm_jax.train.loop import NonFiniteLoss
+from medvfm_jax.train.together import NotAlike
+from medvfm_jax.types import MedvfmError
+
+TABLE = "ablation.json"
+PREDICTIONS = "predictions.json"
+TRAINING = "training.json"  # seconds, beside the runs of a cell
+SCORES = "scores_{cases}.json"
+
+
+class CellResult(NamedTuple):
+    """A cell of the grid.
+
+    Attributes:
+        name: what varies.
+        predicted: name of a number -> {"value", "error"}, empty where a tool failed.
+        dice: of each seed that ended, its mean over patients.
+        cases: number of test cases behind each.
+        prediction_seconds: tool -> seconds, compilation included.
+        training_seconds: of all its seeds, with their evaluation.
+    """
+
+    name: str
+    predicted: dict[str, dict[str, float | None]]
+    dice: dict[int, float]
+    cases: int
+    prediction_seconds: dict[str, float]
+    training_seconds: float
+
+    @property
+    def mean(self) -> float:
+        """Mean Dice over seeds, NaN without any."""
+        return float(np.mean(list(self.dice.values()))) if self.dice else float("nan")
+
+    @property
+    def error(self) -> float:
+        """Standard error of the mean over seeds, NaN with fewer than two."""
+        values = list(self.dice.values())
+        return float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else float("nan")
+
+
+class AblationResult(NamedTuple):
+    """Predictions beside measurements.
+
+    Attributes:
+        cells: of the grid, in its order.
+        agreement: name of a number -> Spearman's correlation with the mean Dice over the cells that have both.
+        cost: tool -> its seconds over those of training and scoring, over all cells.
+        failed: {"cell", "seed" or "tool", "why"} of everything that did not end.
+        folder: where the runs and the table lie.
+    """
+
+    cells: tuple[CellResult, ...]
+    agreement: dict[str, RankAgreement]
+    cost: dict[str, float]
+    failed: tuple[dict[str, Any], ...]
+    folder: Path
+
+    def record(self) -> dict[str, Any]:
+        """As JSON holds it; numbers that are not finite are None."""
+        return run_directory.finite(
+            {
+                "cells": [cell._asdict() | {"mean": cell.mean, "error": cell.error} for cell in self.cells],
+                "agreement": {name: found._asdict() for name, found in self.agreement.items()},
+                "cost": self.cost,
+                "failed": list(self.failed),
+            }
+        )
+
+
+def analyze_ablate(config: AblateConfig, say: Callable[[str], None] = lambda text: None) -> AblationResult:
+    """Predict, train and score every cell of a grid; what ``config.out`` has of the same grid is kept.
+
+    Args:
+        config: settings.
+        say: told what is done.
+
+    Returns:
+        The table, which is written to ``config.out`` too. What failed is in it and held nothing else up.
+
+    Raises:
+        BadConfig: a grid that is none, or no cell of which anything could be done.
+        MedvfmError: a folder that cannot be written.
+    """
+    grid = read_grid(config)
+    tools = {name: PREDICTORS[name] for name in grid.tools}
+    failed: list[dict[str, Any]] = []
+    cells = []
+    for number, cell in enumerate(grid.cells, 1):
+        say(f"cell {number} of {len(grid.cells)}: {cell.name}")
+        predicted, seconds = {}, {}
+        for name in tools:
+            try:
+                found = _predicted(config, cell, name, say)
+            except MedvfmError as error:
+                failed.append({"cell": cell.name, "tool": name, "why": str(error)})
+                say(f"{name} failed: {error}")
+            else:
+                predicted |= found["scores"]
+                seconds[name] = found["seconds"]
+        spent = _train(config, cell, failed, say)
+        dice, cases = {}, 0
+        for one in cell.configs:
+            try:
+                score, cases, more = _score(config, one)
+            except MedvfmError as error:
+                if not any(f["cell"] == cell.name and f.get("seed") == one.seed for f in failed):
+                    failed.append({"cell": cell.name, "seed": one.seed, "why": str(error)})
+                    say(f"seed {one.seed} failed: {error}")
+            else:
+                dice[one.seed] = score
+                spent += more
+        cells.append(CellResult(cell.name, predicted, dice, cases, seconds, spent))
+    result = AblationResult(tuple(cells), _agreement(cells), _cost(cells), tuple(failed), config.out)
+    run_directory.make_folder(config.out)
+    run_directory.write_json(config.out / TABLE, result.record())
+    return result
+
+
+def _agreement(cells: Sequence[CellResult]) -> dict[str, RankAgreement]:
+    names = dict.fromkeys(name for cell in cells for name in cell.predicted)
+    found = {}
+    for name in names:
+        both = [cell for cell in cells if name in cell.predicted and cell.dice]
+        found[name] = rank_agreement(
+            [cell.predicted[name]["value"] for cell in both], [cell.mean for cell in both]
+        )
+    return found
+
+
+def _cost(cells: Sequence[CellResult]) -> dict[str, float]:
+    names = dict.fromkeys(name for cell in cells for name in cell.prediction_seconds)
+    return {
+        name: sum(cell.prediction_seconds.get(name, 0) for cell in cells) / whole
+        for name in names
+        if (whole := sum(cell.training_seconds for cell in cells if name in cell.prediction_seconds)) > 0
+    }
+
+
+def _predicted(config: AblateConfig, cell: Cell, name: str, say: Callable[[str], None]) -> Mapping[str, Any]:
+    """Of one tool, from the folder of the cell where it is there for as many cases."""
+    path = folder_of(config, cell) / PREDICTIONS
+    known = run_directory.read_record(path) if path.exists() else {}
+    key = f"{name}, {config.cases} cases"
+    if key not in known:
+        say(f"predicting by {name}")
+        start = time.monotonic()
+        one = AdaptConfig(
+            **{
+                **vars(cell.configs[0]),
+                "batch_size": 1,
+                "accumulate": None,
+                "augment": "none",
+                "embeddings": "off",
+            }
+        )
+        opened = open_start(one, config.cases, say)
+        scores = {
+            column: {"value": value, "error": error}
+            for column, (value, error) in PREDICTORS[name].scores(opened).items()
+        }
+        run_directory.make_folder(path.parent)
+        known = {**known, key: {"scores": scores, "seconds": time.monotonic() - start}}
+        run_directory.write_json(path, known)
+    return known[key]
+
+
+def _train(
+    config: AblateConfig, cell: Cell, failed: list[dict[str, Any]], say: Callable[[str], None]
+) -> float:
+    """Train the seeds that are not there yet, together where they can; returns the seconds of all so far."""
+    missing = [one for one in cell.configs if not (one.out / run_directory.DELTA).exists()]
+    path = folder_of(config, cell) / TRAINING
+    spent = float(run_directory.read_record(path)["seconds"]) if path.exists() else 0.0
+    if not missing:
+        return spent
+    start = time.monotonic()
+
+    def lost(one: AdaptConfig, error: MedvfmError) -> None:
+        failed.append({"cell": cell.name, "seed": one.seed, "why": str(error)})
+        say(f"seed {one.seed} failed: {error}")
+
+    for group in [[one] for one in missing] if config.apart else [missing]:
+        try:
+            ended = adapt_together(group, say) if len(group) > 1 else [adapt(group[0])]
+        except NotAlike as error:
+            say(f"{error} They train one after the other.")
+            for one in group:
+                try:
+                    adapt(one)
+                except MedvfmError as why:
+                    lost(one, why)
+        except MedvfmError as error:
+            for one in group:
+                lost(one, error)
+        else:
+            for one, result in zip(group, ended):
+                if isinstance(result, NonFiniteLoss):
+                    lost(one, result)
+    spent += time.monotonic() - start
+    run_directory.write_json(path, {"seconds": spent})
+    return spent
+
+
+def _score(config: AblateConfig, one: AdaptConfig) -> tuple[float, int, float]:
+    """(Mean Dice over patients, cases, seconds if it was scored now)."""
+    out = one.out / SCORES.format(cases=config.test_cases or "all")
+    start = time.monotonic()
+    if not out.exists():
+        quiet = Console(quiet=True)
+        settings = EvaluateConfig(
+            run=one.out, cases=config.test_cases, save_predictions=False, out=out, offline=one.offline
+        )
+        evaluate(settings, quiet)
+    rows = run_directory.read_record(out)["cases"]
+    summary = summarise(rows, seed=0)["summary"]
+    dice = next(row for row in summary if row["metric"] == "dice")
+    return float(dice["mean"]), int(dice["n_cases"]), time.monotonic() - start

@@ -1,0 +1,108 @@
+"""What is trained, as one vector: a model with an adapter, at its start or where a run left it, and labelled images."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from jax import Array
+from jax.flatten_util import ravel_pytree
+
+from medvfm_jax.runs import run_directory
+from medvfm_jax.runs.progress import ProgressDisplay
+from medvfm_jax.settings.adapt import AdaptConfig
+from medvfm_jax.settings.records import BadConfig, from_json
+from medvfm_jax.train.task import prediction_loss, predictor
+from medvfm_jax.train.training import Run, resolve
+from medvfm_jax.types import Batch, Delta, Params, Prediction
+from medvfm_jax.weights import artifacts
+
+
+class TrainedNumbers(NamedTuple):
+    """A model as a function of what is trained alone.
+
+    Attributes:
+        model: its name.
+        data: name of the dataset.
+        delta: (p,), at the start or as trained.
+        params: the frozen ones.
+        batches: of one image each.
+        predict: (params, (p,), one image of a batch) -> Prediction.
+        rate: (prediction, one image of a batch) -> the loss, ().
+    """
+
+    model: str
+    data: str
+    delta: Array
+    params: Params
+    batches: tuple[Batch, ...]
+    predict: Callable[[Params, Array, Batch], Prediction]
+    rate: Callable[[Prediction, Batch], Array]
+
+
+def open_start(config: AdaptConfig, cases: int, say: Callable[[str], None]) -> TrainedNumbers:
+    """Before the first step of a run; raises MedvfmError for settings, data or weights that do not fit."""
+    run = _resolved(config)
+    return _of(run, run.assembled.delta, cases, say)
+
+
+def open_trained(folder: Path, cases: int, say: Callable[[str], None], **changes: Any) -> TrainedNumbers:
+    """Where a run of `adapt` ended.
+
+    Args:
+        folder: its run directory.
+        cases: images of its training part at most.
+        say: told what is done.
+        **changes: settings of the run that are others here.
+
+    Raises:
+        BadConfig: a run of another command, or data that changed since.
+        MedvfmError: a run, data or weights that cannot be read.
+    """
+    record = run_directory.finished(folder)
+    if "adapter" not in record or "rounds" in record or "recipe" in record:
+        raise BadConfig(f"{folder} is no run of adapt; give one.")
+    fixed = {"batch_size": 1, "augment": "none", "embeddings": "off", "resume": False, "accumulate": None}
+    run = _resolved(from_json(AdaptConfig, {**record, **fixed, **changes}))
+    then, now = record["resolved"]["data_sha256"], run.record["resolved"]["data_sha256"]
+    if then != now:
+        raise BadConfig(
+            f"The data of {folder} changed since it was trained ({run.config.data}); restore them, or train again."
+        )
+    path = folder / run_directory.DELTA
+    arrays, metadata = artifacts.load_delta(path)
+    if artifacts.COMPRESSION in metadata:
+        raise BadConfig(
+            f"{folder} is compressed, and its numbers are no longer trained; give the run before."
+        )
+    artifacts.check_base(metadata, run.assembled.base.params)
+    artifacts.check_arrays(arrays, run.assembled.delta, path)
+    return _of(run, arrays, cases, say)
+
+
+def _resolved(config: AdaptConfig) -> Run:
+    with ProgressDisplay(title="analyze") as display:
+        return resolve(config, display=display)
+
+
+def _of(run: Run, delta: Delta, cases: int, say: Callable[[str], None]) -> TrainedNumbers:
+    images = min(cases, len(run.data.train))
+    if images < 1:
+        raise BadConfig("The training part has no image that can be used.")
+    if images < cases:
+        say(f"note: the training part has {images} images or slices, fewer than --cases {cases}")
+    loader = run.data.loader("none", (0, 1))
+    batches = tuple(next(loader) for _ in range(images))
+    flat, unravel = ravel_pytree(jax.tree.map(jax.numpy.asarray, delta))
+    if not flat.size:
+        raise BadConfig(f"Nothing is trained by {run.config.adapter}; choose another --adapter.")
+    function, rate = predictor(run.assembled.adapted, cached=False), prediction_loss(run.assembled.objective)
+    return TrainedNumbers(
+        run.config.model,
+        run.data.source.dataset.name,
+        flat,
+        run.assembled.base.params,
+        tuple(jax.tree.map(lambda leaf: leaf[0], batch) for batch in batches),
+        lambda params, numbers, image: function(params, unravel(numbers), image.image, image.prompts),
+        lambda prediction, image: rate(prediction, image.target, image.weight)[0],
+    )
