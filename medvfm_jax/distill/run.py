@@ -4,7 +4,9 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from numpy.typing import NDArray
 
 from medvfm_jax import systems
@@ -307,14 +309,12 @@ def _encoder(config: DistillConfig, teacher: Teacher, blocks: tuple[str, ...]) -
     if config.augment != "none" or config.embeddings == "off":
         return lambda image: jax.tree.map(np.asarray, encode(params, image))
 
-    def packed(image: NDArray) -> NDArray:  # the cache keeps one array per image
-        return np.concatenate([np.ravel(array) for array in jax.tree.leaves(encode(params, image))])
+    def packed(image: NDArray) -> Array:  # the cache keeps one array per image
+        return jnp.concatenate([jnp.ravel(array) for array in jax.tree.leaves(encode(params, image))])
 
     about = f"{teacher.fingerprint} {teacher.name} {config.dtype} {' '.join(blocks)}".rstrip()
     if not blocks:
-        cache = make_cache(
-            lambda image: np.asarray(encode(params, image)[0]), about, config.embeddings, cache_dir()
-        )
+        cache = make_cache(lambda image: encode(params, image)[0], about, config.embeddings, cache_dir())
         return lambda image: (cache(image), ())
     cache = make_cache(packed, about, config.embeddings, cache_dir())
 

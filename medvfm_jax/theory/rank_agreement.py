@@ -57,22 +57,26 @@ def rank_agreement(
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise ValueError("a prediction or a measurement is not finite")
     n, nothing = len(x), float("nan")
-    rho = _spearman(x, y)
+    rho = float(_spearman(x, y))
     if n < 3 or np.isnan(rho):
         return RankAgreement(nothing, nothing, nothing, nothing, n)
     rng = np.random.default_rng(seed)
     picks = rng.integers(n, size=(draws, n))
-    resampled = np.array([_spearman(x[pick], y[pick]) for pick in picks])
+    resampled = _spearman(x[picks], y[picks])
     low, high = np.nanquantile(resampled, (0.025, 0.975))
-    orders = itertools.permutations(range(n)) if n <= EXACT else (rng.permutation(n) for _ in range(draws))
-    by_chance = np.array([_spearman(x[list(order)], y) for order in orders])
+    few = n <= EXACT
+    orders = (
+        list(itertools.permutations(range(n))) if few else rng.permuted(np.tile(range(n), (draws, 1)), axis=1)
+    )
+    by_chance = _spearman(x[np.array(orders)], y)
     extreme = int((np.abs(by_chance) >= abs(rho) - 1e-12).sum())
     # the order that was found counts among those that were drawn
-    p = extreme / len(by_chance) if n <= EXACT else (extreme + 1) / (draws + 1)
+    p = extreme / len(by_chance) if few else (extreme + 1) / (draws + 1)
     return RankAgreement(rho, float(low), float(high), float(p), n)
 
 
-def _spearman(x: NDArray, y: NDArray) -> float:
-    a, b = (rankdata(values) - (len(values) + 1) / 2 for values in (x, y))
-    size = float(np.sqrt((a @ a) * (b @ b)))
-    return float(a @ b) / size if size > 0 else float("nan")
+def _spearman(x: NDArray, y: NDArray) -> NDArray:
+    """Along the last axis; NaN where a side is constant."""
+    a, b = (rankdata(values, axis=-1) - (values.shape[-1] + 1) / 2 for values in (x, y))
+    size = np.sqrt((a**2).sum(-1) * (b**2).sum(-1))
+    return np.where(size > 0, (a * b).sum(-1) / np.where(size > 0, size, 1), np.nan)

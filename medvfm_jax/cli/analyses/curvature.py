@@ -32,12 +32,12 @@ def _text(config: CurvatureConfig, found: CurvatureResult) -> str:
         ("trace", f"{of.trace:.3g}{error}"),
         ("share of negative ones", f"{100 * of.negative:.1f} %"),
         ("largest stable rate", f"{found.largest_rate:.3g} (plain gradient descent: 2 / the largest)"),
-        ("spectral density", _density(found)),
     ]
     kind = config.product.replace("_", "-")
     return (
         console.table(("", f"{kind} of {found.trained:,} numbers"), rows)
-        + f"\n{found.images} images of {found.data}, {of.products} products, {found.seconds:.0f} s"
+        + f"\nspectral density: {_density(found)}\n"
+        f"{found.images} images of {found.data}, {of.products} products, {found.seconds:.0f} s"
     )
 
 
