@@ -1,5 +1,7 @@
 """`medvfm analyze`: gradients and features of small models, as tables and as JSON."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -80,6 +82,9 @@ def test_models_are_alike_as_their_features_are(medvfm, cells, tmp_path):
             ("analyze", "similarity", "--data", "DATA", "--models", SAM, "missformer-tiny-test"),
             "random weights",
         ),
+        (("analyze", "kernel", "--data", "DATA", "--adapters", "lora", "lora"), "twice"),
+        (("analyze", "curvature"), "needs --run"),
+        (("analyze", "ablate", "--grid", "nothing.json"), "cannot be read"),
         (("analyze",), ""),
     ],
 )
@@ -99,3 +104,68 @@ def test_a_gradient_that_is_not_finite_is_told_and_in_no_table(medvfm, cells, mo
     said = medvfm(*placement(cells)).err.splitlines()[-1]
     assert said.startswith("medvfm: The gradient of ")
     assert "on image 1 is not finite" in said
+
+
+def test_kernels_of_adapters_are_compared(medvfm, cells):
+    words = ("analyze", "kernel", "--data", cells, "--model", SAM, "--cases", 2, "--outputs", 4)
+    found = medvfm(*words, "--prompts-per-image", 2, "--adapters", "linear", "decoder", "--json").json
+    first, second = found["adapters"]
+    assert {first["adapter"], second["adapter"]} == {"linear", "decoder"}
+    assert first["slope"] >= second["slope"] > 0
+    assert all(len(one["eigenvalues"]) == one["outputs"] == 8 for one in found["adapters"])
+    by_name = {one["adapter"]: one for one in found["adapters"]}
+    # "linear" trains some of the numbers that "decoder" trains, so that its kernel is a part of the other's
+    assert by_name["linear"]["trained"] < by_name["decoder"]["trained"]
+    assert by_name["linear"]["trace"] < by_name["decoder"]["trace"]
+    assert by_name["linear"]["slope"] < by_name["decoder"]["slope"]
+    assert all(0 < one["alignment"] <= 1 for one in found["adapters"])
+
+
+def test_curvature_before_training_and_after(medvfm, cells, tmp_path):
+    run = tmp_path / "run"
+    assert medvfm(*adapt_words(cells, run, model=SAM, adapter="linear")).code == 0
+    words = ("analyze", "curvature", "--cases", 2, "--iterations", 3)
+    start = medvfm(*words, "--data", cells, "--model", SAM, "--adapter", "linear", "--json").json
+    after = medvfm(*words, "--run", run, "--product", "gauss_newton", "--json").json
+    assert start["trained"] == after["trained"] == start["spectrum"]["size"]
+    assert start["spectrum"]["products"] == 6
+    assert start["largest_rate"] == 2 / start["spectrum"]["largest"][0]
+    assert sum(after["spectrum"]["weights"]) == pytest.approx(1)
+    said = medvfm(*words, "--run", cells).err.splitlines()[-1]
+    assert said.startswith("medvfm: ")
+
+
+def test_a_grid_is_predicted_trained_and_kept(medvfm, cells, tmp_path):
+    grid, out = tmp_path / "grid.json", tmp_path / "out"
+    settings = {"data": str(cells), "model": SAM, "steps": 2, "batch_size": 1, "prompts_per_image": 2}
+    record = {
+        "settings": settings | {"adapter": "linear", "val_fraction": 0.2, "test_fraction": 0.4},
+        "vary": {"objective": ["auto", "h_sam"]},
+        "seeds": [0, 1],
+        "tools": ["size", "gradient"],
+    }
+    grid.write_text(json.dumps(record))
+    words = ("analyze", "ablate", "--grid", grid, "--out", out, "--cases", 2, "--test-cases", 2)
+    first = medvfm(*words, "--json")
+    found = first.json
+    good, bad = found["cells"]
+    assert (good["name"], bad["name"]) == ("objective=auto", "objective=h_sam")
+    assert set(good["dice"]) == {"0", "1"}
+    assert good["mean"] == pytest.approx(np.mean(list(good["dice"].values())))
+    assert set(good["predicted"]) == {"trained", "gain", "signal", "fisher"}
+    # SAM's decoder has one stage: this cell fails, is listed, and holds nothing up
+    assert bad["dice"] == {}
+    assert [(one["cell"], one["seed"]) for one in found["failed"] if "seed" in one] == [
+        (bad["name"], 0),
+        (bad["name"], 1),
+    ]
+    assert "two stages" in found["failed"][-1]["why"]
+    assert found["agreement"]["gain"]["rho"] is None  # one cell has no order
+    page = (out / "ablation.html").read_text()
+    assert "two stages" in page
+    assert good["name"] in page
+    kept = out / good["name"] / "seed_0" / "delta.safetensors"
+    written = kept.stat().st_mtime_ns
+    medvfm(*words)
+    assert kept.stat().st_mtime_ns == written
+    assert json.loads((out / "ablation.json").read_text())["cells"][0]["dice"] == good["dice"]
