@@ -7,9 +7,9 @@ from typing import Any
 from rich.console import Console
 
 from medvfm_jax.cli import console
-from medvfm_jax.cli.analyses import ablate, curvature, kernel, placement, similarity
+from medvfm_jax.cli.analyses import ablate, curvature, kernel, placement, scaling, similarity
 
-TOOLS = (placement.TOOL, kernel.TOOL, curvature.TOOL, similarity.TOOL, ablate.TOOL)
+TOOLS = (placement.TOOL, kernel.TOOL, curvature.TOOL, similarity.TOOL, scaling.TOOL, ablate.TOOL)
 
 
 def run(args: Any) -> int:

@@ -41,7 +41,7 @@ COMMANDS = {
     "export": "files of ONNX, LiteRT or StableHLO, checked, with a runner that needs no JAX",
     "audit": "what a run gives away: a canary against its noise, an attack by losses on its patients",
     "report": "one HTML page for one run, or several side by side",
-    "analyze": "what theory predicts before training: where adapters help most, which models see alike",
+    "analyze": "what theory predicts before training, and whether it was right",
     "plan": "whether a training step fits a TPU slice or this machine, and how fast it would be",
     "bench": "how fast this machine is with these models, beside its own matrix product",
 }

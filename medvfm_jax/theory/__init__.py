@@ -15,7 +15,9 @@ from medvfm_jax.theory.runs.ablate import AblationResult, CellResult, analyze_ab
 from medvfm_jax.theory.runs.curvature import CurvatureResult, analyze_curvature
 from medvfm_jax.theory.runs.kernel import AdapterKernel, KernelResult, analyze_kernel
 from medvfm_jax.theory.runs.placement import PlacementResult, analyze_placement
+from medvfm_jax.theory.runs.scaling import ScalingResult, analyze_scaling
 from medvfm_jax.theory.runs.similarity import SimilarityResult, analyze_similarity
+from medvfm_jax.theory.scaling_law import BadCurve, ScalingLaw, fit_scaling_law
 from medvfm_jax.theory.similarity import debiased_cka
 from medvfm_jax.theory.spectrum import captured_energy, effective_rank, energy_rank, stable_rank
 from medvfm_jax.theory.tangent_kernel import KernelSummary, NoKernel, linearised_losses, summarise_kernel
@@ -24,6 +26,7 @@ __all__ = [
     "PREDICTORS",
     "AblationResult",
     "AdapterKernel",
+    "BadCurve",
     "CellResult",
     "CurvatureResult",
     "KernelResult",
@@ -34,18 +37,22 @@ __all__ = [
     "PlacementResult",
     "Predictor",
     "RankAgreement",
+    "ScalingLaw",
+    "ScalingResult",
     "SimilarityResult",
     "Spectrum",
     "analyze_ablate",
     "analyze_curvature",
     "analyze_kernel",
     "analyze_placement",
+    "analyze_scaling",
     "analyze_similarity",
     "captured_energy",
     "debiased_cka",
     "effective_rank",
     "energy_rank",
     "estimate_spectrum",
+    "fit_scaling_law",
     "gauss_newton_product",
     "grouped",
     "hessian_product",

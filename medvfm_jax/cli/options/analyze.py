@@ -7,6 +7,7 @@ from medvfm_jax.settings.analyze import (
     CurvatureConfig,
     KernelConfig,
     PlacementConfig,
+    ScalingConfig,
     SimilarityConfig,
 )
 
@@ -57,6 +58,17 @@ class Curvature(CurvatureConfig):
 
 
 @dataclass(frozen=True)
+class Scaling(ScalingConfig):
+    """How much better more labelled patients would make it: a scaling law of a learning curve.
+
+    Example: medvfm analyze scaling --curve runs/fewshot/learning_curve.json --at 64 128 --fit-up-to 16
+
+    1 - Dice is fitted by a floor and a power of the number of patients. Sizes above --fit-up-to are predicted, and
+    compared where they were measured.
+    """
+
+
+@dataclass(frozen=True)
 class Ablate(AblateConfig):
     """A grid of runs, what theory predicts of each before its training, and whether the order is the same.
 
@@ -68,4 +80,4 @@ class Ablate(AblateConfig):
     """
 
 
-AnalyzeArgs = Placement | Kernel | Curvature | Similarity | Ablate
+AnalyzeArgs = Placement | Kernel | Curvature | Similarity | Scaling | Ablate

@@ -4,6 +4,14 @@ from medvfm_jax.settings.analyze.ablate import AblateConfig
 from medvfm_jax.settings.analyze.curvature import CurvatureConfig
 from medvfm_jax.settings.analyze.kernel import KernelConfig
 from medvfm_jax.settings.analyze.placement import PlacementConfig
+from medvfm_jax.settings.analyze.scaling import ScalingConfig
 from medvfm_jax.settings.analyze.similarity import SimilarityConfig
 
-__all__ = ["AblateConfig", "CurvatureConfig", "KernelConfig", "PlacementConfig", "SimilarityConfig"]
+__all__ = [
+    "AblateConfig",
+    "CurvatureConfig",
+    "KernelConfig",
+    "PlacementConfig",
+    "ScalingConfig",
+    "SimilarityConfig",
+]

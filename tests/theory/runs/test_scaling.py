@@ -1,0 +1,77 @@
+"""A learning curve as a law: what was left out of the fit is predicted."""
+
+import json
+
+import numpy as np
+import pytest
+
+from medvfm_jax.settings import BadConfig
+from medvfm_jax.settings.analyze import ScalingConfig
+from medvfm_jax.theory import BadCurve, analyze_scaling
+from medvfm_jax.types import MedvfmError
+
+SHOTS = (1, 2, 4, 8, 16, 32)
+
+
+def curve(tmp_path, label="all", noise=0.0, **change):
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "shots": n,
+            "label": label,
+            "seeds": (1 - (0.1 + 0.4 * n**-0.5) * np.exp(noise * rng.normal(size=3))).tolist(),
+        }
+        for n in SHOTS
+    ]
+    path = tmp_path / "learning_curve.json"
+    path.write_text(json.dumps({"curve": rows} | change))
+    return path
+
+
+def test_larger_sizes_are_predicted_from_smaller_ones(tmp_path):
+    found = analyze_scaling(ScalingConfig(curve=curve(tmp_path), fit_up_to=8, at=(64,)))
+    assert [point.shots for point in found.points] == [*SHOTS, 64]
+    assert [point.fitted for point in found.points] == [True] * 4 + [False] * 3
+    for point in found.points:
+        assert point.predicted == pytest.approx(0.9 - 0.4 * point.shots**-0.5, abs=2e-3)
+    assert found.points[-1].measured is None
+    assert found.law.exponents[0] == pytest.approx(0.5, abs=0.02)
+    assert found.seeds == 3
+
+
+def test_noise_of_the_seeds_is_in_the_intervals(tmp_path):
+    found = analyze_scaling(ScalingConfig(curve=curve(tmp_path, noise=0.1), draws=40))
+    assert [point.shots for point in found.points] == [*SHOTS, 64, 128]
+    assert all(point.low < point.high for point in found.points)
+    assert found.exponent[0] < found.law.exponents[0] < found.exponent[1]
+
+
+def test_the_only_label_need_not_be_named(tmp_path):
+    assert analyze_scaling(ScalingConfig(curve=curve(tmp_path, label="nucleus"), draws=20)).label == "nucleus"
+
+
+def test_sizes_without_a_score_are_left_out_and_named(tmp_path):
+    path = curve(tmp_path)
+    record = json.loads(path.read_text())
+    record["curve"][0]["seeds"][1] = None
+    path.write_text(json.dumps(record))
+    said = []
+    found = analyze_scaling(ScalingConfig(curve=path, draws=20), said.append)
+    assert [point.shots for point in found.points][0] == 2
+    assert "without sizes 1" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "change", "error", "said"),
+    [
+        ({"label": "liver"}, {}, BadConfig, "has no label 'liver'"),
+        ({"fit_up_to": 2}, {}, BadCurve, "2 sizes"),
+        ({}, {"curve": []}, BadConfig, "no learning curve"),
+        ({}, {"curve": [{"shots": 1}]}, BadConfig, "no learning curve"),
+    ],
+)
+def test_what_is_no_curve(tmp_path, settings, change, error, said):
+    with pytest.raises(error, match=said):
+        analyze_scaling(ScalingConfig(curve=curve(tmp_path, **change), **settings))
+    with pytest.raises(MedvfmError):
+        analyze_scaling(ScalingConfig(curve=tmp_path / "nothing.json"))
