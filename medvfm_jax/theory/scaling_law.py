@@ -38,13 +38,16 @@ class ScalingLaw(NamedTuple):
         return self.floor + (self.amplitudes * x**-self.exponents).sum(-1)
 
 
-def fit_scaling_law(factors: ArrayLike, losses: ArrayLike, *, huber: float = 1e-3) -> ScalingLaw:
+def fit_scaling_law(
+    factors: ArrayLike, losses: ArrayLike, *, huber: float = 1e-3, start: ScalingLaw | None = None
+) -> ScalingLaw:
     """Least Huber loss of the logarithms, from several starts.
 
     Args:
         factors: (n,) or (n, k), above 0: numbers of cases, of parameters.
         losses: (n,), above 0.
         huber: differences of logarithms above it count linearly.
+        start: law of similar points to search from, in place of the several starts.
 
     Returns:
         The law; with as many points as it has numbers, 1 + 2 k, it goes through all that a law can go through.
@@ -80,16 +83,23 @@ def fit_scaling_law(factors: ArrayLike, losses: ArrayLike, *, huber: float = 1e-
         gradient = np.concatenate([slope.sum(0), -(slope[:, 1:] * logs).sum(0)])
         return loss / huber**2, gradient / huber**2
 
+    starts = []
+    if start is not None:
+        inner = start.amplitudes * scale**-start.exponents
+        numbers = np.log(np.maximum([start.floor, *inner], 1e-12))
+        starts.append(np.concatenate([numbers, start.exponents]))
+    else:
+        shares = (0.01, 0.3, 0.8)  # of the smallest loss that is floor
+        for share, *exponents in itertools.product(shares, *[STARTS] * k):
+            floor = share * y.min()
+            rest = np.log(max((np.median(y) - floor) / k, 1e-3 * y.min()))
+            starts.append(np.concatenate([[np.log(floor)], np.full(k, rest), exponents]))
     best = None
-    shares = (0.01, 0.3, 0.8)  # of the smallest loss that is floor
-    for share, *exponents in itertools.product(shares, *[STARTS] * k):
-        floor = share * y.min()
-        rest = np.log(max((np.median(y) - floor) / k, 1e-3 * y.min()))
-        start = np.concatenate([[np.log(floor)], np.full(k, rest), exponents])
+    for first in starts:
         bounds = [(None, None)] * (1 + k) + [(0, 10)] * k
         found = minimize(
-            value, start, jac=True, method="L-BFGS-B", bounds=bounds,
-            options={"maxiter": 5000, "maxfun": 20000, "ftol": 1e-15, "gtol": 1e-10},
+            value, first, jac=True, method="L-BFGS-B", bounds=bounds,
+            options={"maxiter": 500, "maxfun": 2000, "ftol": 1e-15, "gtol": 1e-10},
         )  # fmt: skip
         if best is None or found.fun < best.fun:
             best = found

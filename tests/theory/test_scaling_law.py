@@ -49,3 +49,10 @@ def test_losses_that_do_not_fall_are_their_own_floor():
 def test_points_that_make_no_law(sizes, losses, said):
     with pytest.raises(BadCurve, match=said):
         fit_scaling_law(sizes, losses)
+
+
+def test_a_law_of_similar_points_can_be_the_start():
+    first = fit_scaling_law(SIZES, 0.12 + 0.45 * SIZES**-0.6)
+    law = fit_scaling_law(SIZES, 0.1 + 0.5 * SIZES**-0.7, start=first)
+    assert law.exponents[0] == pytest.approx(0.7, rel=1e-2)
+    assert law.floor == pytest.approx(0.1, rel=2e-2)

@@ -79,7 +79,8 @@ def analyze_scaling(config: ScalingConfig, say: Callable[[str], None] = lambda t
     laws = []
     for _ in range(config.draws):
         picks = rng.integers(dice.shape[1], size=dice[use].shape)
-        laws.append(fit_scaling_law(shots[use], 1 - np.take_along_axis(dice[use], picks, 1).mean(1)))
+        drawn = 1 - np.take_along_axis(dice[use], picks, 1).mean(1)
+        laws.append(fit_scaling_law(shots[use], drawn, start=law))
     spread = np.array([1 - one.at(sizes) for one in laws])
     low, high = np.quantile(spread, (0.025, 0.975), axis=0)
     measured = dict(zip(shots.tolist(), dice.mean(1).tolist()))

@@ -57,7 +57,7 @@ def test_sizes_without_a_score_are_left_out_and_named(tmp_path):
     path.write_text(json.dumps(record))
     said = []
     found = analyze_scaling(ScalingConfig(curve=path, draws=20), said.append)
-    assert [point.shots for point in found.points][0] == 2
+    assert found.points[0].shots == 2
     assert "without sizes 1" in said[0]
 
 
