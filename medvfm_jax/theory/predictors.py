@@ -64,7 +64,10 @@ PREDICTORS: Catalog[Predictor] = Catalog(
     {
         "size": Predictor(_size, "more trained numbers fit more; the tool that others must beat"),
         "gradient": Predictor(
-            _gradient, "a steeper loss in what is trained falls faster (gain, signal, Fisher information)", 2
+            _gradient,
+            "a steeper loss in what is trained falls faster: by plain gradient descent (gain; signal, without noise; "
+            "Fisher information) or by steps of one size for all numbers, as Adam's first (sign_gain)",
+            2,
         ),
         "kernel": Predictor(
             _kernel,

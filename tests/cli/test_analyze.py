@@ -152,7 +152,7 @@ def test_a_grid_is_predicted_trained_and_kept(medvfm, cells, tmp_path):
     assert (good["name"], bad["name"]) == ("objective=auto", "objective=h_sam")
     assert set(good["dice"]) == {"0", "1"}
     assert good["mean"] == pytest.approx(np.mean(list(good["dice"].values())))
-    assert set(good["predicted"]) == {"trained", "gain", "signal", "fisher"}
+    assert set(good["predicted"]) == {"trained", "gain", "sign_gain", "signal", "fisher"}
     # SAM's decoder has one stage: this cell fails, is listed, and holds nothing up
     assert bad["dice"] == {}
     assert [(one["cell"], one["seed"]) for one in found["failed"] if "seed" in one] == [

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
@@ -25,6 +27,7 @@ class TrainedNumbers(NamedTuple):
         model: its name.
         data: name of the dataset.
         delta: (p,), at the start or as trained.
+        paths: of its arrays, "part/module/name", and how many numbers each has, in order.
         params: the frozen ones.
         batches: of one image each.
         predict: (params, (p,), one image of a batch) -> Prediction.
@@ -34,6 +37,7 @@ class TrainedNumbers(NamedTuple):
     model: str
     data: str
     delta: Array
+    paths: tuple[tuple[str, int], ...]
     params: Params
     batches: tuple[Batch, ...]
     predict: Callable[[Params, Array, Batch], Prediction]
@@ -80,6 +84,30 @@ def open_trained(folder: Path, cases: int, say: Callable[[str], None], **changes
     return _of(run, arrays, cases, say)
 
 
+def restricted(opened: TrainedNumbers, keep: Callable[[str], bool]) -> TrainedNumbers:
+    """The same as a function of some of its numbers; the others stay where they are.
+
+    Args:
+        opened: a model with its adapter.
+        keep: path of an array -> whether it is looked at.
+
+    Returns:
+        The restricted function.
+
+    Raises:
+        BadConfig: no array is kept.
+    """
+    kept = np.concatenate([np.full(size, keep(path)) for path, size in opened.paths])
+    if not kept.any():
+        raise BadConfig(f"{opened.model} trains nothing of what was asked for.")
+    where, whole = jnp.asarray(np.flatnonzero(kept)), opened.delta
+    return opened._replace(
+        delta=whole[where],
+        paths=tuple((path, size) for path, size in opened.paths if keep(path)),
+        predict=lambda params, numbers, image: opened.predict(params, whole.at[where].set(numbers), image),
+    )
+
+
 def _resolved(config: AdaptConfig) -> Run:
     with ProgressDisplay(title="analyze") as display:
         return resolve(config, display=display)
@@ -93,14 +121,16 @@ def _of(run: Run, delta: Delta, cases: int, say: Callable[[str], None]) -> Train
         say(f"note: the training part has {images} images or slices, fewer than --cases {cases}")
     loader = run.data.loader("none", (0, 1))
     batches = tuple(next(loader) for _ in range(images))
-    flat, unravel = ravel_pytree(jax.tree.map(jax.numpy.asarray, delta))
+    flat, unravel = ravel_pytree(jax.tree.map(jnp.asarray, delta))
     if not flat.size:
         raise BadConfig(f"Nothing is trained by {run.config.adapter}; choose another --adapter.")
+    leaves, _ = jax.tree_util.tree_flatten_with_path(delta)
     function, rate = predictor(run.assembled.adapted, cached=False), prediction_loss(run.assembled.objective)
     return TrainedNumbers(
         run.config.model,
         run.data.source.dataset.name,
         flat,
+        tuple((jax.tree_util.keystr(path, simple=True, separator="/"), leaf.size) for path, leaf in leaves),
         run.assembled.base.params,
         tuple(jax.tree.map(lambda leaf: leaf[0], batch) for batch in batches),
         lambda params, numbers, image: function(params, unravel(numbers), image.image, image.prompts),
