@@ -243,7 +243,16 @@ def test_what_trains(name: str) -> None:
     assert {leaf.path.split("/")[0] for leaf in delta_leaves(delta)} == FACTS[name].roots
 
 
-@pytest.mark.parametrize("name", NAMES)
+# One of each mechanism; tracing the gradient of the others takes minutes together.
+MECHANISMS = {
+    "samed", "dora", "conv_lora", "fact_tk", "adaptformer", "compacter", "ssf", "bitfit", "layernorm", "decoder",
+    "med_sa", "sam_med2d",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in MECHANISMS)) for n in NAMES]
+)
 def test_bfloat16_and_recomputation_keep_shapes_and_float32_deltas(name: str) -> None:
     options = {"dtype": jnp.bfloat16} | ({"remat": True} if FACTS[name].model.startswith("sam") else {})
     adapted, params, delta, given = shapes_of(name, **options)
@@ -260,7 +269,13 @@ def test_bfloat16_and_recomputation_keep_shapes_and_float32_deltas(name: str) ->
     chex.assert_trees_all_equal_shapes_and_dtypes(gradient, delta)
 
 
-@pytest.mark.parametrize("name", PROMPTABLE)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=[pytest.mark.slow] * (n in ("samed_s", "med_sa_whole", "lora_sam")))
+        for n in PROMPTABLE
+    ],
+)
 def test_start_gradient_vmap_and_merge(name: str) -> None:
     """Under jit: starts as the model, moves when its delta does, four deltas at once, and folds into the weights."""
     model, params = toy_sam(attention=FACTS[name].attention)
