@@ -1,0 +1,19 @@
+"""Tasks that differ and help each other: pure functions of arrays for losses, federated algorithms and analyses."""
+
+from medvfm_jax.crosstask.partial_labels import (
+    exclusion_cross_entropy,
+    exclusion_dice,
+    leaf_dice,
+    marginal_cross_entropy,
+    marginal_dice,
+    masked_binary,
+)
+
+__all__ = [
+    "exclusion_cross_entropy",
+    "exclusion_dice",
+    "leaf_dice",
+    "marginal_cross_entropy",
+    "marginal_dice",
+    "masked_binary",
+]
