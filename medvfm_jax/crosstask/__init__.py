@@ -1,5 +1,15 @@
 """Tasks that differ and help each other: pure functions of arrays for losses, federated algorithms and analyses."""
 
+from medvfm_jax.crosstask.gradient_surgery import (
+    Famo,
+    cagrad,
+    famo_update,
+    famo_weights,
+    imtl_g,
+    mgda,
+    nash_mtl,
+    pcgrad,
+)
 from medvfm_jax.crosstask.partial_labels import (
     exclusion_cross_entropy,
     exclusion_dice,
@@ -10,10 +20,18 @@ from medvfm_jax.crosstask.partial_labels import (
 )
 
 __all__ = [
+    "Famo",
+    "cagrad",
     "exclusion_cross_entropy",
     "exclusion_dice",
+    "famo_update",
+    "famo_weights",
+    "imtl_g",
     "leaf_dice",
     "marginal_cross_entropy",
     "marginal_dice",
     "masked_binary",
+    "mgda",
+    "nash_mtl",
+    "pcgrad",
 ]

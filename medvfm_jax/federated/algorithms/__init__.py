@@ -10,12 +10,16 @@ from medvfm_jax.federated.algorithms.control_variates import scaffold
 from medvfm_jax.federated.algorithms.dynamic import feddyn
 from medvfm_jax.federated.algorithms.ensemble import feddf
 from medvfm_jax.federated.algorithms.fair import qfedavg
+from medvfm_jax.federated.algorithms.fedhca2 import DECODERS, fedhca2
 from medvfm_jax.federated.algorithms.low_rank import fedit, fedsa_lora, ffa_lora, hetlora, rolora
 from medvfm_jax.federated.algorithms.low_rank_exact import fedex_lora, flexlora, flora, lora_fair
 from medvfm_jax.federated.algorithms.normalised import fednova
 from medvfm_jax.federated.algorithms.server_optimizers import fedadagrad, fedadam, fedavgm, fedyogi
+from medvfm_jax.federated.algorithms.task_conflicts import cagrad, imtl_g, mgda, nash_mtl, pcgrad
 
 __all__ = [
+    "DECODERS",
+    "cagrad",
     "fedadagrad",
     "fedadam",
     "fedavg",
@@ -23,6 +27,7 @@ __all__ = [
     "feddf",
     "feddyn",
     "fedex_lora",
+    "fedhca2",
     "fedit",
     "fednova",
     "fedopt",
@@ -34,8 +39,12 @@ __all__ = [
     "flexlora",
     "flora",
     "hetlora",
+    "imtl_g",
     "lora_fair",
+    "mgda",
     "moon",
+    "nash_mtl",
+    "pcgrad",
     "qfedavg",
     "rolora",
     "scaffold",

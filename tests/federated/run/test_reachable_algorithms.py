@@ -38,6 +38,8 @@ CASES: dict[str, dict] = {
     "fedex_lora": {"algorithm": "fedex_lora"} | LORA,
     "moon": {"algorithm": "moon"},
     "feddf": {"algorithm": "feddf", "set": ("algorithm.server_steps=2",)},
+    "cagrad": {"algorithm": "cagrad"},
+    "fedhca2": {"algorithm": "fedhca2"},
     "feddpa_t": {"preset": "feddpa_t"},
     "fedpft": {"preset": "fedpft"},
     "pfedpg": {"preset": "pfedpg"},
