@@ -7,9 +7,9 @@ from typing import Any
 from rich.console import Console
 
 from medvfm_jax.cli import console
-from medvfm_jax.cli.analyses import placement, similarity
+from medvfm_jax.cli.analyses import conflict, placement, similarity
 
-TOOLS = (placement.TOOL, similarity.TOOL)
+TOOLS = (conflict.TOOL, placement.TOOL, similarity.TOOL)
 
 
 def run(args: Any) -> int:

@@ -18,16 +18,32 @@ from medvfm_jax.crosstask.partial_labels import (
     marginal_dice,
     masked_binary,
 )
+from medvfm_jax.crosstask.task_affinity import (
+    UndefinedAffinity,
+    best_groups,
+    clusters,
+    cosines,
+    dissimilarity,
+    gradient_diversity,
+    lookahead_affinity,
+)
 
 __all__ = [
     "Famo",
+    "UndefinedAffinity",
+    "best_groups",
     "cagrad",
+    "clusters",
+    "cosines",
+    "dissimilarity",
     "exclusion_cross_entropy",
     "exclusion_dice",
     "famo_update",
     "famo_weights",
+    "gradient_diversity",
     "imtl_g",
     "leaf_dice",
+    "lookahead_affinity",
     "marginal_cross_entropy",
     "marginal_dice",
     "masked_binary",

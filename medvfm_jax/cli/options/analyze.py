@@ -2,7 +2,19 @@
 
 from dataclasses import dataclass
 
-from medvfm_jax.settings.analyze import PlacementConfig, SimilarityConfig
+from medvfm_jax.settings.analyze import ConflictConfig, PlacementConfig, SimilarityConfig
+
+
+@dataclass(frozen=True)
+class Conflict(ConflictConfig):
+    """Which sites of some data pull a model apart, and which help each other, before anything is trained.
+
+    Example: medvfm analyze conflict --data data/dsb2018 --model lite-medsam --adapter decoder
+
+    The gradient of the loss at the start is taken on a few training images of each site. The tables have: cosines of
+    these gradients, beside the cosine of each site's own two halves, which is what chance leaves of 1; and what a step
+    for one site does to the loss of the others. Sites are grouped by either.
+    """
 
 
 @dataclass(frozen=True)
@@ -27,4 +39,4 @@ class Similarity(SimilarityConfig):
     """
 
 
-AnalyzeArgs = Placement | Similarity
+AnalyzeArgs = Conflict | Placement | Similarity

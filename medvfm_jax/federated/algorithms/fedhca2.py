@@ -75,8 +75,8 @@ def fedhca2(
 
     References:
         Lu et al. 2024, https://arxiv.org/abs/2311.13250.  Differs: psi and beta take plain SGD steps; clients with the
-        same tasks are not averaged first, and every client has one decoder; an absent client goes on from its own result and the last U; the shared
-        model, for sites that took no part, is the mean of the clients' with psi = beta = 1.
+        same tasks are not averaged first, and every client has one decoder; an absent client goes on from its result
+        and the last U; the shared model, for sites that took no part, is the mean of the clients' with psi = beta = 1.
     """
 
     def init_server(delta: Tree) -> tuple[Tree, Received]:
