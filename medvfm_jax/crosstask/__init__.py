@@ -1,15 +1,7 @@
 """Tasks that differ and help each other: pure functions of arrays for losses, federated algorithms and analyses."""
 
-from medvfm_jax.crosstask.gradient_surgery import (
-    Famo,
-    cagrad,
-    famo_update,
-    famo_weights,
-    imtl_g,
-    mgda,
-    nash_mtl,
-    pcgrad,
-)
+from medvfm_jax.crosstask.gradient_surgery import cagrad, imtl_g, mgda, nash_mtl, pcgrad
+from medvfm_jax.crosstask.loss_weighting import Famo, dwa_weights, famo_update, famo_weights
 from medvfm_jax.crosstask.partial_labels import (
     exclusion_cross_entropy,
     exclusion_dice,
@@ -36,6 +28,7 @@ __all__ = [
     "clusters",
     "cosines",
     "dissimilarity",
+    "dwa_weights",
     "exclusion_cross_entropy",
     "exclusion_dice",
     "famo_update",

@@ -6,7 +6,6 @@ jitted and mapped.  A gradient of zero is nobody's enemy: it changes nothing for
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -200,71 +199,6 @@ def imtl_g(gram: Array, present: Array | None = None) -> Array:
     total = w.sum()
     even = there / jnp.maximum(there.sum(), 1)
     return jnp.where(jnp.abs(total) > 1e-6, w / jnp.where(total != 0, total, 1), even.astype(gram.dtype))
-
-
-class Famo(NamedTuple):
-    """State of FAMO.
-
-    Attributes:
-        logits: (N,), of the tasks' shares.
-    """
-
-    logits: Array
-
-
-def famo_weights(state: Famo, losses: Array, present: Array | None = None) -> Array:
-    """FAMO: weights of the gradients that decrease the logarithms of the losses in the shares z = softmax(logits).
-
-    w_i = z_i / L_i, scaled so that they sum to 1. It needs no gradient but the sum's.
-
-    Args:
-        state: logits of the shares.
-        losses: (N,), positive.
-        present: (N,) bool; None for all.
-
-    Returns:
-        (N,) weights.
-
-    References:
-        Liu et al. 2023, algorithm 1, https://arxiv.org/abs/2306.03792
-    """
-    there = jnp.ones(len(losses), bool) if present is None else present
-    shares = jax.nn.softmax(jnp.where(there, state.logits, -jnp.inf))
-    w = jnp.where(there, shares / jnp.maximum(jnp.where(there, losses, 1), 1e-8), 0)
-    return w / jnp.maximum(w.sum(), 1e-30)
-
-
-def famo_update(
-    state: Famo,
-    before: Array,
-    after: Array,
-    rate: float = 0.025,
-    decay: float = 0.001,
-    present: Array | None = None,
-) -> Famo:
-    """A step of the logits towards tasks whose loss fell least: xi <- xi - rate (J' (log L - log L') + decay xi).
-
-    J is the Jacobian of the softmax.
-
-    Args:
-        state: the logits before.
-        before: (N,) losses before the step of the model.
-        after: (N,) after it.
-        rate: step size.
-        decay: towards equal shares.
-        present: (N,) bool, whose losses are known; others keep their logit.
-
-    Returns:
-        The new state.
-
-    References:
-        Liu et al. 2023, algorithm 1, https://arxiv.org/abs/2306.03792
-    """
-    there = jnp.ones(len(before), bool) if present is None else present
-    shares = jax.nn.softmax(jnp.where(there, state.logits, -jnp.inf))
-    fell = jnp.where(there, jnp.log(jnp.maximum(before, 1e-8)) - jnp.log(jnp.maximum(after, 1e-8)), 0)
-    slope = shares * (fell - shares @ fell)
-    return Famo(jnp.where(there, state.logits - rate * (slope + decay * state.logits), state.logits))
 
 
 def _length(gram: Array, w: Array) -> Array:

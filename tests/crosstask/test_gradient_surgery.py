@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from medvfm_jax.crosstask import gradient_surgery as surgery
-from medvfm_jax.crosstask.gradient_surgery import Famo
 
 KEY = jax.random.key(0)
 RULES = {
@@ -115,19 +114,6 @@ def test_imtl_projections_are_equal(gradients):
     np.testing.assert_allclose(w.sum(), 1, rtol=1e-13)
     lengths = np.array([1.0, 2.0])  # orthogonal: weights by one over the length
     np.testing.assert_allclose(surgery.imtl_g(jnp.diag(jnp.asarray(lengths**2))), [2 / 3, 1 / 3], rtol=1e-13)
-
-
-def test_famo_is_its_algorithm():
-    logits, before, after = np.array([0.3, -0.2, 0.1]), np.array([1.0, 2.0, 0.5]), np.array([0.9, 1.9, 0.2])
-    z = np.exp(logits) / np.exp(logits).sum()
-    w = surgery.famo_weights(Famo(jnp.asarray(logits)), jnp.asarray(before))
-    np.testing.assert_allclose(w, z / before / (z / before).sum(), rtol=1e-14)
-    jacobian = np.diag(z) - np.outer(z, z)
-    new = logits - 0.1 * (jacobian.T @ (np.log(before) - np.log(after)) + 0.01 * logits)
-    found = surgery.famo_update(Famo(jnp.asarray(logits)), jnp.asarray(before), jnp.asarray(after), 0.1, 0.01)
-    np.testing.assert_allclose(found.logits, new, rtol=1e-14)
-    even = surgery.famo_update(Famo(jnp.zeros(3)), jnp.asarray(before), jnp.asarray(after)).logits
-    assert even[1] == max(even)  # what fell least
 
 
 @pytest.mark.parametrize("rule", [name for name in RULES if name != "pcgrad"])

@@ -113,6 +113,8 @@ LOOKING: dict[str, Callable[[], Algorithm]] = {
     "mgda": lambda: alg.mgda(gradient_of(loss), SGD),
     "nash_mtl": lambda: alg.nash_mtl(gradient_of(loss), SGD),
     "imtl_g": lambda: alg.imtl_g(gradient_of(loss), SGD),
+    "famo": lambda: alg.famo(gradient_of(loss), SGD, N),
+    "dwa": lambda: alg.dwa(gradient_of(loss), SGD, N),
     "fedhca2": lambda: alg.fedhca2(gradient_of(loss), SGD, N, decoders=r".*/b"),
 }
 EVERY = AVERAGING | LOOKING

@@ -16,10 +16,13 @@ from medvfm_jax.federated.algorithms.low_rank_exact import fedex_lora, flexlora,
 from medvfm_jax.federated.algorithms.normalised import fednova
 from medvfm_jax.federated.algorithms.server_optimizers import fedadagrad, fedadam, fedavgm, fedyogi
 from medvfm_jax.federated.algorithms.task_conflicts import cagrad, imtl_g, mgda, nash_mtl, pcgrad
+from medvfm_jax.federated.algorithms.task_weights import dwa, famo
 
 __all__ = [
     "DECODERS",
     "cagrad",
+    "dwa",
+    "famo",
     "fedadagrad",
     "fedadam",
     "fedavg",

@@ -48,6 +48,8 @@ REFUSED = {
             "mgda",
             "nash_mtl",
             "imtl_g",
+            "famo",
+            "dwa",
             "fedhca2",
         ),
         "looks at every upload",
