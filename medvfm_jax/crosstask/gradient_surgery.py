@@ -22,20 +22,6 @@ def _absent_are_zero(gram: Array, present: Array | None) -> tuple[Array, Array, 
     return jnp.where((here[:, None] * here) > 0, gram, 0), here, jnp.maximum(here.sum(), 1)
 
 
-def mean_weights(gram: Array, present: Array | None = None) -> Array:
-    """Equal weights that sum to 1.
-
-    Args:
-        gram: (N, N).
-        present: (N,) bool; None for all.
-
-    Returns:
-        (N,) weights.
-    """
-    _, here, count = _absent_are_zero(gram, present)
-    return here / count
-
-
 def pcgrad(gram: Array, key: Array, present: Array | None = None) -> Array:
     """PCGrad: each gradient loses its part against every other it conflicts with, in random order; then their mean.
 

@@ -128,6 +128,7 @@ def _weighed(
         reduction="stack",
         weights="equal",
         model=lambda server, own: server.delta,
+        reads="the loss of its batches, which it uploads",
     )
 
 
