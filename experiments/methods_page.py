@@ -150,6 +150,7 @@ _FOR_TASKS = {
     "partial_labels": "medvfm federate --annotated SITE=LABEL --objective NAME",
     "gradient_surgery": "medvfm federate --algorithm NAME",
     "loss_weighting": "medvfm federate --algorithm NAME",
+    "client_clusters": "medvfm federate --algorithm clustered",
     "task_affinity": "medvfm analyze conflict",
 }
 _ALGORITHMS = ["federated/algorithms", "federated/core", "federated/run"]

@@ -1,5 +1,6 @@
 """Tasks that differ and help each other: pure functions of arrays for losses, federated algorithms and analyses."""
 
+from medvfm_jax.crosstask.client_clusters import cluster_means, number_of_clusters, parted
 from medvfm_jax.crosstask.gradient_surgery import cagrad, imtl_g, mgda, nash_mtl, pcgrad
 from medvfm_jax.crosstask.loss_weighting import Famo, dwa_weights, famo_update, famo_weights
 from medvfm_jax.crosstask.partial_labels import (
@@ -25,6 +26,7 @@ __all__ = [
     "UndefinedAffinity",
     "best_groups",
     "cagrad",
+    "cluster_means",
     "clusters",
     "cosines",
     "dissimilarity",
@@ -42,5 +44,7 @@ __all__ = [
     "masked_binary",
     "mgda",
     "nash_mtl",
+    "number_of_clusters",
+    "parted",
     "pcgrad",
 ]

@@ -165,7 +165,7 @@ def imtl_g(gram: Array, present: Array | None = None) -> Array:
         (N,) weights.
 
     References:
-        Liu et al. 2021, https://openreview.net/forum?id=IMPnRXEWpvr; compared by Navon et al. 2022,
+        Liu et al. 2021 (ICLR), compared by Navon et al. 2022,
         https://arxiv.org/abs/2202.01017
     """
     gram, here, _ = _absent_are_zero(gram, present)

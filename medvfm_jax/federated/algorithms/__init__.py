@@ -5,6 +5,7 @@ Examples:
 """
 
 from medvfm_jax.federated.algorithms.averaging import fedavg, fedopt, fedprox, fedsharp
+from medvfm_jax.federated.algorithms.clustered import clustered
 from medvfm_jax.federated.algorithms.contrastive import moon
 from medvfm_jax.federated.algorithms.control_variates import scaffold
 from medvfm_jax.federated.algorithms.dynamic import feddyn
@@ -21,6 +22,7 @@ from medvfm_jax.federated.algorithms.task_weights import dwa, famo
 __all__ = [
     "DECODERS",
     "cagrad",
+    "clustered",
     "dwa",
     "famo",
     "fedadagrad",

@@ -128,6 +128,9 @@ _ALL: Mapping[str, AlgorithmEntry] = {
     "imtl_g": AlgorithmEntry(algorithms.imtl_g),
     "famo": AlgorithmEntry(algorithms.famo, {"rate": 0.025, "decay": 0.001}, needs_clients=True),
     "dwa": AlgorithmEntry(algorithms.dwa, {"temperature": 2.0}, needs_clients=True),
+    "clustered": AlgorithmEntry(
+        algorithms.clustered, {"stationary": 0.25, "moving": 0.25, "threshold": 0.0}, needs_clients=True
+    ),
     "fedhca2": AlgorithmEntry(
         algorithms.fedhca2,
         {"c": 0.4, "start": 0.1, "hyper_rate": 0.01, "decoders": algorithms.DECODERS},

@@ -109,7 +109,7 @@ def imtl_g(gradient: Gradient, optimizer: Optimizer) -> Algorithm:
         The algorithm, for ``make_round``.
 
     References:
-        Liu et al. 2021, https://openreview.net/forum?id=IMPnRXEWpvr; compared by Navon et al. 2022,
+        Liu et al. 2021 (ICLR), compared by Navon et al. 2022,
         https://arxiv.org/abs/2202.01017.  Differs: of the changes of whole rounds instead of gradients.
     """
     return _operated(gradient, optimizer, lambda gram, here, key: gradient_surgery.imtl_g(gram, here))

@@ -50,6 +50,7 @@ REFUSED = {
             "imtl_g",
             "famo",
             "dwa",
+            "clustered",
             "fedhca2",
         ),
         "looks at every upload",
