@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, get_args
 
 from experiments.covering_tests import ROOT, covering
 from experiments.measured import measured
-from medvfm_jax import adapters, compress, distill, losses, metrics, systems
+from medvfm_jax import adapters, compress, crosstask, distill, losses, metrics, systems
 from medvfm_jax.adapters.serialise import KINDS
 from medvfm_jax.catalog import description_of, differences_of, fidelity_of
 from medvfm_jax.federated import algorithms, codecs, privacy
@@ -120,6 +120,10 @@ def sections() -> dict[str, list[Method]]:
             _method(n, f, _by_transform(n), ["models", "systems", "train"]) for n, f in TRANSFORMS.items()
         ],
         "Losses": _losses(),
+        "Tasks that differ": [
+            _method(n, f, PYTHON if n == "exclusion_cross_entropy" else _FOR_TASKS[_module(f)], ["crosstask"])
+            for n, f in functions_of(crosstask)
+        ],
         "Distillation": [
             _method(n, r, f"medvfm distill --recipe {n}", ["distill"], kind="recipe")
             for n, r in distill.RECIPES.items()
@@ -142,6 +146,13 @@ def page() -> str:
     return "\n".join(lines)
 
 
+_FOR_TASKS = {
+    "partial_labels": "medvfm federate --annotated SITE=LABEL --objective NAME",
+    "gradient_surgery": "medvfm federate --algorithm NAME",
+    "loss_weighting": "medvfm federate --algorithm NAME",
+    "client_clusters": "medvfm federate --algorithm clustered",
+    "task_affinity": "medvfm analyze conflict",
+}
 _ALGORITHMS = ["federated/algorithms", "federated/core", "federated/run"]
 _TRIED = ("sam-b", "lite-medsam", "vit-b", "unet")  # models whose systems are asked for their parts
 

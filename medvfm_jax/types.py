@@ -15,6 +15,7 @@ Params = Mapping[str, Any]  # what Linen's apply takes: {"params": {...}}
 Delta = dict[str, Any]  # the only thing that is trained: a nested dict of arrays
 
 IGNORE = -1  # a target pixel that no loss and no metric looks at
+UNANNOTATED = -2  # the share of a class that nobody looked for: its pixels are among the background
 
 ABSENT, PAD, BACKGROUND, FOREGROUND, BOX_TOP_LEFT, BOX_BOTTOM_RIGHT = -2, -1, 0, 1, 2, 3
 
@@ -67,7 +68,8 @@ class Batch(NamedTuple):
     that sees slabs or patches of volumes (B, D, H, W, channels), and the target has an axis of depth too.
     prompts: leaves (B, Q, ...), or None for semantic models.
     target: float32 at the resolution of the logits; promptable (B, Q, h, w): the share of each logit that the
-        object covers, 0 to 1, or IGNORE; semantic (B, C, h, w): the shares of the classes, or IGNORE in all; of a
+        object covers, 0 to 1, or IGNORE; semantic (B, C, h, w): the shares of the classes, or IGNORE in all,
+        UNANNOTATED for a class that was not annotated in this image; of a
         model with a distance map (B, C + 1, h, w), see ``data.instance_target``.
     weight: promptable (B, Q) float32, semantic (B,) float32; 0 marks padding.
     """

@@ -7,9 +7,17 @@ from typing import Any
 from rich.console import Console
 
 from medvfm_jax.cli import console
-from medvfm_jax.cli.analyses import ablate, curvature, kernel, placement, scaling, similarity
+from medvfm_jax.cli.analyses import ablate, conflict, curvature, kernel, placement, scaling, similarity
 
-TOOLS = (placement.TOOL, kernel.TOOL, curvature.TOOL, similarity.TOOL, scaling.TOOL, ablate.TOOL)
+TOOLS = (
+    placement.TOOL,
+    kernel.TOOL,
+    curvature.TOOL,
+    similarity.TOOL,
+    conflict.TOOL,
+    scaling.TOOL,
+    ablate.TOOL,
+)
 
 
 def run(args: Any) -> int:

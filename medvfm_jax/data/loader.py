@@ -9,6 +9,7 @@ import grain
 import numpy as np
 from numpy.typing import NDArray
 
+from medvfm_jax.data.annotated_labels import marked, unannotated
 from medvfm_jax.data.augment import (
     AUGMENTATIONS,
     INSTANCE_OUTSIDE,
@@ -180,6 +181,11 @@ def make_loader(
     words = [dataset.name, task, batch_size, seed, shuffle, epochs, make.prompts, config, labels]
     words += [make.how] if make.how == "components" else []
     words += [("synthesis", synthesis)] if synthesis else []
+    words += (
+        [sorted((site, sorted(names)) for site, names in dataset.annotated.items())]
+        if dataset.annotated
+        else []
+    )
     identity = hashlib.sha256(repr((words, [e.id for e in examples])).encode()).hexdigest()[:16]
     return Loader(batches.to_iter_dataset(options), identity, length)
 
@@ -267,11 +273,17 @@ class _Maker:
         else:
             array, frame = np.asarray(self.image_fn(example)), frame_of(self.spec, *label.shape)
         if self.task == "semantic" and not self.spec.distance_map:
-            return Batch(array, None, semantic_target(frame, label, self.lookup), np.float32(1))
+            target = semantic_target(frame, label, self.lookup)
+            return Batch(array, None, marked(target, self._unannotated(example)), np.float32(1))
         objects = object_map(label, instances, self.wanted, self.how)
         if self.task == "semantic":
             return Batch(array, None, instance_target(frame, label, objects, self.lookup), np.float32(1))
         return Batch(array, *promptable_target(rng, frame, label, objects, self.prompts))
+
+    def _unannotated(self, example: Example) -> NDArray:
+        """Outputs of which the case's site says nothing."""
+        outputs = self.lookup[unannotated(self.dataset, self.dataset.case(example.case))]
+        return outputs[outputs > 0]
 
     def _with_another(
         self, rng: np.random.Generator, index: int, picture: tuple[NDArray, NDArray, NDArray | None]

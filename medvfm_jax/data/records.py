@@ -91,6 +91,8 @@ class Dataset:
         findings: what was odd when the folder was opened (``data.findings.Finding``).
         alter: changes the array of each image as it is read, such as a simulated scanner shift of `partition`; None:
             no change.
+        annotated: site -> names of the labels that it annotates, see ``data.annotated_labels``; a site that is not in
+            it annotates everything.
         preparation: resampling and cropping of volumes for a model of patches.
         notes: how the cases read so far deviated from the rules, such as rounded headers.
         by_id: the cases by id, filled in from ``cases``.
@@ -111,6 +113,7 @@ class Dataset:
     objects: Objects = "auto"
     findings: tuple[Any, ...] = ()
     alter: Callable[[Case, NDArray], NDArray] | None = None
+    annotated: Mapping[str, frozenset[str]] = field(default_factory=dict)
     preparation: Preparation = AS_THEY_ARE
     notes: CaseNotes = field(default_factory=CaseNotes, repr=False)
     by_id: Mapping[str, Case] = field(init=False, repr=False, compare=False)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from medvfm_jax.data.annotated_labels import hidden, unannotated
 from medvfm_jax.data.dataset import read_case
 from medvfm_jax.data.records import BadCase, Case, Dataset, LoadedCase
 from medvfm_jax.images.geometry import slice_axis
@@ -24,7 +25,8 @@ class DecodedCase(NamedTuple):
 
     image: picture (H, W, C) in its own number type, or volume (X, Y, Z, C) float32 in 0..1, scaled over the
     whole volume. label, instances: small integers of the same spatial shape, or None. axis: along which the
-    volume is cut, None for pictures. spacing: of the image's axes in mm, or None.
+    volume is cut, None for pictures. spacing: of the image's axes in mm, or None. The label is without the classes
+    that the site of the case does not annotate.
     """
 
     case: Case
@@ -75,7 +77,10 @@ def store_of(dataset: Dataset) -> CaseStore:
 def _decode(dataset: Dataset, case_id: str) -> DecodedCase:
     loaded = read_case(dataset, case_id)
     image, axis, spacing = loaded.image.array, None, loaded.image.spacing
-    maps = (_compact(loaded.label), _compact(loaded.instances))
+    label = loaded.label
+    if label is not None:
+        label = hidden(label, unannotated(dataset, loaded.case))
+    maps = (_compact(label), _compact(loaded.instances))
     if loaded.image.is_volume:
         scale = dataset.preparation.scale(image, dataset.channel_names)
         image, axis = volume_to_unit(image, scale=scale), slice_axis(loaded.image)

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from medvfm_jax.adapters import AdaptedModel, count
 from medvfm_jax.data import Case, Dataset, LoadedCase, read_case
+from medvfm_jax.data.annotated_labels import unannotated
 from medvfm_jax.data.check import DatasetCheck, check_dataset
 from medvfm_jax.data.names import file_of
 from medvfm_jax.data.objects import as_before, objects_of
@@ -251,6 +252,7 @@ def _data(config: EvaluateConfig, run: Mapping[str, Any] | None, sites: Sites | 
         follow_links=config.follow_links or (own and run.get("follow_links", False)),
         objects=config.objects or (own and run["resolved"].get("objects")) or None,
         given=run["resolved"]["split"] if own else None,
+        annotated=run.get("annotated", ()) if own else (),
     )
     return _as_recorded(config, run["resolved"], source) if own else source
 
@@ -437,6 +439,10 @@ def _score(
         write_mask(_file(folder, case.case, dataset), values, case.image)
         if predicted.instances is not None and subject.prompt == "none":
             write_mask(_file(folder / "instances", case.case, dataset), predicted.instances, case.image)
+    # What the site did not look for and its file has nothing of is unknown there, not absent.
+    values = [v for v in unannotated(dataset, case.case) if not (case.label == v).any()]
+    unknown = _names(dataset, tuple(values))
+    rows = [row for row in rows if row["label"] not in unknown]
     who = {"case": case.case.id, "patient": case.case.patient, "site": case.case.site}
     return [who | row for row in rows]
 

@@ -17,6 +17,16 @@ if TYPE_CHECKING:
 PromptChoice = Literal["auto", "none", "box", "point", "mixed"]
 Augment = Literal["auto", "none", "flips", "upright", "full"]
 ObjectChoice = Literal["instances", "components", "labels"]
+ObjectiveName = Literal[
+    "auto", "medsam", "samed", "sam", "instances", "h_sam", "desam", "marginal", "exclusion", "leaf_dice",
+    "masked_binary",
+]  # fmt: skip
+PARTIAL = (
+    "marginal",
+    "exclusion",
+    "leaf_dice",
+    "masked_binary",
+)  # objectives that know what was not annotated
 Tier = Literal["auto", "memory", "disk", "off"]  # where embeddings are kept
 SelectCases = Literal["random", "k_center", "k_medoids"]
 ScheduleName = Literal["cosine", "poly", "linear", "constant"]
@@ -68,10 +78,12 @@ class ModelConfig(Settings):
     SAMed does. `auto`: none for samed and for models without prompts, box otherwise."""
     prompts_per_image: int = 4
     """Prompts per image and step, sampled from its labels or instances."""
-    objective: Literal["auto", "medsam", "samed", "sam", "instances", "h_sam", "desam"] = "auto"
+    objective: ObjectiveName = "auto"
     """Loss: `medsam` Dice + cross-entropy, `samed` 0.8 Dice + 0.2 cross-entropy, `sam` 20 focal + Dice
     + IoU, `instances` that of `samed` and of a distance map that tells objects apart, `h_sam` that of `samed` on
-    both stages of its decoder, `desam` that of `medsam` and the error of the rated IoU."""
+    both stages of its decoder, `desam` that of `medsam` and the error of the rated IoU. For sites that annotate
+    different labels: `marginal` that of `samed` in which labels a site does not annotate count as its background,
+    `exclusion` the same 1:1 with a penalty for classes where others were annotated, `leaf_dice`, `masked_binary`."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Number format of the computation; parameters stay float32."""
     weights: Path | None = None
@@ -97,6 +109,11 @@ class ModelConfig(Settings):
         if self.objective == "sam" and task == "semantic":
             raise BadConfig(
                 "objective=sam rates the masks of prompts, and there are none; use --objective samed or medsam."
+            )
+        if self.objective in PARTIAL and task == "promptable":
+            raise BadConfig(
+                f"objective={self.objective} rates classes against each other, and each prompt has a mask of its own, "
+                "whatever else was annotated: use --prompt none, or leave --objective out."
             )
         return system.objective[task] if self.objective == "auto" else self.objective
 
@@ -236,6 +253,24 @@ class VolumeConfig(Settings):
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig(VolumeConfig, ReadingConfig, RunConfig, OptimConfig, ModelConfig, DataConfig):
     """Training on labelled images, in one place or in several."""
+
+    _: dataclasses.KW_ONLY
+    annotated: tuple[str, ...] = ()
+    """What each site annotates, where that is not all labels: site=label,label. Other labels are background in the
+    images of the site, and without prompts the loss is one that knows it (--objective marginal). Sites that are not
+    named annotate everything."""
+
+    def resolved_objective(self, system: "System", task: str) -> str:
+        """The same; where sites do not annotate everything, one that knows it. Raises BadConfig for another."""
+        if self.annotated and task == "semantic":
+            if self.objective == "auto":
+                return "marginal"
+            if self.objective not in PARTIAL:
+                raise BadConfig(
+                    f"objective={self.objective} would teach that labels which a site does not annotate are background "
+                    f"there; with --annotated choose --objective {', '.join(PARTIAL)}."
+                )
+        return super().resolved_objective(system, task)
 
     def check_start(self, entry: "ModelEntry", option: str, system: str) -> None:
         """Raise BadConfig if the model starts from random weights that the system would leave so.

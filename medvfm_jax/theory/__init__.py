@@ -12,6 +12,7 @@ from medvfm_jax.theory.placement import Place, grouped, within_budget
 from medvfm_jax.theory.predictors import PREDICTORS, Predictor
 from medvfm_jax.theory.rank_agreement import RankAgreement, rank_agreement
 from medvfm_jax.theory.runs.ablate import AblationResult, CellResult, analyze_ablate
+from medvfm_jax.theory.runs.conflict import ConflictResult, SiteGradient, analyze_conflict
 from medvfm_jax.theory.runs.curvature import CurvatureResult, analyze_curvature
 from medvfm_jax.theory.runs.kernel import AdapterKernel, KernelResult, analyze_kernel
 from medvfm_jax.theory.runs.placement import PlacementResult, analyze_placement
@@ -28,6 +29,7 @@ __all__ = [
     "AdapterKernel",
     "BadCurve",
     "CellResult",
+    "ConflictResult",
     "CurvatureResult",
     "KernelResult",
     "KernelSummary",
@@ -40,8 +42,10 @@ __all__ = [
     "ScalingLaw",
     "ScalingResult",
     "SimilarityResult",
+    "SiteGradient",
     "Spectrum",
     "analyze_ablate",
+    "analyze_conflict",
     "analyze_curvature",
     "analyze_kernel",
     "analyze_placement",

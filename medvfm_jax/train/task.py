@@ -10,6 +10,13 @@ from jax import Array
 from medvfm_jax.adapters.lora import DROPOUT
 from medvfm_jax.adapters.training_options import is_random
 from medvfm_jax.catalog import Catalog
+from medvfm_jax.crosstask.partial_labels import (
+    exclusion_dice,
+    leaf_dice,
+    marginal_cross_entropy,
+    marginal_dice,
+    masked_binary,
+)
 from medvfm_jax.losses import (
     deeply_supervised,
     dice_ce,
@@ -22,7 +29,17 @@ from medvfm_jax.losses import (
 from medvfm_jax.losses.segmentation import Target
 from medvfm_jax.mesh_axes import CLIENTS, DATA, fully_automatic
 from medvfm_jax.train.step import LossFn
-from medvfm_jax.types import IGNORE, Batch, Delta, MedvfmError, ModelSpec, Params, Prediction, Prompts
+from medvfm_jax.types import (
+    IGNORE,
+    UNANNOTATED,
+    Batch,
+    Delta,
+    MedvfmError,
+    ModelSpec,
+    Params,
+    Prediction,
+    Prompts,
+)
 
 
 class Adapted(Protocol):
@@ -84,6 +101,10 @@ def _with_quality(prediction: Prediction, target: Array, weight: Array | None = 
     return value + error, terms | {"iou": error}
 
 
+def _marginal_dice(logits: Array, target: Target, valid: Array | None = None) -> Array:
+    return marginal_dice(logits, target, valid, squared=True, smooth=1e-5)  # as `_squared_dice`
+
+
 OBJECTIVES: Catalog[Callable[..., Any]] = Catalog(
     "objective",
     {
@@ -93,6 +114,20 @@ OBJECTIVES: Catalog[Callable[..., Any]] = Catalog(
         "instances": _instances,
         "h_sam": _both_stages,
         "desam": _with_quality,
+        "marginal": on_prediction(
+            weighted(dice=(0.8, _marginal_dice), cross_entropy=(0.2, marginal_cross_entropy))
+        ),
+        "exclusion": on_prediction(
+            weighted(
+                dice=(1.0, _marginal_dice),
+                cross_entropy=(1.0, marginal_cross_entropy),
+                exclusion=(2.0, exclusion_dice),
+            )
+        ),
+        "leaf_dice": on_prediction(
+            weighted(dice=(1.0, leaf_dice), cross_entropy=(1.0, marginal_cross_entropy))
+        ),
+        "masked_binary": on_prediction(masked_binary),
     },
     UnknownObjective,
 )
@@ -122,7 +157,8 @@ def make_loss(adapted: Adapted, objective: str, *, cached: bool = False, trainin
         objective: "medsam" (Dice + cross-entropy, 1:1), "samed" (0.8 Dice with squared denominators + 0.2
             cross-entropy), "sam" (20 focal + Dice + IoU regression; promptable models only), "instances" ("samed"
             for the classes, Dice + cross-entropy for the distance map; models with one), "h_sam" ("samed" on both
-            stages), "desam" ("medsam" and the error of the predicted IoU).
+            stages), "desam" ("medsam" and the error of the predicted IoU); where classes are UNANNOTATED "marginal" (as
+            "samed"), "exclusion", "leaf_dice" or "masked_binary".
         cached: ``batch.image`` holds embeddings (B, h, w, c) and only the decoder runs.
         training: an adapter with dropout or noise draws, every image by a key of its own; without, ``key`` is not used.
             SAM 2 gives the mask of the prompt alone, never one of three.
@@ -169,8 +205,8 @@ def make_overlap(adapted: Adapted, *, cached: bool = False) -> Callable[..., dic
     """Return ``overlap(params, delta, batch)``: counts from which Dice is computed, at logits resolution.
 
     -> {"intersection", "predicted", "reference"}: promptable (B, Q), semantic (B, C) pixel counts without
-    IGNORE pixels, as float32; multiplied by the weight, so padding counts nothing. A pixel belongs to an object
-    that covers more than half of it, and to the class with the largest share.
+    IGNORE pixels and UNANNOTATED classes, as float32; multiplied by the weight, so padding counts nothing. A pixel
+    belongs to an object that covers more than half of it, and to the class with the largest share.
     """
     predict = predictor(adapted, cached=cached)
 
@@ -183,11 +219,14 @@ def make_overlap(adapted: Adapted, *, cached: bool = False) -> Callable[..., dic
                 predicted, reference = logits[:, 0] > 0, target > 0.5
                 valid = (target != IGNORE) * weight[:, None, None]
             else:
+                looked_for = True
                 if target.ndim == logits.ndim:
+                    axes = tuple(range(1, target.ndim))
+                    looked_for = ~(target == UNANNOTATED).any(axes, keepdims=True)
                     target = jnp.where(target[0] == IGNORE, IGNORE, target.argmax(0))
                 classes = jnp.arange(logits.shape[0]).reshape(-1, *[1] * target.ndim)
                 predicted, reference = logits.argmax(0) == classes, target == classes
-                valid = jnp.broadcast_to((target != IGNORE) * weight, predicted.shape)
+                valid = jnp.broadcast_to((target != IGNORE) * weight * looked_for, predicted.shape)
             masks = {"intersection": predicted & reference, "predicted": predicted, "reference": reference}
             return {name: (mask * valid).sum(range(1, mask.ndim)) for name, mask in masks.items()}
 

@@ -166,6 +166,7 @@ def resolve(
         allow_geometry_mismatch=config.allow_geometry_mismatch,
         follow_links=config.follow_links,
         objects=config.objects,
+        annotated=config.annotated,
     )
     check_synthesis(config.synthesis, config, entry, config.adapter, system)
     checked = check_split(source, skip_bad=config.skip_bad, track=display.track, say=display.say)

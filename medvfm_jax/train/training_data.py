@@ -1,12 +1,13 @@
 """The data of a run: one split by patient, batches to train on, a fixed sample to validate on."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from medvfm_jax.data import Dataset, Example, PromptConfig, Split, examples, make_loader, open_dataset, split
+from medvfm_jax.data.annotated_labels import described, with_annotated
 from medvfm_jax.data.loader import Loader
 from medvfm_jax.data.records import Objects
 from medvfm_jax.printable import counted
@@ -87,6 +88,8 @@ class TrainingData(NamedTuple):
             f"({val}), {len(cut.test)} for the test; labels: "
             f"{', '.join(name for name, value in dataset.labels.items() if value)}"
         )
+        if dataset.annotated:
+            text += f"; {described(dataset.annotated)}"
         return text + (f"; {len(self.skipped)} unreadable cases skipped" if self.skipped else "")
 
 
@@ -103,10 +106,12 @@ def open_split(
     follow_links: bool = False,
     objects: Objects | None = None,
     given: Mapping[str, Any] | None = None,
+    annotated: Sequence[str] = (),
 ) -> SplitData:
     """Open a dataset and split it by patient, or as ``given`` (the record of an earlier run).
 
-    fold: see ``data.split``.  follow_links, objects: see ``data.open_dataset``.
+    fold: see ``data.split``.  follow_links, objects: see ``data.open_dataset``.  annotated: see
+    ``data.annotated_labels``.
     """
     dataset = open_dataset(
         data,
@@ -115,6 +120,7 @@ def open_split(
         follow_links=follow_links,
         objects=objects,
     )
+    dataset = with_annotated(dataset, annotated)
     if given is not None:
         for case in [case for part in given.values() for case in part]:
             dataset.case(case)  # says which one is missing

@@ -66,6 +66,32 @@ def test_models_are_alike_as_their_features_are(medvfm, cells, tmp_path):
     assert "centred kernel alignment" in medvfm(*words).out
 
 
+def conflict(data, *more):
+    return ("analyze", "conflict", "--data", data, "--model", SAM, "--adapter", "linear", "--cases", 2,
+            "--prompts-per-image", 2, "--val-fraction", 0, "--test-fraction", 0, *more)  # fmt: skip
+
+
+def test_sites_are_compared_by_their_gradients(medvfm, cells):
+    found = medvfm(*conflict(cells), "--json").json
+    names = [site["site"] for site in found["sites"]]
+    assert names == ["bright", "dark"]
+    cosine, affinity = np.array(found["cosine"]), np.array(found["affinity"])
+    np.testing.assert_allclose(np.diagonal(cosine), 1)
+    assert cosine[0, 1] == cosine[1, 0]
+    norms = np.array([site["norm"] for site in found["sites"]])
+    gram = cosine * np.outer(norms, norms)
+    np.testing.assert_allclose(found["diversity"], np.trace(gram) / gram.sum(), rtol=1e-9)
+    np.testing.assert_allclose(found["dissimilarity"], 2 * found["diversity"])
+    # A small step takes away what its gradient says: rate <g_i, g_j> / L_j.
+    small = medvfm(*conflict(cells, "--rate", found["rate"] / 10), "--json").json
+    losses = [site["loss"] for site in found["sites"]]
+    np.testing.assert_allclose(small["affinity"], small["rate"] * gram / losses, rtol=0.1, atol=2e-5)
+    assert (np.diagonal(affinity) > 0).all()
+    text = medvfm(*conflict(cells)).out
+    assert "groups by cosine: " in text
+    assert "halves" in text
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
@@ -73,6 +99,8 @@ def test_models_are_alike_as_their_features_are(medvfm, cells, tmp_path):
         (placement("DATA", "--at", "("), "no regular expression"),
         (placement("DATA", "--cases", 1), "cases is 1"),
         (placement("DATA", "--rank", 0), "rank is 0"),
+        (conflict("DATA", "--rate", 0), "rate is 0"),
+        (conflict("DATA", "--objective", "marginal", "--prompt", "box"), "rates classes against each other"),
         (placement("DATA", model="sam-tiny-tset"), "nearest is"),
         (("analyze", "similarity", "--data", "DATA", "--models", SAM), "two or more"),
         (("analyze", "similarity", "--data", "DATA", "--models", SAM, SAM), "twice"),

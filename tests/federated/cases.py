@@ -108,6 +108,15 @@ LOOKING: dict[str, Callable[[], Algorithm]] = {
     "flexlora": lambda: alg.flexlora(gradient_of(loss), SGD, RANKS),
     "fedex_lora": lambda: alg.fedex_lora(gradient_of(loss_of_pair), SGD, N),
     "lora_fair": lambda: alg.lora_fair(gradient_of(loss), SGD),
+    "pcgrad": lambda: alg.pcgrad(gradient_of(loss), SGD),
+    "cagrad": lambda: alg.cagrad(gradient_of(loss), SGD),
+    "mgda": lambda: alg.mgda(gradient_of(loss), SGD),
+    "nash_mtl": lambda: alg.nash_mtl(gradient_of(loss), SGD),
+    "imtl_g": lambda: alg.imtl_g(gradient_of(loss), SGD),
+    "famo": lambda: alg.famo(gradient_of(loss), SGD, N),
+    "dwa": lambda: alg.dwa(gradient_of(loss), SGD, N),
+    "clustered": lambda: alg.clustered(gradient_of(loss), SGD, N, 0.9, 0.0),
+    "fedhca2": lambda: alg.fedhca2(gradient_of(loss), SGD, N, decoders=r".*/b"),
 }
 EVERY = AVERAGING | LOOKING
 

@@ -7,7 +7,7 @@ import pytest
 
 from medvfm_jax.losses import dice_ce
 from medvfm_jax.train.task import UnknownObjective, make_loss, make_overlap
-from medvfm_jax.types import IGNORE, Batch, ModelSpec, Prediction, Prompts
+from medvfm_jax.types import IGNORE, UNANNOTATED, Batch, ModelSpec, Prediction, Prompts
 
 
 def encode(params, delta, image):
@@ -169,6 +169,27 @@ def shares_of(target):
     """Class indices (B, h, w) as whole shares (B, 3, h, w)."""
     hidden = (target == IGNORE)[:, None]
     return np.where(hidden, IGNORE, target[:, None] == np.arange(3)[:, None, None]).astype(np.float32)
+
+
+def test_a_class_that_nobody_looked_for_is_neither_taught_nor_counted():
+    batch = semantic_batch()
+    shares = shares_of(batch.target)
+    whole = batch._replace(target=shares)
+    losses = [
+        make_loss(model(decode_classes), name)(PARAMS, DELTA, whole, None)[0]
+        for name in ("samed", "marginal")
+    ]
+    np.testing.assert_allclose(*losses, rtol=1e-6)
+    counts = make_overlap(model(decode_classes))(PARAMS, DELTA, whole)
+    partial = np.array(shares)
+    ignored = partial[:, :1] == IGNORE
+    partial[:, :1] = np.where(ignored, IGNORE, partial[:, :1] + partial[:, 2:3])
+    partial[:, 2:3] = np.where(ignored, IGNORE, UNANNOTATED)
+    found = make_overlap(model(decode_classes))(PARAMS, DELTA, batch._replace(target=partial))
+    for name, count in found.items():
+        np.testing.assert_array_equal(count[:, 1], counts[name][:, 1])
+        assert float(count[:, 2].sum()) == 0
+    assert float(counts["predicted"][:, 2].sum()) > 0
 
 
 @pytest.mark.parametrize("objective", ["medsam", "samed"])

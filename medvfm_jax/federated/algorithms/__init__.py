@@ -5,17 +5,26 @@ Examples:
 """
 
 from medvfm_jax.federated.algorithms.averaging import fedavg, fedopt, fedprox, fedsharp
+from medvfm_jax.federated.algorithms.clustered import clustered
 from medvfm_jax.federated.algorithms.contrastive import moon
 from medvfm_jax.federated.algorithms.control_variates import scaffold
 from medvfm_jax.federated.algorithms.dynamic import feddyn
 from medvfm_jax.federated.algorithms.ensemble import feddf
 from medvfm_jax.federated.algorithms.fair import qfedavg
+from medvfm_jax.federated.algorithms.fedhca2 import DECODERS, fedhca2
 from medvfm_jax.federated.algorithms.low_rank import fedit, fedsa_lora, ffa_lora, hetlora, rolora
 from medvfm_jax.federated.algorithms.low_rank_exact import fedex_lora, flexlora, flora, lora_fair
 from medvfm_jax.federated.algorithms.normalised import fednova
 from medvfm_jax.federated.algorithms.server_optimizers import fedadagrad, fedadam, fedavgm, fedyogi
+from medvfm_jax.federated.algorithms.task_conflicts import cagrad, imtl_g, mgda, nash_mtl, pcgrad
+from medvfm_jax.federated.algorithms.task_weights import dwa, famo
 
 __all__ = [
+    "DECODERS",
+    "cagrad",
+    "clustered",
+    "dwa",
+    "famo",
     "fedadagrad",
     "fedadam",
     "fedavg",
@@ -23,6 +32,7 @@ __all__ = [
     "feddf",
     "feddyn",
     "fedex_lora",
+    "fedhca2",
     "fedit",
     "fednova",
     "fedopt",
@@ -34,8 +44,12 @@ __all__ = [
     "flexlora",
     "flora",
     "hetlora",
+    "imtl_g",
     "lora_fair",
+    "mgda",
     "moon",
+    "nash_mtl",
+    "pcgrad",
     "qfedavg",
     "rolora",
     "scaffold",

@@ -121,6 +121,21 @@ _ALL: Mapping[str, AlgorithmEntry] = {
     "geometric_median": AlgorithmEntry(
         _robust(robust.geometric_median), {"iterations": 100, "tolerance": 1e-6}
     ),
+    "pcgrad": AlgorithmEntry(algorithms.pcgrad),
+    "cagrad": AlgorithmEntry(algorithms.cagrad, {"c": 0.4}),
+    "mgda": AlgorithmEntry(algorithms.mgda),
+    "nash_mtl": AlgorithmEntry(algorithms.nash_mtl),
+    "imtl_g": AlgorithmEntry(algorithms.imtl_g),
+    "famo": AlgorithmEntry(algorithms.famo, {"rate": 0.025, "decay": 0.001}, needs_clients=True),
+    "dwa": AlgorithmEntry(algorithms.dwa, {"temperature": 2.0}, needs_clients=True),
+    "clustered": AlgorithmEntry(
+        algorithms.clustered, {"stationary": 0.25, "moving": 0.25, "threshold": 0.0}, needs_clients=True
+    ),
+    "fedhca2": AlgorithmEntry(
+        algorithms.fedhca2,
+        {"c": 0.4, "start": 0.1, "hyper_rate": 0.01, "decoders": algorithms.DECODERS},
+        needs_clients=True,
+    ),
     "moon": AlgorithmEntry(_moon, {"mu": 1.0, "temperature": 0.5}, takes="features"),
     "feddf": AlgorithmEntry(_feddf, {"server_rate": 1e-3, "server_steps": 8}, takes="logits"),
     "local": AlgorithmEntry(independent),

@@ -40,7 +40,9 @@ RANGES: Mapping[str, Range] = {
     "tolerance": _POSITIVE, "temperature": _POSITIVE, "server_steps": _COUNT, "global_rounds": _NUMBER,
     "clients": _COUNT, "width": _COUNT, "slots": _COUNT, "seed": _NUMBER, "keep": Range(0, 1, open_least=True),
     "realign_every": _COUNT, "first_block": _NUMBER, "last_block": _NUMBER, "blend": Range(0, 1), "ramp": _COUNT,
-    "layers": _COUNT, "diversity": _NOT_NEGATIVE,
+    "layers": _COUNT, "diversity": _NOT_NEGATIVE, "c": Range(0, 1, open_most=True), "start": Range(0, 1),
+    "hyper_rate": _NOT_NEGATIVE, "rate": _NOT_NEGATIVE, "decay": _NOT_NEGATIVE,
+    "stationary": _NOT_NEGATIVE, "moving": _NOT_NEGATIVE, "threshold": Range(-1, 1),
 }  # fmt: skip
 
 

@@ -190,6 +190,7 @@ def _adapted(config: AuditConfig, record: dict[str, Any]) -> _Run:
         follow_links=settings.follow_links,
         objects=record["resolved"].get("objects"),
         given=record["resolved"]["split"],
+        annotated=settings.annotated,
     )
     key = jax.random.fold_in(jax.random.key(settings.seed), 1)  # as `adapt` starts
     before = loaded.adapted.init(key, loaded.base.params)

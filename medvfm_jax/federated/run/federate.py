@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from medvfm_jax.data import Case, usual_augmentation
+from medvfm_jax.data.annotated_labels import described
 from medvfm_jax.federated.core.client_models import Models, model_of
 from medvfm_jax.federated.core.errors import BadFederation
 from medvfm_jax.federated.privacy import Secret, draw_secret
@@ -119,6 +120,8 @@ def _announce(run: FederatedRun, say: Callable[[str], None]) -> None:
     for client in run.clients:
         holds = f": {counted(len(client.patients), 'patient')}, {client.samples} images or slices to train on"
         say(f"{client.name}{holds if run.tells_all else ' trains'}")
+    if run.source.dataset.annotated:
+        say(described(run.source.dataset.annotated))
     for line in lines(run.checked, run.source.split):
         say(line)
     if run.secure is not None:

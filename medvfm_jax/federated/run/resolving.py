@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from medvfm_jax.adapters import AdaptedModel, Count, count, touches_encoder
 from medvfm_jax.catalog import did_you_mean
 from medvfm_jax.data import Dataset, Split, open_dataset, split
+from medvfm_jax.data.annotated_labels import with_annotated
 from medvfm_jax.data.check import DatasetCheck
 from medvfm_jax.data.partition import (
     Partition,
@@ -263,7 +264,7 @@ def divide(config: FederateConfig) -> tuple[SplitData, Partition]:
         raise BadFederation(
             f"There is no client '{config.leave_out}' to leave out; the clients are {', '.join(partition.clients)}."
         )
-    dataset = assign(dataset, partition)
+    dataset = with_annotated(assign(dataset, partition), config.annotated)
     if partition.shifts:  # other images, so scores are not compared with those of the images as they are
         shifts = json.dumps({name: list(shift) for name, shift in partition.shifts.items()}, sort_keys=True)
         digest = hashlib.sha256(f"{digest} {shifts}".encode()).hexdigest()

@@ -1,6 +1,7 @@
 """What `analyze` can be asked for: frozen records, the same for Python and the command line."""
 
 from medvfm_jax.settings.analyze.ablate import AblateConfig
+from medvfm_jax.settings.analyze.conflict import ConflictConfig
 from medvfm_jax.settings.analyze.curvature import CurvatureConfig
 from medvfm_jax.settings.analyze.kernel import KernelConfig
 from medvfm_jax.settings.analyze.placement import PlacementConfig
@@ -9,6 +10,7 @@ from medvfm_jax.settings.analyze.similarity import SimilarityConfig
 
 __all__ = [
     "AblateConfig",
+    "ConflictConfig",
     "CurvatureConfig",
     "KernelConfig",
     "PlacementConfig",

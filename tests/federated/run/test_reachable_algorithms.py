@@ -12,6 +12,7 @@ import pytest
 from medvfm_jax.data import make_phantom_dataset
 from medvfm_jax.federated import BadFederation
 from medvfm_jax.federated.core.lora_aggregation import factors_of, product
+from medvfm_jax.federated.run import evaluate_sites
 from medvfm_jax.federated.run.federate import federate
 from medvfm_jax.federated.run.model_names import REFERENCES
 from medvfm_jax.federated.run.resolving import resolve
@@ -38,6 +39,12 @@ CASES: dict[str, dict] = {
     "fedex_lora": {"algorithm": "fedex_lora"} | LORA,
     "moon": {"algorithm": "moon"},
     "feddf": {"algorithm": "feddf", "set": ("algorithm.server_steps=2",)},
+    "cagrad": {"algorithm": "cagrad"},
+    "fedhca2": {"algorithm": "fedhca2"},
+    "clustered": {
+        "algorithm": "clustered",
+        "set": ("algorithm.stationary=10", "algorithm.moving=0", "algorithm.threshold=1"),
+    },
     "feddpa_t": {"preset": "feddpa_t"},
     "fedpft": {"preset": "fedpft"},
     "pfedpg": {"preset": "pfedpg"},
@@ -94,6 +101,13 @@ def test_it_runs_and_what_it_leaves_can_be_evaluated(name, cells, tmp_path):
             ("bright", "dark"), jax.tree.map(np.shape, delta)
         )
         assert not np.array_equal(*(jax.tree.leaves(kept["head"])[0] for kept in own.values()))
+    elif name in ("fedhca2", "clustered"):  # scores are of the clients' own models
+        again = evaluate_sites.evaluate(EvaluateConfig(run=result.folder, out=tmp_path / "scores.json"))
+        assert again["cases"] == scores["cases"]
+        assert {case["scored_by"] for case in again["cases"] if "scored_by" in case} != {"shared"}
+        assert not np.array_equal(
+            *(jax.tree.leaves(k)[0] for k in artifacts.load_delta(result.personal)[0].values())
+        )
     else:
         again = evaluate(EvaluateConfig(run=result.folder, out=tmp_path / "scores.json"))
         assert again["cases"] == scores["cases"]

@@ -1,0 +1,50 @@
+"""Tasks that differ and help each other: pure functions of arrays for losses, federated algorithms and analyses."""
+
+from medvfm_jax.crosstask.client_clusters import cluster_means, number_of_clusters, parted
+from medvfm_jax.crosstask.gradient_surgery import cagrad, imtl_g, mgda, nash_mtl, pcgrad
+from medvfm_jax.crosstask.loss_weighting import Famo, dwa_weights, famo_update, famo_weights
+from medvfm_jax.crosstask.partial_labels import (
+    exclusion_cross_entropy,
+    exclusion_dice,
+    leaf_dice,
+    marginal_cross_entropy,
+    marginal_dice,
+    masked_binary,
+)
+from medvfm_jax.crosstask.task_affinity import (
+    UndefinedAffinity,
+    best_groups,
+    clusters,
+    cosines,
+    dissimilarity,
+    gradient_diversity,
+    lookahead_affinity,
+)
+
+__all__ = [
+    "Famo",
+    "UndefinedAffinity",
+    "best_groups",
+    "cagrad",
+    "cluster_means",
+    "clusters",
+    "cosines",
+    "dissimilarity",
+    "dwa_weights",
+    "exclusion_cross_entropy",
+    "exclusion_dice",
+    "famo_update",
+    "famo_weights",
+    "gradient_diversity",
+    "imtl_g",
+    "leaf_dice",
+    "lookahead_affinity",
+    "marginal_cross_entropy",
+    "marginal_dice",
+    "masked_binary",
+    "mgda",
+    "nash_mtl",
+    "number_of_clusters",
+    "parted",
+    "pcgrad",
+]
