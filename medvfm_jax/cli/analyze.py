@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from medvfm_jax.cli import console
-from medvfm_jax.cli.analyses import ablate, conflict, curvature, kernel, placement, scaling, similarity
+from medvfm_jax.cli.analyses import ablate, conflict, curvature, drift, kernel, placement, scaling, similarity
 
 TOOLS = (
     placement.TOOL,
@@ -15,6 +15,7 @@ TOOLS = (
     curvature.TOOL,
     similarity.TOOL,
     conflict.TOOL,
+    drift.TOOL,
     scaling.TOOL,
     ablate.TOOL,
 )

@@ -1,5 +1,6 @@
 """Theory beside measurement: what can be computed of a model and data before anything is trained."""
 
+from medvfm_jax.theory.client_drift import ClientDrift, NoDrift, client_drift
 from medvfm_jax.theory.curvature import (
     NoCurvature,
     Spectrum,
@@ -14,6 +15,7 @@ from medvfm_jax.theory.rank_agreement import RankAgreement, rank_agreement
 from medvfm_jax.theory.runs.ablate import AblationResult, CellResult, analyze_ablate
 from medvfm_jax.theory.runs.conflict import ConflictResult, SiteGradient, analyze_conflict
 from medvfm_jax.theory.runs.curvature import CurvatureResult, analyze_curvature
+from medvfm_jax.theory.runs.drift import DriftPoint, DriftResult, analyze_drift
 from medvfm_jax.theory.runs.kernel import AdapterKernel, KernelResult, analyze_kernel
 from medvfm_jax.theory.runs.placement import PlacementResult, analyze_placement
 from medvfm_jax.theory.runs.scaling import ScalingResult, analyze_scaling
@@ -29,11 +31,15 @@ __all__ = [
     "AdapterKernel",
     "BadCurve",
     "CellResult",
+    "ClientDrift",
     "ConflictResult",
     "CurvatureResult",
+    "DriftPoint",
+    "DriftResult",
     "KernelResult",
     "KernelSummary",
     "NoCurvature",
+    "NoDrift",
     "NoKernel",
     "Place",
     "PlacementResult",
@@ -47,11 +53,13 @@ __all__ = [
     "analyze_ablate",
     "analyze_conflict",
     "analyze_curvature",
+    "analyze_drift",
     "analyze_kernel",
     "analyze_placement",
     "analyze_scaling",
     "analyze_similarity",
     "captured_energy",
+    "client_drift",
     "debiased_cka",
     "effective_rank",
     "energy_rank",

@@ -92,6 +92,23 @@ def test_sites_are_compared_by_their_gradients(medvfm, cells):
     assert "halves" in text
 
 
+def test_real_steps_drift_as_predicted(medvfm, cells):
+    words = ("analyze", "drift", *conflict(cells)[2:], "--local-steps", 1, 3, "--tolerance", 0.01)
+    found = medvfm(*words, "--json").json
+    assert found["sites"] == ["bright", "dark"]
+    one, three = found["points"]
+    assert one["predicted"] == 0
+    assert one["measured"] == pytest.approx(0, abs=1e-5)
+    assert three["measured"] == pytest.approx(three["predicted"], rel=0.1)
+    assert three["angle"] > 0.98
+    assert three["loss_central"] < one["loss_central"] < found["loss"]
+    slope = three["predicted"] / 2
+    assert found["most_steps"] == 1 + int(0.01 / slope)
+    alone = medvfm(*words, "--no-simulate", "--json").json
+    assert alone["points"][1]["predicted"] == pytest.approx(three["predicted"], rel=1e-4)
+    assert alone["points"][1]["measured"] is None
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

@@ -6,6 +6,7 @@ from medvfm_jax.settings.analyze import (
     AblateConfig,
     ConflictConfig,
     CurvatureConfig,
+    DriftConfig,
     KernelConfig,
     PlacementConfig,
     ScalingConfig,
@@ -71,6 +72,17 @@ class Conflict(ConflictConfig):
 
 
 @dataclass(frozen=True)
+class Drift(DriftConfig):
+    """How many local steps sites can take before their average leaves the path of training on all data.
+
+    Example: medvfm analyze drift --data data/dsb2018 --model lite-medsam --adapter decoder --local-steps 2 4 8
+
+    Gradients and second derivatives of each site's loss at the start give the drift to first order. Plain gradient
+    steps are then taken, at every site and on all data, and both are compared.
+    """
+
+
+@dataclass(frozen=True)
 class Scaling(ScalingConfig):
     """How much better more labelled patients would make it: a scaling law of a learning curve.
 
@@ -93,4 +105,4 @@ class Ablate(AblateConfig):
     """
 
 
-AnalyzeArgs = Placement | Kernel | Curvature | Similarity | Conflict | Scaling | Ablate
+AnalyzeArgs = Placement | Kernel | Curvature | Similarity | Conflict | Drift | Scaling | Ablate

@@ -3,6 +3,7 @@
 from medvfm_jax.settings.analyze.ablate import AblateConfig
 from medvfm_jax.settings.analyze.conflict import ConflictConfig
 from medvfm_jax.settings.analyze.curvature import CurvatureConfig
+from medvfm_jax.settings.analyze.drift import DriftConfig
 from medvfm_jax.settings.analyze.kernel import KernelConfig
 from medvfm_jax.settings.analyze.placement import PlacementConfig
 from medvfm_jax.settings.analyze.scaling import ScalingConfig
@@ -12,6 +13,7 @@ __all__ = [
     "AblateConfig",
     "ConflictConfig",
     "CurvatureConfig",
+    "DriftConfig",
     "KernelConfig",
     "PlacementConfig",
     "ScalingConfig",

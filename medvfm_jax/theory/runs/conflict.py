@@ -1,6 +1,5 @@
 """Gradients of a model at its start on the images of each site, and what they say of training it on all."""
 
-import functools
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,16 +8,13 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from medvfm_jax.adapters import touches_encoder
 from medvfm_jax.crosstask import task_affinity
 from medvfm_jax.printable import counted
 from medvfm_jax.runs.progress import ProgressDisplay
 from medvfm_jax.settings.analyze import ConflictConfig
-from medvfm_jax.settings.records import BadConfig
+from medvfm_jax.theory.runs.site_losses import site_batches, site_losses
 from medvfm_jax.train.loop import NonFiniteLoss
-from medvfm_jax.train.task import make_loss
-from medvfm_jax.train.training import Run, resolve
-from medvfm_jax.types import Batch, Delta
+from medvfm_jax.train.training import resolve
 
 
 class SiteGradient(NamedTuple):
@@ -94,9 +90,9 @@ def analyze_conflict(
     with ProgressDisplay(title="analyze") as display:
         run = resolve(config.training(), display=display)
     start = time.monotonic()
-    batches = _batches(run, config.cases, say)
+    batches = site_batches(run, config.cases, say)
     names, delta = list(batches), run.assembled.delta
-    value, value_and_gradient = _losses(run, batches)
+    value, value_and_gradient, _ = site_losses(run, batches)
     found, gradients = [], []
     for name, images in batches.items():
         losses, halves = zip(*(value_and_gradient(delta, batch) for batch in images))
@@ -134,48 +130,6 @@ def analyze_conflict(
         named(task_affinity.clusters(cosine)), named(task_affinity.best_groups(affinity, config.groups)),
         time.monotonic() - start,
     )  # fmt: skip
-
-
-def _batches(run: Run, images: int, say: Callable[[str], None]) -> dict[str, list[Batch]]:
-    """Site -> batches of one training image each, as many as asked for or as there are."""
-    dataset, examples = run.data.source.dataset, run.data.train
-    sites = sorted({dataset.case(example.case).site for example in examples})
-    if not 2 <= len(sites) <= task_affinity.MOST_TASKS:
-        raise BadConfig(
-            f"The training part of {dataset.folder} has {counted(len(sites), 'site')}; 2 to {task_affinity.MOST_TASKS} "
-            "are compared: a table with the columns file and site is sites.csv in the folder."
-        )
-    found = {}
-    for site in sites:
-        own = [example for example in examples if dataset.case(example.case).site == site]
-        if len(own) < 2:
-            raise BadConfig(
-                f"Site '{site}' has one image or slice to train on, and a direction needs two: join sites in sites.csv."
-            )
-        if len(own) < images:
-            say(f"note: site '{site}' has {len(own)} images or slices, fewer than --cases {images}")
-        loader = run.data._replace(train=own).loader("none")
-        found[site] = [next(loader) for _ in range(min(images, len(own)))]
-    return found
-
-
-def _losses(run: Run, batches: dict[str, list[Batch]]) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """-> loss and (loss, gradient) of (delta, batch); a frozen encoder has encoded the batches, in place."""
-    assembled, config = run.assembled, run.config
-    params, key = assembled.base.params, jax.random.key(config.seed)
-    frozen = not touches_encoder(assembled.delta) and assembled.base.model.spec.resize != "none"
-    if frozen:
-        encode = jax.jit(jax.vmap(functools.partial(assembled.adapted.encode, params, assembled.delta)))
-        for images in batches.values():
-            images[:] = [batch._replace(image=encode(batch.image)) for batch in images]
-    loss = make_loss(assembled.adapted, assembled.objective, cached=frozen)
-
-    def of_batch(params: Any, delta: Delta, batch: Batch) -> Any:
-        return loss(params, delta, batch, key)[0]
-
-    value = jax.jit(of_batch)
-    both = jax.jit(jax.value_and_grad(of_batch, argnums=1))
-    return functools.partial(value, params), functools.partial(both, params)
 
 
 def _mean(trees: Any, weights: Any = None) -> Any:
