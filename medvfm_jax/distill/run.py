@@ -147,8 +147,10 @@ def _check_terms(stages: tuple[Stage, ...], run: Run) -> None:
     spec = run.assembled.base.model.spec
     for name in dict.fromkeys(name for stage in stages for name in stage.terms):
         if name in OF_PROMPTS and spec.task != "promptable":
+            alone = any(list(stage.terms) == [name] for stage in stages)
+            instead = "choose another --recipe, such as task" if alone else f"give --set {name}=0"
             raise BadConfig(
-                f"Term '{name}' compares masks of prompts, and {spec.name} takes none; give --set {name}=0."
+                f"Term '{name}' compares masks of prompts, and {spec.name} takes none; {instead}."
             )
         if name == "dkd" and (spec.task == "promptable" or spec.classes < 3):
             raise BadConfig(

@@ -50,7 +50,7 @@ def prompt_of(teacher: str) -> PromptChoice:
     Raises MedvfmError for a teacher that is neither a run nor a model with weights.
     """
     folder = Path(teacher)
-    if teacher in MODELS or not folder.is_dir():
+    if _is_model(teacher):
         entry_of(teacher)
         return "box"
     return run_directory.finished(folder)["resolved"]["prompt"]
@@ -69,7 +69,7 @@ def open_teacher(teacher: str, *, dtype: str, weights: Path | None = None, offli
         MedvfmError: no such model or run, or weights and delta that do not belong together.
     """
     folder = Path(teacher)
-    if teacher in MODELS or not folder.is_dir():
+    if _is_model(teacher):
         entry = entry_of(teacher)
         if entry.start == "random" and weights is None:
             raise BadConfig(
@@ -114,3 +114,13 @@ def open_teacher(teacher: str, *, dtype: str, weights: Path | None = None, offli
         note,
         f"{loaded.base.fingerprint} {digest_files([path])}",
     )
+
+
+def _is_model(teacher: str) -> bool:
+    """Whether a name is that of a model, known or not; raises BadConfig for a path that leads nowhere."""
+    folder = Path(teacher)
+    if len(folder.parts) > 1 and not folder.is_dir():
+        raise BadConfig(
+            f"There is no run directory {teacher}; give one that adapt or distill has made, or a model."
+        )
+    return teacher in MODELS or not folder.is_dir()
