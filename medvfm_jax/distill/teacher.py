@@ -28,6 +28,9 @@ class Teacher(NamedTuple):
         merged: parameters of the plain model with the delta in them, or without where it cannot be merged.
         labels: {name: number} it was trained for, None where it is asked as published.
         trained_on: cases, of the data with this digest.
+        tested: cases of these data that it has not seen, where its run does not tell which it was trained on (private
+            federations), else None.
+        federated: whether a federation made it, whose split no other run can draw.
         note: what should be said of it, "" for nothing.
         fingerprint: of what it answers.
     """
@@ -40,6 +43,8 @@ class Teacher(NamedTuple):
     merged: Params
     labels: Mapping[str, int] | None = None
     trained_on: tuple[str, frozenset[str]] = ("", frozenset())
+    tested: frozenset[str] | None = None
+    federated: bool = False
     note: str = ""
     fingerprint: str = ""
 
@@ -91,6 +96,7 @@ def open_teacher(teacher: str, *, dtype: str, weights: Path | None = None, offli
     path = folder / run_directory.DELTA
     loaded = load_adapted(path, model=None, dtype=dtype, file=weights, offline=offline, run=record)
     adapted, resolved = loaded.adapted, record["resolved"]
+    split, federated = resolved["split"], "rounds" in record
     params = {"params": loaded.base.params, "delta": loaded.delta}
     try:
         merged, note = adapted.merge(loaded.base.params, loaded.delta), ""
@@ -109,8 +115,10 @@ def open_teacher(teacher: str, *, dtype: str, weights: Path | None = None, offli
         resolved["labels"],
         (
             resolved["data_sha256"],
-            frozenset(resolved["split"]["train"]) | frozenset(resolved["split"]["val"]),
+            frozenset(split["train"]) | frozenset(split["val"]),
         ),
+        frozenset(split["test"]) if federated and not split["train"] else None,
+        federated,
         note,
         f"{loaded.base.fingerprint} {digest_files([path])}",
     )
