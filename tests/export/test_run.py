@@ -155,6 +155,11 @@ def test_models_that_cannot_be_written_are_refused(tmp_path, more, error, words)
     assert list(tmp_path.iterdir()) == []
 
 
+def test_one_slot_holds_no_prompt(tmp_path):
+    with pytest.raises(BadConfig, match="slots is 1; expected 2 to 1024"):
+        config_of(tmp_path, slots=1)
+
+
 def test_nothing_of_the_users_is_written_over(tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(RunExists, match="exists"):
