@@ -97,6 +97,10 @@ def _published(config: ExportConfig, file: Path | None) -> Subject:
     entry = entry_of(name)
     if not entry.complete and spec_of(name).task != "promptable":
         raise BadConfig(f"{name} without a delta gives no masks; adapt it first and export its run.")
+    if entry.start == "random" and file is None:
+        raise BadConfig(
+            f"{name} starts from random weights; train it first and export its run, or give --weights."
+        )
     _check(entry.spec)
     options = _masks(config, entry.spec)
     base = load_base(

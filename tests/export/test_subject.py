@@ -5,6 +5,9 @@ from types import SimpleNamespace
 import pytest
 
 from medvfm_jax.export import subject
+from medvfm_jax.predict.ready import loaded_alone
+from medvfm_jax.settings.export import ExportConfig
+from medvfm_jax.settings.records import BadConfig
 
 
 @pytest.mark.parametrize(
@@ -24,3 +27,10 @@ def test_what_a_file_does_not_keep_of_a_compression_is_said(compression, unmerge
     notes, warnings = subject._what_is_left_out(SimpleNamespace(run=None, unmerged=unmerged), loaded)
     assert notes == warnings
     assert [words in note for note in notes] == ([] if words is None else [True])
+
+
+def test_random_weights_are_no_published_model(tmp_path):
+    with pytest.raises(BadConfig, match="student-tiny-test starts from random weights"):
+        subject.subject(ExportConfig(model="student-tiny-test", out=tmp_path))
+    with pytest.raises(BadConfig, match="student-tiny-test starts from random weights"):
+        loaded_alone("student-tiny-test", "float32", None, True)
