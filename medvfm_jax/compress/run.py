@@ -13,7 +13,7 @@ from medvfm_jax.adapters.option_values import parse_assignments
 from medvfm_jax.compress.calibration import Calibration, OutOfRange
 from medvfm_jax.compress.catalog import METHODS
 from medvfm_jax.compress.record import Compressed, ParamTransform, Subject
-from medvfm_jax.data import PromptConfig, make_loader
+from medvfm_jax.data import PromptConfig, Split, make_loader
 from medvfm_jax.runs import run_directory
 from medvfm_jax.runs.settings_record import settings_digest
 from medvfm_jax.settings.compress import CompressConfig
@@ -83,7 +83,7 @@ def compress(config: CompressConfig, say: Callable[[str], None] = lambda text: N
     """
     method = METHODS[config.method]
     options = method.configured(parse_assignments(config.set))
-    run_directory.refuse_existing(config.out, resume=False)
+    run_directory.refuse_existing(config.out, resume=None)
     with run_directory.locked(config.out):
         opened = _open(config)
         source = _data(config, opened)
@@ -108,6 +108,7 @@ def _open(config: CompressConfig) -> _Opened:
         )
     if "rounds" in record:
         raise BadConfig(f"{config.run} is a federated run; compress takes runs of adapt and distill.")
+    _check_settings_of_run(config, record)
     weights = config.weights or (record["weights"] and Path(record["weights"]))
     loaded = load_adapted(
         path, model=None, dtype=record["dtype"], file=weights, offline=config.offline, run=record
@@ -126,6 +127,18 @@ def _open(config: CompressConfig) -> _Opened:
     said |= {"base": metadata["base"], "preset": f"{metadata['preset']} + {config.method}"}
     subject = Subject(metadata["base"], loaded.base.model, _host(params))
     return _Opened(subject, loaded.base, said, record)
+
+
+def _check_settings_of_run(config: CompressConfig, record: Mapping[str, Any]) -> None:
+    """Raise BadConfig for what the run decides and was asked for otherwise; float32 is what nobody asked for."""
+    trained = record["resolved"]["prompt"]
+    if config.prompt not in ("auto", trained):
+        what = "without prompts" if trained == "none" else f"with {trained} prompts"
+        raise BadConfig(f"{config.run} was trained {what}, and is calibrated so; leave out --prompt.")
+    if config.dtype not in ("float32", record["dtype"]):
+        raise BadConfig(
+            f"{config.run} computes in {record['dtype']}, and so it will once it is compressed; leave out --dtype."
+        )
 
 
 def _published(config: CompressConfig) -> _Opened:
@@ -153,7 +166,7 @@ def _host(params: Any) -> Any:
 def _data(config: CompressConfig, opened: _Opened) -> SplitData:
     own = config.data is None
     record = opened.record
-    return open_split(
+    found = open_split(
         record["resolved"]["data"] if own else config.data,
         seed=config.seed,
         val=config.val_fraction,
@@ -164,6 +177,11 @@ def _data(config: CompressConfig, opened: _Opened) -> SplitData:
         objects=config.objects or (own and record["resolved"].get("objects")) or None,
         given=record["resolved"]["split"] if own else None,
     )
+    if record is None or record["resolved"].get("data_sha256") != found.sha256:
+        return found
+    # The run's own data, given again: another split would calibrate with its test cases.
+    parts = record["resolved"]["split"]
+    return found._replace(split=Split(**{name: tuple(cases) for name, cases in parts.items()}))
 
 
 def _batches(config: CompressConfig, opened: _Opened, source: SplitData) -> Sequence[Batch]:

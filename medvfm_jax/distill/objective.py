@@ -279,7 +279,8 @@ def only_trained(
     optimizer: optax.GradientTransformation, stages: Sequence[Stage], steps: int
 ) -> optax.GradientTransformation:
     """The optimiser, whose updates reach what the stage of a step trains and leave alone the rest, and all buffers."""
-    starts = [0, *(int(np.ceil(end * steps)) for end in ends_of(stages))]
+    progress = np.arange(steps + 1, dtype=np.float32) / np.float32(steps)  # rounded as that of the lessons is
+    starts = [0, *np.searchsorted(progress, np.float32(ends_of(stages))).tolist()]
 
     def init(params: Delta) -> Any:
         return optimizer.init(params), jnp.zeros((), jnp.int32)

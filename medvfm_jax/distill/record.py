@@ -83,8 +83,8 @@ class Recipe(NamedTuple):
     def configured(self, given: Mapping[str, str]) -> tuple[Stage, ...]:
         """The stages with options that were given as text.
 
-        An option is one of the recipe's, or the weight of any other term, which then joins every stage that sees whole
-        pictures.
+        An option is one of the recipe's, or the weight of any other term: of one that the recipe has where it is, one
+        that it has not joins every stage that sees whole pictures.
 
         Raises:
             BadConfig: an option that there is not, a value of another type, or nothing left to learn.
@@ -107,8 +107,8 @@ class Recipe(NamedTuple):
             require(name not in _BELOW_ONE or value < 1, name, value, "below 1")
         joined = {name: values.pop(name) for name in more & set(values)}
         asked = [
-            stage._replace(terms=_present({**stage.terms, **({} if stage.hidden else joined)}))
-            for stage in self.stages(**values)
+            stage._replace(terms=_present(weighed))
+            for stage, weighed in _weighed(self.stages(**values), joined)
         ]
         stages = tuple(stage for stage in asked if stage.share > 0)
         if not stages or any(not stage.terms for stage in stages):
@@ -132,6 +132,17 @@ def _refuse_what_is_not_there(stage: Stage) -> None:
             )
         if kind == "hidden" and not stage.hidden:
             raise BadConfig(f"Term '{name}' rebuilds what was hidden, and nothing is; choose --recipe sami.")
+
+
+def _weighed(stages: tuple[Stage, ...], given: Mapping[str, float]) -> list[tuple[Stage, dict[str, float]]]:
+    """Every stage with its terms, at the weights that were given."""
+    own = {name for stage in stages for name in stage.terms}
+
+    def of(stage: Stage) -> dict[str, float]:
+        new = {n: w for n, w in given.items() if n in stage.terms or (n not in own and not stage.hidden)}
+        return {**stage.terms, **new}
+
+    return [(stage, of(stage)) for stage in stages]
 
 
 def _present(terms: Mapping[str, float]) -> dict[str, float]:

@@ -137,10 +137,18 @@ def _check(teacher: Teacher, run: Run) -> None:
             f"{', '.join(data.dataset.labels)}; distil on data with its labels."
         )
     digest, seen = teacher.trained_on
-    if digest == data.sha256 and (leaked := sorted(seen.intersection(data.split.test))):
+    test = frozenset(data.split.test)
+    leaked = sorted(test & seen if teacher.tested is None else test - teacher.tested)
+    if digest == data.sha256 and leaked:
+        were = "were" if teacher.tested is None else "may have been"
+        instead = (
+            "distil on other images, since a federation is split by site"
+            if teacher.federated
+            else "give the --seed, --val-fraction and --test-fraction of its run"
+        )
         raise TeacherMismatch(
-            f"{len(leaked)} test cases, like {leaked[0]}, were seen by the teacher in its training, so that scores on "
-            "them would say nothing; give the --seed, --val-fraction and --test-fraction of its run."
+            f"{len(leaked)} test cases, like {leaked[0]}, {were} seen by the teacher in its training, so that scores "
+            f"on them would say nothing; {instead}."
         )
 
 
@@ -149,8 +157,10 @@ def _check_terms(stages: tuple[Stage, ...], run: Run) -> None:
     spec = run.assembled.base.model.spec
     for name in dict.fromkeys(name for stage in stages for name in stage.terms):
         if name in OF_PROMPTS and spec.task != "promptable":
+            alone = any(list(stage.terms) == [name] for stage in stages)
+            instead = "choose another --recipe, such as task" if alone else f"give --set {name}=0"
             raise BadConfig(
-                f"Term '{name}' compares masks of prompts, and {spec.name} takes none; give --set {name}=0."
+                f"Term '{name}' compares masks of prompts, and {spec.name} takes none; {instead}."
             )
         if name == "dkd" and (spec.task == "promptable" or spec.classes < 3):
             raise BadConfig(

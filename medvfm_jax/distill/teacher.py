@@ -28,6 +28,9 @@ class Teacher(NamedTuple):
         merged: parameters of the plain model with the delta in them, or without where it cannot be merged.
         labels: {name: number} it was trained for, None where it is asked as published.
         trained_on: cases, of the data with this digest.
+        tested: cases of these data that it has not seen, where its run does not tell which it was trained on (private
+            federations), else None.
+        federated: whether a federation made it, whose split no other run can draw.
         note: what should be said of it, "" for nothing.
         fingerprint: of what it answers.
     """
@@ -40,6 +43,8 @@ class Teacher(NamedTuple):
     merged: Params
     labels: Mapping[str, int] | None = None
     trained_on: tuple[str, frozenset[str]] = ("", frozenset())
+    tested: frozenset[str] | None = None
+    federated: bool = False
     note: str = ""
     fingerprint: str = ""
 
@@ -50,7 +55,7 @@ def prompt_of(teacher: str) -> PromptChoice:
     Raises MedvfmError for a teacher that is neither a run nor a model with weights.
     """
     folder = Path(teacher)
-    if teacher in MODELS or not folder.is_dir():
+    if _is_model(teacher):
         entry_of(teacher)
         return "box"
     return run_directory.finished(folder)["resolved"]["prompt"]
@@ -69,7 +74,7 @@ def open_teacher(teacher: str, *, dtype: str, weights: Path | None = None, offli
         MedvfmError: no such model or run, or weights and delta that do not belong together.
     """
     folder = Path(teacher)
-    if teacher in MODELS or not folder.is_dir():
+    if _is_model(teacher):
         entry = entry_of(teacher)
         if entry.start == "random" and weights is None:
             raise BadConfig(
@@ -91,6 +96,7 @@ def open_teacher(teacher: str, *, dtype: str, weights: Path | None = None, offli
     path = folder / run_directory.DELTA
     loaded = load_adapted(path, model=None, dtype=dtype, file=weights, offline=offline, run=record)
     adapted, resolved = loaded.adapted, record["resolved"]
+    split, federated = resolved["split"], "rounds" in record
     params = {"params": loaded.base.params, "delta": loaded.delta}
     try:
         merged, note = adapted.merge(loaded.base.params, loaded.delta), ""
@@ -109,8 +115,20 @@ def open_teacher(teacher: str, *, dtype: str, weights: Path | None = None, offli
         resolved["labels"],
         (
             resolved["data_sha256"],
-            frozenset(resolved["split"]["train"]) | frozenset(resolved["split"]["val"]),
+            frozenset(split["train"]) | frozenset(split["val"]),
         ),
+        frozenset(split["test"]) if federated and not split["train"] else None,
+        federated,
         note,
         f"{loaded.base.fingerprint} {digest_files([path])}",
     )
+
+
+def _is_model(teacher: str) -> bool:
+    """Whether a name is that of a model, known or not; raises BadConfig for a path that leads nowhere."""
+    folder = Path(teacher)
+    if len(folder.parts) > 1 and not folder.is_dir():
+        raise BadConfig(
+            f"There is no run directory {teacher}; give one that adapt or distill has made, or a model."
+        )
+    return teacher in MODELS or not folder.is_dir()

@@ -114,13 +114,35 @@ def network(file, part, threads=None):
     return lambda *inputs: [np.asarray(array) for array in call(*inputs)]
 
 
+def read(path):
+    """A picture's file, .npy or what Pillow reads, as an array of the colours that viewers show."""
+    if Path(path).suffix == ".npy":
+        return np.load(path)
+    from PIL import Image, ImageOps
+
+    with Image.open(path) as file:
+        raw = file.tile[0][3] if file.format == "PNG" and file.tile else ""
+        if ";16" in str(raw) and file.mode in ("RGB", "RGBA", "LA"):
+            raise ValueError(f"{path} has 16 bits per colour, of which Pillow keeps 8; give it as .npy.")
+        picture = ImageOps.exif_transpose(file)
+    if picture.mode == "LA":  # transparency is dropped
+        picture = picture.getchannel("L")
+    elif picture.mode not in ("1", "L", "I", "F", "RGB") and not picture.mode.startswith("I;16"):
+        picture = picture.convert("RGB")  # palettes, CMYK, transparency
+    return np.asarray(picture)
+
+
 def prepare(card, picture):
     """Picture (H, W) or (H, W, C) of any number type -> (the model's input (S, S, 3) float32, its frame)."""
     rule = card["preparation"]
     picture = np.asarray(picture)
     picture = picture[..., None] if picture.ndim == 2 else picture
-    if picture.ndim != 3 or min(picture.shape) < 1:
-        raise ValueError(f"An array of shape {picture.shape} is no picture; expected (H, W) or (H, W, C).")
+    if picture.ndim != 3 or min(picture.shape) < 1 or picture.dtype.kind not in "buif":
+        raise ValueError(
+            f"An array of shape {picture.shape} and type {picture.dtype} is no picture; expected (H, W) or (H, W, C)."
+        )
+    if not np.isfinite(picture).all():
+        raise ValueError("The picture has NaN or infinite values; replace them.")
     if picture.shape[-1] == 2:
         mean = picture.astype(np.float32).mean(-1, keepdims=True).astype(picture.dtype)
         picture = np.concatenate([picture, mean], -1)
@@ -232,6 +254,8 @@ def make_prompts(frame, objects, slots):
         for k, (x, y, label) in enumerate(clicks):
             if label not in (0, 1):
                 raise ValueError(f"A point has the label {label}; expected 1 inside the object or 0 outside.")
+            if not (0 <= x <= width and 0 <= y <= height):
+                raise ValueError(f"The point {x} {y} lies outside the {width} x {height} picture.")
             points[i, k], labels[i, k] = np.array([x, y], np.float64) * scale, label
         if corners:
             x0, y0, x1, y1 = box

@@ -87,8 +87,8 @@ def prompt_inputs(part: Part, spec: ModelSpec, embedding: NDArray) -> list[NDArr
         box = boxes[i % len(boxes)]
         centre = (box[:2] + box[2:])[None] / 2
         click = Query(None, centre, np.ones(1, np.int32))
-        fits = slots >= 2 and i % 2 and "point" in spec.prompts
-        queries.append(click if fits or slots < 2 else Query(box))
+        clicked = i % 2 and "point" in spec.prompts
+        queries.append(click if clicked else Query(box))
     prompts = make_prompts(frame, queries, slots=slots)
     return [embedding, np.asarray(prompts.points), np.asarray(prompts.labels)]
 

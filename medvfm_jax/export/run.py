@@ -18,7 +18,7 @@ from medvfm_jax.export.checking import FLOAT_BOUND, image_inputs, measured, prom
 from medvfm_jax.export.formats import Format, require_installed
 from medvfm_jax.export.parts import Part, decoder_part, encoder_part, expected, whole_part
 from medvfm_jax.export.subject import Subject, subject
-from medvfm_jax.fetch import cache_dir
+from medvfm_jax.fetch import cache_dir, sha256_of
 from medvfm_jax.models.model import Model
 from medvfm_jax.runs import run_directory
 from medvfm_jax.settings.export import INT8_BOUND, ExportConfig, FormatName
@@ -134,6 +134,7 @@ def export_encoder(
             for path, limit, relative in made
         ]
         for (path, _, _), row in zip(made, rows):
+            row["sha256"] = sha256_of(path)
             with run_directory.writing(place):
                 os.replace(path, place / path.name)
             run_directory.write_json(place / f"{path.name}.json", row)  # last: only what has it is whole
@@ -141,15 +142,15 @@ def export_encoder(
 
 
 def _holds(place: Path, file: Path, bound: float) -> bool:
-    """Whether a file was kept whole and its error was within the bound."""
+    """Whether a file is, byte for byte, the one that was checked, and its error was within the bound."""
     said = place / f"{file.name}.json"
     if not (file.is_file() and said.is_file()):
         return False
     try:
         row = run_directory.read_record(said)
         errors = [output["error"] for output in row["outputs"].values()]
-        return file.stat().st_size == row["bytes"] and max(errors) <= bound
-    except (run_directory.RunError, KeyError, TypeError, AttributeError, ValueError):
+        return max(errors) <= bound and sha256_of(file) == row["sha256"]
+    except (run_directory.RunError, OSError, KeyError, TypeError, AttributeError, ValueError):
         return False
 
 

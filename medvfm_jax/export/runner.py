@@ -8,7 +8,7 @@ import numpy as np
 
 def main():
     """Read the picture, ask the model, write the mask and say what is in it."""
-    from medvfm_bundle import Model
+    from medvfm_bundle import Model, read
 
     words = argparse.ArgumentParser(description=__doc__)
     words.add_argument("picture", type=Path, help=".npy, or PNG, JPEG, TIFF where Pillow is installed")
@@ -19,14 +19,13 @@ def main():
     )
     words.add_argument("--int8", action="store_true", help="use the files with 8-bit weights")
     given = words.parse_args()
-    model = Model(Path(__file__).parent, int8=given.int8)
-    if given.picture.suffix == ".npy":
-        picture = np.load(given.picture)
-    else:
-        from PIL import Image
-
-        picture = np.asarray(Image.open(given.picture))
-    labels = model(picture, boxes=given.box, points=given.point)["labels"]
+    if given.mask.suffix not in (".npy", ".png"):  # JPEG changes numbers
+        words.error(f"{given.mask} should end with .npy or .png")
+    try:
+        model = Model(Path(__file__).parent, int8=given.int8)
+        labels = model(read(given.picture), boxes=given.box, points=given.point)["labels"]
+    except (ValueError, OSError) as error:
+        words.error(str(error))
     if given.mask.suffix == ".npy":
         np.save(given.mask, labels)
     else:

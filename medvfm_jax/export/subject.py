@@ -14,6 +14,7 @@ from medvfm_jax.settings.export import ExportConfig
 from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.train.assemble import Loaded, entry_of, load_adapted, load_base, spec_of
 from medvfm_jax.types import ModelSpec, Prediction
+from medvfm_jax.weights import artifacts
 
 
 class Subject(NamedTuple):
@@ -96,6 +97,10 @@ def _published(config: ExportConfig, file: Path | None) -> Subject:
     entry = entry_of(name)
     if not entry.complete and spec_of(name).task != "promptable":
         raise BadConfig(f"{name} without a delta gives no masks; adapt it first and export its run.")
+    if entry.start == "random" and file is None:
+        raise BadConfig(
+            f"{name} starts from random weights; train it first and export its run, or give --weights."
+        )
     _check(entry.spec)
     options = _masks(config, entry.spec)
     base = load_base(
@@ -148,6 +153,9 @@ def _what_is_left_out(config: ExportConfig, loaded: Loaded) -> tuple[tuple[str, 
             "This is the shared model of a federation; what each site keeps for itself is not in it."
         )
         warnings.append(notes[-1])
+    if lost := _lost(loaded.metadata.get(artifacts.COMPRESSION), config.unmerged):
+        notes.append(lost)
+        warnings.append(lost)
     names = loaded.metadata.get("channel_names") or ()
     if names:
         notes.append(f"Trained on the channels {', '.join(names)}.")
@@ -156,6 +164,16 @@ def _what_is_left_out(config: ExportConfig, loaded: Loaded) -> tuple[tuple[str, 
             "Slices of CT: give them as `segment` sees them, clipped to the window and scaled to 0..1."
         )
     return tuple(notes), tuple(warnings)
+
+
+def _lost(compression: Mapping[str, Any] | None, unmerged: bool) -> str:
+    """What the files do not keep of a compression, in words."""
+    method = (compression or {}).get("method")
+    if method == "low_rank" and not unmerged:
+        return "low_rank: the thin layers of this run are multiplied into whole ones here; --unmerged keeps them thin."
+    if "bits" in (compression or {}):
+        return f"{method}: the integers of this run are weights of 32 bits here; --int8 writes weights of 8 bits."
+    return ""
 
 
 def _scores(run: Path) -> dict[str, Any] | None:

@@ -178,4 +178,4 @@ def _reason(error: Exception) -> str:
 
 
 def _ways_out(target: Path) -> str:
-    return f"check the network, or fetch {target.name} elsewhere and pass it with --from."
+    return f"check the network, or fetch {target.name} elsewhere and give it to medvfm weights get NAME --from FILE."

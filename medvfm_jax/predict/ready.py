@@ -73,6 +73,10 @@ def loaded_alone(
 
     if not entry_of(model).complete and spec_of(model).task != "promptable":
         raise BadConfig(f"{model} without a delta gives no masks; adapt it first and give its --run.")
+    if entry_of(model).start == "random" and file is None:
+        raise BadConfig(
+            f"{model} starts from random weights; train it first and give its --run, or give --weights."
+        )
     base = load_base(model, classes=2, seed=0, dtype=dtype, file=file, offline=offline, memory=memory)
     words = (model, dtype, "memory") if memory else (model, dtype)
     preparation = of_record(entry_of(model).preparation)

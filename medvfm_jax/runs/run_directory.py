@@ -91,16 +91,17 @@ def _sign(lock: int, folder: Path) -> None:
         ) from error
 
 
-def refuse_existing(folder: Path, resume: bool) -> None:
+def refuse_existing(folder: Path, resume: bool | None) -> None:
     """A check before any slow work: nothing of the user's is written over.
+
+    resume: None where a command could not.
 
     Raises RunExists if the folder holds a run that is not to be continued, or files that belong to no run.
     """
     if (folder / CONFIG).exists():
         if not resume:
-            raise RunExists(
-                f"{folder} already holds a run; add --resume to continue it, or choose another --out."
-            )
+            how = "" if resume is None else "add --resume to continue it, or "
+            raise RunExists(f"{folder} already holds a run; {how}choose another --out.")
         return
     # Names with a dot are the lock and what a killed process was writing.
     foreign = sorted(p.name for p in folder.iterdir() if p.name[0] != ".") if folder.is_dir() else []

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from medvfm_jax.settings.adapt import AdaptConfig
 from medvfm_jax.settings.groups import DataConfig, OptimConfig, PromptChoice, ReadingConfig, RunConfig
-from medvfm_jax.settings.records import require
+from medvfm_jax.settings.records import BadConfig, require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +47,8 @@ class DistillConfig(ReadingConfig, RunConfig, OptimConfig, DataConfig):
     """Share of the steps in which the learning rate rises."""
     train_cases: int | None = None
     """Learn from the images of this many patients only; validation and test stay the same."""
+    learning_rate: float | None = None
+    """Highest learning rate; by default 0.001."""
     tensorboard: bool = False
     """Write scalars for TensorBoard too, into --out/tensorboard."""
     out: Path = Path("runs/distill")
@@ -56,6 +58,11 @@ class DistillConfig(ReadingConfig, RunConfig, OptimConfig, DataConfig):
         """Refuse what has no meaning; raises BadConfig, BadPath."""
         super().__post_init__()
         require(bool(self.teacher), "teacher", self.teacher, "a model or a run directory")
+        if self.embeddings in ("memory", "disk") and self.augment != "none":
+            raise BadConfig(
+                "A teacher's embeddings are kept where pictures come without random changes: add --augment none, or "
+                f"leave out --embeddings {self.embeddings}."
+            )
         self.of_student("box")  # checks the rest
 
     def of_student(self, prompt: PromptChoice) -> AdaptConfig:

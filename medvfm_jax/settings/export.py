@@ -33,7 +33,8 @@ class ExportConfig(Settings):
     prompts: int = 4
     """Objects that are asked about at once."""
     slots: int | None = None
-    """Points of an object, both corners of a box included; by default 2 for models of boxes alone, 8 for others."""
+    """Points of an object, both corners of a box included, or one more than clicks; by default 2 for models of boxes
+    alone, 8 for others."""
     dynamic: bool = False
     """Leave the numbers of images and objects open, in place of --batch and --prompts; not with litert."""
     multimask: bool = False
@@ -50,8 +51,15 @@ class ExportConfig(Settings):
     def __post_init__(self) -> None:
         """Refuse what has no meaning; raises BadConfig, BadPath."""
         super().__post_init__()
-        for name in ("batch", "prompts", *(("slots",) if self.slots is not None else ())):
+        for name in ("batch", "prompts"):
             require(1 <= getattr(self, name) <= 1024, name, getattr(self, name), "1 to 1024")
+        slots = self.slots
+        require(
+            slots is None or 2 <= slots <= 1024,
+            "slots",
+            slots,
+            "2 to 1024: a box, or a click and its padding",
+        )
         require(0 < self.int8_bound < math.inf, "int8_bound", self.int8_bound, "a number above 0")
         if self.run is not None and (self.delta is not None or self.model is not None):
             raise BadConfig("A run knows its model and its delta: leave out --model and --delta, or RUN.")

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from medvfm_jax.compress import run as module
 from medvfm_jax.weights import safetensors_files
 from tests.cli.commands import LITE, adapt_words, contents
 
@@ -105,7 +106,33 @@ def test_a_run_is_compressed_with_its_delta_and_split_and_not_twice(medvfm, cell
     assert b == pytest.approx(a, abs=0.05)
     again = tmp_path / "again"
     medvfm(*words(cells, again, model=out)).refused("compressed already")
+    medvfm(*words(cells, again, "weight_only", "--prompt", "point", model=run)).refused("leave out --prompt")
+    other = medvfm(*words(cells, again, "weight_only", "--dtype", "bfloat16", model=run))
+    assert other.code == 1
+    assert "computes in float32, and so it will" in other.err
     assert not again.exists()
+    medvfm(*words(cells, out, model=run)).refused("already holds a run; choose another --out")
+
+
+def test_calibration_never_sees_the_test_of_the_run_whatever_seed_and_folder_are_given(
+    medvfm, cells, tmp_path, monkeypatch
+):
+    run = tmp_path / "run"
+    assert medvfm(*adapt_words(cells, run, model=LITE, adapter="decoder"), "--seed", 5).code == 0
+    parts = json.loads((run / "config.json").read_text())["resolved"]["split"]
+    seen = []
+    real = module.training_data
+
+    def training_data(source, *args, **more):
+        seen.extend(source.split.train)
+        return real(source, *args, **more)
+
+    monkeypatch.setattr(module, "training_data", training_data)
+    for seed in range(3):
+        given = words(cells, tmp_path / f"{seed}", "weight_only", "--seed", seed, model=run)
+        given = [1000 if word == 2 else word for word in given]  # all cases
+        assert medvfm(*given).code == 0
+    assert set(seen) <= set(parts["train"])
 
 
 @pytest.mark.parametrize(

@@ -155,6 +155,7 @@ def test_a_run_teaches_and_its_test_cases_stay_unseen(medvfm, cells, tmp_path):
         ({"teacher": "sam-tiny-test"}, "sees pictures of shape"),
         ({"teacher": STUDENT}, "starts from random weights and can teach nothing"),
         ({"teacher": "no-such-run"}, "no-such-run"),
+        ({"teacher": "no/such/run"}, "There is no run directory no/such/run"),
         ({"recipe": "mobilesam"}, "nearest is 'mobile_sam'"),
         (
             {"more": ("--set", "rkd_angle=1")},

@@ -85,6 +85,20 @@ def test_updates_reach_what_the_stage_trains_and_never_buffers(steps):
     assert moved == [0.0] * first + [-1.0] * (steps - first)
 
 
+@pytest.mark.parametrize(("first", "steps"), [(0.07, 100), (0.14, 100), (0.55, 100), (0.8, 400)])
+def test_what_is_trained_changes_at_the_step_where_the_loss_does(first, steps):
+    stages = (Stage({"embedding": 1.0}, first, trained=ENCODER), Stage({"labels": 1.0}, 1 - first))
+    delta = {"student": {"mask_decoder/head": {"kernel": jnp.zeros(1)}}}
+    optimizer = only_trained(optax.sgd(1.0), stages, steps)
+    inner, _ = optimizer.init(delta)
+    update = jax.jit(lambda n: optimizer.update(delta | ones, (inner, n), delta)[0])
+    ones = {"student": {"mask_decoder/head": {"kernel": jnp.ones(1)}}}
+    for n in (round(first * steps) - 1, round(first * steps)):
+        progress = np.full(1, n / steps, np.float32)  # as Lessons has it
+        late = bool(jnp.asarray(progress)[0] >= ends_of(stages)[0])
+        assert (update(n)["student"]["mask_decoder/head"]["kernel"][0] != 0) == late
+
+
 SPEC = ModelSpec("linear", 4, (4, 4, 3), 4)
 
 

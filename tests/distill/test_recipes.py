@@ -50,6 +50,14 @@ def test_any_term_joins_the_stages_that_see_whole_pictures():
     assert stages[0].kinds == {"embedding", "batch"}
 
 
+def test_a_term_of_one_stage_is_weighed_in_that_stage():
+    first, second = RECIPES["efficient_vit_sam"].configured({"labels": "0.5"})
+    assert (first.terms, second.terms) == ({"embedding": 1.0}, {"labels": 0.5})
+    first, second = RECIPES["edge_sam"].configured({"embedding": "2", "pkd": "1"})
+    assert first.terms == {"embedding": 2.0, "pkd": 1.0}
+    assert second.terms == {"binary_masks": 1.0, "pkd": 1.0}
+
+
 @pytest.mark.parametrize(
     ("name", "given", "words"),
     [

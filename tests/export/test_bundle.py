@@ -6,11 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from medvfm_jax.export import bundle, runner
 from medvfm_jax.images import Query, make_prompts, preprocess, restore
 from medvfm_jax.images.frame import filter_of
+from medvfm_jax.images.reading import read as read_image
 from medvfm_jax.models import MODELS
+from tests.images.png_files import deep_png
 
 RNG = np.random.default_rng(0)
 PICTURES = {
@@ -64,11 +67,54 @@ def test_pictures_are_prepared_and_logits_brought_back_as_in_the_package(name, r
         ([((0, 0, 99, 8), ())], "outside"),
         ([(None, [(1, 1, 1)] * 4)], "slots"),
         ([(None, [(1, 1, 3)])], "label 3"),
+        ([(None, [(21, 1, 1)])], "outside"),
+        ([(None, [(float("nan"), 1, 1)])], "outside"),
     ],
 )
 def test_prompts_that_mean_nothing_are_refused(objects, words):
     with pytest.raises(ValueError, match=words):
         bundle.make_prompts({"original": (20, 20), "scaled": (64, 64), "input": (64, 64)}, objects, 4)
+
+
+@pytest.mark.parametrize(
+    ("picture", "words"),
+    [
+        (np.full((4, 5), np.nan, np.float32), "NaN"),
+        (np.full((4, 5), np.inf), "infinite"),
+        (np.zeros((4, 5), np.complex64), "no picture"),
+        (np.array([["a", 1]], object), "no picture"),
+        (np.zeros((0, 5)), "no picture"),
+    ],
+)
+def test_arrays_that_are_no_picture_are_refused(picture, words):
+    with pytest.raises(ValueError, match=words):
+        bundle.prepare({"preparation": {}}, picture)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "I;16", "turned"])
+def test_files_are_read_as_the_package_reads_them(tmp_path, mode):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 7, 3)).astype(np.uint8))
+    path, options = tmp_path / ("a.jpg" if mode in ("CMYK", "turned") else "a.png"), {}
+    if mode == "turned":
+        exif = Image.Exif()
+        exif[0x112] = 6
+        options = {"exif": exif}
+    elif mode == "I;16":
+        picture = Image.fromarray(np.arange(42, dtype=np.uint16).reshape(6, 7) * 1000)
+    elif mode == "PA":  # a palette with transparency
+        picture, options = picture.convert("P"), {"transparency": 3}
+    else:
+        picture = picture.convert(mode)
+    picture.save(path, **options)
+    wanted = read_image(path).array
+    found = bundle.read(path)
+    np.testing.assert_array_equal(bundle.to_unit(found).squeeze(), bundle.to_unit(wanted).squeeze())
+
+
+def test_colours_of_16_bits_are_not_halved_unsaid(tmp_path):
+    (tmp_path / "a.png").write_bytes(deep_png(np.zeros((4, 5, 3), np.uint16)))
+    with pytest.raises(ValueError, match="16 bits per colour"):
+        bundle.read(tmp_path / "a.png")
 
 
 def test_boxes_and_points_are_of_one_object_or_of_one_each():
@@ -79,7 +125,7 @@ def test_boxes_and_points_are_of_one_object_or_of_one_each():
         bundle.as_objects([(0, 0, 1, 1)] * 3, [[(1, 2, 1)], [(3, 4, 0)]])
 
 
-@pytest.mark.parametrize(("module", "most"), [(bundle, 250), (runner, 45)])
+@pytest.mark.parametrize(("module", "most"), [(bundle, 275), (runner, 48)])
 def test_what_is_shipped_needs_numpy_and_a_runtime_alone(module, most):
     source = Path(module.__file__).read_text("utf-8")
     nodes = list(ast.walk(ast.parse(source)))

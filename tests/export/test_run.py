@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 
 import jax
 import numpy as np
@@ -131,8 +130,10 @@ def test_an_encoder_is_written_once_and_kept(tmp_path, monkeypatch):
     assert path.stat().st_mtime_ns == before.st_mtime_ns
     moved = jax.tree.map(lambda leaf: leaf * 1.01, numbers)
     assert export_encoder(model, moved, to="stablehlo") != path
-    os.truncate(path, 10)  # damaged: written again
-    assert export_encoder(model, numbers, to="stablehlo").stat().st_size == before.st_size
+    content = path.read_bytes()
+    for damaged in (content[:10], bytes(len(content))):  # too short; of the same size
+        path.write_bytes(damaged)
+        assert export_encoder(model, numbers, to="stablehlo").stat().st_size == before.st_size
     part = encoder_part(None, model.spec, 1)
     inputs = checking.image_inputs(part, model.spec)
     (found,) = network(path, checking.part_record(part))(*inputs)
@@ -152,6 +153,11 @@ def test_models_that_cannot_be_written_are_refused(tmp_path, more, error, words)
     with pytest.raises(error, match=words):
         export(config_of(tmp_path / "out", **more))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_one_slot_holds_no_prompt(tmp_path):
+    with pytest.raises(BadConfig, match="slots is 1; expected 2 to 1024"):
+        config_of(tmp_path, slots=1)
 
 
 def test_nothing_of_the_users_is_written_over(tmp_path):

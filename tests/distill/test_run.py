@@ -1,0 +1,47 @@
+"""What is checked of a teacher before a student learns from it."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from medvfm_jax.distill.run import TeacherMismatch, _check
+from medvfm_jax.distill.teacher import Teacher
+from medvfm_jax.types import ModelSpec
+
+SPEC = ModelSpec("linear", 4, (4, 4, 3), 4)
+SEEN = ("digest", frozenset({"a", "b"}))
+
+
+def run_of(*test, sha256="digest"):
+    source = SimpleNamespace(
+        dataset=SimpleNamespace(labels={"cell": 1}, name="cells"),
+        sha256=sha256,
+        split=SimpleNamespace(test=test),
+    )
+    model = SimpleNamespace(spec=SPEC)
+    return SimpleNamespace(
+        data=SimpleNamespace(source=source), assembled=SimpleNamespace(base=SimpleNamespace(model=model))
+    )
+
+
+def teacher(**more):
+    return Teacher("linear", SPEC, {}, None, None, {}, {"cell": 1}, **more)
+
+
+@pytest.mark.parametrize(
+    ("more", "test", "words"),
+    [
+        ({"trained_on": SEEN}, ("b", "c"), "1 test cases, like b, were seen .* give the --seed"),
+        ({"trained_on": SEEN, "federated": True}, ("b",), "distil on other images"),
+        (
+            {"trained_on": ("digest", frozenset()), "tested": frozenset({"c"}), "federated": True},
+            ("c", "d"),
+            "1 test cases, like d, may have been seen",
+        ),
+    ],
+)
+def test_cases_that_a_teacher_saw_are_no_test(more, test, words):
+    with pytest.raises(TeacherMismatch, match=words):
+        _check(teacher(**more), run_of(*test))
+    _check(teacher(**more), run_of(*test, sha256="others"))
+    _check(teacher(**more), run_of("c"))

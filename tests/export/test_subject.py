@@ -1,0 +1,36 @@
+"""What is said of an exported run beside its files."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from medvfm_jax.export import subject
+from medvfm_jax.predict.ready import loaded_alone
+from medvfm_jax.settings.export import ExportConfig
+from medvfm_jax.settings.records import BadConfig
+
+
+@pytest.mark.parametrize(
+    ("compression", "unmerged", "words"),
+    [
+        ({"method": "low_rank", "factorised": 3}, False, "--unmerged keeps them thin"),
+        ({"method": "low_rank", "factorised": 3}, True, None),
+        ({"method": "weight_only", "bits": 4}, False, "weights of 32 bits here; --int8"),
+        ({"method": "integers", "bits": 8}, True, "weights of 32 bits here; --int8"),
+        ({"method": "prune", "neurons": "1 of 2"}, True, None),
+        (None, False, None),
+    ],
+)
+def test_what_a_file_does_not_keep_of_a_compression_is_said(compression, unmerged, words):
+    metadata = {} if compression is None else {"compression": compression}
+    loaded = SimpleNamespace(note="", metadata=metadata)
+    notes, warnings = subject._what_is_left_out(SimpleNamespace(run=None, unmerged=unmerged), loaded)
+    assert notes == warnings
+    assert [words in note for note in notes] == ([] if words is None else [True])
+
+
+def test_random_weights_are_no_published_model(tmp_path):
+    with pytest.raises(BadConfig, match="student-tiny-test starts from random weights"):
+        subject.subject(ExportConfig(model="student-tiny-test", out=tmp_path))
+    with pytest.raises(BadConfig, match="student-tiny-test starts from random weights"):
+        loaded_alone("student-tiny-test", "float32", None, True)
