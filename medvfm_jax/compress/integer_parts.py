@@ -21,6 +21,7 @@ class Parts:
     def __init__(self, weights: Mapping[str, Any], bits: int):
         self.configs: dict[str, Mapping[str, Any]] = {"weights": weights}
         self.delta: Delta = {"weights": {}}
+        self.weights_alone = 0  # layers whose inputs were not seen, and stay as they are
         self._bits = bits
         self._inputs: dict[str, Delta] = {}
 
@@ -36,6 +37,7 @@ class Parts:
 
     def unseen(self, path: str, kernel: NDArray, seen: Observed, candidates: int) -> None:
         """A layer whose products are not looked at: steps with the least squared error of its values."""
+        self.weights_alone += path not in seen.others
         self.delta["weights"][path] = stored(
             "kernel", *quantised(kernel, self._bits, 0, candidates), self._bits
         )

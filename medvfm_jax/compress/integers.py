@@ -38,6 +38,7 @@ def _init(
     if attention:
         attentions = parts.attention(seen, candidates, lambda sites: integer_products(sites, bits).config)
     facts = {"kernels": len(paths), "bits": bits, "attention": attentions}
+    facts |= {"weights_alone": parts.weights_alone} if parts.weights_alone else {}
     return with_rest(subject, Compressed(parts.configs, parts.delta, facts), at)
 
 

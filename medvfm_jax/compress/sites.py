@@ -51,7 +51,11 @@ def modules(subject: Subject, pattern: str, fits: Callable[[Site], Any], what: s
         NoSuchSite: there is none.
     """
     sites = find_sites(subject.model.apply, subject.params, *example_inputs(subject.model.spec))
-    found = {path: sites[path] for path in match(pattern, sites) if accepts(fits, sites[path])}
+    try:
+        matched = match(pattern, sites)
+    except NoSuchSite:
+        matched = []
+    found = {path: sites[path] for path in matched if accepts(fits, sites[path])}
     if not found:
         raise NoSuchSite(
             f"{subject.name} has no {what} at '{pattern}'; choose another --method, or --set at=PATTERN."

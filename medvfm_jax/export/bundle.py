@@ -10,6 +10,7 @@ checked. The arithmetic is that of ``medvfm_jax.images``, to which the tests hol
 Coordinates are pixels of the picture, x to the right, y down.
 """
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -31,6 +32,11 @@ class Model:
         files = self.card["files_int8" if int8 else "files"]
         if not files:
             raise ValueError(f"{folder} has no files with 8-bit weights; export it with --int8.")
+        for name, digest in self.card.get("sha256", {}).items():
+            if name in files.values() and hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
+                raise ValueError(
+                    f"{folder / name} is not the file that was exported; export the model again."
+                )
         self._parts = {
             name: network(folder / file, self.card["parts"][name], threads) for name, file in files.items()
         }

@@ -64,6 +64,8 @@ def export(config: ExportConfig, say: Callable[[str], None] = lambda text: None)
             "files": rows,
         }
         record = card.card(found, config.to, parts, files, small)
+        names = sorted({*files.values(), *small.values()})
+        record["sha256"] = {name: sha256_of(folder / name) for name in names}
         with run_directory.writing(config.out):
             run_directory.write_json(folder / card.CARD, record)
             run_directory.write_json(folder / card.CHECK, check)

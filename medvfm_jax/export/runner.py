@@ -17,10 +17,13 @@ def main():
     words.add_argument(
         "--point", type=float, nargs=3, action="append", default=[], help="X Y 1 (or 0: outside)"
     )
+    words.add_argument("--overwrite", action="store_true", help="write over a mask that is there")
     words.add_argument("--int8", action="store_true", help="use the files with 8-bit weights")
     given = words.parse_args()
     if given.mask.suffix not in (".npy", ".png"):  # JPEG changes numbers
         words.error(f"{given.mask} should end with .npy or .png")
+    if given.mask.exists() and not given.overwrite:
+        words.error(f"{given.mask} is there already; give --overwrite, or another name")
     try:
         model = Model(Path(__file__).parent, int8=given.int8)
         labels = model(read(given.picture), boxes=given.box, points=given.point)["labels"]

@@ -2,13 +2,14 @@
 
 import functools
 import json
+import sys
 
 import jax
 import numpy as np
 import pytest
 
 from medvfm_jax import weights
-from medvfm_jax.export import CannotExport, checking, export, export_encoder, formats
+from medvfm_jax.export import CannotExport, bundle, checking, export, export_encoder, formats, runner
 from medvfm_jax.export.bundle import Model, network
 from medvfm_jax.export.parts import encoder_part
 from medvfm_jax.images import Query, make_prompts, preprocess, restore
@@ -89,6 +90,27 @@ def test_the_card_says_what_the_files_take(tmp_path):
         "| encoder.stablehlo: input | `image` | 1 x 64 x 64 x 3 |"
         in (tmp_path / "out" / "README.md").read_text()
     )
+
+
+def test_a_bundle_opens_the_files_that_were_checked_alone(tmp_path):
+    folder = tmp_path / "out"
+    export(config_of(folder, to="stablehlo"))
+    assert bundle.Model(folder).card["name"] == SAM
+    damaged = folder / "decoder.stablehlo"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+    with pytest.raises(ValueError, match=r"decoder\.stablehlo is not the file that was exported"):
+        bundle.Model(folder)
+
+
+def test_the_runner_writes_over_nothing_unasked(tmp_path, monkeypatch, capsys):
+    mask = tmp_path / "mask.npy"
+    mask.write_bytes(b"mine")
+    monkeypatch.setitem(sys.modules, "medvfm_bundle", bundle)
+    monkeypatch.setattr(sys, "argv", ["run.py", "picture.npy", str(mask), "--box", "0", "0", "9", "9"])
+    with pytest.raises(SystemExit):
+        runner.main()
+    assert "--overwrite" in capsys.readouterr().err
+    assert mask.read_bytes() == b"mine"
 
 
 def test_a_file_beyond_its_bound_leaves_nothing(tmp_path, monkeypatch):
