@@ -96,7 +96,7 @@ def analyze_conflict(
     start = time.monotonic()
     batches = _batches(run, config.cases, say)
     names, delta = list(batches), run.assembled.delta
-    value, value_and_gradient = _losses(run, batches)
+    value, value_and_gradient = _losses(run, batches, say)
     found, gradients = [], []
     for name, images in batches.items():
         losses, halves = zip(*(value_and_gradient(delta, batch) for batch in images))
@@ -159,15 +159,20 @@ def _batches(run: Run, images: int, say: Callable[[str], None]) -> dict[str, lis
     return found
 
 
-def _losses(run: Run, batches: dict[str, list[Batch]]) -> tuple[Callable[..., Any], Callable[..., Any]]:
+def _losses(
+    run: Run, batches: dict[str, list[Batch]], say: Callable[[str], None]
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """-> loss and (loss, gradient) of (delta, batch); a frozen encoder has encoded the batches, in place."""
     assembled, config = run.assembled, run.config
     params, key = assembled.base.params, jax.random.key(config.seed)
     frozen = not touches_encoder(assembled.delta) and assembled.base.model.spec.resize != "none"
     if frozen:
-        encode = jax.jit(jax.vmap(functools.partial(assembled.adapted.encode, params, assembled.delta)))
+        say("the encoder is frozen: each image is encoded once")
+        encode = jax.jit(jax.vmap(assembled.adapted.encode, in_axes=(None, None, 0)))
         for images in batches.values():
-            images[:] = [batch._replace(image=encode(batch.image)) for batch in images]
+            images[:] = [
+                batch._replace(image=encode(params, assembled.delta, batch.image)) for batch in images
+            ]
     loss = make_loss(assembled.adapted, assembled.objective, cached=frozen)
 
     def of_batch(params: Any, delta: Delta, batch: Batch) -> Any:
