@@ -92,7 +92,7 @@ def analyze_conflict(
     start = time.monotonic()
     batches = site_batches(run, config.cases, say)
     names, delta = list(batches), run.assembled.delta
-    value, value_and_gradient, _ = site_losses(run, batches)
+    value, value_and_gradient, _ = site_losses(run, batches, say)
     found, gradients = [], []
     for name, images in batches.items():
         losses, halves = zip(*(value_and_gradient(delta, batch) for batch in images))

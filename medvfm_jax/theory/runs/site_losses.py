@@ -50,15 +50,18 @@ class SiteLosses(NamedTuple):
     product: Callable[..., Any]
 
 
-def site_losses(run: Run, batches: dict[str, list[Batch]]) -> SiteLosses:
+def site_losses(run: Run, batches: dict[str, list[Batch]], say: Callable[[str], None]) -> SiteLosses:
     """The loss of a run; a frozen encoder has encoded the batches, in place."""
     assembled, config = run.assembled, run.config
     params, key = assembled.base.params, jax.random.key(config.seed)
     frozen = not touches_encoder(assembled.delta) and assembled.base.model.spec.resize != "none"
     if frozen:
-        encode = jax.jit(jax.vmap(functools.partial(assembled.adapted.encode, params, assembled.delta)))
+        say("the encoder is frozen: each image is encoded once")
+        encode = jax.jit(jax.vmap(assembled.adapted.encode, in_axes=(None, None, 0)))
         for images in batches.values():
-            images[:] = [batch._replace(image=encode(batch.image)) for batch in images]
+            images[:] = [
+                batch._replace(image=encode(params, assembled.delta, batch.image)) for batch in images
+            ]
     loss = make_loss(assembled.adapted, assembled.objective, cached=frozen)
 
     def of_batch(params: Any, delta: Delta, batch: Batch) -> Any:
