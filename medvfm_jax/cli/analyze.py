@@ -7,9 +7,15 @@ from typing import Any
 from rich.console import Console
 
 from medvfm_jax.cli import console
-from medvfm_jax.cli.analyses import placement, similarity
+from medvfm_jax.cli.analyses import divergence, placement, receptive_field, similarity, transferability
 
-TOOLS = (placement.TOOL, similarity.TOOL)
+TOOLS = (
+    placement.TOOL,
+    similarity.TOOL,
+    transferability.TOOL,
+    divergence.TOOL,
+    receptive_field.TOOL,
+)
 
 
 def run(args: Any) -> int:
