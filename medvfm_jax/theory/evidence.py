@@ -40,8 +40,8 @@ def log_evidence(features: ArrayLike, target: ArrayLike) -> Evidence:
         It is the same for features turned or multiplied by a number.
 
     Raises:
-        ValueError: features or a target that are not finite, or a target that is a linear function of fewer features
-            than examples, whose evidence has no largest value.
+        ValueError: features or a target that are not finite, a target of 0, or one that is a linear function of fewer
+            features than examples, whose evidence has no largest value.
 
     References:
         You et al., ICML 2021 (LogME), https://arxiv.org/abs/2102.11005, section 4.2.
@@ -49,6 +49,8 @@ def log_evidence(features: ArrayLike, target: ArrayLike) -> Evidence:
     features, y = np.asarray(features, np.float64), np.asarray(target, np.float64)
     if not (np.isfinite(features).all() and np.isfinite(y).all()):
         raise ValueError("features or target are not finite")
+    if not y.any():
+        raise ValueError("the target is 0 throughout")
     return _largest(*_spectrum(features), y)
 
 

@@ -72,5 +72,7 @@ def test_what_has_no_evidence_is_refused():
         log_evidence(x * np.nan, x[:, 0])
     with pytest.raises(ValueError, match="not finite"):
         logme(x * np.nan, np.arange(10) % 2)
+    with pytest.raises(ValueError, match="0 throughout"):
+        log_evidence(x, np.zeros(10))
     with pytest.raises(ValueError, match="one class"):
         logme(x, np.ones(10))

@@ -100,9 +100,8 @@ def analyze_divergence(
     pictures = {
         name: [pictures_of(of, c, slices=1)[0][0] for c in cases] for name, (of, cases) in kept.items()
     }
-    pairs = []
-    for model in config.models:
-        encoder = open_encoder(model, config.offline)
+    encoders, pairs = {name: open_encoder(name, config.offline) for name in config.models}, []
+    for model, encoder in encoders.items():
         say(f"{model}: {sum(map(len, pictures.values()))} pictures of {len(kept)} domains")
         seen = {name: np.stack([encoder.mean(one) for one in some]) for name, some in pictures.items()}
         pairs += [_distance(config, model, a, b, seen) for a, b in itertools.combinations(kept, 2)]

@@ -66,9 +66,9 @@ def analyze_receptive_field(
         MedvfmError: settings, data or weights that do not fit.
     """
     sample = open_sample(config, say) if config.data is not None else None
-    models = []
-    for name in config.models:
-        encoder, start = open_encoder(name, config.offline), time.monotonic()
+    encoders, models = {name: open_encoder(name, config.offline) for name in config.models}, []
+    for name, encoder in encoders.items():
+        start = time.monotonic()
         pictures = sample.pictures if sample else _noise(encoder, config.cases, config.seed)
         say(f"{name}: derivatives of {len(pictures)} pictures")
         try:

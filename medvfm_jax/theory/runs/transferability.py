@@ -109,10 +109,10 @@ def analyze_transferability(
         raise BadConfig(
             f"The pictures are of {counted(patients, 'patient')}; 4 are needed: take more --cases."
         )
-    found = []
-    for name in config.models:
+    encoders, found = {name: open_encoder(name, config.offline) for name in config.models}, []
+    for name, encoder in encoders.items():
         say(f"{name}: {counted(len(points.classes), 'point')} of {counted(len(sample.pictures), 'picture')}")
-        found.append(transferability(name, open_encoder(name, config.offline), sample, points))
+        found.append(transferability(name, encoder, sample, points))
     found.sort(key=lambda one: -one.logme.value)
     return TransferabilityResult(sample.dataset.name, len(sample.pictures), counts, tuple(found))
 
