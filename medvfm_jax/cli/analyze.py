@@ -7,13 +7,28 @@ from typing import Any
 from rich.console import Console
 
 from medvfm_jax.cli import console
-from medvfm_jax.cli.analyses import ablate, conflict, curvature, drift, kernel, placement, scaling, similarity
+from medvfm_jax.cli.analyses import (
+    ablate,
+    conflict,
+    curvature,
+    divergence,
+    drift,
+    kernel,
+    placement,
+    receptive_field,
+    scaling,
+    similarity,
+    transferability,
+)
 
 TOOLS = (
     placement.TOOL,
     kernel.TOOL,
     curvature.TOOL,
     similarity.TOOL,
+    transferability.TOOL,
+    divergence.TOOL,
+    receptive_field.TOOL,
     conflict.TOOL,
     drift.TOOL,
     scaling.TOOL,

@@ -6,6 +6,7 @@ more, for one sentence; words that it takes are never refused here.
 """
 
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,10 +31,13 @@ class Option(NamedTuple):
 
 
 def subcommands(args_type: Any) -> dict[str, Any]:
-    """{name: dataclass} of a union of commands, which are called as their classes; {} for a command without any."""
+    """{name: dataclass} of a union of commands, which are called as their classes; {} for a command without any.
+
+    Words of a class's name are joined by hyphens, as tyro does.
+    """
     if dataclasses.is_dataclass(args_type):
         return {}
-    return {kind.__name__.lower(): kind for kind in typing.get_args(args_type)}
+    return {re.sub(r"\B([A-Z])", r"-\1", kind.__name__).lower(): kind for kind in typing.get_args(args_type)}
 
 
 def complaint(args_type: Any, words: Sequence[str]) -> str | None:

@@ -9,19 +9,39 @@ from medvfm_jax.theory.curvature import (
     hessian_product,
     lanczos,
 )
+from medvfm_jax.theory.evidence import Evidence, log_evidence, logme
+from medvfm_jax.theory.frechet import squared_frechet
+from medvfm_jax.theory.h_score import h_score
+from medvfm_jax.theory.maximum_mean_discrepancy import gaussian_kernel, squared_mmd
+from medvfm_jax.theory.permutation import Tested, permutation_test
 from medvfm_jax.theory.placement import Place, grouped, within_budget
 from medvfm_jax.theory.predictors import PREDICTORS, Predictor
+from medvfm_jax.theory.proxy_distance import proxy_a_distance
 from medvfm_jax.theory.rank_agreement import RankAgreement, rank_agreement
+from medvfm_jax.theory.receptive_field import Extent, extent, squared_gradient
 from medvfm_jax.theory.runs.ablate import AblationResult, CellResult, analyze_ablate
 from medvfm_jax.theory.runs.conflict import ConflictResult, SiteGradient, analyze_conflict
 from medvfm_jax.theory.runs.curvature import CurvatureResult, analyze_curvature
+from medvfm_jax.theory.runs.divergence import Distance, DivergenceResult, analyze_divergence
 from medvfm_jax.theory.runs.drift import DriftPoint, DriftResult, analyze_drift
 from medvfm_jax.theory.runs.kernel import AdapterKernel, KernelResult, analyze_kernel
 from medvfm_jax.theory.runs.placement import PlacementResult, analyze_placement
+from medvfm_jax.theory.runs.receptive_field import (
+    ReceptiveField,
+    ReceptiveFieldResult,
+    analyze_receptive_field,
+)
 from medvfm_jax.theory.runs.scaling import ScalingResult, analyze_scaling
 from medvfm_jax.theory.runs.similarity import SimilarityResult, analyze_similarity
+from medvfm_jax.theory.runs.transferability import (
+    Estimate,
+    Transferability,
+    TransferabilityResult,
+    analyze_transferability,
+)
 from medvfm_jax.theory.scaling_law import BadCurve, ScalingLaw, fit_scaling_law
 from medvfm_jax.theory.similarity import debiased_cka
+from medvfm_jax.theory.sliced_wasserstein import squared_sliced_wasserstein
 from medvfm_jax.theory.spectrum import captured_energy, effective_rank, energy_rank, stable_rank
 from medvfm_jax.theory.tangent_kernel import KernelSummary, NoKernel, linearised_losses, summarise_kernel
 
@@ -34,8 +54,13 @@ __all__ = [
     "ClientDrift",
     "ConflictResult",
     "CurvatureResult",
+    "Distance",
+    "DivergenceResult",
     "DriftPoint",
     "DriftResult",
+    "Estimate",
+    "Evidence",
+    "Extent",
     "KernelResult",
     "KernelSummary",
     "NoCurvature",
@@ -45,32 +70,51 @@ __all__ = [
     "PlacementResult",
     "Predictor",
     "RankAgreement",
+    "ReceptiveField",
+    "ReceptiveFieldResult",
     "ScalingLaw",
     "ScalingResult",
     "SimilarityResult",
     "SiteGradient",
     "Spectrum",
+    "Tested",
+    "Transferability",
+    "TransferabilityResult",
     "analyze_ablate",
     "analyze_conflict",
     "analyze_curvature",
+    "analyze_divergence",
     "analyze_drift",
     "analyze_kernel",
     "analyze_placement",
+    "analyze_receptive_field",
     "analyze_scaling",
     "analyze_similarity",
+    "analyze_transferability",
     "captured_energy",
     "client_drift",
     "debiased_cka",
     "effective_rank",
     "energy_rank",
     "estimate_spectrum",
+    "extent",
     "fit_scaling_law",
     "gauss_newton_product",
+    "gaussian_kernel",
     "grouped",
+    "h_score",
     "hessian_product",
     "lanczos",
     "linearised_losses",
+    "log_evidence",
+    "logme",
+    "permutation_test",
+    "proxy_a_distance",
     "rank_agreement",
+    "squared_frechet",
+    "squared_gradient",
+    "squared_mmd",
+    "squared_sliced_wasserstein",
     "stable_rank",
     "summarise_kernel",
     "within_budget",

@@ -20,6 +20,11 @@ class BadFeatures(MedvfmError):
 class DenseEncoder:
     """Pictures -> features on the grid of the encoder's embedding, by one compiled program.
 
+    Attributes:
+        spec: of the model; its logits are the grid of the features.
+        params: what ``encode`` takes.
+        encode: (params, prepared picture (S, S, 3)) -> features (h, w, c), compiled and differentiable.
+
     Examples:
         >>> encoder = DenseEncoder(*weights.load("sam-tiny-test"))
         >>> features, frame = encoder(np.zeros((20, 30, 3), np.uint8))
@@ -39,7 +44,7 @@ class DenseEncoder:
             )
         grid = tuple(model.spec.embedding[:2])
         self.spec: ModelSpec = replace(model.spec, logits_shape=grid, task="semantic", distance_map=False)
-        self._params, self._encode = params, jax.jit(model.encode)
+        self.params, self.encode = params, jax.jit(model.encode)
 
     def __call__(self, picture: NDArray) -> tuple[NDArray[np.float32], Frame]:
         """Picture (H, W, C) -> features (h, w, c) and the frame, whose logits are the grid of the features.
@@ -47,7 +52,7 @@ class DenseEncoder:
         Raises BadFeatures.
         """
         prepared, frame = preprocess(self.spec, picture)
-        features = np.asarray(self._encode(self._params, prepared), np.float32)
+        features = np.asarray(self.encode(self.params, prepared), np.float32)
         if not np.isfinite(features).all():
             raise BadFeatures(
                 f"{self.spec.name} gives features that are not finite for this picture; its weights are damaged: use "

@@ -1,13 +1,17 @@
 """`medvfm analyze`: gradients and features of small models, as tables and as JSON."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image as Pillow
 
+from medvfm_jax.data import make_phantom_dataset
 from medvfm_jax.theory.runs import placement as placement_run
+from medvfm_jax.train.dense_encoder import DenseEncoder
 from tests.cli.commands import LITE, adapt_words
 
 SAM = "sam-tiny-test"
@@ -109,6 +113,79 @@ def test_real_steps_drift_as_predicted(medvfm, cells):
     assert alone["points"][1]["measured"] is None
 
 
+def test_a_run_whose_encoder_is_as_published_is_ranked_as_it(medvfm, cells, tmp_path):
+    run = tmp_path / "run"
+    assert medvfm(*adapt_words(cells, run, model=LITE, adapter="decoder")).code == 0
+    words = (
+        "analyze",
+        "transferability",
+        "--data",
+        cells,
+        "--cases",
+        4,
+        "--points",
+        20,
+        "--models",
+        SAM,
+        LITE,
+        run,
+    )
+    found = medvfm(*words, "--json").json
+    assert found["images"] == 4
+    assert sum(found["points"].values()) == 4 * 2 * 20
+    models = {model["model"]: model for model in found["models"]}
+    assert models[LITE]["logme"] == models[str(run)]["logme"]
+    evidences = [model["logme"]["value"] for model in found["models"]]
+    assert evidences == sorted(evidences, reverse=True)
+    for model in models.values():
+        assert 0 <= model["h_score_shrunk"]["value"] <= model["h_score"]["value"] <= 1 + 1e-9
+        assert model["by_chance"] == pytest.approx(model["features"] / 159)
+        assert 0 <= model["probe"]["value"] <= 1
+    assert "LogME" in medvfm(*words).out
+
+
+def test_a_copy_of_a_dataset_is_not_far_from_it(medvfm, tmp_path):
+    data = make_phantom_dataset(tmp_path / "nuclei", "cells", 8, size=32)
+    shutil.copytree(data, tmp_path / "copy" / "nuclei")
+    fractions = ("--val-fraction", 0.1, "--test-fraction", 0.1)
+    words = ("analyze", "divergence", "--data", data, "--models", LITE, "--permutations", 9, *fractions)
+    found = medvfm(*words, "--against", tmp_path / "copy" / "nuclei", "--json").json
+    (pair,) = found["pairs"]
+    assert pair["images"] == [6, 6]
+    assert pair["first"] != pair["second"]
+    assert pair["frechet"]["value"] == pytest.approx(0, abs=1e-9)
+    assert pair["wasserstein"]["value"] == pytest.approx(0, abs=1e-9)
+    assert pair["mmd"]["value"] < 0
+    assert pair["frechet"]["p_value"] == 1
+
+
+def test_sites_that_a_model_tells_apart(medvfm, tmp_path):
+    data = make_phantom_dataset(tmp_path / "nuclei", "cells", 16, size=32)
+    names = sorted(path.name for path in (data / "images").iterdir())
+    for name in names[8:]:  # a site of pictures in which nothing is to be seen
+        Pillow.fromarray(np.full((32, 32, 3), 90, np.uint8)).save(data / "images" / name)
+    rows = [f"{name},{'dark' if i >= 8 else 'light'}" for i, name in enumerate(names[:-1])]
+    (data / "sites.csv").write_text("\n".join(["file,site", *rows, f"{names[-1]},lonely"]))
+    words = ("analyze", "divergence", "--data", data, "--models", LITE, "--permutations", 19)
+    result = medvfm(*words, "--val-fraction", 0.05, "--test-fraction", 0.05, "--json")
+    (pair,) = result.json["pairs"]
+    assert "note: lonely has 1 patient" in result.err
+    assert (pair["first"], pair["second"]) == ("dark", "light")
+    assert pair["a_distance"]["value"] > 1
+    assert pair["mmd"]["p_value"] == pytest.approx(0.05)
+
+
+def test_a_receptive_field_lies_within_the_input(medvfm, cells):
+    words = ("analyze", "receptive-field", "--models", LITE, SAM, "--probes", 1)
+    found = medvfm(*words, "--json").json
+    assert found["data"] == ""
+    for model in found["models"]:
+        assert 0 < model["field"]["height"] < model["side"]
+        assert model["stride"] <= model["field"]["square"] < 2 * model["side"]
+        assert model["error"]["square"] >= 0
+    assert "pixels of the model's input" in medvfm(*words, "--data", cells).out
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
@@ -130,6 +207,17 @@ def test_real_steps_drift_as_predicted(medvfm, cells):
         (("analyze", "kernel", "--data", "DATA", "--adapters", "lora", "lora"), "twice"),
         (("analyze", "curvature"), "needs --run"),
         (("analyze", "ablate", "--grid", "nothing.json"), "cannot be read"),
+        (("analyze", "transferability", "--data", "DATA", "--models", SAM, SAM), "twice"),
+        (("analyze", "transferability", "--data", "DATA", "--points", 0), "points is 0"),
+        (
+            ("analyze", "transferability", "--data", "DATA", "--models", "missformer-tiny-test"),
+            "random weights",
+        ),
+        (("analyze", "divergence", "--data", "DATA", "--models", SAM), "two are needed"),
+        (("analyze", "divergence", "--data", "DATA", "--against", "DATA", "--models", SAM), "two are needed"),
+        (("analyze", "divergence", "--data", "DATA", "--permutations", 0), "permutations is 0"),
+        (("analyze", "receptive-field", "--models", "sam-med3d-tiny-test"), "sees volumes"),
+        (("analyze", "receptive-field", "--models", SAM, "--probes", 0), "probes is 0"),
         (("analyze",), ""),
     ],
 )
@@ -214,3 +302,25 @@ def test_a_grid_is_predicted_trained_and_kept(medvfm, cells, tmp_path):
     medvfm(*words)
     assert kept.stat().st_mtime_ns == written
     assert json.loads((out / "ablation.json").read_text())["cells"][0]["dice"] == good["dice"]
+
+
+@pytest.mark.parametrize("tool", ["transferability", "divergence", "receptive-field"])
+def test_an_encoder_that_gives_the_same_everywhere_is_refused(medvfm, tmp_path, monkeypatch, tool):
+    def constant(self, model, params):
+        original(self, model, params)
+        encode, self.encode = self.encode, None
+        self.encode = jax.jit(lambda params, image: jnp.ones_like(encode(params, image)))
+
+    original = DenseEncoder.__init__
+    monkeypatch.setattr(DenseEncoder, "__init__", constant)
+    data = make_phantom_dataset(tmp_path / "nuclei", "cells", 8, size=32)
+    words = ("--val-fraction", 0.1, "--test-fraction", 0.1, "--models", SAM)
+    words += ("--against", data) if tool == "divergence" else ()
+    sentences = {
+        "transferability": "the same for all examples. Leave it out",
+        "divergence": "which have no distance",
+        "receptive-field": "depends on no pixel",
+    }
+    result = medvfm("analyze", tool, "--data", data, *words)
+    assert result.code == 1
+    assert sentences[tool] in result.err

@@ -11,6 +11,7 @@ import pytest
 
 from medvfm_jax import report
 from medvfm_jax.cli.main import COMMANDS
+from medvfm_jax.cli.usage import subcommands
 from medvfm_jax.images.image import Image
 from medvfm_jax.images.writing import write_mask
 from medvfm_jax.local_paths import BadPath
@@ -31,9 +32,8 @@ def commands():
         if dataclasses.is_dataclass(kind):
             yield (name,), kind
             continue
-        for part in typing.get_args(kind):
-            sub, *about = typing.get_args(part) or (part,)
-            yield (name, about[0].name if about else sub.__name__.lower()), sub
+        for word, part in subcommands(kind).items():
+            yield (name, word), part
 
 
 def kinds_in(hint):

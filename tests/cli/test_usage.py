@@ -79,6 +79,19 @@ def test_words_that_fit_are_no_reason(words):
     tyro.cli(Bake, args=list(words), config=(tyro.conf.FlagCreatePairsOff,))
 
 
+@dataclasses.dataclass
+class EatOut:
+    """As tyro calls it: eat-out."""
+
+    place: str = "here"
+
+
+def test_a_subcommand_of_two_words():
+    tyro.cli(Bake | EatOut, args=["eat-out"])
+    assert complaint(Bake | EatOut, ("eat-out", "--place")) == complaint(EatOut, ("--place",)) is not None
+    assert complaint(Bake | EatOut, ("eatout",)) == "there is no subcommand 'eatout'; did you mean eat-out"
+
+
 def test_subcommands():
     assert complaint(Bake | Eat, ()) == "say which: bake or eat"
     assert complaint(Bake | Eat, ("eet", "x")) == "there is no subcommand 'eet'; did you mean eat"

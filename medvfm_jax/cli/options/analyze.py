@@ -6,11 +6,14 @@ from medvfm_jax.settings.analyze import (
     AblateConfig,
     ConflictConfig,
     CurvatureConfig,
+    DivergenceConfig,
     DriftConfig,
     KernelConfig,
     PlacementConfig,
+    ReceptiveFieldConfig,
     ScalingConfig,
     SimilarityConfig,
+    TransferabilityConfig,
 )
 
 
@@ -60,6 +63,41 @@ class Similarity(SimilarityConfig):
 
 
 @dataclass(frozen=True)
+class Transferability(TransferabilityConfig):
+    """Which model or checkpoint to start from: LogME and H-score of frozen features, beside cheap probes.
+
+    Example: medvfm analyze transferability --data data/dsb2018 --models lite-medsam dinov2-s runs/a
+
+    All models are asked about the same labelled pixels. LogME is the evidence of the classes under a linear model of
+    the features, the H-score how far the classes lie apart in them; a ridge classifier and the nearest neighbour are
+    scored on patients they were not fitted on.
+    """
+
+
+@dataclass(frozen=True)
+class Divergence(DivergenceConfig):
+    """How far sites, or two datasets, are from each other as a frozen encoder sees them.
+
+    Example: medvfm analyze divergence --data data/dsb2018 --models lite-medsam
+    Example: medvfm analyze divergence --data data/dsb2018 --against data/Dataset004_Hippocampus
+
+    The mean features of one picture of each patient are compared: maximum mean discrepancy, proxy A-distance, Frechet
+    and sliced Wasserstein distance, each beside what it is for random divisions of the same patients.
+    """
+
+
+@dataclass(frozen=True)
+class ReceptiveField(ReceptiveFieldConfig):
+    """How much of a picture one place of an encoder's map depends on: the effective receptive field.
+
+    Example: medvfm analyze receptive-field --models lite-medsam dinov2-s --data data/dsb2018
+
+    The middle place of the map is differentiated with respect to the input. The table has the standard deviation of
+    the magnitudes around that place, and the side of the square that holds 95 % of them.
+    """
+
+
+@dataclass(frozen=True)
 class Conflict(ConflictConfig):
     """Which sites of some data pull a model apart, and which help each other, before anything is trained.
 
@@ -105,4 +143,16 @@ class Ablate(AblateConfig):
     """
 
 
-AnalyzeArgs = Placement | Kernel | Curvature | Similarity | Conflict | Drift | Scaling | Ablate
+AnalyzeArgs = (
+    Placement
+    | Kernel
+    | Curvature
+    | Similarity
+    | Transferability
+    | Divergence
+    | ReceptiveField
+    | Conflict
+    | Drift
+    | Scaling
+    | Ablate
+)

@@ -3,19 +3,25 @@
 from medvfm_jax.settings.analyze.ablate import AblateConfig
 from medvfm_jax.settings.analyze.conflict import ConflictConfig
 from medvfm_jax.settings.analyze.curvature import CurvatureConfig
+from medvfm_jax.settings.analyze.divergence import DivergenceConfig
 from medvfm_jax.settings.analyze.drift import DriftConfig
 from medvfm_jax.settings.analyze.kernel import KernelConfig
 from medvfm_jax.settings.analyze.placement import PlacementConfig
+from medvfm_jax.settings.analyze.receptive_field import ReceptiveFieldConfig
 from medvfm_jax.settings.analyze.scaling import ScalingConfig
 from medvfm_jax.settings.analyze.similarity import SimilarityConfig
+from medvfm_jax.settings.analyze.transferability import TransferabilityConfig
 
 __all__ = [
     "AblateConfig",
     "ConflictConfig",
     "CurvatureConfig",
+    "DivergenceConfig",
     "DriftConfig",
     "KernelConfig",
     "PlacementConfig",
+    "ReceptiveFieldConfig",
     "ScalingConfig",
     "SimilarityConfig",
+    "TransferabilityConfig",
 ]

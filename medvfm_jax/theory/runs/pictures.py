@@ -1,8 +1,8 @@
 """Training pictures and frozen encoders that the tools on features look at."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from numpy.typing import NDArray
 
@@ -15,7 +15,9 @@ from medvfm_jax.settings.analyze.pictures import PicturesConfig
 from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.train.data_check import check_split
 from medvfm_jax.train.dense_encoder import DenseEncoder
-from medvfm_jax.train.training_data import open_split
+from medvfm_jax.train.training_data import SplitData, open_split
+
+T = TypeVar("T")
 
 
 class Sample(NamedTuple):
@@ -41,13 +43,7 @@ def open_sample(config: PicturesConfig, say: Callable[[str], None], *, at_least:
         BadConfig: fewer cases than ``at_least``.
         MedvfmError: data that cannot be read.
     """
-    source = open_split(
-        config.data, seed=config.seed, val=config.val_fraction, test=config.test_fraction, offline=config.offline,
-        allow_geometry_mismatch=config.allow_geometry_mismatch, follow_links=config.follow_links,
-    )  # fmt: skip
-    with ProgressDisplay(title="analyze") as display:
-        bad = check_split(source, skip_bad=config.skip_bad, track=display.track, say=say).bad_cases()
-    cases = [case for case in source.split.train if case not in bad]
+    source, cases = training_cases(config, config.data, say)
     wanted = min(config.cases, len(cases))
     if wanted < at_least:
         raise BadConfig(
@@ -55,9 +51,32 @@ def open_sample(config: PicturesConfig, say: Callable[[str], None], *, at_least:
         )
     if wanted < config.cases:
         say(f"note: the training part has {wanted} cases, fewer than --cases {config.cases}")
-    chosen = tuple(cases[int((i + 0.5) * len(cases) / wanted)] for i in range(wanted))
+    chosen = tuple(spread(cases, wanted))
     found = [pictures_of(source.dataset, case, slices=1)[0] for case in chosen]
     return Sample(source.dataset, chosen, tuple(p for p, _ in found), tuple(label for _, label in found))
+
+
+def training_cases(
+    config: PicturesConfig, data: str, say: Callable[[str], None]
+) -> tuple[SplitData, list[str]]:
+    """A dataset, and the cases of its training part that can be used.
+
+    Raises:
+        MedvfmError: data that cannot be read.
+    """
+    source = open_split(
+        data, seed=config.seed, val=config.val_fraction, test=config.test_fraction, offline=config.offline,
+        allow_geometry_mismatch=config.allow_geometry_mismatch, follow_links=config.follow_links,
+    )  # fmt: skip
+    with ProgressDisplay(title="analyze") as display:
+        bad = check_split(source, skip_bad=config.skip_bad, track=display.track, say=say).bad_cases()
+    return source, [case for case in source.split.train if case not in bad]
+
+
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """So many of the items, evenly, each the middle of as many parts; all where there are no more."""
+    count = min(count, len(items))
+    return [items[int((i + 0.5) * len(items) / count)] for i in range(count)]
 
 
 def open_encoder(name: str, offline: bool) -> DenseEncoder:

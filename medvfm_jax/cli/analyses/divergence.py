@@ -1,0 +1,46 @@
+"""`medvfm analyze divergence`: distances of domains, each beside what it is by chance."""
+
+from collections.abc import Callable
+from typing import Any
+
+from medvfm_jax.cli import console
+from medvfm_jax.cli.analyses import Tool
+from medvfm_jax.settings.analyze import DivergenceConfig
+from medvfm_jax.theory import DivergenceResult, analyze_divergence
+
+_COLUMNS = {"mmd": "MMD^2", "a_distance": "A-distance", "frechet": "Frechet^2", "wasserstein": "sliced W^2"}
+
+
+def run(config: DivergenceConfig, say: Callable[[str], None]) -> tuple[dict[str, Any], str]:
+    """The record, and the table."""
+    found = analyze_divergence(config, say)
+    pairs = [
+        pair._asdict() | {name: getattr(pair, name)._asdict() for name in _COLUMNS} for pair in found.pairs
+    ]
+    return found._asdict() | {"pairs": pairs}, _text(found)
+
+
+TOOL = Tool(DivergenceConfig, run)
+
+
+def _text(found: DivergenceResult) -> str:
+    columns = (
+        "model",
+        "between",
+        "and",
+        *(word for name in _COLUMNS.values() for word in (name, "chance", "p")),
+    )
+    rows = []
+    for pair in found.pairs:
+        tested = [getattr(pair, name) for name in _COLUMNS]
+        numbers = [
+            word for t in tested for word in (f"{t.value:.3f}", f"{t.by_chance:.3f}", f"{t.p_value:.3f}")
+        ]
+        rows.append((pair.model, pair.first, pair.second, *numbers))
+    domains = ", ".join(f"{name} {count}" for name, count in found.domains.items())
+    return (
+        console.table(columns, rows)
+        + f"\none picture of each patient: {domains}; chance: mean over {found.permutations} random divisions of the "
+        "same patients, p: share that is at least as far apart, not corrected for the number of pairs; Frechet and W "
+        "in units of the total variance"
+    )
