@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, get_args
 
 from experiments.covering_tests import ROOT, covering
 from experiments.measured import measured
-from medvfm_jax import adapters, compress, crosstask, distill, losses, metrics, systems
+from medvfm_jax import adapters, compress, crosstask, distill, losses, metrics, systems, theory
 from medvfm_jax.adapters.serialise import KINDS
 from medvfm_jax.catalog import description_of, differences_of, fidelity_of
 from medvfm_jax.federated import algorithms, codecs, privacy
@@ -124,6 +124,11 @@ def sections() -> dict[str, list[Method]]:
             _method(n, f, PYTHON if n == "exclusion_cross_entropy" else _FOR_TASKS[_module(f)], ["crosstask"])
             for n, f in functions_of(crosstask)
         ],
+        "Theory": [
+            _method(n, f, f"medvfm analyze {_ANALYSES[_module(f)]}", ["theory"])
+            for n, f in functions_of(theory)
+            if not n.startswith("analyze_")
+        ],
         "Distillation": [
             _method(n, r, f"medvfm distill --recipe {n}", ["distill"], kind="recipe")
             for n, r in distill.RECIPES.items()
@@ -152,6 +157,24 @@ _FOR_TASKS = {
     "loss_weighting": "medvfm federate --algorithm NAME",
     "client_clusters": "medvfm federate --algorithm clustered",
     "task_affinity": "medvfm analyze conflict",
+}
+_ANALYSES = {
+    "spectrum": "placement",
+    "placement": "placement",
+    "tangent_kernel": "kernel",
+    "curvature": "curvature",
+    "similarity": "similarity",
+    "evidence": "transferability",
+    "h_score": "transferability",
+    "frechet": "divergence",
+    "maximum_mean_discrepancy": "divergence",
+    "permutation": "divergence",
+    "proxy_distance": "divergence",
+    "sliced_wasserstein": "divergence",
+    "receptive_field": "receptive-field",
+    "client_drift": "drift",
+    "scaling_law": "scaling",
+    "rank_agreement": "ablate",
 }
 _ALGORITHMS = ["federated/algorithms", "federated/core", "federated/run"]
 _TRIED = ("sam-b", "lite-medsam", "vit-b", "unet")  # models whose systems are asked for their parts

@@ -26,6 +26,8 @@ class KernelSummary(NamedTuple):
         slope: decrease of the mean logistic loss per unit of learning rate by the first step, r' K r / n^2.
         left: share of |r|^2 that gradient flow of squared error leaves after each of ``times``.
         times: in steps of the rate 1 over the largest eigenvalue.
+        losses: mean logistic loss of the linearised model at the start and after each of ``times`` in steps of the
+            rate 4 n over the largest eigenvalue, half of what is stable whatever the logits are.
 
     References:
         Jacot et al. 2018, https://arxiv.org/abs/1806.07572; Malladi et al. 2023, https://arxiv.org/abs/2210.05643 (of
@@ -41,16 +43,23 @@ class KernelSummary(NamedTuple):
     slope: float
     left: tuple[float, ...]
     times: tuple[float, ...]
+    losses: tuple[float, ...]
 
 
 def summarise_kernel(
-    kernel: ArrayLike, residual: ArrayLike, *, ridge: float = 0.01, times: Sequence[float] = (10, 100)
+    kernel: ArrayLike,
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    ridge: float = 0.01,
+    times: Sequence[int] = (10, 100),
 ) -> KernelSummary:
     """What the kernel of n outputs predicts of training towards their labels.
 
     Args:
         kernel: (n, n), symmetric positive semi-definite.
-        residual: (n,), label minus predicted probability of each output.
+        logits: (n,), the outputs.
+        labels: (n,), 0 to 1.
         ridge: share of the largest eigenvalue below which a direction counts less than half.
         times: see ``KernelSummary.left``.
 
@@ -60,7 +69,8 @@ def summarise_kernel(
     Raises:
         NoKernel: a kernel or residual of zeros, or numbers that are not finite.
     """
-    k, r = np.asarray(kernel, np.float64), np.asarray(residual, np.float64)
+    k, labels = np.asarray(kernel, np.float64), np.asarray(labels, np.float64)
+    r = labels - probability(logits)
     if not (np.isfinite(k).all() and np.isfinite(r).all()):
         raise NoKernel(
             "Outputs or their gradients are not finite; check the data (medvfm check) and the weights."
@@ -80,9 +90,11 @@ def summarise_kernel(
     cut = ridge * values[0]
     left = tuple(float((np.exp(-2 * t * values / values[0]) * share).sum() / size) for t in times)
     quadratic = float(values @ share)
+    falling = linearised_losses(k, logits, labels, rate=4 * n / values[0], steps=max(times))
     return KernelSummary(
         n, values, float(values.sum() / n), float((values / (values + cut)).sum()), float(cut),
         quadratic / (float(np.sqrt((values**2).sum())) * size), quadratic / n**2, left, tuple(map(float, times)),
+        tuple(falling[[0, *times]].tolist()),
     )  # fmt: skip
 
 

@@ -28,8 +28,7 @@ def test_a_linear_model_trains_as_its_kernel_says():
 def test_the_slope_is_the_first_decrease_of_the_loss():
     x, y, w = problem(1)
     f = x @ w
-    residual = y - 1 / (1 + np.exp(-f))
-    found = summarise_kernel(x @ x.T, residual)
+    found = summarise_kernel(x @ x.T, f, y)
     losses = linearised_losses(x @ x.T, f, y, rate=1e-6, steps=1)
     assert found.slope == pytest.approx((losses[0] - losses[1]) / 1e-6, rel=1e-4)
 
@@ -52,7 +51,7 @@ def test_lora_at_its_start_has_the_kernel_of_the_projected_inputs():
 
 
 def test_spectrum_dimension_and_alignment_of_a_diagonal_kernel():
-    found = summarise_kernel(np.diag([4.0, 1.0, 0.0]), [1.0, 1.0, 1.0], ridge=0.25, times=(1,))
+    found = summarise_kernel(np.diag([4.0, 1.0, 0.0]), np.zeros(3), [1.5, 1.5, 1.5], ridge=0.25, times=(1,))
     np.testing.assert_allclose(found.eigenvalues, [4, 1, 0])
     assert found.trace == pytest.approx(5 / 3)
     assert found.ridge == pytest.approx(1)
@@ -62,19 +61,30 @@ def test_spectrum_dimension_and_alignment_of_a_diagonal_kernel():
     assert found.left[0] == pytest.approx((np.exp(-2) + np.exp(-0.5) + 1) / 3)
 
 
+def test_losses_are_those_of_half_the_stable_rate():
+    x, y, w = problem(3)
+    kernel = x @ x.T
+    found = summarise_kernel(kernel, x @ w, y, times=(2, 5))
+    rate = 4 * len(y) / np.linalg.eigvalsh(kernel)[-1]
+    np.testing.assert_allclose(
+        found.losses, linearised_losses(kernel, x @ w, y, rate=rate, steps=5)[[0, 2, 5]]
+    )
+    assert found.losses[0] > found.losses[1] > found.losses[2]
+
+
 def test_alignment_is_one_for_the_kernel_of_the_residual_itself():
     r = np.array([0.3, -0.2, 0.5])
-    assert summarise_kernel(np.outer(r, r), r).alignment == pytest.approx(1)
+    assert summarise_kernel(np.outer(r, r), np.zeros(3), 0.5 + r).alignment == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
-    ("kernel", "residual", "said"),
+    ("kernel", "labels", "said"),
     [
         (np.zeros((2, 2)), [1.0, 0.0], "No output depends"),
-        (np.eye(2), [0.0, 0.0], "right about every output"),
+        (np.eye(2), [0.5, 0.5], "right about every output"),
         (np.full((2, 2), np.nan), [1.0, 0.0], "not finite"),
     ],
 )
-def test_a_kernel_of_which_nothing_can_be_said(kernel, residual, said):
+def test_a_kernel_of_which_nothing_can_be_said(kernel, labels, said):
     with pytest.raises(NoKernel, match=said):
-        summarise_kernel(kernel, residual)
+        summarise_kernel(kernel, np.zeros(2), labels)

@@ -28,6 +28,7 @@ def _text(found: KernelResult) -> str:
     first = found.adapters[0].summary
     columns = ("adapter", "trained", "slope", "slope / 1000", "alignment", "dimension", "largest", "trace")
     columns += tuple(f"left after {time:g}" for time in first.times)
+    columns += ("loss", *(f"loss after {time:g}" for time in first.times))
     rows = [
         (
             one.adapter,
@@ -39,6 +40,7 @@ def _text(found: KernelResult) -> str:
             f"{one.summary.eigenvalues[0]:.3g}",
             f"{one.summary.trace:.3g}",
             *(f"{100 * left:.0f} %" for left in one.summary.left),
+            *(f"{loss:.3f}" for loss in one.summary.losses),
         )
         for one in found.adapters
     ]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from medvfm_jax.settings.analyze.kernel import KernelConfig
 from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.theory.runs.trained_numbers import TrainedNumbers, open_start
-from medvfm_jax.theory.tangent_kernel import KernelSummary, probability, summarise_kernel
+from medvfm_jax.theory.tangent_kernel import KernelSummary, summarise_kernel
 from medvfm_jax.types import IGNORE, Batch, Params, Prediction
 
 LARGEST = 2 * 2**30  # bytes of all gradients of one adapter
@@ -115,16 +115,17 @@ def kernel_of(
         logits, backwards = jax.vjp(lambda at: _logits(opened.predict(params, at, image))[chosen], numbers)
         return logits, jax.lax.map(lambda cotangent: backwards(cotangent)[0], jnp.eye(len(chosen)))
 
-    rows, residuals = [], []
+    rows, outputs_of, labels_of = [], [], []
     for number, image in enumerate(opened.batches, 1):
         chosen = chosen_outputs(image, outputs, seed)
         logits, found = jacobian(opened.params, opened.delta, image, chosen)
         rows.append(np.asarray(found, np.float64))
-        labels = np.asarray(image.target, np.float64).reshape(-1)[chosen]
-        residuals.append(labels - probability(logits))
+        outputs_of.append(np.asarray(logits, np.float64))
+        labels_of.append(np.asarray(image.target, np.float64).reshape(-1)[chosen])
         tell(f"image {number} of {len(opened.batches)}")
     gradients = np.concatenate(rows)
-    return summarise_kernel(gradients @ gradients.T, np.concatenate(residuals), ridge=ridge)
+    kernel = gradients @ gradients.T
+    return summarise_kernel(kernel, np.concatenate(outputs_of), np.concatenate(labels_of), ridge=ridge)
 
 
 def _logits(prediction: Prediction) -> Array:
