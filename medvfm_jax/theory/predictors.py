@@ -45,6 +45,7 @@ def _gradient(opened: TrainedNumbers) -> dict[str, tuple[float, float | None]]:
     gain = float(np.vdot(found.mean, found.mean))
     return {
         "gain": (gain, None),
+        "sign_gain": (float(np.abs(found.mean).sum(dtype=np.float64)), None),
         "signal": (found.signal, None),
         "fisher": (found.fisher, found.fisher_error),
     }
