@@ -7,7 +7,7 @@ from medvfm_jax import lazy
 if TYPE_CHECKING:
     from medvfm_jax.settings.adapt import AdaptConfig
     from medvfm_jax.settings.records import BadConfig
-    from medvfm_jax.train.adaptation import RunResult, adapt
+    from medvfm_jax.train.adaptation import RunResult, adapt, adapt_together
     from medvfm_jax.train.checkpoint import Checkpoint, CheckpointError, WrongCheckpoint
     from medvfm_jax.train.early_stopping import EarlyStopping
     from medvfm_jax.train.embedding_cache import EmbeddingCache
@@ -32,6 +32,7 @@ _WHERE = {
     "Trained": "medvfm_jax.train.training",
     "WrongCheckpoint": "medvfm_jax.train.checkpoint",
     "adapt": "medvfm_jax.train.adaptation",
+    "adapt_together": "medvfm_jax.train.adaptation",
     "fit": "medvfm_jax.train.loop",
     "init_state": "medvfm_jax.train.state",
     "make_loss": "medvfm_jax.train.task",
@@ -57,6 +58,7 @@ __all__ = [
     "Trained",
     "WrongCheckpoint",
     "adapt",
+    "adapt_together",
     "fit",
     "init_state",
     "make_loss",
