@@ -95,9 +95,8 @@ def damaged_settings(config: Mapping[str, Any]) -> str | None:
         elif name in _PATHS:
             holds = _path
         else:
-            listed = name in ("set", "window", "spacing") or name.endswith(
-                "_set"
-            )  # as earlier versions wrote
+            listed = name in ("annotated", "set", "window", "spacing")
+            listed |= name.endswith("_set")  # as earlier versions wrote
             holds = _scalar_or_list if listed else _scalar
         if not holds(value):
             return name
