@@ -14,7 +14,7 @@ from medvfm_jax.settings.analyze.kernel import KernelConfig
 from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.theory.runs.trained_numbers import TrainedNumbers, open_start
 from medvfm_jax.theory.tangent_kernel import KernelSummary, summarise_kernel
-from medvfm_jax.types import IGNORE, Batch, Params, Prediction
+from medvfm_jax.types import IGNORE, UNANNOTATED, Batch, Params, Prediction
 
 LARGEST = 2 * 2**30  # bytes of all gradients of one adapter
 
@@ -143,13 +143,13 @@ def chosen_outputs(image: Batch, count: int, seed: int) -> NDArray[np.int64]:
         seed: of the choice.
 
     Returns:
-        Indices into the flat target, without those that are ignored or of padding.
+        Indices into the flat target, without those that are ignored, unannotated or of padding.
     """
     target = np.asarray(image.target)
     weight = np.asarray(image.weight).reshape(
         *np.shape(image.weight), *[1] * (target.ndim - np.ndim(image.weight))
     )
-    known = ((target != IGNORE) & (weight > 0)).reshape(-1)
+    known = ((target != IGNORE) & (target != UNANNOTATED) & (weight > 0)).reshape(-1)
     inside = np.flatnonzero(known & (target.reshape(-1) > 0.5))
     outside = np.flatnonzero(known & (target.reshape(-1) <= 0.5))
     rng = np.random.default_rng(seed)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from medvfm_jax.theory.runs.kernel import chosen_outputs
-from medvfm_jax.types import IGNORE, Batch
+from medvfm_jax.types import IGNORE, UNANNOTATED, Batch
 
 
 def image(target, weight):
@@ -31,3 +31,9 @@ def test_an_image_of_classes_has_one_weight():
     target = np.zeros((3, 2, 2))
     target[1] = 1
     assert chosen_outputs(image(target, 1.0), 12, seed=0).tolist() == list(range(12))
+
+
+def test_what_nobody_looked_for_is_no_label():
+    target = np.zeros((3, 2, 2))
+    target[1] = UNANNOTATED
+    assert chosen_outputs(image(target, 1.0), 12, seed=0).tolist() == [0, 1, 2, 3, 8, 9, 10, 11]
