@@ -179,14 +179,36 @@ def claim(folder: Path, config: Mapping[str, Any], resume: bool) -> bool:
         return False
     refuse_existing(folder, resume)
     before = as_of_today(read_record(path))
-    changed = _changes(before, config)
+    _refuse_changes(folder, _changes(before, config), "resume with")
+    return True
+
+
+def check_unchanged(folder: Path, settings: Mapping[str, Any], data_sha256: str) -> None:
+    """Refuse a run of other settings, or of other data, than those that are asked for; nothing where there is no run.
+
+    settings: as the run would record them, without what is resolved from them.
+
+    Raises RunExists; RunError if the record of the run cannot be read.
+    """
+    path = folder / CONFIG
+    if not path.exists():
+        return
+    before = dict(as_of_today(read_record(path)))
+    resolved = before.pop(RESOLVED, None)
+    changed = _changes(before, json.loads(json.dumps(settings)))
+    then = resolved.get("data_sha256") if isinstance(resolved, dict) else None
+    if then != data_sha256:
+        changed.append(("data_sha256", then, data_sha256))
+    _refuse_changes(folder, changed, "go on with")
+
+
+def _refuse_changes(folder: Path, changed: list[tuple[str, Any, Any]], go_on: str) -> None:
     if changed:
         name, then, now = changed[0]
         raise RunExists(
             f"{folder} was started with {name:.80}={_short(then)}, now it is {_short(now)}; "
-            f"resume with the same settings and data ({len(changed)} differ) or choose another --out."
+            f"{go_on} the same settings and data ({len(changed)} differ) or choose another --out."
         )
-    return True
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:

@@ -270,7 +270,8 @@ def test_curvature_before_training_and_after(medvfm, cells, tmp_path):
 
 def test_a_grid_is_predicted_trained_and_kept(medvfm, cells, tmp_path):
     grid, out = tmp_path / "grid.json", tmp_path / "out"
-    settings = {"data": str(cells), "model": SAM, "steps": 2, "batch_size": 1, "prompts_per_image": 2}
+    data = shutil.copytree(cells, tmp_path / "data")
+    settings = {"data": str(data), "model": SAM, "steps": 2, "batch_size": 1, "prompts_per_image": 2}
     record = {
         "settings": settings | {"adapter": "linear", "val_fraction": 0.2, "test_fraction": 0.4},
         "vary": {"objective": ["auto", "h_sam"]},
@@ -301,7 +302,17 @@ def test_a_grid_is_predicted_trained_and_kept(medvfm, cells, tmp_path):
     written = kept.stat().st_mtime_ns
     medvfm(*words)
     assert kept.stat().st_mtime_ns == written
-    assert json.loads((out / "ablation.json").read_text())["cells"][0]["dice"] == good["dice"]
+    again = json.loads((out / "ablation.json").read_text())["cells"][0]
+    assert again["dice"] == good["dice"]
+    assert again["training_seconds"] == pytest.approx(good["training_seconds"])
+    # a cell of the same name with other settings, or other data, is not what was trained
+    grid.write_text(json.dumps(record | {"settings": record["settings"] | {"steps": 3}}))
+    medvfm(*words).refused("was started with steps=2, now it is 3")
+    grid.write_text(json.dumps(record))
+    mask = next((data / "masks").iterdir())
+    mask.write_bytes(mask.read_bytes() + b"0")
+    medvfm(*words).refused("was started with data_sha256=")
+    assert kept.stat().st_mtime_ns == written
 
 
 @pytest.mark.parametrize("tool", ["transferability", "divergence", "receptive-field"])

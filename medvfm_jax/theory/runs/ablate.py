@@ -1,5 +1,7 @@
 """A grid of runs: predictions of each cell before its training, what was measured, and whether the orders agree."""
 
+import contextlib
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,8 +13,10 @@ from rich.console import Console
 from medvfm_jax.metrics.summary import summarise
 from medvfm_jax.predict import evaluate
 from medvfm_jax.runs import run_directory
+from medvfm_jax.runs.settings_record import settings_digest
 from medvfm_jax.settings import AdaptConfig, EvaluateConfig
-from medvfm_jax.settings.analyze.ablate import AblateConfig, Cell, folder_of, read_grid
+from medvfm_jax.settings.analyze.ablate import AblateConfig, Cell, Grid, folder_of, read_grid
+from medvfm_jax.settings.records import to_json
 from medvfm_jax.theory.predictors import PREDICTORS
 from medvfm_jax.theory.rank_agreement import RankAgreement, rank_agreement
 from medvfm_jax.theory.runs.trained_numbers import open_start
@@ -20,12 +24,18 @@ from medvfm_jax.train import adapt
 from medvfm_jax.train.adaptation import adapt_together
 from medvfm_jax.train.loop import NonFiniteLoss
 from medvfm_jax.train.together import NotAlike
+from medvfm_jax.train.training_data import open_split
 from medvfm_jax.types import MedvfmError
 
 TABLE = "ablation.json"
 PREDICTIONS = "predictions.json"
 TRAINING = "training.json"  # seconds, beside the runs of a cell
+SCORING = "scoring.json"  # seconds of the scores of each run
 SCORES = "scores_{cases}.json"
+
+
+class NoScore(MedvfmError, ValueError):
+    """A number that is missing or not finite where a table needs one."""
 
 
 class CellResult(NamedTuple):
@@ -100,10 +110,15 @@ def analyze_ablate(config: AblateConfig, say: Callable[[str], None] = lambda tex
 
     Raises:
         BadConfig: a grid that is none, or no cell of which anything could be done.
+        RunExists: ``config.out`` has a run of other settings or data under the name of a cell.
         MedvfmError: a folder that cannot be written.
     """
     grid = read_grid(config)
     tools = {name: PREDICTORS[name] for name in grid.tools}
+    data = _data_digests(grid)
+    for cell in grid.cells:
+        for one in cell.configs:
+            run_directory.check_unchanged(one.out, to_json(one), data.get(_data_of(one), ""))
     failed: list[dict[str, Any]] = []
     cells = []
     for number, cell in enumerate(grid.cells, 1):
@@ -111,7 +126,7 @@ def analyze_ablate(config: AblateConfig, say: Callable[[str], None] = lambda tex
         predicted, seconds = {}, {}
         for name in tools:
             try:
-                found = _predicted(config, cell, name, say)
+                found = _predicted(config, cell, name, data.get(_data_of(cell.configs[0]), ""), say)
             except MedvfmError as error:
                 failed.append({"cell": cell.name, "tool": name, "why": str(error)})
                 say(f"{name} failed: {error}")
@@ -157,11 +172,33 @@ def _cost(cells: Sequence[CellResult]) -> dict[str, float]:
     }
 
 
-def _predicted(config: AblateConfig, cell: Cell, name: str, say: Callable[[str], None]) -> Mapping[str, Any]:
-    """Of one tool, from the folder of the cell where it is there for as many cases."""
+def _data_of(one: AdaptConfig) -> tuple[Any, ...]:
+    """The settings that decide which files are the data of a run."""
+    return one.data, one.objects, one.annotated, one.allow_geometry_mismatch, one.follow_links
+
+
+def _data_digests(grid: Grid) -> dict[tuple[Any, ...], str]:
+    """Of the files of each dataset that can be read; one that cannot fails in its cells."""
+    found: dict[tuple[Any, ...], str] = {}
+    for one in (one for cell in grid.cells for one in cell.configs):
+        if _data_of(one) not in found:
+            with contextlib.suppress(MedvfmError):
+                found[_data_of(one)] = open_split(
+                    one.data, seed=one.seed, val=one.val_fraction, test=one.test_fraction, fold=one.fold,
+                    offline=one.offline, allow_geometry_mismatch=one.allow_geometry_mismatch,
+                    follow_links=one.follow_links, objects=one.objects, annotated=one.annotated,
+                ).sha256  # fmt: skip
+    return found
+
+
+def _predicted(
+    config: AblateConfig, cell: Cell, name: str, data: str, say: Callable[[str], None]
+) -> Mapping[str, Any]:
+    """Of one tool, from the folder of the cell where it is there for as many cases of the same settings and data."""
     path = folder_of(config, cell) / PREDICTIONS
     known = run_directory.read_record(path) if path.exists() else {}
-    key = f"{name}, {config.cases} cases"
+    settings = settings_digest({**to_json(cell.configs[0]), "data_sha256": data})
+    key = f"{name}, {config.cases} cases, settings {settings[:16]}"
     if key not in known:
         say(f"predicting by {name}")
         start = time.monotonic()
@@ -179,6 +216,9 @@ def _predicted(config: AblateConfig, cell: Cell, name: str, say: Callable[[str],
             column: {"value": value, "error": error}
             for column, (value, error) in PREDICTORS[name].scores(opened).items()
         }
+        for column, score in scores.items():
+            if not math.isfinite(score["value"]):
+                raise NoScore(f"Its {column} is not finite; check the data (medvfm check) and the weights.")
         run_directory.make_folder(path.parent)
         known = {**known, key: {"scores": scores, "seconds": time.monotonic() - start}}
         run_directory.write_json(path, known)
@@ -223,8 +263,10 @@ def _train(
 
 
 def _score(config: AblateConfig, one: AdaptConfig) -> tuple[float, int, float]:
-    """(Mean Dice over patients, cases, seconds if it was scored now)."""
+    """(Mean Dice over patients, cases, seconds of the scoring, now or earlier)."""
     out = one.out / SCORES.format(cases=config.test_cases or "all")
+    path = one.out / SCORING
+    seconds = run_directory.read_record(path) if path.exists() else {}
     start = time.monotonic()
     if not out.exists():
         quiet = Console(quiet=True)
@@ -232,7 +274,11 @@ def _score(config: AblateConfig, one: AdaptConfig) -> tuple[float, int, float]:
             run=one.out, cases=config.test_cases, save_predictions=False, out=out, offline=one.offline
         )
         evaluate(settings, quiet)
+        seconds = {**seconds, out.name: time.monotonic() - start}
+        run_directory.write_json(path, seconds)
     rows = run_directory.read_record(out)["cases"]
     summary = summarise(rows, seed=0)["summary"]
     dice = next(row for row in summary if row["metric"] == "dice")
-    return float(dice["mean"]), int(dice["n_cases"]), time.monotonic() - start
+    if dice["mean"] is None or not math.isfinite(dice["mean"]):
+        raise NoScore("No test case has a Dice; give more --test-cases.")
+    return float(dice["mean"]), int(dice["n_cases"]), float(seconds.get(out.name, 0))
