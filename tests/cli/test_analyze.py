@@ -315,6 +315,16 @@ def test_a_grid_is_predicted_trained_and_kept(medvfm, cells, tmp_path):
     assert kept.stat().st_mtime_ns == written
 
 
+def test_a_grid_of_which_nothing_can_be_done_is_listed_whole(medvfm, cells, tmp_path):
+    grid = tmp_path / "grid.json"
+    settings = {"data": str(cells), "model": SAM, "set": ["nonsense"]}
+    record = {"settings": settings, "vary": {"adapter": ["lora", "decoder"]}, "tools": ["size"]}
+    grid.write_text(json.dumps(record))
+    found = medvfm("analyze", "ablate", "--grid", grid, "--out", tmp_path / "out", "--json").json
+    assert [one.get("tool", one.get("seed")) for one in found["failed"]] == ["size", 0, "size", 0]
+    assert found["agreement"] == {}
+
+
 @pytest.mark.parametrize("tool", ["transferability", "divergence", "receptive-field"])
 def test_an_encoder_that_gives_the_same_everywhere_is_refused(medvfm, tmp_path, monkeypatch, tool):
     def constant(self, model, params):

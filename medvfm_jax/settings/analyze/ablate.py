@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from medvfm_jax import json_text
 from medvfm_jax.catalog import did_you_mean
@@ -128,6 +128,13 @@ def _check_names(path: Path, settings: Any, vary: Any) -> None:
 
 def _settings(path: Path, values: Mapping[str, Any]) -> AdaptConfig:
     usual = {"validate_every": 0, "resume": True}
+    kinds = get_type_hints(AdaptConfig)
+    for name, value in values.items():
+        if name not in FIXED and not _fits(value, kinds[name]):
+            raise BadConfig(
+                f"{path}: {name} is {value!r:.80}, which is of another kind than adapt takes; expected "
+                f"{_kind(kinds[name])}."
+            )
     values = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
     if "weights" in values and values["weights"] is not None:
         values["weights"] = Path(values["weights"])
@@ -137,6 +144,31 @@ def _settings(path: Path, values: Mapping[str, Any]) -> AdaptConfig:
         raise BadConfig(
             f"{path}: a setting has a value of another kind than adapt takes ({error})."
         ) from error
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value of JSON is of the kind that a setting has."""
+    if get_origin(kind) is tuple:
+        return isinstance(value, list) and all(_fits(one, get_args(kind)[0]) for one in value)
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if get_args(kind):
+        return any(_fits(value, one) for one in get_args(kind))
+    if kind is Path:
+        return isinstance(value, str)
+    if kind is float:
+        return type(value) in (int, float)
+    return not isinstance(kind, type) or type(value) is kind
+
+
+def _kind(kind: Any) -> str:
+    """In words, as `--help` has them."""
+    if get_origin(kind) is tuple:
+        return f"a list, each {_kind(get_args(kind)[0])}"
+    if get_args(kind):
+        return " or ".join(one if isinstance(one, str) else _kind(one) for one in get_args(kind))
+    words = {str: "a text", Path: "a path", int: "a whole number", float: "a number", bool: "true or false"}
+    return "null" if kind is type(None) else words.get(kind, str(kind))
 
 
 def _word(value: Any) -> str:

@@ -258,6 +258,7 @@ def _train(
                 if isinstance(result, NonFiniteLoss):
                     lost(one, result)
     spent += time.monotonic() - start
+    run_directory.make_folder(path.parent)  # where nothing got as far as its own folder
     run_directory.write_json(path, {"seconds": spent})
     return spent
 
