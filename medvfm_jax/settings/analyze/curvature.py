@@ -34,3 +34,8 @@ class CurvatureConfig(AdapterConfig):
         require(self.iterations >= 2, "iterations", self.iterations, "at least 2")
         if self.run is None and self.data is None:
             raise BadConfig("Curvature needs --run RUN, or --data FOLDER with --model and --adapter.")
+        if self.run is not None:
+            usual = {field.name: field.default for field in dataclasses.fields(self)}
+            for name in ("model", "adapter", "set", "prompt"):
+                if getattr(self, name) != usual[name]:
+                    raise BadConfig(f"{name} is that of the run {self.run}; leave out --{name}, or --run.")

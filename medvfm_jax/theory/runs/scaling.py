@@ -102,13 +102,23 @@ def analyze_scaling(config: ScalingConfig, say: Callable[[str], None] = lambda t
     )  # fmt: skip
 
 
+def _is_row(row: Any) -> bool:
+    """Whether it is a size of a learning curve."""
+    return (
+        isinstance(row, dict)
+        and {"shots", "label", "seeds"} <= row.keys()
+        and type(row["shots"]) is int
+        and isinstance(row["seeds"], list)
+    )
+
+
 def _read(
     config: ScalingConfig, say: Callable[[str], None]
 ) -> tuple[str, NDArray[np.int64], NDArray[np.float64]]:
     """Label, sizes (z,), Dice (z, seeds)."""
     record = run_directory.read_record(config.curve)
     rows: list[dict[str, Any]] = record.get("curve") or []
-    if not rows or not all({"shots", "label", "seeds"} <= set(row) for row in rows):
+    if not rows or not isinstance(rows, list) or not all(map(_is_row, rows)):
         raise BadConfig(
             f"{config.curve} is no learning curve; give learning_curve.json of medvfm fewshot --shots."
         )

@@ -68,6 +68,10 @@ def test_sizes_without_a_score_are_left_out_and_named(tmp_path):
         ({"fit_up_to": 2}, {}, BadCurve, "2 sizes"),
         ({}, {"curve": []}, BadConfig, "no learning curve"),
         ({}, {"curve": [{"shots": 1}]}, BadConfig, "no learning curve"),
+        ({}, {"curve": 5}, BadConfig, "no learning curve"),
+        ({}, {"curve": [1, 2]}, BadConfig, "no learning curve"),
+        ({}, {"curve": [{"shots": "a", "label": "all", "seeds": [0.5]}]}, BadConfig, "no learning curve"),
+        ({}, {"curve": [{"shots": 1, "label": "all", "seeds": 0.5}]}, BadConfig, "no learning curve"),
     ],
 )
 def test_what_is_no_curve(tmp_path, settings, change, error, said):
