@@ -80,7 +80,12 @@ def analyze_scaling(config: ScalingConfig, say: Callable[[str], None] = lambda t
     for _ in range(config.draws):
         picks = rng.integers(dice.shape[1], size=dice[use].shape)
         drawn = 1 - np.take_along_axis(dice[use], picks, 1).mean(1)
-        laws.append(fit_scaling_law(shots[use], drawn, start=law))
+        if (drawn > 0).all():
+            laws.append(fit_scaling_law(shots[use], drawn, start=law))
+    if not laws:
+        raise BadCurve("Every resample of the seeds has a size of Dice 1, to which no law can be fitted.")
+    if len(laws) < config.draws:
+        say(f"note: {config.draws - len(laws)} of {config.draws} resamples have a size of Dice 1; left out")
     spread = np.array([1 - one.at(sizes) for one in laws])
     low, high = np.quantile(spread, (0.025, 0.975), axis=0)
     measured = dict(zip(shots.tolist(), dice.mean(1).tolist()))

@@ -61,6 +61,16 @@ def test_sizes_without_a_score_are_left_out_and_named(tmp_path):
     assert "without sizes 1" in said[0]
 
 
+def test_resamples_of_seeds_that_are_all_right_are_left_out(tmp_path):
+    path, said = curve(tmp_path, noise=0.1), []
+    record = json.loads(path.read_text())
+    record["curve"][-1]["seeds"][:2] = [1.0, 1.0]
+    path.write_text(json.dumps(record))
+    found = analyze_scaling(ScalingConfig(curve=path, draws=40), said.append)
+    assert "of 40 resamples have a size of Dice 1; left out" in said[-1]
+    assert np.isfinite([[point.low, point.high] for point in found.points]).all()
+
+
 @pytest.mark.parametrize(
     ("settings", "change", "error", "said"),
     [
