@@ -186,6 +186,22 @@ def test_a_receptive_field_lies_within_the_input(medvfm, cells):
     assert "pixels of the model's input" in medvfm(*words, "--data", cells).out
 
 
+def test_a_learning_curve_is_carried_on(medvfm, tmp_path):
+    rows = [{"shots": n, "label": "all", "seeds": [0.9 - 0.4 / n, 0.88 - 0.4 / n]} for n in (1, 2, 4, 8)]
+    path = tmp_path / "learning_curve.json"
+    path.write_text(json.dumps({"curve": rows}))
+    words = ("analyze", "scaling", "--curve", path, "--fit-up-to", 4, "--draws", 20)
+    text = medvfm(*words, "--at", 16).out
+    assert "predicted" in text
+    assert "95 % of resamples of 2 seeds" in text
+    record = medvfm(*words, "--json").json
+    assert [point["shots"] for point in record["points"]] == [1, 2, 4, 8, 16, 32]
+    for row in rows:
+        del row["seeds"][1]
+    path.write_text(json.dumps({"curve": rows}))
+    assert "one seed gives no interval" in medvfm(*words).out
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

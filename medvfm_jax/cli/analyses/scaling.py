@@ -26,7 +26,7 @@ def _text(found: ScalingResult) -> str:
         (
             str(point.shots),
             "none" if point.measured is None else f"{point.measured:.4f}",
-            f"{point.predicted:.4f} ({point.low:.4f} to {point.high:.4f})",
+            f"{point.predicted:.4f}" + _span((point.low, point.high)),
             "fitted" if point.fitted else "predicted",
         )
         for point in found.points
@@ -35,6 +35,16 @@ def _text(found: ScalingResult) -> str:
     return (
         console.table(("patients", "measured Dice", "of the law", ""), rows)
         + f"\n1 - Dice of {found.label} = {law.floor:.4f} + {law.amplitudes[0]:.4f} * patients ** "
-        f"-{law.exponents[0]:.3f}; exponent {found.exponent[0]:.3f} to {found.exponent[1]:.3f}, floor "
-        f"{found.floor[0]:.4f} to {found.floor[1]:.4f}: 95 % of resamples of {found.seeds} seeds"
+        f"-{law.exponents[0]:.3f}; {_uncertainty(found)}"
     )
+
+
+def _uncertainty(found: ScalingResult) -> str:
+    if found.exponent is None or found.floor is None:
+        return "one seed gives no interval"
+    return f"exponent{_span(found.exponent)}, floor{_span(found.floor)}: 95 % of resamples of {found.seeds} seeds"
+
+
+def _span(ends: tuple[float | None, float | None]) -> str:
+    low, high = ends
+    return "" if low is None or high is None else f" ({low:.4f} to {high:.4f})"

@@ -29,4 +29,5 @@ class ScalingConfig(Settings):
         """Refuse what has no meaning; raises BadConfig, BadPath."""
         super().__post_init__()
         require(all(n >= 1 for n in self.at), "at", self.at, "numbers of at least 1")
+        require(self.fit_up_to is None or self.fit_up_to >= 1, "fit_up_to", self.fit_up_to, "at least 1")
         require(self.draws >= 20, "draws", self.draws, "at least 20")

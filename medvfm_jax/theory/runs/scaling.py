@@ -11,6 +11,8 @@ from medvfm_jax.settings.analyze.scaling import ScalingConfig
 from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.theory.scaling_law import BadCurve, ScalingLaw, fit_scaling_law
 
+FLAT = 0.05  # exponent below which a curve is as good as level
+
 
 class ScalingPoint(NamedTuple):
     """One size.
@@ -20,7 +22,7 @@ class ScalingPoint(NamedTuple):
         measured: mean Dice over seeds, None where it was not measured.
         fitted: whether the law was fitted to it.
         predicted: Dice of the law.
-        low: 95 % interval of the prediction, over resampled seeds.
+        low: 95 % interval of the prediction, over resampled seeds; None with one seed.
         high: the other end.
     """
 
@@ -28,8 +30,8 @@ class ScalingPoint(NamedTuple):
     measured: float | None
     fitted: bool
     predicted: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 class ScalingResult(NamedTuple):
@@ -39,7 +41,7 @@ class ScalingResult(NamedTuple):
         label: whose Dice.
         law: of 1 - Dice.
         points: measured ones and predicted ones, in order.
-        exponent: 95 % interval of the exponent, over resampled seeds.
+        exponent: 95 % interval of the exponent, over resampled seeds; None with one seed.
         floor: the same of the floor.
         seeds: behind each measured point.
     """
@@ -47,8 +49,8 @@ class ScalingResult(NamedTuple):
     label: str
     law: ScalingLaw
     points: tuple[ScalingPoint, ...]
-    exponent: tuple[float, float]
-    floor: tuple[float, float]
+    exponent: tuple[float, float] | None
+    floor: tuple[float, float] | None
     seeds: int
 
 
@@ -73,6 +75,13 @@ def analyze_scaling(config: ScalingConfig, say: Callable[[str], None] = lambda t
             f"Up to {config.fit_up_to} patients the curve has {use.sum()} sizes; a law needs three at least."
         )
     law = fit_scaling_law(shots[use], 1 - dice[use].mean(1))
+    means = dice[use].mean(1)
+    if means[-1] < means[0]:
+        say(
+            f"note: Dice falls from {means[0]:.4f} to {means[-1]:.4f} with more patients, which no such law can follow"
+        )
+    elif law.exponents[0] < FLAT:
+        say("note: Dice hardly changes with patients, so that floor and amplitude cannot be told apart")
     asked = config.at or (2 * int(shots[-1]), 4 * int(shots[-1]))
     sizes = np.unique(np.concatenate([shots, np.array(asked, np.int64)]))
     rng = np.random.default_rng(config.seed)
@@ -86,18 +95,22 @@ def analyze_scaling(config: ScalingConfig, say: Callable[[str], None] = lambda t
         raise BadCurve("Every resample of the seeds has a size of Dice 1, to which no law can be fitted.")
     if len(laws) < config.draws:
         say(f"note: {config.draws - len(laws)} of {config.draws} resamples have a size of Dice 1; left out")
+    several = dice.shape[1] > 1
     spread = np.array([1 - one.at(sizes) for one in laws])
     low, high = np.quantile(spread, (0.025, 0.975), axis=0)
     measured = dict(zip(shots.tolist(), dice.mean(1).tolist()))
     fitted = set(shots[use].tolist())
     points = tuple(
         ScalingPoint(
-            int(n), measured.get(int(n)), int(n) in fitted, float(1 - law.at(float(n))), float(a), float(b)
+            int(n), measured.get(int(n)), int(n) in fitted, float(1 - law.at(float(n))),
+            *((float(a), float(b)) if several else (None, None)),
         )
         for n, a, b in zip(sizes, low, high)
-    )
+    )  # fmt: skip
 
-    def interval(values: list[float]) -> tuple[float, float]:
+    def interval(values: list[float]) -> tuple[float, float] | None:
+        if not several:
+            return None
         ends = np.quantile(values, (0.025, 0.975))
         return float(ends[0]), float(ends[1])
 
@@ -136,6 +149,8 @@ def _read(
     if len(whole) < len(chosen):
         lost = ", ".join(str(row["shots"]) for row in chosen if row not in whole)
         say(f"note: without sizes {lost}, at which a seed has no Dice of {label}")
+    if len({row["shots"] for row in whole}) < len(whole):
+        raise BadConfig(f"{config.curve} has a size of {label} twice.")
     if len({len(row["seeds"]) for row in whole}) > 1 or not whole or not whole[0]["seeds"]:
         raise BadConfig(f"{config.curve} has sizes with different numbers of seeds.")
     return (

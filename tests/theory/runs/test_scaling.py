@@ -89,3 +89,38 @@ def test_what_is_no_curve(tmp_path, settings, change, error, said):
         analyze_scaling(ScalingConfig(curve=curve(tmp_path, **change), **settings))
     with pytest.raises(MedvfmError):
         analyze_scaling(ScalingConfig(curve=tmp_path / "nothing.json"))
+
+
+def rewritten(path, change):
+    record = json.loads(path.read_text())
+    change(record["curve"])
+    path.write_text(json.dumps(record))
+    return path
+
+
+def test_one_seed_gives_no_interval(tmp_path):
+    path = rewritten(curve(tmp_path), lambda rows: [row.update(seeds=row["seeds"][:1]) for row in rows])
+    found = analyze_scaling(ScalingConfig(curve=path, draws=20))
+    assert found.exponent is found.floor is None
+    assert all(point.low is point.high is None for point in found.points)
+    assert found.points[0].predicted == pytest.approx(0.5, abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("dice", "said"), [([0.7] * 6, "hardly changes"), ([0.9, 0.8, 0.7, 0.6, 0.5, 0.4], "Dice falls")]
+)
+def test_a_curve_that_does_not_rise_is_said(tmp_path, dice, said):
+    path = rewritten(
+        curve(tmp_path), lambda rows: [row.update(seeds=[d] * 2) for row, d in zip(rows, dice, strict=True)]
+    )
+    notes = []
+    analyze_scaling(ScalingConfig(curve=path, draws=20), notes.append)
+    assert said in notes[0]
+
+
+def test_a_size_that_is_there_twice_is_refused(tmp_path):
+    path = rewritten(curve(tmp_path), lambda rows: rows.append(rows[0]))
+    with pytest.raises(BadConfig, match="twice"):
+        analyze_scaling(ScalingConfig(curve=path))
+    with pytest.raises(BadConfig, match="fit_up_to is 0"):
+        ScalingConfig(curve=path, fit_up_to=0)
