@@ -147,7 +147,7 @@ def test_calibration_never_sees_the_test_of_the_run_whatever_seed_and_folder_are
         ("trained_integers", LITE, ("loss=both",), (), "loss must be"),
         ("weight_only", LITE, ("at=.*/bias",), (), "is no kernel"),
         ("weight_only", LITE, ("at=nothing",), (), "matches no parameter"),
-        ("token_merging", LITE, (), (), "has no module of a plain ViT at"),
+        ("token_merging", LITE, (), (), "has no module of a plain ViT"),
         ("token_merging", LITE, ("at=image_encoder/.*",), (), "has no module of a plain ViT"),
         ("prune", LITE, ("neurons=0", "heads=0"), (), "Nothing is to be taken out"),
         ("prune", LITE, ("neurons=1",), (), "neurons is 1"),
