@@ -51,6 +51,9 @@ _LEAD = (
 )
 
 
+_FIGURE = "display: inline-block; width: 26rem; max-width: 100%; margin: 0.5rem"
+
+
 def _agreement(record: Mapping[str, Any]) -> str:
     rows = [
         f"<tr><td>{text(name)}</td>{_number(found['rho'], '+.2f')}"
@@ -83,7 +86,7 @@ def _plots(cells: list[Mapping[str, Any]], agreement: Mapping[str, Any]) -> str:
             if name in cell["predicted"] and cell["mean"] is not None
         ]
         if points:
-            plots.append(f"<figure>{scatter(name, points, name, 'Dice')}</figure>")
+            plots.append(f'<figure style="{_FIGURE}">{scatter(name, points, name, "Dice")}</figure>')
     return "".join(plots)
 
 
