@@ -5,7 +5,7 @@ The products take two passes backwards and none forwards, as convolutions on a C
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,21 +22,25 @@ class NoCurvature(MedvfmError, ValueError):
     """Second derivatives that are 0 or not finite, of which there is no spectrum."""
 
 
-def hessian_product(loss: Callable[[Array], Array], at: Array, v: Array) -> Array:
+def hessian_product(loss: Callable[[Any], Array], at: Any, v: Any) -> Any:
     """H v, the derivative of the gradient along v.
 
     Args:
-        loss: (p,) -> ().
-        at: (p,), where it is taken.
-        v: (p,).
+        loss: (p,), or a tree of arrays, -> ().
+        at: where it is taken.
+        v: as ``at``.
 
     Returns:
-        (p,).
+        As ``at``.
 
     References:
         Pearlmutter 1994, https://doi.org/10.1162/neco.1994.6.1.147.
     """
-    return jax.grad(lambda x: jnp.vdot(jax.grad(loss)(x), v))(at)
+
+    def along(x: Any) -> Array:
+        return sum(jax.tree.leaves(jax.tree.map(jnp.vdot, jax.grad(loss)(x), v)))
+
+    return jax.grad(along)(at)
 
 
 def gauss_newton_product(

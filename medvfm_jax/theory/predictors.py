@@ -23,13 +23,11 @@ class Predictor(NamedTuple):
     Attributes:
         scores: (model with its adapter at the start) -> name -> (value, standard error or None); a larger value
             predicts a better model.
-        expects: why it should.
-        images: how many it needs at least.
+        description: why it should.
     """
 
     scores: Callable[[TrainedNumbers], dict[str, tuple[float, float | None]]]
-    expects: str
-    images: int = 1
+    description: str
 
 
 def _size(opened: TrainedNumbers) -> dict[str, tuple[float, float | None]]:
@@ -68,7 +66,6 @@ PREDICTORS: Catalog[Predictor] = Catalog(
             _gradient,
             "a steeper loss in what is trained falls faster: by plain gradient descent (gain; signal, without noise; "
             "Fisher information) or by steps of one size for all numbers, as Adam's first (sign_gain)",
-            2,
         ),
         "kernel": Predictor(
             _kernel,

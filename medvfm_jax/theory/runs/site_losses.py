@@ -5,12 +5,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from medvfm_jax.adapters import touches_encoder
 from medvfm_jax.crosstask import task_affinity
 from medvfm_jax.printable import counted
 from medvfm_jax.settings.records import BadConfig
+from medvfm_jax.theory.curvature import hessian_product
 from medvfm_jax.train.task import make_loss
 from medvfm_jax.train.training import Run
 from medvfm_jax.types import Batch, Delta
@@ -68,11 +68,7 @@ def site_losses(run: Run, batches: dict[str, list[Batch]], say: Callable[[str], 
         return loss(params, delta, batch, key)[0]
 
     def product(params: Any, delta: Delta, batch: Batch, v: Delta) -> Any:
-        def along(at: Delta) -> Any:
-            gradient = jax.grad(of_batch, argnums=1)(params, at, batch)
-            return sum(jax.tree.leaves(jax.tree.map(jnp.vdot, gradient, v)))
-
-        return jax.grad(along)(delta)
+        return hessian_product(lambda at: of_batch(params, at, batch), delta, v)
 
     made = (of_batch, jax.value_and_grad(of_batch, argnums=1), product)
     return SiteLosses(*(functools.partial(jax.jit(function), params) for function in made))
