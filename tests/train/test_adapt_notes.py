@@ -9,7 +9,7 @@ from medvfm_jax.train.adaptation import _announce as announce_adapt
 def test_what_was_noticed_about_the_cases_is_said_once_before_training():
     """By adapt and by federate."""
     checked = DatasetCheck({}, (Finding("as read", "note", "2 cases (a, b): turned", ("a", "b")),))
-    source = SimpleNamespace(split=None)
+    source = SimpleNamespace(split=None, dataset=SimpleNamespace(annotated={}))
     data = SimpleNamespace(describe=lambda: "data", source=source)
     config = SimpleNamespace(model="m", adapter="lora", preset="lora")
     for announce, run in [
