@@ -33,6 +33,7 @@ COMMANDS = {
     "systems": "published ways to adapt a model, and which fit it",
     "adapt": "adapt a model to a folder of labelled images, training a fraction of its parameters",
     "distill": "teach a small network what a large or an adapted one knows",
+    "generate": "pictures made from a model alone, to distil it where its data cannot be had",
     "compress": "a trained model with fewer bits, layers of lower rank, or fewer heads and neurons",
     "federate": "one model from the images of several hospitals, which share updates instead of images",
     "evaluate": "score a run, or a pretrained model zero-shot, with patient-level intervals",

@@ -1,7 +1,9 @@
 """Distillation: recipes by name, and students cut out of their teachers."""
 
 from medvfm_jax.distill.catalog import RECIPES, UnknownRecipe
+from medvfm_jax.distill.generate import GenerateResult, generate
 from medvfm_jax.distill.inherit import Inherited, NothingInherited, inherit
+from medvfm_jax.distill.inversion import NotInvertible
 from medvfm_jax.distill.record import Recipe, Stage
 from medvfm_jax.distill.run import TeacherMismatch, distill
 from medvfm_jax.distill.terms import TERMS, UnknownTerm
@@ -9,7 +11,9 @@ from medvfm_jax.distill.terms import TERMS, UnknownTerm
 __all__ = [
     "RECIPES",
     "TERMS",
+    "GenerateResult",
     "Inherited",
+    "NotInvertible",
     "NothingInherited",
     "Recipe",
     "Stage",
@@ -17,5 +21,6 @@ __all__ = [
     "UnknownRecipe",
     "UnknownTerm",
     "distill",
+    "generate",
     "inherit",
 ]

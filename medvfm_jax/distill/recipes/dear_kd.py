@@ -17,5 +17,5 @@ RECIPE = Recipe(
     source="https://arxiv.org/abs/2204.12997",
     stages=_stages,
     differences="Interpretation: the abstract was read. Two early blocks are compared through projections that train "
-    "along. No pictures are generated: the data-free part inverts a classifier, and a mask has no class to invert.",
+    "along. The data-free part is `medvfm generate`, which makes a data folder for this and every other recipe.",
 )
