@@ -61,7 +61,9 @@ def changed(params, module, layer, change):
     return {"params": {module: {**own, layer: {**own[layer], "kernel": change(own[layer]["kernel"])}}}}
 
 
-@pytest.mark.parametrize("name", ATTENTIONS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "sam_window")) for n in ATTENTIONS]
+)
 def test_attention_with_cut_heads_is_attention_with_masked_heads(name):
     make, x, layout = ATTENTIONS[name]
     network, kept = Toy(make), [0, 2]

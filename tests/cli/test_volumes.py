@@ -33,7 +33,13 @@ def words(data, out, sides=(), **settings):
             PATCHES | {"model": SWIN}, (32, 32, 32), "(1 window)", [32, 32, 32], marks=pytest.mark.slow
         ),
         (PATCHES | {"model": MED3D, "adapter": "samed"}, (16, 16, 16), "(1 window)", [16, 16, 16]),
-        (PATCHES | {"model": SEGVOL, "adapter": "samed"}, (8, 16, 16), "(1 window)", [8, 16, 16]),
+        pytest.param(
+            PATCHES | {"model": SEGVOL, "adapter": "samed"},
+            (8, 16, 16),
+            "(1 window)",
+            [8, 16, 16],
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_adapt_evaluate_and_segment_a_volume(medvfm, volumes, cells, tmp_path, settings, window, unit, seen):

@@ -132,7 +132,14 @@ READ_AGAIN = ("samed", "lora", "instances_lora")
 REFUSED = ("instances", "instances_full", "lora_sam", "dora", "auto_sam", "h_sam")
 
 
-@pytest.mark.parametrize("name", [*READ_AGAIN, *REFUSED])
+# In every run a file that is read again and one that is refused.
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=[] if n in ("lora", "dora") else [pytest.mark.slow])
+        for n in (*READ_AGAIN, *REFUSED)
+    ],
+)
 def test_a_peft_folder_comes_back_as_the_model_it_was_or_is_refused(capsys, tmp_path, name):
     """Whatever the system changes of the model: the folder says it, or is not written."""
     prompt = systems.SYSTEMS[name].prompts

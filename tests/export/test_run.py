@@ -39,7 +39,13 @@ def config_of(out, **more):
 
 @pytest.mark.parametrize(
     ("to", "dynamic"),
-    [("stablehlo", False), ("stablehlo", True), ("onnx", False), ("onnx", True), ("litert", False)],
+    [
+        ("stablehlo", False),
+        pytest.param("stablehlo", True, marks=pytest.mark.slow),
+        pytest.param("onnx", False, marks=pytest.mark.slow),
+        ("onnx", True),
+        ("litert", False),
+    ],
 )
 def test_a_bundle_gives_the_masks_of_the_model(tmp_path, to, dynamic):
     for module in formats.FORMATS[to].modules:

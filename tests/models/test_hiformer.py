@@ -89,6 +89,7 @@ def test_attention_over_a_level_is_that_of_all_its_tokens():
     np.testing.assert_allclose(block.apply({"params": params}, x), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_levels_exchange_what_they_know_through_class_tokens():
     """A change of the coarse level reaches the fine one, and not if its own class token is cut off behind it."""
     module = DoubleLevelFusion(TINY)

@@ -141,6 +141,7 @@ def test_the_image_reaches_the_logits_by_the_skip_and_by_the_deep_path_and_by_no
     assert change(skip=0.0, deep=0.0) == 0
 
 
+@pytest.mark.slow
 def test_every_parameter_has_a_finite_gradient(tiny):
     model, params, image = tiny
     weights = jax.random.normal(jax.random.key(2), (3, 32, 32))

@@ -66,7 +66,10 @@ def test_the_embedding_is_that_of_the_release(embedding):
     np.testing.assert_allclose(embedding[0, 1, 1, :4], expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", RELEASED)
+# In every run the one with both kinds of prompts.
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=[] if k == "points and text" else [pytest.mark.slow]) for k in RELEASED]
+)
 def test_masks_are_those_of_the_release(params, embedding, kind):
     prompts, text, (logits, iou) = RELEASED[kind]
     found = MODEL.decode(params, embedding, prompts, text=text)

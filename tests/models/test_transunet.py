@@ -59,6 +59,7 @@ def test_a_unit_without_its_last_norm_is_its_short_cut():
     np.testing.assert_array_equal(Unit(8, 2).apply({"params": params}, x), nn.relu(x))
 
 
+@pytest.mark.slow
 def test_the_resnet_hands_on_maps_of_a_half_to_a_sixteenth(tiny):
     """The second lacks a row and a column, which are zeros; the third is made of it without them."""
     _, params, image = tiny
@@ -87,6 +88,7 @@ def test_tokens_without_blocks_are_places_with_positions():
     np.testing.assert_allclose(module.apply({"params": params}, x), y, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_every_parameter_has_a_finite_gradient(tiny):
     model, params, image = tiny
     weights = jax.random.normal(jax.random.key(2), (3, 32, 32))

@@ -38,6 +38,7 @@ def test_a_round_works_as_much_as_its_steps(round_of_16):
     assert (round_of_16.trained, round_of_16.total) == (one.trained, one.total)
 
 
+@pytest.mark.slow
 def test_twice_the_clients_have_the_weights_once(round_of_16):
     """Per device four clients instead of two: their images and nothing of the size of the model."""
     more = plan_cohort(dataclasses.replace(TINY, clients=32, global_batch=32, local_steps=3))

@@ -108,6 +108,7 @@ def test_what_cannot_win_is_not_compiled(slice_of_eight):
     assert sum(o.plan is not None for o in outcomes.values()) == len(compiler.asked)
 
 
+@pytest.mark.slow
 def test_a_cpu_has_no_time_so_more_parts_are_compiled_even_where_fewer_fit():
     compiler = Compiler(gib=lambda c: 8 / c.accumulate)
     outcomes = list(sweep(dataclasses.replace(TINY, global_batch=16), 99, compiler))

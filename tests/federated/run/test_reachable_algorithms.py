@@ -64,7 +64,7 @@ def settings(name, cells):
     return plain | CASES[name] | public
 
 
-QUICK = ("flora",)  # what differs most from an average; the others are slow
+QUICK = ("fedex_lora",)  # one whose server does more than average; the others are slow
 
 
 @pytest.mark.parametrize(
