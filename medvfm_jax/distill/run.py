@@ -17,7 +17,7 @@ from medvfm_jax.distill.companions import AVERAGE, PARTNER, left_of, with_averag
 from medvfm_jax.distill.inherit import Inherited, NothingInherited, inherit
 from medvfm_jax.distill.objective import Encode, Lessons, Networks, make_loss, only_trained
 from medvfm_jax.distill.record import Stage
-from medvfm_jax.distill.teacher import Teacher, open_teacher, prompt_of
+from medvfm_jax.distill.teacher import Teacher, open_teacher, prompt_of, spec_before
 from medvfm_jax.distill.terms import OF_PROMPTS, Sizes
 from medvfm_jax.distill.terms.embeddings import AFFINITY_SIDE
 from medvfm_jax.distill.terms.record import pooled
@@ -28,7 +28,7 @@ from medvfm_jax.runs.progress import ProgressDisplay
 from medvfm_jax.settings.distill import DistillConfig
 from medvfm_jax.settings.records import BadConfig, to_json
 from medvfm_jax.train.adaptation import RunResult, run_in_directory
-from medvfm_jax.train.assemble import Assembled, assemble
+from medvfm_jax.train.assemble import Assembled, assemble, entry_of
 from medvfm_jax.train.embedding_cache import make_cache
 from medvfm_jax.train.training import Goal, Run, resolve
 from medvfm_jax.types import Delta, MedvfmError, ModelSpec, Params
@@ -69,7 +69,11 @@ def distill(config: DistillConfig, display: ProgressDisplay | None = None) -> Ru
 def _resolve(
     config: DistillConfig, stages: tuple[Stage, ...], placement: Placement, display: ProgressDisplay
 ) -> Run:
-    run = resolve(config.of_student(prompt_of(config.teacher)), placement, display)
+    prompt = prompt_of(config.teacher)
+    theirs, ours = spec_before(config.teacher), entry_of(config.student).spec
+    if theirs.rank == ours.rank == 2:  # of a model of volumes settings decide what it sees
+        _check_pictures(theirs, ours)
+    run = resolve(config.of_student(prompt), placement, display)
     teacher = open_teacher(
         config.teacher, dtype=config.dtype, weights=config.teacher_weights, offline=config.offline
     )
@@ -175,19 +179,31 @@ def _check_shapes(teacher: Teacher, student: ModelSpec) -> None:
             f"The teacher, {teacher.name}, {_asked(teacher.spec.task)}, and the student, {student.name}, "
             f"{_asked(student.task)}; give --prompt as the teacher was trained with."
         )
+    _check_pictures(teacher.spec, student, teacher.name)
     for what, theirs, ours in (
-        ("sees pictures of shape", teacher.spec.input_shape, student.input_shape),
-        ("has embeddings of shape", teacher.spec.embedding, student.embedding),
         ("gives masks of shape", teacher.spec.logits_shape, student.logits_shape),
-        ("scales grey values as", teacher.spec.normalise, student.normalise),
-        ("resizes pictures as", teacher.spec.resize, student.resize),
         ("has this many classes:", teacher.spec.classes, student.classes),
     ):
-        if theirs != ours:
-            raise TeacherMismatch(
-                f"The teacher, {teacher.name}, {what} {theirs}, the student, {student.name}, {ours}; choose a student "
-                "of the teacher's kind."
-            )
+        _same(teacher.name, student.name, what, theirs, ours)
+
+
+def _check_pictures(teacher: ModelSpec, student: ModelSpec, name: str | None = None) -> None:
+    """What no adapter changes, so that it is refused before weights are fetched."""
+    for what, theirs, ours in (
+        ("sees pictures of shape", teacher.input_shape, student.input_shape),
+        ("has embeddings of shape", teacher.embedding, student.embedding),
+        ("scales grey values as", teacher.normalise, student.normalise),
+        ("resizes pictures as", teacher.resize, student.resize),
+    ):
+        _same(name or teacher.name, student.name, what, theirs, ours)
+
+
+def _same(teacher: str, student: str, what: str, theirs: Any, ours: Any) -> None:
+    if theirs != ours:
+        raise TeacherMismatch(
+            f"The teacher, {teacher}, {what} {theirs}, the student, {student}, {ours}; choose a student of the "
+            "teacher's kind."
+        )
 
 
 def _asked(task: str) -> str:

@@ -61,6 +61,12 @@ def prompt_of(teacher: str) -> PromptChoice:
     return run_directory.finished(folder)["resolved"]["prompt"]
 
 
+def spec_before(teacher: str) -> ModelSpec:
+    """What a teacher's model is without its adapter, before anything of it is loaded; raises MedvfmError."""
+    name = teacher if _is_model(teacher) else run_directory.finished(Path(teacher))["model"]
+    return entry_of(name).spec
+
+
 def open_teacher(teacher: str, *, dtype: str, weights: Path | None = None, offline: bool = False) -> Teacher:
     """Load a teacher.
 
