@@ -107,12 +107,14 @@ def tracked(items: Sequence[_Item], title: str, console: Console) -> Iterator[_I
 
         yield from track(items, title, console=console)
         return
-    start = shown = time.monotonic()
+    shown = first = time.monotonic()
     for done, item in enumerate(items):
         now = time.monotonic()
+        if done == 1:
+            first = now  # what the first one takes, with compilation, says nothing about the rest
         if done and now - shown >= _SECONDS_BETWEEN_LINES:
-            left = (now - start) / done * (len(items) - done)
-            console.print(f"{title} {done}/{len(items)}  {_duration(left)} left", markup=False)
+            left = f"  {_duration((now - first) / (done - 1) * (len(items) - done))} left" if done > 1 else ""
+            console.print(f"{title} {done}/{len(items)}{left}", markup=False)
             shown = now
         yield item
 

@@ -102,6 +102,13 @@ def test_tracked_gives_every_item_in_order_with_a_line_now_and_then(clock):
     ]
 
 
+def test_a_long_first_item_is_not_taken_for_the_pace(clock):
+    stream = io.StringIO()
+    for item in tracked(range(5), "evaluate", Console(file=stream)):
+        clock.now += 600 if item == 0 else 6
+    assert stream.getvalue().splitlines() == ["evaluate 1/5", "evaluate 3/5  12 s left"]
+
+
 def test_tracked_on_a_terminal_gives_the_same_items():
     console = Console(file=Terminal(), force_terminal=True)
     assert list(tracked([3, 1, 2], "evaluate", console)) == [3, 1, 2]
