@@ -156,6 +156,8 @@ _FOR_TASKS = {
     "gradient_surgery": "medvfm federate --algorithm NAME",
     "loss_weighting": "medvfm federate --algorithm NAME",
     "client_clusters": "medvfm federate --algorithm clustered",
+    "task_vectors": "medvfm federate --algorithm matu",
+    "task_relations": "medvfm federate --algorithm mocha",
     "task_affinity": "medvfm analyze conflict",
 }
 _ANALYSES = {

@@ -1,6 +1,6 @@
 """Tasks that differ and help each other: pure functions of arrays for losses, federated algorithms and analyses."""
 
-from medvfm_jax.crosstask.client_clusters import cluster_means, number_of_clusters, parted
+from medvfm_jax.crosstask.client_clusters import alike, cluster_means, number_of_clusters, parted
 from medvfm_jax.crosstask.gradient_surgery import cagrad, imtl_g, mgda, nash_mtl, pcgrad
 from medvfm_jax.crosstask.loss_weighting import Famo, dwa_weights, famo_update, famo_weights
 from medvfm_jax.crosstask.partial_labels import (
@@ -20,10 +20,14 @@ from medvfm_jax.crosstask.task_affinity import (
     gradient_diversity,
     lookahead_affinity,
 )
+from medvfm_jax.crosstask.task_relations import task_covariance, task_precision
+from medvfm_jax.crosstask.task_vectors import Unified, of_task, unify
 
 __all__ = [
     "Famo",
     "UndefinedAffinity",
+    "Unified",
+    "alike",
     "best_groups",
     "cagrad",
     "cluster_means",
@@ -45,6 +49,10 @@ __all__ = [
     "mgda",
     "nash_mtl",
     "number_of_clusters",
+    "of_task",
     "parted",
     "pcgrad",
+    "task_covariance",
+    "task_precision",
+    "unify",
 ]

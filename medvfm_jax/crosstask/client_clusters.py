@@ -34,7 +34,6 @@ def parted(
         Sattler et al. 2019 (clustered federated learning), algorithm 1, https://arxiv.org/abs/1910.01991.  Differs: the
         mean is compared with the longest change, and the threshold is given instead of estimated from the noise.
     """
-    n = len(gram)
     gram = jnp.where(present[:, None] & present, gram, 0)
     lengths = jnp.sqrt(jnp.maximum(jnp.diagonal(gram), 0))
     whole = (~together | present).all(1)
@@ -44,10 +43,31 @@ def parted(
     parts = whole & (mean < stationary * longest) & (longest >= least)
     # What does not move has no direction and stays with everybody.
     near = together & (gram >= threshold * lengths[:, None] * lengths)
+    return together & (_joined(near) | ~parts[:, None])
+
+
+def alike(gram: Array, present: Array, threshold: float = 0.0) -> Array:
+    """Groups of clients that are joined by cosines of changes of at least a threshold.
+
+    Args:
+        gram: (N, N) products of the changes.
+        present: (N,) bool, whose changes there are; the others are alone.
+        threshold: of the cosine.
+
+    Returns:
+        (N, N) bool, who is in one group.
+    """
+    lengths = jnp.sqrt(jnp.maximum(jnp.diagonal(gram), 0))
+    return _joined(present[:, None] & present & (gram >= threshold * lengths[:, None] * lengths))
+
+
+def _joined(near: Array) -> Array:
+    """Who is reached from whom, (N, N) bool; everybody from itself."""
+    n = len(near)
     joined = near | jnp.eye(n, dtype=bool)
     for _ in range(max(n - 1, 1).bit_length()):  # paths of twice the length each time
-        joined = (joined.astype(gram.dtype) @ joined.astype(gram.dtype)) > 0
-    return together & (joined | ~parts[:, None])
+        joined = (joined.astype(jnp.float32) @ joined.astype(jnp.float32)) > 0
+    return joined
 
 
 def number_of_clusters(together: Array) -> Array:

@@ -117,6 +117,10 @@ LOOKING: dict[str, Callable[[], Algorithm]] = {
     "dwa": lambda: alg.dwa(gradient_of(loss), SGD, N),
     "clustered": lambda: alg.clustered(gradient_of(loss), SGD, N, 0.9, 0.0),
     "fedhca2": lambda: alg.fedhca2(gradient_of(loss), SGD, N, decoders=r".*/b"),
+    "fedbone": lambda: alg.fedbone(gradient_of(loss), SGD, HEAD),
+    "mat_fl": lambda: alg.mat_fl(gradient_of(loss), SGD, N, HEAD),
+    "matu": lambda: alg.matu(gradient_of(loss), SGD, N),
+    "mocha": lambda: alg.mocha(gradient_of(loss), SGD, N),
 }
 EVERY = AVERAGING | LOOKING
 

@@ -14,9 +14,12 @@ from medvfm_jax.federated.algorithms.fair import qfedavg
 from medvfm_jax.federated.algorithms.fedhca2 import DECODERS, fedhca2
 from medvfm_jax.federated.algorithms.low_rank import fedit, fedsa_lora, ffa_lora, hetlora, rolora
 from medvfm_jax.federated.algorithms.low_rank_exact import fedex_lora, flexlora, flora, lora_fair
+from medvfm_jax.federated.algorithms.mat_fl import mat_fl
+from medvfm_jax.federated.algorithms.matu import matu
+from medvfm_jax.federated.algorithms.mocha import mocha
 from medvfm_jax.federated.algorithms.normalised import fednova
 from medvfm_jax.federated.algorithms.server_optimizers import fedadagrad, fedadam, fedavgm, fedyogi
-from medvfm_jax.federated.algorithms.task_conflicts import cagrad, imtl_g, mgda, nash_mtl, pcgrad
+from medvfm_jax.federated.algorithms.task_conflicts import cagrad, fedbone, imtl_g, mgda, nash_mtl, pcgrad
 from medvfm_jax.federated.algorithms.task_weights import dwa, famo
 
 __all__ = [
@@ -29,6 +32,7 @@ __all__ = [
     "fedadam",
     "fedavg",
     "fedavgm",
+    "fedbone",
     "feddf",
     "feddyn",
     "fedex_lora",
@@ -46,7 +50,10 @@ __all__ = [
     "hetlora",
     "imtl_g",
     "lora_fair",
+    "mat_fl",
+    "matu",
     "mgda",
+    "mocha",
     "moon",
     "nash_mtl",
     "pcgrad",

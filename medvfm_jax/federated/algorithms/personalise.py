@@ -25,7 +25,7 @@ def fedper(gradient: Gradient, optimizer: Optimizer, personal: Chosen) -> Algori
     References:
         Arivazhagan et al. 2019, https://arxiv.org/abs/1912.00818
     """
-    return _with_own_part(averaging(gradient, optimizer, optax.sgd(1.0), personal=personal))
+    return with_own_part(averaging(gradient, optimizer, optax.sgd(1.0), personal=personal))
 
 
 def fedbn(gradient: Gradient, optimizer: Optimizer, norms: Chosen = NORM_LEAVES) -> Algorithm:
@@ -34,7 +34,7 @@ def fedbn(gradient: Gradient, optimizer: Optimizer, norms: Chosen = NORM_LEAVES)
     References:
         Li et al. 2021, https://arxiv.org/abs/2102.07623
     """
-    return _with_own_part(averaging(gradient, optimizer, optax.sgd(1.0), personal=norms))
+    return with_own_part(averaging(gradient, optimizer, optax.sgd(1.0), personal=norms))
 
 
 def fedrep(gradient: Gradient, optimizer: Optimizer, personal: Chosen, personal_steps: int) -> Algorithm:
@@ -46,7 +46,7 @@ def fedrep(gradient: Gradient, optimizer: Optimizer, personal: Chosen, personal_
         Collins et al. 2021, https://arxiv.org/abs/2102.07078
     """
     halved = one_then_other(optimizer, personal, personal_steps)
-    return _with_own_part(averaging(gradient, halved, optax.sgd(1.0), personal=personal))
+    return with_own_part(averaging(gradient, halved, optax.sgd(1.0), personal=personal))
 
 
 def ditto(gradient: Gradient, optimizer: Optimizer, strength: float) -> Algorithm:
@@ -78,7 +78,7 @@ def ditto(gradient: Gradient, optimizer: Optimizer, strength: float) -> Algorith
     )
 
 
-def _with_own_part(algorithm: Algorithm) -> Algorithm:
+def with_own_part(algorithm: Algorithm) -> Algorithm:
     """Refuse a pattern for personal parts that matches nothing of the delta, or all of it.  Raises BadFederation."""
 
     def init_server(delta: Tree) -> tuple[Tree, Tree]:

@@ -8,11 +8,14 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import Array
 
 from medvfm_jax.crosstask import gradient_surgery
-from medvfm_jax.federated.algorithms.averaging import fedavg
+from medvfm_jax.federated.algorithms.averaging import averaging
+from medvfm_jax.federated.algorithms.personalise import with_own_part
 from medvfm_jax.federated.core.local_training import Gradient, Optimizer
+from medvfm_jax.federated.core.personal_parts import NOTHING
 from medvfm_jax.federated.core.records import Algorithm, Cohort, Server, Tree
 
 Weigh = Callable[[Array, Array, Array], Array]  # (Gram (n, n), present (n,), key) -> weights (n,)
@@ -115,6 +118,28 @@ def imtl_g(gradient: Gradient, optimizer: Optimizer) -> Algorithm:
     return _operated(gradient, optimizer, lambda gram, here, key: gradient_surgery.imtl_g(gram, here))
 
 
+def fedbone(gradient: Gradient, optimizer: Optimizer, personal: str) -> Algorithm:
+    """PCGrad on the shared part, while ``personal`` leaves never leave their client (FedBone, Chen et al. 2023).
+
+    Args:
+        gradient: how a client's data enter: (trained, batch, key, whole) -> (loss, gradient), see ``gradient_of``.
+        optimizer: optax optimizer of the local steps, started anew in every round.
+        personal: regular expression of the paths of leaves that stay with their client.
+
+    Returns:
+        The algorithm, for ``make_round``.
+
+    References:
+        Chen et al. 2023, https://arxiv.org/abs/2306.17465.  Interpretation: the abstract was read. Conflicting changes
+        are projected as in PCGrad; the general model is not split off to the server, and clients' data stay with them.
+    """
+
+    def weigh(gram: Array, here: Array, key: Array) -> Array:
+        return gradient_surgery.pcgrad(gram, key, here)
+
+    return with_own_part(_operated(gradient, optimizer, weigh, personal))
+
+
 def gram_of(uploads: Tree) -> Array:
     """Stacked trees (n, ...) -> their products (n, n), leaf by leaf, so that no long vector is made."""
     flat = [x.reshape(len(x), -1) for x in jax.tree.leaves(uploads)]
@@ -136,15 +161,15 @@ def conflicts(gram: Array, present: Array) -> dict[str, Array]:
     return {"least_cosine": cosine.min(), "conflicting_pairs": share.astype(gram.dtype)}
 
 
-def _operated(gradient: Gradient, optimizer: Optimizer, weigh: Weigh) -> Algorithm:
-    averaging = fedavg(gradient, optimizer)
+def _operated(gradient: Gradient, optimizer: Optimizer, weigh: Weigh, personal: str = NOTHING) -> Algorithm:
+    mean = averaging(gradient, optimizer, optax.sgd(1.0), personal=personal)
 
     def aggregate(server: Server, uploads: Tree, cohort: Cohort) -> Server:
         weights = weigh(gram_of(uploads), cohort.present, cohort.key)
-        return averaging.aggregate(server, combined(weights, uploads), cohort._replace(public=()))
+        return mean.aggregate(server, combined(weights, uploads), cohort._replace(public=()))
 
     def measure(server: Server, uploads: Tree, weights: Array) -> dict[str, Array]:
         del server
         return conflicts(gram_of(uploads), weights > 0)
 
-    return averaging._replace(aggregate=aggregate, reduction="stack", measure=measure)
+    return mean._replace(aggregate=aggregate, reduction="stack", measure=measure)

@@ -41,6 +41,10 @@ CASES: dict[str, dict] = {
     "feddf": {"algorithm": "feddf", "set": ("algorithm.server_steps=2",)},
     "cagrad": {"algorithm": "cagrad"},
     "fedhca2": {"algorithm": "fedhca2"},
+    "fedbone": {"algorithm": "fedbone"},
+    "mat_fl": {"algorithm": "mat_fl", "set": ("algorithm.threshold=1",)},
+    "matu": {"algorithm": "matu"},
+    "mocha": {"algorithm": "mocha"},
     "clustered": {
         "algorithm": "clustered",
         "set": ("algorithm.stationary=10", "algorithm.moving=0", "algorithm.threshold=1"),
@@ -101,7 +105,7 @@ def test_it_runs_and_what_it_leaves_can_be_evaluated(name, cells, tmp_path):
             ("bright", "dark"), jax.tree.map(np.shape, delta)
         )
         assert not np.array_equal(*(jax.tree.leaves(kept["head"])[0] for kept in own.values()))
-    elif name in ("fedhca2", "clustered"):  # scores are of the clients' own models
+    elif name in ("fedhca2", "clustered", "mat_fl", "matu", "mocha"):  # scores are of the clients' own models
         again = evaluate_sites.evaluate(EvaluateConfig(run=result.folder, out=tmp_path / "scores.json"))
         assert again["cases"] == scores["cases"]
         assert {case["scored_by"] for case in again["cases"] if "scored_by" in case} != {"shared"}
