@@ -1,6 +1,6 @@
 """Tasks that differ and help each other: pure functions of arrays for losses, federated algorithms and analyses."""
 
-from medvfm_jax.crosstask.client_clusters import alike, cluster_means, number_of_clusters, parted
+from medvfm_jax.crosstask.client_clusters import cluster_means, joined_by_cosine, number_of_clusters, parted
 from medvfm_jax.crosstask.gradient_surgery import cagrad, imtl_g, mgda, nash_mtl, pcgrad
 from medvfm_jax.crosstask.loss_weighting import Famo, dwa_weights, famo_update, famo_weights
 from medvfm_jax.crosstask.partial_labels import (
@@ -27,7 +27,6 @@ __all__ = [
     "Famo",
     "UndefinedAffinity",
     "Unified",
-    "alike",
     "best_groups",
     "cagrad",
     "cluster_means",
@@ -41,6 +40,7 @@ __all__ = [
     "famo_weights",
     "gradient_diversity",
     "imtl_g",
+    "joined_by_cosine",
     "leaf_dice",
     "lookahead_affinity",
     "marginal_cross_entropy",

@@ -46,7 +46,7 @@ def parted(
     return together & (_joined(near) | ~parts[:, None])
 
 
-def alike(gram: Array, present: Array, threshold: float = 0.0) -> Array:
+def joined_by_cosine(gram: Array, present: Array, threshold: float = 0.0) -> Array:
     """Groups of clients that are joined by cosines of changes of at least a threshold.
 
     Args:

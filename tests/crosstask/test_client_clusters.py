@@ -5,7 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medvfm_jax.crosstask.client_clusters import cluster_means, number_of_clusters, parted
+from medvfm_jax.crosstask.client_clusters import (
+    cluster_means,
+    joined_by_cosine,
+    number_of_clusters,
+    parted,
+)
 from medvfm_jax.crosstask.task_affinity import clusters, cosines
 
 ALL = jnp.ones((5, 5), bool)
@@ -55,3 +60,12 @@ def test_means_of_clusters():
     together = jnp.asarray(np.kron(np.eye(2), np.ones((3, 3)))[:5, :5] > 0)
     found = cluster_means(together, jnp.asarray([True, False, True, False, False]))
     np.testing.assert_array_equal(found, np.array([[0.5, 0, 0.5, 0, 0]] * 3 + [[0] * 5] * 2, np.float32))
+
+
+def test_groups_are_joined_by_chains_of_cosines_and_the_absent_are_alone():
+    """0 and 1 agree, 1 and 2 agree, 0 and 2 do not; 3 is against all, 4 is absent."""
+    products = gram([[1, 0], [1, 1], [-0.2, 1], [-1, -1], [1, 0]])
+    here = jnp.asarray([True, True, True, True, False])
+    assert groups(joined_by_cosine(products, here)) == [(0, 1, 2), (3,), (4,)]
+    assert groups(joined_by_cosine(products, here, 0.7)) == [(0, 1), (2,), (3,), (4,)]
+    assert groups(joined_by_cosine(products, here, -1.0)) == [(0, 1, 2, 3), (4,)]

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from medvfm_jax.crosstask.client_clusters import alike, cluster_means, number_of_clusters
+from medvfm_jax.crosstask.client_clusters import cluster_means, joined_by_cosine, number_of_clusters
 from medvfm_jax.federated.algorithms.task_conflicts import combined, gram_of
 from medvfm_jax.federated.core.errors import BadFederation
 from medvfm_jax.federated.core.local_training import Gradient, Optimizer, local_steps, report
@@ -81,7 +81,7 @@ def mat_fl(
         changes = jax.tree.map(
             lambda m, x: jnp.zeros_like(m).at[rows].set(x, mode="drop"), server.state, uploads
         )
-        together = alike(gram_of(changes), present, threshold)
+        together = joined_by_cosine(gram_of(changes), present, threshold)
         # A group is of those that are present, or of one absent client, whose model stays as it is.
         moved = jax.tree.map(jnp.add, server.state, changes)
         models = combined(cluster_means(together, jnp.ones(clients, bool)), moved)
@@ -91,7 +91,7 @@ def mat_fl(
     def measure(server: Server, uploads: Tree, weights: Array) -> dict[str, Array]:
         del server
         here = weights > 0
-        groups = number_of_clusters(alike(gram_of(uploads), here, threshold)) - (~here).sum()
+        groups = number_of_clusters(joined_by_cosine(gram_of(uploads), here, threshold)) - (~here).sum()
         return {"clusters": groups}
 
     return Algorithm(

@@ -32,6 +32,7 @@ pytestmark = pytest.mark.usefixtures("small_runs")
 
 LORA = {"preset": "lora", "set": ("lora.rank=2",)}
 LORA_OF_RANKS = {"preset": "lora", "set": ("lora.rank=2", "algorithm.ranks=1,2")}
+OWN_HEAD = "algorithm.personal=.*/output_hypernetworks_mlps_0/.*"
 CASES: dict[str, dict] = {
     "hetlora": {"algorithm": "hetlora"} | LORA_OF_RANKS,
     "flexlora": {"algorithm": "flexlora"} | LORA_OF_RANKS,
@@ -41,8 +42,8 @@ CASES: dict[str, dict] = {
     "feddf": {"algorithm": "feddf", "set": ("algorithm.server_steps=2",)},
     "cagrad": {"algorithm": "cagrad"},
     "fedhca2": {"algorithm": "fedhca2"},
-    "fedbone": {"algorithm": "fedbone"},
-    "mat_fl": {"algorithm": "mat_fl", "set": ("algorithm.threshold=1",)},
+    "fedbone": {"algorithm": "fedbone", "set": (OWN_HEAD,)},
+    "mat_fl": {"algorithm": "mat_fl", "set": ("algorithm.threshold=1", OWN_HEAD)},
     "matu": {"algorithm": "matu"},
     "mocha": {"algorithm": "mocha"},
     "clustered": {
@@ -105,7 +106,14 @@ def test_it_runs_and_what_it_leaves_can_be_evaluated(name, cells, tmp_path):
             ("bright", "dark"), jax.tree.map(np.shape, delta)
         )
         assert not np.array_equal(*(jax.tree.leaves(kept["head"])[0] for kept in own.values()))
-    elif name in ("fedhca2", "clustered", "mat_fl", "matu", "mocha"):  # scores are of the clients' own models
+    elif name in (
+        "fedhca2",
+        "clustered",
+        "fedbone",
+        "mat_fl",
+        "matu",
+        "mocha",
+    ):  # scores are of the clients' own models
         again = evaluate_sites.evaluate(EvaluateConfig(run=result.folder, out=tmp_path / "scores.json"))
         assert again["cases"] == scores["cases"]
         assert {case["scored_by"] for case in again["cases"] if "scored_by" in case} != {"shared"}
