@@ -30,6 +30,26 @@ def frontier(dots: Sequence[Dot]) -> list[Dot]:
     return best
 
 
+def labels(dots: Sequence[tuple[float, float, str]]) -> list[tuple[float, float]]:
+    """Where the names of dots (x, y, name) begin: to the right of each, higher or lower where another one stands there.
+
+    >>> labels([(10, 50, "a"), (12, 51, "b")])
+    [(17, 50), (19, 63)]
+    """
+    taken: list[tuple[float, float, float]] = []
+    for x, y, name in dots:
+        width = 6.0 * len(name)
+        for offset in (0, 12, -12, 24, -24, 36, -36):
+            place = (x + 7, y + offset, width)
+            if not any(
+                place[0] < left + wide and left < place[0] + width and abs(place[1] - at) < 12
+                for left, at, wide in taken
+            ):
+                break
+        taken.append(place)
+    return [(left, at) for left, at, _ in taken]
+
+
 def pareto_plot(title: str, dots: Sequence[Dot], cost: str, score: str) -> str:
     """SVG of the dots over a logarithmic axis of costs.
 
@@ -52,7 +72,18 @@ def pareto_plot(title: str, dots: Sequence[Dot], cost: str, score: str) -> str:
         return "".join([*parts, "</svg>\n"])
     least, most = (pick(math.log10(dot.cost) for dot in dots) for pick in (min, max))
     low, high = (pick(dot.score for dot in dots) for pick in (min, max))
-    left, right = math.floor(least), max(math.ceil(most), math.floor(least) + 1)
+    # From and to a tick, three of which make a decade.
+    ticks = [
+        factor * 10.0**power
+        for power in range(math.floor(least), math.ceil(most) + 1)
+        for factor in (1, 2, 5)
+    ]
+    first = max((i for i, tick in enumerate(ticks) if math.log10(tick) <= least), default=0)
+    last = min(
+        (i for i, tick in enumerate(ticks) if math.log10(tick) >= most and i > first), default=len(ticks) - 1
+    )
+    ticks = ticks[first : last + 1]
+    left, right = math.log10(ticks[0]), math.log10(ticks[-1])
     bottom, top = math.floor(low * 20) / 20, max(math.ceil(high * 20) / 20, math.floor(low * 20) / 20 + 0.05)
 
     def px(value: float) -> float:
@@ -61,11 +92,11 @@ def pareto_plot(title: str, dots: Sequence[Dot], cost: str, score: str) -> str:
     def py(value: float) -> float:
         return _HEIGHT - _BOTTOM - (value - bottom) / (top - bottom) * (_HEIGHT - _TOP - _BOTTOM)
 
-    for power in range(left, right + 1):
-        x = px(10.0**power)
+    for tick in ticks:
+        x = px(tick)
         parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}" stroke="#ddd"/>')
         parts.append(
-            f'<text x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 18}" text-anchor="middle">{10**power:,}</text>'
+            f'<text x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 18}" text-anchor="middle">{tick:,.10g}</text>'
         )
     for tick in range(round(bottom * 20), round(top * 20) + 1):
         y = py(tick / 20)
@@ -78,7 +109,9 @@ def pareto_plot(title: str, dots: Sequence[Dot], cost: str, score: str) -> str:
         colour = "#d95f02" if dot in best else "#1b6ca8"
         x, y = px(dot.cost), py(dot.score)
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>')
-        parts.append(f'<text x="{x + 7:.1f}" y="{y + 4:.1f}" font-size="11">{escape(dot.name)}</text>')
+    places = labels([(px(dot.cost), py(dot.score), dot.name) for dot in dots])
+    for dot, (x, y) in zip(dots, places):
+        parts.append(f'<text x="{x:.1f}" y="{y + 4:.1f}" font-size="11">{escape(dot.name)}</text>')
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
     parts.append(f'<text x="{middle:.0f}" y="{_HEIGHT - 10}" text-anchor="middle">{escape(cost)}</text>')
     parts.append(f'<text x="8" y="{_TOP - 6}">{escape(score)}</text>')
