@@ -3,12 +3,12 @@
 import dataclasses
 
 from medvfm_jax.settings.adapt import AdaptConfig
-from medvfm_jax.settings.groups import ObjectiveName, PromptChoice, SampleConfig
+from medvfm_jax.settings.groups import ObjectiveName, PromptChoice, SampleConfig, VolumeConfig
 from medvfm_jax.settings.records import require
 
 
 @dataclasses.dataclass(frozen=True)
-class SitesConfig(SampleConfig):
+class SitesConfig(SampleConfig, VolumeConfig):
     """A model with an adapter, and a few labelled images of the training part of each site."""
 
     _: dataclasses.KW_ONLY

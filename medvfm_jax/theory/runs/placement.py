@@ -3,10 +3,11 @@
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax import Array
 from numpy.typing import NDArray
 
 from medvfm_jax.runs.progress import ProgressDisplay
@@ -17,6 +18,7 @@ from medvfm_jax.theory.placement import Place, alike, grouped, place, within_bud
 from medvfm_jax.train.loop import NonFiniteLoss
 from medvfm_jax.train.task import make_loss
 from medvfm_jax.train.training import Run, resolve
+from medvfm_jax.types import Delta
 
 
 class PlacementResult(NamedTuple):
@@ -103,14 +105,20 @@ def _gradients(run: Run, at: str, images: int, say: Callable[[str], None]) -> It
     if not paths:
         raise BadConfig(f"at is {at!r}, and {assembled.base.model.spec.name} has no kernel of such a path.")
     loss = make_loss(assembled.adapted, objective=assembled.objective, cached=False, training=False)
-    gradient = jax.jit(jax.grad(lambda delta, *rest: loss(rest[0], delta, *rest[1:])[0]))
+
+    @jax.jit
+    def gradient(delta: Delta, *rest: Any) -> dict[str, Array]:
+        found = jax.grad(lambda at: loss(rest[0], at, *rest[1:])[0])(delta)
+        # What is not returned is not computed: nothing of the encoder's, say, where only the decoder is looked at.
+        return {path: found[part][module][name] for path, (module, name) in paths.items()}
+
     loader, key = run.data.loader("none", (0, 1)), jax.random.key(run.config.seed)
     for number in range(images):
         found = gradient(
             assembled.delta, assembled.base.params, next(loader), jax.random.fold_in(key, number)
         )
         say(f"gradient {number + 1} of {images}")
-        arrays = {path: np.asarray(found[part][module][name]) for path, (module, name) in paths.items()}
+        arrays = {path: np.asarray(array) for path, array in found.items()}
         for path, array in arrays.items():
             if not np.isfinite(array).all():
                 raise NonFiniteLoss(
