@@ -91,8 +91,16 @@ def _plan_row(plan: Mapping[str, Any]) -> Row:
         f"{program['traffic'] / 2**30:.0f} GiB" if program else "-",
         _sent(program["collectives"]) if program else "-",
         f"{speed['step']:.2f} s" if speed else "-",
-        f"{100 * speed['utilisation']:.0f} %" if speed else "-",
+        _utilisation(speed) if speed else "-",
     )
+
+
+def _utilisation(speed: Mapping[str, float]) -> str:
+    """A range, from kernels at their assumed worst to kernels at their bound; plans of old have the latter alone."""
+    low, high = (
+        round(100 * speed.get(name, speed["utilisation"])) for name in ("low_utilisation", "utilisation")
+    )
+    return f"{high} %" if low == high else f"{low} to {high} %"
 
 
 def _scaling_row(plan: Mapping[str, Any]) -> Row:

@@ -66,14 +66,17 @@ def abstract_training(config: Training) -> Abstract:
     return Abstract(loss, step, params, state, _batch(config, model), optimizer, assembled.size)
 
 
-def lower(training: Abstract, rules: Rules, mesh: Mesh) -> jax.stages.Lowered:
-    """The step of a whole mesh, ready to be compiled; the devices may be those of a topology that is not here."""
+def lower(training: Abstract, rules: Rules, mesh: Mesh, sums: str = "float32") -> jax.stages.Lowered:
+    """The step of a whole mesh, ready to be compiled; the devices may be those of a topology that is not here.
+
+    sums: see ``shard_step``.
+    """
     shardings = (
         param_shardings(rules, mesh, training.params),
         state_shardings(rules, mesh, training.state, training.optimizer),
         batch_shardings(mesh, training.batch),
     )
-    step = shard_step(training.step, *shardings)
+    step = shard_step(training.step, *shardings, sums)
     return step.trace(training.params, training.state, training.batch).lower()
 
 

@@ -44,8 +44,14 @@ class PlanConfig(Training):
     mesh: str | None = None
     """Devices per mesh axis, for example data=64,model=4; by default all on data."""
     rules: str = "replicated"
-    """Where parameters live: replicated, fsdp (sharded over the data axis), tensor (blocks sharded over the
-    model axis)."""
+    """Where parameters live: replicated, fsdp (sharded over the data axis, whole over an axis replica), tensor (blocks
+    sharded over the model axis)."""
+    sums: Literal["float32", "bfloat16"] = "float32"
+    """Number format in which TPUs sum gradients of --dtype bfloat16 over devices; bfloat16 sends half the bytes and
+    rounds at every addition."""
+    kernel_efficiency: float = 1 / 3
+    """Utilisation is given as a range: with attention kernels at the bound that their products and traffic set, and
+    with kernels that reach this share of it. No TPU has measured them: the default is an assumption."""
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ def test_largest_divides_the_longest_axis_that_can_be(mesh):
     ("rules", "shape", "sentence"),
     [
         ([(r".*bias", P())], (4, 4), f"No sharding rule matches '{QKV}/kernel'; the rules are '.\\*bias'"),
-        ([(r".*", P("rows"))], (4, 4), "names the axis 'rows'; the mesh has clients, data, model"),
+        ([(r".*", P("rows"))], (4, 4), "names the axis 'rows'; the mesh has clients, replica, data, model"),
         ([(r".*", P(DATA))], (4, 6), "data=4, which does not divide 6"),
         ([(r".*", P(None, None, DATA))], (4, 4), "is for 3 axes"),
     ],

@@ -63,7 +63,7 @@ def test_devices_that_no_mesh_can_use_are_refused():
 
 def made(config, *, gib, step=None):
     """A plan that needs so much memory of 10 GiB and so many seconds."""
-    speed = None if step is None else Speed(step, None, 0.0, 0.0, step, 0.5)
+    speed = None if step is None else Speed(step, None, 0.0, 0.0, step, 0.5, 0.0, step, 0.5)
     memory = Memory(round(gib * 2**30), 10 * 2**30, gib <= 10, 1, 1)
     return Plan(config, 8, {}, 1, 2, memory, Flops(1, 1), None, speed, None, 0.0)
 
@@ -179,5 +179,5 @@ def test_a_real_sweep_over_eight_devices_of_this_machine():
     replicated, divided = (o.plan for o in outcomes[:2])
     assert (replicated.config.rules, divided.config.rules) == ("replicated", "fsdp")
     assert replicated.memory.fits
-    assert divided.mesh == {"clients": 1, "data": 8, "model": 1}
+    assert divided.mesh == {"clients": 1, "replica": 1, "data": 8, "model": 1}
     assert ranked(outcomes)[0].memory.peak == min(replicated.memory.peak, divided.memory.peak)
