@@ -48,6 +48,9 @@ class AdaptConfig(TrainingConfig):
     keep: Literal["nothing", "products", "everything"] = "everything"
     """What SAM's encoders keep of a block for the backward pass: its input alone, also the results of products, or
     everything; the rest is computed again. For accelerators: on a CPU it saves little."""
+    base_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format of the frozen weights on the device; bfloat16 halves their memory. What trains stays float32, and
+    the delta belongs to the weights as published, which `evaluate` and `segment` take."""
     tensorboard: bool = False
     """Write scalars for TensorBoard too, into --out/tensorboard."""
 

@@ -26,6 +26,8 @@ class Training:
     """Pixels along one side; by default those of the model."""
     dtype: str = "bfloat16"
     """Number format of the computation; parameters stay float32."""
+    base_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format of the frozen weights; what trains stays float32."""
     keep: Literal["nothing", "products", "everything"] = "nothing"
     """What SAM keeps of a group of blocks for the backward pass: its input alone, also the results of products and
     attention kernels, or everything; the rest is computed again. Other models keep everything."""
