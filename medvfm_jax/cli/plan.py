@@ -16,7 +16,7 @@ from medvfm_jax.plan.sweep import Outcome, ranked, sweep
 from medvfm_jax.plan.topologies import fsdp_mesh
 from medvfm_jax.settings.plan import CohortPlanConfig, PlanConfig
 
-_CHOSEN_BY_A_SWEEP = ("mesh", "rules", "accumulate", "keep")
+_CHOSEN_BY_A_SWEEP = ("mesh", "rules", "accumulate", "keep", "scan_blocks")
 
 
 def run(args: PlanArgs) -> int:

@@ -64,7 +64,7 @@ def _row(found: Plan) -> list[str]:
         config.mesh,
         config.rules,
         str(config.accumulate),
-        config.keep,
+        config.keep + ", in a loop" * config.scan_blocks,
         f"{memory.peak / 2**30:.2f}" if memory.arguments is not None else f">= {memory.peak / 2**30:.2f}",
         "yes" if memory.fits else "no",
     ]
@@ -86,7 +86,7 @@ def _utilisation(speed: Speed) -> str:
 
 def _name(config: PlanConfig) -> str:
     parts = f"{config.accumulate} part{'s' * (config.accumulate > 1)}"
-    return f"{config.mesh} {config.rules}, {parts}, {config.keep} kept"
+    return f"{config.mesh} {config.rules}, {parts}, {config.keep} kept" + ", in a loop" * config.scan_blocks
 
 
 def _names(outcomes: Sequence[Outcome]) -> str:

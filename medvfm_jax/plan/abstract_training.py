@@ -87,7 +87,7 @@ def _base(config: Training) -> Base:
         "dtype": jnp.dtype(config.dtype),
         "image_size": config.image_size,
         "remat": catalog.KEEP[config.keep],
-        "scan_blocks": not config.unrolled,
+        "scan_blocks": config.scan_blocks,
         "classes": config.classes,
     }
     takes = catalog.MODELS[config.model].options

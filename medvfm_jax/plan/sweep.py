@@ -72,7 +72,9 @@ def candidates(config: PlanConfig, devices: int) -> list[PlanConfig]:
 def sweep(
     config: PlanConfig, most: int, compile_one: Callable[[PlanConfig], Plan] = plan
 ) -> Iterator[Outcome]:
-    """One Outcome per candidate as soon as it is known, at most ``most`` of them compiled.
+    """One Outcome per candidate as soon as it is known, at most ``most`` of them compiled, in a loop over equal blocks.
+
+    Where the best of them fits, it is compiled once more with every block on its own.
 
     Not compiled, with the reason: more kept where less does not fit; where time can be estimated, more
     parts where fewer fit, which can only be slower; and what is left when ``most`` are compiled. A candidate that a
@@ -83,7 +85,8 @@ def sweep(
     if most < 1:
         raise BadPlan(f"most is {most}; expected at least 1.")
     devices, chip = devices_of(config.topology)
-    ways = candidates(config, len(devices))
+    loops = "scan_blocks" in catalog.MODELS[config.model].options
+    ways = [dataclasses.replace(way, scan_blocks=loops) for way in candidates(config, len(devices))]
     abstract_training(config)
     outcomes: list[Outcome] = []
     compiled = 0
@@ -95,6 +98,9 @@ def sweep(
         compiled += outcome.plan is not None or outcome.refused_by_compiler
         outcomes.append(outcome)
         yield outcome
+    best = ranked(outcomes)
+    if loops and best and best[0].memory.fits:
+        yield _attempt(dataclasses.replace(best[0].config, scan_blocks=False), compile_one)
 
 
 def ranked(outcomes: Sequence[Outcome]) -> list[Plan]:

@@ -24,16 +24,16 @@ class Training:
     """Outputs of a prompt-free model, background included."""
     image_size: int | None = None
     """Pixels along one side; by default those of the model."""
-    dtype: str = "bfloat16"
-    """Number format of the computation; parameters stay float32."""
+    dtype: str = "float32"
+    """Number format of the computation, as in `adapt`; parameters stay float32. On accelerators choose bfloat16."""
     base_dtype: Literal["float32", "bfloat16"] = "float32"
     """Number format of the frozen weights; what trains stays float32."""
-    keep: Literal["nothing", "products", "everything"] = "nothing"
+    keep: Literal["nothing", "products", "everything"] = "everything"
     """What SAM keeps of a group of blocks for the backward pass: its input alone, also the results of products and
     attention kernels, or everything; the rest is computed again. Other models keep everything."""
-    unrolled: bool = False
-    """Compile every block of SAM or ViT on its own, instead of one that a loop runs over: takes longer, and saves
-    copying what a loop keeps for the backward pass."""
+    scan_blocks: bool = False
+    """Compile one group of blocks of SAM, ViT or CLIP, over which a loop runs, instead of every block on its own: takes
+    less time to compile, and copies what is kept for the backward pass."""
 
 
 @dataclass(frozen=True)

@@ -189,6 +189,7 @@ def resolve(
         shape=patch_shape(config, entry, len(source.dataset.channel_names)),
         depth=slab_depth(config),
         tile=config.tile,
+        scan_blocks=config.scan_blocks,
     )
     prompt, size = assembled.prompt, assembled.size
     checked = about(checked, prompt, assembled.base.model.spec, source.dataset.preparation)

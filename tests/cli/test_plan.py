@@ -157,16 +157,16 @@ def test_a_sweep_ranks_what_fits_first_and_says_what_is_left_out(medvfm, monkeyp
         "data=256",
         "replicated",
         "1",
-        "nothing",
+        "everything",
         "12.00",
         "yes",
         "400.0",
         "2,560",
-        "50",
+        "40-50",
         "%",
     ]
     assert second.split()[:7] == ["data=128,model=2", "replicated", "1", "everything", ">=", "40.00", "no"]
-    assert "it fits in 1 part: data=256 replicated, 2 parts, nothing kept;" in rest[1]
+    assert "it fits in 1 part: data=256 replicated, 2 parts, everything kept;" in rest[1]
     assert rest[1].endswith("; and 1 more")
     assert rest[-1].startswith("best (fastest estimated step): medvfm plan --model sam-h")
     assert rest[-1].endswith("--mesh data=256")
