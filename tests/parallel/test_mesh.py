@@ -30,7 +30,7 @@ def test_the_mesh_is_automatic_and_its_last_axis_varies_fastest():
     assert mesh.axis_names == AXES
     assert dict(mesh.shape) == {"clients": 1, "replica": 1, "data": 4, "model": 2}
     assert set(mesh.axis_types) == {AxisType.Auto}
-    assert [d.id for d in mesh.devices[0, 0]] == [0, 1]
+    assert [d.id for d in mesh.devices[0, 0, 0]] == [0, 1]
     assert make_mesh().shape["data"] == len(jax.devices())
 
 

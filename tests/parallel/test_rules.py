@@ -80,8 +80,9 @@ def share(rules, mesh, params):
     return held / sum(leaf.size for leaf in leaves)
 
 
-@pytest.mark.parametrize(("name", "divided", "halved"), [("vit-b", 0.26, 0.55), ("lite-medsam", 0.36, 0.9)])
+@pytest.mark.parametrize(("name", "divided", "halved"), [("vit-b", 0.26, 0.55), ("lite-medsam", 0.61, 0.9)])
 def test_presets_cover_every_parameter_and_divide_what_is_large(mesh, name, divided, halved):
+    """Of LiteMedSAM four tenths are mask decoder and prompt encoder, which stay whole."""
     params = shapes(name)
     assert share(RULES["replicated"](), mesh, params) == 1
     assert 0.25 <= share(RULES["fsdp"](), mesh, params) < divided

@@ -17,7 +17,9 @@ from medvfm_jax.plan.topologies import fsdp_mesh
 from medvfm_jax.settings.plan import PlanConfig
 
 without_libtpu = importlib.util.find_spec("libtpu") is None
-TINY = PlanConfig(model="sam-tiny-test", adapter="full", image_size=32, rules="fsdp")
+TINY = PlanConfig(
+    model="sam-tiny-test", adapter="full", image_size=32, rules="fsdp", dtype="bfloat16", scan_blocks=True
+)
 
 
 def by_kind(found, least=0):
@@ -69,7 +71,10 @@ def test_fsdp_of_a_small_sam_on_4_64_and_256_chips(topology, monkeypatch):
     monkeypatch.setitem(catalog.MODELS._records, "sam-b", small_sam())
     monkeypatch.setattr(jax.config, "jax_disable_most_optimizations", False, raising=False)
     chips = {"v5p:2x2x1": 4, "v5p:4x4x4": 64, "v5e:16x16": 256}[topology]
-    asked = PlanConfig("sam-b", "full", global_batch=chips, image_size=224, topology=topology, rules="fsdp")
+    asked = PlanConfig(
+        "sam-b", "full", global_batch=chips, image_size=224, topology=topology, rules="fsdp",
+        dtype="bfloat16", keep="nothing", scan_blocks=True,
+    )  # fmt: skip
     found = plan(replace(asked, mesh=fsdp_mesh(topology, chips)))
     kinds, data, replicas = by_kind(found, least=2**16), found.mesh["data"], found.mesh["replica"]
     assert set(kinds) <= {"all-gather", "reduce-scatter", "all-reduce"}
@@ -87,6 +92,6 @@ def test_fsdp_of_a_small_sam_on_4_64_and_256_chips(topology, monkeypatch):
 
 
 def small_sam():
-    """SAM of ViT-S width in two blocks, one group."""
+    """SAM ViT-B with two blocks, one group."""
     entry = catalog.MODELS["sam-b"]
-    return _sam(entry.spec, SamEncoderConfig(384, 2, 6, (1,)))
+    return _sam(entry.spec, SamEncoderConfig(768, 2, 12, (1,)))

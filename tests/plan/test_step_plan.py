@@ -128,7 +128,7 @@ def test_gpus_of_several_hosts_exchange_over_the_network():
     ],
 )
 def test_the_first_thing_to_change(settings, trained, advice):
-    config = PlanConfig(**{"model": "sam-h", "mesh": "data=2,model=4"} | settings)
+    config = PlanConfig(**{"model": "sam-h", "mesh": "data=2,model=4", "keep": "nothing"} | settings)
     mesh = SimpleNamespace(shape={"clients": 1, "replica": 1, "data": 2, "model": 4})
     assert advise_step(config, mesh, Count(int(trained), int(6.4e8), 0)).startswith(advice)
 
