@@ -16,6 +16,8 @@ from typing import Any
 
 import tyro
 
+from medvfm_jax.settings.plan import PlanConfig
+
 Row = tuple[str, ...]
 PLANS: Row = (
     "model, what trains",
@@ -80,19 +82,34 @@ def _plan_row(plan: Mapping[str, Any]) -> Row:
     rules = "" if config["rules"] == "replicated" else f", {config['rules']}"
     clients = f", a round of {config['clients']} clients" if "clients" in config else ""
     images = config["global_batch"] * config.get("local_steps", 1)
+    unrolled = config["unrolled"] if "unrolled" in config else not config["scan_blocks"]
     fits = "" if memory["fits"] else ", does not fit"
     return (
         f"{config['model']}, {config['adapter']}{clients}",
         f"{config['topology']}, {mesh}{rules}",
         f"{images:,}",
-        f"{config['accumulate']}, {config.get('keep', '-')}" + (", unrolled" if config["unrolled"] else ""),
+        f"{config['accumulate']}, {config.get('keep', '-')}" + (", unrolled" if unrolled else ""),
         f"{memory['peak'] / 2**30:.1f} of {memory['capacity'] / 2**30:.0f} GiB{fits}",
         f"{plan['flops']['model'] / 1e12:,.0f} TFLOP ({plan['flops']['executed'] / 1e12:,.0f} executed)",
         f"{program['traffic'] / 2**30:.0f} GiB" if program else "-",
         _sent(program["collectives"]) if program else "-",
         f"{speed['step']:.2f} s" if speed else "-",
-        f"{100 * speed['utilisation']:.0f} %" if speed else "-",
+        _utilisation(speed) if speed else "-",
     )
+
+
+def _utilisation(speed: Mapping[str, Any]) -> str:
+    """A range, from kernels at their assumed worst to kernels at their bound; worked out here for plans without it."""
+    if "slow_step" in speed:
+        slow = speed["slow_step"]
+    else:
+        kernels = speed.get("kernels", 0.0) / PlanConfig.kernel_efficiency
+        slow = (
+            max(speed.get("roofline", 0.0), (speed.get("compiler") or 0.0) + kernels) + speed["collectives"]
+        )
+    best = speed["utilisation"]
+    low, high = (round(100 * share) for share in (best * speed["step"] / max(slow, speed["step"]), best))
+    return f"{high} %" if low == high else f"{low} to {high} %"
 
 
 def _scaling_row(plan: Mapping[str, Any]) -> Row:

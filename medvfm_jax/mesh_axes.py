@@ -6,7 +6,8 @@ import jax
 from jax import Array
 from jax.sharding import AxisType
 
-CLIENTS, DATA, MODEL = "clients", "data", "model"
+CLIENTS, REPLICA, DATA, MODEL = "clients", "replica", "data", "model"
+BATCH = (CLIENTS, REPLICA, DATA)  # the axes over which images are divided
 SLICES = "slices"  # of a slab: a vmapped axis, see models.slab
 
 Tree = TypeVar("Tree")

@@ -31,7 +31,7 @@ print(f"{found.flops.executed / 1e6:.0f} MFLOP a step")
 # %% [markdown]
 # ## A slice of TPUs
 #
-# `medvfm plan --model sam-h --adapter samed --topology v5e:16x16 --global-batch 1024`
+# `medvfm plan --model sam-h --adapter samed --topology v5e:16x16 --global-batch 1024 --dtype bfloat16 --keep products`
 #
 # The extra `[tpu]` brings the compiler; TPUs are not needed. For them there is an estimate of the time too: the
 # larger of arithmetic and memory traffic, and collectives on top.

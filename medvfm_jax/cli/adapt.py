@@ -44,7 +44,7 @@ def _placement(args: AdaptArgs) -> Placement | None:
             console.say(f"{jax.device_count()} devices are here and one is used; --mesh all takes them all")
         return None
     mesh = make_mesh(None if args.mesh in (None, "all") else args.mesh)
-    return Placement(mesh, RULES[args.rules](), args.rules)
+    return Placement(mesh, RULES[args.rules](), args.rules, args.sums)
 
 
 @contextmanager

@@ -11,11 +11,12 @@ from medvfm_jax.cli.errors import BadUsage
 from medvfm_jax.cli.options.plan import PlanArgs
 from medvfm_jax.cli.plan_table import as_record, describe_sweep, one_line
 from medvfm_jax.plan.round_plan import plan_cohort
-from medvfm_jax.plan.step_plan import Memory, Plan, plan
+from medvfm_jax.plan.step_plan import Memory, Plan, Speed, plan
 from medvfm_jax.plan.sweep import Outcome, ranked, sweep
+from medvfm_jax.plan.topologies import fsdp_mesh
 from medvfm_jax.settings.plan import CohortPlanConfig, PlanConfig
 
-_CHOSEN_BY_A_SWEEP = ("mesh", "rules", "accumulate", "keep")
+_CHOSEN_BY_A_SWEEP = ("mesh", "rules", "accumulate", "keep", "scan_blocks")
 
 
 def run(args: PlanArgs) -> int:
@@ -121,11 +122,11 @@ def describe(found: Plan) -> str:
         rows += [
             (
                 f"{what} (estimate)",
-                f"{_ms(s.step)}: {parts}, collectives {_ms(s.collectives)}",
+                f"{_ms(s.step)}: {parts}, collectives {_ms(s.collectives)}, of it latency {_ms(s.latency)}",
             ),
             (
                 "utilisation",
-                f"{100 * s.utilisation:.0f} % of peak, {images / s.step:,.0f} images/s",
+                _utilisation(s, images, config.kernel_efficiency),
             ),
         ]
         rows += [
@@ -133,6 +134,14 @@ def describe(found: Plan) -> str:
             for spot in found.program.hotspots
             if s.compiler
         ]
+    if _gathers_decomposed(found):
+        better = fsdp_mesh(config.topology, found.devices)
+        rows.append(
+            (
+                "note",
+                f"the compiler sums whole arrays instead of gathering them; --mesh {better} gathers in groups",
+            )
+        )
     rows.append(("compiled in", f"{found.compile_seconds:.0f} s"))
     width = max(len(name) for name, _ in rows)
     cohort = f", {config.clients} clients" if isinstance(config, CohortPlanConfig) else ""
@@ -140,6 +149,27 @@ def describe(found: Plan) -> str:
     lines += [f"{name.ljust(width)}  {value}" for name, value in rows]
     verdict = "it fits" if memory.fits else f"it does not fit; try {found.advice}"
     return "\n".join([*lines, verdict])
+
+
+def _gathers_decomposed(found: Plan) -> bool:
+    """Whether divided weights travel as sums of whole arrays, which sends them twice."""
+    asked, kinds = found.config, {c.kind for c in found.program.collectives} if found.program else set()
+    return (
+        asked.rules == "fsdp"
+        and kinds == {"all-reduce"}
+        and fsdp_mesh(asked.topology, found.devices) != f"data={found.devices}"
+    )
+
+
+def _utilisation(speed: Speed, images: int, kernel_efficiency: float) -> str:
+    """As a range where attention kernels, whose time is a bound, take part in it."""
+    best = f"{100 * speed.utilisation:.0f} % of peak, {images / speed.step:,.0f} images/s"
+    if speed.slow_step == speed.step:
+        return best
+    return (
+        f"{100 * speed.low_utilisation:.0f} to {best}: attention kernels at {100 * kernel_efficiency:.0f} to 100 % "
+        "of their bound"
+    )
 
 
 def _parts(memory: Memory) -> str:

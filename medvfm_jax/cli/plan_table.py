@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from medvfm_jax.cli import console
-from medvfm_jax.plan.step_plan import Plan
+from medvfm_jax.plan.step_plan import Plan, Speed
 from medvfm_jax.plan.sweep import Outcome, ranked, words
 from medvfm_jax.settings.plan import PlanConfig
 
@@ -64,7 +64,7 @@ def _row(found: Plan) -> list[str]:
         config.mesh,
         config.rules,
         str(config.accumulate),
-        config.keep,
+        config.keep + ", in a loop" * config.scan_blocks,
         f"{memory.peak / 2**30:.2f}" if memory.arguments is not None else f">= {memory.peak / 2**30:.2f}",
         "yes" if memory.fits else "no",
     ]
@@ -74,13 +74,19 @@ def _row(found: Plan) -> list[str]:
         *row,
         f"{1e3 * speed.step:,.1f}",
         f"{config.global_batch / speed.step:,.0f}",
-        f"{100 * speed.utilisation:.0f} %",
+        _utilisation(speed),
     ]
+
+
+def _utilisation(speed: Speed) -> str:
+    """A range, from kernels at their assumed worst to kernels at their bound."""
+    low, high = (round(100 * share) for share in (speed.low_utilisation, speed.utilisation))
+    return f"{high} %" if low == high else f"{low}-{high} %"
 
 
 def _name(config: PlanConfig) -> str:
     parts = f"{config.accumulate} part{'s' * (config.accumulate > 1)}"
-    return f"{config.mesh} {config.rules}, {parts}, {config.keep} kept"
+    return f"{config.mesh} {config.rules}, {parts}, {config.keep} kept" + ", in a loop" * config.scan_blocks
 
 
 def _names(outcomes: Sequence[Outcome]) -> str:

@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medvfm_jax.types import Params
+from medvfm_jax.types import Delta, Params
 
 _BLOCK = re.compile(r"blocks_(\d+)")
+_STACKED = re.compile(r"((?:.*/)?image_encoder/)blocks/block_(\d+)(.*)")  # in a delta
 
 
 def stack(params: Params, group: int) -> Params:
@@ -41,6 +42,25 @@ def unstack(params: Params) -> Params:
         for g in range(jax.tree.leaves(block)[0].shape[0]):
             encoder[f"blocks_{g * group + j}"] = jax.tree.map(lambda leaf, g=g: leaf[g], block)
     return _with_encoder(params, encoder)
+
+
+def unstack_delta(delta: Delta, group: int) -> Delta:
+    """A delta trained on stacked blocks -> that of plain ones; ``group``: blocks of a group."""
+
+    def nested(tree: Any) -> Any:
+        if not isinstance(tree, Mapping):
+            return tree
+        found: dict[str, Any] = {}
+        for name, value in tree.items():
+            if (at := _STACKED.fullmatch(name)) is None:
+                found[name] = nested(value)
+                continue
+            for g in range(jax.tree.leaves(value)[0].shape[0]):
+                plain = f"{at[1]}blocks_{g * group + int(at[2])}{at[3]}"
+                found[plain] = jax.tree.map(lambda leaf, g=g: leaf[g], value)
+        return found
+
+    return nested(delta)
 
 
 def _stack(*leaves: Any) -> Any:

@@ -1,7 +1,8 @@
-"""One mesh for everything: axes "clients", "data" and "model", from a text such as "data=4,model=2".
+"""One mesh for everything: axes "clients", "replica", "data" and "model", from a text such as "data=4,model=2".
 
-All three axes always exist, of size 1 where nothing is said, so that one set of rules serves every mesh.  The axes
-are automatic (``AxisType.Auto``): the compiler propagates shardings.  Under explicit axes the partition into windows
+All four axes always exist, of size 1 where nothing is said, so that one set of rules serves every mesh.  Images are
+divided over the first three; weights are whole along "replica", which sets it apart from "data".  The axes are
+automatic (``AxisType.Auto``): the compiler propagates shardings.  Under explicit axes the partition into windows
 of SAM's encoder is refused, because the sharding of a merged axis is ambiguous.
 """
 
@@ -12,14 +13,14 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh
 
-from medvfm_jax.mesh_axes import CLIENTS, DATA, MODEL
+from medvfm_jax.mesh_axes import CLIENTS, DATA, MODEL, REPLICA
 from medvfm_jax.parallel.errors import BadMesh
 
-AXES = (CLIENTS, DATA, MODEL)  # the last varies fastest: tensor parallelism between neighbours
+AXES = (CLIENTS, REPLICA, DATA, MODEL)  # the last varies fastest: tensor parallelism between neighbours
 
 
 def parse_mesh(text: str) -> dict[str, int]:
-    """ "data=4,model=2" -> {"clients": 1, "data": 4, "model": 2}.
+    """ "data=4,model=2" -> {"clients": 1, "replica": 1, "data": 4, "model": 2}.
 
     Args:
         text: comma-separated axis=size; axes left out have size 1.
@@ -45,7 +46,7 @@ def parse_mesh(text: str) -> dict[str, int]:
 
 
 def make_mesh(sizes: str | Mapping[str, int] | None = None, devices: Sequence[Any] | None = None) -> Mesh:
-    """Mesh ("clients", "data", "model") over all devices, or over those given.
+    """Mesh ("clients", "replica", "data", "model") over all devices, or over those given.
 
     On a TPU the order of the devices follows the physical topology (``jax.make_mesh``).
 
@@ -58,7 +59,8 @@ def make_mesh(sizes: str | Mapping[str, int] | None = None, devices: Sequence[An
         Mesh with automatic axes.
 
     Raises:
-        BadMesh: an axis is unknown, or the sizes do not multiply to the number of devices.
+        BadMesh: an axis is unknown, the sizes do not multiply to the number of devices, or an axis is no product of
+            sides of the physical torus.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = {DATA: len(devices)} if sizes is None else sizes
@@ -70,4 +72,12 @@ def make_mesh(sizes: str | Mapping[str, int] | None = None, devices: Sequence[An
             f"The mesh {said} needs {math.prod(shape)} devices and there are {len(devices)}; the axes are "
             f"{', '.join(AXES)} and their sizes must multiply to the number of devices."
         )
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    try:
+        return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    except NotImplementedError as error:  # of a TPU slice: an axis would take a part of a side
+        said = ",".join(f"{name}={size}" for name, size in sizes.items() if size > 1)
+        sides = "x".join(str(1 + max(side)) for side in zip(*(d.coords for d in devices)))
+        raise BadMesh(
+            f"The mesh {said} does not fit the slice's torus of {sides} chips; every axis must be a product of whole "
+            "sides of it."
+        ) from error

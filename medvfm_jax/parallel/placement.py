@@ -10,10 +10,10 @@ import optax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from medvfm_jax.mesh_axes import CLIENTS, DATA
+from medvfm_jax.mesh_axes import BATCH
 from medvfm_jax.parallel.errors import BadMesh
 from medvfm_jax.parallel.rules import Rules
-from medvfm_jax.parallel.shardings import param_shardings, shard_step, state_shardings
+from medvfm_jax.parallel.shardings import images_over, param_shardings, shard_step, state_shardings
 from medvfm_jax.types import Batch, Params
 
 if TYPE_CHECKING:
@@ -25,8 +25,9 @@ class Placement:
     """Where the arrays of a training run live, and which process writes its files.
 
     On one device nothing is moved, and the step is compiled as it was made. Over a mesh batches are sharded over
-    "clients" and "data", weights by the rules; the losses are those of one device but for the order of sums. Where
-    several processes run, each loads its share of every batch, all see the same numbers, and process 0 writes.
+    "clients", "replica" and "data", weights by the rules; the losses are those of one device but for the order of
+    sums. Where several processes run, each loads its share of every batch, all see the same numbers, and process 0
+    writes.
 
     Attributes:
         process: number of this process; 0 writes the files.
@@ -34,20 +35,30 @@ class Placement:
         parts: equal parts a batch is divided into over all devices.
     """
 
-    def __init__(self, mesh: Mesh | None = None, rules: Rules = (), name: str = "replicated"):
-        """mesh: None for JAX's default device, in this process alone. name: of the rules, for the record of the run."""
-        self._mesh, self._rules, self._name = mesh, rules, name
+    def __init__(
+        self, mesh: Mesh | None = None, rules: Rules = (), name: str = "replicated", sums: str = "float32"
+    ):
+        """mesh: None for JAX's default device, in this process alone. name: of the rules, for the record of the run.
+
+        sums: see ``shard_step``.
+        """
+        self._mesh, self._rules, self._name, self._sums = mesh, rules, name, sums
         self.process, self.processes, self.parts = 0, 1, 1
         if mesh is not None:
             self.process, self.processes = jax.process_index(), jax.process_count()
-            self.parts = mesh.shape[CLIENTS] * mesh.shape[DATA]
-            self._batch = NamedSharding(mesh, PartitionSpec((CLIENTS, DATA)))
+            self.parts = images_over(mesh)
+            self._batch = NamedSharding(mesh, PartitionSpec(BATCH))
 
     def describe(self) -> dict[str, Any]:
         """For the record of the run."""
         if self._mesh is None:
             return {"devices": 1}
-        return {"mesh": dict(self._mesh.shape), "rules": self._name, "processes": self.processes}
+        return {
+            "mesh": dict(self._mesh.shape),
+            "rules": self._name,
+            "processes": self.processes,
+            "sums": self._sums,
+        }
 
     def check_batch(self, size: int, accumulate: int) -> None:
         """Raise BadMesh if a part of a batch cannot be divided over the devices."""
@@ -92,7 +103,7 @@ class Placement:
         if self._mesh is None:
             return lambda state, batch: step(params, state, batch)
         where = jax.tree.map(lambda x: x.sharding, (params, state))
-        sharded = shard_step(step, *where, self._batch)
+        sharded = shard_step(step, *where, self._batch, self._sums)
         return lambda state, batch: sharded(params, state, batch)
 
     def fetch(self, tree: Any) -> Any:

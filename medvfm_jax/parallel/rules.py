@@ -37,6 +37,8 @@ Rules = Sequence[tuple[str, Where]]
 
 _EVERYWHERE: tuple[str, Where] = (r".*", PartitionSpec())
 _WIDENING = r"image_encoder/(.*/)?(attn/qkv|mlp/(lin1|fc1))"
+# A few million numbers; where they are divided, XLA divides their few tokens by features instead of by images.
+_SMALL = r"(mask_decoder|prompt_encoder)/.*"
 _NARROWING = r"image_encoder/(.*/)?(attn/proj|mlp/(lin2|fc2))"
 
 
@@ -53,19 +55,26 @@ def fsdp(least: int = 2**16) -> Rules:
     """FSDP: every large array sharded over the data axis (Zhao et al. 2023; Rajbhandari et al. 2020).
 
     The compiler gathers an array before its use and reduce-scatters its gradient.  Of stacked blocks the leading axis
-    is not sharded, so that a scan gathers one group at a time.
+    is not sharded, so that a scan gathers one group at a time.  Mask decoder and prompt encoder stay whole.
+
+    With a mesh axis "replica" this is hybrid sharding: arrays are divided within a group and whole between groups,
+    whose gradients are summed shard by shard.  On slices of 64 chips and more it is needed, see ``tpu/README.md``.
 
     Args:
         least: arrays with fewer elements are replicated.
 
     Returns:
-        Rules; the first is for stacked blocks, the second for all other paths.
+        Rules for small modules, for stacked blocks, for all other paths.
 
     References:
         https://arxiv.org/abs/2304.11277 (FSDP)
         https://arxiv.org/abs/1910.02054 (ZeRO, stage 3)
     """
-    return ((r"image_encoder/blocks/.*", Largest(DATA, 1, least)), (r".*", Largest(DATA, 0, least)))
+    return (
+        (_SMALL, PartitionSpec()),
+        (r"image_encoder/blocks/.*", Largest(DATA, 1, least)),
+        (r".*", Largest(DATA, 0, least)),
+    )
 
 
 def tensor() -> Rules:

@@ -4,6 +4,7 @@ The step itself is that of one device (``train.make_step``): ``shard_step`` says
 and the compiler adds the collectives.  ``train.fit`` runs it unchanged.
 """
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -11,7 +12,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from medvfm_jax.adapters import delta_leaves
-from medvfm_jax.mesh_axes import CLIENTS, DATA
+from medvfm_jax.mesh_axes import BATCH
 from medvfm_jax.parallel.errors import BadMesh
 from medvfm_jax.parallel.rules import Rules, spec_of
 from medvfm_jax.types import Delta, Params
@@ -20,7 +21,22 @@ if TYPE_CHECKING:
     from medvfm_jax.train.state import TrainState
     from medvfm_jax.train.step import Step
 
+# Of libtpu: products that are summed over devices are summed in float32, also where they are bfloat16.
+_SUM_IN_FLOAT32 = {"xla_tpu_spmd_f32_accum_for_bf16_ar": True}
+
 Shardings = Any  # a tree like the arrays', with a NamedSharding per leaf
+
+
+def images_over(mesh: Mesh) -> int:
+    """Over how many devices the images of a batch are divided.
+
+    Args:
+        mesh: the mesh.
+
+    Returns:
+        The product of the sizes of "clients", "replica" and "data".
+    """
+    return math.prod(mesh.shape[axis] for axis in BATCH)
 
 
 def param_shardings(rules: Rules, mesh: Mesh, params: Params) -> Shardings:
@@ -99,7 +115,7 @@ def state_shardings(
 
 
 def batch_shardings(mesh: Mesh, batch: Any) -> Shardings:
-    """Sharding of a batch: the leading axis of every leaf over "clients" and "data".
+    """Sharding of a batch: the leading axis of every leaf over "clients", "replica" and "data".
 
     Args:
         mesh: the mesh.
@@ -109,23 +125,25 @@ def batch_shardings(mesh: Mesh, batch: Any) -> Shardings:
         Tree like ``batch`` with the same NamedSharding for every leaf.
 
     Raises:
-        BadMesh: B is no multiple of the devices of "clients" and "data" together.
+        BadMesh: B is no multiple of the devices of "clients", "replica" and "data" together.
     """
-    parts = mesh.shape[CLIENTS] * mesh.shape[DATA]
-    sharding = NamedSharding(mesh, PartitionSpec((CLIENTS, DATA)))
+    parts = images_over(mesh)
+    sharding = NamedSharding(mesh, PartitionSpec(BATCH))
 
     def one(leaf: Any) -> NamedSharding:
         if leaf.shape[0] % parts:
             raise BadMesh(
-                f"A batch of {leaf.shape[0]} cannot be divided over {parts} devices (mesh axes {CLIENTS} and "
-                f"{DATA}); choose a multiple of {parts}."
+                f"A batch of {leaf.shape[0]} cannot be divided over {parts} devices (mesh axes "
+                f"{', '.join(BATCH)}); choose a multiple of {parts}."
             )
         return sharding
 
     return jax.tree.map(one, batch)
 
 
-def shard_step(step: "Step", params: Shardings, state: "TrainState", batch: Shardings) -> "Step":
+def shard_step(
+    step: "Step", params: Shardings, state: "TrainState", batch: Shardings, sums: str = "float32"
+) -> "Step":
     """A training step compiled with these shardings; the state keeps its sharding and its buffers are donated.
 
     It is traced under the mesh, so that custom kernels, which the compiler cannot partition, partition themselves.
@@ -135,6 +153,8 @@ def shard_step(step: "Step", params: Shardings, state: "TrainState", batch: Shar
         params: what ``param_shardings`` gives.
         state: what ``state_shardings`` gives.
         batch: what ``batch_shardings`` gives, or one sharding for all leaves.
+        sums: "float32" or "bfloat16", number format in which TPUs sum what is computed in bfloat16 over devices. Other
+            compilers choose themselves.
 
     Returns:
         The step under ``jax.jit``; metrics are replicated.
@@ -146,6 +166,11 @@ def shard_step(step: "Step", params: Shardings, state: "TrainState", batch: Shar
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             return step(params, state, batch)
 
+    exact = sums == "float32" and mesh.devices.flat[0].platform == "tpu"
     return jax.jit(
-        on_mesh, in_shardings=(params, state, batch), out_shardings=(state, metrics), donate_argnums=1
+        on_mesh,
+        in_shardings=(params, state, batch),
+        out_shardings=(state, metrics),
+        donate_argnums=1,
+        compiler_options=_SUM_IN_FLOAT32 if exact else None,
     )

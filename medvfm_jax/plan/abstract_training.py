@@ -18,6 +18,7 @@ from medvfm_jax.plan.errors import BadPlan
 from medvfm_jax.settings.groups import ModelConfig
 from medvfm_jax.settings.plan import Training
 from medvfm_jax.train.assemble import Base, adapt_base
+from medvfm_jax.train.base_format import in_format
 from medvfm_jax.train.optimizer import make_optimizer, make_schedule
 from medvfm_jax.train.rank_allocation import with_rank_allocation
 from medvfm_jax.train.state import TrainState, init_state
@@ -55,7 +56,7 @@ def abstract_training(config: Training) -> Abstract:
     wanted = ModelConfig(model=config.model, set=config.set, prompt=prompt)
     system = systems.SYSTEMS[config.adapter]
     assembled = adapt_base(base, wanted, config.adapter, system, classes=config.classes, seed=0)
-    model, params = assembled.base.model, assembled.base.params
+    model, params = assembled.base.model, in_format(assembled.base.params, config.base_dtype)
     adapter = assembled.adapted.adapter.config
     optimizer = make_optimizer(make_schedule("cosine", 1e-4, 1000, 50), rate=rate_of(adapter))
     optimizer = with_rank_allocation(optimizer, adapter, 1000)
@@ -66,14 +67,17 @@ def abstract_training(config: Training) -> Abstract:
     return Abstract(loss, step, params, state, _batch(config, model), optimizer, assembled.size)
 
 
-def lower(training: Abstract, rules: Rules, mesh: Mesh) -> jax.stages.Lowered:
-    """The step of a whole mesh, ready to be compiled; the devices may be those of a topology that is not here."""
+def lower(training: Abstract, rules: Rules, mesh: Mesh, sums: str = "float32") -> jax.stages.Lowered:
+    """The step of a whole mesh, ready to be compiled; the devices may be those of a topology that is not here.
+
+    sums: see ``shard_step``.
+    """
     shardings = (
         param_shardings(rules, mesh, training.params),
         state_shardings(rules, mesh, training.state, training.optimizer),
         batch_shardings(mesh, training.batch),
     )
-    step = shard_step(training.step, *shardings)
+    step = shard_step(training.step, *shardings, sums)
     return step.trace(training.params, training.state, training.batch).lower()
 
 
@@ -83,7 +87,7 @@ def _base(config: Training) -> Base:
         "dtype": jnp.dtype(config.dtype),
         "image_size": config.image_size,
         "remat": catalog.KEEP[config.keep],
-        "scan_blocks": not config.unrolled,
+        "scan_blocks": config.scan_blocks,
         "classes": config.classes,
     }
     takes = catalog.MODELS[config.model].options

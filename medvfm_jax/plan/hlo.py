@@ -40,6 +40,8 @@ _WRAPPER = re.compile(
     r".*\(.*|while|body|cond|closed_call|checkpoint|rematted_computation|[A-Z]\w*(\.\w+)?|block_\d+"
 )
 _KERNEL = re.compile(r'custom_call_target="(tpu_custom_call|__gpu\$xla\.gpu\.triton)"')
+_STARTS, _CHAINED = '"AsyncCollectiveStart"', "chain_id="
+_SCATTERED = re.compile(r"all-reduce-scatter(\.[\w.]+)?")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 
 
@@ -58,6 +60,9 @@ class Collective:
     """Collectives of one kind between groups of one size, on one device and in one execution.
 
     payload: bytes of their operands.  sent: bytes a device sends if they run around a ring.
+
+    A TPU's fusion ``all-reduce-scatter``, an all-reduce of which every device keeps its slice, is a reduce-scatter.
+    One that runs beside products, piece by piece in several fusions, counts where it starts.
     """
 
     kind: str
@@ -102,11 +107,12 @@ def analyse(text: str, hotspots: int = 8) -> Program:
     sums: dict[tuple[str, int], list[float]] = defaultdict(lambda: [0, 0, 0])
     places: dict[str, list[float]] = defaultdict(lambda: [0, 0])
     kernel_traffic = 0.0
+    starting = {name for name, inside in computations.items() if any(_STARTS in i.attributes for i in inside)}
     for name, (turns, fused) in times.items():
         shapes = {i.name: i.shape for i in computations[name]}
         for instruction in computations[name]:
-            kind = instruction.opcode.removesuffix("-start")
-            if kind in _COLLECTIVES:
+            kind = _collective(instruction, name)
+            if kind in _COLLECTIVES and not (_CHAINED in instruction.attributes and name not in starting):
                 group = _group_size(instruction, partitions)
                 payload = sum(size(shapes.get(o, "")) for o in instruction.operands)
                 total = sums[kind, group]
@@ -250,6 +256,12 @@ def _group_size(instruction: Instruction, partitions: int) -> int:
         pairs = re.findall(r"(\d+),(\d+)", found[1])
         return 2 if any(a != b for a, b in pairs) else 1
     return partitions
+
+
+def _collective(instruction: Instruction, computation: str) -> str:
+    """Its kind, "all-reduce" for example; of instructions that are no collective, any other name."""
+    kind = instruction.opcode.removesuffix("-start")
+    return "reduce-scatter" if kind == "all-reduce" and _SCATTERED.fullmatch(computation) else kind
 
 
 def _ring(kind: str, group: int, payload: float) -> float:

@@ -16,7 +16,7 @@ from medvfm_jax.federated import algorithms
 from medvfm_jax.federated.core.local_training import gradient_of
 from medvfm_jax.federated.core.records import Federation, Shard
 from medvfm_jax.federated.rounds.federation import make_round
-from medvfm_jax.mesh_axes import CLIENTS, DATA
+from medvfm_jax.mesh_axes import CLIENTS, DATA, REPLICA
 from medvfm_jax.parallel.rules import RULES
 from medvfm_jax.parallel.shardings import param_shardings
 from medvfm_jax.plan.abstract_training import Abstract, abstract_training
@@ -62,6 +62,8 @@ def _round(config: CohortPlanConfig, mesh: Mesh) -> Work:
             raise BadPlan(
                 f"{what} cannot be divided over {mesh.shape[axis]} devices (mesh axis {axis}); choose a multiple."
             )
+    if mesh.shape[REPLICA] > 1:
+        raise BadPlan(f"A round divides nothing over the mesh axis {REPLICA}; use {CLIENTS} and {DATA}.")
     training = abstract_training(config)
     flops = count_flops(training)
     work = Flops(steps * flops.model, steps * flops.executed, steps * flops.kernels)

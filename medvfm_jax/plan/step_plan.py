@@ -2,9 +2,10 @@
 
 The compiler is the one that would run there, so memory is its own accounting, not a formula.  Time is an estimate:
 the larger of the compiler's cycles and the roofline (Williams et al. 2009), and after it all collectives around rings,
-as if nothing overlapped.  The compiler knows no cycles of custom kernels (attention on TPUs); to its own are added the
-larger of what matrix units do in them, filled up to whole units, at peak and their traffic at full bandwidth.  That is
-a lower bound of a kernel's time, never compared with a TPU.
+each with its latency, as if nothing overlapped.  The compiler knows no cycles of custom kernels (attention on TPUs);
+to its own are added the larger of what matrix units do in them, filled up to whole units, at peak and their traffic at
+full bandwidth.  That is a lower bound of a kernel's time, never compared with a TPU, so utilisation is a range: with
+kernels at that bound, and with kernels that reach ``kernel_efficiency`` of it.
 """
 
 import os
@@ -17,14 +18,15 @@ from typing import Any, NamedTuple
 from jax.sharding import Mesh
 
 from medvfm_jax.adapters import Count
-from medvfm_jax.mesh_axes import CLIENTS, DATA
 from medvfm_jax.models.backend import compiling_for
 from medvfm_jax.parallel.mesh import make_mesh
 from medvfm_jax.parallel.rules import RULES
+from medvfm_jax.parallel.shardings import images_over
 from medvfm_jax.plan.abstract_training import Abstract, abstract_training, lower
 from medvfm_jax.plan.chips import Chip
+from medvfm_jax.plan.errors import BadPlan
 from medvfm_jax.plan.flops import Flops, training_flops
-from medvfm_jax.plan.hlo import Program, analyse
+from medvfm_jax.plan.hlo import Collective, Program, analyse
 from medvfm_jax.plan.topologies import devices_of
 from medvfm_jax.settings.plan import PlanConfig
 
@@ -53,8 +55,11 @@ class Speed:
     """Seconds per step; roofline: the larger of executed FLOPs at peak and traffic at full bandwidth.
 
     compiler: its own cycles, None where the clock is unknown.  kernels: custom kernels, at least.
+    collectives: bytes at the published bandwidth, and ``latency``, the part of it that does not depend on bytes.
     step: max(roofline, compiler + kernels) + collectives.
     utilisation: model FLOPs over what the devices could do in ``step``.
+    slow_step, low_utilisation: the same with kernels at ``PlanConfig.kernel_efficiency`` of their bound; on GPUs, where
+    kernels are part of the roofline, equal to the former.
     """
 
     roofline: float
@@ -63,6 +68,9 @@ class Speed:
     collectives: float
     step: float
     utilisation: float
+    latency: float
+    slow_step: float
+    low_utilisation: float
 
 
 @dataclass(frozen=True)
@@ -127,6 +135,8 @@ def compile_for(config: PlanConfig, make: Callable[[Mesh], Work], advise: Advice
     advise: ``(config, mesh, parameters)`` -> what to change first where it does not fit; by default that of a
     training step.
     """
+    if not 0 < config.kernel_efficiency <= 1:
+        raise BadPlan(f"kernel_efficiency is {config.kernel_efficiency}; expected more than 0 and at most 1.")
     devices, chip = devices_of(config.topology)
     mesh = make_mesh(config.mesh, devices)
     with compiling_for("cpu" if chip is None else chip.backend):
@@ -135,7 +145,11 @@ def compile_for(config: PlanConfig, make: Callable[[Mesh], Work], advise: Advice
         compiled, memory = _compile(work.lowered, chip)
     seconds = time.perf_counter() - start
     program = None if compiled is None else analyse(compiled.as_text())
-    speed = None if program is None or chip is None else estimate(work.flops, program, chip, len(devices))
+    speed = (
+        None
+        if program is None or chip is None
+        else estimate(work.flops, program, chip, len(devices), config.kernel_efficiency)
+    )
     advice = None if memory.fits else (advise or advise_step)(config, mesh, work.size)
     return Plan(
         config, len(devices), dict(mesh.shape), work.size.trained, work.size.total, memory, work.flops, program, speed,
@@ -146,7 +160,7 @@ def compile_for(config: PlanConfig, make: Callable[[Mesh], Work], advise: Advice
 def _step(config: PlanConfig, mesh: Mesh) -> Work:
     rules = RULES[config.rules]()
     training = abstract_training(config)
-    return Work(lower(training, rules, mesh), training.size, count_flops(training))
+    return Work(lower(training, rules, mesh, config.sums), training.size, count_flops(training))
 
 
 def count_flops(training: Abstract) -> Flops:
@@ -165,16 +179,37 @@ def count_flops(training: Abstract) -> Flops:
         return replace(flops, model=count().model)
 
 
-def estimate(flops: Flops, program: Program, chip: Chip, devices: int) -> Speed:
-    """Seconds per step from counts; collectives are not overlapped with anything."""
+def estimate(
+    flops: Flops, program: Program, chip: Chip, devices: int, kernel_efficiency: float = 1.0
+) -> Speed:
+    """Seconds per step from counts; collectives are not overlapped with anything.
+
+    kernel_efficiency: share of their lower bound's speed that kernels reach at worst.
+    """
     roofline = max(flops.executed / devices / chip.flops, program.traffic / chip.bandwidth)
     compiler = None if chip.clock is None else program.cycles / chip.clock
     kernels = 0.0  # the roofline has a GPU's in it; units of 128 columns are those of TPUs
     if chip.backend == "tpu":
         kernels = max(flops.kernels / devices / chip.flops, program.kernel_traffic / chip.bandwidth)
-    collectives = sum(c.sent for c in program.collectives) / chip.ici
-    step = max(roofline, (compiler or 0.0) + kernels) + collectives
-    return Speed(roofline, compiler, kernels, collectives, step, flops.model / (devices * chip.flops * step))
+    latency = sum(c.count * _hops(c, chip) * chip.hop for c in program.collectives)
+    collectives = sum(c.sent for c in program.collectives) / chip.ici + latency
+    fast, slow = (
+        max(roofline, (compiler or 0.0) + kernels / share) + collectives for share in (1.0, kernel_efficiency)
+    )
+    peak = devices * chip.flops
+    high, low = (flops.model / (peak * step) for step in (fast, slow))
+    return Speed(roofline, compiler, kernels, collectives, fast, high, latency, slow, low)
+
+
+def _hops(collective: Collective, chip: Chip) -> float:
+    """Hops one after the other: half of every side of a torus that is as square as the group can be, both ways.
+
+    Austin et al. 2025, "How to Scale Your Model", part 3.  An all-reduce scatters and gathers.
+    """
+    if collective.kind == "collective-permute":
+        return 1.0
+    around = chip.dimensions * collective.group ** (1 / chip.dimensions) / 2
+    return 2 * around if collective.kind == "all-reduce" else around
 
 
 def advise_step(config: PlanConfig, mesh: Mesh, size: Count) -> str:
@@ -183,7 +218,7 @@ def advise_step(config: PlanConfig, mesh: Mesh, size: Count) -> str:
     Recomputing costs a third more time, dividing the weights costs collectives, cutting the batch nothing but the
     use of small products; where none is left, more devices or a smaller batch.
     """
-    each = config.global_batch // (mesh.shape[DATA] * mesh.shape[CLIENTS] * config.accumulate)
+    each = config.global_batch // (images_over(mesh) * config.accumulate)
     weights = 4 * size.total
     if config.keep == "everything":
         return "--keep products: everything is kept for the whole backward pass"

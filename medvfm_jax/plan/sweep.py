@@ -2,9 +2,9 @@
 
 A candidate is a mesh, rules, parts of the batch, and what is kept for the backward pass.  Sensible means: ``data``
 divides the batch; with one device per copy of the model, parameters are replicated or sharded over ``data``
-(``replicated``, ``fsdp``); a ``model`` axis, which must divide the encoder's heads, comes with ``tensor`` alone,
-because the other rules would leave its devices to do the same work twice; parts are
-1, 2, 4, ... up to one image per device.
+(``replicated``, ``fsdp``), on a large slice within groups (``fsdp_mesh``); a ``model`` axis, which must divide the
+encoder's heads, comes with ``tensor`` alone, because the other rules would leave its devices to do the same work
+twice; parts are 1, 2, 4, ... up to one image per device.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from medvfm_jax.models import catalog
 from medvfm_jax.plan.abstract_training import KEEP, abstract_training
 from medvfm_jax.plan.errors import BadPlan
 from medvfm_jax.plan.step_plan import Plan, plan
-from medvfm_jax.plan.topologies import devices_of
+from medvfm_jax.plan.topologies import devices_of, fsdp_mesh
 from medvfm_jax.settings.plan import PlanConfig
 from medvfm_jax.types import MedvfmError
 
@@ -52,8 +52,9 @@ def candidates(config: PlanConfig, devices: int) -> list[PlanConfig]:
         parts = [2**i for i in range((batch // data).bit_length()) if batch // data % 2**i == 0]
         keeping = KEEP if "remat" in catalog.MODELS[config.model].options else KEEP[:1]
         mesh = f"data={data}" + (f",model={model}" if model > 1 else "")
+        meshes = {"fsdp": fsdp_mesh(config.topology, devices)}
         found += [
-            dataclasses.replace(config, mesh=mesh, rules=rule, accumulate=part, keep=keep)
+            dataclasses.replace(config, mesh=meshes.get(rule, mesh), rules=rule, accumulate=part, keep=keep)
             for rule in rules
             for part in parts
             for keep in keeping
@@ -71,7 +72,9 @@ def candidates(config: PlanConfig, devices: int) -> list[PlanConfig]:
 def sweep(
     config: PlanConfig, most: int, compile_one: Callable[[PlanConfig], Plan] = plan
 ) -> Iterator[Outcome]:
-    """One Outcome per candidate as soon as it is known, at most ``most`` of them compiled.
+    """One Outcome per candidate as soon as it is known, at most ``most`` of them compiled, in a loop over equal blocks.
+
+    Where the best of them fits, it is compiled once more with every block on its own.
 
     Not compiled, with the reason: more kept where less does not fit; where time can be estimated, more
     parts where fewer fit, which can only be slower; and what is left when ``most`` are compiled. A candidate that a
@@ -82,7 +85,8 @@ def sweep(
     if most < 1:
         raise BadPlan(f"most is {most}; expected at least 1.")
     devices, chip = devices_of(config.topology)
-    ways = candidates(config, len(devices))
+    loops = "scan_blocks" in catalog.MODELS[config.model].options
+    ways = [dataclasses.replace(way, scan_blocks=loops) for way in candidates(config, len(devices))]
     abstract_training(config)
     outcomes: list[Outcome] = []
     compiled = 0
@@ -94,6 +98,9 @@ def sweep(
         compiled += outcome.plan is not None or outcome.refused_by_compiler
         outcomes.append(outcome)
         yield outcome
+    best = ranked(outcomes)
+    if loops and best and best[0].memory.fits:
+        yield _attempt(dataclasses.replace(best[0].config, scan_blocks=False), compile_one)
 
 
 def ranked(outcomes: Sequence[Outcome]) -> list[Plan]:

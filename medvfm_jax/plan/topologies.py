@@ -1,6 +1,7 @@
 """Devices to compile for: those of this machine, or of a TPU slice or GPUs that are described but not here."""
 
 import importlib.util
+import itertools
 import math
 import os
 import re
@@ -12,6 +13,8 @@ import jax
 from medvfm_jax.plan.chips import CHIPS, Chip
 from medvfm_jax.plan.errors import BadPlan
 from medvfm_jax.plan.gpus import gpu_devices
+
+_DECOMPOSED = 64  # chips of the smallest slice whose gathers libtpu does not make
 
 # libtpu looks for the machine it runs on; there is none.  Nor is there a TPU that only one process may hold.
 _NOWHERE = {
@@ -41,6 +44,21 @@ def devices_of(topology: str) -> tuple[Sequence[Any], Chip | None]:
         if CHIPS[found[1]].backend == "gpu"
         else _slice(topology, found[1], sides)
     )
+
+
+def fsdp_mesh(topology: str, devices: int) -> str:
+    """The mesh over which ``fsdp`` is to be divided: all devices, on TPU slices of 64 and more in groups of at most 32.
+
+    libtpu 0.0.42.1 turns a gather among all chips of such a slice into an all-reduce of the whole array, with zeros
+    where the others' parts are (its pass ``all_gather_decomposer``); among a part of the chips it gathers.
+    """
+    name, _, shape = topology.partition(":")
+    if devices < _DECOMPOSED or name not in CHIPS or CHIPS[name].backend != "tpu":
+        return f"data={devices}"
+    sides = [int(side) for side in shape.split("x")]
+    products = {math.prod(some) for n in range(len(sides)) for some in itertools.combinations(sides, n)}
+    group = max(size for size in products if size < _DECOMPOSED)
+    return f"replica={devices // group},data={group}"
 
 
 def _chips(backend: str) -> str:

@@ -28,6 +28,7 @@ CONFIG, METRICS, CHECKPOINTS, DELTA, SCORES = (
     "config.json", "metrics.jsonl", "checkpoints", "delta.safetensors", "scores.json",
 )  # fmt: skip
 LARGEST = "largest_component.json"  # of which labels only that is kept
+PROFILE = "profile"  # a folder with traces
 _LOCK = ".lock"
 
 

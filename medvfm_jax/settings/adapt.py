@@ -48,6 +48,15 @@ class AdaptConfig(TrainingConfig):
     keep: Literal["nothing", "products", "everything"] = "everything"
     """What SAM's encoders keep of a block for the backward pass: its input alone, also the results of products, or
     everything; the rest is computed again. For accelerators: on a CPU it saves little."""
+    scan_blocks: bool = False
+    """Compile one group of blocks of SAM's or ViT's encoder, over which a loop runs, instead of every block on its own:
+    takes less time to compile, and copies what is kept for the backward pass. The delta is the same."""
+    base_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format of the frozen weights on the device; bfloat16 halves their memory. What trains stays float32, and
+    the delta belongs to the weights as published, which `evaluate` and `segment` take."""
+    profile: str | None = None
+    """START:STOP, steps whose trace jax.profiler writes into --out/profile, for XProf or Perfetto; start after the
+    first few steps, which compile."""
     tensorboard: bool = False
     """Write scalars for TensorBoard too, into --out/tensorboard."""
 
@@ -66,6 +75,7 @@ class AdaptConfig(TrainingConfig):
             )
         require(self.fold is None or 0 <= self.fold <= 4, "fold", self.fold, "0 to 4")
         require(0 <= self.warmup <= 1, "warmup", self.warmup, "between 0 and 1")
+        self.profiled_steps()
         require(self.accumulate is None or self.accumulate >= 1, "accumulate", self.accumulate, "at least 1")
         if self.accumulate and self.batch_size % self.accumulate:
             raise BadConfig(
@@ -80,6 +90,18 @@ class AdaptConfig(TrainingConfig):
         """
         one_by_one = backend == "cpu" and not entry.whole_batches
         return self.accumulate or (max(1, self.batch_size // devices) if one_by_one else 1)
+
+    def profiled_steps(self) -> tuple[int, int] | None:
+        """First and last step of the trace, counted from 1; raises BadConfig for anything that is no START:STOP."""
+        if self.profile is None:
+            return None
+        first, _, last = self.profile.partition(":")
+        if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last) <= self.steps):
+            raise BadConfig(
+                f"profile={self.profile} is no START:STOP with 1 <= START <= STOP <= {self.steps}; write for example "
+                f"{min(5, self.steps)}:{min(8, self.steps)}."
+            )
+        return int(first), int(last)
 
     def warmup_steps(self) -> int:
         """Steps of the warm-up."""

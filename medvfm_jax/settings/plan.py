@@ -24,14 +24,16 @@ class Training:
     """Outputs of a prompt-free model, background included."""
     image_size: int | None = None
     """Pixels along one side; by default those of the model."""
-    dtype: str = "bfloat16"
-    """Number format of the computation; parameters stay float32."""
-    keep: Literal["nothing", "products", "everything"] = "nothing"
+    dtype: str = "float32"
+    """Number format of the computation, as in `adapt`; parameters stay float32. On accelerators choose bfloat16."""
+    base_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format of the frozen weights; what trains stays float32."""
+    keep: Literal["nothing", "products", "everything"] = "everything"
     """What SAM keeps of a group of blocks for the backward pass: its input alone, also the results of products and
     attention kernels, or everything; the rest is computed again. Other models keep everything."""
-    unrolled: bool = False
-    """Compile every block of SAM or ViT on its own, instead of one that a loop runs over: takes longer, and saves
-    copying what a loop keeps for the backward pass."""
+    scan_blocks: bool = False
+    """Compile one group of blocks of SAM, ViT or CLIP, over which a loop runs, instead of every block on its own: takes
+    less time to compile, and copies what is kept for the backward pass."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,14 @@ class PlanConfig(Training):
     mesh: str | None = None
     """Devices per mesh axis, for example data=64,model=4; by default all on data."""
     rules: str = "replicated"
-    """Where parameters live: replicated, fsdp (sharded over the data axis), tensor (blocks sharded over the
-    model axis)."""
+    """Where parameters live: replicated, fsdp (sharded over the data axis, whole over an axis replica), tensor (blocks
+    sharded over the model axis)."""
+    sums: Literal["float32", "bfloat16"] = "float32"
+    """Number format in which TPUs sum gradients of --dtype bfloat16 over devices; bfloat16 sends half the bytes and
+    rounds at every addition."""
+    kernel_efficiency: float = 1 / 3
+    """Utilisation is given as a range: with attention kernels at the bound that their products and traffic set, and
+    with kernels that reach this share of it. No TPU has measured them: the default is an assumption."""
 
 
 @dataclass(frozen=True)

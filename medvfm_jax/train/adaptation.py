@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from medvfm_jax.models.scan import unstack_delta
 from medvfm_jax.parallel.placement import Placement
 from medvfm_jax.runs import run_directory
 from medvfm_jax.runs.progress import ProgressDisplay
 from medvfm_jax.settings.adapt import AdaptConfig
 from medvfm_jax.train import checkpoint, hooks, together
-from medvfm_jax.train.assemble import delta_metadata
+from medvfm_jax.train.assemble import delta_metadata, entry_of
 from medvfm_jax.train.data_check import lines
 from medvfm_jax.train.loop import NonFiniteLoss
 from medvfm_jax.train.training import Run, Trained, resolve, train
@@ -149,7 +150,9 @@ def run_in_directory(
         _announce(run, display.say)
         start = _last_checkpoint(run, display.say)
         record = stack.enter_context(_recorder(config, writes))
-        told = [hooks.MetricsLog(record, run.schedule), _checkpoints(run), display]
+        told: list[hooks.Hook] = [hooks.MetricsLog(record, run.schedule), _checkpoints(run), display]
+        if writes and (steps := config.profiled_steps()):
+            told.append(stack.enter_context(hooks.Profile(config.out / run_directory.PROFILE, *steps)))
         return _finish(run, train(run, told, start=start, say=display.say), display.say)
 
 
@@ -207,7 +210,10 @@ def _finish(run: Run, trained: Trained, say: Callable[[str], None]) -> RunResult
     path = folder / run_directory.DELTA
     if run.placement.process == 0:
         metadata = delta_metadata(run.config.model, run.config.adapter, folder, run.data.source.dataset)
-        artifacts.save_delta(path, trained.delta, metadata)
+        delta = trained.delta
+        if run.config.scan_blocks:  # a delta is that of plain blocks, however it was trained
+            delta = unstack_delta(delta, entry_of(run.config.model).group)
+        artifacts.save_delta(path, delta, metadata)
     if trained.val_dice is not None:
         say(f"kept the delta of step {stopping.step}, validation Dice {trained.val_dice:.4f}")
     say(f"delta: {path}; settings, metrics and checkpoints beside it in {folder}")

@@ -27,6 +27,7 @@ from medvfm_jax.models import catalog
 from medvfm_jax.models.backend import on_host
 from medvfm_jax.models.entry import ModelEntry
 from medvfm_jax.models.model import Model
+from medvfm_jax.models.scan import unstack, unstack_delta
 from medvfm_jax.models.transforms import seeded, transform
 from medvfm_jax.runs.run_directory import CONFIG, read_record
 from medvfm_jax.runs.settings_record import settings_digest
@@ -115,12 +116,14 @@ def assemble(
     depth: int | None = None,
     tile: int | None = None,
     elsewhere: Collection[str] = (),
+    scan_blocks: bool = False,
 ) -> Assembled:
     """Load the weights and put the system's parts around the model.
 
     name: of the system, stored with the adapter.  classes: labels with the background.  seed: of initial values.
     keep, shape: see ``load_base``.  depth: slices of a slab, if not the system's own.  tile: side of the squares that
-    pictures are cut into.  elsewhere: see ``systems.configure``.
+    pictures are cut into.  elsewhere: see ``systems.configure``.  scan_blocks: stacked, see
+    ``models.scan``.
     Raises BadConfig, and what weights, transforms and adapters raise.
     """
     base = load_base(
@@ -132,10 +135,31 @@ def assemble(
         offline=offline,
         keep=keep,
         shape=shape,
+        scan_blocks=scan_blocks,
     )
-    return adapt_base(
-        base, config, name, system, classes=classes, seed=seed, depth=depth, tile=tile, elsewhere=elsewhere
-    )
+    asked = {"classes": classes, "seed": seed, "depth": depth, "tile": tile, "elsewhere": elsewhere}
+    assembled = adapt_base(base, config, name, system, **asked)
+    if scan_blocks:
+        plain = adapt_base(_plain(config.model, classes, config.dtype), config, name, system, **asked)
+        _check_stacked(assembled.delta, plain.delta, name, config.model)
+    return assembled
+
+
+def _plain(name: str, classes: int, dtype: str) -> Base:
+    """The shapes of a model whose blocks are not stacked."""
+    options = options_of(dtype) | ({"classes": classes} if "classes" in entry_of(name).options else {})
+    model = catalog.build(weights.registry.model_of(name), **options)
+    return Base(model, jax.eval_shape(model.init, jax.random.key(0)), "")
+
+
+def _check_stacked(delta: Delta, plain: Delta, adapter: str, model: str) -> None:
+    """Raise BadConfig unless a delta of stacked blocks can be told apart into one of plain blocks."""
+    apart = jax.eval_shape(lambda d: unstack_delta(d, entry_of(model).group), delta)
+    found, expected = (jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (apart, plain))
+    if found != expected:
+        raise BadConfig(
+            f"The arrays of '{adapter}' on stacked blocks are not those of single ones; leave --scan-blocks out."
+        )
 
 
 def adapt_base(
@@ -359,11 +383,13 @@ def load_base(
     keep: str = "everything",
     shape: tuple[int, ...] | None = None,
     memory: bool = False,
+    scan_blocks: bool = False,
 ) -> Base:
     """Published weights, or for models trained from scratch random ones from ``seed`` with ``classes`` outputs.
 
     keep: for the backward pass, see ``catalog.KEEP``. shape: (D, H, W, channels) of a patch, for models built for one.
-    memory: with what follows objects through a volume, for models that have it.
+    memory: with what follows objects through a volume, for models that have it. scan_blocks: with stacked blocks; the
+    fingerprint is that of plain ones.
 
     Raises BadConfig for a model that cannot keep less than everything, and what ``weights.load`` raises.
     """
@@ -374,6 +400,10 @@ def load_base(
                 f"Model '{name}' keeps everything for the backward pass; leave --keep {keep} out."
             )
         options["remat"] = catalog.KEEP[keep]
+    if scan_blocks:
+        if "scan_blocks" not in entry_of(name).options:
+            raise BadConfig(f"Model '{name}' has no equal blocks to stack; leave --scan-blocks out.")
+        options["scan_blocks"] = True
     if memory:
         options["memory"] = True
     if shape is not None:
@@ -387,11 +417,13 @@ def load_base(
         )
     if entry_of(name).start == "random" and file is None:
         model = catalog.build(name, **options)
+        plain = {key: value for key, value in options.items() if key != "scan_blocks"}
         with on_host():
-            params = model.init(jax.random.key(seed))
+            params = catalog.build(name, **plain).init(jax.random.key(seed))
+            params = catalog.stack_blocks(params, name) if scan_blocks else params
     else:
         model, params = weights.load(name, file, offline=offline, seed=seed, **options)
-    return Base(model, params, artifacts.fingerprint(params))
+    return Base(model, params, artifacts.fingerprint(unstack(params) if scan_blocks else params))
 
 
 def options_of(dtype: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jax
 import optax
 
 from medvfm_jax.runs import run_directory
@@ -92,6 +93,48 @@ def to_all(*recorders: Recorder) -> Recorder:
             recorder(line)
 
     return record
+
+
+class Profile:
+    """Hook: a trace of steps ``first`` to ``last`` below ``folder`` (``jax.profiler``); use it as a context.
+
+    It waits for the device before the first and after the last of them, so that nothing of other steps is in it.
+    """
+
+    def __init__(self, folder: Path, first: int, last: int):
+        self._folder, self._first, self._last = folder, first, last
+        self._running = False
+
+    def __enter__(self) -> "Profile":
+        """Start at once where the first step is to be traced."""
+        if self._first == 1:
+            self._start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Write what was traced so far, also of a run that ends early."""
+        self._stop()
+
+    def reads_state(self, step: int, last: bool) -> bool:
+        """Whether the trace starts or ends after this step."""
+        return step in (self._first - 1, self._last)
+
+    def __call__(self, end: StepEnd) -> None:
+        """Start or end the trace."""
+        if end.step == self._last or end.last:
+            self._stop()
+        elif end.step == self._first - 1:
+            jax.block_until_ready(end.state)
+            self._start()
+
+    def _start(self) -> None:
+        jax.profiler.start_trace(str(self._folder))
+        self._running = True
+
+    def _stop(self) -> None:
+        if self._running:
+            jax.profiler.stop_trace()
+        self._running = False
 
 
 class Checkpoints:

@@ -27,7 +27,7 @@ from medvfm_jax.losses import (
     weighted_mean,
 )
 from medvfm_jax.losses.segmentation import Target
-from medvfm_jax.mesh_axes import CLIENTS, DATA, fully_automatic
+from medvfm_jax.mesh_axes import BATCH, fully_automatic
 from medvfm_jax.train.step import LossFn
 from medvfm_jax.types import (
     IGNORE,
@@ -184,7 +184,7 @@ def make_loss(adapted: Adapted, objective: str, *, cached: bool = False, trainin
             return rate(predict(params, delta, image, prompts, **rngs, **as_trained), target, weight)
 
         # Where the images are sharded over devices, constrain it: otherwise the compiler shards features instead.
-        over = (CLIENTS, DATA) if fully_automatic() else None
+        over = BATCH if fully_automatic() else None
         values, terms = jax.vmap(one, spmd_axis_name=over)(*batch, keys)
         share = batch.weight.reshape(batch.weight.shape[0], -1).sum(-1)
         total = share.sum()

@@ -21,6 +21,7 @@ from medvfm_jax.runs.progress import ProgressDisplay
 from medvfm_jax.settings.adapt import AdaptConfig
 from medvfm_jax.settings.records import to_json
 from medvfm_jax.train.assemble import Assembled, assemble, entry_of
+from medvfm_jax.train.base_format import in_format
 from medvfm_jax.train.case_selection import with_selected
 from medvfm_jax.train.checkpoint import Checkpoint
 from medvfm_jax.train.data_check import (
@@ -188,6 +189,7 @@ def resolve(
         shape=patch_shape(config, entry, len(source.dataset.channel_names)),
         depth=slab_depth(config),
         tile=config.tile,
+        scan_blocks=config.scan_blocks,
     )
     prompt, size = assembled.prompt, assembled.size
     checked = about(checked, prompt, assembled.base.model.spec, source.dataset.preparation)
@@ -208,7 +210,7 @@ def resolve(
         },
         "placement": placement.describe() | {"accumulate": accumulate},
     }
-    kept = assembled.base._replace(params=placement.keep(assembled.base.params))
+    kept = assembled.base._replace(params=placement.keep(in_format(assembled.base.params, config.base_dtype)))
     return Run(config, record, assembled._replace(base=kept), data, checked, accumulate, placement)
 
 
@@ -285,7 +287,8 @@ def cache_of(run: Run) -> EmbeddingCache | None:
     if config.embeddings == "off" or changed or touches_encoder(delta):
         return None
     encode = functools.partial(jax.jit(adapted.encode), jax.device_put(base.params), delta)
-    settings = encoder_settings(base.fingerprint, config, run.assembled.transform)
+    rounded = "" if config.base_dtype == "float32" else f" base {config.base_dtype}"
+    settings = encoder_settings(base.fingerprint, config, run.assembled.transform) + rounded
     return make_cache(encode, settings, config.embeddings, cache_dir())
 
 

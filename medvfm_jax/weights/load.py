@@ -1,5 +1,6 @@
 """Load published weights into a model: fetch them, then port the file."""
 
+import functools
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -50,19 +51,25 @@ def load(
     """
     model_name = registry.model_of(name)
     model, start = catalog.build(model_name, **options), catalog.MODELS[model_name].start
+    plain = {name: value for name, value in options.items() if name != "scan_blocks"}
+    stacked = (
+        functools.partial(catalog.stack_blocks, name=model_name) if options.get("scan_blocks") else _as_is
+    )
     if file is None and start == "random":
         with on_host():
-            return model, jax.jit(model.init)(jax.random.key(0))
+            return model, stacked(jax.jit(catalog.build(model_name, **plain).init)(jax.random.key(0)))
     if file is None and start == "fixed":
-        params = _test_params(catalog.published(model_name, shapes(model_name, **options)))
+        params = stacked(_test_params(catalog.published(model_name, shapes(model_name, **plain))))
         return model, _with_fresh(params, model, model_name, seed)
     if file is None:
         with fetch.bar(name) as progress:
             file = registry.fetch(name, progress, offline=offline)
-    params = _ported(Path(file), model_name, {k: v for k, v in options.items() if k != "scan_blocks"})
-    if options.get("scan_blocks"):
-        params = catalog.stack_blocks(params, model_name)
+    params = stacked(_ported(Path(file), model_name, plain))
     return model, _with_fresh(_on_device(params), model, model_name, seed)
+
+
+def _as_is(params: Params) -> Params:
+    return params
 
 
 def _with_fresh(params: Params, model: Model, name: str, seed: int) -> Params:

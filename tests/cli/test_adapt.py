@@ -66,7 +66,7 @@ def test_a_mesh_takes_the_devices_it_names(medvfm, monkeypatch, tmp_path, words,
     monkeypatch.setattr(command, "adapt", adapt)
     assert medvfm("adapt", "--data", "d", "--out", tmp_path / "r", "--mesh", *words).code == 0
     assert seen[0].parts == parts
-    assert seen[0].describe()["mesh"] == {"clients": 1, "data": 1, "model": 1} | mesh
+    assert seen[0].describe()["mesh"] == {"clients": 1, "replica": 1, "data": 1, "model": 1} | mesh
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from medvfm_jax.settings.plan import CohortPlanConfig, PlanConfig
 FITS = Plan(
     PlanConfig(model="sam-h", topology="v5e:16x16", global_batch=1024),
     devices=256,
-    mesh={"clients": 1, "data": 256, "model": 1},
+    mesh={"clients": 1, "replica": 1, "data": 256, "model": 1},
     trained=4_000_000,
     total=640_000_000,
     memory=Memory(12 * 2**30, 16 * 2**30, True, 3 * 2**30, 8 * 2**30),
@@ -26,14 +26,14 @@ FITS = Plan(
         0,
         (Hotspot("image_encoder/attn/add", 2 * 10**8, 2**32),),
     ),
-    speed=Speed(0.2, 0.3, 0.05, 0.1, 0.4, 0.5),
+    speed=Speed(0.2, 0.3, 0.05, 0.1, 0.4, 0.5, 0.02, 0.5, 0.4),
     advice=None,
     compile_seconds=61.0,
 )
 TOO_LARGE = Plan(
     PlanConfig(model="sam-h", topology="v5e:16x16", keep="everything"),
     devices=256,
-    mesh={"clients": 1, "data": 256, "model": 1},
+    mesh={"clients": 1, "replica": 1, "data": 256, "model": 1},
     trained=4_000_000,
     total=640_000_000,
     memory=Memory(40 * 2**30, 16 * 2**30, False),
@@ -58,9 +58,10 @@ def test_a_plan_in_words_and_as_json(medvfm, monkeypatch):
         "12.00 GiB of 16.00 GiB: arguments 3.00 GiB, temporaries 8.00 GiB",
         "1,000.00 TFLOP per step; executed with recomputation 1,300.00 TFLOP",
         "7 among 256 devices, 16.00 MiB payload, 32.00 MiB sent per device",
-        "400.0 ms: roofline 200.0 ms, compiler's cycles 300.0 ms and kernels 50.0 ms, collectives 100.0 ms",
+        "400.0 ms: roofline 200.0 ms, compiler's cycles 300.0 ms and kernels 50.0 ms",
+        "collectives 100.0 ms, of it latency 20.0 ms",
         "60.0 ms image_encoder/attn/add, 4.00 GiB",
-        "50 % of peak, 2,560 images/s",
+        "40 to 50 % of peak, 2,560 images/s: attention kernels at 33 to 100 % of their bound",
         "it fits",
     ):
         assert part in text
@@ -156,16 +157,16 @@ def test_a_sweep_ranks_what_fits_first_and_says_what_is_left_out(medvfm, monkeyp
         "data=256",
         "replicated",
         "1",
-        "nothing",
+        "everything",
         "12.00",
         "yes",
         "400.0",
         "2,560",
-        "50",
+        "40-50",
         "%",
     ]
     assert second.split()[:7] == ["data=128,model=2", "replicated", "1", "everything", ">=", "40.00", "no"]
-    assert "it fits in 1 part: data=256 replicated, 2 parts, nothing kept;" in rest[1]
+    assert "it fits in 1 part: data=256 replicated, 2 parts, everything kept;" in rest[1]
     assert rest[1].endswith("; and 1 more")
     assert rest[-1].startswith("best (fastest estimated step): medvfm plan --model sam-h")
     assert rest[-1].endswith("--mesh data=256")

@@ -62,7 +62,8 @@ def test_a_run_over_a_mesh_has_the_losses_of_one_device_and_goes_on_over_another
     assert result.val_dice == pytest.approx(undisturbed.val_dice, abs=0.02)
     placement = read_json(tmp_path / "run" / "config.json")["placement"]
     assert placement == {
-        "mesh": {"clients": 1, "data": 4, "model": 1}, "rules": "fsdp", "processes": 1, "accumulate": 1,
+        "mesh": {"clients": 1, "replica": 1, "data": 4, "model": 1}, "rules": "fsdp", "processes": 1, "sums": "float32",
+        "accumulate": 1,
     }  # fmt: skip
 
 

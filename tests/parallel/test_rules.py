@@ -57,7 +57,7 @@ def test_largest_divides_the_longest_axis_that_can_be(mesh):
     ("rules", "shape", "sentence"),
     [
         ([(r".*bias", P())], (4, 4), f"No sharding rule matches '{QKV}/kernel'; the rules are '.\\*bias'"),
-        ([(r".*", P("rows"))], (4, 4), "names the axis 'rows'; the mesh has clients, data, model"),
+        ([(r".*", P("rows"))], (4, 4), "names the axis 'rows'; the mesh has clients, replica, data, model"),
         ([(r".*", P(DATA))], (4, 6), "data=4, which does not divide 6"),
         ([(r".*", P(None, None, DATA))], (4, 4), "is for 3 axes"),
     ],
@@ -80,8 +80,9 @@ def share(rules, mesh, params):
     return held / sum(leaf.size for leaf in leaves)
 
 
-@pytest.mark.parametrize(("name", "divided", "halved"), [("vit-b", 0.26, 0.55), ("lite-medsam", 0.36, 0.9)])
+@pytest.mark.parametrize(("name", "divided", "halved"), [("vit-b", 0.26, 0.55), ("lite-medsam", 0.61, 0.9)])
 def test_presets_cover_every_parameter_and_divide_what_is_large(mesh, name, divided, halved):
+    """Of LiteMedSAM four tenths are mask decoder and prompt encoder, which stay whole."""
     params = shapes(name)
     assert share(RULES["replicated"](), mesh, params) == 1
     assert 0.25 <= share(RULES["fsdp"](), mesh, params) < divided

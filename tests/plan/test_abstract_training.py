@@ -1,20 +1,32 @@
+import dataclasses
+
 import jax
 import pytest
 
 from medvfm_jax.plan.abstract_training import abstract_training
 from medvfm_jax.plan.errors import BadPlan
+from medvfm_jax.settings.adapt import AdaptConfig
 from medvfm_jax.settings.plan import Training
 from medvfm_jax.types import Prompts
 
 
 def test_a_sam_is_described_without_an_array_of_it():
-    found = abstract_training(Training("sam-b", global_batch=6, accumulate=3))
+    found = abstract_training(Training("sam-b", global_batch=6, accumulate=3, scan_blocks=True))
     everything = (found.params, found.state, found.batch)
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(everything))
     assert found.size.total > 85e6
     assert found.batch.image.shape == (6, 1024, 1024, 3)
     assert (found.batch.target.shape, found.batch.weight.shape) == ((6, 2, 256, 256), (6,))
     assert found.batch.prompts is None
+
+
+def test_what_is_not_said_is_what_adapt_would_run():
+    shared = {"dtype", "keep", "scan_blocks", "base_dtype"}
+    for field in dataclasses.fields(Training):
+        if field.name in shared:
+            assert field.default == AdaptConfig.__dataclass_fields__[field.name].default, field.name
+            shared.remove(field.name)
+    assert not shared
 
 
 def test_prompts_and_options_reach_the_model():

@@ -150,3 +150,60 @@ def test_notations_of_groups(notation, group):
     names = "mesh['axis_0'=2,'axis_1'=4] {'axis_1'}"
     assert names in TPU
     assert [c.group for c in analyse(TPU.replace(names, notation)).collectives] == [group]
+
+
+SCATTERED = """HloModule m, num_partitions=8
+
+%add (a: bf16[], b: bf16[]) -> bf16[] {
+  %a = bf16[] parameter(0)
+  %b = bf16[] parameter(1)
+  ROOT %sum = bf16[] add(%a, %b)
+}
+
+%all-reduce-scatter.3 (p: bf16[64,128]) -> bf16[16,128] {
+  %p = bf16[64,128]{1,0} parameter(0)
+  %r = bf16[64,128]{1,0} all-reduce(%p), channel_id=1, replica_groups=[2,4]<=[8], to_apply=%add
+  %zero = u32[] constant(0)
+  ROOT %s = bf16[16,128]{1,0} dynamic-slice(%r, %zero, %zero), dynamic_slice_sizes={16,128}
+}
+
+ENTRY %main (g: bf16[64,128]) -> bf16[16,128] {
+  %g = bf16[64,128]{1,0} parameter(0)
+  ROOT %f = bf16[16,128]{1,0} fusion(%g), kind=kCustom, calls=%all-reduce-scatter.3
+}
+"""
+
+
+def test_an_all_reduce_of_which_a_slice_is_kept_is_a_reduce_scatter():
+    payload = 64 * 128 * 2
+    assert analyse(SCATTERED).collectives == (Collective("reduce-scatter", 4, 1, payload, payload * 3 // 4),)
+    plain = analyse(SCATTERED.replace("all-reduce-scatter.3", "sum_and_slice")).collectives
+    assert plain == (Collective("all-reduce", 4, 1, payload, 2 * payload * 3 // 4),)
+
+
+def test_a_gather_that_runs_beside_products_counts_where_it_starts():
+    """libtpu repeats it in every fusion that moves a part of it; three turns of a loop here."""
+    gather = (
+        "all-gather(%{0}), channel_id=7, replica_groups=[1,8]<=[8], dimensions={{0}}, "
+        'frontend_attributes={{chain_id="0"}}'
+    )
+    text = f"""HloModule m, num_partitions=8
+
+%starting (p: bf16[8,128]) -> bf16[64,128] {{
+  %p = bf16[8,128]{{1,0}} parameter(0)
+  %first = bf16[64,128]{{1,0}} {gather.format("p")}
+  ROOT %c = bf16[64,128]{{1,0}} custom-call(%first), custom_call_target="AsyncCollectiveStart"
+}}
+
+%going_on (q: bf16[8,128]) -> bf16[64,128] {{
+  %q = bf16[8,128]{{1,0}} parameter(0)
+  ROOT %next = bf16[64,128]{{1,0}} {gather.format("q")}
+}}
+
+ENTRY %main (g: bf16[8,128]) -> bf16[64,128] {{
+  %g = bf16[8,128]{{1,0}} parameter(0)
+  %a = bf16[64,128]{{1,0}} fusion(%g), kind=kCustom, calls=%starting
+  ROOT %b = bf16[64,128]{{1,0}} fusion(%g), kind=kCustom, calls=%going_on
+}}
+"""
+    assert analyse(text).collectives == (Collective("all-gather", 8, 1, 2048, 7 * 2048),)

@@ -54,6 +54,31 @@ def test_kernels_take_the_time_the_compiler_does_not_know():
     assert (waiting.kernels, waiting.step) == (2.0, 5.0)
 
 
+def test_a_collective_takes_time_whatever_it_carries():
+    """Groups of 16 on a torus of two dimensions: 4 x 4, so 2 x 4 / 2 = 4 hops, an all-reduce twice that."""
+    slow = replace(CHIP, hop=0.25)
+    kinds = ("all-gather", 3.0), ("reduce-scatter", 3.0), ("all-reduce", 6.0), ("collective-permute", 0.75)
+    for kind, seconds in kinds:
+        program = Program((Collective(kind, 16, 3, 0, 10),), 0, 0, 0)
+        speed = estimate(Flops(0, 0), program, slow, devices=16)
+        assert (speed.latency, speed.collectives) == pytest.approx((seconds, 2 + seconds))
+    assert CHIPS["v5e"].hop == 1e-6
+    assert CHIPS["h100"].hop == 0
+
+
+def test_utilisation_is_a_range_where_kernels_take_part():
+    """As below, 3 s of kernels beside 3 s of the compiler's; at half of their bound they take 6."""
+    program = Program((), traffic=30, cycles=6, unknown_loops=0, kernel_traffic=20)
+    flops = Flops(model=100, executed=200, kernels=600)
+    speed = estimate(flops, program, CHIP, devices=2, kernel_efficiency=0.5)
+    assert (speed.step, speed.slow_step) == (6.0, 9.0)
+    assert speed.low_utilisation / speed.utilisation == pytest.approx(6 / 9)
+    without = estimate(Flops(100, 200), Program((), 30, 6, 0), CHIP, devices=2, kernel_efficiency=0.5)
+    assert without.low_utilisation == without.utilisation
+    with pytest.raises(BadPlan, match="kernel_efficiency is 0; expected more than 0 and at most 1"):
+        plan(PlanConfig(**TINY | {"kernel_efficiency": 0}))
+
+
 def test_a_roofline_of_a_gpu_has_its_kernels_in_it():
     program = Program((), traffic=30, cycles=0, unknown_loops=0, kernel_traffic=20)
     gpu = replace(CHIP, backend="gpu", clock=None)
@@ -103,8 +128,8 @@ def test_gpus_of_several_hosts_exchange_over_the_network():
     ],
 )
 def test_the_first_thing_to_change(settings, trained, advice):
-    config = PlanConfig(**{"model": "sam-h", "mesh": "data=2,model=4"} | settings)
-    mesh = SimpleNamespace(shape={"clients": 1, "data": 2, "model": 4})
+    config = PlanConfig(**{"model": "sam-h", "mesh": "data=2,model=4", "keep": "nothing"} | settings)
+    mesh = SimpleNamespace(shape={"clients": 1, "replica": 1, "data": 2, "model": 4})
     assert advise_step(config, mesh, Count(int(trained), int(6.4e8), 0)).startswith(advice)
 
 

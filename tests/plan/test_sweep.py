@@ -63,7 +63,7 @@ def test_devices_that_no_mesh_can_use_are_refused():
 
 def made(config, *, gib, step=None):
     """A plan that needs so much memory of 10 GiB and so many seconds."""
-    speed = None if step is None else Speed(step, None, 0.0, 0.0, step, 0.5)
+    speed = None if step is None else Speed(step, None, 0.0, 0.0, step, 0.5, 0.0, step, 0.5)
     memory = Memory(round(gib * 2**30), 10 * 2**30, gib <= 10, 1, 1)
     return Plan(config, 8, {}, 1, 2, memory, Flops(1, 1), None, speed, None, 0.0)
 
@@ -97,7 +97,10 @@ def test_what_cannot_win_is_not_compiled(slice_of_eight):
         )
 
     compiler = Compiler(gib, step=lambda c: c.accumulate)
-    outcomes = {(o.config.rules, o.config.accumulate, o.config.keep): o for o in sweep(config, 99, compiler)}
+    *outcomes, unrolled = sweep(config, 99, compiler)
+    assert not unrolled.config.scan_blocks
+    assert all(o.config.scan_blocks for o in outcomes)
+    outcomes = {(o.config.rules, o.config.accumulate, o.config.keep): o for o in outcomes}
     assert outcomes["replicated", 1, "nothing"].plan.memory.fits is False
     assert "even with --keep nothing" in outcomes["replicated", 1, "everything"].reason
     assert outcomes["replicated", 2, "nothing"].plan.memory.fits
@@ -105,7 +108,7 @@ def test_what_cannot_win_is_not_compiled(slice_of_eight):
     assert outcomes["fsdp", 1, "everything"].plan.memory.fits is False
     assert outcomes["fsdp", 2, "everything"].plan.memory.fits is False
     assert outcomes["fsdp", 4, "everything"].plan.memory.fits
-    assert sum(o.plan is not None for o in outcomes.values()) == len(compiler.asked)
+    assert sum(o.plan is not None for o in outcomes.values()) + 1 == len(compiler.asked)
 
 
 @pytest.mark.slow
@@ -120,8 +123,13 @@ def test_a_cpu_has_no_time_so_more_parts_are_compiled_even_where_fewer_fit():
 def test_at_most_so_many_are_compiled_and_the_others_are_named(slice_of_eight):
     compiler = Compiler(gib=lambda c: 1, step=lambda c: 1)
     outcomes = list(sweep(TINY, 2, compiler))
-    assert len(compiler.asked) == 2
-    assert len(outcomes) == len(candidates(TINY, 8))
+    assert [asked.scan_blocks for asked in compiler.asked] == [
+        True,
+        True,
+        False,
+    ]  # the best once more, unrolled
+    assert compiler.asked[2] == dataclasses.replace(ranked(outcomes)[0].config, scan_blocks=False)
+    assert len(outcomes) == len(candidates(TINY, 8)) + 1
     assert [o.plan is not None for o in outcomes[:3]] == [True, True, False]
     assert outcomes[2].reason == "2 programs are compiled already (--most)"
     with pytest.raises(BadPlan, match="most is 0"):
@@ -180,5 +188,5 @@ def test_a_real_sweep_over_eight_devices_of_this_machine():
     replicated, divided = (o.plan for o in outcomes[:2])
     assert (replicated.config.rules, divided.config.rules) == ("replicated", "fsdp")
     assert replicated.memory.fits
-    assert divided.mesh == {"clients": 1, "data": 8, "model": 1}
+    assert divided.mesh == {"clients": 1, "replica": 1, "data": 8, "model": 1}
     assert ranked(outcomes)[0].memory.peak == min(replicated.memory.peak, divided.memory.peak)

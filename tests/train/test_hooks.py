@@ -9,6 +9,8 @@ import pytest
 
 from medvfm_jax.runs.progress import ProgressDisplay
 from medvfm_jax.runs.run_directory import read_metrics
+from medvfm_jax.settings.adapt import AdaptConfig
+from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.train import checkpoint, hooks
 from medvfm_jax.train.early_stopping import EarlyStopping
 from medvfm_jax.train.hooks import Checkpoints, MetricsLog
@@ -142,3 +144,35 @@ def test_plain_lines_without_a_terminal_and_a_bar_with_one():
     with ProgressDisplay(terminal, "adapt") as display:
         run(3, display)
     assert "\x1b[" in terminal.getvalue() or "3/3" in terminal.getvalue()
+
+
+def test_a_trace_has_the_steps_asked_for_and_ends_with_a_run_that_ends_early(tmp_path, monkeypatch):
+    seen, now = [], {"step": 0}
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: seen.append(("start", now["step"])))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: seen.append(("stop", now["step"])))
+
+    def counting(end):
+        now["step"] = end.step
+
+    for first, last, steps, expected in (
+        (3, 4, 6, [("start", 2), ("stop", 4)]),
+        (1, 2, 6, [("start", 0), ("stop", 2)]),
+        (2, 5, 3, [("start", 1), ("stop", 3)]),
+    ):
+        seen.clear()
+        now["step"] = 0
+        with hooks.Profile(tmp_path, first, last) as profile:
+            run(steps, counting, profile)
+        assert seen == expected
+
+
+def test_a_trace_is_written(tmp_path):
+    with hooks.Profile(tmp_path / "profile", 2, 2) as profile:
+        run(2, profile)
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+@pytest.mark.parametrize("asked", ["5", "0:2", "4:2", "1:401", "a:b", "1:"])
+def test_steps_that_cannot_be_traced(asked, tmp_path):
+    with pytest.raises(BadConfig, match=f"profile={asked} is no START:STOP with 1 <= START <= STOP <= 400"):
+        AdaptConfig(str(tmp_path), out=tmp_path / "run", profile=asked)

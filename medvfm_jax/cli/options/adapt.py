@@ -25,6 +25,9 @@ class AdaptArgs(AdaptConfig):
     rules: Literal["replicated", "fsdp", "tensor"] = "replicated"
     """With --mesh, where the weights are: replicated, sharded over the data axis (fsdp), or blocks sharded over
     the model axis (tensor)."""
+    sums: Literal["float32", "bfloat16"] = "float32"
+    """With --mesh and --dtype bfloat16, the number format in which TPUs sum gradients over devices; bfloat16 sends half
+    the bytes and rounds at every addition."""
     distributed: bool = False
     """One process per host, all started with this command, --out on a disk that they share; found automatically on TPU
     slices, under Slurm and Open MPI."""

@@ -31,7 +31,8 @@ class PlanArgs(PlanConfig):
     """Compile the sensible meshes, rules, parts of the batch and what is kept, and rank them."""
     most: int = 8
     """Programs that --sweep compiles at most, likeliest first: few parts of the batch before many, little kept
-    before much, no model axis before one, whole parameters before divided ones."""
+    before much, no model axis before one, whole parameters before divided ones, all in a
+    loop over equal blocks; then the best of them once more, unrolled."""
     clients: int = 0
     """Plan a federated round (FedAvg, AdamW) of so many clients over the mesh axis clients instead of a step;
     --global-batch then counts the images of one local step of all clients together."""

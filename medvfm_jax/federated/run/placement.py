@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from medvfm_jax.federated.core.errors import BadFederation
 from medvfm_jax.federated.core.records import Shard, Tree
-from medvfm_jax.mesh_axes import CLIENTS, DATA
+from medvfm_jax.mesh_axes import CLIENTS, DATA, REPLICA
 from medvfm_jax.parallel.rules import Rules
 from medvfm_jax.parallel.shardings import param_shardings
 from medvfm_jax.settings.federate import FederateConfig
@@ -42,6 +42,10 @@ class CohortPlacement:
         if self.mesh is None:
             return
         data = self.mesh.shape[DATA]
+        if self.mesh.shape[REPLICA] > 1:
+            raise BadFederation(
+                f"A federated run divides nothing over the mesh axis {REPLICA}; use {CLIENTS} and {DATA}."
+            )
         if self.multiple > clients:
             raise BadFederation(
                 f"The mesh has {self.multiple} devices on its axis {CLIENTS} and the run has {clients} "
