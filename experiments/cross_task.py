@@ -129,7 +129,7 @@ def run(plan: Plan, results: Path = RESULTS, picture: Path = PICTURE) -> dict[st
         "sites": [site.site for site in conflict.sites],
         "halves": [site.agreement for site in conflict.sites],
         "predictions": predictions,
-        "rows": {row: {k: spread(v) for k, v in scores.items()} for row, scores in trained.items()},
+        "trained": {row: {k: spread(v) for k, v in scores.items()} for row, scores in trained.items()},
         **gains_of(trained, predictions),
         "processor_seconds": time.process_time() - start,
         "versions": versions(),
@@ -385,7 +385,7 @@ def markdown(table: Mapping[str, Any]) -> str:
     labels = sorted(set(table["annotated"].values()))
     lines = [f"| row | {' | '.join(labels)} |", "|---" * (len(labels) + 1) + "|"]
     lines += [
-        f"| {row} | {' | '.join(span(scores[k]) for k in labels)} |" for row, scores in table["rows"].items()
+        f"| {row} | {' | '.join(span(scores[k]) for k in labels)} |" for row, scores in table["trained"].items()
     ]
     lines += ["", "| gain of | Dice of its own label |", "|---|---|"]
     lines += [f"| {name} | {span(one, '+')} |" for name, one in table["gains"].items()]

@@ -108,7 +108,7 @@ def run(plan: Plan, results: Path = RESULTS) -> dict[str, Any]:
     noisy = [row for row in rows.values() if row["predicted"] is not None]
     table = {
         "plan": {k: v for k, v in dataclasses.asdict(plan).items() if k not in ("data", "out")},
-        "rows": rows,
+        "budgets": rows,
         "all_nuclei": float(np.mean([dice(np.ones(len(y), bool), y > 0.5) for y in features.test_shares])),
         "agreement": rank_agreement(
             [-row["predicted"]["ratio"] for row in noisy], [row["dice"]["mean"] for row in noisy]
@@ -244,7 +244,7 @@ def markdown(table: Mapping[str, Any]) -> str:
         "| epsilon | noise multiplier | noise over signal | all rounds | drowned | Dice | lowest and highest draw |",
         "|---" * 7 + "|",
     ]
-    for name, row in table["rows"].items():
+    for name, row in table["budgets"].items():
         said, cells, found = row["predicted"], ["-"] * 4, row["dice"]
         if said is not None:
             cells = [

@@ -67,15 +67,15 @@ class Plan:
 def run(plan: Plan, results: Path = RESULTS) -> dict[str, Any]:
     """Measure what is not there yet; the table is written after each tool."""
     console = Console(highlight=False)
-    table = run_directory.read_record(results) if results.exists() else {"rows": {}}
+    table = run_directory.read_record(results) if results.exists() else {"tools": {}}
     for name in plan.tools:
-        if name in table["rows"]:
+        if name in table["tools"]:
             continue
         words = (*TOOLS[name].words, *(() if name == "receptive-field" else ("--data", plan.data)))
-        table["rows"][name] = measured(name, words, plan.timeout)
+        table["tools"][name] = measured(name, words, plan.timeout)
         table |= {"versions": versions(), "device": device()}
         run_directory.write_json(results, table)
-        console.print(name, table["rows"][name], markup=False)
+        console.print(name, table["tools"][name], markup=False)
     console.print(markdown(table), markup=False, soft_wrap=True)
     return table
 
@@ -107,7 +107,7 @@ def markdown(table: Mapping[str, Any]) -> str:
         "| tool | settings | gradients | forward passes | processor seconds | peak memory, MB |",
         "|---" * 6 + "|",
     ]
-    for name, row in table["rows"].items():
+    for name, row in table["tools"].items():
         settings = " ".join(word for word in row["words"] if word != "--data")
         lines.append(
             f"| {name} | `{settings}` | {row['gradients']} | {row['passes']} | {row['processor_seconds']:.0f} | "

@@ -58,7 +58,7 @@ def test_the_picture_has_every_number():
     table = {
         "annotated": ANNOTATED, "sites": SITES, "halves": [0.5] * 4, "processor_seconds": 1.0,
         "predictions": {"cosine": (0.25 * np.ones((4, 4))).tolist()},
-        "rows": {"one": {k: spread(v) for k, v in scores(0.5).items()}},
+        "trained": {"one": {k: spread(v) for k, v in scores(0.5).items()}},
     }  # fmt: skip
     table |= gains_of(rows(), table["predictions"])
     texts = [one.text for one in ElementTree.fromstring(heat_maps(table)).iter() if one.tag.endswith("text")]

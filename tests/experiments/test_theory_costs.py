@@ -19,9 +19,9 @@ ROW = {
 
 def test_a_row_is_kept(tmp_path):
     path = tmp_path / "table.json"
-    path.write_text(json.dumps({"rows": {"kernel": ROW}}))
-    assert run(Plan("data", tools=("kernel",)), path)["rows"]["kernel"] == ROW
-    assert "| kernel | `--cases 2` | 2 | 0 | 10 | 512 |" in markdown({"rows": {"kernel": ROW}})
+    path.write_text(json.dumps({"tools": {"kernel": ROW}}))
+    assert run(Plan("data", tools=("kernel",)), path)["tools"]["kernel"] == ROW
+    assert "| kernel | `--cases 2` | 2 | 0 | 10 | 512 |" in markdown({"tools": {"kernel": ROW}})
 
 
 def test_a_process_is_measured(tmp_path, monkeypatch):
