@@ -69,7 +69,8 @@ layers: $(VENV)/.test ## the floors of docs/architecture.md
 	$(BIN)/lint-imports
 
 docs: $(VENV)/.docs ## the documentation site in build/site; runs the tutorials, a warning is an error
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+	# what the tutorials compile runs for a moment, so it is compiled quickly
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 wheel: $(VENV)/.release ## a wheel and a source distribution in dist
 	rm -rf dist
