@@ -385,7 +385,8 @@ def markdown(table: Mapping[str, Any]) -> str:
     labels = sorted(set(table["annotated"].values()))
     lines = [f"| row | {' | '.join(labels)} |", "|---" * (len(labels) + 1) + "|"]
     lines += [
-        f"| {row} | {' | '.join(span(scores[k]) for k in labels)} |" for row, scores in table["trained"].items()
+        f"| {row} | {' | '.join(span(scores[k]) for k in labels)} |"
+        for row, scores in table["trained"].items()
     ]
     lines += ["", "| gain of | Dice of its own label |", "|---|---|"]
     lines += [f"| {name} | {span(one, '+')} |" for name, one in table["gains"].items()]

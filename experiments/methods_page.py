@@ -165,6 +165,8 @@ _ANALYSES = {
     "placement": "placement",
     "tangent_kernel": "kernel",
     "curvature": "curvature",
+    "interpolation": "barrier",
+    "pac_bayes": "bound",
     "similarity": "similarity",
     "evidence": "transferability",
     "h_score": "transferability",

@@ -9,6 +9,8 @@ from rich.console import Console
 from medvfm_jax.cli import console
 from medvfm_jax.cli.analyses import (
     ablate,
+    barrier,
+    bound,
     conflict,
     curvature,
     divergence,
@@ -25,6 +27,8 @@ TOOLS = (
     placement.TOOL,
     kernel.TOOL,
     curvature.TOOL,
+    barrier.TOOL,
+    bound.TOOL,
     similarity.TOOL,
     transferability.TOOL,
     divergence.TOOL,

@@ -12,7 +12,16 @@ from medvfm_jax.theory.curvature import (
 from medvfm_jax.theory.evidence import Evidence, log_evidence, logme
 from medvfm_jax.theory.frechet import squared_frechet
 from medvfm_jax.theory.h_score import h_score
+from medvfm_jax.theory.interpolation import Barrier, NoLine, barrier_between
 from medvfm_jax.theory.maximum_mean_discrepancy import gaussian_kernel, squared_mmd
+from medvfm_jax.theory.pac_bayes import (
+    NoBound,
+    gaussian_divergence,
+    kl_bernoulli,
+    kl_inverse,
+    pac_bayes_bound,
+    sampled_error,
+)
 from medvfm_jax.theory.permutation import Tested, permutation_test
 from medvfm_jax.theory.placement import Place, grouped, within_budget
 from medvfm_jax.theory.predictors import PREDICTORS, Predictor
@@ -20,6 +29,8 @@ from medvfm_jax.theory.proxy_distance import proxy_a_distance
 from medvfm_jax.theory.rank_agreement import RankAgreement, rank_agreement
 from medvfm_jax.theory.receptive_field import Extent, extent, squared_gradient
 from medvfm_jax.theory.runs.ablate import AblationResult, CellResult, analyze_ablate
+from medvfm_jax.theory.runs.barrier import BarrierResult, analyze_barrier
+from medvfm_jax.theory.runs.bound import Bounded, BoundResult, analyze_bound
 from medvfm_jax.theory.runs.conflict import ConflictResult, SiteGradient, analyze_conflict
 from medvfm_jax.theory.runs.curvature import CurvatureResult, analyze_curvature
 from medvfm_jax.theory.runs.divergence import Distance, DivergenceResult, analyze_divergence
@@ -50,6 +61,10 @@ __all__ = [
     "AblationResult",
     "AdapterKernel",
     "BadCurve",
+    "Barrier",
+    "BarrierResult",
+    "BoundResult",
+    "Bounded",
     "CellResult",
     "ClientDrift",
     "ConflictResult",
@@ -63,9 +78,11 @@ __all__ = [
     "Extent",
     "KernelResult",
     "KernelSummary",
+    "NoBound",
     "NoCurvature",
     "NoDrift",
     "NoKernel",
+    "NoLine",
     "Place",
     "PlacementResult",
     "Predictor",
@@ -81,6 +98,8 @@ __all__ = [
     "Transferability",
     "TransferabilityResult",
     "analyze_ablate",
+    "analyze_barrier",
+    "analyze_bound",
     "analyze_conflict",
     "analyze_curvature",
     "analyze_divergence",
@@ -91,6 +110,7 @@ __all__ = [
     "analyze_scaling",
     "analyze_similarity",
     "analyze_transferability",
+    "barrier_between",
     "captured_energy",
     "client_drift",
     "debiased_cka",
@@ -100,17 +120,22 @@ __all__ = [
     "extent",
     "fit_scaling_law",
     "gauss_newton_product",
+    "gaussian_divergence",
     "gaussian_kernel",
     "grouped",
     "h_score",
     "hessian_product",
+    "kl_bernoulli",
+    "kl_inverse",
     "lanczos",
     "linearised_losses",
     "log_evidence",
     "logme",
+    "pac_bayes_bound",
     "permutation_test",
     "proxy_a_distance",
     "rank_agreement",
+    "sampled_error",
     "squared_frechet",
     "squared_gradient",
     "squared_mmd",

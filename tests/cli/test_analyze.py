@@ -284,6 +284,40 @@ def test_curvature_before_training_and_after(medvfm, cells, tmp_path):
     assert said.startswith("medvfm: ")
 
 
+def test_a_line_between_two_runs_and_bounds_of_one(medvfm, cells, tmp_path):
+    for seed in (0, 1):
+        words = adapt_words(cells, tmp_path / f"run{seed}", model=SAM, adapter="linear", seed=seed)
+        assert medvfm(*words).code == 0
+    runs = (tmp_path / "run0", tmp_path / "run1")
+    words = ("analyze", "barrier", "--cases", 2, "--points", 3)
+    found = medvfm(*words, "--runs", *runs, "--json").json
+    assert found["places"] == [0, 0.5, 1]
+    assert found["images"] == [2, 2]
+    both = np.mean([found["first"]["losses"], found["second"]["losses"]], 0)
+    np.testing.assert_allclose(found["both"]["losses"], both, rtol=1e-6)
+    line = both[[0, 2]].mean()
+    assert found["both"]["height"] == pytest.approx(max(both[1] - line, 0), abs=1e-6)
+    same = medvfm(*words, "--runs", runs[0], runs[0], "--json").json
+    assert same["distance"] == same["both"]["height"] == 0
+    bound = ("analyze", "bound", "--run", runs[0], "--cases", 3, "--deviations", 0.01, 1.0, "--draws", 2)
+    found = medvfm(*bound, "--bits", 4, "--json").json
+    assert found["patients"] == 3
+    quiet, loud = found["noisy"]
+    assert quiet["information"] == pytest.approx(1e4 * loud["information"], rel=1e-6)
+    assert loud["information"] == pytest.approx(found["distance"] ** 2 / 2, rel=1e-4)
+    assert quiet["error"] == pytest.approx(found["error"], abs=0.1)
+    assert all(found["error"] <= 1 and each["bound"] >= each["error"] for each in found["noisy"])
+    assert found["rounded"][0]["information"] >= 4 * found["trained"] * np.log(2)
+    assert "1 - Dice" in medvfm(*bound).out
+
+
+def test_lines_between_other_things_are_refused(medvfm, cells, tmp_path):
+    for name, adapter in (("a", "linear"), ("b", "bitfit")):
+        assert medvfm(*adapt_words(cells, tmp_path / name, model=SAM, adapter=adapter)).code == 0
+    words = ("analyze", "barrier", "--runs", tmp_path / "a", tmp_path / "b")
+    medvfm(*words).refused("differ in what is trained")
+
+
 def test_a_grid_is_predicted_trained_and_kept(medvfm, cells, tmp_path):
     grid, out = tmp_path / "grid.json", tmp_path / "out"
     data = shutil.copytree(cells, tmp_path / "data")

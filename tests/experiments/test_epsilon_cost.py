@@ -51,7 +51,11 @@ def test_the_table_has_prediction_beside_dice():
     said = {"noise_multiplier": 2.0, "ratio": 3.0, "over_all_rounds": 0.5, "drowned": True}
     row = {"predicted": said, "dice": {"mean": 0.6, "low": 0.5, "high": 0.7, "draws": [0.55, 0.65]}}
     text = markdown(
-        {"budgets": {"8": row, "none": row | {"predicted": None}}, "processor_seconds": 1.0, "all_nuclei": 0.3}
+        {
+            "budgets": {"8": row, "none": row | {"predicted": None}},
+            "processor_seconds": 1.0,
+            "all_nuclei": 0.3,
+        }
     )
     assert "| 8 | 2 | 3.00 | 0.50 | yes | 0.600 (0.500 to 0.700) | 0.550 to 0.650 |" in text
     assert "| none | - | - | - | - | 0.600 (" in text

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from medvfm_jax.settings.analyze import (
     AblateConfig,
+    BarrierConfig,
+    BoundConfig,
     ConflictConfig,
     CurvatureConfig,
     DivergenceConfig,
@@ -49,6 +51,28 @@ class Curvature(CurvatureConfig):
 
     The mean loss of a few training images is looked at where a run ended, or before training with --data, --model and
     --adapter. Its second derivatives are known by products with vectors alone (stochastic Lanczos quadrature).
+    """
+
+
+@dataclass(frozen=True)
+class Barrier(BarrierConfig):
+    """Whether the loss rises on the straight line between two trained adapters.
+
+    Example: medvfm analyze barrier --runs runs/site_a runs/site_b
+
+    Both are of one model and adapter, trained at two sites or from two seeds. The mean loss of training images of both
+    is looked at between them: where it rises above the line between its ends, averaging them costs that much.
+    """
+
+
+@dataclass(frozen=True)
+class Bound(BoundConfig):
+    """What the expected error of a trained adapter is at most, by its error in training and what it has learnt.
+
+    Example: medvfm analyze bound --run runs/a --cases 64
+
+    PAC-Bayes bounds of 1 - Dice for noise around what was trained, and bounds for the adapter with numbers rounded to
+    a few bits. They hold for new patients of the same kind, with one picture each; a bound of 1 says nothing.
     """
 
 
@@ -147,6 +171,8 @@ AnalyzeArgs = (
     Placement
     | Kernel
     | Curvature
+    | Barrier
+    | Bound
     | Similarity
     | Transferability
     | Divergence

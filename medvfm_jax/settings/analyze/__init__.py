@@ -1,6 +1,8 @@
 """What `analyze` can be asked for: frozen records, the same for Python and the command line."""
 
 from medvfm_jax.settings.analyze.ablate import AblateConfig
+from medvfm_jax.settings.analyze.barrier import BarrierConfig
+from medvfm_jax.settings.analyze.bound import BoundConfig
 from medvfm_jax.settings.analyze.conflict import ConflictConfig
 from medvfm_jax.settings.analyze.curvature import CurvatureConfig
 from medvfm_jax.settings.analyze.divergence import DivergenceConfig
@@ -14,6 +16,8 @@ from medvfm_jax.settings.analyze.transferability import TransferabilityConfig
 
 __all__ = [
     "AblateConfig",
+    "BarrierConfig",
+    "BoundConfig",
     "ConflictConfig",
     "CurvatureConfig",
     "DivergenceConfig",

@@ -14,7 +14,7 @@ from medvfm_jax.runs import run_directory
 from medvfm_jax.runs.progress import ProgressDisplay
 from medvfm_jax.settings.adapt import AdaptConfig
 from medvfm_jax.settings.records import BadConfig, from_json
-from medvfm_jax.train.task import prediction_loss, predictor
+from medvfm_jax.train.task import make_overlap, prediction_loss, predictor
 from medvfm_jax.train.training import Run, resolve
 from medvfm_jax.types import Batch, Delta, Params, Prediction
 from medvfm_jax.weights import artifacts
@@ -32,6 +32,12 @@ class TrainedNumbers(NamedTuple):
         batches: of one image each.
         predict: (params, (p,), one image of a batch) -> Prediction.
         rate: (prediction, one image of a batch) -> the loss, ().
+        start: (p,), what is trained before the first step.
+        images: of the whole training part.
+        patients: that these are of.
+        asked: prompts and loss.
+        dice: (params, (p,), one image of a batch) -> mean Dice of its objects, or of its classes without prompts, at
+            the resolution of the logits; 1 where there is none and none is found.
     """
 
     model: str
@@ -42,6 +48,11 @@ class TrainedNumbers(NamedTuple):
     batches: tuple[Batch, ...]
     predict: Callable[[Params, Array, Batch], Prediction]
     rate: Callable[[Prediction, Batch], Array]
+    start: Array
+    images: int
+    patients: int
+    asked: str
+    dice: Callable[[Params, Array, Batch], Array]
 
 
 def open_start(config: AdaptConfig, cases: int, say: Callable[[str], None]) -> TrainedNumbers:
@@ -103,6 +114,8 @@ def restricted(opened: TrainedNumbers, keep: Callable[[str], bool]) -> TrainedNu
     where, whole = jnp.asarray(np.flatnonzero(kept)), opened.delta
     return opened._replace(
         delta=whole[where],
+        start=opened.start[where],
+        dice=lambda params, numbers, image: opened.dice(params, whole.at[where].set(numbers), image),
         paths=tuple((path, size) for path, size in opened.paths if keep(path)),
         predict=lambda params, numbers, image: opened.predict(params, whole.at[where].set(numbers), image),
     )
@@ -122,6 +135,7 @@ def _of(run: Run, delta: Delta, cases: int, say: Callable[[str], None]) -> Train
     loader = run.data.loader("none", (0, 1))
     batches = tuple(next(loader) for _ in range(images))
     flat, unravel = ravel_pytree(jax.tree.map(jnp.asarray, delta))
+    start, _ = ravel_pytree(jax.tree.map(jnp.asarray, run.assembled.delta))
     if not flat.size:
         raise BadConfig(f"Nothing is trained by {run.config.adapter}; choose another --adapter.")
     leaves, _ = jax.tree_util.tree_flatten_with_path(delta)
@@ -135,4 +149,22 @@ def _of(run: Run, delta: Delta, cases: int, say: Callable[[str], None]) -> Train
         tuple(jax.tree.map(lambda leaf: leaf[0], batch) for batch in batches),
         lambda params, numbers, image: function(params, unravel(numbers), image.image, image.prompts),
         lambda prediction, image: rate(prediction, image.target, image.weight)[0],
+        start,
+        len(run.data.train),
+        len({run.data.source.dataset.case(example.case).patient for example in run.data.train}),
+        f"prompts {run.assembled.prompt}, loss {run.assembled.objective}",
+        _dice(run, unravel),
     )
+
+
+def _dice(run: Run, unravel: Callable[[Array], Delta]) -> Callable[[Params, Array, Batch], Array]:
+    overlap, semantic = make_overlap(run.assembled.adapted), run.assembled.prompt == "none"
+
+    def dice(params: Params, numbers: Array, image: Batch) -> Array:
+        counts = overlap(params, unravel(numbers), jax.tree.map(lambda leaf: leaf[None], image))
+        both, found, real = (counts[name][0] for name in ("intersection", "predicted", "reference"))
+        each = jnp.where(found + real > 0, 2 * both / jnp.maximum(found + real, 1), 1.0)
+        weight = jnp.ones_like(each).at[0].set(0) if semantic else image.weight  # the background is no object
+        return (each * weight).sum() / jnp.maximum(weight.sum(), 1)
+
+    return dice
