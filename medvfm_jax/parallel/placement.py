@@ -85,6 +85,10 @@ class Placement:
             return state
         return jax.tree.map(_put, state, state_shardings(self._rules, self._mesh, state, optimizer))
 
+    def shardings(self, state: "TrainState", optimizer: optax.GradientTransformation) -> Any:
+        """Where ``put_state`` puts a state, a tree like it; None on one device."""
+        return None if self._mesh is None else state_shardings(self._rules, self._mesh, state, optimizer)
+
     def put_share(self, batch: Any) -> Any:
         """This process' examples, leaves (b / processes, ...), -> leaves (b, ...) over the devices."""
         if self.processes == 1:
@@ -128,6 +132,8 @@ class Placement:
 
 def _put(x: Any, where: NamedSharding) -> Any:
     """Array that every process has whole -> the same array under a sharding, each device taking its part."""
+    if isinstance(x, jax.Array) and x.sharding == where:  # read from a checkpoint in parts
+        return x
     if where.is_fully_addressable:
         return jax.device_put(x, where)
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):

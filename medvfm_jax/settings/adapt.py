@@ -54,6 +54,9 @@ class AdaptConfig(TrainingConfig):
     base_dtype: Literal["float32", "bfloat16"] = "float32"
     """Number format of the frozen weights on the device; bfloat16 halves their memory. What trains stays float32, and
     the delta belongs to the weights as published, which `evaluate` and `segment` take."""
+    checkpoints: Literal["whole", "sharded"] = "whole"
+    """How checkpoints are written. `whole`: by the first process, in one file with a digest, while training waits.
+    `sharded`: by each process what its devices hold, in the background (orbax), for full tuning of large models."""
     profile: str | None = None
     """START:STOP, steps whose trace jax.profiler writes into --out/profile, for XProf or Perfetto; start after the
     first few steps, which compile."""

@@ -14,7 +14,7 @@ from medvfm_jax.settings.adapt import AdaptConfig
 from medvfm_jax.train import checkpoint, hooks, together
 from medvfm_jax.train.assemble import delta_metadata, entry_of
 from medvfm_jax.train.data_check import lines
-from medvfm_jax.train.loop import NonFiniteLoss
+from medvfm_jax.train.loop import Hook, NonFiniteLoss
 from medvfm_jax.train.training import Run, Trained, resolve, train
 from medvfm_jax.weights import artifacts
 
@@ -150,7 +150,7 @@ def run_in_directory(
         _announce(run, display.say)
         start = _last_checkpoint(run, display.say)
         record = stack.enter_context(_recorder(config, writes))
-        told: list[hooks.Hook] = [hooks.MetricsLog(record, run.schedule), _checkpoints(run), display]
+        told: list[Hook] = [hooks.MetricsLog(record, run.schedule), _checkpoints(run, stack), display]
         if writes and (steps := config.profiled_steps()):
             told.append(stack.enter_context(hooks.Profile(config.out / run_directory.PROFILE, *steps)))
         return _finish(run, train(run, told, start=start, say=display.say), display.say)
@@ -168,9 +168,15 @@ def _announce(run: Run, say: Callable[[str], None]) -> None:
 def _last_checkpoint(run: Run, say: Callable[[str], None]) -> checkpoint.Checkpoint | None:
     """The checkpoint to go on from, and a metrics file that ends there."""
     folder, placement = run.config.out, run.placement
-    found = checkpoint.read(
-        folder / run_directory.CHECKPOINTS, run.start(), run.assembled.base.fingerprint, say
-    )
+    below, fingerprint = folder / run_directory.CHECKPOINTS, run.assembled.base.fingerprint
+    if run.config.checkpoints == "sharded":
+        from medvfm_jax.train import sharded_checkpoint  # imports orbax
+
+        like = run.start()
+        where = placement.shardings(like, run.optimizer)
+        found = sharded_checkpoint.read(below, like, where, fingerprint, say)
+    else:
+        found = checkpoint.read(below, run.start(), fingerprint, say)
     step = found.step if found else 0
     placement.same(step, "the step of the last checkpoint")
     if placement.process == 0:
@@ -180,8 +186,15 @@ def _last_checkpoint(run: Run, say: Callable[[str], None]) -> checkpoint.Checkpo
     return found
 
 
-def _checkpoints(run: Run) -> hooks.Checkpoints:
+def _checkpoints(run: Run, stack: contextlib.ExitStack) -> Hook:
     config, placement = run.config, run.placement
+    if config.checkpoints == "sharded":
+        from medvfm_jax.train.sharded_checkpoint import ShardedCheckpoints  # imports orbax
+
+        folder, fingerprint = config.out / run_directory.CHECKPOINTS, run.assembled.base.fingerprint
+        return stack.enter_context(
+            ShardedCheckpoints(folder, run.record, fingerprint, config.checkpoint_every)
+        )
     return hooks.Checkpoints(
         config.out / run_directory.CHECKPOINTS,
         run.record,

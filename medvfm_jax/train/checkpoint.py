@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -120,7 +120,7 @@ def read(
         state, kept = _unflatten(arrays, like, like.delta if best is None else best, path)
         return Checkpoint(
             state,
-            _loader_from_json(manifest["loader_state"]),
+            loader_from_json(manifest["loader_state"]),
             EarlyStopping.from_json(manifest["early_stopping"], kept),
             manifest["config"],
             manifest["fingerprint"],
@@ -179,7 +179,7 @@ def _manifest(checkpoint: Checkpoint, payload: bytes) -> str:
         "format": FORMAT,
         "step": checkpoint.step,
         "sha256": hashlib.sha256(payload).hexdigest(),
-        "loader_state": _loader_to_json(checkpoint.loader_state),
+        "loader_state": loader_to_json(checkpoint.loader_state),
         "early_stopping": checkpoint.stopping.to_json(),
         "fingerprint": checkpoint.fingerprint,
         "config": checkpoint.config,
@@ -187,13 +187,15 @@ def _manifest(checkpoint: Checkpoint, payload: bytes) -> str:
     return json.dumps({"digest": _digest(content), "content": content}, indent=1)
 
 
-def _loader_to_json(loader_state: Any) -> Any:
+def loader_to_json(loader_state: Any) -> Any:
+    """Position of a loader as JSON can hold it."""
     if isinstance(loader_state, bytes):
         return {"base64": base64.b64encode(loader_state).decode()}
     return {"json": loader_state}
 
 
-def _loader_from_json(record: dict[str, Any]) -> Any:
+def loader_from_json(record: Mapping[str, Any]) -> Any:
+    """The position that ``loader_to_json`` was given."""
     return base64.b64decode(record["base64"]) if "base64" in record else record["json"]
 
 

@@ -181,3 +181,15 @@ def test_an_adapter_that_does_not_fit_names_the_nearest(medvfm, cells, tmp_path,
     sentence = medvfm(*adapt_words(cells, run, adapter=adapter), "--set", setting).refused(*words, code=1)
     assert "[" not in sentence.replace("'['", "")  # paths as words, no Python
     assert not run.exists()
+
+
+def test_checkpoints_in_parts_are_gone_on_with(medvfm, cells, tmp_path):
+    words = [*adapt_words(cells, tmp_path / "run", adapter="linear", steps=2), "--checkpoints", "sharded"]
+    assert medvfm(*words).code == 0
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["2"]
+    before = (tmp_path / "run" / "delta.safetensors").read_bytes()
+    again = medvfm(*words, "--resume")
+    assert "resuming at step 2 of 2" in again.out
+    assert (tmp_path / "run" / "delta.safetensors").read_bytes() == before
+    other = [word if word != "sharded" else "whole" for word in words]
+    medvfm(*other, "--resume").refused("checkpoints")

@@ -1,6 +1,7 @@
 """Two processes train together: the losses of one, a signal that ends both, and a lost one that is not waited for."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -42,18 +43,24 @@ def start(arguments, log, devices, cache):
         )  # fmt: skip
 
 
-def start_two(arguments, folder):
-    """The same command as process 0 and 1 of two, with two devices each."""
+def start_processes(arguments, folder, count, devices):
+    """The same command as so many processes of one run, with so many devices each."""
+    if count == 1:
+        return [start(arguments, folder / "log0", devices, folder / "cache0")], [folder / "log0"]
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    together = ["--distributed", "--coordinator", f"localhost:{port}", "--processes", "2"]
-    logs = [folder / f"log{i}" for i in range(2)]
-    both = [
-        start([*arguments, *together, "--process", str(i)], logs[i], 2, folder / f"cache{i}")
-        for i in range(2)
+    together = ["--distributed", "--coordinator", f"localhost:{port}", "--processes", str(count)]
+    logs = [folder / f"log{i}" for i in range(count)]
+    started = [
+        start([*arguments, *together, "--process", str(i)], logs[i], devices, folder / f"cache{i}")
+        for i in range(count)
     ]
-    return both, logs
+    return started, logs
+
+
+def start_two(arguments, folder):
+    return start_processes(arguments, folder, 2, 2)
 
 
 def losses(folder):
@@ -110,3 +117,34 @@ def test_a_lost_process_ends_the_other_which_says_so(cells, tmp_path):
     assert codes[0] not in (0, -signal.SIGKILL)
     assert time.monotonic() - start_of_wait < 150
     assert "another task died" in logs[0].read_text()  # JAX's words
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 3])
+def test_parts_written_by_two_processes_go_on_with_the_same_batches_elsewhere(cells, tmp_path, devices):
+    """Two processes write shards; one process with one device, or three with one each, takes the later steps."""
+    settings = {"batch-size": 6, "checkpoints": "sharded", "checkpoint-every": 2, "validate-every": 0}
+    whole = start(words(cells, tmp_path / "one", **settings), tmp_path / "log", 1, tmp_path / "cache")
+    command = words(cells, tmp_path / "two", **settings)
+    both, logs = start_processes([*command, "--rules", "fsdp"], tmp_path, 2, 1)
+    assert ended([whole, *both], [tmp_path / "log", *logs]) == [0, 0, 0]
+    shutil.rmtree(tmp_path / "two" / "checkpoints" / "4")
+    (tmp_path / "two" / "delta.safetensors").unlink()
+    others, logs = start_processes([*command, "--resume"], tmp_path, devices, 1)
+    assert ended(others, logs) == [0] * devices
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-4)
+    assert "resuming at step 2" in logs[0].read_text()
+
+
+@pytest.mark.slow
+def test_a_kill_during_a_checkpoint_in_the_background_leaves_the_one_before(cells, tmp_path):
+    settings = {"checkpoints": "sharded", "checkpoint-every": 1, "validate-every": 0, "steps": 30}
+    command = words(cells, tmp_path / "run", **settings)
+    run = start(command, tmp_path / "log", 1, tmp_path / "cache")
+    wait_for_steps(tmp_path / "run", [run], [tmp_path / "log"], 4)
+    run.kill()
+    run.wait()
+    again = start([*command, "--resume"], tmp_path / "log", 1, tmp_path / "cache")
+    assert ended([again], [tmp_path / "log"]) == [0]
+    assert "resuming at step" in (tmp_path / "log").read_text()
+    assert [line["step"] for line in read_metrics(tmp_path / "run")] == list(range(1, 31))
