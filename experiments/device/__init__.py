@@ -1,0 +1,1 @@
+"""Questions about an accelerator, one command each; README.md says in which order."""

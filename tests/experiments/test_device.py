@@ -1,0 +1,59 @@
+"""The commands for accelerators, on this machine with tiny shapes: they run, and what they compare agrees."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.device import attention_kernels, encoders, lora_step, measure
+
+
+def test_turns_rotate_and_every_call_is_made_before():
+    said = []
+    seconds = measure.in_turns([lambda: said.append("a"), lambda: said.append("b")], rounds=2, inner=2)
+    assert said == ["a", "b", "a", "a", "b", "b", "b", "b", "a", "a"]
+    assert [len(one) for one in seconds] == [2, 2]
+
+
+def test_made_up_arrays_have_the_shapes():
+    wanted = {
+        "x": jax.ShapeDtypeStruct((2, 3), jnp.bfloat16),
+        "n": jax.ShapeDtypeStruct((4,), jnp.int32),
+        "key": jax.eval_shape(lambda: jax.random.key(0)),
+    }
+    found = measure.made_up(wanted)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), found) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), wanted
+    )
+    assert 0 < float(jnp.abs(found["x"].astype(jnp.float32)).max()) < 1
+
+
+def test_kernels_agree_with_the_plain_form_and_so_does_jax():
+    found = attention_kernels.errors((2, 5, 20), "float32", True)
+    assert set(found) == {"kernels", "plain", "dot_product_attention"}
+    for errors in found.values():
+        assert len(errors) == 6  # values, and gradients of q, k, v and both biases
+        assert max(errors) < 1e-5
+
+
+@pytest.mark.parametrize("model", ["sam-tiny-test"])
+def test_encoders_are_timed(tmp_path, model, capsys):
+    plan = encoders.Plan((model,), (1, 2), "float32", rounds=2, out=tmp_path / "e.json")
+    found = encoders.run(plan)["encoders"]
+    for batch in (1, 2):
+        row = found[f"{model}, {batch}"]
+        assert row["jax"]["images_per_second"] == batch / row["jax"]["median"]
+        assert row["jax"]["share_of_peak"] is None
+        assert row["flop_per_image"] > 0
+    assert json.loads((tmp_path / "e.json").read_text())["card"]["platform"] == "cpu"
+
+
+@pytest.mark.slow
+def test_the_planned_step_is_the_measured_one(tmp_path, capsys):
+    plan = lora_step.Plan(("sam-tiny-test",), batch=2, dtype="float32", rounds=2, out=tmp_path / "s.json")
+    row = lora_step.run(plan)["steps"]["sam-tiny-test"]
+    assert row["predicted"]["bytes"] > 0
+    assert np.isfinite(row["seconds"]["median"])
+    assert row["images_per_second"] == 2 / row["seconds"]["median"]
