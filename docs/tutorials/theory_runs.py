@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Runs beside what was predicted of them
 #
-# `medvfm analyze ablate` predicts every cell of a grid before it trains it and puts both side by side;
-# `medvfm analyze scaling` fits a law to a learning curve and predicts the sizes that were left out.
+# `medvfm analyze ablate --grid grid.json` predicts every cell of a grid before it trains it and puts both side by side;
+# `medvfm analyze scaling --curve curve.json` fits a law to a learning curve and predicts the sizes that were left out.
 
 # %%
 import json

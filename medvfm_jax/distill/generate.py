@@ -142,7 +142,7 @@ def _draw(config: GenerateConfig, labels: Mapping[str, int], size: int) -> list[
     classes = [number for number in labels.values() if number]
     for number in range(config.images):
         rng = np.random.default_rng([config.seed, number])
-        shown, objects = draw_objects(rng, size, config.objects, classes)
+        shown, objects = draw_objects(rng, size, config.ellipses, classes)
         _write(config.out / "masks" / _name(number), shown)
         _write(config.out / "instances" / _name(number), objects)
     every = [
@@ -234,7 +234,7 @@ def _asked(config: GenerateConfig, teacher: Teacher, prompt: str, batch: tuple[i
         dataset = open_dataset(folder)
         task = "semantic" if prompt == "none" else "promptable"
         found = examples(dataset, [case.id for case in dataset.cases], spec, task)
-        exact = None if prompt == "none" else PromptConfig(prompt, config.objects, jitter=0.0, centre=True)
+        exact = None if prompt == "none" else PromptConfig(prompt, config.ellipses, jitter=0.0, centre=True)
         loader = make_loader(
             dataset, found, spec, task,
             batch_size=len(batch), seed=config.seed, prompts=exact, shuffle=False, epochs=1, threads=0,

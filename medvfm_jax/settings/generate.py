@@ -17,8 +17,8 @@ class GenerateConfig(Settings):
     """File with the teacher's base weights, if they are not fetched automatically."""
     images: int = 32
     """Pictures to make."""
-    objects: int = 3
-    """Objects in a picture, at most: ellipses at random that the teacher is to find there."""
+    ellipses: int = 3
+    """Objects in a picture, at most: ellipses at random places that the teacher is to find there."""
     steps: int = 200
     """Optimiser steps of each picture."""
     batch_size: int = 4
@@ -49,7 +49,7 @@ class GenerateConfig(Settings):
         """Refuse what has no meaning; raises BadConfig, BadPath."""
         super().__post_init__()
         require(bool(self.teacher), "teacher", self.teacher, "a model or a run directory")
-        for name in ("images", "objects", "steps", "batch_size"):
+        for name in ("images", "ellipses", "steps", "batch_size"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         require(self.learning_rate > 0, "learning_rate", self.learning_rate, "above 0")
         for name in ("statistics", "answers", "smoothness", "difference"):

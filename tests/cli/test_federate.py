@@ -126,7 +126,10 @@ def test_from_words_to_a_report(medvfm, cells, tmp_path, monkeypatch):
         ),
         ({"optimizer": "sgd", "keep_optimizer": True}, "Plain SGD has no state to keep between rounds"),
         ({"rules": "fsdp"}, "say which with --mesh"),
-        ({"mesh": "clients=3"}, "The mesh clients=3,data=1,model=1 needs 3 devices and there are 8"),
+        (
+            {"mesh": "clients=3"},
+            "The mesh clients=3,replica=1,data=1,model=1 needs 3 devices and there are 8",
+        ),
         ({"mesh": "clients=4,data=2"}, "4 devices on its axis clients and the run has 2 clients"),
         ({"mesh": "clients=1,data=8"}, "step of 2 images cannot be divided over 8 devices"),
         (

@@ -71,9 +71,9 @@ def test_rounds_that_cannot_be(settings, error, sentence):
         ({"at_once": 4}, "--at-once 2"),
         ({"keep": "everything"}, "--keep products"),
         ({"keep": "products"}, "--keep nothing"),
-        ({"global_batch": 64}, "--global-batch 32: a client works on 4 images"),
-        ({}, "--rules fsdp and a data axis"),
-        ({"rules": "fsdp"}, "a smaller --image-size"),
+        ({"keep": "nothing", "global_batch": 64}, "--global-batch 32: a client works on 4 images"),
+        ({"keep": "nothing"}, "--rules fsdp and a data axis"),
+        ({"keep": "nothing", "rules": "fsdp"}, "a smaller --image-size"),
     ],
 )
 def test_the_first_thing_to_change(settings, advice):

@@ -23,6 +23,7 @@ from tests.federated.quadratics import quick_jit
 from tests.federated.systems import test_fesvibs, tiny
 
 OPTIONS = {
+    "fedbone": {"personal": cases.HEAD},
     "fedper": {"personal": cases.HEAD},
     "fedrep": {"personal": cases.HEAD, "personal_steps": 1},
     "moon": {"features": lambda delta, batch: cases.outputs(delta, batch[0])},
