@@ -54,10 +54,5 @@ class GenerateConfig(Settings):
         require(self.learning_rate > 0, "learning_rate", self.learning_rate, "above 0")
         for name in ("statistics", "answers", "smoothness", "difference"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
-        require(
-            self.statistics + self.answers > 0,
-            "statistics + answers",
-            0,
-            "above 0",
-        )
+        require(self.statistics + self.answers > 0, "statistics + answers", 0, "above 0")
         require(self.seed >= 0, "seed", self.seed, "at least 0")

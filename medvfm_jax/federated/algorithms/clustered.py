@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from medvfm_jax.crosstask.client_clusters import cluster_means, number_of_clusters, parted
-from medvfm_jax.federated.algorithms.task_conflicts import combined, gram_of
+from medvfm_jax.federated.algorithms.task_conflicts import combined, gram_of, rows_of
 from medvfm_jax.federated.core.local_training import Gradient, Optimizer, local_steps, report
 from medvfm_jax.federated.core.records import Algorithm, Cohort, Report, Server, Shard, Tree
 from medvfm_jax.federated.core.tree_math import subtract
@@ -75,7 +75,7 @@ def clustered(
 
     def aggregate(server: Server, uploads: Tree, cohort: Cohort) -> Server:
         together, longest, models = server.state
-        rows = jnp.where(cohort.present, cohort.public["client"].astype(jnp.int32), clients)
+        rows = rows_of(cohort, clients)
         present = jnp.zeros(clients, bool).at[rows].set(True, mode="drop")
         changes = jax.tree.map(lambda m, x: jnp.zeros_like(m).at[rows].set(x, mode="drop"), models, uploads)
         gram = gram_of(changes)

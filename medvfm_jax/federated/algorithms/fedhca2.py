@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from medvfm_jax.crosstask.gradient_surgery import cagrad
-from medvfm_jax.federated.algorithms.task_conflicts import combined, conflicts, gram_of
+from medvfm_jax.federated.algorithms.task_conflicts import combined, gram_of, measure_conflicts, rows_of
 from medvfm_jax.federated.core.local_training import Gradient, Optimizer, local_steps, report
 from medvfm_jax.federated.core.personal_parts import join_personal, leaf_name, split_personal
 from medvfm_jax.federated.core.records import Algorithm, Cohort, Report, Server, Shard, Tree
@@ -121,7 +121,7 @@ def fedhca2(
         if jax.tree.leaves(encoder):
             update = combined(cagrad(gram_of(encoder), c, cohort.present) / (1 + c**2), encoder)
         attended = jax.tree.map(lambda x: cross_attention(x, cohort.present), decoder)
-        rows = jnp.where(cohort.present, cohort.public["client"].astype(jnp.int32), clients)
+        rows = rows_of(cohort, clients)
         kept = jax.tree.map(
             lambda old, new: jnp.zeros_like(old).at[rows].set(new, mode="drop"),
             server.state.attended,
@@ -130,10 +130,6 @@ def fedhca2(
         mean = join_personal(update, combined(share, attended))
         delta = add(add(server.delta, combined(share, uploads)), mean)
         return server._replace(delta=delta, state=Received(update, kept))
-
-    def measure(server: Server, uploads: Tree, weights: Array) -> dict[str, Array]:
-        del server
-        return conflicts(gram_of(uploads), weights > 0)
 
     def download(server: Server) -> Tree:
         return server.state.update, jax.tree.map(lambda x: x[0], server.state.attended)
@@ -144,7 +140,7 @@ def fedhca2(
         client_update,
         aggregate,
         reduction="stack",
-        measure=measure,
+        measure=measure_conflicts,
         download=download,
         model=lambda server, own: server.delta if own is None else own_start(server, own),
         weights="equal",

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from medvfm_jax.crosstask.client_clusters import cluster_means, joined_by_cosine, number_of_clusters
-from medvfm_jax.federated.algorithms.task_conflicts import combined, gram_of
+from medvfm_jax.federated.algorithms.task_conflicts import combined, gram_of, rows_of
 from medvfm_jax.federated.core.errors import BadFederation
 from medvfm_jax.federated.core.local_training import Gradient, Optimizer, local_steps, report
 from medvfm_jax.federated.core.personal_parts import join_personal, split_like, split_personal
@@ -76,7 +76,7 @@ def mat_fl(
         return Head(own.id, head), report(subtract(body, before), seen, public={"client": own.id})
 
     def aggregate(server: Server, uploads: Tree, cohort: Cohort) -> Server:
-        rows = jnp.where(cohort.present, cohort.public["client"].astype(jnp.int32), clients)
+        rows = rows_of(cohort, clients)
         present = jnp.zeros(clients, bool).at[rows].set(True, mode="drop")
         changes = jax.tree.map(
             lambda m, x: jnp.zeros_like(m).at[rows].set(x, mode="drop"), server.state, uploads

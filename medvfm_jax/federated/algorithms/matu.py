@@ -8,7 +8,7 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 
 from medvfm_jax.crosstask.task_vectors import Unified, of_task, unify
-from medvfm_jax.federated.algorithms.task_conflicts import conflicts, gram_of
+from medvfm_jax.federated.algorithms.task_conflicts import measure_conflicts, rows_of
 from medvfm_jax.federated.core.local_training import Gradient, Optimizer, local_steps, report
 from medvfm_jax.federated.core.records import Algorithm, Cohort, Report, Server, Shard, Tree
 from medvfm_jax.federated.core.tree_math import subtract
@@ -70,7 +70,7 @@ def matu(gradient: Gradient, optimizer: Optimizer, clients: int) -> Algorithm:
 
     def aggregate(server: Server, uploads: Tree, cohort: Cohort) -> Server:
         start, vectors, known, _ = server.state
-        rows = jnp.where(cohort.present, cohort.public["client"].astype(jnp.int32), clients)
+        rows = rows_of(cohort, clients)
         flat, restore = ravel_pytree(start)
 
         def vector(own: Array, upload: Tree) -> Array:
@@ -84,10 +84,6 @@ def matu(gradient: Gradient, optimizer: Optimizer, clients: int) -> Algorithm:
         mean = jnp.where(known[:, None], models, 0).sum(0) / jnp.maximum(known.sum(), 1)
         return server._replace(delta=restore(flat + mean), state=Tasks(start, vectors, known, unified))
 
-    def measure(server: Server, uploads: Tree, weights: Array) -> dict[str, Array]:
-        del server
-        return conflicts(gram_of(uploads), weights > 0)
-
     def download(server: Server) -> Tree:
         unified = server.state.unified
         return unified.vector, unified.masks[0], unified.scales[0]
@@ -98,7 +94,7 @@ def matu(gradient: Gradient, optimizer: Optimizer, clients: int) -> Algorithm:
         client_update,
         aggregate,
         reduction="stack",
-        measure=measure,
+        measure=measure_conflicts,
         download=download,
         model=lambda server, own: server.delta if own is None else own_model(server, own),
         weights="equal",

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from medvfm_jax.crosstask.task_relations import task_covariance, task_precision
-from medvfm_jax.federated.algorithms.task_conflicts import combined, conflicts, gram_of
+from medvfm_jax.federated.algorithms.task_conflicts import combined, gram_of, measure_conflicts, rows_of
 from medvfm_jax.federated.core.local_training import Gradient, Optimizer, local_steps, report
 from medvfm_jax.federated.core.records import Algorithm, Cohort, Report, Server, Shard, Tree
 from medvfm_jax.federated.core.tree_math import add, scale, subtract
@@ -76,15 +76,11 @@ def mocha(
 
     def aggregate(server: Server, uploads: Tree, cohort: Cohort) -> Server:
         start, learnt, _ = server.state
-        rows = jnp.where(cohort.present, cohort.public["client"].astype(jnp.int32), clients)
+        rows = rows_of(cohort, clients)
         learnt = jax.tree.map(lambda old, new: old.at[rows].add(new, mode="drop"), learnt, uploads)
         precision = task_precision(task_covariance(gram_of(learnt)), ridge)
         shared = jax.tree.map(lambda s, x: s + x.mean(0), start, learnt)
         return server._replace(delta=shared, state=Related(start, learnt, precision))
-
-    def measure(server: Server, uploads: Tree, weights: Array) -> dict[str, Array]:
-        del server
-        return conflicts(gram_of(uploads), weights > 0)
 
     def download(server: Server) -> Tree:
         """What a client starts from, what draws it, and its own entry of the precision."""
@@ -97,7 +93,7 @@ def mocha(
         client_update,
         aggregate,
         reduction="stack",
-        measure=measure,
+        measure=measure_conflicts,
         download=download,
         model=lambda server, own: server.delta if own is None else own_model(server, own),
         weights="equal",

@@ -161,6 +161,17 @@ def conflicts(gram: Array, present: Array) -> dict[str, Array]:
     return {"least_cosine": cosine.min(), "conflicting_pairs": share.astype(gram.dtype)}
 
 
+def measure_conflicts(server: Server, uploads: Tree, weights: Array) -> dict[str, Array]:
+    """``Algorithm.measure`` of rules for changes that pull apart: ``conflicts`` of those that arrived."""
+    del server
+    return conflicts(gram_of(uploads), weights > 0)
+
+
+def rows_of(cohort: Cohort, clients: int) -> Array:
+    """Whose each upload is (n,), by ``Report.public``; ``clients``, one too many, where none arrived (mode="drop")."""
+    return jnp.where(cohort.present, cohort.public["client"].astype(jnp.int32), clients)
+
+
 def _operated(gradient: Gradient, optimizer: Optimizer, weigh: Weigh, personal: str = NOTHING) -> Algorithm:
     mean = averaging(gradient, optimizer, optax.sgd(1.0), personal=personal)
 
@@ -168,8 +179,4 @@ def _operated(gradient: Gradient, optimizer: Optimizer, weigh: Weigh, personal: 
         weights = weigh(gram_of(uploads), cohort.present, cohort.key)
         return mean.aggregate(server, combined(weights, uploads), cohort._replace(public=()))
 
-    def measure(server: Server, uploads: Tree, weights: Array) -> dict[str, Array]:
-        del server
-        return conflicts(gram_of(uploads), weights > 0)
-
-    return mean._replace(aggregate=aggregate, reduction="stack", measure=measure)
+    return mean._replace(aggregate=aggregate, reduction="stack", measure=measure_conflicts)
