@@ -176,7 +176,10 @@ def _last_checkpoint(run: Run, say: Callable[[str], None]) -> checkpoint.Checkpo
         where = placement.shardings(like, run.optimizer)
         found = sharded_checkpoint.read(below, like, where, fingerprint, say)
     else:
-        found = checkpoint.read(below, run.start(), fingerprint, say)
+        like = run.start()
+        found = checkpoint.read(
+            below, like, fingerprint, say, run.model(like.delta)
+        )  # the best is the model alone
     step = found.step if found else 0
     placement.same(step, "the step of the last checkpoint")
     if placement.process == 0:

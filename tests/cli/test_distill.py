@@ -180,3 +180,14 @@ def test_clicks_are_not_added_for_a_model_that_knows_boxes_alone(medvfm, cells, 
     assert "knows boxes alone" in result.out
     record = json.loads((tmp_path / "run" / "config.json").read_text())
     assert [stage["rounds"] for stage in record["resolved"]["stages"].values()] == [1]
+
+
+@pytest.mark.slow
+def test_a_run_with_a_partner_and_validations_goes_on(medvfm, cells, tmp_path):
+    out = tmp_path / "run"
+    given = [*words(cells, out, recipe="mutual", steps=3), "--val-fraction", 0.3, "--checkpoint-every", 2]
+    given[given.index("--validate-every") + 1] = 1
+    assert medvfm(*given).code == 0
+    shutil.rmtree(out / "checkpoints" / "step_00000003")
+    (out / "delta.safetensors").unlink()
+    assert "resuming at step 2 of 3" in medvfm(*given, "--resume").out
