@@ -31,7 +31,7 @@ from medvfm_jax.models.catalog import MODELS
 from medvfm_jax.models.transforms import KINDS as TRANSFORMS
 
 LINK = re.compile(
-    r"https://(arxiv\.org/abs/\d{4}\.\d{4,5}|doi\.org/10\.\d{4,9}/\S+|eccv\.ecva\.net/virtual/\d{4}/poster/\d+)"
+    r"https://(arxiv\.org/abs/(\d{4}\.\d{4,5}|[a-z-]+/\d{7})|doi\.org/10\.\d{4,9}/\S+|eccv\.ecva\.net/virtual/\d{4}/poster/\d+)"
 )
 
 
