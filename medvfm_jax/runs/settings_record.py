@@ -7,6 +7,7 @@ from typing import Any
 
 # Settings that do not change what a run computes.
 FREE_TO_CHANGE = ("resume", "out", "placement", "keep", "measure_every", "checked")
+BEFORE_IT_EXISTED = {"base_dtype": "float32", "checkpoints": "whole"}  # what all runs without the setting had
 RESOLVED = "resolved"  # what data, weights and defaults made of the settings
 _PLACES = (
     "data",
