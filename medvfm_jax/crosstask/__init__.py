@@ -2,7 +2,15 @@
 
 from medvfm_jax.crosstask.client_clusters import cluster_means, joined_by_cosine, number_of_clusters, parted
 from medvfm_jax.crosstask.gradient_surgery import cagrad, imtl_g, mgda, nash_mtl, pcgrad
-from medvfm_jax.crosstask.loss_weighting import Famo, dwa_weights, famo_update, famo_weights
+from medvfm_jax.crosstask.loss_weighting import (
+    Famo,
+    dwa_weights,
+    famo_update,
+    famo_weights,
+    grad_norm_update,
+    uncertainty_update,
+    uncertainty_weights,
+)
 from medvfm_jax.crosstask.partial_labels import (
     exclusion_cross_entropy,
     exclusion_dice,
@@ -38,6 +46,7 @@ __all__ = [
     "exclusion_dice",
     "famo_update",
     "famo_weights",
+    "grad_norm_update",
     "gradient_diversity",
     "imtl_g",
     "joined_by_cosine",
@@ -54,5 +63,7 @@ __all__ = [
     "pcgrad",
     "task_covariance",
     "task_precision",
+    "uncertainty_update",
+    "uncertainty_weights",
     "unify",
 ]

@@ -115,6 +115,8 @@ LOOKING: dict[str, Callable[[], Algorithm]] = {
     "imtl_g": lambda: alg.imtl_g(gradient_of(loss), SGD),
     "famo": lambda: alg.famo(gradient_of(loss), SGD, N),
     "dwa": lambda: alg.dwa(gradient_of(loss), SGD, N),
+    "uncertainty": lambda: alg.uncertainty(gradient_of(loss), SGD, N),
+    "grad_norm": lambda: alg.grad_norm(gradient_of(loss), SGD, N),
     "clustered": lambda: alg.clustered(gradient_of(loss), SGD, N, 0.9, 0.0),
     "fedhca2": lambda: alg.fedhca2(gradient_of(loss), SGD, N, decoders=r".*/b"),
     "fedbone": lambda: alg.fedbone(gradient_of(loss), SGD, HEAD),

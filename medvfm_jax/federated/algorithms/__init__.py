@@ -20,7 +20,7 @@ from medvfm_jax.federated.algorithms.mocha import mocha
 from medvfm_jax.federated.algorithms.normalised import fednova
 from medvfm_jax.federated.algorithms.server_optimizers import fedadagrad, fedadam, fedavgm, fedyogi
 from medvfm_jax.federated.algorithms.task_conflicts import cagrad, fedbone, imtl_g, mgda, nash_mtl, pcgrad
-from medvfm_jax.federated.algorithms.task_weights import dwa, famo
+from medvfm_jax.federated.algorithms.task_weights import dwa, famo, grad_norm, uncertainty
 
 __all__ = [
     "DECODERS",
@@ -47,6 +47,7 @@ __all__ = [
     "ffa_lora",
     "flexlora",
     "flora",
+    "grad_norm",
     "hetlora",
     "imtl_g",
     "lora_fair",
@@ -60,4 +61,5 @@ __all__ = [
     "qfedavg",
     "rolora",
     "scaffold",
+    "uncertainty",
 ]

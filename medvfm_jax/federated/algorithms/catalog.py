@@ -128,6 +128,8 @@ _ALL: Mapping[str, AlgorithmEntry] = {
     "imtl_g": AlgorithmEntry(algorithms.imtl_g),
     "famo": AlgorithmEntry(algorithms.famo, {"rate": 0.025, "decay": 0.001}, needs_clients=True),
     "dwa": AlgorithmEntry(algorithms.dwa, {"temperature": 2.0}, needs_clients=True),
+    "uncertainty": AlgorithmEntry(algorithms.uncertainty, {"rate": 0.025}, needs_clients=True),
+    "grad_norm": AlgorithmEntry(algorithms.grad_norm, {"asymmetry": 1.5, "rate": 0.025}, needs_clients=True),
     "clustered": AlgorithmEntry(
         algorithms.clustered, {"stationary": 0.25, "moving": 0.25, "threshold": 0.0}, needs_clients=True
     ),

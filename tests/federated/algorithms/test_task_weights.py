@@ -1,4 +1,4 @@
-"""FAMO and DWA over rounds with the quadratic cohort, written out in numpy."""
+"""FAMO, DWA, uncertainties and GradNorm over rounds with the quadratic cohort, written out in numpy."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -59,5 +59,35 @@ def test_famo():
 
     server = found(algorithms.famo(gradient_of(loss), optax.sgd(RATE), 4, 0.5, 0.01))
     np.testing.assert_allclose(server.delta["w"], rounds(weigh), rtol=1e-12)
-    np.testing.assert_allclose(server.state[1].logits, logits, rtol=1e-10)
+    np.testing.assert_allclose(server.state[1].learnt, logits, rtol=1e-10)
     assert np.abs(logits).max() > 0
+
+
+def test_uncertainty():
+    s = np.zeros(4)
+
+    def weigh(now, last, earlier, who):
+        s[who] -= 0.3 * (1 - np.exp(-s) * now)[who]
+        e = np.where(who, np.exp(-s), 0)
+        return e / e.sum()
+
+    server = found(algorithms.uncertainty(gradient_of(loss), optax.sgd(RATE), 4, 0.3))
+    np.testing.assert_allclose(server.delta["w"], rounds(weigh), rtol=1e-12)
+    np.testing.assert_allclose(server.state[1].learnt, s, rtol=1e-10)
+
+
+def test_grad_norm():
+    w, first, x = np.ones(4), np.zeros(4), np.zeros(5)
+    for who in WHO:
+        now, changes = losses(x), -RATE * PROBLEM.gradients(x)
+        first = np.where(who & (first == 0), now, first)
+        n = np.linalg.norm(changes, axis=1)
+        n, left = n / n[who].mean(), now / np.where(who, first, 1)
+        aims = (w * n)[who].mean() * (left / left[who].mean()) ** 0.7
+        moved = w - 0.1 * np.sign(w * n - aims) * n
+        w = np.where(who, moved * w[who].sum() / moved[who].sum(), w)
+        x = x + np.where(who, w, 0) / w[who].sum() @ changes
+    server = found(algorithms.grad_norm(gradient_of(loss), optax.sgd(RATE), 4, 0.7, 0.1))
+    np.testing.assert_allclose(server.delta["w"], x, rtol=1e-12)
+    np.testing.assert_allclose(1 + server.state[1].learnt, w, rtol=1e-12)
+    assert np.ptp(w) > 0.1

@@ -33,7 +33,12 @@ ON_BASE = {
     "fedex_lora": lambda gradient: alg.fedex_lora(gradient, cases.SGD, cases.N),
 }
 OF_THEIR_OWN = [name for name in systems.SYSTEMS.names() if systems.SYSTEMS[name].algorithm is not alg.fedavg]
-UPLOADING_LOSSES = ("famo", "dwa")  # a loss comes with the gradient, so no second look at the data shows
+UPLOADING_LOSSES = (
+    "famo",
+    "dwa",
+    "uncertainty",
+    "grad_norm",
+)  # a loss comes with the gradient, so no second look at the data shows
 READING = ("fedsharp", "qfedavg", "ditto", "moon")
 READING_SYSTEMS = ("feddpa_f", "feddpa_t", "fesvibs", "f3ocus")
 

@@ -50,6 +50,8 @@ REFUSED = {
             "imtl_g",
             "famo",
             "dwa",
+            "uncertainty",
+            "grad_norm",
             "clustered",
             "fedhca2",
             "fedbone",
