@@ -170,6 +170,7 @@ _ANALYSES = {
     "similarity": "similarity",
     "evidence": "transferability",
     "h_score": "transferability",
+    "empirical_predictor": "transferability",
     "frechet": "divergence",
     "maximum_mean_discrepancy": "divergence",
     "permutation": "divergence",

@@ -9,6 +9,7 @@ from medvfm_jax.theory.curvature import (
     hessian_product,
     lanczos,
 )
+from medvfm_jax.theory.empirical_predictor import leep, n_leep
 from medvfm_jax.theory.evidence import Evidence, log_evidence, logme
 from medvfm_jax.theory.frechet import squared_frechet
 from medvfm_jax.theory.h_score import h_score
@@ -128,9 +129,11 @@ __all__ = [
     "kl_bernoulli",
     "kl_inverse",
     "lanczos",
+    "leep",
     "linearised_losses",
     "log_evidence",
     "logme",
+    "n_leep",
     "pac_bayes_bound",
     "permutation_test",
     "proxy_a_distance",

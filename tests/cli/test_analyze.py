@@ -141,6 +141,7 @@ def test_a_run_whose_encoder_is_as_published_is_ranked_as_it(medvfm, cells, tmp_
         assert 0 <= model["h_score_shrunk"]["value"] <= model["h_score"]["value"] <= 1 + 1e-9
         assert model["by_chance"] == pytest.approx(model["features"] / 159)
         assert 0 <= model["probe"]["value"] <= 1
+        assert -np.log(2) - 1e-9 <= model["n_leep"]["value"] <= 0
     assert "LogME" in medvfm(*words).out
 
 

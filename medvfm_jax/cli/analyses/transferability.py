@@ -12,6 +12,7 @@ _COLUMNS = {
     "logme": "LogME",
     "h_score": "H-score",
     "h_score_shrunk": "shrunk",
+    "n_leep": "N-LEEP",
     "probe": "probe",
     "neighbour": "1-NN",
 }

@@ -11,6 +11,7 @@ from medvfm_jax.images.frame import Frame
 from medvfm_jax.printable import counted
 from medvfm_jax.settings.analyze import TransferabilityConfig
 from medvfm_jax.settings.records import BadConfig
+from medvfm_jax.theory.empirical_predictor import n_leep
 from medvfm_jax.theory.evidence import logme
 from medvfm_jax.theory.h_score import h_score
 from medvfm_jax.theory.probes import held_out_accuracy, neighbour_predictions, ridge_predictions
@@ -44,6 +45,7 @@ class Transferability(NamedTuple):
         by_chance: H-score that as many features have of which nothing follows; near ``h_score`` there are too few
             points for it.
         h_score_shrunk: the same with a shrunk covariance.
+        n_leep: mean log probability of the right class, told by clusters of the features.
         probe: share of points of held-out patients that a ridge classifier gets right, mean over patients.
         neighbour: the same of the nearest point.
         seconds: for the features, compilation included, and for the tools.
@@ -55,6 +57,7 @@ class Transferability(NamedTuple):
     h_score: Estimate
     by_chance: float
     h_score_shrunk: Estimate
+    n_leep: Estimate
     probe: Estimate
     neighbour: Estimate
     seconds: tuple[float, float]
@@ -138,9 +141,9 @@ def transferability(
 
 
 def _estimates(x: NDArray, points: Points) -> list[Estimate | float]:
-    """LogME, H-score, what it is by chance, the shrunk one, probe and nearest neighbour."""
+    """LogME, H-score, what it is by chance, the shrunk one, N-LEEP, probe and nearest neighbour."""
     classes, patients = points.classes, points.patients
-    scores = (logme, h_score, lambda x, classes: h_score(x, classes, shrink=True))
+    scores = (logme, h_score, lambda x, classes: h_score(x, classes, shrink=True), n_leep)
     folds = min(_FOLDS, len(np.unique(patients)))
     said = [_jackknifed(score, x, classes, patients % folds) for score in scores]
     for predict in (ridge_predictions, neighbour_predictions):
