@@ -17,6 +17,7 @@ from medvfm_jax.cli.analyses import (
     drift,
     kernel,
     placement,
+    rates,
     receptive_field,
     scaling,
     similarity,
@@ -36,6 +37,7 @@ TOOLS = (
     conflict.TOOL,
     drift.TOOL,
     scaling.TOOL,
+    rates.TOOL,
     ablate.TOOL,
 )
 

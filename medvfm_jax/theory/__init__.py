@@ -38,6 +38,7 @@ from medvfm_jax.theory.runs.divergence import Distance, DivergenceResult, analyz
 from medvfm_jax.theory.runs.drift import DriftPoint, DriftResult, analyze_drift
 from medvfm_jax.theory.runs.kernel import AdapterKernel, KernelResult, analyze_kernel
 from medvfm_jax.theory.runs.placement import PlacementResult, analyze_placement
+from medvfm_jax.theory.runs.rates import CodecRate, PrivacyRate, RatesResult, analyze_rates
 from medvfm_jax.theory.runs.receptive_field import (
     ReceptiveField,
     ReceptiveFieldResult,
@@ -68,6 +69,7 @@ __all__ = [
     "Bounded",
     "CellResult",
     "ClientDrift",
+    "CodecRate",
     "ConflictResult",
     "CurvatureResult",
     "Distance",
@@ -87,7 +89,9 @@ __all__ = [
     "Place",
     "PlacementResult",
     "Predictor",
+    "PrivacyRate",
     "RankAgreement",
+    "RatesResult",
     "ReceptiveField",
     "ReceptiveFieldResult",
     "ScalingLaw",
@@ -107,6 +111,7 @@ __all__ = [
     "analyze_drift",
     "analyze_kernel",
     "analyze_placement",
+    "analyze_rates",
     "analyze_receptive_field",
     "analyze_scaling",
     "analyze_similarity",

@@ -396,3 +396,25 @@ def test_an_encoder_that_gives_the_same_everywhere_is_refused(medvfm, tmp_path, 
     result = medvfm("analyze", tool, "--data", data, *words)
     assert result.code == 1
     assert sentences[tool] in result.err
+
+
+def test_what_a_federated_run_will_send_and_lose(medvfm):
+    words = (
+        "analyze",
+        "rates",
+        "--model",
+        SAM,
+        "--presets",
+        "lora",
+        "--codecs",
+        "int8",
+        "drive",
+        "--epsilons",
+        8,
+    )
+    found = medvfm(*words, "--json").json
+    assert [row["codec"] for row in found["codecs"]] == ["int8", "drive"]
+    assert found["privacy"][0]["noise"]["parameters_that_fit"] < 1_024
+    out = medvfm(*words).out
+    assert "kB up" in out
+    assert "numbers that fit" in out

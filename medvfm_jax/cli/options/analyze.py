@@ -12,6 +12,7 @@ from medvfm_jax.settings.analyze import (
     DriftConfig,
     KernelConfig,
     PlacementConfig,
+    RatesConfig,
     ReceptiveFieldConfig,
     ScalingConfig,
     SimilarityConfig,
@@ -156,6 +157,17 @@ class Scaling(ScalingConfig):
 
 
 @dataclass(frozen=True)
+class Rates(RatesConfig):
+    """What a federated run will send, and what its codec and its noise take from a round, before it starts.
+
+    Example: medvfm analyze rates --model lite-medsam --presets decoder lora --clients 20 --rounds 100 --epsilons 1 8
+
+    From shapes alone, without weights or data: bytes of each codec and a bound on its error, and for each epsilon the
+    noise beside the largest signal, with how few numbers or how many clients would make them equal.
+    """
+
+
+@dataclass(frozen=True)
 class Ablate(AblateConfig):
     """A grid of runs, what theory predicts of each before its training, and whether the order is the same.
 
@@ -180,5 +192,6 @@ AnalyzeArgs = (
     | Conflict
     | Drift
     | Scaling
+    | Rates
     | Ablate
 )

@@ -9,6 +9,7 @@ from medvfm_jax.settings.analyze.divergence import DivergenceConfig
 from medvfm_jax.settings.analyze.drift import DriftConfig
 from medvfm_jax.settings.analyze.kernel import KernelConfig
 from medvfm_jax.settings.analyze.placement import PlacementConfig
+from medvfm_jax.settings.analyze.rates import RatesConfig
 from medvfm_jax.settings.analyze.receptive_field import ReceptiveFieldConfig
 from medvfm_jax.settings.analyze.scaling import ScalingConfig
 from medvfm_jax.settings.analyze.similarity import SimilarityConfig
@@ -24,6 +25,7 @@ __all__ = [
     "DriftConfig",
     "KernelConfig",
     "PlacementConfig",
+    "RatesConfig",
     "ReceptiveFieldConfig",
     "ScalingConfig",
     "SimilarityConfig",
