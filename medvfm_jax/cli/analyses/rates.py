@@ -32,7 +32,7 @@ def _text(config: RatesConfig, found: RatesResult) -> str:
     ]  # fmt: skip
     noise = [
         (
-            row.preset, f"{row.epsilon:g}", f"{row.multiplier:.2f}", f"{row.noise.ratio:.2g}",
+            row.preset, f"{row.epsilon:g}", f"{row.multiplier:.2f}", f"{row.noise.ratio:.2g}", f"{row.overall:.2g}",
             f"{row.noise.parameters_that_fit:,}",
             f"{row.noise.clients_that_suffice:,}" if row.noise.unit == "client" else "-",
         )
@@ -40,16 +40,15 @@ def _text(config: RatesConfig, found: RatesResult) -> str:
     ]  # fmt: skip
     sums = config.rounds * (1 if config.dp_unit == "client" else config.local_steps)
     columns = ("preset", "codec", "numbers", "kB up", "MB, all", "error", "of normal", "memory")
+    of_noise = ("preset", "epsilon", "noise", "ratio", "of all", "numbers that fit", "clients that suffice")
     return (
         console.table(columns, sent)
         + f"\nkB up: of one client's update; MB: {config.rounds} rounds of {found.chosen} clients, float32 on the way "
         "to them; error: squared, of the mean of a round, at most, of the mean squared norm of its updates; of normal: "
         "that error where they are independent normal numbers (not tried of more than 262,144); memory: whether it is "
         "a bias, which --memory error_feedback makes up for\n\n"
-        + console.table(
-            ("preset", "epsilon", "noise", "ratio", "numbers that fit", "clients that suffice"), noise
-        )
+        + console.table(of_noise, noise)
         + f"\nunit {config.dp_unit}, delta {config.dp_delta:g}, {sums} noisy sums; noise: its multiplier; ratio: norm "
         "of the noise in the mean of a round, of the largest signal (the clipping bound): above 1 a round shows its "
-        "noise alone; numbers that fit, clients that suffice: for a ratio of 1"
+        "noise alone; of all: over the root of the rounds, if all have the same signal; numbers that fit, clients that suffice: for a ratio of 1"
     )
