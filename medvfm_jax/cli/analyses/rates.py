@@ -50,5 +50,6 @@ def _text(config: RatesConfig, found: RatesResult) -> str:
         + console.table(of_noise, noise)
         + f"\nunit {config.dp_unit}, delta {config.dp_delta:g}, {sums} noisy sums; noise: its multiplier; ratio: norm "
         "of the noise in the mean of a round, of the largest signal (the clipping bound): above 1 a round shows its "
-        "noise alone; of all: over the root of the rounds, if all have the same signal; numbers that fit, clients that suffice: for a ratio of 1"
+        "noise alone; of all: over the root of the rounds, if all have the same signal; numbers that fit, clients that "
+        "suffice: for a ratio of 1"
     )
