@@ -177,6 +177,7 @@ _ANALYSES = {
     "proxy_distance": "divergence",
     "sliced_wasserstein": "divergence",
     "receptive_field": "receptive-field",
+    "attention_distance": "attention-distance",
     "client_drift": "drift",
     "scaling_law": "scaling",
     "rank_agreement": "ablate",

@@ -9,6 +9,7 @@ from rich.console import Console
 from medvfm_jax.cli import console
 from medvfm_jax.cli.analyses import (
     ablate,
+    attention_distance,
     barrier,
     bound,
     conflict,
@@ -34,6 +35,7 @@ TOOLS = (
     transferability.TOOL,
     divergence.TOOL,
     receptive_field.TOOL,
+    attention_distance.TOOL,
     conflict.TOOL,
     drift.TOOL,
     scaling.TOOL,

@@ -1,5 +1,6 @@
 """Theory beside measurement: what can be computed of a model and data before anything is trained."""
 
+from medvfm_jax.theory.attention_distance import attention_distance, grid_side, uniform_distance
 from medvfm_jax.theory.client_drift import ClientDrift, NoDrift, client_drift
 from medvfm_jax.theory.curvature import (
     NoCurvature,
@@ -30,6 +31,12 @@ from medvfm_jax.theory.proxy_distance import proxy_a_distance
 from medvfm_jax.theory.rank_agreement import RankAgreement, rank_agreement
 from medvfm_jax.theory.receptive_field import Extent, extent, squared_gradient
 from medvfm_jax.theory.runs.ablate import AblationResult, CellResult, analyze_ablate
+from medvfm_jax.theory.runs.attention_distance import (
+    AttentionDistance,
+    AttentionDistanceResult,
+    AttentionLayer,
+    analyze_attention_distance,
+)
 from medvfm_jax.theory.runs.barrier import BarrierResult, analyze_barrier
 from medvfm_jax.theory.runs.bound import Bounded, BoundResult, analyze_bound
 from medvfm_jax.theory.runs.conflict import ConflictResult, SiteGradient, analyze_conflict
@@ -62,6 +69,9 @@ __all__ = [
     "PREDICTORS",
     "AblationResult",
     "AdapterKernel",
+    "AttentionDistance",
+    "AttentionDistanceResult",
+    "AttentionLayer",
     "BadCurve",
     "Barrier",
     "BarrierResult",
@@ -103,6 +113,7 @@ __all__ = [
     "Transferability",
     "TransferabilityResult",
     "analyze_ablate",
+    "analyze_attention_distance",
     "analyze_barrier",
     "analyze_bound",
     "analyze_conflict",
@@ -116,6 +127,7 @@ __all__ = [
     "analyze_scaling",
     "analyze_similarity",
     "analyze_transferability",
+    "attention_distance",
     "barrier_between",
     "captured_energy",
     "client_drift",
@@ -128,6 +140,7 @@ __all__ = [
     "gauss_newton_product",
     "gaussian_divergence",
     "gaussian_kernel",
+    "grid_side",
     "grouped",
     "h_score",
     "hessian_product",
@@ -150,5 +163,6 @@ __all__ = [
     "squared_sliced_wasserstein",
     "stable_rank",
     "summarise_kernel",
+    "uniform_distance",
     "within_budget",
 ]

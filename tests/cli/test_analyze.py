@@ -418,3 +418,12 @@ def test_what_a_federated_run_will_send_and_lose(medvfm):
     out = medvfm(*words).out
     assert "kB up" in out
     assert "numbers that fit" in out
+
+
+def test_how_far_attention_looks(medvfm, cells):
+    words = ("analyze", "attention-distance", "--models", LITE, "--cases", 4)
+    found = medvfm(*words, "--json").json
+    (model,) = found["models"]
+    assert [layer["side"] for layer in model["layers"]] == [3, 5, 3]
+    assert all(0 < least < layer["side"] * 2**0.5 for layer in model["layers"] for least in layer["heads"])
+    assert "uniform" in medvfm(*words, "--data", cells).out

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from medvfm_jax.settings.analyze import (
     AblateConfig,
+    AttentionDistanceConfig,
     BarrierConfig,
     BoundConfig,
     ConflictConfig,
@@ -123,6 +124,17 @@ class ReceptiveField(ReceptiveFieldConfig):
 
 
 @dataclass(frozen=True)
+class AttentionDistance(AttentionDistanceConfig):
+    """How far the places are that attention connects, for each layer of frozen encoders.
+
+    Example: medvfm analyze attention-distance --data data/dsb2018 --models lite-medsam dinov2-s
+
+    The distance from a place to those it attends to, weighted by attention, in sides of a token, beside that of
+    attention that is the same everywhere in the window or picture that a query sees.
+    """
+
+
+@dataclass(frozen=True)
 class Conflict(ConflictConfig):
     """Which sites of some data pull a model apart, and which help each other, before anything is trained.
 
@@ -189,6 +201,7 @@ AnalyzeArgs = (
     | Transferability
     | Divergence
     | ReceptiveField
+    | AttentionDistance
     | Conflict
     | Drift
     | Scaling

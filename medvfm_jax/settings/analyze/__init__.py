@@ -1,6 +1,7 @@
 """What `analyze` can be asked for: frozen records, the same for Python and the command line."""
 
 from medvfm_jax.settings.analyze.ablate import AblateConfig
+from medvfm_jax.settings.analyze.attention_distance import AttentionDistanceConfig
 from medvfm_jax.settings.analyze.barrier import BarrierConfig
 from medvfm_jax.settings.analyze.bound import BoundConfig
 from medvfm_jax.settings.analyze.conflict import ConflictConfig
@@ -17,6 +18,7 @@ from medvfm_jax.settings.analyze.transferability import TransferabilityConfig
 
 __all__ = [
     "AblateConfig",
+    "AttentionDistanceConfig",
     "BarrierConfig",
     "BoundConfig",
     "ConflictConfig",

@@ -69,7 +69,7 @@ def analyze_receptive_field(
     encoders, models = {name: open_encoder(name, config.offline) for name in config.models}, []
     for name, encoder in encoders.items():
         start = time.monotonic()
-        pictures = sample.pictures if sample else _noise(encoder, config.cases, config.seed)
+        pictures = sample.pictures if sample else pictures_of_noise(encoder, config.cases, config.seed)
         say(f"{name}: derivatives of {len(pictures)} pictures")
         try:
             field, error = _measured(encoder, pictures, config)
@@ -81,7 +81,8 @@ def analyze_receptive_field(
     return ReceptiveFieldResult(sample.dataset.name if sample else "", images, tuple(models))
 
 
-def _noise(encoder: DenseEncoder, count: int, seed: int) -> list[NDArray]:
+def pictures_of_noise(encoder: DenseEncoder, count: int, seed: int) -> list[NDArray]:
+    """Pictures of independent numbers, as large as the encoder's input."""
     rng = np.random.default_rng(seed)
     return [rng.integers(0, 256, encoder.spec.input_shape, np.uint8) for _ in range(count)]
 
