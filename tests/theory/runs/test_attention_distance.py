@@ -36,7 +36,7 @@ def test_without_queries_and_positions_attention_is_the_same_everywhere(name, gr
 
 def test_an_encoder_without_attention_is_refused():
     with pytest.raises(BadFeatures, match="no attention over a grid"):
-        analyze_attention_distance(AttentionDistanceConfig(models=("unet-tiny-test",), cases=4))
+        analyze_attention_distance(AttentionDistanceConfig(models=("edge-tiny-test",), cases=4))
     with pytest.raises(BadConfig, match="one or more"):
         AttentionDistanceConfig(models=())
     with pytest.raises(BadConfig, match="twice"):
