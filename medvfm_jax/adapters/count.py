@@ -16,7 +16,7 @@ class Count(NamedTuple):
     """How much trains.
 
     Attributes:
-        trained: numbers in the delta, without constants stored with it (``delta_paths.is_fixed``).
+        trained: numbers in the delta, without constants stored with it (``delta_paths.is_fixed``) and buffers.
         total: parameters of the frozen model.
         bytes: of the delta, constants included.
     """
@@ -57,7 +57,9 @@ def count(delta: Delta, params: Params) -> Count:
     trained = sum(
         math.prod(leaf.array.shape)
         for leaf in delta_leaves(delta)
-        if leaf.array is not None and not is_fixed(leaf.name)  # None: a part that is not of this delta
+        if leaf.array is not None  # None: a part that is not of this delta
+        and not is_fixed(leaf.name)
+        and f"{leaf.path}/{leaf.name}".lstrip("/") not in buffers
     )
     return Count(trained, total, size)
 

@@ -86,6 +86,12 @@ def compress(config: CompressConfig, say: Callable[[str], None] = lambda text: N
     run_directory.refuse_existing(config.out, resume=None)
     with run_directory.locked(config.out):
         opened = _open(config)
+        if config.run is not None and (config.run / run_directory.LARGEST).exists():
+            say(
+                f"note: the labels of which {config.run} keeps the largest component were chosen for its own masks "
+                "and are not carried over; choose them anew with medvfm evaluate --split val --choose-largest --run "
+                f"{config.out}"
+            )
         source = _data(config, opened)
         batches = _batches(config, opened, source)
         task = opened.subject.model.spec.task

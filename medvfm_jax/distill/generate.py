@@ -92,17 +92,28 @@ def generate(config: GenerateConfig, display: ProgressDisplay | None = None) -> 
             "size": teacher.spec.input_shape[0],
         }
         continued = run_directory.claim(config.out, record, config.resume)
-        batches = _draw(config, labels, teacher.spec.input_shape[0])
-        norms = batch_norms(teacher.merged)
+        batches, missing = _draw(config, labels, teacher.spec.input_shape[0])
+        norms, uncalled = _norms(teacher)
         display.say(
             f"{config.images} pictures of {teacher.spec.input_shape[0]} pixels from {config.teacher}, after its answers"
             f" to {prompt if prompt != 'none' else 'no'} prompts and the statistics of {len(norms)} batch norms"
         )
+        if uncalled:
+            display.say(
+                f"note: {uncalled} more are within branches that run as one product, and have no maps to compare"
+            )
         if not norms and config.statistics:
             display.say(f"note: {teacher.name} has no batch norms, so that pictures follow its answers alone")
         if continued:
-            there = config.images - sum(map(len, batches))
-            display.say(f"{there} of {config.images} pictures are there already")
+            again = sum(map(len, batches)) - missing
+            display.say(
+                f"{config.images - missing} of {config.images} pictures are there already"
+                + (
+                    f"; {again} of them are made again, to the bit, with those missing from their batch"
+                    if again
+                    else ""
+                )
+            )
         found = _make(config, teacher, prompt, norms, batches, display)
         run_directory.write_json(
             config.out / "generated.json",
@@ -118,6 +129,11 @@ def generate(config: GenerateConfig, display: ProgressDisplay | None = None) -> 
 def _check(teacher: Teacher) -> None:
     """Raise NotInvertible for a model that pictures cannot be made from."""
     spec = teacher.spec
+    if teacher.merged is None:
+        raise NotInvertible(
+            f"The teacher, {teacher.name}, is compressed: the numbers of its batch norms are not in its file; give the "
+            "run that it was made from."
+        )
     if spec.rank != 2:
         raise NotInvertible(f"{teacher.name} sees volumes; generate makes pictures, for models of pictures.")
     if spec.distance_map:
@@ -127,12 +143,23 @@ def _check(teacher: Teacher) -> None:
     as_input(spec, jnp.zeros((1, 1, 1, 3)))  # refuses another scaling
 
 
+def _norms(teacher: Teacher) -> tuple[dict[str, Any], int]:
+    """The batch norms that the encoder calls, and how many others it has: those of branches that are fused."""
+    every = batch_norms(teacher.merged)
+    if not every:
+        return {}, 0
+    image = jax.ShapeDtypeStruct(teacher.spec.input_shape, jnp.float32)
+    _, maps = jax.eval_shape(tap(teacher.encode, "|".join(map(re.escape, every))), teacher.params, image)
+    called = {path: arrays for path, arrays in every.items() if path in maps}
+    return called, len(every) - len(called)
+
+
 def _name(number: int) -> str:
     return f"generated_{number:05d}.png"
 
 
-def _draw(config: GenerateConfig, labels: Mapping[str, int], size: int) -> list[tuple[int, ...]]:
-    """Write what every picture is to show, before any is made; the batches of which a picture is missing.
+def _draw(config: GenerateConfig, labels: Mapping[str, int], size: int) -> tuple[list[tuple[int, ...]], int]:
+    """Write what every picture is to show, before any is made; the batches that miss a picture, and how many miss.
 
     A folder with label maps whose pictures are missing is refused by every command, so that it is not mistaken for one
     that is complete.
@@ -150,7 +177,7 @@ def _draw(config: GenerateConfig, labels: Mapping[str, int], size: int) -> list[
         for first in range(0, config.images, config.batch_size)
     ]
     there = {n for n in range(config.images) if (config.out / "images" / _name(n)).exists()}
-    return [batch for batch in every if not there.issuperset(batch)]
+    return [batch for batch in every if not there.issuperset(batch)], config.images - len(there)
 
 
 def _write(path: Path, picture: NDArray) -> None:
@@ -182,11 +209,19 @@ def _make(
         change, state = optimizer.update(gradients, state)
         return optax.apply_updates(noise, change), state
 
-    def step(params: Any, noise: Array, state: Any, asked: Batch) -> tuple[Array, Any, dict[str, Array]]:
-        """One picture at a time, which takes the memory of one: first what is seen in each, then its gradient."""
+    def looked_at(params: Any, noise: Array, asked: Batch) -> tuple[list[Any], Any]:
+        """What is asked of each picture, and what is seen in all."""
         each = [jax.tree.map(lambda leaf, i=i: leaf[i], asked[1:]) for i in range(len(noise))]
         found = [seen(x, params, asked) for x, asked in zip(noise, each)]
-        (_, told), of_seen = judge(jax.tree.map(lambda *leaves: jnp.stack(leaves), *found))
+        return each, jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
+
+    def told_of(params: Any, noise: Array, asked: Batch) -> dict[str, Array]:
+        return judge(looked_at(params, noise, asked)[1])[0][1]
+
+    def step(params: Any, noise: Array, state: Any, asked: Batch) -> tuple[Array, Any, dict[str, Array]]:
+        """One picture at a time, which takes the memory of one: first what is seen in each, then its gradient."""
+        each, all_seen = looked_at(params, noise, asked)
+        (_, told), of_seen = judge(all_seen)
         gradients = [
             gradient(x, params, asked, jax.tree.map(lambda leaf, i=i: leaf[i], of_seen))
             for i, (x, asked) in enumerate(zip(noise, each))
@@ -208,7 +243,7 @@ def _make(
         if at == 0:
             first = float(told["loss"])
         if at == config.steps - 1:
-            found = {name: float(value) for name, value in told.items()}
+            found = {name: float(value) for name, value in told_of(params, noise, asked).items()}
             if not np.isfinite(found["loss"]):
                 raise NotInvertible(
                     f"The loss of pictures {batch[0]} to {batch[-1]} is not finite; give a smaller --learning-rate."

@@ -18,7 +18,7 @@ class NotInvertible(MedvfmError, ValueError):
 
 
 def batch_norms(params: Params, part: str = "image_encoder") -> dict[str, Mapping[str, Array]]:
-    """Paths of the batch norms of one part of a model, and their arrays.
+    """Paths of the batch norms of one part of a model, and their arrays, called or not.
 
     Args:
         params: {"params": nested dict}.
@@ -165,7 +165,6 @@ def draw_objects(
         (class of each pixel, number of the object at each pixel from 1), both (size, size), 0 elsewhere. At least one
         object.
     """
-    rows, columns = np.mgrid[:size, :size] + 0.5
     labels, objects = np.zeros((size, size), np.uint8), np.zeros((size, size), np.uint16)
     for _ in range(8 * count):
         if objects.max() == count:
@@ -173,11 +172,16 @@ def draw_objects(
         a, b = rng.uniform(size / 16, size / 5, 2)
         y, x = rng.uniform(max(a, b), size - max(a, b), 2)
         angle = rng.uniform(0, np.pi)
-        u = (rows - y) * np.cos(angle) + (columns - x) * np.sin(angle)
-        v = (columns - x) * np.cos(angle) - (rows - y) * np.sin(angle)
+        reach = max(a, b) + 2
+        top, left = (max(int(at - reach), 0) for at in (y, x))
+        window = np.s_[top : int(y + reach) + 1, left : int(x + reach) + 1]
+        rows, columns = np.indices(objects[window].shape) + 0.5
+        down, right = rows + top - y, columns + left - x
+        u = down * np.cos(angle) + right * np.sin(angle)
+        v = right * np.cos(angle) - down * np.sin(angle)
         inside = (u / a) ** 2 + (v / b) ** 2 < 1
         near = (u / (a + 2)) ** 2 + (v / (b + 2)) ** 2 < 1
-        if not objects[near].any():
-            objects[inside] = objects.max() + 1
-            labels[inside] = rng.choice(classes)
+        if not objects[window][near].any():
+            objects[window][inside] = objects.max() + 1
+            labels[window][inside] = rng.choice(classes)
     return labels, objects

@@ -25,6 +25,7 @@ from medvfm_jax.fetch import cache_dir
 from medvfm_jax.models.sam.efficient_encoder import tokens_of
 from medvfm_jax.parallel.placement import Placement
 from medvfm_jax.runs.progress import ProgressDisplay
+from medvfm_jax.runs.seen_cases import of_data, rows
 from medvfm_jax.settings.distill import DistillConfig
 from medvfm_jax.settings.records import BadConfig, to_json
 from medvfm_jax.train.adaptation import RunResult, run_in_directory
@@ -77,6 +78,11 @@ def _resolve(
     teacher = open_teacher(
         config.teacher, dtype=config.dtype, weights=config.teacher_weights, offline=config.offline
     )
+    if teacher.merged is None and config.start == "teacher":
+        raise TeacherMismatch(
+            f"{config.teacher} is compressed: it holds no numbers that a student could start with; give the run that "
+            "it was made from as --teacher, or --start random."
+        )
     _check(teacher, run)
     _check_terms(stages, run)
     stages = _asked_once_without_points(stages, run, display)
@@ -102,7 +108,7 @@ def _resolve(
     own = to_json(config)
     record = run.record | {name: own[name] for name in ("teacher", "recipe", "set", "start", "partner")}
     record["resolved"] = record["resolved"] | {
-        "teacher": {"model": teacher.name, "fingerprint": teacher.fingerprint},
+        "teacher": {"model": teacher.name, "fingerprint": teacher.fingerprint, "seen": rows(teacher.seen)},
         "stages": {str(number): stage._asdict() for number, stage in enumerate(stages, 1)},
     }
     record["placement"] = record["placement"] | {"accumulate": accumulate}
@@ -140,10 +146,11 @@ def _check(teacher: Teacher, run: Run) -> None:
             f"The teacher was trained for the labels {', '.join(teacher.labels)}, and {data.dataset.name} has "
             f"{', '.join(data.dataset.labels)}; distil on data with its labels."
         )
-    digest, seen = teacher.trained_on
     test = frozenset(data.split.test)
-    leaked = sorted(test & seen if teacher.tested is None else test - teacher.tested)
-    if digest == data.sha256 and leaked:
+    leaked = sorted(test & of_data(teacher.seen, data.sha256))
+    if teacher.tested is not None and teacher.tested[0] == data.sha256:
+        leaked = sorted(test - teacher.tested[1])
+    if leaked:
         were = "were" if teacher.tested is None else "may have been"
         instead = (
             "distil on other images, since a federation is split by site"
@@ -228,6 +235,8 @@ def _asked_once_without_points(
 def _start(start: str, teacher: Teacher, assembled: Assembled) -> tuple[Delta, Inherited]:
     """The student's delta: what the teacher's numbers are more than those that it starts with at random."""
     params = assembled.base.params
+    if teacher.merged is None:
+        return assembled.delta, Inherited(params, 0, 0, len(jax.tree.leaves(params)))
     source = teacher.merged["params"]
     if start == "random":
         source = {name: tree for name, tree in source.items() if name != "image_encoder"}

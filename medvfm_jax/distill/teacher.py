@@ -10,10 +10,12 @@ from medvfm_jax.adapters import NotMergeable
 from medvfm_jax.models.catalog import MODELS
 from medvfm_jax.runs import run_directory
 from medvfm_jax.runs.provenance import digest_files
+from medvfm_jax.runs.seen_cases import Seen, seen_by
 from medvfm_jax.settings.groups import PromptChoice
 from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.train.assemble import entry_of, load_adapted, load_base
 from medvfm_jax.types import ModelSpec, Params, Prediction
+from medvfm_jax.weights import artifacts
 
 
 class Teacher(NamedTuple):
@@ -25,11 +27,12 @@ class Teacher(NamedTuple):
         params: what its functions take, {"params": ..., "delta": ...}.
         encode: (params, image, **kw) -> embedding, un-batched.
         decode: (params, embedding, prompts | None) -> Prediction.
-        merged: parameters of the plain model with the delta in them, or without where it cannot be merged.
+        merged: parameters of the plain model with the delta in them, or without where it cannot be merged; None of a
+            compressed run, whose file holds no such model.
         labels: {name: number} it was trained for, None where it is asked as published.
-        trained_on: cases, of the data with this digest.
-        tested: cases of these data that it has not seen, where its run does not tell which it was trained on (private
-            federations), else None.
+        seen: cases that it and its own teachers were trained on, of each of their data.
+        tested: digest of its data, and cases of these that it has not seen, where its run does not tell which it was
+            trained on (private federations), else None.
         federated: whether a federation made it, whose split no other run can draw.
         note: what should be said of it, "" for nothing.
         fingerprint: of what it answers.
@@ -40,10 +43,10 @@ class Teacher(NamedTuple):
     params: Params
     encode: Callable[..., Array]
     decode: Callable[..., Prediction]
-    merged: Params
+    merged: Params | None
     labels: Mapping[str, int] | None = None
-    trained_on: tuple[str, frozenset[str]] = ("", frozenset())
-    tested: frozenset[str] | None = None
+    seen: tuple[Seen, ...] = ()
+    tested: tuple[str, frozenset[str]] | None = None
     federated: bool = False
     note: str = ""
     fingerprint: str = ""
@@ -104,13 +107,14 @@ def open_teacher(teacher: str, *, dtype: str, weights: Path | None = None, offli
     adapted, resolved = loaded.adapted, record["resolved"]
     split, federated = resolved["split"], "rounds" in record
     params = {"params": loaded.base.params, "delta": loaded.delta}
+    note = ""
     try:
-        merged, note = adapted.merge(loaded.base.params, loaded.delta), ""
+        merged = adapted.merge(loaded.base.params, loaded.delta)
     except NotMergeable as error:
-        merged, note = (
-            loaded.base.params,
-            f"the student starts from {record['model']} without the delta: {error}",
-        )
+        merged = loaded.base.params
+        note = f"the student starts from {record['model']} without the delta: {error}"
+    if artifacts.COMPRESSION in loaded.metadata:
+        merged, note = None, f"{folder} is compressed, so the whole student starts at random, its decoder too"
     return Teacher(
         record["model"],
         adapted.spec,
@@ -119,11 +123,8 @@ def open_teacher(teacher: str, *, dtype: str, weights: Path | None = None, offli
         lambda p, embedding, prompts: adapted.decode(p["params"], p["delta"], embedding, prompts),
         merged,
         resolved["labels"],
-        (
-            resolved["data_sha256"],
-            frozenset(split["train"]) | frozenset(split["val"]),
-        ),
-        frozenset(split["test"]) if federated and not split["train"] else None,
+        seen_by(record),
+        (resolved["data_sha256"], frozenset(split["test"])) if federated and not split["train"] else None,
         federated,
         note,
         f"{loaded.base.fingerprint} {digest_files([path])}",

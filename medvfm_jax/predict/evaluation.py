@@ -15,6 +15,7 @@ from medvfm_jax.adapters import AdaptedModel, count
 from medvfm_jax.data import Case, Dataset, LoadedCase, read_case
 from medvfm_jax.data.annotated_labels import unannotated
 from medvfm_jax.data.check import DatasetCheck, check_dataset
+from medvfm_jax.data.findings import Finding
 from medvfm_jax.data.names import file_of
 from medvfm_jax.data.objects import as_before, objects_of
 from medvfm_jax.export.frozen_encoder import frozen_encoder
@@ -33,6 +34,7 @@ from medvfm_jax.printable import counted
 from medvfm_jax.runs import run_directory, staging
 from medvfm_jax.runs.progress import tracked
 from medvfm_jax.runs.provenance import provenance
+from medvfm_jax.runs.seen_cases import of_data, seen_by
 from medvfm_jax.settings.evaluate import EvaluateConfig
 from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.train.assemble import Base, check_prompts, load_adapted, load_base, spec_of, with_adapter
@@ -126,6 +128,8 @@ def evaluate(
             f"{source.dataset.folder} has pictures; {subject.name} was trained to segment volumes."
         )
     checked = about(checked, subject.prompt, subject.adapted.spec, subject.preparation)
+    if run is not None and config.split in ("test", "all"):
+        checked = checked._replace(findings=(*checked.findings, *_seen_before(run, source.sha256, cases)))
     if "point" in subject.prompt and "point" not in subject.base.model.spec.prompts and not subject.delta:
         console.print(f"warning: {subject.name} was not trained with point prompts; scores will be poor")
     run_directory.make_folder(out.parent)
@@ -288,6 +292,19 @@ def readable(
             f"The {config.split} split of {dataset.folder} has no case to score; choose another --split."
         )
     return found, checked
+
+
+def _seen_before(run: Mapping[str, Any], digest: str, cases: list[Case]) -> list[Finding]:
+    """Cases that the run or a teacher of it was trained on, whose scores say nothing of new ones."""
+    seen = of_data(seen_by(run), digest)
+    known = tuple(case.id for case in cases if case.id in seen)
+    if not known:
+        return []
+    message = (
+        f"of {counted(len(cases), 'case')} {len(known)} had been seen in training, by the run or by a teacher that it "
+        "learnt from; their scores say nothing of new patients"
+    )
+    return [Finding("seen in training", "note", message, known)]
 
 
 def _subject(

@@ -118,8 +118,8 @@ def finished(folder: Path) -> dict[str, Any]:
     record = read_record(folder / CONFIG)
     if not (folder / DELTA).is_file():
         raise RunError(
-            f"{folder} has no {DELTA}: the run has not ended; continue it with medvfm adapt --resume and the "
-            "settings it was started with."
+            f"{folder} has no {DELTA}: the run has not ended; continue it with the command and the settings "
+            "that it was started with, and --resume."
         )
     for name, holds in _SETTINGS.items():
         value: Any = record

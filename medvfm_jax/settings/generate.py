@@ -51,7 +51,7 @@ class GenerateConfig(Settings):
         require(bool(self.teacher), "teacher", self.teacher, "a model or a run directory")
         for name in ("images", "ellipses", "steps", "batch_size"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        require(self.learning_rate > 0, "learning_rate", self.learning_rate, "above 0")
+        require(0 < self.learning_rate <= 10, "learning_rate", self.learning_rate, "above 0, at most 10")
         for name in ("statistics", "answers", "smoothness", "difference"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         require(self.statistics + self.answers > 0, "statistics + answers", 0, "above 0")

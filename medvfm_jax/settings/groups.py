@@ -5,6 +5,7 @@ group takes any settings that have it.
 """
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -143,7 +144,7 @@ class OptimConfig(Settings):
         super().__post_init__()
         require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
         rate = self.learning_rate
-        require(rate is None or rate > 0, "learning_rate", rate, "positive")
+        require(rate is None or 0 < rate < math.inf, "learning_rate", rate, "positive and finite")
         require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
 
     def resolved_learning_rate(self, system: "System", entry: "ModelEntry") -> float:

@@ -96,7 +96,11 @@ def test_every_method_gives_a_model_that_needs_none_of_its_own_parameters(
 def test_a_run_is_compressed_with_its_delta_and_split_and_not_twice(medvfm, cells, tmp_path):
     run, out = tmp_path / "run", tmp_path / "int8"
     assert medvfm(*adapt_words(cells, run, model=LITE, adapter="decoder")).code == 0
-    assert medvfm("compress", "--run", run, "--method", "weight_only", "--cases", 1, "--out", out).code == 0
+    (run / "largest_component.json").write_text("{}")
+    done = medvfm("compress", "--run", run, "--method", "weight_only", "--cases", 1, "--out", out)
+    assert done.code == 0
+    assert "keeps the largest component were chosen for its own masks" in done.out
+    (run / "largest_component.json").unlink()
     before, after = (json.loads((folder / "config.json").read_text())["resolved"] for folder in (run, out))
     assert after["split"] == before["split"]
     assert after["labels"] == before["labels"]
@@ -112,6 +116,12 @@ def test_a_run_is_compressed_with_its_delta_and_split_and_not_twice(medvfm, cell
     assert "computes in float32, and so it will" in other.err
     assert not again.exists()
     medvfm(*words(cells, out, model=run)).refused("already holds a run; choose another --out")
+    student = ("--teacher", out, "--student", "student-tiny-test", "--steps", 1, "--out", again)
+    medvfm("distill", "--data", cells, *student).refused(
+        "it holds no numbers that a student could start with"
+    )
+    medvfm("generate", "--teacher", out, "--images", 1, "--out", again).refused("is compressed")
+    assert not again.exists()
 
 
 def test_calibration_never_sees_the_test_of_the_run_whatever_seed_and_folder_are_given(

@@ -8,6 +8,7 @@ import pytest
 
 import medvfm_jax.cli.evaluate as command
 from medvfm_jax.predict import evaluation
+from medvfm_jax.runs.seen_cases import Seen
 from medvfm_jax.settings import EvaluateConfig
 from tests.cli.commands import SAM, contents
 
@@ -147,11 +148,21 @@ def test_what_cannot_be_scored_is_one_sentence(
     assert contents(tmp_path) == before
 
 
+def test_cases_that_a_teacher_has_seen_are_named_beside_their_scores(medvfm, run, monkeypatch):
+    resolved = json.loads((run / "config.json").read_text())["resolved"]
+    seen = Seen(resolved["data_sha256"], frozenset(resolved["split"]["test"]))
+    monkeypatch.setattr("medvfm_jax.predict.evaluation.seen_by", lambda record: (seen,))
+    said = medvfm("evaluate", "--run", run, "--json")
+    assert "of 1 case 1 had been seen in training, by the run or by a teacher" in said.err
+    (found,) = [one for one in said.json["checked"]["findings"] if one["kind"] == "seen in training"]
+    assert found["cases"] == sorted(seen.cases)
+
+
 def test_a_run_that_has_not_ended(medvfm, run):
     (run / "delta.safetensors").unlink()
     before = contents(run)
     medvfm("evaluate", "--run", run).refused(
-        "the run has not ended; continue it with medvfm adapt --resume", code=1
+        "the run has not ended; continue it with the command and the settings", code=1
     )
     assert contents(run) == before
 

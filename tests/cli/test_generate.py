@@ -65,12 +65,22 @@ def test_pictures_follow_the_teacher_and_make_a_data_folder_that_is_gone_on_with
         np.testing.assert_array_equal(picture, before[name])
 
 
+def test_branches_that_run_as_one_product_have_no_statistics(medvfm, tmp_path):
+    done = medvfm(*words(tmp_path / "data", "--images", 1, teacher="edge-tiny-test", steps=1))
+    assert done.code == 0
+    assert re.search(r"note: \d+ more are within branches", done.out)
+    assert len(pictures(tmp_path / "data")) == 1
+    row = json.loads((tmp_path / "data" / "metrics.jsonl").read_text())
+    assert f"{row['loss']:.3f} for the pictures" in done.out
+
+
 @pytest.mark.parametrize(
     ("teacher", "more", "sentence"),
     [
         ("swin-unet-tiny-test", (), "starts from random weights and can teach nothing"),
         ("sam-med3d-tiny-test", (), "sees volumes; generate makes pictures"),
         (LITE, ("--images", "0"), "images is 0; expected at least 1"),
+        (LITE, ("--learning-rate", "inf"), "learning_rate is inf; expected above 0, at most 10"),
         (LITE, ("--statistics", "0", "--answers", "0"), "statistics \\+ answers"),
         ("nothing", (), "nothing"),
     ],

@@ -6,10 +6,11 @@ import pytest
 
 from medvfm_jax.distill.run import TeacherMismatch, _check
 from medvfm_jax.distill.teacher import Teacher
+from medvfm_jax.runs.seen_cases import Seen
 from medvfm_jax.types import ModelSpec
 
 SPEC = ModelSpec("linear", 4, (4, 4, 3), 4)
-SEEN = ("digest", frozenset({"a", "b"}))
+SEEN = (Seen("digest", frozenset({"a", "b"})),)
 
 
 def run_of(*test, sha256="digest"):
@@ -31,10 +32,10 @@ def teacher(**more):
 @pytest.mark.parametrize(
     ("more", "test", "words"),
     [
-        ({"trained_on": SEEN}, ("b", "c"), "1 test cases, like b, were seen .* give the --seed"),
-        ({"trained_on": SEEN, "federated": True}, ("b",), "distil on other images"),
+        ({"seen": SEEN}, ("b", "c"), "1 test cases, like b, were seen .* give the --seed"),
+        ({"seen": SEEN, "federated": True}, ("b",), "distil on other images"),
         (
-            {"trained_on": ("digest", frozenset()), "tested": frozenset({"c"}), "federated": True},
+            {"tested": ("digest", frozenset({"c"})), "federated": True},
             ("c", "d"),
             "1 test cases, like d, may have been seen",
         ),

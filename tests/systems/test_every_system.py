@@ -161,7 +161,7 @@ FACTS = {
     "decoder": Facts(40_608, DECODER),
     "linear": Facts(528, DECODER),
     "full": Facts(73_372, ENCODER | DECODER | {"prompt_encoder"}),
-    "student": Facts(73_372 + 2 * 16, ENCODER | DECODER | {"prompt_encoder"}),  # random frequencies beside it
+    "student": Facts(73_372, ENCODER | DECODER | {"prompt_encoder"}),
     "ssf": Facts(41_792, ENCODER | DECODER),
     "layernorm": Facts(1_016, ENCODER | DECODER | {"prompt_encoder"}),
     "bitfit": Facts(2_224, ENCODER | DECODER | {"prompt_encoder"}),
