@@ -17,6 +17,14 @@ from pathlib import Path
 import numpy as np
 
 ABSENT, PAD, BOX = -2, -1, (2, 3)
+PICTURES = (".npy", ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+MOST_BYTES = 2 << 30  # of a picture in memory
+MOST_CHANNELS = 4  # more are the slices of a volume
+ROUNDING = 1e-6  # of the greatest intensity: what differs by no more is a single intensity, resampled
+
+
+class Refused(ValueError):
+    """A file that is no picture, or a place where no mask can be written."""
 
 
 class Model:
@@ -37,9 +45,14 @@ class Model:
                 raise ValueError(
                     f"{folder / name} is not the file that was exported; export the model again."
                 )
-        self._parts = {
-            name: network(folder / file, self.card["parts"][name], threads) for name, file in files.items()
-        }
+        try:
+            self._parts = {
+                name: network(folder / file, self.card["parts"][name], threads)
+                for name, file in files.items()
+            }
+        except ImportError as error:
+            runtime = self.card["runtime"]
+            raise ImportError(f"These files need {runtime} ({error}): pip install {runtime}") from error
 
     def __call__(self, picture, boxes=(), points=()):
         """Masks of a picture (H, W) or (H, W, C).
@@ -49,12 +62,15 @@ class Model:
         Gives a dict with labels (H, W): class, or number of the object, 0 for none; logits (Q, H, W) of the objects or
         (C, H, W) of the classes; iou (Q,) of objects.
         """
-        if self.card["task"] == "semantic":
-            image, frame = prepare(self.card, picture)
+        semantic = self.card["task"] == "semantic"
+        if semantic and (len(boxes) or len(points)):
+            raise ValueError("This model segments without prompts; leave out boxes and points.")
+        image, frame = prepare(self.card, picture)
+        if semantic:
             logits = restore(frame, self._one("model", image)[0])
             return {"labels": logits.argmax(0).astype(np.int32), "logits": logits}
-        encoded = self.encode(picture)
-        return self.ask(encoded, boxes, points)
+        self._prompts(frame, boxes, points)  # those that mean nothing are refused before the encoder works
+        return self.ask((self._one("encoder", image)[0], frame), boxes, points)
 
     def encode(self, picture):
         """Picture -> (embedding, frame), to be asked again and again."""
@@ -64,15 +80,12 @@ class Model:
     def ask(self, encoded, boxes=(), points=()):
         """The masks of an encoded picture; see ``__call__``."""
         embedding, frame = encoded
-        objects = as_objects(boxes, points)
-        if not objects:
-            raise ValueError("This model needs a prompt: give boxes or points.")
-        many, slots, _ = self.card["parts"]["decoder"]["inputs"][1]["shape"]
-        points, labels = make_prompts(frame, objects, slots)
-        step = len(objects) if isinstance(many, str) else many
+        points, labels = self._prompts(frame, boxes, points)
+        many = self.card["parts"]["decoder"]["inputs"][1]["shape"][0]
+        step = len(points) if isinstance(many, str) else many
         found = []
-        for start in range(0, len(objects), step):
-            missing = max(0, start + step - len(objects))
+        for start in range(0, len(points), step):
+            missing = max(0, start + step - len(points))
             some = np.pad(points[start : start + step], [(0, missing), (0, 0), (0, 0)])
             kinds = np.pad(labels[start : start + step], [(0, missing), (0, 0)], constant_values=ABSENT)
             logits, iou = self._parts["decoder"](embedding, some, kinds)[:2]
@@ -82,6 +95,10 @@ class Model:
         logits = restore(frame, np.take_along_axis(logits, best[:, None, None, None], 1)[:, 0])
         labels = np.where(logits.max(0) > 0, 1 + logits.argmax(0), 0).astype(np.int32)
         return {"labels": labels, "logits": logits, "iou": iou[np.arange(len(iou)), best]}
+
+    def _prompts(self, frame, boxes, points):
+        slots = self.card["parts"]["decoder"]["inputs"][1]["shape"][1]
+        return make_prompts(frame, as_objects(boxes, points), slots)
 
     def _one(self, part, image):
         """What a part gives for one image, filled up to the batch it was exported for."""
@@ -121,15 +138,54 @@ def network(file, part, threads=None):
 
 
 def read(path):
-    """A picture's file, .npy or what Pillow reads, as an array of the colours that viewers show."""
-    if Path(path).suffix == ".npy":
-        return np.load(path)
+    """A picture's file as an array of the colours that viewers show: .npy, or PNG, JPEG, BMP and TIFF by Pillow.
+
+    Refused are what is damaged, has several pages, or takes more than MOST_BYTES.
+    """
+    path = Path(path)
+    kind = path.suffix.lower()
+    if kind not in PICTURES:
+        raise Refused(f"{path} has an unknown type '{kind}'; expected one of {', '.join(PICTURES)}.")
+    if not path.is_file():
+        raise Refused(f"{path} is no file; give the name of a picture.")
+    if kind != ".npy":
+        check_pillow(path)
+    try:
+        return from_npy(path) if kind == ".npy" else from_pillow(path)
+    except Refused:
+        raise
+    except Exception as error:  # decoders report damage with nearly every type there is
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise Refused(f"{path} cannot be read as a picture ({reason}); get the file again.") from error
+
+
+def from_npy(path):
+    """The array of a file, whose size is checked before its numbers are read."""
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "buif":
+        raise Refused(f"{path} holds no picture; expected an array of numbers.")
+    check_bytes(path, array.nbytes)
+    return np.array(array)
+
+
+def from_pillow(path):
+    """The pixels of a file that Pillow reads."""
     from PIL import Image, ImageOps
 
-    with Image.open(path) as file:
-        raw = file.tile[0][3] if file.format == "PNG" and file.tile else ""
-        if ";16" in str(raw) and file.mode in ("RGB", "RGBA", "LA"):
-            raise ValueError(f"{path} has 16 bits per colour, of which Pillow keeps 8; give it as .npy.")
+    kinds = ("PNG", "JPEG", "BMP", "TIFF")
+    with Image.open(path, formats=kinds) as file:
+        count = getattr(file, "n_frames", 1) if file.format in ("PNG", "TIFF") else 1
+        said = str(file.tag_v2.get(270, "")) if file.format == "TIFF" else ""
+        images = [line for line in said.splitlines() if line.startswith("images=") and line != "images=1"]
+        if count > 1 or images or '"truncated": true' in said or said.count('FileName="') > 1:
+            raise Refused(f"{path} has several pages; save the one that counts as a file of its own.")
+        raw = str(file.tile[0][3]) if file.format in ("PNG", "TIFF") and file.tile else ""
+        if ";16" in raw and file.mode[0] not in "IF":
+            raise Refused(f"{path} has 16 bits per colour, of which Pillow keeps 8; give it as .npy.")
+        check_bytes(path, 4 * file.width * file.height)
+        if file.format == "PNG":
+            file.verify()  # checksums, which decoding does not look at
+    with Image.open(path, formats=kinds) as file:
         picture = ImageOps.exif_transpose(file)
     if picture.mode == "LA":  # transparency is dropped
         picture = picture.getchannel("L")
@@ -138,17 +194,69 @@ def read(path):
     return np.asarray(picture)
 
 
+def check_bytes(path, size):
+    """Refuse a picture that is too large to hold."""
+    if size > MOST_BYTES:
+        most = MOST_BYTES / 2**30
+        raise Refused(f"{path} needs {size / 2**30:.3g} GiB, more than the {most:g} that are read; crop it.")
+
+
+def check_pillow(path):
+    """Refuse a file that only Pillow reads or writes, where it is missing."""
+    try:
+        import PIL  # noqa: F401
+    except ImportError:
+        raise Refused(f"{path} needs Pillow: pip install pillow, or give a .npy.") from None
+
+
+def check_mask(path, overwrite=False):
+    """Refuse a name under which ``write`` could write no mask."""
+    path = Path(path)
+    if path.suffix.lower() not in (".npy", ".png"):  # JPEG changes numbers
+        raise Refused(f"{path} should end with .npy or .png.")
+    if path.suffix.lower() == ".png":
+        check_pillow(path)
+    if not path.parent.is_dir():
+        raise Refused(f"{path.parent} is no folder; make it first, or write the mask elsewhere.")
+    if path.is_dir() or (path.exists() and not overwrite):
+        raise Refused(f"{path} is there already; give --overwrite, or another name.")
+
+
+def write(path, labels):
+    """Labels (H, W) as .npy, or as .png of 8 bits up to 255, else of 16."""
+    if Path(path).suffix.lower() == ".npy":
+        with open(path, "wb") as file:  # numpy would add .npy to a name in capitals
+            return np.save(file, labels)
+    from PIL import Image
+
+    Image.fromarray(labels.astype(np.uint8 if labels.max() < 256 else np.uint16)).save(path, "PNG")
+
+
+def check_picture(picture):
+    """Refuse an array that is none: what `medvfm segment` takes for a volume, or finds too small."""
+    if not 2 <= picture.ndim <= 4 or min(picture.shape) < 1 or picture.dtype.kind not in "buif":
+        raise ValueError(
+            f"An array of shape {picture.shape} and type {picture.dtype} is no picture; expected (H, W) or (H, W, C)."
+        )
+    if picture.ndim == 4 or (picture.ndim == 3 and picture.shape[2] > MOST_CHANNELS):
+        raise ValueError(
+            f"An array of shape {picture.shape} is a volume of {picture.shape[2]} slices: give one of them, (H, W), or "
+            f"a picture (H, W, C) of at most {MOST_CHANNELS} channels."
+        )
+    if min(picture.shape[:2]) < 2:
+        raise ValueError(
+            f"The picture is {picture.shape[0]} x {picture.shape[1]} pixels, too small; expected at least 2 x 2."
+        )
+    if not np.isfinite(picture).all():
+        raise ValueError("The picture has NaN or infinite values; replace them.")
+
+
 def prepare(card, picture):
     """Picture (H, W) or (H, W, C) of any number type -> (the model's input (S, S, 3) float32, its frame)."""
     rule = card["preparation"]
     picture = np.asarray(picture)
+    check_picture(picture)
     picture = picture[..., None] if picture.ndim == 2 else picture
-    if picture.ndim != 3 or min(picture.shape) < 1 or picture.dtype.kind not in "buif":
-        raise ValueError(
-            f"An array of shape {picture.shape} and type {picture.dtype} is no picture; expected (H, W) or (H, W, C)."
-        )
-    if not np.isfinite(picture).all():
-        raise ValueError("The picture has NaN or infinite values; replace them.")
     if picture.shape[-1] == 2:
         mean = picture.astype(np.float32).mean(-1, keepdims=True).astype(picture.dtype)
         picture = np.concatenate([picture, mean], -1)
@@ -160,8 +268,11 @@ def prepare(card, picture):
         scaled = max(1, int(rows * factor + 0.5)), max(1, int(columns * factor + 0.5))
     else:
         scaled = height, width
-    small = along(unit, weights(rows, scaled[0], rule["filter"]), 0)
-    small = along(small, weights(columns, scaled[1], rule["filter"]), 1)
+    if (unit == unit[0, 0]).all():  # resampling would round
+        small = np.tile(unit[0, 0], (*scaled, 1))
+    else:
+        small = along(unit, weights(rows, scaled[0], rule["filter"]), 0)
+        small = along(small, weights(columns, scaled[1], rule["filter"]), 1)
     small = np.repeat(small, 3, -1) if small.shape[-1] == 1 else small
     out = np.zeros((height, width, 3), np.float32)
     out[: scaled[0], : scaled[1]] = normalise(rule, small)
@@ -187,6 +298,8 @@ def normalise(rule, unit):
     """Numbers in 0..1 -> those that the model expects."""
     if rule["normalise"] == "minmax":
         low, high = unit.min(), unit.max()
+        if high - low <= ROUNDING * max(abs(low), abs(high)):
+            return np.zeros_like(unit)
         return (unit - low) / np.maximum(high - low, np.float32(1e-8))
     if rule["normalise"] == "unit":
         return unit
@@ -194,7 +307,10 @@ def normalise(rule, unit):
         shown = unit[unit > 0].astype(np.float64)
         if not shown.size:
             return unit
-        return ((unit - shown.mean()) / max(shown.std(), 1e-8)).astype(np.float32)
+        deviation = shown.std()
+        if deviation <= ROUNDING * shown.max():
+            return (unit - shown.mean()).astype(np.float32)
+        return ((unit - shown.mean()) / max(deviation, 1e-8)).astype(np.float32)
     mean, std = (np.asarray(rule[name], np.float32) for name in ("mean", "std"))
     return ((unit * np.float32(255) if rule["normalise"] == "mean_std_255" else unit) - mean) / std
 
@@ -239,6 +355,8 @@ def as_objects(boxes, points):
             f"{len(boxes)} boxes and {len(points)} lists of points: give one list for each box, or none."
         )
     count = max(len(boxes), len(points))
+    if not count:
+        raise ValueError("This model needs a prompt: give boxes or points.")
     boxes, points = boxes or [None] * count, points or [()] * count
     return list(zip(boxes, points))
 

@@ -14,7 +14,7 @@ from medvfm_jax.runs.provenance import versions
 CARD, CHECK, README, BUNDLE, RUNNER = "model.json", "check.json", "README.md", "medvfm_bundle.py", "run.py"
 FORMAT = 1  # of model.json
 _NORMALISED = {
-    "minmax": "after resizing, from the least to the greatest number of the picture to 0..1",
+    "minmax": "after resizing, from the least to the greatest number of the picture to 0..1, 0 if evenly coloured",
     "mean_std_255": "0..255, minus the mean, divided by the standard deviation",
     "mean_std_unit": "0..1, minus the mean, divided by the standard deviation",
     "unit": "0..1",

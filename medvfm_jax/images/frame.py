@@ -15,6 +15,8 @@ from medvfm_jax.types import IGNORE, ModelSpec
 
 Limits = tuple[float, float]
 
+_ROUNDING = 1e-6  # of the greatest intensity: what differs by no more is a single intensity, resampled
+
 
 class Frame(NamedTuple):
     """How an image lies in a model's input: resized, zeros below and to the right.
@@ -94,10 +96,10 @@ def preprocess(
     A model of slabs gets (D, H, W, C), each slice prepared as a picture; a patch keeps its voxels and channels.
 
     Greyscale is repeated, of more than three channels the first three are used; ``spec.normalise`` then is
-    "minmax": [0, 1] over this image, after resizing (MedSAM, LiteMedSAM);
+    "minmax": [0, 1] over this image, after resizing (MedSAM, LiteMedSAM), all 0 if it is evenly coloured;
     "mean_std_255": 0..255 minus ``mean``, divided by ``std`` (SAM); "mean_std_unit": the same on 0..1
     (ImageNet); "unit": 0..1, unchanged; "z_scores": minus the mean of the numbers above 0 of this image or patch,
-    divided by their standard deviation (SAM-Med3D).
+    divided by their standard deviation (SAM-Med3D), or by 1 if they are all the same.
     What 0..255 or 0..1 means for 16-bit and float images: see ``intensity.to_unit``.
     Resizing averages areas for "minmax" models (OpenCV's INTER_AREA, on which LiteMedSAM was trained, without
     its rounding to 8 bits) and is linear with antialiasing for the others.
@@ -162,6 +164,8 @@ def normalise(
     """Picture (H, W, 3) in 0..1 -> the numbers the model expects; see ``preprocess``."""
     if spec.normalise == "minmax":
         low, high = (unit.min(), unit.max()) if limits is None else map(np.float32, limits)
+        if high - low <= _ROUNDING * max(abs(low), abs(high)):
+            return np.zeros_like(unit)
         return (unit - low) / np.maximum(high - low, np.float32(1e-8))
     if spec.normalise == "unit":
         return unit
@@ -169,7 +173,10 @@ def normalise(
         shown = unit[unit > 0].astype(np.float64)
         if not shown.size:
             return unit
-        return ((unit - shown.mean()) / max(shown.std(), 1e-8)).astype(np.float32)
+        deviation = shown.std()
+        if deviation <= _ROUNDING * shown.max():
+            return (unit - shown.mean()).astype(np.float32)
+        return ((unit - shown.mean()) / max(deviation, 1e-8)).astype(np.float32)
     mean, std = np.asarray(spec.mean, np.float32), np.asarray(spec.std, np.float32)
     return ((unit * np.float32(255) if spec.normalise == "mean_std_255" else unit) - mean) / std
 

@@ -76,6 +76,8 @@ def z_score_range(array: NDArray) -> Range:
 
     An affine map of nnU-Net's z-scores, which augmentation can treat like any picture in 0..1.
     """
+    if array.min() == array.max():  # whose mean is off by rounding
+        return Range(float(array.min()), 0.0)
     mean, deviation = float(array.mean(dtype=np.float64)), float(array.std(dtype=np.float64))
     return Range(mean - 4 * deviation, 8 * deviation)
 

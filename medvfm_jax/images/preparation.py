@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from medvfm_jax.images.budget import VARIABLE, budget
 from medvfm_jax.images.image import BadImage
 from medvfm_jax.images.intensity import VolumeScale
-from medvfm_jax.images.sampling import matrix
+from medvfm_jax.images.sampling import is_even, matrix
 from medvfm_jax.printable import counted
 from medvfm_jax.types import IGNORE
 
@@ -102,7 +102,12 @@ def slices_first(sizes: tuple[float, ...], axis: int) -> tuple[float, float, flo
 
 
 def resampled(volume: NDArray, shape: Shape) -> NDArray[np.float32]:
-    """Volume (D, H, W, C) -> (*shape, C), linear along each axis, without aliasing where it shrinks."""
+    """Volume (D, H, W, C) -> (*shape, C), linear along each axis, without aliasing where it shrinks.
+
+    A volume whose voxels are all the same keeps their numbers, free of rounding.
+    """
+    if volume.shape[:3] != shape and is_even(volume):
+        return np.tile(volume[0, 0, 0].astype(np.float32), (*shape, 1))
     for axis, size in enumerate(shape):
         if volume.shape[axis] != size:
             volume = _along(volume, axis, size)

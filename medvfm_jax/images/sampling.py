@@ -70,12 +70,20 @@ def _entries(
     return weights[keep].astype(np.float32), rows[keep], columns[keep]
 
 
+def is_even(array: NDArray) -> bool:
+    """Whether all pixels of a picture, or all voxels of a volume (..., C), are the same."""
+    first = array[(0,) * (array.ndim - 1)]
+    return all((part == first).all() for part in array)  # most arrays are known after their first part
+
+
 def resize(image: NDArray, height: int, width: int, filter: Filter) -> NDArray[np.float32]:
-    """Picture (H, W, C) -> (height, width, C) float32."""
+    """Picture (H, W, C) -> (height, width, C) float32; one of a single colour keeps it, free of rounding."""
     rows, columns, channels = image.shape
     image = np.ascontiguousarray(image, np.float32)
     if (rows, columns) == (height, width):
         return image
+    if is_even(image):
+        return np.tile(image[0, 0], (height, width, 1))
     tall = matrix(rows, height, filter) @ rearrange(image, "H W c -> H (W c)")
     sideways = rearrange(tall, "h (W c) -> W (h c)", c=channels)
     wide = matrix(columns, width, filter) @ np.ascontiguousarray(sideways)

@@ -53,6 +53,15 @@ def test_a_model_of_classes_is_one_file_with_its_labels(medvfm, cells, tmp_path)
     assert list(card["files"]) == ["model"]
     assert card["labels"]["0"] == "background"
     assert "**Labels.** 0 background" in (out / "README.md").read_text()
+    np.save(tmp_path / "picture.npy", np.zeros((20, 30), np.uint8))
+    words = [sys.executable, out / "run.py", tmp_path / "picture.npy", tmp_path / "mask.npy"]
+    asked = subprocess.run(
+        list(map(str, [*words, "--box", 0, 0, 5, 5])), cwd=tmp_path, capture_output=True, text=True
+    )
+    assert asked.returncode == 2
+    assert "segments without prompts" in asked.stderr
+    subprocess.run(list(map(str, words)), check=True, cwd=tmp_path, capture_output=True)
+    assert np.load(tmp_path / "mask.npy").shape == (20, 30)
 
 
 @pytest.mark.parametrize(

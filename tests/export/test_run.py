@@ -108,15 +108,114 @@ def test_a_bundle_opens_the_files_that_were_checked_alone(tmp_path):
         bundle.Model(folder)
 
 
-def test_the_runner_writes_over_nothing_unasked(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def runs(monkeypatch, capsys):
+    """run.py as a program: (words) -> (exit code, what it said), the model's files never opened."""
+
+    def no_work(*words, **more):
+        raise AssertionError("the model was opened")
+
+    def ran(*words):
+        monkeypatch.setattr(sys, "argv", ["run.py", *map(str, words)])
+        with pytest.raises(SystemExit) as left:
+            runner.main()
+        return left.value.code, capsys.readouterr().err
+
+    monkeypatch.setitem(sys.modules, "medvfm_bundle", bundle)
+    monkeypatch.setattr(bundle, "network", no_work)
+    monkeypatch.setattr(bundle.Model, "__init__", no_work)
+    return ran
+
+
+def refused(answer, words):
+    code, said = answer
+    assert code == 2
+    assert words in said.splitlines()[-1]
+    assert "Traceback" not in said
+
+
+def test_the_runner_writes_over_nothing_unasked(tmp_path, runs):
     mask = tmp_path / "mask.npy"
     mask.write_bytes(b"mine")
-    monkeypatch.setitem(sys.modules, "medvfm_bundle", bundle)
-    monkeypatch.setattr(sys, "argv", ["run.py", "picture.npy", str(mask), "--box", "0", "0", "9", "9"])
-    with pytest.raises(SystemExit):
-        runner.main()
-    assert "--overwrite" in capsys.readouterr().err
+    refused(runs("picture.npy", mask, "--box", 0, 0, 9, 9), "--overwrite")
     assert mask.read_bytes() == b"mine"
+
+
+def test_the_runner_checks_files_before_it_opens_the_model(tmp_path, runs, monkeypatch):
+    picture = tmp_path / "picture.npy"
+    np.save(picture, np.zeros((20, 30), np.uint8))
+    refused(runs(picture, tmp_path / "missing" / "mask.npy"), "missing is no folder; make it first")
+    refused(runs(tmp_path / "other.npy", tmp_path / "mask.npy"), "other.npy is no file")
+    (tmp_path / "empty.npy").touch()
+    refused(runs(tmp_path / "empty.npy", tmp_path / "mask.npy"), "cannot be read as a picture")
+    (tmp_path / "picture.png").touch()
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    refused(runs(tmp_path / "picture.png", tmp_path / "mask.npy"), "picture.png needs Pillow: pip install")
+    refused(runs(picture, tmp_path / "mask.png"), "mask.png needs Pillow: pip install")
+    assert {path.name for path in tmp_path.iterdir()} == {"picture.npy", "empty.npy", "picture.png"}
+
+
+def test_a_model_of_classes_refuses_prompts(tmp_path, runs, monkeypatch):
+    """It would segment as if they were not there."""
+    preparation = {"input_shape": [8, 8, 3], "resize": "stretch", "normalise": "unit", "filter": "linear"}
+    parts = {"model": {"inputs": [{"shape": [1, 8, 8, 3]}]}}
+    card = {"task": "semantic", "preparation": preparation, "parts": parts, "labels": {"1": "cell"}}
+
+    def opened(model, *words, **more):
+        model.card = card
+        model._parts = {"model": lambda batch: [np.stack([batch[..., 0] * 0, batch[..., 0] - 0.5], 1)]}
+
+    monkeypatch.setattr(bundle.Model, "__init__", opened)
+    picture = np.zeros((8, 8), np.uint8)
+    picture[:3] = 255
+    assert (Model("")(picture)["labels"] == (picture > 0)).all()
+    np.save(tmp_path / "picture.npy", picture)
+    for words in (("--box", 0, 0, 5, 5), ("--point", 2, 2, 1)):
+        answer = runs(tmp_path / "picture.npy", tmp_path / "mask.npy", *words)
+        refused(answer, "segments without prompts; leave out boxes and points")
+    assert not (tmp_path / "mask.npy").exists()
+    with pytest.raises(ValueError, match="without prompts"):
+        Model("")(picture, points=np.array([[2, 2, 1]]))
+
+
+def test_the_runner_says_which_channels_are_seen(tmp_path, runs, monkeypatch, capsys):
+    def opened(model, *words, **more):
+        model.card = {"labels": None}
+
+    monkeypatch.setattr(bundle.Model, "__init__", opened)
+    monkeypatch.setattr(
+        bundle.Model, "__call__", lambda model, picture, **more: {"labels": np.zeros(picture.shape[:2], int)}
+    )
+    np.save(tmp_path / "picture.npy", np.zeros((8, 9, 4), np.uint8))
+    words = ["run.py", str(tmp_path / "picture.npy"), str(tmp_path / "mask.npy")]
+    monkeypatch.setattr(sys, "argv", words)
+    runner.main()
+    said = capsys.readouterr()
+    assert "has 4 channels; the model sees the first 3" in said.err
+    assert said.out == "background 72 pixels\n"
+
+
+def test_a_bundle_refuses_what_segment_refuses_before_the_encoder_works(tmp_path, monkeypatch):
+    export(config_of(tmp_path / "out", to="stablehlo"))
+    model = Model(tmp_path / "out")
+    monkeypatch.setattr(model, "_parts", {})
+    box = [(0, 0, 9, 9)]
+    for picture, boxes, words in (
+        (np.zeros((20, 64, 64), np.uint8), box, "volume of 64 slices"),
+        (np.zeros((1, 200), np.uint8), box, "too small"),
+        (np.zeros((20, 30), np.uint8), [], "needs a prompt"),
+        (np.zeros((20, 30), np.uint8), [(0, 0, 40, 9)], "reaches outside"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            model(picture, boxes=boxes)
+
+
+def test_a_missing_runtime_is_named(tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    export(config_of(tmp_path / "out"))
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ImportError, match="pip install onnxruntime"):
+        Model(tmp_path / "out")
 
 
 def test_a_file_beyond_its_bound_leaves_nothing(tmp_path, monkeypatch):

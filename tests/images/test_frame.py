@@ -74,6 +74,55 @@ def test_minmax_spans_0_to_1_even_for_16_bits_and_constants():
     assert (constant == 0).all()
 
 
+@pytest.mark.parametrize("number", [0, 1, 77, 128, 200, 255])
+@pytest.mark.parametrize("shape", [(20, 30), (300, 210, 3), (64, 64), (1000, 3)])
+@pytest.mark.parametrize("rule", ["minmax", "z_scores"])
+def test_an_evenly_coloured_picture_is_prepared_as_nothing(number, shape, rule):
+    """Rounding of the resampling is no contrast."""
+    spec = dataclasses.replace(SPEC, normalise=rule)
+    assert not preprocess(spec, np.full(shape, number, np.uint8))[0].any()
+
+
+def test_a_single_colour_spans_0_to_1_over_its_channels():
+    array, frame = preprocess(SPEC, np.full((20, 30, 3), [77, 128, 3], np.uint8))
+    inside = array[: frame.scaled[0], : frame.scaled[1]]
+    expected = np.broadcast_to((np.array([77, 128, 3]) - 3) / 125, inside.shape)
+    np.testing.assert_allclose(inside, expected, rtol=1e-6)
+
+
+def test_a_tile_of_one_intensity_is_nothing_between_the_limits_of_its_picture():
+    unit = np.float32(77) / np.float32(255)
+    even = np.full((20, 30, 1), unit, np.float32)
+    assert not preprocess(SPEC, even, (float(unit), float(unit)))[0].any()
+    array, frame = preprocess(SPEC, even, (0.0, 1.0))
+    assert (array[: frame.scaled[0]] == unit).all()
+
+
+@pytest.mark.parametrize(("step", "most"), [(2e-6, 1.0), (5e-7, 0.0)])
+def test_a_difference_of_one_in_a_million_is_rounding(step, most):
+    picture = np.full((64, 64), 0.25, np.float32)
+    picture[20:30] += np.float32(step * 0.25)
+    assert preprocess(SPEC, picture)[0].max() == most
+
+
+@pytest.mark.parametrize(("step", "most"), [(4e-6, 1.0), (5e-7, 1e-6)])
+def test_z_scores_of_rounding_are_not_enlarged(step, most):
+    picture = np.full((64, 64), 0.25, np.float32)
+    picture[::2] += np.float32(step * 0.25)  # a deviation of half the step
+    found = preprocess(dataclasses.replace(SPEC, normalise="z_scores"), picture)[0].max()
+    np.testing.assert_allclose(found, 1, rtol=1e-3) if most == 1 else np.testing.assert_array_less(
+        found, most
+    )
+
+
+def test_z_scores_without_a_deviation_are_differences_to_the_mean():
+    """Where all that is shown has one intensity, as in a mask."""
+    picture = np.zeros((64, 64), np.float32)
+    picture[:20] = 0.5
+    array = preprocess(dataclasses.replace(SPEC, normalise="z_scores"), picture)[0]
+    np.testing.assert_array_equal(array[..., 0], picture - 0.5)
+
+
 def test_sam_and_imagenet_rules():
     image = np.full((64, 64, 3), [10, 20, 30], np.uint8)
     sam = dataclasses.replace(SPEC, normalise="mean_std_255", mean=(1.0, 2.0, 3.0), std=(2.0, 3.0, 9.0))

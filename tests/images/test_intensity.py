@@ -33,6 +33,13 @@ def test_constants_become_zero(value):
     assert (minmax(array) == 0).all()
 
 
+def test_a_constant_has_no_z_scores():
+    """The mean of many 0.1 is not 0.1, and their deviation is not 0."""
+    array = np.full((7, 9, 11, 1), 0.1)
+    assert array.std() > 0
+    assert (VolumeScale(array, intensity=[None])(array) == 0).all()
+
+
 def test_nearly_constant_images_keep_what_differs():
     array = np.zeros((100, 100), np.uint16) + 10
     array[0, 0] = 500

@@ -40,6 +40,14 @@ def test_a_ramp_stays_a_ramp_there_and_back():
     np.testing.assert_allclose(back[1:-1, 1:-1], volume[1:-1, 1:-1, :, 0], atol=1e-4)
 
 
+def test_a_volume_of_one_intensity_keeps_it_bit_by_bit():
+    """Each channel its own; a z-score of rounding would be noise."""
+    numbers = np.array([77, 128], np.float32) / np.float32(255)
+    found = resampled(np.broadcast_to(numbers, (5, 7, 6, 2)), (11, 20, 13))
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, np.broadcast_to(numbers, (11, 20, 13, 2)))
+
+
 def test_slices_are_restored_as_they_come():
     taken = []
 

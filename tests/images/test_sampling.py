@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medvfm_jax.images.sampling import matrix, resize
+from medvfm_jax.images.sampling import is_even, matrix, resize
 
 SIZES = st.integers(1, 40)
 
@@ -27,6 +27,25 @@ def test_area_by_a_whole_factor_is_the_block_mean():
     image = np.random.default_rng(0).normal(size=(12, 8, 3)).astype(np.float32)
     expected = image.reshape(4, 3, 4, 2, 3).mean((1, 3))
     np.testing.assert_allclose(resize(image, 4, 4, "area"), expected, atol=1e-6)
+
+
+@given(size=SIZES, out=SIZES, filter=st.sampled_from(["area", "linear"]), number=st.integers(0, 255))
+@settings(max_examples=60, deadline=None)
+def test_a_single_colour_is_kept_bit_by_bit(size, out, filter, number):
+    colour = np.array([number, 77, 128], np.float32) / np.float32(255)
+    found = resize(np.broadcast_to(colour, (size, 20, 3)), out, 64, filter)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, np.broadcast_to(colour, (out, 64, 3)))
+
+
+def test_one_pixel_that_differs_is_no_single_colour():
+    picture = np.zeros((4, 5, 2))
+    assert is_even(picture)
+    assert is_even(picture + np.arange(2))
+    for place in ((3, 4, 1), (0, 0, 0), (0, 4, 0)):
+        other = picture.copy()
+        other[place] = 1e-9
+        assert not is_even(other)
 
 
 def test_area_enlarging_follows_opencv():
