@@ -38,6 +38,7 @@ from medvfm_jax.train import checkpoint, hooks
 from medvfm_jax.train.assemble import delta_metadata
 from medvfm_jax.train.data_check import about, lines
 from medvfm_jax.train.early_stopping import EarlyStopping
+from medvfm_jax.train.embedding_bank import EmbeddingBank, fill_bank, input_of
 from medvfm_jax.train.embedding_cache import EmbeddingCache, embed, encoder_settings, make_cache
 from medvfm_jax.train.loop import StepEnd, fit
 from medvfm_jax.train.optimizer import make_schedule
@@ -148,16 +149,18 @@ def _train(
     """-> models to keep, rounds made, validation Dice of those models."""
     config, folder = run.config, run.config.out
     cache = _cache(run)
+    bank = None
     if cache is not None:
         display.say("the encoder is frozen: each image is encoded once and its embedding kept")
+        bank = _bank(run, cache, display)
     prepare = functools.partial(embed, cache=cache) if cache else _unchanged
     objective = run.record["resolved"]["objective"]
     asked = {"objective": objective, "cached": cache is not None}
     loss, trained = make_loss(run.adapted, **asked), make_loss(run.adapted, **asked, training=True)
     rate = _rate(config)
     secret = None if run.privacy is None else draw_secret(config.dp_seed)
-    loader = _loader(run, placement, rate, prepare, cached=cache is not None, secret=secret)
-    step = RoundStep(run, trained, placement, prepare, cached=cache is not None)
+    loader = _loader(run, placement, rate, prepare, cached=cache is not None, secret=secret, bank=bank)
+    step = RoundStep(run, trained, placement, prepare, cached=cache is not None, bank=bank)
     state = step.init(next(loader), None if secret is None else secret.key("rounds"))
     loader.set_state(loader.get_state() | {"round": 0})
     stopping = EarlyStopping(patience=0)
@@ -237,6 +240,24 @@ def _cache(run: FederatedRun) -> EmbeddingCache | None:
     return make_cache(encode, settings, config.embeddings, cache_dir(), like=here)
 
 
+def _bank(run: FederatedRun, cache: EmbeddingCache, display: ProgressDisplay) -> EmbeddingBank | None:
+    """The embeddings of all training examples on the device, where the settings ask for it."""
+    if run.config.embeddings != "device":
+        return None
+    every = [example for client in run.clients for example in client.data.train]
+    data = run.clients[0].data
+    bank = fill_bank(
+        every,
+        functools.partial(input_of, data.source.dataset, spec=data.spec),
+        cache,
+        run.config.embeddings_dtype,
+        cache_dir() / "embeddings",
+        track=functools.partial(display.track, title="encoding"),
+    )
+    display.say(bank.describe())
+    return bank
+
+
 def _loader(
     run: FederatedRun,
     placement: CohortPlacement,
@@ -244,6 +265,7 @@ def _loader(
     prepare: Callable[[Batch], Batch],
     cached: bool,
     secret: Secret | None,
+    bank: EmbeddingBank | None,
 ) -> RoundLoader:
     config = run.config
     augment = config.augment
@@ -253,7 +275,10 @@ def _loader(
         )
     rates = run.privacy.rates if config.patient_privacy else None
     multiple = placement.multiple
-    return RoundLoader(run.clients, config, run.steps, rate, prepare, augment, rates, secret, multiple)
+    given = run.clients, config, run.steps, rate
+    if bank is None:
+        return RoundLoader(*given, prepare, augment, rates, secret, multiple)
+    return RoundLoader(*given, _unchanged, augment, rates, secret, multiple, bank.image)
 
 
 def _finish(

@@ -170,6 +170,12 @@ def resolve(config: FederateConfig, display: ProgressDisplay | None = None) -> F
             config.participation,
             algorithm_catalog.outline(entry, options).applies,
         )
+    if config.embeddings == "device" and not caches_embeddings(config, assembled.delta):
+        raise BadConfig(
+            f"--embeddings device holds what a frozen encoder makes of unchanged images, and here --preset "
+            f"{config.preset} trains inside the encoder or --augment {config.augment} changes them: leave --embeddings "
+            "out, or take a preset that leaves the encoder frozen, like decoder, without --augment."
+        )
     encoder = _encoder(config, assembled, display.say)
     tells_all = privacy is None or config.dp_log_unprotected
     whole_split = source.split_record()

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medvfm_jax.data import Example, make_loader
+from medvfm_jax.data.loader import ImageFn
 from medvfm_jax.federated.core.errors import BadFederation
 from medvfm_jax.federated.core.records import Shard, Tree
 from medvfm_jax.federated.privacy.patient_level import PatientBatch
@@ -106,7 +107,8 @@ class RoundLoader:
     steps: local steps of a round.  rate: round -> factor on the learning rate.  prepare: what is done to each batch,
     such as replacing images by cached embeddings.  rates: batches of patients, drawn independently (Poisson) with
     these rates per client, see `privacy.spending.plan`, instead of images in shuffled order.  secret: of a private run.
-    multiple: of which the number of rows is one, for a mesh.
+    multiple: of which the number of rows is one, for a mesh.  image_fn: what a batch has in the place of an example's
+    image, such as its row in a bank of embeddings.
 
     Raises BadFederation for privacy without a secret.
     """
@@ -122,6 +124,7 @@ class RoundLoader:
         rates: Mapping[str, float] | None = None,
         secret: Secret | None = None,
         multiple: int = 1,
+        image_fn: ImageFn | None = None,
     ):
         if (secret is None) != (config.dp_epsilon is None):
             raise BadFederation(
@@ -130,7 +133,7 @@ class RoundLoader:
         self._secret = secret
         self._clients, self._config, self._steps, self._rate = clients, config, steps, rate
         self._prepare, self._augment, self._rates = prepare, augment, rates
-        self._multiple = multiple
+        self._multiple, self._image_fn = multiple, image_fn
         largest = max(len(examples) for client in clients for examples in client.patients.values())
         self._slices = min(config.dp_slices, largest)
         self._round = 0
@@ -257,6 +260,7 @@ class RoundLoader:
             make_loader(
                 data.source.dataset, chosen, data.spec, data.task, batch_size=size, seed=seed,
                 prompts=data.prompts, augment=self._augment, shuffle=False, epochs=1, threads=0,
+                image_fn=self._image_fn,
             )
         )  # fmt: skip
 

@@ -16,15 +16,16 @@ from medvfm_jax.federated.core.client_models import Models, client_models
 from medvfm_jax.federated.core.errors import BadFederation
 from medvfm_jax.federated.core.kept_optimizer import kept
 from medvfm_jax.federated.core.local_training import Gradient, gradient_of
-from medvfm_jax.federated.core.records import Algorithm, Client, Federation, Metrics, Server, Tree
+from medvfm_jax.federated.core.records import Algorithm, Client, Federation, Metrics, Server, Shard, Tree
 from medvfm_jax.federated.core.tree_math import all_finite
-from medvfm_jax.federated.privacy.patient_level import patient_value_and_grad
+from medvfm_jax.federated.privacy.patient_level import PatientBatch, patient_value_and_grad
 from medvfm_jax.federated.rounds.federation import make_round
 from medvfm_jax.federated.run.placement import CohortPlacement
 from medvfm_jax.federated.run.resolving import FederatedRun
 from medvfm_jax.federated.run.round_data import RoundData
 from medvfm_jax.federated.systems.representations import make_features, make_logits, make_split
 from medvfm_jax.settings.federate import FederateConfig
+from medvfm_jax.train.embedding_bank import EmbeddingBank, take
 from medvfm_jax.train.optimizer import make_optimizer
 from medvfm_jax.train.step import LossFn
 from medvfm_jax.types import Batch, Params
@@ -65,17 +66,22 @@ class RoundStep:
         placement: CohortPlacement | None = None,
         prepare: Callable[[Batch], Batch] | None = None,
         cached: bool = False,
+        bank: EmbeddingBank | None = None,
     ):
-        """loss, prepare (of every batch) and cached: whether batches hold embeddings instead of images."""
+        """loss, prepare (of every batch) and cached: whether batches hold embeddings instead of images.
+
+        bank: on the device: batches of clients hold its rows.
+        """
         self._run, self._loss, self._cached = run, loss, cached
         self._placement = placement or CohortPlacement()
         self._placement.check(run.config, len(run.clients))
         public = [prepare(batch) if prepare else batch for batch in run.public]
         self._public = jax.tree.map(lambda *leaves: np.stack(leaves), *public) if public else None
+        self._bank = None if bank is None or bank.array is None else bank
         self._federation(run.base.params)  # refuses
         self._outline = algorithm = self._algorithm(run.base.params, None)
         self._stacks_to_measure = algorithm.reduction == "mean" and algorithm.measure is not None
-        self._params = None
+        self._fixed = None
         self._round = jax.jit(
             self._compute, static_argnums=0, donate_argnums=(2, 3), out_shardings=self._placement.results()
         )
@@ -94,7 +100,8 @@ class RoundStep:
                 )
             key = jax.random.fold_in(jax.random.key(run.config.seed), 2)
         everybody = jax.tree.map(lambda x: jax.ShapeDtypeStruct((n, *x.shape[1:]), x.dtype), first.shard)
-        server, clients = self._federation(run.base.params, mesh=False).init(run.delta, everybody)
+        federation = self._federation(run.base.params, bank=self._embeddings, mesh=False)
+        server, clients = federation.init(run.delta, everybody)
         # Copies, because a round consumes (donates) them, and without weak types, so that the first round and those
         # after a checkpoint share a program.
         server, clients = jax.tree.map(lambda x: jnp.array(x, x.dtype, copy=True), (server, clients))
@@ -107,14 +114,15 @@ class RoundStep:
     def __call__(self, state: RoundState, data: RoundData) -> tuple[RoundState, dict[str, Array]]:
         """One round; ``state`` is consumed.  States of clients that take no part stay where they are."""
         where = self._placement
-        if self._params is None:
-            self._params = where.put_params(self._run.base.params)
+        if self._fixed is None:
+            params = where.put_params(self._run.base.params)
+            self._fixed = params, where.put_shared(self._public), where.put_shared(self._embeddings)
         clients, rows = state.clients, data.rows
         everybody = where.mesh is None and np.array_equal(rows, np.arange(len(self._run.clients)))
         cohort = clients if everybody else where.put_rows(_rows_of(where.put_home(clients), rows))
         server, cohort, numbers = self._round(
             self._measured(state),
-            (self._params, where.put_shared(self._public)),
+            self._fixed,
             where.put_shared(state.server),
             cohort,
             where.put_shared(state.key),
@@ -125,14 +133,14 @@ class RoundStep:
 
     def lower(self, state: RoundState, data: RoundData) -> jax.stages.Lowered:
         """The program of a round of this size, to ask for its memory."""
-        fixed = self._run.base.params, self._public
+        fixed = self._run.base.params, self._public, self._embeddings
         arguments = fixed, state.server, _rows_of(state.clients, data.rows), state.key, data
         return self._round.lower(self._measured(state), *arguments)
 
     def _compute(
         self,
         measured: bool,
-        fixed: tuple[Params, Tree],
+        fixed: tuple[Params, Tree, Array | None],
         server: Server,
         cohort: Client,
         key: Array,
@@ -197,7 +205,13 @@ class RoundStep:
         """Values (k,) of the rows of a round -> (n,), zero for who is absent."""
         return jnp.zeros(len(self._run.clients), values.dtype).at[rows].set(values, mode="drop")
 
-    def _federation(self, params: Params, public: Tree = None, mesh: bool = True) -> Federation:
+    @property
+    def _embeddings(self) -> Array | None:
+        return None if self._bank is None else self._bank.array
+
+    def _federation(
+        self, params: Params, public: Tree = None, bank: Array | None = None, mesh: bool = True
+    ) -> Federation:
         config, privacy = self._run.config, self._run.privacy
         mesh, backend, chunk = self._placement.mesh if mesh else None, config.backend, config.chunk
         if backend == "auto":
@@ -206,8 +220,13 @@ class RoundStep:
             backend, chunk = "shard_map", 1 if backend == "loop" else chunk
         at_server = config.client_privacy and not config.distributed_noise
         central = privacy.privacy if at_server else None
+        algorithm = self._algorithm(params, public)
+        if bank is not None:
+            algorithm = algorithm._replace(
+                client_update=partial(self._looked_up, bank, algorithm.client_update)
+            )
         return make_round(
-            self._algorithm(params, public),
+            algorithm,
             None if config.codec == "identity" else self._run.codec,
             central,
             backend,
@@ -217,6 +236,17 @@ class RoundStep:
             self._run.down,
             self._run.secure,
         )
+
+    def _looked_up(
+        self, bank: Array, work: Callable[..., Any], server: Server, own: Tree, shard: Shard, *rest: Array
+    ) -> Any:
+        """The work of a client whose batches have rows of the bank in the place of images."""
+        batches = shard.batches
+        if isinstance(batches, PatientBatch):
+            batches = batches._replace(slices=take(bank, batches.slices, self._bank.dtype))
+        else:
+            batches = take(bank, batches, self._bank.dtype)
+        return work(server, own, shard._replace(batches=batches), *rest)
 
     def _algorithm(self, params: Params, public: Tree) -> Algorithm:
         run, entry, make = self._run, self._run.entry, self._run.entry.make
