@@ -117,7 +117,7 @@ def fill_bank(
         NoRoom: neither the device nor the disk can hold them, or there are none.
         MedvfmError: an example cannot be read.
     """
-    unique = list(dict((e.id, e) for e in examples).values())
+    unique = list({example.id: example for example in examples}.values())
     if not unique:
         raise NoRoom("There is no example to encode: give training images.")
     embeddings = (cache.fresh(image(example)) for example in track(unique))

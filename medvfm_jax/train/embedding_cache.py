@@ -182,7 +182,8 @@ def make_cache(
 ) -> EmbeddingCache:
     """Cache for a tier: "memory" and nothing else; "auto" memory, then disk; "disk" every embedding on disk.
 
-    With "device" it is for what ``embedding_bank`` does not hold, such as validation images, and as "memory".  On disk they outlive the run, below ``cache_folder``/embeddings.  like: see ``EmbeddingCache``.
+    With "device" it is for what ``embedding_bank`` does not hold, such as validation images, and as "memory".
+    On disk they outlive the run, below ``cache_folder``/embeddings.  like: see ``EmbeddingCache``.
     """
     folder = None if tier in ("memory", "device") else cache_folder / "embeddings"
     return EmbeddingCache(encode, fingerprint, folder, 0 if tier == "disk" else MEMORY_LIMIT, like)

@@ -61,7 +61,7 @@ def test_what_just_fits_stays_on_the_device(tmp_path):
 
 def test_neither_device_nor_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(embedding_bank, "DISK_RESERVE", 1 << 60)
-    with pytest.raises(NoRoom, match="fit neither on the device nor below .* bfloat16"):
+    with pytest.raises(NoRoom, match=r"fit neither on the device nor below .* bfloat16"):
         bank_of(tmp_path, room=0)
     with pytest.raises(NoRoom, match="no example to encode"):
         fill_bank([], image, EmbeddingCache(encode, "test"), "float32", tmp_path)
