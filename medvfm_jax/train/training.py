@@ -310,7 +310,8 @@ def bank_of(run: Run, cache: EmbeddingCache | None) -> EmbeddingBank | None:
         )
     if run.placement.parts > 1 or run.goal is not None:
         raise BadConfig(
-            "--embeddings device is for one device and its own loss; over a mesh, or with a recipe, choose --embeddings memory."
+            "--embeddings device is for one device and the loss of labels; over a mesh, or with a recipe, choose "
+            "--embeddings memory."
         )
     image = functools.partial(input_of, run.data.source.dataset, spec=run.data.spec)
     return fill_bank(run.data.train, image, cache, run.config.embeddings_dtype, cache_dir() / "embeddings")

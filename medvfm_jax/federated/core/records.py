@@ -265,11 +265,11 @@ class Federation(NamedTuple):
     """A federated run in two pure functions.
 
     Attributes:
-        init: (delta, data) -> (server, clients).
+        init: (delta, data, ids=None) -> (server, clients); ids (n,) uint32 of the clients, None for 0 to n - 1.
         round: (server, clients, data, participation (n,) bool, steps (n, steps) bool or (n,) int, key, dropped=None)
             -> (server, clients, Metrics), jittable; server and clients are pytrees: checkpoint them and go on
             exactly.
     """
 
-    init: Callable[[Tree, Shard], tuple[Server, Client]]
+    init: Callable[..., tuple[Server, Client]]
     round: Callable[..., tuple[Server, Client, Metrics]]

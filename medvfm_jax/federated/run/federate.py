@@ -47,6 +47,8 @@ from medvfm_jax.train.validation import Validation
 from medvfm_jax.types import Batch
 from medvfm_jax.weights import artifacts
 
+_LISTED = 20  # clients that are announced one by one
+
 
 class FederateResult(NamedTuple):
     """What `federate` leaves behind.
@@ -118,9 +120,13 @@ def _check_names(run: FederatedRun) -> None:
 def _announce(run: FederatedRun, say: Callable[[str], None]) -> None:
     config = run.config
     say(f"{config.model} with {config.preset}, {run.algorithm}: {run.size}")
-    for client in run.clients:
+    for client in run.clients[:_LISTED]:
         holds = f": {counted(len(client.patients), 'patient')}, {client.samples} images or slices to train on"
         say(f"{client.name}{holds if run.tells_all else ' trains'}")
+    if (others := len(run.clients) - _LISTED) > 0:
+        samples = [client.samples for client in run.clients[_LISTED:]]
+        holds = f" with {min(samples)} to {max(samples)} images or slices each" if run.tells_all else ""
+        say(f"and {others} more{holds}")
     if run.source.dataset.annotated:
         say(described(run.source.dataset.annotated))
     for line in lines(run.checked, run.source.split):
@@ -370,11 +376,13 @@ def _score(
 
     keeps = bool(jax.tree.leaves(models.own)) and run.clients[0].name != EVERYBODY
 
+    index_of = run.index_of()
+
     def predictor_of(case: Case) -> Predictor:
-        return of_client(run.index_of(case.site) if jax.tree.leaves(models.own) else None)
+        return of_client(index_of(case.site) if jax.tree.leaves(models.own) else None)
 
     def model(case: Case) -> str:
-        return SHARED_MODEL if run.index_of(case.site) is None else own_model(case.site)
+        return SHARED_MODEL if index_of(case.site) is None else own_model(case.site)
 
     out = config.out / run_directory.SCORES
     names = {case.id: model(case) for case in cases} if keeps else None

@@ -61,11 +61,11 @@ def cohort(
 
     Raises BadCase unless ``config.skip_bad``, BadFederation for a client without anything to train on.
     """
-    found = []
+    found, parts = [], {n: _by_site(source, cases) for n, cases in source.split._asdict().items()}
     for name in clients:
         chosen = {
-            n: cases if name == EVERYBODY else _at(source, cases, name)
-            for n, cases in source.split._asdict().items()
+            n: getattr(source.split, n) if name == EVERYBODY else tuple(cases.get(name, ()))
+            for n, cases in parts.items()
         }
         if not chosen["train"]:
             raise BadFederation(
@@ -82,8 +82,11 @@ def cohort(
     return found
 
 
-def _at(source: SplitData, cases: Sequence[str], client: str) -> tuple[str, ...]:
-    return tuple(case for case in cases if source.dataset.case(case).site == client)
+def _by_site(source: SplitData, cases: Sequence[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for case in cases:
+        found.setdefault(source.dataset.case(case).site, []).append(case)
+    return found
 
 
 def cohort_size(count: int, clients: int, independent: bool = False, multiple: int = 1) -> int:
