@@ -243,7 +243,8 @@ def make_round(
         else:
             bound_key = jax.random.fold_in(round_key, _BOUND)
             new = new._replace(clip=next_bound(server.clip, sums.vote, privacy, bound_key))
-        extra = {} if measure is None else measure(server, each.upload, each.weight)
+        seen = (each.client.state,) if algorithm.measures_own else ()
+        extra = {} if measure is None else measure(server, each.upload, each.weight, *seen)
         extra = extra | dict(_divide(sums.measured, sums.one))
         if privacy is not None:
             extra["clipped"] = _divide(0.5 * sums.one - sums.vote, sums.one)  # votes are +-1/2

@@ -32,12 +32,14 @@ pytestmark = pytest.mark.usefixtures("small_runs")
 
 LORA = {"preset": "lora", "set": ("lora.rank=2",)}
 LORA_OF_RANKS = {"preset": "lora", "set": ("lora.rank=2", "algorithm.ranks=1,2")}
+BOTH = "(image_encoder/blocks_3/attn/qkv|mask_decoder/transformer/layers_1/mlp/lin1)"
 OWN_HEAD = "algorithm.personal=.*/output_hypernetworks_mlps_0/.*"
 CASES: dict[str, dict] = {
     "hetlora": {"algorithm": "hetlora"} | LORA_OF_RANKS,
     "flexlora": {"algorithm": "flexlora"} | LORA_OF_RANKS,
     "flora": {"algorithm": "flora"} | LORA_OF_RANKS,
     "fedex_lora": {"algorithm": "fedex_lora"} | LORA,
+    "iat": {"algorithm": "iat", "preset": "lora", "set": ("lora.rank=2", f"lora.at={BOTH}")},
     "moon": {"algorithm": "moon"},
     "feddf": {"algorithm": "feddf", "set": ("algorithm.server_steps=2",)},
     "cagrad": {"algorithm": "cagrad"},
