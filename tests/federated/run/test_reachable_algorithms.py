@@ -8,6 +8,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from medvfm_jax.data import make_phantom_dataset
 from medvfm_jax.federated import BadFederation
@@ -32,14 +33,13 @@ pytestmark = pytest.mark.usefixtures("small_runs")
 
 LORA = {"preset": "lora", "set": ("lora.rank=2",)}
 LORA_OF_RANKS = {"preset": "lora", "set": ("lora.rank=2", "algorithm.ranks=1,2")}
-BOTH = "(image_encoder/blocks_3/attn/qkv|mask_decoder/transformer/layers_1/mlp/lin1)"
 OWN_HEAD = "algorithm.personal=.*/output_hypernetworks_mlps_0/.*"
 CASES: dict[str, dict] = {
     "hetlora": {"algorithm": "hetlora"} | LORA_OF_RANKS,
     "flexlora": {"algorithm": "flexlora"} | LORA_OF_RANKS,
     "flora": {"algorithm": "flora"} | LORA_OF_RANKS,
     "fedex_lora": {"algorithm": "fedex_lora"} | LORA,
-    "iat": {"algorithm": "iat", "preset": "lora", "set": ("lora.rank=2", f"lora.at={BOTH}")},
+    "iat": {"algorithm": "iat", "preset": "samed_s", "prompt": "auto"},
     "moon": {"algorithm": "moon"},
     "feddf": {"algorithm": "feddf", "set": ("algorithm.server_steps=2",)},
     "cagrad": {"algorithm": "cagrad"},
@@ -109,6 +109,7 @@ def test_it_runs_and_what_it_leaves_can_be_evaluated(name, cells, tmp_path):
         )
         assert not np.array_equal(*(jax.tree.leaves(kept["head"])[0] for kept in own.values()))
     elif name in (
+        "iat",
         "fedhca2",
         "clustered",
         "fedbone",
@@ -125,6 +126,15 @@ def test_it_runs_and_what_it_leaves_can_be_evaluated(name, cells, tmp_path):
     else:
         again = evaluate(EvaluateConfig(run=result.folder, out=tmp_path / "scores.json"))
         assert again["cases"] == scores["cases"]
+    if name == "iat":
+        own = artifacts.load_delta(result.personal)[0]["dark"]
+        kept = (
+            {leaf[-1] for leaf in flatten_dict(own["lora"])},
+            {leaf[-1] for leaf in flatten_dict(own["decoder_lora"])},
+        )
+        assert kept == ({"a_q", "a_v"}, {"b"})
+        assert lines[0]["aggregation_error"] > 0  # measured in the first of ten rounds
+        assert "aggregation_error" not in lines[1]
     if name in ("flora", "fedex_lora"):
         pairs = factors_of(delta)
         grown = [np.linalg.matrix_rank(product(f), tol=1e-9) for n, f in pairs.items() if "_increment/" in n]
