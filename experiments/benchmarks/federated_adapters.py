@@ -11,8 +11,8 @@ with the backbone in every step; updates shared, shared with clipping and centra
 alone: the peers' simulators have no such algorithm of their own).  First all contenders of a case train three rounds
 from the same weights and their weights are compared (without noise).  Each trains on until the Dice on 100 test
 pictures reaches a target, looked at every few rounds, or its patience ends; it goes on from the rounds before, so
-that everybody without noise needs the same number of rounds.  Then they take turns in rotating order; processor time of all processes
-of a contender counts, and ratios are taken within a turn.
+that everybody without noise needs the same number of rounds.  Then they take turns in rotating order;
+processor time of all processes of a contender counts, and ratios are taken within a turn.
 
 Writes experiments/results/benchmark_federated_adapters.json after each case.
 """

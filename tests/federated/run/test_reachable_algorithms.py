@@ -39,7 +39,7 @@ CASES: dict[str, dict] = {
     "flexlora": {"algorithm": "flexlora"} | LORA_OF_RANKS,
     "flora": {"algorithm": "flora"} | LORA_OF_RANKS,
     "fedex_lora": {"algorithm": "fedex_lora"} | LORA,
-    "iat": {"algorithm": "iat", "preset": "samed_s", "prompt": "auto"},
+    "iat": {"algorithm": "iat", "preset": "samed_s", "prompt": "auto", "measure_every": 1},
     "moon": {"algorithm": "moon"},
     "feddf": {"algorithm": "feddf", "set": ("algorithm.server_steps=2",)},
     "cagrad": {"algorithm": "cagrad"},
@@ -133,8 +133,8 @@ def test_it_runs_and_what_it_leaves_can_be_evaluated(name, cells, tmp_path):
             {leaf[-1] for leaf in flatten_dict(own["decoder_lora"])},
         )
         assert kept == ({"a_q", "a_v"}, {"b"})
-        assert lines[0]["aggregation_error"] > 0  # measured in the first of ten rounds
-        assert "aggregation_error" not in lines[1]
+        # b is zero at the start, so the one step of the first round moves no a: there is nothing to miss yet.
+        assert lines[0]["aggregation_error"] == 0 < lines[1]["aggregation_error"]
     if name in ("flora", "fedex_lora"):
         pairs = factors_of(delta)
         grown = [np.linalg.matrix_rank(product(f), tol=1e-9) for n, f in pairs.items() if "_increment/" in n]
