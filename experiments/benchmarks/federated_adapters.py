@@ -3,7 +3,7 @@
     python -m venv pfl-env && pfl-env/bin/pip install "pfl[pytorch]==0.6.0" torch==2.13.0
     python -m venv flower-env && flower-env/bin/pip install "flwr[simulation]==1.42.0" torch==2.13.0
     python -m experiments.benchmarks.federated_adapters --pfl-python pfl-env/bin/python \\
-        --flower-python flower-env/bin/python [--clients 500] [--turns 3]
+        --flower-python flower-env/bin/python [--clients 500] [--turns 3] [--case 0 1 2 3]
 
 The problem is that of `federated_adapter_problem`: segmentation of discs by a LoRA and a head, 577 trained numbers, on
 a frozen backbone.  Cases: cohorts of 1 to 10 % of the clients; each contender with embeddings made once ("cached") and
@@ -51,17 +51,29 @@ def main() -> None:
         "target_dice": args.target,
         "environment": environment(args.threads),
         "missing": {"BlazeFL": args.no_blazefl},
-        "cases": [],
+        "cases": _others(args) if args.case else [],
     }
     with tempfile.TemporaryDirectory(prefix="medvfm-bench-") as name:
         folder = Path(name)
         given.write(folder, args.clients)
-        for cohort, private, personal in cases(args):
+        for number, (cohort, private, personal) in enumerate(cases(args)):
+            if args.case and number not in args.case:
+                continue
             case = measure(args, folder, cohort, private, personal)
             result["cases"].append(case)
             args.out.write_text(json.dumps(result, indent=1) + "\n")
             show(case)
     print(f"wrote {args.out}")
+
+
+def _others(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Cases of the file that are not measured anew."""
+    if not args.out.exists():
+        return []
+    names = ("cohort", "private", "personal")
+    anew = [dict(zip(names, case)) for i, case in enumerate(cases(args)) if i in args.case]
+    kept = json.loads(args.out.read_text())["cases"]
+    return [case for case in kept if {name: case[name] for name in names} not in anew]
 
 
 def cases(args: argparse.Namespace) -> list[tuple[int, bool, bool]]:
@@ -244,6 +256,9 @@ def arguments() -> argparse.Namespace:
         help="why it is missing",
     )
     parser.add_argument("--uncached", nargs="*", default=[OURS, "pfl-research"], help="who also runs without")
+    parser.add_argument(
+        "--case", type=int, nargs="+", help="numbers of cases, from 0; the file keeps the others"
+    )
     parser.add_argument("--clients", type=int, default=500)
     parser.add_argument(
         "--shares", type=float, nargs="+", default=[0.02, 0.1], help="of the clients in a round"
