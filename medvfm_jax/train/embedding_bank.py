@@ -3,7 +3,7 @@
 Every example is encoded once, before the first step; from then on a batch has the number of a row in the place of an
 image, so neither pixels nor embeddings cross to the device again.  Examples that the device has no room for wait in
 a file that is mapped into memory and has no name any more: a batch then carries their embeddings, and still no image
-is read, resized or looked up by its digest.
+is resized or looked up by its digest.
 """
 
 import itertools
