@@ -1,6 +1,6 @@
 """What a round costs when 1 to 32 of 32 clients take part: processor time with its data, and memory of the program.
 
-    python -m experiments.benchmarks.federated_participation [--rounds 5] [--sizes 1,4,32]
+    python -m experiments.benchmarks.federated_participation [--rounds 5] [--sizes 1,4,32] [--embeddings device]
 
 The round of `medvfm federate` (`RoundLoader` and `RoundStep`) on the small test model and pictures drawn by the
 program, the decoder on cached embeddings (encoded before), clients one after the other as on every CPU, and SCAFFOLD,
@@ -30,6 +30,7 @@ from medvfm_jax.federated.run.resolving import resolve
 from medvfm_jax.federated.run.round_data import RoundLoader
 from medvfm_jax.federated.run.round_step import RoundStep
 from medvfm_jax.settings.federate import FederateConfig
+from medvfm_jax.train.embedding_bank import fill_bank, input_of
 from medvfm_jax.train.embedding_cache import EmbeddingCache, embed, make_cache
 from medvfm_jax.train.task import make_loss
 
@@ -48,6 +49,7 @@ def main() -> None:
     parser.add_argument(
         "--sizes", default=",".join(map(str, SIZES)), help="how many take part; all 32 always do"
     )
+    parser.add_argument("--embeddings", choices=("memory", "device"), default="memory")
     parser.add_argument("--out", type=Path, default=RESULT)
     args = parser.parse_args()
     sizes = sorted({*map(int, args.sizes.split(",")), CLIENTS})
@@ -57,7 +59,7 @@ def main() -> None:
         data = make_phantom_dataset(Path(folder) / "cells", "cells", 2 * CLIENTS, size=64)
         caches: list[EmbeddingCache] = []  # one for all sizes, filled by the first round of everybody
         runs = {
-            size: _rounds(data, Path(folder) / f"run{size}", size, args.local_steps, caches)
+            size: _rounds(data, Path(folder) / f"run{size}", size, args.local_steps, caches, args.embeddings)
             for size in reversed(sizes)
         }
         memory = {size: next(run) for size, run in runs.items()}
@@ -80,6 +82,7 @@ def main() -> None:
         "benchmark": "experiments.benchmarks.federated_participation",
         "rounds": args.rounds,
         "local_steps": args.local_steps,
+        "embeddings": args.embeddings,
         "environment": environment(1),
         "rows": rows,
     }
@@ -89,21 +92,34 @@ def main() -> None:
 
 
 def _rounds(
-    data: Path, out: Path, participants: int, local_steps: int, caches: list[EmbeddingCache]
+    data: Path,
+    out: Path,
+    participants: int,
+    local_steps: int,
+    caches: list[EmbeddingCache],
+    embeddings: str,
 ) -> Iterator[Any]:
     """First the memory of the compiled program, then the processor seconds of one round after the other."""
     config = FederateConfig(
         data=str(data), out=out, model="sam-tiny-test", preset="decoder", prompt="box", partition="patient",
         clients=CLIENTS, participation=participants / CLIENTS, local_steps=local_steps, batch_size=2, val_fraction=0.0,
-        test_fraction=0.0, algorithm="scaffold", augment="none",
+        test_fraction=0.0, algorithm="scaffold", augment="none", embeddings=embeddings,
     )  # fmt: skip
     run = resolve(config)
-    step = RoundStep(run, make_loss(run.adapted, run.record["resolved"]["objective"], cached=True))
     if not caches:
         encode = functools.partial(jax.jit(run.adapted.encode), run.base.params, run.delta)
         caches.append(make_cache(encode, "participation", "memory", out.parent))
-    prepare = functools.partial(embed, cache=caches[0])
-    loader = RoundLoader(run.clients, config, run.steps, lambda number: 1.0, prepare, "none")
+    prepare, bank = functools.partial(embed, cache=caches[0]), None
+    if embeddings == "device":
+        every, of = [e for client in run.clients for e in client.data.train], run.clients[0].data
+        image = functools.partial(input_of, of.source.dataset, spec=of.spec)
+        bank = fill_bank(every, image, caches[0], "float32", out.parent)
+        prepare = lambda batch: batch  # noqa: E731
+    loss = make_loss(run.adapted, run.record["resolved"]["objective"], cached=True)
+    step = RoundStep(run, loss, None, cached=True, bank=bank)
+    loader = RoundLoader(
+        run.clients, config, run.steps, lambda number: 1.0, prepare, "none", image_fn=bank and bank.image
+    )
     first = next(loader)
     state = step.init(first)
     program = step.lower(state, first).compile().memory_analysis()

@@ -58,6 +58,11 @@ class DistillConfig(ReadingConfig, RunConfig, OptimConfig, DataConfig):
         """Refuse what has no meaning; raises BadConfig, BadPath."""
         super().__post_init__()
         require(bool(self.teacher), "teacher", self.teacher, "a model or a run directory")
+        if self.embeddings == "device":
+            raise BadConfig(
+                "distill holds no embeddings on the device, only adapt and federate do; choose --embeddings memory or "
+                "disk."
+            )
         if self.embeddings in ("memory", "disk") and self.augment != "none":
             raise BadConfig(
                 "A teacher's embeddings are kept where pictures come without random changes: add --augment none, or "

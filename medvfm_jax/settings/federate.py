@@ -112,6 +112,8 @@ class FederateConfig(TrainingConfig):
     """Rounds between validations; 0 never validates. The model of the best round is kept, with privacy the last."""
     validation_images: int = 8
     """Images (slices) of each client that a validation looks at, at most."""
+    validation_clients: int = 100
+    """Clients whose models a validation looks at, at most, the same in every round."""
     measure_every: int = 10
     """Rounds between measurements that need every update of a round in memory (the aggregation error of LoRA
     algorithms); 0 never measures."""
@@ -141,6 +143,7 @@ class FederateConfig(TrainingConfig):
             ("local_steps", 1),
             ("clients", 1),
             ("min_patients", 1),
+            ("validation_clients", 1),
             ("dp_slices", 1),
         ]:
             require(getattr(self, name) >= least, name, getattr(self, name), f"at least {least}")

@@ -28,7 +28,8 @@ PARTIAL = (
     "leaf_dice",
     "masked_binary",
 )  # objectives that know what was not annotated
-Tier = Literal["auto", "memory", "disk", "off"]  # where embeddings are kept
+Tier = Literal["auto", "memory", "disk", "device", "off"]  # where embeddings are kept
+EmbeddingsDtype = Literal["float32", "bfloat16"]
 SelectCases = Literal["random", "k_center", "k_medoids"]
 ScheduleName = Literal["cosine", "poly", "linear", "constant"]
 
@@ -137,12 +138,21 @@ class OptimConfig(Settings):
     """Random changes of the images. `upright`: turned a little, zoomed, shifted, lighter or darker; `full`: mirrored
     and turned by quarters too. `auto`: full for pictures, upright for volumes, none where embeddings are cached."""
     embeddings: Tier = "auto"
-    """Where embeddings of a frozen encoder are kept; `disk`: also for later runs, `off`: encode each step."""
+    """Where embeddings of a frozen encoder are kept; `disk`: also for later runs, `device`: all of them encoded at the
+    start and held on the device, so that a step is sent row numbers (in a mapped file where they do not fit), `off`:
+    encode each step."""
+    embeddings_dtype: EmbeddingsDtype = "float32"
+    """Number format in which --embeddings device holds them; bfloat16 takes half the memory."""
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning; raises BadConfig."""
         super().__post_init__()
         require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
+        if self.embeddings_dtype != "float32" and self.embeddings != "device":
+            raise BadConfig(
+                f"embeddings_dtype={self.embeddings_dtype} is how embeddings are held on the device; add --embeddings "
+                "device, or leave it out."
+            )
         rate = self.learning_rate
         require(rate is None or 0 < rate < math.inf, "learning_rate", rate, "positive and finite")
         require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")

@@ -26,7 +26,7 @@ from medvfm_jax.settings.groups import ModelConfig, Tier
 from medvfm_jax.types import Batch
 
 MEMORY_LIMIT = 1 << 30  # bytes of embeddings kept in memory
-_DISK_RESERVE = 4 << 30  # bytes of free disk the cache never takes
+DISK_RESERVE = 4 << 30  # bytes of free disk the cache never takes
 _DIGEST = hashlib.sha256().digest_size
 _ABANDONED = (
     3600  # seconds after which a file that is still being written belongs to a process that was killed
@@ -66,15 +66,23 @@ class EmbeddingCache:
     def __call__(self, image: NDArray) -> NDArray:
         """Embedding of one image."""
         key = self._key(image)
+        embedding, new = self._known_or_new(key, image)
+        if new:
+            self._keep(key, embedding)
+        return embedding
+
+    def fresh(self, image: NDArray) -> NDArray:
+        """Embedding of one image that somebody else keeps: taken from here if it is here, but not put here."""
+        return self._known_or_new(self._key(image), image)[0]
+
+    def _known_or_new(self, key: str, image: NDArray) -> tuple[NDArray, bool]:
         if key in self._memory:
-            return self._memory[key]
+            return self._memory[key], False
         stored = self._read(key, image)
         if stored is not None:
-            return stored
-        embedding = np.asarray(self._encode(image))
+            return stored, False
         self.encoded += 1
-        self._keep(key, embedding)
-        return embedding
+        return np.asarray(self._encode(image)), True
 
     def _key(self, image: NDArray) -> str:
         image = np.ascontiguousarray(image)
@@ -97,7 +105,7 @@ class EmbeddingCache:
                         if time.time() - leftover.stat().st_mtime > _ABANDONED:
                             leftover.unlink()
                 self._swept = True
-            return shutil.disk_usage(self._folder).free - size > _DISK_RESERVE
+            return shutil.disk_usage(self._folder).free - size > DISK_RESERVE
         except OSError as error:  # a file in the place of the folder, no permission
             self._unwritable = error.strerror or str(error)
             return False
@@ -174,9 +182,10 @@ def make_cache(
 ) -> EmbeddingCache:
     """Cache for a tier: "memory" and nothing else; "auto" memory, then disk; "disk" every embedding on disk.
 
+    With "device" it is for what ``embedding_bank`` does not hold, such as validation images, and as "memory".
     On disk they outlive the run, below ``cache_folder``/embeddings.  like: see ``EmbeddingCache``.
     """
-    folder = None if tier == "memory" else cache_folder / "embeddings"
+    folder = None if tier in ("memory", "device") else cache_folder / "embeddings"
     return EmbeddingCache(encode, fingerprint, folder, 0 if tier == "disk" else MEMORY_LIMIT, like)
 
 

@@ -78,6 +78,32 @@ class StepEnd(NamedTuple):
     stopping: EarlyStopping | None = None
 
 
+class PerName(NamedTuple):
+    """Numbers of a step that belong to names, in one array, so that a program need not have an output for each.
+
+    names: of the values, None for one that belongs to nobody.  values: (k,).  only_set: zeros are left out.
+    Under the key "loss/" they are called "loss/NAME" on the host.
+    """
+
+    names: Sequence[str | None]
+    values: Any
+    only_set: bool = False
+
+
+def numbers_of(on_device: Mapping[str, Any]) -> dict[str, float]:
+    """Metrics of a step, brought to the host; waits for the device."""
+    arrays = {name: v.values if isinstance(v, PerName) else v for name, v in on_device.items()}
+    numbers: dict[str, float] = {}
+    for name, value in jax.device_get(arrays).items():
+        of = on_device[name]
+        if not isinstance(of, PerName):
+            numbers[name] = float(value)
+            continue
+        each = zip(of.names, value.tolist(), strict=True)
+        numbers |= {f"{name}{n}": float(v) for n, v in each if n is not None and (v or not of.only_set)}
+    return numbers
+
+
 # True ends the training after this step.  A hook with a method ``reads_state(step, last) -> bool`` gets the state only
 # at steps where that says so; between them its numbers come one step late, so that the device never waits for the host.
 Hook = Callable[[StepEnd], bool | None]
@@ -115,6 +141,7 @@ def fit(
 
     Args:
         step: ``(state, batch) -> (state, metrics)``, for example ``functools.partial(make_step(...), params)``.
+            Metrics are scalars, or ``PerName``.
         state: with a counter ``step``; donated by the step.
         loader: iterator of batches with ``get_state``.
         hooks: called for each step in order, after its validation; once one has asked to stop, those after it see
@@ -190,7 +217,7 @@ class _Teller:
         ended: when the next step was given to the device; None: the step ends when its numbers are there.
         Raises NonFiniteLoss.
         """
-        metrics = {name: float(value) for name, value in jax.device_get(taken.on_device).items()}
+        metrics = numbers_of(taken.on_device)
         _refuse_non_finite(metrics, taken.step)
         return metrics, (time.perf_counter() if ended is None else ended) - taken.started
 

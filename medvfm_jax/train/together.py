@@ -97,6 +97,10 @@ def check_alike(runs: Sequence[Run]) -> None:
             raise NotAlike(
                 "Runs with a recipe, validation or several devices train one after the other; set validate_every=0."
             )
+        if run.config.embeddings == "device":
+            raise NotAlike(
+                "Runs that hold embeddings on the device train one by one; set embeddings=memory to train together."
+            )
         if jax.default_backend() == "cpu" and touches_encoder(run.assembled.delta):
             raise NotAlike("The encoder trains too, and on a CPU such runs are not faster side by side.")
         if not same_parameters(run, first):

@@ -19,7 +19,7 @@ from medvfm_jax.fetch import cache_dir
 from medvfm_jax.parallel.placement import Placement
 from medvfm_jax.runs.progress import ProgressDisplay
 from medvfm_jax.settings.adapt import AdaptConfig
-from medvfm_jax.settings.records import to_json
+from medvfm_jax.settings.records import BadConfig, to_json
 from medvfm_jax.train.assemble import Assembled, assemble, entry_of
 from medvfm_jax.train.base_format import in_format
 from medvfm_jax.train.case_selection import with_selected
@@ -32,6 +32,7 @@ from medvfm_jax.train.data_check import (
     recorded_objects,
 )
 from medvfm_jax.train.early_stopping import EarlyStopping
+from medvfm_jax.train.embedding_bank import BANK, EmbeddingBank, fill_bank, input_of, loss_from_bank
 from medvfm_jax.train.embedding_cache import EmbeddingCache, embed, encoder_settings, make_cache
 from medvfm_jax.train.gradient_start import with_gradient_start
 from medvfm_jax.train.loop import Hook, Loader, MappedLoader, fit
@@ -247,9 +248,14 @@ def train(
     if cache is not None:
         say("the encoder is frozen: each image is encoded once and its embedding kept")
     asked = {"objective": assembled.objective, "cached": cache is not None}
-    loader = loader_of(run, cache)
+    bank = bank_of(run, cache)
+    if bank is not None:
+        say(bank.describe())
+    loader = loader_of(run, cache, bank)
     if run.goal is None:
         loss, given = make_loss(assembled.adapted, **asked, training=True), assembled.base.params
+        if bank is not None and bank.array is not None:
+            loss, given = loss_from_bank(loss, bank.dtype), {**given, BANK: bank.array}
     else:
         loss, given, loader = run.goal.loss, run.goal.params, run.goal.batches(loader)
     state, stopping = run.start(), EarlyStopping(run.config.patience)
@@ -257,7 +263,8 @@ def train(
         loader.set_state(start.loader_state)
         state, stopping = start.state, start.stopping
     optimizer, given = run.optimizer, placement.put_params(given)
-    params = given if run.goal is None else placement.put_params(assembled.base.params)
+    shares = run.goal is None and BANK not in given
+    params = given if shares else placement.put_params(assembled.base.params)
     if start is None:
         adapter = assembled.adapted.adapter.config
         delta = with_gradient_start(adapter, given, state.delta, loss, loader, run.accumulate)
@@ -292,13 +299,32 @@ def cache_of(run: Run) -> EmbeddingCache | None:
     return make_cache(encode, settings, config.embeddings, cache_dir())
 
 
-def loader_of(run: Run, cache: EmbeddingCache | None) -> Loader:
-    """Batches of a run as its step takes them, embeddings in place of images where there is a cache."""
+def bank_of(run: Run, cache: EmbeddingCache | None) -> EmbeddingBank | None:
+    """The embeddings of all training examples on the device, where the settings ask for it."""
+    if run.config.embeddings != "device":
+        return None
+    if cache is None or run.config.augment not in ("auto", "none"):
+        raise BadConfig(
+            "--embeddings device holds what a frozen encoder makes of whole, unchanged images, and this run trains "
+            "inside the encoder or changes its images (--augment, --synthesis, tiles, patches): leave --embeddings out."
+        )
+    if run.placement.parts > 1 or run.goal is not None:
+        raise BadConfig(
+            "--embeddings device is for one device and the loss of labels; over a mesh, or with a recipe, choose "
+            "--embeddings memory."
+        )
+    image = functools.partial(input_of, run.data.source.dataset, spec=run.data.spec)
+    return fill_bank(run.data.train, image, cache, run.config.embeddings_dtype, cache_dir() / "embeddings")
+
+
+def loader_of(run: Run, cache: EmbeddingCache | None, bank: EmbeddingBank | None = None) -> Loader:
+    """Batches of a run as its step takes them, embeddings or their rows in place of images where there is a cache."""
     augment, placement = run.config.augment, run.placement
     if augment == "auto":
         augment = "none" if cache else usual_augmentation(run.data.source.dataset.dimension)
-    loader = run.data.loader(augment, (placement.process, placement.processes), run.config.synthesis)
-    embedded = MappedLoader(loader, lambda batch: embed(batch, cache)) if cache else loader
+    share, image_fn = (placement.process, placement.processes), None if bank is None else bank.image
+    loader = run.data.loader(augment, share, run.config.synthesis, image_fn)
+    embedded = MappedLoader(loader, lambda batch: embed(batch, cache)) if cache and bank is None else loader
     return MappedLoader(embedded, placement.put_share)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from medvfm_jax.data import Dataset, Example, PromptConfig, Split, examples, make_loader, open_dataset, split
 from medvfm_jax.data.annotated_labels import described, with_annotated
-from medvfm_jax.data.loader import Loader
+from medvfm_jax.data.loader import ImageFn, Loader
 from medvfm_jax.data.records import Objects
 from medvfm_jax.printable import counted
 from medvfm_jax.runs.provenance import digest_files
@@ -43,7 +43,13 @@ class TrainingData(NamedTuple):
     val: list[Example]
     skipped: dict[str, str]
 
-    def loader(self, augment: str, share: tuple[int, int] = (0, 1), synthesis: float = 0.0) -> Loader:
+    def loader(
+        self,
+        augment: str,
+        share: tuple[int, int] = (0, 1),
+        synthesis: float = 0.0,
+        image_fn: ImageFn | None = None,
+    ) -> Loader:
         """Endless, shuffled; augment: "none", "flips", "upright" or "full"; the others: see ``data.make_loader``."""
         return make_loader(
             self.source.dataset,
@@ -57,6 +63,7 @@ class TrainingData(NamedTuple):
             threads=_MOST_THREADS,
             synthesis=synthesis,
             share=share,
+            image_fn=image_fn,
         )
 
     def validation(self) -> ValidationSet:

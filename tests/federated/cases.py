@@ -96,6 +96,7 @@ AVERAGING: dict[str, Callable[[], Algorithm]] = {
     "ffa_lora": lambda: alg.ffa_lora(gradient_of(loss), SGD),
     "rolora": lambda: alg.rolora(gradient_of(loss), SGD),
     "fedsa_lora": lambda: alg.fedsa_lora(gradient_of(loss), SGD),
+    "iat": lambda: alg.iat(gradient_of(loss), SGD, 0.5),
     "hetlora": lambda: alg.hetlora(gradient_of(loss), SGD, RANKS, prune=0.5, penalty=0.01),
 }
 LOOKING: dict[str, Callable[[], Algorithm]] = {

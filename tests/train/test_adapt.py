@@ -91,11 +91,13 @@ def test_cached_embeddings_change_nothing_but_rounding_and_encode_each_image_onc
         adapt(
             small(cells, tmp_path / tier, adapter=preset, embeddings=tier, augment="none", validate_every=0)
         )
-        for tier in ("memory", "off")
+        for tier in ("memory", "off", "device")
     ]
-    (cache,) = caches
-    assert cache.encoded == 6  # as many as there are pictures to train on, in six steps of two
-    cached, direct = (artifacts.load_delta(run.delta)[0] for run in runs)
+    # As many as there are pictures to train on, in six steps of two.
+    assert [cache.encoded for cache in caches] == [6, 6]
+    cached, direct, held = (artifacts.load_delta(run.delta)[0] for run in runs)
+    for a, b in zip(jax.tree.leaves(cached), jax.tree.leaves(held), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
     assert jax.tree.structure(cached) == jax.tree.structure(direct)
     largest = max(abs(x).max() for x in jax.tree.leaves(direct))
     assert largest > 1e-3

@@ -12,6 +12,7 @@ from medvfm_jax.federated.algorithms.dynamic import feddyn
 from medvfm_jax.federated.algorithms.ensemble import feddf
 from medvfm_jax.federated.algorithms.fair import qfedavg
 from medvfm_jax.federated.algorithms.fedhca2 import DECODERS, fedhca2
+from medvfm_jax.federated.algorithms.inverse_asymmetric import iat
 from medvfm_jax.federated.algorithms.low_rank import fedit, fedsa_lora, ffa_lora, hetlora, rolora
 from medvfm_jax.federated.algorithms.low_rank_exact import fedex_lora, flexlora, flora, lora_fair
 from medvfm_jax.federated.algorithms.mat_fl import mat_fl
@@ -49,6 +50,7 @@ __all__ = [
     "flora",
     "grad_norm",
     "hetlora",
+    "iat",
     "imtl_g",
     "lora_fair",
     "mat_fl",

@@ -104,6 +104,9 @@ _ALL: Mapping[str, AlgorithmEntry] = {
     "fedit": AlgorithmEntry(algorithms.fedit, needs="lora"),
     "ffa_lora": AlgorithmEntry(algorithms.ffa_lora, needs="lora"),
     "fedsa_lora": AlgorithmEntry(algorithms.fedsa_lora, needs="lora"),
+    "iat": AlgorithmEntry(
+        algorithms.iat, {"orthogonality": 0.1, "decoders": algorithms.DECODERS}, needs="lora"
+    ),
     "rolora": AlgorithmEntry(algorithms.rolora, needs="lora"),
     "hetlora": AlgorithmEntry(algorithms.hetlora, {"ranks": (), "prune": 1.0, "penalty": 0.0}, needs="lora"),
     "flexlora": AlgorithmEntry(algorithms.flexlora, {"ranks": ()}, needs="lora"),

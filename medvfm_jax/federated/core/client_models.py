@@ -1,9 +1,12 @@
 """What of a round is a client's model: one shared delta, and the leaves that each client keeps."""
 
+import itertools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import Var
 
 from medvfm_jax.federated.core.personal_parts import join_personal
@@ -17,8 +20,13 @@ class Models(NamedTuple):
     own: Tree
 
 
-def client_models(algorithm: Algorithm, start: Tree, server: Server, states: Tree) -> Models:
+def client_models(
+    algorithm: Algorithm, start: Tree, server: Server, states: Tree, chunk: int | None = None
+) -> Models:
     """The models a round ends with, from the first delta, the server and the clients' stacked states.
+
+    chunk: so many clients at once, and ``own`` in the host's memory, for states of more clients than a device holds;
+    None: all at once, on the device.
 
     Own are the leaves of ``Algorithm.model`` that depend on the client's state.  A client that took no
     part has the first values there: what a client keeps is not shared.
@@ -29,8 +37,27 @@ def client_models(algorithm: Algorithm, start: Tree, server: Server, states: Tre
     def own_of(state: Tree) -> Tree:
         return jax.tree.map(lambda own, x: x if own else None, is_own, algorithm.model(server, state))
 
-    own = jax.vmap(own_of)(states) if any(jax.tree.leaves(is_own)) else jax.tree.map(lambda _: None, is_own)
+    if not any(jax.tree.leaves(is_own)):
+        own = jax.tree.map(lambda _: None, is_own)
+    elif chunk is None:
+        own = jax.vmap(own_of)(states)
+    else:
+        own = _in_chunks(jax.jit(jax.vmap(own_of)), states, chunk)
     return Models(join_personal(algorithm.model(server, None), start), own)
+
+
+def _in_chunks(of_chunk: Callable[[Tree], Tree], states: Tree, chunk: int) -> Tree:
+    """A function of stacked clients, chunk by chunk, as one tree of arrays in the host's memory."""
+    n = jax.tree.leaves(states)[0].shape[0]
+    parts = (of_chunk(jax.tree.map(lambda x, i=i: x[i : i + chunk], states)) for i in range(0, n, chunk))
+    first = jax.device_get(next(parts))
+    whole = jax.tree.map(lambda x: np.empty((n, *x.shape[1:]), x.dtype), first)
+    start = 0
+    for part in itertools.chain([first], parts):
+        size = jax.tree.leaves(part)[0].shape[0]
+        jax.tree.map(lambda x, new, i=start, k=size: x.__setitem__(slice(i, i + k), new), whole, part)
+        start += size
+    return whole
 
 
 def model_of(models: Models, client: int | None) -> Tree:

@@ -14,7 +14,7 @@ from medvfm_jax.federated.core.records import Tree
 # Whose clients make one sequence of optimizer steps in a round, all on the same leaves: those made by `averaging`.
 KEEPING = (
     "fedavg", "fedprox", "fedsharp", "fedavgm", "fedadagrad", "fedyogi", "fedadam", "fedper", "fedbn", "fedit",
-    "ffa_lora", "fedsa_lora", "median", "trimmed_mean", "krum", "multi_krum", "geometric_median", "local",
+    "ffa_lora", "fedsa_lora", "iat", "median", "trimmed_mean", "krum", "multi_krum", "geometric_median", "local",
     "centralised",
 )  # fmt: skip
 

@@ -16,6 +16,7 @@ from medvfm_jax.federated.core.errors import BadFederation
 from medvfm_jax.federated.core.personal_parts import leaf_name
 from medvfm_jax.federated.core.records import Tree
 
+DAMPING = 1e-4  # of the squared norm of an update: what a change of it is compared with in ``collinearity``
 _DOWN = re.compile(r"(?:(.*)/)?a(_[^/]*)?")
 
 
@@ -58,9 +59,14 @@ def replace_factors(delta: Tree, pairs: dict[str, Factors]) -> Tree:
 
 def leaves_of_pair(pair: str, factors: Factors) -> dict[str, Array]:
     """Pair "site/ab_q" -> its leaves {"site/a_q": a, "site/b_q": b}."""
+    return dict(zip(names_in_pair(pair), factors, strict=True))
+
+
+def names_in_pair(pair: str) -> tuple[str, str]:
+    """Pair "site/ab_q" -> the names of its leaves ("site/a_q", "site/b_q")."""
     head, _, last = pair.rpartition("/")
-    names = ("/".join(filter(None, [head, kind + last.removeprefix("ab")])) for kind in "ab")
-    return dict(zip(names, factors, strict=True))
+    name_a, name_b = ("/".join(filter(None, [head, kind + last.removeprefix("ab")])) for kind in "ab")
+    return name_a, name_b
 
 
 def names_of_a(delta: Tree) -> frozenset[str]:
@@ -142,6 +148,26 @@ def aggregation_error(deltas: Tree, weights: Array) -> dict[str, Array]:
     whole = sum((product_norm(stack(f, weights)) ** 2).sum() for f in pairs)
     relative = jnp.where(whole > 0, jnp.sqrt(missing / jnp.where(whole > 0, whole, 1)), 0)
     return {"aggregation_error": jnp.sqrt(missing), "aggregation_error_relative": relative}
+
+
+def collinearity(start: Factors, now: Factors) -> Array:
+    """Squared cosine (...) between what the change of a and what the change of b do to the update ``a @ b``.
+
+    <S, L>^2 / ((|S|^2 + d)(|L|^2 + d)) with S = (a - a_0) b_0, L = a_0 (b - b_0) and d = ``DAMPING`` |a_0 b_0|^2, so
+    that changes below a hundredth of the update count softly; 0 where the update is 0.  Products of rank x rank only.
+    """
+    (a, b), (a_0, b_0) = now, start
+    gram_a, gram_b = _gram(a_0), _gram(jnp.swapaxes(b_0, -1, -2))
+    moved_a, moved_b = a - a_0, jnp.swapaxes(b - b_0, -1, -2)
+    inner = ((jnp.swapaxes(a_0, -1, -2) @ moved_a) * jnp.swapaxes(b_0 @ moved_b, -1, -2)).sum((-1, -2))
+    of_a, of_b = (_gram(moved_a) * gram_b).sum((-1, -2)), (gram_a * _gram(moved_b)).sum((-1, -2))
+    damping = DAMPING * (gram_a * gram_b).sum((-1, -2))
+    below = (of_a + damping) * (of_b + damping)
+    return jnp.where(damping > 0, inner**2 / jnp.where(damping > 0, below, 1), 0)
+
+
+def _gram(x: Array) -> Array:
+    return jnp.swapaxes(x, -1, -2) @ x
 
 
 def fair_correction(factors: Factors, weights: Array, ridge: float) -> Array:

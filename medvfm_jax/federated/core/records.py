@@ -125,6 +125,8 @@ class Algorithm(NamedTuple):
             uploads stacked (n, ...) (zeros where none arrived) if it is "stack", as robust rules need.
         reduction: "mean" or "stack".
         measure: (server, uploads stacked, weights (n,)) -> dict of scalars reported with the round, or None.
+        measures_own: whether ``measure`` is also given the clients' states after the round, stacked (n, ...), which no
+            server has: such a measure is for the simulator, and is left out on a network.
         download: (server) -> what a client receives, for counting bits; None: ``server.delta``.
         model: (server, state of a client) -> the delta that this client predicts with; for state None, a client that
             took no part, without the leaves that only clients have.
@@ -147,7 +149,7 @@ class Algorithm(NamedTuple):
     client_update: Callable[..., tuple[Tree, Report]]
     aggregate: Callable[[Server, Tree, Cohort], Server]
     reduction: Reduction = "mean"
-    measure: Callable[[Server, Tree, Array], dict[str, Array]] | None = None
+    measure: Callable[..., dict[str, Array]] | None = None
     download: Callable[[Server], Tree] | None = None
     model: Callable[[Server, Tree], Tree] = lambda server, state: server.delta
     reads: str = ""
@@ -156,6 +158,7 @@ class Algorithm(NamedTuple):
     traffic: Callable[[Server, Tree, Shard], float] | None = None
     weights: Weights = "samples"
     uploads: Literal["change", "model"] = "change"
+    measures_own: bool = False
 
 
 class Codec(NamedTuple):
@@ -265,11 +268,11 @@ class Federation(NamedTuple):
     """A federated run in two pure functions.
 
     Attributes:
-        init: (delta, data) -> (server, clients).
+        init: (delta, data, ids=None) -> (server, clients); ids (n,) uint32 of the clients, None for 0 to n - 1.
         round: (server, clients, data, participation (n,) bool, steps (n, steps) bool or (n,) int, key, dropped=None)
             -> (server, clients, Metrics), jittable; server and clients are pytrees: checkpoint them and go on
             exactly.
     """
 
-    init: Callable[[Tree, Shard], tuple[Server, Client]]
+    init: Callable[..., tuple[Server, Client]]
     round: Callable[..., tuple[Server, Client, Metrics]]

@@ -404,6 +404,8 @@ def _of_arrived(algorithm: Algorithm) -> Algorithm:
         del server, step_mask, key
         return state, jax.tree.map(lambda x: x[0], shard.batches)
 
+    if algorithm.measures_own:  # of states that never leave the hospitals
+        algorithm = algorithm._replace(measure=None, measures_own=False)
     return algorithm._replace(client_update=client_update, init_client=lambda delta, client_id: ())
 
 

@@ -131,14 +131,14 @@ def make_round(
     check_secure(secure, privacy)
     own_noise = secure is not None and secure.noise != "none"
 
-    def init(delta: Tree, data: Shard) -> tuple[Server, Client]:
+    def init(delta: Tree, data: Shard, ids: Array | None = None) -> tuple[Server, Client]:
         received, state = algorithm.init_server(delta)
         dtype = jnp.result_type(float)
         clip = jnp.asarray(privacy.clip if privacy else jnp.inf, dtype)
         sent = () if down is None else down.init(received)
         server = Server(received, jnp.int32(0), state, clip, sent)
         n = data.samples.shape[0]
-        ids = jnp.arange(n, dtype=jnp.uint32)
+        ids = jnp.arange(n, dtype=jnp.uint32) if ids is None else ids
         states = jax.vmap(partial(algorithm.init_client, delta))(ids)
         report = _report_shapes(algorithm, server, states, data)
         if secure is not None:
@@ -243,7 +243,8 @@ def make_round(
         else:
             bound_key = jax.random.fold_in(round_key, _BOUND)
             new = new._replace(clip=next_bound(server.clip, sums.vote, privacy, bound_key))
-        extra = {} if measure is None else measure(server, each.upload, each.weight)
+        seen = (each.client.state,) if algorithm.measures_own else ()
+        extra = {} if measure is None else measure(server, each.upload, each.weight, *seen)
         extra = extra | dict(_divide(sums.measured, sums.one))
         if privacy is not None:
             extra["clipped"] = _divide(0.5 * sums.one - sums.vote, sums.one)  # votes are +-1/2

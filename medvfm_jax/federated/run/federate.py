@@ -38,6 +38,7 @@ from medvfm_jax.train import checkpoint, hooks
 from medvfm_jax.train.assemble import delta_metadata
 from medvfm_jax.train.data_check import about, lines
 from medvfm_jax.train.early_stopping import EarlyStopping
+from medvfm_jax.train.embedding_bank import EmbeddingBank, fill_bank, input_of
 from medvfm_jax.train.embedding_cache import EmbeddingCache, embed, encoder_settings, make_cache
 from medvfm_jax.train.loop import StepEnd, fit
 from medvfm_jax.train.optimizer import make_schedule
@@ -45,6 +46,8 @@ from medvfm_jax.train.task import make_loss, make_overlap
 from medvfm_jax.train.validation import Validation
 from medvfm_jax.types import Batch
 from medvfm_jax.weights import artifacts
+
+_LISTED = 20  # clients that are announced one by one
 
 
 class FederateResult(NamedTuple):
@@ -117,9 +120,13 @@ def _check_names(run: FederatedRun) -> None:
 def _announce(run: FederatedRun, say: Callable[[str], None]) -> None:
     config = run.config
     say(f"{config.model} with {config.preset}, {run.algorithm}: {run.size}")
-    for client in run.clients:
+    for client in run.clients[:_LISTED]:
         holds = f": {counted(len(client.patients), 'patient')}, {client.samples} images or slices to train on"
         say(f"{client.name}{holds if run.tells_all else ' trains'}")
+    if (others := len(run.clients) - _LISTED) > 0:
+        samples = [client.samples for client in run.clients[_LISTED:]]
+        holds = f" with {min(samples)} to {max(samples)} images or slices each" if run.tells_all else ""
+        say(f"and {others} more{holds}")
     if run.source.dataset.annotated:
         say(described(run.source.dataset.annotated))
     for line in lines(run.checked, run.source.split):
@@ -148,16 +155,18 @@ def _train(
     """-> models to keep, rounds made, validation Dice of those models."""
     config, folder = run.config, run.config.out
     cache = _cache(run)
+    bank = None
     if cache is not None:
         display.say("the encoder is frozen: each image is encoded once and its embedding kept")
+        bank = _bank(run, cache, display)
     prepare = functools.partial(embed, cache=cache) if cache else _unchanged
     objective = run.record["resolved"]["objective"]
     asked = {"objective": objective, "cached": cache is not None}
     loss, trained = make_loss(run.adapted, **asked), make_loss(run.adapted, **asked, training=True)
     rate = _rate(config)
     secret = None if run.privacy is None else draw_secret(config.dp_seed)
-    loader = _loader(run, placement, rate, prepare, cached=cache is not None, secret=secret)
-    step = RoundStep(run, trained, placement, prepare, cached=cache is not None)
+    loader = _loader(run, placement, rate, prepare, cached=cache is not None, secret=secret, bank=bank)
+    step = RoundStep(run, trained, placement, prepare, cached=cache is not None, bank=bank)
     state = step.init(next(loader), None if secret is None else secret.key("rounds"))
     loader.set_state(loader.get_state() | {"round": 0})
     stopping = EarlyStopping(patience=0)
@@ -237,6 +246,24 @@ def _cache(run: FederatedRun) -> EmbeddingCache | None:
     return make_cache(encode, settings, config.embeddings, cache_dir(), like=here)
 
 
+def _bank(run: FederatedRun, cache: EmbeddingCache, display: ProgressDisplay) -> EmbeddingBank | None:
+    """The embeddings of all training examples on the device, where the settings ask for it."""
+    if run.config.embeddings != "device":
+        return None
+    every = [example for client in run.clients for example in client.data.train]
+    data = run.clients[0].data
+    bank = fill_bank(
+        every,
+        functools.partial(input_of, data.source.dataset, spec=data.spec),
+        cache,
+        run.config.embeddings_dtype,
+        cache_dir() / "embeddings",
+        track=functools.partial(display.track, title="encoding"),
+    )
+    display.say(bank.describe())
+    return bank
+
+
 def _loader(
     run: FederatedRun,
     placement: CohortPlacement,
@@ -244,6 +271,7 @@ def _loader(
     prepare: Callable[[Batch], Batch],
     cached: bool,
     secret: Secret | None,
+    bank: EmbeddingBank | None,
 ) -> RoundLoader:
     config = run.config
     augment = config.augment
@@ -253,7 +281,10 @@ def _loader(
         )
     rates = run.privacy.rates if config.patient_privacy else None
     multiple = placement.multiple
-    return RoundLoader(run.clients, config, run.steps, rate, prepare, augment, rates, secret, multiple)
+    given = run.clients, config, run.steps, rate
+    if bank is None:
+        return RoundLoader(*given, prepare, augment, rates, secret, multiple)
+    return RoundLoader(*given, _unchanged, augment, rates, secret, multiple, bank.image)
 
 
 def _finish(
@@ -345,11 +376,13 @@ def _score(
 
     keeps = bool(jax.tree.leaves(models.own)) and run.clients[0].name != EVERYBODY
 
+    index_of = run.index_of()
+
     def predictor_of(case: Case) -> Predictor:
-        return of_client(run.index_of(case.site) if jax.tree.leaves(models.own) else None)
+        return of_client(index_of(case.site) if jax.tree.leaves(models.own) else None)
 
     def model(case: Case) -> str:
-        return SHARED_MODEL if run.index_of(case.site) is None else own_model(case.site)
+        return SHARED_MODEL if index_of(case.site) is None else own_model(case.site)
 
     out = config.out / run_directory.SCORES
     names = {case.id: model(case) for case in cases} if keeps else None

@@ -1,8 +1,8 @@
 """Where the arrays of a round live: on one device, or with its clients divided over the devices of a mesh.
 
 Over a mesh the base weights are placed by the rules, the server's state is on every device, and each device has its
-share of the clients that take part; "data" divides the images of a client's step.  The states of all clients wait in
-the host's memory.
+share of the clients that take part; "data" divides the images of a client's step.  Where not all clients come in every
+round, or over a mesh, the states of all of them wait in the host's memory, and only rows of those that come move.
 """
 
 from typing import Any
@@ -84,8 +84,8 @@ class CohortPlacement:
         return Shard(batches, *self.put_rows(shard[1:]))
 
     def put_home(self, tree: Tree) -> Tree:
-        """States of clients -> where those of all clients wait."""
-        return tree if self.mesh is None else jax.device_put(tree, _host(self.mesh))
+        """States of clients -> the host's memory, where those of all clients wait, in arrays that can be written."""
+        return jax.tree.map(_writable, tree)
 
     def results(self) -> Any:
         """Shardings of (server, rows of the clients, what is for everybody) as the round leaves them."""
@@ -98,9 +98,5 @@ class CohortPlacement:
         return jax.tree.map(np.array, tree)
 
 
-def _host(mesh: Mesh) -> jax.Device:
-    """JAX's device for the host's memory, or where a process has none the first of the mesh."""
-    try:
-        return jax.local_devices(backend="cpu")[0]
-    except RuntimeError:
-        return mesh.devices.flat[0]
+def _writable(x: Any) -> np.ndarray:
+    return x if isinstance(x, np.ndarray) and x.flags.writeable else np.array(x)

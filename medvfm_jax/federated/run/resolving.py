@@ -101,10 +101,11 @@ class FederatedRun(NamedTuple):
         """Whether exact numbers about the training data may be shown and recorded."""
         return self.privacy is None or self.config.dp_log_unprotected
 
-    def index_of(self, site: str) -> int | None:
-        """Which client's model a site uses; None: the shared one, as the site took no part."""
-        names = [client.name for client in self.clients]
-        return 0 if names == [EVERYBODY] else names.index(site) if site in names else None
+    def index_of(self) -> Callable[[str], int | None]:
+        """Site -> which client's model it uses; None: the shared one, as the site took no part."""
+        if [client.name for client in self.clients[:2]] == [EVERYBODY]:
+            return lambda site: 0
+        return {client.name: place for place, client in enumerate(self.clients)}.get
 
 
 def resolve(config: FederateConfig, display: ProgressDisplay | None = None) -> FederatedRun:
@@ -169,6 +170,12 @@ def resolve(config: FederateConfig, display: ProgressDisplay | None = None) -> F
             len(clients),
             config.participation,
             algorithm_catalog.outline(entry, options).applies,
+        )
+    if config.embeddings == "device" and not caches_embeddings(config, assembled.delta):
+        raise BadConfig(
+            f"--embeddings device holds what a frozen encoder makes of unchanged images, and here --preset "
+            f"{config.preset} trains inside the encoder or --augment {config.augment} changes them: leave --embeddings "
+            "out, or take a preset that leaves the encoder frozen, like decoder, without --augment."
         )
     encoder = _encoder(config, assembled, display.say)
     tells_all = privacy is None or config.dp_log_unprotected

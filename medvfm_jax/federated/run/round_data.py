@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medvfm_jax.data import Example, make_loader
+from medvfm_jax.data.loader import ImageFn
 from medvfm_jax.federated.core.errors import BadFederation
 from medvfm_jax.federated.core.records import Shard, Tree
 from medvfm_jax.federated.privacy.patient_level import PatientBatch
@@ -60,11 +61,11 @@ def cohort(
 
     Raises BadCase unless ``config.skip_bad``, BadFederation for a client without anything to train on.
     """
-    found = []
+    found, parts = [], {n: _by_site(source, cases) for n, cases in source.split._asdict().items()}
     for name in clients:
         chosen = {
-            n: cases if name == EVERYBODY else _at(source, cases, name)
-            for n, cases in source.split._asdict().items()
+            n: getattr(source.split, n) if name == EVERYBODY else tuple(cases.get(name, ()))
+            for n, cases in parts.items()
         }
         if not chosen["train"]:
             raise BadFederation(
@@ -81,8 +82,11 @@ def cohort(
     return found
 
 
-def _at(source: SplitData, cases: Sequence[str], client: str) -> tuple[str, ...]:
-    return tuple(case for case in cases if source.dataset.case(case).site == client)
+def _by_site(source: SplitData, cases: Sequence[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for case in cases:
+        found.setdefault(source.dataset.case(case).site, []).append(case)
+    return found
 
 
 def cohort_size(count: int, clients: int, independent: bool = False, multiple: int = 1) -> int:
@@ -106,7 +110,8 @@ class RoundLoader:
     steps: local steps of a round.  rate: round -> factor on the learning rate.  prepare: what is done to each batch,
     such as replacing images by cached embeddings.  rates: batches of patients, drawn independently (Poisson) with
     these rates per client, see `privacy.spending.plan`, instead of images in shuffled order.  secret: of a private run.
-    multiple: of which the number of rows is one, for a mesh.
+    multiple: of which the number of rows is one, for a mesh.  image_fn: what a batch has in the place of an example's
+    image, such as its row in a bank of embeddings.
 
     Raises BadFederation for privacy without a secret.
     """
@@ -122,6 +127,7 @@ class RoundLoader:
         rates: Mapping[str, float] | None = None,
         secret: Secret | None = None,
         multiple: int = 1,
+        image_fn: ImageFn | None = None,
     ):
         if (secret is None) != (config.dp_epsilon is None):
             raise BadFederation(
@@ -130,7 +136,7 @@ class RoundLoader:
         self._secret = secret
         self._clients, self._config, self._steps, self._rate = clients, config, steps, rate
         self._prepare, self._augment, self._rates = prepare, augment, rates
-        self._multiple = multiple
+        self._multiple, self._image_fn = multiple, image_fn
         largest = max(len(examples) for client in clients for examples in client.patients.values())
         self._slices = min(config.dp_slices, largest)
         self._round = 0
@@ -257,6 +263,7 @@ class RoundLoader:
             make_loader(
                 data.source.dataset, chosen, data.spec, data.task, batch_size=size, seed=seed,
                 prompts=data.prompts, augment=self._augment, shuffle=False, epochs=1, threads=0,
+                image_fn=self._image_fn,
             )
         )  # fmt: skip
 

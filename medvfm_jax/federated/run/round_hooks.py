@@ -1,12 +1,13 @@
 """What is told and written of each round: numbers of the metrics file, one line for a reader, Dice of every site."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from medvfm_jax.federated.core.client_models import Models, model_of
 from medvfm_jax.federated.run.resolving import FederatedRun
+from medvfm_jax.federated.run.round_data import ClientData
 from medvfm_jax.federated.systems.feddpa import HALF, mix
 from medvfm_jax.train.hooks import Recorder, record_scores, to_file
 from medvfm_jax.train.loop import StepEnd
@@ -37,11 +38,11 @@ def site_validation(
 ) -> Score | None:
     """Return ``score(models)``, None without any validation image.
 
-    -> {"dice" and "loss": mean over sites, "worst": the lowest Dice, "dice/SITE": ...}; every site with the model it
-    uses.  Sites whose prompts are all empty have no Dice and are left out of the mean.
+    -> {"dice" and "loss": mean over the sites looked at, "worst": the lowest Dice, "dice/SITE": ...}; every
+    site with the model it uses.  Sites whose prompts are all empty have no Dice and are left out of the mean.
     """
-    scores = {}
-    for site in run.sites:
+    scores, index_of = {}, run.index_of()
+    for site in looked_at(run):
         data = site.data.validation()
         if data.batches:
             scores[site.name] = make_validation(run.base.params, loss, overlap, data, prepare)
@@ -49,7 +50,7 @@ def site_validation(
         return None
 
     def score(models: Models) -> dict[str, float]:
-        found = {name: of_site(_validated(run, models, name)) for name, of_site in scores.items()}
+        found = {name: of_site(_validated(run, models, index_of(name))) for name, of_site in scores.items()}
         dice = {f"dice/{name}": value["dice"] for name, value in found.items()}
         known = [value for value in dice.values() if np.isfinite(value)]
         losses = [value["loss"] for value in found.values() if np.isfinite(value["loss"])]
@@ -60,9 +61,15 @@ def site_validation(
     return score
 
 
-def _validated(run: FederatedRun, models: Models, site: str) -> Delta:
+def looked_at(run: FederatedRun) -> list[ClientData]:
+    """The sites that a validation looks at: at most ``validation_clients``, evenly spaced."""
+    count = min(run.config.validation_clients, len(run.sites))
+    return [run.sites[i] for i in np.linspace(0, len(run.sites) - 1, count).round().astype(int)]
+
+
+def _validated(run: FederatedRun, models: Models, client: int | None) -> Delta:
     """The model of a site; where images are mixed one by one, the half-half mix of which its local part learns."""
-    delta = model_of(models, run.index_of(site))
+    delta = model_of(models, client)
     return mix(delta, HALF) if run.entry.instance_mixing else delta
 
 
@@ -82,9 +89,8 @@ class RoundLog:
 
     def __call__(self, end: StepEnd) -> None:
         """Write the line."""
-        names = [client.name for client in self._run.clients]
-        run, excluded = self._run, excluded_clients(end.metrics, names)
-        joined = [name for name in names if end.metrics.get(f"joined/{name}") and name not in excluded]
+        run, excluded = self._run, excluded_clients(end.metrics)
+        joined = [name for name in _set(end.metrics, "joined/") if name not in excluded]
         each = {f"loss/{name}": end.metrics[f"loss/{name}"] for name in joined}
         plain = {name: value for name, value in end.metrics.items() if "/" not in name}
         if NO_SUM in plain:
@@ -112,7 +118,7 @@ class RoundLine:
     def __call__(self, end: StepEnd) -> None:
         """Say it."""
         numbers, run = end.metrics, self._run
-        for name in excluded_clients(numbers, [client.name for client in run.clients]):
+        for name in excluded_clients(numbers):
             self._say(f"round {end.step}: {name} left out, {_UNUSABLE[run.secure is not None]}")
         self._bytes = [self._bytes[0] + numbers["upload_bytes"], self._bytes[1] + numbers["download_bytes"]]
         if numbers.get(NO_SUM):
@@ -132,9 +138,14 @@ class RoundLine:
         self._say("  ".join(parts))
 
 
-def excluded_clients(metrics: Mapping[str, float], names: Sequence[str]) -> list[str]:
+def excluded_clients(metrics: Mapping[str, float]) -> list[str]:
     """Clients whose update of a round was not finite; none where a private run does not tell."""
-    return [name for name in names if metrics.get(f"excluded/{name}")]
+    return _set(metrics, "excluded/")
+
+
+def _set(metrics: Mapping[str, float], prefix: str) -> list[str]:
+    """Names of clients whose number with this prefix is not zero, in order."""
+    return [name.removeprefix(prefix) for name, value in metrics.items() if name.startswith(prefix) and value]
 
 
 def _sites(latest: Mapping[str, float]) -> str:

@@ -39,7 +39,9 @@ def one_round(algorithm):
     return server, *after
 
 
-@pytest.mark.parametrize("name", ["fedavg", "fedper", "ffa_lora", "fedsa_lora", "ditto", "scaffold", "local"])
+@pytest.mark.parametrize(
+    "name", ["fedavg", "fedper", "ffa_lora", "fedsa_lora", "iat", "ditto", "scaffold", "local"]
+)
 def test_every_client_has_a_whole_model_and_shares_what_the_algorithm_shares(name):
     entry = ALGORITHMS[name]
     algorithm, start = build(name), cases.delta()
@@ -55,7 +57,8 @@ def test_every_client_has_a_whole_model_and_shares_what_the_algorithm_shares(nam
     site, norm = same["site"], same["norm"]["scale"]
     expected = {
         "fedavg": (True, True, True), "scaffold": (True, True, True), "ffa_lora": (True, True, True),
-        "fedper": (False, False, True), "fedsa_lora": (True, False, True), "ditto": (False, False, False),
+        "fedper": (False, False, True), "fedsa_lora": (True, False, True), "iat": (False, True, True),
+        "ditto": (False, False, False),
         "local": (False, False, False),
     }[name]  # fmt: skip
     assert (site["a"], site["b"], norm) == expected
@@ -102,6 +105,7 @@ def test_local_training_is_plain_training_and_sends_nothing():
     ("name", "uploaded", "trained"),
     [
         ("fedavg", 13, 13), ("moon", 13, 13), ("scaffold", 26, 13), ("ffa_lora", 7, 7), ("fedsa_lora", 9, 13),
+        ("iat", 7, 13),
         ("fedrep", 3, 13), ("local", 0, 13),
     ],
 )  # fmt: skip

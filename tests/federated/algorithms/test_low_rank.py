@@ -11,7 +11,7 @@ import pytest
 
 from medvfm_jax.federated import algorithms as alg
 from medvfm_jax.federated.core.local_training import gradient_of
-from medvfm_jax.federated.core.lora_aggregation import Factors, stack, truncate
+from medvfm_jax.federated.core.lora_aggregation import Factors, collinearity, stack, truncate
 from medvfm_jax.federated.core.records import Algorithm, Shard, Tree
 from tests.federated.quadratics import run
 
@@ -187,3 +187,82 @@ def test_hetlora_pads_lower_ranks_with_zeros_and_prunes_shrinking_tails() -> Non
     _, kept, _ = one_round(alg.hetlora(gradient_of(loss), SGD, prune=0.5))
     assert (np.asarray(pruned.state.rank) == 1).any()
     np.testing.assert_array_equal(kept.state.rank, 2)
+
+
+def two_parts() -> Tree:
+    rng = np.random.default_rng(7)
+    return {
+        name: {
+            "a": jnp.asarray(rng.normal(size=(WIDE, RANK))),
+            "b": jnp.asarray(rng.normal(size=(RANK, OUT))),
+        }
+        for name in ("image_encoder", "mask_decoder")
+    }
+
+
+def loss_of_two(delta: Tree, target: jax.Array, key: jax.Array) -> jax.Array:
+    del key
+    whole = sum(part["a"] @ part["b"] for part in delta.values())
+    return 0.5 * ((whole - target) ** 2).sum()
+
+
+def test_iat_keeps_a_in_the_encoder_and_b_in_the_decoder_and_says_what_averaging_the_others_misses() -> None:
+    algorithm = alg.iat(gradient_of(loss_of_two), SGD, orthogonality=0.0)
+    server, clients, metrics = one_round(algorithm, delta=two_parts())
+    results = []
+    for target in TARGETS:
+        parts = jax.tree.map(np.asarray, two_parts())
+        for _ in range(STEPS):
+            error = sum(p["a"] @ p["b"] for p in parts.values()) - target
+            parts = {
+                n: {"a": p["a"] - 0.1 * error @ p["b"].T, "b": p["b"] - 0.1 * p["a"].T @ error}
+                for n, p in parts.items()
+            }
+        results.append(parts)
+    found = jax.tree.map(lambda *x: np.stack(x), *results)
+    missing = 0.0
+    for part, shared, kept in (("image_encoder", "b", "a"), ("mask_decoder", "a", "b")):
+        mean = np.tensordot(SHARE, found[part][shared], 1)
+        np.testing.assert_allclose(server.delta[part][shared], mean, rtol=1e-10)
+        np.testing.assert_allclose(clients.state[part][kept], found[part][kept], rtol=1e-10)
+        assert server.delta[part][kept] is None
+        after = found[part] | {shared: np.broadcast_to(mean, found[part][shared].shape)}
+        each = [np.einsum("n,nir,nro->io", SHARE, x["a"], x["b"]) for x in (found[part], after)]
+        missing += np.square(each[0] - each[1]).sum()
+    assert float(metrics.extra["aggregation_error"]) == pytest.approx(np.sqrt(missing), rel=1e-9)
+    assert missing > 1e-4
+    assert metrics.upload_bits == N * 64 * RANK * (OUT + WIDE)
+
+
+def test_collinearity_is_the_squared_cosine_of_what_either_factor_does() -> None:
+    rng = np.random.default_rng(3)
+    a_0, b_0 = rng.normal(size=(2, WIDE, RANK)), rng.normal(size=(2, RANK, OUT))
+    a, b = a_0 + rng.normal(size=a_0.shape), b_0 + rng.normal(size=b_0.shape)
+    found = collinearity(Factors(a_0, b_0), Factors(a, b))
+    for i in range(2):
+        of_a, of_b = (a - a_0)[i] @ b_0[i], a_0[i] @ (b - b_0)[i]
+        damping = 1e-4 * np.square(a_0[i] @ b_0[i]).sum()
+        below = (np.square(of_a).sum() + damping) * (np.square(of_b).sum() + damping)
+        assert float(found[i]) == pytest.approx((of_a * of_b).sum() ** 2 / below, rel=1e-12)
+    # Growing both factors changes the update in one direction: the cosine is 1 but for the damping.
+    grown = collinearity(Factors(a_0, b_0), Factors(3 * a_0, 3 * b_0))
+    np.testing.assert_allclose(grown, 1 / (1 + 1e-4 / 4) ** 2, rtol=1e-12)
+    assert not np.any(collinearity(Factors(a_0, 0 * b_0), Factors(a, b)))
+    at_rest = jax.grad(lambda x: collinearity(Factors(a_0, b_0), Factors(x, b_0)).sum())(a_0)
+    assert not np.any(at_rest)
+
+
+def test_the_term_of_iat_makes_the_changes_less_collinear() -> None:
+    found = []
+    for weight in (0.0, 5.0):
+        server, clients, metrics = one_round(
+            alg.iat(gradient_of(loss_of_two), SGD, weight, "mask_decoder.*"), delta=two_parts()
+        )
+        start = two_parts()["image_encoder"]
+        state, b = clients.state["image_encoder"]["a"], server.delta["image_encoder"]["b"]
+        cosines = [
+            float(collinearity(Factors(start["a"], start["b"]), Factors(state[i], b))) for i in range(N)
+        ]
+        found.append(np.mean(cosines))
+        assert np.isfinite(float(metrics.loss))
+    assert found[1] < 0.9 * found[0]

@@ -69,7 +69,7 @@ RELEASED = [
 ]
 # Their server moves by the mean itself, so that its noise is that of the model.
 ADDED = ("fedavg", "fedprox", "fedsharp", "fedavgm", "fedper", "fedbn", "fedrep", "ditto", "fedit", "ffa_lora",
-         "fedsa_lora", "rolora")  # fmt: skip
+         "fedsa_lora", "rolora", "iat")  # fmt: skip
 
 
 def build(name: str) -> Algorithm:

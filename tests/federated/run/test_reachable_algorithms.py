@@ -8,6 +8,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from medvfm_jax.data import make_phantom_dataset
 from medvfm_jax.federated import BadFederation
@@ -38,6 +39,7 @@ CASES: dict[str, dict] = {
     "flexlora": {"algorithm": "flexlora"} | LORA_OF_RANKS,
     "flora": {"algorithm": "flora"} | LORA_OF_RANKS,
     "fedex_lora": {"algorithm": "fedex_lora"} | LORA,
+    "iat": {"algorithm": "iat", "preset": "samed_s", "prompt": "auto", "measure_every": 1},
     "moon": {"algorithm": "moon"},
     "feddf": {"algorithm": "feddf", "set": ("algorithm.server_steps=2",)},
     "cagrad": {"algorithm": "cagrad"},
@@ -107,6 +109,7 @@ def test_it_runs_and_what_it_leaves_can_be_evaluated(name, cells, tmp_path):
         )
         assert not np.array_equal(*(jax.tree.leaves(kept["head"])[0] for kept in own.values()))
     elif name in (
+        "iat",
         "fedhca2",
         "clustered",
         "fedbone",
@@ -123,6 +126,15 @@ def test_it_runs_and_what_it_leaves_can_be_evaluated(name, cells, tmp_path):
     else:
         again = evaluate(EvaluateConfig(run=result.folder, out=tmp_path / "scores.json"))
         assert again["cases"] == scores["cases"]
+    if name == "iat":
+        own = artifacts.load_delta(result.personal)[0]["dark"]
+        kept = (
+            {leaf[-1] for leaf in flatten_dict(own["lora"])},
+            {leaf[-1] for leaf in flatten_dict(own["decoder_lora"])},
+        )
+        assert kept == ({"a_q", "a_v"}, {"b"})
+        # b is zero at the start, so the one step of the first round moves no a: there is nothing to miss yet.
+        assert lines[0]["aggregation_error"] == 0 < lines[1]["aggregation_error"]
     if name in ("flora", "fedex_lora"):
         pairs = factors_of(delta)
         grown = [np.linalg.matrix_rank(product(f), tol=1e-9) for n, f in pairs.items() if "_increment/" in n]

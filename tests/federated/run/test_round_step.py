@@ -17,6 +17,7 @@ from medvfm_jax.federated.run.resolving import resolve
 from medvfm_jax.federated.run.round_data import RoundLoader
 from medvfm_jax.federated.run.round_step import RoundStep
 from medvfm_jax.parallel import RULES, make_mesh
+from medvfm_jax.train.loop import numbers_of
 from tests.federated.small_federation import build_models_once, small
 
 CLIENTS = 4
@@ -100,9 +101,10 @@ def test_rounds_of_any_cohort_need_few_programs_load_who_comes_and_consume_the_s
             if any((x[i] != y[i]).any() for x, y in zip(before, leaves(state.clients.state), strict=True))
         ]  # fmt: skip
         assert moved == who
-        names = [f"client_{i}" for i in range(CLIENTS)]
-        assert [i for i, name in enumerate(names) if numbers[f"joined/{name}"]] == who
-        assert [i for i, name in enumerate(names) if numbers[f"loss/{name}"] > 0] == who
+        names, told = [f"client_{i}" for i in range(CLIENTS)], numbers_of(numbers)
+        assert [i for i, name in enumerate(names) if told.get(f"joined/{name}")] == who
+        assert [i for i, name in enumerate(names) if told.get(f"loss/{name}", 0) > 0] == who
+        assert not any(name.startswith("excluded/") for name in told)
         assert any((x != y).any() for x, y in zip(server, leaves(state.server.delta), strict=True))
     assert step._round._cache_size() <= 2  # cohorts of one and of two
 
@@ -138,7 +140,7 @@ def test_over_a_mesh_three_of_four_clients_give_the_numbers_of_one_device(cells,
             start = step.init(data) if state is None else jax.tree.map(jnp.array, state)
             state, numbers = step(start, data)
             state = jax.device_get(state)
-        found[name] = step.models(state), state.server, state.clients, numbers
+        found[name] = step.models(state), state.server, state.clients, numbers_of(numbers)
     for a, b in zip(*map(jax.tree.leaves, found.values()), strict=True):
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-5, atol=1e-7)
 
