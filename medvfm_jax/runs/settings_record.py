@@ -7,7 +7,10 @@ from typing import Any
 
 # Settings that do not change what a run computes.
 FREE_TO_CHANGE = ("resume", "out", "placement", "keep", "measure_every", "checked")
-BEFORE_IT_EXISTED = {"base_dtype": "float32", "checkpoints": "whole"}  # what all runs without the setting had
+# What all runs without the setting had; validation looked at all clients, of which few runs had more.
+BEFORE_IT_EXISTED = {
+    "base_dtype": "float32", "checkpoints": "whole", "embeddings_dtype": "float32", "validation_clients": 100,
+}  # fmt: skip
 RESOLVED = "resolved"  # what data, weights and defaults made of the settings
 _PLACES = (
     "data",

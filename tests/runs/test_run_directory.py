@@ -11,7 +11,8 @@ import pytest
 from medvfm_jax.runs import run_directory as runs
 from medvfm_jax.runs.run_directory import RunError, RunExists, RunInUse
 from medvfm_jax.runs.settings_record import BEFORE_IT_EXISTED
-from medvfm_jax.settings import AdaptConfig
+from medvfm_jax.settings import AdaptConfig, FederateConfig
+from medvfm_jax.settings.records import to_json
 
 
 def test_a_second_process_is_refused_and_a_dead_one_holds_nothing(tmp_path):
@@ -120,8 +121,8 @@ def test_an_option_that_came_later_stands_in_the_way_only_when_it_is_on(tmp_path
         RunExists, match=r"started with base_dtype='float32', now it is 'bfloat16';.*\(1 differ\)"
     ):
         runs.claim(tmp_path, later | {"base_dtype": "bfloat16"}, resume=True)
-    other = AdaptConfig(data="d")
-    assert {name: getattr(other, name) for name in BEFORE_IT_EXISTED} == BEFORE_IT_EXISTED, "the defaults"
+    defaults = to_json(AdaptConfig(data="d")) | to_json(FederateConfig(data="d"))
+    assert {name: defaults[name] for name in BEFORE_IT_EXISTED} == BEFORE_IT_EXISTED
 
 
 def test_a_run_of_a_version_with_options_in_lists_of_their_own_is_continued_with_the_same_options(tmp_path):
