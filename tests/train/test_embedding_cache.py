@@ -36,7 +36,7 @@ def test_each_image_is_encoded_once():
 
 @pytest.mark.parametrize("limit", [0, 2 * SIZE])
 def test_what_does_not_fit_into_memory_goes_to_disk_and_outlives_the_process(tmp_path, limit, monkeypatch):
-    monkeypatch.setattr(embedding_cache, "_DISK_RESERVE", 0)
+    monkeypatch.setattr(embedding_cache, "DISK_RESERVE", 0)
     cache = EmbeddingCache(encode, "base", tmp_path, limit)
     expected = [np.asarray(cache(image)) for image in IMAGES]
     on_disk = len(list(tmp_path.rglob("*.npy")))
@@ -51,7 +51,7 @@ def test_what_does_not_fit_into_memory_goes_to_disk_and_outlives_the_process(tmp
 
 
 def test_a_full_disk_costs_time_only(tmp_path, monkeypatch):
-    monkeypatch.setattr(embedding_cache, "_DISK_RESERVE", 1 << 60)
+    monkeypatch.setattr(embedding_cache, "DISK_RESERVE", 1 << 60)
     cache = EmbeddingCache(encode, "base", tmp_path, 0)
     for _ in range(2):
         np.testing.assert_array_equal(cache(IMAGES[0]), encode(IMAGES[0]))
@@ -59,7 +59,7 @@ def test_a_full_disk_costs_time_only(tmp_path, monkeypatch):
 
 
 def test_a_damaged_file_is_computed_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(embedding_cache, "_DISK_RESERVE", 0)
+    monkeypatch.setattr(embedding_cache, "DISK_RESERVE", 0)
     EmbeddingCache(encode, "base", tmp_path, 0)(IMAGES[0])
     (path,) = tmp_path.rglob("*.npy")
     path.write_bytes(path.read_bytes()[:-10])
@@ -73,7 +73,7 @@ def flipped(data, k):
 
 
 def test_every_flipped_bit_and_every_cut_is_noticed_counted_and_computed_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(embedding_cache, "_DISK_RESERVE", 0)
+    monkeypatch.setattr(embedding_cache, "DISK_RESERVE", 0)
     whole = EmbeddingCache(encode, "base", tmp_path, 0)
     expected = whole(IMAGES[0])
     assert whole.describe_damage() is None
@@ -97,7 +97,7 @@ def test_every_flipped_bit_and_every_cut_is_noticed_counted_and_computed_again(t
 
 def test_an_embedding_of_another_image_is_noticed(tmp_path, monkeypatch):
     """Files that were exchanged: each is whole, and belongs to the other key."""
-    monkeypatch.setattr(embedding_cache, "_DISK_RESERVE", 0)
+    monkeypatch.setattr(embedding_cache, "DISK_RESERVE", 0)
     cache = EmbeddingCache(encode, "base", tmp_path, 0)
     for image in IMAGES[:2]:
         cache(image)
@@ -112,7 +112,7 @@ def test_an_embedding_of_another_image_is_noticed(tmp_path, monkeypatch):
 
 
 def test_a_folder_where_an_embedding_belongs_costs_time_only(tmp_path, monkeypatch):
-    monkeypatch.setattr(embedding_cache, "_DISK_RESERVE", 0)
+    monkeypatch.setattr(embedding_cache, "DISK_RESERVE", 0)
     EmbeddingCache(encode, "base", tmp_path, 0)(IMAGES[0])
     (path,) = tmp_path.rglob("*.npy")
     path.unlink()
@@ -123,7 +123,7 @@ def test_a_folder_where_an_embedding_belongs_costs_time_only(tmp_path, monkeypat
 
 
 def test_what_a_killed_process_was_writing_is_cleared_away(tmp_path, monkeypatch):
-    monkeypatch.setattr(embedding_cache, "_DISK_RESERVE", 0)
+    monkeypatch.setattr(embedding_cache, "DISK_RESERVE", 0)
     cache = EmbeddingCache(encode, "base", tmp_path, 0)
     cache(IMAGES[0])
     (path,) = tmp_path.rglob("*.npy")
@@ -136,7 +136,7 @@ def test_what_a_killed_process_was_writing_is_cleared_away(tmp_path, monkeypatch
 
 
 def test_tiers(tmp_path, monkeypatch):
-    monkeypatch.setattr(embedding_cache, "_DISK_RESERVE", 0)
+    monkeypatch.setattr(embedding_cache, "DISK_RESERVE", 0)
     for tier, files in [("memory", 0), ("auto", 0), ("disk", 1)]:
         make_cache(encode, tier, tier, tmp_path)(IMAGES[0])
         assert len(list(tmp_path.rglob("*.npy"))) == files
@@ -164,7 +164,7 @@ def test_a_cached_loader_changes_the_images_only():
 
 
 def test_a_whole_file_with_an_array_of_another_shape_or_type_is_computed_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(embedding_cache, "_DISK_RESERVE", 0)
+    monkeypatch.setattr(embedding_cache, "DISK_RESERVE", 0)
     expected = EmbeddingCache(encode, "base", tmp_path, 0)(IMAGES[0])
     (path,) = tmp_path.rglob("*.npy")
     cache = EmbeddingCache(encode, "base", tmp_path, 0)
@@ -177,7 +177,7 @@ def test_a_whole_file_with_an_array_of_another_shape_or_type_is_computed_again(t
 
 
 def test_a_pipe_or_a_file_in_the_place_of_the_folder_costs_time_only_and_is_said(tmp_path, monkeypatch):
-    monkeypatch.setattr(embedding_cache, "_DISK_RESERVE", 0)
+    monkeypatch.setattr(embedding_cache, "DISK_RESERVE", 0)
     expected = EmbeddingCache(encode, "base", tmp_path / "a", 0)(IMAGES[0])
     (path,) = tmp_path.rglob("*.npy")
     path.unlink()

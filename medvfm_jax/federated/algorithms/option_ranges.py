@@ -43,7 +43,7 @@ RANGES: Mapping[str, Range] = {
     "layers": _COUNT, "diversity": _NOT_NEGATIVE, "c": Range(0, 1, open_most=True), "start": Range(0, 1),
     "hyper_rate": _NOT_NEGATIVE, "rate": _NOT_NEGATIVE, "decay": _NOT_NEGATIVE,
     "stationary": _NOT_NEGATIVE, "moving": _NOT_NEGATIVE, "threshold": Range(-1, 1),
-    "orthogonality": _NOT_NEGATIVE,
+    "orthogonality": _NOT_NEGATIVE, "asymmetry": _NOT_NEGATIVE,
 }  # fmt: skip
 
 
