@@ -29,7 +29,7 @@ from medvfm_jax.distill.inversion import (
     statistics_loss,
     total_variation,
 )
-from medvfm_jax.distill.teacher import Teacher, open_teacher, prompt_of
+from medvfm_jax.distill.teacher import Teacher, is_compressed, open_teacher, prompt_of
 from medvfm_jax.images.writing import write_atomically
 from medvfm_jax.runs import run_directory
 from medvfm_jax.runs.progress import ProgressDisplay
@@ -76,6 +76,11 @@ def generate(config: GenerateConfig, display: ProgressDisplay | None = None) -> 
         https://arxiv.org/abs/2204.12997 (DearKD)
     """
     display = display or ProgressDisplay()
+    if is_compressed(config.teacher):
+        raise NotInvertible(
+            f"{config.teacher} is compressed: the numbers of its batch norms are not in its file; give the run that it "
+            "was made from."
+        )
     prompt = prompt_of(config.teacher)
     run_directory.refuse_existing(config.out, config.resume)
     with run_directory.locked(config.out):
@@ -129,11 +134,6 @@ def generate(config: GenerateConfig, display: ProgressDisplay | None = None) -> 
 def _check(teacher: Teacher) -> None:
     """Raise NotInvertible for a model that pictures cannot be made from."""
     spec = teacher.spec
-    if teacher.merged is None:
-        raise NotInvertible(
-            f"The teacher, {teacher.name}, is compressed: the numbers of its batch norms are not in its file; give the "
-            "run that it was made from."
-        )
     if spec.rank != 2:
         raise NotInvertible(f"{teacher.name} sees volumes; generate makes pictures, for models of pictures.")
     if spec.distance_map:

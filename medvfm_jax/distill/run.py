@@ -17,7 +17,7 @@ from medvfm_jax.distill.companions import AVERAGE, PARTNER, left_of, with_averag
 from medvfm_jax.distill.inherit import Inherited, NothingInherited, inherit
 from medvfm_jax.distill.objective import Encode, Lessons, Networks, make_loss, only_trained
 from medvfm_jax.distill.record import Stage
-from medvfm_jax.distill.teacher import Teacher, open_teacher, prompt_of, spec_before
+from medvfm_jax.distill.teacher import Teacher, is_compressed, open_teacher, prompt_of, spec_before
 from medvfm_jax.distill.terms import OF_PROMPTS, Sizes
 from medvfm_jax.distill.terms.embeddings import AFFINITY_SIDE
 from medvfm_jax.distill.terms.record import pooled
@@ -70,6 +70,11 @@ def distill(config: DistillConfig, display: ProgressDisplay | None = None) -> Ru
 def _resolve(
     config: DistillConfig, stages: tuple[Stage, ...], placement: Placement, display: ProgressDisplay
 ) -> Run:
+    if config.start == "teacher" and is_compressed(config.teacher):
+        raise TeacherMismatch(
+            f"{config.teacher} is compressed: it holds no numbers that a student could start with; give the run that "
+            "it was made from as --teacher, or --start random."
+        )
     prompt = prompt_of(config.teacher)
     theirs, ours = spec_before(config.teacher), entry_of(config.student).spec
     if theirs.rank == ours.rank == 2:  # of a model of volumes settings decide what it sees
@@ -78,11 +83,6 @@ def _resolve(
     teacher = open_teacher(
         config.teacher, dtype=config.dtype, weights=config.teacher_weights, offline=config.offline
     )
-    if teacher.merged is None and config.start == "teacher":
-        raise TeacherMismatch(
-            f"{config.teacher} is compressed: it holds no numbers that a student could start with; give the run that "
-            "it was made from as --teacher, or --start random."
-        )
     _check(teacher, run)
     _check_terms(stages, run)
     stages = _asked_once_without_points(stages, run, display)

@@ -70,6 +70,14 @@ def spec_before(teacher: str) -> ModelSpec:
     return entry_of(name).spec
 
 
+def is_compressed(teacher: str) -> bool:
+    """Whether a teacher is a run whose file holds no numbers of a whole model; raises MedvfmError for no run."""
+    if _is_model(teacher):
+        return False
+    run_directory.finished(Path(teacher))
+    return artifacts.COMPRESSION in artifacts.read_metadata(Path(teacher) / run_directory.DELTA)
+
+
 def open_teacher(teacher: str, *, dtype: str, weights: Path | None = None, offline: bool = False) -> Teacher:
     """Load a teacher.
 
