@@ -1,7 +1,7 @@
 """How far each layer of encoders looks by attention."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -13,8 +13,7 @@ from medvfm_jax.images import preprocess
 from medvfm_jax.models.attention import with_operands
 from medvfm_jax.settings.analyze import AttentionDistanceConfig
 from medvfm_jax.theory.attention_distance import attention_distance, grid_side, uniform_distance
-from medvfm_jax.theory.runs.pictures import open_encoder, open_sample
-from medvfm_jax.theory.runs.receptive_field import pictures_of_noise
+from medvfm_jax.theory.runs.pictures import open_encoders
 from medvfm_jax.train.dense_encoder import BadFeatures, DenseEncoder
 
 
@@ -84,20 +83,17 @@ def analyze_attention_distance(
         BadFeatures: an encoder without attention over a grid, or with attention that is not finite.
         MedvfmError: settings, data or weights that do not fit.
     """
-    sample = open_sample(config, say) if config.data is not None else None
-    encoders, models = {name: open_encoder(name, config.offline) for name in config.models}, []
-    for name, encoder in encoders.items():
+    encoders, models = open_encoders(config, say), []
+    for name, (encoder, pictures) in encoders.each.items():
         start = time.monotonic()
-        pictures = sample.pictures if sample else pictures_of_noise(encoder, config.cases, config.seed)
         say(f"{name}: attention of {len(pictures)} pictures")
         layers, left_out = _measured(name, encoder, pictures)
         models.append(AttentionDistance(name, layers, left_out, time.monotonic() - start))
-    images = len(sample.pictures) if sample else config.cases
-    return AttentionDistanceResult(sample.dataset.name if sample else "", images, tuple(models))
+    return AttentionDistanceResult(encoders.data, encoders.images, tuple(models))
 
 
 def _measured(
-    name: str, encoder: DenseEncoder, pictures: list[NDArray]
+    name: str, encoder: DenseEncoder, pictures: Sequence[NDArray]
 ) -> tuple[tuple[AttentionLayer, ...], int]:
     shapes: list[tuple[int, ...]] = []
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+import numpy as np
 from numpy.typing import NDArray
 
 from medvfm_jax.data import Dataset
@@ -11,7 +12,7 @@ from medvfm_jax.distill.teacher import open_teacher
 from medvfm_jax.few_shot.dense_features import load_encoder, pictures_of
 from medvfm_jax.printable import counted
 from medvfm_jax.runs.progress import ProgressDisplay
-from medvfm_jax.settings.analyze.pictures import PicturesConfig
+from medvfm_jax.settings.analyze.pictures import EncodersConfig, PicturesConfig
 from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.train.data_check import check_split
 from medvfm_jax.train.dense_encoder import DenseEncoder
@@ -54,6 +55,40 @@ def open_sample(config: PicturesConfig, say: Callable[[str], None], *, at_least:
     chosen = tuple(spread(cases, wanted))
     found = [pictures_of(source.dataset, case, slices=1)[0] for case in chosen]
     return Sample(source.dataset, chosen, tuple(p for p, _ in found), tuple(label for _, label in found))
+
+
+class Encoders(NamedTuple):
+    """Encoders, and the pictures that each is looked at on.
+
+    Attributes:
+        data: name of the dataset, "" for pictures of noise.
+        images: pictures of each.
+        each: name -> (encoder, its pictures (H, W, C)); those of noise are as large as its input.
+    """
+
+    data: str
+    images: int
+    each: dict[str, tuple[DenseEncoder, Sequence[NDArray]]]
+
+
+def open_encoders(config: EncodersConfig, say: Callable[[str], None]) -> Encoders:
+    """The encoders of ``config.models`` on pictures of its data, or without data on the same noise for each size.
+
+    Raises:
+        BadConfig: fewer than four cases, a model of volumes, or one without published weights.
+        MedvfmError: data, weights or a run that cannot be read.
+    """
+    sample = open_sample(config, say) if config.data is not None else None
+    found = {name: open_encoder(name, config.offline) for name in config.models}
+    if sample is not None:
+        each = {name: (encoder, sample.pictures) for name, encoder in found.items()}
+        return Encoders(sample.dataset.name, len(sample.pictures), each)
+    each = {}
+    for name, encoder in found.items():
+        rng = np.random.default_rng(config.seed)
+        size = encoder.spec.input_shape
+        each[name] = encoder, [rng.integers(0, 256, size, np.uint8) for _ in range(config.cases)]
+    return Encoders("", config.cases, each)
 
 
 def training_cases(

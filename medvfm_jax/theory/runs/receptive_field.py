@@ -1,7 +1,7 @@
 """How much of a picture the middle of an encoder's map depends on."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from medvfm_jax.images import preprocess
 from medvfm_jax.settings.analyze import ReceptiveFieldConfig
 from medvfm_jax.theory.receptive_field import Extent, extent, squared_gradient
-from medvfm_jax.theory.runs.pictures import open_encoder, open_sample
+from medvfm_jax.theory.runs.pictures import open_encoders
 from medvfm_jax.train.dense_encoder import BadFeatures, DenseEncoder, on_picture
 
 
@@ -65,11 +65,9 @@ def analyze_receptive_field(
         BadFeatures: derivatives that are all 0 or not finite.
         MedvfmError: settings, data or weights that do not fit.
     """
-    sample = open_sample(config, say) if config.data is not None else None
-    encoders, models = {name: open_encoder(name, config.offline) for name in config.models}, []
-    for name, encoder in encoders.items():
+    encoders, models = open_encoders(config, say), []
+    for name, (encoder, pictures) in encoders.each.items():
         start = time.monotonic()
-        pictures = sample.pictures if sample else pictures_of_noise(encoder, config.cases, config.seed)
         say(f"{name}: derivatives of {len(pictures)} pictures")
         try:
             field, error = _measured(encoder, pictures, config)
@@ -77,18 +75,11 @@ def analyze_receptive_field(
             raise BadFeatures(f"{name} has no receptive field: {failure}; check its weights.") from failure
         side, stride = encoder.spec.input_size, encoder.spec.input_shape[0] / encoder.spec.logits_shape[0]
         models.append(ReceptiveField(name, side, stride, field, error, time.monotonic() - start))
-    images = len(sample.pictures) if sample else config.cases
-    return ReceptiveFieldResult(sample.dataset.name if sample else "", images, tuple(models))
-
-
-def pictures_of_noise(encoder: DenseEncoder, count: int, seed: int) -> list[NDArray]:
-    """Pictures of independent numbers, as large as the encoder's input."""
-    rng = np.random.default_rng(seed)
-    return [rng.integers(0, 256, encoder.spec.input_shape, np.uint8) for _ in range(count)]
+    return ReceptiveFieldResult(encoders.data, encoders.images, tuple(models))
 
 
 def _measured(
-    encoder: DenseEncoder, pictures: list[NDArray], config: ReceptiveFieldConfig
+    encoder: DenseEncoder, pictures: Sequence[NDArray], config: ReceptiveFieldConfig
 ) -> tuple[Extent, Extent]:
     """Of the mean over pictures, and standard errors by leaving out one picture after the other."""
 

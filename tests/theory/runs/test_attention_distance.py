@@ -9,7 +9,7 @@ from medvfm_jax import weights
 from medvfm_jax.settings import BadConfig
 from medvfm_jax.settings.analyze import AttentionDistanceConfig
 from medvfm_jax.theory import analyze_attention_distance
-from medvfm_jax.theory.runs import attention_distance as module
+from medvfm_jax.theory.runs import pictures
 from medvfm_jax.train.dense_encoder import BadFeatures, DenseEncoder
 
 
@@ -24,7 +24,7 @@ def test_without_queries_and_positions_attention_is_the_same_everywhere(name, gr
         return jnp.zeros_like(leaf) if of_attention else leaf
 
     encoder = DenseEncoder(model, jax.tree_util.tree_map_with_path(silent, params))
-    monkeypatch.setattr(module, "open_encoder", lambda name, offline: encoder)
+    monkeypatch.setattr(pictures, "open_encoder", lambda name, offline: encoder)
     found = analyze_attention_distance(AttentionDistanceConfig(models=(name,), cases=4))
     (one,) = found.models
     assert [(layer.side, layer.windows) for layer in one.layers] == grids
