@@ -12,12 +12,10 @@ from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping
-from flwr.simulation import run_simulation
 
 from experiments.benchmarks import federated_adapter_problem as given
 from experiments.benchmarks import federated_adapter_torch as peer
-from experiments.benchmarks import federated_problem
-from experiments.benchmarks.federated_flower import ChosenClients
+from experiments.benchmarks.federated_flower import ChosenClients, play, simulate
 
 
 def main() -> None:
@@ -40,37 +38,14 @@ def main() -> None:
     @server_app.main()
     def serve(grid, context):
         model = peer.Adapted(folder, problem.cached)
-        arrays = ArrayRecord(model.state_dict())
-        strategy = ChosenClients(
-            lambda number: federated_problem.chosen(number, clients, problem.cohort),
-            fraction_train=problem.cohort / clients,
-            fraction_evaluate=0.0,
-            min_train_nodes=problem.cohort,
-            min_available_nodes=clients,
-        )
+        strategy = ChosenClients(clients, problem.cohort)
         if problem.private:
             strategy = DifferentialPrivacyServerSideFixedClipping(
                 strategy, given.NOISE, given.CLIP, problem.cohort
             )
+        play(grid, model, strategy, lambda model: peer.evaluate(model, folder), peer.outputs)
 
-        def current():
-            model.load_state_dict(arrays.to_torch_state_dict())
-            return model
-
-        for _ in federated_problem.turns(
-            lambda: peer.evaluate(current(), folder), lambda: peer.outputs(current())
-        ):
-            arrays = strategy.start(grid, arrays, num_rounds=1).arrays
-
-    run_simulation(
-        server_app,
-        client_app,
-        num_supernodes=clients,
-        backend_config={
-            "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
-            "init_args": {"num_cpus": problem.threads, "include_dashboard": False},
-        },
-    )
+    simulate(server_app, client_app, clients, problem.threads)
 
 
 if __name__ == "__main__":

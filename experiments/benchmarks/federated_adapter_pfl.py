@@ -6,12 +6,8 @@ Run by the benchmark in an environment of its own.  Users are datasets of tensor
 import types
 
 import torch
-from pfl.aggregate.simulate import SimulatedBackend
 from pfl.aggregate.weighting import WeightByDatapoints, WeightByUser
-from pfl.algorithm.base import NNAlgorithmParams
-from pfl.algorithm.federated_averaging import FederatedAveraging
 from pfl.data.federated_dataset import FederatedDataset
-from pfl.hyperparam import NNEvalHyperParams, NNTrainHyperParams
 from pfl.metrics import Weighted
 from pfl.model.pytorch import PyTorchModel
 from pfl.privacy.gaussian_mechanism import GaussianMechanism
@@ -20,7 +16,7 @@ from pfl.privacy.privacy_mechanism import CentrallyAppliedPrivacyMechanism
 from experiments.benchmarks import federated_adapter_problem as given
 from experiments.benchmarks import federated_adapter_torch as peer
 from experiments.benchmarks import federated_problem
-from experiments.benchmarks.federated_pfl import MANY, Turns
+from experiments.benchmarks.federated_pfl import MANY, average
 
 
 def main() -> None:
@@ -43,21 +39,7 @@ def main() -> None:
     if problem.private:
         steps = [WeightByUser(), CentrallyAppliedPrivacyMechanism(GaussianMechanism(given.CLIP, given.NOISE))]
     rounds = federated_problem.turns(lambda: peer.evaluate(module, folder), lambda: peer.outputs(module))
-    FederatedAveraging().run(
-        algorithm_params=NNAlgorithmParams(
-            central_num_iterations=MANY,
-            evaluation_frequency=MANY,
-            train_cohort_size=problem.cohort,
-            val_cohort_size=0,
-        ),
-        backend=SimulatedBackend(training_data=data, val_data=data, postprocessors=steps),
-        model=model,
-        model_train_params=NNTrainHyperParams(
-            local_num_epochs=1, local_learning_rate=given.RATE, local_batch_size=given.BATCH
-        ),
-        model_eval_params=NNEvalHyperParams(local_batch_size=None),
-        callbacks=[Turns(rounds)],
-    )
+    average(problem.cohort, data, steps, model, rounds, given.RATE, given.BATCH)
 
 
 @torch.no_grad()

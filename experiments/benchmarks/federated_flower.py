@@ -19,11 +19,16 @@ from experiments.benchmarks import federated_torch
 
 
 class ChosenClients(FedAvg):
-    """FedAvg whose messages name the client to play."""
+    """FedAvg of a cohort of all clients, whose messages name the client to play."""
 
-    def __init__(self, chosen, **options):
-        super().__init__(**options)
-        self.chosen, self.number = chosen, 0
+    def __init__(self, clients, cohort):
+        super().__init__(
+            fraction_train=cohort / clients,
+            fraction_evaluate=0.0,
+            min_train_nodes=cohort,
+            min_available_nodes=clients,
+        )
+        self.chosen, self.number = lambda number: given.chosen(number, clients, cohort), 0
 
     def configure_train(self, server_round, arrays, config, grid):
         """Train messages of one round."""
@@ -34,6 +39,31 @@ class ChosenClients(FedAvg):
         ):
             message.content = RecordDict({"arrays": arrays, "config": ConfigRecord({"client": int(row)})})
             yield message
+
+
+def play(grid, model, strategy, evaluate, outputs) -> None:
+    """Rounds as the benchmark asks for them, from the model's weights; evaluate and outputs take the model."""
+    arrays = ArrayRecord(model.state_dict())
+
+    def current():
+        model.load_state_dict(arrays.to_torch_state_dict())
+        return model
+
+    for _ in given.turns(lambda: evaluate(current()), lambda: outputs(current())):
+        arrays = strategy.start(grid, arrays, num_rounds=1).arrays
+
+
+def simulate(server_app, client_app, clients: int, threads: int) -> None:
+    """Flower's simulation, one CPU for each actor."""
+    run_simulation(
+        server_app,
+        client_app,
+        num_supernodes=clients,
+        backend_config={
+            "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+            "init_args": {"num_cpus": threads, "include_dashboard": False},
+        },
+    )
 
 
 def main() -> None:
@@ -56,34 +86,12 @@ def main() -> None:
     @server_app.main()
     def serve(grid, context):
         model = federated_torch.build(problem)
-        arrays = ArrayRecord(model.state_dict())
-        strategy = ChosenClients(
-            lambda number: given.chosen(number, clients, problem.cohort),
-            fraction_train=problem.cohort / clients,
-            fraction_evaluate=0.0,
-            min_train_nodes=problem.cohort,
-            min_available_nodes=clients,
-        )
+        play(
+            grid, model, ChosenClients(clients, problem.cohort),
+            lambda model: federated_torch.evaluate(model, problem.folder), federated_torch.outputs,
+        )  # fmt: skip
 
-        def current():
-            model.load_state_dict(arrays.to_torch_state_dict())
-            return model
-
-        for _ in given.turns(
-            lambda: federated_torch.evaluate(current(), problem.folder),
-            lambda: federated_torch.outputs(current()),
-        ):
-            arrays = strategy.start(grid, arrays, num_rounds=1).arrays
-
-    run_simulation(
-        server_app,
-        client_app,
-        num_supernodes=clients,
-        backend_config={
-            "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
-            "init_args": {"num_cpus": problem.threads, "include_dashboard": False},
-        },
-    )
+    simulate(server_app, client_app, clients, problem.threads)
 
 
 if __name__ == "__main__":

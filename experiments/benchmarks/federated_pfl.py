@@ -41,6 +41,25 @@ class Turns(TrainingProcessCallback):
         return stop, Metrics()
 
 
+def average(cohort, data, steps, model, rounds, rate: float, batch: int) -> None:
+    """FedAvg as the benchmark asks for its rounds; steps: what is done to the updates before they are added."""
+    FederatedAveraging().run(
+        algorithm_params=NNAlgorithmParams(
+            central_num_iterations=MANY,
+            evaluation_frequency=MANY,
+            train_cohort_size=cohort,
+            val_cohort_size=0,
+        ),
+        backend=SimulatedBackend(training_data=data, val_data=data, postprocessors=steps),
+        model=model,
+        model_train_params=NNTrainHyperParams(
+            local_num_epochs=1, local_learning_rate=rate, local_batch_size=batch
+        ),
+        model_eval_params=NNEvalHyperParams(local_batch_size=None),
+        callbacks=[Turns(rounds)],
+    )
+
+
 def main() -> None:
     problem = given.from_command_line()
     torch.set_num_threads(problem.threads)
@@ -53,25 +72,10 @@ def main() -> None:
 
     users = (int(i) for number in range(MANY) for i in given.chosen(number, len(images), problem.cohort))
     data = FederatedDataset.from_slices(list(zip(images, labels)), lambda: next(users))
-    backend = SimulatedBackend(training_data=data, val_data=data, postprocessors=[WeightByDatapoints()])
     rounds = given.turns(
         lambda: federated_torch.evaluate(module, problem.folder), lambda: federated_torch.outputs(module)
     )
-    FederatedAveraging().run(
-        algorithm_params=NNAlgorithmParams(
-            central_num_iterations=MANY,
-            evaluation_frequency=MANY,
-            train_cohort_size=problem.cohort,
-            val_cohort_size=0,
-        ),
-        backend=backend,
-        model=model,
-        model_train_params=NNTrainHyperParams(
-            local_num_epochs=1, local_learning_rate=given.RATE, local_batch_size=given.BATCH
-        ),
-        model_eval_params=NNEvalHyperParams(local_batch_size=None),
-        callbacks=[Turns(rounds)],
-    )
+    average(problem.cohort, data, [WeightByDatapoints()], model, rounds, given.RATE, given.BATCH)
 
 
 def _loss(self, images, labels):

@@ -103,7 +103,7 @@ def analyze_rates(config: RatesConfig, say: Callable[[str], None] = lambda text:
     codecs, private = [], []
     for preset in config.presets:
         delta = trained_shapes(config, preset)
-        numbers = sum(leaf.size for leaf in jax.tree.leaves(delta))
+        numbers = optax.tree.size(delta)
         codecs += [codec_rate(preset, name, delta, chosen, config.rounds) for name in config.codecs]
         say(f"{preset}: {numbers:,} numbers")
         for epsilon in config.epsilons:
@@ -124,7 +124,7 @@ def codec_rate(preset: str, name: str, delta: Delta, chosen: int, rounds: int) -
     known = guarantee(name, delta)
     unbiased = known.omega is not None
     loss = known.omega / chosen if unbiased else 1 - known.delta
-    numbers = sum(leaf.size for leaf in jax.tree.leaves(delta))
+    numbers = optax.tree.size(delta)
     normal = None
     if numbers <= _MEASURED:
         normal = _error_of_normal(make_codec(name), delta) / (chosen if unbiased else 1)
