@@ -69,7 +69,8 @@ def generate(config: GenerateConfig, display: ProgressDisplay | None = None) -> 
         Where the data folder is.
 
     Raises:
-        MedvfmError: everything a user can cause: settings, weights, a model of volumes, a folder in use, a full disk.
+        NotInvertible: a compressed teacher, a model of volumes, a loss that is not finite.
+        MedvfmError: everything else a user can cause: settings, weights, a folder in use, a full disk.
 
     References:
         https://arxiv.org/abs/1912.08795 (DeepInversion)
