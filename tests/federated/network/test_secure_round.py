@@ -183,7 +183,7 @@ def test_noise_of_the_sites_is_in_the_mean(tmp_path):
         steps.append(np.concatenate(jax.tree.leaves(moved)))
     expected = 1e-6 * 1e6 / 3
     assert np.std(np.concatenate(steps)) == pytest.approx(expected, rel=0.5)
-    assert (steps[0] != steps[1]).all()
+    assert (steps[0] != steps[1]).mean() > 0.5  # on a grid two draws may meet in a place
 
 
 def test_a_server_that_forgets_gets_no_second_sum_of_a_round(tmp_path, caplog):
