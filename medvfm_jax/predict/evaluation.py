@@ -23,7 +23,7 @@ from medvfm_jax.images import read_labels, write_mask
 from medvfm_jax.images.preparation import AS_THEY_ARE, Preparation
 from medvfm_jax.local_paths import file_word
 from medvfm_jax.metrics import profiles, score_case, summarise
-from medvfm_jax.predict import largest_component
+from medvfm_jax.predict import largest_component, runtime_check
 from medvfm_jax.predict.case_prediction import predict_case
 from medvfm_jax.predict.ensemble import EnsemblePredictor, Member, check_member
 from medvfm_jax.predict.overlay_cases import write_overlays
@@ -184,12 +184,23 @@ def score_cases(
                 f"an evaluation for {out} was killed; it is made anew", markup=False, soft_wrap=True
             )
         comparison = largest_component.Comparison(source.dataset.labels) if config.choose_largest else None
+        asked = config.check_runtime if config.check_runtime is not None else runtime_check.USUAL_CASES
+        against = runtime_check.RuntimeCheck([case.id for case in cases], asked * (config.runtime != "jax"))
         predictions = stage and stage / beside(out, "predictions").name
         for case in tracked(cases, "evaluate", console):
             loaded = read_case(source.dataset, case)
-            rows += _score(
-                config, subject, source.dataset, loaded, predictor_of(case), predictions, comparison
+            about_case, predictor = (config, subject, source.dataset, loaded), predictor_of(case)
+            found = _score(*about_case, predictor, predictions, comparison)
+            if case.id in against.names:
+                against.add(found, _score(*about_case, predictor.in_jax(), None, None))
+            rows += found
+        if against.names:
+            checked_runtime = against.record()
+            console.print(
+                runtime_check.in_words(checked_runtime, config.runtime), markup=False, soft_wrap=True
             )
+            runtime = subject.record["runtime"] | checked_runtime
+            subject = subject._replace(record={**subject.record, "runtime": runtime})
         scores = _scores(config, subject, source, rows, checked)
         if models is not None:
             scores["scored_by"] = dict(models)

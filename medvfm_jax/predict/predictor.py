@@ -124,6 +124,12 @@ class Predictor:
         other._weights = (self._weights[0], jax.device_put(delta))
         return other
 
+    def in_jax(self) -> "Predictor":
+        """The same model and delta, encoded by JAX."""
+        other = copy.copy(self)
+        other._encoder = None
+        return other
+
     @property
     def semantic(self) -> bool:
         """Whether the model needs no prompts."""

@@ -58,6 +58,9 @@ class EvaluateConfig(ReadingConfig):
     runtime: RuntimeName = "jax"
     """What encodes images: another runtime on the CPU, with float32 or 8-bit products (-int8), needs its extra, [onnx]
     or [litert]. The encoder is exported once, checked against JAX and kept; the decoder stays in JAX."""
+    check_runtime: int | None = None
+    """How many cases are predicted with JAX too where another runtime encodes, evenly among all: the paired difference
+    of Dice is shown and recorded, with a warning beyond half a point. By default 8; 0 for none."""
     out: Path | None = None
     """Where scores go; by default RUN/scores.json (RUN/scores_SPLIT.json for another split than test), and
     runs/MODEL_DATA/scores.json for a zero-shot model."""
@@ -82,6 +85,10 @@ class EvaluateConfig(ReadingConfig):
             )
         if self.ensemble and self.runtime != "jax":
             raise BadConfig("The runs of an ensemble are encoded by JAX; leave out --runtime, or --ensemble.")
+        checked = self.check_runtime
+        require(checked is None or checked >= 0, "check_runtime", checked, "at least 0")
+        if checked and self.runtime == "jax":
+            raise BadConfig("--check-runtime compares another runtime with JAX: name it with --runtime.")
         within = self.overlap is None or 0 <= self.overlap < 1
         require(within, "overlap", self.overlap, "at least 0 and below 1")
         require(self.cases is None or self.cases >= 1, "cases", self.cases, "at least 1")

@@ -9,7 +9,7 @@ from PIL import Image as Pillow
 
 from medvfm_jax.cli.main import main
 from medvfm_jax.images import Query, read
-from medvfm_jax.predict import evaluate
+from medvfm_jax.predict import evaluate, evaluation
 from medvfm_jax.predict.segment import load_segmenter
 from medvfm_jax.settings import EvaluateConfig
 from medvfm_jax.settings.records import BadConfig
@@ -27,6 +27,8 @@ def test_scores_are_those_of_jax_and_say_what_encoded(finished, cells, tmp_path)
     assert "runtime" not in ours
     assert (theirs["runtime"]["name"], theirs["runtime"]["bits"]) == ("onnxruntime", 32)
     assert json.loads((tmp_path / "onnx.json").read_text())["runtime"] == theirs["runtime"]
+    assert abs(theirs["runtime"]["dice_minus_jax"]) < 1e-3
+    assert theirs["runtime"]["dice_patients"] == min(8, theirs["n_patients"])
     for one, other in zip(ours["cases"], theirs["cases"], strict=True):
         assert one.get("dice") == pytest.approx(other.get("dice"), abs=1e-3)
 
@@ -78,3 +80,25 @@ def test_what_jax_alone_can_do_is_refused(tmp_path):
         load_segmenter("sam2-tiny", propagate=True, runtime="onnxruntime")
     with pytest.raises(BadConfig, match="leave out --runtime, or --ensemble"):
         EvaluateConfig(run=tmp_path, ensemble=(tmp_path,), runtime="onnxruntime")
+    with pytest.raises(BadConfig, match="--check-runtime compares another runtime with JAX"):
+        EvaluateConfig(run=tmp_path, check_runtime=4)
+    with pytest.raises(BadConfig, match=r"check_runtime.* at least 0"):
+        EvaluateConfig(run=tmp_path, check_runtime=-1, runtime="onnxruntime")
+
+
+def test_masks_that_the_other_encoder_changes_are_seen(finished, tmp_path, monkeypatch, capsys):
+    """An encoder of zeros stands for 8 bits that change masks; without the check nothing is said."""
+    good = evaluation.frozen_encoder
+
+    def spoilt(*args):
+        return (found := good(*args))._replace(encode=lambda image: 0 * found.encode(image))
+
+    monkeypatch.setattr(evaluation, "frozen_encoder", spoilt)
+    for count, said in [(2, True), (0, False)]:
+        out = tmp_path / f"{count}.json"
+        scores = evaluate(
+            EvaluateConfig(run=finished.folder, out=out, runtime="onnxruntime", check_runtime=count)
+        )
+        assert scores["runtime"].get("dice_patients") == (2 if said else None)
+        assert abs(scores["runtime"].get("dice_minus_jax", 1)) > 0.005
+        assert ("Dice of onnxruntime minus JAX: " in capsys.readouterr().err) == said

@@ -352,6 +352,7 @@ def _score(
         seed=config.seed,
         skip_bad=config.skip_bad,
         save_predictions=True,
+        runtime=config.runtime,
     )
     console = Console(stderr=True, highlight=False)
     cases, checked = readable(dataset, _first_of_each(run), settings, console)
