@@ -205,7 +205,7 @@ def check_unchanged(folder: Path, settings: Mapping[str, Any], data_sha256: str)
 
 def _refuse_changes(folder: Path, changed: list[tuple[str, Any, Any]], go_on: str) -> None:
     if changed:
-        name, then, now = changed[0]
+        name, then, now = _innermost(*changed[0])
         raise RunExists(
             f"{folder} was started with {name:.80}={_short(then)}, now it is {_short(now)}; "
             f"{go_on} the same settings and data ({len(changed)} differ) or choose another --out."
@@ -230,6 +230,16 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[st
     if not isinstance(then, dict) or not isinstance(resolved, dict):
         return [(RESOLVED, then, resolved)]
     return _changes(then, resolved)
+
+
+def _innermost(name: str, then: Any, now: Any) -> tuple[str, Any, Any]:
+    """The first part of a setting of several parts that differs, under a name with dots."""
+    while isinstance(then, dict) and isinstance(now, dict) and then != now:
+        part = min((p for p in then.keys() | now.keys() if then.get(p) != now.get(p)), default=None)
+        if part is None:
+            break
+        name, then, now = f"{name}.{part}", then.get(part), now.get(part)
+    return name, then, now
 
 
 def _short(value: Any) -> str:

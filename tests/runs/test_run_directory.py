@@ -104,10 +104,18 @@ def test_what_differs_is_named_settings_first_and_shortly(tmp_path):
     other = {"split": {}, "data_sha256": "1234"}
     with pytest.raises(RunExists, match=r"with steps=5, now it is 6;.*\(1 differ\)"):
         runs.claim(tmp_path, {"steps": 6, "resolved": other}, resume=True)
-    with pytest.raises(RunExists, match=r"with split=\{'train': .*\.\.\., now it is \{\};") as caught:
+    with pytest.raises(RunExists, match=r"with split\.train=\['a.*\.\.\., now it is None;") as caught:
         runs.claim(tmp_path, {"steps": 5, "resolved": other}, resume=True)
     assert len(str(caught.value).replace(str(tmp_path), "")) < 250
     assert runs.claim(tmp_path, {"steps": 5, "resolved": resolved}, resume=True) is True
+
+
+def test_of_a_setting_of_several_parts_the_part_that_differs_is_named(tmp_path):
+    """A teacher's record begins with its long digests, which agree, so its beginning would say nothing."""
+    teacher = {"fingerprint": "a" * 200, "seen": {"d1": ["x"]}}
+    runs.claim(tmp_path, {"teacher": teacher}, resume=False)
+    with pytest.raises(RunExists, match=r"with teacher\.seen\.d1=\['x'\], now it is \['y'\];"):
+        runs.claim(tmp_path, {"teacher": teacher | {"seen": {"d1": ["y"]}}}, resume=True)
 
 
 def test_an_option_that_came_later_stands_in_the_way_only_when_it_is_on(tmp_path):
