@@ -23,10 +23,9 @@ from medvfm_jax.cli.mask_targets import check_fits, targets_of
 from medvfm_jax.cli.options.segment import SegmentArgs
 from medvfm_jax.cli.refinement import check_refinement, describe_steps, refined, starting_mask, unlearned
 from medvfm_jax.data.case_notes import CaseNotes
-from medvfm_jax.images import Image, Query, read, write_mask
+from medvfm_jax.images import Image, Query, VolumeQuery, read, write_mask
 from medvfm_jax.images.writing import write_npz
 from medvfm_jax.predict.segment import Segmented, Segmenter, load_segmenter
-from medvfm_jax.predict.volume_prompts import VolumeQuery
 from medvfm_jax.printable import counted
 from medvfm_jax.runs.progress import tracked
 

@@ -34,6 +34,8 @@ class Example(NamedTuple):
         window: (D, H, W) of a slab or patch, voxels, with ``axis`` first; None for pictures and slices.
         corner: first voxel (d, h, w) of the window; None for a patch whose place is drawn anew at every load.  Of a
             model of tiles: first pixel (row, column) of one in the picture or slice, None for one drawn anew.
+        objects: of a patch that is drawn anew: of which classes it holds a voxel every time, where prompts ask about
+            them; empty: it may be anywhere, every second time around a labelled voxel.
     """
 
     id: str
@@ -42,6 +44,7 @@ class Example(NamedTuple):
     axis: int | None = None
     window: tuple[int, int, int] | None = None
     corner: tuple[int, ...] | None = None
+    objects: tuple[int, ...] = ()
 
 
 class LoadedExample(NamedTuple):
@@ -82,7 +85,7 @@ def examples(
         cases: ids of its cases.
         spec: input and output shapes of the model.
         task: "semantic": all of them, but see ``empty``; "promptable": those with an object that covers at least one
-            pixel of the logits.
+            pixel of the logits, and patches with one.
         empty: semantic: share (0 to 1, rounded up) of a case's slices without foreground that is kept, evenly spaced.
         labels: names of the classes that count as foreground; default all.
         skipped: if given, bad cases are left out and their messages put here, by id; otherwise the first one raises.
@@ -117,7 +120,7 @@ def examples(
             skipped[case_id] = str(error)
             continue
         if spec.rank == 3 and spec.resize == "none":
-            found += _patches(decoded, spec, random)
+            found += _patches(decoded, spec, random, None if task == "semantic" else wanted)
         else:
             listed = _of_case(decoded, spec, task, empty, wanted, how)
             found += listed if spec.tile is None or random else _tiles(decoded, spec.tile, listed)
@@ -168,7 +171,8 @@ def load_example(dataset: Dataset, example: Example, rng: np.random.Generator | 
         piles = [None if a is None else pile(a, example.axis) for a in arrays]
         corner = example.corner
         if corner is None:
-            corner = random_corner(rng or np.random.default_rng(), piles[1], example.window)
+            rng = rng or np.random.default_rng()
+            corner = random_corner(rng, piles[1], example.window, example.objects)
         arrays = tuple(
             None if a is None else cut(a, corner, example.window, fill)
             for a, fill in zip(piles, (0, IGNORE, 0))
@@ -277,23 +281,37 @@ def _tiles(decoded: DecodedCase, tile: int, listed: list[Example]) -> list[Examp
     return found
 
 
-def _patches(decoded: DecodedCase, spec: ModelSpec, random: bool) -> list[Example]:
-    """Patches side by side, or as many at random places."""
+def _patches(decoded: DecodedCase, spec: ModelSpec, random: bool, asked: NDArray | None) -> list[Example]:
+    """Patches side by side, or as many at random places.
+
+    asked: class indices of which a patch holds a voxel; None: none needed.
+    """
     name, axis, window = decoded.case.id, decoded.axis, spec.input_shape[:3]
-    grid = pile(decoded.label, axis).shape
-    corners = itertools.product(*(starts(n, w, 0.0) for n, w in zip(grid, window)))
+    label = pile(decoded.label, axis)
+    corners = list(itertools.product(*(starts(n, w, 0.0) for n, w in zip(label.shape, window))))
+    objects: tuple[int, ...] = ()
+    if asked is not None:
+        shown = np.isin(label, asked)
+        corners = [at for at in corners if cut(shown, at, window, False).any()]
+        objects = tuple(map(int, asked))
     if random:
-        return [Example(f"{name}#any{i}", name, None, axis, window) for i, _ in enumerate(corners)]
+        return [
+            Example(f"{name}#any{i}", name, None, axis, window, None, objects) for i in range(len(corners))
+        ]
     return [Example(f"{name}#{','.join(map(str, at))}", name, None, axis, window, at) for at in corners]
 
 
-def random_corner(rng: np.random.Generator, label: NDArray, window: tuple[int, ...]) -> tuple[int, ...]:
+def random_corner(
+    rng: np.random.Generator, label: NDArray, window: tuple[int, ...], objects: tuple[int, ...] = ()
+) -> tuple[int, ...]:
     """A window's first voxel in a label map (D, H, W): anywhere or, every second time, so that it holds a labelled one.
 
     Half and half is what UNETR was trained with.  The window lies inside the volume wherever it is smaller.
+    objects: classes of which it holds a voxel every time.
     """
     last = [max(0, n - w) for n, w in zip(label.shape, window)]
-    around, foreground = rng.integers(2), np.flatnonzero(label > 0)
+    around = rng.integers(2) or bool(objects)
+    foreground = np.flatnonzero(np.isin(label, objects) if objects else label > 0)
     corner = [int(rng.integers(n + 1)) for n in last]
     if around and len(foreground):
         voxel = np.unravel_index(foreground[rng.integers(len(foreground))], label.shape)

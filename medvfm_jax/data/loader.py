@@ -32,7 +32,13 @@ from medvfm_jax.data.examples import (
 from medvfm_jax.data.exemplars import with_exemplar
 from medvfm_jax.data.objects import object_map, objects_of
 from medvfm_jax.data.records import Dataset
-from medvfm_jax.data.targets import PromptConfig, instance_target, promptable_target, semantic_target
+from medvfm_jax.data.targets import (
+    PromptConfig,
+    instance_target,
+    promptable_target,
+    semantic_target,
+    volume_target,
+)
 from medvfm_jax.images import frame_of, preprocess
 from medvfm_jax.images.tiles import levelled, part
 from medvfm_jax.types import ABSENT, IGNORE, Batch, MedvfmError, ModelSpec, Prompts
@@ -278,7 +284,8 @@ class _Maker:
         objects = object_map(label, instances, self.wanted, self.how)
         if self.task == "semantic":
             return Batch(array, None, instance_target(frame, label, objects, self.lookup), np.float32(1))
-        return Batch(array, *promptable_target(rng, frame, label, objects, self.prompts))
+        target_of = volume_target if self.spec.rank == 3 else promptable_target
+        return Batch(array, *target_of(rng, frame, label, objects, self.prompts))
 
     def _unannotated(self, example: Example) -> NDArray:
         """Outputs of which the case's site says nothing."""

@@ -9,13 +9,17 @@ from numpy.typing import NDArray
 from medvfm_jax.images import (
     Frame,
     Query,
+    VolumeQuery,
+    box_in_volume,
     box_of,
     centre_point,
+    clicks_in_volume,
     distance_map,
     jitter_box,
     make_prompts,
     points_in,
     to_target,
+    volume_prompts,
 )
 from medvfm_jax.types import IGNORE, MedvfmError, Prompts
 
@@ -28,9 +32,9 @@ class PromptConfig:
         kind: "box", "point", or "mixed": box or point with equal probability for each object.
         count: Q, objects per image; images with fewer are padded with prompts of weight 0.
         points: clicks inside the object of a point prompt.
-        jitter: largest outward shift of a box side, as a share of the image's longest side (0.02 in MedSAM's
-            training; 0: the tight box).
-        centre: whether the first click is the object's innermost pixel instead of a random one.
+        jitter: largest outward shift of a box side, as a share of the image's (in volumes: the window's) longest side
+            (0.02 in MedSAM's training; 0: the tight box).
+        centre: whether the first click is the object's innermost pixel (voxel) instead of a random one.
     """
 
     kind: Literal["box", "point", "mixed"] = "box"
@@ -116,10 +120,35 @@ def promptable_target(
     queries: list[Query | None] = [None] * config.count
     for i, number in enumerate(chosen):
         queries[i] = simulate(rng, objects, int(number), boxes[number - 1], config)
+    return make_prompts(frame, queries, slots=config.slots), *_of_objects(
+        frame, labelled, objects, chosen, config
+    )
+
+
+def volume_target(
+    rng: np.random.Generator, frame: Frame, label: NDArray, objects: NDArray, config: PromptConfig
+) -> tuple[Prompts, NDArray[np.float32], NDArray[np.float32]]:
+    """Label and object map (D, H, W) of a patch -> Prompts (Q, P), share of each logit (Q, d, h, w), weight (Q,).
+
+    Q objects at random, without repetition, of those with a labelled voxel in the patch; the rest has weight 0.
+    """
+    labelled = labelled_share(frame, label)
+    present = np.unique(objects[(label != IGNORE) & (objects > 0)])
+    chosen = rng.permutation(present)[: config.count]
+    queries: list[VolumeQuery | None] = [None] * config.count
+    for i, number in enumerate(chosen):
+        queries[i] = simulate_in_volume(rng, (objects == number) & (label != IGNORE), config)
+    return volume_prompts(queries, config.slots), *_of_objects(frame, labelled, objects, chosen, config)
+
+
+def _of_objects(
+    frame: Frame, labelled: NDArray, objects: NDArray, chosen: NDArray, config: PromptConfig
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Share of each logit that each chosen object covers, IGNORE where there are fewer than Q; weight of each."""
     target = np.full((config.count, *labelled.shape), IGNORE, np.float32)
-    target[: len(chosen)] = share_of(frame, labelled, objects == chosen[:, None, None])
-    weight = (np.arange(config.count) < len(chosen)).astype(np.float32)
-    return make_prompts(frame, queries, slots=config.slots), target, weight
+    masks = objects == chosen.reshape(-1, *[1] * objects.ndim)
+    target[: len(chosen)] = share_of(frame, labelled, masks)
+    return target, (np.arange(config.count) < len(chosen)).astype(np.float32)
 
 
 def _shown(frame: Frame, counted: NDArray, objects: NDArray) -> NDArray[np.intp]:
@@ -148,3 +177,12 @@ def simulate(
     if config.centre:
         clicks[0] = centre_point(mask)
     return Query(None, clicks + corner, np.ones(config.points, np.int32))
+
+
+def simulate_in_volume(rng: np.random.Generator, mask: NDArray, config: PromptConfig) -> VolumeQuery:
+    """The prompt for the object whose voxels are ``mask`` (D, H, W)."""
+    kind = config.kind if config.kind != "mixed" else ("box", "point")[rng.integers(2)]
+    if kind == "box":
+        return VolumeQuery(box_in_volume(mask, rng, config.jitter))
+    clicks = clicks_in_volume(rng, mask, config.points, centre=config.centre)
+    return VolumeQuery(None, clicks, np.ones(config.points, np.int32))

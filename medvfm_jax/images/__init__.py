@@ -24,6 +24,13 @@ from medvfm_jax.images.prompts import (
     points_in,
 )
 from medvfm_jax.images.reading import read, read_labels
+from medvfm_jax.images.volume_prompts import (
+    VolumeQuery,
+    box_in_volume,
+    check_volume_query,
+    clicks_in_volume,
+    volume_prompts,
+)
 from medvfm_jax.images.volumes import pile, plane, slices, stack
 from medvfm_jax.images.writing import write_mask
 
@@ -33,9 +40,13 @@ __all__ = [
     "Frame",
     "Image",
     "Query",
+    "VolumeQuery",
+    "box_in_volume",
     "box_of",
     "centre_point",
     "check_query",
+    "check_volume_query",
+    "clicks_in_volume",
     "correction_click",
     "distance_map",
     "flip_prompts",
@@ -55,5 +66,6 @@ __all__ = [
     "stack",
     "to_model_points",
     "to_target",
+    "volume_prompts",
     "write_mask",
 ]

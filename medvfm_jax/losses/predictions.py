@@ -81,10 +81,11 @@ def weighted(**terms: float | tuple[float, PixelLoss]) -> PixelLoss:
 
 def _check_promptable(prediction: Prediction, target: Array) -> None:
     logits = prediction.logits
-    if logits.ndim != 4 or target.shape != logits.shape[:1] + logits.shape[2:]:
+    if logits.ndim not in (4, 5) or target.shape != logits.shape[:1] + logits.shape[2:]:
         raise LossShapeMismatch(
             f"the prediction has logits of shape {logits.shape} and the target has shape {target.shape}; "
-            "expected logits (Q, M, h, w) with a target (Q, h, w), or semantic (C, h, w) with (h, w) or (C, h, w)"
+            "expected logits (Q, M, h, w) with a target (Q, h, w), or semantic (C, h, w) with (h, w) or (C, h, w); "
+            "of volumes with one more axis"
         )
 
 

@@ -10,13 +10,14 @@ from scipy import ndimage
 
 from medvfm_jax.data import Dataset, LoadedCase, PromptConfig
 from medvfm_jax.data.objects import object_map, objects_of
-from medvfm_jax.data.targets import simulate
-from medvfm_jax.images import pile, plane, stack
+from medvfm_jax.data.targets import simulate, simulate_in_volume
+from medvfm_jax.images import BadPrompt, pile, plane, stack
 from medvfm_jax.images.geometry import slice_axis
 from medvfm_jax.images.windows import OVERLAP
 from medvfm_jax.predict.ensemble import EnsemblePredictor
 from medvfm_jax.predict.predictor import Predictor, class_of_objects
 from medvfm_jax.predict.volume_prediction import label_slices
+from medvfm_jax.predict.volume_prompts import prompted_labels
 
 
 class CasePrediction(NamedTuple):
@@ -67,7 +68,10 @@ def predict_case(
 
     What an object is says ``data.objects``: an instance, a connected piece of a class in the slice, or all of a class
     there; of overlapping masks the most probable one counts. Slices without reference objects get no prompt, and so no
-    prediction. overlap: of windows, where the model sees several slices at once.
+    prediction. A model of patches is asked once about each object of the volume. overlap: of windows, where the model
+    sees several slices at once.
+
+    Raises BadPrompt for an object that is larger than the window of a model of patches that is asked with its box.
     """
     if prompt == "none":
         if not case.image.is_volume:
@@ -85,6 +89,8 @@ def predict_case(
             preparation=dataset.preparation,
         )
         return CasePrediction(stack(planes, case.image), None)
+    if predictor.spec.rank == 3:
+        return _asked_in_volume(predictor, dataset, case, prompt, seed)
     pictures = Pictures(dataset, case)
     wanted = np.array([value for value in dataset.labels.values() if value > 0])
     config = PromptConfig(prompt, jitter=0.0, centre=True)
@@ -100,6 +106,36 @@ def predict_case(
         found.append(map_)
         classes.append(class_of_objects(objects, label)[map_])
     return CasePrediction(_stacked(classes, case), _stacked(found, case) if told_apart else None)
+
+
+def _asked_in_volume(
+    predictor: Predictor, dataset: Dataset, case: LoadedCase, prompt: str, seed: int
+) -> CasePrediction:
+    """One question about each object of the reference, see ``volume_prompts``."""
+    wanted = np.array([value for value in dataset.labels.values() if value > 0])
+    how, axis = objects_of(dataset), slice_axis(case.image)
+    label = pile(case.label, axis)
+    objects = object_map(label, None if case.instances is None else pile(case.instances, axis), wanted, how)
+    rng = np.random.default_rng([seed, zlib.crc32(case.case.id.encode())])
+    config = PromptConfig(prompt, jitter=0.0, centre=True)
+    present = np.unique(objects[objects > 0])
+    queries = [simulate_in_volume(rng, objects == number, config) for number in present]
+    try:
+        found = prompted_labels(
+            predictor.spec,
+            case.image,
+            queries,
+            dataset.channel_names,
+            dataset.preparation,
+            predictor.in_window,
+        )
+    except BadPrompt as error:
+        raise BadPrompt(f"Case '{case.case.id}': {error}") from error
+    numbers = np.concatenate([[0], present]).astype(np.int32)[pile(found, axis)]
+    classes = class_of_objects(objects, label)[numbers]
+    return CasePrediction(
+        _stacked(list(classes), case), _stacked(list(numbers), case) if how == "instances" else None
+    )
 
 
 def _objects_in(

@@ -20,7 +20,7 @@ from medvfm_jax.data.names import file_of
 from medvfm_jax.data.objects import as_before, objects_of
 from medvfm_jax.export.frozen_encoder import frozen_encoder
 from medvfm_jax.images import read_labels, write_mask
-from medvfm_jax.images.preparation import AS_THEY_ARE, Preparation
+from medvfm_jax.images.preparation import AS_THEY_ARE, Preparation, of_record
 from medvfm_jax.local_paths import file_word
 from medvfm_jax.metrics import profiles, score_case, summarise
 from medvfm_jax.predict import largest_component, runtime_check
@@ -37,7 +37,15 @@ from medvfm_jax.runs.provenance import provenance
 from medvfm_jax.runs.seen_cases import of_data, seen_by
 from medvfm_jax.settings.evaluate import EvaluateConfig
 from medvfm_jax.settings.records import BadConfig
-from medvfm_jax.train.assemble import Base, check_prompts, load_adapted, load_base, spec_of, with_adapter
+from medvfm_jax.train.assemble import (
+    Base,
+    check_prompts,
+    entry_of,
+    load_adapted,
+    load_base,
+    spec_of,
+    with_adapter,
+)
 from medvfm_jax.train.data_check import about, lines, refuse_bad
 from medvfm_jax.train.preparation import check_same_scale
 from medvfm_jax.train.training_data import SplitData, open_split
@@ -126,6 +134,15 @@ def evaluate(
     if subject.adapted.spec.rank == 3 and source.dataset.dimension == 2:
         raise BadConfig(
             f"{source.dataset.folder} has pictures; {subject.name} was trained to segment volumes."
+        )
+    if (
+        subject.adapted.spec.rank == 3
+        and subject.prompt != "none"
+        and (config.flips or config.overlap is not None)
+    ):
+        option = "--flips" if config.flips else "--overlap"
+        raise BadConfig(
+            f"{subject.name} is asked about each object in one window, as it is; leave out {option}."
         )
     checked = about(checked, subject.prompt, subject.adapted.spec, subject.preparation)
     if run is not None and config.split in ("test", "all"):
@@ -334,6 +351,7 @@ def _subject(
     metadata = loaded.metadata
     artifacts.require(metadata, ("labels", "preset"), file)
     prompt = _prompt(config, metadata["prompt"])
+    check_prompts(loaded.base.model.spec, prompt)
     if prompt == "none" and metadata["labels"] != dict(source.dataset.labels):
         trained = sorted(metadata["labels"], key=metadata["labels"].get)
         raise LabelsDiffer(
@@ -407,8 +425,10 @@ def _ensemble(
 
 
 def _as_it_is(config: EvaluateConfig, source: SplitData) -> Subject:
-    prompt = "box" if config.prompt == "auto" else config.prompt
-    check_prompts(spec_of(config.model), prompt)
+    spec = spec_of(config.model)
+    usual = "point" if spec.prompts == ("point",) else "box"
+    prompt = usual if config.prompt == "auto" else config.prompt
+    check_prompts(spec, prompt)
     base = load_base(
         config.model,
         classes=source.dataset.classes,
@@ -421,7 +441,8 @@ def _as_it_is(config: EvaluateConfig, source: SplitData) -> Subject:
         raise BadConfig(
             f"{config.model} without a delta gives no class labels: adapt it first, or use box prompts."
         )
-    return Subject(config.model, None, base, with_adapter(base, None), {}, prompt)
+    preparation = of_record(entry_of(config.model).preparation)
+    return Subject(config.model, None, base, with_adapter(base, None), {}, prompt, preparation)
 
 
 def _prompt(config: EvaluateConfig, trained: str) -> str:
@@ -475,6 +496,12 @@ def _score(
     return [who | row for row in rows]
 
 
+def _prompt_source(subject: Subject) -> str | None:
+    if subject.prompt == "none":
+        return None
+    return "the reference of each slice" if subject.adapted.spec.rank == 2 else "the reference of each volume"
+
+
 def _tiles(config: EvaluateConfig, spec: ModelSpec) -> dict[str, Any]:
     """How pictures were cut into tiles, for the record; nothing where they were not."""
     if spec.tile is None:
@@ -518,7 +545,7 @@ def _scores(
         "split": config.split,
         "model": subject.name if subject.adapter is None else f"{subject.name} + {subject.adapter}",
         "prompt": subject.prompt,
-        "prompt_source": None if subject.prompt == "none" else "the reference of each slice",
+        "prompt_source": _prompt_source(subject),
         "objects": None if subject.prompt == "none" else objects_of(source.dataset),
         "flips": config.flips,
         **({} if subject.adapted.spec.rank == 2 else {"window": list(subject.adapted.spec.input_shape[:-1])}),

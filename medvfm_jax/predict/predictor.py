@@ -20,6 +20,7 @@ from medvfm_jax.types import (
     MedvfmError,
     ModelSpec,
     Params,
+    Prediction,
     Prompts,
 )
 
@@ -110,6 +111,7 @@ class Predictor:
         self._spec, self._weights = adapted.spec, (params, jax.device_put(delta))
         self._encode = jax.jit(adapted.encode)
         self._decode = jax.jit(lambda *inputs: adapted.decode(*inputs).logits)
+        self._rated = jax.jit(lambda *inputs: adapted.decode(*inputs)[:2])
         self._flips: tuple[Flip, ...] = _ALL_FLIPS if flips else _NO_FLIP
         self._overlap, self._encoder = overlap, encoder
 
@@ -185,6 +187,14 @@ class Predictor:
                 logits = finite_logits(logits, self._spec.name)
                 total = total + _flipped(special.expit(restore(frame, logits)), flip, (2, 1))
             yield from total / len(embedded)
+
+    def in_window(self, patch: NDArray, prompts: dict[str, NDArray]) -> Prediction:
+        """Window (D, H, W, C) as the model sees it, points (1, P, 3) and labels (1, P) in its voxels -> its masks."""
+        embedding = self._encode(*self._weights, patch)
+        logits, iou = self._rated(
+            *self._weights, embedding, Prompts(prompts["points"], prompts["labels"], None)
+        )
+        return Prediction(finite_logits(logits, self._spec.name), iou)
 
     def label_map(
         self, picture: NDArray, queries: Sequence[Query], values: Sequence[int]

@@ -10,7 +10,19 @@ from jax import Array
 from numpy.typing import NDArray
 
 from medvfm_jax import local_paths, traces
-from medvfm_jax.images import Image, Query, check_query, make_prompts, pile, plane, preprocess, restore, stack
+from medvfm_jax.images import (
+    Image,
+    Query,
+    VolumeQuery,
+    check_query,
+    check_volume_query,
+    make_prompts,
+    pile,
+    plane,
+    preprocess,
+    restore,
+    stack,
+)
 from medvfm_jax.images.frame import Frame, Limits
 from medvfm_jax.images.geometry import slice_axis
 from medvfm_jax.images.preparation import slices_first
@@ -26,7 +38,7 @@ from medvfm_jax.predict.predictor import (
 )
 from medvfm_jax.predict.ready import Ready, loaded_alone, ready, without_delta
 from medvfm_jax.predict.volume_prediction import label_slices, resolved_overlap
-from medvfm_jax.predict.volume_prompts import VolumeQuery, check_volume_query, prompted_labels
+from medvfm_jax.predict.volume_prompts import prompted_labels
 from medvfm_jax.printable import counted
 from medvfm_jax.runs import run_directory
 from medvfm_jax.settings.automatic import AutomaticConfig

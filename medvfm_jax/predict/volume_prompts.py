@@ -2,74 +2,17 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medvfm_jax.images import BadPrompt, Image, pile, preprocess, stack
+from medvfm_jax.images import BadPrompt, Image, VolumeQuery, pile, preprocess, stack
 from medvfm_jax.images.geometry import slice_axis
 from medvfm_jax.images.preparation import Preparation, resampled, restored
 from medvfm_jax.images.windows import cut
-from medvfm_jax.types import (
-    BACKGROUND,
-    BOX_BOTTOM_RIGHT,
-    BOX_TOP_LEFT,
-    FOREGROUND,
-    PAD,
-    ModelSpec,
-    Prediction,
-)
+from medvfm_jax.types import PAD, ModelSpec, Prediction
 
 Track = Callable[[Sequence[int]], Iterable[int]]
-
-
-class VolumeQuery(NamedTuple):
-    """What is asked about one object of a volume, in voxels (z, y, x): z is a slice, y and x are its pixels.
-
-    Attributes:
-        box: (6,) z0, y0, x0, z1, y1, x1, the first and the last voxel, or None.
-        points: (n, 3) z, y, x.
-        labels: (n,) 1 inside the object, 0 outside.
-    """
-
-    box: NDArray | None = None
-    points: NDArray = np.zeros((0, 3), np.float32)
-    labels: NDArray = np.zeros((0,), np.int32)
-
-    def tokens(self) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-        """Points (P, 3) and their labels (P,): the clicks, then two corners or SAM's one padding point."""
-        clicks = np.asarray(self.points, np.float32).reshape(-1, 3)
-        corners = np.zeros((1, 3)) if self.box is None else np.reshape(self.box, (2, 3))
-        ends = (PAD,) if self.box is None else (BOX_TOP_LEFT, BOX_BOTTOM_RIGHT)
-        return np.concatenate([clicks, corners]).astype(np.float32), np.array([*self.labels, *ends], np.int32)
-
-
-def check_volume_query(query: VolumeQuery, spec: ModelSpec, grid: tuple[int, ...]) -> None:
-    """Refuse a question that cannot be meant.
-
-    Args:
-        query: in voxels of the volume.
-        spec: of the model; of prompts only the kinds that it was built for are taken.
-        grid: (D, H, W) of the volume.
-
-    Raises:
-        BadPrompt: nothing asked, an inverted box, one that the model has no tokens for, a prompt outside the volume, or
-            an unknown label.
-    """
-    size = f"which has {grid[0]} slices of {grid[1]} rows and {grid[2]} columns"
-    if query.box is None and not len(query.points):
-        raise BadPrompt("A question about a volume needs a box or a point.")
-    if query.box is not None and "box" not in spec.prompts:
-        raise BadPrompt(f"{spec.name} has no tokens for boxes; give points, Z Y X LABEL.")
-    if not np.isin(query.labels, (BACKGROUND, FOREGROUND)).all():
-        raise BadPrompt(f"The label of a point is {FOREGROUND} inside the object or {BACKGROUND} outside.")
-    if query.box is not None and (np.asarray(query.box[:3]) > query.box[3:]).any():
-        raise BadPrompt(f"The box {_words(query.box)} is inverted; expected Z0 Y0 X0 Z1 Y1 X1.")
-    points, labels = query.tokens()
-    for point in points[labels != PAD]:
-        if not ((point >= 0) & (point < grid)).all():
-            raise BadPrompt(f"Z Y X of {_words(point)} lies outside the volume, {size}.")
 
 
 def prompted_labels(
@@ -157,7 +100,3 @@ def _slices(
 
 def _numbered(plane: NDArray[np.float32]) -> NDArray[np.uint16]:
     return np.where(plane.max(0) > 0.5, plane.argmax(0) + 1, 0).astype(np.uint16)
-
-
-def _words(numbers: NDArray) -> str:
-    return " ".join(f"{n:g}" for n in numbers)

@@ -200,12 +200,12 @@ def adapt_base(
 
 
 def check_prompts(spec: ModelSpec, prompt: str) -> None:
-    """Raise BadConfig for prompts of a model of patches: it is trained and scored without any."""
-    if spec.rank == 3 and prompt != "none":
-        raise BadConfig(
-            f"Models of volumes, like {spec.name}, are trained and scored without prompts: adapt it with --prompt "
-            "none. Pretrained ones are asked by segment --point-3d."
-        )
+    """Raise BadConfig for prompts in volumes of a kind that the model was not built for."""
+    kinds = {"none": (), "mixed": ("box", "point")}.get(prompt, (prompt,))
+    lacking = [kind for kind in kinds if kind not in spec.prompts]
+    if spec.rank == 3 and lacking:
+        offered = [*(f"--prompt {kind}" for kind in spec.prompts), "--prompt none"]
+        raise BadConfig(f"{spec.name} takes no {lacking[0]} prompts in volumes; use {' or '.join(offered)}.")
 
 
 def _with_start(base: Base, adapter: dict[str, Any], seed: int) -> tuple[AdaptedModel, Delta]:

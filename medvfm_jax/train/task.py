@@ -204,7 +204,7 @@ def predictor(adapted: Adapted, *, cached: bool) -> Callable[..., Prediction]:
 def make_overlap(adapted: Adapted, *, cached: bool = False) -> Callable[..., dict[str, Array]]:
     """Return ``overlap(params, delta, batch)``: counts from which Dice is computed, at logits resolution.
 
-    -> {"intersection", "predicted", "reference"}: promptable (B, Q), semantic (B, C) pixel counts without
+    -> {"intersection", "predicted", "reference"}: promptable (B, Q), semantic (B, C) counts of pixels (voxels) without
     IGNORE pixels and UNANNOTATED classes, as float32; multiplied by the weight, so padding counts nothing. A pixel
     belongs to an object that covers more than half of it, and to the class with the largest share.
     """
@@ -217,7 +217,7 @@ def make_overlap(adapted: Adapted, *, cached: bool = False) -> Callable[..., dic
                 logits, target = logits[CLASSES], target[CLASSES]
             if prompts is not None:
                 predicted, reference = logits[:, 0] > 0, target > 0.5
-                valid = (target != IGNORE) * weight[:, None, None]
+                valid = (target != IGNORE) * weight.reshape(-1, *[1] * (target.ndim - 1))
             else:
                 looked_for = True
                 if target.ndim == logits.ndim:

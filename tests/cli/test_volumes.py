@@ -9,6 +9,7 @@ import pytest
 from scipy import ndimage
 
 from medvfm_jax.data import make_phantom_dataset
+from medvfm_jax.images import clicks_in_volume
 from tests.cli.commands import LITE, SAM, adapt_words
 
 UNETR = "unetr-tiny-test"
@@ -80,6 +81,54 @@ def test_adapt_evaluate_and_segment_a_volume(medvfm, volumes, cells, tmp_path, s
     assert "resume with the same settings" in again.err
 
 
+def test_points_in_volumes_are_learnt_from_and_scored(medvfm, volumes, tmp_path):
+    """Of one model each object is asked about with a point; `segment` gives the same mask for the same point."""
+    out = tmp_path / "run"
+    settings = {"model": MED3D, "adapter": "full", "prompt": "point", "batch_size": 1, "validate_every": 2}
+    trained = medvfm(*words(volumes, out, (16, 16, 16), **settings, train_cases=1, steps=4))
+    assert trained.code == 0, trained.err
+    assert "point prompts" in trained.out
+    evaluated = medvfm("evaluate", "--run", out)
+    assert evaluated.code == 0, evaluated.err
+    scores = json.loads((out / "scores.json").read_text())
+    assert (scores["prompt"], scores["prompt_source"]) == ("point", "the reference of each volume")
+    (case,) = {row["case"] for row in scores["cases"]}
+    label = nibabel.load(volumes / "labelsTr" / f"{case}.nii.gz").get_fdata()
+    predicted = nibabel.load(out / "predictions" / f"{case}.nii.gz").get_fdata()
+    clicks = [
+        clicks_in_volume(
+            np.random.default_rng(0), np.moveaxis(label == value, (2, 1), (0, 1)), 1, centre=True
+        )[0]
+        for value in (1, 2)
+    ]
+    masks = []
+    for number, click in enumerate(clicks):
+        mask = tmp_path / f"{number}.nii.gz"
+        found = medvfm(
+            "segment", volumes / "imagesTr" / f"{case}_0000.nii.gz", "--run", out, "--out", mask,
+            "--point-3d", *(f"{voxel:g}" for voxel in click), "1",
+        )  # fmt: skip
+        assert found.code == 0, found.err
+        masks.append(nibabel.load(mask).get_fdata() > 0)
+    np.testing.assert_array_equal(predicted > 0, masks[0] | masks[1])
+    for value, mask in enumerate(masks, 1):
+        assert mask[predicted == value].all()
+    medvfm("evaluate", "--run", out, "--flips", "--out", tmp_path / "s.json").refused("leave out --flips")
+    medvfm("evaluate", "--run", out, "--prompt", "box", "--out", tmp_path / "s.json").refused(
+        "takes no box prompts in volumes"
+    )
+    assert not (tmp_path / "s.json").exists()
+
+
+def test_a_pretrained_model_of_volumes_is_scored_with_points(medvfm, volumes, tmp_path):
+    scored = medvfm(
+        "evaluate", "--model", MED3D, "--data", volumes, "--cases", "1", "--out", tmp_path / "scores.json",
+        "--no-save-predictions",
+    )  # fmt: skip
+    assert scored.code == 0, scored.err
+    assert json.loads((tmp_path / "scores.json").read_text())["prompt"] == "point"
+
+
 @pytest.mark.parametrize(
     ("settings", "window", "told"),
     [
@@ -89,9 +138,14 @@ def test_adapt_evaluate_and_segment_a_volume(medvfm, volumes, cells, tmp_path, s
         (SLABS | {"prompt": "box"}, (), "Slabs are segmented without prompts"),
         ({"model": UNETR, "adapter": "full", "prompt": "none"}, (5,), "give --window three sides"),
         (
-            {"model": MED3D, "adapter": "lora", "prompt": "point"},
+            {"model": MED3D, "adapter": "lora", "prompt": "box"},
             (16, 16, 16),
-            "without prompts: adapt it with",
+            "takes no box prompts in volumes; use --prompt point or --prompt none",
+        ),
+        (
+            {"model": MED3D, "adapter": "lora", "prompt": "mixed"},
+            (16, 16, 16),
+            "takes no box prompts in volumes",
         ),
         ({"model": SEGVOL, "adapter": "samed"}, (6, 16, 16), "three multiples of 4 16 16, not 6 16 16"),
         ({"model": MED3D, "adapter": "samed"}, (16, 32, 16), "three equal multiples of 16, not 16 32 16"),

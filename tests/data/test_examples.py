@@ -278,6 +278,20 @@ def test_patches_cover_the_volume_or_lie_at_random(tmp_path):
     assert not np.array_equal(first.image, other.image)
 
 
+def test_patches_that_are_asked_about_hold_an_object_every_time(tmp_path):
+    """Of the volume of 6 x 8 x 8 voxels one corner has an object; three of four patches side by side have none."""
+    label = np.zeros((8, 8, 6), np.uint8)
+    label[1, 1, 4] = 1
+    dataset = volumes(tmp_path, a=label)
+    assert [e.corner for e in examples(dataset, ["a"], PATCHES, "promptable")] == [(2, 0, 0)]
+    (anywhere,) = examples(dataset, ["a"], PATCHES, "promptable", random=True)
+    loaded = [load_example(dataset, anywhere, np.random.default_rng(s)) for s in range(30)]
+    assert all((example.label == 1).any() for example in loaded)
+    assert len({example.image.tobytes() for example in loaded}) > 1
+    with pytest.raises(NoExamples):
+        examples(volumes(tmp_path / "b", a=0 * label), ["a"], PATCHES, "promptable")
+
+
 def test_every_second_patch_holds_a_label_and_none_leaves_the_volume():
     label = np.zeros((20, 16, 16), np.int32)
     label[19, 0, 0] = 1

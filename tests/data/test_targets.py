@@ -10,6 +10,7 @@ from medvfm_jax.data.targets import (
     instance_target,
     promptable_target,
     semantic_target,
+    volume_target,
 )
 from medvfm_jax.images import box_of, centre_point, distance_map, frame_of, from_model_points, to_target
 from medvfm_jax.types import (
@@ -304,3 +305,57 @@ def test_the_distance_of_a_logit_is_the_mean_over_its_pixels():
     expected = distance_map(objects).reshape(16, 4, 16, 4).mean((1, 3))
     expected[0, 0] = IGNORE
     np.testing.assert_allclose(target[2], expected, rtol=1e-6)
+
+
+# Patches of volumes, with prompts
+
+PATCH = ModelSpec("patch", (6, 8, 10, 1), (3, 4, 5, 2), (6, 8, 10), resize="none")
+
+
+def two_blocks():
+    """(6, 8, 10) voxels with objects 3 and 7; the last slice lies beyond the volume, and object 9 on it alone."""
+    objects = np.zeros((6, 8, 10), np.int32)
+    objects[1:4, 2:5, 3:8], objects[4, 6, 1], objects[5] = 3, 7, 9
+    label = np.minimum(objects, 1)
+    label[5] = IGNORE
+    return label, objects
+
+
+def test_each_object_of_a_patch_has_its_prompt_and_its_mask():
+    label, objects = two_blocks()
+    frame = frame_of(PATCH, *label.shape)
+    config = PromptConfig("box", count=3, jitter=0.0)
+    prompts, target, weight = volume_target(np.random.default_rng(0), frame, label, objects, config)
+    assert weight.tolist() == [1, 1, 0]
+    boxes = {tuple(points.reshape(-1)) for points in prompts.points[:2].astype(int)}
+    assert boxes == {(1, 2, 3, 3, 4, 7), (4, 6, 1, 4, 6, 1)}
+    for points, mask in zip(prompts.points[:2].astype(int), target[:2]):
+        low, high = points
+        inside = np.zeros(label.shape, bool)
+        inside[tuple(slice(a, b + 1) for a, b in zip(low, high))] = True
+        np.testing.assert_array_equal(mask[:5], inside[:5])
+        assert (mask[5] == IGNORE).all()
+    assert (target[2] == IGNORE).all()
+    assert prompts.labels.tolist() == [BOX_LABELS, BOX_LABELS, [ABSENT, ABSENT]]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_clicks_in_a_patch_lie_in_their_object(seed):
+    label, objects = two_blocks()
+    config = PromptConfig("mixed", count=1, points=2)
+    frame = frame_of(PATCH, *label.shape)
+    prompts, target, _ = volume_target(np.random.default_rng(seed), frame, label, objects, config)
+    assert prompts.points.shape == (1, 3, 3)
+    for place, kind in zip(prompts.points[0].astype(int), prompts.labels[0]):
+        if kind == FOREGROUND:
+            assert target[0][tuple(place)] == 1
+    assert list(prompts.labels[0]) in ([FOREGROUND, FOREGROUND, PAD], [*BOX_LABELS, ABSENT])
+
+
+def test_a_patch_without_objects_asks_nothing():
+    label, objects = np.zeros((6, 8, 10), np.int32), np.zeros((6, 8, 10), np.int32)
+    prompts, _, weight = volume_target(
+        np.random.default_rng(0), frame_of(PATCH, *label.shape), label, objects, PromptConfig(count=2)
+    )
+    assert not weight.any()
+    assert (prompts.labels == ABSENT).all()

@@ -5,11 +5,11 @@ import re
 import numpy as np
 import pytest
 
-from medvfm_jax.images import BadImage, BadPrompt, Image
+from medvfm_jax.images import BadImage, BadPrompt, Image, VolumeQuery, check_volume_query
 from medvfm_jax.images.preparation import AS_THEY_ARE, Preparation, of_record
 from medvfm_jax.models.catalog import MODELS
 from medvfm_jax.predict import load_segmenter
-from medvfm_jax.predict.volume_prompts import VolumeQuery, check_volume_query, prompted_labels
+from medvfm_jax.predict.volume_prompts import prompted_labels
 from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.types import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, PAD, Prediction, Prompts
 

@@ -155,6 +155,26 @@ def test_overlap_counts_pixels():
     assert not counts["predicted"][2].any()
 
 
+def test_masks_of_a_volume_are_rated_and_counted_like_those_of_a_picture():
+    """A volume of one slice has the loss and the counts of that slice; what has weight 0 counts nothing."""
+    flat = promptable_batch()
+    deep = flat._replace(image=flat.image[:, None], target=flat.target[:, :, None])
+
+    def decode(params, delta, embedding, prompts, multimask=False):
+        found = decode_masks(params, delta, embedding[0], prompts)
+        return found._replace(logits=found.logits[:, :, None])
+
+    of_volume, of_picture = model(decode), model(decode_masks)
+    for objective in ("medsam", "sam"):
+        values = [
+            make_loss(m, objective)(PARAMS, DELTA, b, None)[0]
+            for m, b in [(of_volume, deep), (of_picture, flat)]
+        ]
+        np.testing.assert_allclose(*values, rtol=1e-6)
+    counts = [make_overlap(m)(PARAMS, DELTA, b) for m, b in [(of_volume, deep), (of_picture, flat)]]
+    jax.tree.map(np.testing.assert_array_equal, *counts)
+
+
 def test_semantic_overlap_counts_each_class():
     batch = semantic_batch()
     counts = make_overlap(model(decode_classes), cached=True)(PARAMS, DELTA, batch)
