@@ -52,7 +52,9 @@ def abstract_training(config: Training) -> Abstract:
             raise BadPlan(f"{name} is {getattr(config, name)}; expected at least 1.")
     if config.global_batch % config.accumulate:
         raise BadPlan(f"A batch of {config.global_batch} cannot be cut into {config.accumulate} equal parts.")
-    base, prompt = _base(config), "box" if config.prompts_per_image else "none"
+    base = _base(config)
+    one = "point" if base.model.spec.prompts == ("point",) else "box"  # of either two tokens
+    prompt = one if config.prompts_per_image else "none"
     wanted = ModelConfig(model=config.model, set=config.set, prompt=prompt)
     system = systems.SYSTEMS[config.adapter]
     assembled = adapt_base(base, wanted, config.adapter, system, classes=config.classes, seed=0)
@@ -110,7 +112,7 @@ def _batch(config: Training, model: Model) -> Batch:
     prompts = None
     if spec.task == "promptable":
         prompts = Prompts(
-            jax.ShapeDtypeStruct((images, *queries, 2, 2), jnp.float32),
+            jax.ShapeDtypeStruct((images, *queries, 2, spec.rank), jnp.float32),
             jax.ShapeDtypeStruct((images, *queries, 2), jnp.int32),
         )
     else:

@@ -19,7 +19,8 @@ class Training:
     accumulate: int = 1
     """Parts a batch is cut into to save memory."""
     prompts_per_image: int = 0
-    """Box prompts per image; 0: prompt-free with --classes outputs, as SAMed."""
+    """Box prompts per image, points for a model that knows points alone; 0: prompt-free with --classes outputs, as
+    SAMed."""
     classes: int = 2
     """Outputs of a prompt-free model, background included."""
     image_size: int | None = None

@@ -43,6 +43,12 @@ def test_prompts_and_options_reach_the_model():
     } == {3}
 
 
+def test_a_model_of_volumes_is_asked_with_points():
+    found = abstract_training(Training("sam-med3d-tiny-test", "lora", global_batch=2, prompts_per_image=3))
+    assert found.batch.prompts.points.shape == (2, 3, 2, 3)
+    assert found.batch.target.shape == (2, 3, 48, 48, 48)
+
+
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [

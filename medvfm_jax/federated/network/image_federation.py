@@ -297,7 +297,7 @@ def _example(settings: ImageFederation, spec: ModelSpec) -> Shard:
         batches = Batch(image, None, shape(outputs, *size), shape())
     else:
         q, p = prompts.count, prompts.slots
-        asked = Prompts(shape(q, p, 2), shape(q, p, dtype=jnp.int32))
+        asked = Prompts(shape(q, p, spec.rank), shape(q, p, dtype=jnp.int32))
         batches = Batch(image, asked, shape(q, *size), shape(q))
     return Shard(batches, jax.ShapeDtypeStruct((), jnp.float32))
 

@@ -23,6 +23,11 @@ def public_batches(
     slice.  Promptable models are asked for what is in a box around the whole picture, as there are no labels to take
     prompts from (an interpretation: FedDF classifies).  Raises BadFederation, BadImage.
     """
+    if spec.rank == 3:
+        raise BadFederation(
+            f"Public data are looked at slice by slice, and {spec.name} sees volumes; choose an algorithm without "
+            "--public-data."
+        )
     if not folder.is_dir():
         raise BadFederation(f"--public-data {folder} is no folder; give one with unlabelled images.")
     visible = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
