@@ -79,7 +79,9 @@ def _init(
         own = node(subject, path)
         w = own["kernel"].reshape(own["kernel"].shape[-2:])
         values, _ = energies_of(w, second[path])
-        tail = 1 - np.cumsum(values) / max(values.sum(), np.finfo(float).tiny)
+        if not values.sum() > 0:  # nothing came here, so nothing is known about what it needs
+            continue
+        tail = 1 - np.cumsum(values) / values.sum()
         rank = int(np.argmax(tail <= error)) + 1
         if rank * sum(w.shape) >= w.size:  # two products would cost more than one
             continue

@@ -13,7 +13,8 @@ from medvfm_jax.adapters.option_values import parse_assignments
 from medvfm_jax.compress.calibration import Calibration, OutOfRange
 from medvfm_jax.compress.catalog import METHODS
 from medvfm_jax.compress.record import Compressed, ParamTransform, Subject
-from medvfm_jax.data import PromptConfig, Split, make_loader
+from medvfm_jax.data import PromptConfig, Split, load_example, make_loader
+from medvfm_jax.data.findings import named
 from medvfm_jax.runs import run_directory
 from medvfm_jax.runs.settings_record import settings_digest
 from medvfm_jax.settings.compress import CompressConfig
@@ -93,7 +94,7 @@ def compress(config: CompressConfig, say: Callable[[str], None] = lambda text: N
                 f"{config.out}"
             )
         source = _data(config, opened)
-        batches = _batches(config, opened, source)
+        batches = _batches(config, opened, source, say)
         task = opened.subject.model.spec.task
         objective = "samed" if task == "semantic" else "medsam"
         calibration = Calibration(batches, objective, config.seed, say)
@@ -190,8 +191,10 @@ def _data(config: CompressConfig, opened: _Opened) -> SplitData:
     return found._replace(split=Split(**{name: tuple(cases) for name, cases in parts.items()}))
 
 
-def _batches(config: CompressConfig, opened: _Opened, source: SplitData) -> Sequence[Batch]:
-    """One image each, evenly from the training part; raises BadConfig where that is empty."""
+def _batches(
+    config: CompressConfig, opened: _Opened, source: SplitData, say: Callable[[str], None]
+) -> Sequence[Batch]:
+    """One image each, evenly from the training part; raises BadConfig where that is empty or shows nothing."""
     spec, prompt = opened.subject.model.spec, opened.said["prompt"]
     if not source.split.train:
         raise BadConfig(
@@ -213,6 +216,16 @@ def _batches(config: CompressConfig, opened: _Opened, source: SplitData) -> Sequ
     examples = [
         found.train[i] for i in np.unique(np.linspace(0, len(found.train) - 1, config.cases).astype(int))
     ]
+    even = [e.id for e in examples if np.ptp(load_example(source.dataset, e).image, (0, 1)).max() == 0]
+    if len(even) == len(examples):
+        raise BadConfig(
+            f"Every calibration image is of one even colour ({named(even)}), which shows nothing of what the model "
+            "computes on pictures; give other --data."
+        )
+    if even:
+        say(
+            f"warning: of {len(examples)} calibration images {len(even)} are of one even colour: {named(even)}"
+        )
     loader = make_loader(
         source.dataset, examples, spec, found.task,
         batch_size=1, seed=config.seed, prompts=exact, shuffle=False, epochs=1, threads=0,

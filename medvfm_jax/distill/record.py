@@ -103,6 +103,7 @@ class Recipe(NamedTuple):
         for name, value in values.items():
             least = 1 if name == "rounds" else 0
             require(value >= least, name, value, "not negative, rounds at least 1")
+            require(name != "rounds" or value <= _MOST_ROUNDS, name, value, f"at most {_MOST_ROUNDS}")
             require(name not in _SHARES or value <= 1, name, value, "at most 1")
             require(name not in _BELOW_ONE or value < 1, name, value, "below 1")
         joined = {name: values.pop(name) for name in more & set(values)}
@@ -118,6 +119,7 @@ class Recipe(NamedTuple):
         return stages
 
 
+_MOST_ROUNDS = 16  # each is compiled on its own
 _SHARES, _BELOW_ONE = ("first", "ramp", "depth"), ("decay", "hidden")
 
 
@@ -131,7 +133,9 @@ def _refuse_what_is_not_there(stage: Stage) -> None:
                 "mutual."
             )
         if kind == "hidden" and not stage.hidden:
-            raise BadConfig(f"Term '{name}' rebuilds what was hidden, and nothing is; choose --recipe sami.")
+            raise BadConfig(
+                f"Term '{name}' rebuilds what was hidden, and nothing is: choose --recipe sami and hidden above 0."
+            )
 
 
 def _weighed(stages: tuple[Stage, ...], given: Mapping[str, float]) -> list[tuple[Stage, dict[str, float]]]:

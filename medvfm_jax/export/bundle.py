@@ -36,12 +36,14 @@ class Model:
         int8: take the files with 8-bit weights, where the folder has them.  threads: of the runtime.
         """
         folder = Path(folder)
-        self.card = json.loads((folder / "model.json").read_text("utf-8"))
+        self.card = read_card(folder / "model.json")
         files = self.card["files_int8" if int8 else "files"]
         if not files:
             raise ValueError(f"{folder} has no files with 8-bit weights; export it with --int8.")
-        for name, digest in self.card.get("sha256", {}).items():
-            if name in files.values() and hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
+        for name in files.values():
+            if not (folder / name).is_file():
+                raise ValueError(f"{folder / name} is missing; export the model again.")
+            if hashlib.sha256((folder / name).read_bytes()).hexdigest() != self.card["sha256"][name]:
                 raise ValueError(
                     f"{folder / name} is not the file that was exported; export the model again."
                 )
@@ -106,6 +108,23 @@ class Model:
         batch = np.zeros((1 if isinstance(many, str) else many, *image.shape), np.float32)
         batch[0] = image
         return [array[0] for array in self._parts[part](batch)]
+
+
+def card_digest(card):
+    """sha256 of what model.json says: another intensity rule or label would make other masks without a word."""
+    said = {name: value for name, value in card.items() if name != "sha256_of_this"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def read_card(path):
+    """model.json as it was exported; ValueError where it is anything else."""
+    try:
+        card = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); export the model again.") from error
+    if not isinstance(card, dict) or card.get("sha256_of_this") != card_digest(card):
+        raise ValueError(f"{path} is not as it was exported; export the model again.")
+    return card
 
 
 def network(file, part, threads=None):

@@ -1,5 +1,6 @@
 """`export`: a folder with files for another runtime, their check, a card and a bundle that runs them."""
 
+import json
 import os
 import shutil
 import tempfile
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from medvfm_jax import __version__
 from medvfm_jax.export import card
+from medvfm_jax.export.bundle import card_digest
 from medvfm_jax.export.checking import FLOAT_BOUND, image_inputs, measured, prompt_inputs
 from medvfm_jax.export.formats import Format, require_installed
 from medvfm_jax.export.parts import Part, decoder_part, encoder_part, expected, whole_part
@@ -67,6 +69,8 @@ def export(config: ExportConfig, say: Callable[[str], None] = lambda text: None)
         names = sorted({*files.values(), *small.values()})
         record["sha256"] = {name: sha256_of(folder / name) for name in names}
         with run_directory.writing(config.out):
+            record = json.loads(json.dumps(run_directory.finite(record)))
+            record["sha256_of_this"] = card_digest(record)
             run_directory.write_json(folder / card.CARD, record)
             run_directory.write_json(folder / card.CHECK, check)
             (folder / card.README).write_text(card.readme(record, check), "utf-8")

@@ -1,9 +1,11 @@
 """`medvfm compress` with small models: what it leaves is scored and asked like any run, and what it refuses."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from medvfm_jax.compress import run as module
 from medvfm_jax.weights import safetensors_files
@@ -187,6 +189,17 @@ def test_what_cannot_be_done_is_one_sentence_and_leaves_nothing(
     assert said in sentence
     assert "unexpected" not in sentence
     assert contents(tmp_path) == {}
+
+
+def test_pictures_that_show_nothing_calibrate_nothing(medvfm, cells, tmp_path):
+    """On a black picture every layer looks as if one rank were enough, and rounding as if it cost nothing."""
+    black = shutil.copytree(cells, tmp_path / "black")
+    paths = sorted((black / "images").glob("*.png"))
+    for path in paths:
+        Image.new("RGB", Image.open(path).size, (70, 0, 90)).save(path)
+    asked = words(black, tmp_path / "run", "low_rank", model=LITE, options=("error=0.5",))
+    medvfm(*asked).refused("Every calibration image is of one even colour", "give other --data")
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_adapter_that_cannot_be_merged_is_named(medvfm, cells, tmp_path):

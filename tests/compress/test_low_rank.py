@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from medvfm_jax.compress import low_rank as module
 from medvfm_jax.compress.low_rank import factorise
 
 RNG = np.random.default_rng(0)
@@ -45,3 +46,21 @@ def test_it_loses_less_than_the_decomposition_of_the_weights_alone():
 def test_all_ranks_lose_nothing():
     found = factorise(W, MOMENT, 6)
     np.testing.assert_allclose(found.a @ found.b, W, atol=1e-5)
+
+
+def test_a_layer_that_nothing_reached_is_left_as_it_is(monkeypatch):
+    """Its moment is 0, of which any rank holds everything; and a layer of which one is left out at half the energy."""
+    rng = np.random.default_rng(0)
+    kernels = {path: {"kernel": rng.normal(size=(6, 40)).astype(np.float32)} for path in ("seen", "unseen")}
+    weak = np.diag([1.0, 1e-4, 1e-4, 1e-4, 1e-4, 1e-4])
+    for name, found in {
+        "modules": lambda *words: ["seen", "unseen"],
+        "node": lambda subject, path: kernels[path],
+        "moments": lambda *words: {"seen": weak, "unseen": np.zeros((6, 6))},
+        "with_rest": lambda subject, compressed, pattern: compressed,
+    }.items():
+        monkeypatch.setattr(module, name, found)
+    compressed = module._init(None, None, error=0.1)
+    assert set(compressed.delta["low_rank"]) == {"seen"}
+    assert compressed.facts["factorised"] == 1
+    assert compressed.facts["largest_error"] <= 0.1

@@ -69,6 +69,8 @@ def test_a_term_of_one_stage_is_weighed_in_that_stage():
         ("sami", {"hidden": "1"}, "below 1"),
         ("tiny_sam", {"round": "1"}, "nearest is 'rounds'"),
         ("tiny_sam", {"rounds": "0"}, "rounds at least 1"),
+        ("tiny_sam", {"rounds": "1000"}, "rounds is 1000; expected at most 16"),
+        ("sami", {"hidden": "0"}, "hidden above 0"),
         ("tiny_sam", {"hard_masks": "perhaps"}, "hard_masks must be"),
         ("task", {"masks": "-1"}, "not negative"),
         ("edge_sam", {"first": "1.5"}, "at most 1"),

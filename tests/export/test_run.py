@@ -106,6 +106,21 @@ def test_a_bundle_opens_the_files_that_were_checked_alone(tmp_path):
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
     with pytest.raises(ValueError, match=r"decoder\.stablehlo is not the file that was exported"):
         bundle.Model(folder)
+    damaged.unlink()
+    with pytest.raises(ValueError, match=r"decoder\.stablehlo is missing; export the model again"):
+        bundle.Model(folder)
+    card = folder / "model.json"
+    said = card.read_text()
+    for changed in (
+        said.replace('"longest_side"', '"stretch"'),
+        "{}",
+        "{",
+        said.replace('"sha256"', '"other"'),
+    ):
+        assert changed != said
+        card.write_text(changed)
+        with pytest.raises(ValueError, match=r"model\.json (is not as it was exported|cannot be read)"):
+            bundle.Model(folder)
 
 
 @pytest.fixture
@@ -153,6 +168,23 @@ def test_the_runner_checks_files_before_it_opens_the_model(tmp_path, runs, monke
     refused(runs(tmp_path / "picture.png", tmp_path / "mask.npy"), "picture.png needs Pillow: pip install")
     refused(runs(picture, tmp_path / "mask.png"), "mask.png needs Pillow: pip install")
     assert {path.name for path in tmp_path.iterdir()} == {"picture.npy", "empty.npy", "picture.png"}
+
+
+def test_clicks_for_a_model_of_boxes_are_warned_of(tmp_path, monkeypatch, capsys):
+    def opened(model, *words, **more):
+        model.card = {"prompts": ["box"], "labels": None}
+
+    monkeypatch.setattr(bundle.Model, "__init__", opened)
+    monkeypatch.setattr(
+        bundle.Model, "__call__", lambda *words, **more: {"labels": np.ones((4, 5), np.int32)}
+    )
+    np.save(tmp_path / "picture.npy", np.zeros((4, 5), np.uint8))
+    for number, (words, warned) in enumerate([(("--point", 1, 1, 1), True), (("--box", 0, 0, 3, 3), False)]):
+        asked = [tmp_path / "picture.npy", tmp_path / f"{number}.npy", *words]
+        monkeypatch.setattr(sys, "argv", ["run.py", *map(str, asked)])
+        monkeypatch.setitem(sys.modules, "medvfm_bundle", bundle)
+        runner.main()
+        assert ("trained with box prompts only" in capsys.readouterr().err) == warned
 
 
 def test_a_model_of_classes_refuses_prompts(tmp_path, runs, monkeypatch):
