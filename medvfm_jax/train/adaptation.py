@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from medvfm_jax.models.scan import unstack_delta
 from medvfm_jax.parallel.placement import Placement
-from medvfm_jax.runs import run_directory
+from medvfm_jax.runs import goodput, run_directory
 from medvfm_jax.runs.progress import ProgressDisplay
 from medvfm_jax.settings.adapt import AdaptConfig
 from medvfm_jax.train import checkpoint, hooks, together
@@ -16,6 +16,7 @@ from medvfm_jax.train.assemble import delta_metadata, entry_of
 from medvfm_jax.train.data_check import lines
 from medvfm_jax.train.loop import Hook, NonFiniteLoss
 from medvfm_jax.train.training import Run, Trained, resolve, train
+from medvfm_jax.train.wall_time import WallTime
 from medvfm_jax.weights import artifacts
 
 
@@ -30,6 +31,7 @@ class RunResult(NamedTuple):
         trained: number of trained parameters.
         total: number of all parameters.
         delta_bytes: size of the file.
+        goodput: share of the wall time of all attempts that went into training steps that count, None if not measured.
     """
 
     folder: Path
@@ -39,6 +41,7 @@ class RunResult(NamedTuple):
     trained: int
     total: int
     delta_bytes: int
+    goodput: float | None = None
 
 
 def adapt(
@@ -138,6 +141,7 @@ def run_in_directory(
         MedvfmError: what ``resolved`` and training raise; a run directory in use, a full disk.
     """
     with contextlib.ExitStack() as stack:
+        clock = stack.enter_context(WallTime())
         display = display or stack.enter_context(ProgressDisplay(title=title))
         placement = placement or Placement()
         writes = placement.process == 0
@@ -149,11 +153,21 @@ def run_in_directory(
             run_directory.claim(config.out, run.record, config.resume)
         _announce(run, display.say)
         start = _last_checkpoint(run, display.say)
-        record = stack.enter_context(_recorder(config, writes))
-        told: list[Hook] = [hooks.MetricsLog(record, run.schedule), _checkpoints(run, stack), display]
-        if writes and (steps := config.profiled_steps()):
-            told.append(stack.enter_context(hooks.Profile(config.out / run_directory.PROFILE, *steps)))
-        return _finish(run, train(run, told, start=start, say=display.say), display.say)
+        with contextlib.ExitStack() as inner:
+            told: list[Hook] = []
+            if writes:
+                told.append(
+                    inner.enter_context(hooks.TimesLog(config.out, clock, start.step if start else 0))
+                )
+            record = inner.enter_context(_recorder(config, writes))
+            told += [hooks.MetricsLog(record, run.schedule), _checkpoints(run, inner), display]
+            if writes and (steps := config.profiled_steps()):
+                told.append(inner.enter_context(hooks.Profile(config.out / run_directory.PROFILE, *steps)))
+            result = _finish(run, train(run, told, start=start, say=display.say, clock=clock), display.say)
+        spent = goodput.of_run(config.out) if writes else None
+        if spent is not None:
+            display.say(spent.describe())
+        return result._replace(goodput=None if spent is None else round(spent.share, 4))
 
 
 def _announce(run: Run, say: Callable[[str], None]) -> None:
