@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from medvfm_jax.models.scan import unstack_delta
 from medvfm_jax.parallel.placement import Placement
-from medvfm_jax.runs import goodput, run_directory
+from medvfm_jax.runs import goodput, mirror, run_directory
 from medvfm_jax.runs.progress import ProgressDisplay
 from medvfm_jax.settings.adapt import AdaptConfig
 from medvfm_jax.train import checkpoint, hooks, together
@@ -148,9 +148,14 @@ def run_in_directory(
         if writes:
             run_directory.refuse_existing(config.out, config.resume)
             stack.enter_context(run_directory.locked(config.out))
+        if config.mirror:
+            _from_mirror(config, placement, display.say)
         run = resolved(placement, display)
+        copies = None
         if writes:
             run_directory.claim(config.out, run.record, config.resume)
+            if config.mirror:
+                copies = stack.enter_context(mirror.Mirror(config.out, config.mirror, display.say))
         _announce(run, display.say)
         start = _last_checkpoint(run, display.say)
         with contextlib.ExitStack() as inner:
@@ -161,6 +166,8 @@ def run_in_directory(
                 )
             record = inner.enter_context(_recorder(config, writes))
             told += [hooks.MetricsLog(record, run.schedule), _checkpoints(run, inner), display]
+            if copies is not None:
+                told.append(hooks.Copies(config.out / run_directory.CHECKPOINTS, copies.update))
             if writes and (steps := config.profiled_steps()):
                 told.append(inner.enter_context(hooks.Profile(config.out / run_directory.PROFILE, *steps)))
             result = _finish(run, train(run, told, start=start, say=display.say, clock=clock), display.say)
@@ -168,6 +175,25 @@ def run_in_directory(
         if spent is not None:
             display.say(spent.describe())
         return result._replace(goodput=None if spent is None else round(spent.share, 4))
+
+
+def _from_mirror(config: AdaptConfig, placement: Placement, say: Callable[[str], None]) -> None:
+    """Bring a run that is to be continued, and is not here, from the mirror; where hosts share no disk, to each."""
+
+    def absent() -> bool:
+        return not (config.out / run_directory.CONFIG).exists()
+
+    if placement.process == 0 and absent():
+        if not config.resume:
+            mirror.refuse_existing(config.mirror)
+        elif mirror.fetch(config.mirror, config.out):
+            say(f"the run was brought from {config.mirror}")
+        else:
+            say(f"{config.mirror} holds no copy of a run yet: this one starts at the beginning")
+    if placement.processes > 1 and config.resume:
+        placement.any(False)  # waits until the first process is done
+        if placement.process > 0 and absent():
+            mirror.fetch(config.mirror, config.out)
 
 
 def _announce(run: Run, say: Callable[[str], None]) -> None:
