@@ -63,6 +63,10 @@ class AdaptConfig(TrainingConfig):
     first few steps, which compile."""
     tensorboard: bool = False
     """Write scalars for TensorBoard too, into --out/tensorboard."""
+    wandb: str | None = None
+    """Project of Weights & Biases that is sent the numbers of metrics.jsonl too; no paths, cases or pictures."""
+    mlflow: str | None = dataclasses.field(default=None, metadata={URL: True})
+    """Address of an MLflow server that is sent the numbers of metrics.jsonl too, such as http://host:5000."""
     mirror: str | None = dataclasses.field(default=None, metadata={URL: True})
     """URL of a folder of its own, such as gs://bucket/run, to which the run directory is copied in the background after
     each checkpoint and at the end; with --resume and an empty --out the run is brought from there. May change when a
@@ -84,6 +88,8 @@ class AdaptConfig(TrainingConfig):
         require(self.fold is None or 0 <= self.fold <= 4, "fold", self.fold, "0 to 4")
         require(0 <= self.warmup <= 1, "warmup", self.warmup, "between 0 and 1")
         self.profiled_steps()
+        require(self.wandb != "", "wandb", self.wandb, "the name of a project")
+        require(self.mlflow != "", "mlflow", self.mlflow, "an address such as http://host:5000")
         require(
             self.mirror is None or "://" in self.mirror,
             "mirror",

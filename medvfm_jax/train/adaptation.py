@@ -11,7 +11,8 @@ from medvfm_jax.parallel.placement import Placement
 from medvfm_jax.runs import goodput, mirror, run_directory
 from medvfm_jax.runs.progress import ProgressDisplay
 from medvfm_jax.settings.adapt import AdaptConfig
-from medvfm_jax.train import checkpoint, hooks, together
+from medvfm_jax.settings.records import to_json
+from medvfm_jax.train import checkpoint, hooks, together, trackers
 from medvfm_jax.train.assemble import delta_metadata, entry_of
 from medvfm_jax.train.data_check import lines
 from medvfm_jax.train.loop import Hook, NonFiniteLoss
@@ -100,7 +101,7 @@ def adapt_together(
         for run in runs:
             run_directory.claim(run.config.out, run.record, run.config.resume)
             run_directory.truncate_metrics(run.config.out, 0, say)
-            record = stack.enter_context(_recorder(run.config, True))
+            record = stack.enter_context(_recorder(run.config, True, say))
             told.append([hooks.MetricsLog(record, run.schedule)])
         _announce(runs[0], say)
         ended = together.train_together(runs, told, say=say)
@@ -164,7 +165,7 @@ def run_in_directory(
                 told.append(
                     inner.enter_context(hooks.TimesLog(config.out, clock, start.step if start else 0))
                 )
-            record = inner.enter_context(_recorder(config, writes))
+            record = inner.enter_context(_recorder(config, writes, display.say))
             told += [hooks.MetricsLog(record, run.schedule), _checkpoints(run, inner), display]
             if copies is not None:
                 told.append(hooks.Copies(config.out / run_directory.CHECKPOINTS, copies.update))
@@ -250,7 +251,7 @@ def _checkpoints(run: Run, stack: contextlib.ExitStack) -> Hook:
 
 
 @contextlib.contextmanager
-def _recorder(config: AdaptConfig, writes: bool) -> Iterator[hooks.Recorder]:
+def _recorder(config: AdaptConfig, writes: bool, say: Callable[[str], None]) -> Iterator[hooks.Recorder]:
     with contextlib.ExitStack() as stack:
         if not writes:
             yield hooks.to_all()
@@ -258,6 +259,14 @@ def _recorder(config: AdaptConfig, writes: bool) -> Iterator[hooks.Recorder]:
         recorders = [hooks.to_file(config.out)]
         if config.tensorboard:
             recorders.append(stack.enter_context(hooks.to_tensorboard(config.out / "tensorboard")))
+        told = trackers.told_settings(to_json(config))
+        for name, where, open_ in (
+            ("Weights & Biases", config.wandb, trackers.to_wandb),
+            ("MLflow", config.mlflow, trackers.to_mlflow),
+        ):
+            if where is not None:
+                record = stack.enter_context(open_(config.out, where, told))
+                recorders.append(stack.enter_context(trackers.in_background(record, name, say)))
         yield hooks.to_all(*recorders)
 
 
