@@ -54,9 +54,9 @@ class _Storage(NamedTuple):
 class Mirror:
     """Copies a run directory in the background, as often as it is told to; use it as a context.
 
-    What is copied is a snapshot: checkpoints are linked, other files copied, into a hidden folder, so that training may
-    go on and drop old checkpoints.  If one copy is still under way when the next is due, the newest waits and those
-    between are left out.  A copy that fails three times is counted and said, and the run goes on.
+    What is copied is a snapshot: checkpoints and traces are linked, other files copied, into a hidden folder, so that
+    training may go on and drop old checkpoints.  If one copy is still under way when the next is due, the newest waits
+    and those between are left out.  A copy that fails three times is counted and said, and the run goes on.
 
     Args:
         folder: the run directory, on this machine.
@@ -70,7 +70,7 @@ class Mirror:
     ):
         self._folder, self._say, self._pause = folder, say, pause
         self._storage = _open(url)
-        self._known: dict[str, Stored] = {}
+        self._there: set[str] = set()  # stored whole, as far as is known
         self._number = self.copies = self.failures = 0
         self._is_last = False  # the last thing that happened is a copy that came to its end
         self._changed, self._waiting, self._over = threading.Condition(), None, False
@@ -81,7 +81,7 @@ class Mirror:
         found = _manifest(self._storage)
         if found is not None:
             _check_same(found, self._folder, self._storage.url)
-            self._known = found
+            self._there = {self._storage.of(name, stored) for name, stored in found.items()}
         shutil.rmtree(self._folder / _SNAPSHOTS, ignore_errors=True)  # of a process that was killed
         self._thread.start()
         return self
@@ -131,7 +131,7 @@ class Mirror:
     def _copy(self, taken: Path) -> None:
         for attempt in range(ATTEMPTS):
             try:
-                self._known = _upload(taken, self._storage, self._known)
+                _upload(taken, self._storage, self._there)
                 self.copies += 1
                 self._is_last = True
                 return
@@ -268,7 +268,10 @@ def _take_snapshot(folder: Path, target: Path) -> None:
     for entry in sorted(folder.iterdir()):
         if entry.name.startswith("."):
             continue
-        if entry.name != run_directory.CHECKPOINTS:
+        if entry.name == run_directory.PROFILE:
+            shutil.copytree(entry, target / entry.name, copy_function=_link)
+            continue
+        if entry.name != run_directory.CHECKPOINTS:  # files that are written to in place
             copy = shutil.copytree if entry.is_dir() else shutil.copy2
             copy(entry, target / entry.name)
             continue
@@ -292,11 +295,14 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def _upload(taken: Path, storage: _Storage, known: dict[str, Stored]) -> dict[str, Stored]:
-    """Store the files that are new, then the manifest, then drop what it no longer names; -> what it names."""
+def _upload(taken: Path, storage: _Storage, there: set[str]) -> None:
+    """Store the files that are new, then the manifest, then drop what it no longer names.
+
+    there: what is stored whole; kept up to date, so that a second attempt sends only what is missing.
+    """
     paths = sorted(path for path in taken.rglob("*") if path.is_file())
     files = {path.relative_to(taken).as_posix(): _stored(path) for path in paths}
-    there = {storage.of(name, stored) for name, stored in known.items()}
+    kept = {storage.of(name, stored) for name, stored in files.items()}
     for name, stored in files.items():
         remote = storage.of(name, stored)
         if remote in there:
@@ -305,6 +311,7 @@ def _upload(taken: Path, storage: _Storage, known: dict[str, Stored]) -> dict[st
         storage.system.put_file(str(taken / name), remote)
         if storage.system.info(remote)["size"] != stored.size:
             raise OSError(f"{remote} was not stored whole")
+        there.add(remote)
     body = {
         "format": FORMAT,
         "time": round(time.time(), 3),
@@ -314,12 +321,11 @@ def _upload(taken: Path, storage: _Storage, known: dict[str, Stored]) -> dict[st
     storage.system.makedirs(storage.root, exist_ok=True)
     storage.system.pipe_file(storage.path(f"{_MANIFEST}.new"), content)
     storage.system.mv(storage.path(f"{_MANIFEST}.new"), storage.path(_MANIFEST))
-    kept = {storage.of(name, stored) for name, stored in files.items()}
+    there &= kept
     with contextlib.suppress(Exception):  # what is left takes room, and is tried again with the next copy
         for remote in storage.system.find(storage.path(_FILES)):
             if remote not in kept:
                 storage.system.rm_file(remote)
-    return files
 
 
 def _download(storage: _Storage, name: str, stored: Stored, target: Path) -> None:

@@ -131,6 +131,23 @@ def test_a_copy_that_fails_is_tried_again(run, tmp_path, monkeypatch):
     assert said == ["memory://a holds the run as it is here"]
 
 
+def test_a_second_attempt_sends_only_what_the_first_did_not(run, monkeypatch):
+    put, sent = MemoryFileSystem.put_file, []
+
+    def put_file(self, here, there, **options):
+        name = there.rpartition("/")[2]
+        sent.append(name)
+        if sent == ["arrays.safetensors", "manifest.json", "config.json"]:
+            raise ConnectionError("the network is gone")
+        put(self, here, there, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "put_file", put_file)
+    with Mirror(run, "memory://a", pause=0.0) as copies:
+        pass
+    assert sent == ["arrays.safetensors", "manifest.json", "config.json", "config.json", "metrics.jsonl"]
+    assert (copies.copies, copies.failures) == (1, 0)
+
+
 def test_a_copy_that_keeps_failing_is_said_and_the_one_before_stays_whole(run, tmp_path, monkeypatch):
     with Mirror(run, "memory://a"):
         pass
