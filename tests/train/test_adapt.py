@@ -164,9 +164,9 @@ def prepared(monkeypatch, cells, tmp_path):
         seen = {"tier": None}
         make_cache, loader = MODULE.make_cache, MODULE.TrainingData.loader
 
-        def spy_cache(encode, fingerprint, tier, folder):
+        def spy_cache(encode, fingerprint, tier, *more):
             seen["tier"] = tier
-            return make_cache(encode, fingerprint, tier, folder)
+            return make_cache(encode, fingerprint, tier, *more)
 
         def spy_loader(self, augment, *more):
             seen["augment"] = augment
