@@ -52,14 +52,17 @@ def summarise(lines: Iterable[Mapping[str, Any]]) -> Goodput | None:
 
     A stretch counts unless a later attempt began before its end, for its steps were then taken again.
     """
-    first: dict[float, int] = {}  # attempt -> the step it went on from
+    first: dict[
+        float, int
+    ] = {}  # attempt -> the step it went on from, in the order of the file: clocks may go back
     stretches = []
     for line in lines:
         first.setdefault(line["attempt"], line["step"])
         stretches.append((line["attempt"], line["step"], line["seconds"]))
     seconds = dict.fromkeys((*WHAT, REPEATED), 0.0)
+    number = {attempt: i for i, attempt in enumerate(first)}
     for attempt, step, spent in stretches:
-        again = any(later > attempt and begin < step for later, begin in first.items())
+        again = any(number[later] > number[attempt] and begin < step for later, begin in first.items())
         for what, value in spent.items():
             seconds[REPEATED if again else what] += value
     wall = sum(seconds.values())

@@ -61,6 +61,11 @@ def test_a_later_attempt_that_falls_back_further_takes_back_more():
     assert goodput.summarise(lines).seconds == {"steps": 12.0, "repeated": 8.0}
 
 
+def test_a_clock_that_went_back_changes_nothing():
+    lines = [line(9.0, 0), line(9.0, 8, steps=8.0), line(2.0, 4), line(2.0, 8, steps=4.0)]
+    assert goodput.summarise(lines).seconds == {"steps": 4.0, "repeated": 8.0}
+
+
 def test_the_parts_always_add_up_and_no_time_at_all_is_no_goodput():
     assert goodput.summarise([]) is None
     assert goodput.summarise([line(1.0, 0)]) is None
