@@ -20,6 +20,7 @@ _LOCAL = (
     "file",
     "hdfs",
 )  # with a third slash more often than with a host: what was given cannot be told from a Path
+URL = "url"  # in the metadata of a setting: it names storage elsewhere
 _LONGEST_NAME, _LONGEST_PATH = 255, 4095  # bytes, of all common file systems
 
 
@@ -57,9 +58,12 @@ def _scheme(text: str) -> re.Match[str] | None:
 
 def check_all(settings: Any) -> None:
     """Check every path in a dataclass of settings: all its paths, and all its texts that are written like one with a
-    scheme, since a folder of data may be given by name.  Raises BadPath naming the setting.
+    scheme, since a folder of data may be given by name; settings marked ``URL`` are left out.  Raises BadPath naming
+    the setting.
     """
     for field in dataclasses.fields(settings):
+        if field.metadata.get(URL):
+            continue
         value = getattr(settings, field.name)
         for part in value if isinstance(value, tuple | list) else (value,):
             if isinstance(part, PurePath) or (isinstance(part, str) and _scheme(part)):

@@ -2,7 +2,11 @@
 # One command on every host of a TPU slice, or of a TPU VM, which is a slice of one host.  A spot slice that is taken away
 # is asked for again and the run goes on where its last checkpoint was.
 #   ZONE=us-west4-a TYPE=v5litepod-16 tpu/launch_slice.sh NAME medvfm adapt --data /mnt/share/data --out /mnt/share/runs/a
-# SETUP runs once on every host of a new slice: it must install medvfm-jax[tpu] and mount the disk that all hosts share.
+# TYPE may name several slices, the preferred first: TYPE="v5litepod-32 v5litepod-16" goes on with fewer hosts where the
+# larger one is refused; --batch-size must be a multiple of the devices of each.
+# SETUP runs once on every host of a new slice: it must install medvfm-jax[tpu] and mount the disk that all hosts share
+# (for the data; for --out too, unless the command has --mirror).
+# FLAGS=v5e, v5p or v6e sets the LIBTPU_INIT_ARGS of tpu/flags/; without, libtpu's own choices hold.
 # SPOT= (empty) asks for a slice that is not taken away.  VERSION is the image of the virtual machines.
 set -u
 name=${1:?usage: ZONE=... TYPE=... tpu/launch_slice.sh NAME COMMAND...}
@@ -14,13 +18,26 @@ SPOT=${SPOT---spot}
 PAUSE=${PAUSE-60}
 tpu() { gcloud compute tpus tpu-vm "$1" "$name" --zone "$ZONE" "${@:2}"; }
 state() { tpu describe --format 'value(state)' 2> /dev/null; }
+create() { # the first slice of TYPE that there is
+  local type
+  for type in $TYPE; do
+    # shellcheck disable=SC2086  # SPOT may be nothing
+    tpu create --accelerator-type "$type" --version "$VERSION" $SPOT && return
+  done
+  return 1
+}
 
-words="$(printf '%q ' "$@") --resume --distributed --mesh all"
+flags=
+if [[ -n ${FLAGS-} ]]; then
+  preset="$(dirname "$0")/flags/$FLAGS.txt"
+  [[ -r $preset ]] || { echo "there are no flags for $FLAGS in $(dirname "$preset")" >&2; exit 2; }
+  flags="LIBTPU_INIT_ARGS='$(grep -v '^#' "$preset" | paste -sd ' ')' "
+fi
+words="$flags$(printf '%q ' "$@") --resume --distributed --mesh all"
 while true; do
   if [[ $(state) != READY ]]; then
     [[ -z $(state) ]] || tpu delete --quiet || true
-    # shellcheck disable=SC2086  # SPOT may be nothing
-    if ! tpu create --accelerator-type "$TYPE" --version "$VERSION" $SPOT; then
+    if ! create; then
       echo "no slice yet; asking again in $PAUSE s" >&2
       sleep "$PAUSE"
       continue

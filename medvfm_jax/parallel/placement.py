@@ -74,15 +74,15 @@ class Placement:
         return params if self._mesh is None else jax.device_get(params)
 
     def put_params(self, params: Params) -> Params:
-        """Weights by the rules; raises BadRules naming a path without a rule."""
+        """Weights by the rules, on one device all of them; raises BadRules naming a path without a rule."""
         if self._mesh is None:
-            return params
+            return jax.device_put(params)
         return jax.tree.map(_put, params, param_shardings(self._rules, self._mesh, params))
 
     def put_state(self, state: "TrainState", optimizer: optax.GradientTransformation) -> "TrainState":
         """Delta and moments where their weights are, counters and the key everywhere."""
         if self._mesh is None:
-            return state
+            return jax.device_put(state)
         return jax.tree.map(_put, state, state_shardings(self._rules, self._mesh, state, optimizer))
 
     def shardings(self, state: "TrainState", optimizer: optax.GradientTransformation) -> Any:
@@ -96,8 +96,13 @@ class Placement:
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(self._batch, x), batch)
 
     def put_whole(self, batch: Batch) -> Batch:
-        """Leaves (b, ...) over the devices; b is a multiple of ``parts``, see ``check_batch``."""
-        return batch if self._mesh is None else jax.tree.map(lambda x: _put(x, self._batch), batch)
+        """Leaves (b, ...) over the devices; b is a multiple of ``parts``, see ``check_batch``.
+
+        Copies are started here and not waited for, so that a batch travels while the step before it runs.
+        """
+        if self._mesh is None:
+            return jax.device_put(batch)
+        return jax.tree.map(lambda x: _put(x, self._batch), batch)
 
     def compile(self, step: "Step", params: Params, state: "TrainState") -> Callable[..., Any]:
         """``step(params, state, batch)`` -> ``step(state, batch)``, for placed weights and states placed like this.

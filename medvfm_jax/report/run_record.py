@@ -12,6 +12,7 @@ from medvfm_jax.predict.evaluation import FORMAT
 from medvfm_jax.report.overlays import draw
 from medvfm_jax.report.record_shapes import damaged_audit, damaged_scores, damaged_settings
 from medvfm_jax.runs import run_directory
+from medvfm_jax.runs.goodput import Goodput, of_run
 from medvfm_jax.runs.settings_record import contradiction
 from medvfm_jax.train.assemble import check_run
 from medvfm_jax.types import MedvfmError
@@ -57,6 +58,7 @@ class RunRecord(NamedTuple):
         unread: how many of the overlays that the scores name could not be read.
         audit: what `medvfm audit` found, may be empty.
         unproven: what could not be checked about the delta, "" for nothing.
+        goodput: where the wall time of training went, None if it is not known.
     """
 
     name: str
@@ -69,6 +71,7 @@ class RunRecord(NamedTuple):
     unread: int = 0
     audit: Mapping[str, Any] = {}
     unproven: str = ""
+    goodput: Goodput | None = None
 
     @property
     def trained(self) -> Mapping[str, Any]:
@@ -134,7 +137,10 @@ def load(path: Path) -> RunRecord:
     overlays = _overlays(folder, scores)
     unread = len(scores.get("overlays") or ()) - len(overlays)
     audit = _audit(path / AUDIT) if path.is_dir() else {}
-    return RunRecord(name, folder, config, metrics, scores, overlays, tuple(damaged), unread, audit, unproven)
+    spent = _goodput(path) if path.is_dir() else None
+    return RunRecord(
+        name, folder, config, metrics, scores, overlays, tuple(damaged), unread, audit, unproven, spent
+    )
 
 
 def _object(path: Path) -> dict[str, Any]:
@@ -194,6 +200,13 @@ def _metrics(folder: Path) -> tuple[list[dict[str, Any]], list[int]]:
             f"{path} holds no record of a run; restore it, or move it away to report without it."
         )
     return records, damaged
+
+
+def _goodput(folder: Path) -> Goodput | None:
+    try:
+        return of_run(folder)
+    except run_directory.RunError as error:
+        raise NothingToReport(str(error)) from error
 
 
 def _overlays(folder: Path, scores: Mapping[str, Any]) -> list[Overlay]:

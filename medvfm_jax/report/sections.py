@@ -179,7 +179,9 @@ def learning_curve(run: RunRecord) -> str:
     speed = [v for _, v in _points(run, "images_per_s")[1:] if v > 0]  # the first step compiles
     if speed:
         # Of the time that all steps took together: a device may report two steps at once, one of them in no time.
-        lead += f"Mean speed {len(speed) / sum(1 / v for v in speed):.3g} images/s."
+        lead += f"Mean speed {len(speed) / sum(1 / v for v in speed):.3g} images/s. "
+    if run.goodput is not None:
+        lead += f"Wall time: {text(run.goodput.describe())}."
     missing = "There is no learning curve: the run logged no training steps." if run.config else ""
     return section("Learning curve", f'<div class="charts">{body}</div>' if body else "", lead, missing)
 

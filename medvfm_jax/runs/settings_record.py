@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 # Settings that do not change what a run computes.
-FREE_TO_CHANGE = ("resume", "out", "placement", "keep", "measure_every", "checked")
+FREE_TO_CHANGE = (
+    "resume", "out", "mirror", "wandb", "mlflow", "placement", "keep", "measure_every", "checked",
+)  # fmt: skip
 # What all runs without the setting had; validation looked at all clients, of which few runs had more.
 BEFORE_IT_EXISTED = {
     "base_dtype": "float32", "checkpoints": "whole", "embeddings_dtype": "float32", "validation_clients": 100,

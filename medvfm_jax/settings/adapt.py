@@ -3,6 +3,7 @@
 import dataclasses
 from typing import TYPE_CHECKING, Literal
 
+from medvfm_jax.local_paths import URL
 from medvfm_jax.settings.groups import SelectCases, TrainingConfig
 from medvfm_jax.settings.records import BadConfig, require
 
@@ -62,6 +63,14 @@ class AdaptConfig(TrainingConfig):
     first few steps, which compile."""
     tensorboard: bool = False
     """Write scalars for TensorBoard too, into --out/tensorboard."""
+    wandb: str | None = None
+    """Project of Weights & Biases that is sent the numbers of metrics.jsonl too; no paths, cases or pictures."""
+    mlflow: str | None = dataclasses.field(default=None, metadata={URL: True})
+    """Address of an MLflow server that is sent the numbers of metrics.jsonl too, such as http://host:5000."""
+    mirror: str | None = dataclasses.field(default=None, metadata={URL: True})
+    """URL of a folder of its own, such as gs://bucket/run, to which the run directory is copied in the background after
+    each checkpoint and at the end; with --resume and an empty --out the run is brought from there. May change when a
+    run is resumed."""
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning; raises BadConfig, BadPath."""
@@ -79,6 +88,14 @@ class AdaptConfig(TrainingConfig):
         require(self.fold is None or 0 <= self.fold <= 4, "fold", self.fold, "0 to 4")
         require(0 <= self.warmup <= 1, "warmup", self.warmup, "between 0 and 1")
         self.profiled_steps()
+        require(self.wandb != "", "wandb", self.wandb, "the name of a project")
+        require(self.mlflow != "", "mlflow", self.mlflow, "an address such as http://host:5000")
+        require(
+            self.mirror is None or "://" in self.mirror,
+            "mirror",
+            self.mirror,
+            "a URL such as gs://bucket/run",
+        )
         require(self.accumulate is None or self.accumulate >= 1, "accumulate", self.accumulate, "at least 1")
         if self.accumulate and self.batch_size % self.accumulate:
             raise BadConfig(

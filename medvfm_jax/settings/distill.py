@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
+from medvfm_jax.local_paths import URL
 from medvfm_jax.settings.adapt import AdaptConfig
 from medvfm_jax.settings.groups import DataConfig, OptimConfig, PromptChoice, ReadingConfig, RunConfig
 from medvfm_jax.settings.records import BadConfig, require
@@ -51,6 +52,14 @@ class DistillConfig(ReadingConfig, RunConfig, OptimConfig, DataConfig):
     """Highest learning rate; by default 0.001."""
     tensorboard: bool = False
     """Write scalars for TensorBoard too, into --out/tensorboard."""
+    wandb: str | None = None
+    """Project of Weights & Biases that is sent the numbers of metrics.jsonl too; no paths, cases or pictures."""
+    mlflow: str | None = dataclasses.field(default=None, metadata={URL: True})
+    """Address of an MLflow server that is sent the numbers of metrics.jsonl too, such as http://host:5000."""
+    mirror: str | None = dataclasses.field(default=None, metadata={URL: True})
+    """URL of a folder of its own, such as gs://bucket/run, to which the run directory is copied in the background after
+    each checkpoint and at the end; with --resume and an empty --out the run is brought from there. May change when a
+    run is resumed."""
     out: Path = Path("runs/distill")
     """Run directory to create."""
 

@@ -8,14 +8,16 @@ from typing import NamedTuple
 
 from medvfm_jax.models.scan import unstack_delta
 from medvfm_jax.parallel.placement import Placement
-from medvfm_jax.runs import run_directory
+from medvfm_jax.runs import goodput, mirror, run_directory
 from medvfm_jax.runs.progress import ProgressDisplay
 from medvfm_jax.settings.adapt import AdaptConfig
-from medvfm_jax.train import checkpoint, hooks, together
+from medvfm_jax.settings.records import to_json
+from medvfm_jax.train import checkpoint, hooks, together, trackers
 from medvfm_jax.train.assemble import delta_metadata, entry_of
 from medvfm_jax.train.data_check import lines
 from medvfm_jax.train.loop import Hook, NonFiniteLoss
 from medvfm_jax.train.training import Run, Trained, resolve, train
+from medvfm_jax.train.wall_time import WallTime
 from medvfm_jax.weights import artifacts
 
 
@@ -30,6 +32,7 @@ class RunResult(NamedTuple):
         trained: number of trained parameters.
         total: number of all parameters.
         delta_bytes: size of the file.
+        goodput: share of the wall time of all attempts that went into training steps that count, None if not measured.
     """
 
     folder: Path
@@ -39,6 +42,7 @@ class RunResult(NamedTuple):
     trained: int
     total: int
     delta_bytes: int
+    goodput: float | None = None
 
 
 def adapt(
@@ -97,7 +101,7 @@ def adapt_together(
         for run in runs:
             run_directory.claim(run.config.out, run.record, run.config.resume)
             run_directory.truncate_metrics(run.config.out, 0, say)
-            record = stack.enter_context(_recorder(run.config, True))
+            record = stack.enter_context(_recorder(run.config, True, say))
             told.append([hooks.MetricsLog(record, run.schedule)])
         _announce(runs[0], say)
         ended = together.train_together(runs, told, say=say)
@@ -138,22 +142,59 @@ def run_in_directory(
         MedvfmError: what ``resolved`` and training raise; a run directory in use, a full disk.
     """
     with contextlib.ExitStack() as stack:
+        clock = stack.enter_context(WallTime())
         display = display or stack.enter_context(ProgressDisplay(title=title))
         placement = placement or Placement()
         writes = placement.process == 0
         if writes:
             run_directory.refuse_existing(config.out, config.resume)
             stack.enter_context(run_directory.locked(config.out))
+        if config.mirror:
+            _from_mirror(config, placement, display.say)
         run = resolved(placement, display)
+        copies = None
         if writes:
             run_directory.claim(config.out, run.record, config.resume)
+            if config.mirror:
+                copies = stack.enter_context(mirror.Mirror(config.out, config.mirror, display.say))
         _announce(run, display.say)
         start = _last_checkpoint(run, display.say)
-        record = stack.enter_context(_recorder(config, writes))
-        told: list[Hook] = [hooks.MetricsLog(record, run.schedule), _checkpoints(run, stack), display]
-        if writes and (steps := config.profiled_steps()):
-            told.append(stack.enter_context(hooks.Profile(config.out / run_directory.PROFILE, *steps)))
-        return _finish(run, train(run, told, start=start, say=display.say), display.say)
+        with contextlib.ExitStack() as inner:
+            told: list[Hook] = []
+            if writes:
+                told.append(
+                    inner.enter_context(hooks.TimesLog(config.out, clock, start.step if start else 0))
+                )
+            record = inner.enter_context(_recorder(config, writes, display.say))
+            told += [hooks.MetricsLog(record, run.schedule), _checkpoints(run, inner), display]
+            if copies is not None:
+                told.append(hooks.Copies(config.out / run_directory.CHECKPOINTS, copies.update))
+            if writes and (steps := config.profiled_steps()):
+                told.append(inner.enter_context(hooks.Profile(config.out / run_directory.PROFILE, *steps)))
+            result = _finish(run, train(run, told, start=start, say=display.say, clock=clock), display.say)
+        spent = goodput.of_run(config.out) if writes else None
+        if spent is not None:
+            display.say(spent.describe())
+        return result._replace(goodput=None if spent is None else round(spent.share, 4))
+
+
+def _from_mirror(config: AdaptConfig, placement: Placement, say: Callable[[str], None]) -> None:
+    """Bring a run that is to be continued, and is not here, from the mirror; where hosts share no disk, to each."""
+
+    def absent() -> bool:
+        return not (config.out / run_directory.CONFIG).exists()
+
+    if placement.process == 0 and absent():
+        if not config.resume:
+            mirror.refuse_existing(config.mirror)
+        elif mirror.fetch(config.mirror, config.out):
+            say(f"the run was brought from {config.mirror}")
+        else:
+            say(f"{config.mirror} holds no copy of a run yet: this one starts at the beginning")
+    if placement.processes > 1 and config.resume:
+        placement.any(False)  # waits until the first process is done
+        if placement.process > 0 and absent():
+            mirror.fetch(config.mirror, config.out)
 
 
 def _announce(run: Run, say: Callable[[str], None]) -> None:
@@ -210,7 +251,7 @@ def _checkpoints(run: Run, stack: contextlib.ExitStack) -> Hook:
 
 
 @contextlib.contextmanager
-def _recorder(config: AdaptConfig, writes: bool) -> Iterator[hooks.Recorder]:
+def _recorder(config: AdaptConfig, writes: bool, say: Callable[[str], None]) -> Iterator[hooks.Recorder]:
     with contextlib.ExitStack() as stack:
         if not writes:
             yield hooks.to_all()
@@ -218,6 +259,14 @@ def _recorder(config: AdaptConfig, writes: bool) -> Iterator[hooks.Recorder]:
         recorders = [hooks.to_file(config.out)]
         if config.tensorboard:
             recorders.append(stack.enter_context(hooks.to_tensorboard(config.out / "tensorboard")))
+        told = trackers.told_settings(to_json(config))
+        for name, where, open_ in (
+            ("Weights & Biases", config.wandb, trackers.to_wandb),
+            ("MLflow", config.mlflow, trackers.to_mlflow),
+        ):
+            if where is not None:
+                record = stack.enter_context(open_(config.out, where, told))
+                recorders.append(stack.enter_context(trackers.in_background(record, name, say)))
         yield hooks.to_all(*recorders)
 
 

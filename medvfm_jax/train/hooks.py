@@ -2,18 +2,20 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 
-from medvfm_jax.runs import run_directory
+from medvfm_jax.runs import goodput, run_directory
 from medvfm_jax.train import checkpoint
 from medvfm_jax.train.early_stopping import EarlyStopping
 from medvfm_jax.train.loop import StepEnd
 from medvfm_jax.train.state import State
+from medvfm_jax.train.wall_time import WallTime, added
 from medvfm_jax.types import MedvfmError
 
 Recorder = Callable[[Mapping[str, Any]], None]  # takes one line of metrics
@@ -26,11 +28,12 @@ class MissingTensorBoard(MedvfmError, ImportError):
 class MetricsLog:
     """Hook: record {"step", "loss", ..., "images_per_s", "lr", "time"}, averaged over ``every`` steps, and validations.
 
-    A validation is a line of its own, {"step", "val_dice", ..., "time"}.
+    A validation is a line of its own, {"step", "val_dice", ..., "time"}.  "seconds_steps", "seconds_data" and so on:
+    how the wall time since the line before was spent, what took none left out.
     """
 
     def __init__(self, record: Recorder, schedule: optax.Schedule, every: int = 1):
-        self._record, self._schedule, self._every = record, schedule, every
+        self._record, self._rate, self._every = record, _Rates(schedule), every
         self._since: list[StepEnd] = []
 
     def reads_state(self, step: int, last: bool) -> bool:
@@ -44,10 +47,73 @@ class MetricsLog:
         if end.step % self._every == 0 or end.last:
             mean = {n: sum(e.metrics[n] for e in since) / len(since) for n in end.metrics}
             speed = sum(e.examples for e in since) / max(sum(e.seconds for e in since), 1e-9)
-            line = {"step": end.step, **mean, "images_per_s": round(speed, 3)}
-            self._record(line | {"lr": float(self._schedule(end.step - 1)), "time": round(time.time(), 3)})
+            spent: dict[str, float] = {}
+            for e in since:
+                spent = added(spent, e.spent)
+            times = {f"seconds_{what}": round(seconds, 6) for what, seconds in spent.items()}
+            line = {"step": end.step, **mean, "images_per_s": round(speed, 3), "lr": self._rate(end.step - 1)}
+            self._record(line | times | {"time": round(time.time(), 3)})
             since.clear()
         record_scores(self._record, end)
+
+
+class _Rates:
+    """Learning rates on the host, many at a time: one at a time each would wait for the step that the device is in."""
+
+    def __init__(self, schedule: optax.Schedule, together: int = 4096):
+        self._schedule, self._together = schedule, together
+        self._first, self._rates = 0, np.zeros(0)
+
+    def __call__(self, step: int) -> float:
+        """The rate of a step, counted from 0."""
+        if not self._first <= step < self._first + len(self._rates):
+            self._first = step - step % self._together
+            steps = jax.device_put(np.arange(self._first, self._first + self._together, dtype=np.int32))
+            self._rates = jax.device_get(jax.jit(jax.vmap(self._schedule))(steps))
+        return float(self._rates[step - self._first])
+
+
+class TimesLog:
+    """Hook: add what the wall time was spent on to ``times.jsonl``, see ``runs.goodput``; use it as a context.
+
+    A line before every checkpoint that may be written, and otherwise about every ten seconds; the last one at the end.
+    It comes before checkpoints, so that a step that can be gone on from always ends a line.
+    """
+
+    def __init__(self, folder: Path, clock: WallTime, step: int, seconds: float = 10.0):
+        """step: that this attempt goes on from."""
+        self._folder, self._clock, self._seconds = folder, clock, seconds
+        self._attempt, self._step = round(time.time(), 6), step
+        self._spent: dict[str, float] = {}
+        self._written = time.monotonic()
+
+    def __enter__(self) -> "TimesLog":
+        """Say which step the attempt goes on from."""
+        self._write(self._clock.take())
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        """Write what was spent since the last line."""
+        self._spent = added(self._spent, self._clock.take())
+        if kind is None:
+            self._write(self._spent)
+            return
+        with suppress(run_directory.RunError):  # what ended the run is said, not this
+            self._write(self._spent)
+
+    def reads_state(self, step: int, last: bool) -> bool:
+        """Numbers alone."""
+        return False
+
+    def __call__(self, end: StepEnd) -> None:
+        """Take in a step; write if it is due."""
+        self._step, self._spent = end.step, added(self._spent, end.spent)
+        if end.state is not None or end.last or time.monotonic() - self._written >= self._seconds:
+            self._write(self._spent)
+
+    def _write(self, spent: Mapping[str, float]) -> None:
+        goodput.append(self._folder, self._attempt, self._step, spent, time.time())
+        self._spent, self._written = {}, time.monotonic()
 
 
 def record_scores(record: Recorder, end: StepEnd) -> None:
@@ -145,6 +211,8 @@ class Checkpoints:
     private: the state holds a secret, see `checkpoint.Checkpoint`.
     """
 
+    spends = goodput.CHECKPOINT
+
     def __init__(
         self,
         folder: Path,
@@ -178,3 +246,30 @@ class Checkpoints:
             )
             checkpoint.write(self._folder, committed)
         self._last = time.monotonic()
+
+
+class Copies:
+    """Hook: have the run copied when there is a new checkpoint; it comes after the hook that writes them."""
+
+    spends = goodput.CHECKPOINT
+
+    def __init__(self, folder: Path, copy: Callable[[], None]):
+        """folder: of the checkpoints."""
+        self._folder, self._copy = folder, copy
+        self._seen = self._names()
+
+    def reads_state(self, step: int, last: bool) -> bool:
+        """Files alone."""
+        return False
+
+    def __call__(self, end: StepEnd) -> None:
+        """Copy if it is due; the end of the run is copied by who opened the mirror."""
+        if end.state is None or end.last:
+            return
+        names = self._names()
+        if names != self._seen:
+            self._seen = names
+            self._copy()
+
+    def _names(self) -> set[str]:
+        return {path.name for path in self._folder.iterdir()} if self._folder.is_dir() else set()

@@ -7,10 +7,12 @@ from typing import Any, NamedTuple, Protocol
 import jax
 
 from medvfm_jax.printable import counted
+from medvfm_jax.runs.goodput import DATA, OTHER, VALIDATION
 from medvfm_jax.runs.interruption import deferred
 from medvfm_jax.train.early_stopping import EarlyStopping
 from medvfm_jax.train.state import State
 from medvfm_jax.train.validation import Validation
+from medvfm_jax.train.wall_time import WallTime
 from medvfm_jax.types import MedvfmError
 
 
@@ -64,6 +66,7 @@ class StepEnd(NamedTuple):
     loader_state: position after this step's batch.
     metrics: numbers on the host. examples, seconds: of this step; None where a display shall not show times. last:
     nothing follows. scores: of the validation after this step, None without one. stopping: early stopping so far.
+    spent: seconds of wall time since the hooks heard of the step before, by what they were spent on.
     """
 
     step: int
@@ -76,6 +79,7 @@ class StepEnd(NamedTuple):
     last: bool
     scores: Mapping[str, float] | None = None
     stopping: EarlyStopping | None = None
+    spent: Mapping[str, float] = {}
 
 
 class PerName(NamedTuple):
@@ -106,6 +110,7 @@ def numbers_of(on_device: Mapping[str, Any]) -> dict[str, float]:
 
 # True ends the training after this step.  A hook with a method ``reads_state(step, last) -> bool`` gets the state only
 # at steps where that says so; between them its numbers come one step late, so that the device never waits for the host.
+# What its time counts as is ``spends``, "other" where it has no such attribute.
 Hook = Callable[[StepEnd], bool | None]
 
 
@@ -136,6 +141,8 @@ def fit(
     validation: Validation | None = None,
     stopping: EarlyStopping | None = None,
     agree: Callable[[bool], bool] = bool,
+    agree_every: int = 1,
+    clock: WallTime | None = None,
 ) -> Fitted:
     """Train until ``state.step`` is ``steps``, a hook says stop, or validations no longer improve.
 
@@ -150,6 +157,8 @@ def fit(
         validation: when and how to score the delta; None never.
         stopping: early stopping of an earlier part of the run.
         agree: where several processes train together, whether any of them was asked to end; then all do.
+        agree_every: steps between two such questions, which wait for the device, and so for every process.
+        clock: measures what the time is spent on.
 
     Returns:
         The last state and early stopping.
@@ -157,13 +166,14 @@ def fit(
     Raises:
         NonFiniteLoss: naming the step.
         LoaderExhausted: the data ended before ``steps``.
-        KeyboardInterrupt: after the step in progress (after SIGTERM its subclass Terminated); the hooks then saw
-            ``last=True``, so a checkpoint was written.
+        KeyboardInterrupt: after the step in progress, or the next at which the processes agree (after SIGTERM its
+            subclass Terminated); the hooks then saw ``last=True``, so a checkpoint was written.
     """
     if stopping is not None and stopping.exhausted:
         return Fitted(state, stopping)
     taken = int(state.step)
-    batches, tell = _with_positions(loader), _Teller(steps, hooks)
+    clock = clock or WallTime()
+    batches, tell = _with_positions(loader, clock), _Teller(steps, hooks, clock)
     waiting: _Taken | None = None  # the state after it is never read
     with deferred() as interrupted:
         following = next(batches, None) if taken < steps else None
@@ -173,12 +183,15 @@ def fit(
                     f"The data ended after {taken} of {counted(steps, 'step')}; let the loader repeat or take fewer."
                 )
             (batch, loader_state), started = following, time.perf_counter()
+            clock.giving()
             state, on_device = step(state, batch)
+            clock.given(on_device)
             # The device works while the host prepares the next batch and hears of the step before.
             following = next(batches, None) if taken + 1 < steps else None
             taken += 1
             this = _Taken(taken, loader_state, on_device, _batch_size(batch), started)
-            asked_to_end = agree(interrupted())  # asked once: what comes later is for the next step
+            # Asked once: what comes later is for the next step.
+            asked_to_end = taken % agree_every == 0 and agree(interrupted())
             last = taken == steps or asked_to_end
             if waiting is not None:
                 last |= tell(waiting, None, False, None, stopping, tell.metrics(waiting, ended=started))
@@ -188,9 +201,11 @@ def fit(
                 waiting = this
                 continue
             metrics = tell.metrics(this)  # refuses a bad step before anybody reads its state
+            clock.done()
             scores = None
             if validation is not None and due:
-                scores, stopping = validation(state, taken, stopping)
+                with clock.spending(VALIDATION):
+                    scores, stopping = validation(state, taken, stopping)
                 last |= stopping.exhausted
             last = tell(this, state, last, scores, stopping, metrics)
             if asked_to_end:
@@ -208,8 +223,8 @@ def _reads_state(hook: Hook, step: int, last: bool) -> bool:
 class _Teller:
     """Brings the numbers of a step to the host and passes them on to the hooks."""
 
-    def __init__(self, steps: int, hooks: Sequence[Hook]):
-        self._steps, self._hooks = steps, hooks
+    def __init__(self, steps: int, hooks: Sequence[Hook], clock: WallTime):
+        self._steps, self._hooks, self._clock = steps, hooks, clock
 
     def metrics(self, taken: _Taken, ended: float | None = None) -> tuple[dict[str, float], float]:
         """(Numbers of the step, its seconds); waits for the device.
@@ -232,21 +247,25 @@ class _Teller:
     ) -> bool:
         """Whether the step is the last, or one of the hooks wants it to be.  found: see ``metrics``."""
         metrics, seconds = found
-        numbers = (metrics, taken.examples, seconds, last, scores, stopping)
+        numbers = (metrics, taken.examples, seconds, last, scores, stopping, self._clock.take())
         end = StepEnd(taken.step, self._steps, state, taken.loader_state, *numbers)
         for hook in self._hooks:
-            if hook(end):
+            with self._clock.spending(getattr(hook, "spends", OTHER)):
+                stop = hook(end)
+            if stop:
                 end = end._replace(last=True)
         return end.last
 
 
-def _with_positions(loader: Loader) -> Iterator[tuple[Any, Any]]:
+def _with_positions(loader: Loader, clock: WallTime) -> Iterator[tuple[Any, Any]]:
     while True:
-        try:
-            batch = next(loader)
-        except StopIteration:
-            return
-        yield batch, loader.get_state()
+        with clock.spending(DATA):
+            try:
+                batch = next(loader)
+            except StopIteration:
+                return
+            position = loader.get_state()
+        yield batch, position
 
 
 def _refuse_non_finite(metrics: dict[str, float], step: int) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from medvfm_jax.printable import counted
+from medvfm_jax.runs.goodput import CHECKPOINT
 from medvfm_jax.train.checkpoint import (
     KEPT,
     Checkpoint,
@@ -36,6 +37,8 @@ class ShardedCheckpoints:
     The state is copied to the hosts' memory before the next step, shard by shard, and written while training goes on;
     every process takes part, so that all must be asked at the same steps.
     """
+
+    spends = CHECKPOINT
 
     def __init__(self, folder: Path, config: Mapping[str, Any], fingerprint: str, every: int = 100):
         self._folder, self._config, self._fingerprint = folder, dict(config), fingerprint

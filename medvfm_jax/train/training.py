@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import optax
+from numpy.typing import NDArray
 
 from medvfm_jax import systems
 from medvfm_jax.adapters import touches_encoder
@@ -45,7 +46,10 @@ from medvfm_jax.train.step import LossFn, make_step
 from medvfm_jax.train.task import make_loss, make_overlap
 from medvfm_jax.train.training_data import TrainingData, open_split, training_data
 from medvfm_jax.train.validation import Validation, make_validation
+from medvfm_jax.train.wall_time import WallTime
 from medvfm_jax.types import Batch, Delta, Params
+
+AGREE_EVERY = 10  # steps between two questions whether a process was asked to end; each waits for all devices
 
 
 class Goal(NamedTuple):
@@ -226,6 +230,7 @@ def train(
     *,
     start: Checkpoint | None = None,
     say: Callable[[str], None] = lambda text: None,
+    clock: WallTime | None = None,
 ) -> Trained:
     """Take the steps of a run; only ``hooks`` write, see ``train.hooks``.
 
@@ -234,6 +239,7 @@ def train(
         hooks: called after every step, in order.
         start: a checkpoint to go on from exactly.
         say: told of the embedding cache, and before anything is compiled.
+        clock: measures what the time is spent on.
 
     Returns:
         The delta kept, and the state to go on from.
@@ -258,6 +264,7 @@ def train(
             loss, given = loss_from_bank(loss, bank.dtype), {**given, BANK: bank.array}
     else:
         loss, given, loader = run.goal.loss, run.goal.params, run.goal.batches(loader)
+    loader = MappedLoader(loader, placement.put_share)
     state, stopping = run.start(), EarlyStopping(run.config.patience)
     if start is not None:
         loader.set_state(start.loader_state)
@@ -276,6 +283,7 @@ def train(
     fitted = fit(
         step, state, loader, hooks,
         steps=run.config.steps, validation=validation, stopping=stopping, agree=placement.any,
+        agree_every=1 if placement.processes == 1 else AGREE_EVERY, clock=clock,
     )  # fmt: skip
     if cache is not None and (damage := cache.describe_damage()):
         say(damage)
@@ -293,10 +301,14 @@ def cache_of(run: Run) -> EmbeddingCache | None:
     changed = config.augment in ("full", "upright") or config.synthesis > 0
     if config.embeddings == "off" or changed or touches_encoder(delta):
         return None
-    encode = functools.partial(jax.jit(adapted.encode), jax.device_put(base.params), delta)
+    like = functools.partial(jax.jit(adapted.encode), *jax.device_put((base.params, delta)))
+
+    def encode(image: NDArray) -> NDArray:
+        return jax.device_get(like(jax.device_put(image)))
+
     rounded = "" if config.base_dtype == "float32" else f" base {config.base_dtype}"
     settings = encoder_settings(base.fingerprint, config, run.assembled.transform) + rounded
-    return make_cache(encode, settings, config.embeddings, cache_dir())
+    return make_cache(encode, settings, config.embeddings, cache_dir(), like)
 
 
 def bank_of(run: Run, cache: EmbeddingCache | None) -> EmbeddingBank | None:
@@ -318,14 +330,13 @@ def bank_of(run: Run, cache: EmbeddingCache | None) -> EmbeddingBank | None:
 
 
 def loader_of(run: Run, cache: EmbeddingCache | None, bank: EmbeddingBank | None = None) -> Loader:
-    """Batches of a run as its step takes them, embeddings or their rows in place of images where there is a cache."""
+    """Batches of a run on the host, embeddings or their rows in place of images where there is a cache."""
     augment, placement = run.config.augment, run.placement
     if augment == "auto":
         augment = "none" if cache else usual_augmentation(run.data.source.dataset.dimension)
     share, image_fn = (placement.process, placement.processes), None if bank is None else bank.image
     loader = run.data.loader(augment, share, run.config.synthesis, image_fn)
-    embedded = MappedLoader(loader, lambda batch: embed(batch, cache)) if cache and bank is None else loader
-    return MappedLoader(embedded, placement.put_share)
+    return MappedLoader(loader, lambda batch: embed(batch, cache)) if cache and bank is None else loader
 
 
 def _validation(run: Run, params: Params, loss: LossFn, cache: EmbeddingCache | None) -> Validation | None:

@@ -95,7 +95,7 @@ def test_json_is_one_object(medvfm, asked, tmp_path):
     result = medvfm("adapt", "--data", "d", "--out", tmp_path / "r", "--json")
     assert result.json == {
         "folder": str(tmp_path / "r"), "delta": str(tmp_path / "r" / "delta.safetensors"), "step": 3,
-        "val_dice": None, "trained": 10, "total": 100, "delta_bytes": 40,
+        "val_dice": None, "trained": 10, "total": 100, "delta_bytes": 40, "goodput": None,
     }  # fmt: skip
 
 

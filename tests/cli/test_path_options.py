@@ -14,7 +14,7 @@ from medvfm_jax.cli.main import COMMANDS
 from medvfm_jax.cli.usage import subcommands
 from medvfm_jax.images.image import Image
 from medvfm_jax.images.writing import write_mask
-from medvfm_jax.local_paths import BadPath
+from medvfm_jax.local_paths import URL, BadPath
 from medvfm_jax.predict.segment import load_segmenter
 from medvfm_jax.runs import run_directory
 from medvfm_jax.settings import EvaluateConfig
@@ -42,9 +42,11 @@ def kinds_in(hint):
 
 
 def described(kind):
-    """(flag or None for one given by its place, types, whether it must be given) of each field."""
+    """(flag or None for one given by its place, types, whether it must be given) of each field that is no address."""
     hints = typing.get_type_hints(kind, include_extras=True)
     for field in dataclasses.fields(kind):
+        if field.metadata.get(URL):
+            continue
         about = repr(getattr(hints[field.name], "__metadata__", ()))
         given = [a.name for a in getattr(hints[field.name], "__metadata__", ()) if getattr(a, "name", None)]
         flag = f"--{(given[0] if given and isinstance(given[0], str) else field.name).replace('_', '-')}"
@@ -96,6 +98,13 @@ def test_a_bucket_is_refused_before_anything_is_done(flag, words, medvfm, tmp_pa
         REMOTE, "gs:// is not supported: give a path on a disk of this machine", code=2
     )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_addresses_are_few_and_named():
+    found = {
+        (words, f.name) for words, kind in commands() for f in dataclasses.fields(kind) if f.metadata.get(URL)
+    }
+    assert found == {((command,), name) for command in ("adapt", "distill") for name in ("mirror", "mlflow")}
 
 
 @pytest.mark.parametrize("kind", [AdaptConfig, EvaluateConfig, FederateConfig])

@@ -1,17 +1,23 @@
-"""tpu/launch_slice.sh and tpu/slurm.sbatch with false `gcloud`, `srun`, `scontrol`: what they ask for, again when."""
+"""The scripts of tpu/ with false `gcloud`, `srun`, `scontrol`: what they ask for, again when; gke.yaml as it reads."""
 
+import math
 import os
 import subprocess
 from pathlib import Path
 
 import pytest
+import tyro
+import yaml
+
+from medvfm_jax.cli.options.adapt import AdaptArgs
 
 SCRIPTS = Path(__file__).parents[2] / "tpu"
 # The slice exists after "create"; the command takes it away (code 255) as often as TAKEN says, then ends with CODE.
 GCLOUD = """#!/bin/bash
 echo "$4 ${@:6}" >> "$HERE/calls"
 case "$4" in
-  create) [[ -n ${REFUSED-} && ! -e $HERE/refused ]] && { touch "$HERE/refused"; exit 1; }; touch "$HERE/slice";;
+  create) [[ -n ${TOO_LARGE-} && $* == *$TOO_LARGE* ]] && exit 1
+          [[ -n ${REFUSED-} && ! -e $HERE/refused ]] && { touch "$HERE/refused"; exit 1; }; touch "$HERE/slice";;
   delete) rm -f "$HERE/slice" "$HERE/preempted";;
   describe) [[ -e $HERE/preempted ]] && echo PREEMPTED || { [[ -e $HERE/slice ]] && echo READY; } ;;
   ssh) [[ $* == *adapt* ]] || exit 0
@@ -75,6 +81,53 @@ def test_a_command_that_fails_is_not_repeated(run):
     code, calls = on_slice(run, CODE="1")
     assert code == 1
     assert [call.split()[0] for call in calls] == ["create", "ssh", "ssh"]
+
+
+def test_where_the_preferred_slice_is_refused_the_run_goes_on_with_fewer_hosts(run):
+    two = {"TYPE": "v5litepod-32 v5litepod-16", "TOO_LARGE": "v5litepod-32"}
+    code, calls = run("launch_slice.sh", "name", "medvfm", "adapt", ZONE="z", TAKEN="1", **two)
+    assert code == 0
+    asked = [call.split("--accelerator-type ")[1].split()[0] for call in calls if call.startswith("create")]
+    assert asked == ["v5litepod-32", "v5litepod-16"] * 2
+    assert calls[-1].endswith("medvfm adapt  --resume --distributed --mesh all")
+
+
+@pytest.mark.parametrize("chip", ["v5e", "v5p", "v6e"])
+def test_flags_of_a_chip_are_set_for_the_command(run, chip):
+    code, calls = on_slice(run, FLAGS=chip)
+    assert code == 0
+    lines = (SCRIPTS / "flags" / f"{chip}.txt").read_text().splitlines()
+    flags = [line for line in lines if not line.startswith("#")]
+    assert all(flag.startswith("--xla_") and "=" in flag for flag in flags)
+    assert len(set(flags)) == len(flags)
+    assert any("github.com/AI-Hypercomputer/maxtext" in line for line in lines)
+    assert f"LIBTPU_INIT_ARGS='{' '.join(flags)}' medvfm adapt" in calls[-1]
+
+
+def test_flags_of_an_unknown_chip_are_refused_before_anything_is_asked_for(run, tmp_path):
+    (tmp_path / "calls").touch()
+    assert run("launch_slice.sh", "name", "medvfm", ZONE="z", TYPE="t", FLAGS="v9") == (2, [])
+
+
+def test_the_job_of_gke_asks_for_the_hosts_of_its_slice_and_a_command_that_there_is():
+    job = yaml.safe_load((SCRIPTS / "gke.yaml").read_text())
+    (part,) = job["spec"]["replicatedJobs"]
+    pods = part["template"]["spec"]
+    pod = pods["template"]["spec"]
+    (container,) = pod["containers"]
+    topology = pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"]
+    chips = math.prod(map(int, topology.split("x")))
+    assert chips == pods["parallelism"] * container["resources"]["limits"]["google.com/tpu"]
+    assert pods["completions"] == pods["parallelism"]
+    name, command, *words = container["command"]
+    assert (name, command) == ("medvfm", "adapt")
+    args = tyro.cli(AdaptArgs, args=words)
+    assert args.resume
+    assert args.distributed
+    assert args.mirror.startswith("gs://")
+    assert args.batch_size % chips == 0
+    mounted = {mount["mountPath"] for mount in container["volumeMounts"]}
+    assert {args.data, str(args.out.parent)} <= mounted
 
 
 @pytest.mark.parametrize(

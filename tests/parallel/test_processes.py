@@ -148,3 +148,45 @@ def test_a_kill_during_a_checkpoint_in_the_background_leaves_the_one_before(cell
     assert ended([again], [tmp_path / "log"]) == [0]
     assert "resuming at step" in (tmp_path / "log").read_text()
     assert [line["step"] for line in read_metrics(tmp_path / "run")] == list(range(1, 31))
+
+
+@pytest.mark.slow
+def test_hosts_without_a_common_disk_go_on_from_a_copy(cells, tmp_path):
+    """Each process has an --out of its own; both are lost, and both are brought from the mirror."""
+
+    def both_with(steps, *more):
+        command = words(
+            cells, "OUT", mirror=f"file://{tmp_path}/storage", steps=steps, **{"checkpoint-every": 2}
+        )
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        logs = [tmp_path / f"log{i}" for i in range(2)]
+        started = []
+        for i in range(2):
+            own = [str(tmp_path / f"host{i}") if word == "OUT" else word for word in command]
+            joined = [
+                "--distributed",
+                "--coordinator",
+                f"localhost:{port}",
+                "--processes",
+                "2",
+                "--process",
+                str(i),
+            ]
+            started.append(start([*own, *joined, *more], logs[i], 1, tmp_path / f"cache{i}"))
+        return started, logs
+
+    both, logs = both_with(100_000)
+    wait_for_steps(tmp_path / "host0", both, logs, 3)
+    both[1].send_signal(signal.SIGTERM)
+    assert ended(both, logs) == [130, 143]
+    taken = len(losses(tmp_path / "host0"))
+    assert not (tmp_path / "host1").exists()
+    shutil.rmtree(tmp_path / "host0")
+    again, logs = both_with(100_000, "--resume")
+    wait_for_steps(tmp_path / "host0", again, logs, taken + 1)
+    assert (tmp_path / "host1" / "checkpoints" / f"step_{taken:08d}").is_dir()
+    again[0].send_signal(signal.SIGTERM)
+    assert 130 in ended(again, logs) or 143 in [process.returncode for process in again]
+    assert f"resuming at step {taken} of" in logs[0].read_text()

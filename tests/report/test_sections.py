@@ -7,6 +7,7 @@ import pytest
 from medvfm_jax.data import mni152
 from medvfm_jax.report import Overlay, RunRecord, draw_overlay, sections
 from medvfm_jax.report.sections import section
+from medvfm_jax.runs.goodput import Goodput
 from tests.report.parsed_page import Page
 from tests.report.synthetic_run import arrays, case_rows, config, pixels, scores
 
@@ -169,6 +170,15 @@ def test_the_learning_curve_names_the_best_step_and_the_mean_speed():
     assert "Mean speed 7.66 images/s" in page.text  # 2 / (1 / 4 + 1 / 90)
     assert [svg["aria-label"] for svg in page.all("svg")] == ["Training loss", "Validation Dice"]
     assert len(page.all("circle")) == 3
+
+
+def test_the_learning_curve_says_where_the_wall_time_went():
+    spent = Goodput(0.75, 400.0, 2, {"steps": 300.0, "repeated": 60.0, "compilation": 40.0})
+    page = Page(sections.learning_curve(record(lines=LINES)._replace(goodput=spent)))
+    assert (
+        "Wall time: goodput 75% of 400 s in 2 attempts: steps 75%, repeated 15%, compilation 10%."
+        in page.text
+    )
 
 
 def test_a_missing_learning_curve_is_a_sentence_for_a_run_and_nothing_for_a_model_as_it_is():

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import jax
@@ -6,7 +7,7 @@ import pytest
 
 from medvfm_jax.data import open_dataset
 from medvfm_jax.models import catalog
-from medvfm_jax.runs import run_directory
+from medvfm_jax.runs import goodput, run_directory
 from medvfm_jax.runs.run_directory import read_metrics
 from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.train import NonFiniteLoss, adapt, assemble, training
@@ -51,6 +52,7 @@ def test_a_run_leaves_behind_what_it_did_and_what_it_learned(finished, cells):
         "config.json",
         "delta.safetensors",
         "metrics.jsonl",
+        "times.jsonl",
     ]
 
 
@@ -66,10 +68,55 @@ def test_every_step_is_logged_once_and_the_best_validation_is_the_one_kept(finis
     assert rates[-1] < rates[0] / 10
 
 
+def test_each_line_says_what_the_wall_time_was_spent_on_and_the_run_how_much_of_it_counts(finished):
+    lines = [r for r in read_metrics(finished.folder) if "loss" in r]
+    spent = [{n: v for n, v in r.items() if n.startswith("seconds_")} for r in lines]
+    assert spent[0]["seconds_compilation"] > 0
+    assert all("seconds_compilation" not in one for one in spent[1:])
+    assert [bool(one.get("seconds_validation")) for one in spent] == [False, False, True, False, False, True]
+    assert spent[2]["seconds_checkpoint"] > 0  # of step 2, which is in the line after it
+    between = lines[-1]["time"] - lines[0]["time"]
+    assert sum(sum(one.values()) for one in spent[1:]) == pytest.approx(between, rel=0.1, abs=0.5)
+    found = goodput.of_run(finished.folder)
+    assert found.attempts == 1
+    assert 0 < found.share < 1
+    assert finished.goodput == pytest.approx(found.share, abs=1e-4)
+    assert found.wall == pytest.approx(sum(found.seconds.values()))
+    in_lines = sum(one.get("seconds_steps", 0) for one in spent)
+    assert found.seconds["steps"] == pytest.approx(in_lines, abs=0.02)
+    assert goodput.REPEATED not in found.seconds
+
+
+def test_steps_that_a_resumed_run_takes_again_do_not_count(cells, tmp_path, monkeypatch):
+    config = small(cells, tmp_path / "run", checkpoint_every=4, validate_every=0, tensorboard=False)
+    append = run_directory.append_metrics
+
+    def stopped(folder, record):
+        append(folder, record)
+        if record["step"] == 6:
+            raise run_directory.RunError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_directory, "append_metrics", stopped)
+        with pytest.raises(run_directory.RunError, match="the disk is full"):
+            adapt(config)
+    before = goodput.of_run(config.out)
+    assert (before.attempts, before.seconds.get(goodput.REPEATED)) == (1, None)
+    result = adapt(dataclasses.replace(config, resume=True))
+    after = goodput.of_run(config.out)
+    assert after.attempts == 2
+    assert after.seconds[goodput.REPEATED] > 0  # steps 5 and 6
+    assert after.wall > before.wall
+    assert result.goodput == pytest.approx(after.share, abs=1e-4)
+    lines = goodput.read(config.out)[0]
+    assert {line["attempt"]: line["step"] for line in reversed(lines)}[lines[-1]["attempt"]] == 4
+
+
 def test_the_same_settings_give_the_same_bits_and_another_seed_does_not(finished, cells, tmp_path):
     again = adapt(small(cells, tmp_path / "again"))
     assert delta_bytes(again) == delta_bytes(finished)
-    assert again._replace(folder=None, delta=None) == finished._replace(folder=None, delta=None)
+    elsewhere = {"folder": None, "delta": None, "goodput": None}
+    assert again._replace(**elsewhere) == finished._replace(**elsewhere)
     other = artifacts.load_delta(adapt(small(cells, tmp_path / "other", seed=1)).delta)[0]
     same = artifacts.load_delta(again.delta)[0]
     assert any((a != b).any() for a, b in zip(jax.tree.leaves(other), jax.tree.leaves(same)))
@@ -117,9 +164,9 @@ def prepared(monkeypatch, cells, tmp_path):
         seen = {"tier": None}
         make_cache, loader = MODULE.make_cache, MODULE.TrainingData.loader
 
-        def spy_cache(encode, fingerprint, tier, folder):
+        def spy_cache(encode, fingerprint, tier, *more):
             seen["tier"] = tier
-            return make_cache(encode, fingerprint, tier, folder)
+            return make_cache(encode, fingerprint, tier, *more)
 
         def spy_loader(self, augment, *more):
             seen["augment"] = augment
@@ -174,7 +221,8 @@ def test_early_stopping_keeps_the_best_delta_and_a_resumed_run_stays_ended(
     before = delta_bytes(result)
     result.delta.unlink()
     again = adapt(small(cells, tmp_path / "run", validate_every=1, patience=2, resume=True))
-    assert (again, delta_bytes(again)) == (result, before)
+    assert again._replace(goodput=None) == result._replace(goodput=None)
+    assert delta_bytes(again) == before
     assert len(seen) == 4
 
 

@@ -87,6 +87,24 @@ def test_a_request_to_end_lets_the_step_finish_and_the_hooks_see_it_as_the_last(
     assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
 
 
+def test_processes_are_asked_every_few_steps_and_end_together_at_the_next_question():
+    seen, asked = [], []
+
+    def hook(end):
+        if end.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def agree(flag):
+        asked.append(flag)
+        return flag
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(STEP, start(), toy.Loader(), [hook, lambda e: seen.append((e.step, e.last))], steps=20, agree=agree,
+            agree_every=4)  # fmt: skip
+    assert asked == [True]
+    assert seen == [(1, False), (2, False), (3, False), (4, True)]
+
+
 class NumbersAlone:
     """A hook that reads the state at every third step and at the end."""
 

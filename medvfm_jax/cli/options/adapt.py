@@ -29,8 +29,8 @@ class AdaptArgs(AdaptConfig):
     """With --mesh and --dtype bfloat16, the number format in which TPUs sum gradients over devices; bfloat16 sends half
     the bytes and rounds at every addition."""
     distributed: bool = False
-    """One process per host, all started with this command, --out on a disk that they share; found automatically on TPU
-    slices, under Slurm and Open MPI."""
+    """One process per host, all started with this command, --out on a disk that they share or with --mirror; found
+    automatically on TPU slices, under Slurm and Open MPI."""
     coordinator: str | None = None
     """With --distributed elsewhere: host:port of process 0."""
     processes: int | None = None

@@ -12,7 +12,8 @@ from medvfm_jax.settings.adapt import AdaptConfig
 from medvfm_jax.settings.groups import Settings
 from medvfm_jax.settings.records import BadConfig, require
 
-FIXED = {"out", "resume", "seed", "tensorboard"}  # settings of `adapt` that the grid sets itself
+# Settings of `adapt` that the grid sets itself, or that are for one run.
+FIXED = {"out", "resume", "seed", "tensorboard", "mirror", "wandb", "mlflow"}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,356 @@
+"""A copy of a run directory on storage that a URL names (``gs://``, ``s3://``), kept while the run goes on.
+
+Below the URL ``files/DIGEST/NAME`` holds what files of the run held, and ``manifest.json``, written last, which of them
+are the run: name, size and sha256.  A file is never changed once it is named there, so whoever reads the manifest finds
+a whole run, that of the last copy which came to its end.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from medvfm_jax import json_text
+from medvfm_jax.runs import run_directory
+
+FORMAT = 1
+ATTEMPTS = 3  # at each copy
+_MANIFEST, _FILES, _SNAPSHOTS, _FETCHED = "manifest.json", "files", ".mirror", ".fetched"
+
+
+class MirrorError(run_directory.RunError):
+    """The copy of a run cannot be reached, is not whole, or belongs to another run."""
+
+
+class Stored(NamedTuple):
+    """A file of the run as it is stored: its digest and its size in bytes."""
+
+    sha256: str
+    size: int
+
+
+class _Storage(NamedTuple):
+    """An fsspec file system and the folder below which everything lies."""
+
+    system: Any
+    root: str
+    url: str
+
+    def path(self, *parts: str) -> str:
+        return "/".join((self.root.rstrip("/"), *parts))
+
+    def of(self, name: str, stored: Stored) -> str:
+        return self.path(_FILES, stored.sha256[:32], name)
+
+
+class Mirror:
+    """Copies a run directory in the background, as often as it is told to; use it as a context.
+
+    What is copied is a snapshot: checkpoints and traces are linked, other files copied, into a hidden folder, so that
+    training may go on and drop old checkpoints.  If one copy is still under way when the next is due, the newest waits
+    and those between are left out.  A copy that fails three times is counted and said, and the run goes on.
+
+    Args:
+        folder: the run directory, on this machine.
+        url: where the copy lies, a folder of its own.
+        say: told of copies that failed.
+        pause: seconds before the second attempt at a copy; before the third twice as long.
+    """
+
+    def __init__(
+        self, folder: Path, url: str, say: Callable[[str], None] = lambda text: None, pause: float = 1.0
+    ):
+        self._folder, self._say, self._pause = folder, say, pause
+        self._storage = _open(url)
+        self._there: set[str] = set()  # stored whole, as far as is known
+        self._number = self.copies = self.failures = 0
+        self._is_last = False  # the last thing that happened is a copy that came to its end
+        self._changed, self._waiting, self._over = threading.Condition(), None, False
+        self._thread = threading.Thread(target=self._work, daemon=True)
+
+    def __enter__(self) -> "Mirror":
+        """See what is there; raises MirrorError if it is another run, or if it cannot be read."""
+        found = _manifest(self._storage)
+        if found is not None:
+            _check_same(found, self._folder, self._storage.url)
+            self._there = {self._storage.of(name, stored) for name, stored in found.items()}
+        shutil.rmtree(self._folder / _SNAPSHOTS, ignore_errors=True)  # of a process that was killed
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Copy how the run ended, and wait for it."""
+        try:
+            self.update()
+        finally:
+            with self._changed:
+                self._over = True
+                self._changed.notify()
+            self._thread.join()
+            shutil.rmtree(self._folder / _SNAPSHOTS, ignore_errors=True)
+        tried = self.copies + self.failures
+        failed = f"; {self.failures} of {tried} attempts at a copy failed" if self.failures else ""
+        whole = "holds the run as it is here" if self._is_last else "does not hold the end of the run"
+        self._say(f"{self._storage.url} {whole}{failed}")
+
+    def update(self) -> None:
+        """Copy the run as it is now, in the background."""
+        self._number += 1
+        taken = self._folder / _SNAPSHOTS / str(self._number)
+        try:
+            _take_snapshot(self._folder, taken)
+        except OSError as error:
+            self._failed(error)
+            return
+        with self._changed:
+            left_out, self._waiting = self._waiting, taken
+            self._changed.notify()
+        if left_out is not None:
+            shutil.rmtree(left_out, ignore_errors=True)
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting is not None or self._over)
+                taken, self._waiting = self._waiting, None
+            if taken is None:
+                return
+            self._copy(taken)
+            shutil.rmtree(taken, ignore_errors=True)
+
+    def _copy(self, taken: Path) -> None:
+        for attempt in range(ATTEMPTS):
+            try:
+                _upload(taken, self._storage, self._there)
+                self.copies += 1
+                self._is_last = True
+                return
+            except Exception as error:  # whatever the storage raises, training goes on
+                if attempt + 1 == ATTEMPTS:
+                    self._failed(error)
+                else:
+                    time.sleep(self._pause * 2**attempt)
+
+    def _failed(self, error: Exception) -> None:
+        self.failures += 1
+        self._is_last = False
+        self._say(
+            f"the run could not be copied to {self._storage.url} ({_first_line(error)}); it goes on, and what is there "
+            "stays as it was"
+        )
+
+
+def fetch(url: str, folder: Path) -> bool:
+    """Bring the copy of a run into a folder that holds none, every file verified.
+
+    Args:
+        url: as given to ``Mirror``.
+        folder: of the run; it appears whole, its settings last.
+
+    Returns:
+        Whether there was a copy.
+
+    Raises:
+        MirrorError: the storage cannot be reached, or what is there is not what was copied.
+        RunError: the folder cannot be written.
+    """
+    storage = _open(url)
+    files = _manifest(storage)
+    if files is None:
+        return False
+    temporary = folder / f"{_FETCHED}.{os.getpid()}"
+    try:
+        with run_directory.writing(folder):
+            for name, stored in files.items():
+                target = temporary / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                _download(storage, name, stored, target)
+            top = sorted({PurePosixPath(name).parts[0] for name in files} - {run_directory.CONFIG})
+            for name in (*top, run_directory.CONFIG):
+                _move(temporary / name, folder / name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return True
+
+
+def _move(source: Path, target: Path) -> None:
+    try:
+        os.replace(source, target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another process of this host was faster
+            raise
+
+
+def refuse_existing(url: str) -> None:
+    """Raise MirrorError if there is the copy of a run; a new one needs a place of its own."""
+    if _manifest(_open(url)) is not None:
+        raise MirrorError(
+            f"{url} already holds the copy of a run; add --resume to go on with it, or choose another --mirror."
+        )
+
+
+def _open(url: str) -> _Storage:
+    try:
+        import fsspec
+        from fsspec.core import url_to_fs
+    except ImportError as error:
+        raise MirrorError(
+            "Copies on storage need the package fsspec: pip install 'medvfm-jax[storage]'."
+        ) from error
+    try:
+        system, root = url_to_fs(url)
+    except ImportError as error:
+        raise MirrorError(
+            f"{url} needs another package ({_first_line(error)}): pip install 'medvfm-jax[storage]' has those of "
+            "gs:// and s3://."
+        ) from error
+    except Exception as error:
+        known = ", ".join(
+            f"{name}://" for name in ("gs", "s3", "file") if name in fsspec.available_protocols()
+        )
+        raise MirrorError(
+            f"{url} is not storage that can be reached ({_first_line(error)}); give a URL such as {known}."
+        ) from error
+    return _Storage(system, root, url)
+
+
+def _manifest(storage: _Storage) -> dict[str, Stored] | None:
+    """What the copy consists of, None where there is none.  Raises MirrorError."""
+    try:
+        content = storage.system.cat_file(storage.path(_MANIFEST))
+    except FileNotFoundError:
+        return None
+    except Exception as error:
+        raise MirrorError(
+            f"{storage.url} cannot be read ({_first_line(error)}); check the address, your permission and the network."
+        ) from error
+    try:
+        record = json_text.parse_object(content)
+        body = record["content"]
+        if record["digest"] != _digest(body) or body["format"] != FORMAT:
+            raise ValueError("its digest or format is another")
+        files = {str(n): Stored(str(f["sha256"]), int(f["bytes"])) for n, f in body["files"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise MirrorError(
+            f"{storage.url}/{_MANIFEST} is not what a run writes ({_first_line(error)}); give a folder of its own as "
+            "--mirror, or remove what is there."
+        ) from error
+    for name in files:
+        parts = PurePosixPath(name).parts
+        if not parts or name.startswith("/") or any(part.startswith(".") for part in parts):
+            raise MirrorError(f"{storage.url}/{_MANIFEST} names a file outside the run: {name!r:.80}.")
+    return files
+
+
+def _check_same(found: dict[str, Stored], folder: Path, url: str) -> None:
+    """A copy belongs to the run whose ``config.json`` it holds; that file is written once."""
+    here = folder / run_directory.CONFIG
+    if not here.exists() or found.get(run_directory.CONFIG) != _stored(here):
+        raise MirrorError(
+            f"{url} holds the copy of another run than {folder}; choose another --mirror, or go on with that run by "
+            "--resume with an empty --out."
+        )
+
+
+def _take_snapshot(folder: Path, target: Path) -> None:
+    """Files of the run as they are now; a checkpoint that disappears meanwhile is left out whole."""
+    target.mkdir(parents=True)
+    for entry in sorted(folder.iterdir()):
+        if entry.name.startswith("."):
+            continue
+        if entry.name == run_directory.PROFILE:
+            shutil.copytree(entry, target / entry.name, copy_function=_link)
+            continue
+        if entry.name != run_directory.CHECKPOINTS:  # files that are written to in place
+            copy = shutil.copytree if entry.is_dir() else shutil.copy2
+            copy(entry, target / entry.name)
+            continue
+        (target / entry.name).mkdir()
+        for checkpoint in sorted(entry.iterdir()):
+            if checkpoint.name.startswith(".") or ".orbax-checkpoint-tmp" in checkpoint.name:
+                continue  # not whole yet
+            linked = target / entry.name / checkpoint.name
+            try:
+                shutil.copytree(checkpoint, linked, copy_function=_link)
+            except (FileNotFoundError, shutil.Error):
+                shutil.rmtree(linked, ignore_errors=True)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        raise
+    except OSError:  # a file system without links
+        shutil.copy2(source, target)
+
+
+def _upload(taken: Path, storage: _Storage, there: set[str]) -> None:
+    """Store the files that are new, then the manifest, then drop what it no longer names.
+
+    there: what is stored whole; kept up to date, so that a second attempt sends only what is missing.
+    """
+    paths = sorted(path for path in taken.rglob("*") if path.is_file())
+    files = {path.relative_to(taken).as_posix(): _stored(path) for path in paths}
+    kept = {storage.of(name, stored) for name, stored in files.items()}
+    for name, stored in files.items():
+        remote = storage.of(name, stored)
+        if remote in there:
+            continue
+        storage.system.makedirs(remote.rpartition("/")[0], exist_ok=True)
+        storage.system.put_file(str(taken / name), remote)
+        if storage.system.info(remote)["size"] != stored.size:
+            raise OSError(f"{remote} was not stored whole")
+        there.add(remote)
+    body = {
+        "format": FORMAT,
+        "time": round(time.time(), 3),
+        "files": {name: {"sha256": stored.sha256, "bytes": stored.size} for name, stored in files.items()},
+    }
+    content = json.dumps({"digest": _digest(body), "content": body}, indent=1).encode()
+    storage.system.makedirs(storage.root, exist_ok=True)
+    storage.system.pipe_file(storage.path(f"{_MANIFEST}.new"), content)
+    storage.system.mv(storage.path(f"{_MANIFEST}.new"), storage.path(_MANIFEST))
+    there &= kept
+    with contextlib.suppress(Exception):  # what is left takes room, and is tried again with the next copy
+        for remote in storage.system.find(storage.path(_FILES)):
+            if remote not in kept:
+                storage.system.rm_file(remote)
+
+
+def _download(storage: _Storage, name: str, stored: Stored, target: Path) -> None:
+    remote = storage.of(name, stored)
+    try:
+        storage.system.get_file(remote, str(target))
+    except Exception as error:
+        raise MirrorError(
+            f"{storage.url} cannot be brought here: {name} ({_first_line(error)}); start the same command again."
+        ) from error
+    if _stored(target) != stored:
+        raise MirrorError(
+            f"{storage.url} is damaged: {name} is not what the run wrote; give another copy, or start the run anew "
+            "with another --mirror."
+        )
+
+
+def _stored(path: Path) -> Stored:
+    with open(path, "rb") as file:
+        return Stored(hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size)
+
+
+def _digest(body: Any) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]

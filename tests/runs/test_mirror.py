@@ -1,0 +1,294 @@
+"""Copies of a run on storage: whole or not there, kept while the run goes on, brought back byte by byte."""
+
+import hashlib
+import json
+import shutil
+import threading
+
+import fsspec
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from medvfm_jax.runs import mirror
+from medvfm_jax.runs.mirror import Mirror, MirrorError, fetch
+
+
+@pytest.fixture(autouse=True)
+def empty_memory():
+    MemoryFileSystem.store.clear()
+    MemoryFileSystem.pseudo_dirs[:] = [""]
+
+
+@pytest.fixture(params=["memory", "file"])
+def url(request, tmp_path):
+    return "memory://bucket/run" if request.param == "memory" else f"file://{tmp_path}/storage/run"
+
+
+@pytest.fixture
+def run(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"seed": 0}')
+    (folder / ".lock").write_text("1")
+    log(folder, 1)
+    checkpoint(folder, 1)
+    return folder
+
+
+def log(folder, step):
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write(json.dumps({"step": step}) + "\n")
+
+
+def checkpoint(folder, step):
+    place = folder / "checkpoints" / f"step_{step:08d}"
+    place.mkdir(parents=True)
+    (place / "arrays.safetensors").write_bytes(bytes([step]) * 1000)
+    (place / "manifest.json").write_text(str(step))
+
+
+def contents(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    }
+
+
+def stored(url):
+    system, root = fsspec.core.url_to_fs(url)
+    return [name.removeprefix(root.rstrip("/") + "/") for name in system.find(root)]
+
+
+def brought(url, tmp_path, name="back"):
+    folder = tmp_path / name
+    folder.mkdir()
+    assert fetch(url, folder)
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+    return contents(folder)
+
+
+def test_a_run_comes_back_as_it_ended(run, url, tmp_path):
+    said = []
+    with Mirror(run, url, said.append):
+        checkpoint(run, 2)
+        log(run, 2)
+        (run / "delta.safetensors").write_bytes(b"delta")
+    assert brought(url, tmp_path) == contents(run)
+    assert said == [f"{url} holds the run as it is here"]
+    assert not (run / ".mirror").exists()
+
+
+def test_the_names_of_files_can_be_read_in_the_storage_and_old_ones_are_dropped(run, url):
+    with Mirror(run, url):
+        pass
+    digest = hashlib.sha256(b'{"seed": 0}').hexdigest()[:32]
+    assert f"files/{digest}/config.json" in stored(url)
+    assert len(stored(url)) == 5
+    shutil.rmtree(run / "checkpoints" / "step_00000001")
+    checkpoint(run, 2)
+    with Mirror(run, url):
+        pass
+    assert len(stored(url)) == 5
+    assert not [name for name in stored(url) if "step_00000001" in name]
+
+
+def test_files_that_are_there_are_not_sent_again(run, monkeypatch):
+    sent, put = [], MemoryFileSystem.put_file
+    monkeypatch.setattr(
+        MemoryFileSystem, "put_file", lambda self, here, there: (sent.append(there), put(self, here, there))
+    )
+    with Mirror(run, "memory://a"):
+        pass
+    assert len(sent) == 4
+    log(run, 2)
+    with Mirror(run, "memory://a"):
+        pass
+    assert [name.rpartition("/")[2] for name in sent[4:]] == ["metrics.jsonl"]
+
+
+def failing(monkeypatch, times):
+    """The next so many files cannot be stored; of each of them half is there."""
+    put, left = MemoryFileSystem.put_file, [times]
+
+    def put_file(self, here, there, **options):
+        if left[0]:
+            left[0] -= 1
+            self.pipe_file(there, b"half")
+            raise ConnectionError("the network is gone")
+        put(self, here, there, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "put_file", put_file)
+    return left
+
+
+def test_a_copy_that_fails_is_tried_again(run, tmp_path, monkeypatch):
+    failing(monkeypatch, mirror.ATTEMPTS - 1)
+    said = []
+    with Mirror(run, "memory://a", said.append, pause=0.0):
+        pass
+    assert brought("memory://a", tmp_path) == contents(run)
+    assert said == ["memory://a holds the run as it is here"]
+
+
+def test_a_second_attempt_sends_only_what_the_first_did_not(run, monkeypatch):
+    put, sent = MemoryFileSystem.put_file, []
+
+    def put_file(self, here, there, **options):
+        name = there.rpartition("/")[2]
+        sent.append(name)
+        if sent == ["arrays.safetensors", "manifest.json", "config.json"]:
+            raise ConnectionError("the network is gone")
+        put(self, here, there, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "put_file", put_file)
+    with Mirror(run, "memory://a", pause=0.0) as copies:
+        pass
+    assert sent == ["arrays.safetensors", "manifest.json", "config.json", "config.json", "metrics.jsonl"]
+    assert (copies.copies, copies.failures) == (1, 0)
+
+
+def test_a_copy_that_keeps_failing_is_said_and_the_one_before_stays_whole(run, tmp_path, monkeypatch):
+    with Mirror(run, "memory://a"):
+        pass
+    before, said = contents(run), []
+    left = failing(monkeypatch, 10**9)
+    log(run, 2)
+    with Mirror(run, "memory://a", said.append, pause=0.0):
+        pass
+    assert len(said) == 2
+    assert "could not be copied to memory://a (ConnectionError: the network is gone); it goes on" in said[0]
+    assert said[1] == "memory://a does not hold the end of the run; 1 of 1 attempts at a copy failed"
+    assert brought("memory://a", tmp_path) == before
+    left[0] = 0
+    with Mirror(run, "memory://a", said.append):
+        pass
+    assert brought("memory://a", tmp_path, "later") == contents(run)
+
+
+def test_a_file_that_storage_cut_off_without_an_error_is_a_failure(run, monkeypatch):
+    monkeypatch.setattr(MemoryFileSystem, "put_file", lambda self, here, there: self.pipe_file(there, b"x"))
+    said = []
+    with Mirror(run, "memory://a", said.append, pause=0.0):
+        pass
+    assert "was not stored whole" in said[0]
+    assert not fetch("memory://a", run)
+
+
+def test_while_a_copy_is_under_way_the_newest_waits(run, tmp_path, monkeypatch):
+    put, go, begun = MemoryFileSystem.put_file, threading.Event(), threading.Event()
+
+    def put_file(self, here, there, **options):
+        begun.set()
+        assert go.wait(30)
+        put(self, here, there, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "put_file", put_file)
+    with Mirror(run, "memory://a") as copies:
+        copies.update()
+        assert begun.wait(30)
+        for step in (2, 3, 4):
+            shutil.rmtree(
+                run / "checkpoints" / f"step_{step - 1:08d}"
+            )  # the one under way has links of its own
+            checkpoint(run, step)
+            copies.update()
+        go.set()
+    assert copies.copies == 2
+    assert copies.failures == 0
+    assert brought("memory://a", tmp_path) == contents(run)
+
+
+def test_what_is_not_whole_yet_is_not_copied(run, tmp_path):
+    (run / "checkpoints" / ".step_00000002.7.tmp").mkdir()
+    (run / "checkpoints" / "2.orbax-checkpoint-tmp-5").mkdir()
+    (run / "checkpoints" / "2.orbax-checkpoint-tmp-5" / "part").write_text("x")
+    with Mirror(run, "memory://a"):
+        pass
+    assert not [name for name in brought("memory://a", tmp_path) if "tmp" in name]
+
+
+def test_a_checkpoint_that_is_dropped_while_it_is_linked_is_left_out_whole(run, tmp_path, monkeypatch):
+    checkpoint(run, 2)
+    link = mirror._link
+
+    def dropped(source, target):
+        if "step_00000001" in str(source):
+            shutil.rmtree(run / "checkpoints" / "step_00000001", ignore_errors=True)
+        link(source, target)
+
+    monkeypatch.setattr(mirror, "_link", dropped)
+    with Mirror(run, "memory://a"):
+        pass
+    assert brought("memory://a", tmp_path) == contents(run)
+
+
+def test_without_a_manifest_there_is_no_copy(run, url, tmp_path):
+    assert not fetch(url, tmp_path)
+    with Mirror(run, url):
+        pass
+    system, root = fsspec.core.url_to_fs(url)
+    system.rm_file(f"{root}/manifest.json")  # as if the first copy had been cut off before its last file
+    assert not fetch(url, tmp_path)
+    assert not (tmp_path / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    "damage", [b"", b"{}", b'{"digest": "0", "content": {"format": 1, "files": {}}}', b"[1]"]
+)
+def test_a_manifest_that_is_none_is_refused(run, tmp_path, damage):
+    MemoryFileSystem().pipe_file("/a/manifest.json", damage)
+    with pytest.raises(MirrorError, match=r"manifest\.json is not what a run writes"):
+        fetch("memory://a", tmp_path)
+
+
+def test_a_damaged_or_missing_file_is_named_and_nothing_appears(run, tmp_path):
+    with Mirror(run, "memory://a"):
+        pass
+    system = MemoryFileSystem()
+    (name,) = [name for name in system.find("/a") if name.endswith("arrays.safetensors")]
+    whole, back = system.cat_file(name), tmp_path / "back"
+    back.mkdir()
+    for change in (lambda: system.pipe_file(name, b"y" + whole[1:]), lambda: system.rm_file(name)):
+        change()
+        with pytest.raises(MirrorError, match=r"arrays\.safetensors"):
+            fetch("memory://a", back)
+        assert not list(back.iterdir())
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a/../../x", ".lock", ""])
+def test_names_that_lead_out_of_the_run_are_refused(tmp_path, name):
+    body = {"format": 1, "files": {name: {"sha256": "0" * 64, "bytes": 1}}}
+    record = {"digest": mirror._digest(body), "content": body}
+    MemoryFileSystem().pipe_file("/a/manifest.json", json.dumps(record).encode())
+    with pytest.raises(MirrorError, match="outside the run"):
+        fetch("memory://a", tmp_path)
+
+
+def test_a_place_with_another_run_is_refused(run, tmp_path):
+    with Mirror(run, "memory://a"):
+        pass
+    with pytest.raises(MirrorError, match="already holds the copy of a run"):
+        mirror.refuse_existing("memory://a")
+    mirror.refuse_existing("memory://b")
+    (run / "config.json").write_text('{"seed": 1}')
+    with pytest.raises(MirrorError, match="another run"), Mirror(run, "memory://a"):
+        pass
+
+
+def test_storage_that_cannot_be_reached_is_one_sentence(tmp_path, monkeypatch):
+    with pytest.raises(MirrorError, match="Protocol not known: foo"):
+        fetch("foo://a", tmp_path)
+
+    def cat_file(self, path, **options):
+        raise PermissionError("denied")
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", cat_file)
+    with pytest.raises(MirrorError, match=r"cannot be read \(PermissionError: denied\)"):
+        fetch("memory://a", tmp_path)
+
+
+def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "gcsfs", None)
+    with pytest.raises(MirrorError, match=r"pip install 'medvfm-jax\[storage\]'"):
+        fetch("gs://bucket/run", tmp_path)

@@ -1,0 +1,66 @@
+"""`adapt --mirror`: a run whose machine is lost goes on elsewhere from its copy, with the same bits."""
+
+import shutil
+
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from medvfm_jax.runs import run_directory
+from medvfm_jax.runs.mirror import MirrorError
+from medvfm_jax.runs.run_directory import read_metrics
+from medvfm_jax.settings.records import BadConfig
+from medvfm_jax.train import adapt
+from tests.train.small_runs import small
+
+URL = "memory://bucket/run"
+
+
+@pytest.fixture(autouse=True)
+def empty_memory():
+    MemoryFileSystem.store.clear()
+    MemoryFileSystem.pseudo_dirs[:] = [""]
+
+
+def test_a_run_goes_on_from_its_copy_on_another_machine(finished, cells, tmp_path, monkeypatch, capsys):
+    config = {"mirror": URL, "checkpoint_every": 2, "validate_every": 3}
+    append = run_directory.append_metrics
+
+    def killed(folder, record):
+        append(folder, record)
+        if record["step"] == 5:
+            raise run_directory.RunError("the machine is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_directory, "append_metrics", killed)
+        with pytest.raises(run_directory.RunError, match="the machine is gone"):
+            adapt(small(cells, tmp_path / "here", **config))
+    shutil.rmtree(tmp_path / "here")
+    with pytest.raises(MirrorError, match="already holds the copy of a run"):
+        adapt(small(cells, tmp_path / "new", **config))
+    assert not (tmp_path / "new").exists()
+
+    result = adapt(small(cells, tmp_path / "there", resume=True, **config))
+    said = capsys.readouterr().err
+    assert f"the run was brought from {URL}" in said
+    assert "resuming at step 4 of 6" in said
+    assert f"{URL} holds the run as it is here" in said
+    assert result.delta.read_bytes() == finished.delta.read_bytes()
+    assert [r["step"] for r in read_metrics(result.folder) if "loss" in r] == [1, 2, 3, 4, 5, 6]
+
+    again = adapt(
+        small(cells, tmp_path / "third", resume=True, **config)
+    )  # a finished run is brought and ends
+    assert again.delta.read_bytes() == finished.delta.read_bytes()
+    assert len(read_metrics(again.folder)) == len(read_metrics(result.folder))
+
+
+def test_without_a_copy_a_run_starts_at_the_beginning(cells, tmp_path, capsys, compiled):
+    adapt(small(cells, tmp_path / "run", resume=True, mirror=URL, steps=2, validate_every=0))
+    said = capsys.readouterr().err
+    assert f"{URL} holds no copy of a run yet: this one starts at the beginning" in said
+    assert f"{URL} holds the run as it is here" in said
+
+
+def test_a_mirror_is_a_url(cells, tmp_path):
+    with pytest.raises(BadConfig, match="mirror"):
+        small(cells, tmp_path / "run", mirror="runs/copy")
