@@ -37,7 +37,7 @@ def dynamic_head(at: str, width: int = 8, layers: int = 2, tasks: dict[str, int]
         WrongSite: at init, for a module whose output is no map (h, w, c).
 
     References:
-        Zhang et al. 2021 (DoDNet), eq. 2-3, https://arxiv.org/abs/2011.10217.  Differs: the head is a residual of a map
+        Zhang et al. 2021 (DoDNet), https://arxiv.org/abs/2011.10217.  Differs: the head is a residual of a map
         inside the decoder that starts at zero, where the publication's gives the logits; features are pooled from that
         map, there from the end of the encoder.
     """

@@ -61,7 +61,7 @@ def eva(
         WrongSite: at init, for modules that are no linear map of the last axes of their input.
 
     References:
-        Paischer et al. 2024, section 3.2, https://arxiv.org/abs/2410.07170.  Differs: exact singular vectors of a fixed
+        Paischer et al. 2024, section 3, https://arxiv.org/abs/2410.07170.  Differs: exact singular vectors of a fixed
         number of batches instead of an incremental decomposition until it converges; ranks are not redistributed.
     """
     scale = lora_scale(rank, alpha)

@@ -51,8 +51,8 @@ def task_lora_experts(
         WrongSite: at init, for modules that are no Dense.
 
     References:
-        Dou et al. 2024 (LoRAMoE), eq. 3, https://arxiv.org/abs/2312.09979; shared beside private experts: Dai et al.
-        2024 (DeepSeekMoE), eq. 9, https://arxiv.org/abs/2401.06066; balance: Fedus et al. 2022, eq. 4,
+        Dou et al. 2024 (LoRAMoE), https://arxiv.org/abs/2312.09979; shared beside private experts: Dai et al.
+        2024 (DeepSeekMoE), section 3.2, https://arxiv.org/abs/2401.06066; balance: Fedus et al. 2022, eq. 4,
         https://arxiv.org/abs/2101.03961.  Differs: there private experts are chosen by a gate, here by the task; the
         balance is of the tokens of one image and not of a batch.
     """
