@@ -13,7 +13,7 @@ class LandscapeConfig(Settings):
     run: Path
     """Run directory of `adapt`."""
     data: str | None = None
-    """Folder with labelled images, or name of a built-in dataset; by default that of the run."""
+    """Where the data of the run lie now; by default where they were."""
     held: bool = True
     """Look at images of the validation part; with --no-held at those that the run was trained on."""
     points: int = 9
