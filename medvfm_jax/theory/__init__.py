@@ -10,7 +10,7 @@ from medvfm_jax.theory.curvature import (
     hessian_product,
     lanczos,
 )
-from medvfm_jax.theory.domain_bound import DomainBound, LabelledDomain, NoTerms, domain_bound
+from medvfm_jax.theory.domain_bound import DomainBound, LabelledDomain, NoTerms, domain_bound, domain_bounds
 from medvfm_jax.theory.empirical_predictor import leep, n_leep
 from medvfm_jax.theory.evidence import Evidence, log_evidence, logme
 from medvfm_jax.theory.frechet import squared_frechet
@@ -143,6 +143,7 @@ __all__ = [
     "client_drift",
     "debiased_cka",
     "domain_bound",
+    "domain_bounds",
     "effective_rank",
     "energy_rank",
     "estimate_spectrum",

@@ -1,9 +1,11 @@
 """What the error on another domain is made of: the terms of Ben-David's bound, by linear heads on features."""
 
+import itertools
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from medvfm_jax.theory.probes import held_out_accuracy, ridge_predictions
 from medvfm_jax.types import MedvfmError
@@ -63,7 +65,7 @@ def domain_bound(source: LabelledDomain, target: LabelledDomain, folds: int = 5)
         The terms.
 
     Raises:
-        NoTerms: fewer than two patients in a domain, one class in the source, or features that are constant or not
+        NoTerms: fewer than two patients in a domain, one class in a domain, or features that are constant or not
             finite.
 
     References:
@@ -71,36 +73,85 @@ def domain_bound(source: LabelledDomain, target: LabelledDomain, folds: int = 5)
         of linear heads and not of their symmetric differences, the joint error that of a head which minimises
         squares, and nothing is added for the number of points.
     """
-    patients = [len(np.unique(domain.patients)) for domain in (source, target)]
-    if min(patients) < 2:
+    return domain_bounds({"source": source, "target": target}, folds)["source", "target"]
+
+
+def domain_bounds(
+    domains: Mapping[str, LabelledDomain], folds: int = 5
+) -> dict[tuple[str, str], DomainBound]:
+    """``domain_bound`` of every ordered pair; what both directions of a pair share is estimated once.
+
+    Args:
+        domains: name -> labelled points.
+        folds: as in ``domain_bound``; where a domain has fewer patients, as many as that has.
+
+    Returns:
+        {(source, target): the terms}.
+
+    Raises:
+        NoTerms: as ``domain_bound``.
+    """
+    for domain in domains.values():
+        _check(domain)
+    folds = min(folds, *(len(np.unique(domain.patients)) for domain in domains.values()))
+    own = {name: _errors(ridge_predictions, *domain, folds).mean() for name, domain in domains.items()}
+    found = {}
+    for a, b in itertools.combinations(domains, 2):
+        half, joint = _shared(domains[a], domains[b], folds)
+        for source, target in ((a, b), (b, a)):
+            each = _errors_on(domains[source], domains[target])
+            terms = float(own[source]), half, joint
+            stderr = float(each.std(ddof=1) / len(each) ** 0.5)
+            found[source, target] = DomainBound(*terms, sum(terms), float(each.mean()), stderr)
+    return found
+
+
+def _check(domain: LabelledDomain) -> None:
+    if len(np.unique(domain.patients)) < 2:
         raise NoTerms(
             "A domain has a single patient, so that none can be held out; give domains of two or more."
         )
-    x = np.concatenate([np.asarray(domain.features, np.float64) for domain in (source, target)])
+    x = np.asarray(domain.features, np.float64)
     if not np.isfinite(x).all() or not (np.ptp(x, axis=0) > 0).any():
         raise NoTerms(
             "The features are constant or not finite, and no head can be fitted; take another model."
         )
-    if len(np.unique(source.classes)) < 2:
+    if len(np.unique(domain.classes)) < 2:
         raise NoTerms(
-            "The source shows one class, so that there is nothing to tell apart; take more points or pictures."
+            "A domain shows one class, so that there is nothing to tell apart; take more points or pictures."
         )
-    folds = min(folds, *patients)
-    first, second = (np.unique(domain.patients, return_inverse=True)[1] for domain in (source, target))
-    groups = np.concatenate([first, second + folds * -(-patients[0] // folds)])  # both in every fold
-    classes = np.concatenate([source.classes, target.classes])
-    of_target = np.arange(len(x)) >= len(first)
-    own = held_out_accuracy(ridge_predictions, x[~of_target], source.classes, first, folds)
-    told = 1 - held_out_accuracy(ridge_predictions, x, of_target, groups, folds)
-    joint = 1 - held_out_accuracy(ridge_predictions, x, classes, groups, folds)
-    right = ridge_predictions(x[~of_target], source.classes, x[of_target]) == target.classes
-    each = np.array([1 - right[second == number].mean() for number in range(patients[1])])
-    half = max(1 - float(_of_domains(told, patients[0])), 0.0)
-    terms = float(1 - own.mean()), half, float(_of_domains(joint, patients[0]))
-    return DomainBound(*terms, sum(terms), float(each.mean()), float(each.std(ddof=1) / len(each) ** 0.5))
 
 
-def _of_domains(errors: ArrayLike, first: int) -> float:
+def _errors(
+    predict: Callable[[NDArray, NDArray, NDArray], NDArray],
+    x: NDArray,
+    classes: NDArray,
+    patients: NDArray,
+    folds: int,
+) -> NDArray:
+    """Share of wrong answers for each patient, numbered in order."""
+    numbers = np.unique(patients, return_inverse=True)[1]
+    return 1 - held_out_accuracy(predict, np.asarray(x, np.float64), classes, numbers, folds)
+
+
+def _errors_on(source: LabelledDomain, target: LabelledDomain) -> NDArray:
+    """Errors of the head of all of the source, for each patient of the target."""
+    wrong = ridge_predictions(source.features, source.classes, target.features) != target.classes
+    return np.array([wrong[target.patients == patient].mean() for patient in np.unique(target.patients)])
+
+
+def _shared(a: LabelledDomain, b: LabelledDomain, folds: int) -> tuple[float, float]:
+    """Half the distance of two domains, and the errors of one head for both, added."""
+    first, second = (np.unique(domain.patients, return_inverse=True)[1] for domain in (a, b))
+    count = int(first.max()) + 1
+    groups = np.concatenate([first, second + folds * -(-count // folds)])  # both in every fold
+    x = np.concatenate([np.asarray(domain.features, np.float64) for domain in (a, b)])
+    of_second = np.arange(len(x)) >= len(first)
+    told = 1 - held_out_accuracy(ridge_predictions, x, of_second, groups, folds)
+    joint = 1 - held_out_accuracy(ridge_predictions, x, np.concatenate([a.classes, b.classes]), groups, folds)
+    return max(1 - _of_both(told, count), 0.0), _of_both(joint, count)
+
+
+def _of_both(errors: NDArray, first: int) -> float:
     """Errors of patients, the first so many of one domain -> the sum of the means of both domains."""
-    errors = np.asarray(errors)
     return float(errors[:first].mean() + errors[first:].mean())

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from medvfm_jax.theory.domain_bound import LabelledDomain, NoTerms, domain_bound
+from medvfm_jax.theory.domain_bound import LabelledDomain, NoTerms, domain_bound, domain_bounds
 
 PATIENTS, EACH, APART = 20, 150, 1.0
 ERROR = norm.cdf(-APART)  # of the best line between N(-1, 1) and N(1, 1)
@@ -50,6 +50,14 @@ def test_other_labels_are_the_joint_error_alone():
     assert found.joint_error == pytest.approx(1, abs=0.05)
     assert found.target_error == pytest.approx(1 - ERROR, abs=TOLERANCE)
     assert found.half_distance < 0.08
+
+
+def test_every_ordered_pair_is_that_of_two_alone():
+    domains = {"a": domain(0), "b": domain(1, (1.0, 0.0)), "c": domain(2, flipped=True)}
+    found = domain_bounds(domains)
+    assert set(found) == {(x, y) for x in "abc" for y in "abc" if x != y}
+    for (a, b), terms in found.items():
+        assert terms == pytest.approx(domain_bound(domains[a], domains[b]))
 
 
 def test_what_cannot_be_estimated_is_refused():

@@ -12,7 +12,7 @@ from medvfm_jax.few_shot.dense_features import pictures_of
 from medvfm_jax.printable import counted
 from medvfm_jax.settings.analyze import DivergenceConfig
 from medvfm_jax.settings.records import BadConfig
-from medvfm_jax.theory.domain_bound import DomainBound, LabelledDomain, domain_bound
+from medvfm_jax.theory.domain_bound import DomainBound, LabelledDomain, domain_bounds
 from medvfm_jax.theory.frechet import squared_frechet
 from medvfm_jax.theory.maximum_mean_discrepancy import gaussian_kernel, squared_mmd
 from medvfm_jax.theory.permutation import Tested, permutation_test
@@ -132,10 +132,7 @@ def analyze_divergence(
         pairs += [_distance(config, model, a, b, seen) for a, b in itertools.combinations(kept, 2)]
         if config.points:
             found = {name: _labelled(encoder, sample, config.points) for name, sample in samples.items()}
-            bounds += [
-                SiteBound(model, a, b, domain_bound(found[a], found[b]))
-                for a, b in itertools.permutations(kept, 2)
-            ]
+            bounds += [SiteBound(model, a, b, terms) for (a, b), terms in domain_bounds(found).items()]
     sizes = {name: len(cases) for name, (_, cases) in kept.items()}
     return DivergenceResult(sizes, left_out, config.permutations, tuple(pairs), tuple(bounds))
 
