@@ -54,7 +54,8 @@ def domain_bound(source: LabelledDomain, target: LabelledDomain, folds: int = 5)
 
     The heads are ridge classifiers, and so is the one that tells the domains apart, whose error e gives the distance
     2 (1 - 2 e), at least 0.  Errors are means over patients; no head is asked about a patient that it learnt from.
-    These are estimates, so that the sum may be passed.
+    These are estimates, so that the sum may be passed. Where all points of a source are alike, its head gives the class
+    that is most frequent there.
 
     Args:
         source: labelled points.
@@ -93,6 +94,11 @@ def domain_bounds(
     """
     for domain in domains.values():
         _check(domain)
+    x = np.concatenate([np.asarray(domain.features, np.float64) for domain in domains.values()])
+    if not np.isfinite(x).all() or not (np.ptp(x, axis=0) > 0).any():
+        raise NoTerms(
+            "The features are constant or not finite, and no head can be fitted; take another model."
+        )
     folds = min(folds, *(len(np.unique(domain.patients)) for domain in domains.values()))
     own = {name: _errors(ridge_predictions, *domain, folds).mean() for name, domain in domains.items()}
     found = {}
@@ -110,11 +116,6 @@ def _check(domain: LabelledDomain) -> None:
     if len(np.unique(domain.patients)) < 2:
         raise NoTerms(
             "A domain has a single patient, so that none can be held out; give domains of two or more."
-        )
-    x = np.asarray(domain.features, np.float64)
-    if not np.isfinite(x).all() or not (np.ptp(x, axis=0) > 0).any():
-        raise NoTerms(
-            "The features are constant or not finite, and no head can be fitted; take another model."
         )
     if len(np.unique(domain.classes)) < 2:
         raise NoTerms(

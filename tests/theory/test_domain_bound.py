@@ -60,6 +60,13 @@ def test_every_ordered_pair_is_that_of_two_alone():
         assert terms == pytest.approx(domain_bound(domains[a], domains[b]))
 
 
+def test_a_source_whose_points_are_alike_has_a_head_that_knows_nothing():
+    good = domain(0)
+    found = domain_bound(good._replace(features=np.ones_like(good.features)), good)
+    assert np.isfinite(found).all()
+    assert found.target_error == pytest.approx(0.5, abs=0.05)
+
+
 def test_what_cannot_be_estimated_is_refused():
     good = domain(0)
     with pytest.raises(NoTerms, match="single patient"):
