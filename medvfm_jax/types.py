@@ -72,12 +72,14 @@ class Batch(NamedTuple):
         UNANNOTATED for a class that was not annotated in this image; of a
         model with a distance map (B, C + 1, h, w), see ``data.instance_target``.
     weight: promptable (B, Q) float32, semantic (B,) float32; 0 marks padding.
+    task: number of each image's task (B,) int32, for adapters that know tasks; or None.
     """
 
     image: Array
     prompts: Prompts | None
     target: Array
     weight: Array
+    task: Array | None = None
 
 
 @dataclass(frozen=True)

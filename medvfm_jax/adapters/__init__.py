@@ -12,6 +12,7 @@ from medvfm_jax.adapters.count import Count, count
 from medvfm_jax.adapters.delta_paths import DeltaLeaf, delta_leaves, touches_encoder
 from medvfm_jax.adapters.depth_attention import depth_attention
 from medvfm_jax.adapters.dora import dora
+from medvfm_jax.adapters.dynamic_head import dynamic_head
 from medvfm_jax.adapters.errors import (
     BadAdapterConfig,
     JittedApply,
@@ -19,6 +20,7 @@ from medvfm_jax.adapters.errors import (
     NotMergeable,
     WrongSite,
 )
+from medvfm_jax.adapters.eva import eva, start_from_inputs
 from medvfm_jax.adapters.fact import fact
 from medvfm_jax.adapters.hyper_bottleneck import hyper_bottleneck
 from medvfm_jax.adapters.lora import lora
@@ -32,6 +34,9 @@ from medvfm_jax.adapters.scale_shift import scale_shift
 from medvfm_jax.adapters.serialise import from_config, to_config
 from medvfm_jax.adapters.sites import Site, find_sites
 from medvfm_jax.adapters.tap import tap
+from medvfm_jax.adapters.task_film import task_film
+from medvfm_jax.adapters.task_lora_experts import task_lora_experts
+from medvfm_jax.adapters.task_tables import of_task
 from medvfm_jax.adapters.tune import bias_only, tune
 from medvfm_jax.adapters.whole import whole
 
@@ -62,6 +67,8 @@ __all__ = [
     "delta_leaves",
     "depth_attention",
     "dora",
+    "dynamic_head",
+    "eva",
     "fact",
     "find_sites",
     "from_config",
@@ -69,12 +76,16 @@ __all__ = [
     "lora",
     "lora_experts",
     "lora_ga",
+    "of_task",
     "pissa",
     "prompt_tokens",
     "replace",
     "scale_shift",
     "start_from_gradients",
+    "start_from_inputs",
     "tap",
+    "task_film",
+    "task_lora_experts",
     "to_config",
     "touches_encoder",
     "tune",

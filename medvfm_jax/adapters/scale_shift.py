@@ -45,12 +45,12 @@ def scale_shift(at: str, where: Literal["before", "after"] = "after") -> Adapter
     def apply_site(delta: SiteDelta, x: Array) -> Array:
         return x * (1 + delta["scale"]) + delta["shift"]
 
-    merge_site = _merge_after if where == "after" else None
+    merge_site = merge_after if where == "after" else None
     config = {"kind": "scale_shift", "at": at, "where": where}
     return at_sites(at, where, init_site, apply_site, merge_site, config)
 
 
-def _merge_after(site_params: Params, delta: SiteDelta) -> Params:
+def merge_after(site_params: Params, delta: SiteDelta) -> Params:
     """(x @ k + b) * (1 + s) + t becomes x @ (k * (1 + s)) + (b * (1 + s) + t); a norm likewise."""
     if set(site_params) not in _AFFINE:
         raise NotMergeable(f"needs a kernel or norm scale with a bias, has {sorted(site_params)}")

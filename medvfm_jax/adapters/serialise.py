@@ -16,8 +16,10 @@ from medvfm_jax.adapters.cubic_attention import cubic_attention
 from medvfm_jax.adapters.depth_attention import depth_attention
 from medvfm_jax.adapters.depth_convolution import depth_convolution
 from medvfm_jax.adapters.dora import dora
+from medvfm_jax.adapters.dynamic_head import dynamic_head
 from medvfm_jax.adapters.early_exit import block_exit, residual_convolutions
 from medvfm_jax.adapters.errors import BadAdapterConfig
+from medvfm_jax.adapters.eva import eva
 from medvfm_jax.adapters.fact import fact
 from medvfm_jax.adapters.grouped_inputs import grouped_inputs
 from medvfm_jax.adapters.hyper_bottleneck import hyper_bottleneck
@@ -35,6 +37,8 @@ from medvfm_jax.adapters.prompt_tokens import prompt_tokens
 from medvfm_jax.adapters.replace import replace
 from medvfm_jax.adapters.scale_shift import scale_shift
 from medvfm_jax.adapters.shared_bottleneck import shared_bottleneck
+from medvfm_jax.adapters.task_film import task_film
+from medvfm_jax.adapters.task_lora_experts import task_lora_experts
 from medvfm_jax.adapters.tune import tune
 from medvfm_jax.adapters.volume_bottleneck import slice_embedding, volume_bottleneck
 from medvfm_jax.adapters.whole import whole
@@ -47,9 +51,11 @@ _ALL: Mapping[str, Callable[..., Adapter]] = {
     "whole": whole,
     "lora": lora,
     "lora_experts": lora_experts,
+    "task_lora_experts": task_lora_experts,
     "dora": dora,
     "pissa": pissa,
     "lora_ga": lora_ga,
+    "eva": eva,
     "adalora": adalora,
     "fact": fact,
     "conv_lora": conv_lora,
@@ -65,6 +71,8 @@ _ALL: Mapping[str, Callable[..., Adapter]] = {
     "slice_embedding": slice_embedding,
     "volume_bottleneck": volume_bottleneck,
     "scale_shift": scale_shift,
+    "task_film": task_film,
+    "dynamic_head": dynamic_head,
     "prompt_tokens": prompt_tokens,
     "context": context_block,
     "block_exit": block_exit,

@@ -43,7 +43,8 @@ def tap(apply_fn: ApplyFn, pattern: str) -> ApplyFn:
 
         with nn.intercept_methods(intercept):
             out, state = apply_fn(params, *inputs, mutable=["taps"], **kw)
-        taps = {m: ys[0] if len(ys) == 1 else ys for m, _, ys in leaves_by_path(state.get("taps", {}))}
+        seen = [(m, ys) for m, name, ys in leaves_by_path(state.get("taps", {})) if name == "y"]
+        taps = {m: ys[0] if len(ys) == 1 else ys for m, ys in seen}
         if lost := set(match(pattern, called)) - set(taps):
             raise NoSuchSite(f"a lifted transform drops the 'taps' collection of {sorted(lost)}.")
         return out, taps

@@ -60,6 +60,7 @@ def run(args: SegmentArgs) -> int:
         overlap=args.overlap,
         propagate=args.propagate,
         runtime=args.runtime,
+        task=args.task,
     )
     for image, target in zip(images, targets, strict=True):
         if in_volume:

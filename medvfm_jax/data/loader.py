@@ -192,6 +192,7 @@ def make_loader(
         if dataset.annotated
         else []
     )
+    words += [sorted(dataset.tasks.items())] if dataset.tasks else []
     identity = hashlib.sha256(repr((words, [e.id for e in examples])).encode()).hexdigest()[:16]
     return Loader(batches.to_iter_dataset(options), identity, length)
 
@@ -257,6 +258,12 @@ class _Maker:
     def __call__(self, index: int, rng: np.random.Generator) -> Batch:
         """Load, augment, preprocess, simulate prompts."""
         example = self.examples[index]
+        batch = self._made(example, index, rng)
+        if not self.dataset.tasks:
+            return batch
+        return batch._replace(task=np.int32(self.dataset.tasks[self.dataset.case(example.case).site]))
+
+    def _made(self, example: Example, index: int, rng: np.random.Generator) -> Batch:
         image, label, instances, _ = load_example(self.dataset, example, rng)
         if self.synthesis and rng.uniform() < self.synthesis and len(self.examples) > 1:
             image, label, instances = self._with_another(rng, index, (image, label, instances))
@@ -314,22 +321,22 @@ def _part(
 def _stack(items: Sequence[Batch], size: int) -> Batch:
     """Un-batched examples -> Batch of exactly ``size``, the missing ones blank and of weight 0."""
     items = [*items, *[_blank(items[0])] * (size - len(items))]
-    image, prompts, target, weight = zip(*items)
+    image, prompts, target, weight, task = zip(*items)
     if prompts[0] is not None:
         points, labels, _ = zip(*prompts)
         stacked = Prompts(np.stack(points), np.stack(labels), None)
     else:
         stacked = None
-    return Batch(np.stack(image), stacked, np.stack(target), np.stack(weight))
+    tasks = None if task[0] is None else np.stack(task)
+    return Batch(np.stack(image), stacked, np.stack(target), np.stack(weight), tasks)
 
 
 def _blank(like: Batch) -> Batch:
     prompts = like.prompts
     if prompts is not None:
         prompts = Prompts(np.zeros_like(prompts.points), np.full_like(prompts.labels, ABSENT), None)
-    return Batch(
-        np.zeros_like(like.image), prompts, np.full_like(like.target, IGNORE), np.zeros_like(like.weight)
-    )
+    blank, weight = np.full_like(like.target, IGNORE), np.zeros_like(like.weight)
+    return Batch(np.zeros_like(like.image), prompts, blank, weight, like.task)
 
 
 def _augmentation(wanted: bool | str | AugmentConfig) -> AugmentConfig:

@@ -93,6 +93,7 @@ class Dataset:
             no change.
         annotated: site -> names of the labels that it annotates, see ``data.annotated_labels``; a site that is not in
             it annotates everything.
+        tasks: site -> number of its task, for models that know tasks, see ``data.site_tasks``; empty for others.
         preparation: resampling and cropping of volumes for a model of patches.
         notes: how the cases read so far deviated from the rules, such as rounded headers.
         by_id: the cases by id, filled in from ``cases``.
@@ -114,6 +115,7 @@ class Dataset:
     findings: tuple[Any, ...] = ()
     alter: Callable[[Case, NDArray], NDArray] | None = None
     annotated: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    tasks: Mapping[str, int] = field(default_factory=dict)
     preparation: Preparation = AS_THEY_ARE
     notes: CaseNotes = field(default_factory=CaseNotes, repr=False)
     by_id: Mapping[str, Case] = field(init=False, repr=False, compare=False)

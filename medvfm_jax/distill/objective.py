@@ -62,7 +62,7 @@ class Lessons:
         self._drawn += 1
         seen = [self._encode(image) for image in batch.image]
         embedding, *layers = (np.stack(arrays) for arrays in zip(*((e, *maps) for e, maps in seen)))
-        return Lesson(*batch, embedding, tuple(layers), progress)
+        return Lesson(*batch[:4], embedding, tuple(layers), progress)
 
     def get_state(self) -> dict[str, Any]:
         """Position, as JSON can hold it."""

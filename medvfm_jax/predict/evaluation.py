@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from medvfm_jax.adapters import AdaptedModel, count
+from medvfm_jax.adapters import AdaptedModel, count, touches_encoder
+from medvfm_jax.adapters.task_tables import tasks_of
 from medvfm_jax.data import Case, Dataset, LoadedCase, read_case
 from medvfm_jax.data.annotated_labels import unannotated
 from medvfm_jax.data.check import DatasetCheck, check_dataset
@@ -25,6 +26,7 @@ from medvfm_jax.local_paths import file_word
 from medvfm_jax.metrics import profiles, score_case, summarise
 from medvfm_jax.predict import largest_component, runtime_check
 from medvfm_jax.predict.case_prediction import predict_case
+from medvfm_jax.predict.case_task import by_task
 from medvfm_jax.predict.ensemble import EnsemblePredictor, Member, check_member
 from medvfm_jax.predict.overlay_cases import write_overlays
 from medvfm_jax.predict.predictor import Predictor
@@ -38,6 +40,7 @@ from medvfm_jax.runs.seen_cases import of_data, seen_by
 from medvfm_jax.settings.evaluate import EvaluateConfig
 from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.train.assemble import (
+    EVERY_TASK,
     Base,
     check_prompts,
     entry_of,
@@ -152,6 +155,11 @@ def evaluate(
     run_directory.make_folder(out.parent)
     for line in lines(checked):
         console.print(line, markup=False, soft_wrap=True)
+    adapter = subject.adapted.adapter.config
+    if config.runtime != "jax" and tasks_of(adapter) and touches_encoder(subject.delta):
+        raise BadConfig(
+            "Every task has an encoder of its own here, which JAX alone can run; leave out --runtime."
+        )
     encoder = frozen_encoder(
         config.runtime,
         subject.base.model,
@@ -168,13 +176,13 @@ def evaluate(
         predictor = _ensemble(config, subject, predictor, cases, console)
     choose = None if sites is None else sites.choose(config, run, subject, predictor)
     if choose is None:
-        return score_cases(config, out, source, cases, checked, subject, lambda case: predictor, console)
+        of_case = by_task(lambda case: predictor, adapter, config.task)
+        return score_cases(config, out, source, cases, checked, subject, of_case, console)
     for site, model in sorted({case.site: choose(case).model for case in cases}.items()):
         console.print(f"{site}: scored with {model}", markup=False, soft_wrap=True)
     names = {case.id: choose(case).model for case in cases}
-    return score_cases(
-        config, out, source, cases, checked, subject, lambda case: choose(case).predictor, console, names
-    )
+    of_case = by_task(lambda case: choose(case).predictor, adapter, config.task)
+    return score_cases(config, out, source, cases, checked, subject, of_case, console, names)
 
 
 def score_cases(
@@ -344,7 +352,13 @@ def _subject(
     weights = config.weights or (run and run["weights"] and Path(run["weights"]))
     dtype = config.dtype if run is None else run["dtype"]
     loaded = load_adapted(
-        file, model=config.model, dtype=dtype, file=weights, offline=config.offline, run=run
+        file,
+        model=config.model,
+        dtype=dtype,
+        file=weights,
+        offline=config.offline,
+        run=run,
+        task=EVERY_TASK,
     )
     if loaded.note:
         console.print(f"warning: {loaded.note}", markup=False, soft_wrap=True)

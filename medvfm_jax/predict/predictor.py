@@ -132,6 +132,12 @@ class Predictor:
         other._encoder = None
         return other
 
+    def for_task(self, task: int) -> "Predictor":
+        """The same model for one of the tasks that its delta knows, see ``adapters.task_tables``."""
+        from medvfm_jax.adapters.task_tables import of_task  # imports flax
+
+        return self.with_delta(of_task(self._weights[1], task))
+
     @property
     def semantic(self) -> bool:
         """Whether the model needs no prompts."""

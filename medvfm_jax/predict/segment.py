@@ -503,6 +503,7 @@ def load_segmenter(
     overlap: float | None = None,
     propagate: bool = False,
     runtime: RuntimeName = "jax",
+    task: str | None = None,
 ) -> Segmenter:
     """Load a pretrained model, alone (zero-shot) or with the delta of a file or a run directory.
 
@@ -519,6 +520,7 @@ def load_segmenter(
         ensemble: folders of more runs, whose probabilities are averaged with those of ``run``.
         propagate: objects prompted on one slice of a volume are followed through all slices; models with memory only.
         runtime: what encodes pictures, see ``export.frozen_encoder``; what decodes stays in JAX.
+        task: site whose task the images are of, of a delta that knows several.
 
     Returns:
         Segmenter that predicts pictures and volumes.
@@ -528,6 +530,7 @@ def load_segmenter(
             or an encoder that JAX alone can run.
         CannotExport: see ``export.frozen_encoder``.
         RunError: a run that has not ended.
+        TaskUnknown: a delta that knows several tasks without one, or a task that it does not know.
     """
     for path in (run, delta, weights):
         if path is not None:
@@ -547,8 +550,14 @@ def load_segmenter(
     if delta is not None:
         from medvfm_jax.train.assemble import load_adapted
 
-        loaded = load_adapted(delta, model=model, dtype=dtype, file=weights, offline=offline, run=record)
+        loaded = load_adapted(
+            delta, model=model, dtype=dtype, file=weights, offline=offline, run=record, task=task
+        )
         found = ready(loaded)
+    elif task is not None:
+        raise BadConfig(
+            f"Published weights know no task '{task}'; leave --task out, or give --run or --delta."
+        )
     elif model is None:
         raise BadConfig("Segmenting needs --run RUN, --delta FILE or --model NAME.")
     elif propagate:

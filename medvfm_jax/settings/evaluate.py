@@ -30,6 +30,8 @@ class EvaluateConfig(ReadingConfig):
     objects: ObjectChoice | None = None
     """What one simulated prompt is about: instances, components or labels; by default as in training, and as for
     `adapt` for a zero-shot model."""
+    task: str | None = None
+    """Site whose task all cases are scored with, of an adapter that knows tasks; by default each case's own."""
     profile: str = "strict"
     """Metric profile: strict, nnunet, transunet_compat, medsam_compat."""
     flips: bool = False

@@ -33,6 +33,7 @@ _WORDS = {
     places.VIT_BLOCK: "transformer blocks that it knows",
     places.LEVELS: "stages or blocks that it knows in its image encoder",
     places.NORM: "layer norm",
+    places.UPSCALED: "map that a mask decoder enlarges",
     places.SECOND_DECODER: "second decoder (a SAM without prompts gets it: --prompt none)",
     places.MASK_BRANCH: "branch that draws masks (a SAM with prompts gets it: --prompt box)",
     places.PREDICTOR: "network that predicts prompts (a SAM without prompts gets it: --prompt none)",

@@ -16,6 +16,7 @@ ATTENTION_AND_MLP = f"{ATTENTION}|{MLP}"
 LINEAR_AND_NORM = r"image_encoder/(.*/)?(qkv|proj|lin1|lin2|fc1|fc2|norm\d?)"
 NORM = r"(.*/)?([^/]*norm[^/]*|neck_[13]|output_upscaling_1|mask_downscaling_[14])/(scale|bias)"  # not batch norms
 PREDICTOR = r"prompt_encoder/predictor/.*"  # of AutoSAM
+UPSCALED = r"mask_decoder/output_upscaling_3"  # the last map of SAM's decoder
 PATCHES = "image_encoder/patch_embed"
 SECOND_DECODER = r"second_decoder/.*"  # of H-SAM and 3DMedSAM
 MASK_BRANCH = r"second_decoder/(.*)"  # of DeSAM; written otherwise so that what is missing has another name

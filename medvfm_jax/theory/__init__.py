@@ -10,11 +10,13 @@ from medvfm_jax.theory.curvature import (
     hessian_product,
     lanczos,
 )
+from medvfm_jax.theory.domain_bound import DomainBound, LabelledDomain, NoTerms, domain_bound, domain_bounds
 from medvfm_jax.theory.empirical_predictor import leep, n_leep
 from medvfm_jax.theory.evidence import Evidence, log_evidence, logme
 from medvfm_jax.theory.frechet import squared_frechet
 from medvfm_jax.theory.h_score import h_score
 from medvfm_jax.theory.interpolation import Barrier, NoLine, barrier_between
+from medvfm_jax.theory.landscape import Landscape, NoLandscape, filter_directions, landscape
 from medvfm_jax.theory.maximum_mean_discrepancy import gaussian_kernel, squared_mmd
 from medvfm_jax.theory.pac_bayes import (
     NoBound,
@@ -44,6 +46,7 @@ from medvfm_jax.theory.runs.curvature import CurvatureResult, analyze_curvature
 from medvfm_jax.theory.runs.divergence import Distance, DivergenceResult, analyze_divergence
 from medvfm_jax.theory.runs.drift import DriftPoint, DriftResult, analyze_drift
 from medvfm_jax.theory.runs.kernel import AdapterKernel, KernelResult, analyze_kernel
+from medvfm_jax.theory.runs.landscape import LandscapeResult, analyze_landscape
 from medvfm_jax.theory.runs.placement import PlacementResult, analyze_placement
 from medvfm_jax.theory.runs.rates import CodecRate, PrivacyRate, RatesResult, analyze_rates
 from medvfm_jax.theory.runs.receptive_field import (
@@ -84,6 +87,7 @@ __all__ = [
     "CurvatureResult",
     "Distance",
     "DivergenceResult",
+    "DomainBound",
     "DriftPoint",
     "DriftResult",
     "Estimate",
@@ -91,11 +95,16 @@ __all__ = [
     "Extent",
     "KernelResult",
     "KernelSummary",
+    "LabelledDomain",
+    "Landscape",
+    "LandscapeResult",
     "NoBound",
     "NoCurvature",
     "NoDrift",
     "NoKernel",
+    "NoLandscape",
     "NoLine",
+    "NoTerms",
     "Place",
     "PlacementResult",
     "Predictor",
@@ -121,6 +130,7 @@ __all__ = [
     "analyze_divergence",
     "analyze_drift",
     "analyze_kernel",
+    "analyze_landscape",
     "analyze_placement",
     "analyze_rates",
     "analyze_receptive_field",
@@ -132,10 +142,13 @@ __all__ = [
     "captured_energy",
     "client_drift",
     "debiased_cka",
+    "domain_bound",
+    "domain_bounds",
     "effective_rank",
     "energy_rank",
     "estimate_spectrum",
     "extent",
+    "filter_directions",
     "fit_scaling_law",
     "gauss_newton_product",
     "gaussian_divergence",
@@ -147,6 +160,7 @@ __all__ = [
     "kl_bernoulli",
     "kl_inverse",
     "lanczos",
+    "landscape",
     "leep",
     "linearised_losses",
     "log_evidence",

@@ -20,6 +20,7 @@ from medvfm_jax.adapters import (
     count,
     from_config,
 )
+from medvfm_jax.adapters.task_tables import of_task, tasks_of, with_tasks
 from medvfm_jax.adapters.training_options import check_ranks
 from medvfm_jax.data import Dataset
 from medvfm_jax.images.preparation import AS_THEY_ARE, Preparation
@@ -52,6 +53,14 @@ RESOLVED = (
     "classes",
     "labels",
 )
+
+
+NO_TASKS: Mapping[str, int] = {}
+EVERY_TASK = ""  # instead of the name of a site: the delta with the tables of all tasks
+
+
+class TaskUnknown(MedvfmError, ValueError):
+    """A model that knows several tasks was not told which one, or one that it does not know."""
 
 
 class ForeignDelta(MedvfmError):
@@ -117,13 +126,14 @@ def assemble(
     tile: int | None = None,
     elsewhere: Collection[str] = (),
     scan_blocks: bool = False,
+    tasks: Mapping[str, int] = NO_TASKS,
 ) -> Assembled:
     """Load the weights and put the system's parts around the model.
 
     name: of the system, stored with the adapter.  classes: labels with the background.  seed: of initial values.
     keep, shape: see ``load_base``.  depth: slices of a slab, if not the system's own.  tile: side of the squares that
     pictures are cut into.  elsewhere: see ``systems.configure``.  scan_blocks: stacked, see
-    ``models.scan``.
+    ``models.scan``.  tasks: of sites, for adapters that know tasks.
     Raises BadConfig, and what weights, transforms and adapters raise.
     """
     base = load_base(
@@ -138,6 +148,7 @@ def assemble(
         scan_blocks=scan_blocks,
     )
     asked = {"classes": classes, "seed": seed, "depth": depth, "tile": tile, "elsewhere": elsewhere}
+    asked["tasks"] = tasks
     assembled = adapt_base(base, config, name, system, **asked)
     if scan_blocks:
         plain = adapt_base(_plain(config.model, classes, config.dtype), config, name, system, **asked)
@@ -173,6 +184,7 @@ def adapt_base(
     depth: int | None = None,
     tile: int | None = None,
     elsewhere: Collection[str] = (),
+    tasks: Mapping[str, int] = NO_TASKS,
 ) -> Assembled:
     """The system's parts around a model, as ``assemble``; where ``base.params`` are shapes, so is the delta."""
     spec = base.model.spec
@@ -184,7 +196,7 @@ def adapt_base(
     transform = seeded(with_tile(change, tile), seed)
     base = transformed(base, transform)
     options = systems.parse_assignments(config.set)
-    adapter = systems.configure(name, system, base.model.spec, options, elsewhere)
+    adapter = with_tasks(systems.configure(name, system, base.model.spec, options, elsewhere), tasks)
     objective = config.resolved_objective(system, base.model.spec.task)
     if (objective == "instances") != base.model.spec.distance_map:
         raise BadConfig(
@@ -240,12 +252,14 @@ def load_adapted(
     file: Path | None = None,
     offline: bool = False,
     run: Mapping[str, Any] | None = None,
+    task: str | None = None,
 ) -> Loaded:
     """Delta file -> the model it was made for, adapted by it.
 
     file: the base weights, if not published.  run: ``config.json`` of the run directory that the delta lies in.
-    Raises WrongBaseWeights if ``model`` or ``file`` give other weights, BadDelta for arrays that are not those of
-    the adapter, ForeignDelta if the run made another one, and what ``load_base`` raises.
+    task: site whose task the model is for, of a delta that knows several; EVERY_TASK leaves it open.
+    Raises TaskUnknown, WrongBaseWeights if ``model`` or ``file`` give other weights, BadDelta for arrays that are not
+    those of the adapter, ForeignDelta if the run made another one, and what ``load_base`` raises.
     """
     arrays, metadata = artifacts.load_delta(delta)
     artifacts.require(metadata, ("base", "fingerprint", "adapter", "prompt", "classes"), delta)
@@ -275,11 +289,32 @@ def load_adapted(
     words = (name, dtype, classes, shape, change, metadata["adapter"])
     expected = traces.shapes(["delta", *words], lambda: _shapes_of(adapted, base, delta))
     artifacts.check_arrays(arrays, expected, delta)
+    if task != EVERY_TASK:
+        arrays = told(arrays, metadata["adapter"], task, str(delta))
     if whole and adapted.adapter.levels == {"params"}:  # then it is the plain model with other numbers
         params = jax.device_put(adapted.merge(base.params, arrays))
         base, arrays, words = base._replace(params=params), {}, (name, dtype, classes, shape, change)
         adapted = with_adapter(base, None)
     return Loaded(base, adapted, arrays, metadata, note, words, preparation)
+
+
+def told(delta: Delta, adapter: Mapping[str, Any] | None, site: str | None, name: str) -> Delta:
+    """The delta for the task of a site; as it is where it knows one task, and no site is given.
+
+    name: of the delta, for TaskUnknown, which is raised for a site that it does not know, or none where it has several.
+    """
+    tasks = tasks_of(adapter)
+    if not tasks:
+        if site is not None:
+            raise TaskUnknown(f"{name} knows one task and not '{site}'; leave --task out.")
+        return delta
+    if site not in tasks:
+        wrong = "it was not said whose is meant" if site is None else f"'{site}' is none of them"
+        raise TaskUnknown(
+            f"{name} was trained on the tasks of the sites {', '.join(tasks)}, and {wrong}: give one of them, which "
+            "segment and evaluate take as --task."
+        )
+    return of_task(delta, tasks[site])
 
 
 def _without_numbers(

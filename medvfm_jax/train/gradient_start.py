@@ -44,11 +44,12 @@ def with_gradient_start(
             1
         ]
         started = start_from_gradients(part, inner, {path: g["kernel"] for path, g in gradient.items()})
-        delta = _replaced(delta, chain, started)
+        delta = replaced(delta, chain, started)
     return delta
 
 
-def _replaced(delta: Delta, chain: tuple[str, ...], inner: Delta) -> Delta:
+def replaced(delta: Delta, chain: tuple[str, ...], inner: Delta) -> Delta:
+    """The delta with another one in place of a part of its chain."""
     if not chain:
         return inner
-    return {**delta, chain[0]: _replaced(delta[chain[0]], chain[1:], inner)}
+    return {**delta, chain[0]: replaced(delta[chain[0]], chain[1:], inner)}

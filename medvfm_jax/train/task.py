@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from medvfm_jax.adapters.expert_balance import is_balanced, with_balance
 from medvfm_jax.adapters.lora import DROPOUT
+from medvfm_jax.adapters.task_tables import of_task, tasks_of
 from medvfm_jax.adapters.training_options import is_random
 from medvfm_jax.catalog import Catalog
 from medvfm_jax.crosstask.partial_labels import (
@@ -52,6 +54,10 @@ class Adapted(Protocol):
 
 class UnknownObjective(MedvfmError, ValueError):
     """A name of an objective that does not exist, or does not fit the task."""
+
+
+class UnknownTask(MedvfmError, ValueError):
+    """A model that knows several tasks gets images that do not say theirs."""
 
 
 def _samed(logits: Array, target: Target, valid: Array | None = None) -> Any:
@@ -172,16 +178,28 @@ def make_loss(adapted: Adapted, objective: str, *, cached: bool = False, trainin
     rate = prediction_loss(objective)
     predict = predictor(adapted, cached=cached)
     random = training and is_random(adapted.adapter.config)
+    balanced = training and is_balanced(adapted.adapter.config)
+    for_task = _for_task(adapted)
     as_trained = {"training": True} if training and adapted.spec.multimask_fallback else {}
 
     def loss(params: Params, delta: Delta, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
         keys = jax.random.split(key, batch.weight.shape[0]) if random else None
 
         def one(
-            image: Array, prompts: Prompts | None, target: Array, weight: Array, key: Array | None
+            image: Array,
+            prompts: Prompts | None,
+            target: Array,
+            weight: Array,
+            task: Array | None,
+            key: Array | None,
         ) -> tuple[Array, Any]:
             rngs = {"rngs": {DROPOUT: key}} if random else {}
-            return rate(predict(params, delta, image, prompts, **rngs, **as_trained), target, weight)
+            inputs = (params, for_task(delta, task), image, prompts)
+            if not balanced:
+                return rate(predict(*inputs, **rngs, **as_trained), target, weight)
+            prediction, balance = with_balance(predict)(*inputs, **rngs, **as_trained)
+            value, terms = rate(prediction, target, weight)
+            return value + balance, terms | {"balance": balance}
 
         # Where the images are sharded over devices, constrain it: otherwise the compiler shards features instead.
         over = BATCH if fully_automatic() else None
@@ -201,6 +219,22 @@ def predictor(adapted: Adapted, *, cached: bool) -> Callable[..., Prediction]:
     return lambda params, delta, image, prompts, **kw: function(params, delta, image, prompts, **kw)
 
 
+def _for_task(adapted: Adapted) -> Callable[[Delta, Array | None], Delta]:
+    """(delta, task of an image) -> the delta that the image is to be seen with."""
+    adapter = getattr(adapted, "adapter", None)  # a plain model has none
+    several = adapter is not None and bool(tasks_of(adapter.config))
+
+    def chosen(delta: Delta, task: Array | None) -> Delta:
+        if several and task is None:
+            raise UnknownTask(
+                "The adapter knows several tasks, and the images do not say which one they are of: take the data from "
+                "the run, whose sites are its tasks."
+            )
+        return of_task(delta, task) if several else delta
+
+    return chosen
+
+
 def make_overlap(adapted: Adapted, *, cached: bool = False) -> Callable[..., dict[str, Array]]:
     """Return ``overlap(params, delta, batch)``: counts from which Dice is computed, at logits resolution.
 
@@ -208,11 +242,13 @@ def make_overlap(adapted: Adapted, *, cached: bool = False) -> Callable[..., dic
     IGNORE pixels and UNANNOTATED classes, as float32; multiplied by the weight, so padding counts nothing. A pixel
     belongs to an object that covers more than half of it, and to the class with the largest share.
     """
-    predict = predictor(adapted, cached=cached)
+    predict, for_task = predictor(adapted, cached=cached), _for_task(adapted)
 
     def overlap(params: Params, delta: Delta, batch: Batch) -> dict[str, Array]:
-        def one(image: Array, prompts: Prompts | None, target: Array, weight: Array) -> dict[str, Array]:
-            logits = predict(params, delta, image, prompts).logits
+        def one(
+            image: Array, prompts: Prompts | None, target: Array, weight: Array, task: Array | None
+        ) -> dict[str, Array]:
+            logits = predict(params, for_task(delta, task), image, prompts).logits
             if adapted.spec.distance_map:
                 logits, target = logits[CLASSES], target[CLASSES]
             if prompts is not None:

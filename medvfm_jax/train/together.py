@@ -11,6 +11,7 @@ import numpy as np
 from medvfm_jax.adapters import touches_encoder
 from medvfm_jax.train.early_stopping import EarlyStopping
 from medvfm_jax.train.gradient_start import with_gradient_start
+from medvfm_jax.train.input_start import with_input_start
 from medvfm_jax.train.loop import Hook, NonFiniteLoss, StepEnd
 from medvfm_jax.train.step import make_step
 from medvfm_jax.train.task import make_loss
@@ -56,7 +57,7 @@ def train_together(
     for run, loader in zip(runs, loaders):
         state = run.start()
         delta = with_gradient_start(adapter, params, state.delta, loss, loader, run.accumulate)
-        states.append(state._replace(delta=delta))
+        states.append(state._replace(delta=with_input_start(adapter, params, delta, loss, loader)))
     state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
     every = jax.vmap(make_step(loss, first.optimizer, first.accumulate), (None, 0, 0))
     step = jax.jit(every, donate_argnums=1)

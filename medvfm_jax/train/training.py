@@ -16,6 +16,7 @@ from medvfm_jax.adapters import touches_encoder
 from medvfm_jax.adapters.training_options import rate_of
 from medvfm_jax.data import Split, usual_augmentation
 from medvfm_jax.data.check import DatasetCheck
+from medvfm_jax.data.site_tasks import site_tasks
 from medvfm_jax.fetch import cache_dir
 from medvfm_jax.parallel.placement import Placement
 from medvfm_jax.runs.progress import ProgressDisplay
@@ -36,6 +37,7 @@ from medvfm_jax.train.early_stopping import EarlyStopping
 from medvfm_jax.train.embedding_bank import BANK, EmbeddingBank, fill_bank, input_of, loss_from_bank
 from medvfm_jax.train.embedding_cache import EmbeddingCache, embed, encoder_settings, make_cache
 from medvfm_jax.train.gradient_start import with_gradient_start
+from medvfm_jax.train.input_start import with_input_start
 from medvfm_jax.train.loop import Hook, Loader, MappedLoader, fit
 from medvfm_jax.train.optimizer import make_optimizer, make_schedule
 from medvfm_jax.train.preparation import prepared, recorded_preparation
@@ -44,6 +46,7 @@ from medvfm_jax.train.seen_at_once import patch_shape, slab_depth
 from medvfm_jax.train.state import TrainState, init_state
 from medvfm_jax.train.step import LossFn, make_step
 from medvfm_jax.train.task import make_loss, make_overlap
+from medvfm_jax.train.task_of_site import with_site_tasks
 from medvfm_jax.train.training_data import TrainingData, open_split, training_data
 from medvfm_jax.train.validation import Validation, make_validation
 from medvfm_jax.train.wall_time import WallTime
@@ -195,7 +198,9 @@ def resolve(
         depth=slab_depth(config),
         tile=config.tile,
         scan_blocks=config.scan_blocks,
+        tasks=site_tasks(source.dataset),
     )
+    source = with_site_tasks(source, assembled, display.say)
     prompt, size = assembled.prompt, assembled.size
     checked = about(checked, prompt, assembled.base.model.spec, source.dataset.preparation)
     data = training_data(source, assembled.base.model.spec, prompt, config)
@@ -275,7 +280,7 @@ def train(
     if start is None:
         adapter = assembled.adapted.adapter.config
         delta = with_gradient_start(adapter, given, state.delta, loss, loader, run.accumulate)
-        state = state._replace(delta=delta)
+        state = state._replace(delta=with_input_start(adapter, given, delta, loss, loader))
     state = placement.put_state(state, optimizer)
     step = placement.compile(make_step(loss, optimizer, run.accumulate), given, state)
     validation = _validation(run, params, make_loss(assembled.adapted, **asked), cache)

@@ -99,6 +99,7 @@ class Decoder(nn.Module):
         if self.attention:
             image = rearrange(embedding, "h w c -> 1 (h w) c")
             tokens, _ = TwoWayTransformer(1, 2, DIM, name="transformer")(tokens, image, jnp.ones_like(image))
+            embedding = nn.Dense(DIM, name="output_upscaling_3")(embedding)
         weights = [Hypernetwork(name=f"output_hypernetworks_mlps_{m}")(tokens[:, m]) for m in range(4)]
         logits = jnp.einsum("hwc,mqc->qmhw", embedding, jnp.stack(weights))
         kept = slice(1, None) if multimask else slice(0, 1)
@@ -126,7 +127,7 @@ class Sam(nn.Module):
 
 @functools.cache
 def toy_sam(layout: str = "fused", attention: bool = False) -> tuple[Model, dict]:
-    """The model record and its parameters; attention: SAM's transformer in the decoder, with one block."""
+    """The model record and its parameters; attention: SAM's transformer and last map in the decoder."""
     root = Sam(layout, attention)
     grid = SIDE // 4
     spec = ModelSpec("toy", SIDE, (grid, grid, DIM), grid, qkv_layout=layout, head_dim=HEAD_DIM)

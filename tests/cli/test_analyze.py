@@ -167,13 +167,22 @@ def test_sites_that_a_model_tells_apart(medvfm, tmp_path):
         Pillow.fromarray(np.full((32, 32, 3), 90, np.uint8)).save(data / "images" / name)
     rows = [f"{name},{'dark' if i >= 8 else 'light'}" for i, name in enumerate(names[:-1])]
     (data / "sites.csv").write_text("\n".join(["file,site", *rows, f"{names[-1]},lonely"]))
-    words = ("analyze", "divergence", "--data", data, "--models", LITE, "--permutations", 19)
+    words = ("analyze", "divergence", "--data", data, "--models", LITE, "--permutations", 19, "--points", 6)
     result = medvfm(*words, "--val-fraction", 0.05, "--test-fraction", 0.05, "--json")
     (pair,) = result.json["pairs"]
     assert "note: lonely has 1 patient" in result.err
     assert (pair["first"], pair["second"]) == ("dark", "light")
     assert pair["a_distance"]["value"] > 1
     assert pair["mmd"]["p_value"] == pytest.approx(0.05)
+    assert [(one["source"], one["target"]) for one in result.json["bounds"]] == [
+        ("dark", "light"),
+        ("light", "dark"),
+    ]
+    terms = result.json["bounds"][1]["terms"]
+    assert terms["half_distance"] > 0.5
+    parts = [terms[name] for name in ("source_error", "half_distance", "joint_error")]
+    assert terms["bound"] == pytest.approx(sum(parts))
+    assert all(0 <= terms[name] <= 1 for name in ("source_error", "target_error"))
 
 
 def test_a_receptive_field_lies_within_the_input(medvfm, cells):
@@ -300,6 +309,25 @@ def test_a_line_between_two_runs_and_bounds_of_one(medvfm, cells, tmp_path):
     assert found["both"]["height"] == pytest.approx(max(both[1] - line, 0), abs=1e-6)
     same = medvfm(*words, "--runs", runs[0], runs[0], "--json").json
     assert same["distance"] == same["both"]["height"] == 0
+    around = (
+        "analyze",
+        "landscape",
+        "--run",
+        runs[0],
+        "--cases",
+        1,
+        "--points",
+        3,
+        "--out",
+        tmp_path / "plane",
+    )
+    found = medvfm(*around, "--json").json
+    assert (found["part"], found["images"]) == ("validation", 1)
+    assert np.isfinite(found["plane"]["losses"]).all()
+    assert len({value for line in found["plane"]["losses"] for value in line}) == 9
+    stored = json.loads((tmp_path / "plane" / "landscape.json").read_text())
+    assert stored["plane"] == found["plane"]
+    assert "<svg" in (tmp_path / "plane" / "landscape.svg").read_text()
     bound = ("analyze", "bound", "--run", runs[0], "--cases", 3, "--deviations", 0.01, 1.0, "--draws", 2)
     found = medvfm(*bound, "--bits", 4, "--json").json
     assert found["patients"] == 3

@@ -23,7 +23,7 @@ class Facts(NamedTuple):
     """trained: parameters, on ``model``. roots: modules they belong to. identity: starts as the model.
 
     merge: words of the sentence why it cannot be folded into weights, "" if it can. attention: it has sites in
-    the transformer of the mask decoder.
+    the transformer of the mask decoder, or on the map that it upscales.
     change: (transform of a prompt-free model, or None) -> that of the system.  own: it adds modules to the model, so
     that the system is tried on what the transform makes of ``model`` (3 classes), not on the toy.  side: of images.
     """
@@ -146,6 +146,7 @@ FACTS = {
     "dora": Facts(1_152, ENCODER),
     "pissa": Facts(1_024, ENCODER),
     "lora_ga": Facts(1_024, ENCODER),
+    "eva": Facts(1_024, ENCODER),
     "adalora": Facts(4 * 2 * 6 * (16 + 16 + 1), ENCODER),
     "lora_mixture": Facts(2_184, ENCODER, merge="gate weighs every token"),
     "conv_lora": Facts(
@@ -163,6 +164,13 @@ FACTS = {
     "full": Facts(73_372, ENCODER | DECODER | {"prompt_encoder"}),
     "student": Facts(73_372, ENCODER | DECODER | {"prompt_encoder"}),
     "ssf": Facts(41_792, ENCODER | DECODER),
+    "task_film": Facts(41_792, ENCODER | DECODER),  # of one task
+    # The last map has 4 channels; two layers of 8 x 8 and 8.
+    "dodnet": Facts(
+        40_608 + 2 * 4 * 8 + (4 + 1) * 2 * 72, DECODER, merge="made from the picture", attention=True
+    ),
+    # Two shared experts and one of the task on (16, 48), and what gates the two.
+    "task_mixture": Facts(4 * (3 * 4 * (16 + 48) + 2 * (16 + 1)), ENCODER, merge="gate weighs every token"),
     "layernorm": Facts(1_016, ENCODER | DECODER | {"prompt_encoder"}),
     "bitfit": Facts(2_224, ENCODER | DECODER | {"prompt_encoder"}),
     "vpt": Facts(320, ENCODER, model="vit-tiny-test", identity=False),

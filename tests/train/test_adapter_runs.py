@@ -73,6 +73,30 @@ def test_lora_ga_takes_its_start_from_the_first_batch_and_resumes_exactly(cells,
     np.testing.assert_array_equal(rest["lora"][SITE]["fixed_a"], site["fixed_a"])
 
 
+def test_eva_starts_at_the_inputs_of_the_first_batches_and_trains_on_the_first(cells, tmp_path):
+    run = resolve(
+        small(
+            cells,
+            tmp_path / "run",
+            adapter="eva",
+            set=in_decoder("lora", "rank=2", "batches=2"),
+            weight_decay=0.0,
+            **FEW | {"steps": 1},
+        )
+    )
+    ends = []
+    trained = train(run, [lambda end: ends.append(end.loader_state)])
+    plain = run.data.loader("none")
+    next(plain)
+    assert ends[0] == plain.get_state()  # the batches that were looked at come again
+    site = trained.delta["lora"][SITE]
+    # b is 0 in the first step, so that a has no gradient and is where it started.
+    np.testing.assert_allclose(np.asarray(site["a"]).T @ site["a"], np.eye(2), atol=1e-5)
+    assert (np.asarray(site["a"]).sum(0) >= 0).all()
+    assert np.abs(site["b"]).max() > 0
+    assert np.abs(site["a"] - run.assembled.delta["lora"][SITE]["a"]).max() > 1e-2
+
+
 def test_pissa_runs_and_its_delta_says_the_same_model_again(cells, tmp_path):
     result = adapt(small(cells, tmp_path / "run", adapter="pissa", set=in_decoder("pissa", "rank=2"), **FEW))
     loaded = load_adapted(result.delta, model=None, dtype="float32")

@@ -17,7 +17,8 @@ def run(config: DivergenceConfig, say: Callable[[str], None]) -> tuple[dict[str,
     pairs = [
         pair._asdict() | {name: getattr(pair, name)._asdict() for name in _COLUMNS} for pair in found.pairs
     ]
-    return found._asdict() | {"pairs": pairs}, _text(found)
+    bounds = [bound._asdict() | {"terms": bound.terms._asdict()} for bound in found.bounds]
+    return found._asdict() | {"pairs": pairs, "bounds": bounds}, _text(found) + _bounds(found)
 
 
 TOOL = Tool(DivergenceConfig, run)
@@ -43,4 +44,21 @@ def _text(found: DivergenceResult) -> str:
         + f"\none picture of each patient: {domains}; chance: mean over {found.permutations} random divisions of the "
         "same patients, p: share that is at least as far apart, not corrected for the number of pairs; Frechet and W "
         "in units of the total variance"
+    )
+
+
+def _bounds(found: DivergenceResult) -> str:
+    if not found.bounds:
+        return ""
+    columns = ("model", "head of", "on", "own error", "A-distance / 2", "joint error", "sum", "error", "+-")
+    rows = [
+        (one.model, one.source, one.target, *(f"{number:.3f}" for number in one.terms))
+        for one in found.bounds
+    ]
+    return (
+        "\n\n"
+        + console.table(columns, rows)
+        + "\nshare of labelled pixels that a linear head of one domain gets wrong on another (error +- over patients), "
+        "beside the terms whose sum bounds it: its error at home, half the A-distance of the pixels' features, and the "
+        "errors of one head for both, added; estimates, so that the sum may be passed"
     )

@@ -12,6 +12,7 @@ from medvfm_jax.settings.analyze import (
     DivergenceConfig,
     DriftConfig,
     KernelConfig,
+    LandscapeConfig,
     PlacementConfig,
     RatesConfig,
     ReceptiveFieldConfig,
@@ -68,6 +69,17 @@ class Barrier(BarrierConfig):
 
 
 @dataclass(frozen=True)
+class Landscape(LandscapeConfig):
+    """What the loss is like around a run: on a plane of two random directions through what was trained.
+
+    Example: medvfm analyze landscape --run runs/a
+
+    Every filter of a direction is as long as that of what was trained, so that runs can be compared. The losses of a
+    few validation images go into landscape.json in the folder of the run, and landscape.svg draws them.
+    """
+
+
+@dataclass(frozen=True)
 class Bound(BoundConfig):
     """What the expected error of a trained adapter is at most, by its error in training and what it has learnt.
 
@@ -106,9 +118,11 @@ class Divergence(DivergenceConfig):
 
     Example: medvfm analyze divergence --data data/dsb2018 --models lite-medsam
     Example: medvfm analyze divergence --data data/dsb2018 --against data/Dataset004_Hippocampus
+    Example: medvfm analyze divergence --data data/dsb2018 --points 32
 
     The mean features of one picture of each patient are compared: maximum mean discrepancy, proxy A-distance, Frechet
-    and sliced Wasserstein distance, each beside what it is for random divisions of the same patients.
+    and sliced Wasserstein distance, each beside what it is for random divisions of the same patients. With
+    --points also the error of a linear head of one site on each other, beside the terms of its bound.
     """
 
 
@@ -196,6 +210,7 @@ AnalyzeArgs = (
     | Kernel
     | Curvature
     | Barrier
+    | Landscape
     | Bound
     | Similarity
     | Transferability

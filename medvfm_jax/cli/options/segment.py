@@ -49,6 +49,8 @@ class SegmentArgs:
     """Run directory whose delta, base weights and number format are used."""
     ensemble: tuple[Path, ...] = ()
     """More run directories, whose probabilities are averaged with those of --run; models without prompts."""
+    task: str | None = None
+    """Site whose task the images are of, with a delta that knows tasks."""
     box: tyro.conf.UseAppendAction[tuple[Box, ...]] = ()
     """X0 Y0 X1 Y1 around an object; may be given several times."""
     point: tyro.conf.UseAppendAction[tuple[Point, ...]] = ()

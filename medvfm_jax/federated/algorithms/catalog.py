@@ -230,6 +230,11 @@ def check_rates(adapter: Mapping[str, Any]) -> None:
             "AdaLoRA gives out ranks along one run, which clients do not have in common: choose another --preset, such "
             "as lora."
         )
+    if any(part["kind"] == "eva" for _, part in parts_of(adapter)):
+        raise BadFederation(
+            "EVA starts from the inputs of one run's first batches, which clients do not have in common: choose "
+            "another --preset, such as lora."
+        )
     if rate_of(adapter) is not None:
         raise BadFederation(
             "Clients train all arrays at one rate, and this adapter has others for some (b_rate of LoRA+, or constants "

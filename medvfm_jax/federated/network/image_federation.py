@@ -18,6 +18,7 @@ import numpy as np
 from jax import Array
 
 from medvfm_jax import local_paths, systems
+from medvfm_jax.adapters.task_tables import knows_tasks
 from medvfm_jax.data import Dataset, PromptConfig, make_loader
 from medvfm_jax.federated.algorithms import catalog as algorithm_catalog
 from medvfm_jax.federated.codecs import make_codec
@@ -161,6 +162,11 @@ def prepare(settings: ImageFederation, weights: Path | None = None, offline: boo
         depth=slab_depth(config),
     )
     algorithm_catalog.check_rates(assembled.adapter)
+    if knows_tasks(assembled.adapter):
+        raise BadFederation(
+            f"preset={settings.preset} needs to know the tasks of all sites, and sites on a network do not tell each "
+            "other: choose another preset, or federate in one place."
+        )
     base, codec = assembled.base, make_codec(settings.codec)
     agreed = {name: value for name, value in vars(settings).items() if settings.secure or name not in _SECURE}
     agreed |= {"weights": base.fingerprint}

@@ -27,6 +27,7 @@ from medvfm_jax.federated.run.round_step import RoundStep
 from medvfm_jax.federated.run.secret_checkpoints import forget_secret, remember_secret
 from medvfm_jax.federated.systems.feddpa_inference import InstanceMixed
 from medvfm_jax.fetch import cache_dir
+from medvfm_jax.predict.case_task import by_task
 from medvfm_jax.predict.evaluation import Subject, readable, score_cases
 from medvfm_jax.predict.predictor import Predictor
 from medvfm_jax.printable import counted
@@ -394,7 +395,7 @@ def _score(
         cases,
         about(checked, asked, run.base.model.spec, dataset.preparation),
         subject,
-        predictor_of,
+        by_task(predictor_of, run.assembled.adapter),
         console,
         names,
     )

@@ -21,6 +21,7 @@ from medvfm_jax.data.partition import (
     intensity,
     quantity,
 )
+from medvfm_jax.data.site_tasks import site_tasks
 from medvfm_jax.data.sites import with_sites
 from medvfm_jax.export.frozen_encoder import FrozenEncoder, frozen_encoder
 from medvfm_jax.federated import systems
@@ -45,6 +46,7 @@ from medvfm_jax.train.assemble import Assembled, Base, assemble, entry_of
 from medvfm_jax.train.data_check import about, check_dimensions, check_split, recorded_objects
 from medvfm_jax.train.preparation import prepared, recorded_preparation
 from medvfm_jax.train.seen_at_once import patch_shape, slab_depth
+from medvfm_jax.train.task_of_site import with_site_tasks
 from medvfm_jax.train.training_data import SplitData, data_digest
 from medvfm_jax.types import Batch, Delta
 
@@ -139,7 +141,9 @@ def resolve(config: FederateConfig, display: ProgressDisplay | None = None) -> F
         shape=patch_shape(config, model, len(source.dataset.channel_names)),
         depth=slab_depth(config),
         elsewhere=[f"{part}.{option}" for part, taken in parts.items() for option in taken],
+        tasks=site_tasks(source.dataset),
     )
+    source = with_site_tasks(source, assembled, display.say)
     algorithm_catalog.check_rates(assembled.adapter)
     if entry.on_base:
         adapter = adapter_with_increments(assembled.adapter, assembled.delta)

@@ -9,6 +9,7 @@ from medvfm_jax.settings.analyze.curvature import CurvatureConfig
 from medvfm_jax.settings.analyze.divergence import DivergenceConfig
 from medvfm_jax.settings.analyze.drift import DriftConfig
 from medvfm_jax.settings.analyze.kernel import KernelConfig
+from medvfm_jax.settings.analyze.landscape import LandscapeConfig
 from medvfm_jax.settings.analyze.placement import PlacementConfig
 from medvfm_jax.settings.analyze.rates import RatesConfig
 from medvfm_jax.settings.analyze.receptive_field import ReceptiveFieldConfig
@@ -26,6 +27,7 @@ __all__ = [
     "DivergenceConfig",
     "DriftConfig",
     "KernelConfig",
+    "LandscapeConfig",
     "PlacementConfig",
     "RatesConfig",
     "ReceptiveFieldConfig",

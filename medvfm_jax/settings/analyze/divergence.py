@@ -21,6 +21,9 @@ class DivergenceConfig(PicturesConfig):
     """Random divisions of the patients, for p-values; the least is 1 / (permutations + 1)."""
     directions: int = 100
     """Directions of the sliced Wasserstein distance."""
+    points: int = 0
+    """Labelled pixels of each class in each picture, for the terms of Ben-David's bound: the error of a linear head of
+    one domain on another. 0 leaves them out."""
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning; raises BadConfig."""
@@ -29,4 +32,5 @@ class DivergenceConfig(PicturesConfig):
         require_different(self.models, "it sees the same again")
         for name in ("permutations", "directions"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        require(self.points >= 0, "points", self.points, "at least 0")
         require(self.cases >= 6, "cases", self.cases, "at least 6")

@@ -12,13 +12,15 @@ from medvfm_jax.few_shot.dense_features import pictures_of
 from medvfm_jax.printable import counted
 from medvfm_jax.settings.analyze import DivergenceConfig
 from medvfm_jax.settings.records import BadConfig
+from medvfm_jax.theory.domain_bound import DomainBound, LabelledDomain, domain_bounds
 from medvfm_jax.theory.frechet import squared_frechet
 from medvfm_jax.theory.maximum_mean_discrepancy import gaussian_kernel, squared_mmd
 from medvfm_jax.theory.permutation import Tested, permutation_test
 from medvfm_jax.theory.proxy_distance import proxy_a_distance
-from medvfm_jax.theory.runs.pictures import open_encoder, spread, training_cases
+from medvfm_jax.theory.runs.pictures import Sample, open_encoder, spread, training_cases
+from medvfm_jax.theory.runs.points import features_at, labelled_points
 from medvfm_jax.theory.sliced_wasserstein import directions, squared_sliced_wasserstein
-from medvfm_jax.train.dense_encoder import BadFeatures
+from medvfm_jax.train.dense_encoder import BadFeatures, DenseEncoder
 
 _LEAST = 6  # patients of a domain
 
@@ -48,6 +50,22 @@ class Distance(NamedTuple):
     wasserstein: Tested
 
 
+class SiteBound(NamedTuple):
+    """What the error of one domain's head on another is made of, as a model sees both.
+
+    Attributes:
+        model: that sees them.
+        source: domain that the head is fitted on.
+        target: domain that it is asked about.
+        terms: of the bound, and the error itself.
+    """
+
+    model: str
+    source: str
+    target: str
+    terms: DomainBound
+
+
 class DivergenceResult(NamedTuple):
     """Every pair of domains.
 
@@ -56,12 +74,14 @@ class DivergenceResult(NamedTuple):
         left_out: domains with too few patients -> how many.
         permutations: random divisions behind the p-values.
         pairs: of each model.
+        bounds: of each model and ordered pair, where points were asked for.
     """
 
     domains: dict[str, int]
     left_out: dict[str, int]
     permutations: int
     pairs: tuple[Distance, ...]
+    bounds: tuple[SiteBound, ...] = ()
 
 
 def analyze_divergence(
@@ -79,6 +99,7 @@ def analyze_divergence(
     Raises:
         BadConfig: data of one site without others to compare with, or fewer than two domains with enough patients.
         BadFeatures: features that are constant over the patients.
+        NoTerms: points of which a bound says nothing.
         MedvfmError: settings, data or weights that do not fit.
     """
     domains = _domains(config, say)
@@ -97,16 +118,33 @@ def analyze_divergence(
             f"{counted(len(kept), 'domain')} with at least {_LEAST} patients in the training part; two are needed: "
             "give another dataset with --against."
         )
-    pictures = {
-        name: [pictures_of(of, c, slices=1)[0][0] for c in cases] for name, (of, cases) in kept.items()
-    }
-    encoders, pairs = {name: open_encoder(name, config.offline) for name in config.models}, []
+    samples = {name: _sample(of, cases) for name, (of, cases) in kept.items()}
+    labels = {tuple(sample.dataset.labels) for sample in samples.values()}
+    if config.points and len(labels) > 1:
+        raise BadConfig(
+            "The datasets have other labels, so that one has no head that the other could use; leave out --points."
+        )
+    pictures = {name: sample.pictures for name, sample in samples.items()}
+    encoders, pairs, bounds = {name: open_encoder(name, config.offline) for name in config.models}, [], []
     for model, encoder in encoders.items():
         say(f"{model}: {sum(map(len, pictures.values()))} pictures of {len(kept)} domains")
         seen = {name: np.stack([encoder.mean(one) for one in some]) for name, some in pictures.items()}
         pairs += [_distance(config, model, a, b, seen) for a, b in itertools.combinations(kept, 2)]
+        if config.points:
+            found = {name: _labelled(encoder, sample, config.points) for name, sample in samples.items()}
+            bounds += [SiteBound(model, a, b, terms) for (a, b), terms in domain_bounds(found).items()]
     sizes = {name: len(cases) for name, (_, cases) in kept.items()}
-    return DivergenceResult(sizes, left_out, config.permutations, tuple(pairs))
+    return DivergenceResult(sizes, left_out, config.permutations, tuple(pairs), tuple(bounds))
+
+
+def _sample(dataset: Dataset, cases: list[str]) -> Sample:
+    found = [pictures_of(dataset, case, slices=1)[0] for case in cases]
+    return Sample(dataset, tuple(cases), tuple(p for p, _ in found), tuple(label for _, label in found))
+
+
+def _labelled(encoder: DenseEncoder, sample: Sample, each: int) -> LabelledDomain:
+    points = labelled_points(sample, each)
+    return LabelledDomain(features_at(encoder, sample, points), points.classes, points.patients)
 
 
 def _domains(config: DivergenceConfig, say: Callable[[str], None]) -> dict[str, tuple[Dataset, list[str]]]:

@@ -10,10 +10,12 @@ import numpy as np
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
+from medvfm_jax.adapters import of_task
 from medvfm_jax.runs import run_directory
 from medvfm_jax.runs.progress import ProgressDisplay
 from medvfm_jax.settings.adapt import AdaptConfig
 from medvfm_jax.settings.records import BadConfig, from_json
+from medvfm_jax.theory.runs.pictures import spread
 from medvfm_jax.train.task import make_overlap, prediction_loss, predictor
 from medvfm_jax.train.training import Run, resolve
 from medvfm_jax.types import Batch, Delta, Params, Prediction
@@ -36,6 +38,7 @@ class TrainedNumbers(NamedTuple):
         images: of the whole training part.
         patients: that these are of.
         asked: prompts and loss.
+        unravel: (p,) -> the delta.
         dice: (params, (p,), one image of a batch) -> mean Dice of its objects, or of its classes without prompts, at
             the resolution of the logits; 1 where there is none and none is found.
     """
@@ -52,6 +55,7 @@ class TrainedNumbers(NamedTuple):
     images: int
     patients: int
     asked: str
+    unravel: Callable[[Array], Delta]
     dice: Callable[[Params, Array, Batch], Array]
 
 
@@ -61,13 +65,16 @@ def open_start(config: AdaptConfig, cases: int, say: Callable[[str], None]) -> T
     return _of(run, run.assembled.delta, cases, say)
 
 
-def open_trained(folder: Path, cases: int, say: Callable[[str], None], **changes: Any) -> TrainedNumbers:
+def open_trained(
+    folder: Path, cases: int, say: Callable[[str], None], *, held: bool = False, **changes: Any
+) -> TrainedNumbers:
     """Where a run of `adapt` ended.
 
     Args:
         folder: its run directory.
         cases: images of its training part at most.
         say: told what is done.
+        held: images of its validation part instead.
         **changes: settings of the run that are others here.
 
     Raises:
@@ -92,7 +99,7 @@ def open_trained(folder: Path, cases: int, say: Callable[[str], None], **changes
         )
     artifacts.check_base(metadata, run.assembled.base.params)
     artifacts.check_arrays(arrays, run.assembled.delta, path)
-    return _of(run, arrays, cases, say)
+    return _of(run, arrays, cases, say, held)
 
 
 def restricted(opened: TrainedNumbers, keep: Callable[[str], bool]) -> TrainedNumbers:
@@ -115,6 +122,7 @@ def restricted(opened: TrainedNumbers, keep: Callable[[str], bool]) -> TrainedNu
     return opened._replace(
         delta=whole[where],
         start=opened.start[where],
+        unravel=lambda numbers: opened.unravel(whole.at[where].set(numbers)),
         dice=lambda params, numbers, image: opened.dice(params, whole.at[where].set(numbers), image),
         paths=tuple((path, size) for path, size in opened.paths if keep(path)),
         predict=lambda params, numbers, image: opened.predict(params, whole.at[where].set(numbers), image),
@@ -126,20 +134,29 @@ def _resolved(config: AdaptConfig) -> Run:
         return resolve(config, display=display)
 
 
-def _of(run: Run, delta: Delta, cases: int, say: Callable[[str], None]) -> TrainedNumbers:
-    images = min(cases, len(run.data.train))
+def _of(run: Run, delta: Delta, cases: int, say: Callable[[str], None], held: bool = False) -> TrainedNumbers:
+    part, there = ("validation", run.data.val) if held else ("training", run.data.train)
+    images = min(cases, len(there))
     if images < 1:
-        raise BadConfig("The training part has no image that can be used.")
+        other = "; look at those it was trained on (--no-held)" if held else ""
+        raise BadConfig(f"The {part} part has no image that can be used{other}.")
     if images < cases:
-        say(f"note: the training part has {images} images or slices, fewer than --cases {cases}")
-    loader = run.data.loader("none", (0, 1))
-    batches = tuple(next(loader) for _ in range(images))
+        say(f"note: the {part} part has {images} images or slices, fewer than --cases {cases}")
+    if held:
+        batches = tuple(spread(run.data.validation().batches, images))
+    else:
+        loader = run.data.loader("none", (0, 1))
+        batches = tuple(next(loader) for _ in range(images))
     flat, unravel = ravel_pytree(jax.tree.map(jnp.asarray, delta))
     start, _ = ravel_pytree(jax.tree.map(jnp.asarray, run.assembled.delta))
     if not flat.size:
         raise BadConfig(f"Nothing is trained by {run.config.adapter}; choose another --adapter.")
     leaves, _ = jax.tree_util.tree_flatten_with_path(delta)
     function, rate = predictor(run.assembled.adapted, cached=False), prediction_loss(run.assembled.objective)
+
+    def of(numbers: Array, image: Batch) -> Delta:
+        return unravel(numbers) if image.task is None else of_task(unravel(numbers), image.task)
+
     return TrainedNumbers(
         run.config.model,
         run.data.source.dataset.name,
@@ -147,12 +164,13 @@ def _of(run: Run, delta: Delta, cases: int, say: Callable[[str], None]) -> Train
         tuple((jax.tree_util.keystr(path, simple=True, separator="/"), leaf.size) for path, leaf in leaves),
         run.assembled.base.params,
         tuple(jax.tree.map(lambda leaf: leaf[0], batch) for batch in batches),
-        lambda params, numbers, image: function(params, unravel(numbers), image.image, image.prompts),
+        lambda params, numbers, image: function(params, of(numbers, image), image.image, image.prompts),
         lambda prediction, image: rate(prediction, image.target, image.weight)[0],
         start,
         len(run.data.train),
         len({run.data.source.dataset.case(example.case).patient for example in run.data.train}),
         f"prompts {run.assembled.prompt}, loss {run.assembled.objective}",
+        unravel,
         _dice(run, unravel),
     )
 
