@@ -285,7 +285,7 @@ def _look(teacher: Teacher, norms: Mapping[str, Any]) -> Callable[..., dict[str,
     encode = tap(teacher.encode, pattern) if norms else lambda p, x: (teacher.encode(p, x), {})
 
     def look(noise: Array, params: Any, asked: Any) -> dict[str, Any]:
-        unit, (prompts, target, weight) = jax.nn.sigmoid(noise), asked
+        unit, (prompts, target, weight, _) = jax.nn.sigmoid(noise), asked
         embedding, maps = encode(params, as_input(teacher.spec, unit))
         answers, _ = rate(teacher.decode(params, embedding, prompts), target, weight)
         return {

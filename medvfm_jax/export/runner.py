@@ -32,10 +32,7 @@ def main():
     if picture.ndim == 3 and picture.shape[2] > 3:
         print(f"{given.picture} has {picture.shape[2]} channels; the model sees the first 3", file=sys.stderr)
     if given.point and "point" not in model.card["prompts"]:
-        trained = " and ".join(model.card["prompts"])
-        print(
-            f"the model was trained with {trained} prompts only; points may give a poor mask", file=sys.stderr
-        )
+        print("the model was trained with box prompts only; points may give a poor mask", file=sys.stderr)
     names = model.card["labels"] or {}
     for number in np.unique(labels):
         name = names.get(str(number), f"object {number}" if number else "background")

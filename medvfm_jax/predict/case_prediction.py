@@ -89,7 +89,7 @@ def predict_case(
             preparation=dataset.preparation,
         )
         return CasePrediction(stack(planes, case.image), None)
-    if predictor.spec.rank == 3:
+    if case.image.is_volume and predictor.spec.rank == 3:
         return _asked_in_volume(predictor, dataset, case, prompt, seed)
     pictures = Pictures(dataset, case)
     wanted = np.array([value for value in dataset.labels.values() if value > 0])

@@ -157,7 +157,7 @@ def test_a_cached_loader_changes_the_images_only():
     cache = EmbeddingCache(encode, "base")
     loader = MappedLoader(inner, lambda batch: embed(batch, cache))
     batch = next(loader)
-    assert batch[1:] == (None, "target", "weight")
+    assert batch[1:] == (None, "target", "weight", None)
     np.testing.assert_array_equal(batch.image, np.stack([encode(i) for i in IMAGES[:2]]))
     loader.set_state("there")
     assert (loader.get_state(), inner.state) == ("here", "there")

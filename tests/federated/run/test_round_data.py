@@ -54,7 +54,8 @@ def test_shapes_weights_and_rates(cells, tmp_path):
     clients = clients_of(config)
     assert [(c.name, c.samples, len(c.patients)) for c in clients] == [("bright", 5, 5), ("dark", 6, 6)]
     first, second = rounds(loader(clients, config), 2)
-    image, prompts, target, weight = first.shard.batches
+    image, prompts, target, weight, task = first.shard.batches
+    assert task is None
     assert image.shape == (2, 2, 2, 16, 16, 3)  # clients, steps, batch
     assert prompts.points.shape[:4] == (2, 2, 2, 2)
     assert (target.shape, weight.shape) == ((2, 2, 2, 2, 16, 16), (2, 2, 2, 2))
