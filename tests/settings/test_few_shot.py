@@ -31,6 +31,10 @@ def test_an_option_that_does_nothing_is_refused(settings, said):
 
 
 def test_options_of_the_method_are_taken():
-    FewShotConfig("data", method="transductive", steps=5, size_margin=0.1)
-    FewShotConfig("data", method="linear", steps=5, shots=(1, 2), seeds=5)
-    FewShotConfig("data", temperature=0.1, prototypes=2)
+    for given in (
+        {"method": "transductive", "steps": 5, "size_margin": 0.1},
+        {"method": "linear", "steps": 5, "shots": (1, 2), "seeds": 5},
+        {"temperature": 0.1, "prototypes": 2},
+    ):
+        config = FewShotConfig("data", **given)
+        assert {name: getattr(config, name) for name in given} == given

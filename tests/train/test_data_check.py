@@ -18,6 +18,7 @@ from medvfm_jax.train.data_check import (
     lines,
     recorded_objects,
     refuse_bad,
+    slab_of,
 )
 from medvfm_jax.train.training_data import open_split
 from tests.data.small_folders import SPEC, nnunet_folder, plain_folder
@@ -179,3 +180,4 @@ def test_systems_of_pictures_take_volumes_slice_after_slice(tmp_path, name):
     dataset = open_dataset(nnunet_folder(tmp_path / "d"))
     found = check_dataset(dataset)
     check_dimensions(found, dataset, VolumeConfig(), MODELS["sam-b"], name, systems.SYSTEMS[name])
+    assert slab_of(VolumeConfig(), MODELS["sam-b"], name, systems.SYSTEMS[name]) is None

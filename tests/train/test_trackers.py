@@ -185,11 +185,13 @@ def test_a_tracker_that_fails_does_not_hold_training_up_and_is_left_alone_after_
 
 
 def test_telling_does_not_wait():
-    go = threading.Event()
-    with in_background(lambda line: go.wait(30), "MLflow", print) as tell:
+    go, seen = threading.Event(), []
+    with in_background(lambda line: seen.append(go.wait(30)), "MLflow", print) as tell:
         tell({"step": 1})
         tell({"step": 2})
+        assert seen == []  # nothing was heard of a line before all were told
         go.set()
+    assert seen == [True, True]
 
 
 def test_a_run_tells_both_what_its_metrics_file_has(wandb, server, cells, tmp_path):
