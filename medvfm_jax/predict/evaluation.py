@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from medvfm_jax.adapters import AdaptedModel, count, touches_encoder
+from medvfm_jax.adapters import count, touches_encoder
 from medvfm_jax.adapters.task_tables import tasks_of
 from medvfm_jax.data import Case, Dataset, LoadedCase, read_case
 from medvfm_jax.data.annotated_labels import unannotated
@@ -21,7 +21,6 @@ from medvfm_jax.data.names import file_of
 from medvfm_jax.data.objects import as_before, objects_of
 from medvfm_jax.export.frozen_encoder import frozen_encoder
 from medvfm_jax.images import read_labels, write_mask
-from medvfm_jax.images.preparation import AS_THEY_ARE, Preparation, of_record
 from medvfm_jax.local_paths import file_word
 from medvfm_jax.metrics import profiles, score_case, summarise
 from medvfm_jax.predict import largest_component, runtime_check
@@ -31,6 +30,7 @@ from medvfm_jax.predict.ensemble import EnsemblePredictor, Member, check_member
 from medvfm_jax.predict.overlay_cases import write_overlays
 from medvfm_jax.predict.predictor import Predictor
 from medvfm_jax.predict.score_files import beside, refuse_foreign
+from medvfm_jax.predict.subject import Subject, open_subject
 from medvfm_jax.predict.volume_prediction import resolved_overlap
 from medvfm_jax.printable import counted
 from medvfm_jax.runs import run_directory, staging
@@ -39,46 +39,13 @@ from medvfm_jax.runs.provenance import provenance
 from medvfm_jax.runs.seen_cases import of_data, seen_by
 from medvfm_jax.settings.evaluate import EvaluateConfig
 from medvfm_jax.settings.records import BadConfig
-from medvfm_jax.train.assemble import (
-    EVERY_TASK,
-    Base,
-    check_prompts,
-    entry_of,
-    load_adapted,
-    load_base,
-    spec_of,
-    with_adapter,
-)
+from medvfm_jax.train.assemble import load_adapted
 from medvfm_jax.train.data_check import about, lines, refuse_bad
-from medvfm_jax.train.preparation import check_same_scale
 from medvfm_jax.train.training_data import SplitData, open_split
-from medvfm_jax.types import Delta, ModelSpec
+from medvfm_jax.types import ModelSpec
 from medvfm_jax.weights import artifacts
 
 FORMAT = 1
-
-
-class LabelsDiffer(BadConfig):
-    """A model with one output per label meets data with other labels."""
-
-
-class Subject(NamedTuple):
-    """What is scored: a model with a delta (empty for zero-shot), and how it was made.
-
-    preparation: of volumes, as in training. largest: classes of which the largest component alone is kept.
-    metadata: of the delta. record: more about how it was made, for the scores.
-    """
-
-    name: str
-    adapter: str | None
-    base: Base
-    adapted: AdaptedModel
-    delta: Delta
-    prompt: str
-    preparation: Preparation = AS_THEY_ARE
-    largest: tuple[int, ...] = ()
-    metadata: Mapping[str, Any] | None = None
-    record: Mapping[str, Any] = {}
 
 
 class Choice(NamedTuple):
@@ -131,7 +98,7 @@ def evaluate(
     refuse_foreign(out, config.save_predictions and config.out is not None)
     names = getattr(source.split, config.split) if config.split != "all" else sorted(source.dataset.by_id)
     cases, checked = readable(source.dataset, names, config, console)
-    subject = _subject(config, run, source, console)
+    subject = open_subject(config, run, source, console)
     source = source._replace(dataset=replace(source.dataset, preparation=subject.preparation))
     overlap = resolved_overlap(subject.adapted.spec, config.overlap)
     if subject.adapted.spec.rank == 3 and source.dataset.dimension == 2:
@@ -343,68 +310,6 @@ def _seen_before(run: Mapping[str, Any], digest: str, cases: list[Case]) -> list
     return [Finding("seen in training", "note", message, known)]
 
 
-def _subject(
-    config: EvaluateConfig, run: Mapping[str, Any] | None, source: SplitData, console: Console
-) -> Subject:
-    file = config.delta if run is None else config.run / run_directory.DELTA
-    if file is None:
-        return _as_it_is(config, source)
-    weights = config.weights or (run and run["weights"] and Path(run["weights"]))
-    dtype = config.dtype if run is None else run["dtype"]
-    loaded = load_adapted(
-        file,
-        model=config.model,
-        dtype=dtype,
-        file=weights,
-        offline=config.offline,
-        run=run,
-        task=EVERY_TASK,
-    )
-    if loaded.note:
-        console.print(f"warning: {loaded.note}", markup=False, soft_wrap=True)
-    metadata = loaded.metadata
-    artifacts.require(metadata, ("labels", "preset"), file)
-    prompt = _prompt(config, metadata["prompt"])
-    check_prompts(loaded.base.model.spec, prompt)
-    if prompt == "none" and metadata["labels"] != dict(source.dataset.labels):
-        trained = sorted(metadata["labels"], key=metadata["labels"].get)
-        raise LabelsDiffer(
-            f"The model was trained on the labels {', '.join(trained)}; {source.dataset.folder} has "
-            f"{', '.join(source.dataset.labels)}. Rename them in the dataset so that they agree."
-        )
-    trained_on, channels = metadata.get("channel_names", ()), source.dataset.channel_names
-    counts = (
-        source.dataset.dimension == 3 or len(trained_on) > 1
-    )  # grey pictures and coloured ones are one kind
-    if trained_on and channels and counts and len(trained_on) != len(channels):
-        raise BadConfig(
-            f"The delta was trained on {counted(len(trained_on), 'channel')} ({', '.join(trained_on)}); "
-            f"{source.dataset.folder} has {len(channels)} ({', '.join(channels)})."
-        )
-    check_same_scale(trained_on, channels, source.dataset.folder)
-    largest: tuple[int, ...] = ()
-    if config.choose_largest and prompt != "none":
-        raise BadConfig("--choose-largest is about models without prompts; this run was trained with some.")
-    if config.choose_largest and loaded.base.model.spec.distance_map:
-        raise BadConfig(
-            "--choose-largest is about classes; this run tells instances apart, which are many of a class."
-        )
-    if run is not None and prompt == "none" and not config.choose_largest:
-        largest = largest_component.chosen(config.run, metadata["labels"])
-    name = config.model or metadata["base"]
-    return Subject(
-        name,
-        metadata["preset"],
-        loaded.base,
-        loaded.adapted,
-        loaded.delta,
-        prompt,
-        loaded.preparation,
-        largest,
-        metadata,
-    )
-
-
 def _ensemble(
     config: EvaluateConfig, subject: Subject, predictor: Predictor, cases: list[Case], console: Console
 ) -> EnsemblePredictor:
@@ -436,37 +341,6 @@ def _ensemble(
         asked = {"flips": config.flips, "overlap": resolved_overlap(loaded.adapted.spec, config.overlap)}
         members.append(Predictor(loaded.adapted, loaded.base.params, loaded.delta, **asked))
     return EnsemblePredictor(members)
-
-
-def _as_it_is(config: EvaluateConfig, source: SplitData) -> Subject:
-    spec = spec_of(config.model)
-    usual = "point" if spec.prompts == ("point",) else "box"
-    prompt = usual if config.prompt == "auto" else config.prompt
-    check_prompts(spec, prompt)
-    base = load_base(
-        config.model,
-        classes=source.dataset.classes,
-        seed=config.seed,
-        dtype=config.dtype,
-        file=config.weights,
-        offline=config.offline,
-    )
-    if base.model.spec.task != "promptable" or prompt == "none":
-        raise BadConfig(
-            f"{config.model} without a delta gives no class labels: adapt it first, or use box prompts."
-        )
-    preparation = of_record(entry_of(config.model).preparation)
-    return Subject(config.model, None, base, with_adapter(base, None), {}, prompt, preparation)
-
-
-def _prompt(config: EvaluateConfig, trained: str) -> str:
-    if config.prompt == "auto":
-        return "box" if trained == "mixed" else trained
-    if (config.prompt == "none") != (trained == "none"):
-        raise BadConfig(
-            f"The delta was trained with prompt={trained}; it cannot be scored with {config.prompt}."
-        )
-    return config.prompt
 
 
 def _score(

@@ -32,9 +32,7 @@ def with_gradient_start(
     batch = next(loader)
     loader.set_state(position)
     for chain, part in parts:
-        inner = delta
-        for name in chain:
-            inner = inner[name]
+        inner = part_of(delta, chain)
         kernels = {path: {"kernel": node_at(params["params"], path)["kernel"]} for path in inner}
 
         def of_kernels(params: Params, kernels: Delta, batch: Any, key: Any, delta: Delta = delta) -> Any:
@@ -45,6 +43,13 @@ def with_gradient_start(
         ]
         started = start_from_gradients(part, inner, {path: g["kernel"] for path, g in gradient.items()})
         delta = replaced(delta, chain, started)
+    return delta
+
+
+def part_of(delta: Delta, chain: tuple[str, ...]) -> Delta:
+    """The delta of a part of a chain."""
+    for name in chain:
+        delta = delta[name]
     return delta
 
 

@@ -8,7 +8,7 @@ import jax
 from medvfm_jax.adapters.eva import input_widths, start_from_inputs
 from medvfm_jax.adapters.input_moments import input_moments
 from medvfm_jax.adapters.training_options import parts_of
-from medvfm_jax.train.gradient_start import replaced
+from medvfm_jax.train.gradient_start import part_of, replaced
 from medvfm_jax.train.loop import Loader
 from medvfm_jax.train.step import LossFn
 from medvfm_jax.types import Delta, Params
@@ -26,9 +26,7 @@ def with_input_start(
         return delta
     start, position = delta, loader.get_state()
     for chain, part in parts:
-        inner = start
-        for name in chain:
-            inner = inner[name]
+        inner = part_of(start, chain)
         widths = input_widths(inner)
 
         @jax.jit

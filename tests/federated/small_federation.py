@@ -24,5 +24,5 @@ def small(data: Path, out: Path, **settings) -> FederateConfig:
 
 def build_models_once(patch: pytest.MonkeyPatch) -> None:
     """Keep the test model of earlier runs; building it takes a large part of a small run."""
-    for module in ("train.assemble", "predict.evaluation"):
+    for module in ("train.assemble", "predict.subject"):
         patch.setattr(importlib.import_module(f"medvfm_jax.{module}"), "load_base", _load_base)

@@ -12,7 +12,7 @@ from rich.console import Console
 from medvfm_jax.data import open_dataset, read_case
 from medvfm_jax.metrics import profiles
 from medvfm_jax.predict import evaluate, evaluation
-from medvfm_jax.predict.evaluation import LabelsDiffer
+from medvfm_jax.predict.subject import LabelsDiffer
 from medvfm_jax.runs import run_directory
 from medvfm_jax.settings import EvaluateConfig
 from medvfm_jax.train import BadConfig, adapt

@@ -58,5 +58,5 @@ def programs_kept(folder: Path) -> Iterator[None]:
 
 def build_models_once(patch: pytest.MonkeyPatch) -> None:
     """Keep the test models of earlier runs; building one takes a third of a small run."""
-    for module in ("train.assemble", "predict.evaluation"):
+    for module in ("train.assemble", "predict.subject"):
         patch.setattr(importlib.import_module(f"medvfm_jax.{module}"), "load_base", _load_base)

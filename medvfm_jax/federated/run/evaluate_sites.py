@@ -15,9 +15,10 @@ from medvfm_jax.federated.core.errors import BadFederation
 from medvfm_jax.federated.run.model_names import REFERENCES, SHARED_MODEL, merged, own_model
 from medvfm_jax.federated.run.resolving import divide
 from medvfm_jax.federated.systems.feddpa_inference import InstanceMixed
-from medvfm_jax.predict.evaluation import Choice, Sites, Subject, allowed_mismatch
+from medvfm_jax.predict.evaluation import Choice, Sites, allowed_mismatch
 from medvfm_jax.predict.evaluation import evaluate as evaluate_one
 from medvfm_jax.predict.predictor import Predictor
+from medvfm_jax.predict.subject import Subject
 from medvfm_jax.runs import run_directory
 from medvfm_jax.settings.evaluate import EvaluateConfig
 from medvfm_jax.settings.federate import FederateConfig
