@@ -10,7 +10,7 @@ from medvfm_jax.data import open_dataset
 from medvfm_jax.data.annotated_labels import with_annotated
 from medvfm_jax.data.site_tasks import site_tasks
 from medvfm_jax.predict.evaluation import evaluate
-from medvfm_jax.predict.segment import load_segmenter
+from medvfm_jax.predict.loading import load_segmenter
 from medvfm_jax.settings.evaluate import EvaluateConfig
 from medvfm_jax.train import make_loss, resolve
 from medvfm_jax.train.adaptation import adapt
