@@ -211,6 +211,18 @@ def test_pictures_that_show_nothing_calibrate_nothing(medvfm, cells, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_cases_without_an_object_that_can_be_seen_ask_for_more_cases(medvfm, cells, tmp_path):
+    """`--cases` are taken before they are read: those that are taken may be without an object, and others not."""
+    empty = shutil.copytree(cells, tmp_path / "empty")
+    for part in ("masks", "instances"):
+        for path in sorted((empty / part).glob("*.png")):
+            mask = Image.open(path)
+            Image.fromarray(np.zeros_like(np.asarray(mask))).save(path)
+    asked = words(empty, tmp_path / "run", "weight_only", model=LITE)
+    medvfm(*asked).refused("nothing to calibrate with", "give more --cases", "is left to use")
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_adapter_that_cannot_be_merged_is_named(medvfm, cells, tmp_path):
     run = tmp_path / "run"
     assert medvfm(*adapt_words(cells, run, model=LITE, adapter="adaptformer")).code == 0
