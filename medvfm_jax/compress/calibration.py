@@ -84,6 +84,16 @@ class Rows(NamedTuple):
         return float(self.highs.max())
 
     @property
+    def curvature(self) -> NDArray[np.float32]:
+        """Weight of a squared error of the output, (n, out): half g^2, half the mean of g^2 over all places.
+
+        One g^2 is one draw, whose mean alone is the curvature. Where a few places of a few images have nearly all of
+        it, steps that are chosen by it alone cut off what is large elsewhere.
+        """
+        square = np.square(self.g)
+        return (square + square.mean(0)) / 2
+
+    @property
     def gelu(self) -> bool:
         """Whether the input looks like that of a GELU: negative, but never below the least value that it has."""
         return -0.1701 < self.low < -0.05 and self.high > 0.5

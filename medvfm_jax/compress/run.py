@@ -13,7 +13,7 @@ from medvfm_jax.adapters.option_values import parse_assignments
 from medvfm_jax.compress.calibration import Calibration, OutOfRange
 from medvfm_jax.compress.catalog import METHODS
 from medvfm_jax.compress.record import Compressed, ParamTransform, Subject
-from medvfm_jax.data import PromptConfig, Split, load_example, make_loader
+from medvfm_jax.data import NoExamples, PromptConfig, Split, load_example, make_loader
 from medvfm_jax.data.findings import named
 from medvfm_jax.runs import run_directory
 from medvfm_jax.runs.settings_record import settings_digest
@@ -205,9 +205,15 @@ def _batches(
     some = source._replace(
         split=source.split._replace(train=tuple(source.split.train[i] for i in chosen), val=(), test=())
     )
-    found = training_data(
-        some, spec, prompt, config.reading(opened.subject.name, data=str(source.dataset.folder))
-    )
+    try:
+        found = training_data(
+            some, spec, prompt, config.reading(opened.subject.name, data=str(source.dataset.folder))
+        )
+    except NoExamples as error:
+        raise BadConfig(
+            f"There is nothing to calibrate with in the training cases that were taken ({named(some.split.train)}); "
+            f"give more --cases, or other --data: {error}"
+        ) from error
     if not found.train:
         raise BadConfig(
             f"No training image of {source.dataset.folder} can be used to calibrate with; give other --data."

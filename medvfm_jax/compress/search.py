@@ -31,8 +31,8 @@ class Steps(NamedTuple):
 def search(rows: Rows, kernel: NDArray[np.float32], bits: int, candidates: int, rounds: int) -> Steps:
     """Steps of the weights (one of each output) and of the input (one), found in turns.
 
-    Minimises the sum over sampled places and outputs of g^2 (y' - y)^2, where y' is the output with both rounded and
-    g the gradient of the loss by the output, over a grid of ``candidates`` shares, from ``LEAST`` to ``MOST``, of the
+    Minimises the sum over sampled places and outputs of h (y' - y)^2, where y' is the output with both rounded and h
+    ``Rows.curvature``, over a grid of ``candidates`` shares, from ``LEAST`` to ``MOST``, of the
     steps that cover the largest value.
 
     Args:
@@ -51,7 +51,7 @@ def search(rows: Rows, kernel: NDArray[np.float32], bits: int, candidates: int, 
     outputs = kernel.shape[-1]
     depthwise = rows.product.kind == "depthwise"
     w = kernel.reshape(-1, outputs).astype(np.float32)
-    weight = np.square(rows.g)
+    weight = rows.curvature
     y = product(depthwise, rows.x, w)
     form, cover = input_form(rows, bits)
     top = np.abs(w).max(0)

@@ -7,7 +7,7 @@ from medvfm_jax.adapters.sites import Site
 from medvfm_jax.compress.calibration import Calibration
 from medvfm_jax.compress.record import Compressed, ParamTransform, Subject
 from medvfm_jax.compress.sites import modules, with_rest
-from medvfm_jax.settings.records import require
+from medvfm_jax.settings.records import BadConfig, require
 
 
 def _init(
@@ -22,8 +22,18 @@ def _init(
     require(0 <= share <= 0.5, "share", share, "from 0 to 0.5")
     sites = modules(subject, at, _takes_tokens, "module of a plain ViT that takes tokens (n, c)")
     config = merged_tokens(pattern_of(sites), share, protected).config
+    fewest, most = (choose(_tokens(site) for site in sites.values()) for choose in (min, max))
+    require(protected < fewest, "protected", protected, f"fewer than the {fewest} tokens that a module sees")
+    if int(share * (most - protected)) == 0:
+        raise BadConfig(
+            f"share is {share:g}: of {most} tokens that is less than one; give a larger --set share."
+        )
     facts = {"modules": len(sites), "share": share}
     return with_rest(subject, Compressed({"tokens": config}, {"tokens": {}}, facts), NO_MATCH)
+
+
+def _tokens(site: Site) -> int:
+    return site.x.shape[0]
 
 
 def _takes_tokens(site: Site) -> None:

@@ -11,6 +11,7 @@ from medvfm_jax.compress import run as module
 from medvfm_jax.weights import safetensors_files
 from tests.cli.commands import LITE, adapt_words, contents
 
+EFFICIENT = "efficient-tiny-test"  # a plain ViT
 QKV = "image_encoder/layers_1/blocks_0/attn/qkv"
 SHORT = ("candidates=3", "rounds=1", "rows=4")
 QUICK = {
@@ -76,7 +77,7 @@ def test_a_model_with_fewer_bits_is_smaller_and_is_scored_and_asked_like_any_run
         ("weight_only", LITE, FOUR, {"rest", "weights", "fine_weights"}),
         ("low_rank", LITE, (), {"rest", "low_rank"}),
         ("prune", LITE, ("neurons=0.3", "heads=0.2"), {"rest", "neurons", "heads"}),
-        ("token_merging", "efficient-tiny-test", (), {"rest"}),
+        ("token_merging", EFFICIENT, (), {"rest"}),
     ],
 )
 def test_every_method_gives_a_model_that_needs_none_of_its_own_parameters(
@@ -170,6 +171,14 @@ def test_calibration_never_sees_the_test_of_the_run_whatever_seed_and_folder_are
             (),
             "give a larger --set error",
         ),
+        (
+            "token_merging",
+            EFFICIENT,
+            ("protected=100",),
+            (),
+            "protected is 100; expected fewer than the 16 tokens",
+        ),
+        ("token_merging", EFFICIENT, ("share=0.01",), (), "less than one; give a larger --set share"),
         ("wieght_only", LITE, (), (), "nearest is 'weight_only'"),
         ("weight_only", LITE, (), ("--cases", 0), "cases is 0"),
         ("weight_only", "missformer-tiny-test", (), (), "adapt it"),
@@ -199,6 +208,18 @@ def test_pictures_that_show_nothing_calibrate_nothing(medvfm, cells, tmp_path):
         Image.new("RGB", Image.open(path).size, (70, 0, 90)).save(path)
     asked = words(black, tmp_path / "run", "low_rank", model=LITE, options=("error=0.5",))
     medvfm(*asked).refused("Every calibration image is of one even colour", "give other --data")
+    assert not (tmp_path / "run").exists()
+
+
+def test_cases_without_an_object_that_can_be_seen_ask_for_more_cases(medvfm, cells, tmp_path):
+    """`--cases` are taken before they are read: those that are taken may be without an object, and others not."""
+    empty = shutil.copytree(cells, tmp_path / "empty")
+    for part in ("masks", "instances"):
+        for path in sorted((empty / part).glob("*.png")):
+            mask = Image.open(path)
+            Image.fromarray(np.zeros_like(np.asarray(mask))).save(path)
+    asked = words(empty, tmp_path / "run", "weight_only", model=LITE)
+    medvfm(*asked).refused("nothing to calibrate with", "give more --cases", "is left to use")
     assert not (tmp_path / "run").exists()
 
 
