@@ -90,10 +90,10 @@ def group_search(
 ) -> GroupedSteps:
     """Groups of the channels, then their scales and shifts, the step of the input and those of the weights, in turns.
 
-    Minimises the sum over sampled places and outputs of g^2 (y' - y)^2 as ``search`` does, y' with input and scaled
-    weights rounded. In each round every group in turn tries ``candidates`` shares of the step that covers its range,
-    with the range kept at its lower end or around its middle, while the others stay; then every output tries shares
-    of its step.
+    Minimises the sum over sampled places and outputs of h (y' - y)^2 as ``search`` does, h ``Rows.curvature`` and y'
+    with input and scaled weights rounded. In each round every group in turn tries ``candidates`` shares of the step
+    that covers its range, with the range kept at its lower end or around its middle, while the others stay; then every
+    output tries shares of its step.
 
     Args:
         rows: what the layer multiplies on calibration images.
@@ -142,7 +142,7 @@ class _Layer:
         self.bits, self.most, self.group, self.count = bits, 2**bits - 1, group, int(group.max()) + 1
         self.depthwise = rows.product.kind == "depthwise"
         self.w = kernel.reshape(-1, kernel.shape[-1]).astype(np.float32)
-        self.x, self.square = rows.x, np.square(rows.g)
+        self.x, self.square = rows.x, rows.curvature
         self.y = product(self.depthwise, self.x, self.w)
         inputs = rows.x.shape[-1]
         self.of_input = group[np.arange(inputs) % len(group)]  # taps of a window one after the other

@@ -35,7 +35,7 @@ def error(rows, w, found, bits):
     scales = found.scale[found.group]
     scaled = w * (scales if depthwise else scales[:, None])
     y = product(depthwise, x, rounded(scaled, found.weights, bits) * found.weights)
-    return float((rows.g**2 * (y - product(depthwise, rows.x, w)) ** 2).sum())
+    return float((rows.curvature * (y - product(depthwise, rows.x, w)) ** 2).sum())
 
 
 @pytest.mark.parametrize("kind", ["matrix", "depthwise"])
