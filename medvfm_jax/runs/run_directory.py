@@ -14,7 +14,13 @@ from typing import Any
 
 from medvfm_jax import json_text, local_paths
 from medvfm_jax.printable import counted
-from medvfm_jax.runs.settings_record import BEFORE_IT_EXISTED, FREE_TO_CHANGE, RESOLVED, contradiction
+from medvfm_jax.runs.settings_record import (
+    BEFORE_IT_EXISTED,
+    FREE_TO_CHANGE,
+    RESOLVED,
+    WATCHING,
+    contradiction,
+)
 from medvfm_jax.settings.records import as_of_today
 from medvfm_jax.types import MedvfmError
 
@@ -218,7 +224,7 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[st
     A setting that did not exist when the run was started does not differ while it is off, or what all runs then had.
     """
     before = {name: value for name, value in BEFORE_IT_EXISTED.items() if name in now} | dict(before)
-    names = sorted((before.keys() | now.keys()) - {*FREE_TO_CHANGE, RESOLVED})
+    names = sorted((before.keys() | now.keys()) - {*FREE_TO_CHANGE, *WATCHING, RESOLVED})
     changed = [
         (n, before.get(n), now.get(n))
         for n in names

@@ -159,18 +159,18 @@ def run_in_directory(
                 copies = stack.enter_context(mirror.Mirror(config.out, config.mirror, display.say))
         _announce(run, display.say)
         start = _last_checkpoint(run, display.say)
+        before = start.step if start else 0
         with contextlib.ExitStack() as inner:
             told: list[Hook] = []
             if writes:
-                told.append(
-                    inner.enter_context(hooks.TimesLog(config.out, clock, start.step if start else 0))
-                )
+                told.append(inner.enter_context(hooks.TimesLog(config.out, clock, before)))
             record = inner.enter_context(_recorder(config, writes, display.say))
             told += [hooks.MetricsLog(record, run.schedule), _checkpoints(run, inner), display]
             if copies is not None:
                 told.append(hooks.Copies(config.out / run_directory.CHECKPOINTS, copies.update))
             if writes and (steps := config.profiled_steps()):
-                told.append(inner.enter_context(hooks.Profile(config.out / run_directory.PROFILE, *steps)))
+                trace = hooks.Profile(config.out / run_directory.PROFILE, *steps, before, display.say)
+                told.append(inner.enter_context(trace))
             result = _finish(run, train(run, told, start=start, say=display.say, clock=clock), display.say)
         spent = goodput.of_run(config.out) if writes else None
         if spent is not None:

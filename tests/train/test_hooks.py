@@ -166,6 +166,34 @@ def test_a_trace_has_the_steps_asked_for_and_ends_with_a_run_that_ends_early(tmp
         assert seen == expected
 
 
+@pytest.mark.parametrize(
+    ("asked", "expected", "sentence"),
+    [
+        (
+            (1, 3),
+            [],
+            "it goes on after step 4",
+        ),  # would trace to the end of the run, for its last step never comes
+        ((5, 6), [("start", 4), ("stop", 6)], None),
+        ((3, 6), [("start", 4), ("stop", 6)], None),
+        ((9, 9), [], "it ended before step 9"),
+    ],
+)
+def test_a_trace_of_a_resumed_run_has_the_steps_that_are_its_own(
+    asked, expected, sentence, tmp_path, monkeypatch
+):
+    """The run goes on after step 4 and takes steps 5 to 8."""
+    seen, now, said = [], {"step": 4}, []
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: seen.append(("start", now["step"])))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: seen.append(("stop", now["step"])))
+    state = init_state(toy.delta(), OPTIMIZER, jax.random.key(5))._replace(step=jax.numpy.int32(4))
+    with hooks.Profile(tmp_path, *asked, 4, said.append) as profile:
+        run(8, lambda end: now.update(step=end.step), profile, state=state)
+    assert seen == expected
+    steps = f"no trace of steps {asked[0]} to {asked[1]} was written by this attempt"
+    assert said == ([] if sentence is None else [f"{steps}: {sentence}"])
+
+
 def test_a_trace_is_written(tmp_path):
     with hooks.Profile(tmp_path / "profile", 2, 2) as profile:
         run(2, profile)
