@@ -15,7 +15,7 @@ from medvfm_jax.settings.records import to_json
 from medvfm_jax.train import checkpoint, hooks, together, trackers
 from medvfm_jax.train.assemble import delta_metadata, entry_of
 from medvfm_jax.train.data_check import lines
-from medvfm_jax.train.loop import Hook, NonFiniteLoss
+from medvfm_jax.train.loop import AGREED, Hook, NonFiniteLoss
 from medvfm_jax.train.training import Run, Trained, resolve, train
 from medvfm_jax.train.wall_time import WallTime
 from medvfm_jax.weights import artifacts
@@ -141,10 +141,10 @@ def run_in_directory(
     Raises:
         MedvfmError: what ``resolved`` and training raise; a run directory in use, a full disk.
     """
-    with contextlib.ExitStack() as stack:
+    placement = placement or Placement()
+    with _leaving_together(placement), contextlib.ExitStack() as stack:
         clock = stack.enter_context(WallTime())
         display = display or stack.enter_context(ProgressDisplay(title=title))
-        placement = placement or Placement()
         writes = placement.process == 0
         if writes:
             run_directory.refuse_existing(config.out, config.resume)
@@ -176,6 +176,22 @@ def run_in_directory(
         if spent is not None:
             display.say(spent.describe())
         return result._replace(goodput=None if spent is None else round(spent.share, 4))
+
+
+@contextlib.contextmanager
+def _leaving_together(placement: Placement) -> Iterator[None]:
+    """Wait for the first process, which writes and copies after the others are done.
+
+    Without, one that is done waits for a minute, and then JAX ends all of them, whatever they do.  What may have ended
+    one process alone is no reason to wait: the others are not on their way here.
+    """
+    try:
+        yield
+    except (NonFiniteLoss, KeyboardInterrupt) as error:
+        if isinstance(error, NonFiniteLoss) or AGREED in error.args:
+            placement.any(False)
+        raise
+    placement.any(False)
 
 
 def _from_mirror(config: AdaptConfig, placement: Placement, say: Callable[[str], None]) -> None:

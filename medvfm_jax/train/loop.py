@@ -108,6 +108,8 @@ def numbers_of(on_device: Mapping[str, Any]) -> dict[str, float]:
     return numbers
 
 
+AGREED = "all processes ended together"  # argument of a KeyboardInterrupt that followed a whole step
+
 # True ends the training after this step.  A hook with a method ``reads_state(step, last) -> bool`` gets the state only
 # at steps where that says so; between them its numbers come one step late, so that the device never waits for the host.
 # What its time counts as is ``spends``, "other" where it has no such attribute.
@@ -167,7 +169,8 @@ def fit(
         NonFiniteLoss: naming the step.
         LoaderExhausted: the data ended before ``steps``.
         KeyboardInterrupt: after the step in progress, or the next at which the processes agree (after SIGTERM its
-            subclass Terminated); the hooks then saw ``last=True``, so a checkpoint was written.
+            subclass Terminated); the hooks then saw ``last=True``, so a checkpoint was written. Its argument is
+            ``AGREED``.
     """
     if stopping is not None and stopping.exhausted:
         return Fitted(state, stopping)
@@ -209,7 +212,7 @@ def fit(
                 last |= stopping.exhausted
             last = tell(this, state, last, scores, stopping, metrics)
             if asked_to_end:
-                raise interrupted.error
+                raise interrupted.error(AGREED)
             if last:
                 break
     return Fitted(state, stopping)
