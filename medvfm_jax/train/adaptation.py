@@ -165,7 +165,7 @@ def run_in_directory(
             if writes:
                 told.append(inner.enter_context(hooks.TimesLog(config.out, clock, before)))
             record = inner.enter_context(_recorder(config, writes, display.say))
-            told += [hooks.MetricsLog(record, run.schedule), _checkpoints(run, inner), display]
+            told += [hooks.MetricsLog(record, run.schedule), _checkpoints(run, inner, before), display]
             if copies is not None:
                 told.append(hooks.Copies(config.out / run_directory.CHECKPOINTS, copies.update))
             if writes and (steps := config.profiled_steps()):
@@ -246,14 +246,14 @@ def _last_checkpoint(run: Run, say: Callable[[str], None]) -> checkpoint.Checkpo
     return found
 
 
-def _checkpoints(run: Run, stack: contextlib.ExitStack) -> Hook:
+def _checkpoints(run: Run, stack: contextlib.ExitStack, taken: int) -> Hook:
     config, placement = run.config, run.placement
     if config.checkpoints == "sharded":
         from medvfm_jax.train.sharded_checkpoint import ShardedCheckpoints  # imports orbax
 
         folder, fingerprint = config.out / run_directory.CHECKPOINTS, run.assembled.base.fingerprint
         return stack.enter_context(
-            ShardedCheckpoints(folder, run.record, fingerprint, config.checkpoint_every)
+            ShardedCheckpoints(folder, run.record, fingerprint, config.checkpoint_every, taken)
         )
     return hooks.Checkpoints(
         config.out / run_directory.CHECKPOINTS,

@@ -36,13 +36,23 @@ class ShardedCheckpoints:
 
     The state is copied to the hosts' memory before the next step, shard by shard, and written while training goes on;
     every process takes part, so that all must be asked at the same steps.
+
+    taken: the step that the run goes on from.  Later ones that are there were damaged and passed over; they are deleted
+    when the first new one is due, for orbax writes none over and none before the last that it sees.
     """
 
     spends = CHECKPOINT
 
-    def __init__(self, folder: Path, config: Mapping[str, Any], fingerprint: str, every: int = 100):
+    def __init__(
+        self,
+        folder: Path,
+        config: Mapping[str, Any],
+        fingerprint: str,
+        every: int = 100,
+        taken: int | None = None,
+    ):
         self._folder, self._config, self._fingerprint = folder, dict(config), fingerprint
-        self._every = every
+        self._every, self._taken = every, taken
         self._manager: ocp.CheckpointManager | None = None
 
     def __enter__(self) -> "ShardedCheckpoints":
@@ -75,6 +85,10 @@ class ShardedCheckpoints:
         args = ocp.args.Composite(state=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(record))
         try:
             self._manager.check_for_errors()
+            if self._taken is not None:
+                for step in [step for step in self._manager.all_steps() if step > self._taken]:
+                    self._manager.delete(step)
+                self._taken = None
             if end.step in self._manager.all_steps():  # a finished run is resumed
                 return
             self._manager.save(end.step, args=args)

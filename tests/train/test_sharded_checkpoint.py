@@ -99,6 +99,19 @@ def test_a_damaged_one_is_passed_over_and_what_was_never_finished_is_not_seen(tm
     assert read(tmp_path / "none", state_of(), None, "base") is None
 
 
+@pytest.mark.parametrize("step", [8, 9])
+def test_after_a_damaged_one_was_passed_over_new_ones_are_written_before_it_and_over_it(step, tmp_path):
+    """orbax itself leaves such saves out without a word."""
+    folder = tmp_path / "c"
+    written(folder, state_of(0), state_of(2))  # steps 7 and 9
+    shutil.rmtree(folder / "9" / "state")
+    state = state_of(5)._replace(step=jnp.asarray(step, jnp.int32))
+    with ShardedCheckpoints(folder, {}, "base", every=1, taken=7) as hook:
+        hook(end(state))
+    assert sorted(p.name for p in folder.iterdir()) == sorted(["7", str(step)])
+    same(read(folder, state_of(9), None, "base").state, state)
+
+
 def test_those_of_another_run_are_refused(tmp_path):
     written(tmp_path / "c", state_of())
     with pytest.raises(WrongCheckpoint, match="other base weights"):
