@@ -195,11 +195,13 @@ def fit(
             this = _Taken(taken, loader_state, on_device, _batch_size(batch), started)
             # Asked once: what comes later is for the next step.
             asked_to_end = taken % agree_every == 0 and agree(interrupted())
-            last = taken == steps or asked_to_end
+            ends = taken == steps
             if waiting is not None:
-                last |= tell(waiting, None, False, None, stopping, tell.metrics(waiting, ended=started))
+                ends |= tell(waiting, None, False, None, stopping, tell.metrics(waiting, ended=started))
                 waiting = None
-            due = validation is not None and validation.due(taken, last)
+            last = ends or asked_to_end
+            # Who is asked to end saves at once, and a run that goes on has the validations of one that never ended.
+            due = validation is not None and validation.due(taken, ends)
             if not due and not any(_reads_state(hook, taken, last) for hook in hooks) and not last:
                 waiting = this
                 continue

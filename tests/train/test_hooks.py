@@ -166,6 +166,22 @@ def test_a_trace_has_the_steps_asked_for_and_ends_with_a_run_that_ends_early(tmp
         assert seen == expected
 
 
+def test_a_run_that_is_asked_to_end_saves_without_a_validation_that_it_would_not_have_had():
+    """A validation can take longer than the seconds after SIGTERM, and its best could be that of this step."""
+    scored, ends, asked = [], [], []
+    validation = Validation(lambda delta: scored.append(1) or {"dice": 0.9, "loss": 1.0}, 3)
+
+    def agree(flag):
+        asked.append(flag)
+        return len(asked) == 4
+
+    with pytest.raises(KeyboardInterrupt):
+        run(9, lambda end: ends.append((end.step, end.last, end.scores)), validation=validation, agree=agree)
+    assert [end[:2] for end in ends] == [(1, False), (2, False), (3, False), (4, True)]
+    assert ends[3][2] is None
+    assert len(scored) == 1  # of step 3
+
+
 @pytest.mark.parametrize(
     ("asked", "expected", "sentence"),
     [
