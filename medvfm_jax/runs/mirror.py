@@ -199,6 +199,17 @@ def refuse_existing(url: str) -> None:
         )
 
 
+def refuse_inside(url: str, folder: Path) -> None:
+    """Raise MirrorError if the copy would lie in the run directory, each copy holding those before, or around it."""
+    storage = _open(url)
+    protocol = storage.system.protocol
+    if "file" not in ((protocol,) if isinstance(protocol, str) else protocol):
+        return
+    there, here = Path(storage.root).resolve(), folder.resolve()
+    if there.is_relative_to(here) or here.is_relative_to(there / _FILES):
+        raise MirrorError(f"{url} and {folder} lie in each other; choose a --mirror outside of --out.")
+
+
 def _open(url: str) -> _Storage:
     try:
         import fsspec

@@ -200,6 +200,8 @@ def _from_mirror(config: AdaptConfig, placement: Placement, say: Callable[[str],
     def absent() -> bool:
         return not (config.out / run_directory.CONFIG).exists()
 
+    if placement.process == 0:
+        mirror.refuse_inside(config.mirror, config.out)
     if placement.process == 0 and absent():
         if not config.resume:
             mirror.refuse_existing(config.mirror)

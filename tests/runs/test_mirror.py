@@ -276,6 +276,21 @@ def test_a_place_with_another_run_is_refused(run, tmp_path):
         pass
 
 
+@pytest.mark.parametrize("place", ["run", "run/copy", "other/../run/copy"])
+def test_a_place_inside_the_run_is_refused(run, tmp_path, place):
+    """Each copy would hold all those before it."""
+    (tmp_path / "other").mkdir()
+    with pytest.raises(MirrorError, match="lie in each other"):
+        mirror.refuse_inside(f"file://{tmp_path}/{place}", run)
+
+
+def test_a_run_inside_the_files_of_the_copy_is_refused_and_places_beside_it_are_taken(run, tmp_path):
+    with pytest.raises(MirrorError, match="lie in each other"):
+        mirror.refuse_inside(f"file://{tmp_path}/copy", tmp_path / "copy" / "files" / "run")
+    for url in (f"file://{tmp_path}/run2", f"file://{tmp_path}", f"memory://{run}/copy"):
+        mirror.refuse_inside(url, run)
+
+
 def test_storage_that_cannot_be_reached_is_one_sentence(tmp_path, monkeypatch):
     with pytest.raises(MirrorError, match="Protocol not known: foo"):
         fetch("foo://a", tmp_path)
