@@ -72,7 +72,7 @@ class Mirror:
         self._storage = _open(url)
         self._there: set[str] = set()  # stored whole, as far as is known
         self._number = self.copies = self.failures = 0
-        self._is_last = False  # the last thing that happened is a copy that came to its end
+        self._copied = 0  # number of the last snapshot that was copied
         self._changed, self._waiting, self._over = threading.Condition(), None, False
         self._thread = threading.Thread(target=self._work, daemon=True)
 
@@ -100,7 +100,11 @@ class Mirror:
             shutil.rmtree(self._folder / _SNAPSHOTS, ignore_errors=True)
         tried = self.copies + self.failures
         failed = f"; {self.failures} of {tried} attempts at a copy failed" if self.failures else ""
-        whole = "holds the run as it is here" if self._is_last else "does not hold the end of the run"
+        whole = (
+            "holds the run as it is here"
+            if self._copied == self._number
+            else "does not hold the end of the run"
+        )
         self._say(f"{self._storage.url} {whole}{failed}")
 
     def update(self) -> None:
@@ -110,6 +114,7 @@ class Mirror:
         try:
             _take_snapshot(self._folder, taken)
         except OSError as error:
+            shutil.rmtree(taken, ignore_errors=True)  # a full disk gets no fuller
             self._failed(error)
             return
         with self._changed:
@@ -133,7 +138,7 @@ class Mirror:
             try:
                 _upload(taken, self._storage, self._there)
                 self.copies += 1
-                self._is_last = True
+                self._copied = int(taken.name)
                 return
             except Exception as error:  # whatever the storage raises, training goes on
                 if attempt + 1 == ATTEMPTS:
@@ -143,7 +148,6 @@ class Mirror:
 
     def _failed(self, error: Exception) -> None:
         self.failures += 1
-        self._is_last = False
         self._say(
             f"the run could not be copied to {self._storage.url} ({_first_line(error)}); it goes on, and what is there "
             "stays as it was"

@@ -199,6 +199,30 @@ def test_while_a_copy_is_under_way_the_newest_waits(run, tmp_path, monkeypatch):
     assert brought("memory://a", tmp_path) == contents(run)
 
 
+def test_a_copy_that_ends_after_the_disk_was_full_for_a_newer_one_does_not_pass_for_it(run, monkeypatch):
+    begun, go, upload, said = threading.Event(), threading.Event(), mirror._upload, []
+
+    def slow(*arguments):
+        begun.set()
+        go.wait(30)
+        upload(*arguments)
+
+    def full(folder, target):
+        target.mkdir(parents=True)
+        (target / "part").write_text("x")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(mirror, "_upload", slow)
+    with Mirror(run, "memory://a", said.append) as copies:
+        copies.update()
+        assert begun.wait(30)
+        monkeypatch.setattr(mirror, "_take_snapshot", full)
+        copies.update()
+        assert [path.name for path in (run / ".mirror").iterdir()] == ["1"]  # a full disk gets no fuller
+        threading.Timer(0.5, go.set).start()
+    assert said[-1] == "memory://a does not hold the end of the run; 2 of 3 attempts at a copy failed"
+
+
 def test_what_is_not_whole_yet_is_not_copied(run, tmp_path):
     (run / "checkpoints" / ".step_00000002.7.tmp").mkdir()
     (run / "checkpoints" / "2.orbax-checkpoint-tmp-5").mkdir()
