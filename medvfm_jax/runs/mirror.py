@@ -292,8 +292,8 @@ def _take_snapshot(folder: Path, target: Path) -> None:
             continue
         (target / entry.name).mkdir()
         for checkpoint in sorted(entry.iterdir()):
-            if checkpoint.name.startswith(".") or ".orbax-checkpoint-tmp" in checkpoint.name:
-                continue  # not whole yet
+            if not run_directory.is_whole_checkpoint(checkpoint):
+                continue
             linked = target / entry.name / checkpoint.name
             try:
                 shutil.copytree(checkpoint, linked, copy_function=_link)

@@ -50,6 +50,11 @@ class RunExists(RunError):
     """The run directory holds a run already, or one with other settings."""
 
 
+def is_whole_checkpoint(path: Path) -> bool:
+    """Whether what lies below ``checkpoints/`` has the name that it gets when all of it is written."""
+    return not path.name.startswith(".") and ".orbax-checkpoint-tmp" not in path.name
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[Path]:
     """Hold the run directory for writing; creates it. A killed process holds no lock.

@@ -262,14 +262,17 @@ class Checkpoints:
 
 
 class Copies:
-    """Hook: have the run copied when there is a new checkpoint; it comes after the hook that writes them."""
+    """Hook: have the run copied when there is a new checkpoint; it comes after the hook that writes them.
+
+    One that is written in the background is there some steps later: it is looked for every ``seconds``.
+    """
 
     spends = goodput.CHECKPOINT
 
-    def __init__(self, folder: Path, copy: Callable[[], None]):
+    def __init__(self, folder: Path, copy: Callable[[], None], seconds: float = 5.0):
         """folder: of the checkpoints."""
-        self._folder, self._copy = folder, copy
-        self._seen = self._names()
+        self._folder, self._copy, self._seconds = folder, copy, seconds
+        self._seen, self._looked = self._names(), time.monotonic()
 
     def reads_state(self, step: int, last: bool) -> bool:
         """Files alone."""
@@ -277,12 +280,14 @@ class Copies:
 
     def __call__(self, end: StepEnd) -> None:
         """Copy if it is due; the end of the run is copied by who opened the mirror."""
-        if end.state is None or end.last:
+        if end.last or (end.state is None and time.monotonic() - self._looked < self._seconds):
             return
-        names = self._names()
-        if names != self._seen:
-            self._seen = names
+        names, self._looked = self._names(), time.monotonic()
+        if names - self._seen:
             self._copy()
+        self._seen = names
 
     def _names(self) -> set[str]:
-        return {path.name for path in self._folder.iterdir()} if self._folder.is_dir() else set()
+        """Of those that are whole."""
+        found = self._folder.iterdir() if self._folder.is_dir() else ()
+        return {path.name for path in found if run_directory.is_whole_checkpoint(path)}

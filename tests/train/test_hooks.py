@@ -182,6 +182,31 @@ def test_a_run_that_is_asked_to_end_saves_without_a_validation_that_it_would_not
     assert len(scored) == 1  # of step 3
 
 
+def test_a_checkpoint_that_is_whole_some_steps_after_it_was_begun_is_copied_then(tmp_path):
+    """Such as orbax writes in the background; the copy would otherwise always be that of the checkpoint before."""
+    copied, part = [], tmp_path / "2.orbax-checkpoint-tmp"
+
+    def write(end):
+        if end.step == 2:
+            part.mkdir()
+        elif end.step == 5:
+            part.rename(tmp_path / "2")
+
+    class Log:
+        def reads_state(self, step, last):
+            return step == 2
+
+        def __call__(self, end):
+            write(end)
+
+    copies = hooks.Copies(tmp_path, lambda: copied.append(sorted(p.name for p in tmp_path.iterdir())), 0.0)
+    run(9, Log(), copies)
+    assert copied == [["2"]]
+    part.mkdir()
+    run(9, hooks.Copies(tmp_path, lambda: copied.append("early"), 3600.0))
+    assert copied == [["2"]]
+
+
 @pytest.mark.parametrize(
     ("asked", "expected", "sentence"),
     [
