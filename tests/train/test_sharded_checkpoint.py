@@ -127,5 +127,40 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(hook._manager, "save", full)
-        with pytest.raises(CheckpointError, match=r"No space left.*free some space"):
+        with pytest.raises(CheckpointError, match=r"The disk is full.*free some space"):
             hook(end(state_of()))
+
+
+@pytest.mark.parametrize("ended_by", [None, ArithmeticError])
+def test_a_disk_that_is_full_in_the_background_is_one_sentence_and_hides_no_other_error(
+    ended_by, tmp_path, monkeypatch, caplog
+):
+    def full(*args, **kw):
+        raise OSError(28, "No space left on device")
+
+    kind, said = (CheckpointError, "The disk is full") if ended_by is None else (ended_by, "not finite")
+    hook = ShardedCheckpoints(tmp_path / "c", {}, "base", every=1)
+
+    def train():
+        with hook:
+            monkeypatch.setattr(hook._manager, "close", full)
+            hook(end(state_of()))
+            hook._manager.wait_until_finished()
+            if ended_by is not None:
+                raise ended_by("not finite")
+
+    with pytest.raises(kind, match=said):
+        train()
+    assert caplog.records == []
+
+
+def test_what_a_killed_process_was_writing_is_cleared_away(tmp_path):
+    """Each would take the room of a checkpoint for ever."""
+    written(tmp_path / "c", state_of(0))
+    part = tmp_path / "c" / "9.orbax-checkpoint-tmp" / "state.orbax-checkpoint-tmp"
+    part.mkdir(parents=True)
+    (part / "part").write_text("x")
+    read(tmp_path / "c", state_of(9), None, "base")
+    assert part.exists()  # every process reads, and one may still write
+    written(tmp_path / "c", state_of(1))
+    assert sorted(p.name for p in (tmp_path / "c").iterdir()) == ["7", "8"]
