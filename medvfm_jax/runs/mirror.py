@@ -13,7 +13,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -268,13 +268,37 @@ def _manifest(storage: _Storage) -> dict[str, Stored] | None:
 
 
 def _check_same(found: dict[str, Stored], folder: Path, url: str) -> None:
-    """A copy belongs to the run whose ``config.json`` it holds; that file is written once."""
+    """A copy belongs to the run whose ``config.json`` it holds, which is written once, and is not ahead of it."""
     here = folder / run_directory.CONFIG
     if not here.exists() or found.get(run_directory.CONFIG) != _stored(here):
         raise MirrorError(
             f"{url} holds the copy of another run than {folder}; choose another --mirror, or go on with that run by "
             "--resume with an empty --out."
         )
+    below = here.parent / run_directory.CHECKPOINTS
+    whole = (
+        [path for path in below.iterdir() if run_directory.is_whole_checkpoint(path)]
+        if below.is_dir()
+        else []
+    )
+    steps, copied = _last_step(path.name for path in whole), _last_step(map(_checkpoint_of, found))
+    if copied > steps:
+        raise MirrorError(
+            f"{url} holds a checkpoint of step {copied} of this run, {folder} none after step {steps}; go on from "
+            "there by --resume with an empty --out, or choose another --mirror: a copy of this one would replace it."
+        )
+
+
+def _checkpoint_of(name: str) -> str:
+    """The checkpoint that a file of a run is part of, "" for other files."""
+    parts = PurePosixPath(name).parts
+    return parts[1] if len(parts) > 2 and parts[0] == run_directory.CHECKPOINTS else ""
+
+
+def _last_step(checkpoints: Iterable[str]) -> int:
+    """Of names such as step_00000120 and 120; 0 without any."""
+    numbers = (name.removeprefix("step_") for name in checkpoints)
+    return max((int(number) for number in numbers if number.isdecimal()), default=0)
 
 
 def _take_snapshot(folder: Path, target: Path) -> None:

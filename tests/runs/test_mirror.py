@@ -300,6 +300,26 @@ def test_a_place_with_another_run_is_refused(run, tmp_path):
         pass
 
 
+@pytest.mark.parametrize("name", ["step_00000002", "2"])
+def test_a_copy_that_is_further_than_the_folder_is_not_replaced(run, tmp_path, name):
+    """A machine that has an old state of the run: another one went on with it."""
+    checkpoint(run, 2)
+    (run / "checkpoints" / "step_00000002").rename(run / "checkpoints" / name)
+    with Mirror(run, "memory://a"):
+        pass
+    shutil.rmtree(run / "checkpoints" / name)
+    (run / "checkpoints" / "2.orbax-checkpoint-tmp").mkdir()
+    with (
+        pytest.raises(MirrorError, match=r"step 2 of this run.*none after step 1.*empty --out"),
+        Mirror(run, "memory://a"),
+    ):
+        pass
+    assert any(file.startswith(f"checkpoints/{name}/") for file in brought("memory://a", tmp_path))
+    checkpoint(run, 3)
+    with Mirror(run, "memory://a"):
+        pass
+
+
 @pytest.mark.parametrize("place", ["run", "run/copy", "other/../run/copy"])
 def test_a_place_inside_the_run_is_refused(run, tmp_path, place):
     """Each copy would hold all those before it."""
