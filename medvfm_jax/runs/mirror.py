@@ -175,6 +175,7 @@ def fetch(url: str, folder: Path) -> bool:
     temporary = folder / f"{_FETCHED}.{os.getpid()}"
     try:
         with run_directory.writing(folder):
+            _clear_leftovers(folder)
             for name, stored in files.items():
                 target = temporary / name
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -184,6 +185,27 @@ def fetch(url: str, folder: Path) -> bool:
                 _move(temporary / name, folder / name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    return True
+
+
+def _clear_leftovers(folder: Path) -> None:
+    """Drop what processes of this host that were killed were bringing: it takes room, and may be of an older copy."""
+    for leftover in folder.glob(f"{_FETCHED}.*"):
+        number = leftover.suffix[1:]
+        if number == str(os.getpid()) or (number.isdecimal() and not _runs(int(number))):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _runs(process: int) -> bool:
+    """Whether there is such a process; where that cannot be asked without ending it (Windows), it is taken to run."""
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
     return True
 
 

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 import shutil
+import subprocess
 import threading
 
 import fsspec
@@ -245,6 +247,21 @@ def test_a_checkpoint_that_is_dropped_while_it_is_linked_is_left_out_whole(run, 
     with Mirror(run, "memory://a"):
         pass
     assert brought("memory://a", tmp_path) == contents(run)
+
+
+def test_what_a_killed_process_was_bringing_is_dropped_and_that_of_a_running_one_stays(run, tmp_path):
+    with Mirror(run, "memory://a"):
+        pass
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    back = tmp_path / "back"
+    for number in (ended.pid, os.getpid(), os.getppid()):  # a container gives the same number again
+        old = back / f".fetched.{number}" / "checkpoints" / "step_00000009"
+        old.mkdir(parents=True)
+        (old / "manifest.json").write_text("half")
+    assert fetch("memory://a", back)
+    assert [path.name for path in back.iterdir() if path.name.startswith(".")] == [f".fetched.{os.getppid()}"]
+    assert contents(back) == contents(run)
 
 
 def test_without_a_manifest_there_is_no_copy(run, url, tmp_path):
