@@ -21,6 +21,10 @@ _LOCAL = (
     "hdfs",
 )  # with a third slash more often than with a host: what was given cannot be told from a Path
 URL = "url"  # in the metadata of a setting: it names storage elsewhere
+# A password after the user's name, "host:5000/a@b" is none; or a part of the query that is named like one.
+_SECRET = re.compile(
+    r"://[^/@:]*:(?!\d+/)[^@]+@|[?&;][^=&;]*(?:key|secret|token|passw|credential|sig)[^=&;]*=", re.IGNORECASE
+)
 _LONGEST_NAME, _LONGEST_PATH = 255, 4095  # bytes, of all common file systems
 
 
@@ -58,16 +62,27 @@ def _scheme(text: str) -> re.Match[str] | None:
 
 def check_all(settings: Any) -> None:
     """Check every path in a dataclass of settings: all its paths, and all its texts that are written like one with a
-    scheme, since a folder of data may be given by name; settings marked ``URL`` are left out.  Raises BadPath naming
-    the setting.
+    scheme, since a folder of data may be given by name; settings marked ``URL`` must hold no password.  Raises BadPath
+    naming the setting.
     """
     for field in dataclasses.fields(settings):
-        if field.metadata.get(URL):
-            continue
         value = getattr(settings, field.name)
+        if field.metadata.get(URL):
+            _check_no_secret(value, field.name)
+            continue
         for part in value if isinstance(value, tuple | list) else (value,):
             if isinstance(part, PurePath) or (isinstance(part, str) and _scheme(part)):
                 check(part, field.name.rstrip("_"))
+
+
+def _check_no_secret(url: str | None, what: str) -> None:
+    """The address is recorded with the run, shown, and part of the process list.  Raises BadPath without showing it."""
+    if url is not None and _SECRET.search(url):
+        raise BadPath(
+            f"{what} holds a password or a key, which would be written into the settings of the run: leave it out of "
+            "the address and put it where the package looks for it (AWS_SECRET_ACCESS_KEY or FSSPEC_SFTP_PASSWORD, "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD for MLflow)."
+        )
 
 
 def file_word(name: str) -> str:

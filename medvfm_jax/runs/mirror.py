@@ -13,7 +13,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -72,7 +72,7 @@ class Mirror:
         self._storage = _open(url)
         self._there: set[str] = set()  # stored whole, as far as is known
         self._number = self.copies = self.failures = 0
-        self._is_last = False  # the last thing that happened is a copy that came to its end
+        self._copied = 0  # number of the last snapshot that was copied
         self._changed, self._waiting, self._over = threading.Condition(), None, False
         self._thread = threading.Thread(target=self._work, daemon=True)
 
@@ -100,7 +100,11 @@ class Mirror:
             shutil.rmtree(self._folder / _SNAPSHOTS, ignore_errors=True)
         tried = self.copies + self.failures
         failed = f"; {self.failures} of {tried} attempts at a copy failed" if self.failures else ""
-        whole = "holds the run as it is here" if self._is_last else "does not hold the end of the run"
+        whole = (
+            "holds the run as it is here"
+            if self._copied == self._number
+            else "does not hold the end of the run"
+        )
         self._say(f"{self._storage.url} {whole}{failed}")
 
     def update(self) -> None:
@@ -110,6 +114,7 @@ class Mirror:
         try:
             _take_snapshot(self._folder, taken)
         except OSError as error:
+            shutil.rmtree(taken, ignore_errors=True)  # a full disk gets no fuller
             self._failed(error)
             return
         with self._changed:
@@ -133,7 +138,7 @@ class Mirror:
             try:
                 _upload(taken, self._storage, self._there)
                 self.copies += 1
-                self._is_last = True
+                self._copied = int(taken.name)
                 return
             except Exception as error:  # whatever the storage raises, training goes on
                 if attempt + 1 == ATTEMPTS:
@@ -143,7 +148,6 @@ class Mirror:
 
     def _failed(self, error: Exception) -> None:
         self.failures += 1
-        self._is_last = False
         self._say(
             f"the run could not be copied to {self._storage.url} ({_first_line(error)}); it goes on, and what is there "
             "stays as it was"
@@ -171,6 +175,7 @@ def fetch(url: str, folder: Path) -> bool:
     temporary = folder / f"{_FETCHED}.{os.getpid()}"
     try:
         with run_directory.writing(folder):
+            _clear_leftovers(folder)
             for name, stored in files.items():
                 target = temporary / name
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -180,6 +185,27 @@ def fetch(url: str, folder: Path) -> bool:
                 _move(temporary / name, folder / name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    return True
+
+
+def _clear_leftovers(folder: Path) -> None:
+    """Drop what processes of this host that were killed were bringing: it takes room, and may be of an older copy."""
+    for leftover in folder.glob(f"{_FETCHED}.*"):
+        number = leftover.suffix[1:]
+        if number == str(os.getpid()) or (number.isdecimal() and not _runs(int(number))):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _runs(process: int) -> bool:
+    """Whether there is such a process; where that cannot be asked without ending it (Windows), it is taken to run."""
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
     return True
 
 
@@ -197,6 +223,17 @@ def refuse_existing(url: str) -> None:
         raise MirrorError(
             f"{url} already holds the copy of a run; add --resume to go on with it, or choose another --mirror."
         )
+
+
+def refuse_inside(url: str, folder: Path) -> None:
+    """Raise MirrorError if the copy would lie in the run directory, each copy holding those before, or around it."""
+    storage = _open(url)
+    protocol = storage.system.protocol
+    if "file" not in ((protocol,) if isinstance(protocol, str) else protocol):
+        return
+    there, here = Path(storage.root).resolve(), folder.resolve()
+    if there.is_relative_to(here) or here.is_relative_to(there / _FILES):
+        raise MirrorError(f"{url} and {folder} lie in each other; choose a --mirror outside of --out.")
 
 
 def _open(url: str) -> _Storage:
@@ -253,13 +290,37 @@ def _manifest(storage: _Storage) -> dict[str, Stored] | None:
 
 
 def _check_same(found: dict[str, Stored], folder: Path, url: str) -> None:
-    """A copy belongs to the run whose ``config.json`` it holds; that file is written once."""
+    """A copy belongs to the run whose ``config.json`` it holds, which is written once, and is not ahead of it."""
     here = folder / run_directory.CONFIG
     if not here.exists() or found.get(run_directory.CONFIG) != _stored(here):
         raise MirrorError(
             f"{url} holds the copy of another run than {folder}; choose another --mirror, or go on with that run by "
             "--resume with an empty --out."
         )
+    below = here.parent / run_directory.CHECKPOINTS
+    whole = (
+        [path for path in below.iterdir() if run_directory.is_whole_checkpoint(path)]
+        if below.is_dir()
+        else []
+    )
+    steps, copied = _last_step(path.name for path in whole), _last_step(map(_checkpoint_of, found))
+    if copied > steps:
+        raise MirrorError(
+            f"{url} holds a checkpoint of step {copied} of this run, {folder} none after step {steps}; go on from "
+            "there by --resume with an empty --out, or choose another --mirror: a copy of this one would replace it."
+        )
+
+
+def _checkpoint_of(name: str) -> str:
+    """The checkpoint that a file of a run is part of, "" for other files."""
+    parts = PurePosixPath(name).parts
+    return parts[1] if len(parts) > 2 and parts[0] == run_directory.CHECKPOINTS else ""
+
+
+def _last_step(checkpoints: Iterable[str]) -> int:
+    """Of names such as step_00000120 and 120; 0 without any."""
+    numbers = (name.removeprefix("step_") for name in checkpoints)
+    return max((int(number) for number in numbers if number.isdecimal()), default=0)
 
 
 def _take_snapshot(folder: Path, target: Path) -> None:
@@ -277,8 +338,8 @@ def _take_snapshot(folder: Path, target: Path) -> None:
             continue
         (target / entry.name).mkdir()
         for checkpoint in sorted(entry.iterdir()):
-            if checkpoint.name.startswith(".") or ".orbax-checkpoint-tmp" in checkpoint.name:
-                continue  # not whole yet
+            if not run_directory.is_whole_checkpoint(checkpoint):
+                continue
             linked = target / entry.name / checkpoint.name
             try:
                 shutil.copytree(checkpoint, linked, copy_function=_link)

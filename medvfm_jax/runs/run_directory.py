@@ -14,7 +14,13 @@ from typing import Any
 
 from medvfm_jax import json_text, local_paths
 from medvfm_jax.printable import counted
-from medvfm_jax.runs.settings_record import BEFORE_IT_EXISTED, FREE_TO_CHANGE, RESOLVED, contradiction
+from medvfm_jax.runs.settings_record import (
+    BEFORE_IT_EXISTED,
+    FREE_TO_CHANGE,
+    RESOLVED,
+    WATCHING,
+    contradiction,
+)
 from medvfm_jax.settings.records import as_of_today
 from medvfm_jax.types import MedvfmError
 
@@ -42,6 +48,11 @@ class RunInUse(RunError):
 
 class RunExists(RunError):
     """The run directory holds a run already, or one with other settings."""
+
+
+def is_whole_checkpoint(path: Path) -> bool:
+    """Whether what lies below ``checkpoints/`` has the name that it gets when all of it is written."""
+    return not path.name.startswith(".") and ".orbax-checkpoint-tmp" not in path.name
 
 
 @contextmanager
@@ -218,7 +229,7 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[st
     A setting that did not exist when the run was started does not differ while it is off, or what all runs then had.
     """
     before = {name: value for name, value in BEFORE_IT_EXISTED.items() if name in now} | dict(before)
-    names = sorted((before.keys() | now.keys()) - {*FREE_TO_CHANGE, RESOLVED})
+    names = sorted((before.keys() | now.keys()) - {*FREE_TO_CHANGE, *WATCHING, RESOLVED})
     changed = [
         (n, before.get(n), now.get(n))
         for n in names

@@ -9,6 +9,8 @@ from typing import Any
 FREE_TO_CHANGE = (
     "resume", "out", "mirror", "wandb", "mlflow", "placement", "keep", "measure_every", "checked",
 )  # fmt: skip
+# These neither, but the digests of runs that exist have them in.
+WATCHING = ("profile", "tensorboard")
 # What all runs without the setting had; validation looked at all clients, of which few runs had more.
 BEFORE_IT_EXISTED = {
     "base_dtype": "float32", "checkpoints": "whole", "embeddings_dtype": "float32", "validation_clients": 100,

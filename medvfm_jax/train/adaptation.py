@@ -15,7 +15,7 @@ from medvfm_jax.settings.records import to_json
 from medvfm_jax.train import checkpoint, hooks, together, trackers
 from medvfm_jax.train.assemble import delta_metadata, entry_of
 from medvfm_jax.train.data_check import lines
-from medvfm_jax.train.loop import Hook, NonFiniteLoss
+from medvfm_jax.train.loop import AGREED, Hook, NonFiniteLoss
 from medvfm_jax.train.training import Run, Trained, resolve, train
 from medvfm_jax.train.wall_time import WallTime
 from medvfm_jax.weights import artifacts
@@ -141,10 +141,10 @@ def run_in_directory(
     Raises:
         MedvfmError: what ``resolved`` and training raise; a run directory in use, a full disk.
     """
-    with contextlib.ExitStack() as stack:
+    placement = placement or Placement()
+    with _leaving_together(placement), contextlib.ExitStack() as stack:
         clock = stack.enter_context(WallTime())
         display = display or stack.enter_context(ProgressDisplay(title=title))
-        placement = placement or Placement()
         writes = placement.process == 0
         if writes:
             run_directory.refuse_existing(config.out, config.resume)
@@ -159,23 +159,39 @@ def run_in_directory(
                 copies = stack.enter_context(mirror.Mirror(config.out, config.mirror, display.say))
         _announce(run, display.say)
         start = _last_checkpoint(run, display.say)
+        before = start.step if start else 0
         with contextlib.ExitStack() as inner:
             told: list[Hook] = []
             if writes:
-                told.append(
-                    inner.enter_context(hooks.TimesLog(config.out, clock, start.step if start else 0))
-                )
+                told.append(inner.enter_context(hooks.TimesLog(config.out, clock, before)))
             record = inner.enter_context(_recorder(config, writes, display.say))
-            told += [hooks.MetricsLog(record, run.schedule), _checkpoints(run, inner), display]
+            told += [hooks.MetricsLog(record, run.schedule), _checkpoints(run, inner, before), display]
             if copies is not None:
                 told.append(hooks.Copies(config.out / run_directory.CHECKPOINTS, copies.update))
             if writes and (steps := config.profiled_steps()):
-                told.append(inner.enter_context(hooks.Profile(config.out / run_directory.PROFILE, *steps)))
+                trace = hooks.Profile(config.out / run_directory.PROFILE, *steps, before, display.say)
+                told.append(inner.enter_context(trace))
             result = _finish(run, train(run, told, start=start, say=display.say, clock=clock), display.say)
         spent = goodput.of_run(config.out) if writes else None
         if spent is not None:
             display.say(spent.describe())
         return result._replace(goodput=None if spent is None else round(spent.share, 4))
+
+
+@contextlib.contextmanager
+def _leaving_together(placement: Placement) -> Iterator[None]:
+    """Wait for the first process, which writes and copies after the others are done.
+
+    Without, one that is done waits for a minute, and then JAX ends all of them, whatever they do.  What may have ended
+    one process alone is no reason to wait: the others are not on their way here.
+    """
+    try:
+        yield
+    except (NonFiniteLoss, KeyboardInterrupt) as error:
+        if isinstance(error, NonFiniteLoss) or AGREED in error.args:
+            placement.any(False)
+        raise
+    placement.any(False)
 
 
 def _from_mirror(config: AdaptConfig, placement: Placement, say: Callable[[str], None]) -> None:
@@ -184,6 +200,8 @@ def _from_mirror(config: AdaptConfig, placement: Placement, say: Callable[[str],
     def absent() -> bool:
         return not (config.out / run_directory.CONFIG).exists()
 
+    if placement.process == 0:
+        mirror.refuse_inside(config.mirror, config.out)
     if placement.process == 0 and absent():
         if not config.resume:
             mirror.refuse_existing(config.mirror)
@@ -230,14 +248,14 @@ def _last_checkpoint(run: Run, say: Callable[[str], None]) -> checkpoint.Checkpo
     return found
 
 
-def _checkpoints(run: Run, stack: contextlib.ExitStack) -> Hook:
+def _checkpoints(run: Run, stack: contextlib.ExitStack, taken: int) -> Hook:
     config, placement = run.config, run.placement
     if config.checkpoints == "sharded":
         from medvfm_jax.train.sharded_checkpoint import ShardedCheckpoints  # imports orbax
 
         folder, fingerprint = config.out / run_directory.CHECKPOINTS, run.assembled.base.fingerprint
         return stack.enter_context(
-            ShardedCheckpoints(folder, run.record, fingerprint, config.checkpoint_every)
+            ShardedCheckpoints(folder, run.record, fingerprint, config.checkpoint_every, taken)
         )
     return hooks.Checkpoints(
         config.out / run_directory.CHECKPOINTS,

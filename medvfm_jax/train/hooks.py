@@ -165,21 +165,34 @@ class Profile:
     """Hook: a trace of steps ``first`` to ``last`` below ``folder`` (``jax.profiler``); use it as a context.
 
     It waits for the device before the first and after the last of them, so that nothing of other steps is in it.
+    taken: steps before this attempt; of the steps asked for it traces those that are its own, and says where none is.
     """
 
-    def __init__(self, folder: Path, first: int, last: int):
+    def __init__(
+        self,
+        folder: Path,
+        first: int,
+        last: int,
+        taken: int = 0,
+        say: Callable[[str], None] = lambda text: None,
+    ):
         self._folder, self._first, self._last = folder, first, last
-        self._running = False
+        self._taken, self._say = taken, say
+        self._running = self._started = False
 
     def __enter__(self) -> "Profile":
         """Start at once where the first step is to be traced."""
-        if self._first == 1:
+        if self._first - 1 <= self._taken < self._last:
             self._start()
         return self
 
     def __exit__(self, *error: object) -> None:
         """Write what was traced so far, also of a run that ends early."""
         self._stop()
+        if not self._started:
+            before = self._taken >= self._last
+            why = f"it goes on after step {self._taken}" if before else f"it ended before step {self._first}"
+            self._say(f"no trace of steps {self._first} to {self._last} was written by this attempt: {why}")
 
     def reads_state(self, step: int, last: bool) -> bool:
         """Whether the trace starts or ends after this step."""
@@ -195,7 +208,7 @@ class Profile:
 
     def _start(self) -> None:
         jax.profiler.start_trace(str(self._folder))
-        self._running = True
+        self._running = self._started = True
 
     def _stop(self) -> None:
         if self._running:
@@ -249,14 +262,17 @@ class Checkpoints:
 
 
 class Copies:
-    """Hook: have the run copied when there is a new checkpoint; it comes after the hook that writes them."""
+    """Hook: have the run copied when there is a new checkpoint; it comes after the hook that writes them.
+
+    One that is written in the background is there some steps later: it is looked for every ``seconds``.
+    """
 
     spends = goodput.CHECKPOINT
 
-    def __init__(self, folder: Path, copy: Callable[[], None]):
+    def __init__(self, folder: Path, copy: Callable[[], None], seconds: float = 5.0):
         """folder: of the checkpoints."""
-        self._folder, self._copy = folder, copy
-        self._seen = self._names()
+        self._folder, self._copy, self._seconds = folder, copy, seconds
+        self._seen, self._looked = self._names(), time.monotonic()
 
     def reads_state(self, step: int, last: bool) -> bool:
         """Files alone."""
@@ -264,12 +280,14 @@ class Copies:
 
     def __call__(self, end: StepEnd) -> None:
         """Copy if it is due; the end of the run is copied by who opened the mirror."""
-        if end.state is None or end.last:
+        if end.last or (end.state is None and time.monotonic() - self._looked < self._seconds):
             return
-        names = self._names()
-        if names != self._seen:
-            self._seen = names
+        names, self._looked = self._names(), time.monotonic()
+        if names - self._seen:
             self._copy()
+        self._seen = names
 
     def _names(self) -> set[str]:
-        return {path.name for path in self._folder.iterdir()} if self._folder.is_dir() else set()
+        """Of those that are whole."""
+        found = self._folder.iterdir() if self._folder.is_dir() else ()
+        return {path.name for path in found if run_directory.is_whole_checkpoint(path)}

@@ -108,6 +108,8 @@ def numbers_of(on_device: Mapping[str, Any]) -> dict[str, float]:
     return numbers
 
 
+AGREED = "all processes ended together"  # argument of a KeyboardInterrupt that followed a whole step
+
 # True ends the training after this step.  A hook with a method ``reads_state(step, last) -> bool`` gets the state only
 # at steps where that says so; between them its numbers come one step late, so that the device never waits for the host.
 # What its time counts as is ``spends``, "other" where it has no such attribute.
@@ -167,7 +169,8 @@ def fit(
         NonFiniteLoss: naming the step.
         LoaderExhausted: the data ended before ``steps``.
         KeyboardInterrupt: after the step in progress, or the next at which the processes agree (after SIGTERM its
-            subclass Terminated); the hooks then saw ``last=True``, so a checkpoint was written.
+            subclass Terminated); the hooks then saw ``last=True``, so a checkpoint was written. Its argument is
+            ``AGREED``.
     """
     if stopping is not None and stopping.exhausted:
         return Fitted(state, stopping)
@@ -192,11 +195,13 @@ def fit(
             this = _Taken(taken, loader_state, on_device, _batch_size(batch), started)
             # Asked once: what comes later is for the next step.
             asked_to_end = taken % agree_every == 0 and agree(interrupted())
-            last = taken == steps or asked_to_end
+            ends = taken == steps
             if waiting is not None:
-                last |= tell(waiting, None, False, None, stopping, tell.metrics(waiting, ended=started))
+                ends |= tell(waiting, None, False, None, stopping, tell.metrics(waiting, ended=started))
                 waiting = None
-            due = validation is not None and validation.due(taken, last)
+            last = ends or asked_to_end
+            # Who is asked to end saves at once, and a run that goes on has the validations of one that never ended.
+            due = validation is not None and validation.due(taken, ends)
             if not due and not any(_reads_state(hook, taken, last) for hook in hooks) and not last:
                 waiting = this
                 continue
@@ -209,7 +214,7 @@ def fit(
                 last |= stopping.exhausted
             last = tell(this, state, last, scores, stopping, metrics)
             if asked_to_end:
-                raise interrupted.error
+                raise interrupted.error(AGREED)
             if last:
                 break
     return Fitted(state, stopping)

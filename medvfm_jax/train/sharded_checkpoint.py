@@ -29,6 +29,7 @@ from medvfm_jax.train.loop import StepEnd
 from medvfm_jax.train.state import TrainState
 
 _STATE, _RECORD = "state", "record"
+_FAILURES = (OSError, ValueError, RuntimeError)  # of orbax and tensorstore
 
 
 class ShardedCheckpoints:
@@ -36,13 +37,23 @@ class ShardedCheckpoints:
 
     The state is copied to the hosts' memory before the next step, shard by shard, and written while training goes on;
     every process takes part, so that all must be asked at the same steps.
+
+    taken: the step that the run goes on from.  Later ones that are there were damaged and passed over; they are deleted
+    when the first new one is due, for orbax writes none over and none before the last that it sees.
     """
 
     spends = CHECKPOINT
 
-    def __init__(self, folder: Path, config: Mapping[str, Any], fingerprint: str, every: int = 100):
+    def __init__(
+        self,
+        folder: Path,
+        config: Mapping[str, Any],
+        fingerprint: str,
+        every: int = 100,
+        taken: int | None = None,
+    ):
         self._folder, self._config, self._fingerprint = folder, dict(config), fingerprint
-        self._every = every
+        self._every, self._taken = every, taken
         self._manager: ocp.CheckpointManager | None = None
 
     def __enter__(self) -> "ShardedCheckpoints":
@@ -50,10 +61,15 @@ class ShardedCheckpoints:
         self._manager = _manager(self._folder, background=True)
         return self
 
-    def __exit__(self, *error: object) -> None:
-        """Wait for what is being written."""
-        if self._manager is not None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        """Wait for what is being written; raises CheckpointError unless something else has ended the run."""
+        if self._manager is None:
+            return
+        try:
             self._manager.close()
+        except _FAILURES as failure:
+            if kind is None:
+                raise CheckpointError(_explain(failure, self._folder)) from failure
 
     def reads_state(self, step: int, last: bool) -> bool:
         """Whether a checkpoint is due after this step."""
@@ -75,16 +91,17 @@ class ShardedCheckpoints:
         args = ocp.args.Composite(state=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(record))
         try:
             self._manager.check_for_errors()
+            if self._taken is not None:
+                for step in [step for step in self._manager.all_steps() if step > self._taken]:
+                    self._manager.delete(step)
+                self._taken = None
             if end.step in self._manager.all_steps():  # a finished run is resumed
                 return
             self._manager.save(end.step, args=args)
             if end.last:
                 self._manager.wait_until_finished()
-        except (OSError, ValueError, RuntimeError) as error:
-            raise CheckpointError(
-                f"Cannot write a checkpoint below {self._folder}: {_first_line(error)}; free some space or check the "
-                "folder, then run the same command with --resume."
-            ) from error
+        except _FAILURES as error:
+            raise CheckpointError(_explain(error, self._folder)) from error
 
 
 def read(
@@ -151,10 +168,13 @@ def read(
 
 
 def _manager(folder: Path, *, background: bool) -> ocp.CheckpointManager:
-    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells every step of its own
+    # orbax tells every step of its own, and of an error the traceback of each of its threads; it is raised too.
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=KEPT, enable_async_checkpointing=background, create=True
-    )
+        max_to_keep=KEPT, enable_async_checkpointing=background, create=True,
+        cleanup_tmp_directories=background,  # of a process that was killed while it wrote
+    )  # fmt: skip
     handlers = {_STATE: ocp.StandardCheckpointHandler(), _RECORD: ocp.JsonCheckpointHandler()}
     return ocp.CheckpointManager(
         folder.absolute(), options=options, item_names=(_STATE, _RECORD), item_handlers=handlers
@@ -213,6 +233,18 @@ def _wanted(like: TrainState, where: Any, record: Mapping[str, Any]) -> Any:
         if name != "state"
     }
     return {"state": state, **kept}
+
+
+def _explain(error: Exception, folder: Path) -> str:
+    if "No space left on device" in str(error):
+        return (
+            f"The disk is full while writing a checkpoint below {folder}; free some space, then run the same command "
+            "with --resume."
+        )
+    return (
+        f"Cannot write a checkpoint below {folder}: {_first_line(error)}; check the folder, then run the same command "
+        "with --resume."
+    )
 
 
 def _first_line(error: BaseException) -> str:

@@ -23,6 +23,7 @@ from medvfm_jax.types import MedvfmError
 TRACKING = "tracking.json"  # in the run directory: under which names servers know it
 _WORDS = ("model", "adapter", "prompt", "objective", "augment", "schedule", "dtype", "base_dtype")
 _GIVE_UP = 5  # failures one after the other
+_PATIENCE = 10.0  # seconds at the end without an answer after which a server is waited for no longer
 _EXPERIMENT = "medvfm"
 _HIDDEN = ".tracking"
 
@@ -65,8 +66,7 @@ def to_wandb(folder: Path, project: str, settings: Mapping[str, Any]) -> Iterato
         yield lambda line: run.log(_numbers(line), step=line["step"])
         code = 0
     finally:
-        with contextlib.suppress(Exception):  # the numbers are in metrics.jsonl
-            run.finish(exit_code=code)
+        _within(3 * _PATIENCE, lambda: run.finish(exit_code=code))
 
 
 @contextmanager
@@ -110,20 +110,24 @@ def to_mlflow(folder: Path, uri: str, settings: Mapping[str, Any]) -> Iterator[R
         status = "KILLED"
         raise
     finally:
-        with contextlib.suppress(Exception):
-            client.set_terminated(run, status)
+        _within(_PATIENCE, lambda: client.set_terminated(run, status))
 
 
 @contextmanager
-def in_background(record: Recorder, name: str, say: Callable[[str], None]) -> Iterator[Recorder]:
-    """The recorder, called by another thread; failures are said and counted, after five together it is left alone."""
+def in_background(
+    record: Recorder, name: str, say: Callable[[str], None], patience: float = _PATIENCE
+) -> Iterator[Recorder]:
+    """The recorder, called by another thread; failures are said and counted, after five together it is left alone.
+
+    patience: seconds without progress after which the end does not wait for what is left, six times as long in all.
+    """
     lines: queue.SimpleQueue[Mapping[str, Any] | None] = queue.SimpleQueue()
-    lost = 0
+    lost, left = 0, threading.Event()
 
     def work() -> None:
         nonlocal lost
         together = 0
-        while (line := lines.get()) is not None:
+        while (line := lines.get()) is not None and not left.is_set():
             if together >= _GIVE_UP:
                 lost += 1
                 continue
@@ -131,6 +135,8 @@ def in_background(record: Recorder, name: str, say: Callable[[str], None]) -> It
                 record(line)
                 together = 0
             except Exception as error:
+                if left.is_set():
+                    return
                 lost, together = lost + 1, together + 1
                 if together in (1, _GIVE_UP):
                     rest = "nothing more is sent" if together == _GIVE_UP else "training goes on"
@@ -144,9 +150,34 @@ def in_background(record: Recorder, name: str, say: Callable[[str], None]) -> It
         yield lambda line: lines.put(dict(line))
     finally:
         lines.put(None)
-        thread.join()
+        _wait_while_shrinking(lines, thread, patience)
+        if thread.is_alive():
+            left.set()
+            lost += lines.qsize()  # without the None, with the one under way
+            say(f"{name} does not answer and is waited for no longer")
         if lost:
             say(f"{name} is without {counted(lost, 'line')} of metrics.jsonl, which has them all")
+
+
+def _wait_while_shrinking(lines: "queue.SimpleQueue[Any]", thread: threading.Thread, patience: float) -> None:
+    begun = since = time.monotonic()
+    before = lines.qsize()
+    while thread.is_alive() and (now := time.monotonic()) - since < patience and now - begun < 6 * patience:
+        thread.join(min(0.1, patience))
+        if lines.qsize() < before:
+            before, since = lines.qsize(), now
+
+
+def _within(seconds: float, last: Callable[[], object]) -> None:
+    """Call a server for the last time, and leave it alone if it fails or does not answer: metrics.jsonl has it all."""
+
+    def work() -> None:
+        with contextlib.suppress(Exception):
+            last()
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
 
 
 def _numbers(line: Mapping[str, Any]) -> dict[str, float]:

@@ -107,6 +107,30 @@ def test_addresses_are_few_and_named():
     assert found == {((command,), name) for command in ("adapt", "distill") for name in ("mirror", "mlflow")}
 
 
+@pytest.mark.parametrize(
+    ("flag", "address"),
+    [
+        ("--mirror", "s3://AKIA:hid/den@bucket/run"),
+        ("--mirror", "az://box/run?SIG=hidden"),
+        ("--mlflow", "http://me:hidden@host:5000"),
+    ],
+)
+def test_an_address_with_a_password_is_refused_unseen_for_it_would_be_recorded(
+    flag, address, medvfm, tmp_path
+):
+    said = medvfm("adapt", "--data", "cells", "--out", tmp_path / "run", flag, address)
+    said.refused(f"{flag[2:]} holds a password or a key", "leave it out of the address", code=2)
+    assert "hid" not in said.out + said.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "address", ["gs://bucket/a:b@c", "sftp://me@host/run", "http://host:5000/a@b", "file:///a/b?x=1"]
+)
+def test_an_address_without_a_password_is_taken(address):
+    assert AdaptConfig("cells", mirror=address, mlflow=address).mirror == address
+
+
 @pytest.mark.parametrize("kind", [AdaptConfig, EvaluateConfig, FederateConfig])
 def test_the_records_of_settings_refuse_it_too(kind):
     needed = {"data": "cells"} if kind is not EvaluateConfig else {"run": Path("runs/a")}

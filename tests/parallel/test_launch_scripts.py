@@ -19,8 +19,10 @@ case "$4" in
   create) [[ -n ${TOO_LARGE-} && $* == *$TOO_LARGE* ]] && exit 1
           [[ -n ${REFUSED-} && ! -e $HERE/refused ]] && { touch "$HERE/refused"; exit 1; }; touch "$HERE/slice";;
   delete) rm -f "$HERE/slice" "$HERE/preempted";;
-  describe) [[ -e $HERE/preempted ]] && echo PREEMPTED || { [[ -e $HERE/slice ]] && echo READY; } ;;
-  ssh) [[ $* == *adapt* ]] || exit 0
+  describe) [[ -n ${LOST-} && ! -e $HERE/lost ]] && { touch "$HERE/lost"; exit 1; }
+            [[ -e $HERE/preempted ]] && echo PREEMPTED || { [[ -e $HERE/slice ]] && echo READY; } ;;
+  ssh) [[ -n ${TAKEN_EARLY-} && ! -e $HERE/early ]] && { touch "$HERE/early" "$HERE/preempted"; exit 255; }
+       [[ $* == *adapt* ]] || exit "${SETUP_CODE-0}"
        taken=$(grep -c '^ssh.*adapt' "$HERE/calls")
        [[ $taken -le ${TAKEN-0} ]] && { touch "$HERE/preempted"; exit 255; }
        exit "${CODE-0}";;
@@ -64,7 +66,7 @@ def test_a_slice_is_created_set_up_once_and_told_the_command(run):
     create, setup, command = calls
     assert create.startswith("create --zone z --accelerator-type v5litepod-16")
     assert "--spot" in create
-    assert "pip install" in setup
+    assert r"pip\ install" in setup
     assert command.endswith("medvfm adapt --data two\\ words  --resume --distributed --mesh all")
     assert "--worker all" in command
 
@@ -75,6 +77,50 @@ def test_a_slice_that_is_taken_away_is_asked_for_again_and_the_run_resumed(run):
     assert [call.split()[0] for call in calls] == [
         "create", "create", "ssh", "ssh", "delete", "create", "ssh", "ssh", "delete", "create", "ssh", "ssh",
     ]  # fmt: skip
+
+
+def test_a_slice_that_is_taken_away_while_it_is_set_up_is_asked_for_again(run):
+    code, calls = on_slice(run, TAKEN_EARLY="1")
+    assert code == 0
+    assert [call.split()[0] for call in calls] == ["create", "ssh", "delete", "create", "ssh", "ssh"]
+
+
+def test_a_slice_that_is_there_is_set_up_where_that_has_not_been_done_and_is_not_deleted(run, tmp_path):
+    """Its first answer is lost on the way: what is there is found at the next question."""
+    (tmp_path / "slice").touch()
+    code, calls = on_slice(run, LOST="1", REFUSED="1")
+    assert code == 0
+    assert [call.split()[0] for call in calls] == ["create", "ssh", "ssh"]
+    condition, then = calls[1].partition("--command ")[2].split(" || ")
+    assert condition == "test -e /tmp/medvfm_set_up"
+    assert then.endswith("&& touch /tmp/medvfm_set_up")
+
+
+def test_the_setup_runs_once_and_is_remembered_only_if_it_succeeded(run, tmp_path):
+    marker = tmp_path / "marker"
+    for setup, before, after in (
+        ("echo a  b; false", 1, False),
+        ("echo 'a  b' # c", 0, True),
+        ("false", 0, True),
+    ):
+        _, calls = on_slice(run, SETUP=setup)
+        command = calls[-2].partition("--command ")[2].replace("/tmp/medvfm_set_up", str(marker))
+        assert (subprocess.run(["bash", "-c", command]).returncode, marker.exists()) == (before, after)
+
+
+def test_a_setup_that_fails_keeps_the_slice_and_ends(run):
+    code, calls = on_slice(run, SETUP_CODE="3")
+    assert code == 3
+    assert [call.split()[0] for call in calls] == ["create", "ssh"]
+
+
+@pytest.mark.parametrize("words", [["--mesh", "replica=4,data=16"], ["--mesh=replica=4,data=16"]])
+def test_a_mesh_of_its_own_stays_with_the_command(run, words):
+    """The last --mesh holds: FSDP on 64 chips would silently be divided over all of them."""
+    _, calls = run("launch_slice.sh", "name", "medvfm", "adapt", *words, ZONE="z", TYPE="t")
+    assert calls[-1].replace("\\,", ",").endswith(f"medvfm adapt {' '.join(words)}  --resume --distributed")
+    _, calls = run("slurm.sbatch", "medvfm", "adapt", *words, CODE="0", SLURM_JOB_ID="7")
+    assert calls[-1] == f"srun --kill-on-bad-exit=1 medvfm adapt {' '.join(words)} --resume --distributed"
 
 
 def test_a_command_that_fails_is_not_repeated(run):

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 import shutil
+import subprocess
 import threading
 
 import fsspec
@@ -199,6 +201,30 @@ def test_while_a_copy_is_under_way_the_newest_waits(run, tmp_path, monkeypatch):
     assert brought("memory://a", tmp_path) == contents(run)
 
 
+def test_a_copy_that_ends_after_the_disk_was_full_for_a_newer_one_does_not_pass_for_it(run, monkeypatch):
+    begun, go, upload, said = threading.Event(), threading.Event(), mirror._upload, []
+
+    def slow(*arguments):
+        begun.set()
+        go.wait(30)
+        upload(*arguments)
+
+    def full(folder, target):
+        target.mkdir(parents=True)
+        (target / "part").write_text("x")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(mirror, "_upload", slow)
+    with Mirror(run, "memory://a", said.append) as copies:
+        copies.update()
+        assert begun.wait(30)
+        monkeypatch.setattr(mirror, "_take_snapshot", full)
+        copies.update()
+        assert [path.name for path in (run / ".mirror").iterdir()] == ["1"]  # a full disk gets no fuller
+        threading.Timer(0.5, go.set).start()
+    assert said[-1] == "memory://a does not hold the end of the run; 2 of 3 attempts at a copy failed"
+
+
 def test_what_is_not_whole_yet_is_not_copied(run, tmp_path):
     (run / "checkpoints" / ".step_00000002.7.tmp").mkdir()
     (run / "checkpoints" / "2.orbax-checkpoint-tmp-5").mkdir()
@@ -221,6 +247,21 @@ def test_a_checkpoint_that_is_dropped_while_it_is_linked_is_left_out_whole(run, 
     with Mirror(run, "memory://a"):
         pass
     assert brought("memory://a", tmp_path) == contents(run)
+
+
+def test_what_a_killed_process_was_bringing_is_dropped_and_that_of_a_running_one_stays(run, tmp_path):
+    with Mirror(run, "memory://a"):
+        pass
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    back = tmp_path / "back"
+    for number in (ended.pid, os.getpid(), os.getppid()):  # a container gives the same number again
+        old = back / f".fetched.{number}" / "checkpoints" / "step_00000009"
+        old.mkdir(parents=True)
+        (old / "manifest.json").write_text("half")
+    assert fetch("memory://a", back)
+    assert [path.name for path in back.iterdir() if path.name.startswith(".")] == [f".fetched.{os.getppid()}"]
+    assert contents(back) == contents(run)
 
 
 def test_without_a_manifest_there_is_no_copy(run, url, tmp_path):
@@ -274,6 +315,41 @@ def test_a_place_with_another_run_is_refused(run, tmp_path):
     (run / "config.json").write_text('{"seed": 1}')
     with pytest.raises(MirrorError, match="another run"), Mirror(run, "memory://a"):
         pass
+
+
+@pytest.mark.parametrize("name", ["step_00000002", "2"])
+def test_a_copy_that_is_further_than_the_folder_is_not_replaced(run, tmp_path, name):
+    """A machine that has an old state of the run: another one went on with it."""
+    checkpoint(run, 2)
+    (run / "checkpoints" / "step_00000002").rename(run / "checkpoints" / name)
+    with Mirror(run, "memory://a"):
+        pass
+    shutil.rmtree(run / "checkpoints" / name)
+    (run / "checkpoints" / "2.orbax-checkpoint-tmp").mkdir()
+    with (
+        pytest.raises(MirrorError, match=r"step 2 of this run.*none after step 1.*empty --out"),
+        Mirror(run, "memory://a"),
+    ):
+        pass
+    assert any(file.startswith(f"checkpoints/{name}/") for file in brought("memory://a", tmp_path))
+    checkpoint(run, 3)
+    with Mirror(run, "memory://a"):
+        pass
+
+
+@pytest.mark.parametrize("place", ["run", "run/copy", "other/../run/copy"])
+def test_a_place_inside_the_run_is_refused(run, tmp_path, place):
+    """Each copy would hold all those before it."""
+    (tmp_path / "other").mkdir()
+    with pytest.raises(MirrorError, match="lie in each other"):
+        mirror.refuse_inside(f"file://{tmp_path}/{place}", run)
+
+
+def test_a_run_inside_the_files_of_the_copy_is_refused_and_places_beside_it_are_taken(run, tmp_path):
+    with pytest.raises(MirrorError, match="lie in each other"):
+        mirror.refuse_inside(f"file://{tmp_path}/copy", tmp_path / "copy" / "files" / "run")
+    for url in (f"file://{tmp_path}/run2", f"file://{tmp_path}", f"memory://{run}/copy"):
+        mirror.refuse_inside(url, run)
 
 
 def test_storage_that_cannot_be_reached_is_one_sentence(tmp_path, monkeypatch):

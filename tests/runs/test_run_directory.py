@@ -1,4 +1,5 @@
 import errno
+import hashlib
 import json
 import os
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 
 from medvfm_jax.runs import run_directory as runs
 from medvfm_jax.runs.run_directory import RunError, RunExists, RunInUse
-from medvfm_jax.runs.settings_record import BEFORE_IT_EXISTED
+from medvfm_jax.runs.settings_record import BEFORE_IT_EXISTED, settings_digest
 from medvfm_jax.settings import AdaptConfig, FederateConfig
 from medvfm_jax.settings.records import to_json
 
@@ -116,6 +117,16 @@ def test_of_a_setting_of_several_parts_the_part_that_differs_is_named(tmp_path):
     runs.claim(tmp_path, {"teacher": teacher}, resume=False)
     with pytest.raises(RunExists, match=r"with teacher\.seen\.d1=\['x'\], now it is \['y'\];"):
         runs.claim(tmp_path, {"teacher": teacher | {"seen": {"d1": ["y"]}}}, resume=True)
+
+
+def test_what_only_watches_a_run_may_change_and_the_digest_of_a_run_from_before_stays(tmp_path):
+    before = {"seed": 1, "profile": None, "tensorboard": False}
+    runs.claim(tmp_path, before, resume=False)
+    assert runs.claim(tmp_path, before | {"profile": "20:25", "tensorboard": True}, resume=True) is True
+    assert (
+        settings_digest(before)
+        == hashlib.sha256(b'[{"profile": null, "seed": 1, "tensorboard": false}, {}]').hexdigest()
+    )
 
 
 def test_an_option_that_came_later_stands_in_the_way_only_when_it_is_on(tmp_path):

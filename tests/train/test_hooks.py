@@ -166,6 +166,75 @@ def test_a_trace_has_the_steps_asked_for_and_ends_with_a_run_that_ends_early(tmp
         assert seen == expected
 
 
+def test_a_run_that_is_asked_to_end_saves_without_a_validation_that_it_would_not_have_had():
+    """A validation can take longer than the seconds after SIGTERM, and its best could be that of this step."""
+    scored, ends, asked = [], [], []
+    validation = Validation(lambda delta: scored.append(1) or {"dice": 0.9, "loss": 1.0}, 3)
+
+    def agree(flag):
+        asked.append(flag)
+        return len(asked) == 4
+
+    with pytest.raises(KeyboardInterrupt):
+        run(9, lambda end: ends.append((end.step, end.last, end.scores)), validation=validation, agree=agree)
+    assert [end[:2] for end in ends] == [(1, False), (2, False), (3, False), (4, True)]
+    assert ends[3][2] is None
+    assert len(scored) == 1  # of step 3
+
+
+def test_a_checkpoint_that_is_whole_some_steps_after_it_was_begun_is_copied_then(tmp_path):
+    """Such as orbax writes in the background; the copy would otherwise always be that of the checkpoint before."""
+    copied, part = [], tmp_path / "2.orbax-checkpoint-tmp"
+
+    def write(end):
+        if end.step == 2:
+            part.mkdir()
+        elif end.step == 5:
+            part.rename(tmp_path / "2")
+
+    class Log:
+        def reads_state(self, step, last):
+            return step == 2
+
+        def __call__(self, end):
+            write(end)
+
+    copies = hooks.Copies(tmp_path, lambda: copied.append(sorted(p.name for p in tmp_path.iterdir())), 0.0)
+    run(9, Log(), copies)
+    assert copied == [["2"]]
+    part.mkdir()
+    run(9, hooks.Copies(tmp_path, lambda: copied.append("early"), 3600.0))
+    assert copied == [["2"]]
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected", "sentence"),
+    [
+        (
+            (1, 3),
+            [],
+            "it goes on after step 4",
+        ),  # would trace to the end of the run, for its last step never comes
+        ((5, 6), [("start", 4), ("stop", 6)], None),
+        ((3, 6), [("start", 4), ("stop", 6)], None),
+        ((9, 9), [], "it ended before step 9"),
+    ],
+)
+def test_a_trace_of_a_resumed_run_has_the_steps_that_are_its_own(
+    asked, expected, sentence, tmp_path, monkeypatch
+):
+    """The run goes on after step 4 and takes steps 5 to 8."""
+    seen, now, said = [], {"step": 4}, []
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: seen.append(("start", now["step"])))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: seen.append(("stop", now["step"])))
+    state = init_state(toy.delta(), OPTIMIZER, jax.random.key(5))._replace(step=jax.numpy.int32(4))
+    with hooks.Profile(tmp_path, *asked, 4, said.append) as profile:
+        run(8, lambda end: now.update(step=end.step), profile, state=state)
+    assert seen == expected
+    steps = f"no trace of steps {asked[0]} to {asked[1]} was written by this attempt"
+    assert said == ([] if sentence is None else [f"{steps}: {sentence}"])
+
+
 def test_a_trace_is_written(tmp_path):
     with hooks.Profile(tmp_path / "profile", 2, 2) as profile:
         run(2, profile)

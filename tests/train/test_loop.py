@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from medvfm_jax.train import loop
-from medvfm_jax.train.loop import LoaderExhausted, NonFiniteLoss, fit
+from medvfm_jax.train.loop import AGREED, LoaderExhausted, NonFiniteLoss, fit
 from medvfm_jax.train.state import init_state
 from medvfm_jax.train.step import make_step
 from tests.train import toy
@@ -81,7 +81,7 @@ def test_a_request_to_end_lets_the_step_finish_and_the_hooks_see_it_as_the_last(
         if end.step == 2:
             os.kill(os.getpid(), number)
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match=AGREED):
         fit(STEP, start(), toy.Loader(), [hook, lambda e: seen.append((e.step, e.last))], steps=9)
     assert seen == [(1, False), (2, False), (3, True)]
     assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)

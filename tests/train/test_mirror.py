@@ -1,15 +1,21 @@
 """`adapt --mirror`: a run whose machine is lost goes on elsewhere from its copy, with the same bits."""
 
+import contextlib
 import shutil
+from types import SimpleNamespace
 
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from medvfm_jax.parallel.placement import Placement
 from medvfm_jax.runs import run_directory
 from medvfm_jax.runs.mirror import MirrorError
 from medvfm_jax.runs.run_directory import read_metrics
 from medvfm_jax.settings.records import BadConfig
+from medvfm_jax.termination import Terminated
 from medvfm_jax.train import adapt
+from medvfm_jax.train.adaptation import _leaving_together
+from medvfm_jax.train.loop import AGREED, NonFiniteLoss
 from tests.train.small_runs import small
 
 URL = "memory://bucket/run"
@@ -64,3 +70,41 @@ def test_without_a_copy_a_run_starts_at_the_beginning(cells, tmp_path, capsys, c
 def test_a_mirror_is_a_url(cells, tmp_path):
     with pytest.raises(BadConfig, match="mirror"):
         small(cells, tmp_path / "run", mirror="runs/copy")
+
+
+def test_the_processes_of_a_run_part_only_when_its_last_copy_is_there(cells, tmp_path, compiled):
+    """One that waits to end waits for a minute, and then JAX ends the one that copies too."""
+    seen = []
+
+    class Watched(Placement):
+        def any(self, flag):
+            stored = MemoryFileSystem().store
+            seen.append("/bucket/run/manifest.json" in stored and any("delta" in name for name in stored))
+            return flag
+
+    config = small(cells, tmp_path / "run", mirror=URL, steps=2, validate_every=0)
+    adapt(config, placement=Watched())
+    assert seen[-1] is True
+    assert sum(seen) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "waits"),
+    [
+        (None, True),
+        (NonFiniteLoss(), True),
+        (Terminated(AGREED), True),
+        (Terminated(), False),
+        (run_directory.RunError(), False),
+    ],
+)
+def test_a_process_that_ended_alone_does_not_wait_for_the_others(error, waits):
+    waited = []
+    placement = SimpleNamespace(any=waited.append)
+    with (
+        contextlib.nullcontext() if error is None else pytest.raises(type(error)),
+        _leaving_together(placement),
+    ):
+        if error is not None:
+            raise error
+    assert waited == ([False] if waits else [])

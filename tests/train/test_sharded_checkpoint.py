@@ -99,6 +99,19 @@ def test_a_damaged_one_is_passed_over_and_what_was_never_finished_is_not_seen(tm
     assert read(tmp_path / "none", state_of(), None, "base") is None
 
 
+@pytest.mark.parametrize("step", [8, 9])
+def test_after_a_damaged_one_was_passed_over_new_ones_are_written_before_it_and_over_it(step, tmp_path):
+    """orbax itself leaves such saves out without a word."""
+    folder = tmp_path / "c"
+    written(folder, state_of(0), state_of(2))  # steps 7 and 9
+    shutil.rmtree(folder / "9" / "state")
+    state = state_of(5)._replace(step=jnp.asarray(step, jnp.int32))
+    with ShardedCheckpoints(folder, {}, "base", every=1, taken=7) as hook:
+        hook(end(state))
+    assert sorted(p.name for p in folder.iterdir()) == sorted(["7", str(step)])
+    same(read(folder, state_of(9), None, "base").state, state)
+
+
 def test_those_of_another_run_are_refused(tmp_path):
     written(tmp_path / "c", state_of())
     with pytest.raises(WrongCheckpoint, match="other base weights"):
@@ -114,5 +127,40 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(hook._manager, "save", full)
-        with pytest.raises(CheckpointError, match=r"No space left.*free some space"):
+        with pytest.raises(CheckpointError, match=r"The disk is full.*free some space"):
             hook(end(state_of()))
+
+
+@pytest.mark.parametrize("ended_by", [None, ArithmeticError])
+def test_a_disk_that_is_full_in_the_background_is_one_sentence_and_hides_no_other_error(
+    ended_by, tmp_path, monkeypatch, caplog
+):
+    def full(*args, **kw):
+        raise OSError(28, "No space left on device")
+
+    kind, said = (CheckpointError, "The disk is full") if ended_by is None else (ended_by, "not finite")
+    hook = ShardedCheckpoints(tmp_path / "c", {}, "base", every=1)
+
+    def train():
+        with hook:
+            monkeypatch.setattr(hook._manager, "close", full)
+            hook(end(state_of()))
+            hook._manager.wait_until_finished()
+            if ended_by is not None:
+                raise ended_by("not finite")
+
+    with pytest.raises(kind, match=said):
+        train()
+    assert caplog.records == []
+
+
+def test_what_a_killed_process_was_writing_is_cleared_away(tmp_path):
+    """Each would take the room of a checkpoint for ever."""
+    written(tmp_path / "c", state_of(0))
+    part = tmp_path / "c" / "9.orbax-checkpoint-tmp" / "state.orbax-checkpoint-tmp"
+    part.mkdir(parents=True)
+    (part / "part").write_text("x")
+    read(tmp_path / "c", state_of(9), None, "base")
+    assert part.exists()  # every process reads, and one may still write
+    written(tmp_path / "c", state_of(1))
+    assert sorted(p.name for p in (tmp_path / "c").iterdir()) == ["7", "8"]

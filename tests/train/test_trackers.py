@@ -2,6 +2,7 @@
 
 import sys
 import threading
+import time
 import types
 from types import SimpleNamespace
 
@@ -192,6 +193,50 @@ def test_telling_does_not_wait():
         assert seen == []  # nothing was heard of a line before all were told
         go.set()
     assert seen == [True, True]
+
+
+def test_a_server_that_never_answers_does_not_hold_the_end_up():
+    """After SIGTERM the copy of the run is made once the trackers are closed, and there are seconds for it."""
+    never, said = threading.Event(), []
+    with in_background(lambda line: never.wait(30), "MLflow", said.append, patience=0.2) as tell:
+        for step in range(1, 4):
+            tell({"step": step})
+    assert said == [
+        "MLflow does not answer and is waited for no longer",
+        "MLflow is without 3 lines of metrics.jsonl, which has them all",
+    ]
+    never.set()
+
+
+def test_a_slow_server_is_waited_for_at_the_end():
+    taken, said = [], []
+
+    def record(line):
+        time.sleep(0.2)
+        taken.append(line["step"])
+
+    with in_background(record, "MLflow", said.append, patience=1.0) as tell:
+        for step in range(1, 8):
+            tell({"step": step})
+    assert taken == [1, 2, 3, 4, 5, 6, 7]
+    assert said == []
+
+
+def test_a_server_that_does_not_answer_to_the_end_of_a_run_is_left_alone(
+    wandb, server, tmp_path, monkeypatch
+):
+    never = threading.Event()
+    monkeypatch.setattr(trackers, "_PATIENCE", 0.1)
+    monkeypatch.setattr(server, "set_terminated", lambda run, status: never.wait(30))
+    monkeypatch.setattr(
+        wandb, "init", lambda **given: SimpleNamespace(finish=lambda exit_code: never.wait(30))
+    )
+    begun = time.monotonic()
+    for open_ in (to_wandb, to_mlflow):
+        with open_(tmp_path, "x", SETTINGS):
+            pass
+    assert time.monotonic() - begun < 20
+    never.set()
 
 
 def test_a_run_tells_both_what_its_metrics_file_has(wandb, server, cells, tmp_path):
