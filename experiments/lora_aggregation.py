@@ -41,7 +41,7 @@ from medvfm_jax.runs.provenance import device, versions
 from medvfm_jax.settings import AdaptConfig
 from medvfm_jax.theory import rank_agreement
 from medvfm_jax.theory.runs.site_losses import site_batches
-from medvfm_jax.train.task import make_loss, make_overlap
+from medvfm_jax.train.task import make_loss, make_loss_and_overlap
 from medvfm_jax.train.training import resolve
 from medvfm_jax.types import Batch, Delta
 
@@ -141,21 +141,20 @@ def opened(plan: Plan, say: Callable[[str], None]) -> Problem:
     delta = jax.tree.map(jnp.asarray, resolved.assembled.delta)
     encode = jax.jit(jax.vmap(adapted.encode, in_axes=(None, None, 0)))
     sites = [[b._replace(image=encode(params, delta, b.image)) for b in found] for found in batches.values()]
-    full, overlap = (
-        make_loss(adapted, resolved.assembled.objective, cached=True),
-        make_overlap(adapted, cached=True),
+    full, measure = (
+        make(adapted, resolved.assembled.objective, cached=True)
+        for make in (make_loss, make_loss_and_overlap)
     )
 
     def loss(delta: Delta, batch: Batch) -> Any:
         return full(params, delta, batch, jax.random.key(0))[0]
 
-    measured = jax.jit(lambda delta, batch: (loss(delta, batch), overlap(params, delta, batch)))
     held_out = [batch for found in sites for batch in found[plan.train :]]
 
     def score(delta: Delta) -> tuple[np.ndarray, np.ndarray]:
         values, dice = [], []
         for batch in held_out:
-            value, counts = measured(delta, batch)
+            value, _, counts = measure(params, delta, batch)
             both = 2 * counts["intersection"] / (counts["predicted"] + counts["reference"])
             values.append(float(value))
             dice.append(float(both[0][np.asarray(counts["reference"][0]) > 0].mean()))

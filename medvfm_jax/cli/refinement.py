@@ -10,7 +10,8 @@ from medvfm_jax.cli.errors import BadUsage
 from medvfm_jax.cli.options.segment import SegmentArgs
 from medvfm_jax.images import Image, Query, plane, read_labels
 from medvfm_jax.images.geometry import mismatch, slice_axis
-from medvfm_jax.predict.segment import Segmented, Segmenter
+from medvfm_jax.predict.segment import Segmenter
+from medvfm_jax.predict.segmented import Segmented
 from medvfm_jax.printable import counted
 
 

@@ -25,7 +25,9 @@ from medvfm_jax.cli.refinement import check_refinement, describe_steps, refined,
 from medvfm_jax.data.case_notes import CaseNotes
 from medvfm_jax.images import Image, Query, VolumeQuery, read, write_mask
 from medvfm_jax.images.writing import write_npz
-from medvfm_jax.predict.segment import Segmented, Segmenter, load_segmenter
+from medvfm_jax.predict.loading import load_segmenter
+from medvfm_jax.predict.segment import Segmenter
+from medvfm_jax.predict.segmented import Segmented
 from medvfm_jax.printable import counted
 from medvfm_jax.runs.progress import tracked
 

@@ -90,10 +90,10 @@ def group_search(
 ) -> GroupedSteps:
     """Groups of the channels, then their scales and shifts, the step of the input and those of the weights, in turns.
 
-    Minimises the sum over sampled places and outputs of h (y' - y)^2 as ``search`` does, y' with input and scaled
-    weights rounded. In each round every group in turn tries ``candidates`` shares of the step that covers its range,
-    with the range kept at its lower end or around its middle, while the others stay; then every output tries shares
-    of its step.
+    Minimises the sum over sampled places and outputs of h (y' - y)^2 as ``search`` does, h ``Rows.curvature`` and y'
+    with input and scaled weights rounded. In each round every group in turn tries ``candidates`` shares of the step
+    that covers its range, with the range kept at its lower end or around its middle, while the others stay; then every
+    output tries shares of its step.
 
     Args:
         rows: what the layer multiplies on calibration images.
@@ -142,7 +142,7 @@ class _Layer:
         self.bits, self.most, self.group, self.count = bits, 2**bits - 1, group, int(group.max()) + 1
         self.depthwise = rows.product.kind == "depthwise"
         self.w = kernel.reshape(-1, kernel.shape[-1]).astype(np.float32)
-        self.x, self.curvature = rows.x, rows.curvature
+        self.x, self.square = rows.x, rows.curvature
         self.y = product(self.depthwise, self.x, self.w)
         inputs = rows.x.shape[-1]
         self.of_input = group[np.arange(inputs) % len(group)]  # taps of a window one after the other
@@ -168,20 +168,20 @@ class _Layer:
 
     def error(self) -> float:
         """What is minimised, at the steps so far."""
-        return float((self.curvature * np.square(self._output() - self.y)).sum())
+        return float((self.square * np.square(self._output() - self.y)).sum())
 
     def improve_group(self, number: int, shares: NDArray) -> None:
         """Scale and first level of one group, the others as they are."""
         outputs = self.members[number] if self.depthwise else slice(None)
         old = self.scale[number], self.low[number]
         part = self._part(number, *old)
-        rest, weight = (self._output() - self.y)[..., outputs] - part, self.curvature[..., outputs]
-        best, least = old, float((weight * np.square(rest + part)).sum())
+        rest, square = (self._output() - self.y)[..., outputs] - part, self.square[..., outputs]
+        best, least = old, float((square * np.square(rest + part)).sum())
         for share in shares:
             step = self.cover[number] * share
             for low in self._firsts(number, step):
                 scale = step / self.step[0]
-                found = float((weight * np.square(rest + self._part(number, scale, low))).sum())
+                found = float((square * np.square(rest + self._part(number, scale, low))).sum())
                 if found < least:
                     best, least = (scale, low), found
         if self.depthwise:
@@ -196,7 +196,7 @@ class _Layer:
 
         def errors(steps: NDArray) -> NDArray:
             w = rounded(scaled, steps, self.bits) * steps
-            return (self.curvature * np.square(product(self.depthwise, x, w) - self.y)).sum(0)
+            return (self.square * np.square(product(self.depthwise, x, w) - self.y)).sum(0)
 
         cover, best = _cover(scaled, self.bits), self.weights
         least = errors(best)

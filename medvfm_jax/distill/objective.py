@@ -34,8 +34,8 @@ class Lesson(NamedTuple):
 
     Attributes:
         image, prompts, target, weight: as in ``Batch``.
-        embedding: (B, h, w, c), the teacher's.
-        layers: maps (B, h, w, c) of the teacher's blocks that are compared.
+        embedding: (B, h, w, c), the teacher's; 0 in a stage that does not ask it.
+        layers: maps (B, h, w, c) of the teacher's blocks that are compared; the same.
         progress: (B,), the share of the steps that were taken before this one, the same number B times.
     """
 
@@ -51,18 +51,28 @@ class Lesson(NamedTuple):
 class Lessons:
     """Batches of a loader as lessons; its position counts them too."""
 
-    def __init__(self, loader: Loader, encode: Encode, steps: int):
+    def __init__(self, loader: Loader, encode: Encode, stages: Sequence[Stage], steps: int):
         """encode: image -> embedding of the teacher, and maps of its blocks.  steps: of the run."""
         self._loader, self._encode, self._steps, self._drawn = loader, encode, steps, 0
+        self._stages, self._ends = stages, np.asarray(ends_of(stages), np.float32)
+        self._nothing: tuple[Any, tuple[Any, ...]] | None = None
 
     def __next__(self) -> Lesson:
         """The next lesson."""
         batch: Batch = next(self._loader)
         progress = np.full(len(batch.image), self._drawn / self._steps, np.float32)
         self._drawn += 1
-        seen = [self._encode(image) for image in batch.image]
+        seen = [self._seen(image, progress[0]) for image in batch.image]
         embedding, *layers = (np.stack(arrays) for arrays in zip(*((e, *maps) for e, maps in seen)))
         return Lesson(*batch[:4], embedding, tuple(layers), progress)
+
+    def _seen(self, image: Any, progress: np.float32) -> tuple[Any, tuple[Any, ...]]:
+        """What the teacher sees, or zeros in its place where the stage does not ask it."""
+        if self._stages[int((progress >= self._ends).sum())].asks_teacher:
+            return self._encode(image)
+        if self._nothing is None:
+            self._nothing = jax.tree.map(np.zeros_like, self._encode(image))
+        return self._nothing
 
     def get_state(self) -> dict[str, Any]:
         """Position, as JSON can hold it."""
@@ -113,8 +123,8 @@ def make_loss(stages: Sequence[Stage], networks: Networks) -> LossFn:
 
     Returns:
         ``loss(params, delta, lesson, key) -> (scalar, metrics)`` with params ``{"student": ..., "teacher": ...}``, and
-        "partner" and "memory" where there are. Metrics: every term, "cosine" and "error" of the embeddings, "weight";
-        those of other stages are NaN.
+        "partner" and "memory" where there are. Metrics: every term, "weight", and where the teacher is asked "cosine"
+        and "error" of the embeddings; those of other stages are NaN.
     """
     ends = ends_of(stages)
     spans = zip((0.0, *ends), (*ends, 1.0))
@@ -140,7 +150,7 @@ def make_loss(stages: Sequence[Stage], networks: Networks) -> LossFn:
 
 
 def _told(stage: Stage) -> list[str]:
-    return [*stage.terms, *([] if stage.hidden else ("cosine", "error"))]
+    return [*stage.terms, *(("cosine", "error") if stage.asks_teacher and not stage.hidden else ())]
 
 
 def _of_stage(stage: Stage, networks: Networks, begin: float, end: float) -> Callable[..., Any]:
@@ -226,7 +236,10 @@ def _one_image(stage: Stage, networks: Networks) -> Callable[..., Any]:
             answers = {name: Answer(embedding) for name, (embedding, _) in looked.items()}
             theirs: Prediction | None = None
             if with_masks:
-                theirs = jax.lax.stop_gradient(teacher.decode(params["teacher"], lesson.embedding, prompts))
+                if stage.asks_teacher:
+                    theirs = jax.lax.stop_gradient(
+                        teacher.decode(params["teacher"], lesson.embedding, prompts)
+                    )
                 answers = {
                     name: answer._replace(
                         prediction=models[name].decode(base[name], own[name], answer.embedding, prompts)
@@ -247,7 +260,9 @@ def _one_image(stage: Stage, networks: Networks) -> Callable[..., Any]:
                 more, of_round = terms.total(seen, mine, stage.hard)
                 value = value + more / stage.rounds
                 if name == STUDENT:
-                    told = of_round | {"cosine": terms.cosine(seen), "error": terms.error(seen)}
+                    told = of_round
+                    if stage.asks_teacher:
+                        told = told | {"cosine": terms.cosine(seen), "error": terms.error(seen)}
                     found = {key: found.get(key, 0.0) + number / stage.rounds for key, number in told.items()}
             if n + 1 < stage.rounds:
                 mask = answers[STUDENT].prediction.logits[:, 0]

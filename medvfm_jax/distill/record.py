@@ -58,6 +58,11 @@ class Stage(NamedTuple):
         """What its terms look at, see ``Term.kind``."""
         return {TERMS[name].kind for name in self.terms}
 
+    @property
+    def asks_teacher(self) -> bool:
+        """Whether the teacher has to see the pictures; with the labels, or another student, alone it has not."""
+        return self.rounds > 1 or bool(self.kinds - {"labels", "other"})
+
 
 class Recipe(NamedTuple):
     """A published way to teach a small network what a large one knows.

@@ -137,7 +137,7 @@ def _resolve(
     goal = Goal(
         loss=make_loss(stages, networks),
         params=params,
-        batches=lambda loader: Lessons(loader, encode, config.steps),
+        batches=lambda loader: Lessons(loader, encode, stages, config.steps),
         updates=updates,
         start=trained,
         model=lambda delta: left_of(delta, stages[-1].kept),

@@ -6,8 +6,9 @@ from medvfm_jax import lazy
 
 if TYPE_CHECKING:
     from medvfm_jax.predict.evaluation import evaluate
+    from medvfm_jax.predict.loading import load_segmenter
     from medvfm_jax.predict.predictor import Predictor
-    from medvfm_jax.predict.segment import Segmenter, load_segmenter
+    from medvfm_jax.predict.segment import Segmenter
     from medvfm_jax.settings.automatic import AutomaticConfig
 
 _WHERE = {
@@ -15,7 +16,7 @@ _WHERE = {
     "Predictor": "medvfm_jax.predict.predictor",
     "Segmenter": "medvfm_jax.predict.segment",
     "evaluate": "medvfm_jax.predict.evaluation",
-    "load_segmenter": "medvfm_jax.predict.segment",
+    "load_segmenter": "medvfm_jax.predict.loading",
 }
 __getattr__, __dir__ = lazy.attributes(__name__, _WHERE)
 

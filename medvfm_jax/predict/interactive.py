@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from medvfm_jax.images import BadPrompt, Query, check_query, make_prompts, to_target
 from medvfm_jax.predict.encoded import Encoded, Halves
-from medvfm_jax.predict.segment import Segmented, of_objects
+from medvfm_jax.predict.segmented import Segmented, of_objects
 from medvfm_jax.printable import counted
 from medvfm_jax.types import Prompts
 

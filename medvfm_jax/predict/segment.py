@@ -1,15 +1,14 @@
 """`segment`: masks of unlabelled pictures and volumes, from boxes, clicks, or a prompt-free delta."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 from jax import Array
 from numpy.typing import NDArray
 
-from medvfm_jax import local_paths, traces
+from medvfm_jax import traces
 from medvfm_jax.images import (
     Image,
     Query,
@@ -23,12 +22,12 @@ from medvfm_jax.images import (
     restore,
     stack,
 )
-from medvfm_jax.images.frame import Frame, Limits
+from medvfm_jax.images.frame import Limits
 from medvfm_jax.images.geometry import slice_axis
 from medvfm_jax.images.preparation import slices_first
 from medvfm_jax.images.tiles import tiled
 from medvfm_jax.predict.encoded import Halves
-from medvfm_jax.predict.ensemble import Member, check_member, mean
+from medvfm_jax.predict.ensemble import Member, mean
 from medvfm_jax.predict.predictor import (
     class_of_objects,
     classes_of,
@@ -36,14 +35,13 @@ from medvfm_jax.predict.predictor import (
     probabilities_of,
     told_apart,
 )
-from medvfm_jax.predict.ready import Ready, loaded_alone, ready, without_delta
+from medvfm_jax.predict.ready import Ready
+from medvfm_jax.predict.segmented import Segmented, into, numbered
 from medvfm_jax.predict.volume_prediction import label_slices, resolved_overlap
 from medvfm_jax.predict.volume_prompts import prompted_labels
 from medvfm_jax.printable import counted
-from medvfm_jax.runs import run_directory
 from medvfm_jax.settings.automatic import AutomaticConfig
 from medvfm_jax.settings.records import BadConfig
-from medvfm_jax.settings.runtime import RuntimeName
 from medvfm_jax.types import Delta, Params, Prediction, PromptKind, Prompts
 
 if TYPE_CHECKING:
@@ -52,25 +50,6 @@ if TYPE_CHECKING:
     from medvfm_jax.predict.brain_extraction import BrainExtractor
     from medvfm_jax.predict.interactive import Interactive
     from medvfm_jax.predict.propagation import Propagator
-
-
-class Segmented(NamedTuple):
-    """Masks of one picture or volume.
-
-    labels: class or object numbers (H, W) or (X, Y, Z) on the image's own grid, 0 for none.
-    logits: (Q, M, H, W), or (C, H, W) without prompts, at the picture's own size; None without prompts for a volume
-    or a picture seen in tiles. low_res_logits, iou: as the model gives them, (Q, M, h, w) and (Q, M).
-    classes: (n + 1,), class index of each object number, of a model that tells objects apart without prompts.
-    object_score: (Q,), above 0 where the model sees an object, of models that say so. Of objects followed through a
-    volume it and iou are (slices, Q).
-    """
-
-    labels: NDArray[np.int32]
-    logits: NDArray[np.float32] | None = None
-    low_res_logits: NDArray[np.float32] | None = None
-    iou: NDArray[np.float32] | None = None
-    classes: NDArray[np.int32] | None = None
-    object_score: NDArray[np.float32] | None = None
 
 
 class Segmenter:
@@ -245,7 +224,7 @@ class Segmenter:
             followed = self._propagator(image, queries, index, multimask=self._multimask, track=track)
             return Segmented(followed.labels, iou=followed.iou, object_score=followed.object_score)
         found = self._picture(self._plane(image, index), queries)
-        return found._replace(labels=_into(image, found.labels, index))
+        return found._replace(labels=into(image, found.labels, index))
 
     def in_volume(
         self,
@@ -399,7 +378,7 @@ class Segmenter:
         found = automatic_masks(
             self._halves, self._plane(image, index), config, multimask=several, track=track
         )
-        return found._replace(labels=_into(image, found.labels, index))
+        return found._replace(labels=into(image, found.labels, index))
 
     def interactive(self, image: Image, index: int | None = None) -> "Interactive":
         """A picture, or a slice of a volume, encoded once, to be asked again and again.
@@ -422,7 +401,7 @@ class Segmenter:
             raise BadConfig("This delta segments without prompts: there is no mask to refine.")
         self._asked(image, index)
         encoded = self._halves.encode(self._plane(image, index))
-        return Interactive(self._halves, encoded, lambda labels: _into(image, labels, index))
+        return Interactive(self._halves, encoded, lambda labels: into(image, labels, index))
 
     def _plane(self, image: Image, index: int | None) -> NDArray:
         """The picture, or the slice of a volume as in training."""
@@ -472,7 +451,7 @@ class Segmenter:
             )
         if self.semantic:
             return Segmented(logits.argmax(0).astype(np.int32), logits, np.asarray(low.logits))
-        return _numbered(low, logits)
+        return numbered(low, logits)
 
     def _predict(self, image: NDArray, prompts: dict[str, NDArray]) -> Prediction:
         if self._encoder is not None:
@@ -487,185 +466,3 @@ class Segmenter:
                 announce=lambda: self._say(f"compiling {self._spec.name} ..."),
             )
         return Prediction(**self._programs[shape](*self._weights, image, prompts))
-
-
-def load_segmenter(
-    model: str | None = None,
-    delta: Path | None = None,
-    *,
-    run: Path | None = None,
-    ensemble: Sequence[Path] = (),
-    weights: Path | None = None,
-    dtype: str = "float32",
-    offline: bool = False,
-    multimask: bool = False,
-    say: Callable[[str], None] = lambda text: None,
-    overlap: float | None = None,
-    propagate: bool = False,
-    runtime: RuntimeName = "jax",
-    task: str | None = None,
-) -> Segmenter:
-    """Load a pretrained model, alone (zero-shot) or with the delta of a file or a run directory.
-
-    Args:
-        model: name in the catalogue; may be left out with a delta or a run.
-        delta: delta file.
-        run: run directory, which knows its model, weights and number format.
-        weights: file of the base weights; by default the registered ones.
-        dtype: number format of the computation.
-        offline: download nothing.
-        multimask: of the three masks SAM offers for an ambiguous prompt, take the one it rates best.
-        say: see ``Segmenter``.
-        overlap: share by which neighbouring windows of a volume, or tiles of a picture, overlap; None: half of one.
-        ensemble: folders of more runs, whose probabilities are averaged with those of ``run``.
-        propagate: objects prompted on one slice of a volume are followed through all slices; models with memory only.
-        runtime: what encodes pictures, see ``export.frozen_encoder``; what decodes stays in JAX.
-        task: site whose task the images are of, of a delta that knows several.
-
-    Returns:
-        Segmenter that predicts pictures and volumes.
-
-    Raises:
-        BadConfig: nothing to load, or a model that gives no masks without a delta, or runs that do not belong together,
-            or an encoder that JAX alone can run.
-        CannotExport: see ``export.frozen_encoder``.
-        RunError: a run that has not ended.
-        TaskUnknown: a delta that knows several tasks without one, or a task that it does not know.
-    """
-    for path in (run, delta, weights):
-        if path is not None:
-            local_paths.check(path)
-    if propagate:
-        _check_propagation(model, delta, run)
-    if runtime != "jax" and (propagate or ensemble):
-        what = "--propagate follows objects" if propagate else "The runs of an ensemble are encoded"
-        raise BadConfig(f"{what} in JAX; leave out --runtime.")
-    record = propagator = extractor = None
-    if run is not None:
-        record = run_directory.finished(run)
-        delta, dtype = run / run_directory.DELTA, record["dtype"]
-        weights = weights or (record["weights"] and Path(record["weights"]))
-    elif ensemble:
-        raise BadConfig("An ensemble is made of runs: give one with --run and the others with --ensemble.")
-    if delta is not None:
-        from medvfm_jax.train.assemble import load_adapted
-
-        loaded = load_adapted(
-            delta, model=model, dtype=dtype, file=weights, offline=offline, run=record, task=task
-        )
-        found = ready(loaded)
-    elif task is not None:
-        raise BadConfig(
-            f"Published weights know no task '{task}'; leave --task out, or give --run or --delta."
-        )
-    elif model is None:
-        raise BadConfig("Segmenting needs --run RUN, --delta FILE or --model NAME.")
-    elif propagate:
-        from medvfm_jax.predict.propagation import Propagator  # imports flax
-
-        loaded = loaded_alone(model, dtype, weights, offline, memory=True)
-        found, propagator = ready(loaded), Propagator(loaded.base.model, loaded.base.params)
-    elif runtime != "jax":
-        loaded = loaded_alone(model, dtype, weights, offline)
-        found = ready(loaded)
-        extractor = _extractor(model, found, dtype, offline, say)
-    else:
-        found = without_delta(model, dtype=dtype, file=weights, offline=offline)
-        extractor = _extractor(model, found, dtype, offline, say)
-    if extractor is not None and overlap is not None:
-        raise BadConfig(
-            f"{model} sees a volume as a whole, without windows that overlap; leave out --overlap."
-        )
-    if multimask and found.spec.task != "promptable":
-        raise BadConfig(
-            "This delta segments without prompts and gives one mask per class; leave out --multimask."
-        )
-    encoder = None
-    if runtime != "jax":
-        from medvfm_jax.export.frozen_encoder import frozen_encoder  # imports flax
-
-        base = loaded.base
-        encoder = frozen_encoder(runtime, base.model, base.params, loaded.adapted, loaded.delta, say)
-    largest: tuple[int, ...] = ()
-    if run is not None and found.metadata and found.metadata["prompt"] == "none":
-        largest = _chosen(run, found.metadata)
-    first, others = Member(found.spec, found.preparation, found.metadata or {}), []
-    for folder in ensemble:
-        other = load_segmenter(run=folder, offline=offline, overlap=overlap, say=say)
-        check_member(folder, other.member, first)
-        others.append(other)
-    return Segmenter(
-        found,
-        multimask=multimask,
-        overlap=overlap,
-        say=say,
-        propagator=propagator,
-        largest=largest,
-        others=others,
-        extractor=extractor,
-        encoder=encoder,
-    )
-
-
-def of_objects(frame: Frame, low: Prediction, name: str) -> Segmented:
-    """What a promptable model gives for the objects of a picture -> their masks on its own grid.
-
-    frame: of the picture.  name: of the model, for BadLogits.
-    """
-    return _numbered(low, restore(frame, finite_logits(low.logits, name)))
-
-
-def _numbered(low: Prediction, logits: NDArray[np.float32]) -> Segmented:
-    """Of each object the mask that is rated best; a pixel belongs to the object with the largest logit above 0."""
-    iou = np.asarray(low.iou)
-    chosen = logits[np.arange(len(logits)), iou.argmax(1)]  # (Q, H, W)
-    labels = np.where(chosen.max(0) > 0, 1 + chosen.argmax(0), 0).astype(np.int32)
-    score = None if low.object_score is None else np.asarray(low.object_score)
-    return Segmented(labels, logits, np.asarray(low.logits), iou, object_score=score)
-
-
-def _into(image: Image, labels: NDArray[np.int32], index: int | None) -> NDArray[np.int32]:
-    """Labels of a picture, or of one slice of a volume -> on the grid of the image, 0 in all other slices."""
-    if not image.is_volume:
-        return labels
-    planes = [np.zeros_like(labels)] * image.grid[slice_axis(image)]
-    planes[index] = labels
-    return stack(planes, image)
-
-
-def _extractor(
-    model: str, found: Ready, dtype: str, offline: bool, say: Callable[[str], None]
-) -> "BrainExtractor | None":
-    """The two networks of a model that another one tells where to look; None for other models."""
-    from medvfm_jax.models.catalog import MODELS
-    from medvfm_jax.train.assemble import entry_of
-
-    localiser = entry_of(model).localiser
-    if not localiser:
-        helped = [name for name, entry in MODELS.items() if entry.localiser == model]
-        if helped:
-            raise BadConfig(f"{model} only finds where {helped[0]} looks; take --model {helped[0]}.")
-        return None
-    from medvfm_jax.predict.brain_extraction import BrainExtractor
-
-    return BrainExtractor(without_delta(localiser, dtype=dtype, file=None, offline=offline), found, say)
-
-
-def _chosen(run: Path, metadata: Mapping[str, Any]) -> tuple[int, ...]:
-    if not (run / run_directory.LARGEST).exists():
-        return ()
-    from medvfm_jax.predict.largest_component import chosen
-
-    return chosen(run, metadata.get("labels", {}))
-
-
-def _check_propagation(model: str | None, delta: Path | None, run: Path | None) -> None:
-    """Raise BadConfig unless a pretrained model with a memory, without a delta, is to follow objects."""
-    from medvfm_jax.train.assemble import entry_of
-
-    if delta is not None or run is not None:
-        raise BadConfig(
-            "Objects are followed by a pretrained model without a delta: leave --run and --delta out, or --propagate."
-        )
-    if model is not None and "memory" not in entry_of(model).options:
-        raise BadConfig(f"{model} has no memory to follow objects with; take a SAM 2, such as sam2-tiny.")

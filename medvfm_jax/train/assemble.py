@@ -301,20 +301,30 @@ def load_adapted(
 def told(delta: Delta, adapter: Mapping[str, Any] | None, site: str | None, name: str) -> Delta:
     """The delta for the task of a site; as it is where it knows one task, and no site is given.
 
-    name: of the delta, for TaskUnknown, which is raised for a site that it does not know, or none where it has several.
+    name: of the delta, for TaskUnknown; see ``task_of_site``.
+    """
+    task = task_of_site(adapter, site, name)
+    return delta if task is None else of_task(delta, task)
+
+
+def task_of_site(adapter: Mapping[str, Any] | None, site: str | None, name: str) -> int | None:
+    """Number of the task of a site; None where the adapter knows one task, and no site is given.
+
+    adapter: its configuration.  name: of what was trained, for the message.
+    Raises TaskUnknown for a site that it does not know, or without one where it knows several.
     """
     tasks = tasks_of(adapter)
     if not tasks:
         if site is not None:
             raise TaskUnknown(f"{name} knows one task and not '{site}'; leave --task out.")
-        return delta
+        return None
     if site not in tasks:
         wrong = "it was not said whose is meant" if site is None else f"'{site}' is none of them"
         raise TaskUnknown(
             f"{name} was trained on the tasks of the sites {', '.join(tasks)}, and {wrong}: give one of them, which "
             "segment and evaluate take as --task."
         )
-    return of_task(delta, tasks[site])
+    return tasks[site]
 
 
 def _without_numbers(

@@ -1,6 +1,6 @@
 """What a run optimises, how a batch is scored: promptable or semantic, on images or cached embeddings."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -204,13 +204,18 @@ def make_loss(adapted: Adapted, objective: str, *, cached: bool = False, trainin
         # Where the images are sharded over devices, constrain it: otherwise the compiler shards features instead.
         over = BATCH if fully_automatic() else None
         values, terms = jax.vmap(one, spmd_axis_name=over)(*batch, keys)
-        share = batch.weight.reshape(batch.weight.shape[0], -1).sum(-1)
-        total = share.sum()
-        share = share / jnp.where(total > 0, total, 1.0)
-        means = jax.tree.map(lambda term: (term * share).sum(), terms)
-        return (values * share).sum(), means | {"weight": total}
+        return _over_images(values, terms, batch.weight)
 
     return loss
+
+
+def _over_images(values: Array, terms: Mapping[str, Array], weight: Array) -> tuple[Array, dict[str, Array]]:
+    """Losses (B,) and terms of images, weights (B,) or (B, Q) -> their weighted means, the sum of weights beside."""
+    share = weight.reshape(weight.shape[0], -1).sum(-1)
+    total = share.sum()
+    share = share / jnp.where(total > 0, total, 1.0)
+    means = jax.tree.map(lambda term: (term * share).sum(), terms)
+    return (values * share).sum(), means | {"weight": total}
 
 
 def predictor(adapted: Adapted, *, cached: bool) -> Callable[..., Prediction]:
@@ -249,23 +254,67 @@ def make_overlap(adapted: Adapted, *, cached: bool = False) -> Callable[..., dic
             image: Array, prompts: Prompts | None, target: Array, weight: Array, task: Array | None
         ) -> dict[str, Array]:
             logits = predict(params, for_task(delta, task), image, prompts).logits
-            if adapted.spec.distance_map:
-                logits, target = logits[CLASSES], target[CLASSES]
-            if prompts is not None:
-                predicted, reference = logits[:, 0] > 0, target > 0.5
-                valid = (target != IGNORE) * weight.reshape(-1, *[1] * (target.ndim - 1))
-            else:
-                looked_for = True
-                if target.ndim == logits.ndim:
-                    axes = tuple(range(1, target.ndim))
-                    looked_for = ~(target == UNANNOTATED).any(axes, keepdims=True)
-                    target = jnp.where(target[0] == IGNORE, IGNORE, target.argmax(0))
-                classes = jnp.arange(logits.shape[0]).reshape(-1, *[1] * target.ndim)
-                predicted, reference = logits.argmax(0) == classes, target == classes
-                valid = jnp.broadcast_to((target != IGNORE) * weight * looked_for, predicted.shape)
-            masks = {"intersection": predicted & reference, "predicted": predicted, "reference": reference}
-            return {name: (mask * valid).sum(range(1, mask.ndim)) for name, mask in masks.items()}
+            return _counts(adapted.spec, logits, prompts, target, weight)
 
         return jax.vmap(one)(*batch)
 
     return jax.jit(overlap)
+
+
+def make_loss_and_overlap(
+    adapted: Adapted, objective: str, *, cached: bool = False
+) -> Callable[[Params, Delta, Batch], tuple[Array, Array, dict[str, Array]]]:
+    """What ``make_loss`` and ``make_overlap`` give, of one pass through the model.
+
+    Args:
+        adapted: model with adapter.
+        objective: see ``make_loss``.
+        cached: ``batch.image`` holds embeddings, and only the decoder runs.
+
+    Returns:
+        ``measure(params, delta, batch) -> (loss, sum of the weights, counts)``, compiled.
+
+    Raises:
+        UnknownObjective: another objective.
+    """
+    rate, predict, for_task = (
+        prediction_loss(objective),
+        predictor(adapted, cached=cached),
+        _for_task(adapted),
+    )
+
+    def measure(params: Params, delta: Delta, batch: Batch) -> tuple[Array, Array, dict[str, Array]]:
+        def one(
+            image: Array, prompts: Prompts | None, target: Array, weight: Array, task: Array | None
+        ) -> tuple[Array, Any, dict[str, Array]]:
+            prediction = predict(params, for_task(delta, task), image, prompts)
+            counts = _counts(adapted.spec, prediction.logits, prompts, target, weight)
+            return *rate(prediction, target, weight), counts
+
+        values, terms, counts = jax.vmap(one, spmd_axis_name=BATCH if fully_automatic() else None)(*batch)
+        loss, means = _over_images(values, terms, batch.weight)
+        return loss, means["weight"], counts
+
+    return jax.jit(measure)
+
+
+def _counts(
+    spec: ModelSpec, logits: Array, prompts: Prompts | None, target: Array, weight: Array
+) -> dict[str, Array]:
+    """Counts of one image, see ``make_overlap``."""
+    if spec.distance_map:
+        logits, target = logits[CLASSES], target[CLASSES]
+    if prompts is not None:
+        predicted, reference = logits[:, 0] > 0, target > 0.5
+        valid = (target != IGNORE) * weight.reshape(-1, *[1] * (target.ndim - 1))
+    else:
+        looked_for = True
+        if target.ndim == logits.ndim:
+            axes = tuple(range(1, target.ndim))
+            looked_for = ~(target == UNANNOTATED).any(axes, keepdims=True)
+            target = jnp.where(target[0] == IGNORE, IGNORE, target.argmax(0))
+        classes = jnp.arange(logits.shape[0]).reshape(-1, *[1] * target.ndim)
+        predicted, reference = logits.argmax(0) == classes, target == classes
+        valid = jnp.broadcast_to((target != IGNORE) * weight * looked_for, predicted.shape)
+    masks = {"intersection": predicted & reference, "predicted": predicted, "reference": reference}
+    return {name: (mask * valid).sum(range(1, mask.ndim)) for name, mask in masks.items()}

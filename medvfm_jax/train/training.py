@@ -45,7 +45,7 @@ from medvfm_jax.train.rank_allocation import with_rank_allocation
 from medvfm_jax.train.seen_at_once import patch_shape, slab_depth
 from medvfm_jax.train.state import TrainState, init_state
 from medvfm_jax.train.step import LossFn, make_step
-from medvfm_jax.train.task import make_loss, make_overlap
+from medvfm_jax.train.task import make_loss, make_loss_and_overlap
 from medvfm_jax.train.task_of_site import with_site_tasks
 from medvfm_jax.train.training_data import TrainingData, open_split, training_data
 from medvfm_jax.train.validation import Validation, make_validation
@@ -283,7 +283,7 @@ def train(
         state = state._replace(delta=with_input_start(adapter, given, delta, loss, loader))
     state = placement.put_state(state, optimizer)
     step = placement.compile(make_step(loss, optimizer, run.accumulate), given, state)
-    validation = _validation(run, params, make_loss(assembled.adapted, **asked), cache)
+    validation = _validation(run, params, cache)
     say("compiling the training step ...")
     fitted = fit(
         step, state, loader, hooks,
@@ -344,17 +344,18 @@ def loader_of(run: Run, cache: EmbeddingCache | None, bank: EmbeddingBank | None
     return MappedLoader(loader, lambda batch: embed(batch, cache)) if cache and bank is None else loader
 
 
-def _validation(run: Run, params: Params, loss: LossFn, cache: EmbeddingCache | None) -> Validation | None:
+def _validation(run: Run, params: Params, cache: EmbeddingCache | None) -> Validation | None:
     data, placement = run.data.validation(), run.placement
     if not run.config.validate_every or not data.batches:
         return None
-    overlap = make_overlap(run.assembled.adapted, cached=cache is not None)
+    adapted, objective = run.assembled.adapted, run.assembled.objective
+    measure = make_loss_and_overlap(adapted, objective, cached=cache is not None)
 
     def prepare(batch: Batch) -> Batch:
         return placement.put_whole(embed(batch, cache) if cache else batch)
 
-    def counts(*arguments: Any) -> Any:
-        return placement.fetch(overlap(*arguments))
+    def fetched(*arguments: Any) -> Any:
+        return placement.fetch(measure(*arguments))
 
-    score = make_validation(params, loss, counts, data, prepare)
+    score = make_validation(params, fetched, data, prepare)
     return Validation(score, run.config.validate_every, placement.fetch, lambda state: run.model(state.delta))

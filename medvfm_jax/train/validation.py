@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from medvfm_jax.train.early_stopping import EarlyStopping
 from medvfm_jax.train.state import State
-from medvfm_jax.train.step import LossFn
 from medvfm_jax.types import Batch, Delta, Params
 
-Overlap = Callable[[Params, Delta, Batch], dict[str, jax.Array]]
+# -> loss, sum of the weights, and counts of pixels, see ``task.make_loss_and_overlap``
+Measure = Callable[[Params, Delta, Batch], tuple[Any, Any, Mapping[str, Any]]]
 
 
 class Validation(NamedTuple):
@@ -49,8 +49,7 @@ class ValidationSet(NamedTuple):
 
 def make_validation(
     params: Params,
-    loss: LossFn,
-    overlap: Overlap,
+    measure: Measure,
     data: ValidationSet,
     prepare: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> Callable[[Delta], dict[str, float]]:
@@ -60,15 +59,14 @@ def make_validation(
     (slices of a volume counted together; classes absent from both masks left out), mean over classes, then
     over cases. It guides training; the numbers to report come from `evaluate`.
     """
-    jitted = jax.jit(loss)
 
     def score(delta: Delta) -> dict[str, float]:
         losses, weights, counts = [], [], []
         for batch in map(prepare, data.batches):
-            value, metrics = jitted(params, delta, batch, jax.random.key(0))
-            losses.append(float(value))
-            weights.append(float(metrics["weight"]))
-            counts.append(jax.device_get(overlap(params, delta, batch)))
+            loss, weight, count = jax.device_get(measure(params, delta, batch))
+            losses.append(float(loss))
+            weights.append(float(weight))
+            counts.append(count)
         semantic = data.batches[0].weight.ndim == 1
         dice = _by_case(counts, data.cases) if semantic else _by_prompt(counts)
         return {"dice": dice, "loss": float(np.average(losses, weights=weights)) if sum(weights) else np.nan}

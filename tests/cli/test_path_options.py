@@ -15,7 +15,7 @@ from medvfm_jax.cli.usage import subcommands
 from medvfm_jax.images.image import Image
 from medvfm_jax.images.writing import write_mask
 from medvfm_jax.local_paths import URL, BadPath
-from medvfm_jax.predict.segment import load_segmenter
+from medvfm_jax.predict.loading import load_segmenter
 from medvfm_jax.runs import run_directory
 from medvfm_jax.settings import EvaluateConfig
 from medvfm_jax.settings.federate import FederateConfig

@@ -14,7 +14,8 @@ from PIL import Image as Pillow
 
 import medvfm_jax.cli.segment as command
 from medvfm_jax.images.intensity import volume_to_unit
-from medvfm_jax.predict.segment import Segmented, Segmenter
+from medvfm_jax.predict.segment import Segmenter
+from medvfm_jax.predict.segmented import Segmented
 from tests.cli.commands import LITE, SAM, contents, save_random_delta
 from tests.images.png_files import deep_png
 from tests.images.tiff_files import imagej

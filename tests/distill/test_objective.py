@@ -49,7 +49,7 @@ def test_a_lesson_says_how_far_the_run_is_and_goes_on_there():
     def encode(image):
         return image[..., :1] * 2, (image[..., 1:],)
 
-    lessons = Lessons(Counting(), encode, steps=4)
+    lessons = Lessons(Counting(), encode, STAGES, steps=4)
     first = next(lessons)
     assert first.progress.tolist() == [0, 0]
     np.testing.assert_array_equal(first.embedding, np.full((2, 4, 4, 1), 2))
@@ -58,10 +58,43 @@ def test_a_lesson_says_how_far_the_run_is_and_goes_on_there():
     state = lessons.get_state()
     third = next(lessons)
     assert third.progress.tolist() == [0.5, 0.5]
-    again = Lessons(Counting(), encode, steps=4)
+    again = Lessons(Counting(), encode, STAGES, steps=4)
     again.set_state(state)
     np.testing.assert_array_equal(next(again).image, third.image)
     assert next(again).progress.tolist() == [0.75, 0.75]
+
+
+@pytest.mark.parametrize(
+    ("stage", "asks"),
+    [
+        (Stage({"labels": 1.0}), False),
+        (Stage({"labels": 1.0, "peer": 1.0}, other="partner"), False),
+        (Stage({"labels": 1.0}, rounds=2), True),  # a click where the teacher's mask is another
+        *(
+            (Stage({"labels": 1.0, name: 1.0}), True)
+            for name in ("embedding", "masks", "layers", "rkd_angle")
+        ),
+    ],
+)
+def test_a_stage_of_labels_or_of_students_alone_does_not_ask_the_teacher(stage, asks):
+    assert stage.asks_teacher == asks
+
+
+def test_pictures_are_encoded_by_the_teacher_in_the_stages_that_ask_it():
+    asked = []
+
+    def encode(image):
+        asked.append(image)
+        return image[..., :1] * 2, (image[..., 1:],)
+
+    lessons = Lessons(Counting(), encode, STAGES, steps=4)
+    assert next(lessons).embedding.any()
+    assert len(asked) == 2
+    later = [next(lessons) for _ in range(3)]
+    assert not any(lesson.embedding.any() or lesson.layers[0].any() for lesson in later)
+    assert later[-1].embedding.shape == (2, 4, 4, 1)
+    assert later[-1].layers[0].shape == (2, 4, 4, 2)
+    assert len(asked) == 3  # once more for the shapes
 
 
 @pytest.mark.parametrize("steps", [4, 6])

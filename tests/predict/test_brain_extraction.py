@@ -10,7 +10,7 @@ from medvfm_jax.images import read
 from medvfm_jax.images.image import BadImage
 from medvfm_jax.predict import brain_extraction
 from medvfm_jax.predict.brain_extraction import BrainExtractor, box_around
-from medvfm_jax.predict.segment import load_segmenter
+from medvfm_jax.predict.loading import load_segmenter
 from medvfm_jax.settings.records import BadConfig
 
 

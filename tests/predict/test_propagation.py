@@ -9,7 +9,7 @@ from medvfm_jax.models import build
 from medvfm_jax.models.errors import BadModelOption
 from medvfm_jax.models.sam2.root import Tracked, Tracker
 from medvfm_jax.predict import propagation
-from medvfm_jax.predict.segment import load_segmenter
+from medvfm_jax.predict.loading import load_segmenter
 from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.types import ModelSpec
 

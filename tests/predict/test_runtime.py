@@ -10,7 +10,7 @@ from PIL import Image as Pillow
 from medvfm_jax.cli.main import main
 from medvfm_jax.images import Query, read
 from medvfm_jax.predict import evaluate, evaluation
-from medvfm_jax.predict.segment import load_segmenter
+from medvfm_jax.predict.loading import load_segmenter
 from medvfm_jax.settings import EvaluateConfig
 from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.train import adapt

@@ -9,8 +9,8 @@ from medvfm_jax import systems, weights
 from medvfm_jax.images import BadPrompt, Image, Query
 from medvfm_jax.images.intensity import volume_to_unit, window
 from medvfm_jax.models.errors import UnknownModel
+from medvfm_jax.predict.loading import load_segmenter
 from medvfm_jax.predict.predictor import Predictor
-from medvfm_jax.predict.segment import load_segmenter
 from medvfm_jax.predict.volume_prediction import label_slices
 from medvfm_jax.runs import run_directory
 from medvfm_jax.runs.run_directory import RunError

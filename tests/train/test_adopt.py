@@ -14,7 +14,7 @@ from medvfm_jax.images import Image
 from medvfm_jax.models.sam.encoder import Block
 from medvfm_jax.models.sam.input_rule import with_input
 from medvfm_jax.models.sam.prompt_free import to_semantic
-from medvfm_jax.predict.segment import load_segmenter
+from medvfm_jax.predict.loading import load_segmenter
 from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.train.adopt import adopt
 from medvfm_jax.train.assemble import Base, transformed, with_adapter

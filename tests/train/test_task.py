@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from medvfm_jax.losses import dice_ce
-from medvfm_jax.train.task import UnknownObjective, make_loss, make_overlap
+from medvfm_jax.train.task import UnknownObjective, make_loss, make_loss_and_overlap, make_overlap
 from medvfm_jax.types import IGNORE, UNANNOTATED, Batch, ModelSpec, Prediction, Prompts
 
 
@@ -173,6 +173,31 @@ def test_masks_of_a_volume_are_rated_and_counted_like_those_of_a_picture():
         np.testing.assert_allclose(*values, rtol=1e-6)
     counts = [make_overlap(m)(PARAMS, DELTA, b) for m, b in [(of_volume, deep), (of_picture, flat)]]
     jax.tree.map(np.testing.assert_array_equal, *counts)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize(
+    ("decode", "make_batch"), [(decode_masks, promptable_batch), (decode_classes, semantic_batch)]
+)
+def test_loss_and_overlap_come_of_one_pass_through_the_model(decode, make_batch, cached):
+    asked = []
+
+    def counted(*arguments):
+        asked.append(1)
+        return decode(*arguments)
+
+    batch = make_batch()
+    loss, weight, counts = make_loss_and_overlap(model(counted), "medsam", cached=cached)(
+        PARAMS, DELTA, batch
+    )
+    assert len(asked) == 1
+    alone, metrics = jax.jit(make_loss(model(decode), "medsam", cached=cached))(PARAMS, DELTA, batch, None)
+    np.testing.assert_allclose([loss, weight], [alone, metrics["weight"]], rtol=1e-6)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        counts,
+        make_overlap(model(decode), cached=cached)(PARAMS, DELTA, batch),
+    )
 
 
 def test_semantic_overlap_counts_each_class():

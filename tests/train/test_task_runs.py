@@ -10,7 +10,7 @@ from medvfm_jax.data import open_dataset
 from medvfm_jax.data.annotated_labels import with_annotated
 from medvfm_jax.data.site_tasks import site_tasks
 from medvfm_jax.predict.evaluation import evaluate
-from medvfm_jax.predict.segment import load_segmenter
+from medvfm_jax.predict.loading import load_segmenter
 from medvfm_jax.settings.evaluate import EvaluateConfig
 from medvfm_jax.train import make_loss, resolve
 from medvfm_jax.train.adaptation import adapt
@@ -63,7 +63,7 @@ def test_each_site_trains_its_row_and_predictions_ask_for_one(two_sites, tmp_pat
     for ours, theirs in zip(scores["cases"], said["cases"], strict=True):
         assert ours["site"] == theirs["site"]
         assert ours == theirs or ours["site"] == "south"
-    with pytest.raises(TaskUnknown, match="name one of them with --task"):
+    with pytest.raises(TaskUnknown, match=r"give one of them, which .* --task"):
         evaluate(EvaluateConfig(run=out, task="east", out=tmp_path / "c.json"))
 
 

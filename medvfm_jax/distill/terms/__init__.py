@@ -63,11 +63,11 @@ TERMS: Catalog[Term] = Catalog(
         "dkd": Term(predictions.decoupled, "prediction", ("dkd", "decoupled_terms")),
         "consistency": Term(predictions.consistency, "other"),
         "peer": Term(predictions.peer, "other", ("hinton", "mask_bce")),
-        "labels": Term(predictions.labels, "prediction"),
+        "labels": Term(predictions.labels, "labels"),
     },
     UnknownTerm,
 )
-OF_MASKS = tuple(name for name, term in TERMS.items() if term.kind in ("prediction", "other"))
+OF_MASKS = tuple(name for name, term in TERMS.items() if term.kind in ("prediction", "other", "labels"))
 OF_PROMPTS = ("binary_masks", "iou")  # not of classes
 _HARD = {"masks": predictions.masks, "binary_masks": predictions.binary_masks}
 

@@ -10,7 +10,7 @@ from jax import Array
 
 from medvfm_jax.types import IGNORE, MedvfmError, Prediction
 
-Kind = Literal["embedding", "prediction", "batch", "layers", "memory", "other", "hidden"]
+Kind = Literal["labels", "embedding", "prediction", "batch", "layers", "memory", "other", "hidden"]
 
 
 class UnknownTerm(MedvfmError, ValueError):
@@ -83,7 +83,8 @@ class Term(NamedTuple):
     Attributes:
         value: (Compared) -> scalar.
         kind: what it looks at: embeddings, "prediction"s, a whole "batch", "layers", a "memory" of the teacher's,
-            the "other" network that learns, or what was rebuilt from tokens of which some were "hidden".
+            what was rebuilt from tokens of which some were "hidden", and without the teacher the "other" network that
+            learns, or the "labels" alone.
         losses: names in ``medvfm_jax.losses`` that it computes.
         weight: as published, to be given with ``--set``; 1 where none is.
         helper: (key, sizes) -> arrays that train along.

@@ -44,7 +44,7 @@ from medvfm_jax.train.embedding_bank import EmbeddingBank, fill_bank, input_of
 from medvfm_jax.train.embedding_cache import EmbeddingCache, embed, encoder_settings, make_cache
 from medvfm_jax.train.loop import StepEnd, fit
 from medvfm_jax.train.optimizer import make_schedule
-from medvfm_jax.train.task import make_loss, make_overlap
+from medvfm_jax.train.task import make_loss, make_loss_and_overlap
 from medvfm_jax.train.validation import Validation
 from medvfm_jax.types import Batch
 from medvfm_jax.weights import artifacts
@@ -164,7 +164,7 @@ def _train(
     prepare = functools.partial(embed, cache=cache) if cache else _unchanged
     objective = run.record["resolved"]["objective"]
     asked = {"objective": objective, "cached": cache is not None}
-    loss, trained = make_loss(run.adapted, **asked), make_loss(run.adapted, **asked, training=True)
+    trained = make_loss(run.adapted, **asked, training=True)
     rate = _rate(config)
     secret = None if run.privacy is None else draw_secret(config.dp_seed)
     loader = _loader(run, placement, rate, prepare, cached=cache is not None, secret=secret, bank=bank)
@@ -184,7 +184,7 @@ def _train(
 
     score = validation = None
     if validates(config, run.keeps):
-        score = site_validation(run, loss, make_overlap(run.adapted, cached=cache is not None), prepare)
+        score = site_validation(run, make_loss_and_overlap(run.adapted, **asked), prepare)
     if score is not None:
 
         def score_there(models: Models) -> dict[str, float]:

@@ -11,8 +11,7 @@ from medvfm_jax.federated.run.round_data import ClientData
 from medvfm_jax.federated.systems.feddpa import HALF, mix
 from medvfm_jax.train.hooks import Recorder, record_scores, to_file
 from medvfm_jax.train.loop import StepEnd
-from medvfm_jax.train.step import LossFn
-from medvfm_jax.train.validation import Overlap, make_validation
+from medvfm_jax.train.validation import Measure, make_validation
 from medvfm_jax.types import Batch, Delta
 
 Score = Callable[[Models], dict[str, float]]
@@ -33,9 +32,7 @@ def recorder(run: FederatedRun) -> Recorder:
     return lambda line: write({name: value for name, value in line.items() if name not in _CLOCK})
 
 
-def site_validation(
-    run: FederatedRun, loss: LossFn, overlap: Overlap, prepare: Callable[[Batch], Batch]
-) -> Score | None:
+def site_validation(run: FederatedRun, measure: Measure, prepare: Callable[[Batch], Batch]) -> Score | None:
     """Return ``score(models)``, None without any validation image.
 
     -> {"dice" and "loss": mean over the sites looked at, "worst": the lowest Dice, "dice/SITE": ...}; every
@@ -45,7 +42,7 @@ def site_validation(
     for site in looked_at(run):
         data = site.data.validation()
         if data.batches:
-            scores[site.name] = make_validation(run.base.params, loss, overlap, data, prepare)
+            scores[site.name] = make_validation(run.base.params, measure, data, prepare)
     if not scores:
         return None
 

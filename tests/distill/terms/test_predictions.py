@@ -23,7 +23,11 @@ def compared(student, teacher, target=None, weight=(1.0, 1.0), valid=None):
     return Compared(student, teacher, target, jnp.asarray(weight), valid, "medsam")
 
 
-ALONE = [name for name, term in TERMS.items() if term.kind in ("embedding", "prediction") and not term.helper]
+ALONE = [
+    name
+    for name, term in TERMS.items()
+    if term.kind in ("embedding", "prediction", "labels") and not term.helper
+]
 
 
 @pytest.mark.parametrize("name", [n for n in ALONE if n not in ("labels", "binary_masks", "dkd")])

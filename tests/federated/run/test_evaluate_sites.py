@@ -15,7 +15,7 @@ from medvfm_jax.federated.run.federate import federate
 from medvfm_jax.federated.run.model_names import merged
 from medvfm_jax.predict import evaluate as evaluate_shared
 from medvfm_jax.predict import evaluation
-from medvfm_jax.predict.segment import load_segmenter
+from medvfm_jax.predict.loading import load_segmenter
 from medvfm_jax.report.record_shapes import damaged_scores
 from medvfm_jax.report.run_record import load
 from medvfm_jax.runs import run_directory
