@@ -9,6 +9,7 @@ from medvfm_jax.data.records import BadDataset
 from medvfm_jax.printable import counted
 
 _NAMED = 3  # names in a message
+_OWN_LOCK = ".lock"  # of `generate`, which leaves it in the folder that it has made
 
 
 class Finding(NamedTuple):
@@ -55,14 +56,17 @@ def note_unused(folder: Path, names: Sequence[str], found: Findings) -> None:
 
 
 def note_hidden(folder: Path, found: Findings) -> None:
-    """Note files and folders with a leading dot, in the folder of a dataset and in those of its images."""
+    """Note files and folders with a leading dot, in the folder of a dataset and in those of its images.
+
+    Not the lock that `generate` leaves there.
+    """
     read = (folder, *(folder / name for name in ("images", "masks", "instances", "imagesTr", "labelsTr")))
     names = sorted(
         path.relative_to(folder).as_posix()
         for part in read
         if part.is_dir()
         for path in part.iterdir()
-        if path.name.startswith(".")
+        if path.name.startswith(".") and path != folder / _OWN_LOCK
     )
     if names:
         message = f"hidden files are not read: {counted(len(names), 'name')} with a leading dot in {folder}"

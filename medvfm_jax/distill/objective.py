@@ -108,6 +108,12 @@ def ends_of(stages: Sequence[Stage]) -> tuple[float, ...]:
     return tuple(accumulate(stage.share / whole for stage in stages))[:-1]
 
 
+def starts_of(stages: Sequence[Stage], steps: int) -> list[int]:
+    """The first step of each stage; that of a stage without a step is the next one's, or ``steps``."""
+    progress = np.arange(steps + 1, dtype=np.float32) / np.float32(steps)  # rounded as that of the lessons is
+    return [0, *np.searchsorted(progress, np.float32(ends_of(stages))).tolist()]
+
+
 def make_loss(stages: Sequence[Stage], networks: Networks) -> LossFn:
     """The loss of a recipe, for ``train.make_step``.
 
@@ -294,8 +300,7 @@ def only_trained(
     optimizer: optax.GradientTransformation, stages: Sequence[Stage], steps: int
 ) -> optax.GradientTransformation:
     """The optimiser, whose updates reach what the stage of a step trains and leave alone the rest, and all buffers."""
-    progress = np.arange(steps + 1, dtype=np.float32) / np.float32(steps)  # rounded as that of the lessons is
-    starts = [0, *np.searchsorted(progress, np.float32(ends_of(stages))).tolist()]
+    starts = starts_of(stages, steps)
 
     def init(params: Delta) -> Any:
         return optimizer.init(params), jnp.zeros((), jnp.int32)

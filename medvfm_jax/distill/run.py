@@ -15,7 +15,7 @@ from medvfm_jax.distill.blocks import at_depths, block_paths, with_maps
 from medvfm_jax.distill.catalog import RECIPES
 from medvfm_jax.distill.companions import AVERAGE, PARTNER, left_of, with_average, with_companions
 from medvfm_jax.distill.inherit import Inherited, NothingInherited, inherit
-from medvfm_jax.distill.objective import Encode, Lessons, Networks, make_loss, only_trained
+from medvfm_jax.distill.objective import Encode, Lessons, Networks, make_loss, only_trained, starts_of
 from medvfm_jax.distill.record import Stage
 from medvfm_jax.distill.teacher import Teacher, is_compressed, open_teacher, prompt_of, spec_before
 from medvfm_jax.distill.terms import OF_PROMPTS, Sizes
@@ -105,6 +105,13 @@ def _resolve(
     )
     if teacher.note:
         display.say(f"note: {teacher.note}")
+    starts = starts_of(stages, config.steps)
+    for number, (first, following) in enumerate(zip(starts, [*starts[1:], config.steps]), 1):
+        if first == following:
+            display.say(
+                f"note: stage {number} of {len(stages)} gets none of the {config.steps} steps, so that "
+                f"{', '.join(stages[number - 1].terms)} of it are not learned; give more --steps"
+            )
     own = to_json(config)
     record = run.record | {name: own[name] for name in ("teacher", "recipe", "set", "start", "partner")}
     record["resolved"] = record["resolved"] | {

@@ -30,7 +30,10 @@ def metrics(out):
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_runs(medvfm, cells, tmp_path, recipe):
-    assert medvfm(*words(cells, tmp_path, recipe=recipe, steps=1)).code == 0
+    done = medvfm(*words(cells, tmp_path, recipe=recipe, steps=1))
+    assert done.code == 0
+    stages = len(RECIPES[recipe].configured({}))
+    assert (f"stage {stages} of {stages} gets none of the 1 steps" in done.err) == (stages > 1)
     record = json.loads((tmp_path / "config.json").read_text())
     assert record["recipe"] == recipe
     assert record["model"] == STUDENTS.get(recipe, STUDENT)

@@ -54,6 +54,16 @@ def test_the_error_is_that_of_the_scaled_model_and_falls_with_every_round(kind, 
     assert errors[2] <= errors[1] * (1 + 1e-6)
 
 
+def test_what_is_large_is_not_cut_off_because_one_draw_has_no_gradient_there():
+    rows, w = uneven(n=256)
+    rng = np.random.default_rng(1)
+    given = np.where(rng.uniform(size=(256, 1)) < 0.02, rows.g, 0)
+    given[np.abs(rows.x).max(1) > np.quantile(np.abs(rows.x).max(1), 0.7)] = 0  # what is bright has none
+    everywhere = rows._replace(g=np.ones_like(rows.g))
+    found, covering = (group_search(rows._replace(g=given), w, 8, 4, 12, rounds, 1e6) for rounds in (1, 0))
+    assert error(everywhere, w, found, 8) < 4 * error(everywhere, w, covering, 8)
+
+
 def test_groups_lose_less_than_one_step_for_all_channels():
     rows, w = uneven()
     plain = search(rows, w, 4, 12, 2).error

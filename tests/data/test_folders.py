@@ -151,6 +151,15 @@ def test_hidden_files_are_counted_once_and_are_no_errors(tmp_path):
     assert check_dataset(open_dataset(folder), cached=False).errors == []
 
 
+def test_the_lock_that_generate_leaves_is_no_hidden_file_of_the_user(tmp_path):
+    folder = plain_folder(tmp_path, {"a": CHECKS})
+    (folder / ".lock").write_text("1")
+    assert [f for f in open_dataset(folder).findings if f.kind == "hidden files"] == []
+    (folder / "images" / ".lock").write_text("1")
+    (note,) = [f for f in open_dataset(folder).findings if f.kind == "hidden files"]
+    assert "'images/.lock'" in note.message
+
+
 def test_orphans_are_named_in_good_grammar(tmp_path):
     folder = plain_folder(tmp_path, {"a": CHECKS})
     save_picture(folder / "instances" / "b.png", CHECKS.astype(np.uint8))

@@ -16,6 +16,7 @@ from medvfm_jax.distill.objective import (
     layer_weights,
     make_loss,
     only_trained,
+    starts_of,
 )
 from medvfm_jax.distill.record import ENCODER
 from medvfm_jax.types import Batch, ModelSpec, Prediction
@@ -130,6 +131,15 @@ def test_what_is_trained_changes_at_the_step_where_the_loss_does(first, steps):
         progress = np.full(1, n / steps, np.float32)  # as Lessons has it
         late = bool(jnp.asarray(progress)[0] >= ends_of(stages)[0])
         assert (update(n)["student"]["mask_decoder/head"]["kernel"][0] != 0) == late
+
+
+def test_a_stage_without_a_step_starts_where_the_next_one_does():
+    two = (Stage({"embedding": 1.0}, 0.5), Stage({"labels": 1.0}, 0.5))
+    assert starts_of(two, 6) == [0, 3]
+    assert starts_of(two, 1) == [0, 1]  # the second has none
+    three = (Stage({"embedding": 1.0}, 0.4), Stage({"labels": 1.0}, 0.01), Stage({"labels": 1.0}, 0.59))
+    assert starts_of(three, 10) == [0, 4, 5]
+    assert starts_of(three[1:], 10) == [0, 1]
 
 
 SPEC = ModelSpec("linear", 4, (4, 4, 3), 4)
