@@ -33,7 +33,7 @@ def test_every_recipe_runs(medvfm, cells, tmp_path, recipe):
     done = medvfm(*words(cells, tmp_path, recipe=recipe, steps=1))
     assert done.code == 0
     stages = len(RECIPES[recipe].configured({}))
-    assert (f"stage {stages} of {stages} gets none of the 1 steps" in done.err) == (stages > 1)
+    assert (f"stage {stages} of {stages} gets none of the 1 steps" in done.out) == (stages > 1)
     record = json.loads((tmp_path / "config.json").read_text())
     assert record["recipe"] == recipe
     assert record["model"] == STUDENTS.get(recipe, STUDENT)

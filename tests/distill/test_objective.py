@@ -198,6 +198,20 @@ def test_each_stage_has_its_terms_and_tells_what_is_not_its_own_as_absent():
     assert found["masks"] > 0
 
 
+@pytest.mark.parametrize(
+    "stage", [Stage({"labels": 1.0}), Stage({"labels": 1.0, "peer": 1.0}, other="partner")]
+)
+def test_where_the_teacher_is_not_asked_nothing_depends_on_it(stage):
+    delta, networks = (
+        {"student": part(0.5), "partner": part(0.1)},
+        Networks(linear(), SimpleNamespace(), "medsam", linear()),
+    )
+    params = {"student": jnp.float32(1), "partner": jnp.float32(1), "teacher": None}
+    value, found = make_loss((stage,), networks)(params, delta, lesson(teacher=0.0), jax.random.key(0))
+    assert float(value) > 0
+    assert set(found) == {*stage.terms, "weight"}
+
+
 def test_terms_of_a_batch_see_all_its_images():
     stages = (Stage({"embedding": 1.0, "pkd": 3.0}),)
     value, found = run(stages, {"student": part(0.5)})

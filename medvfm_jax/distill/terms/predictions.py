@@ -59,7 +59,7 @@ def iou(seen: Compared) -> Array:
 
 def labels(seen: Compared) -> Array:
     """The loss of the run's objective on the labels."""
-    value = OBJECTIVES[seen.objective](_predictions(seen)[0], seen.target, seen.weight)
+    value = OBJECTIVES[seen.objective](_masks_of(seen.student), seen.target, seen.weight)
     return value[0] if isinstance(value, tuple) else value
 
 
