@@ -1,6 +1,7 @@
 """`distill`: from a teacher and a folder of images to a student, in a run directory like that of `adapt`."""
 
 import dataclasses
+import re
 from typing import Any
 
 import jax
@@ -88,6 +89,8 @@ def _resolve(
     stages = _asked_once_without_points(stages, run, display)
     assembled = run.assembled
     start, inherited = _start(config.start, teacher, assembled)
+    if inherited.whole == inherited.cut == 0:
+        _refuse_random(config, stages, start)
     partner = _partner(config, stages, teacher, run)
     blocks, of_teacher, channels = _blocks(stages, teacher, run)
     encode = _encoder(config, teacher, of_teacher)
@@ -252,6 +255,17 @@ def _start(start: str, teacher: Teacher, assembled: Assembled) -> tuple[Delta, I
     except NothingInherited:
         inherited = Inherited(params, 0, 0, len(jax.tree.leaves(params)))
     return _difference(assembled.delta, inherited.params, params), inherited
+
+
+def _refuse_random(config: DistillConfig, stages: tuple[Stage, ...], start: Delta) -> None:
+    """Raise TeacherMismatch where a student that has nothing of its teacher's would keep random numbers."""
+    (modules,) = start.values()
+    if any(not any(re.fullmatch(s.trained, f"{name}/kernel") for s in stages) for name in modules):
+        raise TeacherMismatch(
+            f"{config.student} starts without any number of {config.teacher}, and --recipe {config.recipe} trains a "
+            "part of it alone, so that the rest would stay random; choose a recipe that trains everything, such as "
+            "task, or another --teacher."
+        )
 
 
 def _partner(

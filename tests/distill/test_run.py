@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from medvfm_jax.distill.run import TeacherMismatch, _check
+from medvfm_jax.distill.catalog import RECIPES
+from medvfm_jax.distill.run import TeacherMismatch, _check, _refuse_random
 from medvfm_jax.distill.teacher import Teacher
 from medvfm_jax.runs.seen_cases import Seen
 from medvfm_jax.types import ModelSpec
@@ -46,3 +47,18 @@ def test_cases_that_a_teacher_saw_are_no_test(more, test, words):
         _check(teacher(**more), run_of(*test))
     _check(teacher(**more), run_of(*test, sha256="others"))
     _check(teacher(**more), run_of("c"))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "refused"), [("mobile_sam", True), ("edge_sam", True), ("task", False), ("plain", False)]
+)
+def test_a_decoder_that_would_stay_random_is_refused(recipe, refused):
+    """A compressed teacher gives no numbers to start with."""
+    start = {"full": {"image_encoder/conv": {}, "mask_decoder/head": {}, "prompt_encoder/points": {}}}
+    settings = SimpleNamespace(student="small", teacher="runs/int8", recipe=recipe)
+    stages = RECIPES[recipe].configured({})
+    if not refused:
+        _refuse_random(settings, stages, start)
+        return
+    with pytest.raises(TeacherMismatch, match=rf"small starts without .* runs/int8, .* {recipe} .* random"):
+        _refuse_random(settings, stages, start)
