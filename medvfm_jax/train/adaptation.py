@@ -278,13 +278,24 @@ def _recorder(config: AdaptConfig, writes: bool, say: Callable[[str], None]) -> 
         if config.tensorboard:
             recorders.append(stack.enter_context(hooks.to_tensorboard(config.out / "tensorboard")))
         told = trackers.told_settings(to_json(config))
-        for name, where, open_ in (
-            ("Weights & Biases", config.wandb, trackers.to_wandb),
-            ("MLflow", config.mlflow, trackers.to_mlflow),
+        for name, key, where, open_ in (
+            ("Weights & Biases", "wandb", config.wandb, trackers.to_wandb),
+            ("MLflow", "mlflow", config.mlflow, trackers.to_mlflow),
         ):
-            if where is not None:
+            if where is None:
+                continue
+            # A job that is started again by a cluster must not end because a server is away.
+            known = config.resume and trackers.knows(config.out, key)
+            try:
                 record = stack.enter_context(open_(config.out, where, told))
-                recorders.append(stack.enter_context(trackers.in_background(record, name, say)))
+            except trackers.TrackerError as error:
+                if not known:
+                    raise
+                say(
+                    f"{error} The run, which was there before, goes on without it; metrics.jsonl has all lines."
+                )
+                continue
+            recorders.append(stack.enter_context(trackers.in_background(record, name, say)))
         yield hooks.to_all(*recorders)
 
 

@@ -189,9 +189,18 @@ def _numbers(line: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def _remembered(folder: Path, tracker: str, make: Callable[[], str]) -> str:
+def knows(folder: Path, tracker: str) -> bool:
+    """Whether "wandb" or "mlflow" has an earlier part of the run."""
+    return isinstance(_known(folder).get(tracker), str)
+
+
+def _known(folder: Path) -> dict[str, Any]:
     path = folder / TRACKING
-    known = run_directory.read_record(path) if path.exists() else {}
+    return run_directory.read_record(path) if path.exists() else {}
+
+
+def _remembered(folder: Path, tracker: str, make: Callable[[], str]) -> str:
+    path, known = folder / TRACKING, _known(folder)
     if not isinstance(known.get(tracker), str):
         known[tracker] = make()
         run_directory.write_json(path, json.loads(json.dumps(known)))

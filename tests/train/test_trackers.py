@@ -252,6 +252,27 @@ def test_a_run_tells_both_what_its_metrics_file_has(wandb, server, cells, tmp_pa
     assert (result.folder / trackers.TRACKING).is_file()
 
 
+def test_a_run_that_is_continued_does_not_need_a_server_that_had_it(
+    server, cells, tmp_path, monkeypatch, capsys
+):
+    """As when a cluster starts it again; a server that never had it may be one that was mistyped."""
+
+    def away(tracking_uri):
+        raise ConnectionError("no route")
+
+    def settings(**more):
+        return small(cells, tmp_path / "run", steps=2, validate_every=0, mlflow="http://host:5000", **more)
+
+    result = adapt(settings())
+    monkeypatch.setattr(sys.modules["mlflow"], "MlflowClient", away)
+    adapt(settings(resume=True))
+    assert "(ConnectionError: no route)" in (said := capsys.readouterr().err)
+    assert "goes on without it" in said
+    (result.folder / trackers.TRACKING).unlink()
+    with pytest.raises(TrackerError, match="no route"):
+        adapt(settings(resume=True))
+
+
 @pytest.mark.parametrize("option", ["wandb", "mlflow"])
 def test_an_empty_name_is_refused(cells, tmp_path, option):
     with pytest.raises(BadConfig, match=option):
