@@ -320,7 +320,7 @@ def _accumulate(config: DistillConfig, stages: tuple[Stage, ...], run: Run, disp
     if config.batch_size // parts < least:
         raise BadConfig(
             f"A term of this run relates {least} images of a batch to each other, and {config.batch_size // parts} "
-            f"are seen at once; give a larger --batch-size, or a smaller --accumulate."
+            f"are seen at once; give a larger --batch-size{', or a smaller --accumulate' if parts > 1 else ''}."
         )
     if parts != run.accumulate:
         display.say(
