@@ -57,6 +57,7 @@ def test_places_are_ranked_and_the_choice_trains(medvfm, cells, tmp_path):
     assert trained["trained"] == sum(group["trained"] for group in found["chosen"])
 
 
+@pytest.mark.slow
 def test_models_are_alike_as_their_features_are(medvfm, cells, tmp_path):
     run = tmp_path / "run"
     assert medvfm(*adapt_words(cells, run, model=LITE, adapter="decoder")).code == 0
@@ -113,6 +114,7 @@ def test_real_steps_drift_as_predicted(medvfm, cells):
     assert alone["points"][1]["measured"] is None
 
 
+@pytest.mark.slow
 def test_a_run_whose_encoder_is_as_published_is_ranked_as_it(medvfm, cells, tmp_path):
     run = tmp_path / "run"
     assert medvfm(*adapt_words(cells, run, model=LITE, adapter="decoder")).code == 0
@@ -280,6 +282,7 @@ def test_kernels_of_adapters_are_compared(medvfm, cells):
     assert all(0 < one["alignment"] <= 1 for one in found["adapters"])
 
 
+@pytest.mark.slow
 def test_curvature_before_training_and_after(medvfm, cells, tmp_path):
     run = tmp_path / "run"
     assert medvfm(*adapt_words(cells, run, model=SAM, adapter="linear")).code == 0
@@ -294,6 +297,7 @@ def test_curvature_before_training_and_after(medvfm, cells, tmp_path):
     assert said.startswith("medvfm: ")
 
 
+@pytest.mark.slow
 def test_a_line_between_two_runs_and_bounds_of_one(medvfm, cells, tmp_path):
     for seed in (0, 1):
         words = adapt_words(cells, tmp_path / f"run{seed}", model=SAM, adapter="linear", seed=seed)

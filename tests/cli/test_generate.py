@@ -31,6 +31,7 @@ def pictures(folder):
     return {path.name: np.asarray(Pillow.open(path)) for path in sorted((folder / "images").iterdir())}
 
 
+@pytest.mark.slow
 def test_pictures_follow_the_teacher_and_make_a_data_folder_that_is_gone_on_with(medvfm, tmp_path):
     generated = tmp_path / "data"
     done = medvfm(*words(generated, steps=12))

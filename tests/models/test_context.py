@@ -12,7 +12,9 @@ from medvfm_jax.models.context.pyramid_pooling import PyramidPooling
 from medvfm_jax.models.context.scales import enlarge, region_means
 
 SMALL = {"width": 8}
-NAMES = pytest.mark.parametrize("name", sorted(BLOCKS))
+NAMES = pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (i % 2)) for i, n in enumerate(sorted(BLOCKS))]
+)
 
 
 def feature_map(h=9, w=14, c=6, seed=0):

@@ -29,7 +29,9 @@ def on_one_device(adapter):
     return train(prepared(adapter), make_mesh("data=1", jax.devices()[:1]), replicated())
 
 
-@pytest.mark.parametrize("sizes", MESHES)
+@pytest.mark.parametrize(
+    "sizes", [pytest.param(sizes, marks=[pytest.mark.slow] * ("model" in sizes)) for sizes in MESHES]
+)
 @pytest.mark.parametrize("adapter", ["samed", pytest.param("full", marks=pytest.mark.slow)])
 def test_the_same_training_on_every_mesh(adapter, sizes):
     _, want, want_losses = on_one_device(adapter)

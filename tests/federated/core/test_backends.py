@@ -57,8 +57,12 @@ def results(name: str, privacy: Privacy | None, **parts: object) -> dict[str, tu
 
 # A loop is the same for all that map over clients in the same way.
 LOOPED = {"fedavg", "scaffold", "ditto", "median", "hetlora", "cagrad", "fedhca2"}
-# With noise the others differ from these by a step at the server or a term of the loss alone.
-PRIVATE_TOO = {"fedavg", "scaffold", "ditto", "fedper", "ffa_lora", *LOOKING}
+# (name, with noise) of one of each way to keep state, to sum and to look at clients, and of what is refused at once.
+QUICK = {(name, True) for name in LOOKING} | {
+    ("fedavg", False), ("fedavg", True), ("scaffold", False), ("ditto", True), ("fedper", True), ("moon", False),
+    ("feddf", False), ("median", False), ("flora", False), ("hetlora", False), ("iat", False), ("fedhca2", False),
+    ("mat_fl", False), ("clustered", False), ("fedbn", False), ("dwa", False),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -66,7 +70,7 @@ PRIVATE_TOO = {"fedavg", "scaffold", "ditto", "fedper", "ffa_lora", *LOOKING}
     [
         pytest.param(
             name, privacy, id=f"{name}-{'clear' if privacy is None else 'private'}",
-            marks=[pytest.mark.slow] * (privacy is not None and name not in PRIVATE_TOO),
+            marks=[pytest.mark.slow] * ((name, privacy is not None) not in QUICK),
         )
         for name in EVERY
         for privacy in (None, PRIVACY)

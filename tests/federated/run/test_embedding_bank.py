@@ -51,7 +51,13 @@ def test_a_run_from_the_device_learns_what_a_run_from_memory_learns(cells, tmp_p
     )
 
 
-@pytest.mark.parametrize("private", [{}, {"dp_epsilon": 8.0, "dp_unit": "patient"}], ids=["plain", "patient"])
+@pytest.mark.parametrize(
+    "private",
+    [
+        pytest.param({}, id="plain"),
+        pytest.param({"dp_epsilon": 8.0, "dp_unit": "patient"}, id="patient", marks=pytest.mark.slow),
+    ],
+)
 def test_a_round_is_sent_rows_and_computes_what_embeddings_give(cells, tmp_path, private):
     run = resolve(settings(cells, tmp_path / "run", embeddings="device", **private))
     encode = functools.partial(jax.jit(run.adapted.encode), run.base.params, run.delta)
