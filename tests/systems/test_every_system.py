@@ -278,7 +278,7 @@ def test_bfloat16_and_recomputation_keep_shapes_and_float32_deltas(name: str) ->
 
 # Of the mechanisms of others that stay.
 ALIKE = {
-    "samed_s", "med_sa_whole", "lora_sam", "lora_context", "adalora", "pissa", "eva", "lora_ga", "fact_tt", "rs_lora",
+    "samed_s", "med_sa_whole", "lora_sam", "lora_context", "adalora", "pissa", "eva", "lora_ga", "fact_tt",
 }  # fmt: skip
 
 
