@@ -54,21 +54,22 @@ class Lessons:
     def __init__(self, loader: Loader, encode: Encode, stages: Sequence[Stage], steps: int):
         """encode: image -> embedding of the teacher, and maps of its blocks.  steps: of the run."""
         self._loader, self._encode, self._steps, self._drawn = loader, encode, steps, 0
-        self._stages, self._ends = stages, np.asarray(ends_of(stages), np.float32)
+        self._stages, self._starts = stages, starts_of(stages, steps)
         self._nothing: tuple[Any, tuple[Any, ...]] | None = None
 
     def __next__(self) -> Lesson:
         """The next lesson."""
         batch: Batch = next(self._loader)
         progress = np.full(len(batch.image), self._drawn / self._steps, np.float32)
+        stage = self._stages[sum(self._drawn >= start for start in self._starts[1:])]
         self._drawn += 1
-        seen = [self._seen(image, progress[0]) for image in batch.image]
+        seen = [self._seen(image, stage) for image in batch.image]
         embedding, *layers = (np.stack(arrays) for arrays in zip(*((e, *maps) for e, maps in seen)))
         return Lesson(*batch[:4], embedding, tuple(layers), progress)
 
-    def _seen(self, image: Any, progress: np.float32) -> tuple[Any, tuple[Any, ...]]:
+    def _seen(self, image: Any, stage: Stage) -> tuple[Any, tuple[Any, ...]]:
         """What the teacher sees, or zeros in its place where the stage does not ask it."""
-        if self._stages[int((progress >= self._ends).sum())].asks_teacher:
+        if stage.asks_teacher:
             return self._encode(image)
         if self._nothing is None:
             self._nothing = jax.tree.map(np.zeros_like, self._encode(image))
