@@ -21,6 +21,7 @@ _LOCAL = (
     "hdfs",
 )  # with a third slash more often than with a host: what was given cannot be told from a Path
 URL = "url"  # in the metadata of a setting: it names storage elsewhere
+DATA = "data"  # the setting that may be a folder here, the name of built-in data, or a URL
 # A password after the user's name, "host:5000/a@b" is none; or a part of the query that is named like one.
 _SECRET = re.compile(
     r"://[^/@:]*:(?!\d+/)[^@]+@|[?&;][^=&;]*(?:key|secret|token|passw|credential|sig)[^=&;]*=", re.IGNORECASE
@@ -56,18 +57,33 @@ def check(path: str | Path, what: str = "The path") -> None:
         )
 
 
+def is_url(source: Any) -> bool:
+    """Whether a source of data is a text such as ``gs://bucket/folder``."""
+    return isinstance(source, str) and "://" in source
+
+
+def check_source(source: str, what: str = "The source of data") -> None:
+    """Refuse a URL with a password or a zero byte, and what ``check`` refuses of paths.  Raises BadPath."""
+    if not is_url(source):
+        check(source, what)
+    elif "\0" in source:
+        raise BadPath(f"{what} holds a zero byte, which no URL has.")
+    else:
+        _check_no_secret(source, what)
+
+
 def _scheme(text: str) -> re.Match[str] | None:
     return _SCHEME.fullmatch(text) or (None if os.name == "nt" else _LETTER.fullmatch(text))
 
 
 def check_all(settings: Any) -> None:
     """Check every path in a dataclass of settings: all its paths, and all its texts that are written like one with a
-    scheme, since a folder of data may be given by name; settings marked ``URL`` must hold no password.  Raises BadPath
-    naming the setting.
+    scheme, since a folder of data may be given by name.  Settings marked ``URL``, and URLs of data, must hold no
+    password.  Raises BadPath naming the setting.
     """
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
-        if field.metadata.get(URL):
+        if field.metadata.get(URL) or (field.name == DATA and is_url(value)):
             _check_no_secret(value, field.name)
             continue
         for part in value if isinstance(value, tuple | list) else (value,):

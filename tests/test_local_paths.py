@@ -55,6 +55,7 @@ class Settings:
     out: Path | None = None
     images: tuple[Path, ...] = ()
     data: str = "cells"
+    text: str = ""
     from_: Path | None = None
     steps: int = 1
 
@@ -64,15 +65,21 @@ class Settings:
     [
         ("out", Path("gs://x")),
         ("images", (Path("a"), Path("s3://x"))),
-        ("data", "gs://x"),
+        ("text", "gs://x"),
         ("out", Path("a" * 300)),
         ("from_", Path("gs://x")),  # an option named like a word of Python
     ],
 )
 def test_every_path_of_a_record_is_checked_and_named(changed, value):
     check_all(Settings(Path("a"), (Path("b"),), "a" * 300))  # a text that is no path may be long
+    check_all(Settings(data="gs://bucket/cells"))
     with pytest.raises(BadPath, match=f"^{changed.rstrip('_')} is "):
         check_all(Settings(**{changed: value}))
+
+
+def test_an_address_of_data_holds_no_password():
+    with pytest.raises(BadPath, match=r"^data holds a password or a key"):
+        check_all(Settings(data="s3://key:hidden@bucket/x"))
 
 
 def test_a_name_becomes_one_word_of_a_file_name():

@@ -2,7 +2,8 @@
 
 With a cache the embeddings of all clients lie on the device and a round is given the rows of its cohort; without,
 the pictures do, and the backbone runs in every step.  Personal: the head stays at its client (`fedper`); the heads of
-all clients wait on the host, and only those of the cohort move.
+all clients wait on the host, and only those of the cohort move.  Option "devices": so many devices of the CPU share the
+cohort (`shard_map`); everything else lies on all of them.
 """
 
 import sys
@@ -17,13 +18,20 @@ from experiments.benchmarks import federated_adapter_problem as given
 from experiments.benchmarks import federated_problem
 from medvfm_jax import cpu, federated
 from medvfm_jax.federated.algorithms.personalise import fedper
+from medvfm_jax.federated.core import backends
+from medvfm_jax.parallel.mesh import make_mesh
 
 
 def main() -> None:
     cpu.tune()
-    problem = given.from_command_line()
+    problem, options = given.from_command_line(), federated_problem.options()
+    mesh, devices = None, options.pop("devices", 1)
+    if devices > 1:
+        jax.config.update("jax_num_cpu_devices", devices)
+        mesh = make_mesh({backends.AXIS: devices})
+        options |= {"backend": "shard_map", "mesh": mesh}
     data = given.read(problem.folder, problem.cached)
-    held = jnp.asarray(data.pictures), jnp.asarray(data.targets)
+    held = backends.place((jnp.asarray(data.pictures), jnp.asarray(data.targets)), mesh)
     clients_in_all, cohort = len(held[0]), problem.cohort
     drawn = {name: jnp.asarray(value) for name, value in given.weights(problem.folder).items()}
     frozen = {name: drawn.pop(name) for name in given.FROZEN}
@@ -46,9 +54,7 @@ def main() -> None:
         fedper(gradient, sgd, "head_.*") if problem.personal else federated.algorithms.fedavg(gradient, sgd)
     )
     privacy = federated.Privacy(given.CLIP, given.NOISE, float(cohort)) if problem.private else None
-    federation = federated.make_round(
-        algorithm, privacy=privacy, population=clients_in_all, **federated_problem.options()
-    )
+    federation = federated.make_round(algorithm, privacy=privacy, population=clients_in_all, **options)
     samples, everybody = jnp.full(cohort, float(given.SAMPLES)), jnp.ones(cohort, bool)
     all_steps, key = jnp.full(cohort, given.STEPS), jax.random.key(0)
 

@@ -1,18 +1,21 @@
-"""Rounds of adapter deltas on one frozen backbone, with and without a cache, against pfl-research and Flower.
+"""Rounds of adapter deltas on one frozen backbone, with and without a cache, against pfl-research, Flower and BlazeFL.
 
     python -m venv pfl-env && pfl-env/bin/pip install "pfl[pytorch]==0.6.0" torch==2.13.0
     python -m venv flower-env && flower-env/bin/pip install "flwr[simulation]==1.42.0" torch==2.13.0
+    python3.12 -m venv blaze-env && blaze-env/bin/pip install "blazefl[contrib,reproducibility]==2.0.3" torch==2.13.0
     python -m experiments.benchmarks.federated_adapters --pfl-python pfl-env/bin/python \\
-        --flower-python flower-env/bin/python [--clients 500] [--turns 3] [--case 0 1 2 3]
+        --flower-python flower-env/bin/python --blazefl-python blaze-env/bin/python [--clients 500] [--turns 3] \\
+        [--case 0 1 2 3] [--devices 2 --threads 2]
 
 The problem is that of `federated_adapter_problem`: segmentation of discs by a LoRA and a head, 577 trained numbers, on
 a frozen backbone.  Cases: cohorts of 1 to 10 % of the clients; each contender with embeddings made once ("cached") and
-with the backbone in every step; updates shared, shared with clipping and central noise, or with a personal head (ours
-alone: the peers' simulators have no such algorithm of their own).  First all contenders of a case train three rounds
-from the same weights and their weights are compared (without noise).  Each trains on until the Dice on 100 test
-pictures reaches a target, looked at every few rounds, or its patience ends; it goes on from the rounds before, so
-that everybody without noise needs the same number of rounds.  Then they take turns in rotating order;
-processor time of all processes of a contender counts, and ratios are taken within a turn.
+with the backbone in every step; updates shared, shared with clipping and central noise (BlazeFL has none), or with a
+personal head (ours alone: the peers' simulators have no such algorithm of their own).  First all contenders of a case
+train three rounds from the same weights and their weights are compared (without noise).  Each trains on until the Dice
+on 100 test pictures reaches a target, looked at every few rounds, or its patience ends; it goes on from the rounds
+before, so that everybody without noise needs the same number of rounds.  Then they take turns in rotating order;
+processor time of all processes of a contender counts, and ratios are taken within a turn.  ``--devices 2 --threads 2``
+adds ours with the cohort over two devices of the CPU: there seconds count, on an idle machine.
 
 Writes experiments/results/benchmark_federated_adapters.json after each case.
 """
@@ -37,7 +40,8 @@ from medvfm_jax.bench.turns import rotated
 OURS = "medvfm_jax"
 RESULT = Path(__file__).parents[1] / "results" / "benchmark_federated_adapters.json"
 COMPARED_ROUNDS = 3
-PER_TURN = {OURS: 20, "pfl-research": 2, "Flower": 1}  # rounds: a turn of each takes a second or so
+# Rounds: a turn of each takes a second or so.
+PER_TURN = {OURS: 20, "pfl-research": 2, "Flower": 1, "BlazeFL": 2}
 MOST_ROUNDS = 300
 
 
@@ -50,7 +54,6 @@ def main() -> None:
         "clients": args.clients,
         "target_dice": args.target,
         "environment": environment(args.threads),
-        "missing": {"BlazeFL": args.no_blazefl},
         "cases": _others(args) if args.case else [],
     }
     with tempfile.TemporaryDirectory(prefix="medvfm-bench-") as name:
@@ -83,14 +86,21 @@ def cases(args: argparse.Namespace) -> list[tuple[int, bool, bool]]:
     return [*shared, (first, True, False), (first, False, True)]
 
 
-def contenders(args: argparse.Namespace, plain: bool, personal: bool) -> dict[str, tuple[Contender, bool]]:
+def contenders(
+    args: argparse.Namespace, plain: bool, private: bool, personal: bool
+) -> dict[str, tuple[Contender, bool]]:
     """Name -> (contender, whether embeddings are cached); plain: those of ``--uncached`` without a cache too."""
     here = "experiments.benchmarks.federated_adapter_"
     programs = {OURS: Contender(sys.executable, f"{here}jax", {"backend": "vmap"})}
+    for devices in args.devices:
+        programs[f"{OURS} on {devices} devices"] = Contender(
+            sys.executable, f"{here}jax", {"devices": devices}
+        )
     if not personal:
         for name, python, short in (
             ("pfl-research", args.pfl_python, "pfl"),
             ("Flower", args.flower_python, "flower"),
+            ("BlazeFL", None if private else args.blazefl_python, "blazefl"),
         ):
             if python:
                 programs[name] = Contender(python, f"{here}{short}", {})
@@ -110,7 +120,7 @@ def measure(
     problems = {c: given.Problem(folder, cohort, c, private, personal, args.threads) for c in (True, False)}
     running, stacks = {}, []
     plain = not (private or personal) and cohort == cases(args)[0][0]  # the case without a cache too
-    for number, (name, (program, cached)) in enumerate(contenders(args, plain, personal).items()):
+    for number, (name, (program, cached)) in enumerate(contenders(args, plain, private, personal).items()):
         apart = folder / f"logs_{number}"
         apart.mkdir(exist_ok=True)
         context = started(_Logged(problems[cached], apart), {name: program})
@@ -126,7 +136,7 @@ def measure(
         _until_target(args, running, found)
         for turn in range(args.turns):
             for name in rotated(list(running), turn):
-                rounds = PER_TURN[name.split(",")[0]]
+                rounds = PER_TURN[OURS if name.startswith(OURS) else name.split(",")[0]]
                 facts = running[name].ask(rounds)
                 this = found[name]
                 for field in ("seconds", "cpu_seconds"):
@@ -250,10 +260,9 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
     parser.add_argument("--pfl-python", default=None, help="interpreter of an environment with pfl-research")
     parser.add_argument("--flower-python", default=None, help="of one with Flower and Ray")
+    parser.add_argument("--blazefl-python", default=None, help="of one with BlazeFL, Python 3.12 or newer")
     parser.add_argument(
-        "--no-blazefl",
-        default="not compared: the package blazefl needs Python 3.12",
-        help="why it is missing",
+        "--devices", type=int, nargs="*", default=[], help="ours on so many devices of the CPU too"
     )
     parser.add_argument("--uncached", nargs="*", default=[OURS, "pfl-research"], help="who also runs without")
     parser.add_argument(

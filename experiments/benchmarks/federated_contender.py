@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from experiments.benchmarks.federated_problem import ANSWER, Problem
 
 ROOT = Path(__file__).parent.parent.parent
-PACKAGES = ("jax", "jaxlib", "pfl", "torch", "flwr", "ray", "numpy")
+PACKAGES = ("jax", "jaxlib", "pfl", "torch", "flwr", "ray", "blazefl", "numpy")
 _VERSIONS = """
 import importlib.metadata as m, json, sys
 found = {d.metadata["Name"]: d.version for d in m.distributions()}

@@ -207,7 +207,7 @@ def _batches(
     )
     try:
         found = training_data(
-            some, spec, prompt, config.reading(opened.subject.name, data=str(source.dataset.folder))
+            some, spec, prompt, config.reading(opened.subject.name, data=source.dataset.source)
         )
     except NoExamples as error:
         raise BadConfig(
@@ -311,7 +311,7 @@ def _record(
 ) -> dict[str, Any]:
     """``config.json``: that of the run that was compressed, or ours in its form."""
     resolved = {
-        "data": str(source.dataset.folder.resolve()),
+        "data": source.dataset.source,
         "data_sha256": source.sha256,
         "split": source.split_record(),
         **{name: opened.said[name] for name in ("prompt", "transform", "classes", "labels")},

@@ -23,16 +23,25 @@ from medvfm_jax.data.records import (
     WrongChannels,
 )
 from medvfm_jax.data.sites import check_sites, read_sites
+from medvfm_jax.fetch import fetch_folder
 from medvfm_jax.images import BadImage, Image, read, read_labels
 from medvfm_jax.images.geometry import Mismatch, mismatch
 from medvfm_jax.images.image import TURNED
 from medvfm_jax.images.reading import distinct_values
+from medvfm_jax.local_paths import is_url
 from medvfm_jax.printable import counted
 from medvfm_jax.types import IGNORE
 
 _LARGEST_NUMBER = 1 << 20  # of an object; tables are made for all numbers below the largest
 
 BUILTIN = {mni152.NAME: mni152.materialise}
+
+
+def same_source(first: str | Path, second: str | Path) -> bool:
+    """Whether two sources of data are one: the same URL, or the same folder."""
+    if is_url(first) or is_url(second):
+        return str(first).rstrip("/") == str(second).rstrip("/")
+    return Path(first).resolve() == Path(second).resolve()
 
 
 def open_dataset(
@@ -52,10 +61,11 @@ def open_dataset(
     here; ``read_case`` checks a case.
 
     Args:
-        source: a folder, or the name of a built-in dataset such as "mni152_tissue".
+        source: a folder, the name of a built-in dataset such as "mni152_tissue", or the URL of a folder on storage
+            (``gs://bucket/folder``), which is brought into the cache first (``fetch.fetch_folder``).
         allow_geometry_mismatch: accept label maps of the right shape with corners up to so many mm from their
             image's.
-        offline: do not download a built-in dataset.
+        offline: do not download a built-in dataset, and take what was brought from a URL last.
         follow_links: files may lie outside the folder.
         objects: what one prompt is about, see ``data.objects``; default "auto".
         found: collects errors that would be raised.
@@ -66,10 +76,15 @@ def open_dataset(
 
     Raises:
         BadDataset: no such folder, no known layout, or files that contradict each other.
+        FetchError: the storage of a URL, or what a built-in dataset is made of, cannot be had.
     """
+    found, url = found or Findings(), None
+    if is_url(source):
+        url = str(source).rstrip("/")
+        source = _fetched(url, offline, found)
     if str(source) in BUILTIN and not Path(source).exists():
         source = BUILTIN[str(source)](offline=offline)
-    folder, found = Path(source), found or Findings()
+    folder = Path(source)
     if not folder.is_dir():
         raise BadDataset(
             f"{folder} is not a folder; expected a dataset folder, or one of: {', '.join(BUILTIN)}."
@@ -95,7 +110,18 @@ def open_dataset(
         allow_geometry_mismatch=allow_geometry_mismatch,
         objects=objects or "auto",
         findings=tuple(found),
+        url=url,
     )
+
+
+def _fetched(url: str, offline: bool, found: Findings) -> Path:
+    folder, others, room = fetch_folder(url, offline=offline)
+    if others:
+        found.note(
+            "earlier copies",
+            f"{room} holds {counted(others, 'other state')} of {url}; remove those that no run needs",
+        )
+    return folder
 
 
 def read_case(dataset: Dataset, case: Case | str) -> LoadedCase:

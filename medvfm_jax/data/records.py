@@ -76,6 +76,7 @@ class Dataset:
     Attributes:
         name: for messages and records.
         folder: where the files are.
+        url: where the folder was brought from; None: it was given itself.
         cases: at least one, with distinct ids.
         labels: class name -> class index 0..K in this order, background 0.
         ignore: value in the label files that is left out of every loss and score, or None.
@@ -110,6 +111,7 @@ class Dataset:
     values: tuple[int, ...] = ()
     file_ending: str = ".png"
     note: str = ""
+    url: str | None = None
     allow_geometry_mismatch: float = 0.0
     objects: Objects = "auto"
     findings: tuple[Any, ...] = ()
@@ -131,6 +133,11 @@ class Dataset:
             raise BadDataset(f"{self.folder} has two images for case '{twice}'; give them different names.")
         if not self.values:
             object.__setattr__(self, "values", tuple(self.labels.values()))
+
+    @property
+    def source(self) -> str:
+        """What opens it again: its URL, or the absolute path of its folder."""
+        return self.url or str(self.folder.resolve())
 
     @property
     def classes(self) -> int:

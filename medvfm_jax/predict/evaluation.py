@@ -16,6 +16,7 @@ from medvfm_jax.adapters.task_tables import tasks_of
 from medvfm_jax.data import Case, Dataset, LoadedCase, read_case
 from medvfm_jax.data.annotated_labels import unannotated
 from medvfm_jax.data.check import DatasetCheck, check_dataset
+from medvfm_jax.data.dataset import same_source
 from medvfm_jax.data.findings import Finding
 from medvfm_jax.data.names import file_of
 from medvfm_jax.data.objects import as_before, objects_of
@@ -242,7 +243,7 @@ def _run_record(config: EvaluateConfig) -> dict[str, Any] | None:
 def _same_data(config: EvaluateConfig, run: Mapping[str, Any] | None) -> bool:
     if run is None:
         return False
-    return config.data is None or Path(config.data).resolve() == Path(run["resolved"]["data"]).resolve()
+    return config.data is None or same_source(config.data, run["resolved"]["data"])
 
 
 def _data(config: EvaluateConfig, run: Mapping[str, Any] | None, sites: Sites | None) -> SplitData:

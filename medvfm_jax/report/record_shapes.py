@@ -30,6 +30,17 @@ def _path(value: Any) -> bool:
     return True
 
 
+def _source(value: Any) -> bool:
+    """A folder of data or its URL."""
+    if value is not None and not isinstance(value, str):
+        return False
+    try:
+        local_paths.check_source(value or "")
+    except local_paths.BadPath:
+        return False
+    return True
+
+
 def _table(of: Rule) -> Rule:
     return lambda value: value is None or (isinstance(value, dict) and all(map(of, value.values())))
 
@@ -64,9 +75,9 @@ def _checked(value: Any) -> bool:
     )
 
 
-_PATHS = ("data", "weights", "out", "sites", "public_data")
+_PATHS = ("weights", "out", "sites", "public_data")
 _RESOLVED: dict[str, Rule] = {
-    "data": _path,
+    "data": _source,
     "adapter": _table(_anything),
     "transform": _table(_anything),
     "input_shape": _scalars,
@@ -92,6 +103,8 @@ def damaged_settings(config: Mapping[str, Any]) -> str | None:
     for name, value in config.items():
         if name in ("resolved", "placement"):
             holds: Rule = _table(_anything)
+        elif name == "data":
+            holds = _source
         elif name in _PATHS:
             holds = _path
         else:

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from medvfm_jax import json_text
+from medvfm_jax.fetch.storage import Storage, StorageError, first_line, open_storage
 from medvfm_jax.runs import run_directory
 
 FORMAT = 1
@@ -37,15 +38,8 @@ class Stored(NamedTuple):
     size: int
 
 
-class _Storage(NamedTuple):
-    """An fsspec file system and the folder below which everything lies."""
-
-    system: Any
-    root: str
-    url: str
-
-    def path(self, *parts: str) -> str:
-        return "/".join((self.root.rstrip("/"), *parts))
+class _Storage(Storage):
+    """Where the copy of a run lies."""
 
     def of(self, name: str, stored: Stored) -> str:
         return self.path(_FILES, stored.sha256[:32], name)
@@ -149,7 +143,7 @@ class Mirror:
     def _failed(self, error: Exception) -> None:
         self.failures += 1
         self._say(
-            f"the run could not be copied to {self._storage.url} ({_first_line(error)}); it goes on, and what is there "
+            f"the run could not be copied to {self._storage.url} ({first_line(error)}); it goes on, and what is there "
             "stays as it was"
         )
 
@@ -238,27 +232,9 @@ def refuse_inside(url: str, folder: Path) -> None:
 
 def _open(url: str) -> _Storage:
     try:
-        import fsspec
-        from fsspec.core import url_to_fs
-    except ImportError as error:
-        raise MirrorError(
-            "Copies on storage need the package fsspec: pip install 'medvfm-jax[storage]'."
-        ) from error
-    try:
-        system, root = url_to_fs(url)
-    except ImportError as error:
-        raise MirrorError(
-            f"{url} needs another package ({_first_line(error)}): pip install 'medvfm-jax[storage]' has those of "
-            "gs:// and s3://."
-        ) from error
-    except Exception as error:
-        known = ", ".join(
-            f"{name}://" for name in ("gs", "s3", "file") if name in fsspec.available_protocols()
-        )
-        raise MirrorError(
-            f"{url} is not storage that can be reached ({_first_line(error)}); give a URL such as {known}."
-        ) from error
-    return _Storage(system, root, url)
+        return _Storage(*open_storage(url))
+    except StorageError as error:
+        raise MirrorError(str(error)) from error
 
 
 def _manifest(storage: _Storage) -> dict[str, Stored] | None:
@@ -269,7 +245,7 @@ def _manifest(storage: _Storage) -> dict[str, Stored] | None:
         return None
     except Exception as error:
         raise MirrorError(
-            f"{storage.url} cannot be read ({_first_line(error)}); check the address, your permission and the network."
+            f"{storage.url} cannot be read ({first_line(error)}); check the address, your permission and the network."
         ) from error
     try:
         record = json_text.parse_object(content)
@@ -279,7 +255,7 @@ def _manifest(storage: _Storage) -> dict[str, Stored] | None:
         files = {str(n): Stored(str(f["sha256"]), int(f["bytes"])) for n, f in body["files"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise MirrorError(
-            f"{storage.url}/{_MANIFEST} is not what a run writes ({_first_line(error)}); give a folder of its own as "
+            f"{storage.url}/{_MANIFEST} is not what a run writes ({first_line(error)}); give a folder of its own as "
             "--mirror, or remove what is there."
         ) from error
     for name in files:
@@ -395,7 +371,7 @@ def _download(storage: _Storage, name: str, stored: Stored, target: Path) -> Non
         storage.system.get_file(remote, str(target))
     except Exception as error:
         raise MirrorError(
-            f"{storage.url} cannot be brought here: {name} ({_first_line(error)}); start the same command again."
+            f"{storage.url} cannot be brought here: {name} ({first_line(error)}); start the same command again."
         ) from error
     if _stored(target) != stored:
         raise MirrorError(
@@ -411,7 +387,3 @@ def _stored(path: Path) -> Stored:
 
 def _digest(body: Any) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-
-
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]

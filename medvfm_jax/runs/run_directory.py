@@ -159,12 +159,14 @@ def _is_split(value: Any) -> bool:
     )
 
 
-def _is_path(value: Any) -> bool:
+def _is_path(value: Any, check: Callable[[str], None] = local_paths.check) -> bool:
+    if not isinstance(value, str) or value == "":
+        return False
     try:
-        local_paths.check(value)
+        check(value)
     except local_paths.BadPath:
         return False
-    return isinstance(value, str) and value != ""
+    return True
 
 
 # What `evaluate`, `segment` and `weights export` take from the settings of a run.
@@ -173,7 +175,7 @@ _SETTINGS: dict[str, Callable[[Any], bool]] = {
     "dtype": lambda value: value in ("float32", "bfloat16"),
     "seed": lambda value: value is None or type(value) is int,
     "allow_geometry_mismatch": lambda value: value is None or isinstance(value, bool | int | float),
-    "resolved.data": _is_path,
+    "resolved.data": lambda value: _is_path(value, local_paths.check_source),
     "resolved.data_sha256": lambda value: isinstance(value, str),
     "resolved.split": _is_split,
 }

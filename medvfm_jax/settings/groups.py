@@ -42,7 +42,8 @@ class DataConfig(Settings):
     """Labelled images, and how their patients are split."""
 
     data: str
-    """Folder with labelled images (nnU-Net v2, or images/ and masks/), or the name of a built-in dataset."""
+    """Folder with labelled images (nnU-Net v2, or images/ and masks/), its URL on storage (gs://, s3://), or the name
+    of a built-in dataset."""
     _: dataclasses.KW_ONLY
     objects: ObjectChoice | None = None
     """What one simulated prompt is about: `instances` of instance maps, connected `components` of each class, or

@@ -206,7 +206,7 @@ def resolve(
     data = training_data(source, assembled.base.model.spec, prompt, config)
     record = to_json(config) | {
         "resolved": {
-            "data": str(source.dataset.folder.resolve()),
+            "data": source.dataset.source,
             "checked": checked.record(),
             **assembled.record(),
             **recorded_preparation(source.dataset),

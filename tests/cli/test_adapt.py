@@ -193,3 +193,14 @@ def test_checkpoints_in_parts_are_gone_on_with(medvfm, cells, tmp_path):
     assert (tmp_path / "run" / "delta.safetensors").read_bytes() == before
     other = [word if word != "sharded" else "whole" for word in words]
     medvfm(*other, "--resume").refused("checkpoints")
+
+
+def test_data_on_storage_are_brought_used_and_found_again(medvfm, cells, tmp_path, monkeypatch):
+    pytest.importorskip("fsspec")
+    monkeypatch.setenv("MEDVFM_CACHE", str(tmp_path / "cache"))
+    url, run = f"file://{cells}", tmp_path / "run"
+    assert medvfm(*adapt_words(f"{url}/", run)).code == 0
+    assert json.loads((run / "config.json").read_text())["resolved"]["data"] == url
+    assert medvfm("evaluate", "--run", run, "--data", url, "--no-save-predictions").code == 0
+    assert (run / "scores.json").exists()  # where those of the run's own data go
+    assert len(list((tmp_path / "cache" / "folders").glob("*/*/cells"))) == 1

@@ -188,7 +188,8 @@ def test_scores_that_are_none_or_of_another_version_are_refused(run, content, wh
 @pytest.mark.parametrize("name", ["weights", "data", "out", "sites"])
 def test_settings_with_a_path_elsewhere_are_refused(run, name):
     settings = json.loads((run / "config.json").read_text())
-    for path in ("gs://bucket/weights.pth", "a\0b", 7):
+    elsewhere = "s3://key:hidden@bucket/cells" if name == "data" else "gs://bucket/weights.pth"
+    for path in (elsewhere, "a\0b", 7):
         (run / "config.json").write_text(json.dumps(settings | {name: path}))
         assert f"config.json is not what adapt writes: '{name}' is damaged" in refused(run)
     (run / "config.json").write_text(json.dumps(settings | {name: "weights.pth"}))

@@ -17,7 +17,8 @@ class CheckArgs:
     """
 
     data: str
-    """Folder with labelled images (nnU-Net v2, or images/ and masks/), or the name of a built-in dataset."""
+    """Folder with labelled images (nnU-Net v2, or images/ and masks/), its URL on storage (gs://, s3://), or the name
+    of a built-in dataset."""
     objects: ObjectChoice | None = None
     """What simulated prompts would be about, as for `adapt`."""
     val_fraction: float = 0.15

@@ -187,7 +187,7 @@ def resolve(config: FederateConfig, display: ProgressDisplay | None = None) -> F
     rate = config.resolved_learning_rate(system, model, entry.plain_sgd)
     record = to_json(config) | {
         "resolved": {
-            "data": str(source.dataset.folder.resolve()),
+            "data": source.dataset.source,
             "checked": checked.record() if tells_all else None,
             **assembled.record(),
             **recorded_preparation(source.dataset),
