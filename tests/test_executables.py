@@ -66,6 +66,7 @@ def test_what_is_no_nested_dictionary_is_compiled_and_not_kept():
     assert jax.tree.leaves(run(X))[0].shape == (2, 3)
 
 
+@pytest.mark.slow
 def test_bytes_hold_all_functions_where_jax_has_a_compilation_cache(tmp_path):
     """An executable that JAX has read from its cache is written by XLA without some of its functions."""
     names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")

@@ -29,8 +29,11 @@ def shapes_of(name: str, preset: str, **overrides: object) -> tuple[Model, dict,
         ("sam-b", "lora", 147_456),  # SAMed
         ("sam-b", "decoder", 4_058_340),  # the mask decoder of SAM
         ("sam-b", "full", 93_735_472),
-        ("sam-b", "med_sa", 4_058_340 + 24 * 295_872),  # decoder, and two adapters in each of 12 blocks
-        ("lite-medsam", "lora", 2 * 2 * 4 * 2 * (2 * 128 + 6 * 160 + 2 * 320) // 2),
+        # decoder, and two adapters in each of 12 blocks
+        pytest.param("sam-b", "med_sa", 4_058_340 + 24 * 295_872, marks=pytest.mark.slow),
+        pytest.param(
+            "lite-medsam", "lora", 2 * 2 * 4 * 2 * (2 * 128 + 6 * 160 + 2 * 320) // 2, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_published_counts(name: str, preset: str, trained: int) -> None:
@@ -50,7 +53,13 @@ def random_params(model: Model) -> dict:
     return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(model.init, KEY))
 
 
-@pytest.mark.parametrize("name", ["sam-tiny-test", "lite-tiny-test", "vit-tiny-test", "sam2-tiny-test"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vit-tiny-test",
+        *(pytest.param(f"{n}-tiny-test", marks=pytest.mark.slow) for n in ("sam", "lite", "sam2")),
+    ],
+)
 def test_qkv_is_laid_out_as_the_spec_says(name: str) -> None:
     """One vector added to all keys adds the same to all logits of a query, which softmax ignores."""
     model = models.build(name)

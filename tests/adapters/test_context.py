@@ -43,6 +43,7 @@ def test_the_identity_at_start_has_a_gradient_that_leaves_it(name: str) -> None:
     assert ("gate" in delta["layers_0"]) == (name == "ungated")
 
 
+@pytest.mark.slow
 def test_every_named_block_fits_after_an_encoder() -> None:
     net = nn.Sequential([nn.Dense(8)])
     x = jax.ShapeDtypeStruct((16, 16, 3), jnp.float32)

@@ -57,7 +57,7 @@ def by_hand(params, delta, x, layout):
     return hidden @ site["up"] + site["up_bias"]
 
 
-@pytest.mark.parametrize("layout", ["fused", "head_major"])
+@pytest.mark.parametrize("layout", [pytest.param("fused", marks=pytest.mark.slow), "head_major"])
 def test_by_hand(layout):
     x = np.random.default_rng(0).normal(size=(DEPTH, 2, 3, WIDTH)).astype(np.float32)
     root = Root()
@@ -138,6 +138,7 @@ def test_bad_options_and_sites():
             depth_attention(site, head_dim, width=2).init(KEY, root.apply, params, jnp.zeros((2, 2, WIDTH)))
 
 
+@pytest.mark.slow
 def test_sd_trans_starts_as_the_model_of_slices_and_then_sees_all_of_them():
     """At the start, and in slabs of one, the model of slices; once moved, slice 0 sees the last one."""
     model, given = weights.load("lite-tiny-test")

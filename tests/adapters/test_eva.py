@@ -34,6 +34,7 @@ def test_moments_are_those_of_the_inputs_whatever_the_loss():
             np.testing.assert_allclose(found[path], np.einsum("nti,ntj->ij", seen, seen), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_stacked_layers_have_a_moment_each():
     adapter = eva(2, None, r".*/fc1")
     found = {}

@@ -84,6 +84,7 @@ def test_two_integers_share_a_byte(rows):
     assert paired(np.array([[1], [-2]], np.int8)).item() == 1 | (14 << 4)
 
 
+@pytest.mark.slow
 def test_the_adapter_runs_the_rounded_model_without_its_own_weights():
     network, x = nn.Sequential([nn.Dense(6), nn.relu, nn.Dense(3)]), random_weights(2, 5)
     params = network.init(jax.random.key(0), x)

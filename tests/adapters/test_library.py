@@ -50,7 +50,9 @@ ADAPTERS = {
 MERGEABLE = ("lora_dense", "lora_general", "lora_conv", "lora_slices", "ssf_after", "tune", "bias", "chain")
 
 
-@pytest.mark.parametrize("name", ADAPTERS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "context")) for n in ADAPTERS]
+)
 def test_identity_at_init_and_exact_merge(name: str) -> None:
     vit, params = toy("scan")
     adapter = ADAPTERS[name]
@@ -89,7 +91,12 @@ def test_a_refused_merge_names_all_sites() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "style"), [("chain", "remat"), ("chain", "remat_scan"), ("prompt", "remat_scan")]
+    ("name", "style"),
+    [
+        pytest.param("chain", "remat", marks=pytest.mark.slow),
+        ("chain", "remat_scan"),
+        ("prompt", "remat_scan"),
+    ],
 )
 def test_lifted_layers_equal_looped_layers(name: str, style: Style) -> None:
     """A stacked delta (layers, ...) is sliced per layer: outputs and gradients match the loop."""
@@ -124,6 +131,7 @@ def value_and_grad(apply_fn: Callable, params: dict, delta: dict) -> tuple[Array
     return out, grads
 
 
+@pytest.mark.slow
 def test_vmap_and_checkpoint_equal_the_plain_gradient() -> None:
     """Gradients of two deltas on two images at once, and through jax.checkpoint, against one at a time."""
     vit, params = toy("scan")

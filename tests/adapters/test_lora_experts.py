@@ -18,6 +18,7 @@ def one_expert(delta: dict, local: bool) -> dict:
     }
 
 
+@pytest.mark.slow
 def test_identity_at_the_start_and_rebuilt_from_its_configuration() -> None:
     vit, params = toy()
     adapter = lora_experts(2, 4.0, SITES)

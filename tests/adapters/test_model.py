@@ -70,6 +70,7 @@ def test_a_delta_of_another_model_is_an_error() -> None:
         adapted.encode(params, delta, IMAGE)
 
 
+@pytest.mark.slow
 def test_gradients_of_a_batch_of_images_and_of_a_cohort_of_deltas() -> None:
     model, params = toy_sam()
     adapted = adapt_model(systems.adapter("samed", model), model)

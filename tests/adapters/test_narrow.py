@@ -62,7 +62,7 @@ def changed(params, module, layer, change):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "sam_window")) for n in ATTENTIONS]
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in ("vit", "dinov3"))) for n in ATTENTIONS]
 )
 def test_attention_with_cut_heads_is_attention_with_masked_heads(name):
     make, x, layout = ATTENTIONS[name]
@@ -84,7 +84,9 @@ def test_attention_with_cut_heads_is_attention_with_masked_heads(name):
         adapter.merge(params, delta)
 
 
-@pytest.mark.parametrize("name", MLPS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "tiny_vit")) for n in MLPS]
+)
 def test_a_perceptron_with_cut_neurons_is_one_with_masked_neurons(name):
     network, kept = Toy(MLPS[name]), [1, 2, 5, 11]
     params = random_params(network, TOKENS)

@@ -66,6 +66,7 @@ def test_dora_is_magnitude_times_direction(slices, layout) -> None:
     chex.assert_trees_all_close(out, DENSE.apply(merged, TOKENS), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_dora_starts_as_the_model_to_the_bit_and_its_norm_is_a_constant_of_the_gradient() -> None:
     params = dense_params()
     adapter = dora(2, None, "layers_0")
@@ -82,7 +83,9 @@ def test_dora_starts_as_the_model_to_the_bit_and_its_norm_is_a_constant_of_the_g
         assert bool(jnp.abs(gradient["layers_0"]["b"][:, 0]).max() > 1e-3) == seen
 
 
-@pytest.mark.parametrize("name", ["conv3x3", "patch", r"blocks_0/attn/out"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("conv3x3", marks=pytest.mark.slow), "patch", r"blocks_0/attn/out"]
+)
 def test_dora_of_convolutions_and_several_axes_equals_its_merged_kernel(name: str) -> None:
     vit, params = toy()
     params = perturbed(params, 0.1)
@@ -172,7 +175,7 @@ def test_pissa_needs_values_and_a_rank_that_the_kernel_has() -> None:
         pissa(25, "layers_0").init(KEY, DENSE.apply, params, TOKENS)
 
 
-@pytest.mark.parametrize("form", ["tt", "tk"])
+@pytest.mark.parametrize("form", [pytest.param("tt", marks=pytest.mark.slow), "tk"])
 def test_fact_is_one_tensor_whose_outer_factors_all_layers_share(form: str) -> None:
     """Every block of 12 x 12 changes by u core v, in the order of the kernel's columns or rows."""
     vit, params = toy()
@@ -214,7 +217,9 @@ def test_fact_of_slices_changes_q_and_v_where_the_layout_says(layout: str) -> No
     )
 
 
-@pytest.mark.parametrize("style", ["remat", "scan", "remat_scan"])
+@pytest.mark.parametrize(
+    "style", [*(pytest.param(s, marks=pytest.mark.slow) for s in ("remat", "scan")), "remat_scan"]
+)
 def test_shared_arrays_reach_layers_inside_scan_and_remat(style: str) -> None:
     vit, params = toy(style)
     adapter = fact(2, r"blocks(_0)?/(attn/qkv|fc1)")
@@ -306,6 +311,7 @@ def by_hand(net, params, site, x, shares, scale=2.0):
     return net.apply(params, x) + scale * total @ site["b"]
 
 
+@pytest.mark.slow
 def test_conv_lora_gives_a_map_to_its_best_experts_and_the_masks_train_the_gate() -> None:
     net = nn.Sequential([nn.Dense(7)])
     x = jax.random.normal(KEY, (4, 6, 5))

@@ -33,6 +33,7 @@ def test_tap_returns_activations_and_their_gradient(style: Style) -> None:
     assert all(bool((g != 0).any()) for path, g in grads.items() if path.endswith("qkv") for g in g.values())
 
 
+@pytest.mark.slow
 def test_tap_on_a_model_record() -> None:
     model, params = toy_sam()
     embedding, taps = tap(model.encode, "image_encoder/neck_0")(params, SAM_IMAGE)

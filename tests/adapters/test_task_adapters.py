@@ -30,7 +30,9 @@ ADAPTERS = {
 }
 
 
-@pytest.mark.parametrize("name", ADAPTERS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n != "head")) for n in ADAPTERS]
+)
 def test_identity_at_start_and_only_the_own_row_matters(name):
     vit, params = toy("scan")
     adapter = ADAPTERS[name]
@@ -49,6 +51,7 @@ def test_identity_at_start_and_only_the_own_row_matters(name):
                 assert np.asarray(array)[..., 1, :].any()
 
 
+@pytest.mark.slow
 def test_tasks_of_a_batch_are_those_one_by_one():
     vit, params = toy()
     adapter = ADAPTERS["experts"]
@@ -154,7 +157,7 @@ def test_balance_is_one_where_experts_share_alike_and_their_number_where_one_has
     np.testing.assert_allclose(gradient, np.tile([2 * 2 / 9, 2 * 1 / 9], (3, 1)), rtol=1e-6)
 
 
-@pytest.mark.parametrize("style", ["loop", "remat_scan"])
+@pytest.mark.parametrize("style", [pytest.param("loop", marks=pytest.mark.slow), "remat_scan"])
 def test_training_finds_the_noted_balance(style):
     vit, params = toy(style)
     adapter = task_lora_experts(2, 4.0, r".*/(qkv|fc1)", experts=3, balance=0.5, tasks=TASKS)

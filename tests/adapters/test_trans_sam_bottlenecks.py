@@ -29,6 +29,7 @@ def deltas(adapter):
     return params, jax.tree.map(np.asarray, delta), np.asarray(adapted(params, delta, X))
 
 
+@pytest.mark.slow
 def test_shared_bottleneck_by_hand():
     params, delta, found = deltas(shared_bottleneck("encoder/site", "encoder/patches", ratio=0.25))
     site, shared = delta["encoder/site"], delta["encoder"]

@@ -57,6 +57,7 @@ def test_float32_increments_survive_bfloat16_weights() -> None:
     assert {p.dtype for p in jax.tree.leaves(merged)} == {jnp.dtype(jnp.bfloat16)}
 
 
+@pytest.mark.slow
 def test_the_increment_is_what_is_added() -> None:
     model, params = toy_sam()
     adapter = tune("mask_decoder/.*")

@@ -36,6 +36,7 @@ def test_a_forward_pass_is_counted_as_its_products():
     )
 
 
+@pytest.mark.slow
 def test_segment_is_encode_and_more(tiny, encode):
     segment = rows.build("segment", tiny, 2)
     assert (encode.images, segment.images) == (1, 1)

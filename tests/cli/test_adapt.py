@@ -183,6 +183,7 @@ def test_an_adapter_that_does_not_fit_names_the_nearest(medvfm, cells, tmp_path,
     assert not run.exists()
 
 
+@pytest.mark.slow
 def test_checkpoints_in_parts_are_gone_on_with(medvfm, cells, tmp_path):
     words = [*adapt_words(cells, tmp_path / "run", adapter="linear", steps=2), "--checkpoints", "sharded"]
     assert medvfm(*words).code == 0

@@ -33,6 +33,7 @@ def placement(data, *more, model=SAM):
     )
 
 
+@pytest.mark.slow
 def test_places_are_ranked_and_the_choice_trains(medvfm, cells, tmp_path):
     words = placement(cells, "--rank", 2, "--budget", 3000, "--at", "image_encoder/.*")
     found = medvfm(*words, "--json").json
@@ -76,6 +77,7 @@ def conflict(data, *more):
             "--prompts-per-image", 2, "--val-fraction", 0, "--test-fraction", 0, *more)  # fmt: skip
 
 
+@pytest.mark.slow
 def test_sites_are_compared_by_their_gradients(medvfm, cells):
     found = medvfm(*conflict(cells), "--json").json
     names = [site["site"] for site in found["sites"]]
@@ -97,6 +99,7 @@ def test_sites_are_compared_by_their_gradients(medvfm, cells):
     assert "halves" in text
 
 
+@pytest.mark.slow
 def test_real_steps_drift_as_predicted(medvfm, cells):
     words = ("analyze", "drift", *conflict(cells)[2:], "--local-steps", 1, 3, "--tolerance", 0.01)
     found = medvfm(*words, "--json").json
@@ -187,6 +190,7 @@ def test_sites_that_a_model_tells_apart(medvfm, tmp_path):
     assert all(0 <= terms[name] <= 1 for name in ("source_error", "target_error"))
 
 
+@pytest.mark.slow
 def test_a_receptive_field_lies_within_the_input(medvfm, cells):
     words = ("analyze", "receptive-field", "--models", LITE, SAM, "--probes", 1)
     found = medvfm(*words, "--json").json
@@ -253,6 +257,7 @@ def test_what_cannot_be_done_is_one_sentence(medvfm, cells, words, sentence):
     medvfm(*(cells if word == "DATA" else word for word in words)).refused(sentence)
 
 
+@pytest.mark.slow
 def test_a_budget_that_nothing_fits_is_said(medvfm, cells):
     assert "give a larger --budget" in medvfm(*placement(cells, "--budget", 1, "--at", ".*/qkv/kernel")).out
 
@@ -267,6 +272,7 @@ def test_a_gradient_that_is_not_finite_is_told_and_in_no_table(medvfm, cells, mo
     assert "on image 1 is not finite" in said
 
 
+@pytest.mark.slow
 def test_kernels_of_adapters_are_compared(medvfm, cells):
     words = ("analyze", "kernel", "--data", cells, "--model", SAM, "--cases", 2, "--outputs", 4)
     found = medvfm(*words, "--prompts-per-image", 2, "--adapters", "linear", "decoder", "--json").json
@@ -344,6 +350,7 @@ def test_a_line_between_two_runs_and_bounds_of_one(medvfm, cells, tmp_path):
     assert "1 - Dice" in medvfm(*bound).out
 
 
+@pytest.mark.slow
 def test_lines_between_other_things_are_refused(medvfm, cells, tmp_path):
     for name, adapter in (("a", "linear"), ("b", "bitfit")):
         assert medvfm(*adapt_words(cells, tmp_path / name, model=SAM, adapter=adapter)).code == 0
@@ -430,6 +437,7 @@ def test_an_encoder_that_gives_the_same_everywhere_is_refused(medvfm, tmp_path, 
     assert sentences[tool] in result.err
 
 
+@pytest.mark.slow
 def test_what_a_federated_run_will_send_and_lose(medvfm):
     words = (
         "analyze",

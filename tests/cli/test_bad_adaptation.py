@@ -70,7 +70,12 @@ def without_size(volumes, tmp_path_factory):
             ["a rank of 64 is larger than"],
         ),
         ("cells", {"model": SAM, "adapter": "pissa", "set": ("pissa.rank=64",)}, ["too large"]),
-        ("volumes", {"model": SAM, "adapter": "ma_sam", **NONE, "set": ("fact.rank=64",)}, ["a rank of 64"]),
+        pytest.param(
+            "volumes",
+            {"model": SAM, "adapter": "ma_sam", **NONE, "set": ("fact.rank=64",)},
+            ["a rank of 64"],
+            marks=pytest.mark.slow,
+        ),
         ("cells", {"model": SAM, "adapter": "lora", "set": ("lora.rank=0",)}, ["rank must be at least 1"]),
         # slabs
         ("volumes", {"model": SAM, "adapter": "sd_trans", "window": 200, **NONE}, ["at most 128, not 200"]),
@@ -82,10 +87,11 @@ def without_size(volumes, tmp_path_factory):
         ),
         ("volumes", {"model": SAM, "adapter": "ma_sam", "window": 9, **NONE}, ["has 6 slices", "--window 6"]),
         # the size of a voxel
-        (
+        pytest.param(
             "without_size",
             {"model": UNETR, "adapter": "full", "window": (16, 16, 16), "spacing": 1, **NONE},
             ["Case 'case_000'", "says nothing about the size of its voxels", "without --spacing"],
+            marks=pytest.mark.slow,
         ),
         (
             "without_size",

@@ -96,6 +96,7 @@ def test_every_method_gives_a_model_that_needs_none_of_its_own_parameters(
     assert scores["model"] == f"{model} + {method}"
 
 
+@pytest.mark.slow
 def test_a_run_is_compressed_with_its_delta_and_split_and_not_twice(medvfm, cells, tmp_path):
     run, out = tmp_path / "run", tmp_path / "int8"
     assert medvfm(*adapt_words(cells, run, model=LITE, adapter="decoder")).code == 0
@@ -127,6 +128,7 @@ def test_a_run_is_compressed_with_its_delta_and_split_and_not_twice(medvfm, cell
     assert not again.exists()
 
 
+@pytest.mark.slow
 def test_calibration_never_sees_the_test_of_the_run_whatever_seed_and_folder_are_given(
     medvfm, cells, tmp_path, monkeypatch
 ):
@@ -223,6 +225,7 @@ def test_cases_without_an_object_that_can_be_seen_ask_for_more_cases(medvfm, cel
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_an_adapter_that_cannot_be_merged_is_named(medvfm, cells, tmp_path):
     run = tmp_path / "run"
     assert medvfm(*adapt_words(cells, run, model=LITE, adapter="adaptformer")).code == 0

@@ -156,17 +156,28 @@ def test_a_run_teaches_and_its_test_cases_stay_unseen(medvfm, cells, tmp_path):
     ("changes", "said"),
     [
         ({"teacher": "sam-tiny-test"}, "sees pictures of shape"),
-        ({"teacher": STUDENT}, "starts from random weights and can teach nothing"),
+        pytest.param(
+            {"teacher": STUDENT}, "starts from random weights and can teach nothing", marks=pytest.mark.slow
+        ),
         ({"teacher": "no-such-run"}, "no-such-run"),
         ({"teacher": "no/such/run"}, "There is no run directory no/such/run"),
         ({"recipe": "mobilesam"}, "nearest is 'mobile_sam'"),
-        (
+        pytest.param(
             {"more": ("--set", "rkd_angle=1")},
             "relates 3 images of a batch to each other, and 2 are seen at once",
+            marks=pytest.mark.slow,
         ),
-        ({"more": ("--partner", STUDENT)}, "has one student; leave out --partner"),
-        ({"recipe": "sami", "student": STUDENT}, "choose a student that is a plain ViT"),
-        ({"recipe": "task", "more": ("--set", "dkd=1")}, "give --set dkd=0"),
+        pytest.param(
+            {"more": ("--partner", STUDENT)}, "has one student; leave out --partner", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            {"recipe": "sami", "student": STUDENT},
+            "choose a student that is a plain ViT",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {"recipe": "task", "more": ("--set", "dkd=1")}, "give --set dkd=0", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_what_does_not_belong_together_is_refused(medvfm, cells, tmp_path, changes, said):

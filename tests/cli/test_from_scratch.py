@@ -10,7 +10,7 @@ from tests.cli.commands import adapt_words
 @pytest.mark.parametrize(
     "model",
     [
-        "swin-unet-tiny-test",
+        pytest.param("swin-unet-tiny-test", marks=pytest.mark.slow),
         pytest.param("hiformer-tiny-test", marks=pytest.mark.slow),
         pytest.param("ds-transunet-tiny-test", marks=pytest.mark.slow),
         pytest.param("transunet-tiny-test", marks=pytest.mark.slow),

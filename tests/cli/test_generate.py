@@ -66,6 +66,7 @@ def test_pictures_follow_the_teacher_and_make_a_data_folder_that_is_gone_on_with
         np.testing.assert_array_equal(picture, before[name])
 
 
+@pytest.mark.slow
 def test_branches_that_run_as_one_product_have_no_statistics(medvfm, tmp_path):
     done = medvfm(*words(tmp_path / "data", "--images", 1, teacher="edge-tiny-test", steps=1))
     assert done.code == 0

@@ -15,6 +15,7 @@ def told_apart(tmp_path_factory, cells):
     return tmp_path_factory.mktemp("instances") / "run"
 
 
+@pytest.mark.slow
 def test_adapt_evaluate_and_segment_objects(medvfm, cells, told_apart, tmp_path):
     assert medvfm(*adapt_words(cells, told_apart, adapter="instances", prompt="none")).code == 0
     assert medvfm("evaluate", "--run", told_apart).code == 0
@@ -83,6 +84,7 @@ def test_tiles_are_of_the_run_which_evaluate_and_segment_know(medvfm, cells, tmp
     refused.refused("sees pictures in tiles and has no logits to write; leave out --logits")
 
 
+@pytest.mark.slow
 def test_a_delta_of_other_tiles_than_its_run_is_refused_in_one_sentence(medvfm, cells, tmp_path):
     runs = {}
     for tile in (24, 32):

@@ -35,6 +35,7 @@ def pixels(path):
         return np.asarray(picture)
 
 
+@pytest.mark.slow
 def test_refining_writes_the_last_mask_and_says_every_step(medvfm, words, grey, weight_files, tmp_path):
     result = medvfm(*words, *POINTS, "--box", 2, 2, 15, 20, "--refine", "--logits", tmp_path / "l.npz")
     assert (result.code, result.err.count("warning")) == (0, 0), result

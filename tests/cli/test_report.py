@@ -35,6 +35,7 @@ def test_several_runs_are_compared_beside_the_first(medvfm, run, tmp_path):
     assert "samed/scores" in out.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_real_run_before_and_after_it_was_scored(medvfm, trained, scored, tmp_path):
     pages = []
     for name, folder in {"trained": trained, "scored": scored}.items():

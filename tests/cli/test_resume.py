@@ -128,6 +128,7 @@ class Failing:
         return self.function(*arguments) if self.good >= 0 else full_disk()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["arrays", "rename"])
 def test_a_full_disk_is_one_sentence_and_the_run_continues_where_there_is_room(
     in_process, tmp_path, monkeypatch, capsys, part
@@ -151,6 +152,7 @@ def test_a_full_disk_is_one_sentence_and_the_run_continues_where_there_is_room(
     same_result(undisturbed, tmp_path / "run", 6)
 
 
+@pytest.mark.slow
 def test_a_disk_too_full_for_the_result_keeps_the_last_checkpoint(in_process, tmp_path, monkeypatch, capsys):
     run, undisturbed = in_process
     with monkeypatch.context() as patch:
@@ -163,6 +165,7 @@ def test_a_disk_too_full_for_the_result_keeps_the_last_checkpoint(in_process, tm
     same_result(undisturbed, tmp_path / "run", 6)
 
 
+@pytest.mark.slow
 def test_metrics_that_do_not_fit_are_one_sentence(in_process, tmp_path, monkeypatch, capsys):
     run, undisturbed = in_process
     append = Failing(open, 5)  # four steps and a validation
@@ -182,6 +185,7 @@ def test_metrics_that_do_not_fit_are_one_sentence(in_process, tmp_path, monkeypa
     same_result(undisturbed, tmp_path / "run", 6)
 
 
+@pytest.mark.slow
 def test_asked_to_end_it_commits_the_step_in_progress_and_continues_there(
     in_process, tmp_path, monkeypatch, capsys
 ):

@@ -483,7 +483,7 @@ def test_a_trained_run_segments_with_what_it_learned(medvfm, trained, cells, tmp
     assert abs(found["run"]["logits"] - found["base"]["logits"]).max() > 1e-4
 
 
-@pytest.mark.parametrize("kind", ["cells", "volumes"])
+@pytest.mark.parametrize("kind", [pytest.param("cells", marks=pytest.mark.slow), "volumes"])
 def test_a_prompt_free_delta_of_a_real_model(medvfm, weight_files, cells, volumes, tmp_path, kind):
     delta = save_random_delta(tmp_path / "d.safetensors", SAM, weight_files[SAM], LABELS)
     image = {
@@ -506,6 +506,7 @@ def test_a_prompt_free_delta_of_a_real_model(medvfm, weight_files, cells, volume
     assert mask.any()
 
 
+@pytest.mark.slow
 def test_in_a_process_of_its_own(weight_files, white, tmp_path, monkeypatch):
     monkeypatch.setenv("MEDVFM_CACHE", str(tmp_path / "cache"))
     words = [

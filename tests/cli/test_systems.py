@@ -1,5 +1,7 @@
 """`medvfm systems`: one line each; on a model what trains, or one sentence without a regular expression."""
 
+import pytest
+
 from medvfm_jax import models, systems
 
 
@@ -11,6 +13,7 @@ def test_every_system_is_listed_with_its_line(medvfm):
     assert record["systems"][0] == {"name": "samed", "description": systems.SYSTEMS.describe()["samed"]}
 
 
+@pytest.mark.slow
 def test_which_fit_a_model_and_a_rank(medvfm, monkeypatch):
     record = medvfm("systems", "--model", "vit-tiny-test", "--rank", 17, "--json").json
     found = {system["name"]: system for system in record["systems"]}

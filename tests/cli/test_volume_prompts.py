@@ -18,7 +18,11 @@ def scan(tmp_path):
     ("model", "words"),
     [
         (MED3D, ["--point-3d", 9, 20, 22, 1, "--point-3d", 9, 2, 22, 0]),
-        (SEGVOL, ["--box-3d", 4, 5, 6, 9, 20, 22, "--box-3d", 12, 5, 6, 19, 20, 22]),
+        pytest.param(
+            SEGVOL,
+            ["--box-3d", 4, 5, 6, 9, 20, 22, "--box-3d", 12, 5, 6, 19, 20, 22],
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_volume_is_asked_and_the_mask_lies_on_its_grid(medvfm, scan, tmp_path, model, words):

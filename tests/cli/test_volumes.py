@@ -28,7 +28,7 @@ def words(data, out, sides=(), **settings):
 @pytest.mark.parametrize(
     ("settings", "window", "unit", "seen"),
     [
-        (SLABS, (), "(4 slabs)", [3, 64, 64]),
+        pytest.param(SLABS, (), "(4 slabs)", [3, 64, 64], marks=pytest.mark.slow),
         pytest.param(PATCHES, (16, 16, 16), "(1 window)", [16, 16, 16], marks=pytest.mark.slow),
         pytest.param(
             PATCHES | {"model": SWIN}, (32, 32, 32), "(1 window)", [32, 32, 32], marks=pytest.mark.slow
@@ -81,6 +81,7 @@ def test_adapt_evaluate_and_segment_a_volume(medvfm, volumes, cells, tmp_path, s
     assert "resume with the same settings" in again.err
 
 
+@pytest.mark.slow
 def test_points_in_volumes_are_learnt_from_and_scored(medvfm, volumes, tmp_path):
     """Of one model each object is asked about with a point; `segment` gives the same mask for the same point."""
     out = tmp_path / "run"
@@ -180,6 +181,7 @@ UNET = "unet-3d-tiny-test"
 RESAMPLED = {"model": UNET, "adapter": "full", "prompt": "auto", "batch_size": 1, "spacing": 1.5}
 
 
+@pytest.mark.slow
 def test_volumes_are_resampled_for_the_model_and_masks_come_back_on_their_own_grid(medvfm, volumes, tmp_path):
     out = tmp_path / "run"
     settings = RESAMPLED | {"intensity": "nnunet", "steps": 2, "train_cases": 1}
@@ -230,6 +232,7 @@ def test_preparation_that_fits_nothing_is_one_sentence(medvfm, volumes, tmp_path
     medvfm(*words(volumes, tmp_path / "run", **settings)).refused(told)
 
 
+@pytest.mark.slow
 def test_folds_are_chosen_from_and_averaged(medvfm, tmp_path):
     data = make_phantom_dataset(tmp_path / "data", "volumes", 6, size=16)
     runs = [tmp_path / f"fold{fold}" for fold in (0, 1)]

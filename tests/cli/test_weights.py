@@ -49,6 +49,7 @@ def test_get_refuses_the_wrong_file(capsys, tmp_path):
     assert run(capsys, "get")[0] == 2
 
 
+@pytest.mark.slow
 def test_verify_and_convert(capsys, tmp_path):
     source, out_file = checkpoint(tmp_path), tmp_path / "own.safetensors"
     code, out, _ = run(capsys, "verify", source, "--json")
@@ -93,7 +94,7 @@ def adapted_run(folder, preset, prompt, classes=1):
     return base, adapted.merge(base.params, delta)
 
 
-@pytest.mark.parametrize(("prompt", "classes"), [("box", 1), ("none", 3)])
+@pytest.mark.parametrize(("prompt", "classes"), [pytest.param("box", 1, marks=pytest.mark.slow), ("none", 3)])
 def test_export_merged_weights(capsys, tmp_path, prompt, classes):
     base, merged = adapted_run(tmp_path, "samed", prompt, classes)
     code, _, _ = run(capsys, "export", tmp_path)
@@ -108,6 +109,7 @@ def test_export_merged_weights(capsys, tmp_path, prompt, classes):
     assert any("qkv" in key for key in changed)
 
 
+@pytest.mark.slow
 def test_export_peft_equals_merging(capsys, tmp_path):
     base, merged = adapted_run(tmp_path, "samed", "box")
     code, _, _ = run(capsys, "export", tmp_path, "--format", "peft")
@@ -135,10 +137,7 @@ REFUSED = ("instances", "instances_full", "lora_sam", "dora", "auto_sam", "h_sam
 # In every run a file that is read again and one that is refused.
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(n, marks=[] if n in ("lora", "dora") else [pytest.mark.slow])
-        for n in (*READ_AGAIN, *REFUSED)
-    ],
+    [pytest.param(n, marks=[] if n == "lora" else [pytest.mark.slow]) for n in (*READ_AGAIN, *REFUSED)],
 )
 def test_a_peft_folder_comes_back_as_the_model_it_was_or_is_refused(capsys, tmp_path, name):
     """Whatever the system changes of the model: the folder says it, or is not written."""

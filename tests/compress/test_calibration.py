@@ -26,6 +26,7 @@ def observed():
     return observe(subject(), calibration(), lambda path: True, EVERY)
 
 
+@pytest.mark.slow
 def test_rows_times_the_kernel_are_the_output_and_rows_times_gradients_the_gradient(observed):
     own = subject().params
     first = calibration().batches[0]
@@ -68,7 +69,7 @@ def test_the_squared_gradient_has_the_curvature_of_the_divergence_as_its_mean():
     np.testing.assert_allclose(7 * jnp.square(gradient).mean(0), p * (1 - p), atol=0.01)
 
 
-@pytest.mark.parametrize("pixels", [4, 400])
+@pytest.mark.parametrize("pixels", [pytest.param(4, marks=pytest.mark.slow), 400])
 def test_masks_of_many_pixels_count_as_much_as_ratings(pixels):
     def moved(key, by):
         masks, ratings = by[0] + jnp.zeros((1, 1, 1, pixels)), by[1] + jnp.zeros((2, 3))
@@ -88,6 +89,7 @@ def test_moments_are_those_of_the_inputs(observed):
     assert set(found) == {"mask_decoder", "image_encoder/mlp/fc1"}
 
 
+@pytest.mark.slow
 def test_importance_is_the_derivative_by_a_gate_and_zero_where_nothing_follows():
     own = subject()
     second = own.params["params"]["image_encoder"]["mlp"]["fc2"]

@@ -34,6 +34,7 @@ def logits(own, made, seen):
     )
 
 
+@pytest.mark.slow
 def test_it_starts_as_the_model_that_integers_gives(begun):
     own, seen, begin = begun
     trainable = trainable_of(own, begin)
@@ -41,6 +42,7 @@ def test_it_starts_as_the_model_that_integers_gives(begun):
     np.testing.assert_allclose(found, logits(own, begin, seen), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_every_kernel_and_step_has_a_gradient(begun):
     own, seen, begin = begun
     trainable, lesson = trainable_of(own, begin), lessons_of(own, seen)[0]
@@ -55,6 +57,7 @@ def test_every_kernel_and_step_has_a_gradient(begun):
     assert all(name.endswith("['p']") for name in still), still
 
 
+@pytest.mark.slow
 def test_at_eight_bits_kernels_have_the_gradient_of_the_floating_point_model(begun):
     own, seen, _ = begun
     trainable = trainable_of(own, METHODS["integers"].init(own, seen, bits=8, **QUICK))
@@ -88,6 +91,7 @@ def test_a_model_that_differs_from_its_teacher_comes_nearer(begun):
     assert np.mean(losses[-2:]) < 0.6 * np.mean(losses[:2])
 
 
+@pytest.mark.slow
 def test_the_best_state_is_stored_in_the_form_of_integers(begun):
     own, seen, begin = begun
     said = []
@@ -122,6 +126,7 @@ def test_what_is_stored_is_what_was_trained(begun):
     np.testing.assert_allclose(logits(own, stored, seen), found, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_labels_can_be_learned_instead(begun):
     own, seen, _ = begun
     made = METHODS["trained_integers"].init(

@@ -84,6 +84,7 @@ def test_with_all_labels_they_are_the_ordinary_losses(logits, index):
             )
 
 
+@pytest.mark.slow
 def test_mass_moved_among_what_is_not_annotated_changes_nothing(logits, index):
     p = softmax(logits)
     moved, both = p.copy(), p[0] + p[2]
@@ -130,6 +131,7 @@ def test_leaf_dice_is_its_formula(logits, index):
     np.testing.assert_allclose(found, 1 - sum(whole) / 4, rtol=1e-14)
 
 
+@pytest.mark.slow
 def test_masked_binary_is_its_formula(logits, index):
     terms = []
     for c in (1, 3):

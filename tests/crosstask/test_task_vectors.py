@@ -36,6 +36,7 @@ def test_the_mean_magnitude_of_each_task_is_kept():
         assert np.abs(of_task(found, i)).sum() == pytest.approx(np.abs(vectors[i]).sum(), rel=1e-12)
 
 
+@pytest.mark.slow
 def test_unknown_tasks_count_nothing():
     vectors = np.random.default_rng(2).normal(size=(3, 9))
     known = np.array([True, False, True])

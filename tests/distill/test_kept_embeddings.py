@@ -8,7 +8,9 @@ from medvfm_jax.distill.teacher import open_teacher
 from medvfm_jax.settings.distill import DistillConfig
 
 
-@pytest.mark.parametrize("blocks", [(), ("image_encoder/blocks_0", "image_encoder/blocks_2")])
+@pytest.mark.parametrize(
+    "blocks", [pytest.param((), marks=pytest.mark.slow), ("image_encoder/blocks_0", "image_encoder/blocks_2")]
+)
 def test_what_is_on_disk_is_read_again(blocks, tmp_path, monkeypatch):
     monkeypatch.setattr(distill_run, "cache_dir", lambda: tmp_path)
     teacher = open_teacher("sam-tiny-test", dtype="float32")

@@ -199,7 +199,11 @@ def test_each_stage_has_its_terms_and_tells_what_is_not_its_own_as_absent():
 
 
 @pytest.mark.parametrize(
-    "stage", [Stage({"labels": 1.0}), Stage({"labels": 1.0, "peer": 1.0}, other="partner")]
+    "stage",
+    [
+        pytest.param(Stage({"labels": 1.0}), marks=pytest.mark.slow),
+        Stage({"labels": 1.0, "peer": 1.0}, other="partner"),
+    ],
 )
 def test_where_the_teacher_is_not_asked_nothing_depends_on_it(stage):
     delta, networks = (
@@ -212,6 +216,7 @@ def test_where_the_teacher_is_not_asked_nothing_depends_on_it(stage):
     assert set(found) == {*stage.terms, "weight"}
 
 
+@pytest.mark.slow
 def test_terms_of_a_batch_see_all_its_images():
     stages = (Stage({"embedding": 1.0, "pkd": 3.0}),)
     value, found = run(stages, {"student": part(0.5)})
@@ -221,6 +226,7 @@ def test_terms_of_a_batch_see_all_its_images():
     assert float(found["rkd_distance"]) == pytest.approx(0.0, abs=1e-5)  # blind to scale
 
 
+@pytest.mark.slow
 def test_partners_learn_from_each_other_and_nobody_from_itself():
     stages = (Stage({"peer": 1.0}, other="partner"),)
 

@@ -103,6 +103,7 @@ def test_every_guide_with_python_is_run_here():
     } == tested
 
 
+@pytest.mark.slow
 def test_the_guide_to_texts_gives_shares_of_each_image(monkeypatch):
     import medvfm_jax
     from medvfm_jax.weights import load
@@ -151,6 +152,7 @@ def test_the_codec_guide_sends_half_the_bits_and_rounds_to_half_precision():
     assert 0 < float(abs(scope["received"]["a"] - scope["update"]["a"]).max()) < 2**-11
 
 
+@pytest.mark.slow
 def test_the_prompting_guide_finds_masks():
     scope = run("prompting.md")
     assert scope["first"].iou.shape == (1, 3)

@@ -36,6 +36,7 @@ def test_rows_say_what_merges_and_why_the_others_do_not() -> None:
     assert found["compacter"] == found["adaptformer"] == "no: its two layers have a nonlinearity between them"
 
 
+@pytest.mark.slow
 def test_a_row_is_measured_on_the_model() -> None:
     """On a tiny model: FLOPs of LoRA by hand, 4 blocks of 16 tokens and the padding token of the windows."""
     model = models.build("sam-tiny-test")

@@ -38,6 +38,7 @@ def test_kernels_agree_with_the_plain_form_and_so_does_jax():
         assert max(errors) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["sam-tiny-test"])
 def test_encoders_are_timed(tmp_path, model, capsys):
     plan = encoders.Plan((model,), (1, 2), "float32", rounds=2, out=tmp_path / "e.json")

@@ -36,6 +36,7 @@ def test_students_are_compared_with_their_teacher_and_with_themselves_without_on
     assert "| small task | 2.0 M | jax 0.25 | 0.800 (" in markdown(table)
 
 
+@pytest.mark.slow
 def test_encoders_are_timed_in_what_is_installed(monkeypatch, tmp_path):
     monkeypatch.setenv("MEDVFM_CACHE", str(tmp_path))
     seen = []

@@ -25,6 +25,7 @@ def test_noise_over_signal_is_that_of_the_mean_of_a_round():
     assert predicted(PLAN, 100, 1.0)[1].noise_multiplier > guarded.noise_multiplier
 
 
+@pytest.mark.slow
 def test_a_budget_that_drowns_the_signal_learns_less():
     found = features()
     least = [

@@ -44,6 +44,7 @@ def test_the_page_is_that_of_the_records():
     assert PAGE.read_text(encoding="utf-8") == page(), "run python -m experiments.methods_page"
 
 
+@pytest.mark.slow
 def test_nothing_of_a_catalog_is_missing():
     for title, catalog in {
         "Systems": systems.SYSTEMS,

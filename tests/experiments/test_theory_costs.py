@@ -24,6 +24,7 @@ def test_a_row_is_kept(tmp_path):
     assert "| kernel | `--cases 2` | 2 | 0 | 10 | 512 |" in markdown({"tools": {"kernel": ROW}})
 
 
+@pytest.mark.slow
 def test_a_process_is_measured(tmp_path, monkeypatch):
     curve = {"curve": [{"shots": n, "label": "all", "seeds": [0.9 - 0.4 / n]} for n in (1, 2, 4, 8)]}
     (tmp_path / "curve.json").write_text(json.dumps(curve))

@@ -30,6 +30,7 @@ def test_no_order_goes_with_none():
     assert spearman([1, 1, 1], [1, 2, 3]) == {"rho": 0, "p": 1, "n": 3}
 
 
+@pytest.mark.slow
 def test_small_encoders_are_measured_once(tmp_path):
     cells = make_phantom_dataset(tmp_path / "cells", "cells", 12, size=32)
     plan = Plan((str(cells),), ("lite-tiny-test", "twin=sam-tiny-test"), tmp_path / "out", 4, 10, 2)

@@ -37,6 +37,7 @@ def test_jax_needs_none():
     assert described(None) == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("runtime", "bits", "error"), [("onnxruntime", 32, 1e-5), ("onnxruntime-int8", 8, 0.1)]
 )
@@ -54,6 +55,7 @@ def test_embeddings_are_those_of_jax_and_the_record_says_whose(runtime, bits, er
     assert not found.adapted
 
 
+@pytest.mark.slow
 def test_it_is_exported_once_and_caches_can_tell_it_from_others(monkeypatch):
     model, params = weights.load(NAME)
     written = []
@@ -85,6 +87,7 @@ def with_lora(model, params):
     return adapted, jax.tree.map(lambda leaf: leaf + 0.05, delta)
 
 
+@pytest.mark.slow
 def test_an_adapter_in_the_encoder_is_folded_in():
     model, params = weights.load(NAME)
     adapted, delta = with_lora(model, params)

@@ -87,6 +87,7 @@ def test_a_primitive(tmp_path, name):
     check(tmp_path, CASES[name], X)
 
 
+@pytest.mark.slow
 def test_an_open_size_follows_the_input(tmp_path):
     def function(x):
         own = jnp.broadcast_to(jnp.asarray(TABLE), (x.shape[0], 7, 3))

@@ -43,7 +43,7 @@ def config_of(out, **more):
         ("stablehlo", False),
         pytest.param("stablehlo", True, marks=pytest.mark.slow),
         pytest.param("onnx", False, marks=pytest.mark.slow),
-        ("onnx", True),
+        pytest.param("onnx", True, marks=pytest.mark.slow),
         ("litert", False),
     ],
 )
@@ -69,6 +69,7 @@ def test_a_bundle_gives_the_masks_of_the_model(tmp_path, to, dynamic):
     assert found["labels"].shape == picture.shape[:2]
 
 
+@pytest.mark.slow
 def test_the_best_of_three_masks_is_taken(tmp_path):
     export(config_of(tmp_path / "out", to="stablehlo", multimask=True))
     model = build(SAM)
@@ -84,6 +85,7 @@ def test_the_best_of_three_masks_is_taken(tmp_path):
     np.testing.assert_allclose(found["logits"], restore(frame, logits), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_card_says_what_the_files_take(tmp_path):
     export(config_of(tmp_path / "out", prompts=3, slots=5, to="stablehlo"))
     record = json.loads((tmp_path / "out" / "model.json").read_text())
@@ -98,6 +100,7 @@ def test_the_card_says_what_the_files_take(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_bundle_opens_the_files_that_were_checked_alone(tmp_path):
     folder = tmp_path / "out"
     export(config_of(folder, to="stablehlo"))
@@ -227,6 +230,7 @@ def test_the_runner_says_which_channels_are_seen(tmp_path, runs, monkeypatch, ca
     assert said.out == "background 72 pixels\n"
 
 
+@pytest.mark.slow
 def test_a_bundle_refuses_what_segment_refuses_before_the_encoder_works(tmp_path, monkeypatch):
     export(config_of(tmp_path / "out", to="stablehlo"))
     model = Model(tmp_path / "out")
@@ -268,6 +272,7 @@ def test_another_runtime_result_is_found(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_eight_bits_are_bounded(tmp_path):
     record = export(config_of(tmp_path / "out", int8=True, int8_bound=0.5))
     rows = {row["file"]: row for row in record["files"]}
@@ -280,6 +285,7 @@ def test_eight_bits_are_bounded(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"out"}
 
 
+@pytest.mark.slow
 def test_an_encoder_is_written_once_and_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("MEDVFM_CACHE", str(tmp_path))
     model, numbers = build(SAM), params()

@@ -46,6 +46,7 @@ def test_a_linear_head_is_an_affine_map_of_standardised_features():
     np.testing.assert_allclose(logits, [[[2 + 0.5, 0.5]], [[3 * 2 - 1, -1]]], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_spatial_head_adds_what_its_neighbours_say():
     # One channel into a hidden one that is the sum of a place and its eight neighbours.
     weights = {
@@ -107,7 +108,9 @@ def learners():
     }
 
 
-@pytest.mark.parametrize("name", list(learners()))
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in ("linear", "spatial"))) for n in learners()]
+)
 def test_all_seeds_and_sizes_at_once_are_those_one_by_one(name):
     learner = learners()[name]
     parts = [support(seed) for seed in (0, 10)]

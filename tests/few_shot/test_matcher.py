@@ -86,7 +86,7 @@ class Boxes:
         return masks
 
 
-@pytest.mark.parametrize("name", ["sam-tiny-test", "lite-tiny-test"])
+@pytest.mark.parametrize("name", ["sam-tiny-test", pytest.param("lite-tiny-test", marks=pytest.mark.slow)])
 def test_with_the_decoder_itself(name, tmp_path):
     cells = open_dataset(make_phantom_dataset(tmp_path / "cells", "cells", 2, size=32))
     base = Base(*weights.load(name), "")

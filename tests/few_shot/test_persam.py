@@ -113,7 +113,8 @@ def test_one_object_after_the_other(monkeypatch, points, most):
     assert len(predictor._cascade.asked) == min(most, 2)
 
 
-@pytest.mark.parametrize("name", ["sam-tiny-test", pytest.param("lite-tiny-test", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sam-tiny-test", "lite-tiny-test"])
 def test_with_the_decoder_itself(name, tmp_path):
     cells = open_dataset(make_phantom_dataset(tmp_path / "cells", "cells", 2, size=32))
     base = Base(*weights.load(name), "")

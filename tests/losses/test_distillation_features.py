@@ -110,6 +110,7 @@ def test_pkd_is_one_minus_pearson(features):
     assert abs(float(pkd(*batch)) - float(pkd(student, teacher))) > 1e-3  # normalised over the batch
 
 
+@pytest.mark.slow
 def test_mgd_rebuilds_hidden_positions(features):
     student, teacher = features
     key = jax.random.key(0)

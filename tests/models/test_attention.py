@@ -63,6 +63,7 @@ def test_gradients_of_the_formulations_agree(case):
             np.testing.assert_allclose(a, b, atol=5e-6)
 
 
+@pytest.mark.slow
 def test_windows_one_by_one_or_together_are_the_grid_attention_of_each(case):
     q, k, v, rows, _ = case
     side, tokens = 4, 16

@@ -8,6 +8,7 @@ from medvfm_jax.models import backend
 from medvfm_jax.train.assemble import load_base
 
 
+@pytest.mark.slow
 def test_the_numbers_of_a_network_from_scratch_are_drawn_on_the_host_whatever_the_default():
     """Here the second of eight CPU devices stands for an accelerator."""
     host, other = jax.local_devices(backend="cpu")[:2]

@@ -56,6 +56,7 @@ def test_quick_gelu_is_the_logistic_of_1_702_x():
     np.testing.assert_allclose(quick_gelu(x), [v / (1 + math.exp(-1.702 * v)) for v in x.tolist()], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_image_tower_is_an_encoder_as_a_plain_vit_is(tiny):
     model, params, images = tiny
     class_token, patches = encode_tokens(model, params, images[0])
@@ -76,6 +77,7 @@ def test_norm_before_the_blocks_takes_a_constant_away(tiny):
     assert np.abs(model.encode(changed, images[0]) - model.encode(params, images[0])).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_nothing_behind_the_end_of_a_text_changes_it(tiny):
     model, params, _ = tiny
     text = embed_text(model, params, [START, 5, 6, END])
@@ -85,6 +87,7 @@ def test_nothing_behind_the_end_of_a_text_changes_it(tiny):
         assert np.abs(embed_text(model, params, other) - text).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_similarity_is_the_scaled_cosine(tiny):
     model, params, images = tiny
     texts = np.array([[START, 4, 8, END], [START, 5, END, END], [START, 6, END, END]])

@@ -12,8 +12,9 @@ from medvfm_jax.models.context.pyramid_pooling import PyramidPooling
 from medvfm_jax.models.context.scales import enlarge, region_means
 
 SMALL = {"width": 8}
+QUICK = ("aggregation", "interactive", "mix_ffn")
 NAMES = pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] * (i % 2)) for i, n in enumerate(sorted(BLOCKS))]
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in QUICK)) for n in sorted(BLOCKS)]
 )
 
 
@@ -69,6 +70,7 @@ def test_bfloat16_stays_bfloat16(name):
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
 
 
+@pytest.mark.slow
 def test_aspp_samples_at_its_rate_and_the_mean_sees_everything():
     x = feature_map(21, 21, 3)
     block = ASPP(width=8, rates=(4,), zero_init=False)
@@ -110,6 +112,7 @@ def test_the_pyramid_is_top_down():
     assert [m.shape for m in before] == [(8, 8, 8), (4, 4, 8), (2, 2, 8)]
 
 
+@pytest.mark.slow
 def test_cross_scale_tokens_split_the_width_and_reach_everywhere():
     block, x = CrossScaleAttention(width=16, zero_init=False), feature_map(16, 16, 6)
     params = block.init(jax.random.key(0), x)

@@ -51,8 +51,8 @@ def test_shifted_products_are_the_grouped_convolution(stride, size):
     np.testing.assert_allclose(shifted, depthwise_grouped(X, kernel, stride), atol=1e-5)
 
 
-@pytest.mark.parametrize("stride", [1, 2, 3])
-@pytest.mark.parametrize("size", [(3, 3), (5, 3), (1, 3)])
+@pytest.mark.parametrize("stride", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("size", [(3, 3), pytest.param((5, 3), marks=pytest.mark.slow), (1, 3)])
 @pytest.mark.parametrize("shape", [(6, 8), (5, 7)])
 def test_gradients_of_shifted_products_are_those_of_the_grouped_convolution(stride, size, shape):
     x = jnp.stack([X, 2 * X])[:, : shape[0], : shape[1]]

@@ -33,7 +33,7 @@ def arrays(space, inside, outside, window, groups):
 
 @pytest.mark.parametrize(
     ("space", "inside", "outside", "window", "strides", "padding", "dilation", "groups"),
-    [pytest.param(*case, marks=[pytest.mark.slow] * (i in (0, 2, 4, 6))) for i, case in enumerate(CASES)],
+    [pytest.param(*case, marks=[pytest.mark.slow] * (i not in (1, 9))) for i, case in enumerate(CASES)],
 )
 def test_values_and_gradients_of_first_and_second_order_are_those_of_jax(
     space, inside, outside, window, strides, padding, dilation, groups

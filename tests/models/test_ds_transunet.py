@@ -9,6 +9,7 @@ from medvfm_jax import models
 from medvfm_jax.models.ds_transunet.modules import InteractiveFusion
 
 
+@pytest.mark.slow
 def test_shapes_are_those_of_the_spec_in_every_function():
     model = models.build("ds-transunet", classes=4, dtype=jnp.bfloat16)
     params = jax.eval_shape(model.init, jax.random.key(0))
@@ -33,6 +34,7 @@ def fused(params, fine, coarse):
     return InteractiveFusion(heads=2, groups=2).apply({"params": params}, fine, coarse)
 
 
+@pytest.mark.slow
 def test_a_map_reaches_the_other_through_its_average_alone():
     fine, coarse = (
         jax.random.normal(jax.random.key(0), (4, 4, 4)),

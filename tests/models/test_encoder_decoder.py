@@ -14,9 +14,8 @@ TINY = [f"{name.removesuffix('-b')}-tiny-test" for name in STEPS]
 
 
 # One of them in every run: all answer un-batched images, and `vmap` keeps these apart.
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[] if n.startswith("swin") else [pytest.mark.slow]) for n in TINY]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TINY)
 def test_one_image_never_sees_another(name):
     model = models.build(name, classes=3)
     params, image = (

@@ -29,6 +29,7 @@ def params():
     )
 
 
+@pytest.mark.slow
 def test_what_is_sams_is_taken_over_and_the_rest_follows_from_the_seed(params):
     model = models.build("sam-tiny-test")
     deep = {"kind": "deep_upscaling", "of": FREE}
@@ -77,7 +78,7 @@ def transform_shapes(config, model):
     return found[0], changed
 
 
-@pytest.mark.parametrize("name", ["sam-tiny-test", "lite-tiny-test"])
+@pytest.mark.parametrize("name", ["sam-tiny-test", pytest.param("lite-tiny-test", marks=pytest.mark.slow)])
 def test_embeddings_carry_what_the_decoder_needs_beside_sam(name):
     """AutoSAM: the image's pixels in each cell; DeSAM: three maps.  Both models' decode of encode has their shapes."""
     model = models.build(name)
@@ -94,6 +95,7 @@ def test_embeddings_carry_what_the_decoder_needs_beside_sam(name):
     assert de.spec.embedding == (h, w, c + widths)
 
 
+@pytest.mark.slow
 def test_the_pixels_in_an_embedding_are_those_of_the_image(params):
     model, changed = transform({"kind": "auto_sam", "classes": 2}, models.build("sam-tiny-test"), params)
     image = np.random.default_rng(1).normal(size=(64, 64, 3)).astype(np.float32)

@@ -58,6 +58,7 @@ def test_one_attention_in_closed_form():
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_without_a_target_and_with_plain_attention_it_is_the_decoder_itself(sam, monkeypatch):
     def plain(module, weight, q, k, v):
         other = CrossAttention(module.heads, module.internal, parent=None)

@@ -24,6 +24,7 @@ def test_they_have_the_parameters_of_the_published_networks(name, parameters, pu
     assert round(parameters / 1e6, 2) == published
 
 
+@pytest.mark.slow
 def test_shapes_are_those_of_the_spec_in_every_function():
     model = models.build("hiformer-tiny-test", classes=3, image_size=64, dtype=jnp.bfloat16)
     params = jax.eval_shape(model.init, jax.random.key(0))
@@ -63,6 +64,7 @@ def test_a_block_without_its_convolutions_is_its_short_cut():
         np.testing.assert_array_equal(block.apply(params, x), nn.relu(x))
 
 
+@pytest.mark.slow
 def test_a_class_token_gets_the_average_of_the_values_where_keys_are_equal():
     token, others = jax.random.normal(jax.random.key(0), (1, 4)), jax.random.normal(jax.random.key(1), (5, 4))
     module = CrossAttention(heads=2)
@@ -75,6 +77,7 @@ def test_a_class_token_gets_the_average_of_the_values_where_keys_are_equal():
     np.testing.assert_allclose(out, token + 2.0 * normal.mean(0), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_attention_over_a_level_is_that_of_all_its_tokens():
     """The class token apart from the others gives what one softmax over all of them gives."""
     x = jax.random.normal(jax.random.key(0), (7, 4))

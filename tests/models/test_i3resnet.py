@@ -63,6 +63,7 @@ def test_kernels_are_turned_from_width_before_height():
     np.testing.assert_array_equal(layout.to_torch(ours), kernel)
 
 
+@pytest.mark.slow
 def test_only_the_decoder_follows_the_seed():
     first, again, other = (load("merlin-tiny-test", seed=seed)[1]["params"] for seed in (1, 1, 2))
     same = jax.tree.map(np.array_equal, first, again)
@@ -73,6 +74,7 @@ def test_only_the_decoder_follows_the_seed():
     )
 
 
+@pytest.mark.slow
 def test_a_file_of_the_encoder_alone_is_loaded(tmp_path):
     from tests.weights.torch_files import save
 

@@ -20,6 +20,7 @@ from medvfm_jax.models.sam.rep_vit import RepVggDepthwise, SqueezeExcite
 from medvfm_jax.types import Prompts
 
 
+@pytest.mark.slow
 def test_channel_spatial_adapter_by_hand():
     """Gate of zeros is 1/2; one tap of a at even pixels, spread by one tap of b: x + a b x / 2 there, normalised."""
     x = jnp.abs(jax.random.normal(jax.random.key(0), (4, 4, 4)))
@@ -86,6 +87,7 @@ def test_the_branches_of_a_depthwise_block_are_fused_exactly(joint):
     assert set(params) == ({"conv", "conv1", "bn"} if joint else {"conv", "conv1"})
 
 
+@pytest.mark.slow
 def test_rep_vit_sam_keeps_the_grid_of_its_last_stage():
     for name in ("edge-tiny-test", "rep-tiny-test"):
         model, params = weights.load(name)
@@ -93,6 +95,7 @@ def test_rep_vit_sam_keeps_the_grid_of_its_last_stage():
         assert ("fuse_stage2" in params["params"]["image_encoder"]) == (name == "edge-tiny-test")
 
 
+@pytest.mark.slow
 def test_linear_attention_is_attention_with_relu_in_place_of_softmax():
     """Of both scales, with the (tokens, tokens) weights that it never makes."""
     x = jax.random.normal(jax.random.key(0), (3, 4, 16))
@@ -116,6 +119,7 @@ def test_linear_attention_is_attention_with_relu_in_place_of_softmax():
     np.testing.assert_allclose(layer.apply({"params": params}, x), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_efficient_vit_halves_the_picture_first_and_has_the_embedding_of_sam():
     model, params = weights.load("efficient-vit-tiny-test")
     image = jax.random.normal(jax.random.key(0), model.spec.input_shape)

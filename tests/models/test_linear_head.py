@@ -13,7 +13,9 @@ from medvfm_jax.models.vit.linear_head import with_linear_head
 CHANGE = {"kind": "linear_head", "classes": 3}
 
 
-@pytest.fixture(scope="module", params=["vit-tiny-test", "clip-tiny-test"])
+@pytest.fixture(
+    scope="module", params=["vit-tiny-test", pytest.param("clip-tiny-test", marks=pytest.mark.slow)]
+)
 def headed(request):
     base = models.build(request.param)
     params = base.init(jax.random.key(0))

@@ -36,6 +36,7 @@ def test_positions_are_those_of_rows_and_columns():
     assert sine_positions((2, 2), 6).shape == (4, 6)
 
 
+@pytest.mark.slow
 def test_an_encoder_that_sees_all_tokens_gives_those_before_its_neck():
     model = build("vit-student-tiny-test")
     params = model.init(jax.random.key(0))
@@ -62,6 +63,7 @@ def test_groups_of_tokens_attend_apart(apart):
         np.testing.assert_allclose(found[group], Attention(plain).apply(params, x[group]), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_blocks_of_a_dilated_encoder_reach_every_token():
     model = build("dilated-student-tiny-test")
     params = model.init(jax.random.key(0))

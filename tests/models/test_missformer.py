@@ -49,6 +49,7 @@ def test_its_encoder_is_that_of_segformer():
     assert sum(x.size for x in jax.tree.leaves(encoder)) == 13_151_424 + 2 * hidden
 
 
+@pytest.mark.slow
 def test_shapes_are_those_of_the_spec_in_every_function():
     model = models.build("missformer", classes=5, image_size=256, dtype=jnp.bfloat16)
     params = jax.eval_shape(model.init, jax.random.key(0))
@@ -62,6 +63,7 @@ def test_shapes_are_those_of_the_spec_in_every_function():
         assert (prediction.logits.shape, prediction.logits.dtype) == ((5, 256, 256), jnp.float32)
 
 
+@pytest.mark.slow
 def test_a_block_adds_the_average_of_the_reduced_map_where_all_keys_are_equal():
     x = jax.random.normal(jax.random.key(0), (4, 6, 8))
     block = EnhancedBlock(heads=2, window=2)
@@ -75,6 +77,7 @@ def test_a_block_adds_the_average_of_the_reduced_map_where_all_keys_are_equal():
     np.testing.assert_allclose(block.apply({"params": params}, x), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_mix_ffn_of_a_block_sees_its_neighbours_alone():
     x = jax.random.normal(jax.random.key(0), (5, 5, 4))
     block = EnhancedBlock(heads=1, window=1)
@@ -112,6 +115,7 @@ def test_the_bridge_reduces_every_scale_to_the_coarsest():
     assert kernels == {"reduce_0": (4, 4, 4, 4), "reduce_1": (2, 2, 8, 8)}
 
 
+@pytest.mark.slow
 def test_the_bridge_carries_the_coarsest_scale_to_the_finest():
     maps = [jax.random.normal(jax.random.key(i), (8 // 2**i, 8 // 2**i, c)) for i, c in enumerate((4, 8, 20))]
     layer = BridgeLayer()
@@ -123,6 +127,7 @@ def test_the_bridge_carries_the_coarsest_scale_to_the_finest():
     np.testing.assert_array_equal(finest(cut, moved), finest(cut, maps))
 
 
+@pytest.mark.slow
 def test_the_image_reaches_the_logits_by_the_skip_and_by_the_deep_path_and_by_no_other(tiny):
     model, params, image = tiny
     logits = jax.jit(lambda params, image: model.apply(params, image).logits)

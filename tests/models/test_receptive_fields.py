@@ -82,7 +82,9 @@ def test_bifpn_reads_one_level_down_per_layer():
 GLOBAL = ("aspp", "pyramid", "cross_scale", "interactive", "double_level", "bridge")
 
 
-@pytest.mark.parametrize("name", GLOBAL)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in ("interactive", "bridge"))) for n in GLOBAL]
+)
 def test_pooling_and_attention_read_everything(name):
     assert rows_read(BLOCKS[name].make(width=4, zero_init=False)) == list(range(SIDE))
 

@@ -25,6 +25,7 @@ def box_alone(tiny):
     return decode(params, embedding, BOX)
 
 
+@pytest.mark.slow
 def test_absent_points_change_nothing_and_other_prompts_are_not_seen(tiny, box_alone):
     """Three prompts in one shape: a box and two absent, box and point and absent, box and two padding."""
     _, params, embedding, decode = tiny
@@ -39,6 +40,7 @@ def test_absent_points_change_nothing_and_other_prompts_are_not_seen(tiny, box_a
         assert np.abs(other - box_alone.logits[0]).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_an_absent_point_has_no_gradient_to_give(tiny):
     model, params, embedding, _ = tiny
     labels = jnp.array([[2, 3, ABSENT]])
@@ -75,6 +77,7 @@ def test_no_prompts_at_all_are_one_query(tiny):
     assert jax.eval_shape(model.decode, params, embedding, None).logits.shape == (1, 1, 32, 32)
 
 
+@pytest.mark.slow
 def test_apply_is_decode_of_encode_and_vmaps_over_images_and_prompts(tiny):
     model, params, _, decode = tiny
     images = jax.random.uniform(jax.random.key(3), (2, 32, 32, 3))
@@ -84,6 +87,7 @@ def test_apply_is_decode_of_encode_and_vmaps_over_images_and_prompts(tiny):
     np.testing.assert_allclose(batched.logits[1], expected.logits, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_close_to_float32_with_float32_parameters(tiny):
     model, params, _, _ = tiny
     half = build("lite-tiny-test", dtype="bfloat16")

@@ -29,7 +29,7 @@ def test_pooling_takes_the_largest_of_four_channel_by_channel():
     np.testing.assert_array_equal(pooled(x), [[[2.0, -1.0]]])
 
 
-@pytest.mark.parametrize("pool", [False, True])
+@pytest.mark.parametrize("pool", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_windows_beyond_the_map_see_zeros(pool):
     """A map that is padded by the caller needs no padding inside, so it shows what padding must do."""
     x = jax.random.normal(KEY, (4, 4, 8))

@@ -24,7 +24,7 @@ def tiny():
     return model, moved(params), jax.random.uniform(jax.random.key(1), (64, 64, 3))
 
 
-@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.parametrize("adapted", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_padding_after_the_norm_takes_part_in_the_softmax(adapted):
     """A map that is padded by the caller needs no padding inside, so it shows what padding must do."""
     x = jax.random.normal(jax.random.key(0), (4, 5, 16))
@@ -40,6 +40,7 @@ def test_padding_after_the_norm_takes_part_in_the_softmax(adapted):
         np.testing.assert_allclose(layer.apply(params, x), padded[:4, :5], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_scanned_blocks_are_the_same_model_and_have_the_same_gradient(tiny):
     model, params, image = tiny
     scanned = build("sam-tiny-test", scan_blocks=True, remat=True)
@@ -57,7 +58,7 @@ def test_scanned_blocks_are_the_same_model_and_have_the_same_gradient(tiny):
         np.testing.assert_allclose(a, b, atol=1e-3)
 
 
-@pytest.mark.parametrize("scan_blocks", [False, True])
+@pytest.mark.parametrize("scan_blocks", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_between_products_no_dense_layer_is_computed_again(tiny, scan_blocks):
     """Products with a kernel per block for the gradient of the image: one forward, one backward, a third if again."""
     _, params, image = tiny
@@ -84,6 +85,7 @@ def test_unstacking_returns_the_very_parameters(tiny):
     jax.tree.map(np.testing.assert_array_equal, back, params)
 
 
+@pytest.mark.slow
 def test_another_image_size_uses_the_same_parameters(tiny):
     _, params, _ = tiny
     larger = build("sam-tiny-test", image_size=96)
@@ -94,6 +96,7 @@ def test_another_image_size_uses_the_same_parameters(tiny):
     assert larger.encode(params, jnp.ones((96, 96, 3))).shape == (6, 6, 32)
 
 
+@pytest.mark.slow
 def test_positions_of_another_image_size_are_bilinear_and_not_cubic_as_in_medical_sam_adapter(tiny):
     """What differs from that release, which med_sa names; at the weights' own size both are the stored positions."""
     _, params, _ = tiny
@@ -128,7 +131,12 @@ def test_positions_of_another_image_size_are_bilinear_and_not_cubic_as_in_medica
 
 
 @pytest.mark.parametrize(
-    ("name", "parameters"), [("sam-b", 93_735_472), ("sam-l", 312_342_832), ("sam-h", 641_090_608)]
+    ("name", "parameters"),
+    [
+        ("sam-b", 93_735_472),
+        pytest.param("sam-l", 312_342_832, marks=pytest.mark.slow),
+        pytest.param("sam-h", 641_090_608, marks=pytest.mark.slow),
+    ],
 )
 def test_published_parameter_counts(name, parameters):
     assert build(name).parameters == parameters

@@ -57,6 +57,7 @@ def test_the_embedding_is_that_of_the_release(embedding):
     np.testing.assert_allclose(embedding[0, 1, 2, :4], expected, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mask", "multimask"), RELEASED)
 def test_masks_of_points_and_of_an_earlier_mask_are_those_of_the_release(params, embedding, mask, multimask):
     earlier = jnp.asarray(np.cos(0.1 * np.arange(12**3)).reshape(1, 12, 12, 12, 1), jnp.float32)
@@ -67,6 +68,7 @@ def test_masks_of_points_and_of_an_earlier_mask_are_those_of_the_release(params,
     np.testing.assert_allclose(found.iou[0], iou, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_absent_points_change_nothing_and_one_padding_point_is_always_there(params, embedding):
     plain = MODEL.decode(params, embedding, ASKED).logits
     for slot in (ABSENT, PAD):

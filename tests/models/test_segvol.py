@@ -67,9 +67,8 @@ def test_the_embedding_is_that_of_the_release(embedding):
 
 
 # In every run the one with both kinds of prompts.
-@pytest.mark.parametrize(
-    "kind", [pytest.param(k, marks=[] if k == "points and text" else [pytest.mark.slow]) for k in RELEASED]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", RELEASED)
 def test_masks_are_those_of_the_release(params, embedding, kind):
     prompts, text, (logits, iou) = RELEASED[kind]
     found = MODEL.decode(params, embedding, prompts, text=text)
@@ -85,6 +84,7 @@ def test_three_masks_of_an_ambiguous_prompt_are_those_of_the_release(params, emb
     np.testing.assert_allclose(found.iou[0], THREE[1], atol=2e-5)
 
 
+@pytest.mark.slow
 def test_absent_slots_change_nothing_and_one_padding_point_goes_with_points_alone(params, embedding):
     for prompts, slots in ((POINTS, (ABSENT, PAD)), (BOX, (ABSENT,))):
         plain = MODEL.decode(params, embedding, prompts).logits

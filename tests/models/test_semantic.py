@@ -54,6 +54,7 @@ def unasked(tiny):
     return {count: np.asarray(masks(params, embedding, tokens[None, :count])) for count in (0, 2)}
 
 
+@pytest.mark.slow
 def test_four_classes_start_as_no_background_and_the_three_masks(tiny, unasked):
     model, params, embedding = tiny
     semantic, converted = to_semantic(model, params, 4)
@@ -87,7 +88,7 @@ def test_classes_beyond_the_fourth_act_on_the_others_as_prompts_do(tiny, unasked
     assert np.abs(logits[1:4] - DAMPING * unasked[0][1:]).max() > 1e-4
 
 
-@pytest.mark.parametrize("classes", [2, 3, 4, 9])
+@pytest.mark.parametrize("classes", [*(pytest.param(n, marks=pytest.mark.slow) for n in (2, 3, 4)), 9])
 @pytest.mark.parametrize("name", ["lite-tiny-test", "sam-tiny-test", "sam2-tiny-test"])
 def test_every_class_starts_with_the_parameters_of_a_mask_and_the_rest_stays(name, classes):
     model = build(name)
@@ -129,6 +130,7 @@ def _assert_same(ours, theirs):
     assert jax.tree.all(jax.tree.map(np.array_equal, ours, theirs))
 
 
+@pytest.mark.slow
 def test_samed_starts_as_the_semantic_model_and_parts_its_twins(tiny):
     """Six classes: the second and the sixth are one until the loss, which knows them apart, has a say."""
     model, params, embedding = tiny

@@ -9,6 +9,7 @@ from medvfm_jax.models.transforms import BadTransform, transform
 PROMPT_FREE = {"kind": "prompt_free", "classes": 2}
 
 
+@pytest.mark.slow
 def test_a_slab_is_its_slices_where_nothing_mixes_them():
     """encode, decode and apply, with the shapes the spec promises; the parameters are those of the model of slices."""
     model, given = weights.load("lite-tiny-test")

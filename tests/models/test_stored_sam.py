@@ -13,7 +13,9 @@ TOLERANCE = (
 
 
 @pytest.mark.parametrize("faint", [False, True], ids=["usual", "faint"])
-@pytest.mark.parametrize("name", stored_sam.MODELS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * n.startswith("sam")) for n in stored_sam.MODELS]
+)
 def test_a_forward_pass_gives_the_stored_numbers(name, faint):
     """Encoder, prompt encoder (points, boxes, a mask) and decoder; with faint weights every epsilon shows."""
     stored = json.loads(stored_sam.FILE.read_text())[stored_sam.case(name, faint)]

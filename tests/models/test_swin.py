@@ -40,6 +40,7 @@ def test_parameter_counts_are_those_of_the_published_models(name, classified, fe
     assert model.spec.embedding == (7, 7, features)
 
 
+@pytest.mark.slow
 def test_shapes_are_those_of_the_spec_at_any_size(tiny):
     model, params, image = tiny
     assert [x.shape for x in encode_stages(model, params, image)] == [(8, 8, 8), (4, 4, 16)]
@@ -58,6 +59,7 @@ def test_the_table_is_read_by_query_minus_key():
     assert len(np.unique(offsets(7))) == 169
 
 
+@pytest.mark.slow
 def test_a_large_bias_lets_a_token_see_its_right_neighbour_only():
     module = WindowAttention(heads=1, window=2)
     x = jax.random.normal(jax.random.key(0), (1, 4, 3))
@@ -103,6 +105,7 @@ def test_a_token_reaches_those_of_its_window(shifted, place, rows, columns):
     assert found == {(i, j) for i in rows for j in columns}
 
 
+@pytest.mark.slow
 def test_a_map_as_large_as_a_window_is_not_shifted():
     found = reached(Block(heads=1, window=4, shifted=True), (4, 4), (0, 0))
     assert found == {(i, j) for i in range(4) for j in range(4)}

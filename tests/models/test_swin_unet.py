@@ -50,6 +50,7 @@ def test_expansion_places_each_of_its_tokens():
     np.testing.assert_array_equal(signs[1::2, 1::2], True)
 
 
+@pytest.mark.slow
 def test_a_skip_reaches_the_logits_without_the_deep_path(tiny):
     """Of 16 x 16 tokens, the windows of four blocks reach from the last to the sixth, the deep ones to the second."""
     model, params, image = tiny

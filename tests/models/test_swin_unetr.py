@@ -59,6 +59,7 @@ def test_tokens_that_were_rolled_around_do_not_see_those_beside_them():
     np.testing.assert_array_equal(mask[1], np.where(apart, APART, 0))
 
 
+@pytest.mark.slow
 def test_a_block_that_shifts_mixes_what_windows_part():
     """Of a volume with one token changed, the block without shift changes one window, the other one another box."""
     x = jax.random.normal(jax.random.key(0), (6, 6, 6, 4))

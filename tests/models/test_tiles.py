@@ -29,7 +29,12 @@ def test_tiles_change_what_is_seen_at_once_and_nothing_else():
         (SEMANTIC, {"side": 64, "of": {"kind": "tile", "side": 64}}, "leave out --tile"),
         (SEMANTIC, {"side": 64, "of": SLAB}, "only promptable ones convert"),
         (PROMPTED, {"side": 64}, "for models that need no prompts .* leave out --tile"),
-        (PROMPTED, {"side": 64, "of": SLAB}, "see one picture at a time.* leave out --tile"),
+        pytest.param(
+            PROMPTED,
+            {"side": 64, "of": SLAB},
+            "see one picture at a time.* leave out --tile",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_tiles_that_a_model_does_not_take(model, options, message):

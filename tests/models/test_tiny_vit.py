@@ -16,7 +16,7 @@ def test_offset_index_is_symmetric_and_counts_rows_then_columns():
     assert index[2, 4] == 1 * 3 + 1  # (0, 2) to (1, 1)
 
 
-@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.parametrize("adapted", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_padding_before_the_norm_takes_part_in_the_softmax(adapted):
     """A map that is padded by the caller needs no padding inside, so it shows what padding must do."""
     x = jax.random.normal(jax.random.key(0), (5, 4, 8))
@@ -45,6 +45,7 @@ def test_head_major_columns():
     np.testing.assert_array_equal(out[..., 4:], 0.0)
 
 
+@pytest.mark.slow
 def test_published_sizes():
     models = build("lite-medsam"), build("mobile-sam")
     lite, mobile = (model.spec for model in models)

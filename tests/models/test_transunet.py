@@ -25,6 +25,7 @@ def test_it_has_the_parameters_of_the_published_network():
     assert models.build("transunet", classes=9).parameters == 105_277_081
 
 
+@pytest.mark.slow
 def test_shapes_are_those_of_the_spec_in_every_function():
     model = models.build("transunet", classes=4, image_size=256, dtype=jnp.bfloat16)
     params = jax.eval_shape(model.init, jax.random.key(0))
@@ -75,6 +76,7 @@ def test_the_resnet_hands_on_maps_of_a_half_to_a_sixteenth(tiny):
     )
 
 
+@pytest.mark.slow
 def test_tokens_without_blocks_are_places_with_positions():
     x = jax.random.normal(jax.random.key(0), (2, 3, 5))
     module = TokenEncoder(TINY.vit)
@@ -98,6 +100,7 @@ def test_every_parameter_has_a_finite_gradient(tiny):
         assert jnp.abs(grad).max() > 0, path
 
 
+@pytest.mark.slow
 def test_fine_detail_passes_through_the_skips(tiny):
     """Without what comes from below, a change of one pixel still reaches the logits there and hardly elsewhere."""
     model, params, image = tiny

@@ -64,6 +64,7 @@ def test_windows_that_do_not_fit(window):
         models.build(TINY, channels=0)
 
 
+@pytest.mark.slow
 def test_folding_gives_every_voxel_of_a_cube_a_logit_of_its_own():
     model = models.build(TINY, window=(8, 8, 16))
     params = model.init(jax.random.key(0))

@@ -24,6 +24,7 @@ def test_shapes_and_spec():
     assert 1_900_000 < model.parameters < 2_000_000
 
 
+@pytest.mark.slow
 def test_apply_is_decode_of_encode_and_only_the_head_is_in_the_decoder(small):
     model, params, image = small
     whole = model.apply(params, image, None).logits
@@ -107,6 +108,7 @@ def test_it_learns_one_image(small):
     assert losses[-1] < 0.3 * losses[0]
 
 
+@pytest.mark.slow
 def test_bfloat16_compute_gives_float32_logits(small):
     _, params, image = small
     half = build_unet(3, base=4, depth=2, image_size=16, dtype=jnp.bfloat16)

@@ -50,6 +50,7 @@ def test_parameter_counts_are_those_of_the_published_models(variant, size):
     assert build_vit(variant).parameters == size
 
 
+@pytest.mark.slow
 def test_paths_follow_timm(tiny):
     _, params, _ = tiny
     paths = {"/".join(path) for path in flatten_dict(params["params"])}
@@ -195,6 +196,7 @@ def test_norms_keep_their_digits_where_the_residual_stream_is_far_from_zero(scan
     np.testing.assert_allclose(far_cls, cls, atol=2e-2)
 
 
+@pytest.mark.slow
 def test_registers_take_part_in_attention_and_are_no_patches(monkeypatch):
     monkeypatch.setitem(
         vit.VARIANTS._records, "reg", replace(vit.VARIANTS["vit-tiny-test"], registers=3, antialias=True)
@@ -254,6 +256,7 @@ def test_gated_mlp_in_closed_form():
     )
 
 
+@pytest.mark.slow
 def test_dinov3_has_places_without_learned_positions():
     model = build_vit("dinov3-tiny-test")
     params = model.init(jax.random.key(0))

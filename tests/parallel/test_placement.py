@@ -49,6 +49,7 @@ def undisturbed(cells, tmp_path_factory):
     return adapt(config(cells, tmp_path_factory.mktemp("runs") / "one"))
 
 
+@pytest.mark.slow
 def test_a_run_over_a_mesh_has_the_losses_of_one_device_and_goes_on_over_another(
     cells, undisturbed, tmp_path, monkeypatch
 ):

@@ -30,7 +30,7 @@ def on_one_device(adapter):
 
 
 @pytest.mark.parametrize(
-    "sizes", [pytest.param(sizes, marks=[pytest.mark.slow] * ("model" in sizes)) for sizes in MESHES]
+    "sizes", [pytest.param(sizes, marks=[pytest.mark.slow] * ("replica" not in sizes)) for sizes in MESHES]
 )
 @pytest.mark.parametrize("adapter", ["samed", pytest.param("full", marks=pytest.mark.slow)])
 def test_the_same_training_on_every_mesh(adapter, sizes):

@@ -44,7 +44,8 @@ def test_groups_of_a_slice_are_whole_sides_of_its_torus():
     assert {c.mesh for c in tried if c.rules == "replicated"} == {"data=64"}
 
 
-@pytest.mark.parametrize("mesh", [pytest.param("data=8", marks=pytest.mark.slow), "replica=2,data=4"])
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["data=8", "replica=2,data=4"])
 def test_weights_are_gathered_in_groups_and_images_stay(mesh, monkeypatch):
     """On a CPU a gradient is summed whole and then divided: XLA makes no reduce-scatter there."""
     monkeypatch.setattr(step_plan, "RULES", {"fsdp": lambda: fsdp(least=256)})

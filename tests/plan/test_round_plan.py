@@ -22,6 +22,7 @@ def round_of_16():
     return plan_cohort(dataclasses.replace(TINY, local_steps=3))
 
 
+@pytest.mark.slow
 def test_clients_meet_in_one_sum_of_their_deltas(round_of_16):
     """A round has one reduction, however many steps: the delta and a few scalars, among all devices."""
     sums = round_of_16.program.collectives
@@ -29,6 +30,7 @@ def test_clients_meet_in_one_sum_of_their_deltas(round_of_16):
     assert 4 * round_of_16.trained <= sum(c.payload for c in sums) <= 4 * round_of_16.trained + 1024
 
 
+@pytest.mark.slow
 def test_a_round_works_as_much_as_its_steps(round_of_16):
     """Of which a training step on the same images, with the same model, has a third."""
     one = plan(

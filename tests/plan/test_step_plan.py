@@ -244,6 +244,7 @@ def test_a_plan_for_a_slice_that_is_not_here():
     assert 2 * found.trained <= payload <= 4 * found.trained + 1024
 
 
+@pytest.mark.slow
 def test_a_plan_for_this_machine_counts_its_collectives():
     """8 devices: the gradient of what trains is summed once; memory is a positive part of this machine's."""
     found = plan(PlanConfig(**TINY))

@@ -85,6 +85,7 @@ def slice_of_eight(monkeypatch):
     monkeypatch.setattr(module, "devices_of", lambda topology: (jax.devices(), CHIPS["v5e"]))
 
 
+@pytest.mark.slow
 def test_what_cannot_win_is_not_compiled(slice_of_eight):
     """Replicated does not fit in one part, fsdp does; products need a fifth more, everything four times."""
     config = dataclasses.replace(TINY, global_batch=32)

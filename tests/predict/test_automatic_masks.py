@@ -275,6 +275,7 @@ def test_a_delta_gives_one_mask_per_point_and_published_weights_three():
     assert seen == [False, True]
 
 
+@pytest.mark.slow
 def test_of_a_real_model_each_mask_is_what_its_decoder_gives_for_the_point():
     model, params = weights.load("sam-tiny-test")
     picture = np.random.default_rng(0).integers(0, 255, (40, 60, 3)).astype(np.uint8)

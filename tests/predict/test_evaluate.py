@@ -39,6 +39,7 @@ def prompt_free(volumes, compiled, tmp_path_factory):
     return adapt(small(volumes, out, prompt="none", steps=2, validate_every=0)).folder
 
 
+@pytest.mark.slow
 def test_scores_say_what_was_measured_on_what(scored, cells):
     folder, scores = scored
     assert json.loads((folder / "scores.json").read_text()) | {"file": scores["file"]} == scores
@@ -177,6 +178,7 @@ def test_a_perfect_prediction_scores_one(own_run, cells, monkeypatch):
         )
 
 
+@pytest.mark.slow
 def test_a_volume_is_written_on_its_own_grid(prompt_free, volumes, compiled):
     scores = evaluate(EvaluateConfig(run=prompt_free))
     dataset = open_dataset(volumes)

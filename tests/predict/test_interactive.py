@@ -55,6 +55,7 @@ def close(found, expected):
     np.testing.assert_allclose(found.iou, expected.iou, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_the_mask_found_before_is_the_mask_prompt_of_the_next_question(opened, direct):
     first = opened([clicks(1)])
     close(first, direct(clicks(1)))
@@ -64,6 +65,7 @@ def test_the_mask_found_before_is_the_mask_prompt_of_the_next_question(opened, d
     assert np.abs(second.low_res_logits - np.asarray(direct(clicks(2)).logits)).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_of_three_masks_the_one_rated_best_is_fed_back(opened, direct):
     three = opened([clicks(1, box=False)], multimask=True)
     assert three.iou.shape == (1, 3)
@@ -71,7 +73,9 @@ def test_of_three_masks_the_one_rated_best_is_fed_back(opened, direct):
     close(opened([clicks(2, box=False)], three), direct(clicks(2, box=False), jnp.asarray(best[..., None])))
 
 
-@pytest.mark.parametrize(("box", "counts"), [(True, [0, 1, 2]), (False, [1, 2])])
+@pytest.mark.parametrize(
+    ("box", "counts"), [pytest.param(True, [0, 1, 2], marks=pytest.mark.slow), (False, [1, 2])]
+)
 def test_refining_gives_the_prompts_one_after_the_other(opened, direct, box, counts):
     steps = list(opened.refine(clicks(2, box)))
     assert len(steps) == len(counts)

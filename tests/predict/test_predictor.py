@@ -163,6 +163,7 @@ def test_numbers_that_are_not_finite_are_no_empty_mask():
         broken.label_map(np.zeros((20, 30, 3), np.uint8), [Query(box=(2, 3, 10, 12))], [1])
 
 
+@pytest.mark.slow
 def test_padding_changes_nothing_in_a_real_decoder():
     model, params = weights.load("sam-tiny-test")
     predictor = Predictor(adapt_model(chain(), model), params, {})

@@ -82,6 +82,7 @@ def test_what_cannot_follow_is_refused_before_weights_are_fetched():
         propagation.Propagator(build("sam2-tiny-test"), {})
 
 
+@pytest.mark.slow
 def test_a_sam2_follows_a_box_through_a_volume():
     """The test model's numbers mean nothing, but every slice and every object has its own."""
     segment = load_segmenter("sam2-tiny-test", propagate=True)

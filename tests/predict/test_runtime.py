@@ -20,6 +20,7 @@ pytest.importorskip("onnxruntime")
 MODEL = "lite-tiny-test"
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_jax_and_say_what_encoded(finished, cells, tmp_path):
     run = shutil.copytree(finished.folder, tmp_path / "run")
     ours = evaluate(EvaluateConfig(run=run, out=tmp_path / "jax.json"))
@@ -33,6 +34,7 @@ def test_scores_are_those_of_jax_and_say_what_encoded(finished, cells, tmp_path)
         assert one.get("dice") == pytest.approx(other.get("dice"), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_run_that_trained_the_encoder_is_merged(cells, tmp_path):
     run = adapt(small(cells, tmp_path / "run", adapter="lora", steps=2, validate_every=0)).folder
     ours = evaluate(EvaluateConfig(run=run, out=tmp_path / "jax.json"))
@@ -52,6 +54,7 @@ def picture(tmp_path):
     return tmp_path / "a.png"
 
 
+@pytest.mark.slow
 def test_masks_and_logits_are_those_of_jax(picture):
     ours, theirs = segmenters()
     assert ours.runtime is None
@@ -64,6 +67,7 @@ def test_masks_and_logits_are_those_of_jax(picture):
     np.testing.assert_allclose(steps[1].logits, steps[0].logits, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_command_says_what_encoded(picture, capsys):
     words = ["segment", str(picture), "--model", MODEL, "--box", "3", "4", "20", "18", "--offline", "--json"]
     assert main([*words, "--runtime", "onnxruntime-int8", "--out", str(picture.with_name("m.png"))]) == 0

@@ -111,6 +111,7 @@ def test_prompts_of_one_object_fit_into_one_window():
     asked(BOXES, volume(70, 60, 40), [click((0, 0, 0), (11, 31, 31))])
 
 
+@pytest.mark.slow
 def test_the_segmenter_gives_what_the_model_gives():
     import medvfm_jax as mv
 

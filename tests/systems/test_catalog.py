@@ -78,6 +78,7 @@ def test_med_sa_sites_and_weights(layout: str) -> None:
     assert parts["mlp"].get("normalise", False) == (layout == "head_major")
 
 
+@pytest.mark.slow
 def test_what_each_system_touches() -> None:
     encoder = {name: touches_encoder(deltas_of(name, "fused", **small(name))) for name in sam_systems()}
     assert {name for name, touched in encoder.items() if not touched} == {"decoder", "linear", "instances"}
@@ -111,7 +112,9 @@ def small(name: str) -> dict:
     return {"context.block": "aspp", "context.width": 2} if name in ("context", "lora_context") else {}
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "layout", [pytest.param(n, marks=[pytest.mark.slow] * (n == "fused")) for n in LAYOUTS]
+)
 def test_systems_start_as_the_model_and_their_config_rebuilds_them(layout: str) -> None:
     model, params = toy_sam(layout)
     names = ["samed", "med_sa", "ssf", "context"] if layout == "fused" else ["samed", "med_sa"]

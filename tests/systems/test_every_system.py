@@ -190,7 +190,22 @@ FACTS = {
 }
 NAMES = systems.SYSTEMS.names()
 OWN = [name for name in NAMES if FACTS[name].own]
+# One of each mechanism, whose gradient is traced too; tracing that of the others takes minutes together.
+MECHANISMS = {"lora", "adaptformer", "ssf", "bitfit", "layernorm", "decoder"}
+# Of the mechanisms of others that stay, or seconds each even by shape.
+SLOW = {
+    "samed", "samed_s", "lora_sam", "sam_med2d", "med_sa", "med_sa_whole", "sd_trans", "ma_sam", "auto_sam", "h_sam",
+    "trans_sam", "samus", "desam", "3dsam_adapter", "dora", "pissa", "lora_ga", "eva", "adalora", "lora_mixture",
+    "conv_lora", "fact_tk", "instances_full", "instances_lora", "context", "lora_context", "task_film", "dodnet",
+    "task_mixture",
+}  # fmt: skip
 PROMPTABLE = [name for name in NAMES if FACTS[name].model != "vit-tiny-test" and name not in OWN]
+
+
+def every(names, slow):
+    return pytest.mark.parametrize(
+        "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in slow)) for n in names]
+    )
 
 
 def changed(name, model, params):
@@ -243,7 +258,7 @@ def test_every_system_has_its_facts_here() -> None:
         assert set(system.objective) == {"promptable", "semantic"}, name
 
 
-@pytest.mark.parametrize("name", NAMES)
+@every(NAMES, SLOW)
 def test_what_trains(name: str) -> None:
     """The exact number of parameters, and that they belong to the intended modules."""
     _, params, delta, _ = shapes_of(name)
@@ -251,15 +266,7 @@ def test_what_trains(name: str) -> None:
     assert {leaf.path.split("/")[0] for leaf in delta_leaves(delta)} == FACTS[name].roots
 
 
-# One of each mechanism; tracing the gradient of the others takes minutes together.
-MECHANISMS = {
-    "samed", "conv_lora", "fact_tk", "adaptformer", "compacter", "ssf", "bitfit", "layernorm", "decoder", "sam_med2d",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in MECHANISMS)) for n in NAMES]
-)
+@every(NAMES, set(NAMES) - MECHANISMS)
 def test_bfloat16_and_recomputation_keep_shapes_and_float32_deltas(name: str) -> None:
     options = {"dtype": jnp.bfloat16} | ({"remat": True} if FACTS[name].model.startswith("sam") else {})
     adapted, params, delta, given = shapes_of(name, **options)
@@ -276,16 +283,7 @@ def test_bfloat16_and_recomputation_keep_shapes_and_float32_deltas(name: str) ->
     chex.assert_trees_all_equal_shapes_and_dtypes(gradient, delta)
 
 
-# Of the mechanisms of others that stay.
-ALIKE = {
-    "samed_s", "med_sa_whole", "lora_sam", "lora_context", "adalora", "pissa", "eva", "lora_ga", "fact_tt",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=[pytest.mark.slow] * (n in ALIKE)) for n in PROMPTABLE],
-)
+@every(PROMPTABLE, set(NAMES) - MECHANISMS)
 def test_start_gradient_vmap_and_merge(name: str) -> None:
     """Under jit: starts as the model, moves when its delta does, four deltas at once, and folds into the weights."""
     model, params = toy_sam(attention=FACTS[name].attention)
@@ -321,8 +319,9 @@ def test_start_gradient_vmap_and_merge(name: str) -> None:
     chex.assert_trees_all_close(model.apply(folded, *given).logits, after, atol=1e-4)
 
 
-# One of them in every run; what the others add is checked by itself in tests/models and tests/adapters.
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n != "auto_sam")) for n in OWN])
+# What they add is checked by itself in tests/models and tests/adapters.
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OWN)
 def test_start_and_gradient_with_modules_of_its_own(name: str) -> None:
     """Starts as the transformed model, moves when its delta does, four deltas at once by shape, and the merge."""
     model = models.build(FACTS[name].model, image_size=FACTS[name].side)
@@ -372,7 +371,7 @@ def drawn(shapes):
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@every(NAMES, SLOW)
 def test_a_stored_delta_builds_its_model_again(name: str, tmp_path) -> None:
     adapted, _, shapes, _ = shapes_of(name)
     rng = np.random.default_rng(0)
@@ -387,7 +386,7 @@ def test_a_stored_delta_builds_its_model_again(name: str, tmp_path) -> None:
     assert metadata["adapter"]["preset"] == name
 
 
-@pytest.mark.parametrize("name", NAMES)
+@every(NAMES, SLOW)
 def test_the_transform_is_json_and_changes_shapes_alone(name: str) -> None:
     """Prompt-free on request with a promptable model, nothing otherwise, and a slab of it; works on shapes."""
     model, features = models.build("sam-tiny-test"), models.build("vit-tiny-test")

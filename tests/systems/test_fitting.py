@@ -73,6 +73,7 @@ def test_a_pattern_of_the_user_is_shown_as_it_is() -> None:
     assert why(NoSuchSite(text)) == text
 
 
+@pytest.mark.slow
 def test_on_sam2_lora_reaches_every_block_and_attention_over_depth_says_that_queries_are_pooled_away() -> (
     None
 ):

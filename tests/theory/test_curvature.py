@@ -25,6 +25,7 @@ def test_the_product_is_that_of_the_second_derivatives():
         np.testing.assert_allclose(hessian_product(loss, w, v), jax.hessian(loss)(w) @ v, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_gauss_newton_leaves_out_the_curvature_of_the_model():
     with jax.enable_x64(True):
         rng = np.random.default_rng(1)

@@ -93,6 +93,7 @@ def test_a_distance_of_separable_and_of_equal_domains():
     assert abs(np.mean(found)) < 4 * np.std(found) / 200**0.5, "unequal domains count half each"
 
 
+@pytest.mark.slow
 def test_a_distance_of_two_gaussians_on_a_line():
     """The best line between N(-m, 1) and N(m, 1) is wrong with probability Phi(-m)."""
     first = np.arange(4000) < 2000

@@ -87,6 +87,7 @@ def test_each_line_says_what_the_wall_time_was_spent_on_and_the_run_how_much_of_
     assert goodput.REPEATED not in found.seconds
 
 
+@pytest.mark.slow
 def test_steps_that_a_resumed_run_takes_again_do_not_count(cells, tmp_path, monkeypatch):
     config = small(cells, tmp_path / "run", checkpoint_every=4, validate_every=0, tensorboard=False)
     append = run_directory.append_metrics
@@ -122,7 +123,8 @@ def test_the_same_settings_give_the_same_bits_and_another_seed_does_not(finished
     assert any((a != b).any() for a, b in zip(jax.tree.leaves(other), jax.tree.leaves(same)))
 
 
-@pytest.mark.parametrize("preset", ["linear", pytest.param("decoder", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["linear", "decoder"])
 def test_cached_embeddings_change_nothing_but_rounding_and_encode_each_image_once(
     cells, compiled, tmp_path, monkeypatch, preset
 ):
@@ -226,12 +228,14 @@ def test_early_stopping_keeps_the_best_delta_and_a_resumed_run_stays_ended(
     assert len(seen) == 4
 
 
+@pytest.mark.slow
 def test_without_validation_the_last_delta_is_kept(cells, compiled, tmp_path):
     result = adapt(small(cells, tmp_path / "run", validate_every=0))
     assert (result.step, result.val_dice) == (6, None)
     assert all("val_dice" not in line for line in read_metrics(result.folder))
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_good(cells, compiled, tmp_path):
     config = small(cells, tmp_path / "run", learning_rate=1e30, validate_every=0, checkpoint_every=1)
     with pytest.raises(NonFiniteLoss, match=r"not finite at step \d.*lower --learning-rate") as caught:
@@ -255,6 +259,7 @@ def test_keeping_less_for_the_backward_pass_changes_nothing_but_rounding(cells, 
         assemble.load_base("lite-medsam", classes=2, seed=0, dtype="float32", keep="nothing")
 
 
+@pytest.mark.slow
 def test_a_unet_trains_from_scratch_without_prompts_and_is_rebuilt_from_its_seed(
     volumes, compiled, tmp_path, monkeypatch
 ):

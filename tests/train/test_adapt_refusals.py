@@ -21,6 +21,7 @@ from tests.train.small_runs import resolved, small
 MODULE = training
 
 
+@pytest.mark.slow
 def test_an_existing_run_is_refused_before_anything_is_read_and_left_as_it_is(finished, cells, monkeypatch):
     monkeypatch.setattr(MODULE, "open_split", None)  # would fail if it were called
     before = {p: p.stat().st_mtime_ns for p in finished.folder.rglob("*")}
@@ -101,6 +102,7 @@ def spoilt(cells, tmp_path):
     return spoil
 
 
+@pytest.mark.slow
 def test_a_bad_case_stops_the_run_before_it_starts_unless_it_may_be_skipped(finished, spoilt, tmp_path):
     split = resolved(finished.folder)["split"]
     folder = spoilt(split | {"train": split["train"][:1]}, "train")

@@ -30,6 +30,7 @@ def models(monkeypatch):
     build_models_once(monkeypatch)
 
 
+@pytest.mark.slow
 def test_dropout_is_of_the_training_loss_alone_and_of_every_step(cells, tmp_path):
     run = resolve(
         small(cells, tmp_path / "run", adapter="lora", set=in_decoder("lora", "dropout=0.5"), **FEW)
@@ -56,6 +57,7 @@ def test_rates_scale_updates_with_their_decay_and_constants_stay():
         np.testing.assert_allclose(updates[name], -0.1 * (1 + 0.5 * 2.0) * rate, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_lora_ga_takes_its_start_from_the_first_batch_and_resumes_exactly(cells, tmp_path):
     run = resolve(small(cells, tmp_path / "run", adapter="lora_ga", set=in_decoder("lora", "rank=2"), **FEW))
     ends = []
@@ -73,6 +75,7 @@ def test_lora_ga_takes_its_start_from_the_first_batch_and_resumes_exactly(cells,
     np.testing.assert_array_equal(rest["lora"][SITE]["fixed_a"], site["fixed_a"])
 
 
+@pytest.mark.slow
 def test_eva_starts_at_the_inputs_of_the_first_batches_and_trains_on_the_first(cells, tmp_path):
     run = resolve(
         small(
@@ -97,6 +100,7 @@ def test_eva_starts_at_the_inputs_of_the_first_batches_and_trains_on_the_first(c
     assert np.abs(site["a"] - run.assembled.delta["lora"][SITE]["a"]).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_pissa_runs_and_its_delta_says_the_same_model_again(cells, tmp_path):
     result = adapt(small(cells, tmp_path / "run", adapter="pissa", set=in_decoder("pissa", "rank=2"), **FEW))
     loaded = load_adapted(result.delta, model=None, dtype="float32")
@@ -108,6 +112,7 @@ def test_pissa_runs_and_its_delta_says_the_same_model_again(cells, tmp_path):
     np.testing.assert_allclose(np.linalg.norm(site["fixed_a"] @ site["fixed_b"], 2), values[0], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_adalora_ends_with_the_ranks_that_were_asked_for(cells, tmp_path):
     options = in_decoder("adalora", "rank=3", "target=1", "every=1", "begin=0", "end=0.6")
     run = resolve(small(cells, tmp_path / "run", adapter="adalora", set=options, **(FEW | {"steps": 6})))

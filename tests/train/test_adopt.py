@@ -128,6 +128,7 @@ def test_a_samed_file_gives_what_samed_computes(tmp_path, base):
     np.testing.assert_allclose(run(merged), run(expected), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_volumes_are_seen_in_the_range_that_samed_was_trained_on(tmp_path, base):
     """-125 to 275 HU, kept by the delta: what lies outside changes nothing, what lies inside does."""
     save(tmp_path / "epoch.pth", samed_file(*base))
@@ -171,6 +172,7 @@ def test_a_samed_s_file_and_the_size_it_is_released_for(tmp_path, base):
     )
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_medical_sam_adapter(tmp_path, base):
     """Adapters and decoder are the file's; the frozen encoder has to be the base's, but for positions left at zero."""
     _, params = base

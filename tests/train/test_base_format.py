@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from medvfm_jax.models import catalog
 from medvfm_jax.plan.abstract_training import abstract_training
@@ -18,6 +19,7 @@ def size(tree):
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
+@pytest.mark.slow
 def test_matrices_are_rounded_and_nothing_else():
     params = catalog.build("sam-tiny-test").init(jax.random.key(0))
     rounded = in_format(params, "bfloat16")
@@ -42,6 +44,7 @@ def test_what_a_plan_is_given_has_half_the_bytes_and_trains_in_float32():
     assert {leaf.dtype for leaf in jax.tree.leaves(half.state.delta)} == {jnp.dtype("float32")}
 
 
+@pytest.mark.slow
 def test_a_run_on_rounded_weights_is_close_and_its_delta_belongs_to_the_published_ones(
     finished, cells, tmp_path
 ):

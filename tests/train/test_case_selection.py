@@ -18,7 +18,7 @@ def volumes_alone(tmp_path_factory):
     return open_dataset(make_phantom_dataset(tmp_path_factory.mktemp("v") / "volumes", "volumes", 2, size=16))
 
 
-@pytest.mark.parametrize("how", ["k_center", "k_medoids"])
+@pytest.mark.parametrize("how", [pytest.param("k_center", marks=pytest.mark.slow), "k_medoids"])
 def test_chosen_cases_are_trained_on_and_written_into_the_run(cells, compiled, tmp_path, monkeypatch, how):
     seen = []
 

@@ -13,7 +13,7 @@ from tests.train.small_runs import small
 SETTINGS = {"prompt": "auto", "steps": 3, "validate_every": 0}
 
 
-@pytest.mark.parametrize("adapter", ["linear", "lora"])
+@pytest.mark.parametrize("adapter", [pytest.param("linear", marks=pytest.mark.slow), "lora"])
 def test_clip_from_a_file_learns_masks(cells, tmp_path, adapter):
     params = models.build("clip-tiny-test").init(jax.random.key(3))
     export.save_torch(tmp_path / "clip.safetensors", params, {})

@@ -27,6 +27,7 @@ def empty_memory():
     MemoryFileSystem.pseudo_dirs[:] = [""]
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_its_copy_on_another_machine(finished, cells, tmp_path, monkeypatch, capsys):
     config = {"mirror": URL, "checkpoint_every": 2, "validate_every": 3}
     append = run_directory.append_metrics
@@ -72,6 +73,7 @@ def test_a_mirror_is_a_url(cells, tmp_path):
         small(cells, tmp_path / "run", mirror="runs/copy")
 
 
+@pytest.mark.slow
 def test_the_processes_of_a_run_part_only_when_its_last_copy_is_there(cells, tmp_path, compiled):
     """One that waits to end waits for a minute, and then JAX ends the one that copies too."""
     seen = []

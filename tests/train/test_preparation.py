@@ -71,6 +71,7 @@ def test_ct_is_not_mr():
         check_same_scale(("CT",), ("MRI",), Path("data"))
 
 
+@pytest.mark.slow
 def test_all_folds_prepare_volumes_alike(tmp_path):
     folder = make_phantom_dataset(tmp_path / "v", "volumes", 8, size=16)
     record = json.loads((folder / "dataset.json").read_text())

@@ -54,6 +54,7 @@ def test_the_least_important_values_go_and_stay_away() -> None:
     chex.assert_trees_all_equal(now["tuned"], start["tuned"])
 
 
+@pytest.mark.slow
 def test_a_pruned_value_cannot_return_after_the_schedule_and_an_update_of_the_others_is_kept() -> None:
     start = delta()
     start["low"]["one"]["s"] = start["low"]["one"]["s"].at[0].set(0.0)

@@ -27,6 +27,7 @@ def test_a_stacked_delta_is_told_apart():
     assert found["empty"] == {}
 
 
+@pytest.mark.slow
 def test_stacked_blocks_train_the_same_delta(cells, tmp_path):
     shared = {"adapter": "full", "prompt": "none", "steps": 2, "validate_every": 0, "learning_rate": 1e-3}
     plain, stacked = (

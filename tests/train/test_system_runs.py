@@ -23,15 +23,10 @@ def models(monkeypatch):
     build_models_once(monkeypatch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    [
-        "desam",
-        *(
-            pytest.param(n, marks=pytest.mark.slow)
-            for n in ("auto_sam", "h_sam", "trans_sam", "samus", *SLABS)
-        ),
-    ],
+    ["desam", "auto_sam", "h_sam", "trans_sam", "samus", *SLABS],
 )
 def test_what_trains_is_in_the_delta_with_the_model_that_it_belongs_to(name, cells, volumes, tmp_path):
     out = tmp_path / "run"

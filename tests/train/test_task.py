@@ -55,6 +55,7 @@ def semantic_batch():
 DELTA = {"bias": jnp.float32(0.3)}
 
 
+@pytest.mark.slow
 def test_promptable_loss_is_the_mean_over_real_prompts():
     batch = promptable_batch()
     value, metrics = make_loss(model(decode_masks), "medsam")(PARAMS, DELTA, batch, None)
@@ -94,7 +95,7 @@ def test_a_model_with_a_fallback_is_told_that_it_trains(cached):
     assert moved(1.0) != pytest.approx(moved(0.0), rel=1e-3)
 
 
-@pytest.mark.parametrize("objective", ["medsam", "samed", "sam"])
+@pytest.mark.parametrize("objective", [pytest.param("medsam", marks=pytest.mark.slow), "samed", "sam"])
 def test_the_loss_on_cached_embeddings_is_that_on_images(objective):
     adapted, batch = model(decode_masks), promptable_batch()
     embedded = batch._replace(image=np.asarray(2.0 * IMAGE))
@@ -216,6 +217,7 @@ def shares_of(target):
     return np.where(hidden, IGNORE, target[:, None] == np.arange(3)[:, None, None]).astype(np.float32)
 
 
+@pytest.mark.slow
 def test_a_class_that_nobody_looked_for_is_neither_taught_nor_counted():
     batch = semantic_batch()
     shares = shares_of(batch.target)
@@ -269,6 +271,7 @@ def test_unknown_objective_names_the_known():
         make_loss(model(decode_masks), "mse")
 
 
+@pytest.mark.slow
 def test_a_volume_is_scored_as_the_picture_its_slices_make_side_by_side():
     """Loss and counts of (D, H, W) are those of (D * H, W): nothing depends on where a voxel lies."""
     image = RNG.normal(size=(2, 4, 2, 8, 3)).astype(np.float32)

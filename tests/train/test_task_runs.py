@@ -42,6 +42,7 @@ def settings(data, out, **more):
     return small(data, out, **FEW | more)
 
 
+@pytest.mark.slow
 def test_each_site_trains_its_row_and_predictions_ask_for_one(two_sites, tmp_path):
     out = tmp_path / "run"
     result = adapt(settings(two_sites, out))

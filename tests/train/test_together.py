@@ -16,6 +16,7 @@ def runs(cells, tmp_path, seeds=(0, 1, 2), **settings):
     return [small(cells, tmp_path / f"{seed}", seed=seed, validate_every=0, **settings) for seed in seeds]
 
 
+@pytest.mark.slow
 def test_each_seed_ends_where_it_ends_alone(cells, tmp_path):
     together = adapt_together(runs(cells, tmp_path / "together"))
     for config, result in zip(runs(cells, tmp_path / "alone"), together):
@@ -55,6 +56,7 @@ def test_encoders_that_train_are_not_put_side_by_side_on_a_cpu(cells, tmp_path):
         adapt_together(runs(cells, tmp_path, seeds=(0,), adapter="lora"))
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_its_own_run_alone(cells, tmp_path):
     good, bad = (resolve(config) for config in runs(cells, tmp_path, seeds=(0, 1)))
     start = bad.start()

@@ -239,6 +239,7 @@ def test_a_server_that_does_not_answer_to_the_end_of_a_run_is_left_alone(
     never.set()
 
 
+@pytest.mark.slow
 def test_a_run_tells_both_what_its_metrics_file_has(wandb, server, cells, tmp_path):
     result = adapt(
         small(cells, tmp_path / "run", steps=3, validate_every=0, wandb="cells", mlflow="http://host:5000")
@@ -252,6 +253,7 @@ def test_a_run_tells_both_what_its_metrics_file_has(wandb, server, cells, tmp_pa
     assert (result.folder / trackers.TRACKING).is_file()
 
 
+@pytest.mark.slow
 def test_a_run_that_is_continued_does_not_need_a_server_that_had_it(
     server, cells, tmp_path, monkeypatch, capsys
 ):

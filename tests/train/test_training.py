@@ -17,6 +17,7 @@ def models(monkeypatch):
     build_models_once(monkeypatch)
 
 
+@pytest.mark.slow
 def test_a_run_in_memory_has_the_bits_of_one_in_a_directory_and_writes_nothing(cells, tmp_path):
     config = small(cells, tmp_path / "memory")
     trained = train(resolve(config))

@@ -35,8 +35,11 @@ def allowed_again(monkeypatch):
     "settings",
     [
         {"embeddings": "device"},
-        {"augment": "flips", "accumulate": 1},
-        {"model": "lite-tiny-test", "adapter": "samed", "prompt": "none", "augment": "full"},
+        pytest.param({"augment": "flips", "accumulate": 1}, marks=pytest.mark.slow),
+        pytest.param(
+            {"model": "lite-tiny-test", "adapter": "samed", "prompt": "none", "augment": "full"},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["bank", "images", "adapted-encoder"],
 )

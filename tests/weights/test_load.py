@@ -27,7 +27,9 @@ def same(left, right):
     return jax.tree.all(jax.tree.map(np.array_equal, left, right))
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "lite-tiny-test")) for n in TINY]
+)
 def test_pth_safetensors_and_own_files_give_the_same_parameters(tmp_path, name):
     params = random_params(name)
     state = export.torch_state(params)
@@ -42,7 +44,7 @@ def test_pth_safetensors_and_own_files_give_the_same_parameters(tmp_path, name):
         assert {leaf.dtype for leaf in jax.tree.leaves(loaded)} == {np.dtype(np.float32)}
 
 
-@pytest.mark.parametrize("name", ["sam-tiny-test", "vit-tiny-test"])
+@pytest.mark.parametrize("name", [pytest.param("sam-tiny-test", marks=pytest.mark.slow), "vit-tiny-test"])
 def test_scanned_models_get_the_same_numbers_stacked(tmp_path, name):
     params = random_params(name)
     export.save_torch(tmp_path / "b.safetensors", params, {})
@@ -54,7 +56,7 @@ def test_scanned_models_get_the_same_numbers_stacked(tmp_path, name):
         np.testing.assert_array_equal(back[key], value)
 
 
-@pytest.mark.parametrize("name", [*TINY, "unet"])
+@pytest.mark.parametrize("name", [*TINY, pytest.param("unet", marks=pytest.mark.slow)])
 def test_models_without_weights_start_from_a_fixed_seed(name, monkeypatch):
     monkeypatch.setattr(registry, "fetch", None)  # would fail if anything were fetched
     small = {"classes": 2, "base": 4, "depth": 2} if name == "unet" else {}
@@ -124,6 +126,7 @@ def test_bad_files(tmp_path):
     assert not (tmp_path / "pwned").exists()
 
 
+@pytest.mark.slow
 def test_fitting_models(tmp_path):
     export.save_torch(tmp_path / "t.safetensors", random_params("lite-tiny-test"), {})
     assert fitting_models(tmp_path / "t.safetensors") == (["lite-tiny-test"], None)
@@ -136,6 +139,7 @@ def test_fitting_models(tmp_path):
     assert nearest.unused_sources == ("image_encoder.neck.1.bais",)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_the_video_model_says_what_the_image_predictor_leaves_out(tmp_path, capsys):
     """160 arrays of the memory, by the names of the release; an image predictor loads the other 239."""
     params, file = random_params("sam2-tiny-test", memory=True), tmp_path / "sam2.pt"

@@ -81,21 +81,25 @@ def test_edge_sam_encoder_dump(reference_data):
     assert built.parameters == 5_517_552 + 6_220 + 4_058_340
 
 
+PUBLISHED = {
+    "sam-med2d": 271_241_776,
+    "efficient-sam-ti": 10_223_204,
+    "efficient-sam-s": 26_413_028,
+    "edge-sam": 9_582_112,
+    # Published as 34.8, 47.7, 61.3, 117.0 and 203.3 million.
+    "efficient-vit-sam-l0": 34_792_784,
+    "efficient-vit-sam-l1": 47_650_128,
+    "efficient-vit-sam-l2": 61_328_592,
+    "efficient-vit-sam-xl0": 116_957_904,
+    "efficient-vit-sam-xl1": 203_346_128,
+    "rep-vit-sam": 27_223_480,  # with its training branches; not published
+}
+QUICK = ("sam-med2d", "efficient-sam-ti", "edge-sam", "efficient-vit-sam-xl0")
+
+
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    [
-        ("sam-med2d", 271_241_776),
-        ("efficient-sam-ti", 10_223_204),
-        ("efficient-sam-s", 26_413_028),
-        ("edge-sam", 9_582_112),
-        # Published as 34.8, 47.7, 61.3, 117.0 and 203.3 million.
-        ("efficient-vit-sam-l0", 34_792_784),
-        ("efficient-vit-sam-l1", 47_650_128),
-        ("efficient-vit-sam-l2", 61_328_592),
-        ("efficient-vit-sam-xl0", 116_957_904),
-        ("efficient-vit-sam-xl1", 203_346_128),
-        ("rep-vit-sam", 27_223_480),  # with its training branches; not published
-    ],
+    [pytest.param(n, p, marks=[pytest.mark.slow] * (n not in QUICK)) for n, p in PUBLISHED.items()],
 )
 def test_published_parameter_counts(name, parameters):
     assert catalog.build(name).parameters == parameters

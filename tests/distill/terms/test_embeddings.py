@@ -59,7 +59,10 @@ def test_foreground_is_what_is_labelled_in_any_prompt_or_class():
     np.testing.assert_allclose(TERMS["foreground"](compared(CLASSES, 1.0)), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "loss"), [("ifvd", losses.ifvd), ("regions", losses.region_affinity)])
+@pytest.mark.parametrize(
+    ("name", "loss"),
+    [pytest.param("ifvd", losses.ifvd, marks=pytest.mark.slow), ("regions", losses.region_affinity)],
+)
 def test_classes_are_those_of_the_labels_and_prompts_an_object_and_its_background(name, loss):
     index = jnp.asarray(np.repeat([1, 1, 0, 0], 4).reshape(4, 4))
     of_classes = loss(*MAPS, index, 2)

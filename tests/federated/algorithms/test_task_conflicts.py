@@ -33,7 +33,9 @@ def changes():
     return found
 
 
-@pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in ("cagrad", "imtl_g"))) for n in WEIGHTS]
+)
 def test_a_round_is_the_weighted_sum_of_changes(name):
     d = changes()
     server, _, metrics = run(
@@ -78,6 +80,7 @@ def attention(d):
     return scores / scores.sum(1, keepdims=True) @ d
 
 
+@pytest.mark.slow
 def test_fedhca2_is_its_algorithm():
     """Three rounds of one step each, with a model per client, written out in numpy."""
     n, rate, hyper, c = 3, 0.1, 0.5, 0.4

@@ -110,6 +110,7 @@ def test_scaled_sign_error_is_exact() -> None:
     np.testing.assert_allclose(squared_errors(scaled_sign(), draws=1).sum(), NORM - l1**2 / D, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_count_sketch_variance_of_every_entry_is_exact() -> None:
     errors = squared_errors(count_sketch(1, 7), draws=20_000)
     expected = (NORM - X.astype(np.float64) ** 2) / 7

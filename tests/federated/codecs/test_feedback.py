@@ -149,6 +149,7 @@ def test_ef21_step_of_no_compression_is_that_of_gradient_descent() -> None:
         ef21_step(1.0, 1.0, 0.0)
 
 
+@pytest.mark.slow
 def test_diana_converges_and_without_learning_it_stalls() -> None:
     """Rand-3 of 30 (omega = 9) on clients whose gradients at the solution are not zero."""
     omega = 9.0

@@ -34,7 +34,7 @@ def two_messages(codec: Codec, key: jax.Array, state: Any, update: Any) -> Any:
     return codec.decode(first, update), codec.decode(second, update), state
 
 
-@pytest.mark.parametrize("group", range(3))
+@pytest.mark.parametrize("group", [0, *(pytest.param(g, marks=pytest.mark.slow) for g in (1, 2))])
 def test_devices_change_nothing(group: int) -> None:
     """Eight clients on four devices receive and remember what they do under vmap alone."""
     rng = np.random.default_rng(0)

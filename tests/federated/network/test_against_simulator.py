@@ -40,7 +40,12 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+QUICK = ("fedadam, int8", "fedper, personal head", "fedex-lora, stacked")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in QUICK)) for n in CASES]
+)
 def test_same_server_and_metrics(name: str, tmp_path: Path) -> None:
     """Three rounds; in the second one site's answer is lost, so its state must not have moved."""
     algorithm, codec, privacy = CASES[name]

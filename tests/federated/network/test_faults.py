@@ -246,7 +246,7 @@ def test_a_site_of_another_federation_refuses(network: Loopback, start: Progress
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
+@pytest.mark.parametrize("bad", [np.nan, *(pytest.param(x, marks=pytest.mark.slow) for x in (np.inf, 1e30))])
 def test_a_site_whose_update_is_not_finite_says_so_and_keeps_its_state(bad: float, tmp_path: Path) -> None:
     def shards(row: int, round_: int) -> tuple:
         shard = rows(data(), row)
@@ -286,6 +286,7 @@ def test_what_fails_at_a_site_stays_there(tmp_path: Path, caplog: pytest.LogCapt
     assert caplog.text.count(secret) >= 2
 
 
+@pytest.mark.slow
 def test_a_lost_or_foreign_state_is_noticed(tmp_path: Path) -> None:
     network = Loopback(SCAFFOLD, tmp_path)
     progress, _ = network.round(network.coordinator.begin(KEY))
@@ -313,6 +314,7 @@ def test_a_site_without_state_may_lose_its_file(tmp_path: Path) -> None:
     assert network.round(progress)[1].arrived == SITES
 
 
+@pytest.mark.slow
 def test_a_round_asked_again_rolls_the_site_back(tmp_path: Path) -> None:
     """The server dies after the answers came and before its checkpoint: the same numbers come out."""
     network = Loopback(SCAFFOLD, tmp_path)

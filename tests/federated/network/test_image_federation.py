@@ -47,6 +47,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prepared]:
         yield prepare(SMALL)
 
 
+@pytest.mark.slow
 def test_a_round_trains_and_its_result_is_a_delta_file(
     prepared: Prepared, cells: Path, tmp_path: Path
 ) -> None:
@@ -101,6 +102,7 @@ def test_a_round_whose_updates_the_server_never_sees(prepared: Prepared, cells: 
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *results)
 
 
+@pytest.mark.slow
 def test_noise_of_the_sites_keeps_what_the_settings_promise(prepared: Prepared) -> None:
     del prepared  # its cache of programs and weights is in force
     settings = dataclasses.replace(
@@ -143,6 +145,7 @@ def test_the_images_of_a_round_follow_from_seed_site_and_round(
     assert jax.tree.map(np.shape, shard) == jax.tree.map(np.shape, prepared.agreement.example)
 
 
+@pytest.mark.slow
 def test_other_settings_are_another_federation(prepared: Prepared) -> None:
     settings = dict(prepared.agreement.settings)
     for name, value in (("learning_rate", 0.02), ("weights", "another")):

@@ -75,6 +75,7 @@ def expected(compiled):
     return one | {"two": simulate(compiled.agreement, None, [[True] * 3] * 2)[0]}
 
 
+@pytest.mark.slow
 def test_rounds_are_those_of_the_simulator_to_the_resolution_of_the_grid(net, expected):
     progress = net.coordinator.begin(KEY)
     for _ in range(2):
@@ -169,6 +170,7 @@ def test_an_update_outside_the_range_leaves_its_site_out_by_name(tmp_path):
     assert "outside the range" in record.refused["north"]
 
 
+@pytest.mark.slow
 def test_noise_of_the_sites_is_in_the_mean(tmp_path):
     """With no signal left (clip 1e-6) the step is noise of the predicted size, fresh in every run."""
     size = sum(np.size(leaf) for leaf in jax.tree.leaves(delta()))

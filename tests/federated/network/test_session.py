@@ -59,7 +59,7 @@ def crash_after(transport: Transport, rounds: int, answered: bool) -> Transport:
     return transport._replace(exchange=exchange)
 
 
-@pytest.mark.parametrize("answered", [False, True])
+@pytest.mark.parametrize("answered", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_killed_and_resumed_is_never_killed(answered: bool, network: Loopback, tmp_path: Path) -> None:
     """Same bits, whether the answers of the broken round had come or not; the key is that of the first start."""
     whole = run_session(network.coordinator, network.transport(), 3, tmp_path / "whole", KEY, QUICK)

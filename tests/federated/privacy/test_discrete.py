@@ -122,6 +122,7 @@ def test_a_wide_discrete_gaussian_is_a_gaussian():
             discrete_gaussian(jax.random.key(0), (1,), bad)
 
 
+@pytest.mark.slow
 def test_rounding_stays_within_the_bound_and_is_unbiased():
     mechanism = Discrete(PRIVACY, 256, 4.0, 16)  # coarse: rounding is most of the norm
     values = np.random.default_rng(0).normal(size=256)
@@ -164,7 +165,7 @@ def client_updates(identical):
     return jnp.asarray(updates / np.linalg.norm(updates, axis=1, keepdims=True) * PRIVACY.clip, jnp.float32)
 
 
-@pytest.fixture(scope="module", params=["gaussian", "skellam"])
+@pytest.fixture(scope="module", params=["gaussian", pytest.param("skellam", marks=pytest.mark.slow)])
 def mechanism(request):
     return choose(PRIVACY, D, BITS, request.param, deviations=4.0)._replace(bits=32)
 

@@ -71,6 +71,7 @@ def test_a_run_from_a_number_says_that_it_is_not_private():
             with_settings(dp_epsilon=None, **setting)
 
 
+@pytest.mark.slow
 def test_patients_are_accounted_for_by_step_and_by_the_hospital_that_draws_them_most_often():
     _dp_accounting()
     found = plan(with_settings(dp_unit="patient"), PATIENTS)
@@ -87,6 +88,7 @@ def test_patients_are_accounted_for_by_step_and_by_the_hospital_that_draws_them_
         assert words in text
 
 
+@pytest.mark.slow
 def test_every_step_of_a_round_is_accounted_for():
     """Centralised training makes the steps of all sites in a round."""
     _dp_accounting()

@@ -249,7 +249,12 @@ GATHERED = {
 @pytest.mark.parametrize(
     ("name", "privacy"),
     [
-        pytest.param(name, privacy, id=f"{name}-{'clear' if privacy is None else 'private'}")
+        pytest.param(
+            name,
+            privacy,
+            id=f"{name}-{'clear' if privacy is None else 'private'}",
+            marks=[pytest.mark.slow] * (name != "fedavg"),
+        )
         for name in GATHERED
         for privacy in (None, Privacy(0.5, 0.3, 6.0))
         if privacy is None or name != "fednova"  # refused, see test_what_is_released

@@ -60,7 +60,7 @@ def step(server):
     return np.concatenate([np.ravel(a - b) for a, b in zip(*map(jax.tree.leaves, (server.delta, delta())))])
 
 
-@pytest.mark.parametrize("backend", ["loop", "vmap"])
+@pytest.mark.parametrize("backend", [pytest.param("loop", marks=pytest.mark.slow), "vmap"])
 def test_a_round_is_the_plain_one_whoever_is_absent_or_vanishes(backend):
     present, dropped = ALL.copy(), np.zeros(CLIENTS, bool)
     present[1], dropped[2] = False, True
@@ -119,6 +119,7 @@ def test_central_noise_is_refused():
             make_round(algorithm(), privacy=privacy, secure=noise)
 
 
+@pytest.mark.slow
 def test_where_clients_add_noise_one_that_is_not_finite_sends_its_noise():
     """All must answer: were it left out there would be no sum, and its data would show in that."""
     privacy = Privacy(1.0, 1e-3, CLIENTS, neighbours="zero out one")
@@ -133,6 +134,7 @@ def test_where_clients_add_noise_one_that_is_not_finite_sends_its_noise():
     assert np.linalg.norm(step(without)) > 0.5 * np.linalg.norm(step(whole)) > 0.01
 
 
+@pytest.mark.slow
 def test_noise_of_the_clients_has_the_size_that_was_promised():
     """Fewer answers, less noise: of the mean over the fixed number of clients."""
     privacy = Privacy(1e-6, 1e6, CLIENTS, neighbours="zero out one")

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from medvfm_jax.adapters import lora
 from medvfm_jax.federated import Privacy, Shard, algorithms, make_round
@@ -37,6 +38,7 @@ def start(**parts: object) -> tuple:
     return federation, *federation.init(DELTA, data), data
 
 
+@pytest.mark.slow
 def test_compressed_private_rounds_on_lora_agree_and_are_traced_once() -> None:
     """int8 rounds up or down at random: float32 rounding may flip a level, so the comparison allows one."""
     outcomes = []

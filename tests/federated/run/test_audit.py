@@ -37,6 +37,7 @@ def private(cells, tmp_path_factory):
     return federate(small(cells, out, dp_epsilon=2.0, dp_unit="client", dp_seed=5, **WANTED)).folder
 
 
+@pytest.mark.slow
 def test_a_private_run_is_held_against_its_claim(private, monkeypatch):
     found = audit(AuditConfig(private))
     canary, members = found["canary"], found["membership"]
@@ -75,6 +76,7 @@ class _Claims:
         self.guarantee = claim.guarantee
 
 
+@pytest.mark.slow
 def test_losses_are_those_of_the_split_of_the_run_and_their_change_that_of_training(cells, tmp_path):
     """Members are the patients trained on, others those of the test; without training nothing changes."""
     config = AdaptConfig(

@@ -46,6 +46,7 @@ def test_a_canary_counts_its_clip_over_the_expected_number_in_each_sum(release):
     assert 0.2 < found.epsilon < claimed
 
 
+@pytest.mark.slow
 def test_noise_of_the_clients_is_in_the_score():
     """Three of four answer: one clip over the fixed four, and three shares of the noise of a round."""
     mechanism = choose(privacy("client")._replace(neighbours="zero out one"), 64, 16)

@@ -34,6 +34,7 @@ def settings(cells, out, **more):
     return small(cells, out, **plain | more)
 
 
+@pytest.mark.slow
 def test_a_run_from_the_device_learns_what_a_run_from_memory_learns(cells, tmp_path, monkeypatch):
     runs = {
         tier: federate(settings(cells, tmp_path / tier, embeddings=tier)) for tier in ("memory", "device")
@@ -51,11 +52,12 @@ def test_a_run_from_the_device_learns_what_a_run_from_memory_learns(cells, tmp_p
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "private",
     [
         pytest.param({}, id="plain"),
-        pytest.param({"dp_epsilon": 8.0, "dp_unit": "patient"}, id="patient", marks=pytest.mark.slow),
+        pytest.param({"dp_epsilon": 8.0, "dp_unit": "patient"}, id="patient"),
     ],
 )
 def test_a_round_is_sent_rows_and_computes_what_embeddings_give(cells, tmp_path, private):
@@ -87,6 +89,7 @@ def test_a_round_is_sent_rows_and_computes_what_embeddings_give(cells, tmp_path,
     assert any(np.any(leaf) for leaf in jax.tree.leaves(found[True]))
 
 
+@pytest.mark.slow
 def test_bfloat16_on_the_device_changes_a_loss_by_its_rounding_alone(cells, tmp_path):
     plain, half = (
         federate(settings(cells, tmp_path / kind, embeddings="device", embeddings_dtype=kind, rounds=1))

@@ -47,6 +47,7 @@ def of_every_case(scores):
     return {row["case"]: f"the model of {row['site']}" for row in scores["cases"]}
 
 
+@pytest.mark.slow
 def test_each_case_is_scored_with_the_model_of_its_site(personalised, tmp_path):
     scores = json.loads(personalised.scores.read_text())
     again = evaluate(EvaluateConfig(run=personalised.folder, out=tmp_path / "scores.json"))
@@ -114,6 +115,7 @@ def test_own_leaves_take_the_places_of_shared_ones():
     assert shared == {"a": {"x": 1, "y": 2}, "b": 3}
 
 
+@pytest.mark.slow
 def test_the_encoder_of_a_personalised_run_may_run_elsewhere_if_it_is_shared(
     personalised, tmp_path, monkeypatch
 ):

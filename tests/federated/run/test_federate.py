@@ -155,6 +155,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(cells, tmp_path, monkeypatch
     )
 
 
+@pytest.mark.slow
 def test_one_round_of_one_step_is_a_step_along_the_weighted_gradient(cells, tmp_path):
     config = small(
         cells, tmp_path, optimizer="sgd", learning_rate=0.1, clip_norm=0.0, local_steps=1,
@@ -193,6 +194,7 @@ def test_local_training_has_a_model_per_site_and_none_for_all(cells, tmp_path):
     assert len(json.loads(result.scores.read_text())["cases"]) == 2 * 2  # a class and the instances of each
 
 
+@pytest.mark.slow
 def test_centralised_training_takes_as_many_steps_as_all_clients_together(cells, tmp_path):
     result = federate(small(cells, tmp_path / "central", algorithm="centralised", rounds=2, score=False))
     assert result.personal is None
@@ -204,6 +206,7 @@ def test_centralised_training_takes_as_many_steps_as_all_clients_together(cells,
     assert all(f"val_dice/{site}" in validated[-1] for site in SITES)
 
 
+@pytest.mark.slow
 def test_a_site_left_out_is_tested_and_nobody_trains_on_it(cells, tmp_path, finished):
     result = federate(small(cells, tmp_path / "run", leave_out="dark", rounds=1))
     resolved, whole = record_of(result.folder)["resolved"], record_of(finished.folder)["resolved"]
@@ -215,6 +218,7 @@ def test_a_site_left_out_is_tested_and_nobody_trains_on_it(cells, tmp_path, fini
     assert {row["site"] for row in json.loads(result.scores.read_text())["cases"]} == set(SITES)
 
 
+@pytest.mark.slow
 def test_patients_are_protected_as_far_as_was_asked_for(cells, tmp_path):
     result = federate(
         small(cells, tmp_path / "run", dp_epsilon=2.0, dp_unit="patient", rounds=2, score=False, codec="int8")
@@ -234,6 +238,7 @@ def test_patients_are_protected_as_far_as_was_asked_for(cells, tmp_path):
     assert artifacts.load_delta(result.delta)[1]["privacy"] == record_of(result.folder)["resolved"]["privacy"]
 
 
+@pytest.mark.slow
 def test_noise_on_clients_is_found_and_recorded(cells, tmp_path):
     result = federate(small(cells, tmp_path / "run", dp_epsilon=4.0, rounds=1, score=False, dp_clip=0.1))
     resolved = record_of(result.folder)["resolved"]
@@ -259,6 +264,7 @@ def test_a_partition_of_its_own_with_scanners_of_their_own(cells, tmp_path, fini
     assert tested <= set(resolved["shifts"])
 
 
+@pytest.mark.slow
 def test_a_diverging_client_is_left_out_and_named(cells, tmp_path, capsys):
     """A learning rate that makes everybody's update infinite leaves the shared model as it was."""
     result = federate(
@@ -271,6 +277,7 @@ def test_a_diverging_client_is_left_out_and_named(cells, tmp_path, capsys):
     assert "round 1: dark left out, its update was not finite" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_rounds_without_a_sum_are_told_and_counted(cells, tmp_path, capsys):
     """Nearly everybody vanishes, so nothing is opened: no loss counts, no model moves, and all of it is said."""
     lonely = {"secure_aggregation": True, "score": False, "val_fraction": 0.0, "rounds": 2, "local_steps": 1}

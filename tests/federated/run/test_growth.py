@@ -87,7 +87,9 @@ def rounds_of(run, rounds=7):
     }
 
 
-@pytest.mark.parametrize("algorithm", ["scaffold", "fedper", "fedprox"])
+@pytest.mark.parametrize(
+    "algorithm", [*(pytest.param(n, marks=pytest.mark.slow) for n in ("scaffold", "fedper")), "fedprox"]
+)
 def test_only_states_on_the_host_grow_with_the_clients(cells, tmp_path, algorithm):
     facts = {n: rounds_of(crowd(cells, tmp_path, n, algorithm)) for n in SIZES}
     few, *more = (facts[n] for n in SIZES)

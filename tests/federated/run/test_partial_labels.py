@@ -29,6 +29,7 @@ def settings(volumes, out, **more):
     return small(volumes, out, **{"prompt": "none", "rounds": 1, "local_steps": 1, "annotated": SITES} | more)
 
 
+@pytest.mark.slow
 def test_two_sites_with_one_label_each(volumes, tmp_path):
     out = tmp_path / "run"
     federate(settings(volumes, out))
@@ -45,6 +46,7 @@ def test_two_sites_with_one_label_each(volumes, tmp_path):
     assert evaluate(EvaluateConfig(run=out, out=tmp_path / "again.json"))["cases"] == scores["cases"]
 
 
+@pytest.mark.slow
 def test_labels_that_a_site_never_drew_are_not_scored_there(volumes, tmp_path):
     folder = tmp_path / "data"
     folder.mkdir()

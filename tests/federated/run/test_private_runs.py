@@ -115,6 +115,7 @@ def residuals(result):
     ]
 
 
+@pytest.mark.slow
 def test_noise_cannot_be_taken_off_with_what_is_recorded(watched, seeded):
     """A wrong guess adds as much noise again, a factor of sqrt(2); the right one leaves the clipped mean alone."""
     result, secret = watched
@@ -132,6 +133,7 @@ def test_noise_cannot_be_taken_off_with_what_is_recorded(watched, seeded):
     assert artifacts.load_delta(seeded.delta)[1]["privacy"].startswith("NOT PRIVATE")
 
 
+@pytest.mark.slow
 def test_two_private_runs_with_the_same_settings_are_told_apart(watched, seeded, cells, tmp_path):
     """Their noise differs and so do their deltas; a run with --dp-seed can be made again and needs no word."""
     result, _ = watched
@@ -192,6 +194,7 @@ def assert_same_numbers(one, other):
     )
 
 
+@pytest.mark.slow
 def test_an_interrupted_private_run_goes_on_with_its_own_secret(watched, cells, tmp_path, monkeypatch):
     """The checkpoint alone has the secret, and nobody else may read it; what is drawn at the resumption is not used."""
     whole, secret = watched

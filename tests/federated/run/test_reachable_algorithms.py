@@ -71,12 +71,8 @@ def settings(name, cells):
     return plain | CASES[name] | public
 
 
-QUICK = ("fedex_lora",)  # one whose server does more than average; the others are slow
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n in CASES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
 def test_it_runs_and_what_it_leaves_can_be_evaluated(name, cells, tmp_path):
     result = federate(small(cells, tmp_path / "run", **settings(name, cells)))
     lines = [line for line in read_metrics(result.folder) if "upload_bytes" in line]
@@ -172,6 +168,7 @@ def test_what_is_missing_is_named(wanted, sentence, cells, tmp_path):
         resolve(small(cells, tmp_path / "run", val_fraction=0.0, test_fraction=0.34, **wanted))
 
 
+@pytest.mark.slow
 def test_fesvibs_is_run_in_parts_and_refuses_what_its_traffic_would_not_pass(cells, tmp_path):
     wanted = {"preset": "fesvibs", "val_fraction": 0.0, "test_fraction": 0.34}
     run = resolve(small(cells, tmp_path / "run", set=("algorithm.last_block=3",), **wanted))

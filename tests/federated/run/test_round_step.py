@@ -74,6 +74,7 @@ def leaves(tree):
     return [np.array(x) for x in jax.tree.leaves(tree)]
 
 
+@pytest.mark.slow
 def test_rounds_of_any_cohort_need_few_programs_load_who_comes_and_consume_the_state(
     cells, tmp_path, monkeypatch
 ):
@@ -122,6 +123,7 @@ def test_server_and_clients_share_memory_with_those_of_the_next_round(cells, tmp
     )
 
 
+@pytest.mark.slow
 def test_over_a_mesh_three_of_four_clients_give_the_numbers_of_one_device(cells, tmp_path, monkeypatch):
     """One row of padding over four devices, images of a step over two; a state goes on over another mesh."""
     found = {}

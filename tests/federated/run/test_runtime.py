@@ -19,6 +19,7 @@ def cells(tmp_path_factory):
     return make_phantom_dataset(tmp_path_factory.mktemp("cells") / "cells", "cells", 12, size=32)
 
 
+@pytest.mark.slow
 def test_a_run_learns_the_same_and_records_what_encoded(cells, tmp_path, monkeypatch):
     monkeypatch.setenv("MEDVFM_CACHE", str(tmp_path / "cache"))
     settings = {"rounds": 1, "embeddings": "disk"}

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.usefixtures("small_runs")
 SITE, HEAD = "mask_decoder/output_upscaling_1", "mask_decoder/output_hypernetworks_mlps_0/layers_2/bias"
 
 
+@pytest.mark.slow
 def test_rows_of_tasks_stay_at_their_sites_and_cases_are_scored_with_theirs(tmp_path):
     data = make_phantom_dataset(tmp_path / "cells", "cells", 10, size=32)
     names = sorted(path.name for path in (data / "images").iterdir())

@@ -21,9 +21,8 @@ def volumes(tmp_path_factory):
     return make_phantom_dataset(tmp_path_factory.mktemp("data") / "volumes", "volumes", 8, size=16)
 
 
-@pytest.mark.parametrize(
-    ("settings", "seen"), [(PATCHES, [8, 16, 16]), pytest.param(SLABS, [3, 64, 64], marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("settings", "seen"), [(PATCHES, [8, 16, 16]), (SLABS, [3, 64, 64])])
 def test_clients_train_on_windows_and_their_model_is_scored_the_same_later(volumes, tmp_path, settings, seen):
     settings = settings | {
         "prompt": "auto",

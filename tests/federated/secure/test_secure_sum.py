@@ -165,6 +165,7 @@ def test_what_lies_outside_the_grid_does_not_fit():
     assert secure.encode(KEY, ROTATION, {"w": jnp.array([2.0, -2.0])}, 1.0)[1]
 
 
+@pytest.mark.slow
 def test_distributed_noise_comes_through_the_masks():
     """b bits of each message are enough, and the noise of those who answered is in the sum."""
     n, d = 4, D + 1

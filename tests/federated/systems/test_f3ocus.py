@@ -60,6 +60,7 @@ def test_importance_of_a_linear_model() -> None:
     assert most_important(got, 1).tolist() == [False, True]
 
 
+@pytest.mark.slow
 def test_without_diversity_everybody_keeps_the_most_important_layers() -> None:
     importance = jnp.asarray(RNG.dirichlet(np.ones(6), size=5))
     chosen = choose_layers(importance, 2, 0.0)
@@ -90,6 +91,7 @@ def test_clients_that_never_reported_are_left_out() -> None:
     assert choose_layers(importance, 2, 1.0).sum(1).tolist() == [0, 2]
 
 
+@pytest.mark.slow
 def test_a_layer_becomes_the_weighted_mean_over_those_who_trained_it() -> None:
     """Three clients came: layer 0 was trained by two of them, layer 1 by the third; the fourth is absent."""
     delta = {"blocks_0": {"w": jnp.zeros(2)}, "blocks_1": {"w": jnp.ones(2)}}
@@ -109,6 +111,7 @@ def test_a_layer_becomes_the_weighted_mean_over_those_who_trained_it() -> None:
     np.testing.assert_allclose(new.state.importance[jnp.array([7, 5, 3, 0])], importance)
 
 
+@pytest.mark.slow
 def test_a_round_moves_chosen_layers_only() -> None:
     start = case(CONFIG)
     layers = layers_of(start.delta)

@@ -43,6 +43,7 @@ def moved(delta: dict) -> dict:
     return jax.tree.map(lambda x: x + rng.normal(size=x.shape), delta)
 
 
+@pytest.mark.slow
 def test_weight_zero_is_the_global_model_and_one_the_local_model() -> None:
     start = case(chain_of(feddpa_parts(SPEC, 2)))
     model, params = tiny()
@@ -77,6 +78,7 @@ def test_instances_like_the_training_images_get_the_local_adapter() -> None:
     assert float(instance_weight(-one, one[None])) == 0
 
 
+@pytest.mark.slow
 def test_the_global_adapter_is_that_of_fedavg_in_both_variants() -> None:
     start = case(chain_of(feddpa_parts(SPEC, 2)))
     silent = jax.tree.map(jnp.zeros_like, start.delta[LOCAL])
@@ -134,6 +136,7 @@ def test_the_second_phase_trains_local_adapters_and_sends_nothing() -> None:
     assert np.abs(moved_b[1] - moved_b[2]).max() > 1e-6, "local adapters are all the same"
 
 
+@pytest.mark.slow
 def test_noise_does_not_move_the_global_adapter_once_it_is_final() -> None:
     start = case(chain_of(feddpa_parts(SPEC, 2)))
     private = {"privacy": Privacy(1.0, 0.5, 4.0)}

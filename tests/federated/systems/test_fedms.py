@@ -36,6 +36,7 @@ def test_the_first_stage_is_federated_lora() -> None:
     assert not any(np.any(x) for x in jax.tree.leaves(clients.state)), "local experts do not move yet"
 
 
+@pytest.mark.slow
 def test_the_second_stage_trains_local_experts_and_an_averaged_gate() -> None:
     start = case(chain_of(fedms_parts(SPEC, 2)))
     algorithm = fedms(gradient_of(start.loss), SGD, global_rounds=1, ramp=1)
@@ -77,6 +78,7 @@ def test_a_sleeping_layer_is_neither_trained_nor_moved() -> None:
     assert server.delta["experts"][last]["b_global"].shape[-1] // 3 == N
 
 
+@pytest.mark.slow
 def test_noise_reaches_only_what_is_trained() -> None:
     """Stage 1 with one layer of two awake, then stage 2: the gate alone is shared and moves."""
     start = case(chain_of(fedms_parts(SPEC, 2)))

@@ -50,6 +50,7 @@ def federate(rounds, **options):
     return states
 
 
+@pytest.mark.slow
 def test_a_round_is_that_of_clients_with_a_real_proxy():
     model, params, adapter, _ = setting()
     selection = select_neurons(params, 0.5)
@@ -85,6 +86,7 @@ def test_neurons_are_chosen_anew_from_the_full_model():
                 np.testing.assert_array_equal(states[rounds - 1][0].state[path], wanted)
 
 
+@pytest.mark.slow
 def test_everything_kept_is_plain_tuning():
     model, params, adapter, delta = setting()
     server, *_ = federate(1, keep=1.0)[0]

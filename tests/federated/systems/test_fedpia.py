@@ -18,6 +18,7 @@ SITES = {"kind": "bottleneck", "at": "image_encoder/.*/attn", "width": 3}
 CONFIG = {"kind": "chain", "parts": {"tuned": {"kind": "tune", "at": ".*/fc2/bias"}, "space": SITES}}
 
 
+@pytest.mark.slow
 def test_blend_one_with_aligned_adapters_is_fedavg() -> None:
     """Small steps keep every neuron nearest to itself."""
     start = case(CONFIG)
@@ -29,6 +30,7 @@ def test_blend_one_with_aligned_adapters_is_fedavg() -> None:
     assert after > 0
 
 
+@pytest.mark.slow
 def test_the_order_of_a_clients_neurons_does_not_matter() -> None:
     """Permute what one client keeps: it finds the global adapter in its order, and the server undoes that."""
     start = case(CONFIG)

@@ -65,6 +65,7 @@ def test_a_known_permutation_is_undone_even_under_noise(stack: tuple[int, ...]) 
     chex.assert_trees_all_close(quick_align(noisy, original), original, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_aligning_does_not_change_the_function() -> None:
     config = {"kind": "bottleneck", "at": "image_encoder/.*/attn", "width": 5}
     start, (model, params) = case(config), tiny()
@@ -77,6 +78,7 @@ def test_aligning_does_not_change_the_function() -> None:
     assert np.abs(moved[site]["down"] - one[site]["down"]).max() > 0.1, "nothing was permuted"
 
 
+@pytest.mark.slow
 def test_permuted_copies_average_to_themselves() -> None:
     """The plain mean of the copies is another adapter; their barycentre is the adapter, in the reference's order."""
     original, other = delta(), delta()

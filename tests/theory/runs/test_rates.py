@@ -13,6 +13,7 @@ TINY = {"model": "sam-tiny-test", "presets": ("lora",), "epsilons": (8.0,)}
 NUMBERS = 1_024  # of LoRA on this model, see tests/systems/test_every_system.py
 
 
+@pytest.mark.slow
 def test_bytes_and_errors_of_codecs():
     config = RatesConfig(
         **TINY, clients=20, participation=0.5, rounds=7, codecs=("identity", "int8", "top_k")
@@ -31,6 +32,7 @@ def test_bytes_and_errors_of_codecs():
     assert 0.8 < top.normal < top.loss
 
 
+@pytest.mark.slow
 def test_noise_of_clients_is_that_of_gaussians_without_sampling():
     """Full participation: z = sqrt(T) s, s the scale of one Gaussian; 5.998 at epsilon 8, T = 100, delta 1e-5."""
     found = analyze_rates(RatesConfig(**TINY, clients=25, rounds=100, codecs=("identity",)))
