@@ -78,6 +78,8 @@ class Mirror:
             self._there = {self._storage.of(name, stored) for name, stored in found.items()}
         shutil.rmtree(self._folder / _SNAPSHOTS, ignore_errors=True)  # of a process that was killed
         self._thread.start()
+        if found is None:
+            self.update()  # the settings at once, so that a run that begins now finds whose place it is
         return self
 
     def __exit__(
@@ -349,6 +351,9 @@ def _upload(taken: Path, storage: _Storage, there: set[str]) -> None:
         if storage.system.info(remote)["size"] != stored.size:
             raise OSError(f"{remote} was not stored whole")
         there.add(remote)
+    meanwhile = _manifest(storage)
+    if meanwhile is not None and meanwhile.get(run_directory.CONFIG) != files.get(run_directory.CONFIG):
+        raise MirrorError(f"another run has begun to copy itself to {storage.url}")
     body = {
         "format": FORMAT,
         "time": round(time.time(), 3),

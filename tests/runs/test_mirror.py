@@ -216,7 +216,6 @@ def test_a_copy_that_ends_after_the_disk_was_full_for_a_newer_one_does_not_pass_
 
     monkeypatch.setattr(mirror, "_upload", slow)
     with Mirror(run, "memory://a", said.append) as copies:
-        copies.update()
         assert begun.wait(30)
         monkeypatch.setattr(mirror, "_take_snapshot", full)
         copies.update()
@@ -304,6 +303,24 @@ def test_names_that_lead_out_of_the_run_are_refused(tmp_path, name):
     MemoryFileSystem().pipe_file("/a/manifest.json", json.dumps(record).encode())
     with pytest.raises(MirrorError, match="outside the run"):
         fetch("memory://a", tmp_path)
+
+
+def test_of_two_runs_that_found_the_place_empty_the_second_leaves_the_copy_of_the_first(
+    run, tmp_path, monkeypatch
+):
+    other, said, look = tmp_path / "other", [], mirror._manifest
+    shutil.copytree(run, other)
+    (other / "config.json").write_text('{"seed": 1}')
+    late = Mirror(other, "memory://a", said.append, pause=0.0)
+    with Mirror(run, "memory://a"):
+        pass
+    answers = [None]  # what the second saw before the first had copied anything
+    monkeypatch.setattr(mirror, "_manifest", lambda storage: answers.pop() if answers else look(storage))
+    with late:
+        pass
+    assert "another run has begun to copy itself to memory://a" in said[0]
+    assert "does not hold the end of the run" in said[-1]
+    assert brought("memory://a", tmp_path) == contents(run)
 
 
 def test_a_place_with_another_run_is_refused(run, tmp_path):
