@@ -13,7 +13,7 @@ from medvfm_jax.adapters.compose import act
 from medvfm_jax.adapters.core import Adapter
 from medvfm_jax.adapters.errors import BadAdapterConfig, NotMergeable, WrongSite
 from medvfm_jax.adapters.parameter_paths import match
-from medvfm_jax.adapters.sites import ApplyFn, find_sites, path_of, refuse_jitted
+from medvfm_jax.adapters.sites import ApplyFn, Site, find_sites, path_of, refuse_jitted
 from medvfm_jax.types import Delta, Params
 
 _LONGEST_PATH = 200  # characters
@@ -78,6 +78,18 @@ def unmerge(merging: Merging, y: Array) -> Array:
     return y[merging.group]
 
 
+def refuse_unmergeable(site: Site) -> None:
+    """Raise WrongSite for a module that does not take tokens (n, c) to tokens (n, c), or that looks at their order."""
+    x = site.x
+    if not isinstance(x, jax.ShapeDtypeStruct) or x.ndim != 2 or x != site.y:
+        raise WrongSite(f"'{site.path}' does not take tokens (n, c) to tokens (n, c), so none can be merged.")
+    if getattr(getattr(site.module, "config", None), "ordered", False):
+        raise WrongSite(
+            f"What '{site.path}' gives depends on the order of its tokens (segments, dilation, rotary positions, a "
+            "causal mask), which merging changes; choose its perceptrons alone."
+        )
+
+
 def merged_tokens(at_modules: str, share: float, protected: int = 0) -> Adapter:
     """Run attention and perceptrons of a ViT on fewer tokens: x (n, c) -> merged -> the module -> (n, c).
 
@@ -90,7 +102,7 @@ def merged_tokens(at_modules: str, share: float, protected: int = 0) -> Adapter:
 
     Returns:
         The adapter; it cannot be merged. Its ``init`` raises NoSuchSite if nothing matches, WrongSite for modules
-        that do not take tokens.
+        that do not take tokens, or whose attention depends on their order (segments, rotary positions, a causal mask).
 
     Raises:
         BadAdapterConfig: an option out of range.
@@ -113,11 +125,7 @@ def merged_tokens(at_modules: str, share: float, protected: int = 0) -> Adapter:
         del key
         sites = find_sites(apply_fn, params, *inputs, **kw)
         for path in match(at_modules, sites):
-            x = sites[path].x
-            if not isinstance(x, jax.ShapeDtypeStruct) or x.ndim != 2 or x != sites[path].y:
-                raise WrongSite(
-                    f"'{path}' does not take tokens (n, c) to tokens (n, c), so none can be merged."
-                )
+            refuse_unmergeable(sites[path])
         return {}
 
     def apply_site(_: Any, call: Callable[[Array], Array], x: Array) -> Array:
