@@ -54,6 +54,8 @@ def bipartite_matching(features: Array, r: int, protected: int = 0) -> Merging:
     first, second = jnp.arange(protected, n, 2), jnp.arange(protected + 1, n, 2)
     if not 0 <= r <= min(len(first), len(second)):
         raise ValueError(f"{r} of {n} tokens cannot be merged: at most {min(len(first), len(second))} can.")
+    if not len(second):  # one token, or none, that is not protected
+        return Merging(jnp.arange(n, dtype=jnp.int32), jnp.ones(n))
     unit = features / jnp.maximum(jnp.linalg.norm(features, axis=-1, keepdims=True), 1e-12)
     likeness = unit[first] @ unit[second].T
     nearest, best = likeness.argmax(-1), likeness.max(-1)

@@ -12,8 +12,9 @@ from medvfm_jax.models.vit.modules import Block, ViTConfig
 X = jax.random.normal(jax.random.key(0), (11, 6))
 
 
-def test_without_merging_every_token_is_its_own():
-    merging = bipartite_matching(X, 0, protected=1)
+@pytest.mark.parametrize("protected", [1, 10, 11])
+def test_without_merging_every_token_is_its_own(protected):
+    merging = bipartite_matching(X, 0, protected)
     assert sorted(np.asarray(merging.group)) == list(range(11))
     assert np.asarray(merging.size).tolist() == [1] * 11
     np.testing.assert_array_equal(unmerge(merging, merge(merging, X)), X)
