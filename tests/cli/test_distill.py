@@ -165,6 +165,11 @@ def test_a_run_teaches_and_its_test_cases_stay_unseen(medvfm, cells, tmp_path):
             "relates 3 images of a batch to each other, and 2 are seen at once",
         ),
         ({"more": ("--partner", STUDENT)}, "has one student; leave out --partner"),
+        (
+            {"recipe": "mutual", "more": ("--partner", "sam-tiny-test")},
+            "the partner, sam-tiny-test, (64, 64, 3); choose a partner of",
+        ),
+        ({"more": ("--set", "masks")}, "write option=value, such as rounds=1"),
         ({"recipe": "sami", "student": STUDENT}, "choose a student that is a plain ViT"),
         ({"recipe": "task", "more": ("--set", "dkd=1")}, "give --set dkd=0"),
     ],
