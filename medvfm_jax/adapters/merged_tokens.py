@@ -13,7 +13,7 @@ from medvfm_jax.adapters.compose import act
 from medvfm_jax.adapters.core import Adapter
 from medvfm_jax.adapters.errors import BadAdapterConfig, NotMergeable, WrongSite
 from medvfm_jax.adapters.parameter_paths import match
-from medvfm_jax.adapters.sites import ApplyFn, find_sites, path_of, refuse_jitted
+from medvfm_jax.adapters.sites import ApplyFn, Site, find_sites, path_of, refuse_jitted
 from medvfm_jax.types import Delta, Params
 
 _LONGEST_PATH = 200  # characters
@@ -54,6 +54,8 @@ def bipartite_matching(features: Array, r: int, protected: int = 0) -> Merging:
     first, second = jnp.arange(protected, n, 2), jnp.arange(protected + 1, n, 2)
     if not 0 <= r <= min(len(first), len(second)):
         raise ValueError(f"{r} of {n} tokens cannot be merged: at most {min(len(first), len(second))} can.")
+    if not len(second):  # one token, or none, that is not protected
+        return Merging(jnp.arange(n, dtype=jnp.int32), jnp.ones(n))
     unit = features / jnp.maximum(jnp.linalg.norm(features, axis=-1, keepdims=True), 1e-12)
     likeness = unit[first] @ unit[second].T
     nearest, best = likeness.argmax(-1), likeness.max(-1)
@@ -78,6 +80,18 @@ def unmerge(merging: Merging, y: Array) -> Array:
     return y[merging.group]
 
 
+def refuse_unmergeable(site: Site) -> None:
+    """Raise WrongSite for a module that does not take tokens (n, c) to tokens (n, c), or that looks at their order."""
+    x = site.x
+    if not isinstance(x, jax.ShapeDtypeStruct) or x.ndim != 2 or x != site.y:
+        raise WrongSite(f"'{site.path}' does not take tokens (n, c) to tokens (n, c), so none can be merged.")
+    if getattr(getattr(site.module, "config", None), "ordered", False):
+        raise WrongSite(
+            f"What '{site.path}' gives depends on the order of its tokens (segments, dilation, rotary positions, a "
+            "causal mask), which merging changes; choose its perceptrons alone."
+        )
+
+
 def merged_tokens(at_modules: str, share: float, protected: int = 0) -> Adapter:
     """Run attention and perceptrons of a ViT on fewer tokens: x (n, c) -> merged -> the module -> (n, c).
 
@@ -90,7 +104,7 @@ def merged_tokens(at_modules: str, share: float, protected: int = 0) -> Adapter:
 
     Returns:
         The adapter; it cannot be merged. Its ``init`` raises NoSuchSite if nothing matches, WrongSite for modules
-        that do not take tokens.
+        that do not take tokens, or whose attention depends on their order (segments, rotary positions, a causal mask).
 
     Raises:
         BadAdapterConfig: an option out of range.
@@ -113,11 +127,7 @@ def merged_tokens(at_modules: str, share: float, protected: int = 0) -> Adapter:
         del key
         sites = find_sites(apply_fn, params, *inputs, **kw)
         for path in match(at_modules, sites):
-            x = sites[path].x
-            if not isinstance(x, jax.ShapeDtypeStruct) or x.ndim != 2 or x != sites[path].y:
-                raise WrongSite(
-                    f"'{path}' does not take tokens (n, c) to tokens (n, c), so none can be merged."
-                )
+            refuse_unmergeable(sites[path])
         return {}
 
     def apply_site(_: Any, call: Callable[[Array], Array], x: Array) -> Array:

@@ -11,11 +11,14 @@ from medvfm_jax.adapters.errors import BadAdapterConfig
 _TRUE, _FALSE, _NONE = ("true", "yes", "1"), ("false", "no", "0"), ("none", "null")
 
 
-def parse_assignments(texts: Iterable[str]) -> dict[str, str]:
+def parse_assignments(
+    texts: Iterable[str], form: str = "part.option=value, such as lora.rank=8"
+) -> dict[str, str]:
     """Split ["lora.rank=8"] into {"lora.rank": "8"}.
 
     Args:
         texts: "name=value" each.
+        form: what to write, for the message.
 
     Returns:
         {name: text of the value}.
@@ -27,7 +30,7 @@ def parse_assignments(texts: Iterable[str]) -> dict[str, str]:
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name.strip():
-            raise BadAdapterConfig(f"'{text}' is no setting: write part.option=value, such as lora.rank=8.")
+            raise BadAdapterConfig(f"'{text}' is no setting: write {form}.")
         name, value = name.strip(), value.strip()
         if name in assignments:
             raise BadAdapterConfig(f"{name} is set to {assignments[name]} and to {value}; give it once.")

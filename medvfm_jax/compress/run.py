@@ -83,7 +83,7 @@ def compress(config: CompressConfig, say: Callable[[str], None] = lambda text: N
             run that is compressed already or whose adapter cannot be merged, numbers that are not finite.
     """
     method = METHODS[config.method]
-    options = method.configured(parse_assignments(config.set))
+    options = method.configured(parse_assignments(config.set, "option=value, such as bits=4"))
     run_directory.refuse_existing(config.out, resume=None)
     with run_directory.locked(config.out):
         opened = _open(config)

@@ -1,8 +1,7 @@
 """Attention and perceptrons of a plain ViT on fewer tokens."""
 
-from medvfm_jax.adapters.errors import WrongSite
 from medvfm_jax.adapters.explicit_sites import NO_MATCH, pattern_of
-from medvfm_jax.adapters.merged_tokens import merged_tokens
+from medvfm_jax.adapters.merged_tokens import merged_tokens, refuse_unmergeable
 from medvfm_jax.adapters.sites import Site
 from medvfm_jax.compress.calibration import Calibration
 from medvfm_jax.compress.record import Compressed, ParamTransform, Subject
@@ -20,7 +19,7 @@ def _init(
 ) -> Compressed:
     del calibration
     require(0 <= share <= 0.5, "share", share, "from 0 to 0.5")
-    sites = modules(subject, at, _takes_tokens, "module of a plain ViT that takes tokens (n, c)")
+    sites = modules(subject, at, refuse_unmergeable, "module of a plain ViT that takes tokens (n, c)")
     config = merged_tokens(pattern_of(sites), share, protected).config
     fewest, most = (choose(_tokens(site) for site in sites.values()) for choose in (min, max))
     require(protected < fewest, "protected", protected, f"fewer than the {fewest} tokens that a module sees")
@@ -36,17 +35,12 @@ def _tokens(site: Site) -> int:
     return site.x.shape[0]
 
 
-def _takes_tokens(site: Site) -> None:
-    if getattr(site.x, "ndim", 0) != 2 or getattr(site.y, "shape", None) != site.x.shape:
-        raise WrongSite(f"'{site.path}' does not take tokens (n, c).")
-
-
 TRANSFORM = ParamTransform(
     description="attention and perceptrons of a plain ViT see tokens that are alike as one, and every token gets its "
     "group's answer, so that a dense output stays dense (ToMe, Bolya et al. 2023)",
     source="https://arxiv.org/abs/2210.09461",
     init=_init,
     differences="Tokens are merged and unmerged around each module, as Bolya and Hoffman 2023 do, and are compared "
-    "by the module's input instead of its keys; attention is not weighted by the size of groups. The file is as large "
-    "as before.",
+    "by the module's input instead of its keys; attention is not weighted by the size of groups. Attention that "
+    "depends on the order of tokens (segments, dilation) keeps all of them. The file is as large as before.",
 )

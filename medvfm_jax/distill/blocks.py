@@ -61,8 +61,8 @@ def with_maps(
 
 
 def as_map(y: Array) -> Array:
-    """Tokens (n, c) as a square map (h, w, c); a map as it is."""
+    """Tokens (n, c) as a square map (h, w, c), without those in front of it (class, registers); a map as it is."""
     if y.ndim == 2:
         side = math.isqrt(len(y))
-        return y.reshape(side, side, -1)
+        return y[len(y) - side**2 :].reshape(side, side, -1)
     return y

@@ -95,7 +95,7 @@ class Recipe(NamedTuple):
             BadConfig: an option that there is not, a value of another type, or nothing left to learn.
         """
         own = self.options()
-        more = {name for name in TERMS if name not in own}
+        more = [name for name in TERMS if name not in own]
         unknown = [name for name in given if name not in own and name not in more]
         if unknown:
             known = f"{did_you_mean(unknown[0], (*own, *more))}"
@@ -107,11 +107,12 @@ class Recipe(NamedTuple):
             raise BadConfig(str(error)) from error
         for name, value in values.items():
             least = 1 if name == "rounds" else 0
-            require(value >= least, name, value, "not negative, rounds at least 1")
+            require(value >= least, name, value, f"at least {least}")
+            require(value <= _MOST_WEIGHT, name, value, f"at most {_MOST_WEIGHT:g}")
             require(name != "rounds" or value <= _MOST_ROUNDS, name, value, f"at most {_MOST_ROUNDS}")
             require(name not in _SHARES or value <= 1, name, value, "at most 1")
             require(name not in _BELOW_ONE or value < 1, name, value, "below 1")
-        joined = {name: values.pop(name) for name in more & set(values)}
+        joined = {name: values.pop(name) for name in more if name in values}
         asked = [
             stage._replace(terms=_present(weighed))
             for stage, weighed in _weighed(self.stages(**values), joined)
@@ -124,6 +125,7 @@ class Recipe(NamedTuple):
         return stages
 
 
+_MOST_WEIGHT = 1e6  # what is far beyond float32 would end the run after minutes
 _MOST_ROUNDS = 16  # each is compiled on its own
 _SHARES, _BELOW_ONE = ("first", "ramp", "depth"), ("decay", "hidden")
 

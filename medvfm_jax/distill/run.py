@@ -60,7 +60,7 @@ def distill(config: DistillConfig, display: ProgressDisplay | None = None) -> Ru
             are not the student's, a run directory in use, a full disk, a loss that is not finite.
     """
     recipe = RECIPES[config.recipe]
-    stages = recipe.configured(parse_assignments(config.set))
+    stages = recipe.configured(parse_assignments(config.set, "option=value, such as rounds=1"))
 
     def resolved(placement: Placement, display: ProgressDisplay) -> Run:
         return _resolve(config, stages, placement, display)
@@ -80,6 +80,8 @@ def _resolve(
     theirs, ours = spec_before(config.teacher), entry_of(config.student).spec
     if theirs.rank == ours.rank == 2:  # of a model of volumes settings decide what it sees
         _check_pictures(theirs, ours)
+    if config.partner:
+        _check_partner(config, stages, theirs)
     run = resolve(config.of_student(prompt), placement, display)
     teacher = open_teacher(
         config.teacher, dtype=config.dtype, weights=config.teacher_weights, offline=config.offline
@@ -190,21 +192,23 @@ def _check_terms(stages: tuple[Stage, ...], run: Run) -> None:
             )
 
 
-def _check_shapes(teacher: Teacher, student: ModelSpec) -> None:
+def _check_shapes(teacher: Teacher, student: ModelSpec, role: str = "student") -> None:
     if teacher.spec.task != student.task:
         raise TeacherMismatch(
-            f"The teacher, {teacher.name}, {_asked(teacher.spec.task)}, and the student, {student.name}, "
+            f"The teacher, {teacher.name}, {_asked(teacher.spec.task)}, and the {role}, {student.name}, "
             f"{_asked(student.task)}; give --prompt as the teacher was trained with."
         )
-    _check_pictures(teacher.spec, student, teacher.name)
+    _check_pictures(teacher.spec, student, teacher.name, role)
     for what, theirs, ours in (
         ("gives masks of shape", teacher.spec.logits_shape, student.logits_shape),
         ("has this many classes:", teacher.spec.classes, student.classes),
     ):
-        _same(teacher.name, student.name, what, theirs, ours)
+        _same(teacher.name, student.name, what, theirs, ours, role)
 
 
-def _check_pictures(teacher: ModelSpec, student: ModelSpec, name: str | None = None) -> None:
+def _check_pictures(
+    teacher: ModelSpec, student: ModelSpec, name: str | None = None, role: str = "student"
+) -> None:
     """What no adapter changes, so that it is refused before weights are fetched."""
     for what, theirs, ours in (
         ("sees pictures of shape", teacher.input_shape, student.input_shape),
@@ -212,13 +216,13 @@ def _check_pictures(teacher: ModelSpec, student: ModelSpec, name: str | None = N
         ("scales grey values as", teacher.normalise, student.normalise),
         ("resizes pictures as", teacher.resize, student.resize),
     ):
-        _same(name or teacher.name, student.name, what, theirs, ours)
+        _same(name or teacher.name, student.name, what, theirs, ours, role)
 
 
-def _same(teacher: str, student: str, what: str, theirs: Any, ours: Any) -> None:
+def _same(teacher: str, student: str, what: str, theirs: Any, ours: Any, role: str) -> None:
     if theirs != ours:
         raise TeacherMismatch(
-            f"The teacher, {teacher}, {what} {theirs}, the student, {student}, {ours}; choose a student of the "
+            f"The teacher, {teacher}, {what} {theirs}, the {role}, {student}, {ours}; choose a {role} of the "
             "teacher's kind."
         )
 
@@ -268,15 +272,22 @@ def _refuse_random(config: DistillConfig, stages: tuple[Stage, ...], start: Delt
         )
 
 
+def _check_partner(config: DistillConfig, stages: tuple[Stage, ...], teacher: ModelSpec) -> None:
+    """Refuse a second student that the recipe does not have, or that sees other pictures, before anything is loaded."""
+    if not any(stage.other == PARTNER for stage in stages):
+        raise BadConfig(
+            f"Recipe {config.recipe} has one student; leave out --partner, or choose --recipe mutual."
+        )
+    spec = entry_of(config.partner).spec
+    if teacher.rank == spec.rank == 2:
+        _check_pictures(teacher, spec, role="partner")
+
+
 def _partner(
     config: DistillConfig, stages: tuple[Stage, ...], teacher: Teacher, run: Run
 ) -> Assembled | None:
     """The second student, where a stage has one; of the student's own kind its encoder starts at random."""
     if not any(stage.other == PARTNER for stage in stages):
-        if config.partner:
-            raise BadConfig(
-                f"Recipe {config.recipe} has one student; leave out --partner, or choose --recipe mutual."
-            )
         return None
     name = config.partner or config.student
     student = config.of_student(run.assembled.prompt)
@@ -288,7 +299,7 @@ def _partner(
         seed=config.seed + 1,
         offline=config.offline,
     )
-    _check_shapes(teacher, found.base.model.spec)
+    _check_shapes(teacher, found.base.model.spec, "partner")
     delta, _ = _start("random" if name == config.student else config.start, teacher, found)
     return found._replace(delta=delta)
 

@@ -367,7 +367,7 @@ def restore(frame, logits):
 def as_objects(boxes, points):
     """Boxes and points as they are given -> for each object (box or None, [(x, y, label), ...])."""
     boxes, points = list(boxes), list(points)
-    if points and np.ndim(points[0]) == 1:
+    if points and len(points[0]) and np.ndim(points[0][0]) == 0:  # an object without points has an empty list
         points = [points]
     if boxes and points and len(boxes) != len(points):
         raise ValueError(
@@ -387,8 +387,12 @@ def make_prompts(frame, objects, slots):
     points = np.zeros((len(objects), slots, 2), np.float32)
     labels = np.full((len(objects), slots), ABSENT, np.int32)
     for i, (box, clicks) in enumerate(objects):
-        corners = [] if box is None else [(box[0], box[1]), (box[2], box[3])]
+        corners = [] if box is None else [tuple(box[:2]), tuple(box[2:])]
         n = len(clicks)
+        if not corners and not n:
+            raise ValueError(f"Object {i + 1} has neither a box nor a point; give one, or leave it out.")
+        if (corners and np.shape(box) != (4,)) or any(np.shape(click) != (3,) for click in clicks):
+            raise ValueError(f"Object {i + 1}: a box is (x0, y0, x1, y1) and a point is (x, y, label).")
         if n + max(len(corners), 1) > slots:
             raise ValueError(
                 f"Object {i + 1} has {n} points{' and a box' if corners else ''}, more than the {slots} slots of this "

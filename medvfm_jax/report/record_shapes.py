@@ -75,7 +75,23 @@ def _checked(value: Any) -> bool:
     )
 
 
+<<<<<<< HEAD
 _PATHS = ("weights", "out", "sites", "public_data")
+=======
+def _teacher(value: Any) -> bool:
+    """What a student learned from, with the cases that it has seen, see ``runs.seen_cases``."""
+    if not isinstance(value, dict):
+        return value is None
+    seen = value.get("seen", [])
+    rows = isinstance(seen, list) and all(
+        isinstance(row, dict) and _scalar(row.get("data_sha256")) and _scalars(row.get("cases"))
+        for row in seen
+    )
+    return rows and all(_scalar(own) for name, own in value.items() if name != "seen")
+
+
+_PATHS = ("data", "weights", "out", "sites", "public_data")
+>>>>>>> h-break16
 _RESOLVED: dict[str, Rule] = {
     "data": _source,
     "adapter": _table(_anything),
@@ -92,7 +108,7 @@ _RESOLVED: dict[str, Rule] = {
     "shifts": _table(_table(_scalar)),
     "split": _table(_scalars),
     "stages": _table(_table(_anything)),  # of a recipe of distillation
-    "teacher": _table(_scalar),
+    "teacher": _teacher,
     "trained": _table(_scalar),
     "training_patients": _table(_scalar),
 }

@@ -7,12 +7,14 @@ from flax import linen as nn
 
 from medvfm_jax.adapters import BadAdapterConfig, NotMergeable, WrongSite, from_config, to_config
 from medvfm_jax.adapters.merged_tokens import bipartite_matching, merge, merged_tokens, unmerge
+from medvfm_jax.models.vit.modules import Block, ViTConfig
 
 X = jax.random.normal(jax.random.key(0), (11, 6))
 
 
-def test_without_merging_every_token_is_its_own():
-    merging = bipartite_matching(X, 0, protected=1)
+@pytest.mark.parametrize("protected", [1, 10, 11])
+def test_without_merging_every_token_is_its_own(protected):
+    merging = bipartite_matching(X, 0, protected)
     assert sorted(np.asarray(merging.group)) == list(range(11))
     assert np.asarray(merging.size).tolist() == [1] * 11
     np.testing.assert_array_equal(unmerge(merging, merge(merging, X)), X)
@@ -72,3 +74,14 @@ def test_a_module_runs_on_fewer_tokens_and_every_token_keeps_its_residual():
         adapter.merge(params, {})
     with pytest.raises(WrongSite, match="tokens"):
         adapter.init(jax.random.key(0), Toy().apply, params, X[None])
+
+
+@pytest.mark.parametrize("options", [{"segments": 2}, {"dilation": 2}, {"causal": True}])
+def test_attention_that_depends_on_the_order_of_tokens_is_refused_and_its_perceptron_is_not(options):
+    block = Block(ViTConfig(6, 1, 2, mlp_ratio=1, **options))
+    x = X[:10]
+    params = jax.eval_shape(block.init, jax.random.key(1), x)
+    for path in ("attn", "attn|mlp"):
+        with pytest.raises(WrongSite, match="order of its tokens"):
+            merged_tokens(path, 0.3).init(jax.random.key(0), block.apply, params, x)
+    assert merged_tokens("mlp", 0.3).init(jax.random.key(0), block.apply, params, x) == {}

@@ -182,6 +182,7 @@ def test_calibration_never_sees_the_test_of_the_run_whatever_seed_and_folder_are
         ),
         ("token_merging", EFFICIENT, ("share=0.01",), (), "less than one; give a larger --set share"),
         ("wieght_only", LITE, (), (), "nearest is 'weight_only'"),
+        ("weight_only", LITE, ("bits",), (), "write option=value, such as bits=4"),
         ("weight_only", LITE, (), ("--cases", 0), "cases is 0"),
         ("weight_only", "missformer-tiny-test", (), (), "adapt it"),
         ("weight_only", LITE, (), ("--data", "no-such-folder"), "no-such-folder"),

@@ -27,8 +27,9 @@ def metrics(out):
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(
+    "recipe", [pytest.param(r, marks=[] if r == "mobile_sam" else pytest.mark.slow) for r in RECIPES]
+)
 def test_every_recipe_runs(medvfm, cells, tmp_path, recipe):
     done = medvfm(*words(cells, tmp_path, recipe=recipe, steps=1))
     assert done.code == 0
@@ -167,9 +168,7 @@ def test_a_run_teaches_and_its_test_cases_stay_unseen(medvfm, cells, tmp_path):
             "relates 3 images of a batch to each other, and 2 are seen at once",
             marks=pytest.mark.slow,
         ),
-        pytest.param(
-            {"more": ("--partner", STUDENT)}, "has one student; leave out --partner", marks=pytest.mark.slow
-        ),
+        ({"more": ("--partner", STUDENT)}, "has one student; leave out --partner"),
         pytest.param(
             {"recipe": "sami", "student": STUDENT},
             "choose a student that is a plain ViT",
@@ -178,6 +177,11 @@ def test_a_run_teaches_and_its_test_cases_stay_unseen(medvfm, cells, tmp_path):
         pytest.param(
             {"recipe": "task", "more": ("--set", "dkd=1")}, "give --set dkd=0", marks=pytest.mark.slow
         ),
+        (
+            {"recipe": "mutual", "more": ("--partner", "sam-tiny-test")},
+            "the partner, sam-tiny-test, (64, 64, 3); choose a partner of",
+        ),
+        ({"more": ("--set", "masks")}, "write option=value, such as rounds=1"),
     ],
 )
 def test_what_does_not_belong_together_is_refused(medvfm, cells, tmp_path, changes, said):

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from medvfm_jax import weights
-from medvfm_jax.distill.blocks import NoBlocks, at_depths, block_paths, with_maps
+from medvfm_jax.distill.blocks import NoBlocks, as_map, at_depths, block_paths, with_maps
 from medvfm_jax.models import build
 
 
@@ -20,6 +20,8 @@ def test_depths_count_from_the_end():
         ("sam-tiny-test", "image_encoder/blocks_0", 4, (4, 4, 16)),
         ("efficient-tiny-test", "image_encoder/blocks_0", 2, (4, 4, 16)),
         ("edge-tiny-test", "image_encoder/features_1", 10, (16, 16, 8)),
+        ("vit-tiny-test", "image_encoder/blocks_0", 2, (2, 2, 16)),
+        ("dinov3-tiny-test", "image_encoder/blocks_0", 2, (4, 4, 16)),
     ],
 )
 def test_blocks_come_in_order_as_maps(name, first, count, shape):
@@ -30,6 +32,11 @@ def test_blocks_come_in_order_as_maps(name, first, count, shape):
     assert next(iter(found)) == first
     assert found[first] == shape
     assert len(found) == count
+
+
+def test_tokens_in_front_of_the_patches_are_no_place_of_a_map():
+    tokens = np.arange(21 * 3).reshape(21, 3)  # class, four registers, 4 x 4 patches
+    np.testing.assert_array_equal(as_map(tokens), tokens[5:].reshape(4, 4, 3))
 
 
 def test_maps_come_beside_the_same_embedding():

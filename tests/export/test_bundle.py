@@ -99,6 +99,10 @@ def test_the_least_contrast_is_the_one_of_the_package():
         ([(None, [(1, 1, 3)])], "label 3"),
         ([(None, [(21, 1, 1)])], "outside"),
         ([(None, [(float("nan"), 1, 1)])], "outside"),
+        ([((5, 5, 8), ())], r"Object 1: a box is \(x0"),
+        ([(None, [(1, 1, 1)]), ((5, 5, 8, 9, 1), ())], "Object 2: a box"),
+        ([((0, 0, 9, 9), [(1, 1)])], "a point is"),
+        ([(None, [(1, 1, 1)]), (None, [])], "Object 2 has neither"),
     ],
 )
 def test_prompts_that_mean_nothing_are_refused(objects, words):
@@ -317,6 +321,8 @@ def test_boxes_and_points_are_of_one_object_or_of_one_each():
     assert bundle.as_objects([], [(1, 2, 1), (3, 4, 0)]) == [(None, [(1, 2, 1), (3, 4, 0)])]
     assert bundle.as_objects([(0, 0, 1, 1)], [(1, 2, 1)]) == [((0, 0, 1, 1), [(1, 2, 1)])]
     assert len(bundle.as_objects([(0, 0, 1, 1)] * 3, [])) == 3
+    assert bundle.as_objects([(0, 0, 1, 1)] * 2, [[], [(1, 2, 1)]])[1] == ((0, 0, 1, 1), [(1, 2, 1)])
+    assert bundle.as_objects([(0, 0, 1, 1)], [[]]) == [((0, 0, 1, 1), [])]
     with pytest.raises(ValueError, match="needs a prompt"):
         bundle.as_objects([], [])
     with pytest.raises(ValueError, match="3 boxes and 2 lists"):

@@ -8,6 +8,7 @@ import pytest
 from medvfm_jax.report import NothingToReport, load
 from medvfm_jax.report.record_shapes import damaged_settings
 from medvfm_jax.report.sections import notes
+from medvfm_jax.runs.seen_cases import Seen, rows
 from medvfm_jax.runs.settings_record import settings_digest
 from medvfm_jax.train.assemble import RESOLVED, SETTINGS, ForeignDelta
 from medvfm_jax.types import MedvfmError
@@ -212,6 +213,14 @@ def test_settings_of_slabs_and_patches_are_no_damage(run):
         damaged_settings({"resolved": {"algorithm_options": {"ranks": [[1]]}}})
         == "resolved.algorithm_options"
     )
+
+
+@pytest.mark.parametrize("seen", [(), (Seen("digest", frozenset({"a", "b"})),)])
+def test_what_a_teacher_has_seen_is_no_damage(seen):
+    teacher = {"model": "lite-medsam", "fingerprint": "0f", "seen": rows(seen)}
+    assert damaged_settings({"resolved": {"teacher": teacher}}) is None
+    for damage in ({"seen": 3}, {"seen": [{"cases": [["a"]]}]}, {"seen": ["a"]}, {"model": []}):
+        assert damaged_settings({"resolved": {"teacher": teacher | damage}}) == "resolved.teacher"
 
 
 def test_settings_that_contradict_each_other_are_refused(run):

@@ -81,6 +81,11 @@ class ViTConfig:
         """Patches along one side of a pretraining image."""
         return self.pretrain_size // self.patch_size
 
+    @property
+    def ordered(self) -> bool:
+        """Whether attention depends on which place in the row of tokens each has, not on the tokens alone."""
+        return bool(self.rope) or self.causal or self.segments > 1 or self.dilation > 1
+
 
 _DINOV2 = ViTConfig(384, 12, 6, 14, 518, layer_scale=True, interpolate_offset=0.1)
 _DINOV3 = ViTConfig(

@@ -47,7 +47,6 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prepared]:
         yield prepare(SMALL)
 
 
-@pytest.mark.slow
 def test_a_round_trains_and_its_result_is_a_delta_file(
     prepared: Prepared, cells: Path, tmp_path: Path
 ) -> None:
