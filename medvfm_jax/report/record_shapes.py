@@ -75,9 +75,6 @@ def _checked(value: Any) -> bool:
     )
 
 
-<<<<<<< HEAD
-_PATHS = ("weights", "out", "sites", "public_data")
-=======
 def _teacher(value: Any) -> bool:
     """What a student learned from, with the cases that it has seen, see ``runs.seen_cases``."""
     if not isinstance(value, dict):
@@ -90,8 +87,7 @@ def _teacher(value: Any) -> bool:
     return rows and all(_scalar(own) for name, own in value.items() if name != "seen")
 
 
-_PATHS = ("data", "weights", "out", "sites", "public_data")
->>>>>>> h-break16
+_PATHS = ("weights", "out", "sites", "public_data")
 _RESOLVED: dict[str, Rule] = {
     "data": _source,
     "adapter": _table(_anything),
