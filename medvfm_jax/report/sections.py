@@ -14,6 +14,7 @@ from medvfm_jax.report.charts import Series, curves
 from medvfm_jax.report.run_record import RunRecord
 from medvfm_jax.report.tables import cases_table, describe, facts, scores_table
 from medvfm_jax.report.words import is_number, text
+from medvfm_jax.settings.groups import TUNE_ALL
 
 
 def section(title: str, body: str, lead: str = "", missing: str = "") -> str:
@@ -205,6 +206,8 @@ def trained(run: RunRecord) -> str:
     body = facts(
         [
             ("model", config.get("model") or run.scores.get("model")),
+            ("recipe", config.get("recipe")),
+            ("teacher", config.get("teacher")),
             ("adapter", config.get("adapter") or config.get("preset")),
             ("adapter options", json.dumps(resolved["adapter"]) if resolved.get("adapter") else None),
             ("trained parameters", parameters),
@@ -220,9 +223,12 @@ def trained(run: RunRecord) -> str:
         ],
         code=("adapter options",),
     )
-    everything = config.get("adapter") == "full"
     lead = "The base weights are frozen; only the delta is learnt."
-    return section("What was trained", body, "Every parameter was free to change." if everything else lead)
+    if config.get("recipe"):
+        lead = "A student learnt from a teacher; its recipe says which of its parts were free to change."
+    elif config.get("adapter") in TUNE_ALL:
+        lead = "Every parameter was free to change."
+    return section("What was trained", body, lead)
 
 
 def _split(split: Any) -> str | None:

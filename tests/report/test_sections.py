@@ -199,6 +199,9 @@ def test_what_was_trained():
     assert "Nothing was trained" in sections.trained(record(as_it_is(), {}))
     assert "base weights are frozen" in sections.trained(record())
     assert "Every parameter was free" in sections.trained(record(settings=config(adapter="full")))
+    student = sections.trained(record(settings=config(adapter="student", recipe="task", teacher="runs/a")))
+    assert "A student learnt from a teacher" in student
+    assert (facts_of(student)["recipe"], facts_of(student)["teacher"]) == ("task", "runs/a")
 
 
 def test_skipped_cases_are_listed_with_their_reason():
