@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ from medvfm_jax.distill.inherit import Inherited, NothingInherited, inherit
 from medvfm_jax.distill.objective import Encode, Lessons, Networks, make_loss, only_trained, starts_of
 from medvfm_jax.distill.record import Stage
 from medvfm_jax.distill.teacher import Teacher, is_compressed, open_teacher, prompt_of, spec_before
-from medvfm_jax.distill.terms import OF_PROMPTS, Sizes
+from medvfm_jax.distill.terms import OF_PROMPTS, TERMS, Sizes
 from medvfm_jax.distill.terms.embeddings import AFFINITY_SIDE
 from medvfm_jax.distill.terms.record import pooled
 from medvfm_jax.fetch import cache_dir
@@ -60,7 +61,9 @@ def distill(config: DistillConfig, display: ProgressDisplay | None = None) -> Ru
             are not the student's, a run directory in use, a full disk, a loss that is not finite.
     """
     recipe = RECIPES[config.recipe]
-    stages = recipe.configured(parse_assignments(config.set, "option=value, such as rounds=1"))
+    options = parse_assignments(config.set, "option=value, such as rounds=1")
+    _refuse_options_of_others(config.recipe, options)
+    stages = recipe.configured(options)
 
     def resolved(placement: Placement, display: ProgressDisplay) -> Run:
         return _resolve(config, stages, placement, display)
@@ -173,6 +176,14 @@ def _check(teacher: Teacher, run: Run) -> None:
             f"{len(leaked)} test cases, like {leaked[0]}, {were} seen by the teacher in its training, so that scores "
             f"on them would say nothing; {instead}."
         )
+
+
+def _refuse_options_of_others(recipe: str, options: Mapping[str, str]) -> None:
+    """Say which recipes have an option that this one has not; raises BadConfig."""
+    for option in options:
+        having = [name for name, found in RECIPES.items() if option in found.options()]
+        if having and recipe not in having and option not in TERMS:
+            raise BadConfig(f"Recipe {recipe} has no option '{option}'; {' and '.join(having)} have it.")
 
 
 def _check_terms(stages: tuple[Stage, ...], run: Run) -> None:

@@ -182,6 +182,10 @@ def test_a_run_teaches_and_its_test_cases_stay_unseen(medvfm, cells, tmp_path):
             "the partner, sam-tiny-test, (64, 64, 3); choose a partner of",
         ),
         ({"more": ("--set", "masks")}, "write option=value, such as rounds=1"),
+        (
+            {"recipe": "task", "more": ("--set", "rounds=1")},
+            "has no option 'rounds'; edge_sam and tiny_sam have it",
+        ),
     ],
 )
 def test_what_does_not_belong_together_is_refused(medvfm, cells, tmp_path, changes, said):
