@@ -184,7 +184,7 @@ def test_a_run_teaches_and_its_test_cases_stay_unseen(medvfm, cells, tmp_path):
         ({"more": ("--set", "masks")}, "write option=value, such as rounds=1"),
         (
             {"recipe": "task", "more": ("--set", "rounds=1")},
-            "has no option 'rounds'; edge_sam and tiny_sam have it",
+            "has no option 'rounds'; tiny_sam and edge_sam have it",
         ),
     ],
 )
