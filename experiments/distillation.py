@@ -161,8 +161,13 @@ def table_of(
     }
 
 
-def encoders(models: Mapping[str, Any], rounds: int) -> dict[str, Any]:
-    """Parameters and seconds of processor time per image of each model's encoder, by runtime; median of rounds."""
+def encoders(models: Mapping[str, Any], rounds: int, threads: int = 1) -> dict[str, Any]:
+    """Parameters and seconds per image of each model's encoder, by runtime; median of interleaved rounds.
+
+    One thread: processor time; several, for an idle machine: wall-clock time. JAX has as many threads as the process
+    has cores (``taskset``).
+    """
+    clock = time.process_time if threads == 1 else time.perf_counter
     calls: dict[tuple[str, str], Callable[[], Any]] = {}
     for name, model in models.items():
         params, image = model.init(jax.random.key(0)), np.zeros((1, *model.spec.input_shape), np.float32)
@@ -175,15 +180,15 @@ def encoders(models: Mapping[str, Any], rounds: int) -> dict[str, Any]:
                 Console().print(f"{name}: {refused}", markup=False)
                 continue
             part = encoder_part(lambda x, model=model, params=params: model.encode(params, x), model.spec, 1)
-            calls[name, to] = partial(bundle.network(file, part_record(part), threads=1), image)
+            calls[name, to] = partial(bundle.network(file, part_record(part), threads=threads), image)
     for call in calls.values():
         jax.block_until_ready(call())
     seconds: dict[tuple[str, str], list[float]] = {key: [] for key in calls}
     for _ in range(rounds):
         for key, call in calls.items():
-            start = time.process_time()
+            start = clock()
             jax.block_until_ready(call())
-            seconds[key].append(time.process_time() - start)
+            seconds[key].append(clock() - start)
     return {
         name: {
             "parameters": model.parameters,

@@ -147,7 +147,8 @@ def choose_layers(importance: Array, layers: int, diversity: float) -> Array:
     """Importance (n, L) -> bool (n, L) with ``layers`` per client, nothing for clients whose importance is all zero.
 
     From the most important ones on, exchange one layer of one client at a time, the best exchange first, while it
-    increases ``objective``.  With diversity 0 every client keeps its most important layers.
+    increases ``objective``: no exchange of one client alone is better than what comes out, though two together may be.
+    With diversity 0 every client keeps its most important layers.
     """
     known = importance.any(axis=1)
     clients = jnp.maximum(known.sum(), 1)
@@ -187,7 +188,7 @@ SYSTEM = FederatedSystem(
         "(F3OCUS, Saha et al. 2024)",
         source="https://arxiv.org/abs/2411.11912",
         adapter=SYSTEMS["med_sa"].adapter,
-        differences="The two objectives are one weighted sum, ascended by exchanges instead of meta-heuristics; the "
+        differences="The two objectives are one weighted sum, ascended by exchanges instead of meta-heuristics, to a maximum that may be local; the "
         "kernel is of single images' losses; the choice of a round uses the importance of the one before.",
     ),
     f3ocus,
