@@ -189,8 +189,8 @@ SYSTEM = FederatedSystem(
         source="https://arxiv.org/abs/2411.11912",
         adapter=SYSTEMS["med_sa"].adapter,
         differences="The two objectives are one weighted sum, ascended by exchanges instead of meta-heuristics, to a "
-        "maximum that may be local; the kernel is of single images' losses; the choice of a round uses the importance of "
-        "the one before.",
+        "maximum that may be local; the kernel is of single images' losses; the choice of a round uses the "
+        "importance of the one before.",
     ),
     f3ocus,
 )
