@@ -84,9 +84,7 @@ def test_no_client_alone_can_better_the_choice_and_it_is_mostly_the_best_of_all(
         importance = jnp.asarray(rng.dirichlet(np.ones(3), size=3))
         chosen = np.asarray(choose_layers(importance, 1, diversity))
         reached = float(objective(importance, jnp.asarray(chosen), diversity))
-        others = {
-            tuple(c.argmax(1)): float(objective(importance, jnp.asarray(c), diversity)) for c in every
-        }
+        others = {tuple(c.argmax(1)): float(objective(importance, jnp.asarray(c), diversity)) for c in every}
         mine = chosen.argmax(1)
         assert all(
             value <= reached + 1e-6
