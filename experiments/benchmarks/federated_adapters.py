@@ -56,6 +56,8 @@ def main() -> None:
         "environment": environment(args.threads),
         "cases": _others(args) if args.case else [],
     }
+    if args.case and args.out.exists():  # what else the file holds, such as earlier runs, stays
+        result = json.loads(args.out.read_text()) | result
     with tempfile.TemporaryDirectory(prefix="medvfm-bench-") as name:
         folder = Path(name)
         given.write(folder, args.clients)

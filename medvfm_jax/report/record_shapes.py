@@ -20,11 +20,11 @@ def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _path(value: Any) -> bool:
+def _path(value: Any, check: Callable[[str], None] = local_paths.check) -> bool:
     if value is not None and not isinstance(value, str):
         return False
     try:
-        local_paths.check(value or "")
+        check(value or "")
     except local_paths.BadPath:
         return False
     return True
@@ -32,13 +32,7 @@ def _path(value: Any) -> bool:
 
 def _source(value: Any) -> bool:
     """A folder of data or its URL."""
-    if value is not None and not isinstance(value, str):
-        return False
-    try:
-        local_paths.check_source(value or "")
-    except local_paths.BadPath:
-        return False
-    return True
+    return _path(value, local_paths.check_source)
 
 
 def _table(of: Rule) -> Rule:
