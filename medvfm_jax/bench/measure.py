@@ -14,6 +14,7 @@ from medvfm_jax.bench.turns import take_turns, timed
 from medvfm_jax.models import catalog
 from medvfm_jax.settings.bench import BadBench, BenchConfig, RowName
 from medvfm_jax.types import ModelSpec
+from medvfm_jax.weights.registry import model_of
 
 Key = tuple[str, RowName]
 _PRODUCT, _COPY = "product", "copy"
@@ -182,7 +183,7 @@ def _result(
 
 def spec_of(name: str) -> ModelSpec:
     """What a model is; raises UnknownModel, and BadBench for one that takes no prompts."""
-    spec = catalog.MODELS[name].spec
+    spec = catalog.MODELS[model_of(name)].spec
     if spec.task != "promptable":
         raise BadBench(
             f"Model '{name}' takes no prompts; the rows are for models that do, such as lite-medsam."

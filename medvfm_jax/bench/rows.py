@@ -25,6 +25,7 @@ from medvfm_jax.train.state import init_state
 from medvfm_jax.train.step import make_step
 from medvfm_jax.train.task import make_loss
 from medvfm_jax.types import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, Batch, ModelSpec, Params, Prompts
+from medvfm_jax.weights.registry import model_of
 
 MEASURES: Mapping[RowName, str] = {
     "encode": "one image to its embedding",
@@ -57,7 +58,7 @@ class Subject(NamedTuple):
 
 def subject(name: str, dtype: str) -> Subject:
     """The model without an adapter, with random weights from seed 0."""
-    model = catalog.build(name, dtype=jnp.dtype(dtype))
+    model = catalog.build(model_of(name), dtype=jnp.dtype(dtype))
     return Subject(model, jax.jit(model.init)(jax.random.key(0)))
 
 

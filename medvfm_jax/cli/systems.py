@@ -9,6 +9,7 @@ from medvfm_jax.cli import console
 from medvfm_jax.cli.options.systems import SystemsArgs
 from medvfm_jax.settings.groups import TUNE_ALL
 from medvfm_jax.systems.fitting import Fit, fits
+from medvfm_jax.weights.registry import model_of
 
 
 def run(args: SystemsArgs) -> int:
@@ -33,7 +34,7 @@ def _fits(args: SystemsArgs, names: list[str]) -> Iterator[Fit]:
 
     One that would leave the random weights of a model as they are is refused as `adapt` does.
     """
-    entry = models.MODELS[args.model]  # an unknown name is refused before anything is looked up
+    entry = models.MODELS[model_of(args.model)]  # an unknown name is refused before anything is looked up
     scratch = entry.start == "random"
 
     def words(name: str) -> list[object]:
@@ -53,5 +54,5 @@ def _fits(args: SystemsArgs, names: list[str]) -> Iterator[Fit]:
 
 
 def _traced(args: SystemsArgs, names: list[str]) -> Iterator[Fit]:
-    model = models.build(args.model)
+    model = models.build(model_of(args.model))
     return fits(names, model, jax.eval_shape(model.init, jax.random.key(0)), args.rank)

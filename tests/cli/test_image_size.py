@@ -1,0 +1,53 @@
+"""`--image-size`: the run records it, and whoever loads the delta builds the model for it."""
+
+import json
+
+import numpy as np
+import pytest
+
+from medvfm_jax.images import read_labels
+from medvfm_jax.models.catalog import MODELS
+from medvfm_jax.train.assemble import load_adapted
+from tests.cli.commands import SAM, adapt_words, options
+from tests.federated.small_federation import SMALL
+
+OWN = MODELS[SAM].spec.input_size
+
+
+def test_a_run_of_another_size_is_evaluated_and_segments_at_that_size(medvfm, cells, tmp_path):
+    run, mask = tmp_path / "run", tmp_path / "mask.png"
+    assert medvfm(*adapt_words(cells, run, prompt="none", image_size=2 * OWN)).code == 0
+    resolved = json.loads((run / "config.json").read_text())["resolved"]
+    assert resolved["input_shape"] == [2 * OWN, 2 * OWN, 3]
+    delta = run / "delta.safetensors"
+    loaded = load_adapted(delta, model=None, dtype="float32")
+    assert loaded.adapted.spec.input_shape == (2 * OWN, 2 * OWN, 3)
+    assert loaded.adapted.spec.logits_shape == tuple(2 * side for side in MODELS[SAM].spec.logits_shape)
+    assert medvfm("evaluate", "--run", run).code == 0
+    first = sorted((run / "predictions").glob("*.png"))[0]
+    picture = cells / "images" / first.name
+    assert medvfm("segment", picture, "--delta", delta, "--model", SAM, "--out", mask).code == 0
+    assert 0 < np.mean(read_labels(mask).array > 0) < 1
+    np.testing.assert_array_equal(read_labels(mask).array > 0, read_labels(first).array > 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"image_size": 0}, ("image_size", "1 to 4096 pixels")),
+        ({"image_size": OWN + 1}, ("image_size", f"not {OWN + 1}")),
+    ],
+)
+def test_sizes_that_do_not_fit_are_one_sentence(medvfm, cells, tmp_path, settings, told):
+    medvfm(*adapt_words(cells, tmp_path / "run", **settings)).refused(*told)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_hospitals_agree_on_a_size_that_their_delta_says(medvfm, cells, tmp_path):
+    run = tmp_path / "run"
+    settings = SMALL | {"data": cells, "out": run, "rounds": 1, "val_fraction": 0.0, "test_fraction": 0.34}
+    assert medvfm("federate", *options(**settings, image_size=2 * OWN)).code == 0
+    loaded = load_adapted(run / "delta.safetensors", model=None, dtype="float32")
+    assert loaded.adapted.spec.input_shape == (2 * OWN, 2 * OWN, 3)
+    assert medvfm("evaluate", "--run", run).code == 0
