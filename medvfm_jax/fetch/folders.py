@@ -58,10 +58,7 @@ def fetch_folder(url: str, *, offline: bool = False) -> Fetched:
         return Fetched(states[-1] / name, len(states) - 1, room)
     storage = open_storage(url)
     files = _listed(storage)
-    state = hashlib.sha256(
-        repr(sorted((n, _version(info)) for n, info in files.items())).encode()
-    ).hexdigest()
-    target = room / state[:16]
+    target = room / _state(files)[:16]
     with lock(target):
         if not target.is_dir():
             _bring(storage, files, target, name)
@@ -72,6 +69,10 @@ def fetch_folder(url: str, *, offline: bool = False) -> Fetched:
 
 def _states(room: Path) -> list[Path]:
     return [path for path in room.iterdir() if path.is_dir() and path.name[0] != "."] if room.is_dir() else []
+
+
+def _state(files: Mapping[str, Mapping[str, Any]]) -> str:
+    return hashlib.sha256(repr(sorted((n, _version(info)) for n, info in files.items())).encode()).hexdigest()
 
 
 def _version(info: Mapping[str, Any]) -> tuple[str, ...]:
@@ -122,6 +123,10 @@ def _bring(storage: Storage, files: Mapping[str, Mapping[str, Any]], target: Pat
                     _check_whole(storage, part, path, int(files[part]["size"]))
                 done += sum(int(files[part]["size"]) for part in some)
                 progress(done, total)
+        if _state(_listed(storage)) != _state(files):  # a file of the same size may be another one
+            raise StorageError(
+                f"{storage.url} changed while it was brought here; start the same command again."
+            )
         os.chmod(temporary, 0o755)
         os.rename(temporary, target)
     except OSError as error:

@@ -118,3 +118,18 @@ def test_a_name_that_leads_elsewhere_is_refused(bucket, monkeypatch):
     monkeypatch.setattr(type(bucket), "find", lambda *args, **options: listed)
     with pytest.raises(StorageError, match="a name that leads elsewhere"):
         fetch_folder("memory://bucket/cells")
+
+
+def test_a_folder_that_changes_while_it_is_read_is_not_kept(bucket, tmp_path, monkeypatch):
+    whole = type(bucket).get
+
+    def replaced(self, remote, local, **options):
+        self.pipe_file("/bucket/cells/images/b.png", b"new")  # of the same size
+        whole(self, remote, local, **options)
+
+    monkeypatch.setattr(type(bucket), "get", replaced)
+    with pytest.raises(StorageError, match=r"memory://bucket/cells changed while it was brought here"):
+        fetch_folder("memory://bucket/cells")
+    assert all(name.endswith(".lock") for name in here(tmp_path / "cache" / "folders"))
+    monkeypatch.setattr(type(bucket), "get", whole)
+    assert here(fetch_folder("memory://bucket/cells").folder) == FILES | {"images/b.png": b"new"}
