@@ -60,7 +60,9 @@ def fetch_folder(url: str, *, offline: bool = False) -> Fetched:
     files = _listed(storage)
     target = room / _state(files)[:16]
     with lock(target):
-        if not target.is_dir():
+        if target.is_dir():
+            _check_kept(target / name, files)
+        else:
             _bring(storage, files, target, name)
     with suppress(OSError):  # a cache that is another user's
         os.utime(target)  # the last one used
@@ -133,6 +135,17 @@ def _bring(storage: Storage, files: Mapping[str, Mapping[str, Any]], target: Pat
         raise explain(error, target) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _check_kept(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise FetchError where the cache has lost files since, as programs that tidy up old files do."""
+    for name, info in files.items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != int(info["size"]):
+            raise FetchError(
+                f"{path} in the cache is missing or was changed since it was brought; delete {folder.parent} and start "
+                "the same command again."
+            )
 
 
 def _get(storage: Storage, names: list[str], here: list[Path]) -> None:

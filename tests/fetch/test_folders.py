@@ -1,6 +1,7 @@
 """Folders on storage: brought once for each state, whole or not at all."""
 
 import os
+import shutil
 
 import pytest
 
@@ -133,3 +134,18 @@ def test_a_folder_that_changes_while_it_is_read_is_not_kept(bucket, tmp_path, mo
     assert all(name.endswith(".lock") for name in here(tmp_path / "cache" / "folders"))
     monkeypatch.setattr(type(bucket), "get", whole)
     assert here(fetch_folder("memory://bucket/cells").folder) == FILES | {"images/b.png": b"new"}
+
+
+@pytest.mark.parametrize("damage", ["a file lost", "a file cut off", "all lost"])
+def test_a_copy_in_the_cache_that_lost_files_is_refused(bucket, damage):
+    folder = fetch_folder("memory://bucket/cells").folder
+    if damage == "all lost":
+        shutil.rmtree(folder)
+    elif damage == "a file lost":
+        (folder / "images/b.png").unlink()
+    else:
+        (folder / "images/b.png").write_bytes(b"")
+    with pytest.raises(FetchError, match=r"in the cache is missing or was changed.*; delete .* and start"):
+        fetch_folder("memory://bucket/cells")
+    shutil.rmtree(folder.parent)
+    assert here(fetch_folder("memory://bucket/cells").folder) == FILES
