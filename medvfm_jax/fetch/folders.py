@@ -1,5 +1,6 @@
 """A folder of files on storage that a URL names, brought into the cache once for each state it is found in."""
 
+import errno
 import hashlib
 import os
 import shutil
@@ -15,6 +16,7 @@ from medvfm_jax.fetch.storage import Storage, StorageError, first_line, open_sto
 from medvfm_jax.printable import counted
 
 _TOGETHER = 64  # files; storage over a network is asked for them side by side
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG)  # not of what is read from
 # What file systems say of a file that changes with its content.
 _VERSION = ("size", "ETag", "etag", "md5Hash", "content_md5", "LastModified", "updated", "mtime", "created")
 
@@ -152,8 +154,8 @@ def _get(storage: Storage, names: list[str], here: list[Path]) -> None:
     try:
         storage.system.get([storage.path(name) for name in names], [str(path) for path in here])
     except OSError as error:
-        if error.errno is not None and not isinstance(error, FileNotFoundError | PermissionError):
-            raise  # a full disk
+        if error.errno in _OF_THE_DISK:
+            raise
         raise _cut_off(storage, error) from error
     except Exception as error:
         raise _cut_off(storage, error) from error

@@ -1,5 +1,6 @@
 """Folders on storage: brought once for each state, whole or not at all."""
 
+import errno
 import os
 import shutil
 
@@ -149,3 +150,25 @@ def test_a_copy_in_the_cache_that_lost_files_is_refused(bucket, damage):
         fetch_folder("memory://bucket/cells")
     shutil.rmtree(folder.parent)
     assert here(fetch_folder("memory://bucket/cells").folder) == FILES
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            ConnectionResetError(errno.ECONNRESET, "reset by peer"),
+            "could not be brought here .*reset by peer",
+        ),
+        (TimeoutError(errno.ETIMEDOUT, "timed out"), "could not be brought here .*timed out"),
+        (OSError(errno.ENOSPC, "No space left on device"), "The disk is full while writing"),
+    ],
+)
+def test_a_connection_that_breaks_is_not_told_as_a_cache_that_cannot_be_written(
+    bucket, monkeypatch, error, told
+):
+    def get(*args, **options):
+        raise error
+
+    monkeypatch.setattr(type(bucket), "get", get)
+    with pytest.raises(FetchError, match=told):
+        fetch_folder("memory://bucket/cells")
