@@ -99,6 +99,13 @@ def _listed(storage: Storage) -> dict[str, Mapping[str, Any]]:
             "/"
         ):  # a bucket may hold empty objects named like folders
             continue
+        if path == storage.root:
+            raise StorageError(f"{storage.url} is a file; give the URL of the folder.")
+        if type(info.get("size")) is not int:
+            raise StorageError(
+                f"{storage.url} does not say how large {path!r:.80} is, so whether it came whole cannot be told; copy "
+                "the folder here and give its path."
+            )
         name = path.removeprefix(above)
         if name == path or ".." in PurePosixPath(name).parts or name.startswith("/") or "\\" in name:
             raise StorageError(f"{storage.url} holds a file with a name that leads elsewhere: {path!r:.80}.")

@@ -106,6 +106,7 @@ def test_storage_that_fails_is_one_sentence(bucket, monkeypatch):
     ("url", "told"),
     [
         ("memory://bucket/nothing", "holds no files; give the URL of a folder"),
+        ("memory://bucket/cells/dataset.json", "is a file; give the URL of the folder"),
         ("nosuch://bucket/cells", "is not storage that can be reached"),
         ("simplecache::memory://bucket/cells", "names several file systems at once"),
     ],
@@ -171,4 +172,12 @@ def test_a_connection_that_breaks_is_not_told_as_a_cache_that_cannot_be_written(
 
     monkeypatch.setattr(type(bucket), "get", get)
     with pytest.raises(FetchError, match=told):
+        fetch_folder("memory://bucket/cells")
+
+
+@pytest.mark.parametrize("size", [{}, {"size": None}])
+def test_storage_that_does_not_say_sizes_is_refused(bucket, monkeypatch, size):
+    listed = {"/bucket/cells/a": {"type": "file"} | size}
+    monkeypatch.setattr(type(bucket), "find", lambda *args, **options: listed)
+    with pytest.raises(StorageError, match="does not say how large '/bucket/cells/a' is"):
         fetch_folder("memory://bucket/cells")
