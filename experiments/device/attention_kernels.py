@@ -19,7 +19,7 @@ import numpy as np
 import tyro
 from jax import Array
 
-from experiments.device.measure import card, finish, in_turns, spread
+from experiments.device.measure import card, finish, in_turns, need_accelerator, spread
 from medvfm_jax.models import attention
 from medvfm_jax.models.kernels import gpu_attention
 
@@ -132,4 +132,6 @@ def times(shape: tuple[int, int, int], plan: Plan) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run(tyro.cli(Plan))
+    plan = tyro.cli(Plan)
+    need_accelerator()
+    run(plan)

@@ -18,7 +18,15 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from experiments.device.measure import card, finish, in_turns, peak_bytes, share_of_peak, spread
+from experiments.device.measure import (
+    card,
+    finish,
+    in_turns,
+    need_accelerator,
+    peak_bytes,
+    share_of_peak,
+    spread,
+)
 from medvfm_jax.bench.rows import subject
 from medvfm_jax.plan.flops import forward_flops
 
@@ -95,4 +103,6 @@ def _torch(name: str, batch: int, side: int) -> Callable[[], Any]:
 
 
 if __name__ == "__main__":
-    run(tyro.cli(Plan))
+    plan = tyro.cli(Plan)
+    need_accelerator()
+    run(plan)

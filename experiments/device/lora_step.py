@@ -17,7 +17,16 @@ from typing import Any
 import jax
 import tyro
 
-from experiments.device.measure import card, finish, in_turns, made_up, peak_bytes, share_of_peak, spread
+from experiments.device.measure import (
+    card,
+    finish,
+    in_turns,
+    made_up,
+    need_accelerator,
+    peak_bytes,
+    share_of_peak,
+    spread,
+)
 from medvfm_jax.parallel import RULES, batch_shardings, make_mesh, param_shardings, state_shardings
 from medvfm_jax.plan.abstract_training import abstract_training, lower
 from medvfm_jax.plan.step_plan import count_flops
@@ -124,4 +133,6 @@ def measured(config: PlanConfig, rounds: int, chip: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run(tyro.cli(Plan))
+    plan = tyro.cli(Plan)
+    need_accelerator()
+    run(plan)

@@ -45,6 +45,15 @@ def card() -> tuple[dict[str, Any], Chip | None]:
     return about, None if name is None else CHIPS[name]
 
 
+def need_accelerator() -> None:
+    """End the program with one sentence where JAX sees no accelerator, before minutes are spent on the CPU."""
+    if jax.default_backend() == "cpu":
+        raise SystemExit(
+            "JAX sees no accelerator here, and this measures one; install jax with its plugin (extra [cuda] or [tpu]), "
+            "and leave JAX_PLATFORMS out of the environment."
+        )
+
+
 def made_up(tree: Any, seed: int = 0) -> Any:
     """Arrays for shapes: floats of size 0.02, zeros for whole numbers, keys for keys."""
     leaves, structure = jax.tree.flatten(tree)

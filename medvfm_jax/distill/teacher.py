@@ -7,15 +7,17 @@ from typing import NamedTuple
 from jax import Array
 
 from medvfm_jax.adapters import NotMergeable
-from medvfm_jax.models.catalog import MODELS
+from medvfm_jax.models.catalog import MODELS, build
 from medvfm_jax.runs import run_directory
 from medvfm_jax.runs.provenance import digest_files
 from medvfm_jax.runs.seen_cases import Seen, seen_by
 from medvfm_jax.settings.groups import PromptChoice
 from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.train.assemble import entry_of, load_adapted, load_base
+from medvfm_jax.train.seen_at_once import options_of_shape, stored_shape
 from medvfm_jax.types import ModelSpec, Params, Prediction
 from medvfm_jax.weights import artifacts
+from medvfm_jax.weights.registry import model_of
 
 
 class Teacher(NamedTuple):
@@ -65,9 +67,18 @@ def prompt_of(teacher: str) -> PromptChoice:
 
 
 def spec_before(teacher: str) -> ModelSpec:
-    """What a teacher's model is without its adapter, before anything of it is loaded; raises MedvfmError."""
-    name = teacher if _is_model(teacher) else run_directory.finished(Path(teacher))["model"]
-    return entry_of(name).spec
+    """What a teacher's model is without its adapter, at the size of its run, before anything of it is loaded.
+
+    Raises MedvfmError.
+    """
+    if _is_model(teacher):
+        return entry_of(teacher).spec
+    record, config = run_directory.finished(Path(teacher)), Path(teacher) / run_directory.CONFIG
+    entry = entry_of(record["model"])
+    shape = stored_shape(record["resolved"], entry, config)
+    if shape is None or len(shape) != 3:  # of patches nothing is compared before
+        return entry.spec
+    return build(model_of(record["model"]), **options_of_shape(shape)).spec
 
 
 def is_compressed(teacher: str) -> bool:

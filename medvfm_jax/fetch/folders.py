@@ -1,5 +1,6 @@
 """A folder of files on storage that a URL names, brought into the cache once for each state it is found in."""
 
+import errno
 import hashlib
 import os
 import shutil
@@ -15,6 +16,7 @@ from medvfm_jax.fetch.storage import Storage, StorageError, first_line, open_sto
 from medvfm_jax.printable import counted
 
 _TOGETHER = 64  # files; storage over a network is asked for them side by side
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG)  # not of what is read from
 # What file systems say of a file that changes with its content.
 _VERSION = ("size", "ETag", "etag", "md5Hash", "content_md5", "LastModified", "updated", "mtime", "created")
 
@@ -58,12 +60,11 @@ def fetch_folder(url: str, *, offline: bool = False) -> Fetched:
         return Fetched(states[-1] / name, len(states) - 1, room)
     storage = open_storage(url)
     files = _listed(storage)
-    state = hashlib.sha256(
-        repr(sorted((n, _version(info)) for n, info in files.items())).encode()
-    ).hexdigest()
-    target = room / state[:16]
+    target = room / _state(files)[:16]
     with lock(target):
-        if not target.is_dir():
+        if target.is_dir():
+            _check_kept(target / name, files)
+        else:
             _bring(storage, files, target, name)
     with suppress(OSError):  # a cache that is another user's
         os.utime(target)  # the last one used
@@ -72,6 +73,10 @@ def fetch_folder(url: str, *, offline: bool = False) -> Fetched:
 
 def _states(room: Path) -> list[Path]:
     return [path for path in room.iterdir() if path.is_dir() and path.name[0] != "."] if room.is_dir() else []
+
+
+def _state(files: Mapping[str, Mapping[str, Any]]) -> str:
+    return hashlib.sha256(repr(sorted((n, _version(info)) for n, info in files.items())).encode()).hexdigest()
 
 
 def _version(info: Mapping[str, Any]) -> tuple[str, ...]:
@@ -94,6 +99,13 @@ def _listed(storage: Storage) -> dict[str, Mapping[str, Any]]:
             "/"
         ):  # a bucket may hold empty objects named like folders
             continue
+        if path == storage.root:
+            raise StorageError(f"{storage.url} is a file; give the URL of the folder.")
+        if type(info.get("size")) is not int:
+            raise StorageError(
+                f"{storage.url} does not say how large {path!r:.80} is, so whether it came whole cannot be told; copy "
+                "the folder here and give its path."
+            )
         name = path.removeprefix(above)
         if name == path or ".." in PurePosixPath(name).parts or name.startswith("/") or "\\" in name:
             raise StorageError(f"{storage.url} holds a file with a name that leads elsewhere: {path!r:.80}.")
@@ -122,6 +134,10 @@ def _bring(storage: Storage, files: Mapping[str, Mapping[str, Any]], target: Pat
                     _check_whole(storage, part, path, int(files[part]["size"]))
                 done += sum(int(files[part]["size"]) for part in some)
                 progress(done, total)
+        if _state(_listed(storage)) != _state(files):  # a file of the same size may be another one
+            raise StorageError(
+                f"{storage.url} changed while it was brought here; start the same command again."
+            )
         os.chmod(temporary, 0o755)
         os.rename(temporary, target)
     except OSError as error:
@@ -130,12 +146,23 @@ def _bring(storage: Storage, files: Mapping[str, Mapping[str, Any]], target: Pat
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _check_kept(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise FetchError where the cache has lost files since, as programs that tidy up old files do."""
+    for name, info in files.items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != int(info["size"]):
+            raise FetchError(
+                f"{path} in the cache is missing or was changed since it was brought; delete {folder.parent} and start "
+                "the same command again."
+            )
+
+
 def _get(storage: Storage, names: list[str], here: list[Path]) -> None:
     try:
         storage.system.get([storage.path(name) for name in names], [str(path) for path in here])
     except OSError as error:
-        if error.errno is not None and not isinstance(error, FileNotFoundError | PermissionError):
-            raise  # a full disk
+        if error.errno in _OF_THE_DISK:
+            raise
         raise _cut_off(storage, error) from error
     except Exception as error:
         raise _cut_off(storage, error) from error

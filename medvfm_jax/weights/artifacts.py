@@ -211,12 +211,24 @@ def check_base(metadata: Mapping[str, Any], params: Params) -> None:
     Raises:
         WrongBaseWeights: it was made for others.
     """
+    check_fingerprint(metadata, fingerprint(params))
+
+
+def check_fingerprint(metadata: Mapping[str, Any], actual: str) -> None:
+    """Check that a delta was made for the parameters of this fingerprint.
+
+    Args:
+        metadata: of the delta.
+        actual: of the unadapted model, taken before a system transformed its parameters.
+
+    Raises:
+        WrongBaseWeights: it was made for others.
+    """
     recorded = metadata.get("fingerprint")
     if not recorded:
         raise WrongBaseWeights(
             "The delta does not say which base weights it was made for; refusing to guess."
         )
-    actual = fingerprint(params)
     if actual != recorded:
         raise WrongBaseWeights(
             f"The delta was made for '{metadata.get('base', 'unknown')}' weights with fingerprint "

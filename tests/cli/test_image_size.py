@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from medvfm_jax.distill.teacher import spec_before
 from medvfm_jax.images import read_labels
 from medvfm_jax.models.catalog import MODELS
 from medvfm_jax.train.assemble import load_adapted
@@ -14,7 +15,7 @@ from tests.federated.small_federation import SMALL
 OWN = MODELS[SAM].spec.input_size
 
 
-def test_a_run_of_another_size_is_evaluated_and_segments_at_that_size(medvfm, cells, tmp_path):
+def test_a_run_of_another_size_is_evaluated_segments_and_teaches_at_that_size(medvfm, cells, tmp_path):
     run, mask = tmp_path / "run", tmp_path / "mask.png"
     assert medvfm(*adapt_words(cells, run, prompt="none", image_size=2 * OWN)).code == 0
     resolved = json.loads((run / "config.json").read_text())["resolved"]
@@ -23,6 +24,7 @@ def test_a_run_of_another_size_is_evaluated_and_segments_at_that_size(medvfm, ce
     loaded = load_adapted(delta, model=None, dtype="float32")
     assert loaded.adapted.spec.input_shape == (2 * OWN, 2 * OWN, 3)
     assert loaded.adapted.spec.logits_shape == tuple(2 * side for side in MODELS[SAM].spec.logits_shape)
+    assert spec_before(str(run)).input_shape == (2 * OWN, 2 * OWN, 3)
     assert medvfm("evaluate", "--run", run).code == 0
     first = sorted((run / "predictions").glob("*.png"))[0]
     picture = cells / "images" / first.name

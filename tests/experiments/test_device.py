@@ -1,6 +1,7 @@
 """The commands for accelerators, on this machine with tiny shapes: they run, and what they compare agrees."""
 
 import json
+import runpy
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,13 @@ import numpy as np
 import pytest
 
 from experiments.device import attention_kernels, encoders, lora_step, measure
+
+
+@pytest.mark.parametrize("name", ["attention_kernels", "encoders", "lora_step"])
+def test_a_machine_without_an_accelerator_is_told_so_in_a_sentence(name, monkeypatch):
+    monkeypatch.setattr("sys.argv", [name])
+    with pytest.raises(SystemExit, match="JAX sees no accelerator here"):
+        runpy.run_module(f"experiments.device.{name}", run_name="__main__", alter_sys=False)
 
 
 def test_turns_rotate_and_every_call_is_made_before():

@@ -1,6 +1,8 @@
 """Folders on storage: brought once for each state, whole or not at all."""
 
+import errno
 import os
+import shutil
 
 import pytest
 
@@ -104,6 +106,7 @@ def test_storage_that_fails_is_one_sentence(bucket, monkeypatch):
     ("url", "told"),
     [
         ("memory://bucket/nothing", "holds no files; give the URL of a folder"),
+        ("memory://bucket/cells/dataset.json", "is a file; give the URL of the folder"),
         ("nosuch://bucket/cells", "is not storage that can be reached"),
         ("simplecache::memory://bucket/cells", "names several file systems at once"),
     ],
@@ -117,4 +120,64 @@ def test_a_name_that_leads_elsewhere_is_refused(bucket, monkeypatch):
     listed = {"/bucket/cells/../../evil": {"type": "file", "size": 1}}
     monkeypatch.setattr(type(bucket), "find", lambda *args, **options: listed)
     with pytest.raises(StorageError, match="a name that leads elsewhere"):
+        fetch_folder("memory://bucket/cells")
+
+
+def test_a_folder_that_changes_while_it_is_read_is_not_kept(bucket, tmp_path, monkeypatch):
+    whole = type(bucket).get
+
+    def replaced(self, remote, local, **options):
+        self.pipe_file("/bucket/cells/images/b.png", b"new")  # of the same size
+        whole(self, remote, local, **options)
+
+    monkeypatch.setattr(type(bucket), "get", replaced)
+    with pytest.raises(StorageError, match=r"memory://bucket/cells changed while it was brought here"):
+        fetch_folder("memory://bucket/cells")
+    assert all(name.endswith(".lock") for name in here(tmp_path / "cache" / "folders"))
+    monkeypatch.setattr(type(bucket), "get", whole)
+    assert here(fetch_folder("memory://bucket/cells").folder) == FILES | {"images/b.png": b"new"}
+
+
+@pytest.mark.parametrize("damage", ["a file lost", "a file cut off", "all lost"])
+def test_a_copy_in_the_cache_that_lost_files_is_refused(bucket, damage):
+    folder = fetch_folder("memory://bucket/cells").folder
+    if damage == "all lost":
+        shutil.rmtree(folder)
+    elif damage == "a file lost":
+        (folder / "images/b.png").unlink()
+    else:
+        (folder / "images/b.png").write_bytes(b"")
+    with pytest.raises(FetchError, match=r"in the cache is missing or was changed.*; delete .* and start"):
+        fetch_folder("memory://bucket/cells")
+    shutil.rmtree(folder.parent)
+    assert here(fetch_folder("memory://bucket/cells").folder) == FILES
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            ConnectionResetError(errno.ECONNRESET, "reset by peer"),
+            "could not be brought here .*reset by peer",
+        ),
+        (TimeoutError(errno.ETIMEDOUT, "timed out"), "could not be brought here .*timed out"),
+        (OSError(errno.ENOSPC, "No space left on device"), "The disk is full while writing"),
+    ],
+)
+def test_a_connection_that_breaks_is_not_told_as_a_cache_that_cannot_be_written(
+    bucket, monkeypatch, error, told
+):
+    def get(*args, **options):
+        raise error
+
+    monkeypatch.setattr(type(bucket), "get", get)
+    with pytest.raises(FetchError, match=told):
+        fetch_folder("memory://bucket/cells")
+
+
+@pytest.mark.parametrize("size", [{}, {"size": None}])
+def test_storage_that_does_not_say_sizes_is_refused(bucket, monkeypatch, size):
+    listed = {"/bucket/cells/a": {"type": "file"} | size}
+    monkeypatch.setattr(type(bucket), "find", lambda *args, **options: listed)
+    with pytest.raises(StorageError, match="does not say how large '/bucket/cells/a' is"):
         fetch_folder("memory://bucket/cells")

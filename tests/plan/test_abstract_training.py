@@ -50,6 +50,12 @@ def test_a_model_of_features_gets_the_linear_layer_that_adapt_gives_it():
     assert any("mask_decoder" in str(path) for path, _ in jax.tree.leaves_with_path(found.state.delta))
 
 
+@pytest.mark.parametrize("size", [0, -16, 4112, 10**9])
+def test_a_size_that_adapt_refuses_is_not_planned(size):
+    with pytest.raises(BadPlan, match=rf"image_size is {size}; expected 1 to 4096 pixels"):
+        abstract_training(Training("vit-tiny-test", "linear", global_batch=2, image_size=size))
+
+
 def test_weights_are_planned_as_the_model_that_they_are_of():
     settings = {"adapter": "linear", "global_batch": 2, "image_size": 28}
     found, same = (

@@ -160,7 +160,7 @@ def _federated(config: AuditConfig, record: dict[str, Any]) -> _Run:
     )
     run = resolve(settings)
     delta, metadata = artifacts.load_delta(file)
-    artifacts.check_base(metadata, run.base.params)
+    artifacts.check_fingerprint(metadata, run.base.fingerprint)  # of weights that no system has transformed
     # Whoever was left out is another hospital, not an equal of those trained on.
     split = run.source.split
     test = [case for case in split.test if run.source.dataset.case(case).site != settings.leave_out]

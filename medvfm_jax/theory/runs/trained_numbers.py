@@ -97,7 +97,7 @@ def open_trained(
         raise BadConfig(
             f"{folder} is compressed, and its numbers are no longer trained; give the run before."
         )
-    artifacts.check_base(metadata, run.assembled.base.params)
+    artifacts.check_fingerprint(metadata, run.assembled.base.fingerprint)
     artifacts.check_arrays(arrays, run.assembled.delta, path)
     return _of(run, arrays, cases, say, held)
 

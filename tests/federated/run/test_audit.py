@@ -109,6 +109,13 @@ def test_losses_are_those_of_the_split_of_the_run_and_their_change_that_of_train
     assert (untouched["auc"], untouched["advantage"]) == (0.5, 0.0)
 
 
+@pytest.mark.slow
+def test_a_run_without_prompts_whose_system_changed_the_decoder_is_audited(cells, tmp_path):
+    settings = WANTED | {"rounds": 1, "local_steps": 1, "prompt": "none"}
+    run = federate(small(cells, tmp_path / "run", **settings)).folder
+    assert audit(AuditConfig(run))["membership"]["loss"]["members"] == 8
+
+
 def test_what_cannot_be_audited_is_refused(cells, private, tmp_path):
     alone = federate(small(cells, tmp_path / "alone", algorithm="local", **WANTED)).folder
     with pytest.raises(BadConfig, match="trained every site alone"):
