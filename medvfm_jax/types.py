@@ -15,6 +15,7 @@ Params = Mapping[str, Any]  # what Linen's apply takes: {"params": {...}}
 Delta = dict[str, Any]  # the only thing that is trained: a nested dict of arrays
 
 IGNORE = -1  # a target pixel that no loss and no metric looks at
+LARGEST_SIDE = 4096  # pixels of a square input; the number may come from the delta of a stranger
 UNANNOTATED = -2  # the share of a class that nobody looked for: its pixels are among the background
 
 ABSENT, PAD, BACKGROUND, FOREGROUND, BOX_TOP_LEFT, BOX_BOTTOM_RIGHT = -2, -1, 0, 1, 2, 3

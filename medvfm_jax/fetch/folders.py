@@ -51,8 +51,9 @@ def fetch_folder(url: str, *, offline: bool = False) -> Fetched:
         FetchError: the storage cannot be reached, holds nothing there, or what came is not whole; offline: nothing
             was brought before; the cache cannot be written.
     """
+    url = url.rstrip("/")
     room = cache_dir() / "folders" / hashlib.sha256(url.encode()).hexdigest()[:16]
-    name = PurePosixPath(url.rstrip("/")).name
+    name = PurePosixPath(url).name
     if offline:
         states = sorted(_states(room), key=lambda path: path.stat().st_mtime)
         if not states:

@@ -21,11 +21,10 @@ from medvfm_jax.train.assemble import Base, adapt_base, entry_of
 from medvfm_jax.train.base_format import in_format
 from medvfm_jax.train.optimizer import make_optimizer, make_schedule
 from medvfm_jax.train.rank_allocation import with_rank_allocation
-from medvfm_jax.train.seen_at_once import LARGEST
 from medvfm_jax.train.state import TrainState, init_state
 from medvfm_jax.train.step import LossFn, Step, make_step
 from medvfm_jax.train.task import make_loss
-from medvfm_jax.types import Batch, Params, Prompts
+from medvfm_jax.types import LARGEST_SIDE, Batch, Params, Prompts
 from medvfm_jax.weights.registry import model_of
 
 KEEP = tuple(catalog.KEEP)
@@ -97,8 +96,10 @@ def _base(config: Training) -> Base:
     takes = entry_of(config.model).options
     if config.image_size is not None and "image_size" not in takes:
         raise BadPlan(f"Model '{config.model}' has no size of images to choose; leave out --image-size.")
-    if config.image_size is not None and not 1 <= config.image_size <= LARGEST:
-        raise BadPlan(f"image_size is {config.image_size}; expected 1 to {LARGEST} pixels, as `adapt` takes.")
+    if config.image_size is not None and not 1 <= config.image_size <= LARGEST_SIDE:
+        raise BadPlan(
+            f"image_size is {config.image_size}; expected 1 to {LARGEST_SIDE} pixels, as `adapt` takes."
+        )
     model = catalog.build(
         model_of(config.model),
         **{name: value for name, value in options.items() if name in takes and value is not None},

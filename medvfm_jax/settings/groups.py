@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from medvfm_jax.settings.records import BadConfig, Settings, require, require_distance
+from medvfm_jax.types import LARGEST_SIDE
 
 if TYPE_CHECKING:
     from medvfm_jax.models.entry import ModelEntry
@@ -279,7 +280,7 @@ class TrainingConfig(VolumeConfig, ReadingConfig, RunConfig, OptimConfig, ModelC
         """Refuse what has no meaning; raises BadConfig."""
         super().__post_init__()
         size = self.image_size
-        require(size is None or 1 <= size <= 4096, "image_size", size, "1 to 4096 pixels")
+        require(size is None or 1 <= size <= LARGEST_SIDE, "image_size", size, f"1 to {LARGEST_SIDE} pixels")
 
     def resolved_objective(self, system: "System", task: str) -> str:
         """The same; where sites do not annotate everything, one that knows it. Raises BadConfig for another."""

@@ -9,10 +9,8 @@ from medvfm_jax.images import budget
 from medvfm_jax.models.entry import ModelEntry
 from medvfm_jax.settings.groups import TrainingConfig, VolumeConfig
 from medvfm_jax.settings.records import BadConfig
-from medvfm_jax.types import ModelSpec
+from medvfm_jax.types import LARGEST_SIDE, ModelSpec
 from medvfm_jax.weights import artifacts
-
-LARGEST = 4096  # pixels of a side; the number may come from the delta of a stranger
 
 
 def asked_shape(config: TrainingConfig, entry: ModelEntry, channels: int) -> tuple[int, ...] | None:
@@ -106,7 +104,7 @@ def stored_shape(metadata: Mapping[str, Any], entry: ModelEntry, delta: Path) ->
     if len(shape) == 3:
         if "image_size" not in entry.options:
             raise artifacts.BadDelta(f"{delta}: it has an input_shape of pictures, and its model takes none.")
-        if not (1 <= shape[0] == shape[1] <= LARGEST and shape[2] == 3):
+        if not (1 <= shape[0] == shape[1] <= LARGEST_SIDE and shape[2] == 3):
             raise artifacts.BadDelta(
                 f"{delta}: its input_shape is {shape}; expected that of a square picture."
             )

@@ -44,7 +44,7 @@ def test_what_is_here_is_not_brought_again(bucket, monkeypatch):
         raise AssertionError("brought again")
 
     monkeypatch.setattr(type(bucket), "get", get)
-    assert fetch_folder("memory://bucket/cells") == first
+    assert fetch_folder("memory://bucket/cells") == fetch_folder("memory://bucket/cells/") == first
 
 
 @pytest.mark.parametrize("change", ["content", "a file more", "a file less"])

@@ -7,9 +7,7 @@ from medvfm_jax.models.errors import BadModelOption
 from medvfm_jax.models.model import Model
 from medvfm_jax.models.sam.encoder import SamEncoder
 from medvfm_jax.models.sam.root import Sam, as_model
-from medvfm_jax.types import ModelSpec, Normalise, Resize
-
-LARGEST = 4096  # pixels of a side; the number may come from the delta of a stranger
+from medvfm_jax.types import LARGEST_SIDE, ModelSpec, Normalise, Resize
 
 
 def sized(spec: ModelSpec, size: int, reduction: int, cells: int = 1) -> ModelSpec:
@@ -17,10 +15,10 @@ def sized(spec: ModelSpec, size: int, reduction: int, cells: int = 1) -> ModelSp
 
     Raises BadModelOption.
     """
-    if type(size) is not int or not reduction <= size <= LARGEST or size % reduction:
+    if type(size) is not int or not reduction <= size <= LARGEST_SIDE or size % reduction:
         raise BadModelOption(
-            f"{spec.name} needs an image_size that is a positive multiple of {reduction} and at most {LARGEST}, not "
-            f"{size!r:.40}."
+            f"{spec.name} needs an image_size that is a positive multiple of {reduction} and at most "
+            f"{LARGEST_SIDE}, not {size!r:.40}."
         )
     grid = cells * size // reduction
     return replace(spec, input_shape=size, embedding=(grid, grid, spec.embedding[-1]), logits_shape=4 * grid)
