@@ -19,7 +19,15 @@ from medvfm_jax.distill.companions import AVERAGE, PARTNER, left_of, with_averag
 from medvfm_jax.distill.inherit import Inherited, NothingInherited, inherit
 from medvfm_jax.distill.objective import Encode, Lessons, Networks, make_loss, only_trained, starts_of
 from medvfm_jax.distill.record import Stage
-from medvfm_jax.distill.teacher import Teacher, is_compressed, open_teacher, prompt_of, spec_before
+from medvfm_jax.distill.teacher import (
+    Teacher,
+    is_compressed,
+    open_teacher,
+    prompt_of,
+    size_of,
+    spec_at,
+    spec_before,
+)
 from medvfm_jax.distill.terms import OF_PROMPTS, TERMS, Sizes
 from medvfm_jax.distill.terms.embeddings import AFFINITY_SIDE
 from medvfm_jax.distill.terms.record import pooled
@@ -33,6 +41,7 @@ from medvfm_jax.settings.records import BadConfig, to_json
 from medvfm_jax.train.adaptation import RunResult, run_in_directory
 from medvfm_jax.train.assemble import Assembled, assemble, entry_of
 from medvfm_jax.train.embedding_cache import make_cache
+from medvfm_jax.train.seen_at_once import asked_shape
 from medvfm_jax.train.training import Goal, Run, resolve
 from medvfm_jax.types import Delta, MedvfmError, ModelSpec, Params
 
@@ -80,12 +89,15 @@ def _resolve(
             "it was made from as --teacher, or --start random."
         )
     prompt = prompt_of(config.teacher)
-    theirs, ours = spec_before(config.teacher), entry_of(config.student).spec
+    size = size_of(config.teacher)
+    theirs, ours = spec_before(config.teacher), spec_at(config.student, size)
     if theirs.rank == ours.rank == 2:  # of a model of volumes settings decide what it sees
         _check_pictures(theirs, ours)
     if config.partner:
-        _check_partner(config, stages, theirs)
-    run = resolve(config.of_student(prompt), placement, display)
+        _check_partner(config, stages, theirs, size)
+    if "image_size" not in entry_of(config.student).options:
+        size = None
+    run = resolve(config.of_student(prompt, size), placement, display)
     teacher = open_teacher(
         config.teacher, dtype=config.dtype, weights=config.teacher_weights, offline=config.offline
     )
@@ -111,6 +123,8 @@ def _resolve(
         f"{config.student} learns from {config.teacher} by {config.recipe}; it starts with "
         f"{inherited.whole} arrays of the teacher's whole, {inherited.cut} cut and {inherited.initial} at random"
     )
+    if size is not None:
+        display.say(f"note: {config.student} sees pictures of {size} pixels, as {config.teacher} was told to")
     if teacher.note:
         display.say(f"note: {teacher.note}")
     starts = starts_of(stages, config.steps)
@@ -283,13 +297,15 @@ def _refuse_random(config: DistillConfig, stages: tuple[Stage, ...], start: Delt
         )
 
 
-def _check_partner(config: DistillConfig, stages: tuple[Stage, ...], teacher: ModelSpec) -> None:
+def _check_partner(
+    config: DistillConfig, stages: tuple[Stage, ...], teacher: ModelSpec, size: int | None
+) -> None:
     """Refuse a second student that the recipe does not have, or that sees other pictures, before anything is loaded."""
     if not any(stage.other == PARTNER for stage in stages):
         raise BadConfig(
             f"Recipe {config.recipe} has one student; leave out --partner, or choose --recipe mutual."
         )
-    spec = entry_of(config.partner).spec
+    spec = spec_at(config.partner, size)
     if teacher.rank == spec.rank == 2:
         _check_pictures(teacher, spec, role="partner")
 
@@ -301,14 +317,15 @@ def _partner(
     if not any(stage.other == PARTNER for stage in stages):
         return None
     name = config.partner or config.student
-    student = config.of_student(run.assembled.prompt)
+    student = dataclasses.replace(config.of_student(run.assembled.prompt, run.config.image_size), model=name)
     found = assemble(
-        dataclasses.replace(student, model=name),
+        student,
         student.adapter,
         systems.SYSTEMS[student.adapter],
         classes=run.data.source.dataset.classes,
         seed=config.seed + 1,
         offline=config.offline,
+        shape=asked_shape(student, entry_of(name), run.assembled.base.model.spec.input_shape[-1]),
     )
     _check_shapes(teacher, found.base.model.spec, "partner")
     delta, _ = _start("random" if name == config.student else config.start, teacher, found)

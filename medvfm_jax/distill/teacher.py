@@ -14,7 +14,7 @@ from medvfm_jax.runs.seen_cases import Seen, seen_by
 from medvfm_jax.settings.groups import PromptChoice
 from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.train.assemble import entry_of, load_adapted, load_base
-from medvfm_jax.train.seen_at_once import options_of_shape, stored_shape
+from medvfm_jax.train.seen_at_once import stored_shape
 from medvfm_jax.types import ModelSpec, Params, Prediction
 from medvfm_jax.weights import artifacts
 from medvfm_jax.weights.registry import model_of
@@ -71,14 +71,28 @@ def spec_before(teacher: str) -> ModelSpec:
 
     Raises MedvfmError.
     """
+    name = teacher if _is_model(teacher) else run_directory.finished(Path(teacher))["model"]
+    return spec_at(name, size_of(teacher))
+
+
+def size_of(teacher: str) -> int | None:
+    """Side in pixels of what a teacher's run was told to see (--image-size), None for its model's own size.
+
+    Raises MedvfmError.
+    """
     if _is_model(teacher):
-        return entry_of(teacher).spec
+        return None
     record, config = run_directory.finished(Path(teacher)), Path(teacher) / run_directory.CONFIG
-    entry = entry_of(record["model"])
-    shape = stored_shape(record["resolved"], entry, config)
-    if shape is None or len(shape) != 3:  # of patches nothing is compared before
+    shape = stored_shape(record["resolved"], entry_of(record["model"]), config)
+    return shape[0] if shape is not None and len(shape) == 3 else None
+
+
+def spec_at(name: str, size: int | None) -> ModelSpec:
+    """What a model is for pictures of ``size`` pixels; as it is for None, and where it has no size to choose."""
+    entry = entry_of(name)
+    if size is None or "image_size" not in entry.options:
         return entry.spec
-    return build(model_of(record["model"]), **options_of_shape(shape)).spec
+    return build(model_of(name), image_size=size).spec
 
 
 def is_compressed(teacher: str) -> bool:

@@ -79,10 +79,10 @@ class DistillConfig(ReadingConfig, RunConfig, OptimConfig, DataConfig):
             )
         self.of_student("box")  # checks the rest
 
-    def of_student(self, prompt: PromptChoice) -> AdaptConfig:
+    def of_student(self, prompt: PromptChoice, image_size: int | None = None) -> AdaptConfig:
         """The student's run as `adapt` knows it, which `evaluate` and `segment` read.
 
-        prompt: what "auto" stands for.
+        prompt: what "auto" stands for.  image_size: of the teacher's run, None where it has the model's own.
         """
         own = {"teacher", "teacher_weights", "student", "recipe", "set", "start", "partner"}
         shared: dict[str, Any] = {
@@ -90,7 +90,7 @@ class DistillConfig(ReadingConfig, RunConfig, OptimConfig, DataConfig):
         }
         shared["prompt"] = prompt if self.prompt == "auto" else self.prompt
         shared["learning_rate"] = self.learning_rate or LEARNING_RATE
-        return AdaptConfig(**shared, model=self.student, adapter="student")
+        return AdaptConfig(**shared, model=self.student, adapter="student", image_size=image_size)
 
 
 LEARNING_RATE = 1e-3

@@ -9,7 +9,7 @@ from medvfm_jax.distill.teacher import spec_before
 from medvfm_jax.images import read_labels
 from medvfm_jax.models.catalog import MODELS
 from medvfm_jax.train.assemble import load_adapted
-from tests.cli.commands import SAM, adapt_words, options
+from tests.cli.commands import LITE, SAM, adapt_words, options
 from tests.federated.small_federation import SMALL
 
 OWN = MODELS[SAM].spec.input_size
@@ -53,3 +53,22 @@ def test_hospitals_agree_on_a_size_that_their_delta_says(medvfm, cells, tmp_path
     loaded = load_adapted(run / "delta.safetensors", model=None, dtype="float32")
     assert loaded.adapted.spec.input_shape == (2 * OWN, 2 * OWN, 3)
     assert medvfm("evaluate", "--run", run).code == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [(), ("--partner", "student-tiny-test")])
+def test_a_student_sees_pictures_of_the_size_that_its_teacher_was_told_to_see(medvfm, cells, tmp_path, more):
+    teacher, student, side = tmp_path / "teacher", tmp_path / "student", 2 * MODELS[LITE].spec.input_size
+    assert (
+        medvfm(*adapt_words(cells, teacher, model=LITE, adapter="lora", prompt="box", image_size=side)).code
+        == 0
+    )
+    done = medvfm(
+        "distill", "--data", cells, "--teacher", teacher, "--student", "student-tiny-test", "--steps", 2,
+        "--recipe", "mutual" if more else "mobile_sam", "--validate-every", 0, "--augment", "none",
+        "--batch-size", 2, "--out", student, *more,
+    )  # fmt: skip
+    assert done.code == 0
+    assert f"student-tiny-test sees pictures of {side} pixels" in done.out + done.err
+    assert json.loads((student / "config.json").read_text())["resolved"]["input_shape"][:2] == [side] * 2
+    assert medvfm("evaluate", "--run", student).code == 0
