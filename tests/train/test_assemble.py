@@ -61,7 +61,7 @@ def test_an_honest_delta_is_loaded(delta):
             },
             "99 parts",
         ),
-        ({"input_shape": [4096, 4096, 4096, 1]}, "takes no patches"),
+        ({"input_shape": [4096, 4096, 4096, 1]}, "of patches, and its model takes none"),
         ({"base": "unetr", "input_shape": [4096, 4096, 4096, 1]}, "features of its voxels"),
         ({"classes": 7}, "expected 0 to 6"),
         ({"classes": 2, "labels": {"background": 0, "a": 1}}, "3 outputs and its metadata say 2"),
