@@ -82,9 +82,10 @@ def check_shape(shape: tuple[int, ...] | None, spec: ModelSpec, system: str) -> 
 
     spec: of the model as the system has transformed it.
     """
-    if shape is not None and len(shape) == 3 and spec.input_shape[:2] != shape[:2]:
+    sides = spec.input_shape[-3:-1]  # of a slab, those of its slices
+    if shape is not None and len(shape) == 3 and sides != shape[:2]:
         raise BadConfig(
-            f"adapter={system} has pictures of {spec.input_shape[0]} pixels on this model; leave out --image-size."
+            f"adapter={system} has pictures of {sides[0]} pixels on this model; leave out --image-size."
         )
 
 

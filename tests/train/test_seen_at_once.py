@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from medvfm_jax.models.catalog import MODELS
@@ -57,6 +59,7 @@ def test_a_system_with_an_input_of_its_own_takes_no_other():
     spec = MODELS["lite-medsam"].spec  # 256 pixels
     check_shape((256, 256, 3), spec, "sam_med2d")
     check_shape(None, spec, "sam_med2d")
+    check_shape((256, 256, 3), replace(spec, input_shape=(5, 256, 256, 3)), "sd_trans")  # slices of a slab
     with pytest.raises(BadConfig, match="adapter=sam_med2d has pictures of 256 pixels on this model"):
         check_shape((128, 128, 3), spec, "sam_med2d")
 
