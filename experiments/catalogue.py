@@ -38,13 +38,8 @@ from medvfm_jax.metrics.summary import summarise
 from medvfm_jax.runs import run_directory
 from medvfm_jax.runs.provenance import device, versions
 
-_SAME = (
-    "few",
-    "steps",
-    "batch_size",
-    "cases",
-    "held_out",
-)  # of a plan: what rows must share to stand in one table
+# of a plan: what rows must share to stand in one table
+_SAME = ("few", "steps", "batch_size", "cases", "held_out", "image_size")
 _HEAD = r"decoder.at=mask_decoder/(mask_tokens|output_hypernetworks_mlps_\d+)/.*"
 _ATTENTION, _MLP = r"image_encoder/(.*/)?attn/qkv", r"image_encoder/(.*/)?mlp/(fc1|fc2)"
 _DECODER = r"mask_decoder/transformer/(.*/)?(q_proj|v_proj)"
@@ -151,6 +146,8 @@ class Plan:
     """Images, slices, slabs or patches of a step."""
     cases: int = 24
     """Cases to score."""
+    image_size: int | None = None
+    """Side in pixels at which pictures, slices and slabs are seen; None is the model's own. Patches have a window."""
     results: Path = Path(__file__).parent / "results" / "catalogue.json"
     """Where the table goes."""
     plots: Path = Path(__file__).parent.parent / "docs" / "images"
@@ -165,12 +162,19 @@ def run(plan: Plan) -> None:
         sys.exit(f"No row is called {', '.join(unknown)}; known are {', '.join(METHODS)}.")
     data = _datasets(plan)
     chosen = plan.rows or tuple(METHODS)
+    left_out: dict[str, str] = {}
     for seed in plan.seeds:
         for dataset in data:
             for row in chosen:
-                if dataset in METHODS[row].on:
+                why = (
                     _make(plan, dataset, data[dataset], row, seed, console)
-    table = _with_rows_of_before(_table(plan, data), plan.results)
+                    if dataset in METHODS[row].on
+                    else None
+                )
+                if why is not None:
+                    left_out[f"{dataset}: {row}, seed {seed}"] = why
+                    console.print(f"  {why}", markup=False)
+    table = _with_rows_of_before(_table(plan, data) | {"left_out": left_out}, plan.results)
     plan.results.parent.mkdir(parents=True, exist_ok=True)
     run_directory.write_json(plan.results, table)
     for dataset, prompt in dict.fromkeys(_group(name, row) for name, row in table["rows"].items()):
@@ -226,28 +230,35 @@ def _folder(plan: Plan, dataset: str, row: str, seed: int) -> Path:
     return plan.out / dataset / row.replace(" @ ", "_at_") / f"seed_{seed}"
 
 
-def _make(plan: Plan, dataset: str, data: Data, row: str, seed: int, console: Console) -> None:
+def _make(plan: Plan, dataset: str, data: Data, row: str, seed: int, console: Console) -> str | None:
+    """Make a row of one seed, unless it is there; why it could not be made."""
     folder, method = _folder(plan, dataset, row, seed), METHODS[row]
     if (folder / "cost.json").exists():
-        return
+        return None
     console.print(f"{dataset}: {row}, seed {seed}", markup=False)
-    settings = {
-        "data": data.train, "out": folder, "seed": seed, "prompt": method.prompt, "train-cases": plan.few,
-        "steps": plan.steps, "batch-size": plan.batch_size, "validate-every": 0,
-    }  # fmt: skip
-    trained = _command("adapt", settings, [*method.words(), *(["--resume"] if folder.exists() else [])])
+    more = ["--resume"] if folder.exists() else []
+    trained = _command("adapt", _adapt(plan, data, method, seed, folder), [*method.words(), *more])
     if isinstance(trained, str):
-        console.print(f"  left out: {trained}", markup=False)
-        return
+        return f"not trained: {trained}"
     scored = {"run": folder, "cases": plan.cases}
     if data.score is not None:
         scored |= {"data": data.score, "split": "all", "out": folder / run_directory.SCORES}
     evaluated = _command("evaluate", scored, [])
     if isinstance(evaluated, str):
-        console.print(f"  not scored: {evaluated}", markup=False)
-        return
+        return f"not scored: {evaluated}"
     cost = {"train": trained._asdict(), "evaluate": evaluated._asdict()}
     run_directory.write_json(folder / "cost.json", cost)
+    return None
+
+
+def _adapt(plan: Plan, data: Data, method: Method, seed: int, folder: Path) -> dict[str, Any]:
+    """Options of `adapt` for a row; a patch has the size of its window, not that of a picture."""
+    settings = {
+        "data": data.train, "out": folder, "seed": seed, "prompt": method.prompt, "train-cases": plan.few,
+        "steps": plan.steps, "batch-size": plan.batch_size, "validate-every": 0,
+    }  # fmt: skip
+    sized = plan.image_size is not None and len(method.window) < len("zyx")
+    return settings | ({"image-size": plan.image_size} if sized else {})
 
 
 class Used(NamedTuple):
@@ -331,7 +342,7 @@ def _with_rows_of_before(table: dict[str, Any], results: Path) -> dict[str, Any]
     if not results.exists():
         return table
     before = run_directory.read_json(results)
-    if not all(before["plan"][name] == table["plan"][name] for name in _SAME):
+    if not all(before["plan"].get(name) == table["plan"].get(name) for name in _SAME):
         return table
     order = [f"{dataset}: {row}" for dataset in ("nuclei", "hippocampus") for row in METHODS]
     rows = {name: row for name, row in before["rows"].items() if name in order} | table["rows"]
@@ -428,6 +439,7 @@ def markdown(table: Mapping[str, Any]) -> str:
             f"{name}: Dice {d['difference']:+.4f} ({d['low']:+.4f} to {d['high']:+.4f}), n = {d['n']}"
             for name, d in pairs.items()
         ]
+    lines += [f"left out: {name}: {why}" for name, why in table.get("left_out", {}).items()]
     return "\n".join(lines)
 
 

@@ -93,6 +93,20 @@ def test_rows_of_an_earlier_table_stay_if_it_was_made_with_the_same_settings(tmp
     )
 
 
+@pytest.mark.parametrize(
+    ("row", "size"), [("lora", 128), ("ma_sam", 128), ("unet", 128), ("unet-3d-folded", None)]
+)
+def test_pictures_and_slabs_are_seen_at_the_size_asked_for_and_patches_at_their_own(row, size, tmp_path):
+    plan = catalogue.Plan(image_size=128)
+    asked = catalogue._adapt(
+        plan, catalogue.Data(tmp_path, None), catalogue.METHODS[row], 1, tmp_path / "out"
+    )
+    assert asked.get("image-size") == size
+    assert "image-size" not in catalogue._adapt(
+        catalogue.Plan(), catalogue.Data(tmp_path, None), catalogue.METHODS[row], 1, tmp_path / "out"
+    )
+
+
 def test_the_site_that_is_held_out_is_in_no_folder_to_train_on(tmp_path):
     for kind in ("images", "masks", "instances"):
         (tmp_path / "all" / kind).mkdir(parents=True)
@@ -118,3 +132,16 @@ def test_the_plot_names_every_method_and_survives_names_with_signs():
     assert "Dice &amp; cost" in text
     assert "free" not in text
     assert text.count("<circle") == 1
+
+
+def test_a_row_that_cannot_be_made_stands_in_the_table_with_its_reason(tmp_path, monkeypatch):
+    monkeypatch.setattr(catalogue, "_command", lambda name, settings, more: "lora has no site here.")
+    plan = catalogue.Plan(
+        hippocampus=tmp_path / "data", out=tmp_path / "runs", rows=("lora",), seeds=(3,),
+        results=tmp_path / "table.json", plots=tmp_path,
+    )  # fmt: skip
+    catalogue.run(plan)
+    table = json.loads(plan.results.read_text("utf-8"))
+    assert table["left_out"] == {"hippocampus: lora, seed 3": "not trained: lora has no site here."}
+    assert table["rows"] == {}
+    assert "lora has no site here." in catalogue.markdown(table)
