@@ -28,6 +28,7 @@ class ProgressDisplay:
         self._console = Console(file=stream or sys.stderr, soft_wrap=True, highlight=False)
         self._title, self._bar, self._task = title, None, None
         self._loss = self._seconds = None  # smoothed; seconds of one example
+        self._before: float | None = None  # seconds of an example in the step before, as they were reported
         self._shown, self._seen = float("-inf"), 0
 
     def __enter__(self) -> "ProgressDisplay":
@@ -56,8 +57,11 @@ class ProgressDisplay:
             self._loss = _smooth(self._loss, end.metrics["loss"])
         # The first step compiles; its speed says nothing about the rest.
         if self._seen and end.seconds is not None and end.examples:
-            # Seconds are smoothed, not speeds: a device may report two steps at once, one of them in no time.
-            self._seconds = _smooth(self._seconds, end.seconds / end.examples)
+            # Seconds of two steps, not speeds: a device may report two at once, one of them in no time.
+            now = end.seconds / end.examples
+            if self._before is not None:
+                self._seconds = _smooth(self._seconds, (self._before + now) / 2)
+            self._before = now
         self._seen += 1
         if self._console.is_terminal:
             self._draw(end)

@@ -51,10 +51,13 @@ def test_speed_leaves_out_the_first_step_and_gives_the_time_that_is_left(clock):
     clock.now += 60
     display(end(2, loss=1.0))
     clock.now += 60
+    display(end(3, loss=1.9))
+    clock.now += 60
     display(end(50))
-    first, second, last = stream.getvalue().splitlines()
+    first, second, third, last = stream.getvalue().splitlines()
     assert first == "adapt 1/50  loss 2.0000"
-    assert second == "adapt 2/50  loss 1.9000  2.0 images/s  1.6 min left"
+    assert second == "adapt 2/50  loss 1.9000"
+    assert third == "adapt 3/50  loss 1.9000  2.0 images/s  1.6 min left"
     assert last == "adapt 50/50  loss 1.8100  2.0 images/s"
 
 
@@ -67,6 +70,16 @@ def test_steps_that_a_device_reports_in_pairs_have_the_speed_of_the_pair(clock):
     display(end(42, seconds=0.004))
     speed = float(stream.getvalue().splitlines()[-1].split("images/s")[0].split()[-1])
     assert speed == pytest.approx(end(1).examples / 2.002, rel=0.2)
+
+
+def test_the_first_speed_that_is_shown_is_that_of_a_pair_of_steps(clock):
+    stream = io.StringIO()
+    display = ProgressDisplay(stream, "adapt")
+    for step, seconds in ((1, 90.0), (2, 0.2), (3, 15.8)):
+        display(end(step, steps=800, seconds=seconds))
+        clock.now += 60
+    lines = stream.getvalue().splitlines()
+    assert [line.split("  ")[2:] for line in lines] == [[], [], ["0.5 images/s", "106.3 min left"]]
 
 
 def test_what_is_said_is_printed_as_it_is_on_one_line():
