@@ -23,7 +23,7 @@ from medvfm_jax.predict.case_prediction import predict_case
 from medvfm_jax.predict.predictor import Predictor
 from medvfm_jax.runs.provenance import device, versions
 from medvfm_jax.settings.runtime import RuntimeName
-from medvfm_jax.train.assemble import load_base, with_adapter
+from medvfm_jax.train.base_model import load_base, with_adapter
 from medvfm_jax.train.training_data import open_split
 
 RESULTS = Path(__file__).parent / "results" / "runtime_dice.json"

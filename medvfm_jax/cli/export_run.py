@@ -14,7 +14,7 @@ from medvfm_jax.cli import console
 from medvfm_jax.cli.targets import check_target
 from medvfm_jax.fetch import sha256_of
 from medvfm_jax.runs import run_directory
-from medvfm_jax.train import assemble
+from medvfm_jax.train import base_model, stored_delta
 from medvfm_jax.train.adopt import KEPT_WITH_PEFT
 from medvfm_jax.types import Delta, MedvfmError
 from medvfm_jax.weights.peft import CannotExport, LowRank, Names, save_peft
@@ -51,7 +51,7 @@ def export_run(
     record = run_directory.finished(run) if (run / run_directory.CONFIG).is_file() else None
     if file is None and record is not None and record.get("weights"):
         file = Path(record["weights"])
-    loaded = assemble.load_adapted(path, model=None, dtype="float32", file=file, run=record)
+    loaded = stored_delta.load_adapted(path, model=None, dtype="float32", file=file, run=record)
     if loaded.note:
         console.warn(loaded.note)
     delta, metadata, params = loaded.delta, loaded.metadata, loaded.base.params
@@ -62,7 +62,7 @@ def export_run(
         updates = dict(update for part in parts for update in low_rank_updates(*part))
         tuned = {path.split("/")[0] for part in parts for path in tuned_modules(*part)}
         about = {key: metadata[key] for key in KEPT_WITH_PEFT if key in metadata}
-        about["transform"] = assemble.stored_transform(metadata, assemble.entry_of(name).spec)
+        about["transform"] = stored_delta.stored_transform(metadata, base_model.entry_of(name).spec)
         modules = save_peft(target, updates, merged, name, tuned, names, about)
         whole = f" and the whole of {', '.join(sorted(tuned))}" if tuned else ""
         where = "in its original names" if names == "original" else "in the names of transformers"

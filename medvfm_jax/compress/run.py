@@ -19,15 +19,9 @@ from medvfm_jax.runs import run_directory
 from medvfm_jax.runs.settings_record import settings_digest
 from medvfm_jax.settings.compress import CompressConfig
 from medvfm_jax.settings.records import BadConfig, to_json
-from medvfm_jax.train.assemble import (
-    SETTINGS,
-    Base,
-    check_prompts,
-    entry_of,
-    load_adapted,
-    load_base,
-    spec_of,
-)
+from medvfm_jax.train.assemble import check_prompts
+from medvfm_jax.train.base_model import Base, entry_of, load_base, spec_of
+from medvfm_jax.train.stored_delta import SETTINGS, load_adapted
 from medvfm_jax.train.training_data import SplitData, open_split, training_data
 from medvfm_jax.types import Batch, MedvfmError
 from medvfm_jax.weights import artifacts

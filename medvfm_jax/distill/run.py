@@ -39,7 +39,8 @@ from medvfm_jax.runs.seen_cases import of_data, rows
 from medvfm_jax.settings.distill import DistillConfig
 from medvfm_jax.settings.records import BadConfig, to_json
 from medvfm_jax.train.adaptation import RunResult, run_in_directory
-from medvfm_jax.train.assemble import Assembled, assemble, entry_of
+from medvfm_jax.train.assemble import Assembled, assemble
+from medvfm_jax.train.base_model import entry_of
 from medvfm_jax.train.embedding_cache import make_cache
 from medvfm_jax.train.seen_at_once import asked_shape
 from medvfm_jax.train.training import Goal, Run, resolve

@@ -13,8 +13,9 @@ from medvfm_jax.runs.provenance import digest_files
 from medvfm_jax.runs.seen_cases import Seen, seen_by
 from medvfm_jax.settings.groups import PromptChoice
 from medvfm_jax.settings.records import BadConfig
-from medvfm_jax.train.assemble import entry_of, load_adapted, load_base
+from medvfm_jax.train.base_model import entry_of, load_base
 from medvfm_jax.train.seen_at_once import stored_shape
+from medvfm_jax.train.stored_delta import load_adapted
 from medvfm_jax.types import ModelSpec, Params, Prediction
 from medvfm_jax.weights import artifacts
 from medvfm_jax.weights.registry import model_of

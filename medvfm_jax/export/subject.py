@@ -12,7 +12,8 @@ from medvfm_jax.fetch import sha256_of
 from medvfm_jax.runs import run_directory
 from medvfm_jax.settings.export import ExportConfig
 from medvfm_jax.settings.records import BadConfig
-from medvfm_jax.train.assemble import Loaded, entry_of, load_adapted, load_base, spec_of
+from medvfm_jax.train.base_model import entry_of, load_base, spec_of
+from medvfm_jax.train.stored_delta import Loaded, load_adapted
 from medvfm_jax.types import ModelSpec, Prediction
 from medvfm_jax.weights import artifacts
 

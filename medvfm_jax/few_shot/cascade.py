@@ -13,7 +13,7 @@ from medvfm_jax.images.prompts import box_of
 from medvfm_jax.models.sam.guidance import Guidance, guided_decode
 from medvfm_jax.predict.predictor import finite_logits
 from medvfm_jax.settings.records import BadConfig
-from medvfm_jax.train.assemble import Base
+from medvfm_jax.train.base_model import Base
 from medvfm_jax.types import Prediction, Prompts
 
 _SLOTS = 4  # two points and a box

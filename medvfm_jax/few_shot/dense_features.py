@@ -12,7 +12,7 @@ from medvfm_jax.data import Case, Dataset, read_case
 from medvfm_jax.images.frame import Frame, to_target
 from medvfm_jax.predict.case_prediction import Pictures, planes_of
 from medvfm_jax.settings.records import BadConfig
-from medvfm_jax.train.assemble import Base, entry_of, options_of
+from medvfm_jax.train.base_model import Base, entry_of, options_of
 from medvfm_jax.train.dense_encoder import DenseEncoder
 from medvfm_jax.types import MedvfmError
 from medvfm_jax.weights import artifacts

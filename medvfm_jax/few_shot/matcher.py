@@ -14,7 +14,7 @@ from medvfm_jax.images import Query, make_prompts, restore
 from medvfm_jax.images.frame import to_target
 from medvfm_jax.predict.predictor import finite_logits
 from medvfm_jax.settings.records import BadConfig
-from medvfm_jax.train.assemble import Base
+from medvfm_jax.train.base_model import Base
 from medvfm_jax.train.dense_encoder import on_picture
 from medvfm_jax.types import FOREGROUND
 

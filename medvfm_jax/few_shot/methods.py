@@ -13,7 +13,7 @@ from medvfm_jax.few_shot.predictors import FewShotPredictor, LearnedPredictor
 from medvfm_jax.few_shot.transductive import TransductivePredictor
 from medvfm_jax.settings.few_shot import FewShotConfig
 from medvfm_jax.settings.records import BadConfig
-from medvfm_jax.train.assemble import Base
+from medvfm_jax.train.base_model import Base
 
 
 class Method(NamedTuple):

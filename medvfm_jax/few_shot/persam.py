@@ -13,7 +13,7 @@ from medvfm_jax.few_shot.prototypes import centre_of, masked_average, unit
 from medvfm_jax.images import Query, restore
 from medvfm_jax.images.prompts import box_of
 from medvfm_jax.models.sam.guidance import Guidance
-from medvfm_jax.train.assemble import Base
+from medvfm_jax.train.base_model import Base
 from medvfm_jax.train.dense_encoder import on_picture
 from medvfm_jax.types import BACKGROUND, FOREGROUND
 

@@ -28,7 +28,7 @@ from medvfm_jax.runs.progress import tracked
 from medvfm_jax.settings.evaluate import EvaluateConfig
 from medvfm_jax.settings.few_shot import FewShotConfig
 from medvfm_jax.settings.records import BadConfig
-from medvfm_jax.train.assemble import with_adapter
+from medvfm_jax.train.base_model import with_adapter
 from medvfm_jax.train.case_selection import mean_features
 from medvfm_jax.train.data_check import about, lines
 from medvfm_jax.train.training_data import SplitData, open_split

@@ -17,8 +17,9 @@ from medvfm_jax.parallel.shardings import batch_shardings, param_shardings, shar
 from medvfm_jax.plan.errors import BadPlan
 from medvfm_jax.settings.groups import ModelConfig
 from medvfm_jax.settings.plan import Training
-from medvfm_jax.train.assemble import Base, adapt_base, entry_of
+from medvfm_jax.train.assemble import adapt_base
 from medvfm_jax.train.base_format import in_format
+from medvfm_jax.train.base_model import Base, entry_of
 from medvfm_jax.train.optimizer import make_optimizer, make_schedule
 from medvfm_jax.train.rank_allocation import with_rank_allocation
 from medvfm_jax.train.state import TrainState, init_state

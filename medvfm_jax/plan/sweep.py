@@ -21,7 +21,7 @@ from medvfm_jax.plan.errors import BadPlan
 from medvfm_jax.plan.step_plan import Plan, plan
 from medvfm_jax.plan.topologies import devices_of, fsdp_mesh
 from medvfm_jax.settings.plan import PlanConfig
-from medvfm_jax.train.assemble import entry_of
+from medvfm_jax.train.base_model import entry_of
 from medvfm_jax.types import MedvfmError
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from medvfm_jax.adapters.task_tables import tasks_of
 from medvfm_jax.data import Case
 from medvfm_jax.predict.predictor import Predictor
-from medvfm_jax.train.assemble import task_of_site
+from medvfm_jax.train.stored_delta import task_of_site
 
 
 def by_task(

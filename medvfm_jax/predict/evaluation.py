@@ -40,8 +40,8 @@ from medvfm_jax.runs.provenance import provenance
 from medvfm_jax.runs.seen_cases import of_data, seen_by
 from medvfm_jax.settings.evaluate import EvaluateConfig
 from medvfm_jax.settings.records import BadConfig
-from medvfm_jax.train.assemble import load_adapted
 from medvfm_jax.train.data_check import about, lines, refuse_bad
+from medvfm_jax.train.stored_delta import load_adapted
 from medvfm_jax.train.training_data import SplitData, open_split
 from medvfm_jax.types import ModelSpec
 from medvfm_jax.weights import artifacts

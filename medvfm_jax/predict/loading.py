@@ -75,7 +75,7 @@ def load_segmenter(
     elif ensemble:
         raise BadConfig("An ensemble is made of runs: give one with --run and the others with --ensemble.")
     if delta is not None:
-        from medvfm_jax.train.assemble import load_adapted
+        from medvfm_jax.train.stored_delta import load_adapted
 
         loaded = load_adapted(
             delta, model=model, dtype=dtype, file=weights, offline=offline, run=record, task=task
@@ -139,7 +139,7 @@ def _extractor(
 ) -> "BrainExtractor | None":
     """The two networks of a model that another one tells where to look; None for other models."""
     from medvfm_jax.models.catalog import MODELS
-    from medvfm_jax.train.assemble import entry_of
+    from medvfm_jax.train.base_model import entry_of
 
     localiser = entry_of(model).localiser
     if not localiser:
@@ -162,7 +162,7 @@ def _chosen(run: Path, metadata: Mapping[str, Any]) -> tuple[int, ...]:
 
 def _check_propagation(model: str | None, delta: Path | None, run: Path | None) -> None:
     """Raise BadConfig unless a pretrained model with a memory, without a delta, is to follow objects."""
-    from medvfm_jax.train.assemble import entry_of
+    from medvfm_jax.train.base_model import entry_of
 
     if delta is not None or run is not None:
         raise BadConfig(

@@ -18,7 +18,7 @@ from medvfm_jax.types import Delta, ModelSpec, Params
 
 if TYPE_CHECKING:
     from medvfm_jax.adapters import AdaptedModel
-    from medvfm_jax.train.assemble import Loaded
+    from medvfm_jax.train.stored_delta import Loaded
 
 
 class Ready(NamedTuple):
@@ -69,7 +69,8 @@ def loaded_alone(
     model: str, dtype: str, file: Path | None, offline: bool, *, memory: bool = False
 ) -> "Loaded":
     """A model without a delta.  memory: with what follows objects through a volume.  Raises as ``without_delta``."""
-    from medvfm_jax.train.assemble import Loaded, entry_of, load_base, spec_of, with_adapter
+    from medvfm_jax.train.base_model import entry_of, load_base, spec_of, with_adapter
+    from medvfm_jax.train.stored_delta import Loaded
 
     if not entry_of(model).complete and spec_of(model).task != "promptable":
         raise BadConfig(f"{model} without a delta gives no masks; adapt it first and give its --run.")
@@ -89,7 +90,7 @@ def _words(model: str, dtype: str) -> list[str]:
 
 def _keep(model: str, dtype: str, spec: ModelSpec) -> None:
     """Keep what ``_kept`` needs, for weights whose digest the package knows."""
-    from medvfm_jax.train.assemble import entry_of, options_of
+    from medvfm_jax.train.base_model import entry_of, options_of
     from medvfm_jax.weights import registry
     from medvfm_jax.weights.load import kept_words
 

@@ -13,17 +13,10 @@ from medvfm_jax.printable import counted
 from medvfm_jax.runs import run_directory
 from medvfm_jax.settings.evaluate import EvaluateConfig
 from medvfm_jax.settings.records import BadConfig
-from medvfm_jax.train.assemble import (
-    EVERY_TASK,
-    Base,
-    check_prompts,
-    entry_of,
-    load_adapted,
-    load_base,
-    spec_of,
-    with_adapter,
-)
+from medvfm_jax.train.assemble import check_prompts
+from medvfm_jax.train.base_model import Base, entry_of, load_base, spec_of, with_adapter
 from medvfm_jax.train.preparation import check_same_scale
+from medvfm_jax.train.stored_delta import EVERY_TASK, load_adapted
 from medvfm_jax.train.training_data import SplitData
 from medvfm_jax.types import Delta
 from medvfm_jax.weights import artifacts

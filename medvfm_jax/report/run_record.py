@@ -14,7 +14,7 @@ from medvfm_jax.report.record_shapes import damaged_audit, damaged_scores, damag
 from medvfm_jax.runs import run_directory
 from medvfm_jax.runs.goodput import Goodput, of_run
 from medvfm_jax.runs.settings_record import contradiction
-from medvfm_jax.train.assemble import check_run
+from medvfm_jax.train.stored_delta import check_run
 from medvfm_jax.types import MedvfmError
 from medvfm_jax.weights import artifacts
 

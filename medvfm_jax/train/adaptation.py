@@ -13,9 +13,10 @@ from medvfm_jax.runs.progress import ProgressDisplay
 from medvfm_jax.settings.adapt import AdaptConfig
 from medvfm_jax.settings.records import to_json
 from medvfm_jax.train import checkpoint, hooks, together, trackers
-from medvfm_jax.train.assemble import delta_metadata, entry_of
+from medvfm_jax.train.base_model import entry_of
 from medvfm_jax.train.data_check import lines
 from medvfm_jax.train.loop import AGREED, Hook, NonFiniteLoss
+from medvfm_jax.train.stored_delta import delta_metadata
 from medvfm_jax.train.training import Run, Trained, resolve, train
 from medvfm_jax.train.wall_time import WallTime
 from medvfm_jax.weights import artifacts

@@ -19,7 +19,7 @@ from medvfm_jax.images.preparation import Preparation
 from medvfm_jax.printable import counted
 from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.systems import sd_trans
-from medvfm_jax.train.assemble import Base, entry_of, load_base, spec_of, transformed, with_adapter
+from medvfm_jax.train.base_model import Base, entry_of, load_base, spec_of, transformed, with_adapter
 from medvfm_jax.train.preparation import PREPARATION
 from medvfm_jax.train.seen_at_once import stored_shape
 from medvfm_jax.types import Delta

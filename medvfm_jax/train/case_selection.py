@@ -13,7 +13,7 @@ from medvfm_jax.images.geometry import slice_axis
 from medvfm_jax.images.intensity import VolumeScale
 from medvfm_jax.settings.adapt import AdaptConfig
 from medvfm_jax.settings.records import BadConfig
-from medvfm_jax.train.assemble import entry_of, load_base
+from medvfm_jax.train.base_model import entry_of, load_base
 from medvfm_jax.train.dense_encoder import DenseEncoder
 from medvfm_jax.train.training_data import SplitData
 

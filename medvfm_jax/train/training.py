@@ -22,8 +22,9 @@ from medvfm_jax.parallel.placement import Placement
 from medvfm_jax.runs.progress import ProgressDisplay
 from medvfm_jax.settings.adapt import AdaptConfig
 from medvfm_jax.settings.records import BadConfig, to_json
-from medvfm_jax.train.assemble import Assembled, assemble, entry_of
+from medvfm_jax.train.assemble import Assembled, assemble
 from medvfm_jax.train.base_format import in_format
+from medvfm_jax.train.base_model import entry_of
 from medvfm_jax.train.case_selection import with_selected
 from medvfm_jax.train.checkpoint import Checkpoint
 from medvfm_jax.train.data_check import (

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from medvfm_jax import systems
-from medvfm_jax.train import assemble
+from medvfm_jax.train import base_model
 from medvfm_jax.weights import artifacts
 
 SAM, LITE = "sam-tiny-test", "lite-tiny-test"
@@ -76,11 +76,13 @@ def contents(folder: Path) -> dict[str, bytes | None]:
 
 def save_random_delta(path: Path, model: str, file: Path, labels: dict[str, int], **metadata) -> Path:
     """A prompt-free delta of the last layer with random numbers, for the base weights in a file."""
-    base = assemble.load_base(model, classes=len(labels), seed=0, dtype="float32", file=file)
+    base = base_model.load_base(model, classes=len(labels), seed=0, dtype="float32", file=file)
     change = systems.SYSTEMS["linear"].transform(base.model.spec, "none", len(labels))
-    semantic = assemble.transformed(base, change)
+    semantic = base_model.transformed(base, change)
     adapter = systems.adapter_config("linear", semantic.model)
-    shapes = jax.eval_shape(assemble.with_adapter(semantic, adapter).init, jax.random.key(0), semantic.params)
+    shapes = jax.eval_shape(
+        base_model.with_adapter(semantic, adapter).init, jax.random.key(0), semantic.params
+    )
     rng = np.random.default_rng(0)
     delta = jax.tree.map(lambda s: rng.normal(size=s.shape, scale=2).astype(np.float32), shapes)
     about = {"base": model, "fingerprint": base.fingerprint, "adapter": adapter, "prompt": "none"}

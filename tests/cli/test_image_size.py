@@ -8,7 +8,7 @@ import pytest
 from medvfm_jax.distill.teacher import spec_before
 from medvfm_jax.images import read_labels
 from medvfm_jax.models.catalog import MODELS
-from medvfm_jax.train.assemble import load_adapted
+from medvfm_jax.train.stored_delta import load_adapted
 from tests.cli.commands import LITE, SAM, adapt_words, options
 from tests.federated.small_federation import SMALL
 

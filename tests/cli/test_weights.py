@@ -7,7 +7,7 @@ import pytest
 from medvfm_jax import systems, weights
 from medvfm_jax.cli.main import main
 from medvfm_jax.models.transforms import seeded
-from medvfm_jax.train import assemble
+from medvfm_jax.train import base_model, stored_delta
 from medvfm_jax.weights import safetensors_files
 from medvfm_jax.weights.export import torch_state
 from tests.weights.torch_files import Named, dumps, save, write_zip
@@ -78,12 +78,12 @@ def test_malicious_file(capsys, tmp_path):
 
 def adapted_run(folder, preset, prompt, classes=1):
     """A finished run directory with a random delta."""
-    base = assemble.load_base(MODEL, classes=classes, seed=0, dtype="float32")
+    base = base_model.load_base(MODEL, classes=classes, seed=0, dtype="float32")
     system = systems.SYSTEMS[preset]
     change = seeded(system.transform(base.model.spec, prompt, classes), 0)
-    base = assemble.transformed(base, change)
+    base = base_model.transformed(base, change)
     config = systems.adapter_config(preset, base.model)
-    adapted = assemble.with_adapter(base, config)
+    adapted = base_model.with_adapter(base, config)
     shapes = jax.eval_shape(adapted.init, jax.random.key(0), base.params)
     rng = np.random.default_rng(0)
     delta = jax.tree.map(lambda s: rng.normal(size=s.shape, scale=0.1).astype(np.float32), shapes)
@@ -158,7 +158,7 @@ def test_a_peft_folder_comes_back_as_the_model_it_was_or_is_refused(capsys, tmp_
     after = weights.load_delta(tmp_path / "back.safetensors")[1]
     same = ("transform", "prompt", "classes", "labels", "fingerprint")
     assert {key: after[key] for key in same} == {key: before[key] for key in same}
-    loaded = assemble.load_adapted(tmp_path / "back.safetensors", model=None, dtype="float32")
+    loaded = stored_delta.load_adapted(tmp_path / "back.safetensors", model=None, dtype="float32")
     again = loaded.adapted.merge(loaded.base.params, loaded.delta)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), again, merged)
     code, _, err = run(capsys, "import", tmp_path / "peft", *words, "--overwrite", "--image-size", 32)

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from medvfm_jax.settings.federate import FederateConfig
-from medvfm_jax.train import assemble
+from medvfm_jax.train import base_model
 
 SMALL = {
     "model": "sam-tiny-test", "preset": "linear", "prompt": "box", "rounds": 3, "local_steps": 2, "batch_size": 2,
     "prompts_per_image": 2, "learning_rate": 0.01, "val_fraction": 0.2, "test_fraction": 0.2, "validation_images": 2,
 }  # fmt: skip
 
-_load_base = functools.lru_cache(assemble.load_base)
+_load_base = functools.lru_cache(base_model.load_base)
 
 
 def small(data: Path, out: Path, **settings) -> FederateConfig:
@@ -24,5 +24,5 @@ def small(data: Path, out: Path, **settings) -> FederateConfig:
 
 def build_models_once(patch: pytest.MonkeyPatch) -> None:
     """Keep the test model of earlier runs; building it takes a large part of a small run."""
-    for module in ("train.assemble", "predict.subject"):
+    for module in ("train.base_model", "train.assemble", "train.stored_delta", "predict.subject"):
         patch.setattr(importlib.import_module(f"medvfm_jax.{module}"), "load_base", _load_base)

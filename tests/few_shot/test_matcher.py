@@ -15,7 +15,7 @@ from medvfm_jax.few_shot.matcher import (
 )
 from medvfm_jax.settings import FewShotConfig
 from medvfm_jax.settings.records import BadConfig
-from medvfm_jax.train.assemble import Base
+from medvfm_jax.train.base_model import Base
 
 
 def test_a_place_that_matches_something_else_better_is_left_out():

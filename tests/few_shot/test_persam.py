@@ -12,7 +12,7 @@ from medvfm_jax.few_shot.persam import box_around, halfway, location_prior, targ
 from medvfm_jax.models.model import Model
 from medvfm_jax.models.sam.guidance import NotGuided
 from medvfm_jax.settings import FewShotConfig
-from medvfm_jax.train.assemble import Base
+from medvfm_jax.train.base_model import Base
 from medvfm_jax.types import ModelSpec
 
 SIZE = 16

@@ -13,7 +13,7 @@ from medvfm_jax.few_shot import BadSupport, few_shot, scoring
 from medvfm_jax.models.model import Model
 from medvfm_jax.settings import FewShotConfig
 from medvfm_jax.settings.records import BadConfig
-from medvfm_jax.train.assemble import Base
+from medvfm_jax.train.base_model import Base
 from medvfm_jax.types import ModelSpec
 
 SIZE = 32

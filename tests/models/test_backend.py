@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from medvfm_jax.models import backend
-from medvfm_jax.train.assemble import load_base
+from medvfm_jax.train.base_model import load_base
 
 
 @pytest.mark.slow

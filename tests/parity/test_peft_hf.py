@@ -15,7 +15,7 @@ pytest.importorskip("transformers")
 
 from medvfm_jax.models import build  # noqa: E402
 from medvfm_jax.train.adopt import _from_peft  # noqa: E402
-from medvfm_jax.train.assemble import Base, with_adapter  # noqa: E402
+from medvfm_jax.train.base_model import Base, with_adapter  # noqa: E402
 from medvfm_jax.types import Prompts  # noqa: E402
 from medvfm_jax.weights import safetensors_files  # noqa: E402
 from medvfm_jax.weights.peft import LowRank, load_peft, save_peft  # noqa: E402

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from medvfm_jax.predict.ready import ready
 from medvfm_jax.predict.segment import Segmenter
-from medvfm_jax.train.assemble import Base, Loaded
+from medvfm_jax.train.base_model import Base
+from medvfm_jax.train.stored_delta import Loaded
 from medvfm_jax.types import Prediction
 from tests.predict.plain_models import plain_model
 

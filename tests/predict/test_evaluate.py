@@ -16,7 +16,7 @@ from medvfm_jax.predict.subject import LabelsDiffer
 from medvfm_jax.runs import run_directory
 from medvfm_jax.settings import EvaluateConfig
 from medvfm_jax.train import BadConfig, adapt
-from medvfm_jax.train.assemble import ForeignDelta
+from medvfm_jax.train.stored_delta import ForeignDelta
 from medvfm_jax.weights import artifacts
 from tests.predict.half_predictor import HalfPredictor
 from tests.train.small_runs import resolved, small

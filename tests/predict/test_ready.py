@@ -13,7 +13,7 @@ from medvfm_jax import fetch, traces
 from medvfm_jax.catalog import Catalog
 from medvfm_jax.models import catalog
 from medvfm_jax.predict import ready
-from medvfm_jax.train import assemble
+from medvfm_jax.train import base_model, stored_delta
 from medvfm_jax.types import ModelSpec
 from medvfm_jax.weights import export, load, registry
 
@@ -24,7 +24,9 @@ HEAVY = ("flax", "optax", "orbax", "grain", "scipy", "nibabel", "medvfm_jax.mode
 def published(tmp_path, monkeypatch):
     """The name of weights with a recorded digest, which lie in the cache; -> (name, file)."""
     monkeypatch.setenv("MEDVFM_CACHE", str(tmp_path))
-    monkeypatch.setattr(assemble, "load_base", inspect.unwrap(assemble.load_base))  # tests keep what it gives
+    load_base = inspect.unwrap(base_model.load_base)  # tests keep what it gives
+    for module in (base_model, stored_delta):
+        monkeypatch.setattr(module, "load_base", load_base)
     entry = replace(
         registry.WEIGHTS["lite-medsam"],
         name="small",

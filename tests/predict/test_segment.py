@@ -15,7 +15,7 @@ from medvfm_jax.predict.volume_prediction import label_slices
 from medvfm_jax.runs import run_directory
 from medvfm_jax.runs.run_directory import RunError
 from medvfm_jax.runs.settings_record import settings_digest
-from medvfm_jax.train import BadConfig, assemble
+from medvfm_jax.train import BadConfig, base_model, stored_delta
 from medvfm_jax.types import ModelSpec, Prediction
 from medvfm_jax.weights import WrongBaseWeights, artifacts
 from tests.predict.plain_models import SIZE, channels, inside_box, plain_model
@@ -225,11 +225,11 @@ def run(tmp_path):
     leaves, tree = jax.tree.flatten(params)
     leaves[-1] = leaves[-1] + 0.5
     weights.save_own(tmp_path / "mine.safetensors", jax.tree.unflatten(tree, leaves), "lite-tiny-test")
-    base = assemble.load_base(
+    base = base_model.load_base(
         "lite-tiny-test", classes=2, seed=0, dtype="float32", file=tmp_path / "mine.safetensors"
     )
     adapter = systems.adapter_config("linear", base.model)
-    delta = assemble.with_adapter(base, adapter).init(jax.random.key(0), base.params)
+    delta = base_model.with_adapter(base, adapter).init(jax.random.key(0), base.params)
     folder = tmp_path / "run"
     artifacts.save_delta(
         folder / run_directory.DELTA,
@@ -268,7 +268,7 @@ def test_a_run_knows_its_base_weights_and_its_delta_alone_refuses_others(run):
 def test_a_delta_that_another_run_made_is_refused(run, name, value):
     delta, metadata = artifacts.load_delta(run / run_directory.DELTA)
     artifacts.save_delta(run / run_directory.DELTA, delta, metadata | {name: value})
-    with pytest.raises(assemble.ForeignDelta, match=f"not made by the run it lies in: its {name} is"):
+    with pytest.raises(stored_delta.ForeignDelta, match=f"not made by the run it lies in: its {name} is"):
         load_segmenter(run=run)
 
 
@@ -277,12 +277,12 @@ def test_a_delta_made_with_other_settings_is_refused_and_one_that_does_not_say_i
     record = run_directory.read_record(run / run_directory.CONFIG)
     old = load_segmenter(run=run)
     assert "does not say which settings it was made with" in old.note
-    own = metadata | {assemble.SETTINGS: settings_digest(record)}
+    own = metadata | {stored_delta.SETTINGS: settings_digest(record)}
     artifacts.save_delta(run / run_directory.DELTA, delta, own)
     assert load_segmenter(run=run).note == ""
     assert load_segmenter(delta=run / run_directory.DELTA, weights=Path(record["weights"])).note == ""
     run_directory.write_json(run / run_directory.CONFIG, record | {"steps": 17})
-    with pytest.raises(assemble.ForeignDelta, match=r"not made with the settings that config\.json"):
+    with pytest.raises(stored_delta.ForeignDelta, match=r"not made with the settings that config\.json"):
         load_segmenter(run=run)
 
 

@@ -10,7 +10,7 @@ from medvfm_jax.report.record_shapes import damaged_settings
 from medvfm_jax.report.sections import notes
 from medvfm_jax.runs.seen_cases import Seen, rows
 from medvfm_jax.runs.settings_record import settings_digest
-from medvfm_jax.train.assemble import RESOLVED, SETTINGS, ForeignDelta
+from medvfm_jax.train.stored_delta import RESOLVED, SETTINGS, ForeignDelta
 from medvfm_jax.types import MedvfmError
 from medvfm_jax.weights import artifacts
 from tests.report.synthetic_run import arrays, change_scores, pixels, scores, write_run

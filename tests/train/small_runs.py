@@ -12,7 +12,7 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from medvfm_jax.train import AdaptConfig, assemble
+from medvfm_jax.train import AdaptConfig, base_model
 
 # Few shapes, a decoder on cached embeddings, the gradient of its last layers only.
 SMALL = {
@@ -29,7 +29,7 @@ SMALL = {
     "test_fraction": 0.2,
 }
 
-_load_base = functools.lru_cache(assemble.load_base)
+_load_base = functools.lru_cache(base_model.load_base)
 
 
 def small(data: Path, out: Path, **settings) -> AdaptConfig:
@@ -58,5 +58,5 @@ def programs_kept(folder: Path) -> Iterator[None]:
 
 def build_models_once(patch: pytest.MonkeyPatch) -> None:
     """Keep the test models of earlier runs; building one takes a third of a small run."""
-    for module in ("train.assemble", "predict.subject"):
+    for module in ("train.base_model", "train.assemble", "train.stored_delta", "predict.subject"):
         patch.setattr(importlib.import_module(f"medvfm_jax.{module}"), "load_base", _load_base)

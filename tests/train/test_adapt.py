@@ -10,7 +10,7 @@ from medvfm_jax.models import catalog
 from medvfm_jax.runs import goodput, run_directory
 from medvfm_jax.runs.run_directory import read_metrics
 from medvfm_jax.settings.records import BadConfig
-from medvfm_jax.train import NonFiniteLoss, adapt, assemble, training
+from medvfm_jax.train import NonFiniteLoss, adapt, base_model, training
 from medvfm_jax.weights import artifacts, load
 from tests.train.small_runs import SMALL, small
 
@@ -256,7 +256,7 @@ def test_keeping_less_for_the_backward_pass_changes_nothing_but_rounding(cells, 
         losses.append([r["loss"] for r in read_metrics(tmp_path / keep)])
     np.testing.assert_allclose(*losses, rtol=1e-5)
     with pytest.raises(BadConfig, match=r"'lite-medsam' keeps everything .* leave --keep nothing out"):
-        assemble.load_base("lite-medsam", classes=2, seed=0, dtype="float32", keep="nothing")
+        base_model.load_base("lite-medsam", classes=2, seed=0, dtype="float32", keep="nothing")
 
 
 @pytest.mark.slow
@@ -281,7 +281,7 @@ def test_a_unet_trains_from_scratch_without_prompts_and_is_rebuilt_from_its_seed
     assert result.trained == result.total
     _, metadata = artifacts.load_delta(result.delta)
     assert (metadata["prompt"], metadata["classes"], metadata["seed"]) == ("none", 3, 3)
-    load_base = assemble.load_base.__wrapped__  # the one that keeps nothing
+    load_base = base_model.load_base.__wrapped__  # the one that keeps nothing
     again = load_base("unet", classes=3, seed=3, dtype="float32")
     assert again.fingerprint == metadata["fingerprint"]
     assert load_base("unet", classes=3, seed=4, dtype="float32").fingerprint != metadata["fingerprint"]

@@ -10,8 +10,8 @@ from medvfm_jax.adapters import WrongSite
 from medvfm_jax.adapters.parameter_paths import node_at
 from medvfm_jax.train import make_loss, make_optimizer, resolve, train
 from medvfm_jax.train.adaptation import adapt
-from medvfm_jax.train.assemble import load_adapted
 from medvfm_jax.train.checkpoint import Checkpoint
+from medvfm_jax.train.stored_delta import load_adapted
 from tests.train.small_runs import build_models_once, small
 
 SITE = "mask_decoder/transformer/layers_0/self_attn/q_proj"

@@ -17,7 +17,7 @@ from medvfm_jax.models.sam.prompt_free import to_semantic
 from medvfm_jax.predict.loading import load_segmenter
 from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.train.adopt import adopt
-from medvfm_jax.train.assemble import Base, transformed, with_adapter
+from medvfm_jax.train.base_model import Base, transformed, with_adapter
 from medvfm_jax.weights import safetensors_files
 from medvfm_jax.weights.adapter_files import BadAdapterFile
 from medvfm_jax.weights.export import torch_state

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from medvfm_jax import weights
-from medvfm_jax.train.assemble import ForeignDelta, check_run, load_adapted
+from medvfm_jax.train.stored_delta import ForeignDelta, check_run, load_adapted
 from medvfm_jax.types import MedvfmError
 from medvfm_jax.weights import artifacts
 from tests.cli.commands import save_random_delta

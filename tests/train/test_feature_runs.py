@@ -6,7 +6,7 @@ import pytest
 
 from medvfm_jax import models
 from medvfm_jax.train import adapt
-from medvfm_jax.train.assemble import load_adapted
+from medvfm_jax.train.stored_delta import load_adapted
 from medvfm_jax.weights import artifacts, export
 from tests.train.small_runs import small
 

@@ -8,7 +8,7 @@ from medvfm_jax.models.scan import unstack_delta
 from medvfm_jax.runs.run_directory import read_metrics
 from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.train import adapt
-from medvfm_jax.train.assemble import load_adapted
+from medvfm_jax.train.stored_delta import load_adapted
 from medvfm_jax.weights import artifacts
 from tests.train.small_runs import small
 

@@ -9,7 +9,7 @@ import pytest
 from medvfm_jax import systems
 from medvfm_jax.adapters.parameter_paths import leaves_by_path
 from medvfm_jax.train.adaptation import adapt
-from medvfm_jax.train.assemble import load_adapted
+from medvfm_jax.train.stored_delta import load_adapted
 from medvfm_jax.weights import artifacts
 from tests.adapters.toy_sam import BOX
 from tests.train.small_runs import build_models_once, small

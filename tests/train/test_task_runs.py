@@ -14,7 +14,7 @@ from medvfm_jax.predict.loading import load_segmenter
 from medvfm_jax.settings.evaluate import EvaluateConfig
 from medvfm_jax.train import make_loss, resolve
 from medvfm_jax.train.adaptation import adapt
-from medvfm_jax.train.assemble import TaskUnknown, load_adapted
+from medvfm_jax.train.stored_delta import TaskUnknown, load_adapted
 from medvfm_jax.train.task import UnknownTask
 from tests.train.small_runs import build_models_once, resolved, small
 

@@ -35,7 +35,8 @@ from medvfm_jax.federated.privacy import Guarantee
 from medvfm_jax.federated.privacy.discrete_accounting import account_discrete, discrete_with_epsilon
 from medvfm_jax.federated.secure.secure_sum import SecureSum, distributed_noise, fixed_point
 from medvfm_jax.settings.groups import TrainingConfig
-from medvfm_jax.train.assemble import Assembled, Base, assemble, entry_of
+from medvfm_jax.train.assemble import Assembled, assemble
+from medvfm_jax.train.base_model import Base, entry_of
 from medvfm_jax.train.optimizer import make_optimizer
 from medvfm_jax.train.seen_at_once import asked_shape, recorded_shape, slab_depth
 from medvfm_jax.train.step import LossFn

@@ -34,7 +34,7 @@ from medvfm_jax.settings.adapt import AdaptConfig
 from medvfm_jax.settings.audit import AuditConfig
 from medvfm_jax.settings.federate import FederateConfig
 from medvfm_jax.settings.records import BadConfig, from_json
-from medvfm_jax.train.assemble import check_run, load_adapted
+from medvfm_jax.train.stored_delta import check_run, load_adapted
 from medvfm_jax.train.task import make_loss
 from medvfm_jax.train.training_data import SplitData, open_split, training_data
 from medvfm_jax.types import Delta, Params

@@ -23,7 +23,7 @@ from medvfm_jax.runs import run_directory
 from medvfm_jax.settings.evaluate import EvaluateConfig
 from medvfm_jax.settings.federate import FederateConfig
 from medvfm_jax.settings.records import BadConfig, from_json
-from medvfm_jax.train.assemble import check_run
+from medvfm_jax.train.stored_delta import check_run
 from medvfm_jax.train.training_data import SplitData
 from medvfm_jax.weights import artifacts
 

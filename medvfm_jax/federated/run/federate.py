@@ -37,13 +37,13 @@ from medvfm_jax.runs.progress import ProgressDisplay
 from medvfm_jax.settings.evaluate import EvaluateConfig
 from medvfm_jax.settings.federate import FederateConfig
 from medvfm_jax.train import checkpoint, hooks
-from medvfm_jax.train.assemble import delta_metadata
 from medvfm_jax.train.data_check import about, lines
 from medvfm_jax.train.early_stopping import EarlyStopping
 from medvfm_jax.train.embedding_bank import EmbeddingBank, fill_bank, input_of
 from medvfm_jax.train.embedding_cache import EmbeddingCache, embed, encoder_settings, make_cache
 from medvfm_jax.train.loop import StepEnd, fit
 from medvfm_jax.train.optimizer import make_schedule
+from medvfm_jax.train.stored_delta import delta_metadata
 from medvfm_jax.train.task import make_loss, make_loss_and_overlap
 from medvfm_jax.train.validation import Validation
 from medvfm_jax.types import Batch

@@ -42,7 +42,8 @@ from medvfm_jax.runs.progress import ProgressDisplay
 from medvfm_jax.settings.federate import FederateConfig
 from medvfm_jax.settings.records import BadConfig, to_json
 from medvfm_jax.systems import SYSTEMS, System, parse_assignments
-from medvfm_jax.train.assemble import Assembled, Base, assemble, entry_of
+from medvfm_jax.train.assemble import Assembled, assemble
+from medvfm_jax.train.base_model import Base, entry_of
 from medvfm_jax.train.data_check import about, check_dimensions, check_split, recorded_objects
 from medvfm_jax.train.preparation import prepared, recorded_preparation
 from medvfm_jax.train.seen_at_once import asked_shape, slab_depth

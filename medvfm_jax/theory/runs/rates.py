@@ -17,7 +17,8 @@ from medvfm_jax.models import catalog
 from medvfm_jax.settings.analyze.rates import RatesConfig
 from medvfm_jax.settings.groups import ModelConfig
 from medvfm_jax.settings.records import BadConfig
-from medvfm_jax.train.assemble import Base, adapt_base
+from medvfm_jax.train.assemble import adapt_base
+from medvfm_jax.train.base_model import Base
 from medvfm_jax.types import Delta
 from medvfm_jax.weights.registry import model_of
 

@@ -18,7 +18,7 @@ from medvfm_jax.federated.network.image_federation import (
     prepare,
     save_result,
 )
-from medvfm_jax.train.assemble import load_adapted
+from medvfm_jax.train.stored_delta import load_adapted
 from tests.data.small_folders import LABELS, nnunet_folder
 from tests.federated.network.loopback import KEY
 from tests.train.small_runs import programs_kept

@@ -17,7 +17,7 @@ from medvfm_jax.settings.adapt import AdaptConfig
 from medvfm_jax.settings.audit import AuditConfig
 from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.train.adaptation import adapt
-from medvfm_jax.train.assemble import SETTINGS, ForeignDelta
+from medvfm_jax.train.stored_delta import SETTINGS, ForeignDelta
 from medvfm_jax.weights import artifacts
 from tests.federated.small_federation import SMALL, small
 

@@ -22,7 +22,7 @@ from medvfm_jax.runs import run_directory
 from medvfm_jax.runs.settings_record import settings_digest
 from medvfm_jax.settings import EvaluateConfig
 from medvfm_jax.settings.records import BadConfig
-from medvfm_jax.train.assemble import SETTINGS
+from medvfm_jax.train.stored_delta import SETTINGS
 from medvfm_jax.weights import artifacts
 from tests.federated.small_federation import small
 

@@ -24,8 +24,8 @@ from medvfm_jax.federated.run.federate import _shown, federate
 from medvfm_jax.runs.progress import ProgressDisplay
 from medvfm_jax.runs.run_directory import read_metrics
 from medvfm_jax.train import checkpoint
-from medvfm_jax.train.assemble import ForeignDelta, check_run
 from medvfm_jax.train.loop import StepEnd
+from medvfm_jax.train.stored_delta import ForeignDelta, check_run
 from medvfm_jax.weights import artifacts
 from tests.federated.small_federation import small
 
