@@ -52,8 +52,11 @@ def download(
         WrongDigest: the file arrived whole but is another one, or is refused; the part is deleted.
     """
     require_secure(url)
+    if target.exists():  # it has its name once it is whole; a cache that can only be read serves it too
+        verify(target, sha256, size)
+        return target
     with lock(target):
-        if target.exists():
+        if target.exists():  # another process was faster
             verify(target, sha256, size)
             return target
         part = target.with_name(target.name + ".part")

@@ -150,3 +150,10 @@ def test_a_killed_download_is_continued_and_leaves_nothing(server, tmp_path):
     assert download(server.url, target, sha256=DIGEST).read_bytes() == CONTENT
     assert server.log == [None, f"bytes={part}-"]
     assert sorted(path.name for path in tmp_path.iterdir()) == [".f.lock", "f"]
+
+
+def test_a_cache_that_can_only_be_read_serves_what_it_has(server, tmp_path):
+    (tmp_path / "f").write_bytes(CONTENT)
+    (tmp_path / ".f.lock").mkdir()  # cannot be opened for writing, as in a read-only folder
+    assert download(server.url, tmp_path / "f", sha256=DIGEST) == tmp_path / "f"
+    assert server.log == []
