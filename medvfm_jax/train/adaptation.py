@@ -146,6 +146,8 @@ def run_in_directory(
         clock = stack.enter_context(WallTime())
         display = display or stack.enter_context(ProgressDisplay(title=title))
         writes = placement.process == 0
+        if config.mirror and config.resume:
+            mirror.finish(config.out)
         if writes:
             run_directory.refuse_existing(config.out, config.resume)
             stack.enter_context(run_directory.locked(config.out))
