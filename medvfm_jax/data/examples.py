@@ -23,6 +23,10 @@ class NoExamples(MedvfmError, ValueError):
     """No picture or slice is left to train on."""
 
 
+class NothingLeft(NoExamples):
+    """None of the cases has anything that the model can be asked about."""
+
+
 class Example(NamedTuple):
     """One picture, or a slice, a slab or a patch of a volume.
 
@@ -125,7 +129,7 @@ def examples(
             listed = _of_case(decoded, spec, task, empty, wanted, how)
             found += listed if spec.tile is None or random else _tiles(decoded, spec.tile, listed)
     if not found:
-        raise NoExamples(
+        raise NothingLeft(
             f"No {'picture' if dataset.dimension == 2 else 'slice'} of {dataset.folder} is left to use"
             + (f" ({len(skipped)} bad cases skipped)." if skipped else "; check labels and masks.")
         )

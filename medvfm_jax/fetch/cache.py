@@ -97,9 +97,16 @@ def verify(path: Path, sha256: str | None, size: int | None) -> str:
 
 @contextmanager
 def lock(target: Path) -> Iterator[None]:
-    """Let one process at a time produce `target`; the others wait. A dead process holds no lock."""
+    """Let one process at a time produce `target`; the others wait. A dead process holds no lock.
+
+    Raises FetchError where the folder cannot be written.
+    """
     make_folder(target.parent)
-    with open(target.parent / f".{target.name}.lock", "w") as handle:
+    try:
+        handle = open(target.parent / f".{target.name}.lock", "w")  # noqa: SIM115, closed below
+    except OSError as error:
+        raise explain(error, target) from error
+    with handle:
         if fcntl is not None:
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield

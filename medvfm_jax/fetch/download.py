@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -19,6 +20,7 @@ Progress = Callable[[int, int | None], None]  # (bytes so far, bytes in all or N
 PIECE = 1 << 18
 TIMEOUT_S = 60
 ATTEMPTS = 4  # a connection that breaks off is resumed this often within one call
+PAUSE_S = 1.0  # after the first failure, twice as long after each further one
 LOCAL_ERRORS = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT)
 
 
@@ -52,8 +54,11 @@ def download(
         WrongDigest: the file arrived whole but is another one, or is refused; the part is deleted.
     """
     require_secure(url)
+    if target.exists():  # it has its name once it is whole; a cache that can only be read serves it too
+        verify(target, sha256, size)
+        return target
     with lock(target):
-        if target.exists():
+        if target.exists():  # another process was faster
             verify(target, sha256, size)
             return target
         part = target.with_name(target.name + ".part")
@@ -68,6 +73,7 @@ def download(
                     raise FetchError(
                         f"Cannot download {url}: {_reason(error)}; {_ways_out(target)}"
                     ) from error
+                time.sleep(PAUSE_S * 2**attempt)  # a server that is starting again needs a moment
         else:
             raise FetchError(
                 f"The connection to {url} broke off {ATTEMPTS} times; run the command again to continue."
@@ -120,6 +126,9 @@ def _transfer(url: str, part: Path, size: int | None, digest_known: bool, progre
         resumed = response.status == 206 and response.headers.get("Content-Range", "").startswith(
             f"bytes {have}-"
         )
+        if response.status == 206 and not resumed:  # another part than was asked for: start afresh
+            _forget(part)
+            return False
         if not resumed:
             have = 0
         length = response.headers.get("Content-Length")
@@ -173,7 +182,7 @@ def _permanent(error: Exception) -> bool:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, urllib.error.HTTPError):
-        return f"the server answered {error.code} {error.reason}"
+        return f"the server answered {error.code} {str(error.reason).splitlines()[0] if error.reason else ''}".rstrip()
     return str(getattr(error, "reason", error) or type(error).__name__)
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -10,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from medvfm_jax import json_text
 from medvfm_jax.fetch.cache import FetchError, cache_dir, explain, lock, make_folder
 from medvfm_jax.fetch.progress import bar
 from medvfm_jax.fetch.storage import Storage, StorageError, first_line, open_storage
@@ -17,6 +19,7 @@ from medvfm_jax.printable import counted
 
 _TOGETHER = 64  # files; storage over a network is asked for them side by side
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG)  # not of what is read from
+_SIZES = ".sizes.json"  # beside the folder in a state
 # What file systems say of a file that changes with its content.
 _VERSION = ("size", "ETag", "etag", "md5Hash", "content_md5", "LastModified", "updated", "mtime", "created")
 
@@ -49,7 +52,7 @@ def fetch_folder(url: str, *, offline: bool = False) -> Fetched:
 
     Raises:
         FetchError: the storage cannot be reached, holds nothing there, or what came is not whole; offline: nothing
-            was brought before; the cache cannot be written.
+            was brought before; the copy in the cache has lost files; the cache cannot be written.
     """
     url = url.rstrip("/")
     room = cache_dir() / "folders" / hashlib.sha256(url.encode()).hexdigest()[:16]
@@ -58,15 +61,16 @@ def fetch_folder(url: str, *, offline: bool = False) -> Fetched:
         states = sorted(_states(room), key=lambda path: path.stat().st_mtime)
         if not states:
             raise FetchError(f"{url} was never brought here; leave out --offline once.")
+        _check_kept(states[-1] / name, _sizes(states[-1]))
         return Fetched(states[-1] / name, len(states) - 1, room)
     storage = open_storage(url)
     files = _listed(storage)
     target = room / _state(files)[:16]
-    with lock(target):
-        if target.is_dir():
-            _check_kept(target / name, files)
-        else:
-            _bring(storage, files, target, name)
+    if not target.is_dir():  # it has its name once it is whole; a cache that can only be read serves it too
+        with lock(target):
+            if not target.is_dir():  # else another process was faster
+                _bring(storage, files, target, name)
+    _check_kept(target / name, {part: int(info["size"]) for part, info in files.items()})
     with suppress(OSError):  # a cache that is another user's
         os.utime(target)  # the last one used
     return Fetched(target / name, len(_states(room)) - 1, room)
@@ -139,6 +143,8 @@ def _bring(storage: Storage, files: Mapping[str, Mapping[str, Any]], target: Pat
             raise StorageError(
                 f"{storage.url} changed while it was brought here; start the same command again."
             )
+        sizes = {part: int(info["size"]) for part, info in files.items()}
+        (temporary / _SIZES).write_text(json.dumps(sizes))
         os.chmod(temporary, 0o755)
         os.rename(temporary, target)
     except OSError as error:
@@ -147,15 +153,26 @@ def _bring(storage: Storage, files: Mapping[str, Mapping[str, Any]], target: Pat
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _check_kept(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+def _check_kept(folder: Path, sizes: Mapping[str, int]) -> None:
     """Raise FetchError where the cache has lost files since, as programs that tidy up old files do."""
-    for name, info in files.items():
+    for name, size in sizes.items():
         path = folder / name
-        if not path.is_file() or path.stat().st_size != int(info["size"]):
+        if not path.is_file() or path.stat().st_size != size:
             raise FetchError(
                 f"{path} in the cache is missing or was changed since it was brought; delete {folder.parent} and start "
-                "the same command again."
+                "the same command again, without --offline."
             )
+
+
+def _sizes(state: Path) -> dict[str, int]:
+    """Names and sizes of the files of a state, as they were brought; of copies of earlier versions nothing is known."""
+    try:
+        return {
+            str(name): int(size)
+            for name, size in json_text.parse_object((state / _SIZES).read_text()).items()
+        }
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def _get(storage: Storage, names: list[str], here: list[Path]) -> None:

@@ -25,6 +25,7 @@ from medvfm_jax.runs import run_directory
 FORMAT = 1
 ATTEMPTS = 3  # at each copy
 _MANIFEST, _FILES, _SNAPSHOTS, _FETCHED = "manifest.json", "files", ".mirror", ".fetched"
+_BROUGHT = ".brought"  # what came whole, on its way to its place in the run
 
 
 class MirrorError(run_directory.RunError):
@@ -176,12 +177,27 @@ def fetch(url: str, folder: Path) -> bool:
                 target = temporary / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 _download(storage, name, stored, target)
-            top = sorted({PurePosixPath(name).parts[0] for name in files} - {run_directory.CONFIG})
-            for name in (*top, run_directory.CONFIG):
-                _move(temporary / name, folder / name)
+            _move(temporary, folder / _BROUGHT)
+            finish(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return True
+
+
+def finish(folder: Path) -> None:
+    """Put the rest of a run in its place whose process was killed after all of it had come; else nothing is done.
+
+    Raises RunError if the folder cannot be written.
+    """
+    brought = folder / _BROUGHT
+    if not brought.is_dir():
+        return
+    with run_directory.writing(folder):
+        if not (folder / run_directory.CONFIG).exists():
+            names = sorted(path.name for path in brought.iterdir())
+            for name in sorted(names, key=run_directory.CONFIG.__eq__):  # the settings last
+                _move(brought / name, folder / name)
+    shutil.rmtree(brought, ignore_errors=True)
 
 
 def _clear_leftovers(folder: Path) -> None:
@@ -209,7 +225,8 @@ def _move(source: Path, target: Path) -> None:
     try:
         os.replace(source, target)
     except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another process of this host was faster
+        faster = error.errno == errno.ENOENT and not source.exists() and target.exists()
+        if not faster and error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another process was faster
             raise
 
 

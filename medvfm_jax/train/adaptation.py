@@ -102,7 +102,7 @@ def adapt_together(
         for run in runs:
             run_directory.claim(run.config.out, run.record, run.config.resume)
             run_directory.truncate_metrics(run.config.out, 0, say)
-            record = stack.enter_context(_recorder(run.config, True, say))
+            record = stack.enter_context(_recorder(run.config, True, 0, say))
             told.append([hooks.MetricsLog(record, run.schedule)])
         _announce(runs[0], say)
         ended = together.train_together(runs, told, say=say)
@@ -147,6 +147,8 @@ def run_in_directory(
         clock = stack.enter_context(WallTime())
         display = display or stack.enter_context(ProgressDisplay(title=title))
         writes = placement.process == 0
+        if config.mirror and config.resume:
+            mirror.finish(config.out)
         if writes:
             run_directory.refuse_existing(config.out, config.resume)
             stack.enter_context(run_directory.locked(config.out))
@@ -165,7 +167,7 @@ def run_in_directory(
             told: list[Hook] = []
             if writes:
                 told.append(inner.enter_context(hooks.TimesLog(config.out, clock, before)))
-            record = inner.enter_context(_recorder(config, writes, display.say))
+            record = inner.enter_context(_recorder(config, writes, before, display.say))
             told += [hooks.MetricsLog(record, run.schedule), _checkpoints(run, inner, before), display]
             if copies is not None:
                 told.append(hooks.Copies(config.out / run_directory.CHECKPOINTS, copies.update))
@@ -270,14 +272,16 @@ def _checkpoints(run: Run, stack: contextlib.ExitStack, taken: int) -> Hook:
 
 
 @contextlib.contextmanager
-def _recorder(config: AdaptConfig, writes: bool, say: Callable[[str], None]) -> Iterator[hooks.Recorder]:
+def _recorder(
+    config: AdaptConfig, writes: bool, taken: int, say: Callable[[str], None]
+) -> Iterator[hooks.Recorder]:
     with contextlib.ExitStack() as stack:
         if not writes:
             yield hooks.to_all()
             return
         recorders = [hooks.to_file(config.out)]
         if config.tensorboard:
-            recorders.append(stack.enter_context(hooks.to_tensorboard(config.out / "tensorboard")))
+            recorders.append(stack.enter_context(hooks.to_tensorboard(config.out / "tensorboard", taken)))
         told = trackers.told_settings(to_json(config))
         for name, key, where, open_ in (
             ("Weights & Biases", "wandb", config.wandb, trackers.to_wandb),

@@ -129,8 +129,11 @@ def to_file(folder: Path) -> Recorder:
 
 
 @contextmanager
-def to_tensorboard(folder: Path) -> Iterator[Recorder]:
-    """Recorder into TensorBoard event files below ``folder``, whole when left; raises MissingTensorBoard."""
+def to_tensorboard(folder: Path, taken: int = 0) -> Iterator[Recorder]:
+    """Recorder into TensorBoard event files below ``folder``, whole when left; raises MissingTensorBoard.
+
+    taken: steps before this attempt; TensorBoard drops what an earlier one told of later steps.
+    """
     try:
         from tensorboardX import SummaryWriter
     except ImportError as error:
@@ -138,7 +141,7 @@ def to_tensorboard(folder: Path) -> Iterator[Recorder]:
             "Scalars for TensorBoard need the package tensorboardX; install it with pip install "
             "'medvfm-jax[tensorboard]', or leave --tensorboard out (metrics.jsonl has the same numbers)."
         ) from error
-    writer = SummaryWriter(logdir=str(folder), flush_secs=10)
+    writer = SummaryWriter(logdir=str(folder), flush_secs=10, purge_step=taken + 1)
 
     def record(line: Mapping[str, Any]) -> None:
         for name, value in line.items():

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent.parent
 GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "tpu/README.md"]
 
 
+DEVICE = ROOT / "experiments/device/README.md"
 TUTORIALS = sorted((ROOT / "docs/tutorials").glob("*.py"))
 
 
@@ -22,6 +23,8 @@ def commands():
             for line in block.replace("\\\n", " ").splitlines():
                 if line.startswith("medvfm "):
                     yield pytest.param(shlex.split(line, comments=True)[1:], id=f"{guide.stem}: {line[:60]}")
+    for line in re.findall(r"`medvfm (.*?)`", DEVICE.read_text(encoding="utf-8")):
+        yield pytest.param(shlex.split(line), id=f"device: {line[:60]}")
     for tutorial in TUTORIALS:
         for line in re.findall(r"^# `medvfm (.*?)`", tutorial.read_text(encoding="utf-8"), re.MULTILINE):
             yield pytest.param(shlex.split(line), id=f"{tutorial.stem}: {line[:60]}")

@@ -73,3 +73,9 @@ def test_lock_makes_another_process_wait(tmp_path):
         time.sleep(0.3)
         assert other.poll() is None  # still waiting
     assert other.communicate(timeout=30)[0] == "in\n"
+
+
+def test_a_cache_that_cannot_be_written_is_a_sentence(tmp_path):
+    (tmp_path / ".w.pth.lock").mkdir()  # as a read-only folder does, also where the tests run as root
+    with pytest.raises(cache.FetchError, match=r"Cannot write .*/w\.pth: "), cache.lock(tmp_path / "w.pth"):
+        pass

@@ -12,6 +12,8 @@ import pytest
 from medvfm_jax.fetch import FetchError, WrongDigest, download
 from medvfm_jax.fetch.download import require_secure
 
+fetching = sys.modules["medvfm_jax.fetch.download"]  # the package names the function like the module
+
 CONTENT = np.random.default_rng(0).bytes(1_000_003)
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
@@ -19,19 +21,25 @@ DIGEST = hashlib.sha256(CONTENT).hexdigest()
 class Server(BaseHTTPRequestHandler):
     """Serves CONTENT with Range support; breaks off after `cut` bytes of a response while `cuts` > 0."""
 
-    etag, cut, cuts, ranges, status, log = '"one"', 0, 0, True, 200, []
+    etag, cut, cuts, ranges, status, statuses, shift, log = '"one"', 0, 0, True, 200, (), 0, []
 
     def do_GET(self):
         cls = type(self)
         cls.log.append(self.headers.get("Range"))
-        if cls.status != 200:
-            self.send_error(cls.status)
+        status, *cls.statuses = *cls.statuses, cls.status
+        if status == 302:
+            self.send_response(status)
+            self.send_header("Location", self.path)
+            self.end_headers()
+            return
+        if status != 200:
+            self.send_error(status)
             return
         start = 0
         wanted = self.headers.get("Range")
         condition = self.headers.get("If-Range")
         if cls.ranges and wanted and condition in (None, cls.etag):
-            start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+            start = int(wanted.removeprefix("bytes=").removesuffix("-")) - cls.shift
         body = CONTENT[start:]
         self.send_response(206 if start else 200)
         if start:
@@ -50,7 +58,8 @@ class Server(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server():
+def server(monkeypatch):
+    monkeypatch.setattr(fetching, "PAUSE_S", 0.0)
     handler = type("Handler", (Server,), {"log": []})
     httpd = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     httpd.handle_error = lambda *_: None  # a client that hangs up early is part of these tests
@@ -150,3 +159,32 @@ def test_a_killed_download_is_continued_and_leaves_nothing(server, tmp_path):
     assert download(server.url, target, sha256=DIGEST).read_bytes() == CONTENT
     assert server.log == [None, f"bytes={part}-"]
     assert sorted(path.name for path in tmp_path.iterdir()) == [".f.lock", "f"]
+
+
+def test_a_cache_that_can_only_be_read_serves_what_it_has(server, tmp_path):
+    (tmp_path / "f").write_bytes(CONTENT)
+    (tmp_path / ".f.lock").mkdir()  # cannot be opened for writing, as in a read-only folder
+    assert download(server.url, tmp_path / "f", sha256=DIGEST) == tmp_path / "f"
+    assert server.log == []
+
+
+def test_a_server_that_fails_once_is_given_a_moment(server, tmp_path, monkeypatch):
+    waited = []
+    monkeypatch.setattr(fetching, "PAUSE_S", 1.0)
+    monkeypatch.setattr(fetching.time, "sleep", waited.append)
+    server.statuses = [503, 429]
+    assert download(server.url, tmp_path / "f").read_bytes() == CONTENT
+    assert waited == [1.0, 2.0]
+
+
+def test_another_part_than_was_asked_for_is_not_joined(server, tmp_path):
+    server.cut, server.cuts, server.shift = 700_000, 1, 5
+    assert download(server.url, tmp_path / "f").read_bytes() == CONTENT
+    assert server.log == [None, "bytes=700000-", None]
+
+
+def test_a_redirection_to_itself_is_one_line(server, tmp_path):
+    server.status = 302
+    with pytest.raises(FetchError, match=r"answered 302 ") as told:
+        download(server.url, tmp_path / "f")
+    assert "\n" not in str(told.value)

@@ -138,8 +138,17 @@ def test_a_folder_that_changes_while_it_is_read_is_not_kept(bucket, tmp_path, mo
     assert here(fetch_folder("memory://bucket/cells").folder) == FILES | {"images/b.png": b"new"}
 
 
+def test_a_cache_that_can_only_be_read_serves_what_it_has(bucket):
+    folder = fetch_folder("memory://bucket/cells").folder
+    lock = next(folder.parent.parent.glob(".*.lock"))
+    lock.unlink()
+    lock.mkdir()  # cannot be opened for writing, as in a read-only folder
+    assert fetch_folder("memory://bucket/cells").folder == folder
+
+
+@pytest.mark.parametrize("offline", [False, True])
 @pytest.mark.parametrize("damage", ["a file lost", "a file cut off", "all lost"])
-def test_a_copy_in_the_cache_that_lost_files_is_refused(bucket, damage):
+def test_a_copy_in_the_cache_that_lost_files_is_refused(bucket, damage, offline):
     folder = fetch_folder("memory://bucket/cells").folder
     if damage == "all lost":
         shutil.rmtree(folder)
@@ -148,7 +157,7 @@ def test_a_copy_in_the_cache_that_lost_files_is_refused(bucket, damage):
     else:
         (folder / "images/b.png").write_bytes(b"")
     with pytest.raises(FetchError, match=r"in the cache is missing or was changed.*; delete .* and start"):
-        fetch_folder("memory://bucket/cells")
+        fetch_folder("memory://bucket/cells", offline=offline)
     shutil.rmtree(folder.parent)
     assert here(fetch_folder("memory://bucket/cells").folder) == FILES
 

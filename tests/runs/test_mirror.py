@@ -263,6 +263,34 @@ def test_what_a_killed_process_was_bringing_is_dropped_and_that_of_a_running_one
     assert contents(back) == contents(run)
 
 
+@pytest.mark.parametrize("moved", range(5))
+def test_a_process_killed_while_a_run_takes_its_place_leaves_what_the_next_one_puts_there(
+    run, tmp_path, monkeypatch, moved
+):
+    (run / "delta.safetensors").write_bytes(b"delta")
+    with Mirror(run, "memory://a"):
+        pass
+    back = tmp_path / "back"
+    back.mkdir()
+    replace, left = os.replace, iter(range(moved))
+
+    def killed(*paths):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        replace(*paths)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            fetch("memory://a", back)
+    mirror.finish(back)
+    if not (back / "config.json").exists():  # killed before all of it was here
+        assert contents(back) == {}
+        assert fetch("memory://a", back)
+    assert contents(back) == contents(run)
+    assert not [path for path in back.iterdir() if path.name.startswith(".")]
+
+
 def test_without_a_manifest_there_is_no_copy(run, url, tmp_path):
     assert not fetch(url, tmp_path)
     with Mirror(run, url):

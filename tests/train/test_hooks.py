@@ -52,6 +52,29 @@ def test_tensorboard_gets_the_same_scalars(tmp_path):
     assert b"loss" in content
 
 
+def test_tensorboard_drops_what_a_killed_attempt_told_of_steps_that_are_taken_again(tmp_path):
+    pytest.importorskip("tensorboardX")
+    with hooks.to_tensorboard(tmp_path, 4) as record:
+        record({"step": 5, "loss": 1.0})
+    events = _events(next(tmp_path.glob("events*")).read_bytes())
+    begun = [event for event in events if event.HasField("session_log")]
+    # TensorBoard removes events of this step and later ones from the files before.
+    assert [(event.step, event.session_log.status) for event in begun] == [(5, begun[0].session_log.START)]
+    assert [event.step for event in events if event.HasField("summary")] == [5]
+
+
+def _events(content):
+    """The records of an event file: length (8 bytes), its checksum (4), an event, its checksum (4)."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    events, at = [], 0
+    while at < len(content):
+        length = int.from_bytes(content[at : at + 8], "little")
+        events.append(Event.FromString(content[at + 12 : at + 12 + length]))
+        at += 16 + length
+    return events
+
+
 def test_missing_tensorboard_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "tensorboardX", None)
     with (

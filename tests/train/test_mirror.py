@@ -68,6 +68,19 @@ def test_without_a_copy_a_run_starts_at_the_beginning(cells, tmp_path, capsys, c
     assert f"{URL} holds the run as it is here" in said
 
 
+def test_a_run_whose_process_was_killed_while_it_took_its_place_goes_on(cells, tmp_path, capsys, compiled):
+    config = {"mirror": URL, "steps": 2, "validate_every": 0}
+    adapt(small(cells, tmp_path / "run", **config))
+    folder = tmp_path / "run"
+    (folder / ".brought").mkdir()
+    for name in ("config.json", "metrics.jsonl"):  # the others lie in their places
+        (folder / name).rename(folder / ".brought" / name)
+    capsys.readouterr()
+    adapt(small(cells, folder, resume=True, **config))
+    assert "resuming at step 2 of 2" in capsys.readouterr().err
+    assert not (folder / ".brought").exists()
+
+
 def test_a_mirror_is_a_url(cells, tmp_path):
     with pytest.raises(BadConfig, match="mirror"):
         small(cells, tmp_path / "run", mirror="runs/copy")

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medvfm_jax.data import Example, make_loader
+from medvfm_jax.data.examples import NothingLeft
 from medvfm_jax.data.loader import ImageFn
 from medvfm_jax.federated.core.errors import BadFederation
 from medvfm_jax.federated.core.records import Shard, Tree
@@ -59,7 +60,8 @@ def cohort(
 ) -> list[ClientData]:
     """List the examples of each client; reads and checks every training and validation case.
 
-    Raises BadCase unless ``config.skip_bad``, BadFederation for a client without anything to train on.
+    Raises BadCase unless ``config.skip_bad``, BadFederation for a client without anything to train on, or whose
+    patients show nothing that the model can be asked about.
     """
     found, parts = [], {n: _by_site(source, cases) for n, cases in source.split._asdict().items()}
     for name in clients:
@@ -73,7 +75,14 @@ def cohort(
                 "--min-patients, or lower the fractions."
             )
         own = source._replace(split=source.split._replace(**chosen))
-        data = training_data(own, spec, prompt, config)
+        try:
+            data = training_data(own, spec, prompt, config)
+        except NothingLeft as error:
+            raise BadFederation(
+                f"Client '{name}', its patients for training or those for validation: {error} Take fewer --clients, so "
+                "that each has more patients, leave out what is small with --min-patients, or choose a --model "
+                "that draws finer masks."
+            ) from error
         patients: dict[str, tuple[Example, ...]] = {}
         for example in data.train:
             patient = source.dataset.case(example.case).patient

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from medvfm_jax.data import make_phantom_dataset
 from medvfm_jax.federated import BadFederation
@@ -188,6 +189,17 @@ def test_a_client_without_anything_to_train_on_is_refused(cells, tmp_path):
     config = small(cells, tmp_path, partition="quantity", clients=6, alpha=0.05, seed=3)
     with pytest.raises(BadFederation, match="has no patient left to train on after validation and test"):
         clients_of(config)
+
+
+def test_a_client_whose_pictures_show_nothing_to_ask_for_is_named(tmp_path):
+    cells = make_phantom_dataset(tmp_path / "cells", "cells", 14, size=16)
+    for line in (cells / "sites.csv").read_text().splitlines()[1:]:
+        file, site = line.split(",")
+        for kind in ("masks", "instances"):
+            if site == "dark":
+                Image.fromarray(np.zeros((16, 16), np.uint8)).save(cells / kind / file)
+    with pytest.raises(BadFederation, match=r"Client 'dark', .*is left to use.*--min-patients"):
+        clients_of(small(cells, tmp_path / "run", val_fraction=0.0))
 
 
 def test_cohorts_come_in_few_sizes():
