@@ -162,7 +162,7 @@ def assemble(
     check_shape(shape, assembled.base.model.spec, name)
     if scan_blocks:
         plain = adapt_base(_plain(config.model, classes, config.dtype, shape), config, name, system, **asked)
-        _check_stacked(assembled.delta, plain.delta, name, config.model)
+        check_stacked(assembled.delta, plain.delta, name, config.model)
     return assembled
 
 
@@ -174,7 +174,7 @@ def _plain(name: str, classes: int, dtype: str, shape: tuple[int, ...] | None) -
     return Base(model, jax.eval_shape(model.init, jax.random.key(0)), "")
 
 
-def _check_stacked(delta: Delta, plain: Delta, adapter: str, model: str) -> None:
+def check_stacked(delta: Delta, plain: Delta, adapter: str, model: str) -> None:
     """Raise BadConfig unless a delta of stacked blocks can be told apart into one of plain blocks."""
     apart = jax.eval_shape(lambda d: unstack_delta(d, entry_of(model).group), delta)
     found, expected = (jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (apart, plain))
