@@ -29,7 +29,13 @@ from medvfm_jax.bench.machine import environment, memory_mib
 MODULE = "experiments.benchmarks.plan_memory"
 # What dominates differs: the optimiser's state and decoder activations; gradients through TinyViT; frozen weights.
 CASES: Mapping[str, dict[str, Any]] = {
-    "decoder": {"model": "lite-medsam", "adapter": "decoder", "global_batch": 2},
+    "decoder": {
+        "model": "lite-medsam",
+        "adapter": "decoder",
+        "global_batch": 2,
+        "prompts_per_image": 0,
+        "embeddings": "off",
+    },
     "samed": {"model": "lite-medsam", "adapter": "samed", "global_batch": 2, "accumulate": 2},
     "sam-b": {"model": "sam-b", "adapter": "samed", "global_batch": 1, "image_size": 256},
 }

@@ -37,6 +37,10 @@ def _placement(args: AdaptArgs) -> Placement | None:
             raise BadMesh(
                 f"Rules {args.rules} divide weights over devices: say which with --mesh, for example --mesh all."
             )
+        if args.mesh is None and args.sums != "float32":
+            raise BadMesh(
+                f"Sums in {args.sums} are of gradients over devices: say which with --mesh, for example --mesh all."
+            )
     if args.distributed:
         start_processes(args.coordinator, args.processes, args.process)
     elif args.mesh is None:

@@ -153,10 +153,13 @@ def describe(found: Plan) -> str:
 
 def _gathers_decomposed(found: Plan) -> bool:
     """Whether divided weights travel as sums of whole arrays, which sends them twice."""
-    asked, kinds = found.config, {c.kind for c in found.program.collectives} if found.program else set()
+    asked, among = found.config, found.mesh["data"]
+    collectives = found.program.collectives if found.program else ()
+    kinds = {c.kind for c in collectives if c.group == among}
     return (
         asked.rules == "fsdp"
-        and kinds == {"all-reduce"}
+        and "all-reduce" in kinds
+        and "all-gather" not in kinds
         and fsdp_mesh(asked.topology, found.devices) != f"data={found.devices}"
     )
 

@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
-from medvfm_jax.mesh_axes import fully_automatic, vary_like
+from medvfm_jax.mesh_axes import MODEL, fully_automatic, vary_like
 from medvfm_jax.models.convolution import PatchConv
 from medvfm_jax.models.convolution_gradient import Conv
 
@@ -46,6 +46,17 @@ def undivided(x: Array) -> Array:
     Under vmap the batch axis may still be sharded.  Without a mesh, or inside shard_map, nothing happens.
     """
     return jax.lax.with_sharding_constraint(x, jax.P(*[None] * x.ndim)) if fully_automatic() else x
+
+
+def features_over_model(x: Array) -> Array:
+    """Constrain an activation (..., c) of one image to have its features divided over the mesh axis "model" alone.
+
+    For what comes out of column-parallel weights: otherwise, where pictures are small, the compiler leaves weights that
+    are divided over "data" where they are, and every device works on the pictures of all.
+    """
+    return (
+        jax.lax.with_sharding_constraint(x, jax.P(*[None] * (x.ndim - 1), MODEL)) if fully_automatic() else x
+    )
 
 
 @jax.custom_vjp
@@ -120,7 +131,8 @@ class MlpBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        hidden = apart_in_backward(costly(nn.Dense(self.hidden, dtype=self.dtype, name=self.names[0])(x)))
+        hidden = features_over_model(nn.Dense(self.hidden, dtype=self.dtype, name=self.names[0])(x))
+        hidden = apart_in_backward(costly(hidden))
         return nn.Dense(x.shape[-1], dtype=self.dtype, name=self.names[1])(self.activation(hidden))
 
 

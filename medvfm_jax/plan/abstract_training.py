@@ -1,6 +1,7 @@
 """Shape-only training step for planning (``jax.eval_shape``): no array of the model is ever made."""
 
 import functools
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -8,16 +9,17 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from medvfm_jax import systems
-from medvfm_jax.adapters import Count
+from medvfm_jax.adapters import Count, touches_encoder
 from medvfm_jax.adapters.training_options import rate_of
 from medvfm_jax.models import catalog
 from medvfm_jax.models.model import Model
 from medvfm_jax.parallel.rules import Rules
 from medvfm_jax.parallel.shardings import batch_shardings, param_shardings, shard_step, state_shardings
 from medvfm_jax.plan.errors import BadPlan
+from medvfm_jax.settings.adapt import AdaptConfig
 from medvfm_jax.settings.groups import ModelConfig
 from medvfm_jax.settings.plan import Training
-from medvfm_jax.train.assemble import adapt_base
+from medvfm_jax.train.assemble import Assembled, adapt_base, check_stacked
 from medvfm_jax.train.base_format import in_format
 from medvfm_jax.train.base_model import Base, entry_of
 from medvfm_jax.train.optimizer import make_optimizer, make_schedule
@@ -54,21 +56,40 @@ def abstract_training(config: Training) -> Abstract:
             raise BadPlan(f"{name} is {getattr(config, name)}; expected at least 1.")
     if config.global_batch % config.accumulate:
         raise BadPlan(f"A batch of {config.global_batch} cannot be cut into {config.accumulate} equal parts.")
-    base = _base(config)
-    one = "point" if base.model.spec.prompts == ("point",) else "box"  # of either two tokens
-    prompt = one if config.prompts_per_image else "none"
-    wanted = ModelConfig(model=config.model, set=config.set, prompt=prompt)
     system = systems.SYSTEMS[config.adapter]
-    assembled = adapt_base(base, wanted, config.adapter, system, classes=config.classes, seed=0)
+    AdaptConfig("-", model=config.model).check_start(entry_of(config.model), "adapter", config.adapter)
+    base = _base(config)
+    queries = _prompts(config, base.model, system)
+    one = "point" if base.model.spec.prompts == ("point",) else "box"  # of either two tokens
+    wanted = ModelConfig(model=config.model, set=config.set, prompt=one if queries else "none")
+
+    def put_around(base: Base) -> Assembled:
+        return adapt_base(base, wanted, config.adapter, system, classes=config.classes, seed=0)
+
+    assembled = put_around(base)
+    if config.scan_blocks:
+        plain = put_around(_base(replace(config, scan_blocks=False)))
+        check_stacked(assembled.delta, plain.delta, config.adapter, config.model)
     model, params = assembled.base.model, in_format(assembled.base.params, config.base_dtype)
     adapter = assembled.adapted.adapter.config
     optimizer = make_optimizer(make_schedule("cosine", 1e-4, 1000, 50), rate=rate_of(adapter))
     optimizer = with_rank_allocation(optimizer, adapter, 1000)
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(functools.partial(init_state, optimizer=optimizer), assembled.delta, key=key)
-    loss = make_loss(assembled.adapted, assembled.objective, training=True)
+    cached = (
+        config.embeddings != "off" and model.spec.resize != "none" and not touches_encoder(assembled.delta)
+    )
+    loss = make_loss(assembled.adapted, assembled.objective, cached=cached, training=True)
     step = make_step(loss, optimizer, config.accumulate)
-    return Abstract(loss, step, params, state, _batch(config, model), optimizer, assembled.size)
+    batch = _batch(config, model, queries)
+    if cached:
+        one = jax.ShapeDtypeStruct(model.spec.input_shape, jnp.float32)
+        embedding = jax.eval_shape(assembled.adapted.encode, params, assembled.delta, one)
+        shapes = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((config.global_batch, *x.shape), x.dtype), embedding
+        )
+        batch = batch._replace(image=shapes)
+    return Abstract(loss, step, params, state, batch, optimizer, assembled.size)
 
 
 def lower(training: Abstract, rules: Rules, mesh: Mesh, sums: str = "float32") -> jax.stages.Lowered:
@@ -85,6 +106,16 @@ def lower(training: Abstract, rules: Rules, mesh: Mesh, sums: str = "float32") -
     return step.trace(training.params, training.state, training.batch).lower()
 
 
+def _prompts(config: Training, model: Model, system: systems.System) -> int:
+    """Prompts per image: as asked, or what `adapt` takes."""
+    if config.prompts_per_image is not None:
+        if config.prompts_per_image < 0:
+            raise BadPlan(f"prompts_per_image is {config.prompts_per_image}; expected at least 0.")
+        return config.prompts_per_image
+    free = model.spec.task != "promptable" or system.prompts == "none"
+    return 0 if free else ModelConfig.prompts_per_image
+
+
 def _base(config: Training) -> Base:
     """The model and the shapes of its parameters."""
     options: dict[str, Any] = {
@@ -95,6 +126,12 @@ def _base(config: Training) -> Base:
         "classes": config.classes,
     }
     takes = entry_of(config.model).options
+    if config.keep != "everything" and "remat" not in takes:
+        raise BadPlan(
+            f"Model '{config.model}' keeps everything for the backward pass; leave --keep {config.keep} out."
+        )
+    if config.scan_blocks and "scan_blocks" not in takes:
+        raise BadPlan(f"Model '{config.model}' has no equal blocks to stack; leave --scan-blocks out.")
     if config.image_size is not None and "image_size" not in takes:
         raise BadPlan(f"Model '{config.model}' has no size of images to choose; leave out --image-size.")
     if config.image_size is not None and not 1 <= config.image_size <= LARGEST_SIDE:
@@ -108,9 +145,9 @@ def _base(config: Training) -> Base:
     return Base(model, jax.eval_shape(model.init, jax.eval_shape(lambda: jax.random.key(0))), "")
 
 
-def _batch(config: Training, model: Model) -> Batch:
+def _batch(config: Training, model: Model, prompts_per_image: int) -> Batch:
     """Shapes of a batch as the loader yields it."""
-    images, spec, queries = config.global_batch, model.spec, (config.prompts_per_image,)
+    images, spec, queries = config.global_batch, model.spec, (prompts_per_image,)
     prompts = None
     if spec.task == "promptable":
         prompts = Prompts(

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 _BYTES = {
-    "pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "f8e4m3fn": 1, "f8e5m2": 1, "bf16": 2, "f16": 2, "s16": 2,
+    "pred": 1, "s2": 0.25, "u2": 0.25, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "f4e2m1fn": 0.5, "f8e3m4": 1,
+    "f8e4m3": 1, "f8e4m3fn": 1, "f8e4m3fnuz": 1, "f8e4m3b11fnuz": 1, "f8e5m2": 1, "f8e5m2fnuz": 1, "f8e8m0fnu": 1,
+    "bf16": 2, "f16": 2, "s16": 2,
     "u16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8, "c64": 8, "c128": 16,
 }  # fmt: skip
 _COLLECTIVES = (
@@ -33,7 +35,8 @@ _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
 _OPCODE = re.compile(r"([a-z][a-z0-9\-]*)\(")
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
 _CALLED = re.compile(
-    r"(?:calls|to_apply|body|condition|called_computations|branch_computations)=(\{[^}]*\}|%[\w.\-]+)"
+    r"(?:calls|to_apply|body|condition|called_computations|branch_computations|true_computation|false_computation)="
+    r"(\{[^}]*\}|%[\w.\-]+)"
 )
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _WRAPPER = re.compile(
@@ -62,7 +65,8 @@ class Collective:
     payload: bytes of their operands.  sent: bytes a device sends if they run around a ring.
 
     A TPU's fusion ``all-reduce-scatter``, an all-reduce of which every device keeps its slice, is a reduce-scatter.
-    One that runs beside products, piece by piece in several fusions, counts where it starts.
+    One that runs beside products, piece by piece in several fusions, counts where it starts.  Of a conditional all
+    branches count.
     """
 
     kind: str
@@ -192,6 +196,8 @@ def _executions(
         before = times.get(name, (0, fused))
         times[name] = (before[0] + turns, fused and before[1])
         for instruction in computations.get(name, ()):
+            if instruction.opcode in ("async-update", "async-done"):  # of what counted where it started
+                continue
             called = [c for group in _CALLED.findall(instruction.attributes) for c in _names(group)]
             inside, repeated = turns, fused or instruction.opcode not in ("while", "conditional", "call")
             if instruction.opcode == "while":

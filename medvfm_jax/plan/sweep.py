@@ -50,7 +50,7 @@ def candidates(config: PlanConfig, devices: int) -> list[PlanConfig]:
             continue
         rules = ("tensor",) if model > 1 else ("replicated", "fsdp") if data > 1 else ("replicated",)
         parts = [2**i for i in range((batch // data).bit_length()) if batch // data % 2**i == 0]
-        keeping = KEEP if "remat" in entry_of(config.model).options else KEEP[:1]
+        keeping = KEEP if "remat" in entry_of(config.model).options else ("everything",)
         mesh = f"data={data}" + (f",model={model}" if model > 1 else "")
         meshes = {"fsdp": fsdp_mesh(config.topology, devices)}
         found += [

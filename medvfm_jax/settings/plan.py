@@ -18,9 +18,12 @@ class Training:
     """Images per step, over all devices."""
     accumulate: int = 1
     """Parts a batch is cut into to save memory."""
-    prompts_per_image: int = 0
+    prompts_per_image: int | None = None
     """Box prompts per image, points for a model that knows points alone; 0: prompt-free with --classes outputs, as
-    SAMed."""
+    SAMed. By default as in `adapt`: none for samed and models without prompts, else 4."""
+    embeddings: Literal["auto", "off"] = "auto"
+    """As in `adapt`: where the image encoder is frozen its embeddings are kept, and the step is that of the decoder
+    alone; `off`: images are encoded in every step."""
     classes: int = 2
     """Outputs of a prompt-free model, background included."""
     image_size: int | None = None

@@ -122,11 +122,11 @@ def assemble(
     if scan_blocks:
         shapes = model_shapes(config.model, classes=classes, dtype=config.dtype, shape=shape)
         plain = adapt_base(shapes, config, name, system, **asked)
-        _check_stacked(assembled.delta, plain.delta, name, config.model)
+        check_stacked(assembled.delta, plain.delta, name, config.model)
     return assembled
 
 
-def _check_stacked(delta: Delta, plain: Delta, adapter: str, model: str) -> None:
+def check_stacked(delta: Delta, plain: Delta, adapter: str, model: str) -> None:
     """Raise BadConfig unless a delta of stacked blocks can be told apart into one of plain blocks."""
     apart = jax.eval_shape(lambda d: unstack_delta(d, entry_of(model).group), delta)
     found, expected = (jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (apart, plain))

@@ -78,6 +78,7 @@ def test_a_mesh_takes_the_devices_it_names(medvfm, monkeypatch, tmp_path, words,
         (("--coordinator", "a:1"), "add --distributed"),
         (("--processes", "2"), "add --distributed"),
         (("--rules", "fsdp"), "say which with --mesh"),
+        (("--sums", "bfloat16"), "say which with --mesh"),
         (("--distributed", "--coordinator", "a:1"), "either all or none"),
         (("--distributed", "--coordinator", "a", "--processes", "2", "--process", "0"), "expected host:port"),
         (

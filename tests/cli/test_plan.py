@@ -109,6 +109,23 @@ def test_options_of_a_round_without_one_are_refused(medvfm, words, sentence):
     assert sentence in result.err
 
 
+def test_gathers_that_the_compiler_turned_into_sums_are_said(medvfm, monkeypatch):
+    """Also where a few activations are exchanged in another way."""
+    config = dataclasses.replace(FITS.config, rules="fsdp", topology="v5e:16x16")
+    sums = (Collective("all-reduce", 256, 248, 2**32, 2**33), Collective("all-to-all", 256, 5, 2**21, 2**21))
+    note = "--mesh replica=16,data=16 gathers in groups"
+    for collectives, said in (
+        (sums, True),
+        (sums[:1], True),
+        ((*sums, Collective("all-gather", 256, 9, 2**20, 2**28)), False),
+    ):
+        found = dataclasses.replace(
+            FITS, config=config, program=dataclasses.replace(FITS.program, collectives=collectives)
+        )
+        monkeypatch.setattr(command, "plan", lambda asked, found=found: found)
+        assert (note in medvfm(*SAM_H, "--rules", "fsdp").out) is said
+
+
 def test_what_does_not_fit_is_said_with_what_would_help(medvfm, monkeypatch):
     monkeypatch.setattr(command, "plan", lambda config: TOO_LARGE)
     result = medvfm("plan", "--model", "sam-h")

@@ -4,9 +4,12 @@ import functools
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from medvfm_jax.mesh_axes import BATCH
+from medvfm_jax.models import catalog
 from medvfm_jax.parallel import (
     BadMesh,
     batch_shardings,
@@ -118,3 +121,36 @@ def test_lora_factors_follow_the_side_of_the_kernel_they_share():
 def test_a_batch_that_cannot_be_divided_is_refused():
     with pytest.raises(BadMesh, match="batch of 3 cannot be divided over 8 devices"):
         batch_shardings(make_mesh("clients=2,data=4"), jax.tree.map(lambda x: x[:3], batch()))
+
+
+@pytest.mark.parametrize("rules", [fsdp(least=0), tensor()], ids=["fsdp", "tensor"])
+@pytest.mark.parametrize(
+    "name",
+    ["vit-tiny-test"]
+    + [pytest.param(f"{n}-tiny-test", marks=pytest.mark.slow) for n in ("dinov3", "swin", "unetr")],
+)
+def test_encoders_give_the_same_gradients_wherever_their_weights_are(name, rules):
+    """On meshes whose sizes do not divide every width; the constraints on activations change no number."""
+    model = catalog.build(name)
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    params = jax.tree.map(lambda s: rng.normal(0, 0.2, s.shape).astype(np.float32), shapes)
+    images = rng.normal(size=(4, *model.spec.input_shape)).astype(np.float32)
+
+    def loss(params, images):
+        embeddings = jax.vmap(lambda image: model.encode(params, image), spmd_axis_name=BATCH)(images)
+        return sum(jnp.square(leaf).mean() for leaf in jax.tree.leaves(embeddings))
+
+    def gradients(mesh, rules):
+        def on_mesh(params, images):
+            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+                return jax.value_and_grad(loss)(params, images)
+
+        where = param_shardings(rules, mesh, params), batch_shardings(mesh, images)
+        return jax.device_get(jax.jit(on_mesh, in_shardings=where)(params, images))
+
+    value, want = gradients(make_mesh("data=1", jax.devices()[:1]), replicated())
+    same, found = gradients(make_mesh("data=4,model=2"), rules)
+    np.testing.assert_allclose(same, value, rtol=1e-5)
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(want))
+    chex.assert_trees_all_close(found, want, rtol=1e-3, atol=2e-5 * largest)

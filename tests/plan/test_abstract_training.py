@@ -7,7 +7,7 @@ from medvfm_jax.plan.abstract_training import abstract_training
 from medvfm_jax.plan.errors import BadPlan
 from medvfm_jax.settings.adapt import AdaptConfig
 from medvfm_jax.settings.plan import Training
-from medvfm_jax.types import Prompts
+from medvfm_jax.types import MedvfmError, Prompts
 
 
 def test_a_sam_is_described_without_an_array_of_it():
@@ -68,6 +68,42 @@ def test_a_model_of_volumes_is_asked_with_points():
     found = abstract_training(Training("sam-med3d-tiny-test", "lora", global_batch=2, prompts_per_image=3))
     assert found.batch.prompts.points.shape == (2, 3, 2, 3)
     assert found.batch.target.shape == (2, 3, 48, 48, 48)
+
+
+@pytest.mark.parametrize(
+    ("model", "adapter", "prompts"),
+    [("sam-tiny-test", "samed", 0), ("sam-tiny-test", "lora", 4), ("vit-tiny-test", "lora", 0)],
+)
+def test_a_plan_prompts_as_adapt_does_where_nothing_is_said(model, adapter, prompts):
+    found = abstract_training(Training(model, adapter, global_batch=2)).batch
+    assert (found.prompts.points.shape[1] if prompts else found.prompts) == (prompts or None)
+    assert found.weight.shape == ((2, prompts) if prompts else (2,))
+
+
+def test_with_a_frozen_encoder_the_step_is_that_of_the_decoder_as_in_adapt():
+    settings = {"model": "sam-tiny-test", "adapter": "decoder", "global_batch": 2}
+    found = abstract_training(Training(**settings))
+    assert found.batch.image.shape == (2, 4, 4, 32)  # embeddings
+    assert abstract_training(Training(**settings, embeddings="off")).batch.image.shape == (2, 64, 64, 3)
+    assert abstract_training(Training(**settings | {"adapter": "lora"})).batch.image.shape == (2, 64, 64, 3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (
+            {"model": "lite-tiny-test", "scan_blocks": True},
+            "has no equal blocks to stack; leave --scan-blocks out",
+        ),
+        ({"model": "lite-tiny-test", "keep": "products"}, "leave --keep products out"),
+        ({"adapter": "fact_tt", "scan_blocks": True}, "not those of single ones; leave --scan-blocks out"),
+        ({"model": "unet"}, "starts from random weights"),
+        ({"prompts_per_image": -1}, "prompts_per_image is -1"),
+    ],
+)
+def test_what_adapt_refuses_is_not_planned(settings, sentence):
+    with pytest.raises(MedvfmError, match=sentence):
+        abstract_training(Training(**{"model": "sam-tiny-test"} | settings))
 
 
 @pytest.mark.parametrize(

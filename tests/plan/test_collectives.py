@@ -9,6 +9,7 @@ import pytest
 from medvfm_jax.models import catalog
 from medvfm_jax.models.sam.encoder import SamEncoderConfig
 from medvfm_jax.models.sam.entries import _sam
+from medvfm_jax.models.vit.modules import VARIANTS
 from medvfm_jax.parallel import fsdp
 from medvfm_jax.plan import step_plan
 from medvfm_jax.plan.step_plan import plan
@@ -18,7 +19,13 @@ from medvfm_jax.settings.plan import PlanConfig
 
 without_libtpu = importlib.util.find_spec("libtpu") is None
 TINY = PlanConfig(
-    model="sam-tiny-test", adapter="full", image_size=32, rules="fsdp", dtype="bfloat16", scan_blocks=True
+    model="sam-tiny-test",
+    adapter="full",
+    image_size=32,
+    rules="fsdp",
+    dtype="bfloat16",
+    scan_blocks=True,
+    prompts_per_image=0,
 )
 
 
@@ -63,6 +70,44 @@ def test_weights_are_gathered_in_groups_and_images_stay(mesh, monkeypatch):
     assert sum(c.payload for c in others if c.kind != "all-reduce") < 0.1 * gathered
 
 
+def test_weights_of_a_plain_vit_travel_and_its_small_pictures_do_not(monkeypatch):
+    """On 17 tokens of each picture the compiler would rather divide features, and show every device all pictures."""
+    monkeypatch.setitem(VARIANTS._records, "vit-b", replace(VARIANTS["vit-b"], dim=256, depth=2, heads=4))
+    asked = PlanConfig(
+        "vit-b", "full", global_batch=8, image_size=64, rules="fsdp", mesh="data=8", scan_blocks=True
+    )
+    found = plan(asked)
+    kinds = by_kind(found)
+    blocks = 2 * 12 * 256**2  # of the matrices
+    assert sum(c.payload for c in kinds.pop("all-to-all", [])) < 0.01 * 4 * blocks  # patches, once
+    assert set(kinds) == {"all-gather", "all-reduce"}  # XLA makes no reduce-scatter on a CPU
+    gathered = 8 * sum(c.payload for c in kinds["all-gather"])
+    assert 4 * blocks <= gathered < 2.5 * 4 * found.trained
+    assert sum(c.payload for c in kinds["all-reduce"]) < 1.1 * 4 * found.trained
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(without_libtpu, reason="needs libtpu (extra [tpu])")
+@pytest.mark.parametrize("topology", ["v5p:2x2x1", "v5p:4x4x4"])
+def test_fsdp_of_a_plain_vit_on_4_and_64_chips(topology, monkeypatch):
+    """Of the blocks' matrices: gathers forwards and again backwards, in bfloat16; float32 gradients scattered once."""
+    monkeypatch.setenv("MEDVFM_KERNELS", "0")
+    monkeypatch.setitem(VARIANTS._records, "vit-b", replace(VARIANTS["vit-b"], depth=2))
+    monkeypatch.setattr(jax.config, "jax_disable_most_optimizations", False, raising=False)
+    chips = {"v5p:2x2x1": 4, "v5p:4x4x4": 64}[topology]
+    asked = PlanConfig(
+        "vit-b", "full", global_batch=2 * chips, image_size=224, topology=topology, rules="fsdp",
+        dtype="bfloat16", keep="nothing", scan_blocks=True, mesh=fsdp_mesh(topology, chips),
+    )  # fmt: skip
+    found = plan(asked)
+    kinds, data = by_kind(found, least=2**16), found.mesh["data"]
+    blocks = 2 * 12 * 768**2
+    assert set(kinds) == {"all-gather", "reduce-scatter", "all-reduce"}
+    assert 2 * 2 * blocks <= data * sum(c.payload for c in kinds["all-gather"]) < 1.3 * 2 * 2 * blocks
+    assert 4 * blocks <= sum(c.payload for c in kinds["reduce-scatter"]) < 1.2 * 4 * blocks
+    assert sum(c.payload for c in kinds["all-reduce"]) < 0.4 * 4 * blocks
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(without_libtpu, reason="needs libtpu (extra [tpu])")
 @pytest.mark.parametrize("topology", ["v5p:2x2x1", "v5p:4x4x4", "v5e:16x16"])
@@ -74,7 +119,7 @@ def test_fsdp_of_a_small_sam_on_4_64_and_256_chips(topology, monkeypatch):
     chips = {"v5p:2x2x1": 4, "v5p:4x4x4": 64, "v5e:16x16": 256}[topology]
     asked = PlanConfig(
         "sam-b", "full", global_batch=chips, image_size=224, topology=topology, rules="fsdp",
-        dtype="bfloat16", keep="nothing", scan_blocks=True,
+        dtype="bfloat16", keep="nothing", scan_blocks=True, prompts_per_image=0,
     )  # fmt: skip
     found = plan(replace(asked, mesh=fsdp_mesh(topology, chips)))
     kinds, data, replicas = by_kind(found, least=2**16), found.mesh["data"], found.mesh["replica"]

@@ -207,3 +207,33 @@ ENTRY %main (g: bf16[8,128]) -> bf16[64,128] {{
 }}
 """
     assert analyse(text).collectives == (Collective("all-gather", 8, 1, 2048, 7 * 2048),)
+
+
+def test_a_wrapped_collective_counts_once_and_both_branches_of_a_condition_are_read():
+    payload = 64 * 128
+    text = """HloModule m, num_partitions=8
+
+%wrapped (p: f8e4m3b11fnuz[64,128]) -> f8e4m3b11fnuz[8,128] {
+  %p = f8e4m3b11fnuz[64,128]{1,0} parameter(0)
+  ROOT %s = f8e4m3b11fnuz[8,128]{1,0} reduce-scatter(%p), replica_groups=[1,8]<=[8], dimensions={0}, to_apply=%add
+}
+
+%yes (p: f8e4m3b11fnuz[64,128]) -> f8e4m3b11fnuz[8,128] {
+  %p = f8e4m3b11fnuz[64,128]{1,0} parameter(0)
+  %s = ((f8e4m3b11fnuz[64,128]{1,0}), f8e4m3b11fnuz[8,128]{1,0}, s32[]) async-start(%p), calls=%wrapped
+  %u = ((f8e4m3b11fnuz[64,128]{1,0}), f8e4m3b11fnuz[8,128]{1,0}, s32[]) async-update(%s), calls=%wrapped
+  ROOT %d = f8e4m3b11fnuz[8,128]{1,0} async-done(%u), calls=%wrapped
+}
+
+%no (p: f8e4m3b11fnuz[64,128]) -> f8e4m3b11fnuz[8,128] {
+  %p = f8e4m3b11fnuz[64,128]{1,0} parameter(0)
+  ROOT %s = f8e4m3b11fnuz[8,128]{1,0} slice(%p), slice={[0:8], [0:128]}
+}
+
+ENTRY %main (g: f8e4m3b11fnuz[64,128], q: pred[]) -> f8e4m3b11fnuz[8,128] {
+  %g = f8e4m3b11fnuz[64,128]{1,0} parameter(0)
+  %q = pred[] parameter(1)
+  ROOT %c = f8e4m3b11fnuz[8,128]{1,0} conditional(%q, %g, %g), true_computation=%yes, false_computation=%no
+}
+"""
+    assert analyse(text).collectives == (Collective("reduce-scatter", 8, 1, payload, payload * 7 // 8),)

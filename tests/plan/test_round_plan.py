@@ -13,7 +13,15 @@ from medvfm_jax.plan.step_plan import plan
 from medvfm_jax.settings.plan import CohortPlanConfig, PlanConfig
 
 TINY = CohortPlanConfig(
-    "sam-tiny-test", "linear", image_size=32, dtype="float32", clients=16, global_batch=16, mesh="clients=8"
+    "sam-tiny-test",
+    "linear",
+    image_size=32,
+    dtype="float32",
+    clients=16,
+    global_batch=16,
+    mesh="clients=8",
+    prompts_per_image=0,
+    embeddings="off",
 )
 
 

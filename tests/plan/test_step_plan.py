@@ -25,7 +25,9 @@ from medvfm_jax.plan.topologies import devices_of
 from medvfm_jax.settings.plan import PlanConfig
 
 CHIP = Chip("test", flops=100.0, hbm=1000, bandwidth=10.0, ici=5.0, clock=2.0, dimensions=2, pod=4)
-TINY = {"model": "sam-tiny-test", "adapter": "linear", "image_size": 32}
+TINY = {
+    "model": "sam-tiny-test", "adapter": "linear", "image_size": 32, "prompts_per_image": 0, "embeddings": "off",
+}  # fmt: skip
 without_libtpu = importlib.util.find_spec("libtpu") is None
 without_cuda = importlib.util.find_spec("jax_plugins") is None
 

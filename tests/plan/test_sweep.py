@@ -16,7 +16,14 @@ from medvfm_jax.plan.step_plan import Memory, Plan, Speed
 from medvfm_jax.plan.sweep import candidates, ranked, sweep, words
 from medvfm_jax.settings.plan import PlanConfig
 
-TINY = PlanConfig(model="sam-tiny-test", adapter="linear", image_size=32, global_batch=8)
+TINY = PlanConfig(
+    model="sam-tiny-test",
+    adapter="linear",
+    image_size=32,
+    global_batch=8,
+    prompts_per_image=0,
+    embeddings="off",
+)
 
 
 def ways(config, devices):
@@ -45,14 +52,14 @@ def test_the_order_is_few_parts_then_recomputing_then_no_model_axis_then_whole_p
     assert max(parts for _, _, parts, _ in found) == 4
 
 
-def test_a_model_without_blocks_has_no_model_axis_and_keeps_nothing():
+def test_a_model_without_blocks_has_no_model_axis_and_keeps_everything_as_adapt_demands():
     found = ways(PlanConfig(model="lite-tiny-test", global_batch=12), 2)
     assert found == [
-        ("data=2", "replicated", 1, "nothing"), ("data=2", "fsdp", 1, "nothing"),
-        ("data=2", "replicated", 2, "nothing"), ("data=2", "fsdp", 2, "nothing"),
+        ("data=2", "replicated", 1, "everything"), ("data=2", "fsdp", 1, "everything"),
+        ("data=2", "replicated", 2, "everything"), ("data=2", "fsdp", 2, "everything"),
     ]  # fmt: skip
     assert ways(PlanConfig(model="lite-tiny-test", global_batch=1), 1) == [
-        ("data=1", "replicated", 1, "nothing")
+        ("data=1", "replicated", 1, "everything")
     ]
 
 

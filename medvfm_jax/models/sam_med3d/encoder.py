@@ -21,7 +21,7 @@ from jax import Array
 
 from medvfm_jax.models.attention import dot_logits, relative_positions, softmax_average
 from medvfm_jax.models.convolution_gradient import Conv
-from medvfm_jax.models.layers import MlpBlock, layer_norm
+from medvfm_jax.models.layers import MlpBlock, features_over_model, layer_norm, undivided
 
 PATCH = 16  # voxels along a side of a token
 NORM_EPSILON = 1e-6
@@ -70,7 +70,7 @@ class Attention(nn.Module):
             for axis in "dhw"
         ]
         to_qkv = nn.Dense(3 * dim, dtype=config.dtype, name="qkv")
-        qkv = to_qkv(x)
+        qkv = features_over_model(to_qkv(x))
         if self.is_global:
             positions = [relative_positions(table, x.shape[0]) for table in tables]
             out = volume_attention(qkv, positions, config.heads)
@@ -142,9 +142,9 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        config = self.config
+        config, x = self.config, undivided(x)
         y = layer_norm("norm1", NORM_EPSILON, config.dtype)(x)
-        x = x + Attention(config, self.is_global, name="attn")(y)
+        x = undivided(x + Attention(config, self.is_global, name="attn")(y))
         y = layer_norm("norm2", NORM_EPSILON, config.dtype)(x)
         return x + MlpBlock(4 * x.shape[-1], dtype=config.dtype, name="mlp")(y)
 

@@ -26,7 +26,7 @@ from jax import Array
 
 from medvfm_jax.models.attention import dot_logits, partition, softmax_average, unpartition
 from medvfm_jax.models.convolution import PatchConv
-from medvfm_jax.models.layers import MlpBlock, costly, layer_norm
+from medvfm_jax.models.layers import MlpBlock, costly, features_over_model, layer_norm, undivided
 
 NORM_EPSILON = 1e-5
 APART = -100.0  # added to the logits of tokens that are neighbours only because the shift wraps around
@@ -94,7 +94,7 @@ class WindowAttention(nn.Module):
     @nn.compact
     def __call__(self, x: Array, mask: np.ndarray | None = None) -> Array:
         channels = x.shape[-1]
-        qkv = costly(nn.Dense(3 * channels, dtype=self.dtype, name="qkv")(x))
+        qkv = costly(features_over_model(nn.Dense(3 * channels, dtype=self.dtype, name="qkv")(x)))
         q, k, v = rearrange(qkv, "n t (three heads d) -> three n heads t d", three=3, heads=self.heads)
         shape = ((2 * self.window - 1) ** self.axes, self.heads)
         table = self.param("relative_position_bias_table", _SMALL, shape)
@@ -118,7 +118,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        (h, w, channels), window = x.shape, self.window
+        (h, w, channels), window, x = x.shape, self.window, undivided(x)
         y = layer_norm("norm1", NORM_EPSILON, self.dtype)(x)
         y = jnp.pad(y, ((0, -h % window), (0, -w % window), (0, 0)))
         padded = y.shape[:2]
@@ -128,7 +128,7 @@ class Block(nn.Module):
         attention = WindowAttention(self.heads, window, self.dtype, name="attn")
         y = unpartition(attention(partition(y, window), mask), window, padded)
         y = jnp.roll(y, (shift, shift), (0, 1)) if shift else y
-        x = costly(x + y[:h, :w])
+        x = undivided(costly(x + y[:h, :w]))
         mlp = MlpBlock(self.mlp_ratio * channels, dtype=self.dtype, names=("fc1", "fc2"), name="mlp")
         return costly(x + mlp(layer_norm("norm2", NORM_EPSILON, self.dtype)(x)))
 

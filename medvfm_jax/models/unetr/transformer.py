@@ -13,7 +13,7 @@ from einops import rearrange
 from jax import Array
 
 from medvfm_jax.models.attention import attend
-from medvfm_jax.models.layers import MlpBlock, layer_norm
+from medvfm_jax.models.layers import MlpBlock, features_over_model, layer_norm, undivided
 
 NORM_EPSILON = 1e-5  # PyTorch's default
 
@@ -51,7 +51,7 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         dim, heads, dtype = self.config.dim, self.config.heads, self.config.dtype
-        qkv = nn.Dense(3 * dim, use_bias=False, dtype=dtype, name="qkv")(x)
+        qkv = features_over_model(nn.Dense(3 * dim, use_bias=False, dtype=dtype, name="qkv")(x))
         q, k, v = rearrange(qkv, "tokens (three heads d) -> three heads tokens d", three=3, heads=heads)
         out = attend(q * (dim // heads) ** -0.5, k, v)
         return nn.Dense(dim, dtype=dtype, name="out_proj")(
@@ -66,8 +66,8 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        config = self.config
-        x = x + Attention(config, name="attn")(layer_norm("norm1", NORM_EPSILON, config.dtype)(x))
+        config, x = self.config, undivided(x)
+        x = undivided(x + Attention(config, name="attn")(layer_norm("norm1", NORM_EPSILON, config.dtype)(x)))
         mlp = MlpBlock(config.mlp, names=("linear1", "linear2"), dtype=config.dtype, name="mlp")
         return x + mlp(layer_norm("norm2", NORM_EPSILON, config.dtype)(x))
 

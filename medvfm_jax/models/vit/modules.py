@@ -27,7 +27,7 @@ from medvfm_jax.models.backend import backend as current_backend
 from medvfm_jax.models.convolution import PatchConv
 from medvfm_jax.models.errors import BadModelOption
 from medvfm_jax.models.interpolation import resize
-from medvfm_jax.models.layers import LayerNorm, MlpBlock, gelu, layer_norm
+from medvfm_jax.models.layers import LayerNorm, MlpBlock, features_over_model, gelu, layer_norm, undivided
 from medvfm_jax.models.model import Model
 from medvfm_jax.models.vit import rotary
 from medvfm_jax.types import MedvfmError, ModelSpec, Params
@@ -149,6 +149,7 @@ class Attention(nn.Module):
                 self.param(name, nn.initializers.zeros, (heads * width,)) for name in ("q_bias", "v_bias")
             )
             qkv = qkv + jnp.concatenate([q_bias, jnp.zeros_like(q_bias), v_bias]).astype(dtype)
+        qkv = features_over_model(qkv)
         q, k, v = rearrange(qkv, "tokens (three heads d) -> three heads tokens d", three=3, heads=heads)
         if self.config.rope:
             turned = rotary.angles(self.grid, width, self.config.rope)
@@ -185,7 +186,10 @@ class GatedMlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        gate, value = (nn.Dense(self.hidden, dtype=self.dtype, name=name)(x) for name in ("w1", "w2"))
+        gate, value = (
+            features_over_model(nn.Dense(self.hidden, dtype=self.dtype, name=name)(x))
+            for name in ("w1", "w2")
+        )
         return nn.Dense(x.shape[-1], dtype=self.dtype, name="w3")(nn.silu(gate) * value)
 
 
@@ -221,7 +225,9 @@ class Block(nn.Module):
                 names=("fc1", "fc2"),
                 name="mlp",
             )
-        x = x + scaled(Attention(self.config, self.grid, name="attn")(norm("norm1")(x)), "ls1")
+        x = undivided(x)
+        y = Attention(self.config, self.grid, name="attn")(norm("norm1")(x))
+        x = undivided(x + scaled(y, "ls1"))
         return x + scaled(mlp(norm("norm2")(x)), "ls2")
 
 
