@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
-from medvfm_jax.mesh_axes import MODEL, fully_automatic, vary_like
+from medvfm_jax.mesh_axes import MODEL, automatic_axes, fully_automatic, vary_like
 from medvfm_jax.models.convolution import PatchConv
 from medvfm_jax.models.convolution_gradient import Conv
 
@@ -52,11 +52,12 @@ def features_over_model(x: Array) -> Array:
     """Constrain an activation (..., c) of one image to have its features divided over the mesh axis "model" alone.
 
     For what comes out of column-parallel weights: otherwise, where pictures are small, the compiler leaves weights that
-    are divided over "data" where they are, and every device works on the pictures of all.
+    are divided over "data" where they are, and every device works on the pictures of all. Whole on a mesh without it.
     """
-    return (
-        jax.lax.with_sharding_constraint(x, jax.P(*[None] * (x.ndim - 1), MODEL)) if fully_automatic() else x
-    )
+    if not fully_automatic():
+        return x
+    axis = MODEL if MODEL in automatic_axes() else None
+    return jax.lax.with_sharding_constraint(x, jax.P(*[None] * (x.ndim - 1), axis))
 
 
 @jax.custom_vjp

@@ -5,8 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
-from medvfm_jax.models.layers import LayerNorm
+from medvfm_jax.models.layers import LayerNorm, features_over_model
 
 LINEN = nn.LayerNorm(1e-6, use_fast_variance=False)
 OURS = LayerNorm(1e-6)
@@ -65,3 +66,10 @@ def test_inside_shard_map_every_client_has_its_own_gradient(case):
     specs = {"in_specs": jax.P("clients"), "out_specs": jax.P("clients")}
     found = jax.jit(jax.shard_map(gradient, mesh=mesh, **specs))(x)
     np.testing.assert_allclose(found, gradient(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("axes", [("data",), ("data", "model")])
+def test_features_may_be_divided_on_a_mesh_of_any_axes(axes):
+    mesh = jax.make_mesh((1,) * len(axes), axes, axis_types=(AxisType.Auto,) * len(axes))
+    with jax.set_mesh(mesh):
+        np.testing.assert_array_equal(jax.jit(features_over_model)(jnp.ones((2, 3, 4))), np.ones((2, 3, 4)))
