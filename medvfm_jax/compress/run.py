@@ -16,6 +16,7 @@ from medvfm_jax.compress.record import Compressed, ParamTransform, Subject
 from medvfm_jax.data import NoExamples, PromptConfig, Split, load_example, make_loader
 from medvfm_jax.data.findings import named
 from medvfm_jax.runs import run_directory
+from medvfm_jax.runs.seen_cases import Seen, rows
 from medvfm_jax.runs.settings_record import settings_digest
 from medvfm_jax.settings.compress import CompressConfig
 from medvfm_jax.settings.records import BadConfig, to_json
@@ -201,10 +202,7 @@ def _batches(
             f"The training part of {source.dataset.folder} is empty, so there is no image to calibrate with; give "
             "smaller --val-fraction and --test-fraction."
         )
-    chosen = np.unique(np.linspace(0, len(source.split.train) - 1, config.cases).round().astype(int))
-    some = source._replace(
-        split=source.split._replace(train=tuple(source.split.train[i] for i in chosen), val=(), test=())
-    )
+    some = source._replace(split=source.split._replace(train=_cases(config, source), val=(), test=()))
     try:
         found = training_data(
             some, spec, prompt, config.reading(opened.subject.name, data=source.dataset.source)
@@ -237,6 +235,14 @@ def _batches(
         batch_size=1, seed=config.seed, prompts=exact, shuffle=False, epochs=1, threads=0,
     )  # fmt: skip
     return tuple(loader)
+
+
+def _cases(config: CompressConfig, source: SplitData) -> tuple[str, ...]:
+    """Cases that images are taken of, evenly from the training part."""
+    train = source.split.train
+    return tuple(
+        train[i] for i in np.unique(np.linspace(0, len(train) - 1, config.cases).round().astype(int))
+    )
 
 
 def _change(
@@ -328,6 +334,8 @@ def _record(
             "set": ours["set"],
         }
         record |= {"run": ours["run"], "cases": config.cases}
+        # Of data that are not the run's, `split` does not tell that the model has seen them.
+        resolved["calibration"] = rows([Seen(source.sha256, frozenset(_cases(config, source)))])
     record["model"] = opened.said["base"]
     record["weights"] = None  # the file holds the whole model
     record["resolved"] = {
