@@ -98,7 +98,7 @@ def compress(config: CompressConfig, say: Callable[[str], None] = lambda text: N
         batches = _batches(config, opened, source, say)
         task = opened.subject.model.spec.task
         objective = "samed" if task == "semantic" else "medsam"
-        calibration = Calibration(batches, objective, config.seed, say)
+        calibration = Calibration(batches, objective, config.seed, say, _foreign(opened, source))
         say(f"{config.method} on {opened.subject.name}, calibrated with {len(batches)} images")
         compressed = method.init(opened.subject, calibration, **options)
         change = _change(method, opened.subject, compressed, batches)
@@ -165,6 +165,17 @@ def _published(config: CompressConfig) -> _Opened:
         "classes": 2, "labels": {"background": 0, "object": 1}, "channel_names": [],
     }  # fmt: skip
     return _Opened(Subject(name, base.model, _host(base.params)), base, said, None)
+
+
+def _foreign(opened: _Opened, source: SplitData) -> str:
+    """Why the labels of the data are not the classes of a model without prompts, "" where they are."""
+    ours, theirs = opened.said["labels"], source.dataset.labels
+    if opened.subject.model.spec.task != "semantic" or dict(ours) == dict(theirs):
+        return ""
+    return (
+        f"{opened.subject.name} was trained for the labels {', '.join(ours)}, and {source.dataset.name} has "
+        f"{', '.join(theirs)}; give --data with its labels, or a method that looks at images alone."
+    )
 
 
 def _host(params: Any) -> Any:
