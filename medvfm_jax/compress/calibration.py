@@ -36,12 +36,19 @@ class Calibration(NamedTuple):
         objective: name of the loss on the labels, see ``train.task``.
         seed: of what is sampled.
         say: told what takes long.
+        foreign: why the labels are not those that the model gives, "" where they are.
     """
 
     batches: Sequence[Batch]
     objective: str = "medsam"
     seed: int = 0
     say: Callable[[str], None] = lambda text: None
+    foreign: str = ""
+
+    def require_labels(self) -> None:
+        """Raise BadConfig where the labels say nothing of the model's outputs."""
+        if self.foreign:
+            raise BadConfig(self.foreign)
 
     def inputs(self) -> Iterable[tuple[Array, Prompts | None]]:
         """(image, prompts) of each; raises BadConfig where there are none."""
@@ -255,7 +262,7 @@ def importance(
         Path -> (parts,).
 
     Raises:
-        BadConfig: no images.
+        BadConfig: no images, or labels of other classes than the model's.
         OutOfRange: derivatives that are not finite.
 
     References:
@@ -263,6 +270,7 @@ def importance(
         https://arxiv.org/abs/1906.10771, equation 8 (gates).
     """
     calibration.inputs().__iter__().__next__()
+    calibration.require_labels()
 
     def init_site(key: Array, site: Any) -> dict[str, Array]:
         del key

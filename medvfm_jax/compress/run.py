@@ -16,6 +16,7 @@ from medvfm_jax.compress.record import Compressed, ParamTransform, Subject
 from medvfm_jax.data import NoExamples, PromptConfig, Split, load_example, make_loader
 from medvfm_jax.data.findings import named
 from medvfm_jax.runs import run_directory
+from medvfm_jax.runs.seen_cases import Seen, rows
 from medvfm_jax.runs.settings_record import settings_digest
 from medvfm_jax.settings.compress import CompressConfig
 from medvfm_jax.settings.records import BadConfig, to_json
@@ -91,7 +92,7 @@ def compress(config: CompressConfig, say: Callable[[str], None] = lambda text: N
         batches = _batches(config, opened, source, say)
         task = opened.subject.model.spec.task
         objective = "samed" if task == "semantic" else "medsam"
-        calibration = Calibration(batches, objective, config.seed, say)
+        calibration = Calibration(batches, objective, config.seed, say, _foreign(opened, source))
         say(f"{config.method} on {opened.subject.name}, calibrated with {len(batches)} images")
         compressed = method.init(opened.subject, calibration, **options)
         change = _change(method, opened.subject, compressed, batches)
@@ -160,6 +161,17 @@ def _published(config: CompressConfig) -> _Opened:
     return _Opened(Subject(name, base.model, _host(base.params)), base, said, None)
 
 
+def _foreign(opened: _Opened, source: SplitData) -> str:
+    """Why the labels of the data are not the classes of a model without prompts, "" where they are."""
+    ours, theirs = opened.said["labels"], source.dataset.labels
+    if opened.subject.model.spec.task != "semantic" or dict(ours) == dict(theirs):
+        return ""
+    return (
+        f"{opened.subject.name} was trained for the labels {', '.join(ours)}, and {source.dataset.name} has "
+        f"{', '.join(theirs)}; give --data with its labels, or a method that looks at images alone."
+    )
+
+
 def _host(params: Any) -> Any:
     return jax.tree.map(lambda leaf: np.asarray(leaf), params)
 
@@ -195,10 +207,7 @@ def _batches(
             f"The training part of {source.dataset.folder} is empty, so there is no image to calibrate with; give "
             "smaller --val-fraction and --test-fraction."
         )
-    chosen = np.unique(np.linspace(0, len(source.split.train) - 1, config.cases).round().astype(int))
-    some = source._replace(
-        split=source.split._replace(train=tuple(source.split.train[i] for i in chosen), val=(), test=())
-    )
+    some = source._replace(split=source.split._replace(train=_cases(config, source), val=(), test=()))
     try:
         found = training_data(
             some, spec, prompt, config.reading(opened.subject.name, data=source.dataset.source)
@@ -231,6 +240,14 @@ def _batches(
         batch_size=1, seed=config.seed, prompts=exact, shuffle=False, epochs=1, threads=0,
     )  # fmt: skip
     return tuple(loader)
+
+
+def _cases(config: CompressConfig, source: SplitData) -> tuple[str, ...]:
+    """Cases that images are taken of, evenly from the training part."""
+    train = source.split.train
+    return tuple(
+        train[i] for i in np.unique(np.linspace(0, len(train) - 1, config.cases).round().astype(int))
+    )
 
 
 def _change(
@@ -322,6 +339,8 @@ def _record(
             "set": ours["set"],
         }
         record |= {"run": ours["run"], "cases": config.cases}
+        # Of data that are not the run's, `split` does not tell that the model has seen them.
+        resolved["calibration"] = rows([Seen(source.sha256, frozenset(_cases(config, source)))])
     record["model"] = opened.said["base"]
     record["weights"] = None  # the file holds the whole model
     record["resolved"] = {

@@ -101,6 +101,8 @@ def _init(
 ) -> Compressed:
     check(steps=(steps, 1))
     require(0 < learning_rate <= 1, "learning_rate", learning_rate, "above 0 and at most 1")
+    if loss == "labels":
+        calibration.require_labels()
     begin = integers.TRANSFORM.init(
         subject, calibration,
         bits=bits, candidates=candidates, rounds=rounds, rows=rows, attention=attention, at=at,

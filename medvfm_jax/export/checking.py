@@ -155,7 +155,7 @@ def measured(
             raise BeyondBound(
                 f"{file.name} is off by {error:.2g} in its {tensor.name}, more than the bound {bound:g}; "
                 + (
-                    "raise --int8-bound or leave out --int8."
+                    f"raise --int8-bound{' or leave out --int8' if '.int8' in file.name else ''}."
                     if relative
                     else "use --to stablehlo, and please report it."
                 ),

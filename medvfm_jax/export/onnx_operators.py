@@ -9,6 +9,7 @@ from math import prod
 from typing import Any
 
 import numpy as np
+from jax.lax import RoundingMethod
 
 from medvfm_jax.export.onnx_graph import CannotExport, Graph, Shape, Value, constant, is_static, same
 
@@ -97,6 +98,14 @@ def _integer_pow(graph: Graph, equation: Any, names: list[str]) -> str:
     return graph.node("Pow", [names[0], _scalar(graph, equation, power)])
 
 
+def _rounded(graph: Graph, equation: Any, names: list[str]) -> str:
+    """To the nearest whole number; of two alike the even one, which is ONNX's only way, or the one away from 0."""
+    if equation.params["rounding_method"] == RoundingMethod.TO_NEAREST_EVEN:
+        return graph.node("Round", names)
+    up = graph.node("Floor", [graph.node("Add", [graph.node("Abs", names), _scalar(graph, equation, 0.5)])])
+    return graph.node("Mul", [graph.node("Sign", names), up])
+
+
 def _cast(graph: Graph, equation: Any, names: list[str]) -> str:
     from onnx import helper
 
@@ -121,6 +130,7 @@ _BUILT: dict[str, Callable[[Graph, Any, list[str]], str]] = {
     "log1p": lambda g, e, n: g.node("Log", [g.node("Add", [n[0], _scalar(g, e, 1)])]),
     "ne": lambda g, e, n: g.node("Not", [g.node("Equal", n)]),
     "rem": lambda g, e, n: g.node("Mod", n, fmod=1),
+    "round": _rounded,
     "rsqrt": lambda g, e, n: g.node("Reciprocal", [g.node("Sqrt", n)]),
     "select_n": _select,
     "square": lambda g, e, n: g.node("Mul", [n[0], n[0]]),

@@ -57,7 +57,7 @@ def export(config: ExportConfig, say: Callable[[str], None] = lambda text: None)
     ) as hidden:
         folder = Path(hidden) / "folder"
         folder.mkdir()
-        files, small, rows = _written(config, chosen, found.spec, parts, references, folder, say)
+        files, small, rows = _written(config, chosen, found, parts, references, folder, say)
         check = {
             "written_as": config.to,
             "reference": "JAX, with the adapter beside the weights" if found.metadata else "JAX",
@@ -214,7 +214,7 @@ def _number_of_masks(found: Subject, slots: int) -> int:
 def _written(
     config: ExportConfig,
     chosen: Format,
-    spec: ModelSpec,
+    found: Subject,
     parts: list[Part],
     references: list[Part],
     folder: Path,
@@ -222,6 +222,9 @@ def _written(
 ) -> tuple[dict[str, str], dict[str, str], list[dict[str, Any]]]:
     """Write and check every part; gives the files, the 8-bit files, and a record of each check."""
     files, small, rows = {}, {}, []
+    spec = found.spec
+    # Formats add numbers up in another order: what is rounded half-way between two steps is then off by a whole one.
+    bound, relative = (config.int8_bound, True) if found.rounds else (FLOAT_BOUND, False)
     embedding: NDArray | None = None
     for part, reference in zip(parts, references, strict=True):
         say(f"writing the {part.name} as {config.to} ...")
@@ -231,7 +234,7 @@ def _written(
         with run_directory.writing(config.out):
             chosen.write(part, path)
         files[part.name] = path.name
-        rows.append(measured(part, path, inputs, wanted, bound=FLOAT_BOUND, relative=False))
+        rows.append(measured(part, path, inputs, wanted, bound=bound, relative=relative))
         if config.int8 and chosen.quantise is not None:
             smaller = folder / f"{part.name}.int8{chosen.suffix}"
             with run_directory.writing(config.out):

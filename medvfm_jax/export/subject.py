@@ -17,12 +17,15 @@ from medvfm_jax.train.stored_delta import Loaded, load_adapted
 from medvfm_jax.types import ModelSpec, Prediction
 from medvfm_jax.weights import artifacts
 
+ROUNDING = ("integer_inputs", "integer_products", "grouped_inputs")  # kinds of adapters
+
 
 class Subject(NamedTuple):
     """A model as functions of one image, its weights within.
 
     encode, decode, apply: as those of ``Model``, without parameters; ``reference`` has the same three as `segment`
-    calls them: with the adapter beside the weights.
+    calls them: with the adapter beside the weights.  rounds: whether activations are rounded to steps, so that one
+    half-way between two may become either.
     """
 
     spec: ModelSpec
@@ -35,6 +38,7 @@ class Subject(NamedTuple):
     scores: Mapping[str, Any] | None
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
+    rounds: bool = False
 
 
 def subject(config: ExportConfig) -> Subject:
@@ -89,7 +93,15 @@ def subject(config: ExportConfig) -> Subject:
         "merged": not config.unmerged,
     }
     scores = None if config.run is None else _scores(config.run)
-    return Subject(model.spec, *functions, reference, loaded.metadata, said, scores, notes, warnings)
+    rounds = rounds_activations(adapted.adapter.config)
+    return Subject(model.spec, *functions, reference, loaded.metadata, said, scores, notes, warnings, rounds)
+
+
+def rounds_activations(config: Mapping[str, Any]) -> bool:
+    """Whether an adapter, or a part of a chain, rounds what enters modules or products of attention."""
+    if config.get("kind") in ROUNDING:
+        return True
+    return any(rounds_activations(part) for part in (config.get("parts") or {}).values())
 
 
 def _published(config: ExportConfig, file: Path | None) -> Subject:

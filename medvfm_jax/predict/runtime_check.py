@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from medvfm_jax.metrics import compare
+from medvfm_jax.metrics import NothingInCommon, compare
 
 USUAL_CASES = 8
 DICE_BOUND = 0.005  # half a point
@@ -31,11 +31,12 @@ class RuntimeCheck:
     def record(self) -> dict[str, Any]:
         """What joins the runtime's record: paired difference of Dice over patients, and its 95 % interval.
 
-        Nothing where no checked case has a Dice, as where reference and prediction are empty.
+        Nothing where no checked case has a Dice by both: where the reference is empty, an empty prediction has none.
         """
-        if not any(row.get("dice") is not None for row in self._here):
+        try:
+            found = compare(self._in_jax, self._here, "dice")
+        except NothingInCommon:
             return {}
-        found = compare(self._in_jax, self._here, "dice")
         return {
             "dice_patients": found["n"],
             "dice_minus_jax": found["difference"],
@@ -48,7 +49,7 @@ class RuntimeCheck:
 def in_words(record: Mapping[str, Any], runtime: str) -> str:
     """One line about ``RuntimeCheck.record``; begins with "warning:" where Dice is lower by more than the bound."""
     if not record:
-        return f"the masks of {runtime} could not be compared with JAX's: no checked case has a Dice"
+        return f"the masks of {runtime} could not be compared with JAX's: no checked case has a Dice by both"
     low, high = record["dice_minus_jax_low"], record["dice_minus_jax_high"]
     bounds = "" if low is None else f" ({low:+.4f} to {high:+.4f})"
     patients = record["dice_patients"]

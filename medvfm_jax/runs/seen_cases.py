@@ -1,4 +1,4 @@
-"""Cases that a run, or the teachers that it learnt from, were trained on."""
+"""Cases that a run, or the teachers that it learnt from, were trained on or calibrated with."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ class Seen(NamedTuple):
 
 
 def seen_by(record: Mapping[str, Any]) -> tuple[Seen, ...]:
-    """What a finished run has seen, its own data first, then that of its teachers and theirs.
+    """What a finished run has seen, its own data first, then what it was compressed with, then that of its teachers.
 
     record: its ``config.json``.  A private federation does not tell its cases, so that nothing is known of them.
     """
@@ -20,7 +20,8 @@ def seen_by(record: Mapping[str, Any]) -> tuple[Seen, ...]:
     split, digest = resolved.get("split") or {}, resolved.get("data_sha256")
     own = frozenset(split.get("train") or ()) | frozenset(split.get("val") or ())
     found = [Seen(digest, own)] if digest and own else []
-    return (*found, *read((resolved.get("teacher") or {}).get("seen") or ()))
+    of_teacher = (resolved.get("teacher") or {}).get("seen") or ()
+    return (*found, *read(resolved.get("calibration") or ()), *read(of_teacher))
 
 
 def read(rows: Iterable[Mapping[str, Any]]) -> tuple[Seen, ...]:

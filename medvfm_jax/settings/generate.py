@@ -1,10 +1,13 @@
 """What `generate` can be asked for: one frozen record, the same for Python and the command line."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Literal
 
 from medvfm_jax.settings.records import Settings, require
+
+MOST_ELLIPSES = 64  # each is at least an eighth of the side long, so that no more have room beside each other
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,8 +54,10 @@ class GenerateConfig(Settings):
         require(bool(self.teacher), "teacher", self.teacher, "a model or a run directory")
         for name in ("images", "ellipses", "steps", "batch_size"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        require(self.ellipses <= MOST_ELLIPSES, "ellipses", self.ellipses, f"at most {MOST_ELLIPSES}")
         require(0 < self.learning_rate <= 10, "learning_rate", self.learning_rate, "above 0, at most 10")
         for name in ("statistics", "answers", "smoothness", "difference"):
-            require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+            found = getattr(self, name)
+            require(0 <= found < math.inf, name, found, "a number of at least 0")
         require(self.statistics + self.answers > 0, "statistics + answers", 0, "above 0")
         require(self.seed >= 0, "seed", self.seed, "at least 0")

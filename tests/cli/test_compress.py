@@ -107,6 +107,9 @@ def test_a_run_is_compressed_with_its_delta_and_split_and_not_twice(medvfm, cell
     (run / "largest_component.json").unlink()
     before, after = (json.loads((folder / "config.json").read_text())["resolved"] for folder in (run, out))
     assert after["split"] == before["split"]
+    (calibrated,) = after["calibration"]
+    assert calibrated["data_sha256"] == before["data_sha256"]
+    assert set(calibrated["cases"]) <= set(before["split"]["train"])
     assert after["labels"] == before["labels"]
     whole, small = (medvfm("evaluate", "--run", folder, "--json").json for folder in (run, out))
     assert small["model"] == f"{LITE} + decoder + weight_only"

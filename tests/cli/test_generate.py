@@ -82,6 +82,8 @@ def test_branches_that_run_as_one_product_have_no_statistics(medvfm, tmp_path):
         ("swin-unet-tiny-test", (), "starts from random weights and can teach nothing"),
         ("sam-med3d-tiny-test", (), "sees volumes; generate makes pictures"),
         (LITE, ("--images", "0"), "images is 0; expected at least 1"),
+        (LITE, ("--ellipses", "65"), "ellipses is 65; expected at most 64"),
+        (LITE, ("--answers", "inf"), "answers is inf; expected a number of at least 0"),
         (LITE, ("--learning-rate", "inf"), "learning_rate is inf; expected above 0, at most 10"),
         (LITE, ("--statistics", "0", "--answers", "0"), "statistics \\+ answers"),
         ("nothing", (), "nothing"),

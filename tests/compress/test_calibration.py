@@ -7,6 +7,7 @@ import pytest
 
 from medvfm_jax.compress import Calibration, OutOfRange
 from medvfm_jax.compress.calibration import importance, moments, observe, output_fisher
+from medvfm_jax.compress.catalog import METHODS
 from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.train.task import OBJECTIVES
 from medvfm_jax.types import Prediction
@@ -119,3 +120,12 @@ def test_no_images_and_numbers_that_are_not_finite_are_refused():
     broken.params["params"]["image_encoder"]["conv"]["kernel"][:] = np.inf
     with pytest.raises(OutOfRange, match="not finite"):
         moments(broken, calibration(1), {"mask_decoder"}.__contains__)
+
+
+def test_labels_of_other_classes_are_refused_by_what_looks_at_them_and_by_nothing_else():
+    own, seen = subject(), calibration(1)._replace(foreign="trained for other labels")
+    with pytest.raises(BadConfig, match="other labels"):
+        METHODS["prune"].init(own, seen, neurons=0.3)
+    with pytest.raises(BadConfig, match="other labels"):
+        METHODS["trained_integers"].init(own, seen, loss="labels", steps=1)
+    METHODS["weight_only"].init(own, seen, bits=8)

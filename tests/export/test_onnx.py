@@ -50,6 +50,10 @@ CASES = {
     "arithmetic": lambda x: (x + 1, x - x[:1], 2 * x, x / 3, -x, x * x, jnp.abs(x)),
     "curves": lambda x: (jnp.exp(x), jnp.tanh(x), jax.nn.sigmoid(x), lax.erf(x), lax.erfc(x), jnp.sin(x), jnp.cos(x)),
     "roots": lambda x: (jnp.sqrt(x * x), lax.rsqrt(x * x + 1), jnp.log(x * x + 1), jnp.log1p(x * x), jnp.expm1(x)),
+    "rounding": lambda x: (
+        jnp.round(x * 3), jnp.round(jnp.round(4 * x) / 2), lax.round(jnp.round(4 * x) / 2),
+        jnp.floor(x), jnp.ceil(x),
+    ),
     "powers": lambda x: (x**2, x**3, jnp.power(x * x, 0.3)),
     "comparisons": lambda x: (x > 0, x >= 0, x < 0, x <= 0, x == x, x != 0, (x > 0) & (x < 1), ~(x > 0)),
     "choice": lambda x: (jnp.where(x > 0, x, -1.0), jnp.maximum(x, 0.1), jnp.minimum(x, 0.1), jnp.clip(x, -0.5, 0.5)),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from medvfm_jax import weights
-from medvfm_jax.export import CannotExport, bundle, checking, export, export_encoder, formats, runner
+from medvfm_jax.export import CannotExport, bundle, checking, export, export_encoder, formats, run, runner
 from medvfm_jax.export.bundle import Model, network
 from medvfm_jax.export.parts import encoder_part
 from medvfm_jax.images import Query, make_prompts, preprocess, restore
@@ -259,6 +259,18 @@ def test_a_file_beyond_its_bound_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(CannotExport, match=r"encoder\.onnx is off by .* more than the bound"):
         export(config_of(tmp_path / "out"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_rounds_activations_is_bounded_as_8_bits_are(tmp_path, monkeypatch):
+    """What lies half-way between two steps may become either, which is far more than float32 allows."""
+    real = run.subject
+    monkeypatch.setattr(run, "subject", lambda config: real(config)._replace(rounds=True))
+    monkeypatch.setattr(run, "FLOAT_BOUND", 1e-12)
+    record = export(config_of(tmp_path / "out"))
+    assert {row["bound"] for row in record["files"]} == {0.1}
+    with pytest.raises(CannotExport, match=r"raise --int8-bound\.$"):
+        export(config_of(tmp_path / "b", int8_bound=1e-12))
+    assert {path.name for path in tmp_path.iterdir()} == {"out"}
 
 
 def test_another_runtime_result_is_found(tmp_path, monkeypatch):

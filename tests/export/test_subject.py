@@ -29,6 +29,14 @@ def test_what_a_file_does_not_keep_of_a_compression_is_said(compression, unmerge
     assert [words in note for note in notes] == ([] if words is None else [True])
 
 
+def test_what_rounds_activations_is_found_in_a_chain():
+    weights = {"kind": "integer_weights", "at": ".*"}
+    for kind in ("integer_inputs", "integer_products", "grouped_inputs"):
+        assert subject.rounds_activations({"kind": "chain", "parts": {"a": weights, "b": {"kind": kind}}})
+    assert not subject.rounds_activations({"kind": "chain", "parts": {"a": weights}})
+    assert not subject.rounds_activations({"kind": "lora", "rank": 4})
+
+
 def test_random_weights_are_no_published_model(tmp_path):
     with pytest.raises(BadConfig, match="student-tiny-test starts from random weights"):
         subject.subject(ExportConfig(model="student-tiny-test", out=tmp_path))

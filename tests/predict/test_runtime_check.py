@@ -44,3 +44,11 @@ def test_one_patient_has_no_interval_and_none_is_said():
     empty.add(rows("a", None), rows("a", None))
     assert empty.record() == {}
     assert "no checked case has a Dice" in in_words(empty.record(), "litert")
+
+
+def test_cases_that_only_one_of_both_encoders_gives_a_dice_are_said_and_do_not_stop_an_evaluation():
+    # Without the object in the reference, an empty mask has no Dice and a stray pixel has 0.
+    check = RuntimeCheck("a", 8)
+    check.add(rows("a", 0.0), rows("a", None))
+    assert check.record() == {}
+    assert "no checked case has a Dice by both" in in_words(check.record(), "onnxruntime-int8")

@@ -20,6 +20,14 @@ def test_own_cases_and_those_of_teachers_and_of_theirs():
     assert of_data(seen_by(third), "other") == frozenset()
 
 
+def test_what_a_run_was_compressed_with_is_seen_where_it_is_not_its_own_data():
+    split = {"train": ["a"], "val": [], "test": ["d"]}
+    record = {"resolved": {"split": split, "data_sha256": "one"}}
+    record["resolved"]["calibration"] = rows([Seen("other", frozenset("xy"))])
+    assert of_data(seen_by(record), "other") == frozenset("xy")
+    assert of_data(seen_by(record), "one") == frozenset("a")
+
+
 def test_records_that_say_nothing():
     assert seen_by({}) == ()
     assert (
