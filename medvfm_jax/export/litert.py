@@ -89,13 +89,14 @@ def _converted(text: str, name: str, inputs: list[str], outputs: list[str]) -> b
             )
             if left:
                 raise CannotExport(
-                    f"LiteRT has no equal of {', '.join(left)}, which the {name} has; use --to onnx or stablehlo."
+                    f"LiteRT has no equal of {', '.join(left)}, which the {name} has; use --to stablehlo, or try "
+                    "--to onnx."
                 )
             return api.export_flatbuffer_to_bytes(module.operation)
     except (ValueError, RuntimeError, ir.MLIRError) as error:
         first = next(iter(str(error).splitlines()), "no reason given")
         raise CannotExport(
-            f"LiteRT's converter refuses the {name} ({first:.200}); use --to onnx or stablehlo."
+            f"LiteRT's converter refuses the {name} ({first:.200}); use --to stablehlo, or try --to onnx."
         ) from error
 
 

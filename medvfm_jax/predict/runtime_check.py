@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from medvfm_jax.metrics import NothingInCommon, compare
+from medvfm_jax.printable import counted
 
 USUAL_CASES = 8
 DICE_BOUND = 0.005  # half a point
@@ -43,17 +44,20 @@ class RuntimeCheck:
             "dice_minus_jax_low": found["low"],
             "dice_minus_jax_high": found["high"],
             "dice_bound": DICE_BOUND,
+            "dice_by_one_alone": found["left_out_a"] + found["left_out_b"],
         }
 
 
 def in_words(record: Mapping[str, Any], runtime: str) -> str:
-    """One line about ``RuntimeCheck.record``; begins with "warning:" where Dice is lower by more than the bound."""
+    """One line about ``RuntimeCheck.record``; begins with "warning:" where Dice differs by more than the bound."""
     if not record:
         return f"the masks of {runtime} could not be compared with JAX's: no checked case has a Dice by both"
     low, high = record["dice_minus_jax_low"], record["dice_minus_jax_high"]
     bounds = "" if low is None else f" ({low:+.4f} to {high:+.4f})"
     patients = record["dice_patients"]
     text = f"Dice of {runtime} minus JAX: {record['dice_minus_jax']:+.4f}{bounds}, n = {patients}"
-    if record["dice_minus_jax"] < -DICE_BOUND:
-        return f"warning: {text}; more than half a point is lost, take --runtime jax or one without -int8"
+    if alone := record.get("dice_by_one_alone"):
+        text += f", not among them {counted(alone, 'patient')} with a Dice by one of both alone"
+    if abs(record["dice_minus_jax"]) > DICE_BOUND:
+        return f"warning: {text}; that is more than half a point, take --runtime jax or one without -int8"
     return text

@@ -33,6 +33,16 @@ def test_the_paired_difference_and_its_bound():
     assert record["dice_bound"] == DICE_BOUND == 0.005
     better = record | {"dice_minus_jax": -0.0049}
     assert not in_words(better, "litert").startswith("warning")
+    assert in_words(record | {"dice_minus_jax": 0.0051}, "litert").startswith("warning")  # other masks, too
+
+
+def test_patients_that_one_encoder_alone_gives_a_dice_are_counted():
+    check = RuntimeCheck("ab", 2)
+    check.add(rows("a", 0.8), rows("a", 0.8))
+    check.add(rows("b", 0.0), rows("b", None))
+    assert "n = 1, not among them 1 patient with a Dice by one of both alone" in in_words(
+        check.record(), "litert"
+    )
 
 
 def test_one_patient_has_no_interval_and_none_is_said():
