@@ -1,6 +1,7 @@
 """The test file of a method, by convention: in the folder of tests that mirrors its own, the one that names it.
 
-`tests/<folder>/test_<module>.py` if it names the method, else the file there that names it most often.
+`tests/<folder>/test_<module>.py` or `test_<method>.py` if it names the method, else the file there that names it
+most often.
 """
 
 import re
@@ -34,8 +35,11 @@ def covering(names: Sequence[str], folders: Sequence[str], module: str = "") -> 
     """
     for name in names:
         for folder in folders:
+            for own in (f"tests/{folder}/test_{module}.py", f"tests/{folder}/test_{name}.py"):
+                if re.search(rf"\b{re.escape(name)}\b", _texts(folder).get(own, "")):
+                    return own
             if found := _mentions(name, folder):
-                return max(found, key=lambda path: (Path(path).name == f"test_{module}.py", found[path]))
+                return max(found, key=lambda path: found[path])
     raise Untested(f"no test in {', '.join(f'tests/{f}' for f in folders)} names {names[0]}.")
 
 

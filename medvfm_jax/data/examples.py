@@ -103,7 +103,8 @@ def examples(
         BadCase: a case has no reference or cannot be read (unless ``skipped`` is given), or ``labels`` names an
             unknown class.
         BadDataset: the dataset has no such case.
-        NoExamples: nothing is left, or the model needs volumes, or objects, and the dataset has none.
+        NoExamples: the model needs volumes, or objects, and the dataset has none.
+        NothingLeft: none of the cases has anything that the model can be asked about.
     """
     if spec.rank == 3:
         check_volumes(dataset, spec.name, spec.input_shape[0])
