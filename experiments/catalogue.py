@@ -246,7 +246,7 @@ def _make(plan: Plan, dataset: str, data: Data, row: str, seed: int, console: Co
     evaluated = _command("evaluate", scored, [])
     if isinstance(evaluated, str):
         return f"not scored: {evaluated}"
-    cost = {"train": trained._asdict(), "evaluate": evaluated._asdict()}
+    cost = {"train": trained._asdict(), "evaluate": evaluated._asdict(), "resumed": bool(more)}
     run_directory.write_json(folder / "cost.json", cost)
     return None
 
@@ -374,6 +374,7 @@ def _row(method: Method, folders: Sequence[Path]) -> dict[str, Any]:
         "step_s": round(statistics.median(_step_seconds(folder) for folder in folders), 3),
         "train_processor_s": statistics.median(cost["train"]["processor_s"] for cost in costs),
         "peak_mib": max(cost["train"]["peak_mib"] for cost in costs),
+        "resumed": sum(cost.get("resumed", False) for cost in costs),
     }
 
 
@@ -439,6 +440,12 @@ def markdown(table: Mapping[str, Any]) -> str:
             f"{name}: Dice {d['difference']:+.4f} ({d['low']:+.4f} to {d['high']:+.4f}), n = {d['n']}"
             for name, d in pairs.items()
         ]
+    lines += [
+        f"{name}: training was broken off in {row['resumed']} of {row['seeds']} seeds; time and memory are of what "
+        "came after"
+        for name, row in rows
+        if row.get("resumed")
+    ]
     lines += [f"left out: {name}: {why}" for name, why in table.get("left_out", {}).items()]
     return "\n".join(lines)
 

@@ -145,3 +145,19 @@ def test_a_row_that_cannot_be_made_stands_in_the_table_with_its_reason(tmp_path,
     assert table["left_out"] == {"hippocampus: lora, seed 3": "not trained: lora has no site here."}
     assert table["rows"] == {}
     assert "lora has no site here." in catalogue.markdown(table)
+
+
+def test_a_training_that_was_broken_off_has_its_cost_marked():
+    row = {
+        "prompt": "box",
+        "seeds": 3,
+        "resumed": 2,
+        "summary": [],
+        "trained": 1,
+        "delta_bytes": 1,
+        "step_s": 1.0,
+    }
+    table = {"rows": {"nuclei: lora": row | {"peak_mib": 1.0}}}
+    assert "nuclei: lora: training was broken off in 2 of 3 seeds" in catalogue.markdown(table)
+    table["rows"]["nuclei: lora"]["resumed"] = 0
+    assert "broken off" not in catalogue.markdown(table)

@@ -127,7 +127,10 @@ def test_a_batch_that_cannot_be_divided_is_refused():
 @pytest.mark.parametrize(
     "name",
     ["vit-tiny-test"]
-    + [pytest.param(f"{n}-tiny-test", marks=pytest.mark.slow) for n in ("dinov3", "swin", "unetr", "sam-med3d")],
+    + [
+        pytest.param(f"{n}-tiny-test", marks=pytest.mark.slow)
+        for n in ("dinov3", "swin", "unetr", "sam-med3d")
+    ],
 )
 def test_encoders_give_the_same_gradients_wherever_their_weights_are(name, rules):
     """On meshes whose sizes do not divide every width; the constraints on activations change no number."""
