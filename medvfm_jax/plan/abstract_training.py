@@ -21,14 +21,13 @@ from medvfm_jax.settings.groups import ModelConfig
 from medvfm_jax.settings.plan import Training
 from medvfm_jax.train.assemble import Assembled, adapt_base, check_stacked
 from medvfm_jax.train.base_format import in_format
-from medvfm_jax.train.base_model import Base, entry_of
+from medvfm_jax.train.base_model import Base, entry_of, model_shapes
 from medvfm_jax.train.optimizer import make_optimizer, make_schedule
 from medvfm_jax.train.rank_allocation import with_rank_allocation
 from medvfm_jax.train.state import TrainState, init_state
 from medvfm_jax.train.step import LossFn, Step, make_step
 from medvfm_jax.train.task import make_loss
 from medvfm_jax.types import LARGEST_SIDE, Batch, Params, Prompts
-from medvfm_jax.weights.registry import model_of
 
 KEEP = tuple(catalog.KEEP)
 
@@ -118,31 +117,18 @@ def _prompts(config: Training, model: Model, system: systems.System) -> int:
 
 def _base(config: Training) -> Base:
     """The model and the shapes of its parameters."""
-    options: dict[str, Any] = {
-        "dtype": jnp.dtype(config.dtype),
-        "image_size": config.image_size,
-        "remat": catalog.KEEP[config.keep],
-        "scan_blocks": config.scan_blocks,
-        "classes": config.classes,
-    }
     takes = entry_of(config.model).options
-    if config.keep != "everything" and "remat" not in takes:
-        raise BadPlan(
-            f"Model '{config.model}' keeps everything for the backward pass; leave --keep {config.keep} out."
-        )
-    if config.scan_blocks and "scan_blocks" not in takes:
-        raise BadPlan(f"Model '{config.model}' has no equal blocks to stack; leave --scan-blocks out.")
     if config.image_size is not None and "image_size" not in takes:
         raise BadPlan(f"Model '{config.model}' has no size of images to choose; leave out --image-size.")
     if config.image_size is not None and not 1 <= config.image_size <= LARGEST_SIDE:
         raise BadPlan(
             f"image_size is {config.image_size}; expected 1 to {LARGEST_SIDE} pixels, as `adapt` takes."
         )
-    model = catalog.build(
-        model_of(config.model),
-        **{name: value for name, value in options.items() if name in takes and value is not None},
-    )
-    return Base(model, jax.eval_shape(model.init, jax.eval_shape(lambda: jax.random.key(0))), "")
+    size = config.image_size
+    return model_shapes(
+        config.model, classes=config.classes, dtype=config.dtype, keep=config.keep,
+        shape=None if size is None else (size, size, 3), scan_blocks=config.scan_blocks,
+    )  # fmt: skip
 
 
 def _batch(config: Training, model: Model, prompts_per_image: int) -> Batch:

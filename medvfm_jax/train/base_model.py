@@ -57,23 +57,10 @@ def load_base(
 
     Raises BadConfig for a model that cannot keep less than everything, and what ``weights.load`` raises.
     """
-    options = options_of(dtype)
-    if keep != "everything":
-        if "remat" not in entry_of(name).options:
-            raise BadConfig(
-                f"Model '{name}' keeps everything for the backward pass; leave --keep {keep} out."
-            )
-        options["remat"] = catalog.KEEP[keep]
-    if scan_blocks:
-        if "scan_blocks" not in entry_of(name).options:
-            raise BadConfig(f"Model '{name}' has no equal blocks to stack; leave --scan-blocks out.")
-        options["scan_blocks"] = True
+    options = _options(name, classes=classes, dtype=dtype, keep=keep, shape=shape, scan_blocks=scan_blocks)
     if memory:
         options["memory"] = True
-    options |= options_of_shape(shape)
-    if "classes" in entry_of(name).options:
-        options["classes"] = classes
-    elif entry_of(name).complete and classes != entry_of(name).spec.classes:
+    if "classes" not in options and entry_of(name).complete and classes != entry_of(name).spec.classes:
         raise BadConfig(
             f"Model '{name}' has {entry_of(name).spec.classes} classes with the background, and {classes} are asked "
             "for; choose a model whose decoder starts at random, like merlin."
@@ -90,13 +77,40 @@ def load_base(
 
 
 def model_shapes(
-    name: str, *, classes: int, dtype: str, shape: tuple[int, ...] | None = None, fingerprint: str = ""
+    name: str,
+    *,
+    classes: int,
+    dtype: str,
+    keep: str = "everything",
+    shape: tuple[int, ...] | None = None,
+    scan_blocks: bool = False,
+    fingerprint: str = "",
 ) -> Base:
-    """A model without its weights, whose parameters are shapes; see ``load_base``."""
-    options = options_of(dtype) | options_of_shape(shape)
-    options |= {"classes": classes} if "classes" in entry_of(name).options else {}
+    """A model without its weights, whose parameters are shapes; see ``load_base``, also for what is raised."""
+    options = _options(name, classes=classes, dtype=dtype, keep=keep, shape=shape, scan_blocks=scan_blocks)
     model = catalog.build(weights.registry.model_of(name), **options)
     return Base(model, jax.eval_shape(model.init, jax.random.key(0)), fingerprint)
+
+
+def _options(
+    name: str, *, classes: int, dtype: str, keep: str, shape: tuple[int, ...] | None, scan_blocks: bool
+) -> dict[str, Any]:
+    """Options of ``models.build``, see ``load_base``; raises BadConfig for what the model cannot do."""
+    takes = entry_of(name).options
+    options = options_of(dtype) | options_of_shape(shape)
+    if keep != "everything":
+        if "remat" not in takes:
+            raise BadConfig(
+                f"Model '{name}' keeps everything for the backward pass; leave --keep {keep} out."
+            )
+        options["remat"] = catalog.KEEP[keep]
+    if scan_blocks:
+        if "scan_blocks" not in takes:
+            raise BadConfig(f"Model '{name}' has no equal blocks to stack; leave --scan-blocks out.")
+        options["scan_blocks"] = True
+    if "classes" in takes:
+        options["classes"] = classes
+    return options
 
 
 def options_of(dtype: str) -> dict[str, Any]:
