@@ -1,7 +1,6 @@
 """Shape-only training step for planning (``jax.eval_shape``): no array of the model is ever made."""
 
 import functools
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -24,12 +23,16 @@ from medvfm_jax.train.base_format import in_format
 from medvfm_jax.train.base_model import Base, entry_of, model_shapes
 from medvfm_jax.train.optimizer import make_optimizer, make_schedule
 from medvfm_jax.train.rank_allocation import with_rank_allocation
+from medvfm_jax.train.seen_at_once import asked_shape, check_shape, slab_depth
 from medvfm_jax.train.state import TrainState, init_state
 from medvfm_jax.train.step import LossFn, Step, make_step
 from medvfm_jax.train.task import make_loss
-from medvfm_jax.types import LARGEST_SIDE, Batch, Params, Prompts
+from medvfm_jax.types import Batch, ModelSpec, Params, Prompts
 
 KEEP = tuple(catalog.KEEP)
+AS_IN_ADAPT = (
+    "model", "adapter", "set", "objective", "image_size", "window", "tile", "dtype", "base_dtype", "keep", "scan_blocks"
+)  # fmt: skip
 
 
 class Abstract(NamedTuple):
@@ -55,19 +58,25 @@ def abstract_training(config: Training) -> Abstract:
             raise BadPlan(f"{name} is {getattr(config, name)}; expected at least 1.")
     if config.global_batch % config.accumulate:
         raise BadPlan(f"A batch of {config.global_batch} cannot be cut into {config.accumulate} equal parts.")
-    system = systems.SYSTEMS[config.adapter]
-    AdaptConfig("-", model=config.model).check_start(entry_of(config.model), "adapter", config.adapter)
-    base = _base(config)
-    queries = _prompts(config, base.model, system)
-    one = "point" if base.model.spec.prompts == ("point",) else "box"  # of either two tokens
-    wanted = ModelConfig(model=config.model, set=config.set, prompt=one if queries else "none")
+    entry, system = entry_of(config.model), systems.SYSTEMS[config.adapter]
+    queries = _prompts(config, entry.spec, system)
+    wanted = _as_adapt(config, entry.spec, queries)
+    wanted.check_start(entry, "adapter", config.adapter)
+    shape = asked_shape(wanted, entry, channels=1)
 
     def put_around(base: Base) -> Assembled:
-        return adapt_base(base, wanted, config.adapter, system, classes=config.classes, seed=0)
+        return adapt_base(
+            base, wanted, config.adapter, system, classes=config.classes, seed=0, depth=slab_depth(wanted),
+            tile=config.tile,
+        )  # fmt: skip
 
-    assembled = put_around(base)
+    build = functools.partial(
+        model_shapes, config.model, classes=config.classes, dtype=config.dtype, keep=config.keep, shape=shape
+    )
+    assembled = put_around(build(scan_blocks=config.scan_blocks))
+    check_shape(shape, assembled.base.model.spec, config.adapter)
     if config.scan_blocks:
-        plain = put_around(_base(replace(config, scan_blocks=False)))
+        plain = put_around(build())
         check_stacked(assembled.delta, plain.delta, config.adapter, config.model)
     model, params = assembled.base.model, in_format(assembled.base.params, config.base_dtype)
     adapter = assembled.adapted.adapter.config
@@ -76,7 +85,10 @@ def abstract_training(config: Training) -> Abstract:
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(functools.partial(init_state, optimizer=optimizer), assembled.delta, key=key)
     cached = (
-        config.embeddings != "off" and model.spec.resize != "none" and not touches_encoder(assembled.delta)
+        config.embeddings != "off"
+        and config.tile is None
+        and model.spec.resize != "none"
+        and not touches_encoder(assembled.delta)
     )
     loss = make_loss(assembled.adapted, assembled.objective, cached=cached, training=True)
     step = make_step(loss, optimizer, config.accumulate)
@@ -105,30 +117,22 @@ def lower(training: Abstract, rules: Rules, mesh: Mesh, sums: str = "float32") -
     return step.trace(training.params, training.state, training.batch).lower()
 
 
-def _prompts(config: Training, model: Model, system: systems.System) -> int:
+def _prompts(config: Training, spec: ModelSpec, system: systems.System) -> int:
     """Prompts per image: as asked, or what `adapt` takes."""
     if config.prompts_per_image is not None:
         if config.prompts_per_image < 0:
             raise BadPlan(f"prompts_per_image is {config.prompts_per_image}; expected at least 0.")
         return config.prompts_per_image
-    free = model.spec.task != "promptable" or system.prompts == "none"
+    free = spec.task != "promptable" or system.prompts == "none"
     return 0 if free else ModelConfig.prompts_per_image
 
 
-def _base(config: Training) -> Base:
-    """The model and the shapes of its parameters."""
-    takes = entry_of(config.model).options
-    if config.image_size is not None and "image_size" not in takes:
-        raise BadPlan(f"Model '{config.model}' has no size of images to choose; leave out --image-size.")
-    if config.image_size is not None and not 1 <= config.image_size <= LARGEST_SIDE:
-        raise BadPlan(
-            f"image_size is {config.image_size}; expected 1 to {LARGEST_SIDE} pixels, as `adapt` takes."
-        )
-    size = config.image_size
-    return model_shapes(
-        config.model, classes=config.classes, dtype=config.dtype, keep=config.keep,
-        shape=None if size is None else (size, size, 3), scan_blocks=config.scan_blocks,
-    )  # fmt: skip
+def _as_adapt(config: Training, spec: ModelSpec, queries: int) -> AdaptConfig:
+    """The settings of `adapt` that train the same; raises BadConfig for what it refuses."""
+    one = "point" if spec.prompts == ("point",) else "box"  # of either two tokens
+    return AdaptConfig(
+        "-", prompt=one if queries else "none", **{name: getattr(config, name) for name in AS_IN_ADAPT}
+    )
 
 
 def _batch(config: Training, model: Model, prompts_per_image: int) -> Batch:
@@ -142,7 +146,7 @@ def _batch(config: Training, model: Model, prompts_per_image: int) -> Batch:
         )
     else:
         queries = ()
-    masks = queries or (spec.classes,)
+    masks = queries or (spec.classes + spec.distance_map,)
     return Batch(
         jax.ShapeDtypeStruct((images, *spec.input_shape), jnp.float32),
         prompts,

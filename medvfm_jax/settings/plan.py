@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from medvfm_jax.settings.groups import ObjectiveName
+
 
 @dataclass(frozen=True)
 class Training:
@@ -28,6 +30,13 @@ class Training:
     """Outputs of a prompt-free model, background included."""
     image_size: int | None = None
     """Pixels along one side; by default those of the model."""
+    window: tuple[int, ...] = ()
+    """As in `adapt`: slices of a slab, or depth, height and width of a patch of one channel; by default the model's."""
+    tile: int | None = None
+    """As in `adapt`: side of the squares that fill a prompt-free model's input. No step is larger for it, but nothing
+    of a frozen encoder is kept."""
+    objective: ObjectiveName = "auto"
+    """Loss, as in `adapt`; by default that of the system."""
     dtype: str = "float32"
     """Number format of the computation, as in `adapt`; parameters stay float32. On accelerators choose bfloat16."""
     base_dtype: Literal["float32", "bfloat16"] = "float32"

@@ -1,12 +1,17 @@
 import dataclasses
 
 import jax
+import numpy as np
 import pytest
 
-from medvfm_jax.plan.abstract_training import abstract_training
+from medvfm_jax.data import make_phantom_dataset
+from medvfm_jax.parallel.placement import Placement
+from medvfm_jax.plan.abstract_training import AS_IN_ADAPT, abstract_training
 from medvfm_jax.plan.errors import BadPlan
 from medvfm_jax.settings.adapt import AdaptConfig
 from medvfm_jax.settings.plan import Training
+from medvfm_jax.settings.records import BadConfig
+from medvfm_jax.train.training import cache_of, loader_of, resolve
 from medvfm_jax.types import MedvfmError, Prompts
 
 
@@ -21,12 +26,39 @@ def test_a_sam_is_described_without_an_array_of_it():
 
 
 def test_what_is_not_said_is_what_adapt_would_run():
-    shared = {"dtype", "keep", "scan_blocks", "base_dtype", "image_size"}
-    for field in dataclasses.fields(Training):
-        if field.name in shared:
-            assert field.default == AdaptConfig.__dataclass_fields__[field.name].default, field.name
-            shared.remove(field.name)
-    assert not shared
+    defaults = {field.name: field.default for field in dataclasses.fields(AdaptConfig)}
+    shared = set(AS_IN_ADAPT) - {"model"}  # adapt's is one that any computer trains
+    assert {f.name: f.default for f in dataclasses.fields(Training) if f.name in shared} == {
+        name: defaults[name] for name in shared
+    }
+
+
+@pytest.mark.parametrize(
+    ("data", "settings"),
+    [
+        ("cells", {"model": "sam-tiny-test", "adapter": "lora"}),
+        ("cells", {"model": "sam-tiny-test", "adapter": "decoder"}),
+        ("cells", {"model": "sam-tiny-test", "adapter": "samed", "image_size": 32}),
+        ("cells", {"model": "sam-tiny-test", "adapter": "samed", "tile": 48, "objective": "medsam"}),
+        ("cells", {"model": "unet", "adapter": "instances_full", "image_size": 32}),
+        ("volumes", {"model": "sam-tiny-test", "adapter": "sd_trans", "window": (3,)}),
+        ("volumes", {"model": "unet-3d", "adapter": "full", "window": (16, 16, 24)}),
+        ("volumes", {"model": "sam-med3d-tiny-test", "adapter": "lora", "prompt": "point"}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value.values())),
+)
+def test_a_step_takes_what_that_of_adapt_takes(data, settings, tmp_path):
+    make_phantom_dataset(tmp_path / "data", data)
+    run = resolve(
+        AdaptConfig(str(tmp_path / "data"), batch_size=2, out=tmp_path / "run", **settings), Placement()
+    )
+    planned = {name: value for name, value in settings.items() if name != "prompt"}
+    classes = run.data.source.dataset.classes
+    found = abstract_training(Training(global_batch=2, classes=classes, **planned))
+    batch = next(loader_of(run, cache_of(run)))
+    for given, expected in ((batch, found.batch), (run.assembled.delta, found.state.delta)):
+        assert jax.tree.map(np.shape, given) == jax.tree.map(np.shape, expected)
+    assert run.assembled.size == found.size
 
 
 def test_prompts_and_options_reach_the_model():
@@ -52,7 +84,7 @@ def test_a_model_of_features_gets_the_linear_layer_that_adapt_gives_it():
 
 @pytest.mark.parametrize("size", [0, -16, 4112, 10**9])
 def test_a_size_that_adapt_refuses_is_not_planned(size):
-    with pytest.raises(BadPlan, match=rf"image_size is {size}; expected 1 to 4096 pixels"):
+    with pytest.raises(BadConfig, match=rf"image_size is {size}; expected 1 to 4096 pixels"):
         abstract_training(Training("vit-tiny-test", "linear", global_batch=2, image_size=size))
 
 
@@ -99,6 +131,11 @@ def test_with_a_frozen_encoder_the_step_is_that_of_the_decoder_as_in_adapt():
         ({"adapter": "fact_tt", "scan_blocks": True}, "not those of single ones; leave --scan-blocks out"),
         ({"model": "unet"}, "starts from random weights"),
         ({"prompts_per_image": -1}, "prompts_per_image is -1"),
+        ({"adapter": "lora", "tile": 48}, "leave out --tile"),
+        ({"window": (3,)}, "sees one slice at a time; leave out --window"),
+        ({"window": (8, 8, 8)}, "a window of three sides means nothing"),
+        ({"objective": "marginal", "prompts_per_image": 1}, "use --prompt none"),
+        ({"objective": "instances"}, "leave out --objective"),
     ],
 )
 def test_what_adapt_refuses_is_not_planned(settings, sentence):

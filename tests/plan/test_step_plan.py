@@ -23,6 +23,7 @@ from medvfm_jax.plan.hlo import Collective, Program
 from medvfm_jax.plan.step_plan import advise_step, estimate, out_of_memory, plan
 from medvfm_jax.plan.topologies import devices_of
 from medvfm_jax.settings.plan import PlanConfig
+from medvfm_jax.settings.records import BadConfig
 
 CHIP = Chip("test", flops=100.0, hbm=1000, bandwidth=10.0, ici=5.0, clock=2.0, dimensions=2, pod=4)
 TINY = {
@@ -159,8 +160,8 @@ def test_what_the_compiler_says_where_memory_is_short():
         ({"mesh": "data=3"}, BadMesh, "needs 3 devices and there are 8"),
         (
             {"model": "unetr-tiny-test", "adapter": "full"},
-            BadPlan,
-            "no size of images to choose; leave out --image-size",
+            BadConfig,
+            "no size of pictures to choose; leave out --image-size",
         ),
         ({"global_batch": 12}, BadMesh, "batch of 12 cannot be divided over 8 devices"),
     ],
