@@ -45,7 +45,8 @@ def check(path: str | Path, what: str = "The path") -> None:
         shown = text if as_given else f"{found[1]}://{found[2] or ''}"
         raise BadPath(
             f"{what} is {shown:.200}, and {found[1]}:// is not supported: give a path on a disk of "
-            "this machine, such as a mounted bucket, and copy the files where they belong."
+            "this machine, such as a mounted bucket, and copy the files where they belong (`medvfm fetch` brings a run "
+            "that --mirror copied)."
         )
     if "\0" in text:
         raise BadPath(f"{what} holds a zero byte, which no file system has in a name.")

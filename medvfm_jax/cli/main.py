@@ -40,6 +40,7 @@ COMMANDS = {
     "fewshot": "masks and scores of a frozen model that was shown a few labelled cases",
     "segment": "masks of pictures and volumes, from boxes, clicks or a delta that needs none",
     "export": "files of ONNX, LiteRT or StableHLO, checked, with a runner that needs no JAX",
+    "fetch": "the copy of a run that training kept on storage, to this machine",
     "audit": "what a run gives away: a canary against its noise, an attack by losses on its patients",
     "report": "one HTML page for one run, or several side by side",
     "analyze": "what theory predicts before training, and whether it was right",

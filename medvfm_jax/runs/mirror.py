@@ -13,7 +13,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -151,15 +151,42 @@ class Mirror:
         )
 
 
-def fetch(url: str, folder: Path) -> bool:
+def fetch_new(url: str, folder: Path, track: Callable[[Sequence[Any]], Iterable[Any]] = iter) -> int:
+    """Bring the copy of a run into a new or empty folder, or end what an earlier attempt began.
+
+    Args:
+        url, folder, track: as ``fetch``.
+
+    Returns:
+        The number of its files.
+
+    Raises:
+        MirrorError: there is no copy, or something else in the folder; and what ``fetch`` raises.
+        RunError: the folder cannot be written.
+    """
+    refuse_inside(url, folder)
+    if (folder / _BROUGHT).is_dir():  # an attempt was killed after all of it had come
+        finish(folder)
+        return sum(path.is_file() for path in folder.rglob("*"))
+    found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if other := [name for name in found if not name.startswith(_FETCHED)]:
+        raise MirrorError(f"{folder} holds {other[0]!r:.80} already; give a new or empty folder as --out.")
+    files = fetch(url, folder, track)
+    if not files:
+        raise MirrorError(f"{url} holds no copy of a run; give the URL that `adapt` was given as --mirror.")
+    return files
+
+
+def fetch(url: str, folder: Path, track: Callable[[Sequence[Any]], Iterable[Any]] = iter) -> int:
     """Bring the copy of a run into a folder that holds none, every file verified.
 
     Args:
         url: as given to ``Mirror``.
         folder: of the run; it appears whole, its settings last.
+        track: shows how far it is, see ``progress.tracked``.
 
     Returns:
-        Whether there was a copy.
+        The number of its files, 0 where there is no copy.
 
     Raises:
         MirrorError: the storage cannot be reached, or what is there is not what was copied.
@@ -168,12 +195,12 @@ def fetch(url: str, folder: Path) -> bool:
     storage = _open(url)
     files = _manifest(storage)
     if files is None:
-        return False
+        return 0
     temporary = folder / f"{_FETCHED}.{os.getpid()}"
     try:
         with run_directory.writing(folder):
             _clear_leftovers(folder)
-            for name, stored in files.items():
+            for name, stored in track(list(files.items())):
                 target = temporary / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 _download(storage, name, stored, target)
@@ -181,7 +208,7 @@ def fetch(url: str, folder: Path) -> bool:
             finish(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return True
+    return len(files)
 
 
 def finish(folder: Path) -> None:
@@ -246,7 +273,7 @@ def refuse_inside(url: str, folder: Path) -> None:
         return
     there, here = Path(storage.root).resolve(), folder.resolve()
     if there.is_relative_to(here) or here.is_relative_to(there / _FILES):
-        raise MirrorError(f"{url} and {folder} lie in each other; choose a --mirror outside of --out.")
+        raise MirrorError(f"{url} and {folder} lie in each other; choose one outside of the other.")
 
 
 def _open(url: str) -> _Storage:

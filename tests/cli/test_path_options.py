@@ -42,16 +42,15 @@ def kinds_in(hint):
 
 
 def described(kind):
-    """(flag or None for one given by its place, types, whether it must be given) of each field that is no address."""
+    """(flag or None for one given by its place, types, whether it must be given) of each field; none for addresses."""
     hints = typing.get_type_hints(kind, include_extras=True)
     for field in dataclasses.fields(kind):
-        if field.metadata.get(URL):
-            continue
         about = repr(getattr(hints[field.name], "__metadata__", ()))
         given = [a.name for a in getattr(hints[field.name], "__metadata__", ()) if getattr(a, "name", None)]
         flag = f"--{(given[0] if given and isinstance(given[0], str) else field.name).replace('_', '-')}"
         needed = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        yield None if "Positional" in about else flag, kinds_in(hints[field.name]), needed
+        types = set() if field.metadata.get(URL) else kinds_in(hints[field.name])
+        yield None if "Positional" in about else flag, types, needed
 
 
 HERE = "HERE"  # stands for the value in the words of a command
@@ -106,7 +105,8 @@ def test_addresses_are_few_and_named():
     found = {
         (words, f.name) for words, kind in commands() for f in dataclasses.fields(kind) if f.metadata.get(URL)
     }
-    assert found == {((command,), name) for command in ("adapt", "distill") for name in ("mirror", "mlflow")}
+    trainings = {((command,), name) for command in ("adapt", "distill") for name in ("mirror", "mlflow")}
+    assert found == trainings | {(("fetch",), "url")}
 
 
 @pytest.mark.parametrize(

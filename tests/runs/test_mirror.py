@@ -12,7 +12,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from medvfm_jax.runs import mirror
-from medvfm_jax.runs.mirror import Mirror, MirrorError, fetch
+from medvfm_jax.runs.mirror import Mirror, MirrorError, fetch, fetch_new
 
 
 @pytest.fixture(autouse=True)
@@ -195,7 +195,7 @@ def test_while_a_copy_is_under_way_the_newest_waits(run, tmp_path, monkeypatch):
             )  # the one under way has links of its own
             checkpoint(run, step)
             copies.update()
-        go.set()
+        threading.Timer(1, go.set).start()  # when the end of the run waits too
     assert copies.copies == 2
     assert copies.failures == 0
     assert brought("memory://a", tmp_path) == contents(run)
@@ -413,3 +413,42 @@ def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "gcsfs", None)
     with pytest.raises(MirrorError, match=r"pip install 'medvfm-jax\[storage\]'"):
         fetch("gs://bucket/run", tmp_path)
+
+
+def test_a_copy_is_brought_to_a_new_place_and_counted(run, url, tmp_path):
+    with Mirror(run, url):
+        pass
+    shown = []
+    assert fetch_new(url, tmp_path / "here", lambda files: shown.append(len(files)) or files) == 4
+    assert contents(tmp_path / "here") == contents(run)
+    assert shown == [4]
+
+
+def test_nothing_is_mixed_with_what_is_there(run, url, tmp_path):
+    with Mirror(run, url):
+        pass
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "notes.txt").write_text("mine")
+    with pytest.raises(MirrorError, match=r"holds 'notes.txt' already; give a new or empty folder as --out"):
+        fetch_new(url, here)
+    assert contents(here) == {"notes.txt": b"mine"}
+
+
+def test_no_copy_is_no_run(url, tmp_path):
+    with pytest.raises(MirrorError, match="holds no copy of a run; give the URL"):
+        fetch_new(url, tmp_path / "here")
+    assert not (tmp_path / "here").exists()
+
+
+@pytest.mark.parametrize("moved", [(), ("checkpoints",)])
+def test_an_attempt_that_was_killed_while_files_were_put_in_place_is_ended(run, url, tmp_path, moved):
+    with Mirror(run, url):
+        pass
+    here, brought = tmp_path / "here", tmp_path / "here" / ".brought"
+    shutil.copytree(run, brought, ignore=lambda *_: [".lock"])
+    for name in moved:
+        shutil.move(brought / name, here / name)
+    assert fetch_new(url, here) == 4
+    assert contents(here) == contents(run)
+    assert not brought.exists()
