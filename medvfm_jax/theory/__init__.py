@@ -53,6 +53,7 @@ from medvfm_jax.theory.runs.receptive_field import (
     ReceptiveField,
     ReceptiveFieldResult,
     analyze_receptive_field,
+    receptive_field,
 )
 from medvfm_jax.theory.runs.scaling import ScalingResult, analyze_scaling
 from medvfm_jax.theory.runs.similarity import SimilarityResult, analyze_similarity
@@ -170,6 +171,7 @@ __all__ = [
     "permutation_test",
     "proxy_a_distance",
     "rank_agreement",
+    "receptive_field",
     "sampled_error",
     "squared_frechet",
     "squared_gradient",

@@ -70,7 +70,7 @@ def analyze_receptive_field(
         start = time.monotonic()
         say(f"{name}: derivatives of {len(pictures)} pictures")
         try:
-            field, error = _measured(encoder, pictures, config)
+            field, error = receptive_field(encoder, pictures, probes=config.probes, seed=config.seed)
         except ValueError as failure:
             raise BadFeatures(f"{name} has no receptive field: {failure}; check its weights.") from failure
         side, stride = encoder.spec.input_size, encoder.spec.input_shape[0] / encoder.spec.logits_shape[0]
@@ -78,10 +78,27 @@ def analyze_receptive_field(
     return ReceptiveFieldResult(encoders.data, encoders.images, tuple(models))
 
 
-def _measured(
-    encoder: DenseEncoder, pictures: Sequence[NDArray], config: ReceptiveFieldConfig
+def receptive_field(
+    encoder: DenseEncoder, pictures: Sequence[NDArray], *, probes: int = 4, seed: int = 0
 ) -> tuple[Extent, Extent]:
-    """Of the mean over pictures, and standard errors by leaving out one picture after the other."""
+    """Effective receptive field of the middle place of an encoder's map.
+
+    Args:
+        encoder: whose map is differentiated.
+        pictures: (H, W, C) each, at least one; the squares are averaged over them.
+        probes: vector-Jacobian products of each picture, each with other random signs of the map's channels.
+        seed: of the signs.
+
+    Returns:
+        Size of the field of the mean over pictures, in pixels of the encoder's input, and standard errors by leaving
+        out one picture after the other.
+
+    Raises:
+        ValueError: derivatives that are all 0 or not finite.
+
+    References:
+        Luo et al., NeurIPS 2016, https://arxiv.org/abs/1701.04128, section 2.
+    """
 
     @jax.jit
     def squared(params, image, place, key):
@@ -92,7 +109,7 @@ def _measured(
     for number, picture in enumerate(pictures):
         prepared, frame = preprocess(encoder.spec, picture)
         place = np.array([_middle(on_picture(frame).any(axis)) for axis in (1, 0)])
-        keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), number), config.probes)
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), number), probes)
         found.append(np.mean([squared(encoder.params, prepared, place, key) for key in keys], 0, np.float64))
         shifts.append(place)
     centre, scale = shifts[0], max(one.max() for one in found)
