@@ -29,7 +29,8 @@ class Qkv(NamedTuple):
             heads = f" and head_dim {self.head_dim}" if self.head_dim else ""
             raise WrongSite(
                 f"lora at '{site.path}': slices '{self.slices}'{heads} need a Dense with a multiple of "
-                f"{unit} outputs, and its kernel is {site.params['kernel'].shape}."
+                f"{unit} outputs, and its kernel is {site.params['kernel'].shape}; for layers that are no fused qkv "
+                "give slices=none, layout=none and head_dim=none."
             )
         return width_out // 3
 

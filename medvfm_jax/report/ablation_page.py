@@ -8,6 +8,7 @@ from medvfm_jax.report.page import framed, publish
 from medvfm_jax.report.scatter import Point, scatter
 from medvfm_jax.report.sections import section
 from medvfm_jax.report.words import text
+from medvfm_jax.theory.runs.ablate import failures
 
 PAGE = "ablation.html"
 
@@ -27,8 +28,7 @@ def write_ablation(folder: Path, record: Mapping[str, Any]) -> Path:
     """
     cells, agreement = record["cells"], record["agreement"]
     failed = [
-        f"<li>{text(one['cell'])}, {text(one.get('tool') or 'seed ' + str(one['seed']))}: {text(one['why'])}</li>"
-        for one in record["failed"]
+        f"<li>{text(cell)}, {text(what)}: {text(why)}</li>" for cell, what, why in failures(record["failed"])
     ]
     body = (
         section("Do predictions have the measured order?", _agreement(record), _LEAD)
@@ -36,9 +36,8 @@ def write_ablation(folder: Path, record: Mapping[str, Any]) -> Path:
         + section("Cells", _cells(cells))
         + section("Failed", f"<ul>{''.join(failed)}</ul>" if failed else "")
     )
-    lead = (
-        f"{len(cells)} cells, {sum(len(cell['dice']) for cell in cells)} runs scored, {len(failed)} failures"
-    )
+    scored, lost = sum(len(cell["dice"]) for cell in cells), len(record["failed"])
+    lead = f"{len(cells)} cells, {scored} runs scored, {lost} failures"
     path = folder / PAGE
     publish(path, framed(f"Ablation {folder.name}", lead, body))
     return path

@@ -386,7 +386,8 @@ def test_a_grid_is_predicted_trained_and_kept(medvfm, cells, tmp_path):
     assert "two stages" in found["failed"][-1]["why"]
     assert found["agreement"]["gain"]["rho"] is None  # one cell has no order
     page = (out / "ablation.html").read_text()
-    assert "two stages" in page
+    assert "seed 0, seed 1: " in page  # one reason, once
+    assert page.count("two stages") == 1
     assert good["name"] in page
     kept = out / good["name"] / "seed_0" / "delta.safetensors"
     written = kept.stat().st_mtime_ns
@@ -405,12 +406,17 @@ def test_a_grid_is_predicted_trained_and_kept(medvfm, cells, tmp_path):
     assert kept.stat().st_mtime_ns == written
 
 
-def test_a_grid_of_which_nothing_can_be_done_is_listed_whole(medvfm, cells, tmp_path):
+def test_a_grid_of_which_nothing_can_be_done_is_refused_and_its_table_lists_why(medvfm, cells, tmp_path):
     grid = tmp_path / "grid.json"
     settings = {"data": str(cells), "model": SAM, "set": ["nonsense"]}
     record = {"settings": settings, "vary": {"adapter": ["lora", "decoder"]}, "tools": ["size"]}
     grid.write_text(json.dumps(record))
-    found = medvfm("analyze", "ablate", "--grid", grid, "--out", tmp_path / "out", "--json").json
+    words = ("analyze", "ablate", "--grid", grid, "--out", tmp_path / "out")
+    refused = medvfm(*words)
+    assert (refused.code, refused.out) == (1, "")
+    assert "Nothing could be done" in refused.err
+    assert "adapter=lora, tool size, seed 0: 'nonsense' is no setting" in refused.err
+    found = json.loads((tmp_path / "out" / "ablation.json").read_text())
     assert [one.get("tool", one.get("seed")) for one in found["failed"]] == ["size", 0, "size", 0]
     assert found["agreement"] == {}
 

@@ -8,6 +8,7 @@ from medvfm_jax.cli.analyses import Tool
 from medvfm_jax.report.ablation_page import write_ablation
 from medvfm_jax.settings.analyze import AblateConfig
 from medvfm_jax.theory import AblationResult, analyze_ablate
+from medvfm_jax.theory.runs.ablate import failures
 
 
 def run(config: AblateConfig, say: Callable[[str], None]) -> tuple[dict[str, Any], str]:
@@ -42,9 +43,5 @@ def _text(found: AblationResult) -> str:
     cost = ", ".join(f"{name} {100 * share:.1f} %" for name, share in found.cost.items())
     lines = [cells, "", console.table(("number", "correlation", "95 % interval", "p", "cells"), agreement)]
     lines += [f"cost of training and scoring: {cost}"] if cost else []
-    lines += [f"failed: {one['cell']}, {_which(one)}: {one['why']}" for one in found.failed]
+    lines += [f"failed: {cell}, {what}: {why}" for cell, what, why in failures(found.failed)]
     return "\n".join(lines)
-
-
-def _which(one: dict[str, Any]) -> str:
-    return f"tool {one['tool']}" if "tool" in one else f"seed {one['seed']}"

@@ -16,7 +16,7 @@ from medvfm_jax.runs import run_directory
 from medvfm_jax.runs.settings_record import settings_digest
 from medvfm_jax.settings import AdaptConfig, EvaluateConfig
 from medvfm_jax.settings.analyze.ablate import AblateConfig, Cell, Grid, folder_of, read_grid
-from medvfm_jax.settings.records import to_json
+from medvfm_jax.settings.records import BadConfig, to_json
 from medvfm_jax.theory.predictors import PREDICTORS
 from medvfm_jax.theory.rank_agreement import RankAgreement, rank_agreement
 from medvfm_jax.theory.runs.trained_numbers import open_start
@@ -109,7 +109,7 @@ def analyze_ablate(config: AblateConfig, say: Callable[[str], None] = lambda tex
         The table, which is written to ``config.out`` too. What failed is in it and held nothing else up.
 
     Raises:
-        BadConfig: a grid that is none, or no cell of which anything could be done.
+        BadConfig: a grid that is none, or of which nothing could be done; the table is written then, too.
         RunExists: ``config.out`` has a run of other settings or data under the name of a cell.
         MedvfmError: a folder that cannot be written.
     """
@@ -149,7 +149,29 @@ def analyze_ablate(config: AblateConfig, say: Callable[[str], None] = lambda tex
     result = AblationResult(tuple(cells), _agreement(cells), _cost(cells), tuple(failed), config.out)
     run_directory.make_folder(config.out)
     run_directory.write_json(config.out / TABLE, result.record())
+    if not any(cell.predicted or cell.dice for cell in cells):
+        cell, what, why = failures(failed)[0]
+        raise BadConfig(
+            f"Nothing could be done of any cell of {config.grid}; {config.out / TABLE} lists why. The first is {cell}, "
+            f"{what}: {why}"
+        )
     return result
+
+
+def failures(failed: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
+    """What failed, the same reason once for each cell.
+
+    Args:
+        failed: as ``AblationResult`` has it.
+
+    Returns:
+        (Cell, tools and seeds in words, reason) in the order in which they failed first.
+    """
+    whats: dict[tuple[str, str], list[str]] = {}
+    for one in failed:
+        what = f"tool {one['tool']}" if one.get("tool") else f"seed {one['seed']}"
+        whats.setdefault((one["cell"], one["why"]), []).append(what)
+    return [(cell, ", ".join(what), why) for (cell, why), what in whats.items()]
 
 
 def _agreement(cells: Sequence[CellResult]) -> dict[str, RankAgreement]:
