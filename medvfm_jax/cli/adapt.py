@@ -11,7 +11,15 @@ import jax
 
 from medvfm_jax.cli import console
 from medvfm_jax.cli.options.adapt import AdaptArgs
-from medvfm_jax.parallel import RULES, BadMesh, BadProcesses, Placement, make_mesh, start_processes
+from medvfm_jax.parallel import (
+    RULES,
+    BadMesh,
+    BadProcesses,
+    Placement,
+    make_mesh,
+    start_processes,
+    with_others,
+)
 from medvfm_jax.runs.progress import ProgressDisplay
 from medvfm_jax.settings.adapt import AdaptConfig
 from medvfm_jax.train import adapt
@@ -21,7 +29,7 @@ def run(args: AdaptArgs) -> int:
     """Train; prints what trains, the progress, and where things are."""
     config = AdaptConfig(**{field.name: getattr(args, field.name) for field in fields(AdaptConfig)})
     placement = _placement(args)
-    with _stream(placement) as stream, ProgressDisplay(stream, "adapt") as display:
+    with with_others(), _stream(placement) as stream, ProgressDisplay(stream, "adapt") as display:
         result = adapt(config, display, placement)
     if placement is None or placement.process == 0:
         console.result(result._asdict(), f"next: medvfm evaluate --run {result.folder}")

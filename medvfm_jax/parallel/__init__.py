@@ -3,7 +3,7 @@
 from medvfm_jax.parallel.errors import BadMesh, BadProcesses, BadRules
 from medvfm_jax.parallel.mesh import AXES, make_mesh, parse_mesh
 from medvfm_jax.parallel.placement import Placement
-from medvfm_jax.parallel.processes import start_processes
+from medvfm_jax.parallel.processes import start_processes, with_others
 from medvfm_jax.parallel.rules import RULES, Largest, Rules, fsdp, replicated, spec_of, tensor
 from medvfm_jax.parallel.shardings import (
     batch_shardings,
@@ -34,4 +34,5 @@ __all__ = [
     "start_processes",
     "state_shardings",
     "tensor",
+    "with_others",
 ]

@@ -1,11 +1,21 @@
 """Many processes that run one program: one per host, each driving its own devices (``jax.distributed``)."""
 
+import atexit
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import jax
 
 from medvfm_jax.parallel.errors import BadProcesses
 
 _HEARTBEAT = 60  # seconds without a sign of life after which a process counts as lost
 _WAIT = 300  # seconds to wait for all processes at the start
+_LINGER = 5  # seconds that process 0, through which the others hear of each other, lets them say why they end
+# Words of the errors of collectives that another process left: of Gloo on CPUs, of NCCL on GPUs, of the coordinator.
+_LOST = ("gloo", "nccl", "heartbeat", "unavailable", "coordination", "connection reset", "connection closed")
 
 
 def start_processes(
@@ -44,3 +54,37 @@ def start_processes(
             f"The processes did not find each other: {str(error).splitlines()[0]}; say --coordinator host:port, "
             "--processes and --process, and check that the port can be reached."
         ) from error
+
+
+@contextmanager
+def with_others() -> Iterator[None]:
+    """What the processes of a run do together: where one is lost, the others say so and end.
+
+    After an error the program ends with exit code 1 and does not wait for the others, which JAX would do for as long as
+    a lost process may be silent, to abort then.
+
+    Raises:
+        BadProcesses: an operation of all processes failed because one of them has ended.
+    """
+    try:
+        yield
+    except Exception as error:
+        if jax.process_count() == 1:
+            raise
+        atexit.register(_leave)  # runs before what JAX has registered
+        if isinstance(error, jax.errors.JaxRuntimeError) and any(
+            word in str(error).lower() for word in _LOST
+        ):
+            raise BadProcesses(
+                f"Another process of this run was lost ({str(error).splitlines()[0]:.200}); start the same command "
+                "again with --resume, on the hosts that are left if need be: it goes on from the last checkpoint."
+            ) from error
+        raise
+
+
+def _leave() -> None:
+    if jax.process_index() == 0:
+        time.sleep(_LINGER)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)

@@ -113,10 +113,11 @@ def test_a_lost_process_ends_the_other_which_says_so(cells, tmp_path):
     wait_for_steps(tmp_path / "run", both, logs, 3)
     both[1].kill()
     start_of_wait = time.monotonic()
-    codes = ended(both, logs)
-    assert codes[0] not in (0, -signal.SIGKILL)
-    assert time.monotonic() - start_of_wait < 150
-    assert "another task died" in logs[0].read_text()  # JAX's words
+    assert ended(both, logs) == [1, -signal.SIGKILL]
+    assert time.monotonic() - start_of_wait < 50  # JAX alone would abort after a minute without heartbeats
+    *_, sentence = logs[0].read_text().splitlines()
+    assert sentence.startswith("medvfm: Another process of this run was lost (")
+    assert "again with --resume" in sentence
 
 
 @pytest.mark.slow
