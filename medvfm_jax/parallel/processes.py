@@ -61,7 +61,11 @@ def with_others() -> Iterator[None]:
     """What the processes of a run do together: where one is lost, the others say so and end.
 
     After an error the program ends with exit code 1 and does not wait for the others, which JAX would do for as long as
-    a lost process may be silent, to abort then.
+    a lost process may be silent, to abort then.  Where a device waits for a lost one instead of failing, JAX ends the
+    process after that time.
+
+    Returns:
+        A context.
 
     Raises:
         BadProcesses: an operation of all processes failed because one of them has ended.
