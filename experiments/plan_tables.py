@@ -99,7 +99,10 @@ def _plan_row(plan: Mapping[str, Any]) -> Row:
 
 
 def _utilisation(speed: Mapping[str, Any]) -> str:
-    """A range, from kernels at their assumed worst to kernels at their bound; worked out here for plans without it."""
+    """A range, from kernels at their assumed worst to kernels at their bound; worked out here for plans without it.
+
+    Of a GPU, whose compiler counts no cycles, a bound.
+    """
     if "slow_step" in speed:
         slow = speed["slow_step"]
     else:
@@ -109,6 +112,8 @@ def _utilisation(speed: Mapping[str, Any]) -> str:
         )
     best = speed["utilisation"]
     low, high = (round(100 * share) for share in (best * speed["step"] / max(slow, speed["step"]), best))
+    if speed.get("compiler") is None:
+        return f"at most {high} %"
     return f"{high} %" if low == high else f"{low} to {high} %"
 
 

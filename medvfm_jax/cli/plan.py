@@ -165,10 +165,12 @@ def _gathers_decomposed(found: Plan) -> bool:
 
 
 def _utilisation(speed: Speed, images: int, kernel_efficiency: float) -> str:
-    """As a range where attention kernels, whose time is a bound, take part in it."""
+    """As a range where attention kernels, whose time is a bound, take part in it; with its assumption."""
     best = f"{100 * speed.utilisation:.0f} % of peak, {images / speed.step:,.0f} images/s"
+    if speed.compiler is None:
+        return f"at most {best}: products, memory and links all at their published speed"
     if speed.slow_step == speed.step:
-        return best
+        return f"{best}: the compiler's own cycles, collectives not overlapped"
     return (
         f"{100 * speed.low_utilisation:.0f} to {best}: attention kernels at {100 * kernel_efficiency:.0f} to 100 % "
         "of their bound"

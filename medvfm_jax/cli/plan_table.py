@@ -79,8 +79,10 @@ def _row(found: Plan) -> list[str]:
 
 
 def _utilisation(speed: Speed) -> str:
-    """A range, from kernels at their assumed worst to kernels at their bound."""
+    """A range, from kernels at their assumed worst to kernels at their bound; of a GPU, which has none, a bound."""
     low, high = (round(100 * share) for share in (speed.low_utilisation, speed.utilisation))
+    if speed.compiler is None:
+        return f"<= {high} %"
     return f"{high} %" if low == high else f"{low}-{high} %"
 
 

@@ -76,6 +76,22 @@ def test_a_plan_in_words_and_as_json(medvfm, monkeypatch):
     )
 
 
+def test_an_estimate_says_what_it_assumes(medvfm, monkeypatch):
+    """A GPU's compiler counts no cycles, so that its figure is a bound; a TPU's without kernels is no range."""
+    found = dataclasses.replace(FITS.speed, slow_step=FITS.speed.step)
+    for speed, words in (
+        (
+            dataclasses.replace(found, compiler=None),
+            "at most 50 % of peak, 2,560 images/s: products, memory and links",
+        ),
+        (found, "50 % of peak, 2,560 images/s: the compiler's own cycles"),
+    ):
+        monkeypatch.setattr(
+            command, "plan", lambda config, speed=speed: dataclasses.replace(FITS, speed=speed)
+        )
+        assert words in medvfm(*SAM_H).out
+
+
 def test_a_round_of_a_cohort(medvfm, monkeypatch):
     asked = []
     config = CohortPlanConfig("sam-b", topology="v5e:16x16", global_batch=1024, clients=512, local_steps=5)

@@ -20,7 +20,12 @@ def plan(topology, devices, collectives, step, sent):
         "memory": {"peak": 2**30, "capacity": 16 * 2**30, "fits": True},
         "flops": {"model": 1e14, "executed": 2e14},
         "program": {"collectives": [{"sent": part} for part in sent], "traffic": 5 * 2**30},
-        "speed": {"collectives": collectives, "step": step, "utilisation": 0.5},
+        "speed": {
+            "compiler": step - collectives,
+            "collectives": collectives,
+            "step": step,
+            "utilisation": 0.5,
+        },
     }
 
 
@@ -43,6 +48,8 @@ def test_a_row_says_what_was_compiled_and_what_came_of_it():
     memory, flops = "1.0 of 16 GiB", "100 TFLOP (200 executed)"
     assert row[:6] == ("sam-b, samed", "v5e:2x2, data=4", "16", "2, products", memory, flops)
     assert row[6:] == ("5 GiB", "1.0 MiB", "0.20 s", "50 %")
+    gpu = SMALL | {"speed": {**SMALL["speed"], "compiler": None}}
+    assert plan_tables.plan_rows([gpu])[0][-1] == "at most 50 %"  # its compiler counts no cycles
     (row,) = plan_tables.plan_rows([REFUSED])
     assert row[4:] == (f"{memory}, does not fit", flops, "-", "-", "-", "-")
 
