@@ -84,6 +84,7 @@ class LayerNorm(nn.Module):
     def __call__(self, x: Array) -> Array:
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+        x = vary_like(x, scale)  # constants, such as TinyViT's padding, differ over no axis
         return _normalise(x, *vary_like((scale, bias), x), self.epsilon, self.dtype)
 
 

@@ -13,8 +13,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from medvfm_jax.adapters import Count
 from medvfm_jax.federated import algorithms
+from medvfm_jax.federated.core.fixed_arrays import with_fixed
 from medvfm_jax.federated.core.local_training import gradient_of
-from medvfm_jax.federated.core.records import Federation, Shard
+from medvfm_jax.federated.core.records import Algorithm, Federation, Shard
 from medvfm_jax.federated.rounds.federation import make_round
 from medvfm_jax.mesh_axes import CLIENTS, DATA, REPLICA
 from medvfm_jax.parallel.rules import RULES
@@ -99,10 +100,13 @@ def _lower(config: CohortPlanConfig, training: Abstract, mesh: Mesh) -> jax.stag
 
 
 def _federation(training: Abstract, params: Params, **backend: Any) -> Federation:
-    def loss(delta: Any, batch: Any, key: Any) -> Any:
-        return training.loss(params, delta, batch, key)[0]
+    def algorithm(params: Params) -> Algorithm:
+        def loss(delta: Any, batch: Any, key: Any) -> Any:
+            return training.loss(params, delta, batch, key)[0]
 
-    return make_round(algorithms.fedavg(gradient_of(loss), make_optimizer(_RATE)), **backend)
+        return algorithms.fedavg(gradient_of(loss), make_optimizer(_RATE))
+
+    return make_round(with_fixed(algorithm, params), **backend)
 
 
 def _shapes(training: Abstract, clients: int, steps: int) -> Shard:

@@ -71,7 +71,7 @@ class EmbeddingBank(NamedTuple):
 
 def take(array: Array, batch: Batch, dtype: np.dtype) -> Batch:
     """A batch with numbers of rows of ``array`` in the place of images -> with embeddings of this type."""
-    return batch._replace(image=array[batch.image].astype(dtype))
+    return batch._replace(image=jnp.take(array, batch.image, axis=0, mode="clip").astype(dtype))
 
 
 def loss_from_bank(loss: LossFn, dtype: np.dtype) -> LossFn:

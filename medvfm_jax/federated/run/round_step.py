@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from medvfm_jax.adapters import touches_encoder
 from medvfm_jax.federated.core.client_models import Models, client_models
 from medvfm_jax.federated.core.errors import BadFederation
+from medvfm_jax.federated.core.fixed_arrays import with_fixed
 from medvfm_jax.federated.core.kept_optimizer import kept
 from medvfm_jax.federated.core.local_training import Gradient, gradient_of
 from medvfm_jax.federated.core.records import Algorithm, Client, Federation, Metrics, Server, Shard, Tree
@@ -246,13 +247,8 @@ class RoundStep:
             backend, chunk = "shard_map", 1 if backend == "loop" else chunk
         at_server = config.client_privacy and not config.distributed_noise
         central = privacy.privacy if at_server else None
-        algorithm = self._algorithm(params, public)
-        if bank is not None:
-            algorithm = algorithm._replace(
-                client_update=partial(self._looked_up, bank, algorithm.client_update)
-            )
         return make_round(
-            algorithm,
+            with_fixed(self._of, (params, public, bank)),
             None if config.codec == "identity" else self._run.codec,
             central,
             backend,
@@ -262,6 +258,13 @@ class RoundStep:
             self._run.down,
             self._run.secure,
         )
+
+    def _of(self, fixed: tuple[Params, Tree, Array | None]) -> Algorithm:
+        params, public, bank = fixed
+        algorithm = self._algorithm(params, public)
+        if bank is None:
+            return algorithm
+        return algorithm._replace(client_update=partial(self._looked_up, bank, algorithm.client_update))
 
     def _looked_up(
         self, bank: Array, work: Callable[..., Any], server: Server, own: Tree, shard: Shard, *rest: Array

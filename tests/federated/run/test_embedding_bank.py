@@ -10,9 +10,11 @@ from medvfm_jax.data import make_phantom_dataset
 from medvfm_jax.federated.privacy import draw_secret
 from medvfm_jax.federated.run import federate as command
 from medvfm_jax.federated.run.federate import federate
+from medvfm_jax.federated.run.placement import CohortPlacement
 from medvfm_jax.federated.run.resolving import resolve
 from medvfm_jax.federated.run.round_data import RoundLoader
 from medvfm_jax.federated.run.round_step import RoundStep
+from medvfm_jax.parallel import RULES, make_mesh
 from medvfm_jax.runs.progress import ProgressDisplay
 from medvfm_jax.runs.run_directory import read_metrics
 from medvfm_jax.settings.records import BadConfig
@@ -98,6 +100,18 @@ def test_bfloat16_on_the_device_changes_a_loss_by_its_rounding_alone(cells, tmp_
     a, b = (read_metrics(result.folder)[0]["loss"] for result in (plain, half))
     assert a != b
     assert a == pytest.approx(b, rel=2**-7)
+
+
+def test_clients_divided_over_devices_look_up_the_same_rows(cells, tmp_path):
+    wanted = {"embeddings": "device", "rounds": 1, "validate_every": 0}
+    over = CohortPlacement(make_mesh("clients=2", jax.devices()[:2]), RULES["replicated"](), "replicated")
+    runs = [
+        federate(settings(cells, tmp_path / name, **wanted), placement=placement)
+        for name, placement in (("one", None), ("two", over))
+    ]
+    deltas = [artifacts.load_delta(result.delta)[0] for result in runs]
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), *deltas)
+    assert any(np.any(leaf) for leaf in jax.tree.leaves(deltas[0]))
 
 
 @pytest.mark.parametrize("wanted", [{"preset": "lora"}, {"augment": "flips"}])
