@@ -19,6 +19,7 @@ import tyro
 from experiments.few_labels import Plan, run
 from medvfm_jax.adapters.context_blocks import BLOCKS
 
+RESULTS = Path(__file__).parent / "results" / "context_blocks.json"
 ALONE = "lora_few"
 ROWS = {name: f"{name.replace('_', '-')}_few" for name in BLOCKS}
 
@@ -56,11 +57,10 @@ def summary(table: Mapping[str, Any]) -> str:
     for name, row in table["rows"].items():
         found = table["paired_dice"].get(f"{name} minus {ALONE}")
         gain = f"{found['difference']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f})" if found else "-"
-        lines.append(f"| {name} | {row['trained']:,} | {row['ms_per_step']} | {gain} |")
+        lines.append(f"| {name} | {row['trained']['parameters']:,} | {row['ms_per_step']:,.0f} | {gain} |")
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    results = Path(__file__).parent / "results" / "context_blocks.json"
-    run(tyro.cli(ContextBlocks), results)
-    print(summary(json.loads(results.read_text(encoding="utf-8"))))
+    run(tyro.cli(ContextBlocks), RESULTS)
+    print(summary(json.loads(RESULTS.read_text(encoding="utf-8"))))

@@ -128,9 +128,9 @@ def switched_on(name: str, plan: Plan) -> DenseEncoder:
 
 
 def dice_by_case(folder: Path) -> dict[str, float]:
-    """Dice of each test case of a row."""
+    """Dice of each test case of a row; rows of objects have none."""
     rows = run_directory.read_json(folder / run_directory.SCORES)["cases"]
-    return {row["case"]: row["value"] for row in rows if row["metric"] == "dice"}
+    return {row["case"]: row["dice"] for row in rows if "dice" in row}
 
 
 def diameters(dataset: Dataset, cases: Sequence[str], side: int) -> dict[str, float]:

@@ -42,7 +42,8 @@ def test_blocks_whose_gain_grows_with_the_field_agree_and_the_gain_of_each_is_co
     assert markdown(table).splitlines()[3].startswith("| d | 40 ± 1 | 160 ± 1 | +0.0375 |")
 
 
-def test_dice_is_taken_by_case_and_other_metrics_are_not(tmp_path):
-    rows = [{"case": "a", "metric": "dice", "value": 0.5}, {"case": "a", "metric": "hd95", "value": 7.0}]
+def test_dice_is_taken_by_case(tmp_path):
+    rows = [{"case": "a", "label": "foreground", "dice": 0.5, "hd95": 7.0}]
+    rows.append({"case": "a", "label": "instances", "aji": 0.3})
     (tmp_path / "scores.json").write_text(json.dumps({"cases": rows}))
     assert dice_by_case(tmp_path) == {"a": 0.5}
