@@ -161,7 +161,7 @@ def _table(plan: Plan) -> dict[str, Any]:
     first = next(iter(scores.values()))
     return {
         "plan": json.loads(json.dumps(dataclasses.asdict(plan), default=str))
-        | {"data": Path(plan.data).name},
+        | {"data": Path(plan.data).name, "out": plan.out.name},
         "profile": first["metric_profile"],
         "data_sha256": first["provenance"]["data_sha256"],
         "versions": versions(),

@@ -24,6 +24,11 @@ def fully_automatic() -> bool:
     return 0 < len(automatic_axes()) == len(jax.sharding.get_abstract_mesh().axis_names)
 
 
+def varies(x: Array) -> bool:
+    """Whether a value differs over an axis that an enclosing ``shard_map`` has taken."""
+    return bool(jax.typeof(x).manual_axis_type.varying)
+
+
 def vary_like(tree: Tree, like: Array) -> Tree:
     """Let every leaf differ over the manual mesh axes over which ``like`` differs; outside shard_map nothing changes.
 

@@ -5,7 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from experiments.context_fields import dice_by_case, markdown, median_diameter, table_of
+from experiments.context_blocks import RESULTS as ROWS_OF_BLOCKS
+from experiments.context_blocks import summary
+from experiments.context_fields import RESULTS, dice_by_case, markdown, median_diameter, table_of
+from experiments.covering_tests import ROOT
 from medvfm_jax.theory import Extent
 
 
@@ -47,3 +50,13 @@ def test_dice_is_taken_by_case(tmp_path):
     rows.append({"case": "a", "label": "instances", "aji": 0.3})
     (tmp_path / "scores.json").write_text(json.dumps({"cases": rows}))
     assert dice_by_case(tmp_path) == {"a": 0.5}
+
+
+def test_the_documentation_has_the_figures_of_the_files():
+    theory, results = (
+        (ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("theory.md", "results.md")
+    )
+    for line in markdown(json.loads(RESULTS.read_text(encoding="utf-8"))).splitlines():
+        assert line in theory
+    for line in summary(json.loads(ROWS_OF_BLOCKS.read_text(encoding="utf-8"))).splitlines():
+        assert line in results

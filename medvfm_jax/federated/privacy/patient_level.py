@@ -17,12 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from medvfm_jax.federated.core.backends import vary_like
 from medvfm_jax.federated.core.local_training import Gradient, Observed, Whole, unchanged
 from medvfm_jax.federated.core.records import Privacy, Tree
 from medvfm_jax.federated.privacy.client_level import noisy_mean
 from medvfm_jax.federated.privacy.clipping import clip_by_norm, global_norm
 from medvfm_jax.federated.privacy.errors import BadPrivacy
+from medvfm_jax.mesh_axes import varies, vary_like
 
 # Of one patient, in size. Sums over patients and steps then stay finite whatever the data: whether a client counts in a
 # round depends on its loss being finite, and must not depend on anything exact.
@@ -117,6 +117,10 @@ def patient_gradient(
                 terms = jax.vmap(partial(one_patient, whole), in_axes=(None, 0, 0, 0))(delta, *chunk)
                 return jax.tree.map(lambda t, x: t + x.sum(axis=0, dtype=t.dtype), total, terms)
 
+            if varies(
+                batch.mask
+            ):  # clients over devices run side by side: a condition would compute both of its sides
+                return add_patients(total), None
             # A batch is padded to one of few sizes; what is only padding adds nothing and is not differentiated.
             return jax.lax.cond(chunk[1].any(), add_patients, lambda total: total, total), None
 
