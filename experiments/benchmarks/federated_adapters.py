@@ -13,9 +13,11 @@ with the backbone in every step; updates shared, shared with clipping and centra
 personal head (ours alone: the peers' simulators have no such algorithm of their own).  First all contenders of a case
 train three rounds from the same weights and their weights are compared (without noise).  Each trains on until the Dice
 on 100 test pictures reaches a target, looked at every few rounds, or its patience ends; it goes on from the rounds
-before, so that everybody without noise needs the same number of rounds.  Then they take turns in rotating order;
-processor time of all processes of a contender counts, and ratios are taken within a turn.  ``--devices 2 --threads 2``
-adds ours with the cohort over two devices of the CPU: there seconds count, on an idle machine.
+before, so that everybody without noise needs the same number of rounds.  Starting, loading and compiling, which JAX
+does before and PyTorch not, are no part of it: they are reported apart ("ready_cpu_seconds", "compile_s").  Then they
+take turns in rotating order; processor time of all processes of a contender counts, and ratios are taken within a
+turn.  ``--devices 2 --threads 2`` adds ours with the cohort over two devices of the CPU: there seconds count, on an
+idle machine.
 
 Writes experiments/results/benchmark_federated_adapters.json after each case.
 """
@@ -250,7 +252,8 @@ def show(case: dict[str, Any]) -> None:
         print(
             f"  {name}: {this['median_cpu_seconds'] * 1e3:.2f} ms CPU, {this['median_seconds'] * 1e3:.2f} ms a round, "
             f"x{this.get('cpu_seconds_over_ours_cached', np.nan):.2f} ours cached; Dice {spent['dice']:.3f} after "
-            f"{spent['rounds']} rounds, {spent['cpu_seconds']:.2f} s CPU, {spent['seconds']:.2f} s; apart "
+            f"{spent['rounds']} rounds, {spent['cpu_seconds']:.2f} s CPU, {spent['seconds']:.2f} s, and to start "
+            f"{this['ready_cpu_seconds']:.2f} s CPU (compiled in {this.get('compile_s', 0):.2f} s); apart "
             f"{this.get('max_difference_to_ours', np.nan):.1e}",
             flush=True,
         )
@@ -266,7 +269,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--devices", type=int, nargs="*", default=[], help="ours on so many devices of the CPU too"
     )
-    parser.add_argument("--uncached", nargs="*", default=[OURS, "pfl-research"], help="who also runs without")
+    parser.add_argument(
+        "--uncached", nargs="*", default=[OURS, "pfl-research", "BlazeFL"], help="who also runs without"
+    )
     parser.add_argument(
         "--case", type=int, nargs="+", help="numbers of cases, from 0; the file keeps the others"
     )

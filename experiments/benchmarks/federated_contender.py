@@ -39,7 +39,10 @@ class Contender(NamedTuple):
 
 
 class Process:
-    """A running contender; `loaded` holds what it said of itself when it was ready."""
+    """A running contender; `loaded` holds what it said of itself when it was ready, and what that took.
+
+    "ready_cpu_seconds" is the processor time of starting, loading and compiling, which no round contains.
+    """
 
     def __init__(self, contender: Contender, problem: Problem, log: Path):
         facts = json.dumps(problem._asdict() | {"folder": str(problem.folder)})
@@ -58,6 +61,7 @@ class Process:
                 env=os.environ | _QUIET | {"PYTHONPATH": path},
             )
         self.loaded = self._answer() | {"ready_after_s": time.perf_counter() - start}
+        self.loaded["ready_cpu_seconds"] = _cpu_seconds(self._process.pid)
 
     def ask(self, rounds: int, *, evaluate: bool = False, save: str | None = None) -> dict[str, Any]:
         """Run rounds -> {"seconds", "cpu_seconds" of all its processes, "test_loss"}.  Raises Lost."""

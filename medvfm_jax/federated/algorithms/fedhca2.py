@@ -10,7 +10,7 @@ from jax import Array
 from medvfm_jax.crosstask.gradient_surgery import cagrad
 from medvfm_jax.federated.algorithms.task_conflicts import combined, gram_of, measure_conflicts, rows_of
 from medvfm_jax.federated.core.local_training import Gradient, Optimizer, local_steps, report
-from medvfm_jax.federated.core.personal_parts import join_personal, leaf_name, split_personal
+from medvfm_jax.federated.core.personal_parts import check_decoders, join_personal, leaf_name, split_personal
 from medvfm_jax.federated.core.records import Algorithm, Cohort, Report, Server, Shard, Tree
 from medvfm_jax.federated.core.tree_math import add, subtract
 
@@ -68,7 +68,7 @@ def fedhca2(
         c: how far U may be from the mean change, in its lengths.
         start: first value of psi and beta.
         hyper_rate: step size of their SGD.
-        decoders: regular expression of the paths of leaves that are a decoder's.
+        decoders: regular expression of the paths of leaves that are a decoder's; one that matches none is refused.
 
     Returns:
         The algorithm, for ``make_round``.
@@ -80,6 +80,8 @@ def fedhca2(
     """
 
     def init_server(delta: Tree) -> tuple[Tree, Received]:
+        leaves = jax.tree_util.tree_leaves_with_path(delta)
+        check_decoders(decoders, DECODERS, [leaf_name(path) for path, _ in leaves])
         encoder, decoder = split_personal(delta, decoders)
         zeros = jax.tree.map(jnp.zeros_like, encoder)
         attended = jax.tree.map(lambda x: jnp.zeros((clients, *x.shape), x.dtype), decoder)

@@ -17,7 +17,7 @@ from medvfm_jax.federated.core.lora_aggregation import (
     factors_of,
     names_in_pair,
 )
-from medvfm_jax.federated.core.personal_parts import join_personal
+from medvfm_jax.federated.core.personal_parts import check_decoders, join_personal
 from medvfm_jax.federated.core.records import Algorithm, Report, Server, Shard, Tree
 from medvfm_jax.federated.core.tree_math import add
 
@@ -38,6 +38,7 @@ def iat(
         optimizer: optax optimizer of the local steps, started anew in every round unless it is ``kept``.
         orthogonality: weight of the squared cosine in the local loss.
         decoders: regular expression of the sites of the decoder, full match; all others are the encoder's.
+            One that matches no site is refused.
 
     Returns:
         The algorithm, for ``make_round``.
@@ -50,7 +51,9 @@ def iat(
 
     def own_factors(delta: Tree) -> frozenset[str]:
         found: set[str] = set()
-        for pair in factors_of(delta):
+        pairs = factors_of(delta)
+        check_decoders(decoders, DECODERS, pairs)
+        for pair in pairs:
             name_a, name_b = names_in_pair(pair)
             found.add(name_b if re.fullmatch(decoders, pair) else name_a)
         return frozenset(found)

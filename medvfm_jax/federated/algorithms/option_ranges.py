@@ -1,5 +1,9 @@
-"""What the options of federated algorithms may be: one range for each name, which means the same in all of them."""
+"""What the options of federated algorithms may be: one range for each name, which means the same in all of them.
 
+An option that is a text is a regular expression for the paths of leaves.
+"""
+
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -48,6 +52,13 @@ RANGES: Mapping[str, Range] = {
 
 
 def check_range(option: str, value: Any, what: str) -> None:
-    """Raise BadFederation for a number outside of its option's range; what: the algorithm, in words."""
+    """Raise BadFederation for a number outside of its option's range, or no pattern; what: the algorithm, in words."""
+    if isinstance(value, str):
+        try:
+            re.compile(value)
+        except (re.error, RecursionError, OverflowError) as error:
+            raise BadFederation(
+                f"{what}: {option} '{value:.100}' is no regular expression: {error}."
+            ) from error
     if isinstance(value, int | float) and option in RANGES and not RANGES[option].holds(value):
         raise BadFederation(f"{what}: {option} is {value}, expected {RANGES[option]}.")

@@ -1,11 +1,12 @@
 """Split a delta into what is shared with the server and what never leaves the client, by leaf path."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import jax
 from jax import Array
 
+from medvfm_jax.federated.core.errors import BadFederation
 from medvfm_jax.federated.core.records import Tree
 
 NOTHING = r"(?!)"  # matches no path
@@ -53,6 +54,26 @@ def split_like(delta: Tree, shared: Tree) -> tuple[Tree, Tree]:
     """Split into (shared, personal) as ``shared`` was split, whose personal leaves are None."""
     keep = jax.tree.map(lambda s, d: None if s is None else d, shared, delta, is_leaf=_missing)
     return keep, jax.tree.map(lambda s, d: d if s is None else None, shared, delta, is_leaf=_missing)
+
+
+def check_decoders(pattern: str, usual: str, names: Iterable[str]) -> None:
+    """Refuse a pattern of the decoder's parts that somebody gave and that matches none: all would be the encoder's.
+
+    Args:
+        pattern: regular expression, full match.
+        usual: the default, which may match none, as an adapter may have parts in the encoder alone.
+        names: of all parts.
+
+    Raises:
+        BadFederation: it matches none of them.
+    """
+    names = sorted(names)
+    if pattern == usual or any(re.fullmatch(pattern, name) for name in names):
+        return
+    raise BadFederation(
+        f"decoders '{pattern:.100}' matches no part of the adapter, so everything would count as the encoder's; its "
+        f"parts are {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}."
+    )
 
 
 def leaf_name(path: tuple) -> str:

@@ -2,10 +2,11 @@
 
 import inspect
 
+import jax.numpy as jnp
 import pytest
 
 from medvfm_jax.federated import systems
-from medvfm_jax.federated.algorithms.catalog import ALGORITHMS, read_options
+from medvfm_jax.federated.algorithms.catalog import ALGORITHMS, check_fit, read_options
 from medvfm_jax.federated.algorithms.option_ranges import RANGES, Range, check_range
 from medvfm_jax.federated.core.errors import BadFederation
 from medvfm_jax.federated.core.robust import multi_krum
@@ -38,12 +39,41 @@ def test_every_number_has_a_range_and_its_default_lies_within():
         ("fedadam", "tau", "nan", "tau must be a finite number, not 'nan'"),
         ("fedadam", "tau", "1e400", "tau must be a finite number, not '1e400'"),
         ("hetlora", "prune", "1.5", "prune is 1.5, expected above 0 and at most 1"),
+        (
+            "iat",
+            "decoders",
+            "[",
+            "iat: decoders '\\['.* is no regular expression: unterminated character set",
+        ),
+        ("fedper", "personal", "*x", "is no regular expression: nothing to repeat"),
     ],
 )
 def test_what_lies_outside_is_refused(algorithm, option, value, expected):
     defaults = ALGORITHMS[algorithm].options
     with pytest.raises(Exception, match=expected):
         read_options({f"algorithm.{option}": value}, "algorithm", defaults, f"algorithm {algorithm}")
+
+
+def test_every_text_is_a_pattern_and_its_default_is_one():
+    for name, entry in ALGORITHMS.items():
+        for option, default in entry.options.items():
+            if isinstance(default, str):
+                check_range(option, default, name)
+
+
+@pytest.mark.parametrize("name", ["iat", "fedhca2"])
+def test_a_pattern_for_decoders_that_matches_nothing_is_refused(name):
+    both = {
+        part: {"a": jnp.ones((5, 2)), "b": jnp.ones((2, 4))} for part in ("image_encoder", "mask_decoder")
+    }
+    entry = ALGORITHMS[name]
+    options = entry.options | ({"clients": 2} if entry.needs_clients else {})
+    check_fit(entry, options | {"decoders": "mask_decoder.*"}, both)
+    check_fit(entry, options, {"image_encoder": both["image_encoder"]})  # the default may match nothing
+    with pytest.raises(
+        BadFederation, match=r"'mask_decodr.\*' matches no part of the adapter.*image_encoder/a"
+    ):
+        check_fit(entry, options | {"decoders": "mask_decodr.*"}, both)
 
 
 def test_ranges_hold_at_their_ends():

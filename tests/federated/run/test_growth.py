@@ -3,15 +3,18 @@
 Clients share a few pictures, so that 10,000 of them are made in a moment; the round is that of `federate`.
 """
 
+import contextlib
 import gc
 import statistics
 import time
+from unittest import mock
 
 import jax
 import numpy as np
 import pytest
 
 from medvfm_jax.data import make_phantom_dataset
+from medvfm_jax.federated.run import round_step
 from medvfm_jax.federated.run.resolving import resolve
 from medvfm_jax.federated.run.round_data import RoundLoader
 from medvfm_jax.federated.run.round_hooks import RoundLog, looked_at
@@ -47,6 +50,25 @@ def on_device():
     return sum(x.nbytes for x in jax.live_arrays())
 
 
+@contextlib.contextmanager
+def sent():
+    """Bytes of what is put on the device in one call; what picks rows there needs the states of all and is not used."""
+    sizes, put = [0], jax.device_put
+
+    def counted(tree, *rest, **more):
+        sizes.append(sum(x.nbytes for x in jax.tree.leaves(tree) if isinstance(x, np.ndarray)))
+        return put(tree, *rest, **more)
+
+    with (
+        mock.patch.object(jax, "device_put", counted),
+        mock.patch.object(round_step, "_rows_on_device", side_effect=AssertionError("all states were sent")),
+        mock.patch.object(
+            round_step, "_replaced_on_device", side_effect=AssertionError("all states were sent")
+        ),
+    ):
+        yield sizes
+
+
 def rounds_of(run, rounds=7):
     """Facts of some rounds: bytes, processor seconds, what is recorded."""
     gc.collect()
@@ -60,7 +82,8 @@ def rounds_of(run, rounds=7):
     log = RoundLog(run, lines.append, lambda number: 1.0)
     for number in range(rounds):
         start = time.process_time()
-        state, numbers = step(state, next(loader))
+        with sent() as sizes:
+            state, numbers = step(state, next(loader))
         end = StepEnd(
             number + 1, rounds, None, None, numbers_of(numbers), 1, 0.0, False, None, EarlyStopping(0)
         )
@@ -72,6 +95,7 @@ def rounds_of(run, rounds=7):
     models = step.models(state)
     return {
         "device": held,
+        "sent": max(sizes),
         "program": (
             program.temp_size_in_bytes,
             program.argument_size_in_bytes,
@@ -94,7 +118,7 @@ def test_only_states_on_the_host_grow_with_the_clients(cells, tmp_path, algorith
     facts = {n: rounds_of(crowd(cells, tmp_path, n, algorithm)) for n in SIZES}
     few, *more = (facts[n] for n in SIZES)
     for n, many in zip(SIZES[1:], more, strict=True):
-        for name in ("device", "program", "data", "numbers"):
+        for name in ("device", "sent", "program", "data", "numbers"):
             assert many[name] == few[name], name
         assert many["home"] * SIZES[0] == few["home"] * n  # each client its state
         assert many["own"] * SIZES[0] == few["own"] * n
