@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from medvfm_jax.data.examples import Example
+from medvfm_jax.federated.core.backends import client_map, place
+from medvfm_jax.parallel.mesh import make_mesh
 from medvfm_jax.settings.adapt import AdaptConfig
 from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.train import embedding_bank
@@ -88,3 +90,16 @@ def test_a_loss_from_the_bank_is_the_loss_of_its_embeddings(tmp_path):
 def test_the_format_of_what_is_not_held_is_refused():
     with pytest.raises(BadConfig, match="add --embeddings device"):
         AdaptConfig(data="x", embeddings_dtype="bfloat16")
+
+
+def test_clients_divided_over_a_mesh_look_up_their_rows():
+    mesh = make_mesh({"clients": 4}, jax.devices()[:4])
+    array, rows = jnp.arange(12.0).reshape(6, 2), jnp.array([[1, 2], [3, 4], [0, 5], [2, 2]])
+
+    def looked_up(array, rows):
+        batches = Batch(rows, None, None, jnp.ones(rows.shape))
+        one = lambda shared, batch: ((), take(array, batch, array.dtype).image)  # noqa: E731
+        return client_map("shard_map", mesh)(one, (), batches)[1]
+
+    found = jax.jit(looked_up)(place(array, mesh), rows)
+    np.testing.assert_array_equal(found, np.asarray(array)[rows])

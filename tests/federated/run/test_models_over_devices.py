@@ -52,10 +52,20 @@ def test_a_round_over_two_devices_can_be_traced(cells, tmp_path, model):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["lite-tiny-test", "rep-tiny-test"])
-def test_two_devices_learn_what_one_learns(cells, tmp_path, model):
+@pytest.mark.parametrize(
+    ("model", "more"),
+    [
+        ("lite-tiny-test", {}),
+        ("rep-tiny-test", {}),
+        ("lite-tiny-test", {"dp_epsilon": 8.0, "dp_unit": "patient", "dp_delta": 1e-3, "dp_seed": 3}),
+    ],
+    ids=["lite", "rep", "patients"],
+)
+def test_two_devices_learn_what_one_learns(cells, tmp_path, model, more):
     deltas = [
-        artifacts.load_delta(federate(settings(cells, tmp_path / name, model), placement=placement).delta)[0]
+        artifacts.load_delta(
+            federate(settings(cells, tmp_path / name, model, **more), placement=placement).delta
+        )[0]
         for name, placement in (("one", None), ("two", over_two()))
     ]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), *deltas)

@@ -18,6 +18,7 @@ from medvfm_jax.federated.run.round_data import RoundLoader
 from medvfm_jax.federated.run.round_step import RoundStep
 from medvfm_jax.parallel import RULES, make_mesh
 from medvfm_jax.train.loop import numbers_of
+from medvfm_jax.train.task import make_loss
 from tests.federated.small_federation import build_models_once, small
 
 CLIENTS = 4
@@ -36,7 +37,7 @@ def surroundings(tmp_path_factory):
         yield
 
 
-def step_of(cells, out, placement=None, **settings):
+def step_of(cells, out, placement=None, loss=None, **settings):
     """(step, loader whose participation is that of a list, which images were loaded)."""
     config = small(
         cells, out, partition="patient", clients=CLIENTS, val_fraction=0.0, test_fraction=0.0, local_steps=1,
@@ -54,7 +55,8 @@ def step_of(cells, out, placement=None, **settings):
         run.clients, config, run.steps, lambda number: 1.0, prepare, "none", secret=secret,
         multiple=placement.multiple,
     )  # fmt: skip
-    return RoundStep(run, bowl, placement), loader, loaded
+    loss = make_loss(run.adapted, run.record["resolved"]["objective"]) if loss == "real" else loss or bowl
+    return RoundStep(run, loss, placement), loader, loaded
 
 
 def bowl(params, delta, batch, key):
@@ -145,6 +147,34 @@ def test_over_a_mesh_three_of_four_clients_give_the_numbers_of_one_device(cells,
         found[name] = step.models(state), state.server, state.clients, numbers_of(numbers)
     for a, b in zip(*map(jax.tree.leaves, found.values()), strict=True):
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-5, atol=1e-7)
+
+
+def tabled(params, delta, batch, key):
+    """As ``bowl``, and looks up elements of a base weight by numbers that the data give."""
+    table = jax.tree.leaves(params)[0].ravel()
+    chosen = table[(batch.image[0, 0, 0] * 7).astype(int) % len(table)]
+    value, numbers = bowl(params, delta, batch, key)
+    return value * (1 + chosen.sum()), numbers
+
+
+@pytest.mark.parametrize(
+    ("loss", "preset"),
+    [(tabled, "linear"), pytest.param("real", "lora", marks=pytest.mark.slow)],
+)
+def test_over_a_mesh_base_weights_can_be_looked_up_by_number(cells, tmp_path, monkeypatch, loss, preset):
+    """As the biases of positions are, wherever clients train inside the encoder."""
+    found = []
+    for mesh in (None, "clients=4,data=2", "clients=2,data=2,model=2"):
+        where = mesh and CohortPlacement(make_mesh(mesh), RULES["fsdp"](), "fsdp")
+        step, loader, _ = step_of(cells, tmp_path, where, loss, preset=preset, optimizer="sgd")
+        coming(loader, monkeypatch, [0, 2])
+        data = next(loader)
+        state, numbers = step(step.init(data), data)
+        found.append((leaves(step.models(state)), float(numbers["loss"])))
+    for other, loss_there in found[1:]:
+        assert loss_there == pytest.approx(found[0][1], rel=1e-4)
+        for a, b in zip(found[0][0], other, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)
 
 
 def test_who_can_keep_an_optimizer_and_who_refuses(cells, tmp_path):
