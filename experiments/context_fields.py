@@ -188,7 +188,7 @@ def table_of(
         "diameter": dict(
             zip(("low", "median", "high"), np.quantile(list(diameters.values()), (0, 0.5, 1)).tolist())
         ),
-        "rows": rows,
+        "blocks": rows,
         "agreement": {name: rank_agreement(*sides)._asdict() for name, sides in pairs.items()},
     }
 
@@ -210,7 +210,7 @@ def markdown(table: Mapping[str, Any]) -> str:
         "|---|---|---|---|---|",
         f"| none | {_square(table['alone']['before'])} | {_square(table['alone']['after'])} | | |",
     ]
-    for name, row in sorted(table["rows"].items(), key=lambda item: -item[1]["before"]["square"]):
+    for name, row in sorted(table["blocks"].items(), key=lambda item: -item[1]["before"]["square"]):
         lines.append(
             f"| {name} | {_square(row['before'])} | {_square(row['after'])} | {row['gain']:+.4f} | "
             f"{_rho(row['with_size'])} |"

@@ -34,9 +34,9 @@ def test_blocks_whose_gain_grows_with_the_field_agree_and_the_gain_of_each_is_co
         for name, step in zip("abcd", (0.01, 0.02, 0.03, 0.04))
     }
     table = table_of((a_field(5), a_field(6)), fields, gains, sizes)
-    assert table["rows"]["a"]["before"] == {"deviation": 10 * 3 / 8, "square": 10, "square_error": 1}
-    assert table["rows"]["b"]["gain"] == pytest.approx(0.02 + 0.0025)
-    assert [table["rows"][name]["with_size"]["rho"] for name in "abcd"] == pytest.approx([1, 1, -1, -1])
+    assert table["blocks"]["a"]["before"] == {"deviation": 10 * 3 / 8, "square": 10, "square_error": 1}
+    assert table["blocks"]["b"]["gain"] == pytest.approx(0.02 + 0.0025)
+    assert [table["blocks"][name]["with_size"]["rho"] for name in "abcd"] == pytest.approx([1, 1, -1, -1])
     agreement = {name: found["rho"] for name, found in table["agreement"].items()}
     assert agreement["field before training and gain"] == pytest.approx(1)
     assert agreement["field after training and gain"] == pytest.approx(-1)
