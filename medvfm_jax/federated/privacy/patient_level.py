@@ -117,9 +117,8 @@ def patient_gradient(
                 terms = jax.vmap(partial(one_patient, whole), in_axes=(None, 0, 0, 0))(delta, *chunk)
                 return jax.tree.map(lambda t, x: t + x.sum(axis=0, dtype=t.dtype), total, terms)
 
-            if varies(
-                batch.mask
-            ):  # clients over devices run side by side: a condition would compute both of its sides
+            if varies(batch.mask):
+                # Clients over devices run side by side, where a condition would compute both of its sides.
                 return add_patients(total), None
             # A batch is padded to one of few sizes; what is only padding adds nothing and is not differentiated.
             return jax.lax.cond(chunk[1].any(), add_patients, lambda total: total, total), None
