@@ -86,6 +86,7 @@ def compared(args: argparse.Namespace, ranks: Sequence[int], folder: Path) -> di
                 set=(f"lora.rank={rank}", "lora.slices=none", "lora.layout=none", "lora.head_dim=none",
                      f"lora.at={PLACE}"),
                 steps=args.steps, batch_size=2, prompts_per_image=1, validate_every=0, train_cases=args.cases,
+                embeddings="disk",
                 seed=seed, out=folder / way / f"{rank}_{seed}",
             )
             for seed in range(args.seeds)

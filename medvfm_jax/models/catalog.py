@@ -1,6 +1,7 @@
 """Every model by name: ``build("lite-medsam")`` gives a ``Model`` without weights."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -76,7 +77,8 @@ def build(name: str, **options: Any) -> Model:
             and models of volumes.
 
     Returns:
-        The model; ``model.init(key)`` gives random parameters, ``weights.load`` published ones.
+        The model; ``model.init(key)`` gives random parameters, ``weights.load`` published ones. The same name and
+        options give the same functions again, so that what is kept for a function serves every run of a process.
 
     Raises:
         UnknownModel: no model of this name; the nearest is named.
@@ -89,7 +91,15 @@ def build(name: str, **options: Any) -> Model:
         )
     if jnp.dtype(options.get("dtype", jnp.float32)) not in COMPUTE_DTYPES:
         raise BadModelOption(f"Model '{name}' computes in float32 or bfloat16, not {options['dtype']}.")
-    return entry.build(**options)
+    try:
+        return _built(entry.build, **options)
+    except TypeError:  # an option that cannot be hashed
+        return entry.build(**options)
+
+
+@functools.lru_cache(maxsize=64)
+def _built(how: Callable[..., Model], **options: Any) -> Model:
+    return how(**options)
 
 
 def published(name: str, tree: Params) -> Params:

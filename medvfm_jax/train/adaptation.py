@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from medvfm_jax.adapters.sites import remembering
 from medvfm_jax.models.scan import unstack_delta
 from medvfm_jax.parallel.placement import Placement
 from medvfm_jax.runs import goodput, mirror, run_directory
@@ -92,6 +93,7 @@ def adapt_together(
     """
     with contextlib.ExitStack() as stack:
         display = stack.enter_context(ProgressDisplay(title="adapt"))
+        stack.enter_context(remembering({}))  # the model is traced once for the sites of all
         runs: list[Run] = []
         for config in configs:
             run_directory.refuse_existing(config.out, config.resume)

@@ -117,3 +117,9 @@ def test_names_that_do_not_exist_and_options_that_do_not_fit():
         build("lite-medsam", scan_blocks=True)
     with pytest.raises(BadModelOption, match="float16"):
         build("sam-b", dtype="float16")
+
+
+def test_the_same_options_give_the_same_functions_again():
+    assert build("sam-tiny-test") is build("sam-tiny-test")
+    assert build("sam-tiny-test", image_size=64) is not build("sam-tiny-test")
+    assert build("unet-3d", window=[16, 16, 16]).spec == build("unet-3d", window=(16, 16, 16)).spec

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from medvfm_jax.adapters import sites
 from medvfm_jax.train import adapt, resolve, train
 from medvfm_jax.train.adaptation import adapt_together
 from medvfm_jax.train.loop import NonFiniteLoss
@@ -14,6 +15,27 @@ from tests.train.small_runs import small
 
 def runs(cells, tmp_path, seeds=(0, 1, 2), **settings):
     return [small(cells, tmp_path / f"{seed}", seed=seed, validate_every=0, **settings) for seed in seeds]
+
+
+def test_the_sites_of_an_adapter_are_looked_for_once(cells, tmp_path, monkeypatch):
+    traced, trace = [], sites._traced_sites
+    monkeypatch.setattr(
+        sites, "_traced_sites", lambda *args, **kw: (traced.append(args), trace(*args, **kw))[1]
+    )
+    monkeypatch.setattr(
+        "medvfm_jax.train.together.train_together", lambda runs, told, say: [NonFiniteLoss("none")] * 3
+    )
+    adapter = {
+        "adapter": "lora",
+        "set": (
+            "lora.at=mask_decoder/.*/q_proj",
+            "lora.slices=none",
+            "lora.layout=none",
+            "lora.head_dim=none",
+        ),
+    }
+    assert len(adapt_together(runs(cells, tmp_path, **adapter))) == 3
+    assert len(traced) == 1
 
 
 @pytest.mark.slow
