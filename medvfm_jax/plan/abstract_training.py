@@ -48,16 +48,20 @@ class Abstract(NamedTuple):
 
 
 def abstract_training(config: Training) -> Abstract:
-    """Everything ``make_step`` would be given, as shapes; raises what the catalogue and the adapters raise, BadPlan."""
+    """Everything ``make_step`` would be given, as shapes; raises what the catalogue and the adapters raise, BadPlan.
+
+    Where ``config.accumulate`` is None the batch is whole.
+    """
     if config.dtype not in ("float32", "bfloat16"):
         raise BadPlan(f"dtype is {config.dtype}; expected float32 or bfloat16.")
     if config.keep not in KEEP:
         raise BadPlan(f"keep is {config.keep}; expected one of {', '.join(KEEP)}.")
-    for name in ("global_batch", "accumulate"):
-        if getattr(config, name) < 1:
-            raise BadPlan(f"{name} is {getattr(config, name)}; expected at least 1.")
-    if config.global_batch % config.accumulate:
-        raise BadPlan(f"A batch of {config.global_batch} cannot be cut into {config.accumulate} equal parts.")
+    parts = 1 if config.accumulate is None else config.accumulate
+    for name, count in (("global_batch", config.global_batch), ("accumulate", parts)):
+        if count < 1:
+            raise BadPlan(f"{name} is {count}; expected at least 1.")
+    if config.global_batch % parts:
+        raise BadPlan(f"A batch of {config.global_batch} cannot be cut into {parts} equal parts.")
     entry, system = entry_of(config.model), systems.SYSTEMS[config.adapter]
     queries = _prompts(config, entry.spec, system)
     wanted = _as_adapt(config, entry.spec, queries)
@@ -91,7 +95,7 @@ def abstract_training(config: Training) -> Abstract:
         and not touches_encoder(assembled.delta)
     )
     loss = make_loss(assembled.adapted, assembled.objective, cached=cached, training=True)
-    step = make_step(loss, optimizer, config.accumulate)
+    step = make_step(loss, optimizer, parts)
     batch = _batch(config, model, queries)
     if cached:
         one = jax.ShapeDtypeStruct(model.spec.input_shape, jnp.float32)

@@ -4,7 +4,6 @@ The round is that of ``make_round`` with FedAvg and AdamW, clients sharded over 
 Base weights are one argument of the program, replicated or sharded over "data": there is one copy for all clients.
 """
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -37,7 +36,7 @@ def plan_cohort(config: CohortPlanConfig) -> Plan:
     Raises BadPlan, BadMesh, BadRules, and what the catalogue and the adapters raise.
     """
     _check(config)
-    return compile_for(config, partial(_round, config), _advise)
+    return compile_for(config, _round, _advise)
 
 
 def _check(config: CohortPlanConfig) -> None:
@@ -49,7 +48,7 @@ def _check(config: CohortPlanConfig) -> None:
             f"A batch of {config.global_batch} cannot be divided over {config.clients} clients; it counts the images "
             "of one local step of all of them."
         )
-    if config.accumulate > 1:
+    if config.accumulate not in (None, 1):
         raise BadPlan("A client's batch is not cut into parts; leave accumulate out or take a smaller batch.")
 
 

@@ -28,7 +28,9 @@ from medvfm_jax.plan.errors import BadPlan
 from medvfm_jax.plan.flops import Flops, training_flops
 from medvfm_jax.plan.hlo import Collective, Program, analyse
 from medvfm_jax.plan.topologies import devices_of
-from medvfm_jax.settings.plan import PlanConfig
+from medvfm_jax.settings.adapt import AdaptConfig
+from medvfm_jax.settings.plan import CohortPlanConfig, PlanConfig
+from medvfm_jax.train.base_model import entry_of
 
 Advice = Callable[[Any, Mesh, Count], str]
 
@@ -126,11 +128,15 @@ def plan(config: PlanConfig) -> Plan:
         BadMesh: the mesh does not fit the devices or the batch.
         BadRules: sharding rules that do not fit the parameters.
     """
-    return compile_for(config, lambda mesh: _step(config, mesh))
+    return compile_for(config, _step)
 
 
-def compile_for(config: PlanConfig, make: Callable[[Mesh], Work], advise: Advice | None = None) -> Plan:
+def compile_for(
+    config: PlanConfig, make: Callable[[PlanConfig, Mesh], Work], advise: Advice | None = None
+) -> Plan:
     """Compile the work that ``make`` finds for the mesh of ``config`` and read what the compiler says.
+
+    make: ``(config, mesh)`` -> the work; the batch of this config has a number of parts.
 
     advise: ``(config, mesh, parameters)`` -> what to change first where it does not fit; by default that of a
     training step.
@@ -138,9 +144,10 @@ def compile_for(config: PlanConfig, make: Callable[[Mesh], Work], advise: Advice
     if not 0 < config.kernel_efficiency <= 1:
         raise BadPlan(f"kernel_efficiency is {config.kernel_efficiency}; expected more than 0 and at most 1.")
     devices, chip = devices_of(config.topology)
-    mesh = make_mesh(config.mesh, devices)
-    with compiling_for("cpu" if chip is None else chip.backend):
-        work = make(mesh)
+    mesh, backend = make_mesh(config.mesh, devices), "cpu" if chip is None else chip.backend
+    config = _with_parts(config, backend, images_over(mesh))
+    with compiling_for(backend):
+        work = make(config, mesh)
         start = time.perf_counter()
         compiled, memory = _compile(work.lowered, chip)
     seconds = time.perf_counter() - start
@@ -155,6 +162,16 @@ def compile_for(config: PlanConfig, make: Callable[[Mesh], Work], advise: Advice
         config, len(devices), dict(mesh.shape), work.size.trained, work.size.total, memory, work.flops, program, speed,
         advice, seconds,
     )  # fmt: skip
+
+
+def _with_parts(config: PlanConfig, backend: str, devices: int) -> PlanConfig:
+    """With the parts of a batch that `adapt` takes on such a backend, unless they are given; a round has no parts."""
+    if config.accumulate is not None:
+        return config
+    if isinstance(config, CohortPlanConfig):
+        return replace(config, accumulate=1)
+    asked = AdaptConfig("-", batch_size=config.global_batch)
+    return replace(config, accumulate=asked.resolved_accumulate(entry_of(config.model), backend, devices))
 
 
 def _step(config: PlanConfig, mesh: Mesh) -> Work:
@@ -218,7 +235,8 @@ def advise_step(config: PlanConfig, mesh: Mesh, size: Count) -> str:
     Recomputing costs a third more time, dividing the weights costs collectives, cutting the batch nothing but the
     use of small products; where none is left, more devices or a smaller batch.
     """
-    each = config.global_batch // (images_over(mesh) * config.accumulate)
+    parts = config.accumulate or 1
+    each = config.global_batch // (images_over(mesh) * parts)
     weights = 4 * size.total
     if config.keep == "everything":
         return "--keep products: everything is kept for the whole backward pass"
@@ -227,7 +245,7 @@ def advise_step(config: PlanConfig, mesh: Mesh, size: Count) -> str:
     if config.rules == "replicated" and weights > 2**30 and size.trained > size.total / 2:
         return "--rules fsdp: weights, gradients and moments are whole on every device"
     if each > 1:
-        return f"--accumulate {2 * config.accumulate}: every device works on {each} images at once"
+        return f"--accumulate {2 * parts}: every device works on {each} images at once"
     if config.rules == "replicated" and weights > 2**30:
         return "--rules fsdp: the weights are whole on every device"
     return "a smaller --image-size, --dtype bfloat16, or chips with more memory"

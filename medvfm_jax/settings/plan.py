@@ -18,8 +18,8 @@ class Training:
     """Option of the adapter, for example lora.rank=8; may be given several times."""
     global_batch: int = 8
     """Images per step, over all devices."""
-    accumulate: int = 1
-    """Parts a batch is cut into to save memory."""
+    accumulate: int | None = None
+    """Parts a batch is cut into to save memory; by default as in `adapt`: one, on CPUs an image at a time."""
     prompts_per_image: int | None = None
     """Box prompts per image, points for a model that knows points alone; 0: prompt-free with --classes outputs, as
     SAMed. By default as in `adapt`: none for samed and models without prompts, else 4."""

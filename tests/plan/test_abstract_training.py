@@ -27,7 +27,7 @@ def test_a_sam_is_described_without_an_array_of_it():
 
 def test_what_is_not_said_is_what_adapt_would_run():
     defaults = {field.name: field.default for field in dataclasses.fields(AdaptConfig)}
-    shared = set(AS_IN_ADAPT) - {"model"}  # adapt's is one that any computer trains
+    shared = {*AS_IN_ADAPT, "accumulate"} - {"model"}  # adapt's is one that any computer trains
     assert {f.name: f.default for f in dataclasses.fields(Training) if f.name in shared} == {
         name: defaults[name] for name in shared
     }

@@ -118,6 +118,22 @@ def test_gpus_of_several_hosts_exchange_over_the_network():
 
 
 @pytest.mark.parametrize(
+    ("settings", "backend", "devices", "parts"),
+    [
+        ({}, "cpu", 2, 4),
+        ({}, "tpu", 2, 1),
+        ({"accumulate": 2}, "cpu", 1, 2),
+        ({"model": "unet", "adapter": "full"}, "cpu", 1, 1),
+        ({"global_batch": 1}, "cpu", 2, 1),
+    ],
+)
+def test_a_batch_has_the_parts_that_adapt_would_make(settings, backend, devices, parts):
+    """Adapt's own rule: one image after the other on CPUs, but for models that are faster with whole batches."""
+    asked = PlanConfig(**TINY | {"global_batch": 8} | settings)
+    assert step_plan._with_parts(asked, backend, devices).accumulate == parts
+
+
+@pytest.mark.parametrize(
     ("settings", "trained", "advice"),
     [
         ({"keep": "everything"}, 10, "--keep products: everything"),
