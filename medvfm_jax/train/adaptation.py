@@ -9,7 +9,7 @@ from typing import NamedTuple
 from medvfm_jax.adapters.sites import remembering
 from medvfm_jax.models.scan import unstack_delta
 from medvfm_jax.parallel.placement import Placement
-from medvfm_jax.runs import goodput, mirror, run_directory
+from medvfm_jax.runs import goodput, mirror, retrieve, run_directory, stored_copy
 from medvfm_jax.runs.progress import ProgressDisplay
 from medvfm_jax.settings.adapt import AdaptConfig
 from medvfm_jax.settings.records import to_json
@@ -150,7 +150,7 @@ def run_in_directory(
         display = display or stack.enter_context(ProgressDisplay(title=title))
         writes = placement.process == 0
         if config.mirror and config.resume:
-            mirror.finish(config.out)
+            retrieve.finish(config.out)
         if writes:
             run_directory.refuse_existing(config.out, config.resume)
             stack.enter_context(run_directory.locked(config.out))
@@ -206,18 +206,18 @@ def _from_mirror(config: AdaptConfig, placement: Placement, say: Callable[[str],
         return not (config.out / run_directory.CONFIG).exists()
 
     if placement.process == 0:
-        mirror.refuse_inside(config.mirror, config.out)
+        stored_copy.refuse_inside(config.mirror, config.out)
     if placement.process == 0 and absent():
         if not config.resume:
             mirror.refuse_existing(config.mirror)
-        elif mirror.fetch(config.mirror, config.out):
+        elif retrieve.fetch(config.mirror, config.out):
             say(f"the run was brought from {config.mirror}")
         else:
             say(f"{config.mirror} holds no copy of a run yet: this one starts at the beginning")
     if placement.processes > 1 and config.resume:
         placement.any(False)  # waits until the first process is done
         if placement.process > 0 and absent():
-            mirror.fetch(config.mirror, config.out)
+            retrieve.fetch(config.mirror, config.out)
 
 
 def _announce(run: Run, say: Callable[[str], None]) -> None:

@@ -1,73 +1,17 @@
-"""Copies of a run on storage: whole or not there, kept while the run goes on, brought back byte by byte."""
+"""Copies of a run on storage: whole or not there, kept while the run goes on."""
 
 import hashlib
-import json
-import os
 import shutil
-import subprocess
 import threading
 
-import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from medvfm_jax.runs import mirror
-from medvfm_jax.runs.mirror import Mirror, MirrorError, fetch, fetch_new
-
-
-@pytest.fixture(autouse=True)
-def empty_memory():
-    MemoryFileSystem.store.clear()
-    MemoryFileSystem.pseudo_dirs[:] = [""]
-
-
-@pytest.fixture(params=["memory", "file"])
-def url(request, tmp_path):
-    return "memory://bucket/run" if request.param == "memory" else f"file://{tmp_path}/storage/run"
-
-
-@pytest.fixture
-def run(tmp_path):
-    folder = tmp_path / "run"
-    folder.mkdir()
-    (folder / "config.json").write_text('{"seed": 0}')
-    (folder / ".lock").write_text("1")
-    log(folder, 1)
-    checkpoint(folder, 1)
-    return folder
-
-
-def log(folder, step):
-    with open(folder / "metrics.jsonl", "a") as file:
-        file.write(json.dumps({"step": step}) + "\n")
-
-
-def checkpoint(folder, step):
-    place = folder / "checkpoints" / f"step_{step:08d}"
-    place.mkdir(parents=True)
-    (place / "arrays.safetensors").write_bytes(bytes([step]) * 1000)
-    (place / "manifest.json").write_text(str(step))
-
-
-def contents(folder):
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    }
-
-
-def stored(url):
-    system, root = fsspec.core.url_to_fs(url)
-    return [name.removeprefix(root.rstrip("/") + "/") for name in system.find(root)]
-
-
-def brought(url, tmp_path, name="back"):
-    folder = tmp_path / name
-    folder.mkdir()
-    assert fetch(url, folder)
-    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
-    return contents(folder)
+from medvfm_jax.runs.mirror import Mirror
+from medvfm_jax.runs.retrieve import fetch
+from medvfm_jax.runs.stored_copy import MirrorError
+from tests.runs.copies import brought, checkpoint, contents, log, stored
 
 
 def test_a_run_comes_back_as_it_ended(run, url, tmp_path):
@@ -248,102 +192,17 @@ def test_a_checkpoint_that_is_dropped_while_it_is_linked_is_left_out_whole(run, 
     assert brought("memory://a", tmp_path) == contents(run)
 
 
-def test_what_a_killed_process_was_bringing_is_dropped_and_that_of_a_running_one_stays(run, tmp_path):
-    with Mirror(run, "memory://a"):
-        pass
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    back = tmp_path / "back"
-    for number in (ended.pid, os.getpid(), os.getppid()):  # a container gives the same number again
-        old = back / f".fetched.{number}" / "checkpoints" / "step_00000009"
-        old.mkdir(parents=True)
-        (old / "manifest.json").write_text("half")
-    assert fetch("memory://a", back)
-    assert [path.name for path in back.iterdir() if path.name.startswith(".")] == [f".fetched.{os.getppid()}"]
-    assert contents(back) == contents(run)
-
-
-@pytest.mark.parametrize("moved", range(5))
-def test_a_process_killed_while_a_run_takes_its_place_leaves_what_the_next_one_puts_there(
-    run, tmp_path, monkeypatch, moved
-):
-    (run / "delta.safetensors").write_bytes(b"delta")
-    with Mirror(run, "memory://a"):
-        pass
-    back = tmp_path / "back"
-    back.mkdir()
-    replace, left = os.replace, iter(range(moved))
-
-    def killed(*paths):
-        if next(left, None) is None:
-            raise KeyboardInterrupt
-        replace(*paths)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", killed)
-        with pytest.raises(KeyboardInterrupt):
-            fetch("memory://a", back)
-    mirror.finish(back)
-    if not (back / "config.json").exists():  # killed before all of it was here
-        assert contents(back) == {}
-        assert fetch("memory://a", back)
-    assert contents(back) == contents(run)
-    assert not [path for path in back.iterdir() if path.name.startswith(".")]
-
-
-def test_without_a_manifest_there_is_no_copy(run, url, tmp_path):
-    assert not fetch(url, tmp_path)
-    with Mirror(run, url):
-        pass
-    system, root = fsspec.core.url_to_fs(url)
-    system.rm_file(f"{root}/manifest.json")  # as if the first copy had been cut off before its last file
-    assert not fetch(url, tmp_path)
-    assert not (tmp_path / "config.json").exists()
-
-
-@pytest.mark.parametrize(
-    "damage", [b"", b"{}", b'{"digest": "0", "content": {"format": 1, "files": {}}}', b"[1]"]
-)
-def test_a_manifest_that_is_none_is_refused(run, tmp_path, damage):
-    MemoryFileSystem().pipe_file("/a/manifest.json", damage)
-    with pytest.raises(MirrorError, match=r"manifest\.json is not what a run writes"):
-        fetch("memory://a", tmp_path)
-
-
-def test_a_damaged_or_missing_file_is_named_and_nothing_appears(run, tmp_path):
-    with Mirror(run, "memory://a"):
-        pass
-    system = MemoryFileSystem()
-    (name,) = [name for name in system.find("/a") if name.endswith("arrays.safetensors")]
-    whole, back = system.cat_file(name), tmp_path / "back"
-    back.mkdir()
-    for change in (lambda: system.pipe_file(name, b"y" + whole[1:]), lambda: system.rm_file(name)):
-        change()
-        with pytest.raises(MirrorError, match=r"arrays\.safetensors"):
-            fetch("memory://a", back)
-        assert not list(back.iterdir())
-
-
-@pytest.mark.parametrize("name", ["../x", "/x", "a/../../x", ".lock", ""])
-def test_names_that_lead_out_of_the_run_are_refused(tmp_path, name):
-    body = {"format": 1, "files": {name: {"sha256": "0" * 64, "bytes": 1}}}
-    record = {"digest": mirror._digest(body), "content": body}
-    MemoryFileSystem().pipe_file("/a/manifest.json", json.dumps(record).encode())
-    with pytest.raises(MirrorError, match="outside the run"):
-        fetch("memory://a", tmp_path)
-
-
 def test_of_two_runs_that_found_the_place_empty_the_second_leaves_the_copy_of_the_first(
     run, tmp_path, monkeypatch
 ):
-    other, said, look = tmp_path / "other", [], mirror._manifest
+    other, said, look = tmp_path / "other", [], mirror.read_manifest
     shutil.copytree(run, other)
     (other / "config.json").write_text('{"seed": 1}')
     late = Mirror(other, "memory://a", said.append, pause=0.0)
     with Mirror(run, "memory://a"):
         pass
     answers = [None]  # what the second saw before the first had copied anything
-    monkeypatch.setattr(mirror, "_manifest", lambda storage: answers.pop() if answers else look(storage))
+    monkeypatch.setattr(mirror, "read_manifest", lambda storage: answers.pop() if answers else look(storage))
     with late:
         pass
     assert "another run has begun to copy itself to memory://a" in said[0]
@@ -380,75 +239,3 @@ def test_a_copy_that_is_further_than_the_folder_is_not_replaced(run, tmp_path, n
     checkpoint(run, 3)
     with Mirror(run, "memory://a"):
         pass
-
-
-@pytest.mark.parametrize("place", ["run", "run/copy", "other/../run/copy"])
-def test_a_place_inside_the_run_is_refused(run, tmp_path, place):
-    """Each copy would hold all those before it."""
-    (tmp_path / "other").mkdir()
-    with pytest.raises(MirrorError, match="lie in each other"):
-        mirror.refuse_inside(f"file://{tmp_path}/{place}", run)
-
-
-def test_a_run_inside_the_files_of_the_copy_is_refused_and_places_beside_it_are_taken(run, tmp_path):
-    with pytest.raises(MirrorError, match="lie in each other"):
-        mirror.refuse_inside(f"file://{tmp_path}/copy", tmp_path / "copy" / "files" / "run")
-    for url in (f"file://{tmp_path}/run2", f"file://{tmp_path}", f"memory://{run}/copy"):
-        mirror.refuse_inside(url, run)
-
-
-def test_storage_that_cannot_be_reached_is_one_sentence(tmp_path, monkeypatch):
-    with pytest.raises(MirrorError, match="Protocol not known: foo"):
-        fetch("foo://a", tmp_path)
-
-    def cat_file(self, path, **options):
-        raise PermissionError("denied")
-
-    monkeypatch.setattr(MemoryFileSystem, "cat_file", cat_file)
-    with pytest.raises(MirrorError, match=r"cannot be read \(PermissionError: denied\)"):
-        fetch("memory://a", tmp_path)
-
-
-def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "gcsfs", None)
-    with pytest.raises(MirrorError, match=r"pip install 'medvfm-jax\[storage\]'"):
-        fetch("gs://bucket/run", tmp_path)
-
-
-def test_a_copy_is_brought_to_a_new_place_and_counted(run, url, tmp_path):
-    with Mirror(run, url):
-        pass
-    shown = []
-    assert fetch_new(url, tmp_path / "here", lambda files: shown.append(len(files)) or files) == 4
-    assert contents(tmp_path / "here") == contents(run)
-    assert shown == [4]
-
-
-def test_nothing_is_mixed_with_what_is_there(run, url, tmp_path):
-    with Mirror(run, url):
-        pass
-    here = tmp_path / "here"
-    here.mkdir()
-    (here / "notes.txt").write_text("mine")
-    with pytest.raises(MirrorError, match=r"holds 'notes.txt' already; give a new or empty folder as --out"):
-        fetch_new(url, here)
-    assert contents(here) == {"notes.txt": b"mine"}
-
-
-def test_no_copy_is_no_run(url, tmp_path):
-    with pytest.raises(MirrorError, match="holds no copy of a run; give the URL"):
-        fetch_new(url, tmp_path / "here")
-    assert not (tmp_path / "here").exists()
-
-
-@pytest.mark.parametrize("moved", [(), ("checkpoints",)])
-def test_an_attempt_that_was_killed_while_files_were_put_in_place_is_ended(run, url, tmp_path, moved):
-    with Mirror(run, url):
-        pass
-    here, brought = tmp_path / "here", tmp_path / "here" / ".brought"
-    shutil.copytree(run, brought, ignore=lambda *_: [".lock"])
-    for name in moved:
-        shutil.move(brought / name, here / name)
-    assert fetch_new(url, here) == 4
-    assert contents(here) == contents(run)
-    assert not brought.exists()

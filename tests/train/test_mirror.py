@@ -9,8 +9,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from medvfm_jax.parallel.placement import Placement
 from medvfm_jax.runs import run_directory
-from medvfm_jax.runs.mirror import MirrorError
 from medvfm_jax.runs.run_directory import read_metrics
+from medvfm_jax.runs.stored_copy import MirrorError
 from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.termination import Terminated
 from medvfm_jax.train import adapt
