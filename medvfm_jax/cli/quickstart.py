@@ -14,8 +14,8 @@ from medvfm_jax.cli.options.quickstart import QuickstartArgs
 from medvfm_jax.data import mni152, open_dataset
 from medvfm_jax.images.writing import write_atomically
 from medvfm_jax.predict import evaluate
-from medvfm_jax.predict.evaluation import reread
 from medvfm_jax.predict.overlay_cases import choose, slice_to_show
+from medvfm_jax.predict.scored_cases import reread
 from medvfm_jax.report.overlays import draw
 from medvfm_jax.report.picture import Panel, grid
 from medvfm_jax.runs import run_directory

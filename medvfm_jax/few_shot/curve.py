@@ -29,7 +29,7 @@ from medvfm_jax.images import restore, stack
 from medvfm_jax.local_paths import file_word
 from medvfm_jax.metrics import profiles, score_case, summarise
 from medvfm_jax.predict.case_prediction import Pictures
-from medvfm_jax.predict.evaluation import readable
+from medvfm_jax.predict.evaluated_cases import readable
 from medvfm_jax.printable import counted
 from medvfm_jax.runs import run_directory
 from medvfm_jax.runs.progress import tracked

@@ -19,8 +19,9 @@ from medvfm_jax.few_shot.dense_features import (
 from medvfm_jax.few_shot.methods import METHODS
 from medvfm_jax.local_paths import file_word
 from medvfm_jax.metrics import profiles
-from medvfm_jax.predict.evaluation import readable, score_cases
+from medvfm_jax.predict.evaluated_cases import readable
 from medvfm_jax.predict.score_files import refuse_foreign
+from medvfm_jax.predict.scored_cases import score_cases
 from medvfm_jax.predict.subject import Subject
 from medvfm_jax.printable import counted
 from medvfm_jax.runs import run_directory

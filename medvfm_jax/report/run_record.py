@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from medvfm_jax import json_text, local_paths
-from medvfm_jax.predict.evaluation import FORMAT
+from medvfm_jax.predict.scored_cases import FORMAT
 from medvfm_jax.report.overlays import draw
 from medvfm_jax.report.record_shapes import damaged_audit, damaged_scores, damaged_settings
 from medvfm_jax.runs import run_directory

@@ -151,7 +151,7 @@ def test_what_cannot_be_scored_is_one_sentence(
 def test_cases_that_a_teacher_has_seen_are_named_beside_their_scores(medvfm, run, monkeypatch):
     resolved = json.loads((run / "config.json").read_text())["resolved"]
     seen = Seen(resolved["data_sha256"], frozenset(resolved["split"]["test"]))
-    monkeypatch.setattr("medvfm_jax.predict.evaluation.seen_by", lambda record: (seen,))
+    monkeypatch.setattr("medvfm_jax.predict.evaluated_cases.seen_by", lambda record: (seen,))
     said = medvfm("evaluate", "--run", run, "--json")
     assert "of 1 case 1 had been seen in training, by the run or by a teacher" in said.err
     (found,) = [one for one in said.json["checked"]["findings"] if one["kind"] == "seen in training"]

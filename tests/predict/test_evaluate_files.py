@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from medvfm_jax.data import BadCase, make_phantom_dataset
-from medvfm_jax.predict import evaluate, evaluation
+from medvfm_jax.predict import evaluate, evaluation, scored_cases
 from medvfm_jax.runs import run_directory, staging
 from medvfm_jax.runs.run_directory import RunError
 from medvfm_jax.settings import EvaluateConfig
@@ -254,8 +254,8 @@ def interrupt(*_, **__):
 def test_a_killed_evaluation_can_be_repeated(own_run, fake, tmp_path, monkeypatch, moment):
     """Wherever it was killed: with predictions hidden, half or all of them published, scores not yet written."""
     moments = {
-        "predicting": (MODULE, "score_case", _after(MODULE.score_case, 1)),
-        "drawing": (MODULE, "write_overlays", interrupt),
+        "predicting": (scored_cases, "score_case", _after(scored_cases.score_case, 1)),
+        "drawing": (scored_cases, "write_overlays", interrupt),
         "moving": (staging, "publish", _move_one),
         "writing": (run_directory, "write_json", interrupt),
     }
@@ -309,8 +309,8 @@ def test_scores_that_cannot_be_written_leave_nothing(
 
     with monkeypatch.context() as patch:
         patch.setattr(run_directory.os, "fsync", full)
-        patch.setattr(evaluation, "write_overlays", lambda *_: [])
-        patch.setattr(evaluation, "write_mask", lambda *_: None)
+        patch.setattr(scored_cases, "write_overlays", lambda *_: [])
+        patch.setattr(scored_cases, "write_mask", lambda *_: None)
         with pytest.raises(type(error) if isinstance(error, Exception) else error):
             evaluate(config)
     assert list((tmp_path / "new").iterdir()) == []

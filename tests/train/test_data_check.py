@@ -8,7 +8,7 @@ from medvfm_jax.data import BadCase, NoExamples, open_dataset
 from medvfm_jax.data.check import check_dataset
 from medvfm_jax.data.objects import objects_of
 from medvfm_jax.models.catalog import MODELS
-from medvfm_jax.predict import evaluation
+from medvfm_jax.predict.evaluated_cases import evaluated_data
 from medvfm_jax.settings.evaluate import EvaluateConfig
 from medvfm_jax.settings.groups import VolumeConfig
 from medvfm_jax.train.data_check import (
@@ -23,7 +23,6 @@ from medvfm_jax.train.data_check import (
 from medvfm_jax.train.training_data import open_split
 from tests.data.small_folders import SPEC, nnunet_folder, plain_folder
 
-evaluate_module = evaluation
 MASK = np.eye(6, dtype=np.uint8)
 
 
@@ -91,7 +90,7 @@ def test_a_run_is_scored_with_the_objects_it_was_trained_on(folder, tmp_path, re
     split = {"train": list("abcd"), "val": ["e"], "test": ["f"]}
     resolved = {"data": str(folder), "prompt": "box", "split": split, "objects": recorded}
     config = EvaluateConfig(run=tmp_path / "run", objects=asked)
-    source = evaluate_module._data(config, {"resolved": resolved}, None)
+    source = evaluated_data(config, {"resolved": resolved}, None)
     assert objects_of(source.dataset) == expected
 
 

@@ -15,7 +15,8 @@ from medvfm_jax.federated.core.errors import BadFederation
 from medvfm_jax.federated.run.model_names import REFERENCES, SHARED_MODEL, merged, own_model
 from medvfm_jax.federated.run.resolving import divide
 from medvfm_jax.federated.systems.feddpa_inference import InstanceMixed
-from medvfm_jax.predict.evaluation import Choice, Sites, allowed_mismatch
+from medvfm_jax.predict.evaluated_cases import allowed_mismatch
+from medvfm_jax.predict.evaluation import Choice, Sites
 from medvfm_jax.predict.evaluation import evaluate as evaluate_one
 from medvfm_jax.predict.predictor import Predictor
 from medvfm_jax.predict.subject import Subject

@@ -28,8 +28,9 @@ from medvfm_jax.federated.run.secret_checkpoints import forget_secret, remember_
 from medvfm_jax.federated.systems.feddpa_inference import InstanceMixed
 from medvfm_jax.fetch import cache_dir
 from medvfm_jax.predict.case_task import by_task
-from medvfm_jax.predict.evaluation import readable, score_cases
+from medvfm_jax.predict.evaluated_cases import readable
 from medvfm_jax.predict.predictor import Predictor
+from medvfm_jax.predict.scored_cases import score_cases
 from medvfm_jax.predict.subject import Subject
 from medvfm_jax.printable import counted
 from medvfm_jax.runs import run_directory
