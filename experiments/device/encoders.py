@@ -1,6 +1,6 @@
 r"""How fast are SAM's encoders, and what share of the card's peak is that?
 
-python -m experiments.device.encoders --models sam-b sam-h --batches 1 8 32
+python -m experiments.device.encoders --models sam-b sam-l sam-h --batches 1 8 32
 
 Random weights, bfloat16, whole batches. PyTorch with the settings of segment-anything-fast (bfloat16, scaled dot
 product attention, `torch.compile`) is beside it where torch with CUDA and transformers are installed (`--torch`), in
@@ -35,7 +35,7 @@ from medvfm_jax.plan.flops import forward_flops
 class Plan:
     """Settings."""
 
-    models: tuple[str, ...] = ("sam-b", "sam-h")
+    models: tuple[str, ...] = ("sam-b", "sam-l", "sam-h")
     """Models whose encoder is measured."""
     batches: tuple[int, ...] = (1, 8, 32)
     """Images at once."""

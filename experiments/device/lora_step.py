@@ -1,6 +1,6 @@
 r"""How long is a training step, how much memory does it take, and was the plan right?
 
-python -m experiments.device.lora_step --models sam-b sam-h --batch 8
+python -m experiments.device.lora_step --models sam-b sam-l sam-h --batch 8
 
 The program is the one that `medvfm plan` compiles for a card that is not here: the plan is made first, in a process of
 its own, then the step is compiled and run on the card that is. Errors are measured over predicted, minus 1.
@@ -37,7 +37,7 @@ from medvfm_jax.settings.plan import PlanConfig
 class Plan:
     """Settings."""
 
-    models: tuple[str, ...] = ("sam-b", "sam-h")
+    models: tuple[str, ...] = ("sam-b", "sam-l", "sam-h")
     """Models to adapt."""
     adapter: str = "samed"
     """What trains."""

@@ -1,8 +1,6 @@
 """`distill`: from a teacher and a folder of images to a student, in a run directory like that of `adapt`."""
 
 import dataclasses
-import re
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -17,6 +15,16 @@ from medvfm_jax.distill.blocks import at_depths, block_paths, with_maps
 from medvfm_jax.distill.catalog import RECIPES
 from medvfm_jax.distill.companions import AVERAGE, PARTNER, left_of, with_average, with_companions
 from medvfm_jax.distill.inherit import Inherited, NothingInherited, inherit
+from medvfm_jax.distill.matching import (
+    TeacherMismatch,
+    check_partner,
+    check_pictures,
+    check_shapes,
+    check_teacher,
+    check_terms,
+    refuse_options_of_others,
+    refuse_random,
+)
 from medvfm_jax.distill.objective import Encode, Lessons, Networks, make_loss, only_trained, starts_of
 from medvfm_jax.distill.record import Stage
 from medvfm_jax.distill.teacher import (
@@ -28,14 +36,14 @@ from medvfm_jax.distill.teacher import (
     spec_at,
     spec_before,
 )
-from medvfm_jax.distill.terms import OF_PROMPTS, TERMS, Sizes
+from medvfm_jax.distill.terms import Sizes
 from medvfm_jax.distill.terms.embeddings import AFFINITY_SIDE
 from medvfm_jax.distill.terms.record import pooled
 from medvfm_jax.fetch import cache_dir
 from medvfm_jax.models.sam.efficient_encoder import tokens_of
 from medvfm_jax.parallel.placement import Placement
 from medvfm_jax.runs.progress import ProgressDisplay
-from medvfm_jax.runs.seen_cases import of_data, rows
+from medvfm_jax.runs.seen_cases import rows
 from medvfm_jax.settings.distill import DistillConfig
 from medvfm_jax.settings.records import BadConfig, to_json
 from medvfm_jax.train.adaptation import RunResult, run_in_directory
@@ -44,16 +52,12 @@ from medvfm_jax.train.base_model import entry_of
 from medvfm_jax.train.embedding_cache import make_cache
 from medvfm_jax.train.seen_at_once import asked_shape
 from medvfm_jax.train.training import Goal, Run, resolve
-from medvfm_jax.types import Delta, MedvfmError, ModelSpec, Params
+from medvfm_jax.types import Delta, Params
 
 REMEMBERED = (
     1024  # positions of the teacher's embeddings that "cirkd_memory" compares with, of this many images:
 )
 REMEMBERED_IMAGES = 32
-
-
-class TeacherMismatch(MedvfmError):
-    """Teacher and student, or teacher and data, do not belong together."""
 
 
 def distill(config: DistillConfig, display: ProgressDisplay | None = None) -> RunResult:
@@ -72,7 +76,7 @@ def distill(config: DistillConfig, display: ProgressDisplay | None = None) -> Ru
     """
     recipe = RECIPES[config.recipe]
     options = parse_assignments(config.set, "option=value, such as rounds=1")
-    _refuse_options_of_others(config.recipe, options)
+    refuse_options_of_others(config.recipe, options)
     stages = recipe.configured(options)
 
     def resolved(placement: Placement, display: ProgressDisplay) -> Run:
@@ -93,22 +97,22 @@ def _resolve(
     size = size_of(config.teacher)
     theirs, ours = spec_before(config.teacher), spec_at(config.student, size)
     if theirs.rank == ours.rank == 2:  # of a model of volumes settings decide what it sees
-        _check_pictures(theirs, ours)
+        check_pictures(theirs, ours)
     if config.partner:
-        _check_partner(config, stages, theirs, size)
+        check_partner(config, stages, theirs, size)
     if "image_size" not in entry_of(config.student).options:
         size = None
     run = resolve(config.of_student(prompt, size), placement, display)
     teacher = open_teacher(
         config.teacher, dtype=config.dtype, weights=config.teacher_weights, offline=config.offline
     )
-    _check(teacher, run)
-    _check_terms(stages, run)
+    check_teacher(teacher, run)
+    check_terms(stages, run)
     stages = _asked_once_without_points(stages, run, display)
     assembled = run.assembled
     start, inherited = _start(config.start, teacher, assembled)
     if inherited.whole == inherited.cut == 0:
-        _refuse_random(config, stages, start)
+        refuse_random(config, stages, start)
     partner = _partner(config, stages, teacher, run)
     blocks, of_teacher, channels = _blocks(stages, teacher, run)
     encode = _encoder(config, teacher, of_teacher)
@@ -168,95 +172,6 @@ def _resolve(
     return run._replace(record=record, assembled=assembled, goal=goal, accumulate=accumulate)
 
 
-def _check(teacher: Teacher, run: Run) -> None:
-    data = run.data.source
-    _check_shapes(teacher, run.assembled.base.model.spec)
-    if teacher.labels is not None and dict(teacher.labels) != dict(data.dataset.labels):
-        raise TeacherMismatch(
-            f"The teacher was trained for the labels {', '.join(teacher.labels)}, and {data.dataset.name} has "
-            f"{', '.join(data.dataset.labels)}; distil on data with its labels."
-        )
-    test = frozenset(data.split.test)
-    leaked = sorted(test & of_data(teacher.seen, data.sha256))
-    if teacher.tested is not None and teacher.tested[0] == data.sha256:
-        leaked = sorted(test - teacher.tested[1])
-    if leaked:
-        were = "were" if teacher.tested is None else "may have been"
-        instead = (
-            "distil on other images, since a federation is split by site"
-            if teacher.federated
-            else "give the --seed, --val-fraction and --test-fraction of its run"
-        )
-        raise TeacherMismatch(
-            f"{len(leaked)} test cases, like {leaked[0]}, {were} seen by the teacher in its training, so that scores "
-            f"on them would say nothing; {instead}."
-        )
-
-
-def _refuse_options_of_others(recipe: str, options: Mapping[str, str]) -> None:
-    """Say which recipes have an option that this one has not; raises BadConfig."""
-    for option in options:
-        having = [name for name, found in RECIPES.items() if option in found.options()]
-        if having and recipe not in having and option not in TERMS:
-            raise BadConfig(f"Recipe {recipe} has no option '{option}'; {' and '.join(having)} have it.")
-
-
-def _check_terms(stages: tuple[Stage, ...], run: Run) -> None:
-    """Refuse terms that the models' kind of masks has no meaning for, before anything is written."""
-    spec = run.assembled.base.model.spec
-    for name in dict.fromkeys(name for stage in stages for name in stage.terms):
-        if name in OF_PROMPTS and spec.task != "promptable":
-            alone = any(list(stage.terms) == [name] for stage in stages)
-            instead = "choose another --recipe, such as task" if alone else f"give --set {name}=0"
-            raise BadConfig(
-                f"Term '{name}' compares masks of prompts, and {spec.name} takes none; {instead}."
-            )
-        if name == "dkd" and (spec.task == "promptable" or spec.classes < 3):
-            raise BadConfig(
-                f"Term 'dkd' tells the class of a pixel from the others among each other, and {spec.name} is asked for "
-                "fewer than three classes; give --set dkd=0, or a teacher of two labels or more without prompts."
-            )
-
-
-def _check_shapes(teacher: Teacher, student: ModelSpec, role: str = "student") -> None:
-    if teacher.spec.task != student.task:
-        raise TeacherMismatch(
-            f"The teacher, {teacher.name}, {_asked(teacher.spec.task)}, and the {role}, {student.name}, "
-            f"{_asked(student.task)}; give --prompt as the teacher was trained with."
-        )
-    _check_pictures(teacher.spec, student, teacher.name, role)
-    for what, theirs, ours in (
-        ("gives masks of shape", teacher.spec.logits_shape, student.logits_shape),
-        ("has this many classes:", teacher.spec.classes, student.classes),
-    ):
-        _same(teacher.name, student.name, what, theirs, ours, role)
-
-
-def _check_pictures(
-    teacher: ModelSpec, student: ModelSpec, name: str | None = None, role: str = "student"
-) -> None:
-    """What no adapter changes, so that it is refused before weights are fetched."""
-    for what, theirs, ours in (
-        ("sees pictures of shape", teacher.input_shape, student.input_shape),
-        ("has embeddings of shape", teacher.embedding, student.embedding),
-        ("scales grey values as", teacher.normalise, student.normalise),
-        ("resizes pictures as", teacher.resize, student.resize),
-    ):
-        _same(name or teacher.name, student.name, what, theirs, ours, role)
-
-
-def _same(teacher: str, student: str, what: str, theirs: Any, ours: Any, role: str) -> None:
-    if theirs != ours:
-        raise TeacherMismatch(
-            f"The teacher, {teacher}, {what} {theirs}, the {role}, {student}, {ours}; choose a {role} of the "
-            "teacher's kind."
-        )
-
-
-def _asked(task: str) -> str:
-    return "is asked by prompts" if task == "promptable" else "gives one mask per label without prompts"
-
-
 def _asked_once_without_points(
     stages: tuple[Stage, ...], run: Run, display: ProgressDisplay
 ) -> tuple[Stage, ...]:
@@ -287,30 +202,6 @@ def _start(start: str, teacher: Teacher, assembled: Assembled) -> tuple[Delta, I
     return _difference(assembled.delta, inherited.params, params), inherited
 
 
-def _refuse_random(config: DistillConfig, stages: tuple[Stage, ...], start: Delta) -> None:
-    """Raise TeacherMismatch where a student that has nothing of its teacher's would keep random numbers."""
-    (modules,) = start.values()
-    if any(not any(re.fullmatch(s.trained, f"{name}/kernel") for s in stages) for name in modules):
-        raise TeacherMismatch(
-            f"{config.student} starts without any number of {config.teacher}, and --recipe {config.recipe} trains a "
-            "part of it alone, so that the rest would stay random; choose a recipe that trains everything, such as "
-            "task, or another --teacher."
-        )
-
-
-def _check_partner(
-    config: DistillConfig, stages: tuple[Stage, ...], teacher: ModelSpec, size: int | None
-) -> None:
-    """Refuse a second student that the recipe does not have, or that sees other pictures, before anything is loaded."""
-    if not any(stage.other == PARTNER for stage in stages):
-        raise BadConfig(
-            f"Recipe {config.recipe} has one student; leave out --partner, or choose --recipe mutual."
-        )
-    spec = spec_at(config.partner, size)
-    if teacher.rank == spec.rank == 2:
-        _check_pictures(teacher, spec, role="partner")
-
-
 def _partner(
     config: DistillConfig, stages: tuple[Stage, ...], teacher: Teacher, run: Run
 ) -> Assembled | None:
@@ -328,7 +219,7 @@ def _partner(
         offline=config.offline,
         shape=asked_shape(student, entry_of(name), run.assembled.base.model.spec.input_shape[-1]),
     )
-    _check_shapes(teacher, found.base.model.spec, "partner")
+    check_shapes(teacher, found.base.model.spec, "partner")
     delta, _ = _start("random" if name == config.student else config.start, teacher, found)
     return found._replace(delta=delta)
 

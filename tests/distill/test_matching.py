@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from medvfm_jax.distill.catalog import RECIPES
-from medvfm_jax.distill.run import TeacherMismatch, _check, _refuse_random
+from medvfm_jax.distill.matching import TeacherMismatch, check_teacher, refuse_random
 from medvfm_jax.distill.teacher import Teacher
 from medvfm_jax.runs.seen_cases import Seen
 from medvfm_jax.types import ModelSpec
@@ -44,9 +44,9 @@ def teacher(**more):
 )
 def test_cases_that_a_teacher_saw_are_no_test(more, test, words):
     with pytest.raises(TeacherMismatch, match=words):
-        _check(teacher(**more), run_of(*test))
-    _check(teacher(**more), run_of(*test, sha256="others"))
-    _check(teacher(**more), run_of("c"))
+        check_teacher(teacher(**more), run_of(*test))
+    check_teacher(teacher(**more), run_of(*test, sha256="others"))
+    check_teacher(teacher(**more), run_of("c"))
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_a_decoder_that_would_stay_random_is_refused(recipe, refused):
     settings = SimpleNamespace(student="small", teacher="runs/int8", recipe=recipe)
     stages = RECIPES[recipe].configured({})
     if not refused:
-        _refuse_random(settings, stages, start)
+        refuse_random(settings, stages, start)
         return
     with pytest.raises(TeacherMismatch, match=rf"small starts without .* runs/int8, .* {recipe} .* random"):
-        _refuse_random(settings, stages, start)
+        refuse_random(settings, stages, start)
