@@ -19,6 +19,7 @@ from medvfm_jax.train.data_check import lines
 from medvfm_jax.train.loop import AGREED, Hook, NonFiniteLoss
 from medvfm_jax.train.stored_delta import delta_metadata
 from medvfm_jax.train.training import Run, Trained, resolve, train
+from medvfm_jax.train.training_data import opened_once
 from medvfm_jax.train.wall_time import WallTime
 from medvfm_jax.weights import artifacts
 
@@ -93,7 +94,8 @@ def adapt_together(
     """
     with contextlib.ExitStack() as stack:
         display = stack.enter_context(ProgressDisplay(title="adapt"))
-        stack.enter_context(remembering({}))  # the model is traced once for the sites of all
+        stack.enter_context(remembering({}))  # the model is traced once for the sites of all,
+        stack.enter_context(opened_once())  # and the data are read once
         runs: list[Run] = []
         for config in configs:
             run_directory.refuse_existing(config.out, config.resume)

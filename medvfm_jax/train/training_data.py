@@ -1,6 +1,8 @@
 """The data of a run: one split by patient, batches to train on, a fixed sample to validate on."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import contextvars
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +19,9 @@ from medvfm_jax.train.validation import ValidationSet
 from medvfm_jax.types import ModelSpec
 
 _MOST_THREADS = 2
+_opened: contextvars.ContextVar[dict[Any, tuple[Dataset, str]] | None] = contextvars.ContextVar(
+    "opened", default=None
+)
 
 
 class SplitData(NamedTuple):
@@ -120,21 +125,37 @@ def open_split(
     fold: see ``data.split``.  follow_links, objects: see ``data.open_dataset``.  annotated: see
     ``data.annotated_labels``.
     """
-    dataset = open_dataset(
-        data,
-        offline=offline,
-        allow_geometry_mismatch=allow_geometry_mismatch,
-        follow_links=follow_links,
-        objects=objects,
-    )
-    dataset = with_annotated(dataset, annotated)
+    options: dict[str, Any] = {
+        "offline": offline,
+        "allow_geometry_mismatch": allow_geometry_mismatch,
+        "follow_links": follow_links,
+        "objects": objects,
+    }
+    known, asked = _opened.get(), (data, *options.values(), tuple(annotated))
+    if known is not None and asked in known:
+        dataset, digest = known[asked]
+    else:
+        dataset = with_annotated(open_dataset(data, **options), annotated)
+        digest = data_digest(dataset)
+        if known is not None:
+            known[asked] = dataset, digest
     if given is not None:
         for case in [case for part in given.values() for case in part]:
             dataset.case(case)  # says which one is missing
         chosen = Split(**{name: tuple(cases) for name, cases in given.items()})
     else:
         chosen = split(dataset, seed=seed, val=val, test=test, n_train=train_cases, fold=fold)
-    return SplitData(dataset, chosen, data_digest(dataset))
+    return SplitData(dataset, chosen, digest)
+
+
+@contextlib.contextmanager
+def opened_once() -> Iterator[None]:
+    """While this is open, data that are asked for again are those that were opened, with the cases read since."""
+    token = _opened.set({})
+    try:
+        yield
+    finally:
+        _opened.reset(token)
 
 
 def data_digest(dataset: Dataset) -> str:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from medvfm_jax.adapters import sites
-from medvfm_jax.train import adapt, resolve, train
+from medvfm_jax.train import adapt, resolve, train, training_data
 from medvfm_jax.train.adaptation import adapt_together
 from medvfm_jax.train.loop import NonFiniteLoss
 from medvfm_jax.train.together import NotAlike, check_alike, train_together
@@ -17,10 +17,13 @@ def runs(cells, tmp_path, seeds=(0, 1, 2), **settings):
     return [small(cells, tmp_path / f"{seed}", seed=seed, validate_every=0, **settings) for seed in seeds]
 
 
-def test_the_sites_of_an_adapter_are_looked_for_once(cells, tmp_path, monkeypatch):
-    traced, trace = [], sites._traced_sites
+def test_data_are_opened_and_the_sites_of_an_adapter_looked_for_once(cells, tmp_path, monkeypatch):
+    traced, trace, opened, open_it = [], sites._traced_sites, [], training_data.open_dataset
     monkeypatch.setattr(
         sites, "_traced_sites", lambda *args, **kw: (traced.append(args), trace(*args, **kw))[1]
+    )
+    monkeypatch.setattr(
+        training_data, "open_dataset", lambda *args, **kw: (opened.append(args), open_it(*args, **kw))[1]
     )
     monkeypatch.setattr(
         "medvfm_jax.train.together.train_together", lambda runs, told, say: [NonFiniteLoss("none")] * 3
@@ -35,7 +38,9 @@ def test_the_sites_of_an_adapter_are_looked_for_once(cells, tmp_path, monkeypatc
         ),
     }
     assert len(adapt_together(runs(cells, tmp_path, **adapter))) == 3
-    assert len(traced) == 1
+    assert (len(traced), len(opened)) == (1, 1)
+    resolve(runs(cells, tmp_path / "alone")[0])
+    assert len(opened) == 2
 
 
 @pytest.mark.slow
