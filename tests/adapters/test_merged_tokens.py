@@ -1,6 +1,7 @@
 """Token merging: which tokens become one, and what each of them is told."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
@@ -43,6 +44,14 @@ def test_duplicates_merge_first_and_nothing_is_lost():
     assert int(merging.group[3]) == int(merging.group[0])
     assert int(merging.group[8]) == int(merging.group[5])
     np.testing.assert_allclose(unmerge(merging, merge(merging, x)), x, atol=1e-6)
+
+
+def test_tokens_are_alike_by_their_direction_and_not_by_their_length():
+    """The first has a long neighbour at 45 degrees, whose product with it is larger than that of its double."""
+    x = jnp.array([[1.0, 0], [50, 50], [0, 9], [2, 0], [-3, 1], [-1, -4]])
+    merging = bipartite_matching(x, 1)
+    assert int(merging.group[0]) == int(merging.group[3])
+    assert sorted(np.asarray(merging.size)) == [1, 1, 1, 1, 2]
 
 
 def test_more_than_half_cannot_be_merged():
