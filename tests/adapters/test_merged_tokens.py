@@ -79,6 +79,10 @@ def test_a_module_runs_on_fewer_tokens_and_every_token_keeps_its_residual():
     np.testing.assert_allclose(found, expected, atol=1e-5)
     none = merged_tokens("mlp", 0.0).wrap(Toy().apply)(params, {}, X)
     np.testing.assert_array_equal(none, Toy().apply(params, X))
+    half = merged_tokens("mlp", 0.5, 3).wrap(Toy().apply)(params, {}, X)  # 4 of the 8 that are not protected
+    merging = bipartite_matching(X, 4, 3)
+    expected = X + unmerge(merging, merge(merging, X) @ own["kernel"] + own["bias"])
+    np.testing.assert_allclose(half, expected, atol=1e-5)
     with pytest.raises(NotMergeable):
         adapter.merge(params, {})
     with pytest.raises(WrongSite, match="tokens"):
