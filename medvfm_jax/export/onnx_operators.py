@@ -422,6 +422,12 @@ def _summed_up(graph: Graph, equation: Any, given: list[Value]) -> Any:
     return _value(equation, graph.node("CumSum", [graph.whole(given[0]), axis], reverse=backwards))
 
 
+def _tiled(graph: Graph, equation: Any, given: list[Value]) -> Any:
+    """Repeated along axes; how often may be symbolic."""
+    names = [graph.whole(given[0]), graph.shape(equation.params["reps"])]
+    return _value(equation, graph.node("Tile", names))
+
+
 _OWN: dict[str, Callable[[Graph, Any, list[Value]], Any]] = {
     "argmax": _largest("ArgMax"),
     "argmin": _largest("ArgMin"),
@@ -441,5 +447,6 @@ _OWN: dict[str, Callable[[Graph, Any, list[Value]], Any]] = {
     "split": _split,
     "squeeze": _squeezed,
     "stack": _stacked,
+    "tile": _tiled,
     "transpose": lambda graph, equation, given: graph.transpose(given[0], equation.params["permutation"]),
 }

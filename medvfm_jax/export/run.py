@@ -155,7 +155,8 @@ def _holds(place: Path, file: Path, bound: float) -> bool:
     try:
         row = run_directory.read_record(said)
         errors = [output["error"] for output in row["outputs"].values()]
-        return max(errors) <= bound and sha256_of(file) == row["sha256"]
+        rms = [output["relative_rms"] for output in row["outputs"].values()]  # what scores say of it
+        return max(errors) <= bound and sha256_of(file) == row["sha256"] and min(rms) >= 0
     except (run_directory.RunError, OSError, KeyError, TypeError, AttributeError, ValueError):
         return False
 

@@ -1,5 +1,7 @@
 """Activations with few levels: which levels there are, and where they are put."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,6 +54,19 @@ def test_below_zero_a_gelu_has_the_finer_step_whatever_is_above():
     x = np.linspace(-GELU_DEPTH, 0, 500, dtype=np.float32)
     assert np.abs(round_to("gelu", x, steps("gelu", 1.0), 8) - x).max() <= GELU_DEPTH / 128 / 2 * (1 + 1e-4)
     assert round_to("gelu", np.float32([-9, 9]), steps("gelu", 0.01), 8) == pytest.approx([-GELU_DEPTH, 1.27])
+
+
+def test_the_depth_of_a_gelu_is_its_least_value():
+    x = np.linspace(-1.5, 0, 100_001)
+    least = min(value * (1 + math.erf(value / math.sqrt(2))) / 2 for value in x)
+    assert pytest.approx(-least, abs=1e-5) == GELU_DEPTH
+
+
+def test_symmetric_levels_are_those_of_an_integer_with_a_sign():
+    far = round_to("symmetric", np.float32([-9, 9]), steps("symmetric", 0.01), 8)
+    assert far == pytest.approx([-1.28, 1.27])
+    far = round_to("symmetric", np.float32([-9, 9]), steps("symmetric", 0.5), 4)
+    assert far == pytest.approx([-4, 3.5])
 
 
 def test_small_shares_of_attention_keep_their_size_and_all_of_it_is_one():

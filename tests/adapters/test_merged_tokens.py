@@ -1,6 +1,7 @@
 """Token merging: which tokens become one, and what each of them is told."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
@@ -45,6 +46,14 @@ def test_duplicates_merge_first_and_nothing_is_lost():
     np.testing.assert_allclose(unmerge(merging, merge(merging, x)), x, atol=1e-6)
 
 
+def test_tokens_are_alike_by_their_direction_and_not_by_their_length():
+    """The first has a long neighbour at 45 degrees, whose product with it is larger than that of its double."""
+    x = jnp.array([[1.0, 0], [50, 50], [0, 9], [2, 0], [-3, 1], [-1, -4]])
+    merging = bipartite_matching(x, 1)
+    assert int(merging.group[0]) == int(merging.group[3])
+    assert sorted(np.asarray(merging.size)) == [1, 1, 1, 1, 2]
+
+
 def test_more_than_half_cannot_be_merged():
     with pytest.raises(ValueError, match="at most 5"):
         bipartite_matching(X, 6)
@@ -70,6 +79,10 @@ def test_a_module_runs_on_fewer_tokens_and_every_token_keeps_its_residual():
     np.testing.assert_allclose(found, expected, atol=1e-5)
     none = merged_tokens("mlp", 0.0).wrap(Toy().apply)(params, {}, X)
     np.testing.assert_array_equal(none, Toy().apply(params, X))
+    half = merged_tokens("mlp", 0.5, 3).wrap(Toy().apply)(params, {}, X)  # 4 of the 8 that are not protected
+    merging = bipartite_matching(X, 4, 3)
+    expected = X + unmerge(merging, merge(merging, X) @ own["kernel"] + own["bias"])
+    np.testing.assert_allclose(half, expected, atol=1e-5)
     with pytest.raises(NotMergeable):
         adapter.merge(params, {})
     with pytest.raises(WrongSite, match="tokens"):

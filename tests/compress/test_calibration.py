@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from medvfm_jax.compress import Calibration, OutOfRange
-from medvfm_jax.compress.calibration import importance, moments, observe, output_fisher
+from medvfm_jax.compress.calibration import SAMPLED, _sample, importance, moments, observe, output_fisher
 from medvfm_jax.compress.catalog import METHODS
 from medvfm_jax.settings.records import BadConfig
 from medvfm_jax.train.task import OBJECTIVES
@@ -51,6 +51,23 @@ def test_rows_times_the_kernel_are_the_output_and_rows_times_gradients_the_gradi
         np.testing.assert_allclose(by_rows, expected, atol=2e-5, err_msg=name)
 
 
+def test_the_range_of_each_channel_is_that_of_all_images_at_all_places(observed):
+    """The image itself is what the first layer multiplies, of which rows are few of its places."""
+    images = np.concatenate([batch.image[0].reshape(-1, 3) for batch in calibration().batches])
+    rows = observe(subject(), calibration(), lambda path: path == "image_encoder/patch", 1).rows
+    for seen in (rows["image_encoder/patch"], observed.rows["image_encoder/patch"]):
+        np.testing.assert_array_equal(seen.lows, images.min(0))
+        np.testing.assert_array_equal(seen.highs, images.max(0))
+
+
+def test_the_least_and_the_largest_of_many_values_are_kept():
+    x = np.zeros((3, 5000), np.float32)
+    x[1, 1234], x[2, 17] = 9, -7
+    kept = np.asarray(_sample(jnp.asarray(x)))
+    assert len(kept) <= SAMPLED + 2
+    assert (kept.min(), kept.max()) == (-7, 9)
+
+
 def test_what_is_behind_a_gelu_is_known_by_its_values_and_operands_are_seen(observed):
     assert observed.rows["image_encoder/mlp/fc2"].low >= -0.17
     assert set(observed.operands) == {"image_encoder/attn"}
@@ -68,6 +85,17 @@ def test_the_squared_gradient_has_the_curvature_of_the_divergence_as_its_mean():
     )(jax.random.split(jax.random.key(0), 20_000))
     p = jax.nn.sigmoid(logits)
     np.testing.assert_allclose(7 * jnp.square(gradient).mean(0), p * (1 - p), atol=0.01)
+
+
+def test_of_classes_the_curvature_is_that_of_the_mean_divergence_of_their_places():
+    logits = jnp.linspace(-2, 2, 12).reshape(3, 2, 2)
+    gradient = jax.vmap(
+        lambda key: jax.grad(lambda z: output_fisher(Prediction(z, None), key))(logits).reshape(3, 4)
+    )(jax.random.split(jax.random.key(0), 20_000))
+    found = jnp.einsum("sap,sbp->pab", gradient, gradient) / 20_000
+    for place in range(4):
+        p = jax.nn.softmax(logits.reshape(3, 4)[:, place])
+        np.testing.assert_allclose(4 * found[place], jnp.diag(p) - jnp.outer(p, p), atol=0.01)
 
 
 @pytest.mark.parametrize("pixels", [pytest.param(4, marks=pytest.mark.slow), 400])

@@ -1,10 +1,13 @@
 """Data-aware factorisation: what is lost is the energy of what is cut, and nothing of that rank loses less."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from medvfm_jax.compress import low_rank as module
 from medvfm_jax.compress.low_rank import factorise
+from medvfm_jax.settings.records import BadConfig
 
 RNG = np.random.default_rng(0)
 MIX = RNG.normal(size=(8, 8)) * np.geomspace(5, 0.05, 8)[:, None]
@@ -64,3 +67,44 @@ def test_a_layer_that_nothing_reached_is_left_as_it_is(monkeypatch):
     assert set(compressed.delta["low_rank"]) == {"seen"}
     assert compressed.facts["factorised"] == 1
     assert compressed.facts["largest_error"] <= 0.1
+
+
+@pytest.mark.parametrize(
+    ("error", "ranks"),
+    [
+        (
+            0.35,
+            {"wide": 1},
+        ),  # of 0.7, 0.2, 0.1 the first leaves 0.3; the square one would cost as much as before
+        (0.25, {"wide": 2}),
+        (0.15, {"wide": 2}),
+        (0.05, None),  # all three: nothing is cheaper
+    ],
+)
+def test_the_rank_is_the_least_that_loses_no_more_than_was_allowed_where_two_products_are_cheaper(
+    monkeypatch, error, ranks
+):
+    rng = np.random.default_rng(0)
+
+    def with_energies(inputs, outputs, energies):
+        u, _ = np.linalg.qr(rng.normal(size=(inputs, len(energies))))
+        v, _ = np.linalg.qr(rng.normal(size=(outputs, len(energies))))
+        return {"kernel": (u * np.sqrt(energies) @ v.T).astype(np.float32)}
+
+    # (3, 7) of rank 2 has 20 of 21 numbers, of rank 3 it has 30; (2, 2) of rank 1 has its 4.
+    kernels = {"wide": with_energies(3, 7, [0.7, 0.2, 0.1]), "square": with_energies(2, 2, [0.9, 0.1])}
+    for name, found in {
+        "modules": lambda *words: list(kernels),
+        "node": lambda subject, path: kernels[path],
+        "moments": lambda *words: {"wide": np.eye(3), "square": np.eye(2)},
+        "with_rest": lambda subject, compressed, pattern: compressed,
+    }.items():
+        monkeypatch.setattr(module, name, found)
+    subject = SimpleNamespace(name="toy")
+    if ranks is None:
+        with pytest.raises(BadConfig, match="give a larger --set error"):
+            module._init(subject, None, error=error)
+        return
+    made = module._init(subject, None, error=error)
+    assert {path: arrays["a"].shape[1] for path, arrays in made.delta["low_rank"].items()} == ranks
+    assert made.facts["largest_error"] == pytest.approx(0.3 if error == 0.35 else 0.1, abs=1e-4)

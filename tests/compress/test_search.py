@@ -104,6 +104,34 @@ def test_the_form_follows_from_the_values():
     assert step[0] == pytest.approx(x.max() / 127)
 
 
+def test_the_levels_of_a_convolution_cover_its_input_and_the_zeros_around_a_picture():
+    x, g, _ = data()
+    form, step = input_form(rows(x, g, (3, 3)), 8)
+    assert form == "asymmetric"
+    assert step == pytest.approx([(x.max() - x.min()) / 255, x.min()], rel=1e-6)
+    above = np.abs(x) + 2
+    assert input_form(rows(above, g, (3, 3)), 8)[1] == pytest.approx([above.max() / 255, 0], rel=1e-6)
+    assert input_form(rows(-above, g, (3, 3)), 8)[1] == pytest.approx(
+        [above.max() / 255, -above.max()], rel=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "gelu"),
+    [
+        (-0.16997, 3, True),
+        (-0.06, 0.6, True),
+        (-0.2, 3, False),  # deeper than any GELU
+        (-0.01, 3, False),  # nearly all above 0
+        (0, 3, False),
+        (-0.16997, 0.4, False),  # small numbers on both sides
+    ],
+)
+def test_an_input_is_taken_for_that_of_a_gelu_by_its_ends(low, high, gelu):
+    x = np.linspace(low, high, 50, dtype=np.float32)[:, None]
+    assert rows(x, np.ones_like(x)).gelu == gelu
+
+
 def test_operands_of_attention_take_the_step_with_the_least_squared_error():
     values = np.append(np.random.default_rng(0).normal(size=4000), 30).astype(np.float32)
     step = operand_step("symmetric", values, 4, 50)
@@ -115,6 +143,25 @@ def test_operands_of_attention_take_the_step_with_the_least_squared_error():
     assert -np.log2(operand_step("softmax", shares, 8, 1)[0] * 127) == pytest.approx(
         round(-np.log2(operand_step("softmax", shares, 8, 1)[0] * 127))
     )
+
+
+def test_the_finer_step_of_a_softmax_is_the_one_with_the_least_error_of_an_average():
+    """Of values with mean and deviation 1, over as many rows of the same shares as it takes to see the mean."""
+    rng = np.random.default_rng(0)
+    shares = rng.dirichlet(np.full(48, 0.3), 50).astype(np.float32)
+    values = 1 + rng.normal(size=(48, 4000))
+    lost = [
+        np.square((round_to("softmax", shares, np.float32([2.0**-m / 127]), 8) - shares) @ values).mean()
+        for m in range(16)
+    ]
+    step = operand_step("softmax", shares.reshape(-1), 8, 1)[0]
+    found = lost[round(-np.log2(step * 127))]
+    assert found < 1.3 * min(lost)
+    moved = [
+        (round_to("softmax", shares, np.float32([2.0**-m / 127]), 8).astype(np.float64) - shares).mean() ** 2
+        for m in range(16)
+    ]
+    assert found < 0.7 * lost[int(np.argmin(moved))]  # the mean alone would take this one
 
 
 def test_a_softmax_over_many_tokens_keeps_its_mass():

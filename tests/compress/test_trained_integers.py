@@ -73,22 +73,24 @@ def test_at_eight_bits_kernels_have_the_gradient_of_the_floating_point_model(beg
 
 
 def test_a_model_that_differs_from_its_teacher_comes_nearer(begun):
+    """A start far off and small steps: which way single steps go differs between CPUs, where they lead does not."""
     own, seen, _ = begun
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(1)
     moved = own._replace(
         params=jax.tree.map(lambda p: p + np.float32(0.05) * rng.normal(size=p.shape), own.params)
     )
     trainable = trainable_of(moved, METHODS["integers"].init(moved, seen, bits=8, **QUICK))
     loss, optimizer = (
         loss_of(trainable, "teacher", 8, "medsam"),
-        make_optimizer(make_schedule("cosine", 0.2, 40, 0)),
+        make_optimizer(make_schedule("cosine", 0.05, 40, 0)),
     )
     lessons, step = lessons_of(own, seen), make_step(loss, optimizer)
     state, losses = init_state(trainable.start(), optimizer, jax.random.key(0)), []
+    before = np.mean([loss(moved.params, state.delta, lesson, None)[0] for lesson in lessons])
     for number in range(40):
         state, metrics = step(moved.params, state, lessons[number % 2])
         losses.append(float(metrics["loss"]))
-    assert np.mean(losses[-2:]) < 0.6 * np.mean(losses[:2])
+    assert np.mean(losses[-8:]) < 0.5 * before
 
 
 @pytest.mark.slow

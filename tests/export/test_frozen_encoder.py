@@ -8,7 +8,7 @@ import pytest
 
 from medvfm_jax import weights
 from medvfm_jax.adapters import adapt_model, lora
-from medvfm_jax.export import CannotExport, checking, formats
+from medvfm_jax.export import CannotExport, checking, export_encoder, formats
 from medvfm_jax.export import frozen_encoder as module
 from medvfm_jax.export.frozen_encoder import cores, frozen_encoder
 from medvfm_jax.models import build
@@ -43,6 +43,8 @@ def test_jax_needs_none():
 )
 def test_embeddings_are_those_of_jax_and_the_record_says_whose(runtime, bits, error):
     model, params = weights.load(NAME)
+    if bits == 8:  # somebody allowed more before: the bound of a runtime is its own
+        export_encoder(model, params, int8=True, int8_bound=0.7)
     found = frozen_encoder(runtime, model, params)
     wanted, got = np.asarray(model.encode(params, image(model))), found.encode(image(model))
     assert (got.shape, got.dtype) == (wanted.shape, np.float32)
@@ -50,7 +52,7 @@ def test_embeddings_are_those_of_jax_and_the_record_says_whose(runtime, bits, er
     assert (bits == 8) == (off > 1e-4)
     assert off < error
     assert (found.record["name"], found.record["bits"]) == ("onnxruntime", bits)
-    assert found.record["error"] <= found.record["bound"]
+    assert found.record["error"] <= found.record["bound"] == (0.1 if bits == 8 else 1e-4)
     assert described(found.record) == f"encoder by onnxruntime, {bits} bits"
     assert not found.adapted
 

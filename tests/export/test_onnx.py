@@ -65,6 +65,7 @@ CASES = {
     ),
     "less than it was": lambda x: (lax.pad(x, 0.0, [(0, 0, 0), (-1, 2, 0), (1, -2, 0), (0, 0, 0)]),),
     "joins": lambda x: (jnp.concatenate([x, 2 * x], 2), jnp.stack([x, x + 1], 1), jnp.cumsum(x, 1)),
+    "repeats": lambda x: (jnp.tile(x, (1, 2, 1, 3)), jnp.tile(x[0], (2, 1, 1, 1)), jnp.tile(x[:1], (3, 1, 1, 1))),
     "broadcast constants are stored": lambda x: (
         jnp.concatenate([x, jnp.broadcast_to(KERNEL[0, 0, :, 0], x.shape)], 1),
     ),
@@ -97,7 +98,8 @@ def test_an_open_size_follows_the_input(tmp_path):
         own = jnp.broadcast_to(jnp.asarray(TABLE), (x.shape[0], 7, 3))
         tokens = jnp.concatenate([own, x], axis=1)  # a constant beside what is open
         weights = jax.nn.softmax(tokens @ jnp.swapaxes(tokens, 1, 2), -1)
-        return (weights @ tokens).reshape(x.shape[0], -1), jnp.where(x > 0, x, 0).sum((1, 2))
+        row = jnp.tile(x[:1].sum(0, keepdims=True), (x.shape[0], 1, 1))  # as often as images are given
+        return (weights @ tokens).reshape(x.shape[0], -1), jnp.where(x > 0, x, 0).sum((1, 2)), x - row
 
     def of(n):
         return RNG.normal(size=(n, 2, 3)).astype(np.float32)
