@@ -19,7 +19,8 @@ class GroupedSteps(NamedTuple):
 
     Attributes:
         group: (in,) number of each channel's group.
-        scale: (groups,) by which channels are divided; their geometric mean, weighted by channels, is 1.
+        scale: (groups,) by which channels are divided. Before the search, where every group has a step of its own,
+            their geometric mean over channels is 1, so that weights keep their size.
         low: (groups,) whole numbers, the first of each group's levels.
         step: (1,) of the divided channels.
         weights: (out,) steps of the scaled kernel.

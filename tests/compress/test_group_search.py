@@ -7,7 +7,7 @@ from medvfm_jax.adapters.grouped_inputs import rounded_by_group
 from medvfm_jax.adapters.integer_weights import rounded
 from medvfm_jax.adapters.products import Product
 from medvfm_jax.compress.calibration import Rows
-from medvfm_jax.compress.group_search import group_search, groups_of, truncated
+from medvfm_jax.compress.group_search import GroupedSteps, group_search, groups_of, truncated
 from medvfm_jax.compress.search import product, search
 
 
@@ -72,6 +72,60 @@ def test_groups_lose_less_than_one_step_for_all_channels():
     assert twelve <= four
 
 
+def covered(rows, w, group, steps, bits):
+    """Steps that cover the ranges of groups, and weights that are not clipped: a start of the search."""
+    low = np.float32([np.round(rows.lows[group == n].min() / step) for n, step in enumerate(steps)])
+    scaled = w * np.float32(steps)[group][:, None]
+    weights = np.abs(scaled).max(0) / (2 ** (bits - 1) - 1)
+    return GroupedSteps(
+        group, np.float32(steps), low, np.ones(1, np.float32), weights.astype(np.float32), 0.0
+    )
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_search_begins_with_the_better_of_two_starts(own):
+    """A step of its own for each group, or one for all: fine inputs cost coarse weights where their rows grow."""
+    rows, w = uneven()
+    if not own:  # whole numbers, which one step for all holds
+        most = np.repeat([3, 3, 15], 4)
+        x = np.random.default_rng(0).integers(0, most + 1, rows.x.shape).astype(np.float32)
+        x[:2] = [0 * most, most]
+        rows = rows._replace(x=x, lows=x.min(0), highs=x.max(0))
+        w[-4:] *= 10  # they set the steps of the weights, where the other rows must not shrink
+    groups = 3 if own else 2
+    found = group_search(rows, w, 4, groups, 12, 0, 1e6)
+    ranges = [(rows.lows[found.group == n].min(), rows.highs[found.group == n].max()) for n in range(groups)]
+    cover = np.float32([(high - low) / 15 for low, high in ranges])
+    errors = [error(rows, w, covered(rows, w, found.group, s, 4), 4) for s in (cover, [cover.max()] * groups)]
+    assert (errors[0] < errors[1]) == own
+    assert found.error == pytest.approx(min(errors), rel=1e-3)
+    if own:
+        assert np.exp(np.log(found.scale[found.group]).mean()) == pytest.approx(1, rel=1e-5)
+
+
+def test_extremes_on_both_sides_are_cut_on_both_sides():
+    rng = np.random.default_rng(0)
+    x = rng.uniform(-1, 1, (400, 1)).astype(np.float32)
+    x[:2] = [[-4], [4]]
+    w, g = np.ones((1, 1), np.float32), np.ones((400, 1), np.float32)
+    rows = Rows(Product("matrix", (1, 1), 1, (0, 0)), x, g, x.min(0), x.max(0))
+    found = group_search(rows, w, 4, 1, 12, 1, 1e6)
+    assert float(found.scale[0] * found.step[0]) < 0.95 * 8 / 15
+    assert abs(found.low[0] + 7.5) <= 0.5
+
+
+def test_where_zeros_are_padded_the_levels_reach_from_zero_to_the_largest_value():
+    rows, w = uneven("depthwise", pad=(1, 1))
+    rows = rows._replace(x=np.abs(rows.x) + 300)
+    flat = rows.x.reshape(-1, rows.x.shape[-1])
+    rows = rows._replace(lows=flat.min(0), highs=flat.max(0))
+    found = group_search(rows, w, 8, 2, 12, 0, 1e6)
+    for number in range(2):
+        step = float(found.scale[number] * found.step[0])
+        assert found.low[number] == 0
+        assert 255 * step >= 0.999 * rows.highs[found.group == number].max()
+
+
 def test_channels_with_ranges_alike_lie_together():
     lows = np.float32([-1, -1.1, 0, 0, -100, -98])
     highs = np.float32([1, 0.9, 2, 2.1, 100, 101])
@@ -81,6 +135,9 @@ def test_channels_with_ranges_alike_lie_together():
     assert found[4] == found[5]
     assert len(set(found)) == 3
     np.testing.assert_array_equal(groups_of(lows, highs, 6), range(6))
+    steady = 2.0 ** np.arange(8)  # in octaves as far from one to the next: halved in the middle
+    assert len(set(groups_of(-steady, steady, 2)[:4])) == len(set(groups_of(-steady, steady, 2)[4:])) == 1
+    assert len(set(groups_of(-steady, steady, 2))) == 2
 
 
 def test_the_extremes_of_a_few_channels_are_cut_and_nothing_else():
