@@ -3,7 +3,8 @@ r"""How long is a training step, how much memory does it take, and was the plan 
 python -m experiments.device.lora_step --models sam-b sam-l sam-h --batch 8
 
 The program is the one that `medvfm plan` compiles for a card that is not here: the plan is made first, in a process of
-its own, then the step is compiled and run on the card that is. Errors are measured over predicted, minus 1.
+its own, then the step is compiled and run on the card that is. A device tells the most it ever held in a process, so
+the memory of a model after one that needed more is not known: give models from small to large.
 """
 
 import dataclasses
@@ -23,6 +24,7 @@ from experiments.device.measure import (
     in_turns,
     made_up,
     need_accelerator,
+    one_of,
     peak_bytes,
     share_of_peak,
     spread,
@@ -65,7 +67,7 @@ def run(plan: Plan) -> dict[str, Any]:
         config = PlanConfig(
             model=name, adapter=plan.adapter, global_batch=plan.batch, accumulate=plan.accumulate, dtype=plan.dtype,
             keep=plan.keep, image_size=plan.image_size,
-            topology="cpu" if about["plan_calls_it"] is None else f"{about['plan_calls_it']}:1",
+            topology=one_of(chip, about["plan_calls_it"]),
         )  # fmt: skip
         predicted = planned(config)
         rows[name] = measured(config, plan.rounds, chip) | {"predicted": predicted}
@@ -105,6 +107,7 @@ def planned(config: PlanConfig) -> dict[str, Any]:
 
 def measured(config: PlanConfig, rounds: int, chip: Any) -> dict[str, Any]:
     """The same program on the first device, with made-up numbers."""
+    held_before = peak_bytes()
     training, mesh = abstract_training(config), make_mesh("data=1", jax.devices()[:1])
     rules = RULES[config.rules]()
     compiled = lower(training, rules, mesh).compile()
@@ -122,13 +125,13 @@ def measured(config: PlanConfig, rounds: int, chip: Any) -> dict[str, Any]:
         return metrics
 
     seconds = spread(in_turns([call], rounds)[0])
-    flop = count_flops(training).model
+    flop, held = count_flops(training).model, peak_bytes()
     return {
         "seconds": seconds,
         "images_per_second": config.global_batch / seconds["median"],
         "share_of_peak": share_of_peak(flop, seconds["median"], chip),
         "model_flop": flop,
-        "peak_bytes": peak_bytes(),
+        "peak_bytes": None if held == held_before else held,
     }
 
 

@@ -31,6 +31,15 @@ def chip_name(kind: str) -> str | None:
     return next((name for part, name in _KINDS.items() if part.lower() in kind.lower()), None)
 
 
+def one_of(chip: Chip | None, name: str | None) -> str:
+    """The topology of a single one, as ``plan`` writes it: a slice of TPUs has a side for each dimension.
+
+    >>> one_of(CHIPS["v5p"], "v5p"), one_of(CHIPS["h100"], "h100"), one_of(None, None)
+    ('v5p:1x1x1', 'h100:1', 'cpu')
+    """
+    return "cpu" if chip is None else f"{name}:{'x'.join('1' * chip.dimensions)}"
+
+
 def card() -> tuple[dict[str, Any], Chip | None]:
     """The first device as JAX describes it, and what its maker says of it, None for one that ``plan`` does not know."""
     device = jax.devices()[0]

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from experiments.device import attention_kernels, encoders, lora_step, measure
+from medvfm_jax.plan.chips import CHIPS
+from medvfm_jax.settings.plan import PlanConfig
 
 
 @pytest.mark.parametrize("name", ["attention_kernels", "encoders", "lora_step"])
@@ -16,6 +18,28 @@ def test_a_machine_without_an_accelerator_is_told_so_in_a_sentence(name, monkeyp
     monkeypatch.setattr("sys.argv", [name])
     with pytest.raises(SystemExit, match="JAX sees no accelerator here"):
         runpy.run_module(f"experiments.device.{name}", run_name="__main__", alter_sys=False)
+
+
+@pytest.mark.parametrize(
+    "kind", ["TPU v5 lite", "TPU v5", "TPU v6 lite", "NVIDIA A100-SXM4-80GB", "NVIDIA H200", "cpu"]
+)
+def test_the_step_is_planned_for_one_of_the_card_that_is_there(kind, monkeypatch, tmp_path, capsys):
+    """Of TPUs the plan refused v5e:1: a slice has as many sides as dimensions."""
+    name = measure.chip_name(kind)
+    chip = None if name is None else CHIPS[name]
+    asked = []
+
+    def planned(config):
+        asked.append(config.topology)
+        return {"step_seconds": None}
+
+    monkeypatch.setattr(lora_step, "card", lambda: ({"device": kind, "plan_calls_it": name}, chip))
+    monkeypatch.setattr(lora_step, "planned", planned)
+    monkeypatch.setattr(lora_step, "measured", lambda *_: {"peak_bytes": None})
+    lora_step.run(lora_step.Plan(("sam-tiny-test",), out=tmp_path / "s.json"))
+    family, _, sides = asked[0].partition(":")
+    assert family == (name or "cpu")
+    assert sides == ("" if chip is None else "x".join(["1"] * chip.dimensions))
 
 
 def test_turns_rotate_and_every_call_is_made_before():
@@ -66,3 +90,12 @@ def test_the_planned_step_is_the_measured_one(tmp_path, capsys):
     assert row["predicted"]["bytes"] > 0
     assert np.isfinite(row["seconds"]["median"])
     assert row["images_per_second"] == 2 / row["seconds"]["median"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("held", "told"), [([100, 150], 150), ([200, 200], None)])
+def test_memory_of_an_earlier_model_is_not_that_of_a_smaller_one(held, told, monkeypatch):
+    answers = iter(held)
+    monkeypatch.setattr(lora_step, "peak_bytes", lambda: next(answers))
+    config = PlanConfig("sam-tiny-test", global_batch=2, accumulate=1)
+    assert lora_step.measured(config, 1, None)["peak_bytes"] == told
