@@ -89,9 +89,11 @@ def planned(config: PlanConfig) -> dict[str, Any]:
         if (value := getattr(config, field.name)) != getattr(usual, field.name) or field.name == "topology"
         for word in (f"--{field.name.replace('_', '-')}", str(value))
     ]
+    # a run on a TPU has no kernels unless it is told to, a plan has them unless it is told not to
+    kernels = os.environ.get("MEDVFM_KERNELS") or ("0" if jax.default_backend() == "tpu" else "1")
     done = subprocess.run(
         [sys.executable, "-m", "medvfm_jax.cli.main", "plan", "--json", *words],
-        capture_output=True, text=True, check=False, env={**os.environ, "XLA_FLAGS": ""},
+        capture_output=True, text=True, check=False, env={**os.environ, "XLA_FLAGS": "", "MEDVFM_KERNELS": kernels},
     )  # fmt: skip
     if not done.stdout.strip():  # exit code 1 is also that of a step that does not fit
         sys.exit(f"the plan failed: {done.stderr.strip().splitlines()[-1]}")

@@ -1,6 +1,7 @@
 """`medvfm plan`: whether a training step fits a machine and how fast it would be there, before anyone rents it."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import fields
 
@@ -134,6 +135,13 @@ def describe(found: Plan) -> str:
             for spot in found.program.hotspots
             if s.compiler
         ]
+    if found.speed is not None and found.speed.kernels and os.environ.get("MEDVFM_KERNELS") != "1":
+        rows.append(
+            (
+                "note",
+                "with attention kernels, which no TPU has run: a run has them with MEDVFM_KERNELS=1 alone",
+            )
+        )
     if _gathers_decomposed(found):
         better = fsdp_mesh(config.topology, found.devices)
         rows.append(

@@ -22,7 +22,7 @@ from jax import Array
 
 from medvfm_jax.mesh_axes import vary_like
 from medvfm_jax.models.backend import backend as current_backend
-from medvfm_jax.models.backend import has_triton
+from medvfm_jax.models.backend import has_triton, planned
 from medvfm_jax.models.interpolation import bilinear_matrix
 
 # Below this many tokens the logits of all heads fit a cache and mapping only costs.
@@ -89,14 +89,16 @@ def formulation(tokens: int, backend: str | None = None) -> Formulation:
 
     CPU: one head and 256 query rows per step, so that logits stay in the cache, and one window per step.
     Against all at once that was 7 times as fast for SAM's 4096 tokens and 2 times for its windows (2 cores,
-    AVX2).  TPU, GPU from compute capability 8 on: kernels, unless MEDVFM_KERNELS=0 is in the environment.  Elsewhere
-    only the rows are cut, which bounds memory.
+    AVX2).  GPU from compute capability 8 on: kernels, unless MEDVFM_KERNELS=0 is in the environment.  TPU: kernels with
+    MEDVFM_KERNELS=1 alone, because no TPU has run them; plans for one have them unless it is 0.  Elsewhere only the
+    rows are cut, which bounds memory.
     """
     if at_once():
         return PLAIN
     backend = backend or current_backend()
     chosen = {"cpu": CPU, "tpu": TPU, "gpu": GPU if has_triton() else ACCELERATOR}.get(backend, ACCELERATOR)
-    if os.environ.get("MEDVFM_KERNELS") == "0" or _seen_operands.get() is not None:
+    asked = os.environ.get("MEDVFM_KERNELS") or ("0" if backend == "tpu" and not planned() else "1")
+    if asked == "0" or _seen_operands.get() is not None:
         chosen = replace(chosen, kernels=None)
     if tokens <= PLAIN_TOKENS:
         return replace(chosen, rows=None, heads=None)

@@ -27,6 +27,11 @@ def has_triton() -> bool:
         return False
 
 
+def planned() -> bool:
+    """Whether what is traced now is compiled for a machine that is described, see ``compiling_for``."""
+    return _target.get() is not None
+
+
 @contextmanager
 def on_host() -> Iterator[None]:
     """Within this block JAX computes on the CPU, where there is one beside the accelerator.

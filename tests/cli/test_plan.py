@@ -62,6 +62,7 @@ def test_a_plan_in_words_and_as_json(medvfm, monkeypatch):
         "collectives 100.0 ms, of it latency 20.0 ms",
         "60.0 ms image_encoder/attn/add, 4.00 GiB",
         "40 to 50 % of peak, 2,560 images/s: attention kernels at 33 to 100 % of their bound",
+        "a run has them with MEDVFM_KERNELS=1 alone",
         "it fits",
     ):
         assert part in text

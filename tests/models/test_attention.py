@@ -17,6 +17,7 @@ from medvfm_jax.models.attention import (
     unpartition,
     window_attention,
 )
+from medvfm_jax.models.backend import compiling_for
 
 HEADS, H, W, D = 2, 4, 6, 3
 CUT = [
@@ -109,7 +110,15 @@ def test_the_choice_depends_on_the_backend_and_the_number_of_tokens():
     assert formulation(4096, "gpu").heads is None
     assert formulation(196, "gpu") == Formulation(kernels="gpu")
     assert formulation(196, "accelerator") == PLAIN
-    assert formulation(4096, "tpu") == Formulation(rows=1024, kernels="tpu")
+    assert formulation(4096, "tpu") == Formulation(rows=1024)
+    assert formulation(196, "tpu") == PLAIN
+
+
+def test_kernels_that_no_tpu_has_run_are_for_plans_and_for_who_asks(monkeypatch):
+    with compiling_for("tpu"):
+        assert formulation(196) == Formulation(kernels="tpu")
+        assert formulation(4096) == Formulation(rows=1024, kernels="tpu")
+    monkeypatch.setenv("MEDVFM_KERNELS", "1")
     assert formulation(196, "tpu") == Formulation(kernels="tpu")
 
 
