@@ -197,4 +197,5 @@ def test_a_real_sweep_over_eight_devices_of_this_machine():
     assert (replicated.config.rules, divided.config.rules) == ("replicated", "fsdp")
     assert replicated.memory.fits
     assert divided.mesh == {"clients": 1, "replica": 1, "data": 8, "model": 1}
-    assert ranked(outcomes)[0].memory.peak == min(replicated.memory.peak, divided.memory.peak)
+    peaks = [outcome.plan.memory.peak for outcome in outcomes if outcome.plan is not None]
+    assert ranked(outcomes)[0].memory.peak == min(peaks)  # the last, with every block on its own, among them
