@@ -63,7 +63,7 @@ def _row(found: Plan) -> list[str]:
     row = [
         config.mesh,
         config.rules,
-        str(config.accumulate or 1),
+        str(config.accumulate),
         config.keep + ", in a loop" * config.scan_blocks,
         f"{memory.peak / 2**30:.2f}" if memory.arguments is not None else f">= {memory.peak / 2**30:.2f}",
         "yes" if memory.fits else "no",
@@ -87,8 +87,7 @@ def _utilisation(speed: Speed) -> str:
 
 
 def _name(config: PlanConfig) -> str:
-    count = config.accumulate or 1
-    parts = f"{count} part{'s' * (count > 1)}"
+    parts = f"{config.accumulate} part{'s' * (config.accumulate > 1)}"
     return f"{config.mesh} {config.rules}, {parts}, {config.keep} kept" + ", in a loop" * config.scan_blocks
 
 

@@ -7,10 +7,7 @@ from typing import Any
 from medvfm_jax.distill.catalog import RECIPES
 from medvfm_jax.distill.companions import PARTNER
 from medvfm_jax.distill.record import Stage
-from medvfm_jax.distill.teacher import (
-    Teacher,
-    spec_at,
-)
+from medvfm_jax.distill.teacher import Teacher, spec_at
 from medvfm_jax.distill.terms import OF_PROMPTS, TERMS
 from medvfm_jax.runs.seen_cases import of_data
 from medvfm_jax.settings.distill import DistillConfig

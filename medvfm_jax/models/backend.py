@@ -14,22 +14,22 @@ def backend() -> str:
     return _target.get() or jax.default_backend()
 
 
+def planned() -> bool:
+    """Whether what is traced now is compiled for a machine that is described, see ``compiling_for``."""
+    return _target.get() is not None
+
+
 def has_triton() -> bool:
     """Whether the GPU that what is traced now will run on compiles Triton's kernels: compute capability 8 or more.
 
     A GPU that is not here is taken to be one.
     """
-    if _target.get() is not None or jax.default_backend() != "gpu":
+    if planned() or jax.default_backend() != "gpu":
         return True
     try:
         return float(jax.local_devices()[0].compute_capability) >= 8
     except ValueError:  # AMD's have names
         return False
-
-
-def planned() -> bool:
-    """Whether what is traced now is compiled for a machine that is described, see ``compiling_for``."""
-    return _target.get() is not None
 
 
 @contextmanager

@@ -235,8 +235,7 @@ def advise_step(config: PlanConfig, mesh: Mesh, size: Count) -> str:
     Recomputing costs a third more time, dividing the weights costs collectives, cutting the batch nothing but the
     use of small products; where none is left, more devices or a smaller batch.
     """
-    parts = config.accumulate or 1
-    each = config.global_batch // (images_over(mesh) * parts)
+    each = config.global_batch // (images_over(mesh) * config.accumulate)
     weights = 4 * size.total
     if config.keep == "everything":
         return "--keep products: everything is kept for the whole backward pass"
@@ -245,7 +244,7 @@ def advise_step(config: PlanConfig, mesh: Mesh, size: Count) -> str:
     if config.rules == "replicated" and weights > 2**30 and size.trained > size.total / 2:
         return "--rules fsdp: weights, gradients and moments are whole on every device"
     if each > 1:
-        return f"--accumulate {2 * parts}: every device works on {each} images at once"
+        return f"--accumulate {2 * config.accumulate}: every device works on {each} images at once"
     if config.rules == "replicated" and weights > 2**30:
         return "--rules fsdp: the weights are whole on every device"
     return "a smaller --image-size, --dtype bfloat16, or chips with more memory"

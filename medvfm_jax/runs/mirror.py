@@ -23,7 +23,7 @@ from medvfm_jax.runs.stored_copy import (
     open_copy,
     read_manifest,
     stored_as,
-)  # fmt: skip
+)
 
 ATTEMPTS = 3  # at each copy
 _SNAPSHOTS = ".mirror"

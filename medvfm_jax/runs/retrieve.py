@@ -17,7 +17,7 @@ from medvfm_jax.runs.stored_copy import (
     read_manifest,
     refuse_inside,
     stored_as,
-)  # fmt: skip
+)
 
 _FETCHED = ".fetched"
 _BROUGHT = ".brought"  # what came whole, on its way to its place in the run

@@ -12,7 +12,7 @@ from medvfm_jax.plan.sweep import Outcome
 from medvfm_jax.settings.plan import CohortPlanConfig, PlanConfig
 
 FITS = Plan(
-    PlanConfig(model="sam-h", topology="v5e:16x16", global_batch=1024),
+    PlanConfig(model="sam-h", topology="v5e:16x16", global_batch=1024, accumulate=1),
     devices=256,
     mesh={"clients": 1, "replica": 1, "data": 256, "model": 1},
     trained=4_000_000,
@@ -31,7 +31,7 @@ FITS = Plan(
     compile_seconds=61.0,
 )
 TOO_LARGE = Plan(
-    PlanConfig(model="sam-h", topology="v5e:16x16", keep="everything"),
+    PlanConfig(model="sam-h", topology="v5e:16x16", keep="everything", accumulate=1),
     devices=256,
     mesh={"clients": 1, "replica": 1, "data": 256, "model": 1},
     trained=4_000_000,

@@ -147,7 +147,9 @@ def test_a_batch_has_the_parts_that_adapt_would_make(settings, backend, devices,
     ],
 )
 def test_the_first_thing_to_change(settings, trained, advice):
-    config = PlanConfig(**{"model": "sam-h", "mesh": "data=2,model=4", "keep": "nothing"} | settings)
+    config = PlanConfig(
+        **{"model": "sam-h", "mesh": "data=2,model=4", "keep": "nothing", "accumulate": 1} | settings
+    )
     mesh = SimpleNamespace(shape={"clients": 1, "replica": 1, "data": 2, "model": 4})
     assert advise_step(config, mesh, Count(int(trained), int(6.4e8), 0)).startswith(advice)
 

@@ -55,10 +55,17 @@ def test_what_lies_outside_is_refused(algorithm, option, value, expected):
 
 
 def test_every_text_is_a_pattern_and_its_default_is_one():
-    for name, entry in ALGORITHMS.items():
-        for option, default in entry.options.items():
-            if isinstance(default, str):
-                check_range(option, default, name)
+    texts = [
+        (name, option, default)
+        for name, entry in ALGORITHMS.items()
+        for option, default in entry.options.items()
+        if isinstance(default, str)
+    ]
+    assert texts
+    for name, option, default in texts:
+        check_range(option, default, name)
+        with pytest.raises(Exception, match=option):
+            check_range(option, "(", name)
 
 
 @pytest.mark.parametrize("name", ["iat", "fedhca2"])
